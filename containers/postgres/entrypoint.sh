@@ -1,0 +1,46 @@
+#!/bin/sh
+# Entry point of the throwaway PostgreSQL image: makes the cluster at the first start, then becomes the server.
+# POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB, POSTGRES_INITDB_ARGS and PGDATA mean what they mean to the official
+# image, and arguments that begin with a dash are options of the server.
+set -eu
+
+case "${1:-postgres}" in
+    -*) set -- postgres "$@" ;;
+    postgres) [ $# -gt 0 ] || set -- postgres ;;
+    *) exec "$@" ;;
+esac
+
+if [ "$(id -u)" = 0 ]; then
+    mkdir -p "$PGDATA" /run/postgresql
+    chown postgres:postgres "$PGDATA" /run/postgresql
+    chmod 700 "$PGDATA"
+    exec setpriv --reuid=postgres --regid=postgres --init-groups "$0" "$@"
+fi
+
+user=${POSTGRES_USER:-postgres}
+database=${POSTGRES_DB:-$user}
+
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    if [ -z "${POSTGRES_PASSWORD:-}" ]; then
+        echo "POSTGRES_PASSWORD is not set: give the container one." >&2
+        exit 1
+    fi
+    password_file=$(mktemp)
+    trap 'rm -f "$password_file"' EXIT
+    printf '%s\n' "$POSTGRES_PASSWORD" >"$password_file"
+    # Unquoted on purpose: several options, separated by blanks.
+    # shellcheck disable=SC2086
+    initdb --username="$user" --pwfile="$password_file" --encoding=UTF8 --locale=C.UTF-8 \
+        --auth-local=trust --auth-host=scram-sha-256 ${POSTGRES_INITDB_ARGS:-}
+    rm -f "$password_file"
+    trap - EXIT
+    echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
+    if [ "$database" != postgres ]; then
+        # Single-user mode: no second start of the server, and nobody can connect before the database is there.
+        printf 'CREATE DATABASE "%s";\n' "$(printf '%s' "$database" | sed 's/"/""/g')" |
+            postgres --single -c fsync=off -D "$PGDATA" postgres >/dev/null
+    fi
+fi
+
+shift
+exec postgres -c listen_addresses='*' "$@"

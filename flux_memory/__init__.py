@@ -1,0 +1,82 @@
+"""Conversation memory for LLM applications: the same on SQLite and PostgreSQL.
+
+Names are imported on first use, so that importing the package costs little and a driver is loaded only by whom
+it serves.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from flux_memory.backends.postgres import PostgresConversationMemory
+    from flux_memory.backends.sqlite import ConversationMemory
+    from flux_memory.errors import (
+        BackendUnavailableError,
+        ConflictError,
+        FluxMemoryError,
+        InvalidInputError,
+        MemoryClosedError,
+        MigrationError,
+        SchemaError,
+        SessionNotFoundError,
+    )
+    from flux_memory.factory import create_memory
+    from flux_memory.limits import (
+        MAX_CONTENT_BYTES,
+        MAX_ID_LENGTH,
+        MAX_METADATA_BYTES,
+        MAX_METADATA_DEPTH,
+        MAX_USER_ID_LENGTH,
+    )
+    from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
+    from flux_memory.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MAX_CONTENT_BYTES",
+    "MAX_ID_LENGTH",
+    "MAX_METADATA_BYTES",
+    "MAX_METADATA_DEPTH",
+    "MAX_USER_ID_LENGTH",
+    "BackendUnavailableError",
+    "ConflictError",
+    "ConversationMemory",
+    "FluxMemoryError",
+    "InvalidInputError",
+    "Memory",
+    "MemoryClosedError",
+    "Message",
+    "Metadata",
+    "MigrationError",
+    "NewMessage",
+    "PostgresConversationMemory",
+    "SchemaError",
+    "Session",
+    "SessionNotFoundError",
+    "Settings",
+    "create_memory",
+]
+
+_HOME: Final = {
+    "ConversationMemory": "backends.sqlite",
+    "PostgresConversationMemory": "backends.postgres",
+    "Settings": "settings",
+    "create_memory": "factory",
+    **dict.fromkeys(("Memory", "Message", "Metadata", "NewMessage", "Session"), "protocol"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME.get(name) or ("limits" if name.startswith("MAX_") else "errors")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

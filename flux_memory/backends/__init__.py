@@ -1,0 +1,1 @@
+"""The memories: one module for each engine, and what holds a handle together."""

@@ -1,0 +1,124 @@
+"""The life of a handle: opened once by whoever comes first, used on one event loop, closed once."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Generic, TypeVar
+
+from flux_memory.errors import FluxMemoryError, MemoryClosedError
+
+Resource = TypeVar("Resource")
+
+
+class Lifecycle(Generic[Resource]):
+    """Owns what a handle opens lazily: a worker thread, a pool.
+
+    Args:
+        open_resource: Opens it; called by the first user, and again after a failure.
+        close_resource: Closes it, once nothing is in flight or the grace is over. Bounds its own time.
+        grace: Seconds that `close()` waits for calls in flight.
+    """
+
+    def __init__(
+        self,
+        open_resource: Callable[[], Awaitable[Resource]],
+        close_resource: Callable[[Resource], Awaitable[None]],
+        grace: float,
+    ) -> None:
+        self._open_resource = open_resource
+        self._close_resource = close_resource
+        self._grace = grace
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening: asyncio.Task[Resource] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._resource: Resource | None = None
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self.closed = False
+
+    @property
+    def resource(self) -> Resource | None:
+        """What is open now, if anything is."""
+        return self._resource
+
+    def check_open(self) -> None:
+        """Raise `MemoryClosedError` after `close()`."""
+        if self.closed:
+            raise MemoryClosedError("this memory is closed; open another one")
+
+    async def opened(self) -> Resource:
+        """Return the resource, opening it if nobody has.
+
+        The opening is a task of its own: one caller's cancellation does not undo what others wait for.
+
+        Raises:
+            FluxMemoryError: The handle belongs to another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise FluxMemoryError(
+                    "this memory was first used on another event loop, and its connections live there; "
+                    "create one memory for each event loop"
+                )
+            self._loop = loop
+        if self._resource is not None:
+            return self._resource
+        if self._opening is None:
+            self._opening = loop.create_task(self._open())
+            self._opening.add_done_callback(_retrieve)
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> Resource:
+        try:
+            self._resource = await self._open_resource()
+        finally:
+            self._opening = None
+        return self._resource
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count a call, so that `close()` waits for it."""
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def close(self) -> None:
+        """Refuse new calls, wait for those in flight, close the resource. Safe to call again, also at once."""
+        self.closed = True
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        elif self._closing.done() or self._closing.get_loop() is not asyncio.get_running_loop():
+            return
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._loop is asyncio.get_running_loop():
+            if self._in_flight:
+                self._idle.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._idle.wait(), self._grace)
+            if self._opening is not None:
+                await asyncio.wait([self._opening], timeout=self._grace)
+        resource, self._resource = self._resource, None
+        if resource is not None:
+            await self._close_resource(resource)
+
+
+def warn_never_closed(handle: object) -> None:
+    """Warn, from a handle's `__del__`, that `close()` was forgotten."""
+    message = f"{handle!r} was never closed; use 'async with' or close()"
+    warnings.warn(message, ResourceWarning, stacklevel=3, source=handle)
+
+
+def _retrieve(task: asyncio.Task[Resource]) -> None:
+    # Where every caller was cancelled nobody awaits the task, and asyncio would log its exception at exit.
+    if not task.cancelled():
+        task.exception()

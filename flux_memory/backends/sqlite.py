@@ -1,0 +1,331 @@
+"""Conversation memory in one SQLite file, through aiosqlite."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from flux_memory import metadata as json_metadata
+from flux_memory import records, timestamps
+from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
+from flux_memory.backends.sqlite_errors import translated
+from flux_memory.backends.sqlite_worker import SQLiteWorker, Work
+from flux_memory.errors import (
+    BackendUnavailableError,
+    ConflictError,
+    FluxMemoryError,
+    InvalidInputError,
+    InvalidTypeError,
+    SessionNotFoundError,
+)
+from flux_memory.protocol import Message, Metadata, NewMessage, Session
+from flux_memory.schema import sqlite as schema
+
+Result = TypeVar("Result")
+
+INSERT_SESSION: Final = """
+INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+VALUES (?1, ?2, ?3, ?4, ?4, ?5)
+ON CONFLICT (id) DO NOTHING
+"""
+SELECT_COUNTER: Final = "SELECT message_count, updated_at FROM sessions WHERE id = ?"
+SELECT_SAME_ID: Final = "SELECT role, content, metadata FROM messages WHERE session_id = ? AND id = ?"
+INSERT_MESSAGE: Final = """
+INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+UPDATE_COUNTER: Final = "UPDATE sessions SET message_count = ?, updated_at = ? WHERE id = ?"
+UPDATE_TITLE: Final = "UPDATE sessions SET title = ?, updated_at = max(updated_at, ?) WHERE id = ?"
+SELECT_HISTORY: Final = """
+SELECT id, role, content, metadata, created_at
+FROM messages
+WHERE session_id = ?1
+ORDER BY seq DESC
+LIMIT ?2
+"""
+SELECT_HISTORY_BEFORE: Final = """
+SELECT id, role, content, metadata, created_at
+FROM messages
+WHERE session_id = ?1
+  AND seq < (SELECT seq FROM messages WHERE session_id = ?1 AND id = ?3)
+ORDER BY seq DESC
+LIMIT ?2
+"""
+SELECT_SESSIONS: Final = """
+SELECT id, user_id, title, created_at, updated_at, metadata, message_count
+FROM sessions
+"""
+SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id = ?"
+WHOSE_USER: Final = "user_id = :user_id"
+WHOSE_METADATA: Final = "jsonb_contains(metadata, :metadata)"
+NEWEST_FIRST: Final = """
+ORDER BY updated_at DESC, id DESC
+LIMIT :limit OFFSET :offset
+"""
+COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
+DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
+DELETE_SESSIONS: Final = "DELETE FROM sessions"
+
+
+class ConversationMemory:
+    """A `Memory` in a SQLite file, safe for any number of tasks, handles and processes on one machine.
+
+    Args:
+        db_path: The file, made where it is missing; `:memory:` is a store of this handle alone. By default the file
+            that the settings name.
+        timeout: Seconds within which a call ends, waiting for other processes' locks included.
+    """
+
+    def __init__(self, db_path: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
+        if db_path is None:
+            from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
+
+            db_path = load_settings().sqlite_path
+        if not isinstance(db_path, str | os.PathLike):
+            raise InvalidTypeError(f"db_path must be a str or a path, not {type(db_path).__name__}")
+        self.db_path: Final = os.fspath(db_path)
+        if not self.db_path or "\x00" in self.db_path:
+            raise InvalidInputError("db_path is empty or has a NUL; give the path of a file")
+        self.timeout: Final = timeout
+        self._life: Lifecycle[SQLiteWorker] = Lifecycle(
+            partial(_open_worker, self.db_path, timeout), partial(_finish, timeout), timeout
+        )
+
+    async def create_session(
+        self,
+        title: str = "",
+        metadata: Metadata | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str = "",
+    ) -> str:
+        self._life.check_open()
+        return await self._write(partial(_create_session, records.new_session(session_id, user_id, title, metadata)))
+
+    async def add_message(
+        self,
+        session_id: str,
+        role: str,
+        content: str,
+        metadata: Metadata | None = None,
+        *,
+        message_id: str | None = None,
+    ) -> str:
+        self._life.check_open()
+        session = records.existing_session(session_id)
+        row = records.new_message(role, content, metadata, message_id)
+        await self._write(partial(_add_messages, session, [row]))
+        return row.id
+
+    async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+        self._life.check_open()
+        session = records.existing_session(session_id)
+        batch = records.new_batch(messages)
+        await self._write(partial(_add_messages, session, records.unique(batch)))
+        return [row.id for row in batch]
+
+    async def get_history(
+        self, session_id: str, limit: int | None = None, *, before: str | None = None
+    ) -> list[Message]:
+        self._life.check_open()
+        session = records.lookup("session_id", session_id)
+        most = records.limit(limit)
+        cursor = None if before is None else records.lookup("before", before)
+        if session is None or (before is not None and cursor is None):
+            return []
+        if cursor is None:
+            rows = await self._read(partial(_fetch, SELECT_HISTORY, (session, most)))
+        else:
+            rows = await self._read(partial(_fetch, SELECT_HISTORY_BEFORE, (session, most, cursor)))
+        return [records.message(session, row) for row in reversed(rows)]
+
+    async def get_sessions(
+        self,
+        limit: int | None = 50,
+        offset: int = 0,
+        *,
+        user_id: str | None = None,
+        metadata: Metadata | None = None,
+    ) -> list[Session]:
+        self._life.check_open()
+        values: dict[str, object] = {"limit": records.limit(limit), "offset": records.count("offset", offset)}
+        where = []
+        if user_id is not None:
+            values["user_id"] = records.lookup("user_id", user_id)
+            where.append(WHOSE_USER)
+        if metadata is not None:
+            values["metadata"] = json_metadata.encode(metadata)
+            where.append(WHOSE_METADATA)
+        sql = SELECT_SESSIONS + ("WHERE " + " AND ".join(where) if where else "") + NEWEST_FIRST
+        rows = await self._read(partial(_fetch, sql, values))
+        return [records.session(row) for row in rows]
+
+    async def get_session(self, session_id: str) -> Session | None:
+        self._life.check_open()
+        session = records.lookup("session_id", session_id)
+        if session is None:
+            return None
+        rows = await self._read(partial(_fetch, SELECT_SESSION, (session,)))
+        return records.session(rows[0]) if rows else None
+
+    async def count_sessions(self) -> int:
+        self._life.check_open()
+        rows = await self._read(partial(_fetch, COUNT_SESSIONS, ()))
+        return int(rows[0][0])
+
+    async def update_session_title(self, session_id: str, title: str) -> None:
+        self._life.check_open()
+        session = records.existing_session(session_id)
+        await self._write(partial(_update_title, session, records.new_title(title)))
+
+    async def delete_session(self, session_id: str) -> None:
+        self._life.check_open()
+        session = records.lookup("session_id", session_id)
+        if session is not None:
+            await self._write(partial(_execute, DELETE_SESSION, (session,)))
+
+    async def clear_all(self) -> None:
+        self._life.check_open()
+        await self._write(partial(_execute, DELETE_SESSIONS, ()))
+
+    async def close(self) -> None:
+        await self._life.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.db_path!r})"
+
+    def __del__(self) -> None:
+        life: Lifecycle[SQLiteWorker] | None = getattr(self, "_life", None)
+        if life is not None and life.resource is not None:
+            warn_never_closed(self)
+            life.resource.abandon()
+
+    async def _read(self, work: Work[Result]) -> Result:
+        with self._life.in_flight(), translated(self.db_path):
+            worker = await self._life.opened()
+            return await worker.read(work, self.timeout)
+
+    async def _write(self, work: Work[Result]) -> Result:
+        with self._life.in_flight(), translated(self.db_path):
+            worker = await self._life.opened()
+            return await worker.write(work, self.timeout)
+
+
+async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
+    worker = SQLiteWorker(partial(_connect, path, timeout))
+    await worker
+    return worker
+
+
+async def _finish(timeout: float, worker: SQLiteWorker) -> None:  # noqa: ASYNC109 - bounds a thread
+    await worker.finish(timeout)
+
+
+def _connect(path: str, timeout: float) -> sqlite3.Connection:
+    """Open the file on the worker's thread, durable and checked, and bring its schema up to date."""
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise FluxMemoryError(f"SQLite 3.35 or newer is needed, and this Python has {sqlite3.sqlite_version}")
+    if path != ":memory:":
+        _make_private_file(Path(path))
+    db = sqlite3.connect(path, timeout=timeout, isolation_level=None)
+    try:
+        _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
+        _require(db, "synchronous", "FULL", (2,))
+        _require(db, "foreign_keys", "ON", (1,))
+        db.create_function("jsonb_contains", 2, json_metadata.contains, deterministic=True)
+        schema.bring_up_to_date(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _make_private_file(path: Path) -> None:
+    """Make a missing file, and its directory, for their owner alone: conversations are nobody else's business."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _require(db: sqlite3.Connection, pragma: str, value: str, expected: tuple[object, ...]) -> None:
+    """Set a pragma unless it is set, and make sure: SQLite ignores what it cannot do."""
+    if db.execute(f"PRAGMA {pragma}").fetchone()[0] in expected:
+        return
+    db.execute(f"PRAGMA {pragma} = {value}")
+    if (found := db.execute(f"PRAGMA {pragma}").fetchone()[0]) not in expected:
+        raise BackendUnavailableError(
+            f"SQLite cannot set {pragma} to {value} here, it stays {found}; use a file on a local disk"
+        )
+
+
+def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
+    values = (row.id, row.user_id, row.title, timestamps.utc_now(), row.metadata)
+    if db.execute(INSERT_SESSION, values).rowcount == 0:
+        raise ConflictError(records.taken_session(row.id))
+    return row.id
+
+
+def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
+    session = db.execute(SELECT_COUNTER, (session_id,)).fetchone()
+    if session is None:
+        raise SessionNotFoundError(records.no_session(session_id))
+    fresh = []
+    for row in rows:
+        stored = db.execute(SELECT_SAME_ID, (session_id, row.id)).fetchone()
+        if stored is None:
+            fresh.append(row)
+        elif not row.same_as(*stored):
+            raise ConflictError(records.taken_id(session_id, row.id))
+    if not fresh:
+        return
+    count, updated_at = session
+    now = max(updated_at, timestamps.utc_now())
+    db.executemany(
+        INSERT_MESSAGE,
+        [
+            (session_id, row.id, seq, row.role, row.content, row.metadata, now)
+            for seq, row in enumerate(fresh, count + 1)
+        ],
+    )
+    db.execute(UPDATE_COUNTER, (count + len(fresh), now, session_id))
+
+
+def _update_title(session_id: str, title: str, db: sqlite3.Connection) -> None:
+    if db.execute(UPDATE_TITLE, (title, timestamps.utc_now(), session_id)).rowcount == 0:
+        raise SessionNotFoundError(records.no_session(session_id))
+
+
+def _execute(sql: str, values: tuple[Any, ...], db: sqlite3.Connection) -> None:
+    db.execute(sql, values)
+
+
+def _fetch(sql: str, values: tuple[Any, ...] | dict[str, Any], db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    try:
+        return db.execute(sql, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if "decode to UTF-8" not in str(error):
+            raise
+    # Read the bytes, so that the record that is corrupt can be named.
+    db.text_factory = bytes
+    try:
+        rows = db.execute(sql, values).fetchall()
+    finally:
+        db.text_factory = str
+    return [tuple(_decoded(cell) for cell in row) for row in rows]
+
+
+def _decoded(cell: object) -> object:
+    try:
+        return cell.decode() if isinstance(cell, bytes) else cell
+    except UnicodeDecodeError:
+        return cell

@@ -1,0 +1,186 @@
+"""One SQLite connection on one thread: reads one by one, writes that gather into one durable transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+import aiosqlite
+
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError
+
+Result = TypeVar("Result")
+Work = Callable[[sqlite3.Connection], Result]
+"""Runs on the thread. A write raises errors of ours only before it has changed anything."""
+
+_MOST_TOGETHER: Final = 256
+"""Writes of one transaction; more would keep readers and other processes waiting."""
+_GRACE: Final = 0.5
+"""Seconds past a deadline until the caller stops waiting for the thread to say so itself."""
+
+
+class _Job(Generic[Result]):
+    """One call: its work, its caller's future, and the `time.monotonic()` by which it must have begun."""
+
+    __slots__ = ("deadline", "future", "loop", "work")
+
+    def __init__(self, work: Work[Result], timeout: float) -> None:
+        self.work = work
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Result] = self.loop.create_future()
+        self.deadline = time.monotonic() + timeout
+
+
+_Outcome = tuple[_Job[Any], Any, BaseException | None]
+
+
+class SQLiteWorker(aiosqlite.Connection):
+    """aiosqlite's connection and its thread, with two ways in: `read` and `write`.
+
+    A job runs whole on the thread or not at all, so a caller that is cancelled leaves nothing half done, and no
+    transaction is ever open between two jobs.
+    """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        # A handle that was never closed must not keep the interpreter from ending.
+        self._thread.daemon = True
+        self._writes: deque[_Job[Any]] = deque()
+
+    def __del__(self) -> None:
+        """Say nothing: the memory that owns the worker warns, and stops the thread."""
+
+    async def read(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
+        """Run a read on the thread."""
+        job = _Job(work, timeout)
+        self._tx.put_nowait((None, partial(self._run_read, job)))
+        return await self._outcome(job, timeout)
+
+    async def write(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
+        """Run a write on the thread, in one transaction with whatever has gathered; return once it is durable."""
+        job = _Job(work, timeout)
+        self._writes.append(job)
+        self._tx.put_nowait((None, self._run_writes))
+        return await self._outcome(job, timeout)
+
+    def abandon(self) -> None:
+        """End the thread without waiting for it, from wherever this is called."""
+        self._stop(None)
+
+    async def finish(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
+        """Let the thread do what is queued, close the connection, and wait for both."""
+        stopped: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._stop(stopped)
+        await asyncio.wait([stopped], timeout=timeout)
+        if stopped.done():
+            self._thread.join()
+
+    def _stop(self, stopped: asyncio.Future[object] | None) -> None:
+        self._running = False
+        self._tx.put_nowait((None, self._close_on_thread))
+        self._tx.put_nowait((stopped, _stop_sentinel))
+
+    def _close_on_thread(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def _outcome(self, job: _Job[Result], timeout: float) -> Result:  # noqa: ASYNC109 - bounds a thread
+        try:
+            return await asyncio.wait_for(job.future, timeout + _GRACE)
+        except TimeoutError:
+            raise BackendUnavailableError(
+                f"SQLite did not answer within {timeout} s; whether the call took effect is not known. "
+                "Raise timeout=, or look for what keeps the disk busy"
+            ) from None
+
+    def _run_read(self, job: _Job[Any]) -> None:
+        if not job.future.cancelled():
+            _wait_for_locks_until(self._conn, job.deadline)
+            _deliver([_attempt(job, self._conn)])
+
+    def _run_writes(self) -> None:
+        jobs: list[_Job[Any]] = []
+        while self._writes and len(jobs) < _MOST_TOGETHER:
+            job = self._writes.popleft()
+            if not job.future.cancelled():
+                jobs.append(job)
+        while jobs:
+            jobs = self._commit(jobs)
+
+    def _commit(self, jobs: list[_Job[Any]]) -> list[_Job[Any]]:
+        """Run jobs in one transaction and tell their callers; return those to be tried again."""
+        db = self._conn
+        try:
+            _wait_for_locks_until(db, min(job.deadline for job in jobs))
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            now = time.monotonic()
+            waiting = [job for job in jobs if _is_busy(error) and job.deadline > now]
+            _deliver([(job, None, error) for job in jobs if job not in waiting])
+            return waiting
+        outcomes: list[_Outcome] = []
+        try:
+            for job in jobs:
+                outcomes.append(_attempt(job, db))
+                _raise_unless_ours(outcomes[-1][2])
+            db.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - each caller gets it as its own outcome
+            with suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            if len(jobs) == 1:
+                _deliver([(jobs[0], None, error)])
+                return []
+            # One bad job fails alone: its neighbours get a transaction each.
+            for job in jobs:
+                self._commit([job])
+            return []
+        _deliver(outcomes)
+        return []
+
+
+def _attempt(job: _Job[Any], db: sqlite3.Connection) -> _Outcome:
+    try:
+        return job, job.work(db), None
+    except Exception as error:  # noqa: BLE001 - the caller gets it
+        return job, None, error
+
+
+def _raise_unless_ours(error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, FluxMemoryError):
+        raise error
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _wait_for_locks_until(db: sqlite3.Connection, deadline: float) -> None:
+    db.execute(f"PRAGMA busy_timeout = {max(1, int((deadline - time.monotonic()) * 1000))}")
+
+
+def _deliver(outcomes: list[_Outcome]) -> None:
+    if outcomes:
+        # A closed event loop has no callers left to tell.
+        with suppress(RuntimeError):
+            outcomes[0][0].loop.call_soon_threadsafe(_settle, outcomes)
+
+
+def _settle(outcomes: list[_Outcome]) -> None:
+    for job, result, error in outcomes:
+        if job.future.done():
+            continue
+        if error is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(error)
+
+
+def _stop_sentinel() -> object:
+    return aiosqlite.core._STOP_RUNNING_SENTINEL  # noqa: SLF001 - how aiosqlite's thread is told to end

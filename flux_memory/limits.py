@@ -1,0 +1,14 @@
+"""The limits that both backends share, below what either engine can hold. Over a limit is refused, never cut."""
+
+from typing import Final
+
+MAX_ID_LENGTH: Final = 36
+"""Characters of a session's or a message's id."""
+MAX_USER_ID_LENGTH: Final = 255
+"""Characters of a `user_id`; it is indexed, and PostgreSQL cannot index a long text."""
+MAX_CONTENT_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of UTF-8 of a message's content, and of a title or a role."""
+MAX_METADATA_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of metadata as JSON."""
+MAX_METADATA_DEPTH: Final = 100
+"""Nesting of metadata: `{}` is 1 deep, `{"a": []}` is 2."""

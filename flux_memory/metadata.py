@@ -1,0 +1,182 @@
+"""JSON metadata: one text form that both engines keep exactly, and `jsonb`'s rules for comparing it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from json.encoder import encode_basestring as _quote
+from typing import Any, Final, NoReturn
+
+from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from flux_memory.text import find_unstorable
+
+_INT_BOUND: Final = 10**4300
+"""Python reads and writes integers of up to 4,300 digits (`sys.get_int_max_str_digits`)."""
+
+
+def encode(value: object, name: str = "metadata") -> str:
+    """Return the JSON text of a metadata argument; `None` is `{}`.
+
+    Floats of 1e16 and up are written out with `.0`, since `jsonb` would turn `1e+22` into an integer; -0.0 is
+    written as 0.0, since `jsonb` has no negative zero. Nothing of the argument is kept.
+
+    Raises:
+        InvalidInputError: It is not a JSON object that both engines can hold; the message names the place.
+    """
+    if value is None:
+        return "{}"
+    if not isinstance(value, Mapping):
+        raise InvalidTypeError(f"{name} must be a mapping or None, not {type(value).__name__}")
+    parts: list[str] = []
+    try:
+        _encode_object(value, 1, parts)
+    except _RefusedError as error:
+        raise error.kind(f"{name}{error.place:.400} {error}") from None
+    text = "".join(parts)
+    if len(text) * 4 > MAX_METADATA_BYTES and len(text.encode()) > MAX_METADATA_BYTES:
+        raise InvalidInputError(f"{name} is larger than {MAX_METADATA_BYTES:,} bytes as JSON; store less of it")
+    return text
+
+
+def decode(text: str | None) -> dict[str, Any]:
+    """Return the object a stored text stands for; NULL is `{}`.
+
+    Raises:
+        ValueError: It is not a JSON object.
+    """
+    if text is None or text == "{}":
+        return {}
+    value = _READER.decode(text)
+    if type(value) is not dict:
+        raise ValueError(f"a JSON {type(value).__name__} where an object belongs")
+    return value
+
+
+def equal(one: str, other: str) -> bool:
+    """Tell whether two texts are equal as `jsonb`: key order and `1` against `1.0` make no difference."""
+    return one == other or _equal(_EXACT_READER.decode(one), _EXACT_READER.decode(other))
+
+
+def contains(text: str, part: str) -> bool:
+    """Tell whether one text contains another as PostgreSQL's `jsonb @>` has it; invalid JSON contains nothing."""
+    try:
+        return _contains(_EXACT_READER.decode(text), _EXACT_READER.decode(part))
+    except (ValueError, RecursionError):
+        return False
+
+
+class _RefusedError(Exception):
+    """A value that cannot be stored; its place is put together on the way out, so that good values pay nothing."""
+
+    def __init__(self, reason: str, kind: type[InvalidInputError] = InvalidInputError) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.place = ""
+
+
+def _encode(value: object, depth: int, parts: list[str]) -> None:
+    if isinstance(value, str):
+        parts.append(_encode_text(value))
+    elif value is None:
+        parts.append("null")
+    elif isinstance(value, bool):
+        parts.append("true" if value else "false")
+    elif isinstance(value, int):
+        if not -_INT_BOUND < value < _INT_BOUND:
+            raise _RefusedError("has more than 4,300 digits; store it as a string")
+        parts.append(int.__repr__(value))
+    elif isinstance(value, float):
+        parts.append(_encode_float(value))
+    elif isinstance(value, Mapping):
+        _encode_object(value, depth, parts)
+    elif isinstance(value, list | tuple):
+        _encode_array(value, depth, parts)
+    else:
+        raise _RefusedError(f"is a {type(value).__name__}, which JSON does not have", InvalidTypeError)
+
+
+def _encode_object(value: Mapping[Any, Any], depth: int, parts: list[str]) -> None:
+    _check_depth(depth)
+    separator = "{"
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise _RefusedError(f"has the key {key!r:.80}, a {type(key).__name__}; keys must be str", InvalidTypeError)
+        try:
+            parts.append(separator + _encode_text(key) + ":")
+            _encode(item, depth + 1, parts)
+        except _RefusedError as error:
+            error.place = f"[{key!r:.80}]{error.place}"
+            raise
+        separator = ","
+    parts.append("}" if separator == "," else "{}")
+
+
+def _encode_array(value: list[Any] | tuple[Any, ...], depth: int, parts: list[str]) -> None:
+    _check_depth(depth)
+    separator = "["
+    for index, item in enumerate(value):
+        parts.append(separator)
+        try:
+            _encode(item, depth + 1, parts)
+        except _RefusedError as error:
+            error.place = f"[{index}]{error.place}"
+            raise
+        separator = ","
+    parts.append("]" if separator == "," else "[]")
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_METADATA_DEPTH:
+        raise _RefusedError(f"is nested deeper than {MAX_METADATA_DEPTH}; flatten it")
+
+
+def _encode_text(value: str) -> str:
+    if reason := find_unstorable(value):
+        raise _RefusedError(f"has {reason}")
+    return _quote(value)
+
+
+def _encode_float(value: float) -> str:
+    if not math.isfinite(value):
+        raise _RefusedError(f"is {value!r}, which JSON does not have; use None or a string")
+    text = float.__repr__(value)
+    if "e+" in text:
+        return f"{Decimal(text):f}.0"
+    return "0.0" if value == 0 else text
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the number {name}, which JSON does not have")
+
+
+_READER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_EXACT_READER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant)
+
+
+def _kind(value: object) -> type:
+    """Return the JSON type; Decimal and int are one, bool is its own."""
+    return int if isinstance(value, Decimal) else type(value)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if _kind(one) is not _kind(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(item, other[key]) for key, item in one.items())
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
+
+
+def _contains(value: Any, part: Any) -> bool:
+    if _kind(value) is not _kind(part):
+        return False
+    if isinstance(part, dict):
+        return all(key in value and _contains(value[key], item) for key, item in part.items())
+    if isinstance(part, list):
+        # Order and repeats do not count: each element needs some element that holds it.
+        return all(any(_contains(candidate, item) for candidate in value) for item in part)
+    return bool(value == part)

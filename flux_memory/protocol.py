@@ -1,0 +1,181 @@
+"""What a memory is: the `Memory` protocol and the records it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NotRequired, Protocol, Self, TypedDict
+
+Metadata = Mapping[str, Any]
+"""A JSON object: `str` keys at every depth, finite numbers, nesting of at most 100."""
+
+
+class Message(TypedDict):
+    """One message, as a plain `dict` with exactly these keys."""
+
+    id: str
+    role: str
+    content: str
+    metadata: dict[str, Any]
+    created_at: str
+    """UTC, `YYYY-MM-DDTHH:MM:SS.ffffff+00:00`, always 32 characters."""
+
+
+class Session(TypedDict):
+    """One session, as a plain `dict` with exactly these keys."""
+
+    id: str
+    user_id: str
+    title: str
+    created_at: str
+    updated_at: str
+    """The time of the newest change: an add, a batch or a new title. Same form as `created_at`."""
+    metadata: dict[str, Any]
+    message_count: int
+
+
+class NewMessage(TypedDict):
+    """One message of a batch for `Memory.add_messages`. Other keys are refused."""
+
+    role: str
+    content: str
+    metadata: NotRequired[Metadata | None]
+    message_id: NotRequired[str | None]
+
+
+class Memory(Protocol):
+    """Conversation memory: sessions, their messages in order, and JSON metadata.
+
+    Every implementation gives the same outcome for the same call. All methods raise `InvalidInputError` for input
+    that breaks the contract (also a `TypeError` where the type is wrong) before any I/O, `MemoryClosedError` after
+    `close()`, and `BackendUnavailableError` when the store cannot be reached within the handle's deadline.
+
+    Text is stored byte for byte; NUL and lone surrogates are refused. Metadata round-trips by type and value;
+    its key order is not kept. What is returned is always a fresh object.
+    """
+
+    async def create_session(
+        self,
+        title: str = "",
+        metadata: Metadata | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str = "",
+    ) -> str:
+        """Create a session and return its id.
+
+        Args:
+            title: Any text.
+            metadata: A JSON object; `None` is `{}`.
+            session_id: An id of 1 to 36 characters; a UUIDv7 by default.
+            user_id: Whom the session belongs to, at most 255 characters; see `get_sessions`.
+
+        Raises:
+            ConflictError: A session with this id exists; it is left as it was.
+        """
+        ...
+
+    async def add_message(
+        self,
+        session_id: str,
+        role: str,
+        content: str,
+        metadata: Metadata | None = None,
+        *,
+        message_id: str | None = None,
+    ) -> str:
+        """Append one message to a session and return its id. Once it returns, the message is durable.
+
+        The message and the session's `updated_at` change together or not at all.
+
+        Args:
+            session_id: A session that exists.
+            role: Any text but the empty one: `user`, `assistant`, `system`, `tool`, ...
+            content: Any text.
+            metadata: A JSON object; `None` is `{}`.
+            message_id: An id of 1 to 36 characters, unique within the session. Given, a retry is safe: the same
+                role, content and metadata again return the same id and change nothing. By default a UUIDv7.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            ConflictError: The session has another message with this id.
+        """
+        ...
+
+    async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+        """Append a batch, all or none, in the order given, and return the ids in that order.
+
+        The batch has one `updated_at`. An empty batch changes nothing. Messages whose `message_id` is already there
+        with the same content are not stored again.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+            ConflictError: An id given is taken by another content; nothing of the batch is stored.
+        """
+        ...
+
+    async def get_history(
+        self, session_id: str, limit: int | None = None, *, before: str | None = None
+    ) -> list[Message]:
+        """Return the newest `limit` messages, oldest first, in the order in which they were added.
+
+        Args:
+            session_id: A session's id; an unknown one gives `[]`.
+            limit: How many, 0 or more; `None` is all.
+            before: A message's id: only messages that were added before it. An unknown one gives `[]`. Passing the
+                id of the oldest message seen pages back with no gap and no repeat while others append.
+        """
+        ...
+
+    async def get_sessions(
+        self,
+        limit: int | None = 50,
+        offset: int = 0,
+        *,
+        user_id: str | None = None,
+        metadata: Metadata | None = None,
+    ) -> list[Session]:
+        """Return sessions, the newest activity first.
+
+        Args:
+            limit: How many, 0 or more; `None` is all.
+            offset: How many to pass over, 0 or more; past the end gives `[]`.
+            user_id: Only this user's sessions; `None` is everybody's.
+            metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it.
+        """
+        ...
+
+    async def get_session(self, session_id: str) -> Session | None:
+        """Return one session, or `None` where there is none."""
+        ...
+
+    async def count_sessions(self) -> int:
+        """Return the number of sessions."""
+        ...
+
+    async def update_session_title(self, session_id: str, title: str) -> None:
+        """Change a session's title and its `updated_at`.
+
+        Raises:
+            SessionNotFoundError: There is no such session.
+        """
+        ...
+
+    async def delete_session(self, session_id: str) -> None:
+        """Remove a session and its messages. An unknown id is no error, so that a retry is safe."""
+        ...
+
+    async def clear_all(self) -> None:
+        """Remove every session and every message."""
+        ...
+
+    async def close(self) -> None:
+        """Wait a bounded time for what is in flight and let go of the store. Closing twice is no error."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Return the memory itself."""
+        ...
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the memory."""
+        ...

@@ -1,0 +1,213 @@
+"""Arguments in, records out: the one place that checks a call and builds a `Message` or a `Session`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from flux_memory import metadata as json_metadata
+from flux_memory import timestamps
+from flux_memory.errors import (
+    ConflictError,
+    FluxMemoryError,
+    InvalidInputError,
+    InvalidTypeError,
+    SessionNotFoundError,
+)
+from flux_memory.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.protocol import Message, Session
+from flux_memory.text import find_unstorable, require_id, require_str, require_text
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+    from uuid6 import uuid7
+
+MAX_COUNT: Final = 2**63 - 1
+"""The largest `limit` or `offset` an engine takes; more is no more than all."""
+
+_BATCH_KEYS: Final = frozenset({"role", "content", "metadata", "message_id"})
+
+
+class SessionRow(NamedTuple):
+    """A session to be stored, checked; metadata as JSON text."""
+
+    id: str
+    user_id: str
+    title: str
+    metadata: str
+
+
+class MessageRow(NamedTuple):
+    """A message to be stored, checked; metadata as JSON text."""
+
+    id: str
+    role: str
+    content: str
+    metadata: str
+
+    def same_as(self, role: str, content: str, metadata: str) -> bool:
+        """Tell whether a stored message has this content, so that adding it again is a retry."""
+        return self.role == role and self.content == content and json_metadata.equal(self.metadata, metadata)
+
+
+def new_session(session_id: object, user_id: object, title: object, metadata: object) -> SessionRow:
+    """Check the arguments of `create_session`."""
+    return SessionRow(
+        _own_id("session_id", session_id),
+        require_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH),
+        new_title(title),
+        json_metadata.encode(metadata),
+    )
+
+
+def new_title(title: object) -> str:
+    """Check a title."""
+    return require_text("title", title, max_bytes=MAX_CONTENT_BYTES)
+
+
+def new_message(role: object, content: object, metadata: object, message_id: object, place: str = "") -> MessageRow:
+    """Check the arguments of `add_message`; `place` names the element of a batch."""
+    role = require_text(f"{place}role", role, max_bytes=MAX_CONTENT_BYTES)
+    if not role:
+        raise InvalidInputError(f"{place}role is empty; name who speaks, such as 'user' or 'assistant'")
+    return MessageRow(
+        _own_id(f"{place}message_id", message_id),
+        role,
+        require_text(f"{place}content", content, max_bytes=MAX_CONTENT_BYTES),
+        json_metadata.encode(metadata, f"{place}metadata"),
+    )
+
+
+def new_batch(messages: object) -> list[MessageRow]:
+    """Check the argument of `add_messages`.
+
+    Raises:
+        InvalidInputError: An element is not a message; the message names it.
+        ConflictError: Two elements have one id and not one content.
+    """
+    if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
+        raise InvalidTypeError(f"messages must be a sequence of mappings, not {type(messages).__name__}")
+    rows = [_batch_element(item, f"messages[{index}]") for index, item in enumerate(messages)]
+    first: dict[str, MessageRow] = {}
+    for row in rows:
+        if not row.same_as(*first.setdefault(row.id, row)[1:]):
+            raise ConflictError(f"the batch has two messages with the id {row.id!r} and different contents")
+    return rows
+
+
+def unique(rows: Iterable[MessageRow]) -> list[MessageRow]:
+    """Return a checked batch without its repeats, in order."""
+    return list({row.id: row for row in rows}.values())
+
+
+def lookup(name: str, value: object) -> str | None:
+    """Check an id to look up; `None` for one that cannot be stored and so is nowhere.
+
+    Raises:
+        InvalidTypeError: It is not a `str`.
+    """
+    text = require_str(name, value)
+    return None if find_unstorable(text) else text
+
+
+def existing_session(session_id: object) -> str:
+    """Check the id of a session to be changed.
+
+    Raises:
+        SessionNotFoundError: No session can have it.
+    """
+    session = lookup("session_id", session_id)
+    if session is None:
+        raise SessionNotFoundError(no_session(str(session_id)))
+    return session
+
+
+def no_session(session_id: str) -> str:
+    """Say that a session does not exist."""
+    return f"there is no session {session_id!r:.80}; create_session() makes one"
+
+
+def taken_session(session_id: str) -> str:
+    """Say that a session id is taken."""
+    return f"a session with the id {session_id!r} exists; it is left as it was"
+
+
+def taken_id(session_id: str, message_id: str) -> str:
+    """Say that a message id is taken."""
+    return f"session {session_id!r} has another message with the id {message_id!r}; give this one an id of its own"
+
+
+def count(name: str, value: object) -> int:
+    """Check a `limit` or an `offset` and cut it to what an engine takes."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidTypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise InvalidInputError(f"{name} is {value}; it must be 0 or more")
+    return min(int(value), MAX_COUNT)
+
+
+def limit(value: object) -> int:
+    """Check a `limit`; `None` is all."""
+    return MAX_COUNT if value is None else count("limit", value)
+
+
+def message(session_id: str, row: tuple[Any, ...]) -> Message:
+    """Build a record from (id, role, content, metadata, created_at) as stored.
+
+    Raises:
+        FluxMemoryError: The row is corrupt; the message names it.
+    """
+    try:
+        id_, role, content, metadata, created_at = row
+        return {
+            "id": _stored_text(id_),
+            "role": _stored_text(role),
+            "content": _stored_text(content),
+            "metadata": json_metadata.decode(metadata),
+            "created_at": timestamps.check(created_at),
+        }
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FluxMemoryError(f"message {row[0]!r} of session {session_id!r} cannot be read: {error}") from error
+
+
+def session(row: tuple[Any, ...]) -> Session:
+    """Build a record from (id, user_id, title, created_at, updated_at, metadata, message_count) as stored.
+
+    Raises:
+        FluxMemoryError: The row is corrupt; the message names it.
+    """
+    try:
+        id_, user_id, title, created_at, updated_at, metadata, message_count = row
+        return {
+            "id": _stored_text(id_),
+            "user_id": _stored_text(user_id),
+            "title": _stored_text(title),
+            "created_at": timestamps.check(created_at),
+            "updated_at": timestamps.check(updated_at),
+            "metadata": json_metadata.decode(metadata),
+            "message_count": message_count,
+        }
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FluxMemoryError(f"session {row[0]!r} cannot be read: {error}") from error
+
+
+def _own_id(name: str, value: object) -> str:
+    return str(uuid7()) if value is None else require_id(name, value, max_length=MAX_ID_LENGTH)
+
+
+def _batch_element(item: object, place: str) -> MessageRow:
+    if not isinstance(item, Mapping):
+        raise InvalidTypeError(f"{place} must be a mapping, not {type(item).__name__}")
+    if unknown := [key for key in item if key not in _BATCH_KEYS]:
+        raise InvalidInputError(f"{place} has the unknown key {unknown[0]!r:.80}; known are {sorted(_BATCH_KEYS)}")
+    if missing := [key for key in ("role", "content") if key not in item]:
+        raise InvalidInputError(f"{place} has no {missing[0]!r}")
+    return new_message(item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.")
+
+
+def _stored_text(value: object) -> str:
+    if type(value) is str:
+        return value
+    raise TypeError(f"{value!r:.60} where text belongs")

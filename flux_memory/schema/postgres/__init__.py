@@ -1,0 +1,85 @@
+"""Brings a PostgreSQL database's schema up to date, the original application's included, in one transaction."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from flux_memory.errors import SchemaError
+from flux_memory.schema import SchemaFile, adopted_version, history, missing
+
+# A name's hash, so that no other user of advisory locks in the database takes the same by chance.
+LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0))"
+HAS_VERSION_TABLE: Final = "SELECT to_regclass('flux_memory_schema') IS NOT NULL"
+CREATE_VERSION_TABLE: Final = """
+CREATE TABLE flux_memory_schema (
+    version    INTEGER PRIMARY KEY,
+    name       TEXT NOT NULL,
+    checksum   TEXT NOT NULL,
+    applied_at TIMESTAMP NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC')
+)
+"""
+SELECT_VERSIONS: Final = "SELECT version, checksum FROM flux_memory_schema"
+INSERT_VERSION: Final = "INSERT INTO flux_memory_schema (version, name, checksum) VALUES ($1, $2, $3)"
+SELECT_COLUMNS: Final = """
+SELECT attname::text, format_type(atttypid, atttypmod)
+FROM pg_attribute
+WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
+"""
+
+_EXPECTED_TYPES: Final = {
+    "created_at": "timestamp without time zone",
+    "updated_at": "timestamp without time zone",
+    "metadata": "jsonb",
+}
+
+
+async def bring_up_to_date(connection: Any) -> None:
+    """Apply what the database lacks, all or nothing. Where it is current, no DDL runs and no lock is taken.
+
+    Args:
+        connection: An asyncpg connection outside a transaction.
+
+    Raises:
+        SchemaError: The database is newer than the library, or has tables that are not ours; it is left as it was.
+    """
+    if not missing("postgres", await applied_versions(connection)):
+        return
+    # A default of REPEATABLE READ would show us the state before we waited for the lock.
+    async with connection.transaction(isolation="read_committed", readonly=False):
+        await connection.execute(LOCK)
+        applied = await applied_versions(connection)
+        if not applied:
+            await connection.execute(CREATE_VERSION_TABLE)
+            for step in history("postgres")[: await _adopted_version(connection)]:
+                applied[step.version] = await _record(connection, step)
+        for step in missing("postgres", applied):
+            await connection.execute(step.sql)
+            await _record(connection, step)
+
+
+async def applied_versions(connection: Any) -> dict[int, str]:
+    """Return the checksums of the files applied, by version; none for a database without a version table."""
+    if not await connection.fetchval(HAS_VERSION_TABLE):
+        return {}
+    return {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
+
+
+async def _record(connection: Any, step: SchemaFile) -> str:
+    await connection.execute(INSERT_VERSION, step.version, step.name, step.checksum)
+    return step.checksum
+
+
+async def _adopted_version(connection: Any) -> int:
+    types = {
+        table: {name: kind for name, kind in await connection.fetch(SELECT_COLUMNS, table)}  # noqa: C416 - Records
+        for table in ("sessions", "messages")
+    }
+    version = adopted_version({table: set(columns) for table, columns in types.items()})
+    for table, columns in types.items():
+        for column, expected in _EXPECTED_TYPES.items():
+            if (found := columns.get(column, expected)) != expected:
+                raise SchemaError(
+                    f"the original database has {table}.{column} as {found}, not {expected}; convert it with "
+                    f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {expected} USING ..., then retry"
+                )
+    return version

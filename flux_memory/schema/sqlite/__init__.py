@@ -1,0 +1,136 @@
+"""Brings a SQLite file's schema up to date, files of the original application included, in one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Final
+
+from flux_memory import timestamps
+from flux_memory.errors import SchemaError
+from flux_memory.schema import SchemaFile, adopted_version, history, missing
+
+HAS_VERSION_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'flux_memory_schema'"
+CREATE_VERSION_TABLE: Final = """
+CREATE TABLE flux_memory_schema (
+    version    INTEGER PRIMARY KEY,
+    name       TEXT NOT NULL,
+    checksum   TEXT NOT NULL,
+    applied_at TEXT NOT NULL
+)
+"""
+SELECT_VERSIONS: Final = "SELECT version, checksum FROM flux_memory_schema"
+INSERT_VERSION: Final = "INSERT INTO flux_memory_schema (version, name, checksum, applied_at) VALUES (?, ?, ?, ?)"
+SELECT_COLUMNS: Final = "SELECT name FROM pragma_table_info(?)"
+
+SELECT_NULL_IDS: Final = """
+SELECT
+    (SELECT count(*) FROM sessions WHERE id IS NULL) + (SELECT count(*) FROM messages WHERE id IS NULL)
+"""
+SET_ORPHANS_ASIDE: Final = (
+    "CREATE TABLE orphaned_messages AS SELECT * FROM messages WHERE session_id NOT IN (SELECT id FROM sessions)",
+    "DELETE FROM messages WHERE session_id NOT IN (SELECT id FROM sessions)",
+)
+COUNT_ORPHANS: Final = "SELECT count(*) FROM messages WHERE session_id NOT IN (SELECT id FROM sessions)"
+NORMALIZE: Final = (
+    """
+    UPDATE sessions
+    SET created_at = utc_text('session', id, created_at), updated_at = utc_text('session', id, updated_at)
+    """,
+    "UPDATE messages SET created_at = utc_text('message', id, created_at)",
+    """
+    UPDATE sessions
+    SET title = coalesce(title, ''), metadata = coalesce(metadata, '{}')
+    WHERE title IS NULL OR metadata IS NULL
+    """,
+    "UPDATE messages SET metadata = '{}' WHERE metadata IS NULL",
+)
+NORMALIZE_USER: Final = "UPDATE sessions SET user_id = '' WHERE user_id IS NULL"
+
+
+def bring_up_to_date(db: sqlite3.Connection) -> None:
+    """Apply what the file lacks, all or nothing. A file that is current is only read.
+
+    Args:
+        db: A connection in autocommit mode.
+
+    Raises:
+        SchemaError: The file is newer than the library, belongs to something else, or has rows that cannot be
+            adopted; it is left as it was.
+    """
+    if not missing("sqlite", applied_versions(db)):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        # Somebody else may have done it while we waited for the lock.
+        applied = applied_versions(db)
+        if not applied:
+            db.execute(CREATE_VERSION_TABLE)
+            for step in history("sqlite")[: _adopt(db)]:
+                applied[step.version] = _record(db, step)
+        for step in missing("sqlite", applied):
+            for statement in _statements(step.sql):
+                db.execute(statement)
+            _record(db, step)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def applied_versions(db: sqlite3.Connection) -> dict[int, str]:
+    """Return the checksums of the files applied, by version; none for a file without a version table."""
+    if db.execute(HAS_VERSION_TABLE).fetchone() is None:
+        return {}
+    return dict(db.execute(SELECT_VERSIONS).fetchall())
+
+
+def _record(db: sqlite3.Connection, step: SchemaFile) -> str:
+    db.execute(INSERT_VERSION, (step.version, step.name, step.checksum, timestamps.utc_now()))
+    return step.checksum
+
+
+def _adopt(db: sqlite3.Connection) -> int:
+    """Make an original application's rows fit the schema's history, and return the version they stand for.
+
+    Times become UTC text of one form, naive ones taken as UTC. Messages whose session is gone, which the original
+    allowed, move to the table `orphaned_messages`.
+    """
+    columns = {table: {name for (name,) in db.execute(SELECT_COLUMNS, (table,))} for table in ("sessions", "messages")}
+    version = adopted_version(columns)
+    if version == 0:
+        return 0
+    if db.execute(SELECT_NULL_IDS).fetchone()[0]:
+        raise SchemaError("the original database has rows whose id is NULL; give each an id of its own, then retry")
+    if db.execute(COUNT_ORPHANS).fetchone()[0]:
+        for statement in SET_ORPHANS_ASIDE:
+            db.execute(statement)
+    problems: list[str] = []
+
+    def utc_text(kind: str, id_: str, value: str | float | None) -> str | float | None:
+        try:
+            return timestamps.parse(value)
+        except ValueError as error:
+            problems.append(f"{kind} {id_!r:.60}: {error}")
+            return value
+
+    db.create_function("utc_text", 3, utc_text)
+    for statement in NORMALIZE if version == 1 else (*NORMALIZE, NORMALIZE_USER):
+        db.execute(statement)
+    if problems:
+        raise SchemaError(
+            f"the original database has {len(problems)} times that cannot be read, the first in {problems[0]}; "
+            "mend them, then retry. Nothing was changed"
+        )
+    return version
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script; sqlite3's executescript() would commit the transaction it runs in."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

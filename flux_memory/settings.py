@@ -1,0 +1,83 @@
+"""Configuration from the environment and from `.env`."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import unquote
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flux_memory.errors import InvalidInputError
+
+
+def _names(field: str) -> AliasChoices:
+    return AliasChoices(f"flux_memory_{field}", field)
+
+
+class Settings(BaseSettings):
+    """Which backend a memory uses, and where.
+
+    Each is read from the environment, then from `.env` in the working directory; the name with the prefix
+    `FLUX_MEMORY_` wins over the one without. Unknown keys are not an error. A password never shows in a repr.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    database_backend: Literal["sqlite", "postgres"] = Field(
+        default="sqlite", validation_alias=_names("database_backend")
+    )
+    database_url: str = Field(
+        default="sqlite+aiosqlite:///./data/sqlite.db", validation_alias=_names("database_url"), repr=False
+    )
+    """The SQLite file: `sqlite+aiosqlite:///` and a path. Not in the repr, since platforms put other DSNs here."""
+    postgres_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_dsn"))
+    """`postgresql://user:password@host:5432/database`."""
+
+    @property
+    def sqlite_path(self) -> str:
+        """The path that `database_url` names.
+
+        Raises:
+            InvalidInputError: It is not a SQLite URL.
+        """
+        scheme, _, rest = self.database_url.partition("://")
+        if scheme not in {"sqlite", "sqlite+aiosqlite"}:
+            raise InvalidInputError(
+                f"DATABASE_URL has the scheme '{scheme:.40}' and the backend is sqlite; write "
+                "sqlite+aiosqlite:///./data/sqlite.db, or set DATABASE_BACKEND=postgres and POSTGRES_DSN"
+            )
+        path = unquote(rest.partition("?")[0]).removeprefix("/")
+        return path or ":memory:"
+
+    def require_postgres_dsn(self) -> str:
+        """Return the DSN with its password.
+
+        Raises:
+            InvalidInputError: There is none.
+        """
+        if self.postgres_dsn is None or not self.postgres_dsn.get_secret_value():
+            raise InvalidInputError(
+                "the backend is postgres and there is no POSTGRES_DSN; set it to "
+                "postgresql://user:password@host:5432/database"
+            )
+        return self.postgres_dsn.get_secret_value()
+
+
+def load_settings() -> Settings:
+    """Read the settings of the environment and `.env`.
+
+    Raises:
+        InvalidInputError: One is wrong; the message names it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise InvalidInputError(f"the setting {first['loc'][0]} is wrong: {first['msg']}") from None

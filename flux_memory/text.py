@@ -1,0 +1,61 @@
+"""Text that both engines keep byte for byte: what they cannot store, and checks of text arguments."""
+
+from __future__ import annotations
+
+from flux_memory.errors import InvalidInputError, InvalidTypeError
+
+
+def find_unstorable(value: str) -> str | None:
+    """Say what in a text cannot be stored, and where, or return `None`.
+
+    PostgreSQL has no NUL in `text`, and lone surrogates have no UTF-8 form.
+    """
+    if (at := value.find("\x00")) >= 0:
+        return f"a NUL character at offset {at}, which PostgreSQL cannot store; remove it"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"a lone surrogate at offset {error.start}, which is not text; decode it properly or remove it"
+    return None
+
+
+def require_str(name: str, value: object) -> str:
+    """Return a text as plain `str`, so that a subclass does not leak into a record.
+
+    Raises:
+        InvalidTypeError: It is not a `str`.
+    """
+    if type(value) is str:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise InvalidTypeError(f"{name} must be a str, not {type(value).__name__}")
+
+
+def require_text(name: str, value: object, *, max_bytes: int) -> str:
+    """Return a text that both engines can hold.
+
+    Raises:
+        InvalidInputError: It has a NUL or a lone surrogate, or is larger than `max_bytes` of UTF-8.
+    """
+    text = require_str(name, value)
+    if reason := find_unstorable(text):
+        raise InvalidInputError(f"{name} has {reason}")
+    if len(text) * 4 > max_bytes and len(text.encode()) > max_bytes:
+        raise InvalidInputError(f"{name} is larger than {max_bytes:,} bytes; store it elsewhere and keep a reference")
+    return text
+
+
+def require_id(name: str, value: object, *, max_length: int, min_length: int = 1) -> str:
+    """Return an id that both engines can hold.
+
+    Raises:
+        InvalidInputError: Its length is out of bounds, or it has a NUL or a lone surrogate.
+    """
+    text = require_str(name, value)
+    if not min_length <= len(text) <= max_length:
+        raise InvalidInputError(f"{name} has {len(text)} characters; it must have {min_length} to {max_length}")
+    if reason := find_unstorable(text):
+        raise InvalidInputError(f"{name} has {reason}")
+    return text

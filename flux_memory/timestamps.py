@@ -1,0 +1,65 @@
+"""Times as the records show them: UTC text of 32 characters that sorts as the times do."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final
+
+_LENGTH: Final = len("2026-01-31T23:59:59.123456+00:00")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECONDS_FROM: Final = 100_000_000_000
+"""An epoch number from here on counts milliseconds: in seconds it would lie beyond the year 5000."""
+
+
+def utc_now() -> str:
+    """Return the present."""
+    return utc_text(datetime.now(UTC))
+
+
+def utc_text(value: datetime) -> str:
+    """Return an aware time in the records' form."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def check(text: object) -> str:
+    """Return a stored time if it has the records' form.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if type(text) is str and len(text) == _LENGTH and text.endswith("+00:00"):
+        datetime.fromisoformat(text)
+        return text
+    raise ValueError(f"{text!r:.60} where a UTC time of {_LENGTH} characters belongs")
+
+
+def parse(value: object, naive: tzinfo = UTC) -> str:
+    """Read a time in any form the original application wrote, and return it in the records' form.
+
+    Those are ISO 8601 text, naive or with an offset or `Z`, with or without a fraction, and seconds or
+    milliseconds since 1970 as a number or its digits.
+
+    Args:
+        value: What the database holds.
+        naive: The zone of a text that names none.
+
+    Raises:
+        ValueError: It is no time, or one outside the years 1 to 9999.
+    """
+    try:
+        if isinstance(value, str):
+            if not _is_number(value):
+                moment = datetime.fromisoformat(value)
+                return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=naive))
+            value = float(value) if "." in value else int(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            unit = "milliseconds" if abs(value) >= _MILLISECONDS_FROM else "seconds"
+            return utc_text(_EPOCH + timedelta(**{unit: value}))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{value!r:.60} is not a time: {error}") from error
+    raise ValueError(f"{value!r:.60} is not a time")
+
+
+def _is_number(text: str) -> bool:
+    # Eight digits are a date in ISO 8601's basic form; an epoch has nine or more until 1973 is of interest.
+    return len(text) > len("YYYYMMDD") and text.replace(".", "", 1).isdecimal() and text.isascii()
