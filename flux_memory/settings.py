@@ -70,14 +70,18 @@ class Settings(BaseSettings):
         return self.postgres_dsn.get_secret_value()
 
 
-def load_settings() -> Settings:
+def load_settings(**overrides: str) -> Settings:
     """Read the settings of the environment and `.env`.
+
+    Args:
+        overrides: Fields that win over both.
 
     Raises:
         InvalidInputError: One is wrong; the message names it.
     """
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise InvalidInputError(f"the setting {first['loc'][0]} is wrong: {first['msg']}") from None
+    return Settings.model_validate({**settings.model_dump(), **overrides})

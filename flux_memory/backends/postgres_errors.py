@@ -82,6 +82,7 @@ _ADVICE: Final[tuple[tuple[type[BaseException], type[FluxMemoryError], str], ...
         "there is no such socket or file; check the paths in the DSN",
     ),
     (ssl.SSLError, BackendUnavailableError, "TLS failed; check sslmode and sslrootcert in the DSN"),
+    (ConnectionError, BackendUnavailableError, "check the network, and host, port and sslmode in the DSN"),
     (OSError, BackendUnavailableError, "check the network, and the host and port in the DSN"),
 )
 """The driver's errors, the special before the general: our error for each, and what to do."""

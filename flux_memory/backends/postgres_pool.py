@@ -14,10 +14,20 @@ from flux_memory.schema import postgres as schema
 
 async def open_pool(url: str, arguments: dict[str, Any]) -> Any:
     """Open a pool and bring the database's schema up to date."""
+    pool = await connect_pool(url, arguments)
+    try:
+        await _prepare(pool)
+    except BaseException:
+        pool.terminate()
+        raise
+    return pool
+
+
+async def connect_pool(url: str, arguments: dict[str, Any]) -> Any:
+    """Open a pool and change nothing."""
     pool = asyncpg.create_pool(url, reset=_keep_state, **arguments)
     try:
         await pool
-        await _prepare(pool)
     except BaseException:
         # A half-open pool keeps the connections it got.
         pool.terminate()
@@ -33,12 +43,17 @@ async def borrow(pool: Any) -> Any:
 
 async def _prepare(pool: Any) -> None:
     async with pool.acquire() as connection:
-        encoding = await connection.fetchval("SHOW server_encoding")
-        if encoding != "UTF8":
-            raise SchemaError(
-                f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
-            )
+        await check_encoding(connection)
         await schema.bring_up_to_date(connection)
+
+
+async def check_encoding(connection: Any) -> None:
+    """Raise `SchemaError` unless the database can hold every text."""
+    encoding = await connection.fetchval("SHOW server_encoding")
+    if encoding != "UTF8":
+        raise SchemaError(
+            f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
+        )
 
 
 async def _keep_state(connection: Any) -> None:

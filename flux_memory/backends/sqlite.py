@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -253,6 +254,8 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
 def _make_private_file(path: Path) -> None:
     """Make a missing file, and its directory, for their owner alone: conversations are nobody else's business."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 

@@ -50,4 +50,4 @@ def translated(path: str) -> Iterator[None]:
     except FluxMemoryError:
         raise
     except OSError as error:
-        raise BackendUnavailableError(f"SQLite on {path}: {error.strerror or error}; check the directory") from error
+        raise BackendUnavailableError(f"SQLite on {path}: {error.strerror or error}; check the path") from error

@@ -67,6 +67,25 @@ def missing(dialect: str, applied: Mapping[int, str]) -> list[SchemaFile]:
     return [step for step in steps if step.version not in applied]
 
 
+def described(dialect: str, applied: Mapping[int, str], original_version: int) -> str:
+    """Say in a few words which schema a database has.
+
+    Args:
+        dialect: `sqlite` or `postgres`.
+        applied: The checksums that the database recorded, by version.
+        original_version: Where there are none, what `adopted_version` returns.
+
+    Raises:
+        SchemaError: As `missing` does.
+    """
+    lacking = missing(dialect, applied)
+    if applied:
+        return f"version {max(applied)}" + (f", {len(lacking)} behind: upgraded at first use" if lacking else ", current")
+    if original_version:
+        return f"the original application's, generation {original_version}: adopted in place at first use"
+    return "none yet: made at first use"
+
+
 def adopted_version(columns: Mapping[str, set[str]]) -> int:
     """Return which generation of the original application made the tables of a database without a version table.
 

@@ -50,7 +50,7 @@ async def bring_up_to_date(connection: Any) -> None:
         applied = await applied_versions(connection)
         if not applied:
             await connection.execute(CREATE_VERSION_TABLE)
-            for step in history("postgres")[: await _adopted_version(connection)]:
+            for step in history("postgres")[: await original_version(connection)]:
                 applied[step.version] = await _record(connection, step)
         for step in missing("postgres", applied):
             await connection.execute(step.sql)
@@ -64,12 +64,12 @@ async def applied_versions(connection: Any) -> dict[int, str]:
     return {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
 
 
-async def _record(connection: Any, step: SchemaFile) -> str:
-    await connection.execute(INSERT_VERSION, step.version, step.name, step.checksum)
-    return step.checksum
+async def original_version(connection: Any) -> int:
+    """Return the version that the tables of a database without a version table stand for; 0 where there are none.
 
-
-async def _adopted_version(connection: Any) -> int:
+    Raises:
+        SchemaError: The tables are not the original application's.
+    """
     types = {
         table: {name: kind for name, kind in await connection.fetch(SELECT_COLUMNS, table)}  # noqa: C416 - Records
         for table in ("sessions", "messages")
@@ -83,3 +83,8 @@ async def _adopted_version(connection: Any) -> int:
                     f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {expected} USING ..., then retry"
                 )
     return version
+
+
+async def _record(connection: Any, step: SchemaFile) -> str:
+    await connection.execute(INSERT_VERSION, step.version, step.name, step.checksum)
+    return step.checksum

@@ -86,6 +86,16 @@ def applied_versions(db: sqlite3.Connection) -> dict[int, str]:
     return dict(db.execute(SELECT_VERSIONS).fetchall())
 
 
+def original_version(db: sqlite3.Connection) -> int:
+    """Return the version that the tables of a file without a version table stand for; 0 where there are none.
+
+    Raises:
+        SchemaError: The tables are not the original application's.
+    """
+    columns = {table: {name for (name,) in db.execute(SELECT_COLUMNS, (table,))} for table in ("sessions", "messages")}
+    return adopted_version(columns)
+
+
 def _record(db: sqlite3.Connection, step: SchemaFile) -> str:
     db.execute(INSERT_VERSION, (step.version, step.name, step.checksum, timestamps.utc_now()))
     return step.checksum
@@ -97,8 +107,7 @@ def _adopt(db: sqlite3.Connection) -> int:
     Times become UTC text of one form, naive ones taken as UTC. Messages whose session is gone, which the original
     allowed, move to the table `orphaned_messages`.
     """
-    columns = {table: {name for (name,) in db.execute(SELECT_COLUMNS, (table,))} for table in ("sessions", "messages")}
-    version = adopted_version(columns)
+    version = original_version(db)
     if version == 0:
         return 0
     if db.execute(SELECT_NULL_IDS).fetchone()[0]:

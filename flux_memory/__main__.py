@@ -1,0 +1,5 @@
+"""`python -m flux_memory` is the command line."""
+
+from flux_memory.cli import main
+
+main(prog_name="flux-memory")

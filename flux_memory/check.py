@@ -1,0 +1,184 @@
+"""The connection check: what is configured, whether it answers, and what lies there. It changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError
+from flux_memory.schema import described
+
+if TYPE_CHECKING:
+    from flux_memory.protocol import Memory
+
+_ROUND_TRIPS = 5
+_MAX_SIZE = 10
+
+
+@dataclass
+class CheckReport:
+    """What a check found, in the order in which it is shown. Passwords are masked."""
+
+    backend: str
+    target: str
+    server: str = ""
+    schema: str = ""
+    sessions: int = 0
+    messages: int = 0
+    pool: str = ""
+    round_trip_ms: float | None = None
+    """The median of five."""
+    full: list[str] = field(default_factory=list)
+    """The methods that the full check called."""
+
+
+async def check_sqlite(path: str) -> CheckReport:
+    """Look at a SQLite file without making it or changing it.
+
+    Raises:
+        FluxMemoryError: It cannot be used; the message says what to do.
+    """
+    from flux_memory.backends.sqlite_errors import translated  # noqa: PLC0415 - only the driver in use
+
+    report = CheckReport("sqlite", path, server=f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread")
+    file = Path(path)
+    with translated(path):
+        if path == ":memory:" or not file.exists():
+            report.schema = described("sqlite", {}, 0)
+            if path != ":memory:":
+                report.target += " (does not exist yet)"
+                _check_can_be_made(file)
+            return report
+        # Off the event loop: a lock held by somebody else is waited for.
+        return await asyncio.to_thread(_look_at_file, file, report)
+
+
+async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - part of what is reported
+    """Look at a PostgreSQL database without changing it.
+
+    Raises:
+        FluxMemoryError: It cannot be used; the message says what to do.
+    """
+    from flux_memory import dsn as dsns  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends import postgres_pool  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres_errors import translated  # noqa: PLC0415 - only the driver in use
+
+    target = dsns.parse(dsn)
+    report = CheckReport("postgres", dsns.masked(dsn))
+    arguments = {"timeout": timeout, **target.arguments, "min_size": 2, "max_size": _MAX_SIZE}
+    with translated(report.target, timeout):
+        async with asyncio.timeout(timeout):
+            pool = await postgres_pool.connect_pool(target.url, arguments)
+            try:
+                report.pool = f"{pool.get_size()} of {_MAX_SIZE} connections open"
+                async with pool.acquire() as connection:
+                    await _look_at_server(connection, report)
+                await pool.close()
+            finally:
+                pool.terminate()
+    return report
+
+
+async def check_methods(memory: Memory, report: CheckReport) -> None:
+    """Create, read back and remove a scratch session through every public method but `clear_all`.
+
+    Raises:
+        FluxMemoryError: A method failed, or what came back is not what was stored.
+    """
+    title, metadata = "flux-memory check", {"check": True, "number": 1.0, "text": "ünï 漢字"}
+
+    async def call(name: str, expected: Callable[[Any], bool], result: Awaitable[Any]) -> Any:
+        value = await result
+        if not expected(value):
+            raise FluxMemoryError(f"{name}() returned something else than was stored; please report this as a bug")
+        report.full.append(name)
+        return value
+
+    session = await call("create_session", bool, memory.create_session(title, metadata, user_id="flux-memory check"))
+    try:
+        first = await call("add_message", bool, memory.add_message(session, "user", "one", metadata))
+        batch = [{"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
+        added = await call("add_messages", lambda ids: len(ids) == 2, memory.add_messages(session, batch))  # type: ignore[arg-type]
+        expected_ids = [first, *added]
+        await call(
+            "get_history", lambda rows: [row["id"] for row in rows] == expected_ids, memory.get_history(session)
+        )
+        await call("update_session_title", lambda _: True, memory.update_session_title(session, title + "ed"))
+        await call(
+            "get_session",
+            lambda row: (row["title"], row["metadata"], row["message_count"]) == (title + "ed", metadata, 3),
+            memory.get_session(session),
+        )
+        await call(
+            "get_sessions",
+            lambda rows: session in [row["id"] for row in rows],
+            memory.get_sessions(user_id="flux-memory check", metadata={"check": True}),
+        )
+        await call("count_sessions", lambda number: number >= 1, memory.count_sessions())
+    finally:
+        await memory.delete_session(session)
+    await call("delete_session", lambda row: row is None, memory.get_session(session))
+
+
+def _check_can_be_made(file: Path) -> None:
+    directory = next(parent for parent in file.absolute().parents if parent.exists())
+    if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
+        raise BackendUnavailableError(
+            f"SQLite on {file}: the file does not exist and {directory} cannot be written; "
+            "give the process rights there, or choose another path"
+        )
+
+
+def _look_at_file(file: Path, report: CheckReport) -> CheckReport:
+    from flux_memory.schema import sqlite as schema  # noqa: PLC0415 - only the driver in use
+
+    if file.is_dir():
+        raise BackendUnavailableError(f"SQLite on {file}: is a directory; give the path of a file in it")
+    if not os.access(file, os.W_OK) or not os.access(file.absolute().parent, os.W_OK):
+        raise BackendUnavailableError(
+            f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
+            "Give the process rights there"
+        )
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+        applied = schema.applied_versions(db)
+        original = 0 if applied else schema.original_version(db)
+        report.schema = described("sqlite", applied, original)
+        if applied or original:
+            report.sessions, report.messages = db.execute(_COUNTS).fetchone()
+        times = []
+        for _ in range(_ROUND_TRIPS):
+            began = time.perf_counter()
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            times.append(time.perf_counter() - began)
+    report.round_trip_ms = statistics.median(times) * 1000
+    return report
+
+
+async def _look_at_server(connection: Any, report: CheckReport) -> None:
+    from flux_memory.backends.postgres_pool import check_encoding  # noqa: PLC0415 - only the driver in use
+    from flux_memory.schema import postgres as schema  # noqa: PLC0415 - only the driver in use
+
+    report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
+    await check_encoding(connection)
+    applied = await schema.applied_versions(connection)
+    original = 0 if applied else await schema.original_version(connection)
+    report.schema = described("postgres", applied, original)
+    if applied or original:
+        report.sessions, report.messages = await connection.fetchrow(_COUNTS)
+    times = []
+    for _ in range(_ROUND_TRIPS):
+        began = time.perf_counter()
+        await connection.fetchval("SELECT 1")
+        times.append(time.perf_counter() - began)
+    report.round_trip_ms = statistics.median(times) * 1000
+
+
+_COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"

@@ -1,0 +1,96 @@
+"""The command line: `flux-memory`, also `python -m flux_memory`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from flux_memory import __version__
+from flux_memory.errors import FluxMemoryError
+
+if TYPE_CHECKING:
+    from flux_memory.check import CheckReport
+    from flux_memory.settings import Settings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="flux-memory")
+def main() -> None:
+    """Conversation memory on SQLite and PostgreSQL."""
+
+
+@main.command()
+@click.option("--sqlite-path", metavar="FILE", help="Check this SQLite file, whatever the settings say.")
+@click.option("--postgres-dsn", metavar="DSN", help="Check this PostgreSQL database, whatever the settings say.")
+@click.option("--timeout", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds at most.")
+@click.option("--full", is_flag=True, help="Also write, read back and remove a scratch session; makes the schema.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, full: bool, as_json: bool) -> None:
+    """Check the configured backend: does it answer, and what lies there?
+
+    Settings come from the environment and .env: DATABASE_BACKEND, DATABASE_URL, POSTGRES_DSN, each also with the
+    prefix FLUX_MEMORY_. Without --full nothing is made or changed. Exits with 0 if all is well and 1 if not.
+    """
+    if sqlite_path is not None and postgres_dsn is not None:
+        raise click.UsageError("give --sqlite-path or --postgres-dsn, not both")
+    try:
+        report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full))
+    except FluxMemoryError as error:
+        if as_json:
+            click.echo(json.dumps({"ok": False, "error": type(error).__name__, "message": str(error)}))
+        else:
+            click.echo(f"FAILED  {error}", err=True)
+        sys.exit(1)
+    if as_json:
+        click.echo(json.dumps({"ok": True, **dataclasses.asdict(report)}))
+    else:
+        _show(report)
+
+
+def _chosen(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
+    from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than the rest
+
+    if sqlite_path is not None:
+        return load_settings(database_backend="sqlite", database_url=f"sqlite+aiosqlite:///{sqlite_path}")
+    if postgres_dsn is not None:
+        return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn)
+    return load_settings()
+
+
+async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckReport:  # noqa: ASYNC109 - passed on
+    from flux_memory.check import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
+    from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
+
+    async def look() -> CheckReport:
+        if settings.database_backend == "postgres":
+            return await check_postgres(settings.require_postgres_dsn(), timeout)
+        return await check_sqlite(settings.sqlite_path)
+
+    report = await look()
+    if full:
+        async with create_memory(settings) as memory:
+            await check_methods(memory, report)
+        report = dataclasses.replace(await look(), full=report.full)
+    return report
+
+
+def _show(report: CheckReport) -> None:
+    lines = {
+        "Backend": report.backend,
+        "Target": report.target,
+        "Server": report.server,
+        "Schema": report.schema,
+        "Contents": f"{report.sessions:,} sessions, {report.messages:,} messages",
+        "Pool": report.pool,
+        "Round trip": "" if report.round_trip_ms is None else f"{report.round_trip_ms:.2f} ms",
+        "Full check": f"{len(report.full)} methods, each as promised" if report.full else "",
+    }
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name:<11} {value}")
+    click.echo("OK")
