@@ -49,16 +49,9 @@ async def check_sqlite(path: str) -> CheckReport:
     from flux_memory.backends.sqlite_errors import translated  # noqa: PLC0415 - only the driver in use
 
     report = CheckReport("sqlite", path, server=f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread")
-    file = Path(path)
     with translated(path):
-        if path == ":memory:" or not file.exists():
-            report.schema = described("sqlite", {}, 0)
-            if path != ":memory:":
-                report.target += " (does not exist yet)"
-                _check_can_be_made(file)
-            return report
         # Off the event loop: a lock held by somebody else is waited for.
-        return await asyncio.to_thread(_look_at_file, file, report)
+        return await asyncio.to_thread(_look_at_file, Path(path), report)
 
 
 async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - part of what is reported
@@ -76,7 +69,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     arguments = {"timeout": timeout, **target.arguments, "min_size": 2, "max_size": _MAX_SIZE}
     with translated(report.target, timeout):
         async with asyncio.timeout(timeout):
-            pool = await postgres_pool.connect_pool(target.url, arguments)
+            pool = await postgres_pool.open_pool(target.url, arguments)
             try:
                 report.pool = f"{pool.get_size()} of {_MAX_SIZE} connections open"
                 async with pool.acquire() as connection:
@@ -108,9 +101,7 @@ async def check_methods(memory: Memory, report: CheckReport) -> None:
         batch = [{"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
         added = await call("add_messages", lambda ids: len(ids) == 2, memory.add_messages(session, batch))  # type: ignore[arg-type]
         expected_ids = [first, *added]
-        await call(
-            "get_history", lambda rows: [row["id"] for row in rows] == expected_ids, memory.get_history(session)
-        )
+        await call("get_history", lambda rows: [row["id"] for row in rows] == expected_ids, memory.get_history(session))
         await call("update_session_title", lambda _: True, memory.update_session_title(session, title + "ed"))
         await call(
             "get_session",
@@ -140,6 +131,12 @@ def _check_can_be_made(file: Path) -> None:
 def _look_at_file(file: Path, report: CheckReport) -> CheckReport:
     from flux_memory.schema import sqlite as schema  # noqa: PLC0415 - only the driver in use
 
+    if str(file) == ":memory:" or not file.exists():
+        report.schema = described("sqlite", {}, 0)
+        if str(file) != ":memory:":
+            report.target += " (does not exist yet)"
+            _check_can_be_made(file)
+        return report
     if file.is_dir():
         raise BackendUnavailableError(f"SQLite on {file}: is a directory; give the path of a file in it")
     if not os.access(file, os.W_OK) or not os.access(file.absolute().parent, os.W_OK):

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self
 
 from flux_memory import dsn as dsns
 from flux_memory import metadata as json_metadata
 from flux_memory import records
-from flux_memory.backends import postgres_pool as pools
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.postgres_errors import ROLLED_BACK_FOR_ANOTHER, translated
+from flux_memory.backends.postgres_errors import translated
+from flux_memory.backends.postgres_pool import BorrowedConnections, Connections, OwnConnections, open_pool, prepare
+from flux_memory.backends.postgres_writer import MessageWriter
 from flux_memory.errors import (
     ConflictError,
     SessionNotFoundError,
 )
 from flux_memory.protocol import Message, Metadata, NewMessage, Session
-
-Result = TypeVar("Result")
 
 # Times go out as text in the records' form, and JSON crosses the wire as text both ways: a borrowed pool may have
 # codecs of its own, and text is what the records need.
@@ -32,61 +31,6 @@ ON CONFLICT (id) DO NOTHING
 RETURNING TRUE
 """
 
-# The session's row lock puts concurrent adds in a line; the counter it guards gives each its number. A message that
-# is already there stops the update, so that a retry changes nothing. Two retries at once: the second breaks the
-# unique key, fails whole, and finds the message when it is run again.
-ADD_MESSAGE: Final = """
-WITH stored AS (
-    SELECT role = $3 AND content = $4 AND metadata = $5::text::jsonb AS same
-    FROM messages
-    WHERE session_id = $1 AND id = $2
-), bumped AS (
-    UPDATE sessions
-    SET message_count = message_count + 1,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-    WHERE id = $1 AND NOT EXISTS (SELECT FROM stored)
-    RETURNING message_count, updated_at
-), added AS (
-    INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
-    SELECT $1, $2, message_count, $3, $4, $5::text::jsonb, updated_at
-    FROM bumped
-)
-SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
-"""
-ADD_MESSAGES: Final = """
-WITH item AS (
-    SELECT *
-    FROM unnest($2::text[], $3::text[], $4::text[], $5::text[])
-        WITH ORDINALITY AS item (id, role, content, metadata, position)
-), stored AS (
-    SELECT
-        item.id,
-        messages.role = item.role
-            AND messages.content = item.content
-            AND messages.metadata = item.metadata::jsonb AS same
-    FROM item
-    JOIN messages ON messages.session_id = $1 AND messages.id = item.id
-), fresh AS (
-    SELECT item.*, row_number() OVER (ORDER BY position) AS number
-    FROM item
-    WHERE NOT EXISTS (SELECT FROM stored WHERE stored.id = item.id)
-), bumped AS (
-    UPDATE sessions
-    SET message_count = message_count + (SELECT count(*) FROM fresh),
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-    WHERE id = $1
-        AND EXISTS (SELECT FROM fresh)
-        AND NOT EXISTS (SELECT FROM stored WHERE NOT same)
-    RETURNING message_count - (SELECT count(*) FROM fresh) AS before, updated_at
-), added AS (
-    INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
-    SELECT $1, fresh.id, bumped.before + fresh.number, role, content, metadata::jsonb, updated_at
-    FROM fresh, bumped
-)
-SELECT
-    EXISTS (SELECT FROM bumped) OR EXISTS (SELECT FROM sessions WHERE id = $1) AS found,
-    (SELECT min(id) FROM stored WHERE NOT same) AS taken
-"""
 SELECT_HISTORY: Final = """
 SELECT id, role, content, metadata::text, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
 FROM messages
@@ -135,9 +79,6 @@ DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = $1"
 # Not TRUNCATE, which deadlocks with adders that hold a session's row and want the messages' table.
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
-_ATTEMPTS: Final = 5
-"""How often a statement runs that the server rolled back for the sake of another one."""
-
 
 class PostgresConversationMemory:
     """A `Memory` in PostgreSQL, safe for any number of tasks, handles, processes and machines.
@@ -160,21 +101,19 @@ class PostgresConversationMemory:
         pool: Any = None,
     ) -> None:
         self.timeout: Final = timeout
-        self._borrowed: Final = pool is not None
         if pool is not None:
             self._shown = "a borrowed pool"
-            self._life: Lifecycle[Any] = Lifecycle(partial(pools.borrow, pool), pools.give_back, timeout)
-            return
-        if dsn is None:
-            from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
+            open_store = partial(_borrow, pool)
+        else:
+            if dsn is None:
+                from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
 
-            dsn = load_settings().require_postgres_dsn()
-        target = dsns.parse(dsn)
-        self._shown = dsns.masked(dsn)
-        arguments = {"timeout": timeout, **target.arguments, "min_size": min_size, "max_size": max_size}
-        self._life = Lifecycle(
-            partial(pools.open_pool, target.url, arguments), partial(pools.close_pool, timeout), timeout
-        )
+                dsn = load_settings().require_postgres_dsn()
+            target = dsns.parse(dsn)
+            self._shown = dsns.masked(dsn)
+            arguments = {"timeout": timeout, **target.arguments, "min_size": min_size, "max_size": max_size}
+            open_store = partial(_open, target.url, arguments)
+        self._life: Lifecycle[_Store] = Lifecycle(open_store, partial(_close, timeout), timeout)
 
     async def create_session(
         self,
@@ -202,24 +141,14 @@ class PostgresConversationMemory:
         self._life.check_open()
         session = records.existing_session(session_id)
         row = records.new_message(role, content, metadata, message_id)
-        same = await self._value(ADD_MESSAGE, session, *row)
-        if same is None:
-            raise SessionNotFoundError(records.no_session(session))
-        if not same:
-            raise ConflictError(records.taken_id(session, row.id))
+        await self._add(session, [row])
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
         session = records.existing_session(session_id)
         batch = records.new_batch(messages)
-        rows = records.unique(batch)
-        columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
-        ((found, taken),) = await self._rows(ADD_MESSAGES, session, *columns)
-        if not found:
-            raise SessionNotFoundError(records.no_session(session))
-        if taken is not None:
-            raise ConflictError(records.taken_id(session, taken))
+        await self._add(session, records.unique(batch))
         return [row.id for row in batch]
 
     async def get_history(
@@ -302,35 +231,51 @@ class PostgresConversationMemory:
         return f"{type(self).__name__}({self._shown!r})"
 
     def __del__(self) -> None:
-        life: Lifecycle[Any] | None = getattr(self, "_life", None)
-        if life is not None and life.resource is not None and not self._borrowed:
+        life: Lifecycle[_Store] | None = getattr(self, "_life", None)
+        if life is not None and life.resource is not None:
             warn_never_closed(self)
-            pools.terminate(life.resource)
+            life.resource.connections.terminate()
 
-    async def _rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows."""
+    async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
+        with self._life.in_flight(), translated(self._shown, self.timeout):
+            async with asyncio.timeout(self.timeout):
+                await (await self._life.opened()).writer.add(session_id, rows)
 
-        async def fetch(connection: Any) -> list[tuple[Any, ...]]:
-            rows: list[tuple[Any, ...]] = await connection.fetch(sql, *values)
-            return rows
-
-        return await self._run(fetch)
+    async def _rows(self, sql: str, *values: object) -> list[Any]:
+        """Run one statement within the deadline and return its rows."""
+        with self._life.in_flight(), translated(self._shown, self.timeout):
+            async with asyncio.timeout(self.timeout):
+                return await (await self._life.opened()).connections.fetch(sql, *values)
 
     async def _value(self, sql: str, *values: object) -> Any:
         """Run one statement and return the first column of its first row, or `None`."""
         rows = await self._rows(sql, *values)
         return rows[0][0] if rows else None
 
-    async def _run(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Run work on a connection of the pool, within the deadline; it is one statement, so it is atomic."""
-        with self._life.in_flight(), translated(self._shown, self.timeout):
-            async with asyncio.timeout(self.timeout):
-                pool = await self._life.opened()
-                for attempt in range(1, _ATTEMPTS + 1):
-                    try:
-                        async with pool.acquire() as connection:
-                            return await work(connection)
-                    except ROLLED_BACK_FOR_ANOTHER:
-                        if attempt == _ATTEMPTS:
-                            raise
-        raise AssertionError("unreachable")
+
+class _Store(NamedTuple):
+    """What a handle opens."""
+
+    connections: Connections
+    writer: MessageWriter
+
+
+async def _open(url: str, arguments: dict[str, Any]) -> _Store:
+    pool = await open_pool(url, arguments)
+    try:
+        await prepare(pool)
+    except BaseException:
+        pool.terminate()
+        raise
+    connections = OwnConnections(pool)
+    return _Store(connections, MessageWriter(connections))
+
+
+async def _borrow(pool: Any) -> _Store:
+    await prepare(pool)
+    connections = BorrowedConnections(pool)
+    return _Store(connections, MessageWriter(connections))
+
+
+async def _close(timeout: float, store: _Store) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
+    await store.connections.close(timeout)

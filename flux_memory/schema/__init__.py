@@ -80,7 +80,9 @@ def described(dialect: str, applied: Mapping[int, str], original_version: int) -
     """
     lacking = missing(dialect, applied)
     if applied:
-        return f"version {max(applied)}" + (f", {len(lacking)} behind: upgraded at first use" if lacking else ", current")
+        return f"version {max(applied)}" + (
+            f", {len(lacking)} behind: upgraded at first use" if lacking else ", current"
+        )
     if original_version:
         return f"the original application's, generation {original_version}: adopted in place at first use"
     return "none yet: made at first use"

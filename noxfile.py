@@ -1,0 +1,97 @@
+"""The project's jobs. `nox -l` lists them; what follows `--` is passed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = True
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["contract", "tests", "lint", "typecheck"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+IMAGE = "flux-memory/postgres:15"
+CONTRACT = ("contract_tests/test_contract_sqlite.py", "contract_tests/test_contract_postgres.py")
+
+
+def install(session: nox.Session, group: str) -> None:
+    """Install the package and a dependency group; older pip has no `--group`."""
+    own = f"{PYPROJECT['project']['name']}["
+    wanted = nox.project.dependency_groups(PYPROJECT, group)
+    extras = "".join("[" + each.removeprefix(own) for each in wanted if each.startswith(own))
+    session.install("-e", f".{extras}", *(each for each in wanted if not each.startswith(own)))
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """Run the contract on SQLite and on a throwaway PostgreSQL, and print who keeps it."""
+    install(session, "test")
+    session.run("pytest", *CONTRACT, "-q", "--flux-postgres-required", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test, the contract included; nothing is skipped for want of a server."""
+    install(session, "test")
+    session.run("pytest", "-n", "auto", "-q", "--flux-postgres-required", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def matrix(session: nox.Session) -> None:
+    """Run every test on each Python that the package is for."""
+    install(session, "test")
+    session.run("pytest", "-n", "auto", "-q", "--flux-postgres-required", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure which branches of the package the tests take; fails below 95 %."""
+    install(session, "coverage")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", "-q", "--flux-postgres-required", *session.posargs)
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, import directions and the CI workflow."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check types: the package strictly, and a caller's file against the public names."""
+    install(session, "typecheck")
+    session.run("mypy", "flux_memory", "contract_tests/typing_public_api.py", "noxfile.py")
+    session.run("pyright", "flux_memory", "contract_tests/typing_public_api.py")
+
+
+@nox.session(venv_backend="none")
+def image(session: nox.Session) -> None:
+    """Build a throwaway PostgreSQL image from Debian's packages; needs root and a Docker engine."""
+    session.run("bash", "containers/postgres/build.sh", *(session.posargs or [IMAGE]), external=True)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel and the sdist, check both, and use the wheel in an empty environment."""
+    install(session, "build")
+    dist = Path(session.create_tmp()) / "dist"
+    for old in dist.glob("*"):
+        old.unlink()
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    empty = Path(session.create_tmp()) / "empty"
+    session.run("python", "-m", "venv", "--clear", str(empty))
+    python = str(empty / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "-q", *map(str, dist.glob("*.whl")), external=True)
+    session.run(
+        python, "-m", "flux_memory", "check", "--sqlite-path", str(empty / "memory.db"), "--full", external=True
+    )
