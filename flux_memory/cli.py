@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import click
 
@@ -56,7 +57,7 @@ def _chosen(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
     from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than the rest
 
     if sqlite_path is not None:
-        return load_settings(database_backend="sqlite", database_url=f"sqlite+aiosqlite:///{sqlite_path}")
+        return load_settings(database_backend="sqlite", database_url=f"sqlite+aiosqlite:///{quote(sqlite_path)}")
     if postgres_dsn is not None:
         return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn)
     return load_settings()

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 
 _MASK: Final = "***"
 _SECRETS: Final = frozenset({"password", "sslpassword", "passfile"})
-
-_TRANSLATED: Final = {
-    "connect_timeout": ("timeout", float),
-    "statement_cache_size": ("statement_cache_size", int),
-    "prepared_statement_cache_size": ("statement_cache_size", int),
-}
-"""Parameters of other drivers: asyncpg's argument for each."""
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}")
+_PARAMETER: Final = re.compile(r"[?&](?P<name>[^=&]*)=(?P<value>[^&]*)")
+_ESCAPE: Final = (
+    "where the password has '/', '@', ':', '#', '?', '[' or ']', write them as %2F, %40, %3A, %23, %3F, %5B, %5D"
+)
 
 _REFUSED: Final = {
     "command_timeout": "give timeout= to the memory instead",
@@ -53,7 +53,7 @@ def parse(dsn: object) -> Dsn:
     if not isinstance(dsn, str):
         raise InvalidTypeError(f"dsn must be a str, not {type(dsn).__name__}")
     scheme, separator, _ = dsn.partition("://")
-    if not separator:
+    if not separator or not _SCHEME.fullmatch(scheme):
         raise InvalidInputError("the DSN is not a URL; write postgresql://user:password@host:5432/database")
     if scheme not in {"postgresql", "postgres"}:
         driver = re.fullmatch(r"(postgres|postgresql)\+\w+", scheme)
@@ -62,9 +62,16 @@ def parse(dsn: object) -> Dsn:
             if driver
             else "only PostgreSQL is spoken here: write postgresql://user:password@host:5432/database"
         )
-        raise InvalidInputError(f"the DSN has the scheme '{scheme:.40}://'; {advice}")
-    parts = urlsplit(dsn)
-    _check_ports(parts.netloc.rpartition("@")[2])
+        raise InvalidInputError(f"the DSN has the scheme '{scheme}://'; {advice}")
+    if not dsn.isprintable():
+        raise InvalidInputError("the DSN has a line break or another character that cannot be seen; remove it")
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        # Its message quotes the password.
+        raise InvalidInputError(f"the DSN cannot be read; {_ESCAPE}") from None
+    _check_unescaped(parts)
+    _check_hosts(parts.netloc.rpartition("@")[2])
     kept: list[tuple[str, str]] = []
     arguments: dict[str, Any] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
@@ -75,33 +82,66 @@ def parse(dsn: object) -> Dsn:
             try:
                 arguments[argument] = convert(value)
             except ValueError:
-                raise InvalidInputError(f"the DSN's parameter '{name}' must be a number") from None
+                raise InvalidInputError(f"the DSN's parameter '{name}' is not a number that makes sense") from None
         else:
             kept.append((name, value))
-    return Dsn(parts._replace(query=urlencode(kept, quote_via=quote)).geturl(), arguments)
+    address = dsn.partition("?")[0]
+    return Dsn(f"{address}?{urlencode(kept, safe='/', quote_via=quote)}" if kept else address, arguments)
 
 
 def masked(dsn: str) -> str:
     """Return a DSN that can be shown: every password in it is `***`."""
     scheme, separator, rest = dsn.partition("://")
-    if not separator:
+    if not separator or not _SCHEME.fullmatch(scheme):
         return _MASK
-    authority_end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
-    if "@" in rest[authority_end:]:
-        # A password with an unescaped '/' or '?' or '#': everything up to the last '@' may be part of it.
-        authority_end = rest.rfind("@") + len(rest[rest.rfind("@") :].split("/")[0].split("?")[0])
-    authority, tail = rest[:authority_end], rest[authority_end:]
-    userinfo, at, hosts = authority.rpartition("@")
-    user, colon, _ = userinfo.partition(":")
-    shown = f"{scheme}://{user}{colon and f':{_MASK}'}{at}{hosts}{tail}"
-    return re.sub(rf"(?i)([?&](?:{'|'.join(_SECRETS)})=)[^&#]*", rf"\g<1>{_MASK}", shown)
+    hidden = [found.span("value") for found in _PARAMETER.finditer(rest) if unquote(found["name"]).lower() in _SECRETS]
+    # A password may have an unescaped '/', '?', '#', ':' or '@': all from the first ':' to the last '@' may be it.
+    colon, at = rest.find(":"), rest.rfind("@")
+    if 0 <= colon < at:
+        hidden.append((colon + 1, at))
+    shown, end = f"{scheme}://", 0
+    for begin, stop in sorted(hidden):
+        if begin >= end:
+            shown += rest[end:begin] + _MASK
+        end = max(end, stop)
+    return shown + rest[end:]
 
 
-def _check_ports(hosts: str) -> None:
-    for host in hosts.split(","):
-        port = host.rpartition("]")[2].rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
-        if port and not unquote(port).isdecimal():
-            raise InvalidInputError(
-                "the DSN's port is not a number; where the password has '/', '@', ':', '#' or '?', write them as "
-                "%2F, %40, %3A, %23 or %3F"
-            )
+def _check_unescaped(parts: SplitResult) -> None:
+    """Raise `InvalidInputError` where a character of the password was taken for the end of the host."""
+    names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if parts.fragment or any("@" in text for text in (parts.path, *names)):
+        raise InvalidInputError(f"the DSN has an '@' or a '#' where none belongs; {_ESCAPE}")
+
+
+def _check_hosts(hosts: str) -> None:
+    for host in hosts.split(",") if hosts else ():
+        _, colon, port = host.rpartition("]")[2].rpartition(":")
+        if not host or (colon and port and not _is_port(unquote(port))):
+            raise InvalidInputError(f"the DSN has a host without a name, or a port that is none; {_ESCAPE}")
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and 0 < int(text) < 65536
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _cache_size(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+_TRANSLATED: Final[dict[str, tuple[str, Callable[[str], float]]]] = {
+    "connect_timeout": ("timeout", _positive),
+    "statement_cache_size": ("statement_cache_size", _cache_size),
+    "prepared_statement_cache_size": ("statement_cache_size", _cache_size),
+}
+"""Parameters of other drivers: asyncpg's argument for each."""

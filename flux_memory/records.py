@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -47,9 +48,18 @@ class MessageRow(NamedTuple):
     content: str
     metadata: str
 
-    def same_as(self, role: str, content: str, metadata: str) -> bool:
-        """Tell whether a stored message has this content, so that adding it again is a retry."""
-        return self.role == role and self.content == content and json_metadata.equal(self.metadata, metadata)
+    def same_as(self, role: str, content: str, metadata: str | None) -> bool:
+        """Tell whether a stored message has this content, so that adding it again is a retry.
+
+        Raises:
+            FluxMemoryError: The stored message is corrupt.
+        """
+        if (self.role, self.content) != (role, content):
+            return False
+        try:
+            return json_metadata.equal(self.metadata, metadata or "{}")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise FluxMemoryError(f"the stored message {self.id!r} cannot be read: {error}") from error
 
 
 def new_session(session_id: object, user_id: object, title: object, metadata: object) -> SessionRow:
@@ -148,6 +158,15 @@ def count(name: str, value: object) -> int:
     return min(int(value), MAX_COUNT)
 
 
+def seconds(name: str, value: object) -> float:
+    """Check a deadline in seconds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise InvalidTypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise InvalidInputError(f"{name} is {value}; it must be more than 0 and finite")
+    return float(value)
+
+
 def limit(value: object) -> int:
     """Check a `limit`; `None` is all."""
     return MAX_COUNT if value is None else count("limit", value)
@@ -191,6 +210,18 @@ def session(row: tuple[Any, ...]) -> Session:
         }
     except (ValueError, TypeError, RecursionError) as error:
         raise FluxMemoryError(f"session {row[0]!r} cannot be read: {error}") from error
+
+
+def session_time(session_id: str, value: object) -> str:
+    """Return a session's time as stored.
+
+    Raises:
+        FluxMemoryError: The row is corrupt; the message names it.
+    """
+    try:
+        return timestamps.check(value)
+    except ValueError as error:
+        raise FluxMemoryError(f"session {session_id!r} cannot be read: {error}") from error
 
 
 def _own_id(name: str, value: object) -> str:

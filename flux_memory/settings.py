@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         scheme, _, rest = self.database_url.partition("://")
         if scheme not in {"sqlite", "sqlite+aiosqlite"}:
             raise InvalidInputError(
-                f"DATABASE_URL has the scheme '{scheme:.40}' and the backend is sqlite; write "
+                "DATABASE_URL is no SQLite URL and the backend is sqlite; write "
                 "sqlite+aiosqlite:///./data/sqlite.db, or set DATABASE_BACKEND=postgres and POSTGRES_DSN"
             )
         path = unquote(rest.partition("?")[0]).removeprefix("/")
@@ -81,6 +81,9 @@ def load_settings(**overrides: str) -> Settings:
     """
     try:
         settings = Settings()
+    except UnicodeDecodeError:
+        # Its repr shows the file, passwords included.
+        raise InvalidInputError("the file .env is not UTF-8; save it as UTF-8") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise InvalidInputError(f"the setting {first['loc'][0]} is wrong: {first['msg']}") from None

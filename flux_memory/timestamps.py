@@ -27,8 +27,7 @@ def check(text: object) -> str:
     Raises:
         ValueError: It has not.
     """
-    if type(text) is str and len(text) == _LENGTH and text.endswith("+00:00"):
-        datetime.fromisoformat(text)
+    if type(text) is str and len(text) == _LENGTH and utc_text(datetime.fromisoformat(text)) == text:
         return text
     raise ValueError(f"{text!r:.60} where a UTC time of {_LENGTH} characters belongs")
 

@@ -52,7 +52,6 @@ tar --numeric-owner -C "$root" -c . | docker import \
     --change 'ENTRYPOINT ["docker-entrypoint.sh"]' \
     --change 'CMD ["postgres"]' \
     --change "EXPOSE 5432" \
-    --change "STOPSIGNAL SIGINT" \
     --change "VOLUME /var/lib/postgresql/data" \
     --change "LABEL flux-memory.recipe=$recipe" \
     - "$tag" >/dev/null

@@ -106,7 +106,10 @@ class Lifecycle(Generic[Resource]):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._idle.wait(), self._grace)
             if self._opening is not None:
-                await asyncio.wait([self._opening], timeout=self._grace)
+                _, late = await asyncio.wait([self._opening], timeout=self._grace)
+                # Nobody would close what opens from now on.
+                for task in late:
+                    task.cancel()
         resource, self._resource = self._resource, None
         if resource is not None:
             await self._close_resource(resource)

@@ -16,12 +16,13 @@ from flux_memory.backends.postgres_pool import BorrowedConnections, Connections,
 from flux_memory.backends.postgres_writer import MessageWriter
 from flux_memory.errors import (
     ConflictError,
+    InvalidInputError,
     SessionNotFoundError,
 )
 from flux_memory.protocol import Message, Metadata, NewMessage, Session
 
 # Times go out as text in the records' form, and JSON crosses the wire as text both ways: a borrowed pool may have
-# codecs of its own, and text is what the records need.
+# codecs of its own, and text is what the records need. A time before Christ keeps its BC, which tells it from others.
 
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
@@ -32,14 +33,14 @@ RETURNING TRUE
 """
 
 SELECT_HISTORY: Final = """
-SELECT id, role, content, metadata::text, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
 FROM messages
 WHERE session_id = $1
 ORDER BY seq DESC
 LIMIT $2
 """
 SELECT_HISTORY_BEFORE: Final = """
-SELECT id, role, content, metadata::text, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
 FROM messages
 WHERE session_id = $1
     AND seq < (SELECT seq FROM messages WHERE session_id = $1 AND id = $3)
@@ -51,8 +52,8 @@ SELECT
     id,
     user_id,
     title,
-    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
+    rtrim(to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
     metadata::text,
     message_count
 FROM sessions
@@ -89,6 +90,9 @@ class PostgresConversationMemory:
         max_size: Connections at most; further calls wait for one.
         timeout: Seconds within which a call ends.
         pool: An asyncpg pool to borrow; it is never closed, and `dsn` is not read.
+
+    Raises:
+        InvalidInputError: An argument is wrong, or there is no DSN.
     """
 
     def __init__(
@@ -100,10 +104,10 @@ class PostgresConversationMemory:
         timeout: float = 30.0,
         pool: Any = None,
     ) -> None:
-        self.timeout: Final = timeout
+        self.timeout: Final = records.seconds("timeout", timeout)
         if pool is not None:
             self._shown = "a borrowed pool"
-            open_store = partial(_borrow, pool)
+            open_store = partial(_borrow, pool, self.timeout)
         else:
             if dsn is None:
                 from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
@@ -111,8 +115,12 @@ class PostgresConversationMemory:
                 dsn = load_settings().require_postgres_dsn()
             target = dsns.parse(dsn)
             self._shown = dsns.masked(dsn)
+            if not 0 <= records.count("min_size", min_size) <= records.count("max_size", max_size) or not max_size:
+                raise InvalidInputError(
+                    f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
+                )
             arguments = {"timeout": timeout, **target.arguments, "min_size": min_size, "max_size": max_size}
-            open_store = partial(_open, target.url, arguments)
+            open_store = partial(_open, target.url, arguments, self.timeout)
         self._life: Lifecycle[_Store] = Lifecycle(open_store, partial(_close, timeout), timeout)
 
     async def create_session(
@@ -260,7 +268,7 @@ class _Store(NamedTuple):
     writer: MessageWriter
 
 
-async def _open(url: str, arguments: dict[str, Any]) -> _Store:
+async def _open(url: str, arguments: dict[str, Any], timeout: float) -> _Store:  # noqa: ASYNC109 - passed on
     pool = await open_pool(url, arguments)
     try:
         await prepare(pool)
@@ -268,13 +276,13 @@ async def _open(url: str, arguments: dict[str, Any]) -> _Store:
         pool.terminate()
         raise
     connections = OwnConnections(pool)
-    return _Store(connections, MessageWriter(connections))
+    return _Store(connections, MessageWriter(connections, timeout))
 
 
-async def _borrow(pool: Any) -> _Store:
+async def _borrow(pool: Any, timeout: float) -> _Store:  # noqa: ASYNC109 - passed on
     await prepare(pool)
     connections = BorrowedConnections(pool)
-    return _Store(connections, MessageWriter(connections))
+    return _Store(connections, MessageWriter(connections, timeout))
 
 
 async def _close(timeout: float, store: _Store) -> None:  # noqa: ASYNC109 - bounds what takes no timeout

@@ -19,7 +19,8 @@ ROLLED_BACK_FOR_ANOTHER: Final = (
 )
 """The server undid the statement because another one came first; run again, it sees what that one did."""
 
-_ADVICE: Final[tuple[tuple[type[BaseException], type[FluxMemoryError], str], ...]] = (
+_Causes = type[BaseException] | tuple[type[BaseException], ...]
+_ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (asyncpg.InvalidPasswordError, BackendUnavailableError, "check the user and the password in the DSN"),
     (
         asyncpg.InvalidAuthorizationSpecificationError,
@@ -64,6 +65,17 @@ _ADVICE: Final[tuple[tuple[type[BaseException], type[FluxMemoryError], str], ...
         asyncpg.InvalidParameterValueError,
         InvalidInputError,
         "a parameter of the DSN has a wrong value; mend it",
+    ),
+    (
+        (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError),
+        BackendUnavailableError,
+        "a pooler in transaction mode stands between: add ?statement_cache_size=0 to the DSN",
+    ),
+    (asyncpg.InvalidSchemaNameError, SchemaError, "the role's search_path names no schema that exists; create one"),
+    (
+        asyncpg.ProtocolViolationError,
+        BackendUnavailableError,
+        "the server or a pooler refused the connection's parameters; remove them from the DSN",
     ),
     (asyncpg.exceptions.ClientConfigurationError, InvalidInputError, "mend the DSN"),
     (asyncpg.PostgresConnectionError, BackendUnavailableError, "the connection was lost; retry"),

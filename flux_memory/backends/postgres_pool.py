@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import asyncpg
 
 from flux_memory.backends.postgres_errors import ROLLED_BACK_FOR_ANOTHER
-from flux_memory.errors import SchemaError
+from flux_memory.errors import InvalidInputError, SchemaError
 from flux_memory.schema import postgres as schema
 
 _ATTEMPTS: Final = 5
@@ -68,7 +68,8 @@ class OwnConnections:
                 while self._free:
                     await self._pool.release(self._free.pop())
                 await self._pool.close()
-        except (TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, OSError):
+        except (TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, OSError, RuntimeError):
+            # RuntimeError: the event loop on which the connections live is closed.
             self.terminate()
 
     def terminate(self) -> None:
@@ -138,6 +139,8 @@ async def open_pool(url: str, arguments: dict[str, Any]) -> Any:
     pool = asyncpg.create_pool(url, reset=_keep_state, **arguments)
     try:
         await pool
+    except UnicodeError as error:
+        raise InvalidInputError(f"the DSN has a host that cannot be one: {error}; mend its name") from error
     except BaseException:
         # A half-open pool keeps the connections it got.
         pool.terminate()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
 from flux_memory import records
 from flux_memory.backends.postgres_pool import Connections
@@ -17,7 +17,7 @@ from flux_memory.records import MessageRow
 # unique key, fails whole, and finds the message when it is run again.
 ADD_MESSAGE: Final = """
 WITH stored AS (
-    SELECT role = $3 AND content = $4 AND metadata = $5::text::jsonb AS same
+    SELECT role = $3 AND content = $4 AND coalesce(metadata, '{}') = $5::text::jsonb AS same
     FROM messages
     WHERE session_id = $1 AND id = $2
 ), bumped AS (
@@ -25,17 +25,17 @@ WITH stored AS (
     SET message_count = message_count + 1,
         updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
     WHERE id = $1 AND NOT EXISTS (SELECT FROM stored)
-    RETURNING message_count, updated_at
+    RETURNING id, message_count, updated_at
 ), added AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
-    SELECT $1, $2, message_count, $3, $4, $5::text::jsonb, updated_at
+    SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
     FROM bumped
 )
 SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 """
 
-# The same for several calls, each of which is refused by itself. Sessions are locked in the order of their ids, so
-# that the batches of two handles never wait for each other.
+# The same for several calls, each of which is refused by itself. It never waits for a session's lock: one session
+# that somebody holds must not keep the others waiting, and statements that do not wait cannot deadlock.
 ADD_MESSAGES: Final = """
 WITH item AS (
     SELECT *
@@ -48,7 +48,7 @@ WITH item AS (
         item.id,
         messages.role = item.role
             AND messages.content = item.content
-            AND messages.metadata = item.metadata::jsonb AS same
+            AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
     FROM item
     JOIN messages ON messages.session_id = item.session_id AND messages.id = item.id
 ), fresh AS (
@@ -60,8 +60,7 @@ WITH item AS (
     SELECT id
     FROM sessions
     WHERE id = ANY ($1::text[])
-    ORDER BY id
-    FOR UPDATE
+    FOR UPDATE SKIP LOCKED
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + growth.messages,
@@ -85,24 +84,31 @@ WITH item AS (
 )
 SELECT
     ARRAY (SELECT id FROM locked),
+    ARRAY (SELECT id FROM sessions WHERE id = ANY ($1::text[])),
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
     ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
 """
 
+ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
+
 _MOST_ROWS: Final = 256
 _MOST_CHARACTERS: Final = 1_000_000
 """Bounds of one statement, so that readers and other handles get their turn."""
+_PATIENCE: Final = 0.02
+"""Seconds until a statement in flight no longer keeps the next one back: it waits for a lock, or the server is far."""
 
 
 class _Call:
     """One `add_message` or `add_messages`: all its rows or none."""
 
-    __slots__ = ("future", "rows", "session_id")
+    __slots__ = ("deadline", "future", "rows", "session_id")
 
-    def __init__(self, session_id: str, rows: Sequence[MessageRow], future: asyncio.Future[None]) -> None:
+    def __init__(self, session_id: str, rows: Sequence[MessageRow], timeout: float) -> None:
+        loop = asyncio.get_running_loop()
         self.session_id = session_id
         self.rows = rows
-        self.future = future
+        self.future: asyncio.Future[None] = loop.create_future()
+        self.deadline = loop.time() + timeout
 
 
 class MessageWriter:
@@ -110,13 +116,18 @@ class MessageWriter:
 
     Messages are stored in the order of the calls. Each call has its own outcome; one that is cancelled before it was
     sent is not stored, and one that was sent is stored whole or not at all.
+
+    Args:
+        connections: What runs the statements.
+        timeout: Seconds until a call is given up, its statement with it.
     """
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, timeout: float) -> None:
         self._connections = connections
+        self._timeout = timeout
         self._waiting: deque[_Call] = deque()
-        self._busy = False
-        self._flushing: asyncio.Task[None] | None = None
+        self._turn: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def add(self, session_id: str, rows: Sequence[MessageRow]) -> None:
         """Store the rows at the end of a session's history.
@@ -125,31 +136,49 @@ class MessageWriter:
             SessionNotFoundError: There is no such session.
             ConflictError: An id is taken by another content.
         """
-        call = _Call(session_id, rows, asyncio.get_running_loop().create_future())
-        if self._busy:
+        call = _Call(session_id, rows, self._timeout)
+        if self._turn is not None or self._waiting:
             self._waiting.append(call)
             await call.future
             return
         # Nothing is in flight: no task is needed to send this at once.
-        self._busy = True
+        turn = self._take_turn()
         try:
-            await self._send([call])
+            await self._send_alone(call)
         finally:
-            if self._waiting:
-                self._flushing = asyncio.get_running_loop().create_task(self._flush())
-            else:
-                self._busy = False
+            self._end_turn(turn)
         call.future.result()
 
-    async def _flush(self) -> None:
+    def _take_turn(self) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.TimerHandle = loop.call_later(_PATIENCE, lambda: self._end_turn(turn))
+        self._turn = turn
+        return turn
+
+    def _end_turn(self, turn: asyncio.TimerHandle) -> None:
+        turn.cancel()
+        if self._turn is turn:
+            self._turn = None
+            if self._waiting:
+                self._start(self._send_waiting())
+
+    def _start(self, sending: Coroutine[Any, Any, None]) -> None:
+        # The event loop itself holds tasks only weakly.
+        task = asyncio.get_running_loop().create_task(sending)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send_waiting(self) -> None:
+        if self._turn is not None or not (calls := self._next_calls()):
+            return
+        turn = self._take_turn()
         try:
-            while calls := self._next_calls():
-                try:
-                    await self._send(calls)
-                except Exception as error:  # noqa: BLE001 - each caller gets it as its own outcome
-                    await self._send_one_by_one(calls, error)
+            if len(calls) == 1:
+                await self._send_apart(calls)
+            else:
+                await self._send_together(calls)
         finally:
-            self._busy = False
+            self._end_turn(turn)
 
     def _next_calls(self) -> list[_Call]:
         calls: list[_Call] = []
@@ -169,30 +198,52 @@ class MessageWriter:
                 characters += sum(len(row.content) for row in call.rows)
         return calls
 
-    async def _send_one_by_one(self, calls: list[_Call], error: Exception) -> None:
-        """Find out whose the failure is: a bad call fails alone."""
-        if len(calls) == 1:
-            _fail(calls[0], error)
+    async def _send_together(self, calls: list[_Call]) -> None:
+        try:
+            async with asyncio.timeout_at(max(call.deadline for call in calls)):
+                locked_by_others = await self._send(calls)
+        except Exception:  # noqa: BLE001 - the calls are sent one by one, and each caller gets its own error
+            # A bad call fails alone.
+            await self._send_apart(calls)
             return
-        for call in calls:
-            try:
-                await self._send([call])
-            except Exception as own_error:  # noqa: BLE001 - the caller gets it
-                _fail(call, own_error)
+        by_session: dict[str, list[_Call]] = {}
+        for call in locked_by_others:
+            by_session.setdefault(call.session_id, []).append(call)
+        for same_session in by_session.values():
+            self._start(self._send_apart(same_session))
 
-    async def _send(self, calls: list[_Call]) -> None:
-        if len(calls) == 1 and len(calls[0].rows) == 1:
-            (call,) = calls
+    async def _send_apart(self, calls: list[_Call]) -> None:
+        for call in calls:
+            if call.future.done():
+                continue
+            try:
+                async with asyncio.timeout_at(call.deadline):
+                    await self._send_alone(call)
+            except Exception as error:  # noqa: BLE001 - the caller gets it
+                _fail(call, error)
+
+    async def _send_alone(self, call: _Call) -> None:
+        """Send one call, which waits for its session's lock."""
+        if len(call.rows) == 1:
             ((same,),) = await self._connections.fetch(ADD_MESSAGE, call.session_id, *call.rows[0])
             _settle(call, found=same is not None, taken=call.rows[0].id if same is False else None)
-            return
+        else:
+            await self._send([call], ADD_MESSAGES_WAITING)
+
+    async def _send(self, calls: list[_Call], sql: str = ADD_MESSAGES) -> list[_Call]:
+        """Send calls together and return those whose session somebody else has locked."""
         items = [(number, call.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
         columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
         sessions = list({call.session_id for call in calls})
-        ((found, refused, taken),) = await self._connections.fetch(ADD_MESSAGES, sessions, *columns)
+        ((locked, existing, refused, taken),) = await self._connections.fetch(sql, sessions, *columns)
         first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
+        passed_over = []
         for number, call in enumerate(calls):
-            _settle(call, found=call.session_id in found, taken=first_taken.get(number))
+            if call.session_id in existing and call.session_id not in locked:
+                passed_over.append(call)
+            else:
+                _settle(call, found=call.session_id in locked, taken=first_taken.get(number))
+        return passed_over
 
 
 def _settle(call: _Call, *, found: bool, taken: str | None) -> None:

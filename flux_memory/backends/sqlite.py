@@ -62,7 +62,8 @@ FROM sessions
 """
 SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id = ?"
 WHOSE_USER: Final = "user_id = :user_id"
-WHOSE_METADATA: Final = "jsonb_contains(metadata, :metadata)"
+# As bytes, since sqlite3 cannot hand over text that is not UTF-8: one corrupt row would end the listing.
+WHOSE_METADATA: Final = "jsonb_contains(CAST(metadata AS BLOB), :metadata)"
 NEWEST_FIRST: Final = """
 ORDER BY updated_at DESC, id DESC
 LIMIT :limit OFFSET :offset
@@ -79,6 +80,9 @@ class ConversationMemory:
         db_path: The file, made where it is missing; `:memory:` is a store of this handle alone. By default the file
             that the settings name.
         timeout: Seconds within which a call ends, waiting for other processes' locks included.
+
+    Raises:
+        InvalidInputError: An argument is wrong.
     """
 
     def __init__(self, db_path: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
@@ -91,7 +95,7 @@ class ConversationMemory:
         self.db_path: Final = os.fspath(db_path)
         if not self.db_path or "\x00" in self.db_path:
             raise InvalidInputError("db_path is empty or has a NUL; give the path of a file")
-        self.timeout: Final = timeout
+        self.timeout: Final = records.seconds("timeout", timeout)
         self._life: Lifecycle[SQLiteWorker] = Lifecycle(
             partial(_open_worker, self.db_path, timeout), partial(_finish, timeout), timeout
         )
@@ -224,7 +228,7 @@ class ConversationMemory:
 
 async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
     worker = SQLiteWorker(partial(_connect, path, timeout))
-    await worker
+    await worker.open()
     return worker
 
 
@@ -243,7 +247,7 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
         _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
         _require(db, "synchronous", "FULL", (2,))
         _require(db, "foreign_keys", "ON", (1,))
-        db.create_function("jsonb_contains", 2, json_metadata.contains, deterministic=True)
+        db.create_function("jsonb_contains", 2, _contains, deterministic=True)
         schema.bring_up_to_date(db)
     except BaseException:
         db.close()
@@ -251,9 +255,18 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
     return db
 
 
+def _contains(stored: bytes | None, part: str) -> bool:
+    try:
+        return stored is not None and json_metadata.contains(stored.decode(), part)
+    except UnicodeDecodeError:
+        return False
+
+
 def _make_private_file(path: Path) -> None:
     """Make a missing file, and its directory, for their owner alone: conversations are nobody else's business."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Each by itself: mkdir(parents=True) gives the mode to the last one only.
+    for directory in reversed(path.parents):
+        directory.mkdir(mode=0o700, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
     if not path.exists():
@@ -292,7 +305,7 @@ def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.C
     if not fresh:
         return
     count, updated_at = session
-    now = max(updated_at, timestamps.utc_now())
+    now = max(records.session_time(session_id, updated_at), timestamps.utc_now())
     db.executemany(
         INSERT_MESSAGE,
         [

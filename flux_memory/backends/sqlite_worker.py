@@ -56,6 +56,17 @@ class SQLiteWorker(aiosqlite.Connection):
     def __del__(self) -> None:
         """Say nothing: the memory that owns the worker warns, and stops the thread."""
 
+    async def open(self) -> None:
+        """Start the thread and open the connection on it."""
+        job: _Job[None] = _Job(_nothing, 0)
+        self._thread.start()
+        self._tx.put_nowait((None, partial(self._open_on_thread, job)))
+        try:
+            await job.future
+        except BaseException:
+            self.abandon()
+            raise
+
     async def read(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
         """Run a read on the thread."""
         job = _Job(work, timeout)
@@ -85,6 +96,15 @@ class SQLiteWorker(aiosqlite.Connection):
         self._running = False
         self._tx.put_nowait((None, self._close_on_thread))
         self._tx.put_nowait((stopped, _stop_sentinel))
+
+    def _open_on_thread(self, job: _Job[None]) -> None:
+        # Kept here, not handed over: whoever asked may be gone by now, and it must still be closed.
+        try:
+            self._connection = self._connector()
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            _deliver([(job, None, error)])
+        else:
+            _deliver([(job, None, None)])
 
     def _close_on_thread(self) -> None:
         if self._connection is not None:
@@ -143,6 +163,10 @@ class SQLiteWorker(aiosqlite.Connection):
             return []
         _deliver(outcomes)
         return []
+
+
+def _nothing(db: sqlite3.Connection) -> None:
+    """Be the work of a call that only waits."""
 
 
 def _attempt(job: _Job[Any], db: sqlite3.Connection) -> _Outcome:

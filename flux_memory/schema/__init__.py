@@ -107,7 +107,7 @@ def adopted_version(columns: Mapping[str, set[str]]) -> int:
     if lacking:
         raise SchemaError(
             "the database has a table 'sessions' or 'messages' that is not conversation memory (it lacks "
-            f"{', '.join(sorted(lacking))}); use another database, or another schema by search_path"
+            f"{', '.join(sorted(lacking))}); use another database"
         )
     if unknown := messages - _ORIGINAL_MESSAGES:
         raise SchemaError(

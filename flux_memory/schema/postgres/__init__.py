@@ -9,7 +9,11 @@ from flux_memory.schema import SchemaFile, adopted_version, history, missing
 
 # A name's hash, so that no other user of advisory locks in the database takes the same by chance.
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0))"
-HAS_VERSION_TABLE: Final = "SELECT to_regclass('flux_memory_schema') IS NOT NULL"
+# Not to_regclass() alone: it may answer from the session's cache that the table is missing when another session has
+# just made it. Reading a catalogue brings the cache up to date.
+HAS_VERSION_TABLE: Final = """
+SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'flux_memory_schema' AND pg_table_is_visible(oid))
+"""
 CREATE_VERSION_TABLE: Final = """
 CREATE TABLE flux_memory_schema (
     version    INTEGER PRIMARY KEY,
