@@ -1,0 +1,206 @@
+"""The connection check: what it finds, that it changes nothing, and that the full check leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from original_application import make_file_with_data
+from raw_postgres import contents as postgres_contents
+from raw_postgres import execute, make_original
+
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.check import CheckReport, check_methods, check_postgres, check_sqlite
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
+from flux_memory.schema import history
+
+NEWEST = history("sqlite")[-1].version
+METHODS = [
+    "create_session",
+    "add_message",
+    "add_messages",
+    "get_history",
+    "update_session_title",
+    "get_session",
+    "get_sessions",
+    "count_sessions",
+    "delete_session",
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file is, or would be."""
+    return tmp_path / "chat.db"
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in directory.iterdir()}
+
+
+@pytest.mark.asyncio
+async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
+    """A check of a new installation says what will happen, and does not do it."""
+    report = await check_sqlite(str(path))
+    assert report.backend == "sqlite"
+    assert report.target == f"{path} (does not exist yet)"
+    assert report.schema == "none yet: made at first use"
+    assert (report.sessions, report.messages, report.round_trip_ms) == (0, 0, None)
+    assert snapshot(path.parent) == {}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("generation", [1, 2])
+async def test_a_file_of_the_original_application_is_only_looked_at(path: Path, generation: int) -> None:
+    """It says what would be adopted, counts it, and leaves every byte as it was."""
+    make_file_with_data(path, generation=generation)
+    before = snapshot(path.parent)
+    report = await check_sqlite(str(path))
+    assert report.schema == f"the original application's, generation {generation}: adopted in place at first use"
+    assert (report.sessions, report.messages) == (2, 6)
+    assert snapshot(path.parent) == before
+
+
+@pytest.mark.asyncio
+async def test_a_current_file_is_counted(path: Path) -> None:
+    """Contents, versions and a round trip; nothing is left lying about next to the file."""
+    async with ConversationMemory(path) as memory:
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "x")
+    before = snapshot(path.parent)
+    report = await check_sqlite(str(path))
+    assert (report.target, report.schema) == (str(path), f"version {NEWEST}, current")
+    assert (report.sessions, report.messages) == (1, 1)
+    assert report.server == f"SQLite {sqlite3.sqlite_version}"
+    assert report.round_trip_ms is not None
+    assert report.round_trip_ms > 0
+    assert snapshot(path.parent) == before
+
+
+@pytest.mark.asyncio
+async def test_a_file_in_use_is_counted(path: Path) -> None:
+    """The application may run meanwhile; what it has stored is seen although it is still in the journal."""
+    async with ConversationMemory(path) as memory:
+        await memory.create_session()
+        assert (await check_sqlite(str(path))).sessions == 1
+
+
+@pytest.mark.asyncio
+async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
+    """`:memory:` is no file."""
+    report = await check_sqlite(":memory:")
+    assert (report.target, report.schema) == (":memory:", "none yet: made at first use")
+
+
+@pytest.mark.asyncio
+async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
+    """As `touch` makes it."""
+    path.touch()
+    report = await check_sqlite(str(path))
+    assert report.schema == "none yet: made at first use"
+    assert report.round_trip_ms is not None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        ("INSERT INTO flux_memory_schema VALUES (99, 'later', 'x', '')", "upgrade flux-memory"),
+        ("UPDATE flux_memory_schema SET checksum = 'x'", "from a file that differs"),
+    ],
+)
+async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, spoil: str, says: str) -> None:
+    """The check finds before the application does what the application would trip over."""
+    async with ConversationMemory(path) as memory:
+        await memory.count_sessions()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(spoil)
+    with pytest.raises(SchemaError, match=says):
+        await check_sqlite(str(path))
+
+
+@pytest.mark.asyncio
+async def test_a_database_is_only_looked_at(flux_empty_database: str) -> None:
+    """Fresh, of the original application, and current: described, counted, not changed."""
+    report = await check_postgres(flux_empty_database, 10)
+    assert report.schema == "none yet: made at first use"
+    assert report.server.startswith("PostgreSQL 1")
+    assert report.pool == "2 of 10 connections open"
+    assert ":***@" in report.target
+    assert await postgres_contents(flux_empty_database) == []
+    await make_original(flux_empty_database)
+    before = await postgres_contents(flux_empty_database)
+    report = await check_postgres(flux_empty_database, 10)
+    assert report.schema == "the original application's, generation 1: adopted in place at first use"
+    assert (report.sessions, report.messages) == (2, 6)
+    assert await postgres_contents(flux_empty_database) == before
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.count_sessions()
+    report = await check_postgres(flux_empty_database, 10)
+    assert (report.schema, report.sessions, report.messages) == (f"version {NEWEST}, current", 2, 6)
+    assert report.round_trip_ms is not None
+    await execute(flux_empty_database, "UPDATE flux_memory_schema SET checksum = 'x'")
+    with pytest.raises(SchemaError, match="from a file that differs"):
+        await check_postgres(flux_empty_database, 10)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_does_not_answer_ends_the_check() -> None:
+    """Something listens and says nothing, as behind some firewalls: the check ends in time."""
+    release = asyncio.Event()
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(BackendUnavailableError, match=r"did not answer within 0\.3 s"):
+            await check_postgres(f"postgresql://u:secret@127.0.0.1:{port}/db?sslmode=disable", 0.3)
+        release.set()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def opened(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
+    """A function that makes a memory on either backend."""
+    if request.param == "sqlite":
+        yield lambda: ConversationMemory(path)
+    else:
+        dsn = request.getfixturevalue("flux_postgres_clean_dsn")
+        yield lambda: PostgresConversationMemory(dsn)
+
+
+@pytest.mark.asyncio
+async def test_the_full_check_calls_every_method_and_leaves_nothing(opened: Any) -> None:
+    """Each public method but `clear_all`, on a session of its own; what was there stays, what it made goes."""
+    async with opened() as memory:
+        kept = await memory.create_session("kept", {"check": True})
+        await memory.add_message(kept, "user", "kept")
+        before = await memory.get_sessions()
+        report = CheckReport("either", "")
+        await check_methods(memory, report)
+        assert report.full == METHODS
+        assert await memory.get_sessions() == before
+
+
+class Forgetful(ConversationMemory):
+    """A backend with a bug: titles do not change."""
+
+    async def update_session_title(self, session_id: str, title: str) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.asyncio
+async def test_the_full_check_reports_a_method_that_does_not_keep_its_promise(path: Path) -> None:
+    """What comes back is compared with what was stored; the scratch session goes all the same."""
+    async with Forgetful(path) as memory:
+        report = CheckReport("sqlite", "")
+        with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned something else than was stored"):
+            await check_methods(memory, report)
+        assert report.full == METHODS[:5]
+        assert await memory.count_sessions() == 0

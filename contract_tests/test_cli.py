@@ -1,0 +1,327 @@
+"""The command line: what it prints, its exit codes, and that every failure says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from ordinary_user import ordinary_user
+from original_application import make_file_with_data
+from raw_postgres import contents, execute
+from test_postgres_connections import elsewhere, with_parameter
+
+from flux_memory import PostgresConversationMemory, __version__
+from flux_memory.cli import main
+from flux_memory.schema import history
+
+NEWEST = history("sqlite")[-1].version
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An empty directory and an environment without our variables."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"FLUX_MEMORY_{name}", raising=False)
+    return monkeypatch
+
+
+def check(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["check", *arguments])
+
+
+def secret_of(dsn: str) -> str:
+    return dsn.split("://")[1].split("@")[0].split(":")[1]
+
+
+def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
+    """Without any settings: SQLite in the default place, which does not exist yet."""
+    result = check()
+    assert result.exit_code == 0, result.output
+    assert "Backend     sqlite\n" in result.stdout
+    assert "Target      ./data/sqlite.db (does not exist yet)\n" in result.stdout
+    assert "Schema      none yet: made at first use\n" in result.stdout
+    assert result.stdout.endswith("\nOK\n")
+    assert "Round trip" not in result.stdout
+    assert "Full check" not in result.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_file_of_the_original_application_is_not_changed(tmp_path: Path) -> None:
+    """Without `--full`, looking is all it does."""
+    path = tmp_path / "chat.db"
+    make_file_with_data(path)
+    before = path.read_bytes()
+    result = check("--sqlite-path", str(path))
+    assert result.exit_code == 0, result.output
+    assert "Contents    2 sessions, 6 messages\n" in result.stdout
+    assert "Schema      the original application's, generation 1" in result.stdout
+    assert path.read_bytes() == before
+
+
+def test_the_full_check_makes_the_schema_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Every public method is called; afterwards no session is left, and what was there is."""
+    path = tmp_path / "chat.db"
+    make_file_with_data(path)
+    result = check("--sqlite-path", str(path), "--full", "--json")
+    report = json.loads(result.stdout)
+    assert report["ok"] is True
+    assert len(report["full"]) == 9
+    assert (report["sessions"], report["messages"], report["schema"]) == (2, 6, f"version {NEWEST}, current")
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM sessions").fetchone() == (2,)
+    assert "Full check  9 methods, each as promised\n" in check("--sqlite-path", str(path), "--full").stdout
+
+
+@pytest.mark.parametrize("name", ["with space.db", "100%41.db", "what?.db", "a#b&c=d.db", "ünï.db", "..odd"])
+def test_the_path_is_taken_as_it_is_written(tmp_path: Path, name: str) -> None:
+    """Not as a URL: no character of a file's name means anything else."""
+    result = check("--sqlite-path", str(tmp_path / name), "--full")
+    assert result.exit_code == 0, result.output
+    assert name in {each.name for each in tmp_path.iterdir()}
+
+
+def test_postgres_masked_and_counted(environment: pytest.MonkeyPatch, flux_empty_database: str) -> None:
+    """From the environment: server, schema, pool and round trip, and no password anywhere."""
+    environment.setenv("DATABASE_BACKEND", "postgres")
+    environment.setenv("POSTGRES_DSN", flux_empty_database)
+    result = check("--json")
+    report = json.loads(result.stdout)
+    assert report["ok"] is True
+    assert report["backend"] == "postgres"
+    assert report["schema"] == "none yet: made at first use"
+    assert report["round_trip_ms"] > 0
+    assert asyncio.run(contents(flux_empty_database)) == []
+    result = check("--full")
+    assert result.exit_code == 0, result.output
+    assert f"Schema      version {NEWEST}, current\n" in result.stdout
+    assert "Contents    0 sessions, 0 messages\n" in result.stdout
+    assert "Pool        2 of 10 connections open\n" in result.stdout
+    assert "Full check  9 methods" in result.stdout
+    assert secret_of(flux_empty_database) not in result.output
+
+
+def test_options_override_the_settings(environment: pytest.MonkeyPatch, tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+    """Whatever the environment says, the option's backend is checked."""
+    environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "postgres")
+    environment.setenv("FLUX_MEMORY_POSTGRES_DSN", "postgresql://nowhere.invalid/db")
+    assert "Backend     sqlite\n" in check("--sqlite-path", str(tmp_path / "chat.db")).stdout
+    environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "sqlite")
+    assert "Backend     postgres\n" in check("--postgres-dsn", flux_postgres_clean_dsn).stdout
+
+
+def test_two_backends_at_once_are_a_usage_error() -> None:
+    """A mistake of the command line exits with 2, as click does."""
+    result = check("--sqlite-path", "x", "--postgres-dsn", "postgresql://h/d")
+    assert result.exit_code == 2
+    assert "give --sqlite-path or --postgres-dsn, not both" in result.output
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nothing listens, kept from others for the length of the test."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+DSN_FAILURES: dict[str, tuple[Callable[[str], str], str]] = {
+    "host not found": (lambda dsn: elsewhere(dsn, host="no-such-host.invalid"), "the host is not found; check its name"),
+    "authentication": (lambda dsn: dsn.replace(secret_of(dsn), "s3cret"), "check the user and the password in the DSN"),
+    "unknown database": (lambda dsn: elsewhere(dsn, database="nowhere"), "create the database, or mend its name"),
+    "TLS demanded": (lambda dsn: with_parameter(dsn, "sslmode=require"), "sslmode in the DSN"),
+    "asyncpg in the scheme": (lambda dsn: dsn.replace("postgresql://", "postgresql+asyncpg://"), "remove '+asyncpg'"),
+    "wrong scheme": (lambda dsn: dsn.replace("postgresql://", "mysql://"), "write postgresql://user:password@host"),
+    "no scheme": (lambda dsn: dsn.replace("postgresql://", ""), "the DSN is not a URL; write postgresql://"),
+    "unsupported parameter": (lambda dsn: with_parameter(dsn, "pool_size=5"), "give max_size= to the memory instead"),
+    "unknown parameter": (lambda dsn: with_parameter(dsn, "no_such=1"), "the server does not know a parameter"),
+    "bad sslmode": (lambda dsn: with_parameter(dsn, "sslmode=sometimes"), "sslmode"),
+    "unescaped password": (lambda dsn: dsn.replace("@", "/1@"), "write them as %2F"),
+    "empty": (lambda _: "", "set it to postgresql://user:password@host:5432/database"),
+}
+
+
+@pytest.mark.parametrize("case", DSN_FAILURES)
+def test_every_failure_of_postgres_says_what_to_do(case: str, flux_postgres_dsn: str) -> None:
+    """Exit 1, on stderr, with advice, without the password and without a traceback; the same as JSON."""
+    change, advice = DSN_FAILURES[case]
+    dsn = change(flux_postgres_dsn)
+    result = check("--postgres-dsn", dsn)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("FAILED  ")
+    assert advice in result.stderr
+    assert "Traceback" not in result.stderr
+    for secret in (secret_of(flux_postgres_dsn), "s3cret"):
+        assert secret not in result.output
+    as_json = check("--postgres-dsn", dsn, "--json")
+    assert as_json.exit_code == 1
+    report = json.loads(as_json.stdout)
+    assert report["ok"] is False
+    assert report["error"].endswith("Error")
+    assert advice in report["message"]
+
+
+def test_a_refused_connection_says_what_to_do(flux_postgres_dsn: str, closed_port: int) -> None:
+    """The commonest failure of all."""
+    result = check("--postgres-dsn", elsewhere(flux_postgres_dsn, port=closed_port))
+    assert result.exit_code == 1
+    assert "nothing listens there; start the server, check host and port" in result.stderr
+
+
+def test_a_newer_schema_says_what_to_do(flux_empty_database: str, tmp_path: Path) -> None:
+    """On both backends, with and without `--full`."""
+    path = tmp_path / "chat.db"
+    assert check("--sqlite-path", str(path), "--full").exit_code == 0
+    assert check("--postgres-dsn", flux_empty_database, "--full").exit_code == 0
+    newer = "INSERT INTO flux_memory_schema (version, name, checksum, applied_at) VALUES (99, 'later', 'x', '2999-01-01')"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(newer)
+    asyncio.run(execute(flux_empty_database, newer))
+    for arguments in (["--sqlite-path", str(path)], ["--postgres-dsn", flux_empty_database]):
+        for more in ([], ["--full"]):
+            result = check(*arguments, *more)
+            assert result.exit_code == 1
+            assert "has schema version 99" in result.stderr
+            assert "upgrade flux-memory, or use another database" in result.stderr
+
+
+def not_a_database(path: Path) -> str:
+    path.write_bytes(b"These are notes, no database. " * 100)
+    return str(path)
+
+
+def a_directory(path: Path) -> str:
+    path.mkdir()
+    return str(path)
+
+
+def below_a_file(path: Path) -> str:
+    path.touch()
+    return str(path / "chat.db")
+
+
+def somebody_elses(path: Path) -> str:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE sessions (token TEXT)")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (not_a_database, "the file is not a SQLite database; check the path"),
+        (a_directory, "is a directory; give the path of a file in it"),
+        (below_a_file, "check the path"),
+        (somebody_elses, "use another database"),
+    ],
+)
+def test_every_failure_of_a_file_says_what_to_do(tmp_path: Path, make: Callable[[Path], str], advice: str) -> None:
+    """Exit 1 with advice, and the path's content is as it was."""
+    path = tmp_path / "chat.db"
+    target = make(path)
+    before = path.read_bytes() if path.is_file() else None
+    result = check("--sqlite-path", target)
+    assert result.exit_code == 1, result.output
+    assert advice in result.stderr
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
+def test_a_directory_that_cannot_be_written_says_what_to_do() -> None:
+    """Found before the application's first message: for a new file and for one that is there."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        directory = Path(name)
+        assert check("--sqlite-path", str(directory / "there.db"), "--full").exit_code == 0
+        directory.chmod(0o555)
+        try:
+            with ordinary_user():
+                missing = check("--sqlite-path", str(directory / "new" / "chat.db"))
+                there = check("--sqlite-path", str(directory / "there.db"))
+        finally:
+            directory.chmod(0o755)
+    assert (missing.exit_code, there.exit_code) == (1, 1)
+    assert f"the file does not exist and {directory} cannot be written; give the process rights" in missing.stderr
+    assert "the file or its directory cannot be written; SQLite needs both" in there.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "advice"),
+    [
+        ({"DATABASE_BACKEND": "mysql"}, "the setting database_backend is wrong"),
+        ({"DATABASE_BACKEND": "postgres"}, "there is no POSTGRES_DSN; set it to"),
+        ({"DATABASE_URL": "postgresql://u:s3cret@h/d"}, "set DATABASE_BACKEND=postgres and POSTGRES_DSN"),
+    ],
+)
+def test_wrong_settings_say_what_to_set(environment: pytest.MonkeyPatch, variables: dict[str, str], advice: str) -> None:
+    """A configuration mistake is not a traceback."""
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    result = check()
+    assert result.exit_code == 1
+    assert advice in result.stderr
+    assert "s3cret" not in result.output
+
+
+def test_help_and_version() -> None:
+    """The options are documented where one looks for them."""
+    result = CliRunner().invoke(main, ["check", "-h"])
+    assert result.exit_code == 0
+    for option in ("--sqlite-path", "--postgres-dsn", "--full", "--json", "--timeout"):
+        assert option in result.output
+    assert CliRunner().invoke(main, ["--version"]).output == f"main, version {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "flux_memory"], [str(Path(sys.executable).with_name("flux-memory"))]])
+def test_both_ways_to_run_it_are_the_same_program(tmp_path: Path, command: list[str]) -> None:
+    """`python -m flux_memory` and `flux-memory`, with real exit codes and streams."""
+    good = subprocess.run(
+        [*command, "check", "--json", "--sqlite-path", str(tmp_path / "chat.db")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ,
+    )
+    assert (good.returncode, good.stderr) == (0, "")
+    assert json.loads(good.stdout)["ok"] is True
+    bad = subprocess.run(
+        [*command, "check", "--full", "--sqlite-path", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ,
+    )
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert bad.stderr.startswith("FAILED  ")
+    assert bad.stderr.count("\n") == 1
+
+
+def test_a_full_check_that_fails_at_the_first_use_fails(flux_empty_database: str) -> None:
+    """A role that may look and not make tables: the plain check is fine, the full one says what is lacking."""
+    from raw_postgres import role  # noqa: PLC0415 - only here
+
+    async def both() -> None:
+        async with role(flux_empty_database) as dsn:
+            plain, full = await asyncio.to_thread(check, "--postgres-dsn", dsn), await asyncio.to_thread(
+                check, "--postgres-dsn", dsn, "--full"
+            )
+            assert plain.exit_code == 0
+            assert full.exit_code == 1
+            assert "grant the role what it lacks" in full.stderr
+
+    asyncio.run(both())
+    assert asyncio.run(contents(flux_empty_database)) == []
+    assert PostgresConversationMemory is not None

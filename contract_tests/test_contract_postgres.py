@@ -1,0 +1,146 @@
+"""The contract, kept by PostgreSQL, and promises that only a look at the server can check."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from flux_memory import PostgresConversationMemory
+from flux_memory.testkit import CLAUSES, MemoryContract
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+DAMAGES: Final = {
+    "JSON of another kind": "UPDATE messages SET metadata = '[]' WHERE session_id = $1 AND id = $2",
+    "a time without end": "UPDATE messages SET created_at = 'infinity' WHERE session_id = $1 AND id = $2",
+    "a time out of range": "UPDATE messages SET created_at = '200000-01-01' WHERE session_id = $1 AND id = $2",
+    "a time before Christ": "UPDATE messages SET created_at = '0044-03-15 BC' WHERE session_id = $1 AND id = $2",
+}
+
+
+async def execute(dsn: str, sql: str, *values: Any) -> str:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return str(await connection.execute(sql, *values))
+    finally:
+        await connection.close()
+
+
+def damage(dsn: str, sql: str) -> Callable[[str, str], Awaitable[None]]:
+    async def corrupt(session_id: str, message_id: str) -> None:
+        assert await execute(dsn, sql, session_id, message_id) == "UPDATE 1"
+
+    return corrupt
+
+
+class TestPostgreSQL(MemoryContract):
+    backend = "PostgreSQL"
+
+    @pytest.fixture
+    def memory_factory(self, flux_postgres_clean_dsn: str) -> Callable[[], PostgresConversationMemory]:
+        return lambda: PostgresConversationMemory(flux_postgres_clean_dsn)
+
+    @pytest.fixture
+    def fresh_memory_factory(self, flux_empty_database: str) -> Callable[[], PostgresConversationMemory]:
+        return lambda: PostgresConversationMemory(flux_empty_database)
+
+    @pytest.fixture
+    def clock_at(self, flux_postgres_clean_dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
+        """The server has the clock, so what was written is given its moment afterwards."""
+
+        @asynccontextmanager
+        async def written_at(moment: datetime) -> AsyncIterator[None]:
+            yield
+            naive = moment.astimezone(UTC).replace(tzinfo=None)
+            await execute(flux_postgres_clean_dsn, "UPDATE messages SET created_at = $1", naive)
+            await execute(flux_postgres_clean_dsn, "UPDATE sessions SET updated_at = $1", naive)
+
+        return written_at
+
+    @pytest.fixture
+    def corrupt_message(self, flux_postgres_clean_dsn: str) -> Callable[[str, str], Awaitable[None]]:
+        return damage(flux_postgres_clean_dsn, DAMAGES["a time without end"])
+
+
+async def check(clause_id: str, store: StoreUnderTest) -> None:
+    checked = CLAUSES[clause_id].test(MemoryContract(), store)
+    assert checked is not None
+    await checked
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("sql", DAMAGES.values(), ids=DAMAGES)
+async def test_every_kind_of_damage_stays_in_its_row(flux_postgres_clean_dsn: str, sql: str) -> None:
+    """One damaged row raises an error that names it, whatever is wrong with it."""
+    dsn = flux_postgres_clean_dsn
+    await check("FM-LIF-011", StoreUnderTest(lambda: PostgresConversationMemory(dsn), corrupt_message=damage(dsn, sql)))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("zone", ["Asia/Seoul", "America/St_Johns"])
+@pytest.mark.parametrize("clause_id", ["FM-TIM-001", "FM-TIM-002", "FM-TIM-005", "FM-LST-001"])
+async def test_times_do_not_depend_on_the_server(flux_empty_database: str, zone: str, clause_id: str) -> None:
+    """Times are UTC whatever the server's time zone and date style are."""
+    async with asyncio.timeout(30):
+        name = flux_empty_database.rsplit("/", 1)[1].split("?")[0]
+        await execute(flux_empty_database, f'ALTER DATABASE "{name}" SET timezone = \'{zone}\'')
+        await execute(flux_empty_database, f'ALTER DATABASE "{name}" SET datestyle = \'German, DMY\'')
+    await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(flux_empty_database)))
+
+
+@pytest.mark.asyncio
+async def test_opening_a_current_schema_runs_no_ddl(flux_empty_database: str) -> None:
+    """A handle that opens a current schema does not queue behind a writer's open transaction."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        session = await memory.create_session()
+    writer = await asyncpg.connect(flux_empty_database)
+    try:
+        async with writer.transaction():
+            await writer.execute("LOCK TABLE sessions, messages IN ROW EXCLUSIVE MODE")
+            async with asyncio.timeout(10), PostgresConversationMemory(flux_empty_database) as memory:
+                await memory.add_message(session, "user", "not kept waiting")
+                assert len(await memory.get_history(session)) == 1
+    finally:
+        await writer.close()
+
+
+@pytest.mark.asyncio
+async def test_a_race_to_first_use_leaks_no_connection(flux_empty_database: str) -> None:
+    """After many handles have raced to first use and closed, the server has no connection of theirs."""
+    handles = [PostgresConversationMemory(flux_empty_database) for _ in range(6)]
+    await asyncio.gather(*(handle.create_session() for handle in handles))
+    await asyncio.gather(*(handle.close() for handle in handles))
+    watcher = await asyncpg.connect(flux_empty_database)
+    try:
+        async with asyncio.timeout(10):
+            while await watcher.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND backend_type = 'client backend'"
+            ):
+                await asyncio.sleep(0.01)
+    finally:
+        await watcher.close()
+
+
+@pytest.mark.asyncio
+async def test_a_history_has_no_hole_in_the_table(flux_postgres_clean_dsn: str) -> None:
+    """Numbers within a session have no gap and no repeat, failed and cancelled adds included."""
+    dsn = flux_postgres_clean_dsn
+    for clause_id in ("FM-ORD-012", "FM-CON-006", "FM-CAN-001", "FM-CAN-011"):
+        await execute(dsn, "DELETE FROM sessions") if clause_id != "FM-ORD-012" else None
+        await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
+        connection = await asyncpg.connect(dsn)
+        rows = await connection.fetch(
+            "SELECT s.message_count, array_agg(m.seq ORDER BY m.seq) FILTER (WHERE m.seq IS NOT NULL) AS numbers"
+            " FROM sessions s LEFT JOIN messages m ON m.session_id = s.id GROUP BY s.id, s.message_count"
+        )
+        await connection.close()
+        for row in rows:
+            numbers = row["numbers"] or []
+            assert len(numbers) == row["message_count"]
+            assert [number - numbers[0] for number in numbers] == list(range(len(numbers)))

@@ -1,0 +1,32 @@
+"""The contract, kept by the reference model: a clause that the plainest correct code fails is a wrong clause."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
+
+
+class TestReference(MemoryContract):
+    backend = "Reference"
+
+    @pytest.fixture
+    def memory_factory(self, tmp_path: Path) -> Callable[[], ReferenceMemory]:
+        store = ReferenceStore(tmp_path / "reference.json")
+        return lambda: ReferenceMemory(store)
+
+    @pytest.fixture
+    def corrupt_message(self, tmp_path: Path) -> Callable[[str, str], Awaitable[None]]:
+        async def corrupt(session_id: str, message_id: str) -> None:
+            path = tmp_path / "reference.json"
+            sessions = json.loads(path.read_bytes())
+            for message in sessions[session_id]["messages"]:
+                if message["id"] == message_id:
+                    message["metadata"] = "not an object"
+            path.write_text(json.dumps(sessions))
+
+        return corrupt

@@ -1,0 +1,69 @@
+"""`create_memory()`: the settings choose the backend, and nothing is opened before its first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from flux_memory import ConversationMemory, PostgresConversationMemory, Settings, create_memory
+from flux_memory.errors import InvalidInputError
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No `.env` of somebody's, and no variables."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"FLUX_MEMORY_{name}", raising=False)
+    return tmp_path
+
+
+@pytest.mark.asyncio
+async def test_the_default_is_sqlite_in_the_settings_file(in_an_empty_directory: Path) -> None:
+    """Without any configuration there is a memory; its file appears at the first use, not before."""
+    async with create_memory() as memory:
+        assert isinstance(memory, ConversationMemory)
+        assert memory.db_path == "./data/sqlite.db"
+        assert not any(in_an_empty_directory.iterdir())
+        await memory.create_session()
+    assert (in_an_empty_directory / "data" / "sqlite.db").exists()
+
+
+def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switching backends is a matter of the environment, not of code."""
+    monkeypatch.setenv("DATABASE_BACKEND", "postgres")
+    monkeypatch.setenv("POSTGRES_DSN", "postgresql://u:secret@h/d")
+    memory = create_memory()
+    assert isinstance(memory, PostgresConversationMemory)
+    assert repr(memory) == "PostgresConversationMemory('postgresql://u:***@h/d')"
+
+
+def test_given_settings_are_used() -> None:
+    """Settings made by the application win over the environment."""
+    memory = create_memory(Settings(database_backend="sqlite", database_url="sqlite:///own.db"))
+    assert repr(memory) == "ConversationMemory('own.db')"
+    dsn = SecretStr("postgresql://u:secret@h/d")
+    assert isinstance(
+        create_memory(Settings(database_backend="postgres", postgres_dsn=dsn)), PostgresConversationMemory
+    )
+
+
+def test_wrong_settings_are_refused_at_once() -> None:
+    """A mistake shows when the memory is made, not at its first use."""
+    with pytest.raises(InvalidInputError, match="POSTGRES_DSN"):
+        create_memory(Settings(database_backend="postgres"))
+    with pytest.raises(InvalidInputError, match="remove '\\+asyncpg'"):
+        create_memory(Settings(database_backend="postgres", postgres_dsn=SecretStr("postgresql+asyncpg://h/d")))
+    with pytest.raises(InvalidInputError, match="DATABASE_URL"):
+        create_memory(Settings(database_url="mysql://h/d"))
+
+
+def test_the_classes_read_the_settings_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each class without an argument takes what the settings say for it, whatever backend they choose."""
+    monkeypatch.setenv("POSTGRES_DSN", "postgresql://h/d")
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///own.db")
+    assert ConversationMemory().db_path == "own.db"
+    assert repr(PostgresConversationMemory()) == "PostgresConversationMemory('postgresql://h/d')"

@@ -1,0 +1,215 @@
+"""The life of a handle: opened once, used on one loop, closed once, whatever happens at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from flux_memory.backends.lifecycle import Lifecycle
+from flux_memory.errors import FluxMemoryError, MemoryClosedError
+
+
+class Resource:
+    """Something that is opened and closed, and counts both; it opens when `gate` is set."""
+
+    def __init__(self, grace: float = 5.0) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.opened = 0
+        self.closed = 0
+        self.failures: list[Exception] = []
+        self.life: Lifecycle[Resource] = Lifecycle(self._open, self._close, grace)
+
+    async def _open(self) -> Resource:
+        self.opened += 1
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop()
+        return self
+
+    async def _close(self, resource: Resource) -> None:
+        assert resource is self
+        self.closed += 1
+
+    async def call(self, until: asyncio.Event | None = None) -> str:
+        """What a method of a handle does."""
+        self.life.check_open()
+        with self.life.in_flight():
+            await self.life.opened()
+            if until is not None:
+                await until.wait()
+            return "done"
+
+
+async def settled(*tasks: asyncio.Task[str]) -> None:
+    """Let tasks run until each waits for something that only the test gives."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in tasks)
+
+
+@pytest.mark.asyncio
+async def test_any_number_of_first_users_open_once() -> None:
+    """First use may race."""
+    resource = Resource()
+    assert await asyncio.gather(*(resource.call() for _ in range(20))) == ["done"] * 20
+    assert resource.opened == 1
+
+
+@pytest.mark.asyncio
+async def test_a_failed_opening_fails_all_who_waited_and_is_tried_again() -> None:
+    """A server that was down at the first call is found at the next."""
+    resource = Resource()
+    resource.failures.append(FluxMemoryError("not yet"))
+    outcomes = await asyncio.gather(*(resource.call() for _ in range(5)), return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["not yet"] * 5
+    assert await resource.call() == "done"
+    assert resource.opened == 2
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_first_user_does_not_undo_the_opening_for_others() -> None:
+    """The opening belongs to everybody."""
+    resource = Resource()
+    resource.gate.clear()
+    first, second = asyncio.create_task(resource.call()), asyncio.create_task(resource.call())
+    await settled(first, second)
+    first.cancel()
+    resource.gate.set()
+    assert await second == "done"
+    assert first.cancelled()
+    assert resource.opened == 1
+
+
+@pytest.mark.asyncio
+async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Where every caller was cancelled, asyncio has nothing to complain about."""
+    resource = Resource()
+    resource.gate.clear()
+    resource.failures.append(FluxMemoryError("nobody is left"))
+    task = asyncio.create_task(resource.call())
+    await settled(task)
+    task.cancel()
+    resource.gate.set()
+    await asyncio.gather(task, return_exceptions=True)
+    await settled()
+    assert caplog.records == []
+    assert await resource.call() == "done"
+
+
+@pytest.mark.asyncio
+async def test_closing_waits_for_what_is_in_flight() -> None:
+    """No acknowledged write is lost: the resource closes when the last call is done, and no new one begins."""
+    resource, until = Resource(), asyncio.Event()
+    calls = [asyncio.create_task(resource.call(until)) for _ in range(3)]
+    await settled(*calls)
+    closing = asyncio.create_task(resource.life.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    assert resource.closed == 0
+    with pytest.raises(MemoryClosedError, match="this memory is closed; open another one"):
+        await resource.call()
+    until.set()
+    await closing
+    assert [await call for call in calls] == ["done"] * 3
+    assert resource.closed == 1
+
+
+@pytest.mark.asyncio
+async def test_closing_waits_a_bounded_time() -> None:
+    """A call that hangs does not keep a program from ending."""
+    resource = Resource(grace=0.05)
+    hanging = asyncio.create_task(resource.call(asyncio.Event()))
+    await settled(hanging)
+    await asyncio.wait_for(resource.life.close(), 5)
+    assert resource.closed == 1
+    hanging.cancel()
+
+
+@pytest.mark.asyncio
+async def test_closing_while_opening_leaves_nothing_open() -> None:
+    """Whoever began to open gets an answer, and what was opened is closed."""
+    resource = Resource()
+    resource.gate.clear()
+    call = asyncio.create_task(resource.call())
+    await settled(call)
+    closing = asyncio.create_task(resource.life.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    resource.gate.set()
+    await closing
+    assert await call == "done"
+    assert (resource.opened, resource.closed) == (1, 1)
+
+
+@pytest.mark.asyncio
+async def test_closing_after_the_opener_was_cancelled_leaves_nothing_open() -> None:
+    """The opening goes on without its caller, and closing waits for it."""
+    resource = Resource()
+    resource.gate.clear()
+    call = asyncio.create_task(resource.call())
+    await settled(call)
+    call.cancel()
+    closing = asyncio.create_task(resource.life.close())
+    await asyncio.gather(call, return_exceptions=True)
+    resource.gate.set()
+    await closing
+    assert (resource.opened, resource.closed) == (1, 1)
+
+
+@pytest.mark.asyncio
+async def test_an_opening_that_outlasts_the_grace_leaves_nothing_open() -> None:
+    """What opens only after the handle was closed is closed at once, since nobody else would."""
+    resource = Resource(grace=0.05)
+    resource.gate.clear()
+    call = asyncio.create_task(resource.call())
+    await settled(call)
+    await asyncio.wait_for(resource.life.close(), 5)
+    resource.gate.set()
+    await asyncio.gather(call, return_exceptions=True)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert call.cancelled()
+    assert resource.life.resource is None
+
+
+@pytest.mark.asyncio
+async def test_closing_is_idempotent_also_at_once() -> None:
+    """Twice, ten times together, after a cancelled attempt: closed once, and each returns when it is closed."""
+    resource = Resource()
+    await resource.call()
+    cancelled = asyncio.create_task(resource.life.close())
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.gather(*(resource.life.close() for _ in range(10)))
+    await resource.life.close()
+    assert resource.closed == 1
+
+
+@pytest.mark.asyncio
+async def test_closing_what_was_never_opened_opens_nothing() -> None:
+    """A handle that was made and not used costs nothing."""
+    resource = Resource()
+    await resource.life.close()
+    assert (resource.opened, resource.closed) == (0, 0)
+    with pytest.raises(MemoryClosedError):
+        resource.life.check_open()
+
+
+def test_another_event_loop_is_a_clear_error() -> None:
+    """A handle lives on one loop; a call on another one raises at once and never hangs."""
+    resource = Resource()
+    asyncio.run(resource.call())
+    with pytest.raises(FluxMemoryError, match="first used on another event loop.*create one memory for each event loop"):
+        asyncio.run(resource.call())
+
+
+def test_closing_on_another_event_loop_lets_go() -> None:
+    """The first loop may be gone; closing still frees what it can and returns, again too."""
+    resource = Resource()
+    asyncio.run(resource.call())
+    asyncio.run(resource.life.close())
+    asyncio.run(resource.life.close())
+    assert resource.closed == 1

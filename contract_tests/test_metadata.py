@@ -1,0 +1,270 @@
+"""Metadata: what is stored comes back by type and value, and comparing it agrees with a real `jsonb`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flux_memory import metadata
+from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=8)
+NUMBER = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBER | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(TEXT, VALUES, max_size=4)
+
+# Few values, so that objects often contain one another, or almost.
+SMALL = st.recursive(
+    st.sampled_from([None, True, False, 0, 1, 1.0, -0.0, 1.5, 10**20, 1e20, "", "1", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2),
+    max_leaves=6,
+)
+SMALL_OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c"]), SMALL, max_size=3)
+
+
+class Frozen(Mapping[str, Any]):
+    """A mapping that is no dict."""
+
+    def __getitem__(self, key: str) -> Any:
+        return {"inside": 1}[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["inside"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def typed(value: object) -> object:
+    """A form in which 1, 1.0 and True differ."""
+    if isinstance(value, dict):
+        return {key: typed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [typed(item) for item in value]
+    return type(value).__name__, repr(abs(value)) if value == 0 and isinstance(value, float) else repr(value)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    inner: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        inner = {"a": inner}
+    return inner
+
+
+@given(OBJECTS)
+def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
+    """Every JSON object round-trips by type and value; -0.0 becomes 0.0."""
+    assert typed(metadata.decode(metadata.encode(value))) == typed(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "{}"),
+        ({}, "{}"),
+        ({"a": 1e22}, '{"a":10000000000000000000000.0}'),
+        ({"a": -0.0}, '{"a":0.0}'),
+        ({"a": 1e-7}, '{"a":1e-07}'),
+        ({"a": (1, [2])}, '{"a":[1,[2]]}'),
+        ({"a": []}, '{"a":[]}'),
+        ({"a": True, "b": None, "c": False}, '{"a":true,"b":null,"c":false}'),
+        ({"é": '"\n'}, '{"é":"\\"\\n"}'),
+        ({"a": Frozen()}, '{"a":{"inside":1}}'),
+        (MappingProxyType({"a": 1}), '{"a":1}'),
+    ],
+)
+def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
+    """One text form for both engines: floats stay floats, tuples become lists, any mapping is an object."""
+    assert metadata.encode(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "says"),
+    [
+        ([], InvalidTypeError, "^metadata must be a mapping or None, not list"),
+        (False, InvalidTypeError, "not bool"),
+        ("{}", InvalidTypeError, "not str"),
+        ({1: 2}, InvalidTypeError, "has the key 1, a int; keys must be str"),
+        ({"a": {None: 2}}, InvalidTypeError, r"metadata\['a'\] has the key None, a NoneType"),
+        ({"a": [0, {"b": math.nan}]}, InvalidInputError, r"^metadata\['a'\]\[1\]\['b'\] is nan"),
+        ({"a": -math.inf}, InvalidInputError, "is -inf"),
+        ({"a": "x\x00"}, InvalidInputError, r"\['a'\] has a NUL character at offset 1"),
+        ({"\x00": 1}, InvalidInputError, "NUL character at offset 0"),
+        ({"a": "\ud800"}, InvalidInputError, "lone surrogate"),
+        ({"\udfff": 1}, InvalidInputError, "lone surrogate"),
+        ({"a": {1, 2}}, InvalidTypeError, r"^metadata\['a'\] is a set, which JSON does not have"),
+        ({"a": b"x"}, InvalidTypeError, "is a bytes"),
+        ({"a": 10**4300}, InvalidInputError, "more than 4,300 digits"),
+        ({"a": -(10**4300)}, InvalidInputError, "more than 4,300 digits"),
+        (nested(MAX_METADATA_DEPTH + 1), InvalidInputError, "nested deeper than 100"),
+    ],
+)
+def test_what_both_engines_cannot_keep_is_refused_with_its_place(
+    value: object, kind: type[Exception], says: str
+) -> None:
+    """Nothing is dropped, rounded or turned into null on the way; the message says where to look."""
+    with pytest.raises(kind, match=says):
+        metadata.encode(value)
+
+
+def test_an_object_that_contains_itself_is_refused() -> None:
+    """A cycle ends as a clear error."""
+    loop: dict[str, Any] = {}
+    loop["self"] = [loop]
+    with pytest.raises(InvalidInputError, match="nested deeper"):
+        metadata.encode(loop)
+
+
+def test_the_limits_are_inclusive() -> None:
+    """What is just allowed is kept: 100 deep, 4,300 digits."""
+    value = nested(MAX_METADATA_DEPTH)
+    assert metadata.decode(metadata.encode(value)) == value
+    largest = {"a": 10**4300 - 1, "b": -(10**4300) + 1}
+    assert metadata.decode(metadata.encode(largest)) == largest
+
+
+def test_the_size_is_counted_in_bytes_of_json() -> None:
+    """Larger than the shared limit is refused, never cut."""
+    fits = "é" * ((MAX_METADATA_BYTES - len('{"a":""}')) // 2)
+    assert len(metadata.encode({"a": fits}).encode()) == MAX_METADATA_BYTES
+    with pytest.raises(InvalidInputError, match="metadata is larger than"):
+        metadata.encode({"a": fits + "x"})
+
+
+def test_the_argument_is_neither_kept_nor_changed() -> None:
+    """What comes back is a fresh object each time; the caller's stays as it was."""
+    inner = [1, (2,)]
+    given_ = {"a": inner}
+    text = metadata.encode(given_)
+    assert given_ == {"a": [1, (2,)]}
+    assert given_["a"] is inner
+    assert metadata.decode(text) is not metadata.decode(text)
+    assert metadata.decode(None) is not metadata.decode(None)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '"x"', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1} x'])
+def test_a_stored_text_that_is_no_object_is_an_error(text: str) -> None:
+    """Corrupt metadata is never taken for an empty object, and never contained in or by anything."""
+    with pytest.raises(ValueError):  # noqa: PT011 - json's message or ours; the caller names the row
+        metadata.decode(text)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": NaN}', '{"a": Infinity}', "[" * 100_000])
+def test_invalid_json_contains_nothing(text: str) -> None:
+    """One corrupt row does not break a filtered listing."""
+    assert not metadata.contains(text, "{}")
+
+
+@pytest.mark.parametrize(
+    ("value", "part", "expected"),
+    [
+        ({"a": 1, "b": 2}, {}, True),
+        ({}, {"a": 1}, False),
+        ({"a": 1}, {"a": 1.0}, True),
+        ({"a": 1}, {"a": True}, False),
+        ({"a": None}, {"a": None}, True),
+        ({}, {"a": None}, False),
+        ({"a": [1, 2, 3]}, {"a": [3, 1]}, True),
+        ({"a": [1, 2]}, {"a": [1, 1, 1]}, True),
+        ({"a": [1, 2]}, {"a": 1}, False),
+        ({"a": [[1, 2]]}, {"a": [[1]]}, True),
+        ({"a": [{"b": 1, "c": 2}]}, {"a": [{"b": 1}]}, True),
+        ({"a": [{"b": 1}, {"c": 2}]}, {"a": [{"b": 1, "c": 2}]}, False),
+        ({"a": {"b": 1}}, {"a": {}}, True),
+        ({"a": []}, {"a": {}}, False),
+        ({"a": "1"}, {"a": 1}, False),
+        ({"a": 12345678901234567890123.0}, {"a": 12345678901234567890123}, False),
+    ],
+)
+def test_containment_is_that_of_jsonb(value: dict[str, Any], part: dict[str, Any], expected: bool) -> None:
+    """The examples of PostgreSQL's manual and its traps, by hand; below the same against a real server."""
+    assert metadata.contains(metadata.encode(value), metadata.encode(part)) is expected
+
+
+def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: str) -> None:
+    """SQLite filters with our `contains`, PostgreSQL with `@>`: the same answers, whatever the objects.
+
+    Also: a retry is told from a conflict by our `equal` on one engine and by `=` of `jsonb` on the other.
+    """
+    pairs: list[tuple[str, str]] = []
+
+    @settings(max_examples=300, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(SMALL_OBJECTS, SMALL_OBJECTS, st.randoms(use_true_random=False))
+    def collect(value: dict[str, Any], other: dict[str, Any], chance: random.Random) -> None:
+        for part in (other, pruned(value, chance)):
+            pairs.append((metadata.encode(value), metadata.encode(part)))
+
+    collect()
+    columns = [[one for one, _ in pairs], [other for _, other in pairs]]
+    answers = asyncio.run(
+        fetch(
+            flux_postgres_dsn,
+            "SELECT one::jsonb @> other::jsonb, one::jsonb = other::jsonb "
+            "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS pair (one, other, at) ORDER BY at",
+            *columns,
+        )
+    )
+    assert len(answers) == len(pairs) > 500
+    assert {holds for holds, _ in answers} == {same for _, same in answers} == {True, False}
+    for (one, other), (holds, same) in zip(pairs, answers, strict=True):
+        assert metadata.contains(one, other) is holds, (one, other)
+        assert metadata.equal(one, other) is same, (one, other)
+
+
+def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> None:
+    """Types survive `jsonb`: no float becomes an int, no int loses a digit, over random doubles of every size."""
+    chance = random.Random(17)
+    doubles = [chance.uniform(-1, 1) * 10.0 ** chance.randint(-320, 308) for _ in range(2000)]
+    objects: list[dict[str, Any]] = [{"n": double} for double in [*doubles, 1e16, 1e22, 5e-324, 1.7976931348623157e308]]
+    objects += [{"n": 10**4300 - 1}, {"n": 2**63}, {"deep": nested(99)}]
+
+    @settings(max_examples=200, database=None)
+    @given(OBJECTS)
+    def collect(value: dict[str, Any]) -> None:
+        objects.append(value)
+
+    collect()
+    texts = [metadata.encode(value) for value in objects]
+    rows = asyncio.run(
+        fetch(
+            flux_postgres_dsn,
+            "SELECT value::jsonb::text FROM unnest($1::text[]) WITH ORDINALITY AS item (value, at) ORDER BY at",
+            texts,
+        )
+    )
+    for value, (text,) in zip(objects, rows, strict=True):
+        assert typed(metadata.decode(text)) == typed(json.loads(json.dumps(value)))
+
+
+def pruned(value: Any, chance: random.Random) -> Any:
+    """Leave parts out and shuffle, so that the result is often contained in the value."""
+    if isinstance(value, dict):
+        return {key: pruned(item, chance) for key, item in value.items() if chance.random() < 0.7}
+    if isinstance(value, list):
+        kept = [pruned(item, chance) for item in value if chance.random() < 0.7]
+        chance.shuffle(kept)
+        return kept + kept[:1]
+    return value
+
+
+async def fetch(dsn: str, sql: str, *values: object) -> list[Any]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return list(await connection.fetch(sql, *values))
+    finally:
+        await connection.close()

@@ -1,0 +1,300 @@
+"""The PostgreSQL backend where it is more than the contract: servers set strangely, plans, order, corrupt rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from raw_postgres import connected, execute, rows
+
+from flux_memory import PostgresConversationMemory
+from flux_memory.backends import postgres as backend
+from flux_memory.errors import ConflictError, FluxMemoryError, SchemaError
+from flux_memory.testkit.servers import Server
+
+FUTURE = "2999-01-01T00:00:00.000000+00:00"
+
+
+@pytest_asyncio.fixture
+async def memory(flux_postgres_clean_dsn: str) -> AsyncIterator[PostgresConversationMemory]:
+    """An open handle with the sessions `one` and `two`."""
+    async with PostgresConversationMemory(flux_postgres_clean_dsn, timeout=10) as memory:
+        for id_ in ("one", "two"):
+            await memory.create_session(session_id=id_)
+        yield memory
+
+
+async def set_for_database(dsn: str, *settings: str) -> None:
+    """Set defaults as an administrator would: each is `name = value`."""
+    ((name,),) = await rows(dsn, "SELECT current_database()")
+    await execute(dsn, *(f'ALTER DATABASE "{name}" SET {setting}' for setting in settings))
+
+
+async def use(memory: Any) -> None:
+    """Every method once, with what tends to go wrong."""
+    metadata = {"n": 1, "f": 1e22, "text": "ünï 漢字 \\ \"'", "list": [1.0, None, {"deep": True}]}
+    session = await memory.create_session("title", metadata, user_id="ann")
+    first = await memory.add_message(session, "user", "back\\slash 'quote'", metadata)
+    others = await memory.add_messages(session, [{"role": "tool", "content": str(n), "metadata": metadata} for n in (1, 2)])
+    messages = await memory.get_history(session)
+    assert [message["id"] for message in messages] == [first, *others]
+    assert messages[0]["content"] == "back\\slash 'quote'"
+    assert [json.dumps(message["metadata"], sort_keys=True) for message in messages] == [
+        json.dumps(metadata, sort_keys=True)
+    ] * 3
+    assert [message["id"] for message in await memory.get_history(session, 1, before=others[1])] == [others[0]]
+    await memory.update_session_title(session, "new")
+    (found,) = await memory.get_sessions(user_id="ann", metadata={"list": [{"deep": True}]})
+    assert found == await memory.get_session(session)
+    assert (found["title"], found["metadata"], found["message_count"]) == ("new", metadata, 3)
+    for text in (found["created_at"], found["updated_at"], *(message["created_at"] for message in messages)):
+        assert (len(text), text[10], text[19], text[26:]) == (32, "T", ".", "+00:00")
+    ((skew,),) = await rows_of_now(memory, found["updated_at"])
+    assert abs(skew) < 60
+    assert await memory.count_sessions() >= 1
+    await memory.delete_session(session)
+    assert await memory.get_session(session) is None
+
+
+async def rows_of_now(memory: Any, text: str) -> list[tuple[Any, ...]]:
+    """How many seconds ago a record's time was, by the server's clock."""
+    return [tuple(row) for row in await memory._rows("SELECT extract(epoch FROM now() - $1::text::timestamptz)::float", text)]
+
+
+@pytest.mark.asyncio
+async def test_through_a_unix_socket(flux_postgres_server: Server, flux_postgres_clean_dsn: str) -> None:
+    """A DSN that names a socket's directory works as well as one that names a host."""
+    dsn = flux_postgres_server.through_socket(flux_postgres_clean_dsn)
+    if dsn is None:
+        pytest.skip("this run's server has no Unix socket within reach; local binaries have one")
+    async with PostgresConversationMemory(dsn) as memory:
+        await use(memory)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("timezone = 'Asia/Seoul'", "datestyle = 'SQL, DMY'"),
+        ("timezone = 'America/St_Johns'", "datestyle = 'Postgres, MDY'", "intervalstyle = 'sql_standard'"),
+        ("standard_conforming_strings = on", "extra_float_digits = -15", "bytea_output = 'escape'", "array_nulls = off"),
+        ("enable_seqscan = off", "jit_above_cost = 0", "plan_cache_mode = force_generic_plan"),
+        ("default_transaction_isolation = 'repeatable read'",),
+        ("default_transaction_isolation = 'serializable'", "default_transaction_deferrable = on"),
+    ],
+    ids=lambda settings: settings[0],
+)
+async def test_a_server_set_strangely_gives_the_same_answers(flux_empty_database: str, settings: tuple[str, ...]) -> None:
+    """Neither the server's time zone nor its formats, plans or isolation show in a record."""
+    await set_for_database(flux_empty_database, *settings)
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await use(memory)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_concurrent_adds_under_a_strict_default_isolation(flux_empty_database: str, isolation: str) -> None:
+    """What the server rolls back for the sake of another add is run again: none fails, none is stored twice."""
+    await set_for_database(flux_empty_database, f"default_transaction_isolation = '{isolation}'")
+    async with PostgresConversationMemory(flux_empty_database) as one, PostgresConversationMemory(flux_empty_database) as two:
+        await one.create_session(session_id="s")
+        adds = [memory.add_message("s", "user", f"{n}") for n in range(20) for memory in (one, two)]
+        ids = await asyncio.gather(*adds)
+        assert sorted(message["id"] for message in await one.get_history("s")) == sorted(ids)
+    assert await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq") == [(n,) for n in range(1, 41)]
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_cannot_hold_every_text_is_refused(flux_postgres_server: Server) -> None:
+    """In LATIN1 most of the world's text would fail at the first message; it fails at the first use, and says why."""
+    dsn = flux_postgres_server.create_database()
+    ((name,),) = await rows(dsn, "SELECT current_database()")
+    try:
+        await execute(
+            flux_postgres_server.dsn,
+            f'DROP DATABASE "{name}"',
+            f"CREATE DATABASE \"{name}\" ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+        )
+        async with PostgresConversationMemory(dsn) as memory:
+            with pytest.raises(SchemaError, match="encoding is LATIN1, .*; create it with ENCODING 'UTF8'"):
+                await memory.count_sessions()
+        assert await rows(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+    finally:
+        flux_postgres_server.drop_database(dsn)
+
+
+@pytest.mark.asyncio
+async def test_ids_are_ordered_by_bytes_whatever_the_collation(flux_empty_database: str) -> None:
+    """Ties in a listing are broken as on the other backend, also where the database sorts as a dictionary does."""
+    ids = ["B", "a", "_b", "Z", "é", "a-1", "a1"]
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        ((collation,),) = await rows(
+            flux_empty_database,
+            "SELECT quote_ident(collname) FROM pg_collation WHERE 'a' < 'B' "
+            "AND collname IN ('en-US-x-icu', 'und-x-icu', 'en_US.utf8', 'en_US') ORDER BY 1 LIMIT 1",
+        ) or [('"C"',)]
+        await memory.count_sessions()
+        await execute(flux_empty_database, f"ALTER TABLE sessions ALTER COLUMN id TYPE varchar(36) COLLATE {collation}")
+        for id_ in ids:
+            await memory.create_session(session_id=id_)
+        await execute(flux_empty_database, f"UPDATE sessions SET updated_at = '{FUTURE}'")
+        expected = sorted(ids, key=str.encode, reverse=True)
+        assert [session["id"] for session in await memory.get_sessions()] == expected
+        pages = [await memory.get_sessions(3, offset) for offset in (0, 3, 6)]
+        assert [session["id"] for page in pages for session in page] == expected
+
+
+@pytest.mark.asyncio
+async def test_indexes_serve_listing_filter_and_history(flux_empty_database: str) -> None:
+    """Nothing of the daily work reads whole tables: the plans of the very statements, on tables with rows."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.count_sessions()
+    async with connected(flux_empty_database) as connection:
+        await connection.execute(
+            """
+            INSERT INTO sessions (id, title, created_at, updated_at, metadata, user_id, message_count)
+            SELECT n, '', now(), now() + n * interval '1 s', jsonb_build_object('tag', n % 5000), n % 500, 5
+            FROM generate_series(1, 20000) AS n;
+            INSERT INTO messages (session_id, id, seq, role, content, created_at)
+            SELECT n / 5 + 1, n, n % 5 + 1, 'user', 'x', now() FROM generate_series(0, 49999) AS n;
+            ANALYZE
+            """
+        )
+        for sql, arguments, index in (
+            (backend.SELECT_PAGE, "50, 0", "sessions_by_activity"),
+            (backend.SELECT_PAGE_OF_USER, "50, 0, '7'", "sessions_of_user_by_activity"),
+            (backend.SELECT_PAGE_BY_METADATA, "50, 0, '{\"tag\": 7}'", "sessions_by_metadata"),
+            (backend.SELECT_SESSION, "'7'", "sessions_pkey"),
+            (backend.SELECT_HISTORY, "'7', 50", "messages_pkey"),
+            (backend.SELECT_HISTORY_BEFORE, "'7', 50, '32'", "messages_session_id_id_key"),
+        ):
+            await connection.execute(f"PREPARE statement AS {sql}")
+            plan = "\n".join(line for (line,) in await connection.fetch(f"EXPLAIN EXECUTE statement ({arguments})"))
+            await connection.execute("DEALLOCATE statement")
+            assert index in plan, plan
+            assert "Seq Scan" not in plan, plan
+
+
+@pytest.mark.asyncio
+async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn: str) -> None:
+    """No BEGIN, no second statement: counted on the connections that the memory uses."""
+    statements: list[str] = []
+
+    async def count(connection: Any) -> None:
+        connection.add_query_logger(lambda query: statements.append(query.query))
+
+    async def keep(connection: Any) -> None:
+        """Reset nothing, as the library's own pool does."""
+
+    async with asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, init=count, reset=keep) as pool:
+        async with PostgresConversationMemory(pool=pool) as memory:
+            for warm in (False, True):
+                session = await memory.create_session()
+                for work in (
+                    partial(memory.add_message, session, "user", "x", {"a": 1}),
+                    partial(memory.add_messages, session, [{"role": "user", "content": str(n)} for n in range(50)]),
+                    partial(memory.get_history, session, 10),
+                    partial(memory.update_session_title, session, "x"),
+                    partial(memory.get_sessions, metadata={"a": 1}),
+                    partial(memory.delete_session, session),
+                ):
+                    statements.clear()
+                    await work()
+                    # The driver asks once for each connection what a text[] is.
+                    assert len(statements) == 1 or not warm, statements
+
+
+@pytest.mark.asyncio
+async def test_order_when_the_clock_steps_back(memory: PostgresConversationMemory, flux_postgres_clean_dsn: str) -> None:
+    """A clock set back changes neither the order nor lets `created_at` or `updated_at` decrease."""
+    await memory.add_message("one", "user", "before")
+    await execute(flux_postgres_clean_dsn, f"UPDATE sessions SET updated_at = '{FUTURE}' WHERE id = 'one'")
+    await memory.add_message("one", "user", "after")
+    await memory.add_messages("one", [{"role": "user", "content": "later"}, {"role": "user", "content": "last"}])
+    await memory.update_session_title("one", "renamed")
+    messages = await memory.get_history("one")
+    assert [message["content"] for message in messages] == ["before", "after", "later", "last"]
+    assert [message["created_at"] for message in messages[1:]] == [FUTURE] * 3
+    session = await memory.get_session("one")
+    assert session is not None
+    assert session["updated_at"] == FUTURE
+    assert await rows(flux_postgres_clean_dsn, "SELECT seq FROM messages ORDER BY seq") == [(1,), (2,), (3,), (4,)]
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await execute(flux_postgres_clean_dsn, "UPDATE messages SET seq = 1 WHERE seq = 2")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "value",
+    ["metadata = '[1]'", "metadata = '7'", "metadata = 'null'", "created_at = 'infinity'", "created_at = '12026-01-01'"],
+)
+async def test_a_corrupt_message_is_named_and_hides_nothing_else(
+    memory: PostgresConversationMemory, flux_postgres_clean_dsn: str, value: str
+) -> None:
+    """What the columns can hold and a record cannot: the error names the row, the rest of the store can be read."""
+    await memory.add_message("one", "user", "good")
+    await memory.add_message("one", "user", "bad", message_id="broken")
+    newest = await memory.add_message("one", "user", "newest")
+    await memory.add_message("two", "user", "elsewhere")
+    await execute(flux_postgres_clean_dsn, f"UPDATE messages SET {value} WHERE id = 'broken'")
+    with pytest.raises(FluxMemoryError, match="message 'broken' of session 'one' cannot be read"):
+        await memory.get_history("one")
+    assert [message["id"] for message in await memory.get_history("one", 1)] == [newest]
+    assert [message["content"] for message in await memory.get_history("one", before="broken")] == ["good"]
+    assert [message["content"] for message in await memory.get_history("two")] == ["elsewhere"]
+    assert {session["id"] for session in await memory.get_sessions()} == {"one", "two"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("value", ["metadata = '\"text\"'", "created_at = '-infinity'", "updated_at = '12026-01-01'"])
+async def test_a_corrupt_session_is_named_and_hides_nothing_else(
+    memory: PostgresConversationMemory, flux_postgres_clean_dsn: str, value: str
+) -> None:
+    """A listing that meets it names it; others, its own messages and every other way to a session work."""
+    healthy = await memory.create_session(metadata={"a": 1}, user_id="ann")
+    await memory.add_message("one", "user", "kept")
+    await execute(flux_postgres_clean_dsn, f"UPDATE sessions SET {value} WHERE id = 'one'")
+    for look in (memory.get_session("one"), memory.get_sessions()):
+        with pytest.raises(FluxMemoryError, match="session 'one' cannot be read"):
+            await look
+    assert [message["content"] for message in await memory.get_history("one")] == ["kept"]
+    assert [session["id"] for session in await memory.get_sessions(metadata={"a": 1})] == [healthy]
+    assert [session["id"] for session in await memory.get_sessions(user_id="ann")] == [healthy]
+    await memory.delete_session("one")
+    assert len(await memory.get_sessions()) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_retry_of_a_message_whose_metadata_became_null(
+    memory: PostgresConversationMemory, flux_postgres_clean_dsn: str
+) -> None:
+    """NULL reads as an empty object, so it compares as one: never as a session that does not exist."""
+    for id_, metadata in (("empty", {}), ("full", {"a": 1})):
+        await memory.add_message("one", "user", "x", metadata, message_id=id_)
+    await execute(flux_postgres_clean_dsn, "UPDATE messages SET metadata = NULL")
+    assert await memory.add_message("one", "user", "x", {}, message_id="empty") == "empty"
+    batch = {"role": "user", "content": "x"}
+    assert await memory.add_messages("one", [{**batch, "message_id": "empty"}]) == ["empty"]  # type: ignore[typeddict-item]
+    with pytest.raises(ConflictError):
+        await memory.add_message("one", "user", "x", {"a": 1}, message_id="full")
+    with pytest.raises(ConflictError):
+        await memory.add_messages("one", [{**batch, "message_id": "full", "metadata": {"a": 1}}])  # type: ignore[typeddict-item]
+    assert len(await memory.get_history("one")) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) -> None:
+    """Dropped by hand while the handle was open: the error names the way out, and a new handle takes it."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.create_session()
+        await execute(flux_empty_database, "DROP TABLE messages, sessions, flux_memory_schema")
+        with pytest.raises(SchemaError, match="the tables are gone; open a new memory to make them"):
+            await memory.create_session()
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        assert await memory.count_sessions() == 0

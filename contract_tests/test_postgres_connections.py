@@ -1,0 +1,407 @@
+"""The connections of the PostgreSQL backend: whose they are, how many, what goes wrong, and secrets that stay secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import traceback
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from raw_postgres import as_user, connected, execute, role, rows
+
+from flux_memory import PostgresConversationMemory
+from flux_memory.errors import (
+    BackendUnavailableError,
+    ConflictError,
+    FluxMemoryError,
+    InvalidInputError,
+    MemoryClosedError,
+    SchemaError,
+    SessionNotFoundError,
+)
+from flux_memory.testkit.servers import Server
+
+NAME = "under_test"
+CONNECTIONS = f"FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{NAME}'"
+BUSY = "SELECT count(*) " + CONNECTIONS + " AND state <> 'idle'"
+OPEN = "SELECT count(*) " + CONNECTIONS
+
+
+def elsewhere(dsn: str, *, host: str | None = None, port: int | None = None, database: str | None = None) -> str:
+    """The DSN with another host, port or database."""
+    parts = urlsplit(dsn)
+    user, _, address = parts.netloc.rpartition("@")
+    name, _, number = address.rpartition(":")
+    netloc = f"{user}@{host or name}:{port or number}"
+    return urlunsplit(parts._replace(netloc=netloc, path=f"/{database}" if database else parts.path))
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port on which nothing listens, kept from others for the length of the test."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+def with_parameter(dsn: str, parameter: str) -> str:
+    return f"{dsn}{'&' if '?' in dsn else '?'}{parameter}"
+
+
+@pytest.fixture
+def named_dsn(flux_postgres_clean_dsn: str) -> str:
+    """A DSN whose connections can be told from others, by OPEN and BUSY."""
+    return with_parameter(flux_postgres_clean_dsn, f"application_name={NAME}")
+
+
+async def until_none(dsn: str, query: str) -> None:
+    """Wait until a count is 0."""
+    async with asyncio.timeout(10), connected(dsn) as connection:
+        while await connection.fetchval(query):
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def locked(dsn: str, session_id: str) -> AsyncIterator[None]:
+    """Hold the row of a session."""
+    async with connected(dsn) as other, other.transaction():
+        await other.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
+        yield
+
+
+async def failure(dsn: str, **arguments: Any) -> FluxMemoryError:
+    """What the first call of a memory on this DSN raises."""
+    async with PostgresConversationMemory(dsn, **arguments) as memory:
+        with pytest.raises(FluxMemoryError) as caught:
+            await memory.count_sessions()
+    return caught.value
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"host": "no-such-host.invalid"}, "the host is not found; check its name"),
+        ({"database": "no_such_database"}, 'database "no_such_database" does not exist; create the database, or mend'),
+    ],
+)
+async def test_a_wrong_address_says_what_is_wrong(flux_postgres_dsn: str, change: dict[str, str], says: str) -> None:
+    """The message names what to mend; the driver's error stays in the cause."""
+    error = await failure(elsewhere(flux_postgres_dsn, **change))  # type: ignore[arg-type]
+    assert isinstance(error, BackendUnavailableError)
+    assert says in str(error)
+    assert error.__cause__ is not None
+
+
+@pytest.mark.asyncio
+async def test_a_port_on_which_nothing_listens(flux_postgres_dsn: str, closed_port: int) -> None:
+    """Known not applied: `BackendUnavailableError`, at once."""
+    error = await failure(elsewhere(flux_postgres_dsn, port=closed_port))
+    assert isinstance(error, BackendUnavailableError)
+    assert "nothing listens there; start the server, check host and port" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_a_socket_that_is_not_there() -> None:
+    """A path that is wrong is called a path, not a network."""
+    error = await failure("postgresql://u:secret@/db?host=/no/such/directory")
+    assert isinstance(error, BackendUnavailableError)
+    assert "no such socket or file" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_a_server_without_tls_where_tls_is_demanded(flux_postgres_dsn: str) -> None:
+    """What the DSN demands is never given up silently."""
+    error = await failure(with_parameter(flux_postgres_dsn, "sslmode=require"))
+    assert isinstance(error, BackendUnavailableError)
+    assert "rejected SSL upgrade" in str(error)
+    assert "sslmode in the DSN" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_demands_tls(flux_postgres_server: Server, flux_empty_database: str) -> None:
+    """The server lets a role in over TLS only: the message says what to write into the DSN."""
+    async with role(flux_empty_database) as dsn, connected(flux_postgres_server.dsn) as admin:
+        original = await admin.fetchval("SELECT pg_read_file(current_setting('hba_file'))")
+        line = f"hostnossl all {urlsplit(dsn).username} all reject\n"
+        await put_hba(admin, line + original)
+        try:
+            async with asyncio.timeout(10):
+                while True:
+                    error = await try_to_connect(dsn)
+                    if error is not None:
+                        break
+                    await asyncio.sleep(0.02)
+        finally:
+            await put_hba(admin, original)
+    assert isinstance(error, BackendUnavailableError)
+    assert "no encryption" in str(error)
+    assert "sslmode=require where the server demands TLS" in str(error)
+
+
+async def put_hba(admin: Any, text: str) -> None:
+    """Replace the server's pg_hba.conf and have it read again."""
+    path = await admin.fetchval("SELECT current_setting('hba_file')")
+    lines = ", ".join("(" + "'" + line.replace("'", "''") + "')" for line in text.splitlines())
+    await admin.execute(f"COPY (SELECT * FROM (VALUES {lines}) AS file (line)) TO '{path}' WITH (DELIMITER E'\\x01')")
+    await admin.execute("SELECT pg_reload_conf()")
+
+
+async def try_to_connect(dsn: str) -> FluxMemoryError | None:
+    async with PostgresConversationMemory(dsn) as memory:
+        try:
+            await memory.count_sessions()
+        except SchemaError:
+            return None
+        except FluxMemoryError as error:
+            return error
+    return None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("password", ["s3cr/et", "s3cr@et", "s3cr?et", "s3cr#et", "s3cr:et", "s3cr%et", "s3cr&=et", "s3cr é漢", "s3cr'\"et"])
+async def test_no_password_shows_whatever_is_in_it(flux_empty_database: str, password: str, closed_port: int) -> None:
+    """Escaped, such a password works; in no repr, error or traceback, causes included, does it show."""
+    async with role(flux_empty_database, password=password) as dsn:
+        assert quote(password, safe="") in dsn
+        async with connected(dsn) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        wrong = as_user(dsn, str(urlsplit(dsn).username), password + "x")
+        errors = [
+            await failure(dsn),
+            await failure(wrong),
+            await failure(elsewhere(dsn, port=closed_port)),
+            await failure(elsewhere(dsn, database="no_such_database")),
+            await failure(elsewhere(dsn, host="no-such-host.invalid")),
+        ]
+    assert [type(error) for error in errors] == [SchemaError, *[BackendUnavailableError] * 4]
+    assert "check the user and the password in the DSN" in str(errors[1])
+    shown = [repr(PostgresConversationMemory(dsn))]
+    for error in errors:
+        shown += [str(error), repr(error), "".join(traceback.format_exception(error))]
+    for text in shown:
+        assert "s3cr" not in text
+        assert password not in text
+    assert ":***@" in shown[0]
+
+
+@pytest.mark.parametrize("password", ["s3cr/et", "s3cr@et/1", "1#s3cr", "1?s3cr", "s3cr:et@/", "s3cr[et"])
+def test_no_unescaped_password_shows_in_the_refusal(password: str) -> None:
+    """A DSN that was written without escaping is refused before anything is tried, and nothing of it is shown."""
+    with pytest.raises(InvalidInputError) as caught:
+        PostgresConversationMemory(f"postgresql://user:{password}@host/db")
+    assert "s3cr" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+async def test_a_host_that_cannot_be_one(host: str) -> None:
+    """An exception of the network code does not escape."""
+    assert isinstance(await failure(f"postgresql://u:secret@{host}/db"), InvalidInputError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"min_size": 5, "max_size": 2}, {"min_size": -1}, {"max_size": 0, "min_size": 0}, {"min_size": "2"}]
+    + [{"timeout": timeout} for timeout in (0, -1, float("nan"), "5", None, True)],
+)
+def test_sizes_and_deadlines_that_make_no_sense_are_refused_at_once(arguments: dict[str, Any]) -> None:
+    """A mistake shows where it is made, not at the first call."""
+    with pytest.raises(InvalidInputError, match="min_size|max_size|timeout"):
+        PostgresConversationMemory("postgresql://h/d", **arguments)
+
+
+@pytest.mark.asyncio
+async def test_a_parameter_that_the_server_does_not_know(flux_postgres_dsn: str) -> None:
+    """An unknown parameter of the DSN goes to the server, which refuses it: the message says so."""
+    error = await failure(with_parameter(flux_postgres_dsn, "no_such_parameter=1"))
+    assert isinstance(error, InvalidInputError)
+    assert "no_such_parameter" in str(error)
+    assert "the server does not know a parameter of the DSN; remove it" in str(error)
+    error = await failure(with_parameter(flux_postgres_dsn, "datestyle=nonsense"))
+    assert isinstance(error, InvalidInputError)
+    assert "has a wrong value; mend it" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_a_borrowed_pool_stays_its_owners(flux_postgres_clean_dsn: str) -> None:
+    """It is never closed, each connection goes back, and the owner's codecs disturb nobody."""
+
+    async def codecs(connection: Any) -> None:
+        for name in ("json", "jsonb"):
+            await connection.set_type_codec(name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+        await connection.set_type_codec(
+            "timestamp", encoder=str, decoder=lambda text: f"theirs {text}", schema="pg_catalog", format="text"
+        )
+
+    async with asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, max_size=2, init=codecs) as pool:
+        async with PostgresConversationMemory(pool=pool) as memory:
+            assert repr(memory) == "PostgresConversationMemory('a borrowed pool')"
+            session = await memory.create_session(metadata={"a": [1, 2.0]})
+            await asyncio.gather(*(memory.add_message(session, "user", f"{n}", {"n": n}) for n in range(10)))
+            messages = await memory.get_history(session)
+            assert {message["metadata"]["n"] for message in messages} == set(range(10))
+            assert (await memory.get_sessions(metadata={"a": [2]}))[0]["metadata"] == {"a": [1, 2.0]}
+        with pytest.raises(MemoryClosedError):
+            await memory.count_sessions()
+        assert not pool._closed
+        assert pool.get_idle_size() == pool.get_size()
+        assert await pool.fetchval("SELECT count(*) FROM messages") == 10
+    async with PostgresConversationMemory(pool=pool) as memory:
+        with pytest.raises(BackendUnavailableError, match="a borrowed pool: pool is closed"):
+            await memory.count_sessions()
+
+
+@pytest.mark.asyncio
+async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: str, named_dsn: str) -> None:
+    """Calls that wait for a connection, or for a lock, end at their deadline; afterwards everything works."""
+    async with PostgresConversationMemory(named_dsn, min_size=1, max_size=1, timeout=0.4) as memory:
+        session = await memory.create_session(session_id="s")
+        async with locked(flux_postgres_clean_dsn, "s"):
+            began = asyncio.get_running_loop().time()
+            outcomes = await asyncio.gather(
+                memory.add_message(session, "user", "x"), *(memory.count_sessions() for _ in range(3)), return_exceptions=True
+            )
+            assert asyncio.get_running_loop().time() - began < 2
+            assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
+            assert "did not answer within 0.4 s; whether the call took effect is not known" in str(outcomes[0])
+        await until_none(flux_postgres_clean_dsn, BUSY)
+        assert await memory.count_sessions() == 1
+        await memory.add_message(session, "user", "afterwards")
+        assert (await memory.get_history(session))[-1]["content"] == "afterwards"
+
+
+@pytest.mark.asyncio
+async def test_errors_and_cancellations_leak_no_connection(flux_postgres_clean_dsn: str, named_dsn: str) -> None:
+    """After many calls that failed or were cancelled at any moment, all connections are idle and all can be used."""
+    async with PostgresConversationMemory(named_dsn, min_size=1, max_size=2, timeout=10) as memory:
+        await memory.create_session(session_id="s")
+        for turns in range(40):
+            tasks = [
+                asyncio.create_task(memory.add_message("s", "user", "x")),
+                asyncio.create_task(memory.add_message("none", "user", "x")),
+                asyncio.create_task(memory.get_history("s")),
+                asyncio.create_task(memory.update_session_title("s", "x")),
+            ]
+            for _ in range(turns % 20):
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        async with locked(flux_postgres_clean_dsn, "s"):
+            stuck = [asyncio.create_task(memory.add_message("s", "user", "stuck")) for _ in range(4)]
+            await asyncio.wait(stuck, timeout=0.05)
+            for task in stuck:
+                task.cancel()
+            assert set(map(type, await asyncio.gather(*stuck, return_exceptions=True))) == {asyncio.CancelledError}
+        kinds = await asyncio.gather(
+            memory.create_session(session_id="s"),
+            memory.add_message("none", "user", "x"),
+            memory.update_session_title("none", "x"),
+            return_exceptions=True,
+        )
+        assert [type(kind) for kind in kinds] == [ConflictError, SessionNotFoundError, SessionNotFoundError]
+        await asyncio.gather(*(memory.add_message("s", "user", "fine") for _ in range(10)))
+        await asyncio.gather(*(memory.count_sessions() for _ in range(10)))
+        await until_none(flux_postgres_clean_dsn, BUSY)
+        ((still_open,),) = await rows(flux_postgres_clean_dsn, OPEN)
+        assert still_open <= 2
+        stored = await rows(flux_postgres_clean_dsn, "SELECT seq FROM messages WHERE session_id = 's' ORDER BY seq")
+        assert stored == [(n,) for n in range(1, len(stored) + 1)]
+    await until_none(flux_postgres_clean_dsn, OPEN)
+
+
+@pytest.mark.asyncio
+async def test_a_failed_opening_leaks_no_connection(flux_empty_database: str) -> None:
+    """A refused database is let go of, however often it is tried."""
+    await execute(flux_empty_database, "CREATE TABLE sessions (token text)")
+    async with PostgresConversationMemory(with_parameter(flux_empty_database, f"application_name={NAME}")) as memory:
+        for _ in range(5):
+            with pytest.raises(SchemaError):
+                await memory.count_sessions()
+        await until_none(flux_empty_database, OPEN)
+
+
+@pytest.mark.asyncio
+async def test_connections_that_the_server_ended_are_replaced(flux_postgres_clean_dsn: str, named_dsn: str) -> None:
+    """Idle connections die, of a restart or a firewall: the handle finds new ones, and every error is ours."""
+    async with PostgresConversationMemory(named_dsn, min_size=2, max_size=3) as memory:
+        await asyncio.gather(*(memory.count_sessions() for _ in range(6)))
+        await rows(
+            flux_postgres_clean_dsn,
+            "SELECT pg_terminate_backend(pid) " + CONNECTIONS,
+        )
+        await until_none(flux_postgres_clean_dsn, OPEN)
+        for _ in range(4):
+            try:
+                assert await memory.count_sessions() == 0
+            except BackendUnavailableError:
+                continue
+        assert await asyncio.gather(*(memory.count_sessions() for _ in range(6))) == [0] * 6
+
+
+@pytest.mark.asyncio
+async def test_closing_while_calls_are_in_flight_loses_none(flux_postgres_clean_dsn: str) -> None:
+    """What was begun before `close()` is answered and stored; no connection is left."""
+    memory = PostgresConversationMemory(flux_postgres_clean_dsn)
+    session = await memory.create_session()
+    writes = [asyncio.create_task(memory.add_message(session, "user", str(number))) for number in range(50)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*(memory.close() for _ in range(3)))
+    assert len(await asyncio.gather(*writes)) == 50
+    await memory.close()
+    assert await rows(flux_postgres_clean_dsn, "SELECT count(*) FROM messages") == [(50,)]
+
+
+@pytest.mark.asyncio
+async def test_closing_while_opening(flux_postgres_clean_dsn: str) -> None:
+    """Whoever began gets an answer, and nothing stays open."""
+    memory = PostgresConversationMemory(flux_postgres_clean_dsn)
+    calls = [asyncio.create_task(memory.count_sessions()) for _ in range(3)]
+    await asyncio.sleep(0)
+    await memory.close()
+    assert await asyncio.gather(*calls) == [0] * 3
+    with pytest.raises(MemoryClosedError):
+        await memory.count_sessions()
+
+
+@pytest.mark.asyncio
+async def test_every_call_after_close_says_so() -> None:
+    """Also those of a handle that was never opened, and before their arguments are looked at."""
+    memory = PostgresConversationMemory("postgresql://nowhere.invalid/db")
+    await memory.close()
+    for call in (
+        memory.create_session(),
+        memory.add_message("s", "", ""),
+        memory.add_messages("s", []),
+        memory.get_history("s", -1),
+        memory.get_sessions(),
+        memory.get_session("s"),
+        memory.count_sessions(),
+        memory.update_session_title("s", ""),
+        memory.delete_session("s"),
+        memory.clear_all(),
+    ):
+        with pytest.raises(MemoryClosedError):
+            await call
+
+
+def test_a_second_event_loop_is_a_clear_error(flux_postgres_clean_dsn: str) -> None:
+    """It neither hangs nor writes; closing on the second loop lets go."""
+    memory = PostgresConversationMemory(flux_postgres_clean_dsn)
+
+    async def first() -> str:
+        return await memory.create_session()
+
+    with asyncio.Runner() as one, asyncio.Runner() as two:
+        session = one.run(first())
+        with pytest.raises(FluxMemoryError, match="another event loop"):
+            two.run(memory.add_message(session, "user", "x"))
+        one.run(memory.close())
+    assert asyncio.run(rows(flux_postgres_clean_dsn, "SELECT count(*) FROM messages")) == [(0,)]

@@ -1,0 +1,142 @@
+"""The public names: what there is, what importing it costs, and how a handle behaves at the end of a program."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+import flux_memory
+from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
+
+
+def run(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=cwd, env=os.environ)
+
+
+def test_every_public_name_can_be_imported() -> None:
+    """All public names, errors included, import from the package, and `dir()` shows them."""
+    for name in flux_memory.__all__:
+        assert getattr(flux_memory, name) is not None
+        assert name in dir(flux_memory)
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    """A misspelt name fails as in any module."""
+    with pytest.raises(AttributeError, match="module 'flux_memory' has no attribute 'creatememory'"):
+        _ = flux_memory.creatememory
+
+
+@pytest.mark.parametrize(
+    ("program", "absent"),
+    [
+        ("import flux_memory", "asyncpg aiosqlite sqlite3 pydantic pydantic_settings click pytest rich"),
+        (
+            "from flux_memory import ConversationMemory, Memory, SchemaError",
+            "asyncpg pydantic pydantic_settings click pytest",
+        ),
+        (
+            "from flux_memory import PostgresConversationMemory",
+            "aiosqlite sqlite3 pydantic pydantic_settings click pytest",
+        ),
+        ("from flux_memory import create_memory", "asyncpg aiosqlite pydantic pydantic_settings click pytest"),
+        ("import flux_memory.cli", "asyncpg aiosqlite pydantic pydantic_settings pytest"),
+        (
+            "import flux_memory.testkit.plugin",
+            "asyncpg aiosqlite pydantic pytest_asyncio hypothesis docker testcontainers",
+        ),
+    ],
+)
+def test_an_import_loads_only_what_it_needs(program: str, absent: str) -> None:
+    """A driver is loaded by whom it serves; importing the package costs little."""
+    done = run(f"import sys; {program}; print(*(set(sys.argv[1:]) & set(sys.modules)))", *absent.split())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("backend", [ConversationMemory, PostgresConversationMemory])
+def test_the_backends_have_the_signatures_of_the_protocol(backend: type) -> None:
+    """Names, defaults and kinds of every parameter are the protocol's, and each method is a coroutine."""
+    for name, promised in inspect.getmembers(Memory, inspect.isfunction):
+        if not name.startswith("_") or name in {"__aenter__", "__aexit__"}:
+            kept = getattr(backend, name)
+            assert inspect.signature(kept) == inspect.signature(promised), name
+            assert inspect.iscoroutinefunction(kept), name
+
+
+def test_the_errors_are_one_family_and_fit_the_standard_ones() -> None:
+    """`except FluxMemoryError` catches all; each is also what a caller without the library would expect."""
+    errors = [value for name in flux_memory.__all__ if name.endswith("Error") for value in [getattr(flux_memory, name)]]
+    assert len(errors) == 8
+    assert all(issubclass(error, FluxMemoryError) for error in errors)
+    assert issubclass(flux_memory.InvalidInputError, ValueError)
+    assert issubclass(flux_memory.SessionNotFoundError, LookupError)
+    assert issubclass(flux_memory.BackendUnavailableError, ConnectionError)
+
+
+def test_records_have_the_documented_keys() -> None:
+    """The keys of a record are part of the API."""
+    assert set(typing.get_type_hints(flux_memory.Message)) == {"id", "role", "content", "metadata", "created_at"}
+    assert set(typing.get_type_hints(flux_memory.Session)) == {
+        *("id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count")
+    }
+
+
+NEVER_CLOSED = """
+import asyncio, gc, sys, warnings
+import flux_memory
+
+warnings.simplefilter("always")
+
+async def main():
+    memory = getattr(flux_memory, sys.argv[1])(sys.argv[2])
+    await memory.add_message(await memory.create_session(), "user", "kept")
+    if sys.argv[3] == "dropped":
+        del memory
+        gc.collect()
+    else:
+        globals()["memory"] = memory
+
+asyncio.run(main())
+print("end of the program")
+"""
+
+
+@pytest.mark.parametrize("how", ["dropped", "kept"])
+@pytest.mark.parametrize("backend", ["ConversationMemory", "PostgresConversationMemory"])
+def test_a_handle_that_was_never_closed_warns_and_never_hangs_the_exit(
+    backend: str, how: str, tmp_path: Path, flux_postgres_clean_dsn: str
+) -> None:
+    """A forgotten `close()` is said aloud, without the password, and costs neither the exit nor the message."""
+    target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_postgres_clean_dsn
+    done = run(NEVER_CLOSED, backend, target, how)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "end of the program\n"
+    assert "ResourceWarning" in done.stderr
+    assert f"{backend}(" in done.stderr
+    assert "was never closed; use 'async with' or close()" in done.stderr
+    assert "Traceback" not in done.stderr
+    if "@" in target:
+        assert target.split(":")[2].split("@")[0] not in done.stderr
+
+    async def stored() -> int:
+        async with getattr(flux_memory, backend)(target) as memory:
+            sessions = await memory.get_sessions()
+            return int(sessions[0]["message_count"])
+
+    assert asyncio.run(stored()) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_handle_that_was_never_used_has_nothing_to_warn_about(tmp_path: Path) -> None:
+    """Nothing is open before the first use, so nothing is forgotten, and nothing was made."""
+    memory = ConversationMemory(tmp_path / "chat.db")
+    del memory
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,221 @@
+"""The words of the project are true: code blocks run as printed, and what they name exists."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+import flux_memory
+from flux_memory.cli import check
+
+PROJECT: Final = Path(__file__).parents[1]
+README: Final = PROJECT / "README.md"
+PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/*.md"))]
+COMMAND_FILES: Final = [*PAGES, PROJECT / ".github/workflows/ci.yml", PROJECT / ".ci/run"]
+
+MY_BACKEND: Final = """
+from flux_memory import ConversationMemory
+
+
+class MyMemory(ConversationMemory):
+    pass
+"""
+MY_FACTORY: Final = """
+from mypackage import MyMemory
+
+
+def open_memory(path):
+    return MyMemory(path / "chat.db")
+"""
+FEW_CLAUSES: Final = ("-q", "-p", "no:cacheprovider", "-k", "FM-SES")
+"""How a run of the contract is printed is under test here, not the contract."""
+
+THE_SERVERS_WORDS: Final = {
+    "permission denied for schema public",
+    "no schema has been selected to create in",
+    'prepared statement "__asyncpg_stmt_',
+    '" already exists',
+}
+"""What PostgreSQL says itself, in the headings of the troubleshooting page."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def programs() -> dict[str, str]:
+    """Return the code blocks that are whole programs, each under a name."""
+    return {
+        f"{page.stem}-{number}": code
+        for page in PAGES
+        for number, code in enumerate(blocks(page, "python"), 1)
+        if "asyncio.run(" in code
+    }
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without what configures memories or pytest."""
+    ours = ("DATABASE_", "POSTGRES_", "FLUX_MEMORY_", "PYTEST_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
+
+
+def run(place: Path, *arguments: str, **variables: str) -> str:
+    """Run this Python in a directory and return what it printed; a failure is an error."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(
+        command, cwd=place, env=environment(**variables), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_first_block_is_twenty_lines_and_prints_what_the_readme_says(tmp_path: Path) -> None:
+    """The README begins with a short program, and shows its output word for word."""
+    code, output = blocks(README, "python")[0], blocks(README, "text")[0]
+    assert len(code.splitlines()) <= 20
+    assert run(tmp_path, "-W", "error", "-c", code) == output
+    assert (tmp_path / "data" / "sqlite.db").exists()
+
+
+def test_the_first_block_prints_the_same_on_postgresql(tmp_path: Path, flux_empty_database: str) -> None:
+    """The same program on the other backend: only the environment changes."""
+    code, output = blocks(README, "python")[0], blocks(README, "text")[0]
+    variables = {"DATABASE_BACKEND": "postgres", "POSTGRES_DSN": flux_empty_database}
+    for name in variables:
+        assert any(f"export {name}=" in block for block in blocks(README, "sh"))
+    assert run(tmp_path, "-W", "error", "-c", code, **variables) == output
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("code", programs().values(), ids=programs())
+def test_every_program_of_the_docs_runs_as_printed(code: str, tmp_path: Path) -> None:
+    """A reader may paste any program of the docs into a file and run it."""
+    run(tmp_path, "-W", "error", "-c", code)
+
+
+def test_the_class_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
+    """The printed test class runs the contract on somebody's backend."""
+    (code,) = (block for block in blocks(README, "python") if "MemoryContract" in block)
+    (tmp_path / "mypackage.py").write_text(MY_BACKEND)
+    (tmp_path / "test_mine.py").write_text(code)
+    assert " passed" in run(tmp_path, "-m", "pytest", *FEW_CLAUSES)
+
+
+def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
+    """The printed command runs the contract on what a function opens."""
+    (command,) = (block for block in blocks(README, "sh") if block.startswith("pytest --pyargs"))
+    package = tmp_path / "mypackage"
+    package.mkdir()
+    (package / "__init__.py").write_text(MY_BACKEND)
+    (package / "testing.py").write_text(MY_FACTORY)
+    assert " passed" in run(tmp_path, "-m", *shlex.split(command), *FEW_CLAUSES, PYTHONPATH=str(tmp_path))
+
+
+def test_the_readme_lists_every_method_with_its_arguments() -> None:
+    """The table of the API is the protocol's."""
+    told = re.findall(r"^\| `(\w+)(\(.*?\))` \|", README.read_text(), re.MULTILINE)
+    methods = {
+        name: function
+        for name, function in vars(flux_memory.Memory).items()
+        if inspect.iscoroutinefunction(function) and not name.startswith("_")
+    }
+    signatures = {}
+    for name, function in methods.items():
+        _, *parameters = inspect.signature(function).parameters.values()
+        bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+        signatures[name] = str(inspect.Signature(bare)).replace("'", '"')
+    assert dict(told) == signatures
+
+
+def test_options_of_pytest_in_the_readme_exist(pytestconfig: pytest.Config) -> None:
+    """Every --flux option that a page or the CI names is one that pytest knows."""
+    named = {option for page in COMMAND_FILES for option in re.findall(r"--flux-[a-z-]+", page.read_text())}
+    known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
+    assert named
+    assert {option for option in named if not re.search(rf"{option}[= \n]", known)} == set()
+
+
+def test_options_of_the_command_line_exist() -> None:
+    """Every `flux-memory check` that a page prints is one that the program understands."""
+    lines = [
+        line
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in block.splitlines()
+        if line.startswith("flux-memory ")
+    ]
+    assert lines
+    for line in lines:
+        _, command, *arguments = shlex.split(line)
+        assert command == "check"
+        check.make_context(command, arguments)
+
+
+def test_sessions_of_nox_that_are_named_exist() -> None:
+    """Every `nox -s` that a page or the CI prints names sessions of the noxfile."""
+    tree = ast.parse((PROJECT / "noxfile.py").read_text())
+    sessions = {
+        each.name
+        for each in tree.body
+        if isinstance(each, ast.FunctionDef) and any("session" in ast.unparse(one) for one in each.decorator_list)
+    }
+    named = {
+        name
+        for page in COMMAND_FILES
+        for names in re.findall(r"nox -s ((?:[a-z]+ ?)+)", page.read_text())
+        for name in names.split()
+    }
+    assert {"contract", "tests"} <= named
+    assert named <= sessions
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    """No link of a page is dead: the file is there, and so is the heading."""
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
+    """A guide that nobody finds is none."""
+    text = README.read_text()
+    assert [page.name for page in PROJECT.glob("docs/*.md") if f"](docs/{page.name})" not in text] == []
+
+
+def test_messages_on_the_troubleshooting_page_are_the_codes_own() -> None:
+    """Who searches the page for the words of an error finds them: each is in the code today."""
+    words = {
+        node.value
+        for source in PROJECT.glob("flux_memory/**/*.py")
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    page = (PROJECT / "docs/troubleshooting.md").read_text()
+    headings = re.findall(r"^### (.*)$", page, re.MULTILINE)
+    told = [
+        part.strip() for line in headings for quoted in re.findall(r"`(.*?)`", line) for part in quoted.split("...")
+    ]
+    assert len(told) > len(headings) > 0
+    unknown = [part for part in told if part not in THE_SERVERS_WORDS and not any(part in each for each in words)]
+    assert unknown == []

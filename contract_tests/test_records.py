@@ -1,0 +1,188 @@
+"""Arguments in, records out: checks before any I/O, and corrupt rows that are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flux_memory import records
+from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, InvalidTypeError, SessionNotFoundError
+
+WHEN = "2026-02-05T12:00:00.000000+00:00"
+MESSAGE = ("m1", "user", "Hello", '{"a": 1}', WHEN)
+SESSION = ("s1", "ann", "Trip", WHEN, WHEN, '{"a": 1}', 3)
+
+
+def test_a_session_gets_an_id_of_its_own_where_none_is_given() -> None:
+    """Ids made by the library are UUIDv7: 36 characters, different, and in the order in which they were made."""
+    made = [records.new_session(None, "", "", None).id for _ in range(50)]
+    assert made == sorted(set(made))
+    assert all(len(id_) == 36 and id_[14] == "7" for id_ in made)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((1, "", "", None), "session_id"),
+        (("", "", "", None), "session_id"),
+        (("x" * 37, "", "", None), "session_id"),
+        ((None, "x" * 256, "", None), "user_id"),
+        ((None, None, "", None), "user_id"),
+        ((None, "", None, None), "title"),
+        ((None, "", "\x00", None), "title"),
+        ((None, "", "", []), "metadata"),
+    ],
+)
+def test_a_wrong_argument_of_a_session_is_named(arguments: tuple[Any, ...], named: str) -> None:
+    """The message names the argument, so that the caller can mend it."""
+    with pytest.raises(InvalidInputError, match=f"^{named} "):
+        records.new_session(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("", "x", None, None), "role is empty"),
+        (("user", None, None, None), "content must be a str"),
+        (("user", "x", {"a": float("nan")}, None), r"metadata\['a'\] is nan"),
+        (("user", "x", None, ""), "message_id has 0 characters"),
+        (("user", "x", None, 7), "message_id must be a str"),
+    ],
+)
+def test_a_wrong_argument_of_a_message_is_named(arguments: tuple[Any, ...], named: str) -> None:
+    """Nothing that breaks the contract comes near a database."""
+    with pytest.raises(InvalidInputError, match=f"^{named}"):
+        records.new_message(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind", "says"),
+    [
+        ("text", InvalidTypeError, "messages must be a sequence of mappings, not str"),
+        (b"bytes", InvalidTypeError, "not bytes"),
+        ({"role": "user", "content": "x"}, InvalidTypeError, "not dict"),
+        (7, InvalidTypeError, "not int"),
+        ([7], InvalidTypeError, r"messages\[0\] must be a mapping, not int"),
+        ([{"role": "user", "content": "x"}, {"role": "user"}], InvalidInputError, r"messages\[1\] has no 'content'"),
+        ([{"content": "x"}], InvalidInputError, r"messages\[0\] has no 'role'"),
+        ([{"role": "user", "content": "x", "id": "1"}], InvalidInputError, r"messages\[0\] has the unknown key 'id'"),
+        ([{"role": "", "content": "x"}], InvalidInputError, r"messages\[0\]\.role is empty"),
+        ([{"role": "user", "content": "x", "metadata": 1}], InvalidTypeError, r"messages\[0\]\.metadata must be"),
+    ],
+)
+def test_a_wrong_element_of_a_batch_is_named(batch: object, kind: type[Exception], says: str) -> None:
+    """A batch is refused as a whole, and the message says which element and which key."""
+    with pytest.raises(kind, match=says):
+        records.new_batch(batch)
+
+
+def test_a_batch_may_be_any_iterable() -> None:
+    """A generator is a batch too; it is read once."""
+    rows = records.new_batch({"role": "user", "content": str(n)} for n in range(3))
+    assert [row.content for row in rows] == ["0", "1", "2"]
+
+
+def test_a_batch_that_repeats_a_message_stores_it_once() -> None:
+    """The same id with the same content is a retry; with another content it is a conflict."""
+    same = {"role": "user", "content": "x", "metadata": {"n": 1}, "message_id": "m"}
+    rows = records.new_batch(
+        [same, {**same, "metadata": {"n": 1.0}}, {"role": "user", "content": "y", "message_id": "n"}]
+    )
+    assert [row.id for row in rows] == ["m", "m", "n"]
+    assert [row.id for row in records.unique(rows)] == ["m", "n"]
+    with pytest.raises(ConflictError, match="two messages with the id 'm'"):
+        records.new_batch([same, {**same, "content": "y"}])
+
+
+@pytest.mark.parametrize("value", ["a\x00b", "\ud800"])
+def test_an_id_that_cannot_be_stored_is_found_nowhere(value: str) -> None:
+    """A look-up of an impossible id finds nothing; a change of it says that there is no such session."""
+    assert records.lookup("session_id", value) is None
+    with pytest.raises(SessionNotFoundError, match="there is no session"):
+        records.existing_session(value)
+
+
+def test_an_id_that_is_no_text_is_a_type_error_even_in_a_look_up() -> None:
+    """A look-up by a number is a mistake of the caller, not an empty answer."""
+    with pytest.raises(InvalidTypeError):
+        records.lookup("session_id", 7)
+    assert records.lookup("session_id", "x" * 1000) == "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, 0), (7, 7), (2**63 - 1, 2**63 - 1), (2**63, 2**63 - 1), (10**40, 2**63 - 1)]
+)
+def test_a_limit_beyond_any_count_is_all(value: int, expected: int) -> None:
+    """An engine's 64 bits are no concern of the caller."""
+    assert records.limit(value) == expected
+
+
+def test_no_limit_is_all() -> None:
+    """`None` means every one."""
+    assert records.limit(None) == records.MAX_COUNT
+
+
+@pytest.mark.parametrize("value", [True, 1.0, "1", None])
+def test_a_count_of_another_type_is_refused(value: object) -> None:
+    """`offset=True` is a mistake, not 1."""
+    with pytest.raises(InvalidTypeError, match="offset must be an int"):
+        records.count("offset", value)
+
+
+def test_a_negative_count_is_refused() -> None:
+    """SQLite would take -1 as all, PostgreSQL would raise: neither gets it."""
+    with pytest.raises(InvalidInputError, match="limit is -1; it must be 0 or more"):
+        records.limit(-1)
+
+
+def test_records_are_plain_dicts_with_exactly_these_keys() -> None:
+    """Callers of the original API hold `list[dict]`."""
+    message, session = records.message("s1", MESSAGE), records.session(SESSION)
+    assert type(message) is dict
+    assert message == {"id": "m1", "role": "user", "content": "Hello", "metadata": {"a": 1}, "created_at": WHEN}
+    assert type(session) is dict
+    assert session == {
+        "id": "s1",
+        "user_id": "ann",
+        "title": "Trip",
+        "created_at": WHEN,
+        "updated_at": WHEN,
+        "metadata": {"a": 1},
+        "message_count": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (1, b"\xff"),
+        (2, None),
+        (3, "{"),
+        (3, "[]"),
+        (3, "[" * 100_000),
+        (3, 7),
+        (3, '{"a": NaN}'),
+        (4, "yesterday"),
+        (4, None),
+    ],
+)
+def test_a_corrupt_message_is_named(column: int, value: object) -> None:
+    """A row that cannot be read raises an error of ours with its id and its session's, and keeps the cause."""
+    row = MESSAGE[:column] + (value,) + MESSAGE[column + 1 :]
+    with pytest.raises(FluxMemoryError, match="^message 'm1' of session 's1' cannot be read") as caught:
+        records.message("s1", row)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(("column", "value"), [(1, None), (2, b"\xff"), (3, "2026"), (4, 5), (5, "not JSON"), (5, "1")])
+def test_a_corrupt_session_is_named(column: int, value: object) -> None:
+    """A session that cannot be read raises an error of ours with its id."""
+    row = SESSION[:column] + (value,) + SESSION[column + 1 :]
+    with pytest.raises(FluxMemoryError, match="^session 's1' cannot be read"):
+        records.session(row)
+
+
+def test_null_metadata_is_an_empty_object() -> None:
+    """The original's column allows NULL."""
+    assert records.message("s1", (*MESSAGE[:3], None, WHEN))["metadata"] == {}

@@ -1,0 +1,114 @@
+"""The schema's history: the naming rule, files that never change, and what a database lacks."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pytest
+
+from flux_memory.errors import SchemaError
+from flux_memory.schema import FILE_NAME, adopted_version, described, history, missing
+
+# A file that was released is never changed: databases have recorded its checksum. A new file gets a line here.
+PINNED = {
+    "sqlite": {
+        "0001_original": "5d55deee641ef835953f8abe2350655c3a47ece17b00e9bb6f0858e65fa71bd3",
+        "0002_user_id": "d0b762b47af949052e24fc81e19b76e487d058dc55999f8fc1ced76eb4434f0d",
+        "0003_order": "ffa6a678491ade307aa5561b39a03242d11605568d899ad698b01b8d6e20bd04",
+    },
+    "postgres": {
+        "0001_original": "4e27cb05d76e98ebd99a42359a542f7ac05a9e22f5b5e9350a747a2830af59ac",
+        "0002_user_id": "d0b762b47af949052e24fc81e19b76e487d058dc55999f8fc1ced76eb4434f0d",
+        "0003_order": "232c750ea399082356ee8b2f37da021c15b3bb06dd0d70854682659e7d8a7f26",
+    },
+}
+SESSIONS = {"id", "title", "created_at", "updated_at", "metadata"}
+MESSAGES = {"id", "session_id", "role", "content", "metadata", "created_at"}
+
+dialects = pytest.mark.parametrize("dialect", sorted(PINNED))
+
+
+@dialects
+def test_the_numbered_files_have_not_changed(dialect: str) -> None:
+    """Databases in the field know the files by their checksums; a change would lock their owners out."""
+    assert {f"{step.version:04}_{step.name}": step.checksum for step in history(dialect)} == PINNED[dialect]
+
+
+@dialects
+def test_every_sql_file_follows_the_naming_rule(dialect: str) -> None:
+    """A misnamed file would be left out silently."""
+    folder = files("flux_memory.schema").joinpath(dialect)
+    names = [file.name for file in folder.iterdir() if file.name.endswith(".sql")]
+    assert [name for name in names if not FILE_NAME.fullmatch(name)] == []
+    assert len(names) == len(history(dialect))
+
+
+@dialects
+def test_the_numbers_have_no_gap_and_no_repeat(dialect: str) -> None:
+    """The version is the position in the history."""
+    assert [step.version for step in history(dialect)] == list(range(1, len(PINNED[dialect]) + 1))
+
+
+def test_the_dialects_have_the_same_history() -> None:
+    """A version means the same on both backends."""
+    assert [step.name for step in history("sqlite")] == [step.name for step in history("postgres")]
+
+
+@dialects
+def test_what_a_database_lacks(dialect: str) -> None:
+    """Nothing of a current database, everything of a fresh one, the rest of an old one."""
+    steps = history(dialect)
+    everything = {step.version: step.checksum for step in steps}
+    assert missing(dialect, everything) == []
+    assert missing(dialect, {}) == list(steps)
+    assert missing(dialect, {1: steps[0].checksum}) == list(steps[1:])
+
+
+@dialects
+def test_a_newer_database_is_refused(dialect: str) -> None:
+    """An old release does not write into what it does not know; the message says which way out there is."""
+    newest = len(history(dialect))
+    with pytest.raises(SchemaError, match=f"has schema version {newest + 1} and this .* knows {newest}; upgrade"):
+        missing(dialect, {newest + 1: "0"})
+
+
+@dialects
+def test_another_checksum_is_refused(dialect: str) -> None:
+    """A database made by a file that differs is not what the code expects."""
+    with pytest.raises(SchemaError, match=r"schema version 2 \(user_id\) was applied .* from a file that differs"):
+        missing(dialect, {1: history(dialect)[0].checksum, 2: "0"})
+
+
+def test_which_generation_made_the_tables() -> None:
+    """The original's generations differ by `user_id`; columns that somebody added to sessions are kept."""
+    assert adopted_version({"sessions": set(), "messages": set()}) == 0
+    assert adopted_version({"sessions": SESSIONS, "messages": MESSAGES}) == 1
+    assert adopted_version({"sessions": SESSIONS | {"user_id"}, "messages": MESSAGES}) == 2
+    assert adopted_version({"sessions": SESSIONS | {"starred"}, "messages": MESSAGES}) == 1
+
+
+@pytest.mark.parametrize(
+    ("sessions", "messages", "says"),
+    [
+        ({"id", "data"}, set(), "is not conversation memory .*it lacks .*title"),
+        (SESSIONS, set(), "it lacks content, created_at"),
+        (SESSIONS - {"title"}, MESSAGES, r"it lacks title\)"),
+        (SESSIONS, MESSAGES | {"embedding"}, "'messages' has columns .*: embedding; move them"),
+    ],
+)
+def test_somebody_elses_tables_are_refused(sessions: set[str], messages: set[str], says: str) -> None:
+    """A table called sessions is not enough; nobody's data is touched on a guess."""
+    with pytest.raises(SchemaError, match=says):
+        adopted_version({"sessions": sessions, "messages": messages})
+
+
+@dialects
+def test_a_schema_in_words(dialect: str) -> None:
+    """What `check` shows: current, behind, the original's, or none."""
+    everything = {step.version: step.checksum for step in history(dialect)}
+    newest = max(everything)
+    behind = {version: everything[version] for version in everything if version < newest}
+    assert described(dialect, everything, 0) == f"version {newest}, current"
+    assert described(dialect, behind, 0) == f"version {newest - 1}, 1 behind: upgraded at first use"
+    assert described(dialect, {}, 1) == "the original application's, generation 1: adopted in place at first use"
+    assert described(dialect, {}, 0) == "none yet: made at first use"

@@ -1,0 +1,356 @@
+"""PostgreSQL databases are made, adopted and upgraded in place: all or nothing, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import asyncpg
+import pytest
+from original_application import POSTGRES_TABLES
+from raw_postgres import connected, contents, execute, make_original, role, rows
+
+from flux_memory import PostgresConversationMemory
+from flux_memory.errors import FluxMemoryError, SchemaError
+from flux_memory.schema import history
+from flux_memory.schema import postgres as schema
+
+VERSIONS = [(step.version,) for step in history("postgres")]
+APPLIED = "SELECT version FROM flux_memory_schema ORDER BY version"
+
+
+async def order(dsn: str, session_id: str) -> list[str]:
+    async with PostgresConversationMemory(dsn) as memory:
+        return [message["id"] for message in await memory.get_history(session_id)]
+
+
+async def refused(dsn: str, kind: type[FluxMemoryError], says: str) -> None:
+    """Open a database, expect a refusal, and find the database as it was."""
+    before = await contents(dsn)
+    async with PostgresConversationMemory(dsn) as memory:
+        for _ in range(2):
+            with pytest.raises(kind, match=says):
+                await memory.count_sessions()
+    assert await contents(dsn) == before
+
+
+@pytest.mark.asyncio
+async def test_a_fresh_database_replays_the_whole_history(flux_empty_database: str) -> None:
+    """There is no second description of the schema: version by version, each with its checksum and time."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        assert await memory.count_sessions() == 0
+    recorded = await rows(
+        flux_empty_database, "SELECT version, name, checksum FROM flux_memory_schema ORDER BY version"
+    )
+    assert recorded == [(step.version, step.name, step.checksum) for step in history("postgres")]
+    late = await rows(
+        flux_empty_database,
+        "SELECT abs(extract(epoch FROM applied_at - (clock_timestamp() AT TIME ZONE 'UTC'))) < 60 FROM flux_memory_schema",
+    )
+    assert set(late) == {(True,)}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("generation", [1, 2])
+async def test_an_adopted_database_is_in_order_and_complete(flux_empty_database: str, generation: int) -> None:
+    """Messages by their time, ties by the order in which they were written; every value is still there."""
+    await make_original(flux_empty_database, generation=generation)
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        messages = await memory.get_history("one")
+        assert [message["id"] for message in messages] == ["m3", "m4", "m1", "m6"]
+        assert messages[0] == {
+            "id": "m3",
+            "role": "user",
+            "content": "content of m3",
+            "metadata": {"n": 1.0},
+            "created_at": "2026-02-05T15:17:01.407069+00:00",
+        }
+        assert [message["id"] for message in await memory.get_history("two")] == ["m2", "m5"]
+        assert await memory.get_session("one") == {
+            "id": "one",
+            "user_id": "",
+            "title": "title of one",
+            "created_at": "2026-02-05T15:17:45.407069+00:00",
+            "updated_at": "2026-02-05T15:17:45.407069+00:00",
+            "metadata": {"lang": "ko"},
+            "message_count": 4,
+        }
+        added = await memory.add_message("one", "user", "new")
+        assert [message["id"] for message in await memory.get_history("one", 2)] == ["m6", added]
+    stored = await rows(flux_empty_database, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
+    assert stored == [(1,), (2,), (3,), (4,), (5,)]
+    assert await rows(flux_empty_database, APPLIED) == VERSIONS
+
+
+@pytest.mark.asyncio
+async def test_the_order_is_proven_by_a_key_and_keys_begin_with_the_session(flux_empty_database: str) -> None:
+    """No number and no id twice within a session; and no unique index that could not be spread over machines."""
+    await make_original(flux_empty_database)
+    await order(flux_empty_database, "one")
+    for id_, seq in (("new", 1), ("m3", 99)):
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await execute(
+                flux_empty_database,
+                "INSERT INTO messages (session_id, id, seq, role, content, created_at) "
+                f"VALUES ('one', '{id_}', {seq}, '', '', now())",
+            )
+    keys = await rows(
+        flux_empty_database,
+        "SELECT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] "
+        "WHERE indrelid = 'messages'::regclass AND indisunique",
+    )
+    assert keys == [("session_id",), ("session_id",)]
+
+
+@pytest.mark.asyncio
+async def test_users_and_nulls_of_the_second_generation(flux_empty_database: str) -> None:
+    """A session still belongs to its user; NULL is nobody, no title, no metadata."""
+    await make_original(flux_empty_database, generation=2)
+    await execute(
+        flux_empty_database,
+        "UPDATE sessions SET user_id = 'ann' WHERE id = 'one'",
+        "UPDATE sessions SET user_id = NULL, title = NULL, metadata = NULL WHERE id = 'two'",
+        "UPDATE messages SET metadata = NULL WHERE id = 'm2'",
+    )
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        assert [session["id"] for session in await memory.get_sessions(user_id="ann")] == ["one"]
+        (session,) = await memory.get_sessions(user_id="", metadata={})
+        assert (session["id"], session["title"], session["metadata"]) == ("two", "", {})
+        assert {message["id"]: message["metadata"] for message in await memory.get_history("two")}["m2"] == {}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        ("ALTER TABLE messages ADD COLUMN embedding TEXT", "columns that the original .* did not make: embedding"),
+        ("ALTER TABLE sessions DROP COLUMN title", r"not conversation memory .*it lacks title\)"),
+        ("DROP TABLE messages", "not conversation memory"),
+        (
+            "ALTER TABLE sessions ALTER COLUMN updated_at TYPE timestamptz",
+            "sessions.updated_at as timestamp with time zone, not timestamp without time zone; convert it with ALTER TABLE",
+        ),
+        ("ALTER TABLE messages ALTER COLUMN created_at TYPE text", "messages.created_at as text"),
+        (
+            "ALTER TABLE messages ALTER COLUMN metadata DROP DEFAULT, ALTER COLUMN metadata TYPE text",
+            "messages.metadata as text, not jsonb",
+        ),
+        ("DROP TABLE sessions CASCADE; CREATE TABLE sessions (token text)", "not conversation memory"),
+    ],
+)
+async def test_a_database_that_cannot_be_adopted_is_refused_and_left_alone(
+    flux_empty_database: str, spoil: str, says: str
+) -> None:
+    """Nothing is guessed, dropped or half done: the message says what to mend, the database is as it was."""
+    await make_original(flux_empty_database)
+    await execute(flux_empty_database, spoil)
+    await refused(flux_empty_database, SchemaError, says)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("obstacle", "undo"),
+    [
+        (
+            "ALTER TABLE messages RENAME CONSTRAINT messages_pkey TO another_name",
+            "ALTER TABLE messages RENAME CONSTRAINT another_name TO messages_pkey",
+        ),
+        ("CREATE INDEX sessions_by_metadata ON sessions (title)", "DROP INDEX sessions_by_metadata"),
+        ("CREATE INDEX idx_sessions_user ON sessions (title)", "DROP INDEX idx_sessions_user"),
+        (
+            "CREATE TABLE referring (id varchar(36) REFERENCES messages (id)); INSERT INTO referring VALUES ('m1')",
+            "DROP TABLE referring",
+        ),
+    ],
+)
+async def test_an_adoption_that_fails_half_way_leaves_the_database_as_it_was(
+    flux_empty_database: str, obstacle: str, undo: str
+) -> None:
+    """Whatever step fails, in whatever file, no step before it stays; without the obstacle it succeeds."""
+    await make_original(flux_empty_database)
+    await execute(flux_empty_database, obstacle)
+    await refused(flux_empty_database, FluxMemoryError, r"^PostgreSQL at postgresql://\w+:\*\*\*@")
+    await execute(flux_empty_database, undo)
+    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
+
+
+SESSIONS = """
+SELECT count(*)
+FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+ADOPTER = """
+import asyncio, sys
+from flux_memory import PostgresConversationMemory
+
+async def main():
+    async with PostgresConversationMemory(sys.argv[1]) as memory:
+        await memory.count_sessions()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.asyncio
+async def test_an_adoption_whose_process_is_killed_leaves_the_database_as_it_was(flux_empty_database: str) -> None:
+    """A `kill -9` while the adoption waits in the middle of its files: the server undoes what was done."""
+    await make_original(flux_empty_database)
+    before = await contents(flux_empty_database)
+    async with connected(flux_empty_database) as other, connected(flux_empty_database) as watch:
+        # A row that the third file updates, after the first two have been recorded and the second has run.
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("SELECT FROM messages WHERE id = 'm1' FOR UPDATE")
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", ADOPTER, flux_empty_database)
+        async with asyncio.timeout(20):
+            while not await watch.fetchval(SESSIONS + " AND wait_event_type = 'Lock'"):
+                await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert await process.wait() == -signal.SIGKILL
+        await transaction.rollback()
+        async with asyncio.timeout(20):
+            while await watch.fetchval(SESSIONS + " AND xact_start IS NOT NULL"):
+                await asyncio.sleep(0.02)
+    assert await contents(flux_empty_database) == before
+    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            "INSERT INTO flux_memory_schema (version, name, checksum) VALUES (99, 'later', 'x')",
+            "has schema version 99 .* upgrade flux-memory",
+        ),
+        ("UPDATE flux_memory_schema SET checksum = 'x' WHERE version = 2", "from a file that differs"),
+    ],
+)
+async def test_a_newer_or_a_changed_schema_is_refused(flux_empty_database: str, spoil: str, says: str) -> None:
+    """An old release does not write into what it does not know."""
+    await order(flux_empty_database, "one")
+    await execute(flux_empty_database, spoil)
+    await refused(flux_empty_database, SchemaError, says)
+
+
+@pytest.mark.asyncio
+async def test_a_database_of_an_older_release_is_upgraded(flux_empty_database: str) -> None:
+    """Recorded versions are not applied again, the missing ones are."""
+    await make_original(flux_empty_database)
+    first = history("postgres")[0]
+    async with connected(flux_empty_database) as connection:
+        await connection.execute(schema.CREATE_VERSION_TABLE)
+        await connection.execute(schema.INSERT_VERSION, first.version, first.name, first.checksum)
+    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
+    assert await rows(flux_empty_database, APPLIED) == VERSIONS
+
+
+@pytest.mark.asyncio
+async def test_where_the_schema_is_current_no_ddl_runs(flux_empty_database: str) -> None:
+    """An open transaction on the tables does not keep anybody from opening, reading or writing other sessions."""
+    await make_original(flux_empty_database)
+    await order(flux_empty_database, "one")
+    async with connected(flux_empty_database) as other, other.transaction():
+        await other.execute("LOCK TABLE sessions, messages, flux_memory_schema IN ROW EXCLUSIVE MODE")
+        await other.execute("SELECT FROM sessions WHERE id = 'two' FOR UPDATE")
+        async with PostgresConversationMemory(flux_empty_database, timeout=10) as memory:
+            await memory.add_message("one", "user", "not held up")
+
+
+@pytest.mark.asyncio
+async def test_where_the_schema_is_current_no_right_to_make_tables_is_needed(flux_empty_database: str) -> None:
+    """The application's role may read and write rows and no more; making the schema is somebody else's."""
+    rights = ("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",)
+    async with role(flux_empty_database) as dsn, PostgresConversationMemory(dsn) as memory:
+        with pytest.raises(SchemaError, match="permission denied for schema public; grant the role what it lacks"):
+            await memory.create_session()
+    await order(flux_empty_database, "one")
+    async with role(flux_empty_database, grants=rights) as dsn, PostgresConversationMemory(dsn) as memory:
+        session = await memory.create_session(metadata={"a": 1})
+        await memory.add_message(session, "user", "x")
+        await memory.delete_session(session)
+        await memory.clear_all()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+@pytest.mark.parametrize("original", [True, False], ids=["adopting", "making"])
+async def test_handles_that_race_do_it_once(flux_empty_database: str, original: bool, isolation: str) -> None:
+    """One does it, the others wait and find it done, whatever the database's default isolation."""
+    if original:
+        await make_original(flux_empty_database)
+    (name,) = (await rows(flux_empty_database, "SELECT current_database()"))[0]
+    await execute(flux_empty_database, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{isolation}'")
+    memories = [PostgresConversationMemory(flux_empty_database, min_size=1, max_size=2) for _ in range(6)]
+    histories = await asyncio.gather(*(memory.get_history("one") for memory in memories))
+    expected = ["m3", "m4", "m1", "m6"] if original else []
+    assert [[message["id"] for message in each] for each in histories] == [expected] * 6
+    await asyncio.gather(*(memory.close() for memory in memories))
+    assert await rows(flux_empty_database, APPLIED) == VERSIONS
+
+
+RACER = """
+import asyncio, sys
+from flux_memory import PostgresConversationMemory
+
+async def main():
+    async with PostgresConversationMemory(sys.argv[1], min_size=1) as memory:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        await memory.add_message("one", "user", sys.argv[2])
+
+asyncio.run(main())
+"""
+
+
+def test_processes_that_race_to_adopt_do_it_once(flux_empty_database: str) -> None:
+    """The same across processes: none fails, none loses its message."""
+    asyncio.run(make_original(flux_empty_database))
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, flux_empty_database, f"by {number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ,
+        )
+        for number in range(4)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    ends = [racer.communicate(timeout=30) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0] * 4, [stderr for _, stderr in ends]
+    stored = asyncio.run(
+        rows(flux_empty_database, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
+    )
+    assert [seq for seq, _ in stored] == list(range(1, 9))
+    assert {content for _, content in stored[4:]} == {f"by {number}" for number in range(4)}
+
+
+@pytest.mark.asyncio
+async def test_tables_in_another_schema_of_the_search_path(flux_empty_database: str) -> None:
+    """The DSN may name a schema; another application's tables in `public` are none of our business."""
+    await execute(flux_empty_database, "CREATE SCHEMA chat", "CREATE TABLE public.sessions (token text)", "CREATE TABLE public.messages (x int)")
+    dsn = f"{flux_empty_database}{'&' if '?' in flux_empty_database else '?'}search_path=chat"
+    async with PostgresConversationMemory(dsn) as memory:
+        await memory.add_message(await memory.create_session(), "user", "x")
+    assert await rows(flux_empty_database, "SELECT count(*) FROM chat.messages") == [(1,)]
+    assert await rows(flux_empty_database, "SELECT count(*) FROM public.messages") == [(0,)]
+
+
+@pytest.mark.asyncio
+async def test_the_originals_own_ddl_still_runs_afterwards(flux_empty_database: str) -> None:
+    """The original application may start once more against an adopted database: its DDL changes nothing that we need."""
+    await make_original(flux_empty_database)
+    await order(flux_empty_database, "one")
+    await execute(flux_empty_database, POSTGRES_TABLES)
+    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]

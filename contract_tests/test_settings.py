@@ -1,0 +1,148 @@
+"""Settings: the environment and `.env`, who wins, and that secrets stay secret."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flux_memory import Settings
+from flux_memory.errors import InvalidInputError
+from flux_memory.settings import load_settings
+
+Environment = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
+    """An empty directory and an environment without our variables; call it to set them, `dotenv=` for the file."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.upper().removeprefix("FLUX_MEMORY_") in {"DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"}:
+            monkeypatch.delenv(name)
+
+    def put(dotenv: str = "", **variables: str) -> None:
+        (tmp_path / ".env").write_text(dotenv, encoding="utf-8")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def test_the_defaults_are_a_sqlite_file_below_the_working_directory() -> None:
+    """With nothing configured the library works."""
+    settings = load_settings()
+    assert settings.database_backend == "sqlite"
+    assert settings.sqlite_path == "./data/sqlite.db"
+    assert settings.postgres_dsn is None
+
+
+def test_the_environment_is_read(environment: Environment) -> None:
+    """The original's variable names work."""
+    environment(DATABASE_BACKEND="postgres", POSTGRES_DSN="postgresql://h/d", DATABASE_URL="sqlite:///x.db")
+    settings = load_settings()
+    assert (settings.database_backend, settings.require_postgres_dsn()) == ("postgres", "postgresql://h/d")
+    assert settings.sqlite_path == "x.db"
+
+
+@pytest.mark.parametrize("where", ["environment", "dotenv", "mixed"])
+def test_the_prefix_wins(environment: Environment, where: str) -> None:
+    """An application with a DATABASE_URL of its own can give the library another one, wherever either stands."""
+    plain, own = "DATABASE_URL", "FLUX_MEMORY_DATABASE_URL"
+    if where == "environment":
+        environment(**{plain: "sqlite:///theirs.db", own: "sqlite:///ours.db"})
+    elif where == "dotenv":
+        environment(f"{plain}=sqlite:///theirs.db\n{own}=sqlite:///ours.db\n")
+    else:
+        environment(f"{own}=sqlite:///ours.db\n", **{plain: "sqlite:///theirs.db"})
+    assert load_settings().sqlite_path == "ours.db"
+
+
+def test_the_environment_wins_over_dotenv(environment: Environment) -> None:
+    """A variable set for one run wins over the file."""
+    environment("DATABASE_BACKEND=sqlite\n", DATABASE_BACKEND="postgres")
+    assert load_settings().database_backend == "postgres"
+
+
+def test_unknown_keys_are_no_error(environment: Environment) -> None:
+    """The `.env` is the application's; most of it is not for us."""
+    environment("OPENAI_API_KEY=x\nFLUX_MEMORY_SOMETHING=y\nDATABASE_BACKEND=postgres\n", FLUX_MEMORY_OTHER="z")
+    assert load_settings().database_backend == "postgres"
+
+
+def test_overrides_win_over_everything(environment: Environment) -> None:
+    """What the command line says goes, prefix or not."""
+    environment("FLUX_MEMORY_POSTGRES_DSN=postgresql://file/d\n", FLUX_MEMORY_DATABASE_BACKEND="sqlite")
+    settings = load_settings(database_backend="postgres", postgres_dsn="postgresql://given/d")
+    assert (settings.database_backend, settings.require_postgres_dsn()) == ("postgres", "postgresql://given/d")
+
+
+@pytest.mark.parametrize("value", ["mysql", "Postgres", ""])
+def test_an_unknown_backend_is_named(environment: Environment, value: str) -> None:
+    """The error names the setting and the values it can have."""
+    environment(DATABASE_BACKEND=value, POSTGRES_DSN="postgresql://u:secret@h/d")
+    with pytest.raises(
+        InvalidInputError, match="the setting database_backend is wrong: .*'sqlite' or 'postgres'"
+    ) as caught:
+        load_settings()
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite+aiosqlite:///./data/sqlite.db", "./data/sqlite.db"),
+        ("sqlite:////var/lib/chat.db", "/var/lib/chat.db"),
+        ("sqlite:///chat.db?timeout=5", "chat.db"),
+        ("sqlite:///with%20space%3F%25.db", "with space?%.db"),
+        ("sqlite+aiosqlite://", ":memory:"),
+        ("sqlite+aiosqlite:///:memory:", ":memory:"),
+    ],
+)
+def test_the_path_in_the_url(environment: Environment, url: str, path: str) -> None:
+    """SQLAlchemy's form of the URL: three slashes are relative, four absolute."""
+    environment(DATABASE_URL=url)
+    assert load_settings().sqlite_path == path
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@h/d", "chat.db", "", "user:secret@host", "secret://x"])
+def test_a_url_that_is_not_of_sqlite_says_what_to_write(environment: Environment, url: str) -> None:
+    """Platforms put a PostgreSQL DSN into DATABASE_URL: the error says what to do, without the password."""
+    environment(DATABASE_URL=url)
+    with pytest.raises(InvalidInputError, match="set DATABASE_BACKEND=postgres and POSTGRES_DSN") as caught:
+        _ = load_settings().sqlite_path
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_dsn_says_what_to_set(environment: Environment, value: str | None) -> None:
+    """The backend without its DSN: the error names the variable and shows the form."""
+    environment(DATABASE_BACKEND="postgres", **({} if value is None else {"POSTGRES_DSN": value}))
+    with pytest.raises(InvalidInputError, match="there is no POSTGRES_DSN; set it to postgresql://"):
+        load_settings().require_postgres_dsn()
+
+
+def test_a_password_never_shows_in_a_repr(environment: Environment) -> None:
+    """Settings end up in logs."""
+    environment(POSTGRES_DSN="postgresql://u:secret@h/d", DATABASE_URL="postgresql://u:secret@h/d")
+    settings = load_settings()
+    assert "secret" not in f"{settings!r} {settings} {settings.postgres_dsn}"
+
+
+def test_an_error_of_pydantic_hides_its_input() -> None:
+    """Whoever builds `Settings` by hand does not get a password in the error either."""
+    with pytest.raises(ValueError, match="postgres_dsn") as caught:
+        Settings(postgres_dsn=["postgresql://u:secret@h/d"])  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value)
+
+
+def test_a_dotenv_in_another_encoding_is_named(tmp_path: Path) -> None:
+    """The error says what to do and does not show the file, which has the password."""
+    (tmp_path / ".env").write_bytes(b"POSTGRES_DSN=postgresql://u:secret\xff@h/d\n")
+    with pytest.raises(InvalidInputError, match=r"\.env is not UTF-8") as caught:
+        load_settings()
+    assert caught.value.__suppress_context__
+    assert "secret" not in "".join(traceback.format_exception(caught.value))

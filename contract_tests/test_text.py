@@ -1,0 +1,77 @@
+"""Text arguments: what is refused before any I/O, and what the message says about the place."""
+
+from __future__ import annotations
+
+import pytest
+
+from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.text import find_unstorable, require_id, require_str, require_text
+
+
+class Shouting(str):
+    """A subclass whose own `str()` lies."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "LIES"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("abc\x00def", "NUL character at offset 3"),
+        ("é\ud800x", "lone surrogate at offset 1"),
+        ("\udfff", "lone surrogate at offset 0"),
+    ],
+)
+def test_unstorable_text_is_refused_with_its_offset(text: str, reason: str) -> None:
+    """NUL and lone surrogates cannot be kept by both engines; the message says where they are."""
+    assert reason in (find_unstorable(text) or "")
+    with pytest.raises(InvalidInputError, match=f"^content has a {reason}"):
+        require_text("content", text, max_bytes=100)
+    with pytest.raises(InvalidInputError, match=f"^session_id has a {reason}"):
+        require_id("session_id", text, max_length=36)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \t", "a\r\nb", "\ufeffbom", "e\u0301", "\U0001f468\u200d\U0001f469", "'; --", "%s $1 ?"]
+)
+def test_every_other_text_passes_as_it_is(text: str) -> None:
+    """Text is byte-exact: nothing is trimmed, normalised or escaped."""
+    assert require_text("content", text, max_bytes=1000) == text
+
+
+def test_a_subclass_becomes_plain_str() -> None:
+    """A `str` subclass does not leak into a record, and its `__str__` has no say."""
+    plain = require_str("title", Shouting("real"))
+    assert type(plain) is str
+    assert plain == "real"
+
+
+@pytest.mark.parametrize("value", [None, True, 1, 1.5, b"bytes", ["a"]])
+def test_what_is_no_text_is_a_type_error_of_ours(value: object) -> None:
+    """Nothing is converted to text silently, and the error names the argument and the type found."""
+    with pytest.raises(InvalidTypeError, match=f"^role must be a str, not {type(value).__name__}$") as caught:
+        require_str("role", value)
+    assert isinstance(caught.value, TypeError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_size_is_counted_in_bytes() -> None:
+    """A limit is one of UTF-8 bytes, exact to the byte, since that is what the engines count."""
+    assert require_text("content", "é" * 50, max_bytes=100) == "é" * 50
+    with pytest.raises(InvalidInputError, match="larger than 100 bytes"):
+        require_text("content", "é" * 50 + "x", max_bytes=100)
+
+
+@pytest.mark.parametrize(
+    ("text", "minimum", "fits"), [("", 1, False), ("", 0, True), ("x" * 36, 1, True), ("x" * 37, 1, False)]
+)
+def test_the_length_of_an_id_is_bounded_in_characters(text: str, minimum: int, fits: bool) -> None:
+    """VARCHAR(36) counts characters; an id that does not fit is refused, never cut."""
+    if fits:
+        assert require_id("session_id", text, min_length=minimum, max_length=36) == text
+    else:
+        with pytest.raises(InvalidInputError, match=rf"has {len(text)} characters; it must have {minimum} to 36"):
+            require_id("session_id", text, min_length=minimum, max_length=36)

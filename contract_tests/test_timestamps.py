@@ -1,0 +1,121 @@
+"""Times: the one form of the records, and every form that the original application wrote."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_memory import timestamps
+
+NOON = "2026-02-05T12:00:00.000000+00:00"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "2026-02-05T12:00:00",
+        "2026-02-05T12:00:00.000000",
+        "2026-02-05 12:00:00",
+        "2026-02-05T12:00:00+00:00",
+        "2026-02-05T12:00:00Z",
+        "2026-02-05T12:00:00.000Z",
+        "2026-02-05T21:00:00+09:00",
+        "2026-02-05T12:00",
+        "20260205T120000",
+        1770292800,
+        1770292800.0,
+        "1770292800",
+        "1770292800.0",
+        1770292800000,
+        "1770292800000",
+    ],
+)
+def test_every_form_of_the_original_is_read_as_the_same_time(stored: object) -> None:
+    """A file of any generation keeps its times: naive is UTC, `Z` and offsets are honoured, numbers are epochs."""
+    assert timestamps.parse(stored) == NOON
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ("2026-02-05T15:17:45.407069", "2026-02-05T15:17:45.407069+00:00"),
+        ("2026-02-05T15:17:45.5", "2026-02-05T15:17:45.500000+00:00"),
+        (1770292800.25, "2026-02-05T12:00:00.250000+00:00"),
+        ("1770292800.25", "2026-02-05T12:00:00.250000+00:00"),
+        (-1.5, "1969-12-31T23:59:58.500000+00:00"),
+        (0, "1970-01-01T00:00:00.000000+00:00"),
+        ("20260205", "2026-02-05T00:00:00.000000+00:00"),
+    ],
+)
+def test_fractions_and_bounds_of_a_form(stored: object, expected: str) -> None:
+    """No fraction is lost or made up, and a basic date is not taken for an epoch."""
+    assert timestamps.parse(stored) == expected
+
+
+def test_a_naive_time_can_be_of_another_zone() -> None:
+    """Whoever knows that a file was written in local time can say so."""
+    assert timestamps.parse("2026-02-05T21:00:00", timezone(timedelta(hours=9))) == NOON
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        True,
+        b"2026-02-05",
+        "",
+        "yesterday",
+        "2026-02-30T00:00:00",
+        "1e9",
+        1e300,
+        float("nan"),
+        float("inf"),
+        10**30,
+    ]
+    + ["0001-01-01T00:00:00+14:00", "9" * 40],
+)
+def test_what_is_no_time_is_refused_and_shown(stored: object) -> None:
+    """A time that cannot be read is never guessed at: the adoption stops and shows it."""
+    with pytest.raises(ValueError, match="is not a time"):
+        timestamps.parse(stored)
+
+
+@given(st.datetimes(min_value=datetime(2, 1, 1), max_value=datetime(9998, 12, 31)), st.integers(-14 * 60, 14 * 60))
+def test_the_records_form_is_of_one_length_and_sorts_as_the_times_do(naive: datetime, minutes: int) -> None:
+    """32 characters whatever the zone, so that text order is time order and a round trip loses nothing."""
+    moment = naive.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+    text = timestamps.utc_text(moment)
+    assert len(text) == 32
+    assert timestamps.check(text) == text
+    assert timestamps.parse(text) == text
+    assert datetime.fromisoformat(text) == moment
+    assert text < timestamps.utc_text(moment + timedelta(microseconds=1))
+
+
+def test_now_is_utc_now() -> None:
+    """The library's clock is the machine's, in UTC."""
+    before = datetime.now(UTC)
+    assert before <= datetime.fromisoformat(timestamps.utc_now()) <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        17,
+        "infinity",
+        "2026-02-05T12:00:00.000000",
+        "2026-02-05T12:00:00.000000+09:00",
+        "2026-13-05T12:00:00.000000+00:00",
+        "12026-2-05T12:00:00.000000+00:00",
+        "2026-02-05 12:00:00.000000+00:00",
+        b"2026-02-05T12:00:00.000000+00:00",
+    ],
+)
+def test_a_stored_time_of_another_form_is_corrupt(stored: object) -> None:
+    """A record never shows a time that is not of the promised form."""
+    with pytest.raises(ValueError, match=r"where a UTC time of 32 characters belongs|must be in|Invalid isoformat"):
+        timestamps.check(stored)

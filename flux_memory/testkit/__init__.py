@@ -1,0 +1,39 @@
+"""The kit that proves a backend: the contract, its clauses and a reference model. Names load on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
+    from flux_memory.testkit.contract import MemoryContract
+    from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
+
+__all__ = [
+    "CLAUSES",
+    "CONTRACT_VERSION",
+    "Clause",
+    "MemoryContract",
+    "ReferenceMemory",
+    "ReferenceStore",
+    "clause",
+]
+
+_HOME: Final = {
+    "MemoryContract": "contract",
+    "ReferenceMemory": "reference",
+    "ReferenceStore": "reference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'clauses')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,127 @@
+"""A clause: one promise of the contract, as one pytest test whose id never changes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+CONTRACT_VERSION: Final = "1.0"
+
+GROUPS: Final = {
+    "TXT": "Text",
+    "MET": "Metadata",
+    "LIM": "Limits and look-ups",
+    "ORD": "Order and paging",
+    "TIM": "Times",
+    "LST": "Listing and filters",
+    "SES": "Sessions",
+    "MSG": "Messages and retries",
+    "BAT": "Batches",
+    "CON": "Concurrency",
+    "CAN": "Cancellation",
+    "LIF": "Lifecycle",
+    "DUR": "Durability, processes",
+}
+"""The middle part of a clause's id, and what it protects."""
+
+CLAUSE_SECONDS: Final = 60.0
+"""A clause takes a fraction of a second; one that takes this long hangs."""
+
+Test = Callable[[Any, "StoreUnderTest"], Awaitable[None] | None]
+
+_ID: Final = re.compile(r"FM-(?P<group>[A-Z]{3})-[0-9]{3}")
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One promise, what users lose without it, and the test that checks it."""
+
+    id: str
+    promise: str
+    loses: str
+    home: str
+    test: Test
+    fresh: bool
+
+    @property
+    def group(self) -> str:
+        """What the clause protects, for people."""
+        return group_of(self.id)
+
+
+CLAUSES: Final[dict[str, Clause]] = {}
+"""Every clause that was imported, by its id."""
+
+
+def group_of(clause_id: str) -> str:
+    """Return what the clause with this id protects, for people."""
+    return GROUPS[clause_id.split("-")[1]]
+
+
+def clause(clause_id: str, *, promise: str, loses: str, fresh: bool = False) -> Callable[[Test], Test]:
+    """Make a method of a contract class the clause with this id.
+
+    The method takes the `store` under test. It becomes one pytest node named `test_...[clause_id]`, collected and
+    run alike under every asyncio mode, default loop scope and naming convention of the project that runs it. Its
+    handles are closed when it ends.
+
+    Args:
+        clause_id: `FM-` group `-` number; it never changes and is never used again for anything else.
+        promise: What a backend keeps, as a sentence.
+        loses: What users lose when it does not, as a sentence.
+        fresh: It needs a store on which nobody has ever opened a handle.
+
+    Raises:
+        ValueError: The id is malformed, or another clause has it, or the method's name.
+    """
+    match = _ID.fullmatch(clause_id)
+    if match is None or match["group"] not in GROUPS:
+        raise ValueError(f"{clause_id!r} is no clause id; write FM-GRP-000 with a group of {sorted(GROUPS)}")
+
+    def register(function: Test) -> Test:
+        home = f"{function.__module__}.{function.__qualname__}"
+        for known in CLAUSES.values():
+            if known.home != home and clause_id == known.id:
+                raise ValueError(f"the clauses {known.home} and {home} have one id, {clause_id}")
+            if known.home != home and function.__name__ == known.home.rpartition(".")[2]:
+                # In a class that inherits both, one would hide the other.
+                raise ValueError(f"the clauses {known.id} and {clause_id} have one name, {function.__name__}")
+        test = _closing(function)
+        CLAUSES[clause_id] = Clause(clause_id, promise, loses, home, test, fresh)
+        if inspect.iscoroutinefunction(test):
+            test = pytest.mark.asyncio(loop_scope="function")(test)
+        # pytest collects a function with this mark whatever `python_functions` says.
+        test.__test__ = True  # type: ignore[attr-defined]
+        return pytest.mark.parametrize("flux_clause", [pytest.param(clause_id, id=clause_id)])(test)
+
+    return register
+
+
+def _closing(function: Test) -> Test:
+    """Bound a clause in time, and close its handles on the loop on which it used them."""
+    if not inspect.iscoroutinefunction(function):
+        return function
+
+    @functools.wraps(function)
+    async def run(self: object, store: StoreUnderTest) -> None:
+        try:
+            async with asyncio.timeout(CLAUSE_SECONDS) as deadline:
+                await function(self, store)
+        except BaseException:
+            await store.close(quietly=True)
+            if deadline.expired():
+                pytest.fail(f"the clause was not done within {CLAUSE_SECONDS:.0f} s: a call hangs")
+            raise
+        await store.close()
+
+    return run

@@ -1,0 +1,47 @@
+"""The contract: every promise of a `Memory` as a clause, in groups by what they protect."""
+
+from __future__ import annotations
+
+from flux_memory.testkit.contract.batches import BatchesContract
+from flux_memory.testkit.contract.cancellation import CancellationContract
+from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.durability import DurabilityContract
+from flux_memory.testkit.contract.lifecycle import LifecycleContract
+from flux_memory.testkit.contract.limits import LimitsContract
+from flux_memory.testkit.contract.listing import ListingContract
+from flux_memory.testkit.contract.messages import MessagesContract
+from flux_memory.testkit.contract.metadata import MetadataContract
+from flux_memory.testkit.contract.order import OrderContract
+from flux_memory.testkit.contract.sessions import SessionsContract
+from flux_memory.testkit.contract.text import TextContract
+from flux_memory.testkit.contract.times import TimesContract
+
+__all__ = ["MemoryContract"]
+
+
+class MemoryContract(
+    # pytest runs the last base first.
+    DurabilityContract,
+    LifecycleContract,
+    CancellationContract,
+    ConcurrencyContract,
+    BatchesContract,
+    MessagesContract,
+    SessionsContract,
+    ListingContract,
+    TimesContract,
+    OrderContract,
+    LimitsContract,
+    MetadataContract,
+    TextContract,
+):
+    """Everything a `Memory` promises. Subclass it, and give the fixture `memory_factory`:
+
+        class TestMine(MemoryContract):
+            @pytest.fixture
+            def memory_factory(self, tmp_path):
+                return lambda: MyMemory(tmp_path / "chat.db")
+
+    Each call of what the fixture returns opens one more handle on the same store, which is empty at first. See
+    `Binding` for the fixtures that may be overridden.
+    """

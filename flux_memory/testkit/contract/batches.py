@@ -1,0 +1,233 @@
+"""Clauses that protect batches: all or none, in order, and errors that say where."""
+
+from __future__ import annotations
+
+import asyncio
+from types import MappingProxyType
+from typing import Any, Final
+
+import pytest
+
+from flux_memory import ConflictError, InvalidInputError, SessionNotFoundError
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
+
+NOT_BATCHES: Final[tuple[Any, ...]] = (
+    None,
+    "text",
+    b"bytes",
+    bytearray(b"x"),
+    {"role": "r", "content": "c"},
+    {},
+    7,
+    True,
+    object(),
+)
+NOT_MESSAGES: Final[tuple[Any, ...]] = (None, "text", b"x", 7, ["role", "content"], [("role", "r")], object())
+
+
+def numbered(*numbers: int) -> list[Any]:
+    """Return a message for each number."""
+    return [{"role": "user", "content": str(number)} for number in numbers]
+
+
+class BatchesContract(Binding):
+    """What is promised of `add_messages`."""
+
+    @clause(
+        "FM-BAT-001",
+        promise="A batch is stored in the order given, and the ids are returned in that order.",
+        loses="A question and its answer, stored together, change places.",
+    )
+    async def test_a_batch_keeps_its_order(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await add_numbered(memory, session, [0])
+        ids = await memory.add_messages(session, numbered(*range(1, 40)))
+        await add_numbered(memory, session, [40])
+        history = await memory.get_history(session)
+        assert contents(history) == [str(number) for number in range(41)]
+        assert type(ids) is list
+        assert [row["id"] for row in history[1:-1]] == ids
+
+    @clause(
+        "FM-BAT-002",
+        promise="A message of a batch may have metadata and a `message_id`; `None` is as if they were missing.",
+        loses="Batches store less than single adds do.",
+    )
+    async def test_a_batch_has_metadata_and_ids(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        batch: list[Any] = [
+            MappingProxyType({"role": "a", "content": "x", "metadata": {"k": 1.0}, "message_id": "m"}),
+            {"role": "b", "content": "y", "metadata": None, "message_id": None},
+        ]
+        ids = await memory.add_messages(session, batch)
+        rows = await memory.get_history(session)
+        assert [(row["role"], row["content"], row["metadata"]) for row in rows] == [("a", "x", {"k": 1.0}), ("b", "y", {})]
+        assert [row["id"] for row in rows] == ids
+        assert ids[0] == "m"
+
+    @clause(
+        "FM-BAT-003",
+        promise="A batch with one bad message is refused whole; the error names the message and the key.",
+        loses="Half a batch is stored, and a retry stores it twice.",
+    )
+    async def test_a_bad_message_refuses_the_batch(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        before = await memory.get_sessions()
+        bad: list[tuple[Any, str]] = [
+            ({"role": "", "content": "c"}, r"messages\[2\]\.role"),
+            ({"role": "r", "content": "\x00"}, r"messages\[2\]\.content"),
+            ({"role": "r", "content": 7}, r"messages\[2\]\.content"),
+            ({"role": "r", "content": "c", "metadata": {"k": float("nan")}}, r"messages\[2\]\.metadata"),
+            ({"role": "r", "content": "c", "message_id": ""}, r"messages\[2\]\.message_id"),
+            ({"role": "r"}, r"messages\[2\].*content"),
+            ({"content": "c"}, r"messages\[2\].*role"),
+            ({"role": "r", "content": "c", "id": "m"}, r"messages\[2\].*id"),
+            ({"role": "r", "content": "c", "metdata": {}}, r"messages\[2\].*metdata"),
+        ]
+        for message, place in bad:
+            with pytest.raises(InvalidInputError, match=place):
+                await memory.add_messages(session, [*numbered(0, 1), message, *numbered(3)])
+        assert await memory.get_history(session) == []
+        assert await memory.get_sessions() == before
+
+    @clause(
+        "FM-BAT-004",
+        promise="A batch with one conflict is refused whole, wherever in the batch it stands.",
+        loses="Half a batch is stored, and nobody knows which half.",
+    )
+    async def test_a_conflict_refuses_the_batch(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "stored", message_id="m")
+        before = await memory.get_sessions(), await memory.get_history(session)
+        conflict = {"role": "user", "content": "another", "message_id": "m"}
+        for at in range(4):
+            batch = numbered(1, 2, 3)
+            batch.insert(at, conflict)
+            with pytest.raises(ConflictError):
+                await memory.add_messages(session, batch)
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+        await memory.add_messages(session, numbered(1, 2))
+        assert contents(await memory.get_history(session)) == ["stored", "1", "2"]
+
+    @clause(
+        "FM-BAT-005",
+        promise="A batch for a session that does not exist raises `SessionNotFoundError`, an empty batch too.",
+        loses="A batch is lost, and nobody is told.",
+    )
+    async def test_a_batch_for_nowhere(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for batch in ([], numbered(1, 2)):
+            with pytest.raises(SessionNotFoundError):
+                await memory.add_messages("nowhere", batch)
+        await memory.create_session(session_id="nowhere")
+        assert await memory.get_history("nowhere") == []
+
+    @clause(
+        "FM-BAT-006",
+        promise="An empty batch returns `[]` and changes nothing.",
+        loses="Nothing said moves a conversation to the top.",
+    )
+    async def test_an_empty_batch_changes_nothing(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await add_numbered(memory, session, range(2))
+        before = await memory.get_sessions(), await memory.get_history(session)
+        for empty in ([], (), iter(())):
+            assert await memory.add_messages(session, empty) == []
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+    @clause(
+        "FM-BAT-007",
+        promise="A batch is any iterable of mappings; text, bytes, one mapping and other types are type errors.",
+        loses="One message given in place of a list is taken apart key by key.",
+    )
+    async def test_a_batch_is_an_iterable_of_mappings(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for batch in NOT_BATCHES:
+            with pytest.raises(InvalidInputError, match="messages") as caught:
+                await memory.add_messages(session, batch)
+            assert isinstance(caught.value, TypeError), f"{batch!r} raised {caught.value!r}"
+        for message in NOT_MESSAGES:
+            with pytest.raises(InvalidInputError, match=r"messages\[1\]") as caught:
+                await memory.add_messages(session, [*numbered(0), message])
+            assert isinstance(caught.value, TypeError), f"{message!r} raised {caught.value!r}"
+        assert await memory.get_history(session) == []
+        await memory.add_messages(session, tuple(numbered(0)))
+        await memory.add_messages(session, (message for message in numbered(1, 2)))
+        assert contents(await memory.get_history(session)) == ["0", "1", "2"]
+
+    @clause(
+        "FM-BAT-008",
+        promise="A retried batch is stored once: what is there already is not stored again, what is missing is.",
+        loses="A retried batch says everything twice, or is refused for ever.",
+    )
+    async def test_a_retried_batch_is_stored_once(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session = await memory.create_session()
+        batch = [{**message, "message_id": f"m{message['content']}"} for message in numbered(0, 1, 2)]
+        for handle in (memory, memory, other):
+            assert await handle.add_messages(session, batch) == ["m0", "m1", "m2"]
+        longer: list[Any] = [*batch, {"role": "user", "content": "3", "message_id": "m3"}]
+        assert await memory.add_messages(session, longer) == ["m0", "m1", "m2", "m3"]
+        assert contents(await memory.get_history(session)) == ["0", "1", "2", "3"]
+        found = await memory.get_session(session)
+        assert found is not None
+        assert found["message_count"] == 4
+
+    @clause(
+        "FM-BAT-009",
+        promise="One id twice in a batch: stored once if the contents agree, else `ConflictError` and nothing stored.",
+        loses="Of two messages of a batch one is dropped, and nobody is told.",
+    )
+    async def test_one_id_twice_in_a_batch(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        one, other = ({"role": "user", "content": content, "message_id": "m"} for content in ("one", "other"))
+        for batch in ([one, other], [*numbered(0), one, *numbered(1), other]):
+            with pytest.raises(ConflictError):
+                await memory.add_messages(session, batch)  # type: ignore[arg-type]  # plain dicts are fine
+        assert await memory.get_history(session) == []
+        ids = await memory.add_messages(session, [one, *numbered(1), one])
+        assert (ids[0], ids[2]) == ("m", "m")
+        history = await memory.get_history(session)
+        assert contents(history) == ["one", "1"]
+        assert [row["id"] for row in history] == ids[:2]
+        found = await memory.get_session(session)
+        assert found is not None
+        assert found["message_count"] == 2
+
+    @clause(
+        "FM-BAT-010",
+        promise="Batches of concurrent writers are not interleaved, and no reader sees half of one.",
+        loses="An answer stands between another question and its answer.",
+    )
+    async def test_batches_stay_together(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session = await memory.create_session()
+        done = asyncio.Event()
+        seen: list[int] = []
+
+        async def read() -> None:
+            while not done.is_set():
+                # A backend that never suspends must not keep the writers from writing.
+                await asyncio.sleep(0)
+                seen.append(len(await other.get_history(session)))
+                found = await other.get_session(session)
+                assert found is not None
+                seen.append(found["message_count"])
+
+        reading = asyncio.ensure_future(read())
+        writers = [(memory, other)[writer % 2].add_messages(session, numbered(*[writer] * 5)) for writer in range(8)]
+        await asyncio.gather(*writers)
+        done.set()
+        await reading
+        said = contents(await memory.get_history(session))
+        assert all(len(set(said[at : at + 5])) == 1 for at in range(0, 40, 5)), said
+        assert all(count % 5 == 0 for count in seen), f"a reader saw {[count for count in seen if count % 5]}"

@@ -1,0 +1,62 @@
+"""How a backend is bound to the contract: the fixtures that a subclass gives or overrides."""
+
+from __future__ import annotations
+
+import pytest
+
+from flux_memory.testkit.clauses import CLAUSES
+from flux_memory.testkit.contract.under_test import (
+    ClockAt,
+    CorruptMessage,
+    Factory,
+    StoreUnderTest,
+    clock_of_this_process,
+)
+
+
+class Binding:
+    """The fixtures behind every clause. A subclass gives `memory_factory`; the others may be overridden.
+
+    `backend` names the column in the closing table; by default it is the name of the class.
+    """
+
+    backend: str | None = None
+
+    @pytest.fixture
+    def fresh_memory_factory(self, memory_factory: Factory) -> Factory:
+        """As `memory_factory`, for a store on which nobody has ever opened a handle."""
+        return memory_factory
+
+    @pytest.fixture
+    def clock_at(self) -> ClockAt:
+        """Return a context in which what is written bears a given moment; override it if a server has the clock."""
+        return clock_of_this_process
+
+    @pytest.fixture
+    def corrupt_message(self) -> CorruptMessage | None:
+        """Return an async function that spoils one stored message, given the ids of its session and of itself."""
+        return None
+
+    @pytest.fixture
+    def flux_clause(self) -> str | None:
+        """The clause's id; each clause is parametrised with its own."""
+        return None
+
+    @pytest.fixture
+    def store(
+        self,
+        request: pytest.FixtureRequest,
+        memory_factory: Factory,
+        clock_at: ClockAt,
+        corrupt_message: CorruptMessage | None,
+        flux_clause: str | None,
+    ) -> StoreUnderTest:
+        """The store that a clause works on."""
+        # A store that nobody has ever used can be costly: a whole database.
+        fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
+        return StoreUnderTest(
+            memory_factory,
+            fresh_factory=request.getfixturevalue("fresh_memory_factory") if fresh else None,
+            clock_at=clock_at,
+            corrupt_message=corrupt_message,
+        )

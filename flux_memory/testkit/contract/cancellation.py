@@ -1,0 +1,294 @@
+"""Clauses that protect against cancellation: at every await, a write is whole or absent and the handle works on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from flux_memory import Memory
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.batches import numbered
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.stepping import cancelled_everywhere
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
+
+STORM: Final = 32
+"""More calls than a pool has connections."""
+
+
+class CancellationContract(Binding):
+    """What is promised of calls that are cancelled (a client that hung up, a timeout)."""
+
+    @clause(
+        "FM-CAN-001",
+        promise="A cancelled `add_message` is stored whole or not at all; counts stay true and no lock is held.",
+        loses="One user closes a tab, and all others wait for a lock, or counts are off for ever.",
+    )
+    async def test_add_message(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session, expected, uncertain = await memory.create_session(), list[str](), set[str]()
+        async for attempt in cancelled_everywhere(lambda n: memory.add_message(session, "user", f"try {n}")):
+            content = f"try {attempt.number}"
+            uncertain.update([content] if attempt.cancelled else [])
+            expected += [content, await _both_work(memory, other, session, attempt.number)]
+        await _holds(store, memory, session, expected, uncertain)
+
+    @clause(
+        "FM-CAN-002",
+        promise="A cancelled `add_messages` is stored whole or not at all; counts stay true and no lock is held.",
+        loses="Half a batch is stored.",
+    )
+    async def test_add_messages(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session, expected, uncertain = await memory.create_session(), list[str](), set[str]()
+        async for attempt in cancelled_everywhere(
+            lambda n: memory.add_messages(session, numbered(n * 1_000, n * 1_000 + 1, n * 1_000 + 2))
+        ):
+            batch = [str(attempt.number * 1_000 + at) for at in range(3)]
+            uncertain.update(batch if attempt.cancelled else [])
+            expected += [*batch, await _both_work(memory, other, session, attempt.number)]
+        stored = await _holds(store, memory, session, expected, uncertain)
+        for number in {text[:-3] for text in uncertain}:
+            parts = [text for text in stored if text.isdecimal() and text[:-3] == number]
+            assert len(parts) in {0, 3}, f"of a batch, only {parts} were stored"
+
+    @clause(
+        "FM-CAN-003",
+        promise="A cancelled `create_session` leaves a whole session or none.",
+        loses="Sessions without an owner or metadata appear.",
+    )
+    async def test_create_session(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        markers, created, uncertain = await memory.create_session(session_id="markers"), set[str](), set[str]()
+        async for attempt in cancelled_everywhere(
+            lambda n: memory.create_session("t", {"k": n}, session_id=str(n), user_id="u")
+        ):
+            (uncertain if attempt.cancelled else created).add(str(attempt.number))
+            await _both_work(memory, other, markers, attempt.number)
+        await memory.close()
+        reader = store.open()
+        rows = {row["id"]: row for row in await reader.get_sessions(None)}
+        assert created <= rows.keys() - {"markers"} <= created | uncertain
+        assert await reader.count_sessions() == len(rows)
+        for name, row in rows.items():
+            if name != "markers":
+                assert (row["title"], row["user_id"], row["metadata"]) == ("t", "u", {"k": int(name)})
+
+    @clause(
+        "FM-CAN-004",
+        promise="A cancelled `delete_session` removes a session with all its messages, or nothing.",
+        loses="A conversation loses some of its messages.",
+    )
+    async def test_delete_session(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        markers = await memory.create_session()
+        for number in range(_ATTEMPTS):
+            await memory.create_session(session_id=str(number))
+            await memory.add_messages(str(number), numbered(0, 1, 2))
+        deleted = set()
+        async for attempt in cancelled_everywhere(lambda n: memory.delete_session(str(n))):
+            if not attempt.cancelled:
+                deleted.add(str(attempt.number))
+            await _both_work(memory, other, markers, attempt.number)
+        await memory.close()
+        reader = store.open()
+        for number in range(_ATTEMPTS):
+            found = await reader.get_session(str(number))
+            history = await reader.get_history(str(number))
+            assert (found is None) or (found["message_count"] == 3)
+            assert contents(history) == ([] if found is None else ["0", "1", "2"])
+            assert found is None or str(number) not in deleted
+
+    @clause(
+        "FM-CAN-005",
+        promise="A cancelled `update_session_title` sets the title or does not.",
+        loses="A rename that timed out leaves the session locked.",
+    )
+    async def test_update_session_title(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session, markers = await memory.create_session("before"), await memory.create_session()
+        possible = {"before"}
+        async for attempt in cancelled_everywhere(lambda n: memory.update_session_title(session, f"title {n}")):
+            title = f"title {attempt.number}"
+            possible = possible | {title} if attempt.cancelled else {title}
+            await _both_work(memory, other, markers, attempt.number)
+            found = await other.get_session(session)
+            assert found is not None
+            assert found["title"] in possible
+
+    @clause(
+        "FM-CAN-006",
+        promise="A cancelled read leaves the handle working, and later reads get their own answers.",
+        loses="After a timeout a user is shown the answer to somebody else's question.",
+    )
+    async def test_reads(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session("t")
+        await add_numbered(memory, session, range(3))
+        expected: Any = (await memory.get_history(session), await memory.get_sessions(), await memory.get_session(session))
+        reads: list[Any] = [
+            lambda _: memory.get_history(session),
+            lambda _: memory.get_sessions(metadata={}),
+            lambda _: memory.get_session(session),
+            lambda _: memory.count_sessions(),
+        ]
+        for read in reads:
+            async for _ in cancelled_everywhere(read):
+                assert await memory.get_session(session) == expected[2]
+            assert await memory.count_sessions() == 1
+            assert (await memory.get_history(session), await memory.get_sessions()) == expected[:2]
+
+    @clause(
+        "FM-CAN-007",
+        promise="A cancelled `clear_all` removes everything or nothing.",
+        loses="A clear that timed out leaves half of the data.",
+    )
+    async def test_clear_all(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+
+        async def fill_and_clear(number: int) -> None:
+            await memory.clear_all()
+
+        for session in "ab":
+            await memory.create_session(session_id=session)
+            await memory.add_messages(session, numbered(0, 1))
+        async for attempt in cancelled_everywhere(fill_and_clear):
+            left = await other.count_sessions()
+            assert left in ({2, 0} if attempt.cancelled else {0})
+            await memory.clear_all()
+            for session in "ab":
+                await other.create_session(session_id=session)
+                assert await other.get_history(session) == []
+                await other.add_messages(session, numbered(0, 1))
+
+    @clause(
+        "FM-CAN-008",
+        promise="A first call that is cancelled leaves a handle that opens the store at the next call.",
+        loses="A worker whose first request timed out never serves another one.",
+    )
+    async def test_first_use(self, store: StoreUnderTest) -> None:
+        handles: list[Memory] = []
+
+        async def first_use(number: int) -> str:
+            handles.append(store.open())
+            return await handles[-1].create_session(session_id=str(number))
+
+        async for attempt in cancelled_everywhere(first_use):
+            while handles:
+                handle = handles.pop()
+                found = await handle.get_session(str(attempt.number))
+                assert attempt.cancelled or found is not None
+                assert await handle.create_session("works")
+                await handle.close()
+
+    @clause(
+        "FM-CAN-009",
+        promise="Cancelling one call does not harm calls that run beside it: those acknowledged are stored.",
+        loses="One user's timeout takes other users' messages along.",
+    )
+    async def test_neighbours(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for turns in (0, 1, 2, 4, 8, 16, 32):
+            doomed = [asyncio.ensure_future(memory.add_message(session, "user", f"doomed {n}")) for n in range(4)]
+            others = [asyncio.ensure_future(memory.add_message(session, "user", f"kept {turns}")) for _ in range(4)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in doomed:
+                task.cancel()
+            assert all(isinstance(outcome, str) for outcome in await gather_outcomes(*others))
+            await gather_outcomes(*doomed)
+            kept = contents(await memory.get_history(session)).count(f"kept {turns}")
+            assert kept == 4, f"4 adds were acknowledged, {kept} are stored"
+
+    @clause(
+        "FM-CAN-010",
+        promise="An add that was cancelled can be retried under its `message_id`: it is then stored exactly once.",
+        loses="After a timeout a message is doubled or lost.",
+    )
+    async def test_retry_after_cancellation(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session = await memory.create_session()
+        attempts = 0
+        async for attempt in cancelled_everywhere(
+            lambda n: memory.add_message(session, "user", f"text {n}", message_id=f"m{n}")
+        ):
+            content, message_id = f"text {attempt.number}", f"m{attempt.number}"
+            assert await (other, memory)[attempts % 2].add_message(session, "user", content, message_id=message_id)
+            attempts += 1
+        await memory.close()
+        history = await other.get_history(session)
+        assert [row["id"] for row in history] == [f"m{number}" for number in range(attempts)]
+
+    @clause(
+        "FM-CAN-011",
+        promise="A storm of cancelled calls costs the handle nothing: it goes on serving as many calls as before.",
+        loses="Each timeout takes a connection with it, until none is left.",
+    )
+    async def test_storm(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for turns in (1, 3, 10, 30):
+            storm = [asyncio.ensure_future(memory.add_message(session, "user", "storm")) for _ in range(STORM // 2)]
+            storm += [asyncio.ensure_future(memory.create_session("storm")) for _ in range(STORM // 2)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in storm:
+                task.cancel()
+            await gather_outcomes(*storm)
+        outcomes = await gather_outcomes(*(memory.add_message(session, "user", str(n)) for n in range(STORM)))
+        history = await memory.get_history(session)
+        assert set(outcomes) <= {row["id"] for row in history}
+        found = await memory.get_session(session)
+        assert found is not None
+        assert found["message_count"] == len(history)
+
+    @clause(
+        "FM-CAN-012",
+        promise="A cancelled `close` loses no acknowledged write, and can be called again.",
+        loses="A shutdown that was interrupted loses the last messages.",
+    )
+    async def test_close(self, store: StoreUnderTest) -> None:
+        reader = store.open()
+        session = await reader.create_session()
+        handles: list[Memory] = []
+
+        async def write_and_close(number: int) -> None:
+            handles.append(store.open())
+            await handles[-1].add_message(session, "user", str(number), message_id=str(number))
+            await handles[-1].close()
+
+        async for attempt in cancelled_everywhere(write_and_close):
+            while handles:
+                await handles.pop().close()
+            stored = [row["id"] for row in await reader.get_history(session)]
+            assert attempt.cancelled or str(attempt.number) in stored
+
+
+_ATTEMPTS = 60
+"""Sessions to delete: as many as attempts that a call with two dozen awaits needs."""
+
+
+async def _both_work(memory: Memory, other: Memory, session: str, number: int) -> str:
+    """Write through the handle and through another one, which a lock held would keep waiting."""
+    await other.create_session(session_id=f"other {number}")
+    await other.delete_session(f"other {number}")
+    content = f"marker {number}"
+    await memory.add_message(session, "user", content)
+    return content
+
+
+async def _holds(
+    store: StoreUnderTest, memory: Memory, session: str, expected: list[str], uncertain: set[str]
+) -> list[str]:
+    """Demand, once all is settled, that a history is what was expected, but for what was cancelled."""
+    await memory.close()
+    reader = store.open()
+    stored = contents(await reader.get_history(session))
+    found = await reader.get_session(session)
+    assert found is not None
+    assert found["message_count"] == len(stored)
+    assert len(set(stored)) == len(stored), "a cancelled write was stored twice"
+    certain = [content for content in expected if content not in uncertain]
+    assert [content for content in stored if content not in uncertain] == certain
+    return stored

@@ -1,0 +1,48 @@
+"""A clock that stands still at a chosen moment, for the Python code of this process."""
+
+from __future__ import annotations
+
+import datetime as datetime_module
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, tzinfo
+from typing import Self
+from unittest.mock import patch
+
+
+@contextmanager
+def python_clock_at(moment: datetime) -> Iterator[None]:
+    """Make `datetime.now`, `datetime.utcnow` and `time.time` answer with this moment, wherever they were imported.
+
+    `time.time_ns` and the monotonic clocks go on: ids and event loops live by them.
+    """
+    real = datetime
+
+    class _AnyDatetime(type):
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, real)
+
+    class _Stopped(datetime, metaclass=_AnyDatetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            local = moment.astimezone(tz)
+            return local if tz else local.replace(tzinfo=None)  # type: ignore[return-value]
+
+        @classmethod
+        def utcnow(cls) -> Self:
+            return moment.astimezone(datetime_module.UTC).replace(tzinfo=None)  # type: ignore[return-value]
+
+    replacements = {real: _Stopped, time.time: moment.timestamp}
+    with ExitStack() as stack:
+        for module in list(sys.modules.values()):
+            names = getattr(module, "__dict__", {})
+            for name in ("datetime", "time"):
+                if (replacement := _lookup(replacements, names.get(name))) is not None:
+                    stack.enter_context(patch.object(module, name, replacement))
+        yield
+
+
+def _lookup(replacements: dict[object, object], value: object) -> object:
+    return next((new for old, new in replacements.items() if old is value), None)

@@ -1,0 +1,187 @@
+"""Clauses that protect acknowledged writes, across handles, processes and sudden death."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from flux_memory import ConflictError, Memory
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.batches import numbered
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.processes import Tell, run_together
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
+
+OpenHandle = Callable[[], Memory]
+
+PROCESSES = 3
+"""More than this machine may have cores, so that they do interrupt each other."""
+
+
+class DurabilityContract(Binding):
+    """What is promised once a call has returned."""
+
+    @clause(
+        "FM-DUR-001",
+        promise="An acknowledged write is there after the store is closed and opened again.",
+        loses="A restart loses messages.",
+    )
+    async def test_a_reopened_store_has_it(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session("t", {"k": 1.0}, user_id="u")
+        await add_numbered(memory, session, range(3))
+        await memory.add_messages(session, numbered(3, 4))
+        await memory.update_session_title(session, "new")
+        gone = await memory.create_session()
+        await memory.delete_session(gone)
+        before = await memory.get_sessions(), await memory.get_history(session)
+        await memory.close()
+        reopened = store.open()
+        assert (await reopened.get_sessions(), await reopened.get_history(session)) == before
+        await add_numbered(reopened, session, [5])
+        assert contents(await reopened.get_history(session)) == list("012345")
+
+    @clause(
+        "FM-DUR-002",
+        promise="Another process sees an acknowledged write, and this one sees what the other wrote.",
+        loses="A service with several workers shows different conversations to the same user.",
+    )
+    def test_another_process_sees_it(self, store: StoreUnderTest) -> None:
+        async def write() -> str:
+            memory = store.open()
+            session = await memory.create_session("t")
+            await add_numbered(memory, session, range(3))
+            return session
+
+        session = store.run(write)
+
+        async def read_and_answer(open_handle: OpenHandle, tell: Tell) -> None:
+            async with open_handle() as memory:
+                tell(contents(await memory.get_history(session)))
+                await memory.add_message(session, "assistant", "answer")
+
+        ((seen,),) = run_together(store.fork(read_and_answer))
+        assert seen == ["0", "1", "2"]
+        assert contents(store.run(lambda: store.open().get_history(session))) == ["0", "1", "2", "answer"]
+
+    @clause(
+        "FM-DUR-003",
+        promise="An acknowledged write survives the `kill -9` of the process that wrote it.",
+        loses="A crashed worker takes the conversation's end with it.",
+    )
+    def test_kill_9_loses_nothing_acknowledged(self, store: StoreUnderTest) -> None:
+        session = store.run(lambda: store.open().create_session())
+
+        async def write_for_ever(open_handle: OpenHandle, tell: Tell) -> None:
+            memory = open_handle()
+            for number in itertools.count():
+                tell(await memory.add_message(session, "user", str(number)))
+                tell((await memory.add_messages(session, numbered(number, number)))[1])
+
+        child = store.fork(write_for_ever)
+        child.go()
+        acknowledged = [child.hear() for _ in range(12)]
+        acknowledged += child.kill()
+
+        async def check() -> None:
+            memory = store.open()
+            history = await memory.get_history(session)
+            found = await memory.get_session(session)
+            ids = [row["id"] for row in history]
+            assert [made for made in ids if made in set(acknowledged)] == acknowledged
+            assert found is not None
+            assert found["message_count"] == len(ids)
+            # Three messages a round: one add, and a batch that is whole or absent.
+            assert len(ids) % 3 in {0, 1}
+            await add_numbered(memory, session, [-1])
+
+        store.run(check)
+
+    @clause(
+        "FM-DUR-004",
+        promise="First use may race: several processes on a new store all succeed.",
+        loses="A service with several processes fails at its first start.",
+        fresh=True,
+    )
+    def test_processes_race_to_first_use(self, store: StoreUnderTest) -> None:
+        async def start(open_handle: OpenHandle, tell: Tell) -> None:
+            async with open_handle() as memory:
+                session = await memory.create_session()
+                await memory.add_message(session, "user", "first")
+                tell(session)
+
+        sessions = run_together(*(store.fork(start, fresh=True) for _ in range(PROCESSES + 1)))
+
+        async def check() -> None:
+            memory = store.open_fresh()
+            assert sorted([row["id"]] for row in await memory.get_sessions()) == sorted(sessions)
+            assert {row["message_count"] for row in await memory.get_sessions()} == {1}
+
+        store.run(check)
+
+    @clause(
+        "FM-DUR-005",
+        promise="Processes that add at the same time lose nothing, agree on one order, and each keeps its own.",
+        loses="Messages of users who are served by different processes are lost or shuffled.",
+    )
+    def test_processes_add_at_the_same_time(self, store: StoreUnderTest) -> None:
+        session = store.run(lambda: store.open().create_session())
+
+        async def write(open_handle: OpenHandle, tell: Tell) -> None:
+            async with open_handle() as memory:
+                tell(await add_numbered(memory, session, range(8)))
+
+        written = [ids for (ids,) in run_together(*(store.fork(write) for _ in range(PROCESSES)))]
+
+        async def check() -> None:
+            memory = store.open()
+            ids = [row["id"] for row in await memory.get_history(session)]
+            found = await memory.get_session(session)
+            assert found is not None
+            assert found["message_count"] == len(ids) == PROCESSES * 8
+            for own in written:
+                assert [made for made in ids if made in own] == own
+
+        store.run(check)
+
+    @clause(
+        "FM-DUR-006",
+        promise="Ids made in processes that were forked from one another are all different.",
+        loses="Two workers make the same id, and a message is taken for a retry of another one.",
+    )
+    def test_forked_processes_make_different_ids(self, store: StoreUnderTest) -> None:
+        async def warm_up() -> str:
+            memory = store.open()
+            session = await memory.create_session()
+            await add_numbered(memory, session, range(2))
+            return session
+
+        session = store.run(warm_up)
+
+        async def write(open_handle: OpenHandle, tell: Tell) -> None:
+            async with open_handle() as memory:
+                tell([await memory.create_session(), *await add_numbered(memory, session, range(3))])
+
+        made = [made for (ids,) in run_together(*(store.fork(write) for _ in range(PROCESSES))) for made in ids]
+        assert len(set(made)) == PROCESSES * 4
+
+    @clause(
+        "FM-DUR-007",
+        promise="Processes that send the same message under one `message_id` store it once; another content conflicts.",
+        loses="A message retried through another worker is doubled.",
+    )
+    def test_processes_retry_once(self, store: StoreUnderTest) -> None:
+        session = store.run(lambda: store.open().create_session())
+
+        async def write(open_handle: OpenHandle, tell: Tell) -> None:
+            async with open_handle() as memory:
+                for number in range(4):
+                    await memory.add_message(session, "user", "text", message_id=str(number))
+                try:
+                    await memory.add_message(session, "user", "another", message_id="0")
+                except ConflictError:
+                    tell("conflict")
+
+        assert run_together(*(store.fork(write) for _ in range(PROCESSES))) == [["conflict"]] * PROCESSES
+        rows = store.run(lambda: store.open().get_history(session))
+        assert [(row["id"], row["content"]) for row in rows] == [(str(number), "text") for number in range(4)]

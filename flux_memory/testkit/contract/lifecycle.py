@@ -1,0 +1,272 @@
+"""Clauses that protect the life of a handle: closing, forgetting to close, other loops, damaged rows."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from flux_memory import FluxMemoryError, Memory, MemoryClosedError
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.processes import Tell, run_together
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
+
+LOOP_SECONDS: Final = 20.0
+"""How long a call on another event loop may take to work or to say why not."""
+HANDLES: Final = 8
+
+EVERY_CALL: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
+    "create_session": lambda memory, value: memory.create_session(value),
+    "add_message": lambda memory, value: memory.add_message(value, value, value),
+    "add_messages": lambda memory, value: memory.add_messages(value, value),
+    "get_history": lambda memory, value: memory.get_history(value),
+    "get_sessions": lambda memory, value: memory.get_sessions(user_id=value),
+    "get_session": lambda memory, value: memory.get_session(value),
+    "count_sessions": lambda memory, _: memory.count_sessions(),
+    "update_session_title": lambda memory, value: memory.update_session_title(value, value),
+    "delete_session": lambda memory, value: memory.delete_session(value),
+    "clear_all": lambda memory, _: memory.clear_all(),
+}
+
+
+class LifecycleContract(Binding):
+    """What is promised of `close()`, and of handles that were not closed, were moved, or meet damage."""
+
+    @clause(
+        "FM-LIF-001",
+        promise="`close()` may be called again, also at the same time, and on a handle that was never used.",
+        loses="A shutdown that two parts of an application both do raises.",
+    )
+    async def test_close_is_idempotent(self, store: StoreUnderTest) -> None:
+        used, unused = store.open(), store.open()
+        await used.create_session()
+        for memory in (used, unused):
+            assert await gather_outcomes(memory.close(), memory.close()) == [None, None]
+            await memory.close()
+
+    @clause(
+        "FM-LIF-002",
+        promise="After `close()` every call raises `MemoryClosedError`, whether the handle was used before or not.",
+        loses="A call after shutdown hangs, or opens the store again behind everybody's back.",
+    )
+    async def test_calls_after_close(self, store: StoreUnderTest) -> None:
+        used, unused = store.open(), store.open()
+        session = await used.create_session()
+        for memory in (used, unused):
+            await memory.close()
+            for name, call in EVERY_CALL.items():
+                with pytest.raises(MemoryClosedError):
+                    await call(memory, [] if name == "add_messages" else session)
+        reader = store.open()
+        assert [row["id"] for row in await reader.get_sessions()] == [session]
+
+    @clause(
+        "FM-LIF-003",
+        promise="After `close()` a call raises `MemoryClosedError` even when its arguments are wrong.",
+        loses="The error sends whoever debugs it the wrong way.",
+    )
+    async def test_wrong_calls_after_close(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        await memory.close()
+        for value in (None, 7, "\x00", {}):
+            for call in EVERY_CALL.values():
+                with pytest.raises(MemoryClosedError):
+                    await call(memory, value)
+        for wrong in (-1, "1"):
+            with pytest.raises(MemoryClosedError):
+                await memory.get_sessions(wrong, wrong)  # type: ignore[arg-type]  # that is the point
+
+    @clause(
+        "FM-LIF-004",
+        promise="`async with` gives the memory itself, closes it at the end, and lets errors through.",
+        loses="Errors are swallowed, or handles stay open.",
+    )
+    async def test_async_with(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        async with memory as entered:
+            assert entered is memory
+            session = await entered.create_session()
+        with pytest.raises(MemoryClosedError):
+            await memory.count_sessions()
+        failing = store.open()
+        with pytest.raises(ZeroDivisionError):
+            async with failing:
+                await failing.add_message(session, "user", "kept")
+                raise ZeroDivisionError
+        with pytest.raises(MemoryClosedError):
+            await failing.count_sessions()
+        assert contents(await store.open().get_history(session)) == ["kept"]
+
+    @clause(
+        "FM-LIF-005",
+        promise="`close()` while calls are in flight: each is stored and acknowledged, or raises and is not stored.",
+        loses="A restart loses the messages of the moment, although they were acknowledged.",
+    )
+    async def test_close_loses_no_acknowledged_write(self, store: StoreUnderTest) -> None:
+        reader = store.open()
+        for turns in (0, 1, 3, 10, 30, 100):
+            session = await reader.create_session()
+            memory = store.open()
+            adds = [asyncio.ensure_future(memory.add_message(session, "user", str(n))) for n in range(8)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await memory.close()
+            outcomes = await gather_outcomes(*adds)
+            for outcome in outcomes:
+                assert isinstance(outcome, str | MemoryClosedError), repr(outcome)
+            acknowledged = {outcome for outcome in outcomes if isinstance(outcome, str)}
+            stored = {row["id"] for row in await reader.get_history(session)}
+            assert stored == acknowledged, f"{len(acknowledged)} acknowledged, {len(stored)} stored"
+
+    @clause(
+        "FM-LIF-006",
+        promise="Closing one handle does not disturb another on the same store.",
+        loses="One worker's shutdown breaks the others.",
+    )
+    async def test_closing_one_of_two(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session = await memory.create_session()
+        await add_numbered(other, session, [0])
+        adds = [asyncio.ensure_future(other.add_message(session, "user", str(n))) for n in range(1, 5)]
+        await memory.close()
+        await asyncio.gather(*adds)
+        await add_numbered(other, session, [5])
+        assert sorted(contents(await other.get_history(session))) == list("012345")
+
+    @clause(
+        "FM-LIF-007",
+        promise="Closed handles leave no thread and no file or connection open.",
+        loses="A service that opens a handle for each request runs out of file descriptors.",
+    )
+    async def test_closed_handles_leave_nothing_open(self, store: StoreUnderTest) -> None:
+        await self._use_and_close(store)
+        before = _open_things()
+        await self._use_and_close(store)
+        deadline = time.monotonic() + 10
+        # What is opened once for all handles may stay; what is opened for each may not. Threads end a little later.
+        while any(now - then >= HANDLES for now, then in zip(_open_things(), before, strict=True)):
+            assert time.monotonic() < deadline, f"{HANDLES} closed handles left threads or files: {_open_things()}"
+            gc.collect()
+            await asyncio.sleep(0.01)
+
+    @staticmethod
+    async def _use_and_close(store: StoreUnderTest) -> None:
+        handles = [store.open() for _ in range(HANDLES)]
+        await asyncio.gather(*(handle.create_session() for handle in handles))
+        await asyncio.gather(*(handle.close() for handle in handles))
+
+    @clause(
+        "FM-LIF-008",
+        promise="A handle that was never closed warns with a `ResourceWarning`, and does not keep the process alive.",
+        loses="Scripts hang at their end.",
+    )
+    def test_a_forgotten_handle_warns(self, store: StoreUnderTest) -> None:
+        async def forget(open_handle: Callable[[], Memory], tell: Tell) -> None:
+            async def use() -> None:
+                await open_handle().create_session()
+
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                await asyncio.to_thread(asyncio.run, use())
+                deadline = time.monotonic() + 5
+                while not _resource_warnings(caught) and time.monotonic() < deadline:
+                    gc.collect()
+                    await asyncio.sleep(0.01)
+                tell(_resource_warnings(caught))
+
+        # run_together also waits for the process to exit by itself.
+        ((warned,),) = run_together(store.fork(forget))
+        assert warned, "a handle was dropped without close(), and no ResourceWarning said so"
+
+    @clause(
+        "FM-LIF-009",
+        promise="A handle used from a second event loop, beside the first, works or raises an error of ours, at once.",
+        loses="A web framework that runs several loops hangs, and nothing says why.",
+    )
+    def test_two_loops_at_once(self, store: StoreUnderTest) -> None:
+        outcomes: list[object] = []
+
+        def use_on_another_loop(memory: Memory, session: str) -> None:
+            try:
+                outcomes.append(asyncio.run(memory.add_message(session, "user", "second loop")))
+            except BaseException as error:  # noqa: BLE001 - judged below, whatever it is
+                outcomes.append(error)
+
+        async def start() -> tuple[Memory, str]:
+            memory = store.open()
+            return memory, await memory.create_session()
+
+        with asyncio.Runner() as runner:
+            memory, session = runner.run(start())
+            thread = threading.Thread(target=use_on_another_loop, args=(memory, session), daemon=True)
+            thread.start()
+            thread.join(LOOP_SECONDS)
+            assert not thread.is_alive(), f"a call on a second event loop hangs for {LOOP_SECONDS:.0f} s"
+            assert isinstance(outcomes[0], str | FluxMemoryError), repr(outcomes[0])
+            runner.run(memory.add_message(session, "user", "first loop"))  # type: ignore[arg-type]  # it is a coroutine
+            expected = ["second loop", "first loop"] if isinstance(outcomes[0], str) else ["first loop"]
+            assert contents(runner.run(memory.get_history(session))) == expected  # type: ignore[arg-type]  # likewise
+            runner.run(store.close())
+
+    @clause(
+        "FM-LIF-010",
+        promise="A handle used again after its event loop has ended works or raises an error of ours; it never hangs.",
+        loses="The second `asyncio.run` of a script hangs.",
+    )
+    def test_one_loop_after_another(self, store: StoreUnderTest) -> None:
+        async def move(open_handle: Callable[[], Memory], tell: Tell) -> None:
+            memory = open_handle()
+            session = await asyncio.to_thread(asyncio.run, memory.create_session())  # type: ignore[arg-type]  # it is one
+            for call in (memory.add_message(session, "user", "moved"), memory.close()):
+                try:
+                    await asyncio.wait_for(call, LOOP_SECONDS / 2)
+                    tell("worked")
+                except FluxMemoryError:
+                    tell("refused")
+                except TimeoutError:
+                    tell("hangs")
+
+        ((added, closed),) = run_together(store.fork(move))
+        assert added in {"worked", "refused"}, added
+        assert closed in {"worked", "refused"}, closed
+
+    @clause(
+        "FM-LIF-011",
+        promise="One damaged row raises an error of ours that names it; everything else stays readable.",
+        loses="One bad byte makes a whole history, or every history, unreadable.",
+    )
+    async def test_one_damaged_row(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        damaged, sound = await memory.create_session(), await memory.create_session()
+        ids = await add_numbered(memory, damaged, range(4))
+        await add_numbered(memory, sound, range(3))
+        await store.corrupt_message(damaged, ids[1])
+        with pytest.raises(FluxMemoryError) as caught:
+            await memory.get_history(damaged)
+        assert ids[1] in str(caught.value), f"{caught.value!r} does not name the row"
+        assert contents(await memory.get_history(damaged, 2)) == ["2", "3"]
+        assert contents(await memory.get_history(damaged, before=ids[1])) == ["0"]
+        assert contents(await memory.get_history(sound)) == ["0", "1", "2"]
+        assert {row["id"]: row["message_count"] for row in await memory.get_sessions()} == {damaged: 4, sound: 3}
+        await add_numbered(memory, damaged, [4])
+        assert contents(await memory.get_history(damaged, 1)) == ["4"]
+        await memory.delete_session(damaged)
+        assert await memory.get_history(damaged) == []
+
+
+def _open_things() -> tuple[int, int]:
+    descriptors = Path("/dev/fd")
+    return threading.active_count(), len(os.listdir(descriptors)) if descriptors.exists() else 0
+
+
+def _resource_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
+    return [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)]

@@ -1,0 +1,175 @@
+"""Clauses that protect the shared limits, and look-ups of what cannot exist."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pytest
+
+from flux_memory import (
+    MAX_CONTENT_BYTES,
+    MAX_ID_LENGTH,
+    MAX_METADATA_BYTES,
+    MAX_USER_ID_LENGTH,
+    InvalidInputError,
+    Memory,
+    SessionNotFoundError,
+)
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import NOT_TEXTS
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+NOWHERE: Final = ("", "unknown", "x" * (MAX_ID_LENGTH + 1), "x" * 10_000, "nul\x00", "\ud800", "' OR '1'='1", "%")
+"""Ids that no session and no message has, some of which none can have."""
+
+READS: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
+    "session_id of get_session": lambda memory, _, key: memory.get_session(key),
+    "session_id of get_history": lambda memory, _, key: memory.get_history(key),
+    "before of get_history": lambda memory, session, key: memory.get_history(session, before=key),
+    "user_id of get_sessions": lambda memory, _, key: memory.get_sessions(user_id=key),
+    "session_id of delete_session": lambda memory, _, key: memory.delete_session(key),
+}
+WRITES: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
+    "session_id of add_message": lambda memory, key: memory.add_message(key, "user", "text"),
+    "session_id of add_messages": lambda memory, key: memory.add_messages(key, [{"role": "r", "content": "c"}]),
+    "session_id of update_session_title": lambda memory, key: memory.update_session_title(key, "title"),
+}
+
+
+class LimitsContract(Binding):
+    """What is promised at the edges of ids and sizes."""
+
+    @clause(
+        "FM-LIM-001",
+        promise="An id given has 1 to 36 characters, whatever their size in bytes; any other length is refused.",
+        loses="An id is cut by one engine, and two sessions become one.",
+    )
+    async def test_ids_have_1_to_36_characters(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for character in ("x", "\u20ac", "\U0001f44d"):
+            longest = character * MAX_ID_LENGTH
+            session = await memory.create_session(session_id=longest)
+            message = await memory.add_message(session, "user", "", message_id=longest)
+            assert (session, message) == (longest, longest)
+            assert [row["id"] for row in await memory.get_history(longest)] == [longest]
+        for wrong in ("", "x" * (MAX_ID_LENGTH + 1), "\u20ac" * (MAX_ID_LENGTH + 1), "x" * 100_000):
+            with pytest.raises(InvalidInputError, match="session_id"):
+                await memory.create_session(session_id=wrong)
+            with pytest.raises(InvalidInputError, match="message_id"):
+                await memory.add_message(longest, "user", "", message_id=wrong)
+            with pytest.raises(InvalidInputError, match=r"messages\[0\]\.message_id"):
+                await memory.add_messages(longest, [{"role": "r", "content": "", "message_id": wrong}])
+        assert await memory.count_sessions() == 3
+
+    @clause(
+        "FM-LIM-002",
+        promise="A user's id has at most 255 characters; a longer one is refused.",
+        loses="PostgreSQL cannot index it: the write fails there and nowhere else.",
+    )
+    async def test_user_ids_have_at_most_255_characters(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        longest = "\U0001f44d" * MAX_USER_ID_LENGTH
+        session = await memory.create_session(user_id=longest)
+        assert [row["id"] for row in await memory.get_sessions(user_id=longest)] == [session]
+        with pytest.raises(InvalidInputError, match="user_id"):
+            await memory.create_session(user_id=longest + "x")
+        assert await memory.count_sessions() == 1
+
+    @clause(
+        "FM-LIM-003",
+        promise="Long content (a megabyte) comes back whole.",
+        loses="Long answers are cut at the end.",
+    )
+    async def test_long_content_is_not_cut(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        long = "0123456789abcdef\u20ac\n" * 50_000
+        session = await memory.create_session(long)
+        await memory.add_message(session, "user", long)
+        (message,) = await memory.get_history(session)
+        found = await memory.get_session(session)
+        assert found is not None
+        assert len(message["content"]) == len(found["title"]) == len(long)
+        assert message["content"] == found["title"] == long
+
+    @clause(
+        "FM-LIM-004",
+        promise="Content over the limit in bytes is refused, never cut.",
+        loses="Either engine fails at a size of its own, or cuts.",
+    )
+    async def test_content_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        # Fewer characters than the limit has bytes, but more bytes.
+        too_much = "\u20ac" * (MAX_CONTENT_BYTES // 3 + 1)
+        with pytest.raises(InvalidInputError, match="content"):
+            await memory.add_message(session, "user", too_much)
+        with pytest.raises(InvalidInputError, match=r"messages\[0\]\.content"):
+            await memory.add_messages(session, [{"role": "r", "content": too_much}])
+        with pytest.raises(InvalidInputError, match="title"):
+            await memory.update_session_title(session, too_much)
+        assert await memory.get_history(session) == []
+
+    @clause(
+        "FM-LIM-005",
+        promise="Metadata over the limit in bytes is refused, never cut.",
+        loses="Either engine fails at a size of its own.",
+    )
+    async def test_metadata_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        too_much = {"k": "\u20ac" * (MAX_METADATA_BYTES // 3)}
+        with pytest.raises(InvalidInputError, match="metadata"):
+            await memory.create_session(metadata=too_much)
+        assert await memory.count_sessions() == 0
+
+    @clause(
+        "FM-LIM-006",
+        promise="Reading or deleting under an id that nobody has, or can have, finds nothing: `None`, `[]`, no error.",
+        loses="A mistyped link is an internal error instead of an empty page.",
+    )
+    async def test_lookups_of_nothing_find_nothing(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session(user_id="somebody")
+        await memory.add_message(session, "user", "text")
+        for key in NOWHERE:
+            for name, call in READS.items():
+                if (name, key) != ("user_id of get_sessions", ""):
+                    assert not await call(memory, session, key), f"{name}={key!r:.50} found something"
+            assert await memory.get_session(key) is None
+        assert await memory.count_sessions() == 1
+        assert len(await memory.get_history(session)) == 1
+
+    @clause(
+        "FM-LIM-007",
+        promise="Writing to a session under an id that nobody has, or can have, raises `SessionNotFoundError`.",
+        loses="Messages go nowhere, or the driver's error comes through.",
+    )
+    async def test_writes_to_nowhere_are_not_found(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for key in NOWHERE:
+            for call in WRITES.values():
+                with pytest.raises(SessionNotFoundError):
+                    await call(memory, key)
+        assert await memory.get_sessions() == []
+
+    @clause(
+        "FM-LIM-008",
+        promise="An id to look up that is no `str` is refused as a type error that names the argument.",
+        loses="A bug in the caller looks like an empty conversation.",
+    )
+    async def test_lookups_take_text_only(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for value in NOT_TEXTS:
+            for name, read in READS.items():
+                with pytest.raises(InvalidInputError) as caught:
+                    await read(memory, session, value)
+                assert isinstance(caught.value, TypeError), f"{name}={value!r} raised {caught.value!r}"
+                assert name.split()[0] in str(caught.value)
+            for name, write in WRITES.items():
+                with pytest.raises(InvalidInputError) as caught:
+                    await write(memory, value)
+                assert isinstance(caught.value, TypeError), f"{name}={value!r} raised {caught.value!r}"
+        with pytest.raises(TypeError):
+            await memory.get_session(None)  # type: ignore[arg-type]  # that is the point

@@ -1,0 +1,148 @@
+"""Clauses that protect single messages: the record, and retries that store once."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from flux_memory import ConflictError, Memory
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
+
+MESSAGE_KEYS: Final = {"id", "role", "content", "metadata", "created_at"}
+
+
+class MessagesContract(Binding):
+    """What is promised of `add_message`."""
+
+    @clause(
+        "FM-MSG-001",
+        promise="A message is a plain `dict` with exactly the keys of the record, of the record's types.",
+        loses="Code written for one backend breaks on the other.",
+    )
+    async def test_a_message_is_the_record(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        message_id = await memory.add_message(session, "user", "text", {"k": 1})
+        history = await memory.get_history(session)
+        assert type(history) is list
+        (row,) = history
+        assert type(row) is dict
+        assert set(row) == MESSAGE_KEYS
+        assert {key: type(value) for key, value in row.items()} == dict.fromkeys(MESSAGE_KEYS, str) | {"metadata": dict}
+        assert (row["id"], row["role"], row["content"], row["metadata"]) == (message_id, "user", "text", {"k": 1})
+
+    @clause(
+        "FM-MSG-002",
+        promise="Adding the same content again under the same `message_id` stores it once and returns the id.",
+        loses="A retry after a lost answer says everything twice.",
+    )
+    async def test_a_retry_stores_once(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session = await memory.create_session()
+        for handle in (memory, memory, other):
+            returned = await handle.add_message(session, "user", "text", {"a": 1, "b": [1.5]}, message_id="m")
+            assert returned == "m"
+        # The same object, written in another order.
+        assert await memory.add_message(session, "user", "text", {"b": [1.5], "a": 1}, message_id="m") == "m"
+        assert contents(await memory.get_history(session)) == ["text"]
+        found = await memory.get_session(session)
+        assert found is not None
+        assert found["message_count"] == 1
+
+    @clause(
+        "FM-MSG-003",
+        promise="A retry changes nothing: neither the order, nor a time, nor a count.",
+        loses="A retry moves an old message to the end, or an old session to the top.",
+    )
+    async def test_a_retry_changes_nothing(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "first", message_id="m")
+        await add_numbered(memory, session, range(2))
+        before = await memory.get_sessions(), await memory.get_history(session)
+        await memory.add_message(session, "user", "first", message_id="m")
+        await memory.add_messages(session, [{"role": "user", "content": "first", "message_id": "m"}])
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+    @clause(
+        "FM-MSG-004",
+        promise="Another content, role or metadata under the same `message_id` raises `ConflictError`; nothing changes.",
+        loses="Of two different messages one is dropped, and nobody is told.",
+    )
+    async def test_another_content_is_a_conflict(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "text", {"k": 1}, message_id="m")
+        before = await memory.get_sessions(), await memory.get_history(session)
+        others: list[tuple[str, str, dict[str, Any] | None]] = [
+            ("user", "another", {"k": 1}),
+            ("assistant", "text", {"k": 1}),
+            ("user", "text", {"k": 2}),
+            ("user", "text", {"k": True}),
+            ("user", "text", {"k": 1, "l": 1}),
+            ("user", "text", None),
+        ]
+        for role, content, metadata in others:
+            for handle in (memory, other):
+                with pytest.raises(ConflictError):
+                    await handle.add_message(session, role, content, metadata, message_id="m")
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+    @clause(
+        "FM-MSG-005",
+        promise="A `message_id` is unique within its session only.",
+        loses="Copying a conversation fails, or drops messages.",
+    )
+    async def test_ids_belong_to_their_session(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        sessions = [await memory.create_session() for _ in range(3)]
+        for session in sessions:
+            assert await memory.add_message(session, "user", session, message_id="m") == "m"
+        for session in sessions:
+            assert contents(await memory.get_history(session)) == [session]
+        await memory.delete_session(sessions[0])
+        assert contents(await memory.get_history(sessions[1])) == [sessions[1]]
+
+    @clause(
+        "FM-MSG-006",
+        promise="Concurrent retries of one message, on several handles, store it once and all return its id.",
+        loses="An impatient client's message appears as often as it was sent.",
+    )
+    async def test_concurrent_retries_store_once(self, store: StoreUnderTest) -> None:
+        handles = [store.open(), store.open()]
+        session = await handles[0].create_session()
+        for number in range(4):
+            message_id = f"m{number}"
+            outcomes = await gather_outcomes(
+                *(handle.add_message(session, "user", "text", message_id=message_id) for handle in handles * 4)
+            )
+            assert outcomes == [message_id] * 8
+        await self._stored_once(handles, session, ["m0", "m1", "m2", "m3"])
+
+    @clause(
+        "FM-MSG-007",
+        promise="Of concurrent adds of different contents under one `message_id` one is stored, the others conflict.",
+        loses="Two messages share an id, or one is acknowledged and gone.",
+    )
+    async def test_concurrent_conflicts_store_one(self, store: StoreUnderTest) -> None:
+        handles = [store.open(), store.open()]
+        session = await handles[0].create_session()
+        outcomes = await gather_outcomes(
+            *(handles[n % 2].add_message(session, "user", str(n), message_id="m") for n in range(8))
+        )
+        refused = [outcome for outcome in outcomes if isinstance(outcome, ConflictError)]
+        assert (outcomes.count("m"), len(refused)) == (1, 7), outcomes
+        (row,) = await handles[1].get_history(session)
+        assert row["content"] == str(outcomes.index("m"))
+        await self._stored_once(handles, session, ["m"])
+
+    @staticmethod
+    async def _stored_once(handles: list[Memory], session: str, ids: list[str]) -> None:
+        for handle in handles:
+            found = await handle.get_session(session)
+            assert found is not None
+            assert found["message_count"] == len(ids)
+            assert [row["id"] for row in await handle.get_history(session)] == ids

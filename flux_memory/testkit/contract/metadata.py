@@ -1,0 +1,276 @@
+"""Clauses that protect metadata: JSON that comes back equal by type and by value, and is nobody's alias."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from flux_memory import MAX_METADATA_DEPTH, InvalidInputError, Memory
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import (
+    FLOATS,
+    INTEGERS,
+    METADATA,
+    NOT_JSON,
+    NOT_OBJECTS,
+    NUL_TEXTS,
+    SURROGATE_TEXTS,
+    UNUSUAL_MAPPINGS,
+    buried,
+    nested,
+    random_doubles,
+    same,
+)
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+
+class MetadataContract(Binding):
+    """What is promised of metadata, of sessions and of messages."""
+
+    @clause(
+        "FM-MET-001",
+        promise="A message's metadata comes back equal by type and by value, at every depth.",
+        loses="Citations, token counts and flags come back as something else.",
+    )
+    async def test_message_metadata_round_trips(self, store: StoreUnderTest) -> None:
+        await _round_trips(store.open(), METADATA)
+
+    @clause(
+        "FM-MET-002",
+        promise="A session's metadata comes back equal by type and by value, from `get_session` and `get_sessions`.",
+        loses="A session's settings come back as something else.",
+    )
+    async def test_session_metadata_round_trips(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for name, metadata in METADATA.items():
+            session = await memory.create_session(metadata=metadata)
+            found = await memory.get_session(session)
+            (listed,) = await memory.get_sessions(1)
+            assert found is not None
+            assert same(found["metadata"], metadata), f"get_session changed: {name}"
+            assert same(listed["metadata"], metadata), f"get_sessions changed: {name}"
+
+    @clause(
+        "FM-MET-003",
+        promise="A float stays a float and keeps its value, those of 1e16 and up included.",
+        loses="Scores and costs become integers, as `jsonb` makes of them.",
+    )
+    async def test_floats_stay_floats(self, store: StoreUnderTest) -> None:
+        cases = {"chosen": {"f": list(FLOATS)}, "random": {"f": random_doubles(600)}}
+        await _round_trips(store.open(), cases)
+
+    @clause(
+        "FM-MET-004",
+        promise="An integer stays an integer and is exact to 4,300 digits; a longer one is refused.",
+        loses="Large ids change their last digits.",
+    )
+    async def test_integers_are_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        await _round_trips(memory, {"integers": {"i": list(INTEGERS)}})
+        for value in (10**4300, -(10**4300)):
+            await _refused(memory, {"a": value})
+
+    @clause(
+        "FM-MET-005",
+        promise="-0.0 comes back as 0.0.",
+        loses="The same conversation compares unequal on two engines.",
+    )
+    async def test_negative_zero_becomes_zero(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session(metadata={"z": -0.0})
+        await memory.add_message(session, "user", "", {"z": [-0.0, {"y": -0.0}]})
+        (message,) = await memory.get_history(session)
+        found = await memory.get_session(session)
+        assert found is not None
+        assert same(found["metadata"], {"z": 0.0})
+        assert same(message["metadata"], {"z": [0.0, {"y": 0.0}]})
+
+    @clause(
+        "FM-MET-006",
+        promise="Tuples come back as lists; mappings and subclasses of `str`, `int`, `float` as the plain types.",
+        loses="An application gets types back that it cannot serialise.",
+    )
+    async def test_unusual_types_come_back_plain(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for name, (given, expected) in UNUSUAL_MAPPINGS.items():
+            session = await memory.create_session(metadata=given)
+            await memory.add_message(session, "user", "", given)
+            found = await memory.get_session(session)
+            (message,) = await memory.get_history(session)
+            assert found is not None
+            assert same(found["metadata"], expected), f"session: {name}"
+            assert same(message["metadata"], expected), f"message: {name}"
+
+    @clause(
+        "FM-MET-007",
+        promise="`None` is `{}`, and so is no metadata at all.",
+        loses="Every reader has to handle two kinds of nothing.",
+    )
+    async def test_none_is_an_empty_object(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session(metadata=None)
+        await memory.add_message(session, "user", "")
+        await memory.add_message(session, "user", "", None)
+        await memory.add_messages(session, [{"role": "r", "content": ""}, {"role": "r", "content": "", "metadata": None}])
+        found = await memory.get_session(session)
+        assert found is not None
+        rows = [found["metadata"], *(message["metadata"] for message in await memory.get_history(session))]
+        assert all(same(metadata, {}) for metadata in rows), rows
+
+    @clause(
+        "FM-MET-008",
+        promise="Metadata that is no mapping is refused as a type error: lists, strings, numbers, `False`.",
+        loses="A list is stored where every reader expects an object.",
+    )
+    async def test_only_objects_are_metadata(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for value in NOT_OBJECTS:
+            await _refused(memory, value, TypeError)
+
+    @clause(
+        "FM-MET-009",
+        promise="A key that is no `str` is refused, at any depth.",
+        loses="1 and '1' collapse into one key, and a value is gone.",
+    )
+    async def test_keys_are_text(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for key in (1, 1.5, True, None, b"k", (1, 2)):
+            for metadata in ({key: 1, "k": 2}, *buried({key: 1})):
+                await _refused(memory, metadata)
+
+    @clause(
+        "FM-MET-010",
+        promise="NaN and the infinities are refused, at any depth.",
+        loses="They turn into null, or into text that no JSON reader accepts.",
+    )
+    async def test_only_finite_numbers(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for value in (float("nan"), float("inf"), float("-inf")):
+            for metadata in buried(value):
+                await _refused(memory, metadata)
+
+    @clause(
+        "FM-MET-011",
+        promise="A NUL in a key or a value is refused, at any depth; the error names its offset.",
+        loses="SQLite keeps it and PostgreSQL fails: the data cannot move.",
+    )
+    async def test_nul_in_metadata_is_refused(self, store: StoreUnderTest) -> None:
+        await _refuses_texts(store.open(), NUL_TEXTS)
+
+    @clause(
+        "FM-MET-012",
+        promise="A lone surrogate in a key or a value is refused, at any depth; the error names its offset.",
+        loses="Half an emoji makes a row that can be written and not read.",
+    )
+    async def test_lone_surrogates_in_metadata_are_refused(self, store: StoreUnderTest) -> None:
+        await _refuses_texts(store.open(), SURROGATE_TEXTS)
+
+    @clause(
+        "FM-MET-013",
+        promise="What JSON does not have is refused as a type error, at any depth: bytes, sets, dates, objects.",
+        loses="Values are stored as their `repr`.",
+    )
+    async def test_only_json_types(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for value in NOT_JSON:
+            for metadata in buried(value):
+                await _refused(memory, metadata, TypeError)
+
+    @clause(
+        "FM-MET-014",
+        promise="Metadata may be nested 100 deep and comes back; deeper is refused.",
+        loses="Deep metadata can be written and overflows the reader's stack.",
+    )
+    async def test_nesting_of_one_hundred(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        await _round_trips(memory, {"deepest": nested(MAX_METADATA_DEPTH)})
+        await _refused(memory, nested(MAX_METADATA_DEPTH + 1))
+        await _refused(memory, nested(5_000))
+        endless: dict[str, Any] = {}
+        endless["self"] = endless
+        await _refused(memory, endless)
+
+    @clause(
+        "FM-MET-015",
+        promise="The caller's metadata is not changed.",
+        loses="A dict that an application goes on using has changed under its hands.",
+    )
+    async def test_the_argument_is_not_changed(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        given: dict[str, Any] = {"t": (1, -0.0), "l": [{"a": 1.0}], "b": 2, "a": None}
+        original = copy.deepcopy(given)
+        session = await memory.create_session(metadata=given)
+        message_id = await memory.add_message(session, "user", "", given)
+        await memory.add_messages(session, [{"role": "r", "content": "", "metadata": given}])
+        await memory.add_message(session, "user", "", given, message_id=message_id)
+        await memory.get_sessions(metadata=given)
+        assert repr(given) == repr(original)
+
+    @clause(
+        "FM-MET-016",
+        promise="What comes back is a fresh object each time: changing it, or the argument, changes nothing stored.",
+        loses="One caller's edit shows up in another one's history.",
+    )
+    async def test_nothing_is_aliased(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        given: dict[str, Any] = {"l": [1], "o": {"a": 1}}
+        session = await memory.create_session(metadata=given)
+        await memory.add_message(session, "user", "kept", given)
+        given["l"].append(2)
+        given["o"]["a"] = 2
+        for _ in range(2):
+            (message,) = await memory.get_history(session)
+            (listed,) = await memory.get_sessions()
+            found = await memory.get_session(session)
+            assert found is not None
+            for row in (message, listed, found):
+                assert same(row["metadata"], {"l": [1], "o": {"a": 1}}), row
+                row["metadata"]["l"].append("edited")
+                row["metadata"]["o"]["a"] = "edited"
+            message["content"] = listed["title"] = found["title"] = "edited"
+        assert [row["content"] for row in await memory.get_history(session)] == ["kept"]
+        assert [row["title"] for row in await memory.get_sessions()] == [""]
+
+    @clause(
+        "FM-MET-017",
+        promise="Large metadata (a megabyte) comes back.",
+        loses="Retrieved documents kept beside an answer are lost.",
+    )
+    async def test_large_metadata_round_trips(self, store: StoreUnderTest) -> None:
+        documents = {f"document {number}": "0123456789 \u20ac" * 700 for number in range(100)}
+        await _round_trips(store.open(), {"large": documents})
+
+
+async def _round_trips(memory: Memory, cases: dict[str, dict[str, Any]]) -> None:
+    session = await memory.create_session()
+    for metadata in cases.values():
+        await memory.add_message(session, "user", "", metadata)
+    history = await memory.get_history(session)
+    for (name, metadata), message in zip(cases.items(), history, strict=True):
+        assert same(message["metadata"], metadata), f"metadata changed: {name}"
+
+
+async def _refused(memory: Memory, metadata: Any, kind: type[Exception] = InvalidInputError) -> Exception:
+    """Give metadata of any type to every method that takes some; return the last error."""
+    for call in (
+        lambda: memory.create_session("", metadata),
+        lambda: memory.add_message("session", "user", "", metadata),
+        lambda: memory.add_messages("session", [{"role": "user", "content": "", "metadata": metadata}]),
+        lambda: memory.get_sessions(metadata=metadata),
+    ):
+        with pytest.raises(InvalidInputError) as caught:
+            await call()
+        assert isinstance(caught.value, kind), f"{caught.value!r} is no {kind.__name__}"
+        assert "metadata" in str(caught.value), f"{caught.value!r} does not name the argument"
+    return caught.value
+
+
+async def _refuses_texts(memory: Memory, texts: dict[str, int]) -> None:
+    for text, offset in texts.items():
+        for metadata in ({text: 1}, *buried(text), *buried({text: 1})):
+            error = await _refused(memory, metadata)
+            words = str(error).replace(",", " ").replace(";", " ").split()
+            assert str(offset) in words, f"{error!r} does not name the offset {offset}"

@@ -1,0 +1,217 @@
+"""Clauses that protect sessions: what creating, renaming and deleting do, and what they leave alone."""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+import pytest
+
+from flux_memory import ConflictError, Memory, SessionNotFoundError
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
+
+SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
+
+
+class SessionsContract(Binding):
+    """What is promised of the methods on sessions."""
+
+    @clause(
+        "FM-SES-001",
+        promise="A new session has what was given, and empty text, `{}` and no messages for what was not.",
+        loses="A session cannot be told from another one.",
+    )
+    async def test_a_new_session(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        plain = await memory.get_session(await memory.create_session())
+        given = await memory.get_session(await memory.create_session("t", {"k": 1}, session_id="s", user_id="u"))
+        assert plain is not None
+        assert given is not None
+        seen = [(row["title"], row["metadata"], row["user_id"], row["message_count"]) for row in (plain, given)]
+        assert seen == [("", {}, "", 0), ("t", {"k": 1}, "u", 0)]
+        assert given["id"] == "s"
+
+    @clause(
+        "FM-SES-002",
+        promise="A session is a plain `dict` with exactly the keys of the record, of the record's types.",
+        loses="Code written for one backend breaks on the other.",
+    )
+    async def test_a_session_is_the_record(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session("t")
+        found = await memory.get_session(session)
+        listed = await memory.get_sessions()
+        assert type(listed) is list
+        assert found == listed[0]
+        for row in (found, listed[0]):
+            assert type(row) is dict
+            assert set(row) == SESSION_KEYS
+            kinds = {key: type(value) for key, value in row.items()}
+            assert kinds == dict.fromkeys(SESSION_KEYS, str) | {"metadata": dict, "message_count": int}
+
+    @clause(
+        "FM-SES-003",
+        promise="An id made by the library is UUIDv7 text, another one each time, on every handle.",
+        loses="Ids clash, or do not sort by age.",
+    )
+    async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        ids = [await handle.create_session() for _ in range(5) for handle in (memory, other)]
+        for handle in (memory, other):
+            ids += [await handle.add_message(ids[0], "user", "") for _ in range(5)]
+            ids += await handle.add_messages(ids[0], [{"role": "user", "content": ""}] * 5)
+        assert len(set(ids)) == len(ids)
+        for made in ids:
+            assert type(made) is str
+            assert (str(UUID(made)), UUID(made).version) == (made, 7)
+
+    @clause(
+        "FM-SES-004",
+        promise="Creating a session under an id that exists raises `ConflictError` and leaves that session as it was.",
+        loses="A conversation is overwritten by a new one.",
+    )
+    async def test_a_taken_id_is_a_conflict(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        await memory.create_session("mine", {"k": 1}, session_id="s", user_id="u")
+        await add_numbered(memory, "s", range(2))
+        before = await memory.get_session("s"), await memory.get_history("s")
+        for title in ("mine", "theirs"):
+            with pytest.raises(ConflictError):
+                await memory.create_session(title, {"k": 2}, session_id="s", user_id="v")
+        assert (await memory.get_session("s"), await memory.get_history("s")) == before
+        assert await memory.count_sessions() == 1
+
+    @clause(
+        "FM-SES-005",
+        promise="Adding to a session that does not exist raises `SessionNotFoundError` and stores nothing.",
+        loses="Messages are stored where nobody will ever read them.",
+    )
+    async def test_adding_to_nowhere(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        kept = await memory.create_session()
+        before = await memory.get_sessions()
+        for _ in range(2):
+            with pytest.raises(SessionNotFoundError) as caught:
+                await memory.add_message("nowhere", "user", "lost")
+            assert isinstance(caught.value, LookupError)
+        assert await memory.get_session("nowhere") is None
+        assert await memory.get_history("nowhere") == []
+        assert await memory.get_sessions() == before
+        # Whoever creates it later must not find messages in it.
+        await memory.create_session(session_id="nowhere")
+        assert await memory.get_history("nowhere") == []
+        assert await memory.get_history(kept) == []
+
+    @clause(
+        "FM-SES-006",
+        promise="Renaming a session that does not exist raises `SessionNotFoundError` and creates nothing.",
+        loses="A rename that did nothing looks done.",
+    )
+    async def test_renaming_nothing(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        await memory.create_session("kept")
+        before = await memory.get_sessions()
+        with pytest.raises(SessionNotFoundError):
+            await memory.update_session_title("nowhere", "title")
+        assert await memory.get_sessions() == before
+
+    @clause(
+        "FM-SES-007",
+        promise="A new title changes the title and `updated_at`, nothing else, and that of one session only.",
+        loses="Renaming loses a session's metadata, owner or messages.",
+    )
+    async def test_renaming_changes_the_title_only(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        other = await memory.create_session("other")
+        session = await memory.create_session("old", {"k": [1.0]}, user_id="u")
+        await add_numbered(memory, session, range(2))
+        before = await memory.get_session(session)
+        history = await memory.get_history(session)
+        # The declared return value is None; another one would become somebody's interface.
+        returned: object = await memory.update_session_title(session, "new")  # type: ignore[func-returns-value]
+        assert returned is None
+        after = await memory.get_session(session)
+        untouched = await memory.get_session(other)
+        assert before is not None
+        assert after is not None
+        assert untouched is not None
+        assert after == {**before, "title": "new", "updated_at": after["updated_at"]}
+        assert await memory.get_history(session) == history
+        assert untouched["title"] == "other"
+
+    @clause(
+        "FM-SES-008",
+        promise="Deleting a session removes it and exactly its messages.",
+        loses="Deleted messages come back, or somebody else's are gone.",
+    )
+    async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        for session in ("a", "b"):
+            await memory.create_session(session_id=session)
+            await memory.add_message(session, "user", session, message_id="same id")
+        # On a connection that has just been opened: foreign keys may be a connection's setting.
+        await other.delete_session("a")
+        assert await memory.get_session("a") is None
+        assert await memory.get_history("a") == []
+        assert await memory.count_sessions() == 1
+        assert contents(await memory.get_history("b")) == ["b"]
+        await memory.create_session(session_id="a")
+        assert await memory.get_history("a") == []
+        await memory.add_message("a", "user", "anew", message_id="same id")
+        assert contents(await memory.get_history("a")) == ["anew"]
+
+    @clause(
+        "FM-SES-009",
+        promise="Deleting a session that does not exist does nothing.",
+        loses="A retried delete is an error, or deletes something else.",
+    )
+    async def test_deleting_nothing(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        kept, gone = await memory.create_session(), await memory.create_session()
+        await add_numbered(memory, kept, range(2))
+        await memory.delete_session(gone)
+        before = await memory.get_sessions(), await memory.get_history(kept)
+        for session in (gone, "nowhere"):
+            await memory.delete_session(session)
+        assert (await memory.get_sessions(), await memory.get_history(kept)) == before
+
+    @clause(
+        "FM-SES-010",
+        promise="`clear_all` removes every session and every message; the store goes on working.",
+        loses="Data that was to be erased is still there.",
+    )
+    async def test_clearing_removes_everything(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        for session in "abc":
+            await memory.create_session(session_id=session, user_id=session)
+            await add_numbered(memory, session, range(3))
+        await other.clear_all()
+        await _is_empty(memory)
+        await other.clear_all()
+        for session in "abc":
+            assert await memory.get_history(session) == []
+            await memory.create_session(session_id=session)
+            assert await memory.get_history(session) == []
+        await add_numbered(memory, "a", range(2))
+        assert contents(await other.get_history("a")) == ["0", "1"]
+
+    @clause(
+        "FM-SES-011",
+        promise="`count_sessions` is the number of sessions.",
+        loses="A page counter shows pages that are not there.",
+    )
+    async def test_counting(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        await _is_empty(memory)
+        sessions = [await memory.create_session(user_id=str(number)) for number in range(3)]
+        count = await memory.count_sessions()
+        assert (type(count), count) == (int, 3)
+        await memory.delete_session(sessions[0])
+        assert await memory.count_sessions() == 2
+
+
+async def _is_empty(memory: Memory) -> None:
+    assert await memory.count_sessions() == 0
+    assert await memory.get_sessions(None) == []

@@ -1,0 +1,103 @@
+"""Cancels a call at every place where it can be cancelled: by stepping its coroutine, not by sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, TypeVar
+
+Result = TypeVar("Result")
+When = Literal["asleep", "awoken", "turns"]
+
+_MOST_POINTS: Final = 100
+"""More suspensions than any call has: a call that still suspends is one that never ends."""
+_TURNS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[Result]):
+    """One call that was to be cancelled."""
+
+    number: int
+    cancelled: bool
+    result: Result | None
+
+
+async def cancelled_everywhere(
+    call: Callable[[int], Coroutine[Any, Any, Result]],
+) -> AsyncIterator[Attempt[Result]]:
+    """Make the call again and again, each time cancelled at another place, and yield each attempt's outcome.
+
+    The places are each suspension of the caller, once as soon as the call sleeps there, and once when what it waits for
+    has just come and the call has not yet run on (the result is then lost on the way); and after so many turns of the
+    event loop, which finds what runs in other tasks and threads.
+
+    Args:
+        call: Makes the coroutine; takes the attempt's number.
+    """
+    number = 0
+    for when in ("asleep", "awoken"):
+        for point in range(_MOST_POINTS):
+            stepped = _CancelAt(call(number), point, when)
+            outcome = await _outcome(asyncio.ensure_future(stepped.run()))
+            yield Attempt(number, *outcome)
+            number += 1
+            if not stepped.reached:
+                break
+        else:
+            raise AssertionError(f"the call suspended more than {_MOST_POINTS} times")
+    for turns in _TURNS:
+        task = asyncio.ensure_future(call(number))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        yield Attempt(number, *await _outcome(task))
+        number += 1
+
+
+async def _outcome(task: asyncio.Task[Result]) -> tuple[bool, Result | None]:
+    await asyncio.wait({task})
+    return (True, None) if task.cancelled() else (False, task.result())
+
+
+class _CancelAt(Generic[Result]):
+    """Awaits a call and cancels the task at the call's suspension number `point`."""
+
+    def __init__(self, call: Coroutine[Any, Any, Result], point: int, when: When) -> None:
+        self._call = call
+        self._point = point
+        self._when = when
+        self.reached = False
+
+    async def run(self) -> Result:
+        return await self
+
+    def __await__(self) -> Generator[Any, Any, Result]:
+        steps = self._call.__await__()
+        error: BaseException | None = None
+        for suspension in range(_MOST_POINTS * 2):
+            try:
+                awaited = next(steps) if error is None else steps.throw(error)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            if suspension == self._point:
+                self._cancel_at(awaited)
+            try:
+                error = None
+                yield awaited
+            except BaseException as thrown:  # noqa: BLE001 - it belongs to the call, which decides what to do with it
+                error = thrown
+        raise AssertionError("the call goes on and on")
+
+    def _cancel_at(self, awaited: object) -> None:
+        self.reached = True
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("not in a task")
+        if self._when == "awoken" and asyncio.isfuture(awaited):
+            # Added before the task's own callback, so it runs first.
+            awaited.add_done_callback(lambda _: task.cancel())
+        else:
+            asyncio.get_running_loop().call_soon(task.cancel)

@@ -1,0 +1,39 @@
+"""The contract bound to the memory that `--flux-memory-factory` names.
+
+pytest --pyargs flux_memory.testkit.contract --flux-memory-factory=mypackage.testing:open_memory
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+
+from flux_memory.testkit.contract import MemoryContract
+from flux_memory.testkit.contract.under_test import Factory
+
+
+class TestMemory(MemoryContract):
+    """Every clause, on a store in a fresh directory."""
+
+    @pytest.fixture
+    def memory_factory(self, request: pytest.FixtureRequest, tmp_path: Path) -> Factory:
+        """Open handles on the store in this test's directory."""
+        open_memory = _resolve(request.config)
+        directory = tmp_path / "store"
+        directory.mkdir()
+        return lambda: open_memory(directory)
+
+
+def _resolve(config: pytest.Config):  # type: ignore[no-untyped-def]
+    name: str = config.option.flux_memory_factory
+    here = str(config.invocation_params.dir)
+    if here not in sys.path:
+        # As `python -m pytest` does: what is named may be a module beside one's own tests.
+        sys.path.insert(0, here)
+    try:
+        return resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise pytest.UsageError(f"--flux-memory-factory={name}: {error}; write module:callable") from error

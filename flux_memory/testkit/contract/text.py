@@ -1,0 +1,230 @@
+"""Clauses that protect text: what goes in comes out, byte for byte, and what cannot be kept is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pytest
+
+from flux_memory import InvalidInputError, Memory
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import (
+    LOOKALIKES,
+    NAMES,
+    NOT_TEXTS,
+    NUL_TEXTS,
+    SURROGATE_TEXTS,
+    TEXTS,
+    Colour,
+    Shout,
+)
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+WITH_TEXT: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
+    "title": lambda memory, _, text: memory.create_session(text),
+    "session_id": lambda memory, _, text: memory.create_session(session_id=text),
+    "user_id": lambda memory, _, text: memory.create_session(user_id=text),
+    "role": lambda memory, session, text: memory.add_message(session, text, "content"),
+    "content": lambda memory, session, text: memory.add_message(session, "user", text),
+    "message_id": lambda memory, session, text: memory.add_message(session, "user", "content", message_id=text),
+    "messages[0].role": lambda memory, session, text: memory.add_messages(session, [{"role": text, "content": "c"}]),
+    "messages[0].content": lambda memory, session, text: memory.add_messages(session, [{"role": "r", "content": text}]),
+    "messages[1].message_id": lambda memory, session, text: memory.add_messages(
+        session, [{"role": "r", "content": "c"}, {"role": "r", "content": "c", "message_id": text}]
+    ),
+}
+"""The calls that store text, by the argument that an error must name. They take a session's id and the text."""
+
+
+async def set_title(memory: Memory, session: str, text: Any) -> None:
+    """Set a session's title; apart from the others, since its argument is named `title` as well."""
+    await memory.update_session_title(session, text)
+
+
+class TextContract(Binding):
+    """What is promised of `title`, `role`, `content`, `user_id` and ids."""
+
+    @clause(
+        "FM-TXT-001",
+        promise="A message's content comes back byte for byte: emoji, NFC and NFD, CRLF, BOM, spaces, SQL, empty.",
+        loses="What a user or a model said is silently changed; a prompt built from it is another prompt.",
+    )
+    async def test_content_is_byte_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for text in TEXTS.values():
+            await memory.add_message(session, "user", text)
+        history = await memory.get_history(session)
+        for (name, text), message in zip(TEXTS.items(), history, strict=True):
+            assert message["content"] == text, f"content changed: {name}"
+
+    @clause(
+        "FM-TXT-002",
+        promise="A title comes back byte for byte, from `create_session` as from `update_session_title`.",
+        loses="Users see another title than the one they typed.",
+    )
+    async def test_title_is_byte_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        renamed = await memory.create_session("before")
+        for name, text in TEXTS.items():
+            created = await memory.get_session(await memory.create_session(text))
+            await memory.update_session_title(renamed, text)
+            updated = await memory.get_session(renamed)
+            assert created is not None
+            assert created["title"] == text, f"title changed by create_session: {name}"
+            assert updated is not None
+            assert updated["title"] == text, f"title changed by update_session_title: {name}"
+
+    @clause(
+        "FM-TXT-003",
+        promise="A role comes back byte for byte; any text but the empty one is a role.",
+        loses="Messages change their speaker, or an application's own roles are lost.",
+    )
+    async def test_role_is_byte_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        roles = [text for text in TEXTS.values() if text]
+        await memory.add_messages(session, [{"role": role, "content": ""} for role in roles])
+        assert [message["role"] for message in await memory.get_history(session)] == roles
+
+    @clause(
+        "FM-TXT-004",
+        promise="A user's id comes back byte for byte, and selects that user's sessions only.",
+        loses="One user sees another one's conversations.",
+    )
+    async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, ""]))
+        sessions = {user: await memory.create_session(user_id=user) for user in users}
+        for user, session in sessions.items():
+            found = await memory.get_sessions(user_id=user)
+            assert [(row["id"], row["user_id"]) for row in found] == [(session, user)]
+
+    @clause(
+        "FM-TXT-005",
+        promise="A session's id is compared byte for byte: no case folding, no normalisation, no trimming, no patterns.",
+        loses="Two conversations become one, or one is found under another's name.",
+    )
+    async def test_session_ids_are_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
+        for session in ids:
+            assert await memory.create_session(session, session_id=session) == session
+        for session in ids:
+            found = await memory.get_session(session)
+            assert found is not None
+            assert (found["id"], found["title"]) == (session, session)
+
+    @clause(
+        "FM-TXT-006",
+        promise="A message's id is compared byte for byte, by retries and by `before`.",
+        loses="A message is taken for a retry of another one and dropped.",
+    )
+    async def test_message_ids_are_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
+        for message_id in ids:
+            assert await memory.add_message(session, "user", message_id, message_id=message_id) == message_id
+        assert [message["id"] for message in await memory.get_history(session)] == ids
+        for at, message_id in enumerate(ids):
+            page = await memory.get_history(session, 1, before=message_id)
+            assert [message["id"] for message in page] == ids[max(at - 1, 0) : at]
+
+    @clause(
+        "FM-TXT-007",
+        promise="A `str` subclass is taken for the text it holds and comes back as plain `str`.",
+        loses="Enum members and marked-up strings leak into storage, or are stored as their display text.",
+    )
+    async def test_subclasses_come_back_plain(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session(Shout("t"), session_id=Shout("s"), user_id=Colour.RED)
+        ids = [
+            await memory.add_message(Shout("s"), Shout("r"), Shout("c"), message_id=Shout("m")),
+            *await memory.add_messages(session, [{"role": Colour.RED, "content": Shout("c"), "message_id": Shout("n")}]),
+        ]
+        found = await memory.get_session(Shout("s"))
+        assert found is not None
+        first, second = await memory.get_history(session)
+        seen = [session, *ids, *(found[key] for key in ("id", "title", "user_id"))]
+        seen += [row[key] for row in (first, second) for key in ("id", "role", "content")]
+        assert seen == ["s", "m", "n", "s", "t", "red", "m", "r", "c", "n", "red", "c"]
+        assert {type(text) for text in seen} == {str}
+
+    @clause(
+        "FM-TXT-008",
+        promise="Text with a NUL is refused; the error names the argument and the offset.",
+        loses="One engine cuts the text at the NUL, another fails in the driver.",
+    )
+    async def test_nul_is_refused(self, store: StoreUnderTest) -> None:
+        await _refuses_texts(store, NUL_TEXTS)
+
+    @clause(
+        "FM-TXT-009",
+        promise="Text with a lone surrogate is refused; the error names the argument and the offset.",
+        loses="Half an emoji breaks the write in the driver, or can be written and never read.",
+    )
+    async def test_lone_surrogates_are_refused(self, store: StoreUnderTest) -> None:
+        await _refuses_texts(store, SURROGATE_TEXTS)
+
+    @clause(
+        "FM-TXT-010",
+        promise="What is no `str` is refused as a type error that names the argument; nothing is converted.",
+        loses="`1` becomes '1' on one engine and an error on the other.",
+    )
+    async def test_other_types_are_refused(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for argument, call in (*WITH_TEXT.items(), ("title", set_title)):
+            for value in NOT_TEXTS:
+                with pytest.raises(InvalidInputError) as caught:
+                    await call(memory, session, value)
+                assert isinstance(caught.value, TypeError), f"{argument}={value!r} raised {caught.value!r}"
+                assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
+        for call in (WITH_TEXT["role"], WITH_TEXT["content"], WITH_TEXT["title"], WITH_TEXT["user_id"], set_title):
+            with pytest.raises(TypeError):
+                await call(memory, session, None)
+
+    @clause(
+        "FM-TXT-011",
+        promise="An empty role is refused.",
+        loses="Messages without a speaker reach the model, which refuses the whole conversation.",
+    )
+    async def test_empty_role_is_refused(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for argument in ("role", "messages[0].role"):
+            with pytest.raises(InvalidInputError) as caught:
+                await WITH_TEXT[argument](memory, session, "")
+            assert argument in str(caught.value)
+        assert await memory.get_history(session) == []
+
+    @clause(
+        "FM-TXT-012",
+        promise="Refused input is refused before anything is written: nothing is stored, nothing is bumped.",
+        loses="An error leaves half a message, or a session that looks active.",
+    )
+    async def test_refused_input_leaves_nothing(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "kept")
+        before = await memory.get_sessions(), await memory.get_history(session)
+        for call in (*WITH_TEXT.values(), set_title):
+            for value in ("nul\x00", "\ud800", 7):
+                with pytest.raises(InvalidInputError):
+                    await call(memory, session, value)
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+
+async def _refuses_texts(store: StoreUnderTest, texts: dict[str, int]) -> None:
+    memory = store.open()
+    session = await memory.create_session()
+    for argument, call in (*WITH_TEXT.items(), ("title", set_title)):
+        for text, offset in texts.items():
+            with pytest.raises(InvalidInputError) as caught:
+                await call(memory, session, text)
+            words = str(caught.value).replace(",", " ").replace(";", " ").split()
+            assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
+            assert str(offset) in words, f"{caught.value!r} does not name the offset {offset}"

@@ -1,0 +1,210 @@
+"""Clauses that protect timestamps: their form, that they never run backwards, and what bumps them."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import pytest
+
+from flux_memory import Memory, Session
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
+
+FORM: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}\+00:00", re.ASCII)
+SKEW: Final = timedelta(minutes=10)
+"""How far a server's clock may be off; time zones differ by more."""
+TICKS: Final = 1_000
+"""How many changes may fall into one tick of a clock."""
+
+
+class TimesContract(Binding):
+    """What is promised of `created_at` and `updated_at`."""
+
+    @clause(
+        "FM-TIM-001",
+        promise="Times are UTC text, `YYYY-MM-DDTHH:MM:SS.ffffff+00:00`, always 32 characters.",
+        loses="Sorting or comparing times as text goes wrong whenever the microseconds are zero.",
+    )
+    async def test_times_have_one_form(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await add_numbered(memory, session, range(3))
+        # A time without a fraction is the one that is easily printed shorter.
+        async with store.clock_at((datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)):
+            await add_numbered(memory, session, range(3, 5))
+            await memory.create_session()
+        for text in await _all_times(memory):
+            assert FORM.fullmatch(text), text
+
+    @clause(
+        "FM-TIM-002",
+        promise="Times are true, whatever the time zone of the process.",
+        loses="Conversations are hours off wherever a server does not run on UTC.",
+    )
+    async def test_times_do_not_depend_on_the_time_zone(self, store: StoreUnderTest) -> None:
+        for zone in ("Asia/Seoul", "XXX+11:30"):
+            with _time_zone(zone):
+                memory = store.open()
+                session = await memory.create_session()
+                await add_numbered(memory, session, range(2))
+                await memory.update_session_title(session, zone)
+        for text in await _all_times(memory):
+            assert FORM.fullmatch(text), text
+            assert abs(datetime.fromisoformat(text) - datetime.now(UTC)) < SKEW
+
+    @clause(
+        "FM-TIM-003",
+        promise="`created_at` never decreases along a history, whatever the clock does.",
+        loses="A transcript shows an answer before its question.",
+    )
+    async def test_created_at_never_decreases(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await add_numbered(memory, session, range(3))
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        async with store.clock_at(tomorrow):
+            await add_numbered(memory, session, range(3, 6))
+        await add_numbered(memory, session, range(6, 9))
+        await memory.add_messages(session, [{"role": "user", "content": "9"}, {"role": "user", "content": "10"}])
+        times = [message["created_at"] for message in await memory.get_history(session)]
+        assert times == sorted(times)
+        if times[-1] < tomorrow.isoformat(timespec="seconds"):
+            pytest.skip("unverified: override the fixture clock_at to set this backend's clock")
+
+    @clause(
+        "FM-TIM-004",
+        promise="`updated_at` never decreases, whatever the clock does.",
+        loses="A conversation just used sinks in the list.",
+    )
+    async def test_updated_at_never_decreases(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        times = [(await _session(memory, session))["updated_at"]]
+        async with store.clock_at(tomorrow):
+            await add_numbered(memory, session, [0])
+        times.append((await _session(memory, session))["updated_at"])
+        await add_numbered(memory, session, [1])
+        times.append((await _session(memory, session))["updated_at"])
+        await memory.update_session_title(session, "new")
+        times.append((await _session(memory, session))["updated_at"])
+        await memory.add_messages(session, [{"role": "user", "content": "2"}])
+        times.append((await _session(memory, session))["updated_at"])
+        assert times == sorted(times)
+        if times[1] < tomorrow.isoformat(timespec="seconds"):
+            pytest.skip("unverified: override the fixture clock_at to set this backend's clock")
+
+    @clause(
+        "FM-TIM-005",
+        promise="`updated_at` is the time of the newest change: a message's or a batch's `created_at`, or the title's.",
+        loses="The list of conversations is not by activity.",
+    )
+    async def test_updated_at_is_the_newest_change(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        created = await _session(memory, session)
+        assert created["updated_at"] == created["created_at"]
+        await add_numbered(memory, session, range(2))
+        assert (await _session(memory, session))["updated_at"] == await _last_created(memory, session)
+        await memory.add_messages(session, [{"role": "user", "content": str(number)} for number in range(3)])
+        batched = await _session(memory, session)
+        assert batched["updated_at"] == await _last_created(memory, session)
+        assert batched["created_at"] == created["created_at"]
+
+    @clause(
+        "FM-TIM-006",
+        promise="A new title bumps `updated_at`, and so does every add.",
+        loses="A conversation renamed or continued stays at the bottom of the list.",
+    )
+    async def test_changes_bump_updated_at(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for change in ("title", "add", "batch"):
+            before = (await _session(memory, session))["updated_at"]
+            for number in range(TICKS):
+                if change == "title":
+                    await memory.update_session_title(session, str(number))
+                elif change == "add":
+                    await memory.add_message(session, "user", str(number))
+                else:
+                    await memory.add_messages(session, [{"role": "user", "content": str(number)}])
+                if (await _session(memory, session))["updated_at"] > before:
+                    break
+            else:
+                pytest.fail(f"{TICKS} changes by {change} did not bump updated_at")
+
+    @clause(
+        "FM-TIM-007",
+        promise="Reads change nothing.",
+        loses="Looking at a conversation moves it to the top of the list.",
+    )
+    async def test_reads_change_nothing(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        older, newer = await memory.create_session("older"), await memory.create_session("newer")
+        (first,) = await add_numbered(memory, older, [0])
+        await add_numbered(memory, newer, [0])
+        before = await memory.get_sessions(), await memory.get_history(older)
+        for _ in range(3):
+            await memory.get_session(older)
+            await memory.get_history(older)
+            await memory.get_history(older, 1, before=first)
+            await memory.get_sessions(1, 1, user_id="", metadata={})
+            await memory.count_sessions()
+        assert (await memory.get_sessions(), await memory.get_history(older)) == before
+
+    @clause(
+        "FM-TIM-008",
+        promise="A change touches the times of its own session only.",
+        loses="Unrelated conversations jump to the top of the list.",
+    )
+    async def test_changes_touch_one_session(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        still, busy = await memory.create_session(), await memory.create_session()
+        before = await _session(memory, still)
+        await add_numbered(memory, busy, range(3))
+        await memory.update_session_title(busy, "busy")
+        await memory.delete_session(busy)
+        assert await _session(memory, still) == before
+
+
+async def _session(memory: Memory, session_id: str) -> Session:
+    found = await memory.get_session(session_id)
+    assert found is not None
+    return found
+
+
+async def _last_created(memory: Memory, session_id: str) -> str:
+    (message,) = await memory.get_history(session_id, 1)
+    return message["created_at"]
+
+
+async def _all_times(memory: Memory) -> list[str]:
+    times: list[str] = []
+    for session in await memory.get_sessions(None):
+        times += [session["created_at"], session["updated_at"]]
+        times += [message["created_at"] for message in await memory.get_history(session["id"])]
+    return times
+
+
+@contextmanager
+def _time_zone(zone: str) -> Iterator[None]:
+    before = os.environ.get("TZ")
+    if not hasattr(time, "tzset"):
+        pytest.skip("unverified: this platform cannot change a process's time zone")
+    os.environ["TZ"] = zone
+    time.tzset()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()

@@ -1,0 +1,128 @@
+"""The store a clause works on: opens recorded handles, closes them, starts processes, sets clocks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Any, Final, TypeVar, cast
+
+import pytest
+
+from flux_memory import Memory, Message
+from flux_memory.testkit.contract.clock import python_clock_at
+from flux_memory.testkit.contract.processes import Child, Work
+from flux_memory.testkit.recorder import Transcript
+
+Result = TypeVar("Result")
+Factory = Callable[[], Memory]
+ClockAt = Callable[[datetime], AbstractAsyncContextManager[None]]
+CorruptMessage = Callable[[str, str], Awaitable[None]]
+
+CLOSE_SECONDS: Final = 15.0
+"""How long a handle may take to close."""
+
+
+@asynccontextmanager
+async def clock_of_this_process(moment: datetime) -> AsyncIterator[None]:
+    """Show this moment to every Python code of this process that asks for the time."""
+    with python_clock_at(moment):
+        yield
+
+
+class StoreUnderTest:
+    """One store, empty at first, and everything a clause does to it from outside.
+
+    Args:
+        factory: Each call opens one more handle on the store.
+        fresh_factory: The same for a store that no handle has ever been opened on.
+        clock_at: What is written inside this context bears the moment it is given.
+        corrupt_message: Makes one stored message unreadable, behind the backend's back; takes the ids of its session
+            and of itself.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        *,
+        fresh_factory: Factory | None = None,
+        clock_at: ClockAt = clock_of_this_process,
+        corrupt_message: CorruptMessage | None = None,
+    ) -> None:
+        self.factory = factory
+        self.fresh_factory = fresh_factory or factory
+        self.clock_at = clock_at
+        self.transcript = Transcript()
+        self._corrupt_message = corrupt_message
+        self._opened: list[Memory] = []
+
+    def open(self) -> Memory:
+        """Open one more handle; it is closed when the clause ends."""
+        return self._record(self.factory())
+
+    def open_fresh(self) -> Memory:
+        """Open one more handle on the store that nobody has used."""
+        return self._record(self.fresh_factory())
+
+    def _record(self, memory: Memory) -> Memory:
+        self._opened.append(memory)
+        return cast("Memory", self.transcript.record(memory))
+
+    async def corrupt_message(self, session_id: str, message_id: str) -> None:
+        """Make one stored message unreadable."""
+        if self._corrupt_message is None:
+            pytest.skip("unverified: override the fixture corrupt_message to write past the backend")
+        await self._corrupt_message(session_id, message_id)
+
+    async def close(self, *, quietly: bool = False) -> None:
+        """Close every handle that was opened, each within a bounded time."""
+        problems: list[str] = []
+        while self._opened:
+            closing = asyncio.ensure_future(self._opened.pop().close())
+            done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+            if not done:
+                problems.append(f"close() was not done within {CLOSE_SECONDS:.0f} s")
+            elif error := closing.exception():
+                problems.append(f"close() raised {error!r}")
+        if problems and not quietly:
+            pytest.fail("; ".join(problems))
+
+    def run(self, main: Callable[[], Awaitable[Result]]) -> Result:
+        """Run a part of a synchronous clause on an event loop of its own, and close the handles it opened."""
+
+        async def bounded() -> Result:
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS * 2):
+                    result = await main()
+            except BaseException:
+                await self.close(quietly=True)
+                raise
+            await self.close()
+            return result
+
+        return asyncio.run(bounded())
+
+    def fork(self, work: Work, *, fresh: bool = False) -> Child:
+        """Start a process that waits for its `go()`, then does this work with a handle of its own.
+
+        Only while no handle of this process is open: a file's locks and a server's connections must not be inherited.
+        """
+        if self._opened:
+            raise RuntimeError("a clause forked while it held a handle")
+        return Child(self.fresh_factory if fresh else self.factory, work)
+
+
+async def add_numbered(memory: Memory, session_id: str, numbers: Iterable[int]) -> list[str]:
+    """Add one message for each number, one after the other, and return their ids."""
+    return [await memory.add_message(session_id, "user", str(number)) for number in numbers]
+
+
+def contents(history: list[Message]) -> list[str]:
+    """Return what the messages say."""
+    return [message["content"] for message in history]
+
+
+async def gather_outcomes(*calls: Awaitable[Any]) -> list[Any]:
+    """Run calls concurrently; return results, and exceptions in their places."""
+    return await asyncio.gather(*calls, return_exceptions=True)

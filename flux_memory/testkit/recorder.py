@@ -1,0 +1,146 @@
+"""A transparent recorder of the calls made on handles, to print a failure's reproduction as code."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final, Self
+
+_SHOWN: Final = 24
+"""Lines of a reproduction; what came earlier is counted."""
+_RUN: Final = 4
+"""Calls of one kind in a row that are all shown; more are counted."""
+
+
+
+class _Short(reprlib.Repr):
+    """`repr`, cut short; of any value, those too that have none."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if abs(x) < 10**300 else f"<an int of {x.bit_length()} bits>"
+
+
+_short = _Short()
+_short.maxstring = _short.maxother = _short.maxlong = 72
+_short.maxdict = _short.maxlist = _short.maxtuple = 6
+
+
+@dataclass(slots=True)
+class Call:
+    """One call on one handle."""
+
+    handle: str
+    method: str
+    arguments: str
+    overlapped: bool
+    name: str | None = None
+    outcome: str | None = None
+    failed: bool = False
+
+    def code(self, *, named: bool) -> str:
+        """Return the call as a line of code, its outcome as a comment."""
+        target = f"{self.name} = " if named and self.name else ""
+        remarks = ["concurrent"] if self.overlapped else []
+        remarks += [self.outcome] if self.outcome else ["did not return"] if self.outcome is None else []
+        comment = f"  # {'; '.join(remarks)}" if remarks else ""
+        return f"{target}await {self.handle}.{self.method}({self.arguments}){comment}"
+
+
+@dataclass(slots=True)
+class Transcript:
+    """The calls of one test, in the order in which they began."""
+
+    calls: list[Call] = field(default_factory=list)
+    _handles: int = 0
+    _running: int = 0
+    _names: dict[str, str] = field(default_factory=dict)
+
+    def record(self, memory: Any) -> RecordedMemory:
+        """Return a handle that behaves as this one and is recorded."""
+        self._handles += 1
+        return RecordedMemory(memory, f"memory_{self._handles}", self)
+
+    def begin(self, handle: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Note that a call begins."""
+        arguments = [self._show(value) for value in args]
+        arguments += [f"{name}={self._show(value)}" for name, value in kwargs.items()]
+        call = Call(handle, method, ", ".join(arguments), overlapped=self._running > 0)
+        self.calls.append(call)
+        self._running += 1
+        return call
+
+    def end(self, call: Call, result: object = None, error: BaseException | None = None) -> None:
+        """Note how a call ended."""
+        self._running -= 1
+        if isinstance(error, asyncio.CancelledError):
+            call.outcome, call.failed = "cancelled", True
+        elif error is not None:
+            call.outcome, call.failed = f"{type(error).__name__}: {error!s:.150}", True
+        elif call.method in {"create_session", "add_message"} and isinstance(result, str):
+            call.outcome = ""
+            # An id that the caller chose stands in the arguments already.
+            if repr(result) not in call.arguments and result not in self._names:
+                kind = "session" if call.method == "create_session" else "message"
+                call.name = self._names[result] = f"{kind}_{len(self._names) + 1}"
+        else:
+            call.outcome = "" if result is None else f"-> {_short.repr(result)}"
+
+    def text(self) -> str:
+        """Return the calls as code that can be pasted into a test, shortened."""
+        lines = list(self._lines())
+        hidden = len(lines) - _SHOWN
+        if hidden > 0:
+            lines = [f"# ... {hidden} lines before", *lines[hidden:]]
+        handles = sorted({call.handle for call in self.calls}, key=lambda name: int(name.split("_")[1]))
+        lines = [f"{name} = memory_factory()" for name in handles] + lines
+        return "\n".join(["async def reproduce(memory_factory):", *(f"    {line}" for line in lines)])
+
+    def _lines(self) -> Iterator[str]:
+        used = set(re.findall(r"\b(?:session|message)_[0-9]+\b", " ".join(call.arguments for call in self.calls)))
+        for _, grouped in groupby(self.calls, key=lambda call: (call.handle, call.method, call.failed)):
+            run = list(grouped)
+            shown = run if len(run) <= _RUN else run[:2]
+            for call in shown:
+                yield call.code(named=call.name in used)
+            if len(run) > _RUN:
+                if more := len(run) - len(shown) - 1:
+                    yield f"# ... {more} more calls of {run[0].method}"
+                yield run[-1].code(named=run[-1].name in used)
+
+    def _show(self, value: object) -> str:
+        return self._names[value] if type(value) is str and value in self._names else _short.repr(value)
+
+
+class RecordedMemory:
+    """A handle whose calls are recorded. It adds no suspension of its own, so cancellation works as without it."""
+
+    def __init__(self, memory: Any, name: str, transcript: Transcript) -> None:
+        self._memory = memory
+        self._name = name
+        self._transcript = transcript
+
+    def __getattr__(self, method: str) -> Any:
+        bound = getattr(self._memory, method)
+
+        async def recorded(*args: Any, **kwargs: Any) -> Any:
+            call = self._transcript.begin(self._name, method, args, kwargs)
+            try:
+                result = await bound(*args, **kwargs)
+            except BaseException as error:
+                self._transcript.end(call, error=error)
+                raise
+            self._transcript.end(call, result)
+            return result
+
+        return recorded
+
+    async def __aenter__(self) -> Self:
+        await self._memory.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._memory.__aexit__(*exc_info)

@@ -1,0 +1,106 @@
+"""What the reference model accepts; written from the contract, not from the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, InvalidInputError
+from flux_memory.testkit.reference import values
+
+
+class WrongTypeError(InvalidInputError, TypeError):
+    """An argument of the wrong type."""
+
+
+class Draft(NamedTuple):
+    """A message to add, checked; without an id where none was given."""
+
+    id: str | None
+    role: str
+    content: str
+    metadata: dict[str, Any]
+
+
+def plain_text(name: str, value: object) -> str:
+    """Return a text as plain `str`."""
+    if not isinstance(value, str):
+        raise WrongTypeError(f"{name} must be a str, not {type(value).__name__}")
+    return str.__str__(value)
+
+
+def text(name: str, value: object) -> str:
+    """Return a text that can be stored."""
+    plain = plain_text(name, value)
+    if problem := values.problem_of_text(plain):
+        raise InvalidInputError(f"{name} has {problem}")
+    if len(plain.encode()) > MAX_CONTENT_BYTES:
+        raise InvalidInputError(f"{name} is larger than {MAX_CONTENT_BYTES} bytes")
+    return plain
+
+
+def identifier(name: str, value: object, *, shortest: int = 1, longest: int = MAX_ID_LENGTH) -> str:
+    """Return an id that can be stored."""
+    plain = plain_text(name, value)
+    if not shortest <= len(plain) <= longest:
+        raise InvalidInputError(f"{name} must have {shortest} to {longest} characters, not {len(plain)}")
+    return text(name, plain)
+
+
+def metadata(name: str, value: object) -> dict[str, Any]:
+    """Return metadata as plain types, a copy."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise WrongTypeError(f"{name} must be a mapping, not {type(value).__name__}")
+    try:
+        copied: dict[str, Any] = values.plain_json(value)
+    except values.NotJsonError as error:
+        kind = WrongTypeError if error.wrong_type else InvalidInputError
+        raise kind(f"{name} holds {error}") from None
+    if problem := values.problem_of_size(copied):
+        raise InvalidInputError(f"{name} is {problem}")
+    return copied
+
+
+def count(name: str, value: object) -> int:
+    """Return a number of rows."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise WrongTypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise InvalidInputError(f"{name} must be 0 or more, not {value}")
+    return value
+
+
+def draft(role: object, content: object, extra: object, message_id: object, place: str = "") -> Draft:
+    """Return a checked message; `place` names it in a batch."""
+    spoken_by = text(f"{place}role", role)
+    if not spoken_by:
+        raise InvalidInputError(f"{place}role is empty")
+    return Draft(
+        None if message_id is None else identifier(f"{place}message_id", message_id),
+        spoken_by,
+        text(f"{place}content", content),
+        metadata(f"{place}metadata", extra),
+    )
+
+
+def drafts(messages: object) -> list[Draft]:
+    """Return a checked batch."""
+    if not isinstance(messages, Iterable) or isinstance(messages, str | bytes | bytearray | Mapping):
+        raise WrongTypeError(f"messages must be an iterable of mappings, not {type(messages).__name__}")
+    return [_element(f"messages[{at}]", message) for at, message in enumerate(messages)]
+
+
+def _element(place: str, message: object) -> Draft:
+    if not isinstance(message, Mapping):
+        raise WrongTypeError(f"{place} must be a mapping, not {type(message).__name__}")
+    for key in ("role", "content"):
+        if key not in message:
+            raise InvalidInputError(f"{place} has no {key}")
+    for key in message:
+        if key not in {"role", "content", "metadata", "message_id"}:
+            raise InvalidInputError(f"{place} has an unknown key, {key!r}")
+    return draft(
+        message["role"], message["content"], message.get("metadata"), message.get("message_id"), f"{place}."
+    )

@@ -1,0 +1,73 @@
+"""The reference model's store: a dict, or a file that several processes share under a lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Sessions = dict[str, dict[str, Any]]
+"""Each session's record by its id, its messages under `messages`."""
+
+
+class ReferenceStore:
+    """What the handles of one store share.
+
+    Args:
+        path: A file that keeps it beyond this process; by default it lives in memory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._sessions: Sessions = {}
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def reading(self) -> Iterator[Sessions]:
+        """Give the sessions as they are now."""
+        with self._lock:
+            yield self._load() if self._path else self._sessions
+
+    @contextmanager
+    def writing(self) -> Iterator[Sessions]:
+        """Give the sessions to change; they are kept if the block ends well. Blocks check first, then change."""
+        with self._lock:
+            if self._path is None:
+                yield self._sessions
+                return
+            with _locked(self._path.with_suffix(".lock")):
+                sessions = self._load()
+                yield sessions
+                self._save(sessions)
+
+    def _load(self) -> Sessions:
+        assert self._path is not None
+        try:
+            sessions: Sessions = json.loads(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        return sessions
+
+    def _save(self, sessions: Sessions) -> None:
+        """Replace the file at once, so that a reader or a crash sees the old state or the new one."""
+        assert self._path is not None
+        written = self._path.with_suffix(".new")
+        with written.open("w", encoding="utf-8") as file:
+            json.dump(sessions, file)
+            file.flush()
+            os.fsync(file.fileno())
+        written.replace(self._path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    import fcntl  # noqa: PLC0415 - only stores on file need it, and Windows has none
+
+    # Opened each time: a lock belongs to the open file, which a forked process would share.
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

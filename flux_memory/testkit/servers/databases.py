@@ -1,0 +1,116 @@
+"""The databases that one process makes on a server, uses and drops, and those that a killed one left there."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Final
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+from flux_memory.testkit.servers.statements import NotAnswered, Statements
+
+_PREFIX: Final = "flux_memory_test"
+# While a process lives it holds an advisory lock on the token in its databases' names, so that a later run, wherever
+# it runs, can tell what was left behind: a killed process lets go of its locks.
+_HOLD: Final = "SELECT pg_advisory_lock(hashtext($1), hashtext('flux-memory'))"
+_TRY: Final = "SELECT pg_try_advisory_lock(hashtext($1), hashtext('flux-memory'))"
+_LET_GO: Final = "SELECT pg_advisory_unlock(hashtext($1), hashtext('flux-memory'))"
+_ALL_OURS: Final = "SELECT datname FROM pg_database WHERE datname ~ '^flux_memory_test_[0-9a-f]{12}_[0-9]+$'"
+_EMPTY: Final = """
+DO $$
+BEGIN
+    IF to_regclass('sessions') IS NOT NULL THEN
+        SET LOCAL lock_timeout = '1s';
+        DELETE FROM sessions;
+    END IF;
+END
+$$
+"""
+_END_OTHERS: Final = """
+SELECT count(pg_terminate_backend(pid))
+FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+
+
+class Databases:
+    """Databases of this process on one server."""
+
+    def __init__(self, maintenance_dsn: str) -> None:
+        self._maintenance = maintenance_dsn
+        self._statements = Statements()
+        self._token = secrets.token_hex(6)
+        self._made = 0
+        self._kept: set[str] = set()
+        try:
+            self._statements.greet(maintenance_dsn, _HOLD, self._token)
+            self._sweep()
+        except BaseException:
+            self._statements.close()
+            raise
+
+    def create(self) -> str:
+        """Make an empty database and return its DSN."""
+        self._made += 1
+        name = f"{_PREFIX}_{self._token}_{self._made}"
+        self._statements.execute(self._maintenance, f'CREATE DATABASE "{name}" TEMPLATE template0')
+        self._kept.add(name)
+        return with_database(self._maintenance, name)
+
+    def drop(self, dsn: str) -> None:
+        """Drop a database that `create` made, whoever is connected to it."""
+        name = database_of(dsn)
+        if name not in self._kept:
+            raise ValueError(f"{name!r} is not a database that this run made")
+        self._statements.forget(with_database(self._maintenance, name))
+        self._statements.execute(self._maintenance, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self._kept.discard(name)
+
+    def empty(self, dsn: str) -> None:
+        """Delete every session, and with it every message, of a database that `create` made."""
+        if database_of(dsn) not in self._kept:
+            raise ValueError(f"{database_of(dsn)!r} is not a database that this run made")
+        try:
+            self._statements.execute(dsn, _EMPTY)
+        except asyncpg.LockNotAvailableError:
+            # A test that failed may have left a transaction open.
+            self._statements.fetch_value(dsn, _END_OTHERS)
+            self._statements.execute(dsn, _EMPTY)
+
+    def close(self) -> None:
+        """Drop what was made and close the connections, also when the server is gone."""
+        try:
+            for name in sorted(self._kept):
+                self.drop(with_database(self._maintenance, name))
+        except (NotAnswered, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            # A server that does not answer any more is a later run's to clean up.
+            self._kept.clear()
+        finally:
+            self._statements.close()
+
+    def _sweep(self) -> None:
+        """Drop what processes that no longer live have left on the server."""
+        for name in self._statements.fetch_column(self._maintenance, _ALL_OURS):
+            token = name.split("_")[3]
+            if token == self._token or not self._statements.fetch_value(self._maintenance, _TRY, token):
+                continue
+            try:
+                # Without FORCE: where somebody is connected, somebody is alive.
+                self._statements.execute(self._maintenance, f'DROP DATABASE IF EXISTS "{name}"')
+            except (asyncpg.ObjectInUseError, asyncpg.InsufficientPrivilegeError):
+                pass
+            finally:
+                self._statements.fetch_value(self._maintenance, _LET_GO, token)
+
+
+def with_database(dsn: str, name: str) -> str:
+    """Return the DSN of another database on the same server."""
+    parts = urlsplit(dsn)
+    query = [(key, value) for key, value in parse_qsl(parts.query) if key not in {"database", "dbname"}]
+    return urlunsplit(parts._replace(path=f"/{quote(name, safe='')}", query=urlencode(query, safe="/,")))
+
+
+def database_of(dsn: str) -> str:
+    """Return the name of the DSN's database."""
+    return urlsplit(dsn).path.removeprefix("/")

@@ -1,0 +1,123 @@
+"""A run's temporary directories: named after their owner, removed with every process that works in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from flux_memory.testkit.servers.ownership import is_dead, is_running
+
+_PREFIX = "fm-"
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - names there are random and the owner is checked
+_ROOMY = 1 << 30
+_LONGEST_ROOT = 50
+"""A Unix socket's path has some 100 bytes, and our part of it takes about 50."""
+_PATIENCE = 10.0
+
+
+def new_directory(mark: str, *, in_memory: bool = False, executable: bool = False) -> Path:
+    """Make a directory that only this user can enter.
+
+    Args:
+        mark: The owner's.
+        in_memory: Prefer a file system in memory when there is room.
+        executable: Programs will be put in it and run.
+    """
+    root = _root()
+    if in_memory and _is_roomy(_SHARED_MEMORY) and not (executable and _forbids_programs(_SHARED_MEMORY)):
+        root = _SHARED_MEMORY
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{mark}-", dir=root))
+
+
+def named_directory(mark: str, name: str) -> Path:
+    """Return the path of a directory that several processes of one run agree on, without making it."""
+    return _root() / f"{_PREFIX}{mark}-{name}"
+
+
+def sweep_directories() -> list[Path]:
+    """Remove what runs that no longer live have left behind; return what was removed."""
+    return [path for path in _ours() if _owner_is_dead(path) and remove_directory(path)]
+
+
+def remove_directory(path: Path) -> bool:
+    """End the processes that work in the directory, then remove it. Someone else may be doing the same."""
+    deadline = time.monotonic() + _PATIENCE
+    # Immediate shutdown first: PostgreSQL then ends its children and lets go of its shared memory.
+    strength = signal.SIGQUIT
+    while path.exists():
+        for pid in _processes_in(path):
+            with suppress(ProcessLookupError):
+                os.kill(pid, strength)
+        _wait_until_ended(path, deadline=time.monotonic() + _PATIENCE / 3)
+        shutil.rmtree(path, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return False
+        strength = signal.SIGKILL
+    return True
+
+
+def _wait_until_ended(path: Path, deadline: float) -> None:
+    pids = set(_processes_in(path))
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _root() -> Path:
+    root = Path(tempfile.gettempdir())
+    return root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")  # noqa: S108 - as above
+
+
+def _is_roomy(root: Path) -> bool:
+    return root.is_dir() and os.access(root, os.W_OK | os.X_OK) and shutil.disk_usage(root).free >= _ROOMY
+
+
+def _forbids_programs(root: Path) -> bool:
+    return bool(os.statvfs(root).f_flag & getattr(os, "ST_NOEXEC", 0))
+
+
+def _ours() -> Iterator[Path]:
+    for root in {_root(), _SHARED_MEMORY}:
+        if root.is_dir():
+            for path in root.glob(f"{_PREFIX}*"):
+                with suppress(FileNotFoundError):
+                    # Nobody else's, and no link that leads elsewhere.
+                    if path.lstat().st_uid == os.geteuid() and path.is_dir() and not path.is_symlink():
+                        yield path
+
+
+def _owner_is_dead(path: Path) -> bool:
+    return is_dead(path.name.removeprefix(_PREFIX).rpartition("-")[0])
+
+
+def _processes_in(path: Path) -> Iterator[int]:
+    """Yield the processes that name the directory on their command line: `initdb`, and the server's main one."""
+    wanted = f"{path}/"
+    for pid, command in _commands():
+        if wanted in command and pid != os.getpid():
+            yield pid
+
+
+def _commands() -> Iterator[tuple[int, str]]:
+    proc = Path("/proc")
+    if not (proc / "self/cmdline").exists():
+        listed = subprocess.run(
+            ["ps", "-axww", "-o", "pid=,command="],  # noqa: S607 - its place differs between systems
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for line in listed.splitlines():
+            pid, _, command = line.strip().partition(" ")
+            yield int(pid), command
+        return
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                yield int(entry.name), (entry / "cmdline").read_bytes().decode(errors="replace")

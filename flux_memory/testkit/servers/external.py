@@ -1,0 +1,56 @@
+"""A PostgreSQL that somebody else runs: each run works in databases of its own, and touches no other."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
+from flux_memory.testkit.servers.statements import NotAnswered, Statements
+
+DSN_VARIABLE: Final = "FLUX_MEMORY_TEST_DSN"
+_MAY_CREATE: Final = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"
+_IS_DURABLE: Final = "SELECT current_setting('fsync')::bool AND current_setting('full_page_writes')::bool"
+
+
+@dataclass(frozen=True)
+class ExternalServer:
+    """A server that was there before the run and stays."""
+
+    dsn: str
+    origin: str
+
+    @property
+    def socket_dsn(self) -> str | None:
+        """The DSN itself where it names a socket's directory."""
+        parts = urlsplit(self.dsn)
+        host = parts.hostname or dict(parse_qsl(parts.query)).get("host", "")
+        return self.dsn if host.startswith("/") else None
+
+    def log_tail(self, lines: int) -> str:
+        """Return nothing: the log is its owner's."""
+        return ""
+
+    def stop(self) -> None:
+        """Do nothing: the server is its owner's."""
+
+
+def attach(dsn: str, named_by: str, wishes: Wishes) -> ExternalServer:
+    """Look whether the server answers and lets us create databases."""
+    if urlsplit(dsn).scheme not in {"postgresql", "postgres"}:
+        raise ServerUnavailable(f"{named_by}: the DSN must begin with postgresql://")
+    if wishes.settings:
+        raise ServerUnavailable(f"{named_by}: settings can be given only to a server that is started for the run")
+    with closing(Statements()) as statements:
+        try:
+            may_create = statements.fetch_value(dsn, _MAY_CREATE)
+            durable = statements.fetch_value(dsn, _IS_DURABLE)
+        except NotAnswered as error:
+            raise ServerUnavailable(f"{named_by}: the server does not answer: {error}") from error
+    if not may_create:
+        raise ServerUnavailable(f"{named_by}: the role may not create databases: ALTER ROLE ... CREATEDB")
+    if wishes.durable and not durable:
+        raise ServerUnavailable(f"{named_by}: the server runs without fsync or full_page_writes")
+    return ExternalServer(dsn, named_by)

@@ -1,0 +1,161 @@
+"""The pytest side of the throwaway PostgreSQL: fixtures that yield DSNs, the run's header, logs of failed tests."""
+
+# ruff: noqa: PLC0415 - every pytest run imports this module: what is heavy waits until a test needs it
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from flux_memory.testkit.servers.run import PostgresRun
+    from flux_memory.testkit.servers.server import Server
+
+_SERVER_FIXTURE: Final = "flux_postgres_server"
+_FROM_CONTROLLER: Final = "flux_postgres"
+_IDENTITY: Final = pytest.StashKey[tuple[int, str]]()
+"""The pid of the process that owns the run, and the run's name."""
+_LOG_LINES: Final = 40
+_CHOICES: Final = ("auto", "docker", "local", "off")
+
+
+@pytest.fixture(scope="session")
+def flux_postgres_server(request: pytest.FixtureRequest) -> Server:
+    """The run's PostgreSQL, shared by all xdist workers. Without one the test is skipped, or fails if required."""
+    from flux_memory.testkit.servers.running import ServerUnavailable
+
+    try:
+        return _run_of(request.config).server()
+    except ServerUnavailable as error:
+        if request.config.option.flux_postgres_required:
+            pytest.fail(f"no PostgreSQL: {error}", pytrace=False)
+        pytest.skip(f"no PostgreSQL: {error}")
+
+
+@pytest.fixture(scope="session")
+def flux_postgres_dsn(flux_postgres_server: Server) -> Iterator[str]:
+    """A database of this worker's own; what one test leaves there, the next one finds."""
+    dsn = flux_postgres_server.create_database()
+    yield dsn
+    flux_postgres_server.drop_database(dsn)
+
+
+@pytest.fixture
+def flux_postgres_clean_dsn(flux_postgres_server: Server, flux_postgres_dsn: str) -> str:
+    """This worker's own database, with no sessions in it. The tables stay: the fastest isolation there is."""
+    flux_postgres_server.empty_database(flux_postgres_dsn)
+    return flux_postgres_dsn
+
+
+@pytest.fixture
+def flux_empty_database(flux_postgres_server: Server) -> Iterator[str]:
+    """A fresh database without a single table, dropped after the test."""
+    dsn = flux_postgres_server.create_database()
+    yield dsn
+    flux_postgres_server.drop_database(dsn)
+
+
+_RUN: Final = pytest.StashKey["PostgresRun"]()
+_ANNOUNCED: Final = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a choice that is none, and agree with the workers on the run's name."""
+    choice: str = config.option.flux_postgres
+    if choice not in _CHOICES and "://" not in choice:
+        raise pytest.UsageError(f"--flux-postgres: {choice!r} is none of {', '.join(_CHOICES)} and no DSN")
+    config.stash[_IDENTITY] = getattr(config, "workerinput", {}).get(_FROM_CONTROLLER) or (
+        os.getpid(),
+        secrets.token_hex(4),
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Under xdist: tell a worker what the controller has agreed to."""
+    node.workerinput[_FROM_CONTROLLER] = list(node.config.stash[_IDENTITY])
+
+
+def _run_of(config: pytest.Config) -> PostgresRun:
+    if _RUN not in config.stash:
+        from flux_memory.testkit.servers.run import PostgresRun
+
+        option = config.option
+        config.stash[_RUN] = PostgresRun(*config.stash[_IDENTITY], option.flux_postgres, option.flux_postgres_image)
+    return config.stash[_RUN]
+
+
+def _run_in_use(config: pytest.Config) -> PostgresRun | None:
+    """Return the run if any of its processes has asked for the server; costs next to nothing where none has."""
+    from flux_memory.testkit.servers.directories import named_directory
+    from flux_memory.testkit.servers.ownership import mark_of
+
+    if _IDENTITY not in config.stash:
+        return None
+    owner, name = config.stash[_IDENTITY]
+    return _run_of(config) if named_directory(mark_of(owner), name).exists() else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the server before the first test, so that the run's header can name it."""
+    if session.config.option.collectonly:
+        return
+    if any(_SERVER_FIXTURE in getattr(item, "fixturenames", ()) for item in session.items):
+        from flux_memory.testkit.servers.running import ServerUnavailable
+
+        # The fixture says it again, and decides between skipping and failing.
+        with suppress(ServerUnavailable):
+            _run_of(session.config).server()
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Name the server in the run's header."""
+    return _announcement(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any) -> None:
+    """Under xdist the controller collects nothing; the first worker to be ready has started the server."""
+    reporter = node.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and reporter.verbosity >= 0:
+        for line in _announcement(node.config):
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name a server that was started late, by `getfixturevalue`."""
+    for line in _announcement(config):
+        terminalreporter.write_line(line)
+
+
+def _announcement(config: pytest.Config) -> list[str]:
+    if config.stash.get(_ANNOUNCED, False) or (run := _run_in_use(config)) is None:
+        return []
+    report = run.report()
+    config.stash[_ANNOUNCED] = report is not None
+    return [f"flux-memory: PostgreSQL: {report}"] if report else []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the tail of the server's log to the report of a failed test that used the server."""
+    report = yield
+    if report.failed and _SERVER_FIXTURE in getattr(item, "fixturenames", ()):
+        tail = _run_of(item.config).log_tail(_LOG_LINES)
+        report.sections.append((f"PostgreSQL server log, last {_LOG_LINES} lines", tail or "(empty)"))
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let go of the server; the controller stops it, also one that a killed worker has started."""
+    if (run := _run_in_use(config)) is not None:
+        run.close()
+        if config.stash[_IDENTITY][0] == os.getpid():
+            run.stop()

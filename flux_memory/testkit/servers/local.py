@@ -1,0 +1,177 @@
+"""A throwaway PostgreSQL from programs on this machine: everything in one directory, nothing kept."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from flux_memory.testkit.servers.binaries import (
+    Account,
+    Binaries,
+    copy_within_reach,
+    find_binaries,
+    run_as,
+    server_account,
+    within_reach,
+)
+from flux_memory.testkit.servers.directories import new_directory, remove_directory
+from flux_memory.testkit.servers.ownership import is_running
+from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
+
+_ROLE: Final = "postgres"
+_PATIENCE: Final = 60.0
+_PORTS_TRIED: Final = 5
+_ENVIRONMENT: Final = {
+    "PATH": os.defpath,
+    "LC_ALL": "C",
+    # Without it initdb compares this machine's clock with every time zone there is.
+    "TZ": "UTC",
+}
+# The shell goes away at once, so that the server is nobody's child here: the run that started it may end first.
+_IN_BACKGROUND: Final = '"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!'
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A server that runs from local binaries."""
+
+    dsn: str
+    socket_dsn: str
+    origin: str
+    directory: str
+    pid: int
+
+    def log_tail(self, lines: int) -> str:
+        """Return the newest lines of the server's log."""
+        return _tail(_Layout(Path(self.directory)).log, lines)
+
+    def stop(self) -> None:
+        """Stop the server and remove its directory."""
+        if not remove_directory(Path(self.directory)):
+            raise ServerUnavailable(f"the server's directory {self.directory} cannot be removed")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    top: Path
+
+    @property
+    def home(self) -> Path:
+        """The account's own part, which also has the socket."""
+        return self.top / "pg"
+
+    @property
+    def data(self) -> Path:
+        return self.home / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "log"
+
+
+def start(wishes: Wishes, mark: str) -> LocalServer:
+    """Make a cluster and start it."""
+    found = find_binaries()
+    account = server_account()
+    reachable = within_reach(found, account)
+    top = new_directory(mark, in_memory=not wishes.durable, executable=not reachable)
+    layout = _Layout(top)
+    try:
+        if account.is_other:
+            top.chmod(0o711)
+        layout.home.mkdir(mode=0o700)
+        if account.is_other:
+            os.chown(layout.home, account.user, account.group)
+        binaries = found if reachable else copy_within_reach(found, top / "programs")
+        password = secrets.token_urlsafe(18)
+        _initialise(binaries, account, layout, password)
+        port, pid = _launch(binaries, account, layout, wishes)
+    except BaseException:
+        remove_directory(top)
+        raise
+    return LocalServer(
+        dsn=f"postgresql://{_ROLE}:{password}@127.0.0.1:{port}/postgres",
+        socket_dsn=f"postgresql://{_ROLE}:{password}@/postgres?host={quote(str(layout.home))}&port={port}",
+        origin=f"local binaries, {binaries.origin}",
+        directory=str(top),
+        pid=pid,
+    )
+
+
+def _initialise(binaries: Binaries, account: Account, layout: _Layout, password: str) -> None:
+    password_file = layout.home / "password"
+    password_file.touch(mode=0o600)
+    password_file.write_text(f"{password}\n")
+    if account.is_other:
+        os.chown(password_file, account.user, account.group)
+    command = [str(binaries.directory / "initdb"), "--no-sync", f"--pgdata={layout.data}", f"--username={_ROLE}"]
+    command += [f"--pwfile={password_file}", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
+    done = run_as(account, command, _ENVIRONMENT)
+    password_file.unlink()
+    if done.returncode != 0:
+        raise ServerUnavailable(f"initdb of {binaries.origin} failed: {done.stdout.strip()[-500:]}")
+
+
+def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishes) -> tuple[int, int]:
+    configuration = layout.data / "postgresql.conf"
+    base = configuration.read_text()
+    for _ in range(_PORTS_TRIED):
+        port = _free_port()
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(port),
+            "unix_socket_directories": str(layout.home),
+            # In the data directory, not in /dev/shm, where a server that was killed would leave it.
+            "dynamic_shared_memory_type": "mmap",
+            **wishes.configuration(),
+        }
+        configuration.write_text(base + _as_file(settings))
+        command = ["/bin/sh", "-c", _IN_BACKGROUND, str(binaries.directory / "postgres"), str(layout.data)]
+        started = run_as(account, [*command, str(layout.log)], _ENVIRONMENT)
+        pid = int(started.stdout)
+        if _becomes_ready(layout, pid):
+            return port, pid
+        # Somebody was faster between our look at the port and the server's.
+        if "Address already in use" not in (said := _tail(layout.log, 15)):
+            raise ServerUnavailable(f"the server of {binaries.origin} did not start:\n{said}")
+    raise ServerUnavailable(f"no free port in {_PORTS_TRIED} attempts")
+
+
+def _becomes_ready(layout: _Layout, pid: int) -> bool:
+    status = layout.data / "postmaster.pid"
+    deadline = time.monotonic() + _PATIENCE
+    while is_running(pid) and time.monotonic() < deadline:
+        # The eighth line is there for pg_ctl, for just this purpose.
+        if status.exists() and status.read_text().splitlines()[7:8] == ["ready   "]:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def _as_file(settings: Mapping[str, str]) -> str:
+    quoted = {name: value.replace("'", "''") for name, value in settings.items()}
+    return "\n" + "".join(f"{name} = '{value}'\n" for name, value in quoted.items())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tail(log: Path, lines: int) -> str:
+    try:
+        with log.open("rb") as file:
+            # Enough for the lines wanted, however long the log has grown.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""

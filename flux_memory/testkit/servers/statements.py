@@ -1,0 +1,109 @@
+"""Statements from synchronous code: one thread, one event loop, one kept connection a database."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+_T = TypeVar("_T")
+_PATIENCE: Final = 30.0
+_LOST: Final = (
+    ConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+"""All the ways in which asyncpg says that the connection is gone."""
+
+
+class NotAnswered(Exception):  # noqa: N818 - says what happened, the cause says why
+    """The server did not accept a connection."""
+
+
+class Statements:
+    """Runs statements on an event loop of its own, so that nothing is bound to the loop of a test."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="flux-postgres-statements", daemon=True)
+        self._thread.start()
+        self._connections: dict[str, Any] = {}
+        self._greetings: dict[str, tuple[str, tuple[object, ...]]] = {}
+
+    def greet(self, dsn: str, query: str, *arguments: object) -> None:
+        """Connect, and run the query now and whenever the connection has to be made again."""
+        self._greetings[dsn] = (query, arguments)
+        self._run(self._connection(dsn))
+
+    def execute(self, dsn: str, statement: str) -> None:
+        """Run one or more statements without parameters."""
+        self._run(self._call(dsn, "execute", statement))
+
+    def fetch_value(self, dsn: str, query: str, *arguments: object) -> Any:
+        """Return the first value of the first row."""
+        return self._run(self._call(dsn, "fetchval", query, *arguments))
+
+    def fetch_column(self, dsn: str, query: str, *arguments: object) -> list[Any]:
+        """Return the first value of every row."""
+        return [row[0] for row in self._run(self._call(dsn, "fetch", query, *arguments))]
+
+    def forget(self, dsn: str) -> None:
+        """Close the connection to a database, so that it can be dropped."""
+        self._run(self._forget(dsn))
+
+    def close(self) -> None:
+        """Close every connection and end the thread. Closing twice is no error."""
+        if self._loop.is_closed():
+            return
+        for dsn in list(self._connections):
+            self.forget(dsn)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _call(self, dsn: str, method: str, *arguments: object) -> Any:
+        try:
+            return await getattr(await self._connection(dsn), method)(*arguments, timeout=_PATIENCE)
+        except _LOST:
+            # A test may have ended every connection there was, this one included.
+            await self._forget(dsn)
+        try:
+            return await getattr(await self._connection(dsn), method)(*arguments, timeout=_PATIENCE)
+        except _LOST as error:
+            raise NotAnswered(f"the connection was lost twice: {error}") from error
+
+    async def _forget(self, dsn: str) -> None:
+        connection = self._connections.pop(dsn, None)
+        if connection is not None:
+            try:
+                await connection.close(timeout=1)
+            except Exception:  # noqa: BLE001 - the server may be gone, and with it the connection
+                connection.terminate()
+
+    async def _connection(self, dsn: str) -> Any:
+        connection = self._connections.get(dsn)
+        if connection is None or connection.is_closed():
+            connection = await _connect(dsn)
+            self._connections[dsn] = connection
+            if dsn in self._greetings:
+                query, arguments = self._greetings[dsn]
+                await connection.fetchval(query, *arguments, timeout=_PATIENCE)
+        return connection
+
+
+async def _connect(dsn: str) -> Any:
+    try:
+        return await asyncpg.connect(dsn, timeout=_PATIENCE)
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        # ValueError: a DSN that cannot be read. A timeout is an OSError.
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise NotAnswered(said[0]) from error
