@@ -138,7 +138,7 @@ def test_a_negative_count_is_refused() -> None:
 
 def test_records_are_plain_dicts_with_exactly_these_keys() -> None:
     """Callers of the original API hold `list[dict]`."""
-    message, session = records.message("s1", MESSAGE), records.session(SESSION)
+    message, session = records.messages("s1", [MESSAGE])[0], records.session(SESSION)
     assert type(message) is dict
     assert message == {"id": "m1", "role": "user", "content": "Hello", "metadata": {"a": 1}, "created_at": WHEN}
     assert type(session) is dict
@@ -171,7 +171,7 @@ def test_a_corrupt_message_is_named(column: int, value: object) -> None:
     """A row that cannot be read raises an error of ours with its id and its session's, and keeps the cause."""
     row = MESSAGE[:column] + (value,) + MESSAGE[column + 1 :]
     with pytest.raises(FluxMemoryError, match="^message 'm1' of session 's1' cannot be read") as caught:
-        records.message("s1", row)
+        records.messages("s1", [row])
     assert caught.value.__cause__ is not None
 
 
@@ -185,4 +185,4 @@ def test_a_corrupt_session_is_named(column: int, value: object) -> None:
 
 def test_null_metadata_is_an_empty_object() -> None:
     """The original's column allows NULL."""
-    assert records.message("s1", (*MESSAGE[:3], None, WHEN))["metadata"] == {}
+    assert records.messages("s1", [(*MESSAGE[:3], None, WHEN)])[0]["metadata"] == {}

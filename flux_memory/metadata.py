@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from json.encoder import encode_basestring as _quote
 from typing import Any, Final, NoReturn
 
+import orjson
+
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
 from flux_memory.text import find_unstorable
 
+_LONG_NUMBER: Final = re.compile(r"\d{19}")
+"""Where this is found the standard reader is used: orjson reads integers beyond 64 bits as floats."""
 _INT_BOUND: Final = 10**4300
 """Python reads and writes integers of up to 4,300 digits (`sys.get_int_max_str_digits`)."""
 
@@ -49,7 +54,7 @@ def decode(text: str | None) -> dict[str, Any]:
     """
     if text is None or text == "{}":
         return {}
-    value = _READER.decode(text)
+    value = _READER.decode(text) if _LONG_NUMBER.search(text) else orjson.loads(text)
     if type(value) is not dict:
         raise ValueError(f"a JSON {type(value).__name__} where an object belongs")
     return value

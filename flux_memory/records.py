@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from flux_memory import metadata as json_metadata
@@ -172,44 +172,54 @@ def limit(value: object) -> int:
     return MAX_COUNT if value is None else count("limit", value)
 
 
-def message(session_id: str, row: tuple[Any, ...]) -> Message:
-    """Build a record from (id, role, content, metadata, created_at) as stored.
+def messages(session_id: str, rows: Iterable[Sequence[Any]]) -> list[Message]:
+    """Build records from rows of (id, role, content, metadata, created_at) as stored.
 
     Raises:
-        FluxMemoryError: The row is corrupt; the message names it.
+        FluxMemoryError: A row is corrupt; the message names it.
     """
-    try:
+    decode, check = json_metadata.decode, timestamps.check
+    result: list[Message] = []
+    for row in rows:
         id_, role, content, metadata, created_at = row
-        return {
-            "id": _stored_text(id_),
-            "role": _stored_text(role),
-            "content": _stored_text(content),
-            "metadata": json_metadata.decode(metadata),
-            "created_at": timestamps.check(created_at),
-        }
-    except (ValueError, TypeError, RecursionError) as error:
-        raise FluxMemoryError(f"message {row[0]!r} of session {session_id!r} cannot be read: {error}") from error
+        try:
+            if not type(id_) is type(role) is type(content) is str:
+                raise TypeError(_not_text(id_, role, content))
+            result.append(
+                {
+                    "id": id_,
+                    "role": role,
+                    "content": content,
+                    "metadata": decode(metadata),
+                    "created_at": check(created_at),
+                }
+            )
+        except (ValueError, TypeError, RecursionError) as error:
+            raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
+    return result
 
 
-def session(row: tuple[Any, ...]) -> Session:
+def session(row: Sequence[Any]) -> Session:
     """Build a record from (id, user_id, title, created_at, updated_at, metadata, message_count) as stored.
 
     Raises:
         FluxMemoryError: The row is corrupt; the message names it.
     """
+    id_, user_id, title, created_at, updated_at, metadata, message_count = row
     try:
-        id_, user_id, title, created_at, updated_at, metadata, message_count = row
+        if not type(id_) is type(user_id) is type(title) is str:
+            raise TypeError(_not_text(id_, user_id, title))
         return {
-            "id": _stored_text(id_),
-            "user_id": _stored_text(user_id),
-            "title": _stored_text(title),
+            "id": id_,
+            "user_id": user_id,
+            "title": title,
             "created_at": timestamps.check(created_at),
             "updated_at": timestamps.check(updated_at),
             "metadata": json_metadata.decode(metadata),
             "message_count": message_count,
         }
     except (ValueError, TypeError, RecursionError) as error:
-        raise FluxMemoryError(f"session {row[0]!r} cannot be read: {error}") from error
+        raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
 
 
 def session_time(session_id: str, value: object) -> str:
@@ -238,7 +248,5 @@ def _batch_element(item: object, place: str) -> MessageRow:
     return new_message(item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.")
 
 
-def _stored_text(value: object) -> str:
-    if type(value) is str:
-        return value
-    raise TypeError(f"{value!r:.60} where text belongs")
+def _not_text(*values: object) -> str:
+    return f"{next(value for value in values if type(value) is not str)!r:.60} where text belongs"

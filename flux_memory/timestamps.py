@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
 _LENGTH: Final = len("2026-01-31T23:59:59.123456+00:00")
+_FORM: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS_FROM: Final = 100_000_000_000
 """An epoch number from here on counts milliseconds: in seconds it would lie beyond the year 5000."""
@@ -27,7 +29,8 @@ def check(text: object) -> str:
     Raises:
         ValueError: It has not.
     """
-    if type(text) is str and len(text) == _LENGTH and utc_text(datetime.fromisoformat(text)) == text:
+    if type(text) is str and _FORM.fullmatch(text):
+        datetime.fromisoformat(text)
         return text
     raise ValueError(f"{text!r:.60} where a UTC time of {_LENGTH} characters belongs")
 

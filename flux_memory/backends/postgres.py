@@ -172,7 +172,7 @@ class PostgresConversationMemory:
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return [records.message(session, row) for row in reversed(rows)]
+        return records.messages(session, reversed(rows))
 
     async def get_sessions(
         self,

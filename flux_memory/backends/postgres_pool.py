@@ -81,7 +81,7 @@ class OwnConnections:
     async def _take(self) -> Any:
         while self._free:
             connection = self._free.pop()
-            if not connection.is_closed():
+            if _is_usable(connection):
                 self._fewest_free = min(self._fewest_free, len(self._free))
                 return connection
             await self._pool.release(connection)
@@ -109,6 +109,14 @@ class OwnConnections:
         if self._trimming is not None:
             self._trimming.cancel()
             self._trimming = None
+
+
+def _is_usable(connection: Any) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:
+        # It died while idle, and the pool took it back.
+        return False
 
 
 class BorrowedConnections:
