@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 from original_application import POSTGRES_TABLES, USERS
+from waiting import until
+
+INSERT_SESSION: Final = """
+INSERT INTO sessions (id, title, created_at, updated_at, metadata)
+VALUES (
+    $1::text, 'title of ' || $1::text, '2026-02-05T15:17:45.407069', '2026-02-05T15:17:45.407069', '{"lang": "ko"}'
+)
+"""
+INSERT_MESSAGE: Final = """
+INSERT INTO messages (id, session_id, role, content, metadata, created_at)
+VALUES (
+    $1::text, $2, 'user', 'content of ' || $1::text, '{"n": 1.0}',
+    '2026-02-05T15:17:00.407069'::timestamp + $3::int * interval '1 s'
+)
+"""
+COLUMNS: Final = """
+SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull
+FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0
+ORDER BY 1, attnum
+"""
+CONSTRAINTS: Final = """
+SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+FROM pg_constraint
+WHERE connamespace = 'public'::regnamespace
+ORDER BY 1, 2
+"""
+INDEXES: Final = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+
+NAME: Final = "under_test"
+CONNECTIONS: Final = f"FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{NAME}'"
+"""The connections of a `named` DSN."""
+BUSY: Final = f"SELECT count(*) {CONNECTIONS} AND state <> 'idle'"
+OPEN: Final = f"SELECT count(*) {CONNECTIONS}"
 
 
 @asynccontextmanager
@@ -41,40 +75,17 @@ async def make_original(dsn: str, *, generation: int = 1) -> None:
     await execute(dsn, POSTGRES_TABLES + (USERS if generation > 1 else ""))
     async with connected(dsn) as connection:
         for id_ in ("one", "two"):
-            await connection.execute(
-                "INSERT INTO sessions (id, title, created_at, updated_at, metadata) "
-                "VALUES ($1::text, 'title of ' || $1::text, '2026-02-05T15:17:45.407069', '2026-02-05T15:17:45.407069', "
-                "'{\"lang\": \"ko\"}')",
-                id_,
-            )
-        for number, (session, when) in enumerate(
+            await connection.execute(INSERT_SESSION, id_)
+        for number, (session, second) in enumerate(
             [("one", 3), ("two", 1), ("one", 1), ("one", 2), ("two", 1), ("one", 3)], start=1
         ):
-            await connection.execute(
-                "INSERT INTO messages (id, session_id, role, content, metadata, created_at) "
-                "VALUES ($1::text, $2, 'user', 'content of ' || $1::text, '{\"n\": 1.0}', "
-                "        '2026-02-05T15:17:00.407069'::timestamp + $3::int * interval '1 s')",
-                f"m{number}",
-                session,
-                when,
-            )
+            await connection.execute(INSERT_MESSAGE, f"m{number}", session, second)
 
 
 async def contents(dsn: str) -> list[tuple[Any, ...]]:
     """Everything there is: columns, constraints, indexes, and every row of every table."""
     async with connected(dsn) as connection:
-        found = [
-            tuple(row)
-            for query in (
-                "SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull "
-                "FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid "
-                "WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 ORDER BY 1, attnum",
-                "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
-                "WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2",
-                "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1",
-            )
-            for row in await connection.fetch(query)
-        ]
+        found = [tuple(row) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in await connection.fetch(query)]
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
         for (table,) in tables:
             found += [(table, row) for (row,) in await connection.fetch(f"SELECT t::text FROM {table} AS t ORDER BY 1")]
@@ -100,6 +111,38 @@ async def role(dsn: str, *, grants: tuple[str, ...] = (), password: str | None =
         await execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
 
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run work on an event loop of its own."""
-    return asyncio.run(work)
+def with_parameter(dsn: str, parameter: str) -> str:
+    """The DSN with one more parameter."""
+    return f"{dsn}{'&' if '?' in dsn else '?'}{parameter}"
+
+
+def named(dsn: str) -> str:
+    """The DSN with a name by which OPEN and BUSY tell its connections from others."""
+    return with_parameter(dsn, f"application_name={NAME}")
+
+
+def elsewhere(dsn: str, *, host: str | None = None, port: int | None = None, database: str | None = None) -> str:
+    """The DSN with another host, port or database."""
+    parts = urlsplit(dsn)
+    user, _, address = parts.netloc.rpartition("@")
+    name, _, number = address.rpartition(":")
+    netloc = f"{user}@{host or name}:{port or number}"
+    return urlunsplit(parts._replace(netloc=netloc, path=f"/{database}" if database else parts.path))
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port on which nothing listens, kept from others for the length of the block."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
+
+
+async def until_none(dsn: str, query: str) -> None:
+    """Wait until a count is 0."""
+
+    async def none() -> bool:
+        return not await connection.fetchval(query)
+
+    async with connected(dsn) as connection:
+        await until(none)

@@ -100,7 +100,7 @@ async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
 @pytest.mark.asyncio
 async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
     """As `touch` makes it."""
-    path.touch()
+    await asyncio.to_thread(path.touch)
     report = await check_sqlite(str(path))
     assert report.schema == "none yet: made at first use"
     assert report.round_trip_ms is not None

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
 from ordinary_user import ordinary_user
 from original_application import make_file_with_data
-from raw_postgres import contents, execute
-from test_postgres_connections import elsewhere, with_parameter
+from raw_postgres import closed_port, contents, elsewhere, execute, role, with_parameter
 
-from flux_memory import PostgresConversationMemory, __version__
+from flux_memory import __version__
 from flux_memory.cli import main
 from flux_memory.schema import history
 
@@ -43,7 +42,7 @@ def check(*arguments: str) -> Result:
 
 
 def secret_of(dsn: str) -> str:
-    return dsn.split("://")[1].split("@")[0].split(":")[1]
+    return urlsplit(dsn).password or ""
 
 
 def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
@@ -113,7 +112,9 @@ def test_postgres_masked_and_counted(environment: pytest.MonkeyPatch, flux_empty
     assert secret_of(flux_empty_database) not in result.output
 
 
-def test_options_override_the_settings(environment: pytest.MonkeyPatch, tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_options_override_the_settings(
+    environment: pytest.MonkeyPatch, tmp_path: Path, flux_postgres_clean_dsn: str
+) -> None:
     """Whatever the environment says, the option's backend is checked."""
     environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "postgres")
     environment.setenv("FLUX_MEMORY_POSTGRES_DSN", "postgresql://nowhere.invalid/db")
@@ -129,16 +130,11 @@ def test_two_backends_at_once_are_a_usage_error() -> None:
     assert "give --sqlite-path or --postgres-dsn, not both" in result.output
 
 
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port on which nothing listens, kept from others for the length of the test."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
-
-
 DSN_FAILURES: dict[str, tuple[Callable[[str], str], str]] = {
-    "host not found": (lambda dsn: elsewhere(dsn, host="no-such-host.invalid"), "the host is not found; check its name"),
+    "host not found": (
+        lambda dsn: elsewhere(dsn, host="no-such-host.invalid"),
+        "the host is not found; check its name",
+    ),
     "authentication": (lambda dsn: dsn.replace(secret_of(dsn), "s3cret"), "check the user and the password in the DSN"),
     "unknown database": (lambda dsn: elsewhere(dsn, database="nowhere"), "create the database, or mend its name"),
     "TLS demanded": (lambda dsn: with_parameter(dsn, "sslmode=require"), "sslmode in the DSN"),
@@ -174,9 +170,10 @@ def test_every_failure_of_postgres_says_what_to_do(case: str, flux_postgres_dsn:
     assert advice in report["message"]
 
 
-def test_a_refused_connection_says_what_to_do(flux_postgres_dsn: str, closed_port: int) -> None:
+def test_a_refused_connection_says_what_to_do(flux_postgres_dsn: str) -> None:
     """The commonest failure of all."""
-    result = check("--postgres-dsn", elsewhere(flux_postgres_dsn, port=closed_port))
+    with closed_port() as port:
+        result = check("--postgres-dsn", elsewhere(flux_postgres_dsn, port=port))
     assert result.exit_code == 1
     assert "nothing listens there; start the server, check host and port" in result.stderr
 
@@ -186,7 +183,9 @@ def test_a_newer_schema_says_what_to_do(flux_empty_database: str, tmp_path: Path
     path = tmp_path / "chat.db"
     assert check("--sqlite-path", str(path), "--full").exit_code == 0
     assert check("--postgres-dsn", flux_empty_database, "--full").exit_code == 0
-    newer = "INSERT INTO flux_memory_schema (version, name, checksum, applied_at) VALUES (99, 'later', 'x', '2999-01-01')"
+    newer = (
+        "INSERT INTO flux_memory_schema (version, name, checksum, applied_at) VALUES (99, 'later', 'x', '2999-01-01')"
+    )
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(newer)
     asyncio.run(execute(flux_empty_database, newer))
@@ -224,7 +223,7 @@ def somebody_elses(path: Path) -> str:
     [
         (not_a_database, "the file is not a SQLite database; check the path"),
         (a_directory, "is a directory; give the path of a file in it"),
-        (below_a_file, "check the path"),
+        (below_a_file, "cannot be written; give the process rights there, or choose another path"),
         (somebody_elses, "use another database"),
     ],
 )
@@ -239,10 +238,11 @@ def test_every_failure_of_a_file_says_what_to_do(tmp_path: Path, make: Callable[
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
-def test_a_directory_that_cannot_be_written_says_what_to_do() -> None:
+def test_a_directory_that_cannot_be_written_says_what_to_do(environment: pytest.MonkeyPatch) -> None:
     """Found before the application's first message: for a new file and for one that is there."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         directory = Path(name)
+        environment.chdir(directory)
         assert check("--sqlite-path", str(directory / "there.db"), "--full").exit_code == 0
         directory.chmod(0o555)
         try:
@@ -264,7 +264,9 @@ def test_a_directory_that_cannot_be_written_says_what_to_do() -> None:
         ({"DATABASE_URL": "postgresql://u:s3cret@h/d"}, "set DATABASE_BACKEND=postgres and POSTGRES_DSN"),
     ],
 )
-def test_wrong_settings_say_what_to_set(environment: pytest.MonkeyPatch, variables: dict[str, str], advice: str) -> None:
+def test_wrong_settings_say_what_to_set(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], advice: str
+) -> None:
     """A configuration mistake is not a traceback."""
     for name, value in variables.items():
         environment.setenv(name, value)
@@ -283,7 +285,9 @@ def test_help_and_version() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"main, version {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[sys.executable, "-m", "flux_memory"], [str(Path(sys.executable).with_name("flux-memory"))]])
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "flux_memory"], [str(Path(sys.executable).with_name("flux-memory"))]]
+)
 def test_both_ways_to_run_it_are_the_same_program(tmp_path: Path, command: list[str]) -> None:
     """`python -m flux_memory` and `flux-memory`, with real exit codes and streams."""
     good = subprocess.run(
@@ -311,12 +315,12 @@ def test_both_ways_to_run_it_are_the_same_program(tmp_path: Path, command: list[
 
 def test_a_full_check_that_fails_at_the_first_use_fails(flux_empty_database: str) -> None:
     """A role that may look and not make tables: the plain check is fine, the full one says what is lacking."""
-    from raw_postgres import role  # noqa: PLC0415 - only here
 
     async def both() -> None:
         async with role(flux_empty_database) as dsn:
-            plain, full = await asyncio.to_thread(check, "--postgres-dsn", dsn), await asyncio.to_thread(
-                check, "--postgres-dsn", dsn, "--full"
+            plain, full = (
+                await asyncio.to_thread(check, "--postgres-dsn", dsn),
+                await asyncio.to_thread(check, "--postgres-dsn", dsn, "--full"),
             )
             assert plain.exit_code == 0
             assert full.exit_code == 1
@@ -324,4 +328,3 @@ def test_a_full_check_that_fails_at_the_first_use_fails(flux_empty_database: str
 
     asyncio.run(both())
     assert asyncio.run(contents(flux_empty_database)) == []
-    assert PostgresConversationMemory is not None

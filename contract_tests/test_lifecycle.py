@@ -202,7 +202,9 @@ def test_another_event_loop_is_a_clear_error() -> None:
     """A handle lives on one loop; a call on another one raises at once and never hangs."""
     resource = Resource()
     asyncio.run(resource.call())
-    with pytest.raises(FluxMemoryError, match="first used on another event loop.*create one memory for each event loop"):
+    with pytest.raises(
+        FluxMemoryError, match=r"first used on another event loop.*create one memory for each event loop"
+    ):
         asyncio.run(resource.call())
 
 

@@ -41,7 +41,9 @@ async def use(memory: Any) -> None:
     metadata = {"n": 1, "f": 1e22, "text": "ünï 漢字 \\ \"'", "list": [1.0, None, {"deep": True}]}
     session = await memory.create_session("title", metadata, user_id="ann")
     first = await memory.add_message(session, "user", "back\\slash 'quote'", metadata)
-    others = await memory.add_messages(session, [{"role": "tool", "content": str(n), "metadata": metadata} for n in (1, 2)])
+    others = await memory.add_messages(
+        session, [{"role": "tool", "content": str(n), "metadata": metadata} for n in (1, 2)]
+    )
     messages = await memory.get_history(session)
     assert [message["id"] for message in messages] == [first, *others]
     assert messages[0]["content"] == "back\\slash 'quote'"
@@ -64,7 +66,10 @@ async def use(memory: Any) -> None:
 
 async def rows_of_now(memory: Any, text: str) -> list[tuple[Any, ...]]:
     """How many seconds ago a record's time was, by the server's clock."""
-    return [tuple(row) for row in await memory._rows("SELECT extract(epoch FROM now() - $1::text::timestamptz)::float", text)]
+    return [
+        tuple(row)
+        for row in await memory._rows("SELECT extract(epoch FROM now() - $1::text::timestamptz)::float", text)
+    ]
 
 
 @pytest.mark.asyncio
@@ -83,14 +88,21 @@ async def test_through_a_unix_socket(flux_postgres_server: Server, flux_postgres
     [
         ("timezone = 'Asia/Seoul'", "datestyle = 'SQL, DMY'"),
         ("timezone = 'America/St_Johns'", "datestyle = 'Postgres, MDY'", "intervalstyle = 'sql_standard'"),
-        ("standard_conforming_strings = on", "extra_float_digits = -15", "bytea_output = 'escape'", "array_nulls = off"),
+        (
+            "standard_conforming_strings = on",
+            "extra_float_digits = -15",
+            "bytea_output = 'escape'",
+            "array_nulls = off",
+        ),
         ("enable_seqscan = off", "jit_above_cost = 0", "plan_cache_mode = force_generic_plan"),
         ("default_transaction_isolation = 'repeatable read'",),
         ("default_transaction_isolation = 'serializable'", "default_transaction_deferrable = on"),
     ],
     ids=lambda settings: settings[0],
 )
-async def test_a_server_set_strangely_gives_the_same_answers(flux_empty_database: str, settings: tuple[str, ...]) -> None:
+async def test_a_server_set_strangely_gives_the_same_answers(
+    flux_empty_database: str, settings: tuple[str, ...]
+) -> None:
     """Neither the server's time zone nor its formats, plans or isolation show in a record."""
     await set_for_database(flux_empty_database, *settings)
     async with PostgresConversationMemory(flux_empty_database) as memory:
@@ -102,7 +114,10 @@ async def test_a_server_set_strangely_gives_the_same_answers(flux_empty_database
 async def test_concurrent_adds_under_a_strict_default_isolation(flux_empty_database: str, isolation: str) -> None:
     """What the server rolls back for the sake of another add is run again: none fails, none is stored twice."""
     await set_for_database(flux_empty_database, f"default_transaction_isolation = '{isolation}'")
-    async with PostgresConversationMemory(flux_empty_database) as one, PostgresConversationMemory(flux_empty_database) as two:
+    async with (
+        PostgresConversationMemory(flux_empty_database) as one,
+        PostgresConversationMemory(flux_empty_database) as two,
+    ):
         await one.create_session(session_id="s")
         adds = [memory.add_message("s", "user", f"{n}") for n in range(20) for memory in (one, two)]
         ids = await asyncio.gather(*adds)
@@ -122,7 +137,7 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(flux_postgres_s
             f"CREATE DATABASE \"{name}\" ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
         )
         async with PostgresConversationMemory(dsn) as memory:
-            with pytest.raises(SchemaError, match="encoding is LATIN1, .*; create it with ENCODING 'UTF8'"):
+            with pytest.raises(SchemaError, match=r"encoding is LATIN1, .*; create it with ENCODING 'UTF8'"):
                 await memory.count_sessions()
         assert await rows(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
     finally:
@@ -192,26 +207,30 @@ async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn
     async def keep(connection: Any) -> None:
         """Reset nothing, as the library's own pool does."""
 
-    async with asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, init=count, reset=keep) as pool:
-        async with PostgresConversationMemory(pool=pool) as memory:
-            for warm in (False, True):
-                session = await memory.create_session()
-                for work in (
-                    partial(memory.add_message, session, "user", "x", {"a": 1}),
-                    partial(memory.add_messages, session, [{"role": "user", "content": str(n)} for n in range(50)]),
-                    partial(memory.get_history, session, 10),
-                    partial(memory.update_session_title, session, "x"),
-                    partial(memory.get_sessions, metadata={"a": 1}),
-                    partial(memory.delete_session, session),
-                ):
-                    statements.clear()
-                    await work()
-                    # The driver asks once for each connection what a text[] is.
-                    assert len(statements) == 1 or not warm, statements
+    async with (
+        asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, init=count, reset=keep) as pool,
+        PostgresConversationMemory(pool=pool) as memory,
+    ):
+        for warm in (False, True):
+            session = await memory.create_session()
+            for work in (
+                partial(memory.add_message, session, "user", "x", {"a": 1}),
+                partial(memory.add_messages, session, [{"role": "user", "content": str(n)} for n in range(50)]),
+                partial(memory.get_history, session, 10),
+                partial(memory.update_session_title, session, "x"),
+                partial(memory.get_sessions, metadata={"a": 1}),
+                partial(memory.delete_session, session),
+            ):
+                statements.clear()
+                await work()
+                # The driver asks once for each connection what a text[] is.
+                assert len(statements) == 1 or not warm, statements
 
 
 @pytest.mark.asyncio
-async def test_order_when_the_clock_steps_back(memory: PostgresConversationMemory, flux_postgres_clean_dsn: str) -> None:
+async def test_order_when_the_clock_steps_back(
+    memory: PostgresConversationMemory, flux_postgres_clean_dsn: str
+) -> None:
     """A clock set back changes neither the order nor lets `created_at` or `updated_at` decrease."""
     await memory.add_message("one", "user", "before")
     await execute(flux_postgres_clean_dsn, f"UPDATE sessions SET updated_at = '{FUTURE}' WHERE id = 'one'")
@@ -232,7 +251,13 @@ async def test_order_when_the_clock_steps_back(memory: PostgresConversationMemor
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "value",
-    ["metadata = '[1]'", "metadata = '7'", "metadata = 'null'", "created_at = 'infinity'", "created_at = '12026-01-01'"],
+    [
+        "metadata = '[1]'",
+        "metadata = '7'",
+        "metadata = 'null'",
+        "created_at = 'infinity'",
+        "created_at = '12026-01-01'",
+    ],
 )
 async def test_a_corrupt_message_is_named_and_hides_nothing_else(
     memory: PostgresConversationMemory, flux_postgres_clean_dsn: str, value: str
@@ -286,6 +311,20 @@ async def test_a_retry_of_a_message_whose_metadata_became_null(
     with pytest.raises(ConflictError):
         await memory.add_messages("one", [{**batch, "message_id": "full", "metadata": {"a": 1}}])  # type: ignore[typeddict-item]
     assert len(await memory.get_history("one")) == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("id_", ["unknown", "x" * 1000, "a\x00b", "\ud800"])
+async def test_a_look_up_that_can_match_nothing_finds_nothing(memory: PostgresConversationMemory, id_: str) -> None:
+    """An id that cannot be stored is nowhere; removing it is no error."""
+    assert await memory.get_session(id_) is None
+    assert await memory.get_history(id_) == []
+    assert await memory.get_history("one", before=id_) == []
+    assert await memory.get_sessions(user_id=id_) == []
+    await memory.delete_session(id_)
+    assert await memory.count_sessions() == 2
+    await memory.clear_all()
+    assert await memory.count_sessions() == 0
 
 
 @pytest.mark.asyncio

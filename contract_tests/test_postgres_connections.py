@@ -1,19 +1,33 @@
-"""The connections of the PostgreSQL backend: whose they are, how many, what goes wrong, and secrets that stay secret."""
+"""The connections of the PostgreSQL backend: whose they are, how many, what goes wrong, secrets that stay secret."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 import asyncpg
 import pytest
-from raw_postgres import as_user, connected, execute, role, rows
+from raw_postgres import (
+    BUSY,
+    CONNECTIONS,
+    OPEN,
+    as_user,
+    closed_port,
+    connected,
+    elsewhere,
+    execute,
+    named,
+    role,
+    rows,
+    until_none,
+    with_parameter,
+)
+from waiting import until
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.errors import (
@@ -27,44 +41,11 @@ from flux_memory.errors import (
 )
 from flux_memory.testkit.servers import Server
 
-NAME = "under_test"
-CONNECTIONS = f"FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{NAME}'"
-BUSY = "SELECT count(*) " + CONNECTIONS + " AND state <> 'idle'"
-OPEN = "SELECT count(*) " + CONNECTIONS
-
-
-def elsewhere(dsn: str, *, host: str | None = None, port: int | None = None, database: str | None = None) -> str:
-    """The DSN with another host, port or database."""
-    parts = urlsplit(dsn)
-    user, _, address = parts.netloc.rpartition("@")
-    name, _, number = address.rpartition(":")
-    netloc = f"{user}@{host or name}:{port or number}"
-    return urlunsplit(parts._replace(netloc=netloc, path=f"/{database}" if database else parts.path))
-
-
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port on which nothing listens, kept from others for the length of the test."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
-
-
-def with_parameter(dsn: str, parameter: str) -> str:
-    return f"{dsn}{'&' if '?' in dsn else '?'}{parameter}"
-
 
 @pytest.fixture
 def named_dsn(flux_postgres_clean_dsn: str) -> str:
     """A DSN whose connections can be told from others, by OPEN and BUSY."""
-    return with_parameter(flux_postgres_clean_dsn, f"application_name={NAME}")
-
-
-async def until_none(dsn: str, query: str) -> None:
-    """Wait until a count is 0."""
-    async with asyncio.timeout(10), connected(dsn) as connection:
-        while await connection.fetchval(query):
-            await asyncio.sleep(0.01)
+    return named(flux_postgres_clean_dsn)
 
 
 @asynccontextmanager
@@ -100,9 +81,10 @@ async def test_a_wrong_address_says_what_is_wrong(flux_postgres_dsn: str, change
 
 
 @pytest.mark.asyncio
-async def test_a_port_on_which_nothing_listens(flux_postgres_dsn: str, closed_port: int) -> None:
+async def test_a_port_on_which_nothing_listens(flux_postgres_dsn: str) -> None:
     """Known not applied: `BackendUnavailableError`, at once."""
-    error = await failure(elsewhere(flux_postgres_dsn, port=closed_port))
+    with closed_port() as port:
+        error = await failure(elsewhere(flux_postgres_dsn, port=port))
     assert isinstance(error, BackendUnavailableError)
     assert "nothing listens there; start the server, check host and port" in str(error)
 
@@ -131,18 +113,20 @@ async def test_a_server_that_demands_tls(flux_postgres_server: Server, flux_empt
         original = await admin.fetchval("SELECT pg_read_file(current_setting('hba_file'))")
         line = f"hostnossl all {urlsplit(dsn).username} all reject\n"
         await put_hba(admin, line + original)
+        errors: list[FluxMemoryError] = []
+
+        async def refused() -> bool:
+            errors.append(await failure(dsn))
+            return not isinstance(errors[-1], SchemaError)
+
         try:
-            async with asyncio.timeout(10):
-                while True:
-                    error = await try_to_connect(dsn)
-                    if error is not None:
-                        break
-                    await asyncio.sleep(0.02)
+            # Until the server has read the file, the role gets in and lacks the right to make tables.
+            await until(refused)
         finally:
             await put_hba(admin, original)
-    assert isinstance(error, BackendUnavailableError)
-    assert "no encryption" in str(error)
-    assert "sslmode=require where the server demands TLS" in str(error)
+    assert isinstance(errors[-1], BackendUnavailableError)
+    assert "no encryption" in str(errors[-1])
+    assert "sslmode=require where the server demands TLS" in str(errors[-1])
 
 
 async def put_hba(admin: Any, text: str) -> None:
@@ -153,22 +137,15 @@ async def put_hba(admin: Any, text: str) -> None:
     await admin.execute("SELECT pg_reload_conf()")
 
 
-async def try_to_connect(dsn: str) -> FluxMemoryError | None:
-    async with PostgresConversationMemory(dsn) as memory:
-        try:
-            await memory.count_sessions()
-        except SchemaError:
-            return None
-        except FluxMemoryError as error:
-            return error
-    return None
-
-
 @pytest.mark.asyncio
-@pytest.mark.parametrize("password", ["s3cr/et", "s3cr@et", "s3cr?et", "s3cr#et", "s3cr:et", "s3cr%et", "s3cr&=et", "s3cr é漢", "s3cr'\"et"])
-async def test_no_password_shows_whatever_is_in_it(flux_empty_database: str, password: str, closed_port: int) -> None:
+@pytest.mark.parametrize(
+    "password", ["s3cr/et", "s3cr@et", "s3cr?et", "s3cr#et", "s3cr:et", "s3cr%et", "s3cr&=et", "s3cr é漢", "s3cr'\"et"]
+)
+async def test_no_password_shows_whatever_is_in_it(flux_empty_database: str, password: str) -> None:
     """Escaped, such a password works; in no repr, error or traceback, causes included, does it show."""
     async with role(flux_empty_database, password=password) as dsn:
+        with closed_port() as port:
+            refused = elsewhere(dsn, port=port)
         assert quote(password, safe="") in dsn
         async with connected(dsn) as connection:
             assert await connection.fetchval("SELECT 1") == 1
@@ -176,7 +153,7 @@ async def test_no_password_shows_whatever_is_in_it(flux_empty_database: str, pas
         errors = [
             await failure(dsn),
             await failure(wrong),
-            await failure(elsewhere(dsn, port=closed_port)),
+            await failure(refused),
             await failure(elsewhere(dsn, database="no_such_database")),
             await failure(elsewhere(dsn, host="no-such-host.invalid")),
         ]
@@ -213,7 +190,7 @@ async def test_a_host_that_cannot_be_one(host: str) -> None:
 )
 def test_sizes_and_deadlines_that_make_no_sense_are_refused_at_once(arguments: dict[str, Any]) -> None:
     """A mistake shows where it is made, not at the first call."""
-    with pytest.raises(InvalidInputError, match="min_size|max_size|timeout"):
+    with pytest.raises(InvalidInputError, match=r"min_size|max_size|timeout"):
         PostgresConversationMemory("postgresql://h/d", **arguments)
 
 
@@ -266,7 +243,9 @@ async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: 
         async with locked(flux_postgres_clean_dsn, "s"):
             began = asyncio.get_running_loop().time()
             outcomes = await asyncio.gather(
-                memory.add_message(session, "user", "x"), *(memory.count_sessions() for _ in range(3)), return_exceptions=True
+                memory.add_message(session, "user", "x"),
+                *(memory.count_sessions() for _ in range(3)),
+                return_exceptions=True,
             )
             assert asyncio.get_running_loop().time() - began < 2
             assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
@@ -321,7 +300,7 @@ async def test_errors_and_cancellations_leak_no_connection(flux_postgres_clean_d
 async def test_a_failed_opening_leaks_no_connection(flux_empty_database: str) -> None:
     """A refused database is let go of, however often it is tried."""
     await execute(flux_empty_database, "CREATE TABLE sessions (token text)")
-    async with PostgresConversationMemory(with_parameter(flux_empty_database, f"application_name={NAME}")) as memory:
+    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
         for _ in range(5):
             with pytest.raises(SchemaError):
                 await memory.count_sessions()
@@ -333,16 +312,12 @@ async def test_connections_that_the_server_ended_are_replaced(flux_postgres_clea
     """Idle connections die, of a restart or a firewall: the handle finds new ones, and every error is ours."""
     async with PostgresConversationMemory(named_dsn, min_size=2, max_size=3) as memory:
         await asyncio.gather(*(memory.count_sessions() for _ in range(6)))
-        await rows(
-            flux_postgres_clean_dsn,
-            "SELECT pg_terminate_backend(pid) " + CONNECTIONS,
-        )
-        await until_none(flux_postgres_clean_dsn, OPEN)
+        ended = await rows(flux_postgres_clean_dsn, "SELECT pid, pg_terminate_backend(pid) " + CONNECTIONS)
+        assert ended
+        pids = ", ".join(str(pid) for pid, _ in ended)
+        await until_none(flux_postgres_clean_dsn, f"SELECT count(*) FROM pg_stat_activity WHERE pid IN ({pids})")
         for _ in range(4):
-            try:
-                assert await memory.count_sessions() == 0
-            except BackendUnavailableError:
-                continue
+            assert await memory.count_sessions() == 0
         assert await asyncio.gather(*(memory.count_sessions() for _ in range(6))) == [0] * 6
 
 

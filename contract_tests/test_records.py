@@ -169,8 +169,8 @@ def test_records_are_plain_dicts_with_exactly_these_keys() -> None:
 )
 def test_a_corrupt_message_is_named(column: int, value: object) -> None:
     """A row that cannot be read raises an error of ours with its id and its session's, and keeps the cause."""
-    row = MESSAGE[:column] + (value,) + MESSAGE[column + 1 :]
-    with pytest.raises(FluxMemoryError, match="^message 'm1' of session 's1' cannot be read") as caught:
+    row = (*MESSAGE[:column], value, *MESSAGE[column + 1 :])
+    with pytest.raises(FluxMemoryError, match=r"^message 'm1' of session 's1' cannot be read") as caught:
         records.messages("s1", [row])
     assert caught.value.__cause__ is not None
 
@@ -178,8 +178,8 @@ def test_a_corrupt_message_is_named(column: int, value: object) -> None:
 @pytest.mark.parametrize(("column", "value"), [(1, None), (2, b"\xff"), (3, "2026"), (4, 5), (5, "not JSON"), (5, "1")])
 def test_a_corrupt_session_is_named(column: int, value: object) -> None:
     """A session that cannot be read raises an error of ours with its id."""
-    row = SESSION[:column] + (value,) + SESSION[column + 1 :]
-    with pytest.raises(FluxMemoryError, match="^session 's1' cannot be read"):
+    row = (*SESSION[:column], value, *SESSION[column + 1 :])
+    with pytest.raises(FluxMemoryError, match=r"^session 's1' cannot be read"):
         records.session(row)
 
 

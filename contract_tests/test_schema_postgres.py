@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import asyncpg
 import pytest
 from original_application import POSTGRES_TABLES
-from raw_postgres import connected, contents, execute, make_original, role, rows
+from raw_postgres import connected, contents, execute, make_original, role, rows, until_none, with_parameter
+from waiting import until
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.errors import FluxMemoryError, SchemaError
@@ -48,7 +50,8 @@ async def test_a_fresh_database_replays_the_whole_history(flux_empty_database: s
     assert recorded == [(step.version, step.name, step.checksum) for step in history("postgres")]
     late = await rows(
         flux_empty_database,
-        "SELECT abs(extract(epoch FROM applied_at - (clock_timestamp() AT TIME ZONE 'UTC'))) < 60 FROM flux_memory_schema",
+        "SELECT extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - applied_at) BETWEEN 0 AND 60 "
+        "FROM flux_memory_schema",
     )
     assert set(late) == {(True,)}
 
@@ -131,7 +134,7 @@ async def test_users_and_nulls_of_the_second_generation(flux_empty_database: str
         ("DROP TABLE messages", "not conversation memory"),
         (
             "ALTER TABLE sessions ALTER COLUMN updated_at TYPE timestamptz",
-            "sessions.updated_at as timestamp with time zone, not timestamp without time zone; convert it with ALTER TABLE",
+            "sessions.updated_at as timestamp with time zone, not timestamp without time zone; convert it with ALTER",
         ),
         ("ALTER TABLE messages ALTER COLUMN created_at TYPE text", "messages.created_at as text"),
         (
@@ -205,15 +208,11 @@ async def test_an_adoption_whose_process_is_killed_leaves_the_database_as_it_was
         await transaction.start()
         await other.execute("SELECT FROM messages WHERE id = 'm1' FOR UPDATE")
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", ADOPTER, flux_empty_database)
-        async with asyncio.timeout(20):
-            while not await watch.fetchval(SESSIONS + " AND wait_event_type = 'Lock'"):
-                await asyncio.sleep(0.02)
+        await until(partial(watch.fetchval, SESSIONS + " AND wait_event_type = 'Lock'"))
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
         await transaction.rollback()
-        async with asyncio.timeout(20):
-            while await watch.fetchval(SESSIONS + " AND xact_start IS NOT NULL"):
-                await asyncio.sleep(0.02)
+        await until_none(flux_empty_database, SESSIONS + " AND xact_start IS NOT NULL AND state <> 'active'")
     assert await contents(flux_empty_database) == before
     assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
 
@@ -339,8 +338,13 @@ def test_processes_that_race_to_adopt_do_it_once(flux_empty_database: str) -> No
 @pytest.mark.asyncio
 async def test_tables_in_another_schema_of_the_search_path(flux_empty_database: str) -> None:
     """The DSN may name a schema; another application's tables in `public` are none of our business."""
-    await execute(flux_empty_database, "CREATE SCHEMA chat", "CREATE TABLE public.sessions (token text)", "CREATE TABLE public.messages (x int)")
-    dsn = f"{flux_empty_database}{'&' if '?' in flux_empty_database else '?'}search_path=chat"
+    await execute(
+        flux_empty_database,
+        "CREATE SCHEMA chat",
+        "CREATE TABLE public.sessions (token text)",
+        "CREATE TABLE public.messages (x int)",
+    )
+    dsn = with_parameter(flux_empty_database, "search_path=chat")
     async with PostgresConversationMemory(dsn) as memory:
         await memory.add_message(await memory.create_session(), "user", "x")
     assert await rows(flux_empty_database, "SELECT count(*) FROM chat.messages") == [(1,)]
@@ -349,7 +353,7 @@ async def test_tables_in_another_schema_of_the_search_path(flux_empty_database: 
 
 @pytest.mark.asyncio
 async def test_the_originals_own_ddl_still_runs_afterwards(flux_empty_database: str) -> None:
-    """The original application may start once more against an adopted database: its DDL changes nothing that we need."""
+    """The original application may start once more on an adopted database: its DDL changes nothing that we need."""
     await make_original(flux_empty_database)
     await order(flux_empty_database, "one")
     await execute(flux_empty_database, POSTGRES_TABLES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -86,7 +87,13 @@ async def test_an_adopted_file_is_in_order_and_complete(path: Path, generation: 
         }
         added = await memory.add_message("one", "user", "new")
         assert [message["id"] for message in await memory.get_history("one", 2)] == ["m6", added]
-    assert rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq") == [(1,), (2,), (3,), (4,), (5,)]
+    assert rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq") == [
+        (1,),
+        (2,),
+        (3,),
+        (4,),
+        (5,),
+    ]
     assert applied(path) == VERSIONS
 
 
@@ -99,7 +106,8 @@ async def test_the_order_of_an_adopted_file_is_proven_by_a_key(path: Path) -> No
         for id_, seq in (("new", 1), ("m3", 99)):
             with pytest.raises(sqlite3.IntegrityError, match="UNIQUE constraint failed"):
                 db.execute(
-                    "INSERT INTO messages (session_id, id, seq, role, content, created_at) VALUES ('one', ?, ?, '', '', '')",
+                    "INSERT INTO messages (session_id, id, seq, role, content, created_at) "
+                    "VALUES ('one', ?, ?, '', '', '')",
                     (id_, seq),
                 )
 
@@ -131,8 +139,7 @@ async def test_times_of_every_form_are_read_and_ordered_by_what_they_mean(path: 
         session = await memory.get_session("s")
     assert [message["id"] for message in messages] == ["first", "second", "third", "fourth", "fifth", "sixth"]
     assert [message["created_at"][17:] for message in messages] == [
-        f"{second}+00:00"
-        for second in ("00.000000", "01.000000", "02.500000", "03.000000", "04.000000", "05.000000")
+        f"{second}+00:00" for second in ("00.000000", "01.000000", "02.500000", "03.000000", "04.000000", "05.000000")
     ]
     assert session is not None
     assert session["created_at"] == session["updated_at"] == "2026-02-05T12:00:00.000000+00:00"
@@ -194,7 +201,10 @@ async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> N
         ("DROP TABLE messages", "not conversation memory"),
         ("UPDATE messages SET id = NULL WHERE id = 'm1'", "rows whose id is NULL"),
         ("UPDATE sessions SET id = NULL WHERE id = 'two'", "rows whose id is NULL"),
-        ("UPDATE messages SET created_at = 'then' WHERE id IN ('m1', 'm2')", "2 times .* first in message 'm1': 'then'"),
+        (
+            "UPDATE messages SET created_at = 'then' WHERE id IN ('m1', 'm2')",
+            "2 times .* first in message 'm1': 'then'",
+        ),
         ("UPDATE sessions SET updated_at = x'00'", "2 times that cannot be read, the first in session 'one'"),
     ],
 )
@@ -303,7 +313,10 @@ async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        ("INSERT INTO flux_memory_schema VALUES (99, 'later', 'x', '')", "has schema version 99 .* upgrade flux-memory"),
+        (
+            "INSERT INTO flux_memory_schema VALUES (99, 'later', 'x', '')",
+            "has schema version 99 .* upgrade flux-memory",
+        ),
         ("UPDATE flux_memory_schema SET checksum = 'x' WHERE version = 2", "from a file that differs"),
     ],
 )
@@ -388,7 +401,7 @@ def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
 @pytest.mark.skipif(LEGACY_FILE not in os.environ, reason=f"{LEGACY_FILE} names no file of the original application")
 async def test_a_real_file_of_the_original_application_is_adopted(path: Path) -> None:
     """What a user's file holds is there after the adoption, every row, in the order of its times."""
-    path.write_bytes(Path(os.environ[LEGACY_FILE]).read_bytes())
+    shutil.copyfile(os.environ[LEGACY_FILE], path)
     sessions = rows(path, "SELECT id, title FROM sessions ORDER BY id")
     messages = rows(path, "SELECT session_id, id, role, content FROM messages ORDER BY session_id, created_at, rowid")
     async with ConversationMemory(path) as memory:

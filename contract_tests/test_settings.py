@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ordinary_user import ordinary_user
 
 from flux_memory import Settings
 from flux_memory.errors import InvalidInputError
@@ -85,7 +87,7 @@ def test_an_unknown_backend_is_named(environment: Environment, value: str) -> No
     """The error names the setting and the values it can have."""
     environment(DATABASE_BACKEND=value, POSTGRES_DSN="postgresql://u:secret@h/d")
     with pytest.raises(
-        InvalidInputError, match="the setting database_backend is wrong: .*'sqlite' or 'postgres'"
+        InvalidInputError, match=r"the setting database_backend is wrong: .*'sqlite' or 'postgres'"
     ) as caught:
         load_settings()
     assert "secret" not in "".join(traceback.format_exception(caught.value))
@@ -137,6 +139,21 @@ def test_an_error_of_pydantic_hides_its_input() -> None:
     with pytest.raises(ValueError, match="postgres_dsn") as caught:
         Settings(postgres_dsn=["postgresql://u:secret@h/d"])  # type: ignore[arg-type]
     assert "secret" not in str(caught.value)
+
+
+def test_a_dotenv_that_may_not_be_read_is_named() -> None:
+    """A service that runs as another user than the one who wrote the file gets told, not a traceback."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        file = Path(name) / ".env"
+        file.write_text("DATABASE_BACKEND=postgres\n")
+        file.chmod(0)
+        Path(name).chmod(0o755)
+        os.chdir(name)
+        with (
+            ordinary_user(),
+            pytest.raises(InvalidInputError, match=r"the file \.env cannot be read \(Permission denied\)"),
+        ):
+            load_settings()
 
 
 def test_a_dotenv_in_another_encoding_is_named(tmp_path: Path) -> None:

@@ -74,8 +74,9 @@ def test_a_naive_time_can_be_of_another_zone() -> None:
         float("nan"),
         float("inf"),
         10**30,
-    ]
-    + ["0001-01-01T00:00:00+14:00", "9" * 40],
+        "0001-01-01T00:00:00+14:00",
+        "9" * 40,
+    ],
 )
 def test_what_is_no_time_is_refused_and_shown(stored: object) -> None:
     """A time that cannot be read is never guessed at: the adoption stops and shows it."""
@@ -83,7 +84,13 @@ def test_what_is_no_time_is_refused_and_shown(stored: object) -> None:
         timestamps.parse(stored)
 
 
-@given(st.datetimes(min_value=datetime(2, 1, 1), max_value=datetime(9998, 12, 31)), st.integers(-14 * 60, 14 * 60))
+@given(
+    st.datetimes(
+        min_value=datetime(2, 1, 1),  # noqa: DTZ001 - the zone is drawn below
+        max_value=datetime(9998, 12, 31),  # noqa: DTZ001 - the zone is drawn below
+    ),
+    st.integers(-14 * 60, 14 * 60),
+)
 def test_the_records_form_is_of_one_length_and_sorts_as_the_times_do(naive: datetime, minutes: int) -> None:
     """32 characters whatever the zone, so that text order is time order and a round trip loses nothing."""
     moment = naive.replace(tzinfo=timezone(timedelta(minutes=minutes)))

@@ -144,7 +144,9 @@ def _look_at_file(file: Path, report: CheckReport) -> CheckReport:
             f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
             "Give the process rights there"
         )
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as db:
+    # Not mode=ro: a reader that may not write leaves the journal's files behind.
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as db:
+        db.execute("PRAGMA query_only = ON")
         applied = schema.applied_versions(db)
         original = 0 if applied else schema.original_version(db)
         report.schema = described("sqlite", applied, original)

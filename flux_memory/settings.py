@@ -84,6 +84,8 @@ def load_settings(**overrides: str) -> Settings:
     except UnicodeDecodeError:
         # Its repr shows the file, passwords included.
         raise InvalidInputError("the file .env is not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise InvalidInputError(f"the file .env cannot be read ({error.strerror}); check who may") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise InvalidInputError(f"the setting {first['loc'][0]} is wrong: {first['msg']}") from None

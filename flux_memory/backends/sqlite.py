@@ -33,6 +33,14 @@ INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 VALUES (?1, ?2, ?3, ?4, ?4, ?5)
 ON CONFLICT (id) DO NOTHING
 """
+# The pattern keeps a corrupt time from becoming a message's: max() compares texts.
+BUMP_COUNTER: Final = """
+UPDATE sessions
+SET message_count = message_count + 1, updated_at = max(updated_at, ?2)
+WHERE id = ?1
+    AND updated_at GLOB '[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].??????+00:00'
+RETURNING message_count, updated_at
+"""
 SELECT_COUNTER: Final = "SELECT message_count, updated_at FROM sessions WHERE id = ?"
 SELECT_SAME_ID: Final = "SELECT role, content, metadata FROM messages WHERE session_id = ? AND id = ?"
 INSERT_MESSAGE: Final = """
@@ -123,7 +131,10 @@ class ConversationMemory:
         self._life.check_open()
         session = records.existing_session(session_id)
         row = records.new_message(role, content, metadata, message_id)
-        await self._write(partial(_add_messages, session, [row]))
+        if message_id is None:
+            await self._write(partial(_add_message, session, row))
+        else:
+            await self._write(partial(_add_messages, session, [row]))
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
@@ -244,11 +255,12 @@ def _connect(path: str, timeout: float) -> sqlite3.Connection:
         _make_private_file(Path(path))
     db = sqlite3.connect(path, timeout=timeout, isolation_level=None)
     try:
-        _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
         _require(db, "synchronous", "FULL", (2,))
         _require(db, "foreign_keys", "ON", (1,))
         db.create_function("jsonb_contains", 2, _contains, deterministic=True)
+        # First the schema, so that a file that is somebody else's is refused before its journal mode is changed.
         schema.bring_up_to_date(db)
+        _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
     except BaseException:
         db.close()
         raise
@@ -289,6 +301,17 @@ def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
     if db.execute(INSERT_SESSION, values).rowcount == 0:
         raise ConflictError(records.taken_session(row.id))
     return row.id
+
+
+def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connection) -> None:
+    """Add a message whose id the library has just made, so that there is none to compare it with."""
+    counter = db.execute(BUMP_COUNTER, (session_id, timestamps.utc_now())).fetchall()
+    if not counter:
+        # No such session, or one whose time is corrupt: this finds out which.
+        _add_messages(session_id, [row], db)
+        return
+    ((seq, now),) = counter
+    db.execute(INSERT_MESSAGE, (session_id, row.id, seq, row.role, row.content, row.metadata, now))
 
 
 def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:

@@ -21,6 +21,8 @@ Work = Callable[[sqlite3.Connection], Result]
 
 _MOST_TOGETHER: Final = 256
 """Writes of one transaction; more would keep readers and other processes waiting."""
+_CLOSE_ENOUGH_MS: Final = 100
+"""How much longer than its deadline a job may wait for a lock."""
 _GRACE: Final = 0.5
 """Seconds past a deadline until the caller stops waiting for the thread to say so itself."""
 
@@ -52,6 +54,7 @@ class SQLiteWorker(aiosqlite.Connection):
         # A handle that was never closed must not keep the interpreter from ending.
         self._thread.daemon = True
         self._writes: deque[_Job[Any]] = deque()
+        self._busy_timeout = 0
 
     def __del__(self) -> None:
         """Say nothing: the memory that owns the worker warns, and stops the thread."""
@@ -112,24 +115,29 @@ class SQLiteWorker(aiosqlite.Connection):
             self._connection = None
 
     async def _outcome(self, job: _Job[Result], timeout: float) -> Result:  # noqa: ASYNC109 - bounds a thread
+        expiry = job.loop.call_later(timeout + _GRACE, _expire, job, timeout)
         try:
-            return await asyncio.wait_for(job.future, timeout + _GRACE)
-        except TimeoutError:
-            raise BackendUnavailableError(
-                f"SQLite did not answer within {timeout} s; whether the call took effect is not known. "
-                "Raise timeout=, or look for what keeps the disk busy"
-            ) from None
+            return await job.future
+        finally:
+            expiry.cancel()
 
     def _run_read(self, job: _Job[Any]) -> None:
-        if not job.future.cancelled():
-            _wait_for_locks_until(self._conn, job.deadline)
+        if not job.future.done():
+            self._wait_for_locks_until(job.deadline)
             _deliver([_attempt(job, self._conn)])
+
+    def _wait_for_locks_until(self, deadline: float) -> None:
+        left = max(1, int((deadline - time.monotonic()) * 1000))
+        # Close enough is left as it is: the statement costs as much as a small read.
+        if not left <= self._busy_timeout <= left + _CLOSE_ENOUGH_MS:
+            self._conn.execute(f"PRAGMA busy_timeout = {left}")
+            self._busy_timeout = left
 
     def _run_writes(self) -> None:
         jobs: list[_Job[Any]] = []
         while self._writes and len(jobs) < _MOST_TOGETHER:
             job = self._writes.popleft()
-            if not job.future.cancelled():
+            if not job.future.done():
                 jobs.append(job)
         while jobs:
             jobs = self._commit(jobs)
@@ -138,7 +146,7 @@ class SQLiteWorker(aiosqlite.Connection):
         """Run jobs in one transaction and tell their callers; return those to be tried again."""
         db = self._conn
         try:
-            _wait_for_locks_until(db, min(job.deadline for job in jobs))
+            self._wait_for_locks_until(min(job.deadline for job in jobs))
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             now = time.monotonic()
@@ -158,11 +166,19 @@ class SQLiteWorker(aiosqlite.Connection):
                 _deliver([(jobs[0], None, error)])
                 return []
             # One bad job fails alone: its neighbours get a transaction each.
-            for job in jobs:
-                self._commit([job])
-            return []
+            return [waiting for job in jobs for waiting in self._commit([job])]
         _deliver(outcomes)
         return []
+
+
+def _expire(job: _Job[Any], timeout: float) -> None:
+    if not job.future.done():
+        job.future.set_exception(
+            BackendUnavailableError(
+                f"SQLite did not answer within {timeout} s; whether the call took effect is not known. "
+                "Raise timeout=, or look for what keeps the disk busy"
+            )
+        )
 
 
 def _nothing(db: sqlite3.Connection) -> None:
@@ -183,10 +199,6 @@ def _raise_unless_ours(error: BaseException | None) -> None:
 
 def _is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
-
-
-def _wait_for_locks_until(db: sqlite3.Connection, deadline: float) -> None:
-    db.execute(f"PRAGMA busy_timeout = {max(1, int((deadline - time.monotonic()) * 1000))}")
 
 
 def _deliver(outcomes: list[_Outcome]) -> None:

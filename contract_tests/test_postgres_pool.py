@@ -1,0 +1,118 @@
+"""The connections that a PostgreSQL memory keeps: given back when idle, replaced when dead, dropped when forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from raw_postgres import CONNECTIONS, OPEN, execute, named, rows, until_none
+
+from flux_memory import PostgresConversationMemory
+from flux_memory.backends import postgres_pool
+from flux_memory.errors import FluxMemoryError
+
+
+@pytest.fixture
+def named_dsn(flux_postgres_clean_dsn: str) -> str:
+    """A DSN whose connections can be told from others, by OPEN."""
+    return named(flux_postgres_clean_dsn)
+
+
+@pytest_asyncio.fixture(params=["own", "borrowed"])
+async def memory(request: pytest.FixtureRequest, flux_postgres_clean_dsn: str) -> AsyncIterator[Any]:
+    """A memory on a pool of its own, and one on a borrowed pool."""
+    if request.param == "own":
+        async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
+            yield memory
+    else:
+        async with (
+            asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, max_size=5) as pool,
+            PostgresConversationMemory(pool=pool) as memory,
+        ):
+            yield memory
+
+
+@pytest.mark.asyncio
+async def test_what_the_server_undoes_for_another_is_run_again_but_not_for_ever(
+    memory: Any, flux_postgres_clean_dsn: str
+) -> None:
+    """A counter set back by hand makes every add fail: it ends, by an error of ours, and stores nothing."""
+    session = await memory.create_session()
+    await memory.add_message(session, "user", "first")
+    await execute(flux_postgres_clean_dsn, "UPDATE sessions SET message_count = 0")
+    with pytest.raises(FluxMemoryError, match="duplicate key value violates unique constraint"):
+        await memory.add_message(session, "user", "second")
+    assert await rows(flux_postgres_clean_dsn, "SELECT content FROM messages") == [("first",)]
+
+
+@pytest.mark.asyncio
+async def test_writers_that_undo_one_another_all_succeed(memory: Any, flux_postgres_clean_dsn: str) -> None:
+    """Two retries of one message at once: one stores it, the others find it stored."""
+    session = await memory.create_session()
+    ids = await asyncio.gather(*(memory.add_message(session, "user", "x", message_id="m") for _ in range(8)))
+    assert ids == ["m"] * 8
+    assert await rows(flux_postgres_clean_dsn, "SELECT seq FROM messages") == [(1,)]
+
+
+@pytest.mark.asyncio
+async def test_connections_that_nobody_needs_are_given_back(
+    named_dsn: str, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a rush the handle goes back to `min_size` connections, and can rush again."""
+    monkeypatch.setattr(postgres_pool, "_IDLE_SECONDS", 0.05)
+    real_open = asyncpg.create_pool
+
+    def impatient(*arguments: Any, **options: Any) -> Any:
+        return real_open(*arguments, **{**options, "max_inactive_connection_lifetime": 0.05})
+
+    monkeypatch.setattr(asyncpg, "create_pool", impatient)
+    async with PostgresConversationMemory(named_dsn, min_size=1, max_size=4) as memory:
+        for _ in range(2):
+            await asyncio.gather(*(memory.count_sessions() for _ in range(20)))
+            assert await rows(flux_postgres_clean_dsn, OPEN) == [(4,)]
+            await until_none(flux_postgres_clean_dsn, OPEN.replace("count(*)", "count(*) - 1"))
+
+
+@pytest.mark.asyncio
+async def test_a_forgotten_handle_warns_and_drops_its_connections(named_dsn: str, flux_postgres_clean_dsn: str) -> None:
+    """The warning names the handle, without the password; the server is not left with idle connections."""
+    memory = PostgresConversationMemory(named_dsn)
+    await memory.count_sessions()
+    forgotten = [memory]
+    del memory
+    with pytest.warns(
+        ResourceWarning, match=r"PostgresConversationMemory\('postgresql://\w+:\*\*\*@.* was never closed"
+    ):
+        forgotten.clear()
+    await until_none(flux_postgres_clean_dsn, OPEN)
+
+
+@pytest.mark.asyncio
+async def test_a_forgotten_handle_on_a_borrowed_pool_leaves_the_pool_alone(flux_postgres_clean_dsn: str) -> None:
+    """The pool is its owner's, also then."""
+    async with asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1) as pool:
+        memory = PostgresConversationMemory(pool=pool)
+        await memory.count_sessions()
+        forgotten = [memory]
+        del memory
+        with pytest.warns(ResourceWarning, match=r"PostgresConversationMemory\('a borrowed pool'\) was never closed"):
+            forgotten.clear()
+        assert await pool.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.asyncio
+async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str, flux_postgres_clean_dsn: str) -> None:
+    """A statement that goes on past the grace is dropped with its connection."""
+    memory = PostgresConversationMemory(named_dsn, timeout=0.3)
+    await memory.count_sessions()
+    store = await memory._life.opened()
+    hanging = asyncio.create_task(store.connections.fetch("SELECT pg_sleep(30)"))
+    await asyncio.wait([hanging], timeout=0.05)
+    await asyncio.wait_for(memory.close(), 5)
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.CancelledError, OSError)):
+        await hanging
+    await execute(flux_postgres_clean_dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")

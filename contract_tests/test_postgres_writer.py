@@ -1,0 +1,133 @@
+"""Adds to PostgreSQL that share a statement: each has its own outcome, and nobody waits for somebody else's lock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from raw_postgres import connected, execute, rows
+
+from flux_memory import PostgresConversationMemory
+from flux_memory.errors import BackendUnavailableError, ConflictError, FluxMemoryError, SessionNotFoundError
+
+
+@pytest_asyncio.fixture
+async def memory(flux_empty_database: str) -> AsyncIterator[PostgresConversationMemory]:
+    """An open handle with the sessions `one`, `two` and `held`, whose calls end within a second."""
+    async with PostgresConversationMemory(flux_empty_database, timeout=1.0) as memory:
+        for id_ in ("one", "two", "held"):
+            await memory.create_session(session_id=id_)
+        yield memory
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_the_server_refuses_fails_alone(
+    memory: PostgresConversationMemory, flux_empty_database: str
+) -> None:
+    """The statement that it shared fails as a whole; its neighbours are sent again, in order, without it."""
+    await execute(
+        flux_empty_database, "ALTER TABLE messages ADD CONSTRAINT no_bad_ones CHECK (content NOT LIKE 'bad%')"
+    )
+    contents = [f"good {number}" for number in range(12)]
+    contents[6:6] = ["bad"]
+    outcomes = await asyncio.gather(
+        *(memory.add_message("one", "user", content) for content in contents), return_exceptions=True
+    )
+    assert [type(outcome) for outcome in outcomes] == [str] * 6 + [FluxMemoryError] + [str] * 6
+    contents.remove("bad")
+    assert [message["content"] for message in await memory.get_history("one")] == contents
+    stored = await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
+    assert stored == [(number,) for number in range(1, 13)]
+
+
+@pytest.mark.asyncio
+async def test_refusals_of_ours_share_a_statement_with_neighbours(memory: PostgresConversationMemory) -> None:
+    """A missing session or a taken id is the caller's affair; everybody else's message is stored."""
+    await memory.add_message("one", "user", "first", message_id="taken")
+    outcomes = await asyncio.gather(
+        memory.add_message("one", "user", "second"),
+        memory.add_message("none", "user", "x"),
+        memory.add_message("one", "user", "x", message_id="taken"),
+        memory.add_messages("two", [{"role": "user", "content": "third"}, {"role": "user", "content": "fourth"}]),
+        memory.add_messages("none", [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]),
+        memory.add_messages(
+            "two", [{"role": "user", "content": "x"}, {"role": "user", "content": "x", "message_id": "new"}]
+        ),
+        memory.add_message("two", "user", "other", message_id="new"),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [
+        *(str, SessionNotFoundError, ConflictError, list, SessionNotFoundError, list, ConflictError)
+    ]
+    assert [message["content"] for message in await memory.get_history("one")] == ["first", "second"]
+    assert [message["content"] for message in await memory.get_history("two")] == ["third", "fourth", "x", "x"]
+
+
+@pytest.mark.asyncio
+async def test_a_lock_on_one_session_holds_up_no_other(
+    memory: PostgresConversationMemory, flux_empty_database: str
+) -> None:
+    """Adds to a locked session wait for it, in order; adds to other sessions do not."""
+    async with connected(flux_empty_database) as other:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
+        held = [asyncio.create_task(memory.add_message("held", "user", str(number))) for number in range(4)]
+        free = [memory.add_message(id_, "user", str(number)) for number in range(4) for id_ in ("one", "two")]
+        await asyncio.wait_for(asyncio.gather(*free), 0.9)
+        assert not any(task.done() for task in held)
+        await transaction.rollback()
+    await asyncio.gather(*held)
+    for id_ in ("held", "one", "two"):
+        assert [message["content"] for message in await memory.get_history(id_)] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.asyncio
+async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
+    memory: PostgresConversationMemory, flux_empty_database: str
+) -> None:
+    """At the deadline each call ends by our error; afterwards the session takes messages again, in order."""
+    async with connected(flux_empty_database) as other, other.transaction():
+        await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
+        began = asyncio.get_running_loop().time()
+        outcomes = await asyncio.gather(
+            *(memory.add_message("held", "user", "x") for _ in range(4)),
+            memory.add_messages("held", [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]),
+            return_exceptions=True,
+        )
+        assert asyncio.get_running_loop().time() - began < 2.5
+    assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
+    await memory.add_message("held", "user", "afterwards")
+    assert (await memory.get_history("held"))[-1]["content"] == "afterwards"
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_is_cancelled_before_its_turn_is_not_stored(memory: PostgresConversationMemory) -> None:
+    """What shares the statement with it is; the order stays."""
+    tasks = [asyncio.create_task(memory.add_message("one", "user", str(number))) for number in range(6)]
+    for _ in range(3):
+        await asyncio.sleep(0)
+    for task in tasks[2::2]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    stored = [message["content"] for message in await memory.get_history("one")]
+    acknowledged = [str(number) for number, outcome in enumerate(outcomes) if isinstance(outcome, str)]
+    assert set(acknowledged) <= set(stored)
+    assert stored == sorted(stored)
+    assert {"0", "1", "3", "5"} <= set(acknowledged)
+
+
+@pytest.mark.asyncio
+async def test_retries_in_one_burst_are_stored_once(memory: PostgresConversationMemory) -> None:
+    """The same id many times at once, alone and in batches: one message; another content under it: a conflict."""
+    ids = await asyncio.gather(
+        *(memory.add_message("one", "user", "x", message_id="m") for _ in range(5)),
+        *(memory.add_messages("one", [{"role": "user", "content": "x", "message_id": "m"}]) for _ in range(5)),
+        memory.add_message("one", "user", "y", message_id="m"),
+        return_exceptions=True,
+    )
+    assert ids[:10] == ["m"] * 5 + [["m"]] * 5
+    assert isinstance(ids[10], ConflictError)
+    assert [message["content"] for message in await memory.get_history("one")] == ["x"]

@@ -1,0 +1,305 @@
+"""The thread behind a SQLite memory: writes that share a transaction, locks, cancellation, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from original_application import rows
+from raw_sqlite import change, on_the_thread
+from waiting import until
+
+from flux_memory import ConversationMemory
+from flux_memory.backends.sqlite_worker import SQLiteWorker
+from flux_memory.errors import (
+    BackendUnavailableError,
+    ConflictError,
+    FluxMemoryError,
+    MemoryClosedError,
+    SchemaError,
+    SessionNotFoundError,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file will be."""
+    return tmp_path / "chat.db"
+
+
+@pytest_asyncio.fixture
+async def memory(path: Path) -> AsyncIterator[ConversationMemory]:
+    """An open handle with the sessions `one` and `two`."""
+    async with ConversationMemory(path, timeout=5) as memory:
+        for id_ in ("one", "two"):
+            await memory.create_session(session_id=id_)
+        yield memory
+
+
+@asynccontextmanager
+async def thread_held(memory: ConversationMemory) -> AsyncIterator[threading.Event]:
+    """Keep the library's thread busy until the event that this yields is set, at the latest to the block's end."""
+    held, release = threading.Event(), threading.Event()
+
+    def work(_: sqlite3.Connection) -> None:
+        held.set()
+        release.wait(30)
+
+    task = asyncio.create_task(on_the_thread(memory, work))
+    await asyncio.to_thread(held.wait, 5)
+    try:
+        yield release
+    finally:
+        release.set()
+        await task
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["ABORT", "FAIL", "ROLLBACK"])
+async def test_a_failing_write_takes_no_neighbour_along(memory: ConversationMemory, path: Path, how: str) -> None:
+    """Writes that share a transaction fail one by one: not even a ROLLBACK inside it loses an acknowledged one."""
+    change(
+        path,
+        f"CREATE TRIGGER bad BEFORE INSERT ON messages WHEN new.content = 'bad' "
+        f"BEGIN SELECT raise({how}, 'this one is bad'); END",
+    )
+    contents = [f"good {number}" for number in range(20)]
+    contents[7:7] = ["bad"]
+    outcomes = await asyncio.gather(
+        *(memory.add_message("one", "user", content) for content in contents), return_exceptions=True
+    )
+    failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+    assert [type(error) for error in failed] == [FluxMemoryError]
+    assert "this one is bad" in str(failed[0])
+    assert isinstance(failed[0].__cause__, sqlite3.IntegrityError)
+    contents.remove("bad")
+    assert [message["content"] for message in await memory.get_history("one")] == contents
+    assert rows(path, "SELECT seq FROM messages ORDER BY seq") == [(seq,) for seq in range(1, 21)]
+
+
+@pytest.mark.asyncio
+async def test_refusals_of_ours_share_a_transaction_with_neighbours(memory: ConversationMemory) -> None:
+    """A missing session or a taken id is the caller's affair; everybody else's write is stored."""
+    await memory.add_message("one", "user", "first", message_id="taken")
+    outcomes = await asyncio.gather(
+        memory.add_message("one", "user", "second"),
+        memory.add_message("none", "user", "x"),
+        memory.add_message("one", "user", "x", message_id="taken"),
+        memory.create_session(session_id="two"),
+        memory.add_message("two", "user", "third"),
+        memory.update_session_title("none", "x"),
+        return_exceptions=True,
+    )
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds == [str, SessionNotFoundError, ConflictError, ConflictError, str, SessionNotFoundError]
+    assert [message["content"] for message in await memory.get_history("one")] == ["first", "second"]
+    assert [message["content"] for message in await memory.get_history("two")] == ["third"]
+
+
+@pytest.mark.asyncio
+async def test_more_writes_than_one_transaction_takes(memory: ConversationMemory, path: Path) -> None:
+    """However many gather, all are stored, in the order in which they were made, each once."""
+    contents = [str(number) for number in range(700)]
+    await asyncio.gather(*(memory.add_message("one", "user", content) for content in contents))
+    assert [message["content"] for message in await memory.get_history("one")] == contents
+
+
+@pytest.mark.asyncio
+async def test_a_lock_that_is_let_go_in_time_is_waited_for(memory: ConversationMemory, path: Path) -> None:
+    """Another process that writes for a moment makes a call slower, not fail."""
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(memory.add_message("one", "user", "patient"))
+        await asyncio.wait([waiting], timeout=0.05)
+        assert not waiting.done()
+        other.execute("COMMIT")
+        await waiting
+    assert len(await memory.get_history("one")) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_lock_that_stays_ends_the_call_and_poisons_nothing(path: Path) -> None:
+    """At the deadline the call ends by an error that says that nothing was stored; the next call works."""
+    async with ConversationMemory(path, timeout=0.2) as memory:
+        session = await memory.create_session()
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            outcomes = await asyncio.gather(
+                *(memory.add_message(session, "user", "x") for _ in range(3)), return_exceptions=True
+            )
+            assert [type(outcome) for outcome in outcomes] == [BackendUnavailableError] * 3
+            assert "another process holds the lock; retry, or raise timeout=" in str(outcomes[0])
+        await memory.add_message(session, "user", "afterwards")
+        assert [message["content"] for message in await memory.get_history(session)] == ["afterwards"]
+
+
+@pytest.mark.asyncio
+async def test_a_thread_that_does_not_answer_ends_the_call(path: Path) -> None:
+    """A disk that hangs does not hang the caller; the error does not claim that nothing was stored."""
+    async with ConversationMemory(path, timeout=0.1) as memory:
+        session = await memory.create_session()
+        async with thread_held(memory):
+            with pytest.raises(BackendUnavailableError, match="whether the call took effect is not known"):
+                await memory.add_message(session, "user", "x")
+        assert await memory.count_sessions() == 1
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_write_is_stored_whole_or_not_at_all(memory: ConversationMemory, path: Path) -> None:
+    """A write that is cancelled before its turn leaves nothing; its neighbours are stored; the handle goes on."""
+    async with thread_held(memory):
+        writes = [asyncio.create_task(memory.add_message("one", "user", str(number))) for number in range(4)]
+        reading = asyncio.create_task(memory.get_history("one"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        cancelled = (writes[1], writes[3], reading)
+        for task in cancelled:
+            task.cancel()
+        await asyncio.gather(*cancelled, return_exceptions=True)
+    await asyncio.gather(writes[0], writes[2])
+    assert [task.cancelled() for task in (*writes, reading)] == [False, True, False, True, True]
+    assert [message["content"] for message in await memory.get_history("one")] == ["0", "2"]
+    assert rows(path, "SELECT seq FROM messages ORDER BY seq") == [(1,), (2,)]
+
+
+@pytest.mark.asyncio
+async def test_a_forgotten_handle_warns_and_ends_its_thread(path: Path) -> None:
+    """The warning names the file; the thread does not stay."""
+    memory = ConversationMemory(path)
+    await memory.create_session()
+    thread = (await memory._life.opened())._thread
+    forgotten = [memory]
+    del memory
+    with pytest.warns(ResourceWarning, match=r"ConversationMemory\('.*chat\.db'\) was never closed"):
+        forgotten.clear()
+    await asyncio.to_thread(thread.join, 5)
+    assert not thread.is_alive()
+
+
+@pytest.mark.asyncio
+async def test_every_call_after_close_says_so(path: Path) -> None:
+    """Also those that would not have needed the database, and before their arguments are looked at."""
+    memory = ConversationMemory(path)
+    await memory.create_session()
+    await memory.close()
+    await memory.close()
+    for call in (
+        memory.create_session(),
+        memory.add_message("s", "", ""),
+        memory.add_messages("s", []),
+        memory.get_history("s", -1),
+        memory.get_sessions(),
+        memory.get_session("s"),
+        memory.count_sessions(),
+        memory.update_session_title("s", ""),
+        memory.delete_session("s"),
+        memory.clear_all(),
+    ):
+        with pytest.raises(MemoryClosedError):
+            await call
+
+
+@pytest.mark.asyncio
+async def test_closing_while_calls_are_in_flight_loses_none(path: Path) -> None:
+    """What was begun before `close()` is answered and stored, and the thread is gone afterwards."""
+    memory = ConversationMemory(path)
+    session = await memory.create_session()
+    threads = set(threading.enumerate())
+    writes = [asyncio.create_task(memory.add_message(session, "user", str(number))) for number in range(50)]
+    await asyncio.sleep(0)
+    await asyncio.gather(*(memory.close() for _ in range(3)))
+    assert len(await asyncio.gather(*writes)) == 50
+    assert rows(path, "SELECT count(*) FROM messages") == [(50,)]
+    assert len(set(threading.enumerate()) & threads) == len(threads) - 1
+
+
+@pytest.mark.asyncio
+async def test_a_failed_opening_leaves_no_thread(path: Path) -> None:
+    """However often it is tried."""
+    await asyncio.to_thread(path.write_bytes, b"These are notes, no database. " * 100)
+    before = threading.active_count()
+    async with ConversationMemory(path) as memory:
+        for _ in range(3):
+            with pytest.raises(SchemaError):
+                await memory.count_sessions()
+
+    async def gone() -> bool:
+        return threading.active_count() <= before
+
+    await until(gone)
+
+
+def test_a_second_event_loop_is_a_clear_error(path: Path) -> None:
+    """It neither hangs nor writes; closing there lets go of the file."""
+    memory = ConversationMemory(path)
+    session = asyncio.run(memory.create_session())
+    with pytest.raises(FluxMemoryError, match="another event loop"):
+        asyncio.run(memory.add_message(session, "user", "x"))
+    asyncio.run(memory.close())
+    assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
+
+
+def test_an_event_loop_that_ends_before_its_calls_breaks_nothing(path: Path) -> None:
+    """The answer has nobody left to hear it; the thread goes on and the handle can be closed."""
+    memory = ConversationMemory(path)
+    release = threading.Event()
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def leave() -> None:
+        session = await memory.create_session()
+        tasks.append(asyncio.create_task(on_the_thread(memory, lambda _: release.wait(30))))
+        tasks.append(asyncio.create_task(memory.add_message(session, "user", "x")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    release.set()
+    asyncio.run(memory.close())
+    assert rows(path, "SELECT count(*) FROM sessions") == [(1,)]
+
+
+LEFT_WHILE_OPENING = """
+import asyncio, sys
+from flux_memory import ConversationMemory, NewMessage
+
+memory = ConversationMemory(sys.argv[1])
+
+async def main():
+    task = asyncio.create_task(memory.count_sessions())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_ends_while_opening_ends_quietly(path: Path) -> None:
+    """No traceback of a thread that talks to a loop that is gone."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_WHILE_OPENING, str(path)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.asyncio
+async def test_a_worker_whose_thread_hangs_is_left_behind() -> None:
+    """Closing waits a bounded time, also for a disk that does not answer."""
+    worker = SQLiteWorker(lambda: sqlite3.connect(":memory:", check_same_thread=False))
+    await worker.open()
+    release = threading.Event()
+    hanging = asyncio.create_task(worker.read(lambda _: release.wait(30), 30))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(worker.finish(0.05), 5)
+    release.set()
+    await hanging
+    await asyncio.to_thread(worker._thread.join, 5)
+    assert not worker._thread.is_alive()
