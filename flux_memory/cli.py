@@ -13,6 +13,7 @@ import click
 
 from flux_memory import __version__
 from flux_memory.errors import FluxMemoryError
+from flux_memory.migrate_command import migrate
 
 if TYPE_CHECKING:
     from flux_memory.check import CheckReport
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 @click.version_option(__version__, package_name="flux-memory")
 def main() -> None:
     """Conversation memory on SQLite and PostgreSQL."""
+
+
+main.add_command(migrate)
 
 
 @main.command()

@@ -85,7 +85,21 @@ class OwnConnections:
                 self._fewest_free = min(self._fewest_free, len(self._free))
                 return connection
             await self._pool.release(connection)
-        return await self._pool.acquire()
+        # A task of its own: asyncpg does not clean up after a connection whose opening is cancelled.
+        opening = asyncio.ensure_future(self._pool.acquire())
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, opening: asyncio.Future[Any]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._release(opening.result())
+
+    def _release(self, connection: Any) -> None:
+        releasing = asyncio.ensure_future(self._pool.release(connection))
+        releasing.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _put_back(self, connection: Any) -> None:
         self._free.append(connection)
@@ -99,8 +113,7 @@ class OwnConnections:
         surplus = min(self._fewest_free, len(self._free) - self._pool.get_min_size())
         for connection in self._free[: max(surplus, 0)]:
             self._free.remove(connection)
-            task = asyncio.ensure_future(self._pool.release(connection))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._release(connection)
         if len(self._free) > self._pool.get_min_size():
             self._fewest_free = len(self._free)
             self._trimming = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._trim)

@@ -228,18 +228,21 @@ class MessageWriter:
             ((same,),) = await self._connections.fetch(ADD_MESSAGE, call.session_id, *call.rows[0])
             _settle(call, found=same is not None, taken=call.rows[0].id if same is False else None)
         else:
-            await self._send([call], ADD_MESSAGES_WAITING)
+            await self._send([call], wait=True)
 
-    async def _send(self, calls: list[_Call], sql: str = ADD_MESSAGES) -> list[_Call]:
-        """Send calls together and return those whose session somebody else has locked."""
+    async def _send(self, calls: list[_Call], *, wait: bool = False) -> list[_Call]:
+        """Send calls together and return those whose session somebody else has locked; none if told to wait."""
         items = [(number, call.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
         columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
         sessions = list({call.session_id for call in calls})
-        ((locked, existing, refused, taken),) = await self._connections.fetch(sql, sessions, *columns)
+        ((locked, existing, refused, taken),) = await self._connections.fetch(
+            ADD_MESSAGES_WAITING if wait else ADD_MESSAGES, sessions, *columns
+        )
         first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
         passed_over = []
         for number, call in enumerate(calls):
-            if call.session_id in existing and call.session_id not in locked:
+            # After a wait, a session that existed and is not locked by us was deleted meanwhile.
+            if call.session_id in existing and call.session_id not in locked and not wait:
                 passed_over.append(call)
             else:
                 _settle(call, found=call.session_id in locked, taken=first_taken.get(number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from flux_memory import metadata as json_metadata
 from flux_memory import records, timestamps
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.sqlite_errors import translated
-from flux_memory.backends.sqlite_worker import SQLiteWorker, Work
+from flux_memory.backends.sqlite_worker import SQLiteWorker, Work, is_busy
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -79,6 +80,9 @@ LIMIT :limit OFFSET :offset
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
+
+_OPENING_PAUSE: Final = 0.01
+"""Seconds between two attempts at a file that somebody else is opening."""
 
 
 class ConversationMemory:
@@ -248,7 +252,20 @@ async def _finish(timeout: float, worker: SQLiteWorker) -> None:  # noqa: ASYNC1
 
 
 def _connect(path: str, timeout: float) -> sqlite3.Connection:
-    """Open the file on the worker's thread, durable and checked, and bring its schema up to date."""
+    """Open the file on the worker's thread, again until the deadline while others are opening it."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return _connect_once(path, timeout)
+        except sqlite3.OperationalError as error:
+            # Unlike other statements, a change of the journal mode does not wait for locks.
+            if not is_busy(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(_OPENING_PAUSE)
+
+
+def _connect_once(path: str, timeout: float) -> sqlite3.Connection:
+    """Open the file, durable and checked, and bring its schema up to date."""
     if sqlite3.sqlite_version_info < (3, 35):
         raise FluxMemoryError(f"SQLite 3.35 or newer is needed, and this Python has {sqlite3.sqlite_version}")
     if path != ":memory:":

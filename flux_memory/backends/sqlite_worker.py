@@ -150,7 +150,7 @@ class SQLiteWorker(aiosqlite.Connection):
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             now = time.monotonic()
-            waiting = [job for job in jobs if _is_busy(error) and job.deadline > now]
+            waiting = [job for job in jobs if is_busy(error) and job.deadline > now]
             _deliver([(job, None, error) for job in jobs if job not in waiting])
             return waiting
         outcomes: list[_Outcome] = []
@@ -197,7 +197,8 @@ def _raise_unless_ours(error: BaseException | None) -> None:
         raise error
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
+def is_busy(error: sqlite3.Error) -> bool:
+    """Tell whether somebody else's lock was in the way."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 

@@ -1,0 +1,135 @@
+"""`flux-memory migrate`: flags, exit codes and the words a person reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from original_application import make_file_with_data
+from raw_postgres import execute
+from transfer_memories import add, everything
+
+from flux_memory.migrate_command import migrate
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("DATABASE_URL", "POSTGRES_DSN", "FLUX_MEMORY_DATABASE_URL", "FLUX_MEMORY_POSTGRES_DSN"):
+        monkeypatch.delenv(name, raising=False)
+    make_file_with_data(tmp_path / "chat.db")
+    return tmp_path / "chat.db"
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(migrate, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_a_migration_says_what_it_found_moved_and_proved(path: Path, flux_empty_database: str) -> None:
+    """The original's wording, plain lines where nobody watches, one closing line, exit code 0."""
+    result = call("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
+    assert result.exit_code == 0, result.output
+    assert "Found 2 sessions, 6 messages" in result.output
+    assert "Verification: SQLite: 2 sessions, 6 messages" in result.output
+    assert "PostgreSQL: 2 sessions, 6 messages" in result.output
+    assert result.output.rstrip().splitlines()[-1].startswith("Proven identical")
+
+
+def test_the_settings_name_both_sides(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without flags the settings count."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite+aiosqlite:///{path}")
+    monkeypatch.setenv("POSTGRES_DSN", flux_empty_database)
+    assert call("--quiet").exit_code == 0
+    assert len(everything(flux_empty_database)[1]) == 6
+
+
+def test_quiet_is_quiet_and_the_report_tells_all(path: Path, flux_empty_database: str) -> None:
+    """For scripts: nothing on the terminal, everything in JSON, no password."""
+    report = path.with_name("report.json")
+    result = call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--quiet", "--report", report)
+    assert (result.exit_code, result.output) == (0, "")
+    found = json.loads(report.read_text("utf-8"))
+    assert (found["status"], found["exit_code"]) == ("identical", 0)
+    assert found["verification"]["target_messages"] == 6
+    assert set(found["seconds"]) == {"preflight", "load", "verify"}
+    assert ":***@" in found["target"]
+
+
+def test_a_dry_run_then_a_verification(path: Path, flux_empty_database: str) -> None:
+    """Neither changes anything; the second finds what is missing."""
+    sides = ("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
+    dry = call(*sides, "--dry-run")
+    assert dry.exit_code == 0
+    assert "Ready" in dry.output
+    assert everything(flux_empty_database) == ([], [])
+    assert call(*sides).exit_code == 0
+    assert call(*sides, "--verify").exit_code == 0
+    asyncio.run(execute(flux_empty_database, "DELETE FROM messages WHERE id = 'm1'"))
+    different = call(*sides, "--verify")
+    assert different.exit_code == 1
+    assert "message missing: m1 of session one" in different.output
+
+
+def test_a_quarantine_is_mended_and_retried(path: Path, flux_empty_database: str) -> None:
+    """Exit code 3, with the command that goes on."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        add(db, "orphan", "gone")
+    sides = ("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
+    refused = call(*sides)
+    assert refused.exit_code == 1
+    assert "1 messages: session is gone. First: orphan" in refused.output
+    assert "--on-invalid=quarantine" in refused.output
+    quarantined = call(*sides, "--on-invalid", "quarantine")
+    assert quarantined.exit_code == 3, quarantined.output
+    (held,) = path.parent.glob("*.quarantine.jsonl")
+    assert f"flux-memory migrate --retry {held.name}" in quarantined.output
+    held.write_text(held.read_text("utf-8").replace('"gone"', '"one"'), "utf-8")
+    assert call("--retry", held, "--postgres-dsn", flux_empty_database).exit_code == 0
+    assert [row[1] for row in everything(flux_empty_database)[1]][:5] == ["m3", "m4", "m1", "m6", "orphan"]
+
+
+def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
+    """Written, proven, and never over a file that is there."""
+    call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--quiet")
+    back = path.with_name("back.db")
+    assert call("--to-sqlite", back, "--postgres-dsn", flux_empty_database).exit_code == 0
+    assert call("--sqlite-path", back, "--postgres-dsn", flux_empty_database, "--verify").exit_code == 0
+    again = call("--to-sqlite", back, "--postgres-dsn", flux_empty_database)
+    assert again.exit_code == 1
+    assert "not overwritten" in again.output
+
+
+def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
+    """Exit code 1, what to do, no password."""
+    report = path.with_name("report.json")
+    dsn = "postgresql://me:secret@127.0.0.1:1/none"
+    result = call("--sqlite-path", path, "--postgres-dsn", dsn, "--quiet", "--report", report)
+    assert result.exit_code == 1
+    assert result.output.startswith("FAILED  PostgreSQL at postgresql://me:***@127.0.0.1:1/none")
+    assert "secret" not in result.output + report.read_text("utf-8")
+    assert json.loads(report.read_text("utf-8"))["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--dry-run", "--verify"),
+        ("--verify", "--to-sqlite", "x"),
+        ("--retry", "x", "--to-sqlite", "y"),
+        ("--batch-size", "0"),
+        ("--on-invalid", "ignore"),
+        ("--assume-timezone", "Mars/Olympus"),
+        ("--nonsense",),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(path: Path, arguments: tuple[str, ...]) -> None:
+    """Before anything is opened."""
+    dsn = "postgresql://127.0.0.1:1/none"
+    assert call("--postgres-dsn", dsn, *arguments).exit_code == 2

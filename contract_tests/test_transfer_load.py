@@ -1,0 +1,346 @@
+"""Loading into a target: at once into an empty one, in batches into one that has rows, beside whoever else writes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from original_application import add_sessions, make_file, make_file_with_data
+from raw_postgres import connected, execute, make_original, rows
+from transfer_memories import add, add_session, everything, make_random, move, run
+
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
+from flux_memory.transfer import Extent, Plan, Status, migrate, migrate_back
+
+DEFINITIONS = """
+SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated FROM pg_constraint
+WHERE connamespace = 'public'::regnamespace
+UNION ALL
+SELECT tablename::text, indexname::text, indexdef, TRUE FROM pg_indexes WHERE schemaname = 'public'
+ORDER BY 1, 2, 3
+"""
+
+WHEN = "2026-02-05T15:17:45.407069"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+@pytest.fixture
+def target(flux_empty_database: str) -> str:
+    return flux_empty_database
+
+
+def make_tables(dsn: str) -> None:
+    """Let the library make them."""
+
+    async def work() -> None:
+        async with PostgresConversationMemory(dsn, min_size=1) as memory:
+            await memory.count_sessions()
+
+    asyncio.run(work())
+
+
+def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
+    """They are taken off for the load; every definition, a hand-made index included, is the same afterwards."""
+    make_tables(target)
+    asyncio.run(execute(target, "CREATE INDEX mine ON messages (lower(role)) WHERE seq > 1"))
+    before = asyncio.run(rows(target, DEFINITIONS))
+    make_file_with_data(path)
+    report = move(path, target)
+    assert report.status is Status.IDENTICAL
+    assert report.moved is not None
+    assert report.moved.messages == 6
+    assert asyncio.run(rows(target, DEFINITIONS)) == before
+
+
+def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) -> None:
+    """Counters continue: the next message has the next number."""
+    make_file_with_data(path)
+    move(path, target)
+
+    async def go_on() -> list[str]:
+        async with PostgresConversationMemory(target, min_size=1) as memory:
+            await memory.add_message("one", "user", "next", message_id="next")
+            return [row["id"] for row in await memory.get_history("one")]
+
+    assert asyncio.run(go_on()) == ["m3", "m4", "m1", "m6", "next"]
+    report = move(path, target, extent=Extent.VERIFY)
+    assert report.status is Status.IDENTICAL
+    assert report.verification is not None
+    assert report.verification.added_since == 1
+
+
+def test_a_second_run_moves_only_what_is_new(path: Path, target: str) -> None:
+    """Rows that are there are skipped; new messages of an old session continue its counter."""
+    make_file_with_data(path)
+    move(path, target)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        add(db, "m7", "one", when="2026-02-05T15:17:09.000000")
+        db.execute("UPDATE sessions SET updated_at = '2026-02-05T16:00:00' WHERE id = 'one'")
+        add_sessions(db, "three")
+    report = move(path, target, batch_size=2)
+    assert report.status is Status.IDENTICAL
+    assert report.moved is not None
+    moved = report.moved
+    assert (moved.sessions, moved.messages, moved.skipped_sessions, moved.skipped_messages) == (1, 1, 2, 6)
+    sessions, messages = everything(target)
+    assert [(row[0], row[6]) for row in sessions] == [("one", 5), ("three", 0), ("two", 2)]
+    assert [row[1] for row in messages if row[0] == "one"] == ["m3", "m4", "m1", "m6", "m7"]
+
+
+@pytest.mark.parametrize("column", ["role", "content", "metadata", "created_at"])
+def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, column: str) -> None:
+    """It is reported and never overwritten, and the exit code says so."""
+    make_file_with_data(path)
+    move(path, target)
+    value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
+    asyncio.run(execute(target, f"UPDATE messages SET {column} = '{value}' WHERE id = 'm1'"))
+    before = everything(target)
+    report = move(path, target)
+    assert (report.status, report.exit_code) == (Status.DIFFERENT, 1)
+    assert report.moved is not None
+    assert report.moved.first_conflicts == ["message m1"]
+    assert report.verification is not None
+    assert report.verification.first_differences == ["message differs: m1 of session one"]
+    assert everything(target) == before
+
+
+@pytest.mark.parametrize("column", ["title", "metadata", "user_id", "created_at"])
+def test_a_session_with_another_content_keeps_its_messages_back(path: Path, target: str, column: str) -> None:
+    """Nothing is added to what may be somebody else's session."""
+    make_file_with_data(path)
+    make_tables(target)
+    value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
+    asyncio.run(
+        execute(
+            target,
+            "INSERT INTO sessions (id, user_id, title, metadata, created_at, updated_at) VALUES "
+            f"('one', '', 'title of one', '{{\"lang\": \"ko\"}}', '{WHEN}', '{WHEN}')",
+            f"UPDATE sessions SET {column} = '{value}'",
+        )
+    )
+    report = move(path, target, batch_size=2)
+    assert report.status is Status.DIFFERENT
+    assert report.moved is not None
+    moved = report.moved
+    assert (moved.sessions, moved.messages, moved.conflicting_sessions, moved.held_back) == (1, 2, 1, 4)
+    assert {row[0] for row in everything(target)[1]} == {"two"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("DELETE FROM messages WHERE id = 'm3'", "message missing: m3 of session one"),
+        ("DELETE FROM sessions WHERE id = 'two'", "session missing: two with 2 messages"),
+        ("UPDATE sessions SET title = 'x' WHERE id = 'one'", "session's title differs: one"),
+        ("UPDATE sessions SET updated_at = now() WHERE id = 'one'", "session's updated_at differs: one"),
+        ("UPDATE messages SET seq = 9 WHERE id = 'm3'", "message out of order: m4 of session one"),
+        ("UPDATE sessions SET message_count = 9 WHERE id = 'one'", "message_count differs"),
+        ("UPDATE messages SET metadata = '{\"n\": 1}' WHERE id = 'm3'", "message differs: m3 of session one"),
+        ("UPDATE messages SET created_at = created_at + interval '1 us' WHERE id = 'm3'", "message differs: m3"),
+        ("UPDATE messages SET content = content || ' ' WHERE id = 'm3'", "message differs: m3 of session one"),
+    ],
+)
+def test_verification_sees_every_kind_of_damage(path: Path, target: str, damage: str, says: str) -> None:
+    """By content, not by count; each difference is named."""
+    make_file_with_data(path)
+    move(path, target)
+    asyncio.run(execute(target, damage))
+    report = move(path, target, extent=Extent.VERIFY)
+    assert (report.status, report.exit_code) == (Status.DIFFERENT, 1)
+    assert report.verification is not None
+    assert any(found.startswith(says) for found in report.verification.first_differences)
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_the_original_applications_tables_are_added_to(path: Path, target: str, generation: int) -> None:
+    """PostgreSQL tables that the original made, with data in them: upgraded, kept, added to."""
+    asyncio.run(make_original(target, generation=generation))
+    kept = asyncio.run(rows(target, "SELECT count(*) FROM messages"))[0][0]
+    assert kept
+    make_random(path, sessions=3, messages=10)
+    report = move(path, target)
+    assert report.status is Status.IDENTICAL
+    assert report.verification is not None
+    assert report.verification.target_messages == kept + 10
+
+
+def test_several_migrations_at_once_are_one(path: Path, target: str) -> None:
+    """They wait for one another; each proves the same result."""
+    make_random(path, sessions=20, messages=300)
+    reports = run(*(lambda: migrate(Plan(path, target)) for _ in range(4)))
+    assert {report.status for report in reports} == {Status.IDENTICAL}
+    sessions, messages = everything(target)
+    assert (len(sessions), len(messages)) == (20, 300)
+
+
+def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: str) -> None:
+    """Two, in batches through the same sessions, beside an application that adds to them."""
+    make_random(path, sessions=5, messages=200)
+    with closing(make_file(path.with_name("some.db"), generation=2)) as db:
+        add_session(db, "other")
+    move(path.with_name("some.db"), target)
+
+    async def application() -> int:
+        added = 0
+        async with PostgresConversationMemory(target) as memory:
+            while not stop.is_set():
+                for session in await memory.get_sessions():
+                    await memory.add_message(session["id"], "user", f"added {added}", message_id=f"added-{added}")
+                    added += 1
+        return added
+
+    async def migrations() -> list[Any]:
+        plans = [Plan(path, target, batch_size=7), Plan(path, target, batch_size=11)]
+        try:
+            return await asyncio.gather(*(migrate(plan) for plan in plans))
+        finally:
+            stop.set()
+
+    stop = asyncio.Event()
+    reports, added = run(migrations, application)
+    assert {report.status for report in reports} == {Status.IDENTICAL}
+    sessions, messages = everything(target)
+    assert len(messages) == 200 + added
+    assert sum(row[6] for row in sessions) == len(messages)
+
+
+def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) -> None:
+    """What it wrote before the snapshot is moved and proven; a second run brings the rest; nothing is lost."""
+    stop = asyncio.Event()
+    written: list[str] = []
+
+    async def application(memory: ConversationMemory) -> None:
+        while not stop.is_set():
+            written.append(await memory.add_message("busy", "user", f"message {len(written)}"))
+
+    async def migrations() -> list[Status]:
+        async with ConversationMemory(path) as memory:
+            await memory.create_session(session_id="busy")
+            writing = asyncio.create_task(application(memory))
+            statuses = [(await migrate(Plan(path, target))).status for _ in range(3)]
+            stop.set()
+            await writing
+            statuses.append((await migrate(Plan(path, target))).status)
+        return statuses
+
+    assert set(asyncio.run(migrations())) == {Status.IDENTICAL}
+    assert [row[1] for row in everything(target)[1]] == written
+
+
+def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction left open by an application is said to be the reason."""
+    monkeypatch.setattr("flux_memory.transfer.load._LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
+    make_file_with_data(path)
+    make_tables(target)
+
+    async def work() -> None:
+        async with connected(target) as connection, connection.transaction():
+            await connection.fetch("SELECT * FROM messages")
+            await migrate(Plan(path, target))
+
+    with pytest.raises(MigrationError, match="pg_stat_activity"):
+        asyncio.run(work())
+    assert everything(target) == ([], [])
+
+
+def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -> None:
+    """Without the right to rebuild keys, rows go in by batches."""
+    make_file_with_data(path)
+    make_tables(target)
+    asyncio.run(
+        execute(
+            target,
+            "DROP ROLE IF EXISTS flux_memory_writer",
+            "CREATE ROLE flux_memory_writer LOGIN PASSWORD 'writer'",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, messages TO flux_memory_writer",
+            "GRANT SELECT ON flux_memory_schema TO flux_memory_writer",
+        )
+    )
+    try:
+        scheme, _, rest = target.partition("://")
+        dsn = f"{scheme}://flux_memory_writer:writer@{rest.rpartition('@')[2]}"
+        assert move(path, dsn).status is Status.IDENTICAL
+    finally:
+        asyncio.run(execute(target, "DROP OWNED BY flux_memory_writer", "DROP ROLE flux_memory_writer"))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "kind", "says"),
+    [
+        ("REVOKE ALL ON SCHEMA public FROM PUBLIC", SchemaError, "GRANT CREATE ON SCHEMA"),
+        ("CREATE TABLE sessions (cookie TEXT)", SchemaError, "not conversation memory"),
+    ],
+)
+def test_a_target_that_cannot_take_rows_says_why(
+    path: Path, target: str, prepare: str, kind: type[FluxMemoryError], says: str
+) -> None:
+    """No rights, somebody else's tables."""
+    make_file_with_data(path)
+    asyncio.run(execute(target, prepare, "DROP ROLE IF EXISTS flux_memory_guest"))
+    asyncio.run(execute(target, "CREATE ROLE flux_memory_guest LOGIN PASSWORD 'guest'"))
+    scheme, _, rest = target.partition("://")
+    guest = f"{scheme}://flux_memory_guest:guest@{rest.rpartition('@')[2]}"
+    try:
+        with pytest.raises(kind, match=says):
+            move(path, guest if "REVOKE" in prepare else target)
+    finally:
+        asyncio.run(execute(target, "DROP ROLE flux_memory_guest"))
+
+
+def test_a_newer_target_is_refused(path: Path, target: str) -> None:
+    """A later release's tables are not touched."""
+    make_file_with_data(path)
+    make_tables(target)
+    asyncio.run(execute(target, "INSERT INTO flux_memory_schema (version, name, checksum) VALUES (99, 'x', 'x')"))
+    with pytest.raises(SchemaError, match="upgrade flux-memory"):
+        move(path, target)
+
+
+def test_a_read_only_target_is_refused_and_can_still_be_read_back(path: Path, target: str) -> None:
+    """A replica takes no rows; the way back reads from it."""
+    make_file_with_data(path)
+    move(path, target)
+    name = target.rpartition("/")[2].partition("?")[0]
+    asyncio.run(execute(target, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))
+    with pytest.raises(MigrationError, match="read-only"):
+        move(path, target)
+    assert asyncio.run(migrate_back(target, path.with_name("back.db"))).status is Status.IDENTICAL
+
+
+def test_an_unreachable_target_says_so_and_shows_no_password(path: Path) -> None:
+    """Before anything else is done."""
+    make_file_with_data(path)
+    with pytest.raises(BackendUnavailableError, match="nothing listens") as caught:
+        move(path, "postgresql://me:secret@127.0.0.1:1/none")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(InvalidInputError, match="scheme"):
+        move(path, "mysql://127.0.0.1/none")
+
+
+def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: str) -> None:
+    """A file that is there stays; a directory that is not there is named; no half of a file is left."""
+    make_file_with_data(path)
+    move(path, target)
+    before = path.read_bytes()
+    with pytest.raises(MigrationError, match="not overwritten"):
+        asyncio.run(migrate_back(target, path))
+    assert path.read_bytes() == before
+    with pytest.raises(MigrationError, match="check the directory"):
+        asyncio.run(migrate_back(target, path.parent / "nowhere" / "back.db"))
+    assert [file.name for file in path.parent.iterdir()] == ["chat.db"]
+
+
+def test_the_way_back_needs_a_memory(target: str, tmp_path: Path) -> None:
+    """An empty database is not written as an empty file."""
+    with pytest.raises(SchemaError, match="no conversation memory"):
+        asyncio.run(migrate_back(target, tmp_path / "back.db"))
+    assert list(tmp_path.iterdir()) == []

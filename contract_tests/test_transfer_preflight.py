@@ -1,0 +1,241 @@
+"""Every problem of a source is found before the target is touched, and refused rows are never lost."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from original_application import add_sessions, make_file
+from transfer_memories import add, add_session, everything, move
+
+from flux_memory.errors import MigrationError, SchemaError
+from flux_memory.transfer import Extent, Kind, OnInvalid, Report, Status
+
+Db = sqlite3.Connection
+JSON = "metadata"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+def found(report: Report) -> dict[tuple[str, str], int]:
+    return {(tally.table, str(tally.kind)): tally.count for tally in report.preflight.tallies.values()}
+
+
+def session_and_message(db: Db) -> None:
+    add_session(db, "b", metadata="[")
+    add(db, "x", "b")
+
+
+PROBLEMS: list[tuple[str, str, Kind, Callable[[Db], Any]]] = [
+    ("orphan", "messages", Kind.ORPHAN, lambda db: add(db, "bad", "gone")),
+    ("null-id", "messages", Kind.NULL_ID, lambda db: add(db, None, "one")),
+    ("null-session-id", "sessions", Kind.NULL_ID, lambda db: add_session(db, None)),
+    ("empty-id", "messages", Kind.BAD_LENGTH_ID, lambda db: add(db, "", "one")),
+    ("long-id", "messages", Kind.BAD_LENGTH_ID, lambda db: add(db, "x" * 37, "one")),
+    ("nul", "messages", Kind.NUL, lambda db: add(db, "bad", "one", content="a\x00b")),
+    ("nul-in-json", "messages", Kind.NUL, lambda db: add(db, "bad", "one", metadata='{"a": "\\u0000"}')),
+    ("nul-in-key", "messages", Kind.NUL, lambda db: add(db, "bad", "one", metadata='{"\\u0000": 1}')),
+    ("surrogate", "messages", Kind.LONE_SURROGATE, lambda db: raw(db, "content", b"\xed\xa0\x80")),
+    ("surrogate-in-json", "messages", Kind.LONE_SURROGATE, lambda db: add(db, "b", "one", metadata='{"a": "\\ud800"}')),
+    ("utf8", "messages", Kind.BAD_UTF8, lambda db: raw(db, "content", b"caf\xe9")),
+    ("utf8-in-title", "sessions", Kind.BAD_UTF8, lambda db: raw(db, "title", b"caf\xe9")),
+    ("blob", "messages", Kind.BLOB, lambda db: add(db, "bad", "one", content=b"\x00\x01")),
+    ("blob-json", "messages", Kind.BLOB, lambda db: add(db, "bad", "one", metadata=b"{}")),
+    ("json", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{'a': 1}")),
+    ("json-rest", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{} {}")),
+    ("json-empty", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="")),
+    ("json-list", "messages", Kind.NOT_AN_OBJECT, lambda db: add(db, "bad", "one", metadata="[1]")),
+    ("json-null", "sessions", Kind.NOT_AN_OBJECT, lambda db: add_session(db, "bad", metadata="null")),
+    ("nan", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": NaN}')),
+    ("infinity", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": -Infinity}')),
+    ("1e400", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata='{"a": 1e400}')),
+    ("digits", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}')),
+    ("deep", "messages", Kind.TOO_DEEP, lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 150 + "]" * 150 + "}")),
+    (
+        "abyss",
+        "messages",
+        Kind.TOO_DEEP,
+        lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 99999 + "]" * 99999 + "}"),
+    ),
+    ("time", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="yesterday")),
+    ("month-13", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="2026-13-01T00:00:00")),
+    ("year-10000", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when=1e18)),
+    ("session-time", "sessions", Kind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated="never")),
+    ("empty-role", "messages", Kind.EMPTY_ROLE, lambda db: add(db, "bad", "one", role="")),
+    (
+        "its-session",
+        "messages",
+        Kind.SESSION_REFUSED,
+        session_and_message,
+    ),
+]
+
+
+def raw(db: Db, column: str, value: bytes) -> None:
+    """Store bytes that are not UTF-8 as TEXT, as other programs do."""
+    if column == "title":
+        db.execute("INSERT INTO sessions VALUES ('bad', CAST(? AS TEXT), '2026-01-01', '2026-01-01', '{}')", (value,))
+    else:
+        db.execute("INSERT INTO messages VALUES ('bad', 'one', 'user', CAST(? AS TEXT), '{}', '2026-01-01')", (value,))
+
+
+@pytest.mark.parametrize(
+    ("table", "kind", "spoil"), [case[1:] for case in PROBLEMS], ids=[case[0] for case in PROBLEMS]
+)
+def test_each_problem_is_found_refused_and_quarantined_whole(
+    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: Kind, spoil: Callable[[Db], Any]
+) -> None:
+    """By default nothing is moved; with a quarantine all the rest is, and the row can be mended and loaded."""
+    with closing(make_file(path)) as db:
+        add_sessions(db, "one")
+        add(db, "good-1", "one", when="2026-01-01T00:00:01")
+        spoil(db)
+        add(db, "good-2", "one", when="2026-01-01T00:00:02")
+
+    report = move(path, flux_postgres_clean_dsn)
+    assert (report.status, report.exit_code) == (Status.REFUSED, 1)
+    assert found(report)[table, str(kind)] == 1
+    assert everything(flux_postgres_clean_dsn) == ([], [])
+
+    held = tmp_path / "held.jsonl"
+    report = move(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+    assert (report.status, report.exit_code) == (Status.QUARANTINED, 3)
+    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good-1", "good-2"]
+    entries = [json.loads(line) for line in held.read_text("utf-8").splitlines()]
+    assert len(entries) == report.preflight.refused
+    assert held.stat().st_mode & 0o777 == 0o600
+
+    retried = move(held, flux_postgres_clean_dsn, retry=True)
+    assert retried.status is Status.REFUSED, "a row that is not mended is refused again"
+    held.write_text("".join(json.dumps(mended(entry)) + "\n" for entry in entries), "utf-8")
+    retried = move(held, flux_postgres_clean_dsn, retry=True)
+    assert retried.status is Status.IDENTICAL
+    sessions, messages = everything(flux_postgres_clean_dsn)
+    assert len(messages) == 2 + sum(entry["table"] == "messages" for entry in entries)
+    assert len(sessions) == 1 + sum(entry["table"] == "sessions" for entry in entries)
+
+
+def mended(entry: dict[str, Any]) -> dict[str, Any]:
+    row = entry["row"]
+    if entry["table"] == "messages":
+        session = "one" if row["session_id"] in {"gone", "one"} else row["session_id"]
+        row |= {"id": "mended", "role": "user", "content": "mended", "session_id": session}
+        row |= {"metadata": "{}", "created_at": "2026-01-01"}
+        entry.pop("session", None) if session != "one" else None
+        if session == "one":
+            entry["session"] = one()
+    else:
+        row |= {"id": row["id"] or "mended", "title": "mended", "metadata": "{}", "updated_at": "2026-01-01"}
+    return entry
+
+
+def one() -> dict[str, Any]:
+    when = "2026-02-05T15:17:45.407069"
+    return {"id": "one", "title": "title of one", "metadata": '{"lang": "ko"}', "created_at": when, "updated_at": when}
+
+
+def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """The first row counts; the others are refused, not lost."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(
+            """
+            CREATE TABLE sessions (id TEXT, title TEXT, created_at TEXT, updated_at TEXT, metadata TEXT);
+            CREATE TABLE messages (id TEXT, session_id TEXT, role TEXT, content TEXT, metadata TEXT, created_at TEXT);
+            """
+        )
+        add_session(db, "one")
+        add_session(db, "one", title="another")
+        add(db, "m", "one", content="first")
+        add(db, "m", "one", content="second")
+    report = move(
+        path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=path.with_suffix(".q")
+    )
+    assert found(report) == {("sessions", str(Kind.DUPLICATE_ID)): 1, ("messages", str(Kind.DUPLICATE_ID)): 1}
+    assert [row[3] for row in everything(flux_postgres_clean_dsn)[1]] == ["first"]
+
+
+def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None:
+    """Not even the tables are made."""
+    with closing(make_file(path)) as db:
+        add_sessions(db, "one")
+    assert move(path, flux_empty_database, extent=Extent.PREFLIGHT).status is Status.READY
+    with pytest.raises(MigrationError, match="nothing to compare"):
+        move(path, flux_empty_database, extent=Extent.VERIFY)
+
+
+def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """Only the order in which they were written tells such messages apart, and it is kept."""
+    with closing(make_file(path)) as db:
+        add_sessions(db, "one")
+        for id_ in "zyx":
+            add(db, id_, "one")
+    report = move(path, flux_postgres_clean_dsn)
+    assert report.preflight.ties == 2
+    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["z", "y", "x"]
+
+
+def test_what_is_unknown_is_named_and_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """Columns and tables of others are left behind only by name."""
+    with closing(make_file(path)) as db:
+        add_sessions(db, "one")
+        db.executescript("ALTER TABLE messages ADD COLUMN rating INT; CREATE TABLE feedback (id TEXT)")
+    with pytest.raises(MigrationError, match=r"feedback, messages\.rating"):
+        move(path, flux_postgres_clean_dsn)
+    allowed = frozenset({"feedback", "messages.rating"})
+    assert move(path, flux_postgres_clean_dsn, leave_behind=allowed).status is Status.IDENTICAL
+
+
+def test_a_file_of_another_kind_is_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """A SQLite file without conversations, one with other tables of these names, one in UTF-16, a newer one."""
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE books (title TEXT)")
+    with pytest.raises(MigrationError, match="holds no conversation memory"):
+        move(path, flux_postgres_clean_dsn)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE sessions (cookie TEXT)")
+    with pytest.raises(MigrationError, match="not conversation memory"):
+        move(path, flux_postgres_clean_dsn)
+    path.unlink()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA encoding = 'UTF-16'")
+        db.executescript("CREATE TABLE sessions (id, title, created_at, updated_at, metadata)")
+        db.executescript("CREATE TABLE messages (id, session_id, role, content, metadata, created_at)")
+    with pytest.raises(MigrationError, match="UTF-16"):
+        move(path, flux_postgres_clean_dsn)
+    with closing(make_file(path.with_name("newer.db"))) as db:
+        db.execute("CREATE TABLE flux_memory_schema (version, name, checksum, applied_at)")
+        db.execute("INSERT INTO flux_memory_schema VALUES (99, '', '', '')")
+    with pytest.raises(SchemaError, match="upgrade flux-memory"):
+        move(path.with_name("newer.db"), flux_postgres_clean_dsn)
+
+
+def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """It may hold the only copy of rows that somebody is mending."""
+    with closing(make_file(path)) as db:
+        add(db, "m", "gone")
+    held = path.with_name("held")
+    held.write_text("precious")
+    with pytest.raises(MigrationError, match="not overwritten"):
+        move(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+    assert held.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("nonsense", "line 1"), ("[]", "not a JSON object"), ('{"table": "x", "row": {}}', "'table' must be")],
+)
+def test_a_broken_quarantine_file_names_the_line(
+    path: Path, flux_postgres_clean_dsn: str, line: str, says: str
+) -> None:
+    """Whoever mended it by hand is told where."""
+    path.write_text(line + "\n")
+    with pytest.raises(MigrationError, match=says):
+        move(path, flux_postgres_clean_dsn, retry=True)

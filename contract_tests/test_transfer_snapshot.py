@@ -1,0 +1,252 @@
+"""The SQLite file that is moved is never changed, not by a byte and not by a file left beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from ordinary_user import ordinary_user
+from original_application import add_sessions, make_file, make_file_with_data
+
+from flux_memory.errors import MigrationError
+from flux_memory.transfer import snapshot
+from flux_memory.transfer.snapshot import open_snapshot
+
+COUNT = "SELECT count(*) FROM sessions"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    directory = tmp_path / "data"
+    directory.mkdir()
+    return directory / "chat.db"
+
+
+def state(directory: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()}
+
+
+def count(path: Path) -> int:
+    with open_snapshot(path) as db:
+        return int(db.execute(COUNT).fetchone()[0])
+
+
+def write_ahead(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+
+
+def killed_while(path: Path, script: str) -> None:
+    """Run a script on the file in a process that then dies without closing it."""
+    script = f"import os, sqlite3\ndb = sqlite3.connect({str(path)!r}, isolation_level=None)\n{script}\nos._exit(9)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+
+
+def test_an_ordinary_file_is_left_as_it_was(path: Path) -> None:
+    """A file with a rollback journal: nothing changes, no file appears."""
+    make_file_with_data(path)
+    before = state(path.parent)
+    assert count(path) == 2
+    assert state(path.parent) == before
+
+
+def test_a_closed_write_ahead_file_is_left_as_it_was(path: Path) -> None:
+    """A plain reader would leave -wal and -shm files beside it."""
+    make_file_with_data(path)
+    write_ahead(path)
+    before = state(path.parent)
+    assert list(before) == ["chat.db"]
+    assert count(path) == 2
+    assert state(path.parent) == before
+
+
+def test_the_log_of_a_killed_application_is_read_and_left_alone(path: Path) -> None:
+    """What is only in the write-ahead log counts; recovery happens in a copy."""
+    make_file_with_data(path)
+    write_ahead(path)
+    killed_while(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
+    before = state(path.parent)
+    assert sorted(before) == ["chat.db", "chat.db-shm", "chat.db-wal"]
+    assert count(path) == 3
+    assert state(path.parent) == before
+
+
+def test_a_log_without_its_index_is_read(path: Path) -> None:
+    """As files are after a copy of the database and its log alone."""
+    make_file_with_data(path)
+    write_ahead(path)
+    killed_while(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
+    path.with_name("chat.db-shm").unlink()
+    before = state(path.parent)
+    assert count(path) == 3
+    assert state(path.parent) == before
+
+
+def test_a_transaction_that_a_crash_left_half_done_is_not_read(path: Path) -> None:
+    """A hot journal is rolled back in a copy; the file and its journal stay for the application to recover."""
+    make_file_with_data(path)
+    killed_while(
+        path,
+        "db.execute('PRAGMA cache_size = 1')\n"
+        "db.execute('PRAGMA cache_spill = 1')\n"
+        "db.execute('BEGIN')\n"
+        "for n in range(5000): db.execute(\"INSERT INTO sessions VALUES (?, '', '', '', '')\", (f'half-{n}',))",
+    )
+    before = state(path.parent)
+    assert "chat.db-journal" in before
+    assert count(path) == 2
+    assert state(path.parent) == before
+
+
+def test_what_is_written_later_is_not_seen_and_not_kept_waiting(path: Path) -> None:
+    """A live write-ahead log is shared: one snapshot, while the application goes on."""
+    make_file_with_data(path)
+    write_ahead(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as application:
+        add_sessions(application, "three")
+        with open_snapshot(path) as db:
+            assert db.execute(COUNT).fetchone() == (3,)
+            add_sessions(application, "four")
+            assert db.execute(COUNT).fetchone() == (3,)
+        add_sessions(application, "five")
+    assert count(path) == 5
+
+
+def test_a_writer_without_a_log_is_not_kept_waiting(path: Path) -> None:
+    """The original application's files have no write-ahead log; a reader's lock would fail its writes."""
+    make_file_with_data(path)
+    with open_snapshot(path) as db, closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as application:
+        add_sessions(application, "three")
+        assert db.execute(COUNT).fetchone() == (2,)
+    assert count(path) == 3
+
+
+def test_the_locks_of_the_same_process_hold(path: Path) -> None:
+    """Closing a file drops all of a process's POSIX locks on it; the snapshot must not open it by itself."""
+    make_file_with_data(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as application:
+        application.execute("BEGIN IMMEDIATE")
+        assert count(path) == 2
+        script = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0).execute('BEGIN IMMEDIATE')"
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert "locked" in other.stderr
+        application.execute("COMMIT")
+
+
+def test_a_copy_goes_before_it_is_read(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the process ends, no copy of people's conversations stays in the temporary directory."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    make_file_with_data(path)
+    with open_snapshot(path) as db:
+        assert list(temporary.iterdir()) == []
+        assert db.execute(COUNT).fetchone() == (2,)
+
+
+def test_a_read_only_directory_is_enough(path: Path) -> None:
+    """The operator may give us a backup that nobody may write to."""
+    make_file_with_data(path)
+    write_ahead(path)
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+    before = state(path.parent)
+    try:
+        assert count(path) == 2
+        assert state(path.parent) == before
+    finally:
+        path.parent.chmod(0o755)
+
+
+def ordinary_user_can_reach(path: Path) -> closing[_Reachable]:
+    return closing(_Reachable(path))
+
+
+class _Reachable:
+    """pytest's directories are their owner's alone; for the length of a test they can be passed through."""
+
+    def __init__(self, path: Path) -> None:
+        self._closed = [parent for parent in path.parents if parent.stat().st_mode & 0o001 == 0]
+        self._modes = [parent.stat().st_mode for parent in self._closed]
+        for parent in self._closed:
+            parent.chmod(0o711 | parent.stat().st_mode)
+
+    def close(self) -> None:
+        for parent, mode in zip(self._closed, self._modes, strict=True):
+            parent.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "there is no file"),
+        (lambda path: path.mkdir(), "is a directory"),
+        (lambda path: path.touch(), "is empty"),
+        (lambda path: path.write_text("dear diary\n" * 1000), "is not a SQLite database"),
+    ],
+)
+def test_what_is_no_memory_has_a_sentence_of_its_own(path: Path, make: object, says: str) -> None:
+    """Missing, a directory, empty, something else."""
+    make(path)  # type: ignore[operator]
+    with pytest.raises(MigrationError, match=says):
+        count(path)
+
+
+def test_an_unreadable_file_says_so(path: Path) -> None:
+    """Whoever runs it as the wrong user learns it."""
+    make_file_with_data(path)
+    path.chmod(0)
+    with ordinary_user_can_reach(path), ordinary_user(), pytest.raises(MigrationError, match="no permission"):
+        count(path)
+
+
+def test_a_locked_file_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that keeps the exclusive lock is named as the reason."""
+    make_file_with_data(path)
+    monkeypatch.setattr(snapshot, "_BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as application:
+        application.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(MigrationError, match="is locked"):
+            count(path)
+
+
+def test_a_damaged_file_says_so(path: Path) -> None:
+    """A file that is cut short is named as damaged."""
+    with closing(make_file(path)) as db:
+        db.execute("BEGIN")
+        add_sessions(db, *(f"s{n}" for n in range(2000)))
+        db.execute("COMMIT")
+    os.truncate(path, 8192)
+    with pytest.raises(MigrationError, match="damaged"), open_snapshot(path) as db:
+        db.execute("SELECT * FROM sessions ORDER BY title").fetchall()
+
+
+def test_no_room_for_a_copy_says_so(path: Path) -> None:
+    """A full temporary directory is named, with the way out. A limit on files' size stands for a full disk."""
+    make_file_with_data(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(MigrationError, match="TMPDIR"):
+            count(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:
+    """The original's own file, where one is given."""
+    legacy = os.environ.get("FLUX_MEMORY_LEGACY_DB")
+    if legacy is None:
+        pytest.skip("FLUX_MEMORY_LEGACY_DB names no file")
+    shutil.copyfile(legacy, path)
+    before = state(path.parent)
+    assert count(path) == 66
+    assert state(path.parent) == before

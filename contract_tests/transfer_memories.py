@@ -1,0 +1,90 @@
+"""What the tests of transfers share: memories of every kind, made and read without the code under test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sqlite3
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from original_application import INSERT_MESSAGE, INSERT_SESSION, make_file
+from raw_postgres import rows
+
+from flux_memory.transfer import Plan, Report, migrate
+
+HISTORIES = """
+SELECT session_id, id, role, content, metadata::text, created_at::text
+FROM messages
+ORDER BY session_id COLLATE "C", seq
+"""
+SESSIONS = """
+SELECT id, user_id, title, created_at::text, updated_at::text, metadata::text, message_count
+FROM sessions
+ORDER BY id COLLATE "C"
+"""
+
+
+def move(path: Path, dsn: str, **plan: Any) -> Report:
+    """Migrate, on an event loop of its own."""
+    return asyncio.run(migrate(Plan(path, dsn, **plan)))
+
+
+def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """All that a target holds, the order of messages included; nothing where it has no tables yet."""
+
+    async def read() -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        if await rows(dsn, "SELECT WHERE to_regclass('sessions') IS NULL"):
+            return [], []
+        return await rows(dsn, SESSIONS), await rows(dsn, HISTORIES)
+
+    return asyncio.run(read())
+
+
+def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run coroutines side by side."""
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(one() for one in work))
+
+    return asyncio.run(together())
+
+
+def make_random(path: Path, *, sessions: int, messages: int, seed: int = 1) -> None:
+    """Make a file of the original application with as many rows, written in no order of ids or times."""
+    rng = random.Random(seed)
+    with closing(make_file(path, generation=2)) as db:
+        db.execute("BEGIN")
+        ids = [f"s-{rng.getrandbits(48):012x}" for _ in range(sessions)]
+        for id_ in ids:
+            add_session(db, id_, title=f"about {id_} 한국어")
+        for number in range(messages):
+            when = f"2026-02-05T{rng.randrange(24):02}:00:{rng.randrange(60):02}.{rng.randrange(1_000_000):06}"
+            metadata = json.dumps({"n": number, "score": rng.random(), "text": "é\u2028\n"})
+            add(db, f"m-{number}", rng.choice(ids), when=when, metadata=metadata)
+        db.execute("COMMIT")
+
+
+def add_session(db: sqlite3.Connection, id_: object, **columns: Any) -> None:
+    """Store a session, whatever its values."""
+    when = columns.get("when", "2026-02-05T15:17:45.407069")
+    metadata = columns.get("metadata", "{}")
+    db.execute(INSERT_SESSION, (id_, columns.get("title", "title"), when, columns.get("updated", when), metadata))
+
+
+def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) -> None:
+    """Store a message, whatever its values."""
+    db.execute(
+        INSERT_MESSAGE,
+        (
+            id_,
+            session,
+            columns.get("role", "user"),
+            columns.get("content", f"content of {id_!r}"),
+            columns.get("metadata", "{}"),
+            columns.get("when", "2026-02-05T15:17:45.407069"),
+        ),
+    )

@@ -1,0 +1,151 @@
+"""The command `flux-memory migrate`: options in, a transfer's progress and verdict out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import click
+
+from flux_memory.errors import FluxMemoryError, InvalidInputError
+
+if TYPE_CHECKING:
+    from flux_memory.transfer import Plan, Report
+
+_GO_ON = "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result."
+
+
+@click.command()
+@click.option("--sqlite-path", metavar="FILE", help="The SQLite file; by default the one that the settings name.")
+@click.option("--postgres-dsn", metavar="DSN", help="The PostgreSQL database; by default the settings' POSTGRES_DSN.")
+@click.option(
+    "--batch-size",
+    default=100,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rows of a commit, where the target has rows already.",
+)
+@click.option("--dry-run", is_flag=True, help="Preflight only: say what would be done, change nothing.")
+@click.option("--verify", is_flag=True, help="Compare both sides, change nothing.")
+@click.option("--to-sqlite", metavar="FILE", help="The way back: write the PostgreSQL memory into a fresh SQLite file.")
+@click.option("--retry", metavar="FILE", help="Load the rows of a quarantine file, after mending them.")
+@click.option(
+    "--on-invalid",
+    default="fail",
+    show_default=True,
+    type=click.Choice(["fail", "quarantine"]),
+    help="Rows that cannot be moved: stop, or move the rest and write them to a file.",
+)
+@click.option(
+    "--quarantine-file", metavar="FILE", help="Where they go; by default a new file in the working directory."
+)
+@click.option("--assume-timezone", default="UTC", show_default=True, help="The zone of times that name none.")
+@click.option("--leave-behind", multiple=True, metavar="NAME", help="An unknown table, or table.column, not to move.")
+@click.option("--report", metavar="FILE", help="Write a report as JSON.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+def migrate(**options: Any) -> None:
+    """Move a SQLite memory to PostgreSQL, and prove that nothing was lost.
+
+    The SQLite file is only read. Exits with 0 if both sides are proven identical, 1 if it failed or they differ, 2
+    for wrong usage, 3 if it is done with rows in quarantine.
+    """
+    if sum(bool(options[name]) for name in ("dry_run", "verify", "to_sqlite")) > 1:
+        raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
+    if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):
+        raise click.UsageError("--retry takes the place of --sqlite-path, and goes one way only")
+    from flux_memory.transfer_display import Display  # noqa: PLC0415 - rich costs more than --help may
+
+    try:
+        with Display(quiet=options["quiet"]) as display:
+            work = _work(options, display)
+            report = asyncio.run(_interruptible(work))
+        display.verdict(report)
+        if options["report"]:
+            _write_report(Path(options["report"]), report.as_dict())
+    except FluxMemoryError as error:
+        if options["report"]:
+            _write_report(Path(options["report"]), {"status": "failed", "exit_code": 1, "error": str(error)})
+        click.echo(f"FAILED  {error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        click.echo(_GO_ON, err=True)
+        sys.exit(1)
+    sys.exit(report.exit_code)
+
+
+def _work(options: dict[str, Any], display: Any) -> Coroutine[Any, Any, Report]:
+    from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than --help may
+    from flux_memory.transfer import migrate as transfer  # noqa: PLC0415 - and so do drivers
+    from flux_memory.transfer import migrate_back  # noqa: PLC0415
+
+    settings = load_settings()
+    dsn = options["postgres_dsn"] or settings.require_postgres_dsn()
+    if options["to_sqlite"]:
+        return migrate_back(dsn, Path(options["to_sqlite"]), display)
+    plan = _plan(options, dsn, Path(options["retry"] or options["sqlite_path"] or settings.sqlite_path))
+    if not (options["yes"] or options["dry_run"] or options["verify"]) and sys.stdin.isatty():
+        click.confirm(f"Move {plan.sqlite_path} to {_masked(dsn)}?", abort=True)
+    return transfer(plan, display)
+
+
+def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
+    from flux_memory.transfer import Extent, OnInvalid, Plan  # noqa: PLC0415 - drivers cost more than --help may
+
+    try:
+        zone = UTC if options["assume_timezone"] == "UTC" else ZoneInfo(options["assume_timezone"])
+    except (KeyError, ValueError, OSError) as error:
+        raise click.BadParameter(
+            f"there is no time zone {options['assume_timezone']!r}; write one such as Europe/Berlin",
+            param_hint="--assume-timezone",
+        ) from error
+    quarantine = options["quarantine_file"]
+    if quarantine is None and options["on_invalid"] == "quarantine":
+        quarantine = f"{source.stem}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.quarantine.jsonl"
+    extent = Extent.PREFLIGHT if options["dry_run"] else Extent.VERIFY if options["verify"] else Extent.MOVE
+    return Plan(
+        source,
+        dsn,
+        extent,
+        options["batch_size"],
+        OnInvalid(options["on_invalid"]),
+        None if quarantine is None else Path(quarantine),
+        zone,
+        frozenset(options["leave_behind"]),
+        retry=bool(options["retry"]),
+    )
+
+
+def _masked(dsn: str) -> str:
+    from flux_memory.dsn import masked  # noqa: PLC0415 - next to its only use
+
+    return masked(dsn)
+
+
+async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
+    """Let SIGTERM end the work as cleanly as SIGINT does."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(
+            f"the report {path} cannot be written: {error.strerror}; give --report another path"
+        ) from error

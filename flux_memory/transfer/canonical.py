@@ -1,0 +1,184 @@
+"""The text that PostgreSQL shows for a `jsonb` value, made here, so that both sides can be compared by it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from json.encoder import c_make_encoder  # type: ignore[attr-defined]  # typeshed leaves it out
+from json.encoder import encode_basestring as quote
+from typing import Any, Final, NoReturn
+
+from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from flux_memory.transfer.problems import Kind, RefusedError
+
+_WHITESPACE: Final = " \t\n\r"
+_MOST_SHAPES: Final = 4096
+"""Sets of keys whose order is remembered; an application's metadata has few."""
+
+
+class Canonicalizer:
+    """Turns metadata as an application stored it into `jsonb`'s own text.
+
+    Keys are sorted by length, then by bytes; of two that are equal the last counts. Floats are written out, as the
+    library sends them, so that they stay floats. The text is what goes to the server, too: it is its own `jsonb` form.
+    """
+
+    def __init__(self) -> None:
+        self.plain_numbers = True
+        """Whether every float so far stood in the text as `jsonb` will show it, so that the text itself can be sent."""
+        decoder: Any = json.JSONDecoder(parse_float=self._float, parse_constant=_refuse_constant)
+        self._scan: Callable[[str, int], tuple[Any, int]] = decoder.scan_once
+        self._encode = _encoder()
+        self._orders: dict[tuple[str, ...], list[str] | None] = {}
+
+    def canonical(self, text: str) -> str:
+        """Return a metadata text in canonical form.
+
+        Raises:
+            RefusedError: It is not a JSON object that both engines can hold.
+        """
+        if text == "{}":
+            return text
+        value = self._parse(text)
+        if type(value) is not dict:
+            raise RefusedError(Kind.NOT_AN_OBJECT, f"a JSON {_name(value)} where an object belongs")
+        objects = text.count("{")
+        if objects + text.count("[") > MAX_METADATA_DEPTH and _depth(value) > MAX_METADATA_DEPTH:
+            raise RefusedError(Kind.TOO_DEEP, f"nested deeper than {MAX_METADATA_DEPTH}")
+        ordered = self._ordered(value) if objects == 1 else self._deeply_ordered(value)
+        result = self._encode(ordered)
+        if "e+" in result or "e-" in result or "-0.0" in result or "Infinity" in result:
+            # Perhaps only words in a string; then the slow way gives the same.
+            parts: list[str] = []
+            _write(ordered, parts)
+            result = "".join(parts)
+        if "\\u0000" in result and _has_nul(value):
+            raise RefusedError(Kind.NUL, "a NUL character in a key or a value, which PostgreSQL cannot store")
+        if len(result) * 4 > MAX_METADATA_BYTES and len(result.encode("utf-8", "replace")) > MAX_METADATA_BYTES:
+            raise RefusedError(Kind.TOO_LARGE, f"larger than {MAX_METADATA_BYTES:,} bytes as JSON")
+        return result
+
+    def _parse(self, text: str) -> Any:
+        try:
+            value, end = self._scan(text, 0)
+            if end == len(text):
+                return value
+        except RefusedError:
+            raise
+        except (StopIteration, ValueError, RecursionError):
+            pass
+        # The slow way allows white space around the value and says what is wrong.
+        trimmed = text.strip(_WHITESPACE)
+        try:
+            value, end = self._scan(trimmed, 0)
+        except StopIteration as error:
+            raise RefusedError(Kind.BAD_JSON, f"no JSON value at offset {error.value}") from None
+        except json.JSONDecodeError as error:
+            raise RefusedError(Kind.BAD_JSON, str(error)) from None
+        except RecursionError:
+            raise RefusedError(Kind.TOO_DEEP, f"nested deeper than {MAX_METADATA_DEPTH}") from None
+        except ValueError:
+            # What int() says of too many digits.
+            raise RefusedError(Kind.NUMBER_OUT_OF_RANGE, "an integer of more than 4,300 digits") from None
+        if end != len(trimmed):
+            raise RefusedError(Kind.BAD_JSON, f"text after the JSON value, at offset {end}")
+        return value
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if float.__repr__(value) != text or "e" in text or text == "-0.0":
+            self.plain_numbers = False
+        return value
+
+    def _ordered(self, value: dict[str, Any]) -> dict[str, Any]:
+        keys = tuple(value)
+        try:
+            order = self._orders[keys]
+        except KeyError:
+            if len(self._orders) >= _MOST_SHAPES:
+                self._orders.clear()
+            wanted = sorted(keys, key=_rank)
+            order = self._orders[keys] = None if wanted == list(keys) else wanted
+        return value if order is None else {key: value[key] for key in order}
+
+    def _deeply_ordered(self, value: Any) -> Any:
+        if type(value) is dict:
+            return {key: self._deeply_ordered(item) for key, item in self._ordered(value).items()}
+        if type(value) is list:
+            return [self._deeply_ordered(item) for item in value]
+        return value
+
+
+def _encoder() -> Callable[[Any], str]:
+    """Return what `JSONEncoder.encode` does, without making a C encoder for each call."""
+    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
+    if c_make_encoder is None:
+        return encoder.encode
+    fast = c_make_encoder(None, encoder.default, quote, None, ": ", ", ", False, False, True)
+    return lambda value: "".join(fast(value, 0))
+
+
+def _rank(key: str) -> tuple[int, bytes]:
+    raw = key.encode("utf-8", "surrogatepass")
+    return len(raw), raw
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise RefusedError(Kind.NAN, f"the number {name}, which JSON does not have")
+
+
+def _write(value: Any, parts: list[str]) -> None:
+    if type(value) is dict:
+        separator = "{"
+        for key, item in value.items():
+            parts.append(f"{separator}{quote(key)}: ")
+            _write(item, parts)
+            separator = ", "
+        parts.append("}" if value else "{}")
+    elif type(value) is list:
+        separator = "["
+        for item in value:
+            parts.append(separator)
+            _write(item, parts)
+            separator = ", "
+        parts.append("]" if value else "[]")
+    elif type(value) is float:
+        parts.append(_float_text(value))
+    else:
+        parts.append(json.dumps(value, ensure_ascii=False))
+
+
+def _float_text(value: float) -> str:
+    if not math.isfinite(value):
+        raise RefusedError(Kind.NUMBER_OUT_OF_RANGE, "a number beyond what a float can hold")
+    if value == 0:
+        return "0.0"
+    text = f"{Decimal(float.__repr__(value)):f}"
+    return text if "." in text else f"{text}.0"
+
+
+def _depth(value: Any) -> int:
+    """Return how deep a value is nested, without recursion."""
+    deepest = 0
+    left = [(value, 1)]
+    while left:
+        item, depth = left.pop()
+        if isinstance(item, dict | list):
+            deepest = max(deepest, depth)
+            left.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
+    return deepest
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any("\x00" in key or _has_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(map(_has_nul, value))
+
+
+def _name(value: object) -> str:
+    names = {str: "string", list: "array", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,173 @@
+"""Rows as the source holds them, turned into rows that can be moved, or into what is wrong with them."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+from typing import Final
+
+from flux_memory.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.transfer.canonical import Canonicalizer
+from flux_memory.transfer.problems import Kind, Problem, RefusedError
+from flux_memory.transfer.source import RawRow
+from flux_memory.transfer.times import microseconds
+from flux_memory.transfer.wire import MessageRow, SessionRow
+
+_SURELY_SMALL: Final = MAX_CONTENT_BYTES // 4
+
+
+class RowChecker:
+    """Checks rows by the library's own limits.
+
+    Args:
+        naive: The zone of times that name none.
+    """
+
+    def __init__(self, naive: tzinfo) -> None:
+        self._naive = naive
+        self.json = Canonicalizer()
+
+    def session(self, raw: RawRow) -> SessionRow | list[Problem]:
+        """Check a session."""
+        id_, user_id, title, metadata, created_at, updated_at, repeated, _ = raw
+        found = _Findings()
+        checked = SessionRow(
+            found.id(id_, repeated),
+            found.text("user_id", "" if user_id is None else user_id, max_length=MAX_USER_ID_LENGTH),
+            found.text("title", "" if title is None else title),
+            self._metadata(found, metadata),
+            self._time(found, "created_at", created_at),
+            self._time(found, "updated_at", updated_at),
+        )
+        return found.problems or checked
+
+    def message(self, raw: RawRow) -> MessageRow | list[Problem]:
+        """Check a message; of its session only the session knows."""
+        _, id_, role, content, metadata, created_at, repeated, _ = raw
+        # What nearly every row is, without a call for each of its values.
+        if (
+            type(id_) is type(role) is type(content) is type(metadata) is str
+            and not repeated
+            and 0 < len(id_) <= MAX_ID_LENGTH
+            and 0 < len(role) <= _SURELY_SMALL
+            and len(content) <= _SURELY_SMALL
+            and "\x00" not in content
+            and "\x00" not in id_
+            and "\x00" not in role
+        ):
+            try:
+                return MessageRow(
+                    id_.encode(),
+                    role.encode(),
+                    content.encode(),
+                    self.json.canonical(metadata).encode(),
+                    microseconds(created_at, self._naive),
+                )
+            except ValueError:
+                pass
+        found = _Findings()
+        checked = MessageRow(
+            found.id(id_, repeated),
+            found.role(role),
+            found.text("content", content),
+            self._metadata(found, metadata),
+            self._time(found, "created_at", created_at),
+        )
+        return found.problems or checked
+
+    def trusted_message(self, raw: RawRow) -> MessageRow:
+        """Turn a message that was checked before into its row; metadata that is safe to send goes as it is."""
+        _, id_, role, content, metadata, created_at, _, _ = raw
+        if metadata is None:
+            metadata = "{}"
+        elif not self.json.plain_numbers or "\\u" in metadata:
+            metadata = self.json.canonical(metadata)
+        return MessageRow(
+            id_.encode(),
+            role.encode(),
+            content.encode(),
+            metadata.encode(),
+            microseconds(created_at, self._naive),
+        )
+
+    def _metadata(self, found: _Findings, value: object) -> bytes:
+        raw = found.text("metadata", "{}" if value is None else value)
+        if found.has("metadata"):
+            return raw
+        try:
+            return self.json.canonical(raw.decode()).encode()
+        except RefusedError as error:
+            found.add(error.kind, "metadata", str(error))
+        except UnicodeEncodeError:
+            found.add(Kind.LONE_SURROGATE, "metadata", "a lone surrogate, which is not text")
+        return b""
+
+    def _time(self, found: _Findings, column: str, value: object) -> int:
+        try:
+            return microseconds(value, self._naive)
+        except (ValueError, OverflowError) as error:
+            found.add(Kind.BAD_TIMESTAMP, column, str(error))
+            return 0
+
+
+class _Findings:
+    """What is wrong with one row."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def add(self, kind: Kind, column: str, detail: str) -> None:
+        self.problems.append(Problem(kind, column, detail))
+
+    def has(self, column: str) -> bool:
+        return any(problem.column == column for problem in self.problems)
+
+    def id(self, value: object, repeated: object) -> bytes:
+        if value is None:
+            self.add(Kind.NULL_ID, "id", "NULL")
+            return b""
+        if repeated:
+            self.add(Kind.DUPLICATE_ID, "id", "another row has this id and came first")
+        text = self.text("id", value)
+        length = len(text.decode()) if not self.has("id") else 1
+        if not 1 <= length <= MAX_ID_LENGTH:
+            self.add(Kind.BAD_LENGTH_ID, "id", f"{length} characters; 1 to {MAX_ID_LENGTH} are allowed")
+        return text
+
+    def role(self, value: object) -> bytes:
+        if value == "":
+            self.add(Kind.EMPTY_ROLE, "role", "empty")
+        return self.text("role", value)
+
+    def text(self, column: str, value: object, *, max_length: int | None = None) -> bytes:
+        if type(value) is not str:
+            self.add(*_not_text(column, value))
+            return b""
+        if (at := value.find("\x00")) >= 0:
+            self.add(Kind.NUL, column, f"at offset {at}")
+        try:
+            raw = value.encode()
+        except UnicodeEncodeError as error:
+            self.add(_encoding_problem(value), column, f"at offset {error.start}")
+            return b""
+        if len(raw) > MAX_CONTENT_BYTES:
+            self.add(Kind.TOO_LARGE, column, f"{len(raw):,} bytes; {MAX_CONTENT_BYTES:,} are allowed")
+        if max_length is not None and len(value) > max_length:
+            self.add(Kind.TOO_LARGE, column, f"{len(value)} characters; {max_length} are allowed")
+        return raw
+
+
+def _not_text(column: str, value: object) -> Problem:
+    if value is None:
+        return Problem(Kind.NULL, column, "NULL")
+    if isinstance(value, bytes):
+        return Problem(Kind.BLOB, column, f"{len(value)} bytes")
+    return Problem(Kind.NOT_TEXT, column, f"{value!r:.40}")
+
+
+def _encoding_problem(value: str) -> Kind:
+    """Tell a surrogate that was stored as such from bytes that are no UTF-8 in any reading."""
+    try:
+        value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return Kind.BAD_UTF8
+    return Kind.LONE_SURROGATE

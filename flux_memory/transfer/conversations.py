@@ -1,0 +1,65 @@
+"""Sessions with their messages, from the two streams of a source: one at a time, whatever their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.source import RawRow, Source
+from flux_memory.transfer.wire import MessageRow, SessionRow
+
+
+def conversations(source: Source) -> Iterator[tuple[RawRow | None, Iterator[RawRow]]]:
+    """Return each session with its messages; messages without a session come with `None`.
+
+    The messages of one must be read before the next is asked for.
+    """
+    sessions = source.sessions()
+    groups = groupby(source.messages(), key=itemgetter(0))
+    session = next(sessions, None)
+    group = next(groups, None)
+    while session is not None or group is not None:
+        if session is None or (group is not None and _rank(group[0]) < _rank(session[0])):
+            assert group is not None  # noqa: S101 - one of the two is there
+            yield None, group[1]
+            group = next(groups, None)
+        elif group is None or _rank(session[0]) < _rank(group[0]):
+            yield session, iter(())
+            session = next(sessions, None)
+        else:
+            yield session, group[1]
+            session, group = next(sessions, None), next(groups, None)
+
+
+def accepted(
+    source: Source, checker: RowChecker, *, trusted: bool
+) -> Iterator[tuple[SessionRow, Iterator[MessageRow]]]:
+    """Return what of a source can be moved.
+
+    Args:
+        source: What was preflighted.
+        checker: The one that preflighted it.
+        trusted: Whether nothing of it was refused, so that no row needs to be checked again.
+    """
+    for raw_session, raw_messages in conversations(source):
+        session = None if raw_session is None else checker.session(raw_session)
+        if isinstance(session, SessionRow):
+            yield session, _accepted_messages(raw_messages, checker, trusted)
+
+
+def _accepted_messages(raws: Iterator[RawRow], checker: RowChecker, trusted: bool) -> Iterator[MessageRow]:
+    if trusted:
+        return map(checker.trusted_message, raws)
+    return (row for row in map(checker.message, raws) if isinstance(row, MessageRow))
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    """Return what sorts as SQLite does: NULL, numbers, text by its bytes, BLOBs."""
+    if value is None:
+        return 0, 0
+    if isinstance(value, str):
+        return 2, value.encode("utf-8", "surrogateescape")
+    return (3, value) if isinstance(value, bytes) else (1, value)

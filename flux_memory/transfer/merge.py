@@ -1,0 +1,271 @@
+"""Adds to a target that has rows: committed batches through a staging table, nothing overwritten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.conversations import accepted
+from flux_memory.transfer.preflight import Advance
+from flux_memory.transfer.source import Source
+from flux_memory.transfer.target import NO_DEADLINES
+from flux_memory.transfer.wire import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    MESSAGE_COLUMNS,
+    SESSION_COLUMNS,
+    copy_message,
+    copy_session,
+)
+from flux_memory.transfer.wire import field as copy_field
+
+CREATE_STAGING: Final = """
+CREATE TEMP TABLE flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
+SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM sessions WITH NO DATA;
+
+CREATE TEMP TABLE flux_memory_staged_messages ON COMMIT DELETE ROWS AS
+SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
+"""
+# The planner knows nothing of a staging table; without this it may read the whole target for each batch. What is off
+# counts as expensive, which would start the JIT compiler for each batch, too.
+PLAN_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
+# A crash of the server may lose the last batches, never a part of one; the end waits for the disk for all of them.
+COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
+DROP_STAGING: Final = "DROP TABLE flux_memory_staged_sessions, flux_memory_staged_messages"
+
+# In the order of ids, so that two migrations wait for each other rather than deadlock.
+INSERT_SESSIONS: Final = """
+INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+SELECT id, user_id, title, created_at, updated_at, metadata
+FROM flux_memory_staged_sessions
+ORDER BY id COLLATE "C"
+ON CONFLICT (id) DO NOTHING
+"""
+# The lock that the library takes to add a message: from here on nobody else adds to these sessions.
+LOCK_SESSIONS: Final = """
+SELECT count(*)
+FROM (
+    SELECT FROM sessions
+    WHERE id IN (SELECT id FROM flux_memory_staged_sessions)
+    ORDER BY id COLLATE "C"
+    FOR NO KEY UPDATE
+) AS locked
+"""
+# Another session's messages would not belong here, so a session in conflict keeps its messages back.
+TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
+WITH conflicting AS (
+    DELETE FROM flux_memory_staged_sessions AS staged
+    USING sessions
+    WHERE sessions.id = staged.id
+        AND (sessions.user_id, sessions.title, sessions.created_at, sessions.metadata)
+            IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
+    RETURNING staged.id
+), held_back AS (
+    DELETE FROM flux_memory_staged_messages
+    WHERE session_id IN (SELECT id FROM conflicting)
+    RETURNING session_id
+)
+SELECT id, (SELECT count(*) FROM held_back WHERE session_id = id) FROM conflicting ORDER BY id COLLATE "C"
+"""
+TAKE_OUT_STORED_MESSAGES: Final = """
+WITH stored AS (
+    SELECT
+        staged.session_id,
+        staged.id,
+        staged.seq,
+        (same.role, same.content, same.metadata, same.created_at)
+            IS DISTINCT FROM (staged.role, staged.content, staged.metadata, staged.created_at) AS differs
+    FROM flux_memory_staged_messages AS staged,
+        LATERAL (
+            SELECT * FROM messages WHERE messages.session_id = staged.session_id AND messages.id = staged.id LIMIT 1
+        ) AS same
+), taken_out AS (
+    DELETE FROM flux_memory_staged_messages AS staged
+    USING stored
+    WHERE staged.session_id = stored.session_id AND staged.seq = stored.seq
+)
+SELECT
+    count(*) FILTER (WHERE NOT differs),
+    coalesce(array_agg(id ORDER BY session_id, seq) FILTER (WHERE differs), '{}')
+FROM stored
+"""
+APPEND_MESSAGES: Final = """
+WITH numbered AS (
+    SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY seq) AS place
+    FROM flux_memory_staged_messages
+), counted AS (
+    SELECT session_id, count(*) AS messages FROM flux_memory_staged_messages GROUP BY session_id
+), bumped AS (
+    UPDATE sessions
+    SET message_count = message_count + coalesce(staged.messages, 0),
+        updated_at = greatest(sessions.updated_at, staged.updated_at)
+    FROM (
+        SELECT id, updated_at, messages
+        FROM flux_memory_staged_sessions
+        LEFT JOIN counted ON counted.session_id = id
+    ) AS staged
+    WHERE sessions.id = staged.id AND (staged.messages > 0 OR staged.updated_at > sessions.updated_at)
+    RETURNING sessions.id, message_count - coalesce(staged.messages, 0) AS before
+)
+INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
+SELECT session_id, numbered.id, before + place, role, content, metadata, created_at
+FROM numbered
+JOIN bumped ON bumped.id = numbered.session_id
+"""
+
+_ATTEMPTS: Final = 5
+_FIRST: Final = 20
+"""Ids of conflicts that a report names."""
+_MOST_BYTES: Final = 8 * 1024 * 1024
+"""A batch ends here even if it has fewer messages, so that memory stays the same."""
+
+
+@dataclass
+class Merged:
+    """What was added to a target, and what was not."""
+
+    sessions: int = 0
+    messages: int = 0
+    skipped_sessions: int = 0
+    skipped_messages: int = 0
+    """Rows that were there with the same content."""
+    conflicting_sessions: int = 0
+    conflicting_messages: int = 0
+    """Rows whose id is taken by another content; the target's were left as they were."""
+    held_back: int = 0
+    """Messages of sessions in conflict."""
+    first_conflicts: list[str] = field(default_factory=list)
+    last_session: str = ""
+
+    def name(self, kind: str, id_: str) -> None:
+        """Name a conflict, if it is one of the first."""
+        if len(self.first_conflicts) < _FIRST:
+            self.first_conflicts.append(f"{kind} {id_}")
+
+
+class _Batch(NamedTuple):
+    sessions: list[bytes]
+    messages: list[bytes]
+    goes_on: bool
+    """Whether its last session has more messages in the next batch."""
+
+
+async def merge(
+    connection: Any, source: Source, checker: RowChecker, *, trusted: bool, batch_size: int, advance: Advance
+) -> Merged:
+    """Add what a target lacks, in committed batches.
+
+    Args:
+        connection: To a target whose schema is current.
+        source: What was preflighted.
+        checker: The one that preflighted it.
+        trusted: Whether the preflight refused nothing.
+        batch_size: Rows of a batch.
+        advance: Told how many rows were committed.
+    """
+    merged = Merged()
+    batches = _batches(source, checker, trusted, batch_size)
+    await connection.execute(CREATE_STAGING)
+    batch = await asyncio.to_thread(next, batches, None)
+    goes_on = False
+    while batch is not None:
+        coming = asyncio.create_task(asyncio.to_thread(next, batches, None))
+        try:
+            await _commit(connection, batch, merged, goes_on)
+        except BaseException:
+            coming.cancel()
+            raise
+        advance(len(batch.messages) + len(batch.sessions) - goes_on)
+        goes_on = batch.goes_on
+        batch = await coming
+    await connection.execute(DROP_STAGING)
+    return merged
+
+
+async def _commit(connection: Any, batch: _Batch, merged: Merged, goes_on: bool) -> None:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            async with connection.transaction(isolation="read_committed", readonly=False):
+                outcome = await _merge_batch(connection, batch)
+        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            _count(merged, batch, outcome, goes_on)
+            return
+
+
+class _Outcome(NamedTuple):
+    sessions: int
+    messages: int
+    skipped: int
+    conflicts: list[tuple[str, int]]
+    conflicting_messages: list[str]
+
+
+async def _merge_batch(connection: Any, batch: _Batch) -> _Outcome:
+    await connection.execute(f"{NO_DEADLINES}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}")
+    await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
+    await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
+    sessions = _rows(await connection.execute(INSERT_SESSIONS))
+    await connection.fetch(LOCK_SESSIONS)
+    conflicts = [(id_, held) for id_, held in await connection.fetch(TAKE_OUT_SESSIONS_IN_CONFLICT)]
+    skipped, differing = await connection.fetchrow(TAKE_OUT_STORED_MESSAGES)
+    messages = _rows(await connection.execute(APPEND_MESSAGES))
+    return _Outcome(sessions, messages, skipped, conflicts, differing)
+
+
+def _count(merged: Merged, batch: _Batch, outcome: _Outcome, goes_on: bool) -> None:
+    """Add up a batch; a session that goes on from the last batch was counted there."""
+    merged.sessions += outcome.sessions
+    merged.messages += outcome.messages
+    merged.skipped_messages += outcome.skipped
+    for id_, held in outcome.conflicts:
+        merged.held_back += held
+        if id_ != merged.last_session:
+            merged.conflicting_sessions += 1
+            merged.name("session", id_)
+            merged.last_session = id_
+        else:
+            goes_on = False
+    merged.skipped_sessions += len(batch.sessions) - goes_on - outcome.sessions - len(outcome.conflicts)
+    for id_ in outcome.conflicting_messages:
+        merged.conflicting_messages += 1
+        merged.name("message", id_)
+
+
+async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
+    async def pieces() -> Any:
+        yield b"".join((COPY_HEADER, *rows, COPY_TRAILER))
+
+    await connection.copy_to_table(table, source=pieces(), columns=columns, format="binary")
+
+
+def _rows(status: str) -> int:
+    return int(status.rpartition(" ")[2])
+
+
+def _batches(source: Source, checker: RowChecker, trusted: bool, batch_size: int) -> Iterator[_Batch]:
+    sessions: list[bytes] = []
+    messages: list[bytes] = []
+    size = 0
+    for session, rows in accepted(source, checker, trusted=trusted):
+        row = copy_session(session, 0)
+        if len(sessions) >= batch_size:
+            yield _Batch(sessions, messages, goes_on=False)
+            sessions, messages, size = [], [], 0
+        sessions.append(row)
+        session_field = copy_field(session.id)
+        for seq, message in enumerate(rows, 1):
+            if len(messages) >= batch_size or size >= _MOST_BYTES:
+                yield _Batch(sessions, messages, goes_on=sessions[-1] is row and seq > 1)
+                sessions, messages, size = [row], [], 0
+            messages.append(copy_message(session_field, seq, message))
+            size += len(messages[-1])
+    if sessions:
+        yield _Batch(sessions, messages, goes_on=False)

@@ -1,0 +1,226 @@
+"""The way from SQLite to PostgreSQL: preflight, load, verify."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from flux_memory import dsn as dsns
+from flux_memory.errors import MigrationError
+from flux_memory.transfer import source as sources
+from flux_memory.transfer import target as targets
+from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.digests import DigestSpool
+from flux_memory.transfer.load import load
+from flux_memory.transfer.merge import Merged, merge
+from flux_memory.transfer.preflight import preflight
+from flux_memory.transfer.progress import Nobody, Watcher
+from flux_memory.transfer.quarantine import Quarantine
+from flux_memory.transfer.report import Report, Status
+from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
+from flux_memory.transfer.snapshot import open_snapshot
+from flux_memory.transfer.verify import compare
+
+Result = TypeVar("Result")
+
+
+class OnInvalid(StrEnum):
+    """What to do about rows that cannot be moved."""
+
+    FAIL = "fail"
+    QUARANTINE = "quarantine"
+
+
+class Extent(StrEnum):
+    """How far to go."""
+
+    MOVE = "move"
+    PREFLIGHT = "preflight"
+    """Find out what would be done, and change nothing."""
+    VERIFY = "verify"
+    """Compare both sides, and change nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to move, where to, and how."""
+
+    sqlite_path: Path
+    """The SQLite file, or with `retry` a quarantine file."""
+    postgres_dsn: str
+    extent: Extent = Extent.MOVE
+    batch_size: int = 100
+    """Rows of a commit, where the target has rows already."""
+    on_invalid: OnInvalid = OnInvalid.FAIL
+    quarantine_file: Path | None = None
+    """Where refused rows go; needed to quarantine, and never overwritten."""
+    assume_timezone: tzinfo = UTC
+    """The zone of times that name none."""
+    leave_behind: frozenset[str] = frozenset()
+    """Unknown tables, and columns as `table.column`, that need not be moved."""
+    retry: bool = False
+
+
+async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
+    """Move a SQLite memory into a PostgreSQL memory, and prove it.
+
+    The SQLite file is never changed. Nothing of the target is overwritten. Interrupted at any point, a second run
+    completes to the same result.
+
+    Args:
+        plan: What to do.
+        watcher: Told how it goes.
+
+    Returns:
+        What was found, moved and proved; see `Report.status`.
+
+    Raises:
+        FluxMemoryError: It could not be done; the message says why, and what to do.
+    """
+    if plan.batch_size < 1:
+        raise MigrationError(f"the batch size is {plan.batch_size}; give 1 or more")
+    if plan.on_invalid is OnInvalid.QUARANTINE and plan.quarantine_file is None:
+        raise MigrationError("there is no quarantine file; say where refused rows go")
+    if plan.quarantine_file is not None and plan.quarantine_file.exists():
+        raise MigrationError(
+            f"the quarantine file {plan.quarantine_file} exists and is not overwritten; move it away, or give "
+            "another name"
+        )
+    report = Report(str(plan.sqlite_path), dsns.masked(plan.postgres_dsn))
+    with ExitStack() as stack:
+        path = plan.sqlite_path
+        if plan.retry:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux-memory-"))) / "retry.db"
+            await asyncio.to_thread(to_scratch, plan.sqlite_path, path)
+            async with targets.connected(plan.postgres_dsn) as connection:
+                if (await targets.inspect(connection, plan.postgres_dsn)).sessions:
+                    await targets.prepare(connection)
+                    await add_sessions_of_target(path, connection)
+        snapshot = open_snapshot(path)
+        db = await asyncio.to_thread(snapshot.__enter__)
+        stack.push(snapshot.__exit__)
+        await _Migration(plan, report, db, watcher or Nobody()).run()
+    return report
+
+
+class _Migration:
+    def __init__(self, plan: Plan, report: Report, db: Any, watcher: Watcher) -> None:
+        self._plan: Final = plan
+        self._report: Final = report
+        self._watcher: Final = watcher
+        layout = sources.inspect(db)
+        sources.refuse_unknown(layout, plan.leave_behind)
+        self._source: Final = sources.Source(db, layout, plan.assume_timezone)
+        self._checker: Final = RowChecker(plan.assume_timezone)
+        self._rows = 0
+
+    async def run(self) -> None:
+        plan, report = self._plan, self._report
+        sessions, messages = await self._on_thread(self._source.count)
+        self._rows = sessions + messages
+        self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
+        async with targets.connected(plan.postgres_dsn) as connection:
+            target = await targets.inspect(connection, plan.postgres_dsn)
+            self._watcher.say(_describe(target))
+            with DigestSpool() as spool:
+                await self._preflight(spool)
+                if report.preflight.refused and plan.on_invalid is OnInvalid.FAIL:
+                    report.status = Status.REFUSED
+                    return
+                if plan.extent is Extent.PREFLIGHT:
+                    report.status = Status.READY
+                    return
+                if plan.extent is Extent.MOVE:
+                    await self._move(connection, spool)
+                elif target.schema_version == 0:
+                    raise MigrationError("the target holds no conversation memory yet, so there is nothing to compare")
+                await self._verify(connection, spool)
+
+    async def _preflight(self, spool: DigestSpool) -> None:
+        quarantines = self._plan.on_invalid is OnInvalid.QUARANTINE and self._plan.extent is Extent.MOVE
+        quarantine = Quarantine(self._plan.quarantine_file if quarantines else None)
+        with self._phase("Preflight", self._rows):
+            try:
+                self._report.preflight = await self._on_thread(
+                    lambda: preflight(self._source, self._checker, spool, quarantine, self._watcher.advance)
+                )
+            finally:
+                quarantine.close()
+        if quarantine.written:
+            self._report.quarantine = str(quarantine.path)
+
+    async def _move(self, connection: Any, spool: DigestSpool) -> None:
+        found = self._report.preflight
+        rows = found.sessions + found.messages
+        trusted = not found.refused
+        await targets.prepare(connection)
+        with self._phase("Load", rows):
+            loaded = await self._cancellable(
+                load(connection, self._source, self._checker, spool, trusted=trusted, advance=self._watcher.advance)
+            )
+            if loaded is not None:
+                self._report.moved = Merged(loaded.sessions, loaded.messages)
+                return
+            self._report.moved = await self._cancellable(
+                merge(
+                    connection,
+                    self._source,
+                    self._checker,
+                    trusted=trusted,
+                    batch_size=self._plan.batch_size,
+                    advance=self._watcher.advance,
+                )
+            )
+
+    async def _verify(self, connection: Any, spool: DigestSpool) -> None:
+        report = self._report
+        with self._phase("Verify", None):
+            report.verification = await compare(connection, self._source, self._checker, spool)
+        if not report.verification.identical:
+            report.status = Status.DIFFERENT
+        else:
+            report.status = Status.QUARANTINED if report.preflight.refused else Status.IDENTICAL
+
+    @contextmanager
+    def _phase(self, name: str, rows: int | None) -> Iterator[None]:
+        self._watcher.phase(name, rows)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._report.seconds[name.lower()] = time.monotonic() - began
+
+    async def _on_thread(self, work: Callable[[], Result]) -> Result:
+        return await self._cancellable(asyncio.to_thread(work))
+
+    async def _cancellable(self, work: Awaitable[Result]) -> Result:
+        """Await work that reads the source; a cancellation stops the reading, too, and waits until it has stopped."""
+        task = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._source.interrupt()
+            task.cancel()
+            with suppress(BaseException):
+                await task
+            raise
+
+
+def _describe(target: targets.Target) -> str:
+    where = f"PostgreSQL {target.server_version} at {target.shown}"
+    if target.original:
+        return (
+            f"Target: {where}, with the original application's tables: {target.sessions:,} sessions, "
+            f"{target.messages:,} messages; they are kept, upgraded in place, and added to"
+        )
+    if target.sessions or target.messages:
+        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are kept"
+    return f"Target: {where}, empty"

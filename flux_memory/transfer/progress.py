@@ -1,0 +1,31 @@
+"""What a transfer tells whoever watches it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Watcher(Protocol):
+    """Told of phases and rows, the rows from any thread."""
+
+    def phase(self, name: str, rows: int | None) -> None:
+        """Begin a phase of so many rows, where that is known."""
+
+    def advance(self, rows: int) -> None:
+        """Count rows that are done."""
+
+    def say(self, line: str) -> None:
+        """Pass on a line of text."""
+
+
+class Nobody:
+    """Watches nothing."""
+
+    def phase(self, name: str, rows: int | None) -> None:
+        """Ignore it."""
+
+    def advance(self, rows: int) -> None:
+        """Ignore it."""
+
+    def say(self, line: str) -> None:
+        """Ignore it."""

@@ -1,0 +1,120 @@
+"""Reads a quarantine file that was mended, as a SQLite memory, so that its rows move as any others do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from flux_memory.errors import MigrationError
+from flux_memory.transfer.quarantine import MESSAGE_COLUMNS, SESSION_COLUMNS
+
+# No keys and no types: what was refused once must be taken as it is, to be refused again by the same rules.
+SCRATCH: Final = """
+CREATE TABLE sessions (id, user_id, title, metadata, created_at, updated_at);
+CREATE TABLE messages (session_id, id, role, content, metadata, created_at);
+CREATE INDEX messages_by_session ON messages (session_id, created_at);
+CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at);
+"""
+INSERT_SESSION: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_CONTEXT: Final = "INSERT INTO contexts VALUES (?, ?, ?, ?, ?, ?)"
+# A session that was refused itself is there as a row of its own, mended; the others are as in the source.
+ADD_CONTEXTS: Final = """
+INSERT INTO sessions
+SELECT DISTINCT * FROM contexts WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id IS contexts.id)
+"""
+INSERT_MESSAGE: Final = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)"
+SELECT_HOMELESS: Final = """
+SELECT DISTINCT session_id FROM messages
+WHERE typeof(session_id) = 'text'
+  AND session_id > ?
+  AND session_id NOT IN (SELECT id FROM sessions WHERE id IS NOT NULL)
+ORDER BY session_id
+LIMIT ?
+"""
+SELECT_TARGET_SESSIONS: Final = """
+SELECT
+    id,
+    user_id,
+    title,
+    metadata::text,
+    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+FROM sessions
+WHERE id = ANY($1)
+"""
+_AT_ONCE: Final = 1_000
+
+
+async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
+    """Add the target's own sessions to which the file's messages belong: an orphan may have got a new home."""
+    with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
+        last = ""
+        while ids := [id_ for (id_,) in db.execute(SELECT_HOMELESS, (last, _AT_ONCE))]:
+            last = ids[-1]
+            # What no PostgreSQL text can hold is no session's id there.
+            found = await connection.fetch(SELECT_TARGET_SESSIONS, [id_ for id_ in ids if "\x00" not in id_])
+            db.executemany(INSERT_SESSION, [tuple(row) for row in found])
+
+
+def to_scratch(path: Path, scratch: Path) -> None:
+    """Make a SQLite file of a quarantine file, so that mended rows move as any others do.
+
+    Raises:
+        MigrationError: The file cannot be read; the message names the line.
+    """
+    db = sqlite3.connect(scratch, isolation_level=None)
+    try:
+        db.executescript(SCRATCH)
+        db.execute("BEGIN")
+        for number, entry in _entries(path):
+            try:
+                if entry["table"] == "sessions":
+                    db.execute(INSERT_SESSION, _row(SESSION_COLUMNS, entry["row"]))
+                elif entry["table"] == "messages":
+                    db.execute(INSERT_MESSAGE, _row(MESSAGE_COLUMNS, entry["row"]))
+                else:
+                    raise ValueError("'table' must be 'sessions' or 'messages'")
+                if "session" in entry:
+                    db.execute(INSERT_CONTEXT, _row(SESSION_COLUMNS, entry["session"]))
+            except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
+                raise MigrationError(f"line {number} of {path} is not a quarantined row: {error}; mend it") from error
+        db.execute(ADD_CONTEXTS)
+        db.execute("COMMIT")
+    finally:
+        db.close()
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    entry = json.loads(line)
+                    if not isinstance(entry, dict):
+                        raise MigrationError(f"line {number} of {path} is not a JSON object; mend it")
+                    yield number, entry
+    except OSError as error:
+        raise MigrationError(f"{path} cannot be read: {error.strerror}; check --retry") from error
+    except ValueError as error:
+        raise MigrationError(f"line {number} of {path} is not JSON in UTF-8: {error}; mend it") from error
+
+
+def _row(names: tuple[str, ...], row: dict[str, Any]) -> tuple[Any, ...]:
+    if unknown := set(row) - set(names):
+        raise ValueError(f"unknown columns {sorted(unknown)}")
+    return tuple(_from_json(row.get(name)) for name in names)
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        ((kind, inner),) = value.items()
+        if kind == "float":
+            return float(inner)
+        # Text that is no UTF-8 cannot be bound; as a BLOB it is refused again until it is mended.
+        return base64.b64decode(inner, validate=True)
+    return value

@@ -1,0 +1,119 @@
+"""The PostgreSQL side: reached, inspected without changing it, and brought to the schema that rows are moved into."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+
+from flux_memory import dsn as dsns
+from flux_memory.backends.postgres_errors import translated
+from flux_memory.errors import MigrationError, SchemaError
+from flux_memory.schema import missing
+from flux_memory.schema import postgres as schema
+
+SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
+SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
+SELECT_RIGHTS: Final = """
+SELECT
+    has_schema_privilege(current_schema(), 'CREATE'),
+    pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
+    current_schema()
+"""
+SELECT_TABLE_RIGHTS: Final = """
+SELECT bool_and(
+    has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT') AND has_table_privilege(name, 'UPDATE')
+)
+FROM unnest(ARRAY['sessions', 'messages']) AS name
+"""
+# A deadline or a default of the database's must not stop a long transaction half-way.
+NO_DEADLINES: Final = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
+
+CONNECT_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target is, before anything of it is changed."""
+
+    shown: str
+    """The DSN without its password."""
+    server_version: str
+    schema_version: int
+    """0 for a database without tables, `None` versions of the original application as adopted."""
+    original: bool
+    """Whether the original application made the tables."""
+    sessions: int
+    messages: int
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[Any]:
+    """Connect, and turn the driver's errors into ours until the connection is let go.
+
+    Raises:
+        FluxMemoryError: The server cannot be reached, or was lost; the message says what to do.
+    """
+    parsed = dsns.parse(dsn)
+    with translated(dsns.masked(dsn), CONNECT_SECONDS):
+        connection = await asyncpg.connect(parsed.url, **{"timeout": CONNECT_SECONDS, **parsed.arguments})
+        try:
+            yield connection
+        finally:
+            # Not close(), which waits for a server that may be gone.
+            connection.terminate()
+
+
+async def inspect(connection: Any, dsn: str, *, for_reading: bool = False) -> Target:
+    """Look at a PostgreSQL memory, and refuse one that cannot take rows, or that cannot be read.
+
+    Raises:
+        SchemaError: It is newer than the library, has tables that are not ours, or the role lacks rights.
+        MigrationError: It is read-only.
+    """
+    version, encoding = await connection.fetchrow(SELECT_SERVER)
+    if encoding != "UTF8":
+        raise SchemaError(
+            f"the target's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
+        )
+    can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
+    if read_only and not for_reading:
+        raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
+    applied = await schema.applied_versions(connection)
+    lacking = missing("postgres", applied)
+    has_tables = [bool(await connection.fetchval(SELECT_TABLE, table)) for table in ("sessions", "messages")]
+    if for_reading and lacking:
+        raise SchemaError(
+            "the database has no conversation memory of this version; open it once with the library, or run: "
+            "flux-memory check --full"
+        )
+    if lacking and not can_create:
+        raise SchemaError(
+            f"the role may not create tables in the target's schema {schema_name or 'that search_path names'}; "
+            f"GRANT CREATE ON SCHEMA {schema_name or 'public'} to it, or let its owner run the migration"
+        )
+    sessions = messages = 0
+    if all(has_tables):
+        if not for_reading and not await connection.fetchval(SELECT_TABLE_RIGHTS):
+            raise SchemaError(
+                "the role may not read and write the target's tables; "
+                "GRANT SELECT, INSERT, UPDATE ON sessions, messages to it"
+            )
+        sessions = await connection.fetchval("SELECT count(*) FROM sessions")
+        messages = await connection.fetchval("SELECT count(*) FROM messages")
+    return Target(
+        dsns.masked(dsn),
+        version,
+        max(applied, default=0),
+        original=any(has_tables) and not applied,
+        sessions=sessions,
+        messages=messages,
+    )
+
+
+async def prepare(connection: Any) -> None:
+    """Make the tables, or adopt the original application's."""
+    await schema.bring_up_to_date(connection)

@@ -1,0 +1,42 @@
+"""Times as PostgreSQL's wire has them: microseconds since the year 2000."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final
+
+from flux_memory import timestamps
+
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - naive times are taken as UTC
+_ISO_LENGTH: Final = len("2026-01-31T23:59:59")
+
+
+def microseconds(value: object, naive: tzinfo = UTC) -> int:
+    """Read a time in any form that `timestamps.parse` reads.
+
+    Raises:
+        ValueError: It is no time, or one outside the years 1 to 9999.
+    """
+    # The usual forms, without the detour over text.
+    if type(value) is str and len(value) >= _ISO_LENGTH and value[4] == "-":
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is not None:
+            # Refuse what UTC cannot show, as `parse` does.
+            delta = moment.astimezone(UTC) - _EPOCH if moment.year in {1, 9999} else moment - _EPOCH
+        elif naive is UTC:
+            delta = moment - _NAIVE_EPOCH
+        else:
+            delta = moment.replace(tzinfo=naive).astimezone(UTC) - _EPOCH
+    else:
+        delta = datetime.fromisoformat(timestamps.parse(value, naive)) - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def text(value: int) -> str:
+    """Return a time in the records' form.
+
+    Raises:
+        OverflowError: It lies outside the years 1 to 9999.
+    """
+    return timestamps.utc_text(_EPOCH + timedelta(microseconds=value))

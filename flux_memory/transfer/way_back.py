@@ -1,0 +1,236 @@
+"""The way back: a PostgreSQL memory written into a fresh SQLite file, proven by the same digests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC
+from pathlib import Path
+from typing import Any, Final
+
+from flux_memory import dsn as dsns
+from flux_memory.errors import MigrationError
+from flux_memory.schema import sqlite as schema
+from flux_memory.transfer import source as sources
+from flux_memory.transfer import target as targets
+from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.digests import DigestSpool
+from flux_memory.transfer.merge import Merged
+from flux_memory.transfer.preflight import preflight
+from flux_memory.transfer.progress import Nobody, Watcher
+from flux_memory.transfer.quarantine import Quarantine
+from flux_memory.transfer.report import Report, Status
+from flux_memory.transfer.times import text as time_text
+from flux_memory.transfer.verify import compare_in_transaction
+from flux_memory.transfer.wire import CopyReader
+
+SELECT_SESSIONS: Final = """
+SELECT id, user_id, title, created_at, updated_at, metadata::text
+FROM sessions
+ORDER BY id::text COLLATE "C"
+"""
+SELECT_MESSAGES: Final = """
+SELECT
+    session_id,
+    row_number() OVER (PARTITION BY session_id ORDER BY seq),
+    id,
+    role,
+    content,
+    metadata::text,
+    created_at
+FROM messages
+ORDER BY session_id::text COLLATE "C", seq
+"""
+INSERT_SESSION: Final = """
+INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata) VALUES (?, ?, ?, ?, ?, ?)
+"""
+INSERT_MESSAGE: Final = """
+INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+COUNT_MESSAGES: Final = """
+UPDATE sessions SET message_count = (SELECT count(*) FROM messages WHERE session_id = sessions.id)
+"""
+_BATCH: Final = 500
+_MOST_BYTES: Final = 4 * 1024 * 1024
+
+
+async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | None = None) -> Report:
+    """Write a PostgreSQL memory into a fresh SQLite file, and prove it.
+
+    The file appears once it is whole and proven; until then there is none. PostgreSQL is not changed, and what
+    applications write meanwhile is not seen.
+
+    Args:
+        postgres_dsn: The memory to read.
+        sqlite_path: The file to make; one that is there is not overwritten.
+        watcher: Told how it goes.
+
+    Raises:
+        FluxMemoryError: It could not be done; the message says why, and what to do.
+    """
+    _refuse_existing(sqlite_path)
+    watcher = watcher or Nobody()
+    report = Report(dsns.masked(postgres_dsn), str(sqlite_path))
+    unproven = sqlite_path.with_name(f".{sqlite_path.name}.{secrets.token_hex(4)}.unproven")
+    try:
+        async with targets.connected(postgres_dsn) as connection:
+            found = await targets.inspect(connection, postgres_dsn, for_reading=True)
+            watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {found.shown}")
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await connection.execute(targets.NO_DEADLINES)
+                began = time.monotonic()
+                watcher.phase("Load", found.sessions + found.messages)
+                report.moved = await _write(connection, unproven, watcher)
+                report.seconds["load"] = time.monotonic() - began
+                began = time.monotonic()
+                watcher.phase("Verify", None)
+                await _verify(connection, unproven, report)
+                report.seconds["verify"] = time.monotonic() - began
+        if report.status is Status.IDENTICAL:
+            # Unlike a rename, a link does not overwrite a file that came up meanwhile.
+            os.link(unproven, sqlite_path)
+    except OSError as error:
+        raise MigrationError(
+            f"{sqlite_path} cannot be written: {error.strerror or error}; check the directory, its rights and its room"
+        ) from error
+    except sqlite3.Error as error:
+        raise MigrationError(f"{sqlite_path} cannot be written: {error}; check the directory and its room") from error
+    finally:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            unproven.with_name(unproven.name + suffix).unlink(missing_ok=True)
+    return report
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise MigrationError(f"{path} exists and is not overwritten; move it away, or give another name")
+
+
+async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        schema.bring_up_to_date(db)
+        # A file that is not proven is thrown away, so nothing waits for the disk before the end.
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute("BEGIN")
+        sessions = _Inserting(db, INSERT_SESSION, _session, watcher)
+        await connection.copy_from_query(SELECT_SESSIONS, output=sessions.receive, format="binary")
+        await sessions.flush()
+        messages = _Inserting(db, INSERT_MESSAGE, _message, watcher)
+        await connection.copy_from_query(SELECT_MESSAGES, output=messages.receive, format="binary")
+        await messages.flush()
+        await asyncio.to_thread(_finish, db)
+    finally:
+        db.close()
+    await asyncio.to_thread(_sync, path)
+    return Merged(sessions.rows, messages.rows)
+
+
+class _Inserting:
+    """Rows as COPY sends them, gathered and inserted."""
+
+    def __init__(
+        self, db: sqlite3.Connection, sql: str, convert: Callable[[Any], tuple[object, ...]], watcher: Watcher
+    ) -> None:
+        self.rows = 0
+        self._db = db
+        self._sql = sql
+        self._convert = convert
+        self._watcher = watcher
+        self._gathered: list[tuple[object, ...]] = []
+        self._size = 0
+        self._reader = CopyReader(self._take)
+
+    async def receive(self, data: bytes) -> None:
+        """Take a piece of the output."""
+        self._size += len(data)
+        await self._reader(data)
+        if len(self._gathered) >= _BATCH or self._size >= _MOST_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Insert what has gathered."""
+        rows, self._gathered, self._size = self._gathered, [], 0
+        if rows:
+            await asyncio.to_thread(self._db.executemany, self._sql, rows)
+            self.rows += len(rows)
+            self._watcher.advance(len(rows))
+
+    def _take(self, values: list[bytes | None]) -> None:
+        self._gathered.append(self._convert(values))
+
+
+def _session(values: Sequence[bytes]) -> tuple[object, ...]:
+    id_, user_id, title, created_at, updated_at, metadata = values
+    return (
+        id_.decode(),
+        user_id.decode(),
+        title.decode(),
+        _time(created_at),
+        _time(updated_at),
+        metadata.decode(),
+    )
+
+
+def _message(values: Sequence[bytes]) -> tuple[object, ...]:
+    session_id, seq, id_, role, content, metadata, created_at = values
+    return (
+        session_id.decode(),
+        int.from_bytes(seq),
+        id_.decode(),
+        role.decode(),
+        content.decode(),
+        metadata.decode(),
+        _time(created_at),
+    )
+
+
+def _time(value: bytes) -> str:
+    try:
+        return time_text(int.from_bytes(value, signed=True))
+    except OverflowError:
+        raise MigrationError(
+            "the PostgreSQL memory has a time outside the years 1 to 9999, which no backend reads; mend it first"
+        ) from None
+
+
+def _finish(db: sqlite3.Connection) -> None:
+    db.execute(COUNT_MESSAGES)
+    db.execute("COMMIT")
+
+
+def _sync(path: Path) -> None:
+    for name, flags in ((path, os.O_RDWR), (path.parent, os.O_RDONLY)):
+        descriptor = os.open(name, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+async def _verify(connection: Any, path: Path, report: Report) -> None:
+    """Read the file as a migration would, and compare it with the snapshot it was made from."""
+    db = _open_to_read(path)
+    try:
+        source = sources.Source(db, sources.inspect(db))
+        checker = RowChecker(UTC)
+        with DigestSpool() as spool:
+            report.preflight = await asyncio.to_thread(
+                preflight, source, checker, spool, Quarantine(None), lambda _: None
+            )
+            found = await compare_in_transaction(connection, source, checker, spool)
+    finally:
+        db.close()
+    report.verification = found
+    complete = found.identical and not report.preflight.refused and not found.only_in_target and not found.added_since
+    report.status = Status.IDENTICAL if complete else Status.DIFFERENT
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)

@@ -1,0 +1,204 @@
+"""Rows as bytes: what COPY reads and writes, and the digest that proves two rows equal.
+
+A digest is SHA-256 over the row as PostgreSQL's `record_send` writes it, which the server computes for itself. A
+session's messages are proven by the XOR of their digests, which holds one value however many there are: each digest
+covers the message's place, so that order is part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from struct import Struct
+from typing import Final, NamedTuple
+
+COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+COPY_TRAILER: Final = b"\xff\xff"
+
+SESSION_COLUMNS: Final = ("id", "created_at", "updated_at", "message_count", "user_id", "title", "metadata")
+MESSAGE_COLUMNS: Final = ("session_id", "seq", "created_at", "id", "role", "content", "metadata")
+
+# The same columns, in the same order, as the functions below put them together.
+SESSION_DIGEST: Final = (
+    "sha256(record_send(ROW(sessions.created_at, sessions.updated_at, "
+    "sessions.id::text, sessions.user_id, sessions.title, sessions.metadata)))"
+)
+MESSAGE_DIGEST: Final = (
+    "sha256(record_send(ROW("
+    "messages.seq, messages.created_at, messages.id::text, messages.role, messages.content, messages.metadata)))"
+)
+
+_INT8: Final = 20
+_TEXT: Final = 25
+_TIMESTAMP: Final = 1114
+_JSONB: Final = 3802
+_JSONB_VERSION: Final = b"\x01"
+
+_LENGTH: Final = Struct(">i").pack
+_TYPED: Final = Struct(">ii").pack
+_SESSION_NUMBERS: Final = Struct(">iqiqiq").pack
+_MESSAGE_NUMBERS: Final = Struct(">iqiq").pack
+_SESSION_DIGEST_NUMBERS: Final = Struct(">iiiqiiq").pack
+_MESSAGE_DIGEST_NUMBERS: Final = Struct(">iiiqiiq").pack
+
+
+class SessionRow(NamedTuple):
+    """A session that was checked; text and canonical metadata as UTF-8, times in microseconds since 2000."""
+
+    id: bytes
+    user_id: bytes
+    title: bytes
+    metadata: bytes
+    created_at: int
+    updated_at: int
+
+
+class MessageRow(NamedTuple):
+    """A message that was checked, in the same forms."""
+
+    id: bytes
+    role: bytes
+    content: bytes
+    metadata: bytes
+    created_at: int
+
+
+def field(value: bytes) -> bytes:
+    """Return a value as COPY reads it: its length before it."""
+    return _LENGTH(len(value)) + value
+
+
+def copy_session(row: SessionRow, message_count: int) -> bytes:
+    """Return a session as COPY reads it, its columns as in `SESSION_COLUMNS`."""
+    return b"".join(
+        (
+            b"\x00\x07",
+            field(row.id),
+            _SESSION_NUMBERS(8, row.created_at, 8, row.updated_at, 8, message_count),
+            _LENGTH(len(row.user_id)),
+            row.user_id,
+            _LENGTH(len(row.title)),
+            row.title,
+            _LENGTH(len(row.metadata) + 1),
+            _JSONB_VERSION,
+            row.metadata,
+        )
+    )
+
+
+def copy_message(session_field: bytes, seq: int, row: MessageRow) -> bytes:
+    """Return a message as COPY reads it, its columns as in `MESSAGE_COLUMNS`."""
+    id_, role, content, metadata, created_at = row
+    return b"".join(
+        (
+            b"\x00\x07",
+            session_field,
+            _MESSAGE_NUMBERS(8, seq, 8, created_at),
+            _LENGTH(len(id_)),
+            id_,
+            _LENGTH(len(role)),
+            role,
+            _LENGTH(len(content)),
+            content,
+            _LENGTH(len(metadata) + 1),
+            _JSONB_VERSION,
+            metadata,
+        )
+    )
+
+
+def session_digest(row: SessionRow) -> bytes:
+    """Return what the server computes by `SESSION_DIGEST`."""
+    return sha256(
+        b"".join(
+            (
+                _SESSION_DIGEST_NUMBERS(6, _TIMESTAMP, 8, row.created_at, _TIMESTAMP, 8, row.updated_at),
+                _TYPED(_TEXT, len(row.id)),
+                row.id,
+                _TYPED(_TEXT, len(row.user_id)),
+                row.user_id,
+                _TYPED(_TEXT, len(row.title)),
+                row.title,
+                _TYPED(_JSONB, len(row.metadata) + 1),
+                _JSONB_VERSION,
+                row.metadata,
+            )
+        )
+    ).digest()
+
+
+def message_digest(seq: int, row: MessageRow) -> bytes:
+    """Return what the server computes by `MESSAGE_DIGEST`."""
+    id_, role, content, metadata, created_at = row
+    return sha256(
+        b"".join(
+            (
+                _MESSAGE_DIGEST_NUMBERS(6, _INT8, 8, seq, _TIMESTAMP, 8, created_at),
+                _TYPED(_TEXT, len(id_)),
+                id_,
+                _TYPED(_TEXT, len(role)),
+                role,
+                _TYPED(_TEXT, len(content)),
+                content,
+                _TYPED(_JSONB, len(metadata) + 1),
+                _JSONB_VERSION,
+                metadata,
+            )
+        )
+    ).digest()
+
+
+def xor(digests: Iterable[bytes]) -> int:
+    """Return the XOR of digests as a number; 0 of none."""
+    result = 0
+    for digest in digests:
+        result ^= int.from_bytes(digest)
+    return result
+
+
+class CopyReader:
+    """Takes binary COPY output in pieces of any size, and hands out whole rows."""
+
+    def __init__(self, receive: Callable[[list[bytes | None]], None]) -> None:
+        self._receive = receive
+        self._buffer = bytearray()
+        self._started = False
+
+    async def __call__(self, data: bytes) -> None:
+        """Take a piece."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        if not self._started:
+            if len(buffer) < len(COPY_HEADER):
+                return
+            self._started = True
+            at = len(COPY_HEADER)
+        while (row := _read_row(buffer, at)) is not None:
+            values, at = row
+            self._receive(values)
+        del buffer[:at]
+
+
+def _read_row(buffer: bytearray, at: int) -> tuple[list[bytes | None], int] | None:
+    """Return the row at an offset and the offset after it, or `None` where it is not whole or the data ends."""
+    if len(buffer) < at + 2:
+        return None
+    columns = int.from_bytes(buffer[at : at + 2], signed=True)
+    if columns < 0:
+        return None
+    at += 2
+    values: list[bytes | None] = []
+    for _ in range(columns):
+        if len(buffer) < at + 4:
+            return None
+        length = int.from_bytes(buffer[at : at + 4], signed=True)
+        at += 4
+        if length < 0:
+            values.append(None)
+            continue
+        if len(buffer) < at + length:
+            return None
+        values.append(bytes(buffer[at : at + length]))
+        at += length
+    return values, at

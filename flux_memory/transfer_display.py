@@ -1,0 +1,148 @@
+"""What a person sees of a transfer: phases, a progress bar, the table and the closing line."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flux_memory.transfer import Report, Status
+
+_CLOSING: Final = {
+    Status.IDENTICAL: "Proven identical: every session and message is there, in order, with its content.",
+    Status.READY: "Ready: nothing is in the way. Run again without --dry-run to move it.",
+    Status.REFUSED: (
+        "Stopped before anything was changed: the rows above cannot be moved. Mend them, or run again with "
+        "--on-invalid=quarantine to move the rest."
+    ),
+    Status.QUARANTINED: "Done and proven, but for the rows in {quarantine}. Mend them there, then run: {retry}",
+    Status.DIFFERENT: "DIFFERENT: see the list above. Nothing was overwritten; settle these rows, then run again.",
+}
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} rows/s", style="progress.data.speed")
+
+
+class Display:
+    """Watches a transfer: a progress bar on a terminal, plain lines elsewhere, nothing if quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=None, visible=False)
+        self._name = ""
+        self._rows = 0
+        self._began = 0.0
+
+    def phase(self, name: str, rows: int | None) -> None:
+        """Begin a phase; the last one has ended."""
+        self._end_phase()
+        self._name, self._rows, self._began = name, 0, time.monotonic()
+        if not self._progress.disable:
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(name, total=rows)
+
+    def advance(self, rows: int) -> None:
+        """Count rows."""
+        self._rows += rows
+        if not self._progress.disable:
+            self._progress.advance(self._task, rows)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        if not self._quiet:
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def verdict(self, report: Report) -> None:
+        """Print what was found and proved, and one closing line."""
+        for tally in report.preflight.tallies.values():
+            self.say(f"  {tally.count:,} {tally.table}: {tally.kind}. First: {'; '.join(tally.first)}")
+        if report.preflight.refused:
+            self.say(
+                f"Cannot be moved: {report.preflight.refused_sessions:,} sessions, "
+                f"{report.preflight.refused_messages:,} messages"
+            )
+        if report.preflight.ties:
+            self.say(
+                f"{report.preflight.ties:,} messages share their time with the one before; they keep the order written"
+            )
+        self._moved(report)
+        self._verification(report)
+        self.say(
+            _CLOSING[report.status].format(
+                quarantine=report.quarantine, retry=f"flux-memory migrate --retry {report.quarantine}"
+            )
+        )
+
+    def _moved(self, report: Report) -> None:
+        moved = report.moved
+        if moved is None:
+            return
+        self.say(f"Moved {moved.sessions:,} sessions, {moved.messages:,} messages")
+        if moved.skipped_sessions or moved.skipped_messages:
+            self.say(f"Already there: {moved.skipped_sessions:,} sessions, {moved.skipped_messages:,} messages")
+        if moved.first_conflicts:
+            self.say(
+                f"In conflict, and left as they are: {moved.conflicting_sessions:,} sessions (with {moved.held_back:,} "
+                f"messages held back), {moved.conflicting_messages:,} messages. "
+                f"First: {', '.join(moved.first_conflicts)}"
+            )
+
+    def _verification(self, report: Report) -> None:
+        found = report.verification
+        if found is None or self._quiet:
+            return
+        back = "://" in report.source
+        here, there = ("File", "PostgreSQL") if back else ("SQLite", "PostgreSQL")
+        table = Table("Verification", "sessions", "messages", title_justify="left")
+        table.add_row(here, f"{found.sessions:,}", f"{found.messages:,}")
+        table.add_row(there, f"{found.target_sessions:,}", f"{found.target_messages:,}")
+        if self._console.is_terminal:
+            self._console.print(table)
+        else:
+            self.say(f"Verification: {here}: {found.sessions:,} sessions, {found.messages:,} messages")
+            self.say(f"              {there}: {found.target_sessions:,} sessions, {found.target_messages:,} messages")
+        if found.only_in_target or found.added_since:
+            self.say(
+                f"Only in {there}: {found.only_in_target:,} sessions, and {found.added_since:,} messages of sessions "
+                "that are on both sides"
+            )
+        for difference in found.first_differences:
+            self.say(f"  {difference}")
+        if found.differences:
+            self.say("Differences: " + ", ".join(f"{count:,} x {kind}" for kind, count in found.differences.items()))
+
+    def _end_phase(self) -> None:
+        if self._name and not self._quiet and not self._console.is_terminal:
+            seconds = time.monotonic() - self._began
+            rows = f"{self._rows:,} rows in " if self._rows else ""
+            click.echo(f"{self._name}: {rows}{seconds:.1f} s")
+        self._name = ""
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._end_phase()
+        self._progress.stop()
