@@ -73,6 +73,15 @@ def typecheck(session: nox.Session) -> None:
     session.run("pyright", "flux_memory", "contract_tests/typing_public_api.py")
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure throughput and growth; fails where a target is missed. `-- --full` for every contender."""
+    install(session, "bench")
+    session.run("python", "benchmarks/pool_throughput.py", *session.posargs)
+    if "--full" in session.posargs:
+        session.run("python", "benchmarks/growth.py")
+
+
 @nox.session(venv_backend="none")
 def image(session: nox.Session) -> None:
     """Build a throwaway PostgreSQL image from Debian's packages; needs root and a Docker engine."""

@@ -66,8 +66,18 @@ LIMIT $1 OFFSET $2
 SELECT_PAGE: Final = SELECT_SESSIONS + NEWEST_FIRST
 SELECT_PAGE_OF_USER: Final = SELECT_SESSIONS + "WHERE user_id = $3" + NEWEST_FIRST
 SELECT_PAGE_BY_METADATA: Final = SELECT_SESSIONS + "WHERE metadata @> $3::text::jsonb" + NEWEST_FIRST
+# OFFSET 0 is a fence: the user's sessions are walked in order and tested one by one, until the page is full. Left to
+# itself the planner reads every session that has the metadata, whoever's it is.
+OWN_SESSIONS: Final = """
+WITH sessions AS NOT MATERIALIZED (
+    SELECT *
+    FROM sessions
+    WHERE user_id = $3
+    ORDER BY updated_at DESC, id COLLATE "C" DESC
+    OFFSET 0
+)"""
 SELECT_PAGE_OF_USER_BY_METADATA: Final = (
-    SELECT_SESSIONS + "WHERE user_id = $3 AND metadata @> $4::text::jsonb" + NEWEST_FIRST
+    OWN_SESSIONS + SELECT_SESSIONS + "WHERE metadata @> $4::text::jsonb\nLIMIT $1 OFFSET $2"
 )
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 UPDATE_TITLE: Final = """

@@ -47,6 +47,7 @@ class OwnConnections:
         self._free: list[Any] = []
         self._fewest_free = 0
         self._trimming: asyncio.TimerHandle | None = None
+        self._closing = False
 
     async def fetch(self, sql: str, *values: object) -> list[Any]:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -62,6 +63,7 @@ class OwnConnections:
         raise AssertionError("unreachable")
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
+        self._closing = True
         self._stop_trimming()
         try:
             async with asyncio.timeout(timeout):
@@ -102,6 +104,10 @@ class OwnConnections:
         releasing.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _put_back(self, connection: Any) -> None:
+        if self._closing:
+            # A statement whose callers were cancelled ends after them; the pool waits for its connection.
+            self._release(connection)
+            return
         self._free.append(connection)
         if self._trimming is None and len(self._free) > self._pool.get_min_size():
             self._fewest_free = len(self._free)
