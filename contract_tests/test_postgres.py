@@ -15,7 +15,7 @@ from raw_postgres import connected, execute, rows
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends import postgres as backend
-from flux_memory.errors import ConflictError, FluxMemoryError, SchemaError
+from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SchemaError
 from flux_memory.testkit.servers import Server
 
 FUTURE = "2999-01-01T00:00:00.000000+00:00"
@@ -337,3 +337,11 @@ async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) ->
             await memory.create_session()
     async with PostgresConversationMemory(flux_empty_database) as memory:
         assert await memory.count_sessions() == 0
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_filter_is_refused_whoever_is_asked_for(flux_postgres_clean_dsn: str) -> None:
+    """A user that nobody can be does not hide that the metadata filter is wrong."""
+    async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
+        with pytest.raises(InvalidInputError, match="metadata"):
+            await memory.get_sessions(user_id="\x00", metadata=[])  # type: ignore[arg-type]

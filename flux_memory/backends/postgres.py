@@ -195,9 +195,9 @@ class PostgresConversationMemory:
         self._life.check_open()
         page = (records.limit(limit), records.count("offset", offset))
         user = None if user_id is None else records.lookup("user_id", user_id)
+        part = None if metadata is None else json_metadata.encode(metadata)
         if user_id is not None and user is None:
             return []
-        part = None if metadata is None else json_metadata.encode(metadata)
         if user is None and part is None:
             rows = await self._rows(SELECT_PAGE, *page)
         elif part is None:
