@@ -82,6 +82,19 @@ def bench(session: nox.Session) -> None:
         session.run("python", "benchmarks/growth.py")
 
 
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Run the contract on published stores, and write their scorecard; what they do not keep is no failure."""
+    session.install("-r", "contract_tests/peers/requirements.txt", "-e", ".[testkit,embedded]")
+    report = str(Path(session.create_tmp()) / "report")
+    session.run(
+        *("pytest", "contract_tests/peers/test_peers.py", "--confcutdir=contract_tests/peers", "-q", "--tb=no"),
+        *("-W", "ignore", "--flux-postgres=local", f"--flux-report={report}", *session.posargs),
+        success_codes=[0, 1],
+    )
+    session.run("python", "contract_tests/peers/scorecard.py", report)
+
+
 @nox.session(venv_backend="none")
 def image(session: nox.Session) -> None:
     """Build a throwaway PostgreSQL image from Debian's packages; needs root and a Docker engine."""

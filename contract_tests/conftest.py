@@ -13,6 +13,9 @@ import pytest
 from flux_memory.testkit.servers import ServerUnavailable, container
 from flux_memory.testkit.servers.choice import default_image
 
+# They run in an environment of their own: `nox -s peers`.
+collect_ignore = ["peers"]
+
 BUILT_IMAGE = "flux-memory/postgres:15"
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from bound_stores import Corrupt, check, damage_postgres, execute, written_at
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.testkit import CLAUSES, MemoryContract
-from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit import MemoryContract
+from flux_memory.testkit.contract.under_test import ClockAt, StoreUnderTest
 
 DAMAGES: Final = {
     "JSON of another kind": "UPDATE messages SET metadata = '[]' WHERE session_id = $1 AND id = $2",
@@ -21,21 +21,6 @@ DAMAGES: Final = {
     "a time out of range": "UPDATE messages SET created_at = '200000-01-01' WHERE session_id = $1 AND id = $2",
     "a time before Christ": "UPDATE messages SET created_at = '0044-03-15 BC' WHERE session_id = $1 AND id = $2",
 }
-
-
-async def execute(dsn: str, sql: str, *values: Any) -> str:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return str(await connection.execute(sql, *values))
-    finally:
-        await connection.close()
-
-
-def damage(dsn: str, sql: str) -> Callable[[str, str], Awaitable[None]]:
-    async def corrupt(session_id: str, message_id: str) -> None:
-        assert await execute(dsn, sql, session_id, message_id) == "UPDATE 1"
-
-    return corrupt
 
 
 class TestPostgreSQL(MemoryContract):
@@ -50,27 +35,12 @@ class TestPostgreSQL(MemoryContract):
         return lambda: PostgresConversationMemory(flux_empty_database)
 
     @pytest.fixture
-    def clock_at(self, flux_postgres_clean_dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
-        """The server has the clock, so what was written is given its moment afterwards."""
-
-        @asynccontextmanager
-        async def written_at(moment: datetime) -> AsyncIterator[None]:
-            yield
-            naive = moment.astimezone(UTC).replace(tzinfo=None)
-            await execute(flux_postgres_clean_dsn, "UPDATE messages SET created_at = $1", naive)
-            await execute(flux_postgres_clean_dsn, "UPDATE sessions SET updated_at = $1", naive)
-
-        return written_at
+    def clock_at(self, flux_postgres_clean_dsn: str) -> ClockAt:
+        return written_at(flux_postgres_clean_dsn)
 
     @pytest.fixture
-    def corrupt_message(self, flux_postgres_clean_dsn: str) -> Callable[[str, str], Awaitable[None]]:
-        return damage(flux_postgres_clean_dsn, DAMAGES["a time without end"])
-
-
-async def check(clause_id: str, store: StoreUnderTest) -> None:
-    checked = CLAUSES[clause_id].test(MemoryContract(), store)
-    assert checked is not None
-    await checked
+    def corrupt_message(self, flux_postgres_clean_dsn: str) -> Corrupt:
+        return damage_postgres(flux_postgres_clean_dsn, DAMAGES["a time without end"])
 
 
 @pytest.mark.asyncio
@@ -78,7 +48,9 @@ async def check(clause_id: str, store: StoreUnderTest) -> None:
 async def test_every_kind_of_damage_stays_in_its_row(flux_postgres_clean_dsn: str, sql: str) -> None:
     """One damaged row raises an error that names it, whatever is wrong with it."""
     dsn = flux_postgres_clean_dsn
-    await check("FM-LIF-011", StoreUnderTest(lambda: PostgresConversationMemory(dsn), corrupt_message=damage(dsn, sql)))
+    await check(
+        "FM-LIF-011", StoreUnderTest(lambda: PostgresConversationMemory(dsn), corrupt_message=damage_postgres(dsn, sql))
+    )
 
 
 @pytest.mark.asyncio
@@ -87,9 +59,9 @@ async def test_every_kind_of_damage_stays_in_its_row(flux_postgres_clean_dsn: st
 async def test_times_do_not_depend_on_the_server(flux_empty_database: str, zone: str, clause_id: str) -> None:
     """Times are UTC whatever the server's time zone and date style are."""
     async with asyncio.timeout(30):
-        name = flux_empty_database.rsplit("/", 1)[1].split("?")[0]
-        await execute(flux_empty_database, f'ALTER DATABASE "{name}" SET timezone = \'{zone}\'')
-        await execute(flux_empty_database, f'ALTER DATABASE "{name}" SET datestyle = \'German, DMY\'')
+        name = urlsplit(flux_empty_database).path[1:]
+        await execute(flux_empty_database, f"ALTER DATABASE \"{name}\" SET timezone = '{zone}'")
+        await execute(flux_empty_database, f"ALTER DATABASE \"{name}\" SET datestyle = 'German, DMY'")
     await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(flux_empty_database)))
 
 
@@ -118,7 +90,7 @@ async def test_a_race_to_first_use_leaks_no_connection(flux_empty_database: str)
     watcher = await asyncpg.connect(flux_empty_database)
     try:
         async with asyncio.timeout(10):
-            while await watcher.fetchval(
+            while await watcher.fetchval(  # noqa: ASYNC110 - the server sends no event
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
                 " AND backend_type = 'client backend'"
             ):

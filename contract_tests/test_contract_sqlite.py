@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pytest
+from bound_stores import Corrupt, check, damage_sqlite
 
 from flux_memory import ConversationMemory
-from flux_memory.testkit import CLAUSES, MemoryContract
-from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit import MemoryContract
+from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
 DAMAGES: Final = {
     "bad JSON": "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?",
@@ -22,15 +21,6 @@ DAMAGES: Final = {
     "no time": "UPDATE messages SET created_at = 'soon' WHERE session_id = ? AND id = ?",
     "a time out of range": "UPDATE messages SET created_at = '99999-01-01T00:00:00' WHERE session_id = ? AND id = ?",
 }
-
-
-def damage(path: Path, sql: str) -> Callable[[str, str], Awaitable[None]]:
-    async def corrupt(session_id: str, message_id: str) -> None:
-        with closing(sqlite3.connect(path)) as connection:
-            assert connection.execute(sql, (session_id, message_id)).rowcount == 1
-            connection.commit()
-
-    return corrupt
 
 
 class TestSQLite(MemoryContract):
@@ -45,8 +35,8 @@ class TestSQLite(MemoryContract):
         return lambda: ConversationMemory(path)
 
     @pytest.fixture
-    def corrupt_message(self, path: Path) -> Callable[[str, str], Awaitable[None]]:
-        return damage(path, DAMAGES["bad JSON"])
+    def corrupt_message(self, path: Path) -> Corrupt:
+        return damage_sqlite(path, DAMAGES["bad JSON"])
 
 
 @pytest.mark.asyncio
@@ -54,7 +44,16 @@ class TestSQLite(MemoryContract):
 async def test_every_kind_of_damage_stays_in_its_row(tmp_path: Path, sql: str) -> None:
     """One damaged row raises an error that names it, whatever is wrong with it."""
     path = tmp_path / "chat.db"
-    store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=damage(path, sql))
-    checked = CLAUSES["FM-LIF-011"].test(MemoryContract(), store)
-    assert checked is not None
-    await checked
+    store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=damage_sqlite(path, sql))
+    await check("FM-LIF-011", store)
+
+
+@pytest.mark.asyncio
+async def test_first_use_races_on_many_files(tmp_path: Path) -> None:
+    """Handles that race to a file that is not there never meet a lock they do not wait for."""
+    for number in range(60):
+        handles = [ConversationMemory(tmp_path / f"{number}.db") for _ in range(8)]
+        outcomes = await gather_outcomes(*(handle.create_session() for handle in handles))
+        for handle in handles:
+            await handle.close()
+        assert all(isinstance(outcome, str) for outcome in outcomes), outcomes

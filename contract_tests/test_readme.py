@@ -19,7 +19,7 @@ from flux_memory.cli import check
 
 PROJECT: Final = Path(__file__).parents[1]
 README: Final = PROJECT / "README.md"
-PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/*.md"))]
+PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/**/*.md"))]
 COMMAND_FILES: Final = [*PAGES, PROJECT / ".github/workflows/ci.yml", PROJECT / ".ci/run"]
 
 MY_BACKEND: Final = """
@@ -200,7 +200,9 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
 def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
     """A guide that nobody finds is none."""
     text = README.read_text()
-    assert [page.name for page in PROJECT.glob("docs/*.md") if f"](docs/{page.name})" not in text] == []
+    # A folder's pages are linked from its own README.
+    pages = [page.relative_to(PROJECT) for page in (*PROJECT.glob("docs/*.md"), *PROJECT.glob("docs/*/README.md"))]
+    assert [page for page in pages if f"]({page})" not in text] == []
 
 
 def test_messages_on_the_troubleshooting_page_are_the_codes_own() -> None:

@@ -114,8 +114,9 @@ class _Call:
 class MessageWriter:
     """Sends one statement at a time and never waits for company: what comes meanwhile shares the next one.
 
-    Messages are stored in the order of the calls. Each call has its own outcome; one that is cancelled before it was
-    sent is not stored, and one that was sent is stored whole or not at all.
+    A session's messages are stored in the order of the calls: while a statement for it is in flight, however long, its
+    next calls wait. Each call has its own outcome; one that is cancelled before it was sent is not stored, and one
+    that was sent is stored whole or not at all.
 
     Args:
         connections: What runs the statements.
@@ -126,6 +127,7 @@ class MessageWriter:
         self._connections = connections
         self._timeout = timeout
         self._waiting: deque[_Call] = deque()
+        self._in_flight: set[str] = set()
         self._turn: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,15 +139,17 @@ class MessageWriter:
             ConflictError: An id is taken by another content.
         """
         call = _Call(session_id, rows, self._timeout)
-        if self._turn is not None or self._waiting:
+        if self._turn is not None or session_id in self._in_flight:
             self._waiting.append(call)
             await call.future
             return
         # Nothing is in flight: no task is needed to send this at once.
         turn = self._take_turn()
+        self._in_flight.add(session_id)
         try:
             await self._send_alone(call)
         finally:
+            self._in_flight.remove(session_id)
             self._end_turn(turn)
         call.future.result()
 
@@ -159,8 +163,11 @@ class MessageWriter:
         turn.cancel()
         if self._turn is turn:
             self._turn = None
-            if self._waiting:
-                self._start(self._send_waiting())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._turn is None and self._waiting:
+            self._start(self._send_waiting())
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
         # The event loop itself holds tasks only weakly.
@@ -181,21 +188,30 @@ class MessageWriter:
             self._end_turn(turn)
 
     def _next_calls(self) -> list[_Call]:
+        """Take calls off the queue, none whose session is in flight, and mark their sessions."""
         calls: list[_Call] = []
+        left: deque[_Call] = deque()
+        held_back = set(self._in_flight)
         ids: set[tuple[str, str]] = set()
         size = characters = 0
         while self._waiting:
-            call = self._waiting[0]
+            call = self._waiting.popleft()
+            if call.future.done():
+                continue
             own = {(call.session_id, row.id) for row in call.rows}
             # A retry of what is in this statement has to see it stored.
-            if calls and (size >= _MOST_ROWS or characters >= _MOST_CHARACTERS or not ids.isdisjoint(own)):
+            if call.session_id in held_back or (calls and not ids.isdisjoint(own)):
+                held_back.add(call.session_id)
+                left.append(call)
+                continue
+            calls.append(call)
+            ids |= own
+            size += len(call.rows)
+            characters += sum(len(row.content) for row in call.rows)
+            if size >= _MOST_ROWS or characters >= _MOST_CHARACTERS:
                 break
-            self._waiting.popleft()
-            if not call.future.cancelled():
-                calls.append(call)
-                ids |= own
-                size += len(call.rows)
-                characters += sum(len(row.content) for row in call.rows)
+        self._waiting.extendleft(reversed(left))
+        self._in_flight.update(call.session_id for call in calls)
         return calls
 
     async def _send_together(self, calls: list[_Call]) -> None:
@@ -209,18 +225,24 @@ class MessageWriter:
         by_session: dict[str, list[_Call]] = {}
         for call in locked_by_others:
             by_session.setdefault(call.session_id, []).append(call)
+        self._in_flight.difference_update({call.session_id for call in calls} - by_session.keys())
         for same_session in by_session.values():
             self._start(self._send_apart(same_session))
 
     async def _send_apart(self, calls: list[_Call]) -> None:
-        for call in calls:
-            if call.future.done():
-                continue
-            try:
-                async with asyncio.timeout_at(call.deadline):
-                    await self._send_alone(call)
-            except Exception as error:  # noqa: BLE001 - the caller gets it
-                _fail(call, error)
+        """Send calls one after the other, and unmark their sessions."""
+        try:
+            for call in calls:
+                if call.future.done():
+                    continue
+                try:
+                    async with asyncio.timeout_at(call.deadline):
+                        await self._send_alone(call)
+                except Exception as error:  # noqa: BLE001 - the caller gets it
+                    _fail(call, error)
+        finally:
+            self._in_flight.difference_update(call.session_id for call in calls)
+            self._go_on()
 
     async def _send_alone(self, call: _Call) -> None:
         """Send one call, which waits for its session's lock."""

@@ -6,21 +6,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from flux_memory.testkit.capabilities import ALL, Capability
+    from flux_memory.testkit.claims import known_failure
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
 __all__ = [
+    "ALL",
     "CLAUSES",
     "CONTRACT_VERSION",
+    "Capability",
     "Clause",
     "MemoryContract",
     "ReferenceMemory",
     "ReferenceStore",
     "clause",
+    "known_failure",
 ]
 
 _HOME: Final = {
+    "ALL": "capabilities",
+    "Capability": "capabilities",
+    "known_failure": "claims",
     "MemoryContract": "contract",
     "ReferenceMemory": "reference",
     "ReferenceStore": "reference",

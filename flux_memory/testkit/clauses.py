@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from flux_memory.testkit.capabilities import NOTHING, Capability
+from flux_memory.testkit.evidence.versions import parse_version
+
 if TYPE_CHECKING:
     from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -31,6 +34,8 @@ GROUPS: Final = {
     "CAN": "Cancellation",
     "LIF": "Lifecycle",
     "DUR": "Durability, processes",
+    "MOD": "Everything together",
+    "CAP": "Claims",
 }
 """The middle part of a clause's id, and what it protects."""
 
@@ -52,11 +57,17 @@ class Clause:
     home: str
     test: Test
     fresh: bool
+    since: str
+    needs: Capability
 
     @property
     def group(self) -> str:
         """What the clause protects, for people."""
         return group_of(self.id)
+
+    def words(self) -> dict[str, str]:
+        """Return what people are told of the clause besides its id."""
+        return {"group": self.group, "since": self.since, "promise": self.promise, "loses": self.loses}
 
 
 CLAUSES: Final[dict[str, Clause]] = {}
@@ -68,7 +79,15 @@ def group_of(clause_id: str) -> str:
     return GROUPS[clause_id.split("-")[1]]
 
 
-def clause(clause_id: str, *, promise: str, loses: str, fresh: bool = False) -> Callable[[Test], Test]:
+def clause(
+    clause_id: str,
+    *,
+    promise: str,
+    loses: str,
+    needs: Capability = NOTHING,
+    fresh: bool = False,
+    since: str = "1.0",
+) -> Callable[[Test], Test]:
     """Make a method of a contract class the clause with this id.
 
     The method takes the `store` under test. It becomes one pytest node named `test_...[clause_id]`, collected and
@@ -79,14 +98,17 @@ def clause(clause_id: str, *, promise: str, loses: str, fresh: bool = False) -> 
         clause_id: `FM-` group `-` number; it never changes and is never used again for anything else.
         promise: What a backend keeps, as a sentence.
         loses: What users lose when it does not, as a sentence.
+        needs: What a backend may lack, and then this clause does not count.
         fresh: It needs a store on which nobody has ever opened a handle.
+        since: The version of the contract that added it. What a minor version adds is advisory until the next one.
 
     Raises:
-        ValueError: The id is malformed, or another clause has it, or the method's name.
+        ValueError: The id or the version is malformed, or another clause has it, or the method's name.
     """
     match = _ID.fullmatch(clause_id)
     if match is None or match["group"] not in GROUPS:
         raise ValueError(f"{clause_id!r} is no clause id; write FM-GRP-000 with a group of {sorted(GROUPS)}")
+    parse_version(since)
 
     def register(function: Test) -> Test:
         home = f"{function.__module__}.{function.__qualname__}"
@@ -97,11 +119,12 @@ def clause(clause_id: str, *, promise: str, loses: str, fresh: bool = False) -> 
                 # In a class that inherits both, one would hide the other.
                 raise ValueError(f"the clauses {known.id} and {clause_id} have one name, {function.__name__}")
         test = _closing(function)
-        CLAUSES[clause_id] = Clause(clause_id, promise, loses, home, test, fresh)
+        CLAUSES[clause_id] = Clause(clause_id, promise, loses, home, test, fresh, since, needs)
         if inspect.iscoroutinefunction(test):
             test = pytest.mark.asyncio(loop_scope="function")(test)
         # pytest collects a function with this mark whatever `python_functions` says.
         test.__test__ = True  # type: ignore[attr-defined]
+        test.flux_clause_id = clause_id  # type: ignore[attr-defined]
         return pytest.mark.parametrize("flux_clause", [pytest.param(clause_id, id=clause_id)])(test)
 
     return register

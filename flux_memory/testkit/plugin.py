@@ -12,7 +12,11 @@ import pytest
 # Before the contract is imported, or its failures would be bare assertion errors.
 pytest.register_assert_rewrite("flux_memory.testkit.contract")
 
-pytest_plugins: Final = ["flux_memory.testkit.servers.fixtures", "flux_memory.testkit.report"]
+pytest_plugins: Final = [
+    "flux_memory.testkit.servers.fixtures",
+    "flux_memory.testkit.evidence.run",
+    "flux_memory.testkit.report",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,5 +43,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--flux-memory-factory",
         default=None,
         metavar="MODULE:CALLABLE",
-        help="The memory for `pytest --pyargs flux_memory.testkit.contract`: takes an empty directory, returns a handle.",
+        help="The memory for `pytest --pyargs flux_memory.testkit.contract`: an empty directory in, a handle out.",
+    )
+    group.addoption(
+        "--flux-without",
+        default=None,
+        metavar="NAMES",
+        help="Capabilities that the memory does not claim, as batch,titles: their clauses do not count.",
+    )
+    group.addoption(
+        "--flux-model",
+        choices=("fast", "thorough"),
+        default="fast",
+        help="How long the model explores a backend: a few seconds, or ten minutes.",
+    )
+    group.addoption(
+        "--flux-report",
+        default=None,
+        metavar="DIR",
+        help="Write there what the run found out of each clause: JSON, Markdown, an HTML page and an SVG badge.",
+    )
+    group.addoption(
+        "--flux-contract",
+        default=None,
+        metavar="VERSION",
+        help="Hold backends to this version of the contract, as 1.0; a newer clause that fails does not fail the run.",
+    )
+    group.addoption(
+        "--flux-strict",
+        action="store_true",
+        help="A clause that could not be checked fails the run.",
     )

@@ -16,7 +16,6 @@ _RUN: Final = 4
 """Calls of one kind in a row that are all shown; more are counted."""
 
 
-
 class _Short(reprlib.Repr):
     """`repr`, cut short; of any value, those too that have none."""
 
@@ -142,5 +141,5 @@ class RecordedMemory:
         await self._memory.__aenter__()
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._memory.__aexit__(*exc_info)
+    async def __aexit__(self, *exc_info: object) -> Any:
+        return await self._memory.__aexit__(*exc_info)

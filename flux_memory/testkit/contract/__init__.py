@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
+from flux_memory.testkit.contract.capabilities import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
 from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
@@ -11,6 +12,7 @@ from flux_memory.testkit.contract.limits import LimitsContract
 from flux_memory.testkit.contract.listing import ListingContract
 from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
+from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.text import TextContract
@@ -21,6 +23,8 @@ __all__ = ["MemoryContract"]
 
 class MemoryContract(
     # pytest runs the last base first.
+    CapabilitiesContract,
+    ModelContract,
     DurabilityContract,
     LifecycleContract,
     CancellationContract,
@@ -35,7 +39,7 @@ class MemoryContract(
     MetadataContract,
     TextContract,
 ):
-    """Everything a `Memory` promises. Subclass it, and give the fixture `memory_factory`:
+    """Everything a `Memory` promises. Subclass it, and give the fixture `memory_factory`.
 
         class TestMine(MemoryContract):
             @pytest.fixture

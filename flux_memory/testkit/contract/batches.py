@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import ConflictError, InvalidInputError, SessionNotFoundError
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
@@ -39,6 +40,7 @@ class BatchesContract(Binding):
         "FM-BAT-001",
         promise="A batch is stored in the order given, and the ids are returned in that order.",
         loses="A question and its answer, stored together, change places.",
+        needs=Capability.BATCH,
     )
     async def test_a_batch_keeps_its_order(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -55,6 +57,7 @@ class BatchesContract(Binding):
         "FM-BAT-002",
         promise="A message of a batch may have metadata and a `message_id`; `None` is as if they were missing.",
         loses="Batches store less than single adds do.",
+        needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_IDS,
     )
     async def test_a_batch_has_metadata_and_ids(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -65,7 +68,10 @@ class BatchesContract(Binding):
         ]
         ids = await memory.add_messages(session, batch)
         rows = await memory.get_history(session)
-        assert [(row["role"], row["content"], row["metadata"]) for row in rows] == [("a", "x", {"k": 1.0}), ("b", "y", {})]
+        assert [(row["role"], row["content"], row["metadata"]) for row in rows] == [
+            ("a", "x", {"k": 1.0}),
+            ("b", "y", {}),
+        ]
         assert [row["id"] for row in rows] == ids
         assert ids[0] == "m"
 
@@ -73,6 +79,7 @@ class BatchesContract(Binding):
         "FM-BAT-003",
         promise="A batch with one bad message is refused whole; the error names the message and the key.",
         loses="Half a batch is stored, and a retry stores it twice.",
+        needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_a_bad_message_refuses_the_batch(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -99,6 +106,7 @@ class BatchesContract(Binding):
         "FM-BAT-004",
         promise="A batch with one conflict is refused whole, wherever in the batch it stands.",
         loses="Half a batch is stored, and nobody knows which half.",
+        needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_a_conflict_refuses_the_batch(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -119,6 +127,7 @@ class BatchesContract(Binding):
         "FM-BAT-005",
         promise="A batch for a session that does not exist raises `SessionNotFoundError`, an empty batch too.",
         loses="A batch is lost, and nobody is told.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_a_batch_for_nowhere(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -132,13 +141,15 @@ class BatchesContract(Binding):
         "FM-BAT-006",
         promise="An empty batch returns `[]` and changes nothing.",
         loses="Nothing said moves a conversation to the top.",
+        needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_an_empty_batch_changes_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
         await add_numbered(memory, session, range(2))
         before = await memory.get_sessions(), await memory.get_history(session)
-        for empty in ([], (), iter(())):
+        empties: list[Any] = [[], (), iter(())]
+        for empty in empties:
             assert await memory.add_messages(session, empty) == []
         assert (await memory.get_sessions(), await memory.get_history(session)) == before
 
@@ -146,6 +157,7 @@ class BatchesContract(Binding):
         "FM-BAT-007",
         promise="A batch is any iterable of mappings; text, bytes, one mapping and other types are type errors.",
         loses="One message given in place of a list is taken apart key by key.",
+        needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
     )
     async def test_a_batch_is_an_iterable_of_mappings(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -167,11 +179,16 @@ class BatchesContract(Binding):
         "FM-BAT-008",
         promise="A retried batch is stored once: what is there already is not stored again, what is missing is.",
         loses="A retried batch says everything twice, or is refused for ever.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.SEVERAL_HANDLES,
     )
     async def test_a_retried_batch_is_stored_once(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
         session = await memory.create_session()
-        batch = [{**message, "message_id": f"m{message['content']}"} for message in numbered(0, 1, 2)]
+        batch: list[Any] = [{**message, "message_id": f"m{message['content']}"} for message in numbered(0, 1, 2)]
         for handle in (memory, memory, other):
             assert await handle.add_messages(session, batch) == ["m0", "m1", "m2"]
         longer: list[Any] = [*batch, {"role": "user", "content": "3", "message_id": "m3"}]
@@ -185,14 +202,16 @@ class BatchesContract(Binding):
         "FM-BAT-009",
         promise="One id twice in a batch: stored once if the contents agree, else `ConflictError` and nothing stored.",
         loses="Of two messages of a batch one is dropped, and nobody is told.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_one_id_twice_in_a_batch(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        one, other = ({"role": "user", "content": content, "message_id": "m"} for content in ("one", "other"))
+        one: Any = {"role": "user", "content": "one", "message_id": "m"}
+        other = {**one, "content": "other"}
         for batch in ([one, other], [*numbered(0), one, *numbered(1), other]):
             with pytest.raises(ConflictError):
-                await memory.add_messages(session, batch)  # type: ignore[arg-type]  # plain dicts are fine
+                await memory.add_messages(session, batch)
         assert await memory.get_history(session) == []
         ids = await memory.add_messages(session, [one, *numbered(1), one])
         assert (ids[0], ids[2]) == ("m", "m")
@@ -207,6 +226,7 @@ class BatchesContract(Binding):
         "FM-BAT-010",
         promise="Batches of concurrent writers are not interleaved, and no reader sees half of one.",
         loses="An answer stands between another question and its answer.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_batches_stay_together(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flux_memory.testkit.capabilities import ALL, Capability
+from flux_memory.testkit.claims import capabilities_of, refuse_replacements
 from flux_memory.testkit.clauses import CLAUSES
 from flux_memory.testkit.contract.under_test import (
     ClockAt,
@@ -17,10 +19,17 @@ from flux_memory.testkit.contract.under_test import (
 class Binding:
     """The fixtures behind every clause. A subclass gives `memory_factory`; the others may be overridden.
 
-    `backend` names the column in the closing table; by default it is the name of the class.
+    `backend` names the column in the closing table; by default it is the name of the class. `capabilities` is what the
+    backend claims; see `Capability`.
     """
 
     backend: str | None = None
+    capabilities: Capability = ALL
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a subclass that overrides or deletes a clause."""
+        super().__init_subclass__()
+        refuse_replacements(cls)
 
     @pytest.fixture
     def fresh_memory_factory(self, memory_factory: Factory) -> Factory:
@@ -59,4 +68,6 @@ class Binding:
             fresh_factory=request.getfixturevalue("fresh_memory_factory") if fresh else None,
             clock_at=clock_at,
             corrupt_message=corrupt_message,
+            capabilities=capabilities_of(request.node),
+            thorough=request.config.option.flux_model == "thorough",
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as datetime_module
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Self
 from unittest.mock import patch
 
@@ -32,7 +31,7 @@ def python_clock_at(moment: datetime) -> Iterator[None]:
 
         @classmethod
         def utcnow(cls) -> Self:
-            return moment.astimezone(datetime_module.UTC).replace(tzinfo=None)  # type: ignore[return-value]
+            return moment.astimezone(UTC).replace(tzinfo=None)  # type: ignore[return-value]
 
     replacements = {real: _Stopped, time.time: moment.timestamp}
     with ExitStack() as stack:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from flux_memory import ConflictError, FluxMemoryError, InvalidInputError, Memory, SessionNotFoundError
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
@@ -20,6 +22,7 @@ class ConcurrencyContract(Binding):
         promise="First use may race: many tasks on a new handle to a new store all succeed.",
         loses="The first requests after a deployment fail.",
         fresh=True,
+        needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_tasks_race_to_first_use(self, store: StoreUnderTest) -> None:
         memory = store.open_fresh()
@@ -31,20 +34,22 @@ class ConcurrencyContract(Binding):
         promise="First use may race: many handles on a new store all succeed, reads and writes alike.",
         loses="A service with several workers fails at its first start.",
         fresh=True,
+        needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_handles_race_to_first_use(self, store: StoreUnderTest) -> None:
-        handles = [store.open_fresh() for _ in range(6)]
+        handles = [store.open_fresh() for _ in range(10)]
         writes = [handle.create_session() for handle in handles]
         reads = [handle.count_sessions() for handle in handles]
         outcomes = await gather_outcomes(*writes, *reads)
         assert not [outcome for outcome in outcomes if isinstance(outcome, BaseException)], outcomes
         for handle in handles:
-            assert await handle.count_sessions() == 6
+            assert await handle.count_sessions() == 10
 
     @clause(
         "FM-CON-003",
         promise="Concurrent adds through one handle are all stored, once, with true counts.",
         loses="Messages of users who write at the same time are lost.",
+        needs=Capability.SESSIONS,
     )
     async def test_concurrent_adds_through_one_handle(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -54,6 +59,7 @@ class ConcurrencyContract(Binding):
         "FM-CON-004",
         promise="Concurrent adds through several handles are all stored, once, with true counts.",
         loses="Two workers lose each other's messages.",
+        needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_adds_through_several_handles(self, store: StoreUnderTest) -> None:
         handles = [store.open() for _ in range(3)]
@@ -63,6 +69,7 @@ class ConcurrencyContract(Binding):
         "FM-CON-005",
         promise="What one handle has written, all other handles see at once.",
         loses="A user reloads, lands on another worker, and the message is gone.",
+        needs=Capability.SESSIONS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
     async def test_handles_see_each_other(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -84,18 +91,25 @@ class ConcurrencyContract(Binding):
         "FM-CON-006",
         promise="Calls that fail do not harm their neighbours: what was acknowledged is stored, what failed is not.",
         loses="One user's error rolls back another one's message.",
+        needs=Capability.BATCH
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSION_IDS
+        | Capability.TITLES
+        | Capability.SEVERAL_HANDLES,
     )
     async def test_failures_do_not_harm_neighbours(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
         session = await memory.create_session(session_id="s")
         await memory.add_message(session, "user", "taken", message_id="taken")
+        expected_kinds = [ConflictError, ConflictError, SessionNotFoundError, InvalidInputError, ConflictError]
+        expected_kinds += [SessionNotFoundError]
         for handle in (memory, other):
             calls = []
             for number in range(6):
                 calls += [
                     memory.add_message(session, "user", f"good {number}", message_id=f"{id(handle)}{number}"),
                     handle.add_message(session, "user", "bad", message_id="taken"),
-                    handle.add_messages(session, [_message("bad"), {**_message("bad"), "message_id": "taken"}]),
+                    handle.add_messages(session, [_message("bad"), _message("bad", message_id="taken")]),
                     handle.add_message("nowhere", "user", "bad"),
                     handle.add_message(session, "user", "bad\x00"),
                     handle.create_session(session_id="s"),
@@ -110,8 +124,7 @@ class ConcurrencyContract(Binding):
                     kind is not None and issubclass(kind, expected)
                     for kind, expected in zip(
                         bad,
-                        [ConflictError, ConflictError, SessionNotFoundError, InvalidInputError, ConflictError]
-                        + [SessionNotFoundError],
+                        expected_kinds,
                         strict=True,
                     )
                 ), bad
@@ -122,12 +135,11 @@ class ConcurrencyContract(Binding):
         "FM-CON-007",
         promise="Of concurrent creations under one id one succeeds, the others conflict.",
         loses="Two conversations share an id, or one overwrites the other.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_creations_of_one_session(self, store: StoreUnderTest) -> None:
         handles = [store.open(), store.open()]
-        outcomes = await gather_outcomes(
-            *(handles[n % 2].create_session(str(n), session_id="s") for n in range(8))
-        )
+        outcomes = await gather_outcomes(*(handles[n % 2].create_session(str(n), session_id="s") for n in range(8)))
         refused = [outcome for outcome in outcomes if isinstance(outcome, ConflictError)]
         assert (outcomes.count("s"), len(refused)) == (1, 7), outcomes
         found = await handles[0].get_session("s")
@@ -138,6 +150,7 @@ class ConcurrencyContract(Binding):
         "FM-CON-008",
         promise="Deleting a session while others add to it: each add is stored or not found, and nothing stays behind.",
         loses="A deadlock, or messages of a deleted conversation that come back.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_deleting_beside_adders(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -156,6 +169,7 @@ class ConcurrencyContract(Binding):
         "FM-CON-009",
         promise="`clear_all` while others create and add neither deadlocks nor leaves messages behind.",
         loses="Clearing a busy store blocks every user.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.CLEAR_ALL | Capability.SEVERAL_HANDLES,
     )
     async def test_clearing_beside_adders(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -174,6 +188,12 @@ class ConcurrencyContract(Binding):
         "FM-CON-010",
         promise="All methods at once, on two handles, end without a deadlock, and every error is one of ours.",
         loses="Under load, calls fail with errors of the driver that nobody handles.",
+        needs=Capability.BATCH
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.TITLES
+        | Capability.SEVERAL_HANDLES,
     )
     async def test_everything_at_once(self, store: StoreUnderTest) -> None:
         handles = [store.open(), store.open()]
@@ -200,15 +220,31 @@ class ConcurrencyContract(Binding):
         "FM-CON-011",
         promise="Whatever a call is given and whatever state it meets, the error is a `FluxMemoryError`.",
         loses="Applications must catch the errors of every driver there is.",
+        needs=Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_foreign_errors_never_escape(self, store: StoreUnderTest) -> None:
         memory = store.open()
         await memory.create_session(session_id="s")
         await memory.add_message("s", "user", "", message_id="m")
-        odd = ("", "s", "m", "\x00", "\ud800", "x" * 1000, 10**30, -1, 2.5, None, b"", [], {}, {"a": {1}}, True)
+        odd: tuple[Any, ...] = (
+            "",
+            "s",
+            "m",
+            "\x00",
+            "\ud800",
+            "x" * 1000,
+            10**30,
+            -1,
+            2.5,
+            None,
+            b"",
+            [],
+            {},
+            {"a": {1}},
+            True,
+        )
         outcomes = []
         for value in odd:
-            anything: object = value
             for call in (
                 lambda value: memory.create_session(value, session_id=value),
                 lambda value: memory.create_session("", value, user_id=value),
@@ -222,10 +258,10 @@ class ConcurrencyContract(Binding):
                 lambda value: memory.get_sessions(1, value),
                 lambda value: memory.get_sessions(metadata=value),
                 lambda value: memory.update_session_title("s", value),
-                lambda value: memory.get_session(value),
+                memory.get_session,
                 lambda value: memory.delete_session("other" if value == "s" else value),
             ):
-                outcomes += await gather_outcomes(call(anything))
+                outcomes += await gather_outcomes(call(value))
         _only(outcomes, FluxMemoryError)
         assert await memory.get_session("s") is not None
 
@@ -233,6 +269,7 @@ class ConcurrencyContract(Binding):
         "FM-CON-012",
         promise="A call that failed does not poison the handle: the next one works.",
         loses="After one error a worker fails until it is restarted.",
+        needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSION_IDS,
     )
     async def test_failures_do_not_poison(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -248,15 +285,17 @@ class ConcurrencyContract(Binding):
         assert contents(await memory.get_history(session)) == [str(number) for number in range(15)]
 
 
-def _message(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
+def _message(content: str, **more: str) -> Any:
+    return {"role": "user", "content": content, **more}
 
 
 def _only(outcomes: list[object], *expected: type[Exception]) -> None:
     """Demand that every call succeeded or failed as expected."""
-    wrong = [outcome for outcome in outcomes if isinstance(outcome, BaseException) and not isinstance(outcome, expected)]
+    wrong = [
+        outcome for outcome in outcomes if isinstance(outcome, BaseException) and not isinstance(outcome, expected)
+    ]
     if wrong:
-        raise AssertionError(f"unexpected: {wrong!r}") from wrong[0]  # type: ignore[misc]
+        raise AssertionError(f"unexpected: {wrong!r}") from wrong[0]
 
 
 async def _adds_lose_nothing(handles: list[Memory], sessions: list[str]) -> None:

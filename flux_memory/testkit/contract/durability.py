@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 from flux_memory import ConflictError, Memory
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
@@ -25,6 +26,11 @@ class DurabilityContract(Binding):
         "FM-DUR-001",
         promise="An acknowledged write is there after the store is closed and opened again.",
         loses="A restart loses messages.",
+        needs=Capability.BATCH
+        | Capability.SESSIONS
+        | Capability.SESSION_METADATA
+        | Capability.USER_SCOPE
+        | Capability.TITLES,
     )
     async def test_a_reopened_store_has_it(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -45,6 +51,7 @@ class DurabilityContract(Binding):
         "FM-DUR-002",
         promise="Another process sees an acknowledged write, and this one sees what the other wrote.",
         loses="A service with several workers shows different conversations to the same user.",
+        needs=Capability.TITLES | Capability.DURABLE,
     )
     def test_another_process_sees_it(self, store: StoreUnderTest) -> None:
         async def write() -> str:
@@ -68,6 +75,7 @@ class DurabilityContract(Binding):
         "FM-DUR-003",
         promise="An acknowledged write survives the `kill -9` of the process that wrote it.",
         loses="A crashed worker takes the conversation's end with it.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.DURABLE,
     )
     def test_kill_9_loses_nothing_acknowledged(self, store: StoreUnderTest) -> None:
         session = store.run(lambda: store.open().create_session())
@@ -102,6 +110,7 @@ class DurabilityContract(Binding):
         promise="First use may race: several processes on a new store all succeed.",
         loses="A service with several processes fails at its first start.",
         fresh=True,
+        needs=Capability.SESSIONS | Capability.DURABLE | Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
     def test_processes_race_to_first_use(self, store: StoreUnderTest) -> None:
         async def start(open_handle: OpenHandle, tell: Tell) -> None:
@@ -123,6 +132,11 @@ class DurabilityContract(Binding):
         "FM-DUR-005",
         promise="Processes that add at the same time lose nothing, agree on one order, and each keeps its own.",
         loses="Messages of users who are served by different processes are lost or shuffled.",
+        needs=Capability.MESSAGE_IDS
+        | Capability.SESSIONS
+        | Capability.DURABLE
+        | Capability.SEVERAL_HANDLES
+        | Capability.SEVERAL_PROCESSES,
     )
     def test_processes_add_at_the_same_time(self, store: StoreUnderTest) -> None:
         session = store.run(lambda: store.open().create_session())
@@ -148,6 +162,7 @@ class DurabilityContract(Binding):
         "FM-DUR-006",
         promise="Ids made in processes that were forked from one another are all different.",
         loses="Two workers make the same id, and a message is taken for a retry of another one.",
+        needs=Capability.MESSAGE_IDS | Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
     def test_forked_processes_make_different_ids(self, store: StoreUnderTest) -> None:
         async def warm_up() -> str:
@@ -169,6 +184,11 @@ class DurabilityContract(Binding):
         "FM-DUR-007",
         promise="Processes that send the same message under one `message_id` store it once; another content conflicts.",
         loses="A message retried through another worker is doubled.",
+        needs=Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.DURABLE
+        | Capability.SEVERAL_HANDLES
+        | Capability.SEVERAL_PROCESSES,
     )
     def test_processes_retry_once(self, store: StoreUnderTest) -> None:
         session = store.run(lambda: store.open().create_session())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 import warnings
@@ -15,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import FluxMemoryError, Memory, MemoryClosedError
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.processes import Tell, run_together
@@ -45,6 +45,7 @@ class LifecycleContract(Binding):
         "FM-LIF-001",
         promise="`close()` may be called again, also at the same time, and on a handle that was never used.",
         loses="A shutdown that two parts of an application both do raises.",
+        needs=Capability.SEVERAL_HANDLES,
     )
     async def test_close_is_idempotent(self, store: StoreUnderTest) -> None:
         used, unused = store.open(), store.open()
@@ -57,6 +58,7 @@ class LifecycleContract(Binding):
         "FM-LIF-002",
         promise="After `close()` every call raises `MemoryClosedError`, whether the handle was used before or not.",
         loses="A call after shutdown hangs, or opens the store again behind everybody's back.",
+        needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_calls_after_close(self, store: StoreUnderTest) -> None:
         used, unused = store.open(), store.open()
@@ -77,7 +79,8 @@ class LifecycleContract(Binding):
     async def test_wrong_calls_after_close(self, store: StoreUnderTest) -> None:
         memory = store.open()
         await memory.close()
-        for value in (None, 7, "\x00", {}):
+        wrong_values: list[Any] = [None, 7, "\x00", {}]
+        for value in wrong_values:
             for call in EVERY_CALL.values():
                 with pytest.raises(MemoryClosedError):
                     await call(memory, value)
@@ -99,17 +102,22 @@ class LifecycleContract(Binding):
             await memory.count_sessions()
         failing = store.open()
         with pytest.raises(ZeroDivisionError):
-            async with failing:
-                await failing.add_message(session, "user", "kept")
-                raise ZeroDivisionError
+            await self._fail_inside(failing, session)
         with pytest.raises(MemoryClosedError):
             await failing.count_sessions()
         assert contents(await store.open().get_history(session)) == ["kept"]
+
+    @staticmethod
+    async def _fail_inside(memory: Memory, session: str) -> None:
+        async with memory:
+            await memory.add_message(session, "user", "kept")
+            raise ZeroDivisionError
 
     @clause(
         "FM-LIF-005",
         promise="`close()` while calls are in flight: each is stored and acknowledged, or raises and is not stored.",
         loses="A restart loses the messages of the moment, although they were acknowledged.",
+        needs=Capability.SEVERAL_HANDLES,
     )
     async def test_close_loses_no_acknowledged_write(self, store: StoreUnderTest) -> None:
         reader = store.open()
@@ -131,6 +139,7 @@ class LifecycleContract(Binding):
         "FM-LIF-006",
         promise="Closing one handle does not disturb another on the same store.",
         loses="One worker's shutdown breaks the others.",
+        needs=Capability.SEVERAL_HANDLES,
     )
     async def test_closing_one_of_two(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -146,6 +155,7 @@ class LifecycleContract(Binding):
         "FM-LIF-007",
         promise="Closed handles leave no thread and no file or connection open.",
         loses="A service that opens a handle for each request runs out of file descriptors.",
+        needs=Capability.SEVERAL_HANDLES,
     )
     async def test_closed_handles_leave_nothing_open(self, store: StoreUnderTest) -> None:
         await self._use_and_close(store)
@@ -168,6 +178,7 @@ class LifecycleContract(Binding):
         "FM-LIF-008",
         promise="A handle that was never closed warns with a `ResourceWarning`, and does not keep the process alive.",
         loses="Scripts hang at their end.",
+        needs=Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
     def test_a_forgotten_handle_warns(self, store: StoreUnderTest) -> None:
         async def forget(open_handle: Callable[[], Memory], tell: Tell) -> None:
@@ -205,16 +216,16 @@ class LifecycleContract(Binding):
             memory = store.open()
             return memory, await memory.create_session()
 
-        with asyncio.Runner() as runner:
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             memory, session = runner.run(start())
             thread = threading.Thread(target=use_on_another_loop, args=(memory, session), daemon=True)
             thread.start()
             thread.join(LOOP_SECONDS)
             assert not thread.is_alive(), f"a call on a second event loop hangs for {LOOP_SECONDS:.0f} s"
             assert isinstance(outcomes[0], str | FluxMemoryError), repr(outcomes[0])
-            runner.run(memory.add_message(session, "user", "first loop"))  # type: ignore[arg-type]  # it is a coroutine
+            runner.run(memory.add_message(session, "user", "first loop"))
             expected = ["second loop", "first loop"] if isinstance(outcomes[0], str) else ["first loop"]
-            assert contents(runner.run(memory.get_history(session))) == expected  # type: ignore[arg-type]  # likewise
+            assert contents(runner.run(memory.get_history(session))) == expected
             runner.run(store.close())
 
     @clause(
@@ -225,7 +236,7 @@ class LifecycleContract(Binding):
     def test_one_loop_after_another(self, store: StoreUnderTest) -> None:
         async def move(open_handle: Callable[[], Memory], tell: Tell) -> None:
             memory = open_handle()
-            session = await asyncio.to_thread(asyncio.run, memory.create_session())  # type: ignore[arg-type]  # it is one
+            session = await asyncio.to_thread(asyncio.run, memory.create_session())
             for call in (memory.add_message(session, "user", "moved"), memory.close()):
                 try:
                     await asyncio.wait_for(call, LOOP_SECONDS / 2)
@@ -243,6 +254,7 @@ class LifecycleContract(Binding):
         "FM-LIF-011",
         promise="One damaged row raises an error of ours that names it; everything else stays readable.",
         loses="One bad byte makes a whole history, or every history, unreadable.",
+        needs=Capability.MESSAGE_IDS | Capability.CURSOR | Capability.SESSIONS | Capability.DURABLE,
     )
     async def test_one_damaged_row(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -265,7 +277,7 @@ class LifecycleContract(Binding):
 
 def _open_things() -> tuple[int, int]:
     descriptors = Path("/dev/fd")
-    return threading.active_count(), len(os.listdir(descriptors)) if descriptors.exists() else 0
+    return threading.active_count(), len(list(descriptors.iterdir())) if descriptors.exists() else 0
 
 
 def _resource_warnings(caught: list[warnings.WarningMessage]) -> list[str]:

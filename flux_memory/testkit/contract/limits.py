@@ -16,6 +16,7 @@ from flux_memory import (
     Memory,
     SessionNotFoundError,
 )
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import NOT_TEXTS
@@ -45,6 +46,11 @@ class LimitsContract(Binding):
         "FM-LIM-001",
         promise="An id given has 1 to 36 characters, whatever their size in bytes; any other length is refused.",
         loses="An id is cut by one engine, and two sessions become one.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS,
     )
     async def test_ids_have_1_to_36_characters(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -67,6 +73,7 @@ class LimitsContract(Binding):
         "FM-LIM-002",
         promise="A user's id has at most 255 characters; a longer one is refused.",
         loses="PostgreSQL cannot index it: the write fails there and nowhere else.",
+        needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_ids_have_at_most_255_characters(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -81,6 +88,7 @@ class LimitsContract(Binding):
         "FM-LIM-003",
         promise="Long content (a megabyte) comes back whole.",
         loses="Long answers are cut at the end.",
+        needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_long_content_is_not_cut(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -97,6 +105,7 @@ class LimitsContract(Binding):
         "FM-LIM-004",
         promise="Content over the limit in bytes is refused, never cut.",
         loses="Either engine fails at a size of its own, or cuts.",
+        needs=Capability.BATCH,
     )
     async def test_content_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -115,6 +124,7 @@ class LimitsContract(Binding):
         "FM-LIM-005",
         promise="Metadata over the limit in bytes is refused, never cut.",
         loses="Either engine fails at a size of its own.",
+        needs=Capability.SESSIONS,
     )
     async def test_metadata_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -127,6 +137,7 @@ class LimitsContract(Binding):
         "FM-LIM-006",
         promise="Reading or deleting under an id that nobody has, or can have, finds nothing: `None`, `[]`, no error.",
         loses="A mistyped link is an internal error instead of an empty page.",
+        needs=Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_lookups_of_nothing_find_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -144,6 +155,7 @@ class LimitsContract(Binding):
         "FM-LIM-007",
         promise="Writing to a session under an id that nobody has, or can have, raises `SessionNotFoundError`.",
         loses="Messages go nowhere, or the driver's error comes through.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES,
     )
     async def test_writes_to_nowhere_are_not_found(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -157,6 +169,7 @@ class LimitsContract(Binding):
         "FM-LIM-008",
         promise="An id to look up that is no `str` is refused as a type error that names the argument.",
         loses="A bug in the caller looks like an empty conversation.",
+        needs=Capability.BATCH | Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE | Capability.TITLES,
     )
     async def test_lookups_take_text_only(self, store: StoreUnderTest) -> None:
         memory = store.open()

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import InvalidInputError, Memory
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.order import HUGE_COUNTS, NOT_COUNTS
@@ -92,6 +93,7 @@ class ListingContract(Binding):
         "FM-LST-001",
         promise="Sessions are listed by activity, the newest first: creation, adds, batches and titles count.",
         loses="The conversation just used is not where the user looks for it.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_newest_activity_first(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -110,6 +112,7 @@ class ListingContract(Binding):
         "FM-LST-002",
         promise="Sessions of the same time are listed by id, descending, compared byte by byte.",
         loses="Pages overlap: a session shows twice and another never.",
+        needs=Capability.TIMESTAMPS | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_ties_are_broken_by_id(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -128,6 +131,7 @@ class ListingContract(Binding):
         "FM-LST-003",
         promise="`limit` and `offset` page through all sessions with no gap and no repeat; past the end is `[]`.",
         loses="Some conversations can never be reached.",
+        needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_pages_are_complete(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -145,6 +149,7 @@ class ListingContract(Binding):
         "FM-LST-004",
         promise="`limit` is 50 by default; 0 is nothing, `None` and more than there is are all.",
         loses="A long list is cut, or a page too large, without anybody having asked.",
+        needs=Capability.SESSIONS,
     )
     async def test_list_limits_at_the_edges(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -161,6 +166,7 @@ class ListingContract(Binding):
         "FM-LST-005",
         promise="A `limit` or `offset` that is no `int` is refused as a type error; a negative one is refused.",
         loses="A wrong page number is an empty list on one engine and an error on the other.",
+        needs=Capability.SESSIONS,
     )
     async def test_wrong_counts_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -183,6 +189,7 @@ class ListingContract(Binding):
         "FM-LST-006",
         promise="Sessions without messages are listed, and count 0.",
         loses="A conversation just begun cannot be found.",
+        needs=Capability.SESSIONS,
     )
     async def test_empty_sessions_are_listed(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -195,6 +202,7 @@ class ListingContract(Binding):
         "FM-LST-007",
         promise="`message_count` is the true count after adds, batches, retries and refusals.",
         loses="A list shows counts that a reader can disprove.",
+        needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_message_count_is_true(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -215,6 +223,7 @@ class ListingContract(Binding):
         "FM-LST-008",
         promise="`user_id` lists one user's sessions, `None` everybody's, the empty one those of nobody in particular.",
         loses="Users see conversations that are not theirs.",
+        needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_scope(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -230,6 +239,7 @@ class ListingContract(Binding):
         "FM-LST-009",
         promise="A metadata filter compares scalars by type and value; a missing key is not `None`.",
         loses="A filter finds what it should not, or misses what it should find.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_scalars(self, store: StoreUnderTest) -> None:
         await _filters(store.open(), SCALARS)
@@ -238,6 +248,7 @@ class ListingContract(Binding):
         "FM-LST-010",
         promise="A metadata filter compares numbers by their exact value: 1 is 1.0, and no digit is lost.",
         loses="A filter by a large id finds another one's session.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_numbers(self, store: StoreUnderTest) -> None:
         await _filters(store.open(), NUMBERS)
@@ -246,6 +257,7 @@ class ListingContract(Binding):
         "FM-LST-011",
         promise="A metadata filter finds objects that contain it, at any depth; an empty one finds all.",
         loses="A filter works only while nobody adds a second key.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_objects(self, store: StoreUnderTest) -> None:
         await _filters(store.open(), OBJECTS)
@@ -254,6 +266,7 @@ class ListingContract(Binding):
         "FM-LST-012",
         promise="A metadata filter takes arrays as `jsonb @>` does: neither order nor repeats count, nesting does.",
         loses="A filter by tags works on one engine only.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_arrays(self, store: StoreUnderTest) -> None:
         await _filters(store.open(), ARRAYS)
@@ -262,6 +275,7 @@ class ListingContract(Binding):
         "FM-LST-013",
         promise="Filters come before `limit` and `offset`, and both must hold.",
         loses="A filtered list has pages with holes, or shows other users' sessions.",
+        needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.METADATA_FILTER | Capability.USER_SCOPE,
     )
     async def test_filters_come_before_pages(self, store: StoreUnderTest) -> None:
         memory = store.open()

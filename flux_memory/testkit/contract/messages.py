@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import ConflictError, Memory
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
@@ -21,6 +22,7 @@ class MessagesContract(Binding):
         "FM-MSG-001",
         promise="A message is a plain `dict` with exactly the keys of the record, of the record's types.",
         loses="Code written for one backend breaks on the other.",
+        needs=Capability.MESSAGE_METADATA,
     )
     async def test_a_message_is_the_record(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -28,7 +30,8 @@ class MessagesContract(Binding):
         message_id = await memory.add_message(session, "user", "text", {"k": 1})
         history = await memory.get_history(session)
         assert type(history) is list
-        (row,) = history
+        row: Any = history[0]
+        assert len(history) == 1
         assert type(row) is dict
         assert set(row) == MESSAGE_KEYS
         assert {key: type(value) for key, value in row.items()} == dict.fromkeys(MESSAGE_KEYS, str) | {"metadata": dict}
@@ -38,6 +41,11 @@ class MessagesContract(Binding):
         "FM-MSG-002",
         promise="Adding the same content again under the same `message_id` stores it once and returns the id.",
         loses="A retry after a lost answer says everything twice.",
+        needs=Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SEVERAL_HANDLES,
     )
     async def test_a_retry_stores_once(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -56,6 +64,7 @@ class MessagesContract(Binding):
         "FM-MSG-003",
         promise="A retry changes nothing: neither the order, nor a time, nor a count.",
         loses="A retry moves an old message to the end, or an old session to the top.",
+        needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_a_retry_changes_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -69,8 +78,12 @@ class MessagesContract(Binding):
 
     @clause(
         "FM-MSG-004",
-        promise="Another content, role or metadata under the same `message_id` raises `ConflictError`; nothing changes.",
+        promise="Another content, role or metadata under one `message_id` raises `ConflictError`; nothing changes.",
         loses="Of two different messages one is dropped, and nobody is told.",
+        needs=Capability.IDEMPOTENT_IDS
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SEVERAL_HANDLES,
     )
     async def test_another_content_is_a_conflict(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -95,6 +108,7 @@ class MessagesContract(Binding):
         "FM-MSG-005",
         promise="A `message_id` is unique within its session only.",
         loses="Copying a conversation fails, or drops messages.",
+        needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_ids_belong_to_their_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -110,6 +124,7 @@ class MessagesContract(Binding):
         "FM-MSG-006",
         promise="Concurrent retries of one message, on several handles, store it once and all return its id.",
         loses="An impatient client's message appears as often as it was sent.",
+        needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_retries_store_once(self, store: StoreUnderTest) -> None:
         handles = [store.open(), store.open()]
@@ -126,6 +141,7 @@ class MessagesContract(Binding):
         "FM-MSG-007",
         promise="Of concurrent adds of different contents under one `message_id` one is stored, the others conflict.",
         loses="Two messages share an id, or one is acknowledged and gone.",
+        needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_conflicts_store_one(self, store: StoreUnderTest) -> None:
         handles = [store.open(), store.open()]

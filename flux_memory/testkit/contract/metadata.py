@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flux_memory import MAX_METADATA_DEPTH, InvalidInputError, Memory
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import (
@@ -34,6 +35,7 @@ class MetadataContract(Binding):
         "FM-MET-001",
         promise="A message's metadata comes back equal by type and by value, at every depth.",
         loses="Citations, token counts and flags come back as something else.",
+        needs=Capability.MESSAGE_METADATA,
     )
     async def test_message_metadata_round_trips(self, store: StoreUnderTest) -> None:
         await _round_trips(store.open(), METADATA)
@@ -42,6 +44,7 @@ class MetadataContract(Binding):
         "FM-MET-002",
         promise="A session's metadata comes back equal by type and by value, from `get_session` and `get_sessions`.",
         loses="A session's settings come back as something else.",
+        needs=Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_session_metadata_round_trips(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -57,6 +60,7 @@ class MetadataContract(Binding):
         "FM-MET-003",
         promise="A float stays a float and keeps its value, those of 1e16 and up included.",
         loses="Scores and costs become integers, as `jsonb` makes of them.",
+        needs=Capability.MESSAGE_METADATA,
     )
     async def test_floats_stay_floats(self, store: StoreUnderTest) -> None:
         cases = {"chosen": {"f": list(FLOATS)}, "random": {"f": random_doubles(600)}}
@@ -66,6 +70,7 @@ class MetadataContract(Binding):
         "FM-MET-004",
         promise="An integer stays an integer and is exact to 4,300 digits; a longer one is refused.",
         loses="Large ids change their last digits.",
+        needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_integers_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -77,6 +82,7 @@ class MetadataContract(Binding):
         "FM-MET-005",
         promise="-0.0 comes back as 0.0.",
         loses="The same conversation compares unequal on two engines.",
+        needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_negative_zero_becomes_zero(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -92,6 +98,7 @@ class MetadataContract(Binding):
         "FM-MET-006",
         promise="Tuples come back as lists; mappings and subclasses of `str`, `int`, `float` as the plain types.",
         loses="An application gets types back that it cannot serialise.",
+        needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_unusual_types_come_back_plain(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -108,13 +115,16 @@ class MetadataContract(Binding):
         "FM-MET-007",
         promise="`None` is `{}`, and so is no metadata at all.",
         loses="Every reader has to handle two kinds of nothing.",
+        needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_none_is_an_empty_object(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session(metadata=None)
         await memory.add_message(session, "user", "")
         await memory.add_message(session, "user", "", None)
-        await memory.add_messages(session, [{"role": "r", "content": ""}, {"role": "r", "content": "", "metadata": None}])
+        await memory.add_messages(
+            session, [{"role": "r", "content": ""}, {"role": "r", "content": "", "metadata": None}]
+        )
         found = await memory.get_session(session)
         assert found is not None
         rows = [found["metadata"], *(message["metadata"] for message in await memory.get_history(session))]
@@ -124,6 +134,11 @@ class MetadataContract(Binding):
         "FM-MET-008",
         promise="Metadata that is no mapping is refused as a type error: lists, strings, numbers, `False`.",
         loses="A list is stored where every reader expects an object.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SESSION_METADATA
+        | Capability.METADATA_FILTER,
     )
     async def test_only_objects_are_metadata(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -134,6 +149,7 @@ class MetadataContract(Binding):
         "FM-MET-009",
         promise="A key that is no `str` is refused, at any depth.",
         loses="1 and '1' collapse into one key, and a value is gone.",
+        needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_keys_are_text(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -145,6 +161,7 @@ class MetadataContract(Binding):
         "FM-MET-010",
         promise="NaN and the infinities are refused, at any depth.",
         loses="They turn into null, or into text that no JSON reader accepts.",
+        needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_only_finite_numbers(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -156,6 +173,7 @@ class MetadataContract(Binding):
         "FM-MET-011",
         promise="A NUL in a key or a value is refused, at any depth; the error names its offset.",
         loses="SQLite keeps it and PostgreSQL fails: the data cannot move.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
     )
     async def test_nul_in_metadata_is_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store.open(), NUL_TEXTS)
@@ -164,6 +182,7 @@ class MetadataContract(Binding):
         "FM-MET-012",
         promise="A lone surrogate in a key or a value is refused, at any depth; the error names its offset.",
         loses="Half an emoji makes a row that can be written and not read.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
     )
     async def test_lone_surrogates_in_metadata_are_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store.open(), SURROGATE_TEXTS)
@@ -172,6 +191,11 @@ class MetadataContract(Binding):
         "FM-MET-013",
         promise="What JSON does not have is refused as a type error, at any depth: bytes, sets, dates, objects.",
         loses="Values are stored as their `repr`.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SESSION_METADATA
+        | Capability.METADATA_FILTER,
     )
     async def test_only_json_types(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -183,6 +207,7 @@ class MetadataContract(Binding):
         "FM-MET-014",
         promise="Metadata may be nested 100 deep and comes back; deeper is refused.",
         loses="Deep metadata can be written and overflows the reader's stack.",
+        needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_nesting_of_one_hundred(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -197,6 +222,13 @@ class MetadataContract(Binding):
         "FM-MET-015",
         promise="The caller's metadata is not changed.",
         loses="A dict that an application goes on using has changed under its hands.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SESSION_METADATA
+        | Capability.METADATA_FILTER,
     )
     async def test_the_argument_is_not_changed(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -213,6 +245,7 @@ class MetadataContract(Binding):
         "FM-MET-016",
         promise="What comes back is a fresh object each time: changing it, or the argument, changes nothing stored.",
         loses="One caller's edit shows up in another one's history.",
+        needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_nothing_is_aliased(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -238,6 +271,7 @@ class MetadataContract(Binding):
         "FM-MET-017",
         promise="Large metadata (a megabyte) comes back.",
         loses="Retrieved documents kept beside an answer are lost.",
+        needs=Capability.MESSAGE_METADATA,
     )
     async def test_large_metadata_round_trips(self, store: StoreUnderTest) -> None:
         documents = {f"document {number}": "0123456789 \u20ac" * 700 for number in range(100)}

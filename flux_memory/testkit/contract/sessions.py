@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import pytest
 
 from flux_memory import ConflictError, Memory, SessionNotFoundError
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
@@ -22,6 +23,11 @@ class SessionsContract(Binding):
         "FM-SES-001",
         promise="A new session has what was given, and empty text, `{}` and no messages for what was not.",
         loses="A session cannot be told from another one.",
+        needs=Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.SESSION_METADATA
+        | Capability.USER_SCOPE
+        | Capability.TITLES,
     )
     async def test_a_new_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -37,6 +43,7 @@ class SessionsContract(Binding):
         "FM-SES-002",
         promise="A session is a plain `dict` with exactly the keys of the record, of the record's types.",
         loses="Code written for one backend breaks on the other.",
+        needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_a_session_is_the_record(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -45,7 +52,8 @@ class SessionsContract(Binding):
         listed = await memory.get_sessions()
         assert type(listed) is list
         assert found == listed[0]
-        for row in (found, listed[0]):
+        rows: list[Any] = [found, listed[0]]
+        for row in rows:
             assert type(row) is dict
             assert set(row) == SESSION_KEYS
             kinds = {key: type(value) for key, value in row.items()}
@@ -55,13 +63,14 @@ class SessionsContract(Binding):
         "FM-SES-003",
         promise="An id made by the library is UUIDv7 text, another one each time, on every handle.",
         loses="Ids clash, or do not sort by age.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
         ids = [await handle.create_session() for _ in range(5) for handle in (memory, other)]
         for handle in (memory, other):
             ids += [await handle.add_message(ids[0], "user", "") for _ in range(5)]
-            ids += await handle.add_messages(ids[0], [{"role": "user", "content": ""}] * 5)
+            ids += await handle.add_messages(ids[0], [{"role": "user", "content": ""} for _ in range(5)])
         assert len(set(ids)) == len(ids)
         for made in ids:
             assert type(made) is str
@@ -71,6 +80,11 @@ class SessionsContract(Binding):
         "FM-SES-004",
         promise="Creating a session under an id that exists raises `ConflictError` and leaves that session as it was.",
         loses="A conversation is overwritten by a new one.",
+        needs=Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.SESSION_METADATA
+        | Capability.USER_SCOPE
+        | Capability.TITLES,
     )
     async def test_a_taken_id_is_a_conflict(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -87,6 +101,7 @@ class SessionsContract(Binding):
         "FM-SES-005",
         promise="Adding to a session that does not exist raises `SessionNotFoundError` and stores nothing.",
         loses="Messages are stored where nobody will ever read them.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_adding_to_nowhere(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -108,6 +123,7 @@ class SessionsContract(Binding):
         "FM-SES-006",
         promise="Renaming a session that does not exist raises `SessionNotFoundError` and creates nothing.",
         loses="A rename that did nothing looks done.",
+        needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_renaming_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -121,6 +137,7 @@ class SessionsContract(Binding):
         "FM-SES-007",
         promise="A new title changes the title and `updated_at`, nothing else, and that of one session only.",
         loses="Renaming loses a session's metadata, owner or messages.",
+        needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES,
     )
     async def test_renaming_changes_the_title_only(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -145,6 +162,7 @@ class SessionsContract(Binding):
         "FM-SES-008",
         promise="Deleting a session removes it and exactly its messages.",
         loses="Deleted messages come back, or somebody else's are gone.",
+        needs=Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -166,6 +184,7 @@ class SessionsContract(Binding):
         "FM-SES-009",
         promise="Deleting a session that does not exist does nothing.",
         loses="A retried delete is an error, or deletes something else.",
+        needs=Capability.SESSIONS,
     )
     async def test_deleting_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -181,6 +200,11 @@ class SessionsContract(Binding):
         "FM-SES-010",
         promise="`clear_all` removes every session and every message; the store goes on working.",
         loses="Data that was to be erased is still there.",
+        needs=Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.USER_SCOPE
+        | Capability.CLEAR_ALL
+        | Capability.SEVERAL_HANDLES,
     )
     async def test_clearing_removes_everything(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -201,11 +225,13 @@ class SessionsContract(Binding):
         "FM-SES-011",
         promise="`count_sessions` is the number of sessions.",
         loses="A page counter shows pages that are not there.",
+        needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_counting(self, store: StoreUnderTest) -> None:
         memory = store.open()
         await _is_empty(memory)
-        sessions = [await memory.create_session(user_id=str(number)) for number in range(3)]
+        sessions = [await memory.create_session(user_id=user) for user in ("ann", "ann", "bob")]
+        await add_numbered(memory, sessions[1], range(2))
         count = await memory.count_sessions()
         assert (type(count), count) == (int, 3)
         await memory.delete_session(sessions[0])

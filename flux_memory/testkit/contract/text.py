@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import InvalidInputError, Memory
+from flux_memory.testkit.capabilities import NOTHING, Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import (
@@ -37,6 +38,17 @@ WITH_TEXT: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
 }
 """The calls that store text, by the argument that an error must name. They take a session's id and the text."""
 
+NEEDS: Final = {
+    "title": Capability.TITLES,
+    "session_id": Capability.SESSION_IDS,
+    "user_id": Capability.USER_SCOPE,
+    "message_id": Capability.IDEMPOTENT_IDS,
+    "messages[0].role": Capability.BATCH,
+    "messages[0].content": Capability.BATCH,
+    "messages[1].message_id": Capability.BATCH | Capability.IDEMPOTENT_IDS,
+}
+"""What a call of `WITH_TEXT` needs."""
+
 
 async def set_title(memory: Memory, session: str, text: Any) -> None:
     """Set a session's title; apart from the others, since its argument is named `title` as well."""
@@ -64,6 +76,7 @@ class TextContract(Binding):
         "FM-TXT-002",
         promise="A title comes back byte for byte, from `create_session` as from `update_session_title`.",
         loses="Users see another title than the one they typed.",
+        needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_title_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -81,6 +94,7 @@ class TextContract(Binding):
         "FM-TXT-003",
         promise="A role comes back byte for byte; any text but the empty one is a role.",
         loses="Messages change their speaker, or an application's own roles are lost.",
+        needs=Capability.BATCH,
     )
     async def test_role_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -93,6 +107,7 @@ class TextContract(Binding):
         "FM-TXT-004",
         promise="A user's id comes back byte for byte, and selects that user's sessions only.",
         loses="One user sees another one's conversations.",
+        needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -104,8 +119,9 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-005",
-        promise="A session's id is compared byte for byte: no case folding, no normalisation, no trimming, no patterns.",
+        promise="A session's id is compared byte for byte: no case folding, normalisation, trimming or patterns.",
         loses="Two conversations become one, or one is found under another's name.",
+        needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES,
     )
     async def test_session_ids_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -121,6 +137,7 @@ class TextContract(Binding):
         "FM-TXT-006",
         promise="A message's id is compared byte for byte, by retries and by `before`.",
         loses="A message is taken for a retry of another one and dropped.",
+        needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.CURSOR,
     )
     async def test_message_ids_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -137,13 +154,22 @@ class TextContract(Binding):
         "FM-TXT-007",
         promise="A `str` subclass is taken for the text it holds and comes back as plain `str`.",
         loses="Enum members and marked-up strings leak into storage, or are stored as their display text.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.USER_SCOPE
+        | Capability.TITLES,
     )
     async def test_subclasses_come_back_plain(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session(Shout("t"), session_id=Shout("s"), user_id=Colour.RED)
         ids = [
             await memory.add_message(Shout("s"), Shout("r"), Shout("c"), message_id=Shout("m")),
-            *await memory.add_messages(session, [{"role": Colour.RED, "content": Shout("c"), "message_id": Shout("n")}]),
+            *await memory.add_messages(
+                session, [{"role": Colour.RED, "content": Shout("c"), "message_id": Shout("n")}]
+            ),
         ]
         found = await memory.get_session(Shout("s"))
         assert found is not None
@@ -177,15 +203,16 @@ class TextContract(Binding):
     async def test_other_types_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for argument, call in (*WITH_TEXT.items(), ("title", set_title)):
+        for argument, call in _calls_with_text(store):
             for value in NOT_TEXTS:
                 with pytest.raises(InvalidInputError) as caught:
                     await call(memory, session, value)
                 assert isinstance(caught.value, TypeError), f"{argument}={value!r} raised {caught.value!r}"
                 assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
-        for call in (WITH_TEXT["role"], WITH_TEXT["content"], WITH_TEXT["title"], WITH_TEXT["user_id"], set_title):
-            with pytest.raises(TypeError):
-                await call(memory, session, None)
+        for argument, call in _calls_with_text(store):
+            if argument in {"role", "content", "title", "user_id"}:
+                with pytest.raises(TypeError):
+                    await call(memory, session, None)
 
     @clause(
         "FM-TXT-011",
@@ -195,23 +222,25 @@ class TextContract(Binding):
     async def test_empty_role_is_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for argument in ("role", "messages[0].role"):
-            with pytest.raises(InvalidInputError) as caught:
-                await WITH_TEXT[argument](memory, session, "")
-            assert argument in str(caught.value)
+        for argument, call in _calls_with_text(store):
+            if argument in {"role", "messages[0].role"}:
+                with pytest.raises(InvalidInputError) as caught:
+                    await call(memory, session, "")
+                assert argument in str(caught.value)
         assert await memory.get_history(session) == []
 
     @clause(
         "FM-TXT-012",
         promise="Refused input is refused before anything is written: nothing is stored, nothing is bumped.",
         loses="An error leaves half a message, or a session that looks active.",
+        needs=Capability.SESSIONS,
     )
     async def test_refused_input_leaves_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
         await memory.add_message(session, "user", "kept")
         before = await memory.get_sessions(), await memory.get_history(session)
-        for call in (*WITH_TEXT.values(), set_title):
+        for _, call in _calls_with_text(store):
             for value in ("nul\x00", "\ud800", 7):
                 with pytest.raises(InvalidInputError):
                     await call(memory, session, value)
@@ -221,10 +250,16 @@ class TextContract(Binding):
 async def _refuses_texts(store: StoreUnderTest, texts: dict[str, int]) -> None:
     memory = store.open()
     session = await memory.create_session()
-    for argument, call in (*WITH_TEXT.items(), ("title", set_title)):
+    for argument, call in _calls_with_text(store):
         for text, offset in texts.items():
             with pytest.raises(InvalidInputError) as caught:
                 await call(memory, session, text)
             words = str(caught.value).replace(",", " ").replace(";", " ").split()
             assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
             assert str(offset) in words, f"{caught.value!r} does not name the offset {offset}"
+
+
+def _calls_with_text(store: StoreUnderTest) -> list[tuple[str, Callable[[Memory, str, Any], Awaitable[Any]]]]:
+    """Return the calls that the backend claims to take."""
+    calls = [*WITH_TEXT.items(), ("title", set_title)]
+    return [(argument, call) for argument, call in calls if NEEDS.get(argument, NOTHING) in store.capabilities]

@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from flux_memory import Memory, Session
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
@@ -31,6 +32,7 @@ class TimesContract(Binding):
         "FM-TIM-001",
         promise="Times are UTC text, `YYYY-MM-DDTHH:MM:SS.ffffff+00:00`, always 32 characters.",
         loses="Sorting or comparing times as text goes wrong whenever the microseconds are zero.",
+        needs=Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_times_have_one_form(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -47,6 +49,7 @@ class TimesContract(Binding):
         "FM-TIM-002",
         promise="Times are true, whatever the time zone of the process.",
         loses="Conversations are hours off wherever a server does not run on UTC.",
+        needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS | Capability.SEVERAL_HANDLES,
     )
     async def test_times_do_not_depend_on_the_time_zone(self, store: StoreUnderTest) -> None:
         for zone in ("Asia/Seoul", "XXX+11:30"):
@@ -63,6 +66,7 @@ class TimesContract(Binding):
         "FM-TIM-003",
         promise="`created_at` never decreases along a history, whatever the clock does.",
         loses="A transcript shows an answer before its question.",
+        needs=Capability.BATCH | Capability.TIMESTAMPS,
     )
     async def test_created_at_never_decreases(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -82,6 +86,7 @@ class TimesContract(Binding):
         "FM-TIM-004",
         promise="`updated_at` never decreases, whatever the clock does.",
         loses="A conversation just used sinks in the list.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_updated_at_never_decreases(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -105,6 +110,7 @@ class TimesContract(Binding):
         "FM-TIM-005",
         promise="`updated_at` is the time of the newest change: a message's or a batch's `created_at`, or the title's.",
         loses="The list of conversations is not by activity.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_updated_at_is_the_newest_change(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -122,6 +128,7 @@ class TimesContract(Binding):
         "FM-TIM-006",
         promise="A new title bumps `updated_at`, and so does every add.",
         loses="A conversation renamed or continued stays at the bottom of the list.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_changes_bump_updated_at(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -144,6 +151,7 @@ class TimesContract(Binding):
         "FM-TIM-007",
         promise="Reads change nothing.",
         loses="Looking at a conversation moves it to the top of the list.",
+        needs=Capability.CURSOR | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_reads_change_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -163,6 +171,7 @@ class TimesContract(Binding):
         "FM-TIM-008",
         promise="A change touches the times of its own session only.",
         loses="Unrelated conversations jump to the top of the list.",
+        needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_changes_touch_one_session(self, store: StoreUnderTest) -> None:
         memory = store.open()

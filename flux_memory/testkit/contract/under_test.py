@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar, cast
 import pytest
 
 from flux_memory import Memory, Message
+from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.recorder import Transcript
@@ -40,6 +41,8 @@ class StoreUnderTest:
         clock_at: What is written inside this context bears the moment it is given.
         corrupt_message: Makes one stored message unreadable, behind the backend's back; takes the ids of its session
             and of itself.
+        capabilities: What the backend claims.
+        thorough: The model explores for ten minutes instead of seconds.
     """
 
     def __init__(
@@ -49,13 +52,20 @@ class StoreUnderTest:
         fresh_factory: Factory | None = None,
         clock_at: ClockAt = clock_of_this_process,
         corrupt_message: CorruptMessage | None = None,
+        capabilities: Capability = ALL,
+        thorough: bool = False,
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
         self.clock_at = clock_at
+        self.capabilities = capabilities
+        self.claims: list[dict[str, Any]] = []
+        """What was found out of each capability: its `name`, whether `claimed`, the `outcome`."""
+        self.thorough = thorough
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._opened: list[Memory] = []
+        self._false_claims: list[str] = []
 
     def open(self) -> Memory:
         """Open one more handle; it is closed when the clause ends."""
@@ -74,6 +84,20 @@ class StoreUnderTest:
         if self._corrupt_message is None:
             pytest.skip("unverified: override the fixture corrupt_message to write past the backend")
         await self._corrupt_message(session_id, message_id)
+
+    def found(self, capability: Capability, outcome: str) -> None:
+        """Note what a capability was found to be: `works`, `refused`, `is not there`, or something worse."""
+        claimed = capability in self.capabilities
+        self.claims.append({"name": capability.words, "claimed": claimed, "outcome": outcome})
+        if outcome not in ({"works"} if claimed else {"refused", "is not there"}):
+            self._false_claims.append(
+                f"{capability.name} is {'' if claimed else 'not '}claimed, and {outcome}: {MEANING[capability]}"
+            )
+
+    def check_claims(self) -> None:
+        """Fail if something was found to be other than claimed."""
+        if self._false_claims:
+            pytest.fail("\n".join(self._false_claims))
 
     async def close(self, *, quietly: bool = False) -> None:
         """Close every handle that was opened, each within a bounded time."""
@@ -101,7 +125,9 @@ class StoreUnderTest:
             await self.close()
             return result
 
-        return asyncio.run(bounded())
+        # With a factory of its own the runner leaves alone the loop that pytest-asyncio may have set.
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            return runner.run(bounded())
 
     def fork(self, work: Work, *, fresh: bool = False) -> Child:
         """Start a process that waits for its `go()`, then does this work with a handle of its own.

@@ -101,6 +101,4 @@ def _element(place: str, message: object) -> Draft:
     for key in message:
         if key not in {"role", "content", "metadata", "message_id"}:
             raise InvalidInputError(f"{place} has an unknown key, {key!r}")
-    return draft(
-        message["role"], message["content"], message.get("metadata"), message.get("message_id"), f"{place}."
-    )
+    return draft(message["role"], message["content"], message.get("metadata"), message.get("message_id"), f"{place}.")

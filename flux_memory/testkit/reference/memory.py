@@ -51,7 +51,7 @@ class ReferenceMemory:
     ) -> str:
         """See `Memory`."""
         self._check_open()
-        made = {
+        made: dict[str, Any] = {
             "id": new_id() if session_id is None else arguments.identifier("session_id", session_id),
             "user_id": arguments.identifier("user_id", user_id, shortest=0, longest=MAX_USER_ID_LENGTH),
             "title": arguments.text("title", title),

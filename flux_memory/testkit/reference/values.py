@@ -42,12 +42,29 @@ def plain_json(value: object, depth: int = 1) -> Any:
     Raises:
         NotJsonError: It is not JSON that can be stored.
     """
-    if value is None or isinstance(value, bool):
-        return value
+    if isinstance(value, Mapping):
+        _check_depth(depth)
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise NotJsonError(f"a key that is a {type(wrong[0]).__name__}", wrong_type=True)
+        return {_plain_scalar(key): plain_json(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        _check_depth(depth)
+        return [plain_json(item, depth + 1) for item in value]
+    return _plain_scalar(value)
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_METADATA_DEPTH:
+        raise NotJsonError(f"more than {MAX_METADATA_DEPTH} levels")
+
+
+def _plain_scalar(value: object) -> Any:
     if isinstance(value, str):
         if problem := problem_of_text(value):
             raise NotJsonError(f"text with {problem}")
         return str.__str__(value)
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, int):
         if abs(value) >= 10**4300:
             raise NotJsonError("an integer of more than 4,300 digits")
@@ -56,15 +73,7 @@ def plain_json(value: object, depth: int = 1) -> Any:
         if not math.isfinite(value):
             raise NotJsonError("a number that is not finite")
         return float(value) + 0.0
-    if not isinstance(value, Mapping | list | tuple):
-        raise NotJsonError(f"a {type(value).__name__}, which JSON does not have", wrong_type=True)
-    if depth > MAX_METADATA_DEPTH:
-        raise NotJsonError(f"more than {MAX_METADATA_DEPTH} levels")
-    if not isinstance(value, Mapping):
-        return [plain_json(item, depth + 1) for item in value]
-    if wrong := [key for key in value if not isinstance(key, str)]:
-        raise NotJsonError(f"a key that is a {type(wrong[0]).__name__}", wrong_type=True)
-    return {plain_json(key): plain_json(item, depth + 1) for key, item in value.items()}
+    raise NotJsonError(f"a {type(value).__name__}, which JSON does not have", wrong_type=True)
 
 
 def contains(whole: object, part: object) -> bool:

@@ -102,7 +102,8 @@ class Statements:
 
 async def _connect(dsn: str) -> Any:
     try:
-        return await asyncpg.connect(dsn, timeout=_PATIENCE)
+        async with asyncio.timeout(_PATIENCE):
+            return await asyncpg.connect(dsn)
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # ValueError: a DSN that cannot be read. A timeout is an OSError.
         said = str(error).strip().splitlines() or [type(error).__name__]

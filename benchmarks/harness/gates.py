@@ -1,0 +1,58 @@
+"""What the library must reach: its ratios to the ceilings and to what people use today."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from harness.results import Case, Run
+
+POOL: Final = 10
+CONCURRENCY: Final = (1, 10, 64)
+
+
+class Gate(NamedTuple):
+    """One line of the table: at least this many times as many calls a second, by concurrency."""
+
+    engine: str
+    work: str
+    base: str
+    targets: tuple[float, float, float]
+
+
+GATES: Final = (
+    Gate("postgres", "add", "pgbench", (0.95, 1.05, 1.6)),
+    Gate("postgres", "add", "openai-agents SQLAlchemySession", (8, 15, 30)),
+    Gate("postgres", "history", "pgbench", (0.6, 0.4, 0.5)),
+    Gate("postgres", "history", "openai-agents SQLAlchemySession", (6, 6, 8)),
+    Gate("postgres", "mix", "openai-agents SQLAlchemySession", (6, 6, 8)),
+    Gate("sqlite", "add", "sqlite3, raw", (0.65, 1.7, 3)),
+    Gate("sqlite", "add", "openai-agents SQLiteSession", (1.2, 4, 8)),
+    Gate("sqlite", "history", "sqlite3, raw", (0.9, 0.9, 0.9)),
+)
+
+
+class Outcome(NamedTuple):
+    """A gate at one concurrency."""
+
+    gate: Gate
+    concurrency: int
+    target: float
+    reached: float | None
+    """The median ratio; None where a contender is missing."""
+
+    @property
+    def passed(self) -> bool:
+        """Not measured is not passed."""
+        return self.reached is not None and self.reached >= self.target
+
+
+def outcomes(run: Run) -> list[Outcome]:
+    """Return each gate at each concurrency; of one engine only where the run was asked for that."""
+    found = []
+    for gate in GATES:
+        if run.about.get("engine") not in {None, gate.engine}:
+            continue
+        for concurrency, target in zip(CONCURRENCY, gate.targets, strict=True):
+            ratio = run.ratio(Case(gate.engine, gate.work, concurrency, POOL), gate.base)
+            found.append(Outcome(gate, concurrency, target, ratio.median if ratio else None))
+    return found

@@ -1,0 +1,237 @@
+"""Ways to move a SQLite memory into PostgreSQL, each into a database of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+
+from flux_memory import PostgresConversationMemory
+
+LIMIT: Final = "limit: server-side COPY, then keys"
+OURS: Final = "flux-memory"
+POPULATED: Final = "flux-memory, populated target"
+ORIGINAL: Final = "executemany, batches of 100"
+PGLOADER: Final = "pgloader"
+DUCKDB: Final = "DuckDB"
+
+TABLES: Final = """
+CREATE TABLE sessions (
+    id VARCHAR(36) NOT NULL, title TEXT DEFAULT '', created_at TIMESTAMP NOT NULL, updated_at TIMESTAMP NOT NULL,
+    metadata JSONB DEFAULT '{}', user_id TEXT DEFAULT '', message_count BIGINT NOT NULL DEFAULT 0
+);
+CREATE TABLE messages (
+    id VARCHAR(36) NOT NULL, session_id VARCHAR(36) NOT NULL, role TEXT NOT NULL, content TEXT NOT NULL,
+    metadata JSONB DEFAULT '{}', created_at TIMESTAMP NOT NULL, seq BIGINT NOT NULL
+);
+"""
+KEYS: Final = """
+ALTER TABLE sessions ADD PRIMARY KEY (id);
+CREATE INDEX ON sessions (updated_at, id COLLATE "C");
+CREATE INDEX ON sessions (user_id, updated_at, id COLLATE "C");
+CREATE INDEX ON sessions USING gin (metadata jsonb_path_ops);
+ALTER TABLE messages ADD PRIMARY KEY (session_id, seq), ADD UNIQUE (session_id, id);
+ALTER TABLE messages ADD FOREIGN KEY (session_id) REFERENCES sessions ON DELETE CASCADE;
+"""
+ORIGINAL_KEYS: Final = """
+ALTER TABLE sessions ADD PRIMARY KEY (id);
+ALTER TABLE messages ADD PRIMARY KEY (id), ADD FOREIGN KEY (session_id) REFERENCES sessions ON DELETE CASCADE;
+CREATE INDEX ON messages (session_id, created_at);
+"""
+ORIGINAL_SESSION: Final = """
+INSERT INTO sessions (id, title, created_at, updated_at, metadata, user_id) VALUES ($1, $2, $3, $4, $5, $6)
+"""
+ORIGINAL_MESSAGE: Final = """
+INSERT INTO messages (id, session_id, role, content, metadata, created_at) VALUES ($1, $2, $3, $4, $5, $6)
+"""
+CHILD: Final = """
+import asyncio, json, sys
+from pathlib import Path
+from flux_memory.transfer import Plan, migrate
+report = asyncio.run(migrate(Plan(Path(sys.argv[1]), sys.argv[2], batch_size=int(sys.argv[3]))))
+assert report.exit_code == 0, report
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({**report.seconds, "mb": int(peak.split()[1]) / 1024}))
+"""
+_BATCH: Final = 100
+_LARGE_BATCH: Final = "10000"
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A way to move."""
+
+    run: Callable[[Any, Path, Path], Figures]
+    """Given the server, the source and a directory, returns the seconds and what else is known."""
+    there: Callable[[], bool] = lambda: True
+    """Whether it is installed."""
+
+
+def _fresh(server: Any, work: Callable[[str], Any]) -> Any:
+    dsn = server.create_database()
+    try:
+        return work(dsn)
+    finally:
+        server.drop_database(dsn)
+
+
+def _execute(dsn: str, *scripts: str) -> float:
+    async def work() -> float:
+        connection = await asyncpg.connect(dsn)
+        began = time.monotonic()
+        for script in scripts:
+            await connection.execute(script, timeout=3600)
+        seconds = time.monotonic() - began
+        await connection.close()
+        return seconds
+
+    return asyncio.run(work())
+
+
+def _ours(server: Any, source: Path, directory: Path, batch: str = "100", prepare: str = "") -> Figures:
+    def work(dsn: str) -> Figures:
+        if prepare:
+            asyncio.run(_make_tables(dsn))
+            _execute(dsn, prepare)
+        command = [sys.executable, "-c", CHILD, str(source), dsn, batch]
+        environment = {**os.environ, "TMPDIR": str(directory)}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        figures = json.loads(done.stdout)
+        figures["seconds"] = figures.pop("load")
+        if not prepare:
+            _write_limit_files(dsn, directory)
+        return figures
+
+    return _fresh(server, work)
+
+
+async def _make_tables(dsn: str) -> None:
+    async with PostgresConversationMemory(dsn, min_size=1) as memory:
+        await memory.count_sessions()
+
+
+def _populated(server: Any, source: Path, directory: Path) -> Figures:
+    other = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('there', now(), now())"
+    return _ours(server, source, directory, _LARGE_BATCH, other)
+
+
+def _write_limit_files(dsn: str, directory: Path) -> None:
+    """Let the server write what it will read for the limit: the same rows in the same order."""
+    columns = {
+        "sessions": "id, title, created_at, updated_at, metadata, user_id, message_count",
+        "messages": "id, session_id, role, content, metadata, created_at, seq",
+    }
+    for table, names in columns.items():
+        _execute(dsn, f"COPY {table} ({names}) TO '{directory / table}.copy' (FORMAT binary)")
+
+
+def _limit(server: Any, _source: Path, directory: Path) -> Figures:
+    copy = [
+        f"COPY {table} FROM '{directory / table}.copy' (FORMAT binary, FREEZE)" for table in ("sessions", "messages")
+    ]
+    begin = f"BEGIN; SET LOCAL maintenance_work_mem = '1GB'; {TABLES}"
+    return _fresh(server, lambda dsn: {"seconds": _execute(dsn, begin, *copy, KEYS, "COMMIT")})
+
+
+def _original(server: Any, source: Path, _directory: Path) -> Figures:
+    """What the original application did: a hundred rows, then the next hundred, through parameters."""
+
+    async def work(dsn: str) -> Figures:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(TABLES.replace(", seq BIGINT NOT NULL", "") + ORIGINAL_KEYS)
+        began = time.monotonic()
+        with closing(sqlite3.connect(source)) as db:
+            sessions = db.execute("SELECT id, title, created_at, updated_at, metadata, user_id FROM sessions")
+            while rows := sessions.fetchmany(_BATCH):
+                await connection.executemany(
+                    ORIGINAL_SESSION, [(*row[:2], _time(row[2]), _time(row[3]), *row[4:]) for row in rows]
+                )
+            messages = db.execute("SELECT id, session_id, role, content, metadata, created_at FROM messages")
+            while rows := messages.fetchmany(_BATCH):
+                await connection.executemany(ORIGINAL_MESSAGE, [(*row[:5], _time(row[5])) for row in rows])
+        seconds = time.monotonic() - began
+        await connection.close()
+        return {"seconds": seconds}
+
+    return _fresh(server, lambda dsn: asyncio.run(work(dsn)))
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _pgloader(server: Any, source: Path, directory: Path) -> Figures:
+    script = directory / "pgloader.load"
+
+    def work(dsn: str) -> Figures:
+        script.write_text(
+            f"LOAD DATABASE FROM sqlite://{source} INTO {dsn} WITH include drop, create tables, create indexes, "
+            # Its defaults exhaust the memory that Debian's build may use.
+            "prefetch rows = 1000, concurrency = 1;"
+        )
+        began = time.monotonic()
+        subprocess.run(["pgloader", "--root-dir", str(directory), str(script)], check=True, stdout=subprocess.DEVNULL)
+        return {"seconds": time.monotonic() - began}
+
+    return _fresh(server, work)
+
+
+def _duckdb(server: Any, source: Path, _directory: Path) -> Figures:
+    import duckdb  # noqa: PLC0415 - optional
+
+    def work(dsn: str) -> Figures:
+        _execute(dsn, TABLES.replace(", seq BIGINT NOT NULL", "") + ORIGINAL_KEYS)
+        began = time.monotonic()
+        with duckdb.connect() as db:
+            db.execute("LOAD sqlite; LOAD postgres")
+            db.execute(
+                f"ATTACH '{source}' AS source (TYPE sqlite, READ_ONLY); ATTACH '{dsn}' AS target (TYPE postgres)"
+            )
+            db.execute(
+                "INSERT INTO target.sessions (id, title, created_at, updated_at, metadata, user_id) "
+                "SELECT id, title, created_at::timestamp, updated_at::timestamp, metadata, user_id FROM source.sessions"
+            )
+            db.execute(
+                "INSERT INTO target.messages (id, session_id, role, content, metadata, created_at) "
+                "SELECT id, session_id, role, content, metadata, created_at::timestamp FROM source.messages"
+            )
+        return {"seconds": time.monotonic() - began}
+
+    return _fresh(server, work)
+
+
+def _has_duckdb() -> bool:
+    try:
+        import duckdb  # noqa: PLC0415 - optional
+
+        with duckdb.connect() as db:
+            db.execute("LOAD sqlite; LOAD postgres")
+    except Exception:  # noqa: BLE001 - without its extensions, which it downloads, it cannot take part
+        return False
+    return True
+
+
+# Ours first: it leaves the files that the limit reads.
+ALL: Final[dict[str, Mover]] = {
+    OURS: Mover(_ours),
+    LIMIT: Mover(_limit),
+    POPULATED: Mover(_populated),
+    ORIGINAL: Mover(_original),
+    PGLOADER: Mover(_pgloader, lambda: shutil.which("pgloader") is not None),
+    DUCKDB: Mover(_duckdb, _has_duckdb),
+}

@@ -1,0 +1,112 @@
+"""The result of a run: figures by contender and round, and what follows from them. It is what the JSON holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+from harness.catalogue import OURS
+from harness.ratios import Ratio, got_worse, summary, typical_error, within_rounds
+
+FORMAT: Final = 1
+
+
+class Case(NamedTuple):
+    """What is measured, whoever does it."""
+
+    engine: str
+    work: str
+    concurrency: int
+    pool: int
+
+    def __str__(self) -> str:
+        """Name it for people."""
+        return f"{self.engine} {self.work} c={self.concurrency} pool={self.pool}"
+
+
+@dataclass
+class Run:
+    """Everything that one run measured."""
+
+    about: dict[str, Any]
+    """When, where, on what, how long, how often, from which seed."""
+    figures: dict[tuple[Case, str], list[dict[str, Any]]] = field(default_factory=dict)
+    """By case and contender: a figure for each round."""
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    lacks: dict[str, str] = field(default_factory=dict)
+
+    def add(self, case: Case, contender: str, figure: dict[str, Any]) -> None:
+        """Store the figure of a round."""
+        self.figures.setdefault((case, contender), []).append(figure)
+
+    def median(self, case: Case, contender: str, name: str) -> float | None:
+        """Return the median over the rounds of `ops`, `p50_us`, `p95_us`, `p99_us`, `cpu_us` or `rss_mb`."""
+        values = [each[name] for each in self.figures[case, contender] if each[name] is not None]
+        return median(values) if values else None
+
+    def ratio(self, case: Case, base: str) -> Ratio | None:
+        """Return ours against a contender; None where one of them was not measured."""
+        ours, other = self.figures.get((case, OURS)), self.figures.get((case, base))
+        if not ours or not other:
+            return None
+        ratios = within_rounds([each["ops"] for each in ours], [each["ops"] for each in other])
+        return summary(ratios) if ratios else None
+
+    def ratios(self) -> Iterator[tuple[Case, str, Ratio]]:
+        """Return ours against everybody, in every case."""
+        for case, contender in self.figures:
+            if contender != OURS and (ratio := self.ratio(case, contender)):
+                yield case, contender, ratio
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return {
+            "format": FORMAT,
+            "about": self.about,
+            "versions": self.versions,
+            "lacks": self.lacks,
+            "figures": [
+                {**case._asdict(), "contender": contender, "rounds": rounds}
+                for (case, contender), rounds in self.figures.items()
+            ],
+            "ratios": [{**case._asdict(), "against": base, **asdict(ratio)} for case, base, ratio in self.ratios()],
+        }
+
+
+def from_json(value: dict[str, Any]) -> Run:
+    """Read a run.
+
+    Raises:
+        ValueError: It has another format.
+    """
+    if value.get("format") != FORMAT:
+        raise ValueError(f"the file has format {value.get('format')!r}, and this program reads {FORMAT}")
+    run = Run(value["about"], versions=value["versions"], lacks=value["lacks"])
+    for each in value["figures"]:
+        case = Case(each["engine"], each["work"], each["concurrency"], each["pool"])
+        run.figures[case, each["contender"]] = each["rounds"]
+    return run
+
+
+class Change(NamedTuple):
+    """A ratio of two runs."""
+
+    case: Case
+    base: str
+    old: Ratio
+    new: Ratio
+    worse: bool
+
+
+def compare(old: Run, new: Run) -> list[Change]:
+    """Return the ratios that both runs have; those that fell by more than the noise are marked."""
+    before = {(case, base): ratio for case, base, ratio in old.ratios()}
+    after = {(case, base): ratio for case, base, ratio in new.ratios()}
+    noise = {"old_noise": typical_error(list(before.values())), "new_noise": typical_error(list(after.values()))}
+    return [
+        Change(*key, before[key], after[key], got_worse(after[key], before[key], **noise))
+        for key in before
+        if key in after
+    ]

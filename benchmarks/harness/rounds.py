@@ -1,0 +1,60 @@
+"""Rounds: in each, every contender does everything once, in an order of its own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from harness.processes import Runner
+from harness.results import Case, Run
+
+WARM_UP: Final = 0.3
+"""Seconds before a measurement counts."""
+
+
+class Turn(NamedTuple):
+    """One contender, one case."""
+
+    contender: str
+    case: Case
+    runner: Runner
+
+
+def measure(
+    run: Run, turns: Sequence[Turn], *, rounds: int, seconds: float, seed: int, progress: Callable[[Turn], None]
+) -> None:
+    """Measure every turn in every round.
+
+    Args:
+        run: Gets the figures.
+        turns: What is to be measured.
+        rounds: How often.
+        seconds: How long each measurement lasts.
+        seed: Of the order and of the calls. All contenders of a case make the same calls in a round.
+        progress: Told before each measurement.
+    """
+    rng = random.Random(seed)
+    for number in range(rounds):
+        for turn in _order(turns, rng):
+            progress(turn)
+            task = {
+                "engine": turn.case.engine,
+                "work": turn.case.work,
+                "concurrency": turn.case.concurrency,
+                "warmup": WARM_UP,
+                "seconds": seconds,
+                "seed": f"{seed}-{number}-{turn.case}",
+            }
+            run.add(turn.case, turn.contender, turn.runner.measure(task))
+
+
+def _order(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
+    """Shuffle the cases, and the contenders of each: whom a ratio compares follow one another."""
+    cases = sorted({turn.case for turn in turns})
+    rng.shuffle(cases)
+    order: list[Turn] = []
+    for case in cases:
+        contenders = [turn for turn in turns if turn.case == case]
+        order += rng.sample(contenders, len(contenders))
+    return order

@@ -1,0 +1,94 @@
+"""What is stored and asked for: seeded, and the same for every contender."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from itertools import cycle
+from typing import Any, Final, NamedTuple
+
+HISTORY_LIMIT: Final = 50
+LONG_SESSIONS: Final = 5
+"""Sessions that have a history when the measurements begin."""
+LONG_HISTORY: Final = 1_000
+"""Messages of each of them."""
+SHORT_SESSIONS: Final = {"postgres": 1_000, "sqlite": 100}
+"""Sessions that adds are spread over: enough that they rarely meet, and as few as the peers' open files allow."""
+_FIRST_SHORT: Final = 1_000_000_000_000_000_000
+_FIRST_LONG: Final = 2_000_000_000_000_000_000
+_CONTENT: Final = 500
+_POOL: Final = 512
+_PICKS: Final = 8_192
+_READS_OF_MIX: Final = 0.8
+_WORDS: Final = (
+    "the", "of", "to", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "they", "at",
+    "one", "have", "this", "from", "by", "hot", "some", "what", "there", "out", "other", "were", "all", "your", "when",
+)  # fmt: skip
+
+
+class Sample(NamedTuple):
+    """One message: content of some 500 characters, metadata of some 150 bytes."""
+
+    role: str
+    content: str
+    metadata: dict[str, Any]
+
+
+class Pick(NamedTuple):
+    """One call of a measurement."""
+
+    read: bool
+    session: str
+    sample: Sample
+
+
+def short_session(number: int) -> str:
+    """Return the id of a session that adds go to; its digits fit a pgbench variable."""
+    return str(_FIRST_SHORT + number)
+
+
+def long_session(number: int) -> str:
+    """Return the id of a session that has a history."""
+    return str(_FIRST_LONG + number)
+
+
+def samples(seed: int | str, count: int = _POOL) -> list[Sample]:
+    """Return messages."""
+    rng = random.Random(seed)
+    return [_sample(rng, number) for number in range(count)]
+
+
+def picks(engine: str, work: str, seed: int | str) -> Iterator[Pick]:
+    """Return the calls of a measurement, without end.
+
+    Args:
+        engine: `postgres` or `sqlite`.
+        work: `add`, `history`, `mix` (of five calls four read a history and one adds to it) or `list`.
+        seed: Of the random numbers.
+    """
+    rng = random.Random(seed)
+    pool = samples(seed)
+    share = {"add": 0.0, "mix": _READS_OF_MIX}.get(work, 1.0)
+    session, sessions = (short_session, SHORT_SESSIONS[engine]) if work == "add" else (long_session, LONG_SESSIONS)
+    return cycle(
+        [Pick(rng.random() < share, session(rng.randrange(sessions)), rng.choice(pool)) for _ in range(_PICKS)]
+    )
+
+
+def as_json(sample: Sample) -> str:
+    """Return a sample's metadata as text."""
+    return json.dumps(sample.metadata)
+
+
+def _sample(rng: random.Random, number: int) -> Sample:
+    text = " ".join(rng.choices(_WORDS, k=_CONTENT // 3))[:_CONTENT]
+    metadata = {
+        "model": "gpt-4o-mini",
+        "tokens": rng.randrange(4_000),
+        "latency_ms": round(rng.random() * 3_000, 2),
+        "sources": [f"doc-{rng.randrange(10_000)}", f"doc-{rng.randrange(10_000)}"],
+        "trace_id": f"{rng.getrandbits(64):016x}",
+        "finish_reason": "stop",
+    }
+    return Sample("assistant" if number % 2 else "user", text, metadata)

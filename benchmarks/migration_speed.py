@@ -1,0 +1,134 @@
+"""SQLite to PostgreSQL: seconds and memory, between the server's own limit and what people use today."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from flux_memory.testkit.servers import start_server
+from harness import machine, memories, movers
+from harness.migration_chart import draw
+
+RESULTS: Final = Path(__file__).parent / "results"
+LIMIT: Final = "limit: server-side COPY, then keys"
+OURS: Final = "flux-memory"
+GATES: Final = (
+    ("load, of the limit", ">=", 0.9),
+    ("preflight and verification, of the load", "<=", 0.5),
+    ("populated target, of the limit", ">=", 0.4),
+    ("times the original's way", ">=", 5.0),
+    ("times pgloader", ">=", 2.5),
+    ("MB of memory, large file", "<=", 80.0),
+)
+
+
+@click.command()
+@click.option("--messages", default=1_000_000, show_default=True, help="Of about 780 bytes each.")
+@click.option("--rounds", default=3, show_default=True, help="Medians are of so many.")
+@click.option("--many", default=5_000_000, show_default=True, help="Small messages, for the memory; 0 leaves it out.")
+@click.option("--seed", default=2026, show_default=True)
+@click.option("--without", multiple=True, metavar="NAME", help="Leave out a contender.")
+@click.option("--write/--no-write", default=True, show_default=True, help="Write to results/.")
+def main(*, messages: int, rounds: int, many: int, seed: int, without: tuple[str, ...], write: bool) -> None:
+    """Measure, print a table, write JSON and a chart."""
+    console = Console()
+    result: dict[str, Any] = {"machine": machine.about(), "messages": messages, "rounds": [], "seed": seed}
+    disk = "/var/tmp" if Path("/var/tmp").is_dir() else None
+    with (
+        start_server("local", durable=True) as server,
+        tempfile.TemporaryDirectory(prefix="flux-memory-bench-", dir=disk) as place,
+    ):
+        directory = Path(place)
+        directory.chmod(0o777)
+        source = directory / "source.db"
+        console.print(f"making {messages:,} messages")
+        memories.make(source, messages=messages, sessions=max(messages // 100, 1), seed=seed)
+        result["bytes"] = source.stat().st_size
+        contenders = {name: mover for name, mover in movers.ALL.items() if name not in without and mover.there()}
+        for number in range(rounds):
+            console.print(f"round {number + 1}")
+            taken: dict[str, Any] = {}
+            for name, mover in contenders.items():
+                taken[name] = {**mover.run(server, source, directory), "load": machine.load()}
+                console.print(f"  {name}: {taken[name]}")
+            result["rounds"].append(taken)
+        result["memory"] = _memory(server, directory, (100_000, many) if many else (), console)
+    result["medians"] = _medians(result["rounds"])
+    result["ratios"] = _ratios(result)
+    _show(console, result)
+    if write:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "migration_speed.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        draw(result["medians"], messages, RESULTS / "migration_speed.png")
+
+
+def _memory(server: Any, directory: Path, sizes: tuple[int, ...], console: Console) -> dict[str, float]:
+    found = {}
+    for size in sizes:
+        path = directory / "small.db"
+        console.print(f"making {size:,} small messages")
+        memories.make(path, messages=size, sessions=max(size // 100, 1), content=20)
+        taken = movers.ALL[OURS].run(server, path, directory)
+        console.print(f"  {taken}")
+        found[str(size)] = taken["mb"]
+        path.unlink()
+    return found
+
+
+def _medians(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {key: statistics.median(taken[name][key] for taken in rounds) for key in rounds[0][name]}
+        for name in rounds[0]
+    }
+
+
+def _ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Return medians of the ratios within each round: a machine that others use is as slow for both."""
+
+    def over(part: Any, whole: Any) -> float:
+        return float(statistics.median(part(taken) / whole(taken) for taken in result["rounds"]))
+
+    def seconds(name: str) -> Any:
+        return lambda taken: taken[name]["seconds"]
+
+    there = result["rounds"][0]
+    ratios = {}
+    if LIMIT in there:
+        ratios["load, of the limit"] = over(seconds(LIMIT), seconds(OURS))
+    ratios["preflight and verification, of the load"] = over(
+        lambda taken: taken[OURS]["preflight"] + taken[OURS]["verify"], seconds(OURS)
+    )
+    if LIMIT in there and movers.POPULATED in there:
+        ratios["populated target, of the limit"] = over(seconds(LIMIT), seconds(movers.POPULATED))
+    for label, name in (("times the original's way", movers.ORIGINAL), ("times pgloader", movers.PGLOADER)):
+        if name in there:
+            ratios[label] = over(seconds(name), seconds(OURS))
+    if result["memory"]:
+        ratios["MB of memory, large file"] = max(result["memory"].values())
+    return ratios
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    table = Table("way", "s", "MB")
+    for name, taken in result["medians"].items():
+        table.add_row(name, f"{taken['seconds']:.1f}", f"{taken['mb']:.0f}" if "mb" in taken else "")
+    console.print(table)
+    for name, sign, bound in GATES:
+        value = result["ratios"].get(name)
+        if value is not None:
+            met = value >= bound if sign == ">=" else value <= bound
+            console.print(f"{'met   ' if met else 'MISSED'} {name}: {value:.2f} (wanted {sign} {bound:g})")
+
+
+if __name__ == "__main__":
+    if shutil.which("pgloader") is None:
+        click.echo("pgloader is not there and is left out: apt-get install pgloader", err=True)
+    main()

@@ -1,0 +1,148 @@
+"""What the independent memory takes and compares: checks written from the contract's words alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from flux_memory import InvalidInputError
+
+MEBIBYTE: Final = 1024 * 1024
+
+
+class WrongTypeError(InvalidInputError, TypeError):
+    """The argument has the wrong type."""
+
+
+class NewRow(NamedTuple):
+    """A checked message."""
+
+    id: str
+    role: str
+    content: str
+    metadata: str
+
+
+def plain_text(name: str, value: object) -> str:
+    """Return a text that is perhaps not fit to be stored."""
+    if not isinstance(value, str):
+        raise WrongTypeError(f"{name} must be a str, not {type(value).__name__}")
+    return str.__str__(value)
+
+
+def text(name: str, value: object, shortest: int = 0, longest: int = 64 * MEBIBYTE) -> str:
+    """Return a text that can be stored."""
+    plain = plain_text(name, value)
+    if not shortest <= len(plain) <= longest:
+        raise InvalidInputError(f"{name} must have {shortest} to {longest} characters, not {len(plain)}")
+    if "\x00" in plain:
+        raise InvalidInputError(f"{name} has a NUL at {plain.index(chr(0))}")
+    try:
+        if len(plain.encode()) > 64 * MEBIBYTE:
+            raise InvalidInputError(f"{name} is larger than 64 MiB")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{name} has a lone surrogate at {error.start}") from None
+    return plain
+
+
+def key(name: str, value: object) -> str:
+    """Return a text to look for; one that SQLite cannot be asked for becomes one that nobody has."""
+    plain = plain_text(name, value)
+    return plain if plain.encode(errors="ignore").decode() == plain else "\x00"
+
+
+def count(name: str, value: object) -> int:
+    """Return how many rows, at most as many as a machine can count."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise WrongTypeError(f"{name} must be an int, not {type(value).__name__}")
+    if value < 0:
+        raise InvalidInputError(f"{name} must be 0 or more, not {value}")
+    return min(value, sys.maxsize // 2)
+
+
+def json_text(name: str, value: object) -> str:
+    """Return metadata as it is stored."""
+    if value is not None and not isinstance(value, Mapping):
+        raise WrongTypeError(f"{name} must be a mapping, not {type(value).__name__}")
+    stored = json.dumps(plain_json(name, {} if value is None else value), ensure_ascii=False, separators=(",", ":"))
+    if len(stored.encode()) > 16 * MEBIBYTE:
+        raise InvalidInputError(f"{name} is larger than 16 MiB")
+    return stored
+
+
+def plain_json(name: str, value: object, depth: int = 1) -> Any:
+    """Return a copy of a JSON value, made of plain types."""
+    if isinstance(value, Mapping | list | tuple) and depth > 100:
+        raise InvalidInputError(f"{name} is nested deeper than 100")
+    if isinstance(value, Mapping):
+        return {text(f"{name}, in a key,", each): plain_json(name, item, depth + 1) for each, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(name, each, depth + 1) for each in value]
+    if isinstance(value, str):
+        return text(f"{name}, in a text,", value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 10**4300:
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value) + 0.0
+    if isinstance(value, int | float):
+        raise InvalidInputError(f"{name} has a number that cannot be kept")
+    raise WrongTypeError(f"{name} has a {type(value).__name__}, which JSON does not have")
+
+
+def exact(number: str) -> tuple[Decimal]:
+    """Return a number that equals another one of the same value, and, being a tuple, equals no boolean."""
+    return (Decimal(number),)
+
+
+def comparable(stored: str) -> Any:
+    """Return stored metadata with every number `exact`."""
+    return json.loads(stored, parse_int=exact, parse_float=exact)
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """Tell whether JSON contains other JSON, numbers being `exact`."""
+    if isinstance(whole, dict) and isinstance(part, dict):
+        return all(each in whole and contains(whole[each], part[each]) for each in part)
+    if isinstance(whole, list) and isinstance(part, list):
+        return all(any(contains(mine, each) for mine in whole) for each in part)
+    return bool(whole == part)
+
+
+def new_row(role: object, content: object, metadata: object, message_id: object, place: str = "") -> NewRow:
+    """Check a message."""
+    return NewRow(
+        new_id() if message_id is None else text(f"{place}message_id", message_id, 1, 36),
+        text(f"{place}role", role, 1),
+        text(f"{place}content", content),
+        json_text(f"{place}metadata", metadata),
+    )
+
+
+def new_rows(messages: object) -> Iterator[NewRow]:
+    """Check a batch."""
+    if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
+        raise WrongTypeError(f"messages must be an iterable of mappings, not {type(messages).__name__}")
+    for at, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise WrongTypeError(f"messages[{at}] must be a mapping, not {type(message).__name__}")
+        missing = {"role", "content"} - set(message)
+        unknown = set(message) - {"role", "content", "metadata", "message_id"}
+        if missing or unknown:
+            raise InvalidInputError(f"messages[{at}] has no {missing or '{}'} and must not have {unknown or '{}'}")
+        optional = message.get("metadata"), message.get("message_id")
+        yield new_row(message["role"], message["content"], *optional, f"messages[{at}].")
+
+
+def new_id() -> str:
+    """Return a UUIDv7: milliseconds, then chance."""
+    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
+    return str(UUID(int=number & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62))

@@ -1,0 +1,17 @@
+"""There is no limit of its own to the length of content: 64 MiB and one more byte are stored whole."""
+
+import asyncio
+import sys
+
+from agents import SQLiteSession
+
+
+async def main(path: str) -> None:
+    session = SQLiteSession("s", path)
+    await session.add_items([{"role": "user", "content": "x" * (64 * 1024 * 1024 + 1)}])
+    (item,) = await session.get_items()
+    print(len(item["content"]))
+    session.close()
+
+
+asyncio.run(main(sys.argv[1]))

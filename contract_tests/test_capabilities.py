@@ -1,0 +1,210 @@
+"""Honest capabilities: what a backend lacks it may say, and then it must lack it; clauses cannot be switched off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from bound_stores import damage_reference, verdict
+from lacking import lacking
+
+from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, ReferenceMemory, ReferenceStore, known_failure
+from flux_memory.testkit.capabilities import MEANING
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+pytest_plugins = ["pytester"]
+
+CLAIMS = ("FM-CAP-001", "FM-CAP-002", "FM-CAP-003")
+NEEDY = "FM-ORD-006"
+"""A clause that needs the cursor, and nothing else."""
+
+OURS = [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
+
+BINDING = """
+    import pytest
+    from flux_memory.testkit import ALL, Capability, MemoryContract, ReferenceMemory, ReferenceStore, known_failure
+
+    class Forgetful(ReferenceMemory):
+        async def get_history(self, session_id, limit=None, **given):
+            return (await super().get_history(session_id, limit, **given))[::-1]
+
+    {above}
+    class TestMine(MemoryContract):
+        {within}
+
+        @pytest.fixture
+        def memory_factory(self, tmp_path):
+            store = ReferenceStore(tmp_path / "reference.json")
+            return lambda: {memory}(store)
+"""
+
+
+def run(
+    pytester: pytest.Pytester, *args: str, above: str = "", within: str = "pass", memory: str = "ReferenceMemory"
+) -> pytest.RunResult:
+    """Run a binding of the contract in a project of its own."""
+    pytester.makepyfile(BINDING.format(above=above, within=within, memory=memory))
+    options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
+    return pytester.runpytest_subprocess(*options, *args)
+
+
+def outcome(pytester: pytest.Pytester, clause_id: str) -> dict[str, str]:
+    """Return what the report of the run says of a clause."""
+    evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
+    found: dict[str, str] = next(each for each in evidence["clauses"] if each["id"] == clause_id)["results"]["TestMine"]
+    return found
+
+
+def test_every_capability_has_a_meaning() -> None:
+    """What a backend may lack is said in a sentence, and some clause needs it."""
+    assert set(MEANING) == set(Capability)
+    for capability in Capability:
+        assert MEANING[capability].endswith(".")
+        assert any(capability in clause.needs for clause in CLAUSES.values()), capability
+
+
+@pytest.mark.parametrize("clause_id", [each for each in OURS if CLAUSES[each].needs != ALL])
+def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> None:
+    """It holds on a backend that has what the clause says it needs, and nothing else."""
+    claimed = CLAUSES[clause_id].needs
+    path = tmp_path / "reference.json"
+    store = StoreUnderTest(lacking(~claimed, tmp_path), capabilities=claimed, corrupt_message=damage_reference(path))
+    assert verdict(clause_id, store) is None
+
+
+@pytest.mark.parametrize("capability", Capability, ids=lambda each: str(each.name))
+def test_claimed_and_lacking(capability: Capability, tmp_path: Path) -> None:
+    """A backend that claims what it lacks fails a clause on claims."""
+    problems = []
+    for clause_id in CLAIMS:
+        directory = tmp_path / clause_id
+        directory.mkdir()
+        problems.append(str(verdict(clause_id, StoreUnderTest(lacking(capability, directory)))))
+    assert any(f"{capability.name} is claimed, and " in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("capability", Capability, ids=lambda each: str(each.name))
+def test_works_and_is_not_claimed(capability: Capability, tmp_path: Path) -> None:
+    """A backend that has what it says it lacks fails a clause on claims."""
+    problems = []
+    for clause_id in CLAIMS:
+        shared = ReferenceStore(tmp_path / f"{clause_id}.json")
+        store = StoreUnderTest(lambda shared=shared: ReferenceMemory(shared), capabilities=ALL & ~capability)  # type: ignore[misc]  # a lambda's default
+        problems.append(str(verdict(clause_id, store)))
+    assert any(f"{capability.name} is not claimed, and works" in problem for problem in problems), problems
+
+
+def test_a_lack_that_raises_another_error(tmp_path: Path) -> None:
+    """An absent call raises the documented error; another one, or a `NotImplementedError`, fails."""
+
+    class Careless(ReferenceMemory):
+        async def clear_all(self) -> None:
+            raise NotImplementedError
+
+    shared = ReferenceStore(tmp_path / "reference.json")
+    store = StoreUnderTest(lambda: Careless(shared), capabilities=ALL & ~Capability.CLEAR_ALL)
+    assert "clear_all raises NotImplementedError" in str(verdict("FM-CAP-001", store))
+
+
+def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) -> None:
+    """It is no pass and no failure, not under --flux-strict either, and the report says what it needs."""
+    within = "capabilities = ALL & ~Capability.CURSOR"
+    result = run(pytester, "-k", f"{NEEDY} or ORD-003", "--flux-strict", "--flux-report=report", within=within)
+    result.assert_outcomes(passed=1, skipped=1, deselected=len(OURS) - 2)
+    assert outcome(pytester, NEEDY) | {"test": "", "seconds": 0.0} == {
+        "outcome": "not claimed",
+        "reason": "cursor",
+        "reproduction": "",
+        "test": "",
+        "seconds": 0.0,
+    }
+    result.stdout.fnmatch_lines(["not claimed *1"])
+
+
+def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
+    """Whoever reads the report sees what was claimed, and what was found."""
+    within = "capabilities = ALL & ~Capability.TITLES"
+    run(pytester, "-k", "FM-CAP", "--flux-report=report", within=within).assert_outcomes(
+        passed=2, failed=1, deselected=len(OURS) - 3
+    )
+    evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
+    found = {each["name"]: (each["claimed"], each["outcome"]) for each in evidence["backends"][0]["capabilities"]}
+    assert found["titles"] == (False, "works")
+    assert found["several processes"] == (True, "works")
+    assert len(found) == len(Capability)
+
+
+def test_the_option_for_a_factory(pytester: pytest.Pytester) -> None:
+    """A memory that is plugged in by its factory says by an option what it lacks; a wrong name is refused."""
+    run(pytester, "-k", NEEDY, "--flux-without=titles,cursor").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
+    refused = run(pytester, "-k", NEEDY, "--flux-without=wings")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["*--flux-without: there is no wings; there are BATCH, *"])
+
+
+@pytest.mark.parametrize(
+    "within",
+    [
+        "test_limit_takes_the_newest = None",
+        "async def test_limit_takes_the_newest(self, store): pass",
+        "@pytest.mark.skip\n        async def test_limit_takes_the_newest(self, store): pass",
+    ],
+)
+def test_a_clause_cannot_be_replaced(pytester: pytest.Pytester, within: str) -> None:
+    """A subclass that overrides or deletes a clause is an error at collection, which says what to do instead."""
+    result = run(pytester, within=within)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["*TypeError: TestMine replaces test_limit_takes_the_newest*FM-ORD-003*@known_failure*"]
+    )
+
+
+def test_a_clause_cannot_be_hidden_by_another_base() -> None:
+    """A class that comes before the contract in a subclass's bases cannot delete a clause either."""
+
+    class Hiding:
+        test_limit_takes_the_newest = None
+
+    with pytest.raises(TypeError, match="replaces test_limit_takes_the_newest, which is the clause FM-ORD-003"):
+        type("TestMine", (Hiding, MemoryContract), {})
+
+
+def test_a_known_failure_runs_and_is_reported(pytester: pytest.Pytester) -> None:
+    """It does not fail the run, and the report says that it failed, and why that is known."""
+    above = '@known_failure("FM-ORD-003", reason="newest first, until version 2")'
+    result = run(pytester, "-k", "ORD-003", "--flux-report=report", above=above, memory="Forgetful")
+    result.assert_outcomes(xfailed=1, deselected=len(OURS) - 1)
+    assert outcome(pytester, "FM-ORD-003")["outcome"] == "failed"
+    assert "newest first, until version 2" in outcome(pytester, "FM-ORD-003")["reason"]
+
+
+def test_a_known_failure_that_holds(pytester: pytest.Pytester) -> None:
+    """A declaration that is no longer true fails the run, so that it goes."""
+    above = '@known_failure("FM-ORD-003", reason="newest first, until version 2")'
+    run(pytester, "-k", "ORD-003", above=above).assert_outcomes(failed=1, deselected=len(OURS) - 1)
+
+
+@pytest.mark.parametrize(
+    ("clause_id", "reason", "message"), [("FM-ORD-999", "why", "no clause"), ("FM-ORD-003", " ", "say why")]
+)
+def test_a_known_failure_has_a_clause_and_a_reason(clause_id: str, reason: str, message: str) -> None:
+    """Nobody declares a failure without saying of what, and why."""
+    with pytest.raises(ValueError, match=message):
+        known_failure(clause_id, reason=reason)
+
+
+def test_an_xfail_without_a_reason_is_refused(pytester: pytest.Pytester) -> None:
+    """A mark on the whole class does not switch the contract off."""
+    result = run(pytester, above="@pytest.mark.xfail")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*a clause that is expected to fail has a reason*"])
+
+
+def test_unverified_is_never_a_pass(pytester: pytest.Pytester) -> None:
+    """A clause that could not be checked is said to be unverified, and fails a strict run."""
+    run(pytester, "-k", "LIF-011", "--flux-report=report").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
+    assert outcome(pytester, "FM-LIF-011")["outcome"] == "unverified"
+    strict = run(pytester, "-k", "LIF-011", "--flux-strict")
+    strict.assert_outcomes(failed=1, deselected=len(OURS) - 1)
+    strict.stdout.fnmatch_lines(["*FM-LIF-011 is unverified, and the run is strict: override the fixture*"])

@@ -1,0 +1,25 @@
+"""The pages about the clauses say what the clauses say."""
+
+from __future__ import annotations
+
+from clause_pages import COMMAND, PLACE, pages
+
+from flux_memory.testkit import CLAUSES, MemoryContract
+
+
+def test_the_pages_are_those_of_the_clauses() -> None:
+    """No page is stale, missing or left over: what users are told they lose is what the suite checks."""
+    written = {path.name: path.read_text(encoding="utf-8") for path in PLACE.glob("*.md")}
+    made = pages()
+    stale = sorted(name for name in made.keys() | written.keys() if made.get(name) != written.get(name))
+    assert stale == [], f"the pages {', '.join(stale)} of docs/contract are stale; run: {COMMAND}"
+
+
+def test_every_clause_is_on_one_page() -> None:
+    """Whoever looks up the id of a failing test finds it, once."""
+    everything = "\n".join(pages().values())
+    shipped = [known for known in CLAUSES.values() if known.home.startswith(MemoryContract.__module__)]
+    assert shipped
+    for known in shipped:
+        assert everything.count(f"## {known.id}\n") == 1, known.id
+        assert known.loses in everything

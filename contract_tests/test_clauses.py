@@ -1,0 +1,127 @@
+"""What clauses are made of: the registry, the recorder, and cancellation at every await."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore, clause
+from flux_memory.testkit.clauses import GROUPS
+from flux_memory.testkit.contract.stepping import cancelled_everywhere
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Forget the clauses that a test registers."""
+    before = dict(CLAUSES)
+    yield
+    CLAUSES.clear()
+    CLAUSES.update(before)
+
+
+def test_every_clause_is_in_the_contract() -> None:
+    """No clause is hidden by another one's name, and none is left out of `MemoryContract`."""
+    methods = {
+        f"{function.__module__}.{function.__qualname__}"
+        for name, function in inspect.getmembers(MemoryContract, inspect.isfunction)
+        if name.startswith("test_")
+    }
+    homes = {known.home for known in CLAUSES.values() if known.home.startswith(MemoryContract.__module__)}
+    assert methods == homes
+
+
+def test_every_clause_is_a_sentence() -> None:
+    """What is promised and what is lost are read by people who have not read the code."""
+    for known in CLAUSES.values():
+        for sentence in (known.promise, known.loses):
+            assert re.fullmatch(r"[^a-z].*[.]", sentence), f"{known.id}: {sentence}"
+        assert known.group in GROUPS.values()
+
+
+def test_two_clauses_with_one_id(registry: None) -> None:
+    """An id names one promise for ever."""
+
+    def test_another(self: object, store: StoreUnderTest) -> None: ...
+
+    with pytest.raises(ValueError, match="have one id, FM-ORD-003"):
+        clause("FM-ORD-003", promise="P.", loses="L.")(test_another)
+
+
+def test_two_clauses_with_one_name(registry: None) -> None:
+    """In one class, one of the two would never run."""
+
+    def test_limit_takes_the_newest(self: object, store: StoreUnderTest) -> None: ...
+
+    with pytest.raises(ValueError, match="FM-ORD-003 and FM-ORD-999 have one name"):
+        clause("FM-ORD-999", promise="P.", loses="L.")(test_limit_takes_the_newest)
+
+
+@pytest.mark.parametrize("clause_id", ["ORD-1", "FM-ORD-1", "FM-XYZ-001", "fm-ord-001"])
+def test_malformed_ids(clause_id: str) -> None:
+    """Ids have one form, and a group that has a name."""
+    with pytest.raises(ValueError, match="is no clause id"):
+        clause(clause_id, promise="P.", loses="L.")
+
+
+@pytest.mark.asyncio
+async def test_a_reproduction_is_code_that_reproduces() -> None:
+    """What the recorder prints can be pasted, and does the same again."""
+    store = ReferenceStore()
+    tried = StoreUnderTest(lambda: ReferenceMemory(store))
+    memory = tried.open()
+    session = await memory.create_session("t", {"k": [1.0]})
+    for number in range(3):
+        await memory.add_message(session, "user", str(number), message_id=f"m{number}")
+    await memory.get_history(session, 2)
+    namespace: dict[str, object] = {}
+    exec(tried.transcript.text(), namespace)
+    again = ReferenceStore()
+    repeated = StoreUnderTest(lambda: ReferenceMemory(again))
+    await namespace["reproduce"](repeated.open)  # type: ignore[operator]  # it is a function
+    reader = repeated.open()
+    (found,) = await reader.get_sessions()
+    assert [message["id"] for message in await reader.get_history(found["id"])] == ["m0", "m1", "m2"]
+    await repeated.close()
+    await tried.close()
+
+
+@pytest.mark.asyncio
+async def test_a_long_reproduction_is_cut() -> None:
+    """Hundreds of calls of one kind are counted, not listed."""
+    tried = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))
+    memory = tried.open()
+    for _ in range(200):
+        await memory.create_session("x" * 1_000)
+    text = tried.transcript.text()
+    assert "# ... 197 more calls of create_session" in text
+    assert max(map(len, text.splitlines())) < 200
+    await tried.close()
+
+
+@pytest.mark.asyncio
+async def test_every_suspension_is_cancelled() -> None:
+    """Each await of a call is once where it is cancelled, asleep and awoken, and one attempt ends by itself."""
+    reached: list[int] = []
+
+    async def call(number: int) -> int:
+        for step in range(3):
+            try:
+                if step == 1:
+                    await asyncio.get_running_loop().run_in_executor(None, int)
+                else:
+                    await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                reached.append(step)
+                raise
+        return number
+
+    attempts = [attempt async for attempt in cancelled_everywhere(call)]
+    assert reached[:6] == [0, 1, 2, 0, 1, 2]
+    assert [attempt.cancelled for attempt in attempts[:8]] == [True, True, True, False] * 2
+    assert [attempt.result for attempt in attempts[:8]] == [None, None, None, 3, None, None, None, 7]
+    assert attempts[8].cancelled

@@ -1,0 +1,68 @@
+"""SQLite and PostgreSQL side by side: the same calls, the same answers, errors included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
+from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.model.exploration import FAST, THOROUGH, Profile
+from flux_memory.testkit.differential import Differential
+
+QUICK = Profile(examples=40, steps=25, seed=1, shrinking=4)
+
+
+def opener(memory: type[ReferenceMemory]) -> Callable[[], Memory]:
+    store = ReferenceStore()
+    return lambda: memory(store)
+
+
+def test_sqlite_and_postgres_answer_alike(
+    request: pytest.FixtureRequest, tmp_path: Path, flux_postgres_clean_dsn: str
+) -> None:
+    """No sequence of calls tells the two backends apart."""
+    compared = Differential(
+        lambda: ConversationMemory(tmp_path / "chat.db"),
+        lambda: PostgresConversationMemory(flux_postgres_clean_dsn),
+        names=("SQLite", "PostgreSQL"),
+    )
+    thorough = request.config.option.flux_model == "thorough"
+    finding = compared.explore(THOROUGH if thorough else FAST)
+    assert finding is None, f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}"
+
+
+def test_equal_backends_are_not_told_apart() -> None:
+    """Ids and times differ from store to store, and are no difference."""
+    assert Differential(opener(ReferenceMemory), opener(ReferenceMemory)).explore(QUICK) is None
+
+
+class OldestFirst(ReferenceMemory):
+    async def get_history(self, *args: Any, limit: int | None = None, **kwargs: Any) -> Any:
+        return (await super().get_history(*args, **kwargs))[: None if limit is None else limit]
+
+
+class OtherArgument(ReferenceMemory):
+    async def update_session_title(self, session_id: str, title: str) -> None:
+        if not isinstance(title, str):
+            raise type("Wrong", (ValueError,), {})("name must be a str")
+        await super().update_session_title(session_id, title)
+
+
+class Wide(ReferenceMemory):
+    async def get_session(self, session_id: str) -> Any:
+        record = await super().get_session(session_id)
+        return record and {**record, "seq": 1}
+
+
+@pytest.mark.parametrize("broken", [OldestFirst, OtherArgument, Wide])
+def test_a_difference_is_found_and_reproduced(broken: type[ReferenceMemory]) -> None:
+    """What differs is shown with the answers of both, after the few calls that lead there."""
+    finding = Differential(opener(ReferenceMemory), opener(broken), names=("sound", "broken")).explore(QUICK)
+    assert finding is not None
+    assert finding.lines <= 20, finding.code
+    compile(finding.code, "reproduction", "exec")
+    assert "sound: " in finding.sentence or "the stores differ" in finding.sentence

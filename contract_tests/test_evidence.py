@@ -1,0 +1,297 @@
+"""What `--flux-report` writes, `--flux-contract` excuses and the closing table says, in other people's projects."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from flux_memory.testkit import CLAUSES, CONTRACT_VERSION, MemoryContract
+from flux_memory.testkit.evidence.document import Evidence, NotEvidence, Result, read_evidence, verdict
+from flux_memory.testkit.evidence.versions import check_pin, is_binding, parse_version
+
+pytest_plugins = ["pytester"]
+
+PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off")
+FILES = ["badge.svg", "contract.html", "contract.json", "contract.md"]
+OURS = [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
+
+# A contract of its own, small enough to have every outcome at once; the kit's own clauses are not run in it.
+CLAUSES_OF_THEIR_OWN = """
+    import os
+    import pytest
+    from flux_memory.testkit import ReferenceMemory, ReferenceStore, clause
+    from flux_memory.testkit.contract.binding import Binding
+
+    class Contract(Binding):
+        @clause("FM-ORD-901", promise="Holds `always`.", loses="Nothing.")
+        async def test_holds(self, store):
+            await store.open().create_session()
+
+        @clause("FM-ORD-902", promise="Fails | always.", loses="Everything <b>.")
+        async def test_fails(self, store):
+            memory = store.open()
+            session = await memory.create_session("the title")
+            assert await memory.get_history(session) == ["postgresql://me:s3cret@host/db", "\\ud800"]
+
+        @clause("FM-ORD-903", promise="Cannot be checked.", loses="Certainty.")
+        async def test_unverified(self, store):
+            pytest.skip("unverified: nobody knows how")
+
+        @clause("FM-ORD-904", promise="Is newer.", loses="Nothing yet.", since="1.1")
+        async def test_newer(self, store):
+            await store.open().create_session(1)
+
+        @clause("FM-ORD-905", promise="Is newer and holds.", loses="Nothing yet.", since="1.1")
+        async def test_newer_and_holds(self, store):
+            await store.open().create_session()
+
+        @clause("FM-ORD-906", promise="Ends the process.", loses="The run.")
+        def test_ends(self, store):
+            if "ENDING" in os.environ:
+                os._exit(3)
+
+        @pytest.mark.usefixtures("untidy")
+        @clause("FM-ORD-907", promise="Is cleared up after.", loses="The next one.")
+        async def test_cleared_up(self, store):
+            await store.open().create_session()
+
+    @pytest.fixture
+    def untidy():
+        yield
+        1 / 0
+
+    class TestMine(Contract):
+        backend = "Mine"
+        backend_version = "mine 4.2"
+
+        @pytest.fixture
+        def memory_factory(self):
+            shared = ReferenceStore()
+            return lambda: ReferenceMemory(shared)
+
+    def test_seeded(record_property):
+        record_property("flux_seed", ["model", 42])
+
+    @pytest.mark.parametrize("name", ["Late", "Lost"])
+    def test_mutant(name, record_property):
+        record_property("flux_mutant", name)
+        assert name == "Late"
+"""
+
+INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\nxfail_strict = true\n"
+ALL_BUT_THE_LAST = ("--flux-report=report", "-k", "not FM-ORD-906")
+"""A run of everything but the clause that ends the process."""
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project with a contract of its own."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makepyfile(test_mine=CLAUSES_OF_THEIR_OWN)
+    pytester.makeini(INI)
+    return pytester
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What such a project's run has written, for the tests that only look at it."""
+    place = tmp_path_factory.mktemp("reported")
+    (place / "test_mine.py").write_text(textwrap.dedent(CLAUSES_OF_THEIR_OWN))
+    (place / "pytest.ini").write_text(INI)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", *PLAIN, *ALL_BUT_THE_LAST]
+    subprocess.run(command, cwd=place, env=environment, capture_output=True, check=False, timeout=120)
+    return place / "report"
+
+
+def run(project: pytest.Pytester, *args: str) -> pytest.RunResult:
+    return project.runpytest_subprocess(*PLAIN, *args)
+
+
+def results_of(evidence: Evidence) -> dict[str, Result]:
+    return {clause.id: result for clause, result in evidence.results_of("Mine") if result.outcome != "not run"}
+
+
+@pytest.mark.parametrize("options", [[], ["-n2"]], ids=["one process", "xdist"])
+def test_a_report_says_all_there_is_to_say(project: pytest.Pytester, options: list[str]) -> None:
+    """The JSON has every clause with outcome, time, reason and reproduction, merged from all workers."""
+    run(project, *ALL_BUT_THE_LAST, *options)
+    evidence = read_evidence(project.path / "report")
+    assert sorted(path.name for path in (project.path / "report").iterdir()) == FILES
+    assert (evidence.contract, evidence.pinned) == (CONTRACT_VERSION, None)
+    results = results_of(evidence)
+    assert {clause_id[-3:]: result.outcome for clause_id, result in results.items()} == {
+        "901": "held",
+        "902": "failed",
+        "903": "unverified",
+        "904": "advisory",
+        "905": "held",
+        "907": "failed",
+    }
+    assert results["FM-ORD-901"].seconds > 0
+    assert results["FM-ORD-901"].reason == results["FM-ORD-901"].reproduction == ""
+    assert "create_session('the title')" in results["FM-ORD-902"].reproduction
+    assert results["FM-ORD-903"].reason == "nobody knows how"
+    assert results["FM-ORD-904"].reason.endswith("(since 1.1, binding from the next minor version on)")
+    assert "ZeroDivisionError" in results["FM-ORD-907"].reason
+    assert results["FM-ORD-902"].test.endswith("::TestMine::test_fails[FM-ORD-902]")
+    (backend,) = evidence.backends
+    assert (backend.name, backend.version, backend.server) == ("Mine", "mine 4.2", None)
+    assert backend.isolation_seconds is not None
+    assert 0 < backend.isolation_seconds < backend.seconds
+    assert evidence.seeds["model"] == "42"
+    assert evidence.mutants is not None
+    assert (evidence.mutants.caught, evidence.mutants.total, evidence.mutants.survivors) == (1, 2, ["Lost"])
+    assert {"flux-memory", "Python", "pytest", "SQLite", "system", "workers"} <= evidence.environment.keys()
+    assert evidence.environment["workers"] == ("2" if options else "1")
+
+
+def test_what_did_not_run_is_no_pass(report: Path) -> None:
+    """A clause of the contract that was left out is in the report as such, and so the verdict is no pass."""
+    evidence = read_evidence(report)
+    assert {clause.id for clause, result in evidence.results_of("Mine") if result.outcome == "not run"} == set(OURS)
+    text, outcome = verdict([Result("held"), Result("not run")])
+    assert (text, outcome) == ("1 of 2 not run", "not run")
+    assert verdict([Result("held"), Result("unverified"), Result("not run")])[1] == "unverified"
+    assert verdict([Result("held"), Result("advisory")]) == ("1 hold, 1 advisory", "held")
+
+
+def test_no_password_and_no_odd_character_gets_into_a_report(report: Path) -> None:
+    """A DSN in a failure loses its password; what no file can hold is shown escaped; markup stays text."""
+    for name in FILES:
+        text = (report / name).read_bytes().decode()
+        assert "s3cret" not in text
+        assert name == "badge.svg" or "postgresql://me:***@host/db" in text.replace("\\*", "*")
+    page = (report / "contract.html").read_text()
+    assert "Everything &lt;b&gt;." in page
+    assert "<code>always</code>" in page
+    assert "Fails \\| always." in (report / "contract.md").read_text()
+
+
+def test_the_badge_is_an_image(report: Path) -> None:
+    """The badge is well-formed SVG that says the version and the verdict in its title."""
+    root = ET.fromstring((report / "badge.svg").read_text())
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.findtext("{*}title") == f"flux-memory contract {CONTRACT_VERSION}: 2 of {len(OURS) + 6} failed"
+
+
+def test_a_worker_that_dies_fails_its_clause(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clause that takes its process along is a failure in the report, not a clause that was not run."""
+    monkeypatch.setenv("ENDING", "1")
+    run(project, "--flux-report=report", "-n1", "-k", "FM-ORD-901 or FM-ORD-906")
+    ended = results_of(read_evidence(project.path / "report"))["FM-ORD-906"]
+    assert ended.outcome == "failed"
+    assert "crashed" in ended.reason
+
+
+def test_a_clause_is_advisory_in_the_version_that_adds_it(project: pytest.Pytester) -> None:
+    """A new clause that fails is shown, and does not fail the run; one that holds is held, under any xfail_strict."""
+    result = run(project, "-k", "FM-ORD-904 or FM-ORD-905")
+    assert result.ret == 0
+    result.stdout.re_match_lines(
+        [r"advisory +1", r"advisory: FM-ORD-904 on Mine: .*\(since 1\.1, binding from the next minor version on\)"]
+    )
+
+
+NEXT_MINOR = "import flux_memory.testkit.clauses as clauses\nclauses.CONTRACT_VERSION = '{}'"
+
+
+@pytest.mark.parametrize(
+    ("version", "options", "fails"),
+    [
+        ("1.1", [], False),
+        ("1.1", ["--flux-contract=1.0"], False),
+        ("1.1", ["--flux-contract=1.1"], True),
+        ("1.2", [], True),
+        ("1.2", ["--flux-contract=1.0"], False),
+        ("1.2", ["--flux-contract=1.1", "-n1"], True),
+    ],
+)
+def test_a_pin_holds_a_backend_to_a_version(
+    project: pytest.Pytester, version: str, options: list[str], fails: bool
+) -> None:
+    """Pinned, a run is judged by that version; without a pin a clause becomes binding with the next minor version."""
+    project.makeconftest(NEXT_MINOR.format(version))
+    result = run(project, "-k", "FM-ORD-904", *options)
+    assert (result.ret == 1) is fails
+    result.assert_outcomes(**{"failed" if fails else "xfailed": 1}, deselected=0 if "-n1" in options else 9)
+
+
+@pytest.mark.parametrize("pin", ["2.0", "1.7", "1", "one", "1.0.0"])
+def test_a_pin_that_cannot_be_honoured_is_refused(project: pytest.Pytester, pin: str) -> None:
+    """A typing error, or a contract that this release does not have, stops the run."""
+    result = run(project, f"--flux-contract={pin}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--flux-contract: *"])
+
+
+def test_a_report_that_cannot_be_written_stops_the_run(project: pytest.Pytester) -> None:
+    """Before the first test, not after the last."""
+    (project.path / "report").write_text("a file")
+    result = run(project, "--flux-report=report")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--flux-report: *"])
+
+
+def test_a_run_without_a_clause_says_so(pytester: pytest.Pytester) -> None:
+    """Nothing is written that would look like evidence."""
+    pytester.makepyfile("def test_other(): pass")
+    result = run(pytester, "--flux-report=report")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["flux-memory: report in *report: nothing: the run had no clause"])
+    assert list((pytester.path / "report").iterdir()) == []
+
+
+def test_the_table_says_what_isolation_costs(project: pytest.Pytester) -> None:
+    """The run prints the median of setting a clause up and clearing up after it."""
+    run(project, "-k", "FM-ORD-901").stdout.re_match_lines([r"isolation, median ms +\d+\.\d"])
+
+
+def test_the_json_is_read_back_as_it_was(report: Path, tmp_path: Path) -> None:
+    """What reads a report loses nothing; keys that a later release adds are passed over."""
+    text = (report / "contract.json").read_text(encoding="utf-8")
+    evidence = read_evidence(report / "contract.json")
+    assert evidence.to_json() == text
+    data = json.loads(text)
+    data["later"] = data["clauses"][0]["later"] = 1
+    (tmp_path / "contract.json").write_text(json.dumps(data))
+    assert read_evidence(tmp_path) == evidence
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 1, "clauses": []}', '{"format": 1, "clauses": 3, "mutants": {}}', "\xff"]
+)
+def test_something_else_is_no_evidence(tmp_path: Path, content: str) -> None:
+    """A file that is something else is said to be, by name."""
+    path = tmp_path / "other.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(NotEvidence, match=r"other\.json is not what --flux-report writes"):
+        read_evidence(path)
+
+
+def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
+    """A report of a later form is refused with what to do."""
+    path = tmp_path / "contract.json"
+    path.write_text('{"format": 2, "clauses": []}')
+    with pytest.raises(NotEvidence, match="update flux-memory"):
+        read_evidence(tmp_path)
+
+
+def test_versions() -> None:
+    """Versions compare as numbers; what a major version starts with is binding at once."""
+    assert parse_version("1.10") > parse_version("1.9")
+    assert is_binding("1.0", current="1.0", pinned=None)
+    assert is_binding("2.0", current="2.0", pinned=None)
+    assert not is_binding("1.1", current="1.0", pinned=None)
+    assert not is_binding("1.10", current="1.10", pinned=None)
+    check_pin("1.2", "1.10")
+    with pytest.raises(ValueError, match=r"has the contract 1\.0 to 1\.10, not 1\.11"):
+        check_pin("1.11", "1.10")

@@ -1,0 +1,142 @@
+"""`flux-memory contract diff`: what changed between two runs of the contract, and whether that is worse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flux_memory.contract_command import contract
+from flux_memory.testkit.evidence.diff import compare
+from flux_memory.testkit.evidence.document import BackendEvidence, ClauseEvidence, Evidence, Outcome
+from flux_memory.testkit.evidence.document import Result as Found
+
+Backends = dict[str, Found | Outcome]
+
+
+def run_of(**clauses: Backends) -> Evidence:
+    """A run whose clauses ORD_001=... came to these outcomes on these backends."""
+    found = {
+        name: {
+            backend: each if isinstance(each, Found) else Found(each, reason="" if each == "held" else f"why {each}")
+            for backend, each in backends.items()
+        }
+        for name, backends in clauses.items()
+    }
+    return Evidence(
+        contract="1.0",
+        pinned=None,
+        started="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+        environment={},
+        seeds={},
+        mutants=None,
+        backends=[BackendEvidence(name) for name in dict.fromkeys(name for each in found.values() for name in each)],
+        clauses=[
+            ClauseEvidence(f"FM-{name.replace('_', '-')}", "Order", "1.0", f"Promises {name}.", "Loses.", results)
+            for name, results in found.items()
+        ],
+    )
+
+
+@pytest.fixture
+def diff(tmp_path: Path) -> Callable[..., Result]:
+    """Run the command on two runs."""
+
+    def run(old: Evidence, new: Evidence, *options: str) -> Result:
+        for name, evidence in (("old", old), ("new", new)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "contract.json").write_text(evidence.to_json())
+        return CliRunner().invoke(contract, ["diff", str(tmp_path / "old"), str(tmp_path / "new"), *options])
+
+    return run
+
+
+@pytest.mark.parametrize("after", ["failed", "advisory", "unverified", "not claimed", "not run"])
+def test_what_held_and_holds_no_longer_is_worse(diff: Callable[..., Result], after: Outcome) -> None:
+    """The exit code is 1 for whatever is not seen to hold any more; no run is green for want of evidence."""
+    result = diff(run_of(ORD_001={"A": "held"}), run_of(ORD_001={"A": after}))
+    assert result.exit_code == 1, result.output
+    title = "Newly failing" if after in {"failed", "advisory"} else "No longer seen to hold"
+    assert f"{title}: 1\n  FM-ORD-001 on A: held -> {after}. Promises ORD_001.\n      why {after}\n" in result.output
+    assert result.output.endswith("\n1 no longer hold\n")
+
+
+def test_a_backend_that_is_gone_is_worse(diff: Callable[..., Result]) -> None:
+    """A backend that nobody ran any more is not seen to hold anything."""
+    result = diff(run_of(ORD_001={"A": "held", "B": "held"}), run_of(ORD_001={"A": "held"}))
+    assert result.exit_code == 1
+    assert "No longer seen to hold: 1\n  FM-ORD-001 on B: held -> not there." in result.output
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "title"),
+    [
+        ({"ORD_001": {"A": "failed"}}, {"ORD_001": {"A": "held"}}, "Fixed: 1"),
+        ({"ORD_001": {"A": "unverified"}}, {"ORD_001": {"A": "held"}}, "Fixed: 1"),
+        ({"ORD_001": {"A": "failed"}}, {"ORD_001": {"A": "not run"}}, "Changed, and not held before either: 1"),
+        ({}, {"ORD_001": {"A": "failed"}}, "Added: 1"),
+        ({"ORD_001": {"A": "held"}}, {"ORD_001": {"A": "held", "B": "failed"}}, "Added: 1"),
+        ({"ORD_001": {"A": "held"}}, {}, "Removed: 1"),
+        ({"ORD_001": {"A": "held", "B": "failed"}}, {"ORD_001": {"A": "held"}}, "Removed: 1"),
+        ({"ORD_001": {"A": Found("held", 0.1)}}, {"ORD_001": {"A": Found("held", 0.5)}}, "Slower: 1"),
+    ],
+)
+def test_what_is_not_worse_is_shown(
+    diff: Callable[..., Result], before: dict[str, Backends], after: dict[str, Backends], title: str
+) -> None:
+    """Clauses fixed, added to the contract, taken from it or slower are named, with the exit code 0."""
+    result = diff(run_of(**before), run_of(**after))
+    assert result.exit_code == 0, result.output
+    assert f"\n{title}\n  FM-ORD-001 on " in result.output
+    assert result.output.endswith("\nall that held still holds\n")
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.001, 0.2), (1.0, 1.9), (2.0, 1.0), (0.3, 0.3)])
+def test_a_busy_machine_is_no_news(before: float, after: float) -> None:
+    """A clause is slower when it takes twice as long and noticeably so, not when a few milliseconds swing."""
+    assert not compare(run_of(ORD_001={"A": Found("held", before)}), run_of(ORD_001={"A": Found("held", after)})).slower
+
+
+def test_nothing_changed(diff: Callable[..., Result]) -> None:
+    """Two runs that came to the same say so in two lines."""
+    same = run_of(ORD_001={"A": "held"}, ORD_002={"A": "failed"}, ORD_003={"A": "not claimed"})
+    result = diff(same, same)
+    assert result.exit_code == 0
+    assert len(result.output.strip().splitlines()) == 3
+
+
+def test_json(diff: Callable[..., Result]) -> None:
+    """For programs: every kind of change, and whether it is worse."""
+    result = diff(run_of(ORD_001={"A": "held"}), run_of(ORD_001={"A": "failed"}), "--json")
+    assert result.exit_code == 1
+    data = json.loads(result.output)
+    assert data["worse"] is True
+    assert [each["clause"] for each in data["failing"]] == ["FM-ORD-001"]
+    assert {"lost", "fixed", "other", "added", "removed", "slower"} <= data.keys()
+
+
+def test_a_file_that_is_no_report(tmp_path: Path) -> None:
+    """The wrong file, or a directory without a report, ends with 2 and its name."""
+    (tmp_path / "wrong.json").write_text("{}")
+    for path in (tmp_path / "wrong.json", tmp_path):
+        result = CliRunner().invoke(contract, ["diff", str(path), str(path)])
+        assert result.exit_code == 2
+        assert str(path) in result.output
+
+
+def test_reports_are_compared_without_the_testkit_installed() -> None:
+    """The command needs nothing that only the extra `testkit` brings."""
+    code = (
+        "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None\n"
+        "from flux_memory.contract_command import contract\n"
+        "contract(['diff', '--help'], standalone_mode=False)\n"
+        "import flux_memory.testkit.evidence.diff"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,189 @@
+"""The state machine: it holds sound memories for sound, finds what is broken, and writes a test that shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_memory import ConversationMemory, Memory
+from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.model.answers import argument_of, difference
+from flux_memory.testkit.contract.model.calls import (
+    Answer,
+    Answered,
+    Call,
+    Cut,
+    CutOff,
+    HangError,
+    Pick,
+    Raised,
+    Returned,
+    at_once,
+    resolved,
+)
+from flux_memory.testkit.contract.model.exploration import FAST, Profile, explore
+from flux_memory.testkit.contract.model.worlds import World, explain
+from flux_memory.testkit.mutants import MUTANTS, broken
+
+# A broken memory may leave handles that nobody closes.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Handles that nobody closes complain here, not in somebody else's test."""
+    yield
+    gc.collect()
+
+
+QUICK = Profile(examples=30, steps=25, seed=2, shrinking=1.5)
+
+FOUND = (
+    "BackwardsOnceRenamed",
+    "NewestFirst",
+    "BeforeIsInclusive",
+    "RetriesDuplicate",
+    "RetriesBump",
+    "BatchIsALoop",
+    "LargeFloatsBecomeInts",
+    "InsertOrIgnore",
+    "DeletesTheSessionOnly",
+    "ReadsBump",
+    "HandlesWriteBackWhatTheyRead",
+    "DriverErrorsEscape",
+)
+"""Of the catalogue, one break of each kind that calls can show, races and cancellations among them."""
+
+
+def opener(memory: type[Any]) -> Callable[[], Memory]:
+    store = ReferenceStore()
+    return lambda: memory(store)
+
+
+def test_a_sound_memory_has_no_findings() -> None:
+    """What is right by being plain is explained from beginning to end."""
+    assert explore(opener(ReferenceMemory), FAST) is None
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_break_is_found(name: str) -> None:
+    """Each break of the catalogue's kinds is found without a clause that is named for it."""
+    assert name in MUTANTS
+    finding = explore(opener(broken(name, ReferenceMemory)), QUICK)
+    assert finding is not None
+    compile(finding.code, "reproduction", "exec")
+
+
+class Doubles(ConversationMemory):
+    """Says one message more than there is, from the third on."""
+
+    async def get_session(self, session_id: str) -> Any:
+        record = await super().get_session(session_id)
+        return record and {**record, "message_count": record["message_count"] // 2 * 2}
+
+
+def test_a_reproduction_is_a_test(tmp_path: Path) -> None:
+    """The code that is printed fails on the broken memory, and passes on a sound one."""
+    finding = explore(lambda: Doubles(tmp_path / "broken.db"), QUICK)
+    assert finding is not None
+    names: dict[str, Any] = {}
+    exec(compile(finding.code, "reproduction", "exec"), names)
+    asyncio.run(names["test_reproduction"](lambda: ConversationMemory(tmp_path / "sound.db")))
+    with pytest.raises(AssertionError):
+        asyncio.run(names["test_reproduction"](lambda: Doubles(tmp_path / "again.db")))
+
+
+class Hangs(ReferenceMemory):
+    async def update_session_title(self, session_id: str, title: str) -> None:
+        await super().update_session_title(session_id, title)
+        await asyncio.Event().wait()
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_hangs_is_told() -> None:
+    """A call that never ends is a finding, not a run that never ends."""
+    memory = Hangs(ReferenceStore())
+    await memory.create_session(session_id="s")
+    hanging = Call("update_session_title", {"session_id": "s", "title": "t"})
+    with pytest.raises(HangError, match="update_session_title"):
+        await at_once([(memory, Call("count_sessions", {}), None), (memory, hanging, None)], patience=0.05)
+    await memory.close()
+
+
+@pytest.mark.asyncio
+async def test_a_call_is_cut_where_it_waits() -> None:
+    """A cut call is cancelled at its suspension, and the others are not."""
+    memory = Hangs(ReferenceStore())
+    await memory.create_session(session_id="s")
+    hanging = Call("update_session_title", {"session_id": "s", "title": "t"})
+    answers = await at_once([(memory, hanging, Cut(0, "asleep")), (memory, Call("count_sessions", {}), None)])
+    assert answers == [CutOff(), Returned(1)]
+    await memory.close()
+
+
+def made(method: str, answer: Answer, **arguments: Any) -> Answered:
+    return Answered(0, Call(method, arguments), answer)
+
+
+def after(*groups: Sequence[Answered]) -> list[World]:
+    worlds = [World({})]
+    for group in groups:
+        worlds = explain(worlds, list(group))
+    return worlds
+
+
+CREATE = made("create_session", Returned("s"), session_id="s")
+COUNT_0, COUNT_1 = made("count_sessions", Returned(0)), made("count_sessions", Returned(1))
+
+
+def test_some_order_of_calls_at_once_explains_their_answers() -> None:
+    """Calls at the same time may have taken effect in any order, and in no order that gives other answers."""
+    assert after([CREATE, COUNT_0])
+    assert after([COUNT_1, CREATE])
+    assert not after([CREATE], [COUNT_0])
+    assert not after([CREATE, COUNT_0, made("create_session", Returned("s"), session_id="s")])
+
+
+def test_a_call_that_was_cut_off_takes_effect_once_or_never() -> None:
+    """A cancelled write may show at once, later or never, but does not come and go."""
+    cut = made("create_session", CutOff(), session_id="s")
+    assert after([cut], [COUNT_0], [COUNT_1])
+    assert after([cut], [COUNT_0], [COUNT_0])
+    assert not after([cut], [COUNT_1], [COUNT_0])
+    assert not after([made("count_sessions", CutOff())], [COUNT_1])
+
+
+def test_an_id_that_is_made_twice_is_no_retry() -> None:
+    """A store that makes an id that is taken is not explained as one that recognised a retry."""
+    add = made("add_message", Returned("m"), session_id="s", role="user", content="x")
+    assert after([CREATE], [add])
+    assert not after([CREATE], [add], [add])
+
+
+def test_answers_are_compared_by_type_value_and_argument() -> None:
+    """1, 1.0 and True differ; so do error classes, and errors that do not name the argument."""
+    assert difference(Returned({"k": [1]}), Returned({"k": [1]})) is None
+    assert (difference(Returned({"k": [1]}), Returned({"k": [1.0]})) or ("",))[0] == "['k'][0]"
+    assert difference(Returned(None), Raised(ValueError())) is not None
+    memory = ReferenceMemory(ReferenceStore())
+    with pytest.raises(ValueError, match="metadata") as caught:
+        asyncio.run(memory.add_messages("s", [{"role": "r", "content": "c", "metadata": {"k": float("nan")}}]))
+    asyncio.run(memory.close())
+    assert argument_of(caught.value) == "messages[0].metadata"
+    assert difference(Raised(caught.value), Raised(type(caught.value)("content is wrong"))) is not None
+    assert difference(Raised(caught.value), Raised(type(caught.value)("see messages[0].metadata"))) is None
+
+
+def test_picks_are_ids_that_are_there() -> None:
+    """A placeholder becomes the id of a session that is there, or of a message of that session."""
+    known = {"s": ["m", "n"], "t": []}
+    call = Call("get_history", {"session_id": Pick("session", 2), "before": Pick("message", 1)})
+    assert resolved(call, known).arguments == {"session_id": "s", "before": "n"}
+    assert resolved(call, {}).arguments == {"session_id": "no session", "before": "no message"}
+    batch = Call("add_messages", {"session_id": "t", "messages": [{"message_id": Pick("message", 0)}, 7]})
+    assert resolved(batch, known).arguments["messages"] == [{"message_id": "no message"}, 7]

@@ -1,0 +1,47 @@
+"""The proof that the contract bites: every broken memory fails the clause that names its break, sound ones pass it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bound_stores import damage_reference, verdict
+
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.mutants import MUTANTS, broken
+
+# A broken memory may leave calls that nobody awaits, and handles that nobody closes.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# Clauses that need a clock or a damaged row are tried on the reference, whose store gives both.
+ANYWHERE = [
+    name
+    for name, mutant in MUTANTS.items()
+    if not mutant.reference_only and mutant.caught_by not in {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-TIM-001"}
+]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_reference_is_caught(name: str, tmp_path: Path) -> None:
+    """The clause named for a break fails on the reference model that has it, and holds on the one that has not."""
+    path = tmp_path / "reference.json"
+    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF")) else None)
+    memory = broken(name, ReferenceMemory)
+    store = StoreUnderTest(lambda: memory(shared), corrupt_message=damage_reference(path))
+    assert verdict(MUTANTS[name].caught_by, store) is not None
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path) -> None:
+    """The clause named for a break fails on the SQLite backend that has it."""
+    memory = broken(name, ConversationMemory)
+    assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(tmp_path / "chat.db"))) is not None
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str) -> None:
+    """The clause named for a break fails on the PostgreSQL backend that has it."""
+    memory = broken(name, PostgresConversationMemory)
+    assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None

@@ -1,0 +1,133 @@
+"""The proof that the contract bites the engines' own bugs: one line of SQL changed, and the clause for it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+from bound_stores import damage_postgres, damage_sqlite, verdict, written_at
+
+from flux_memory import ConversationMemory, PostgresConversationMemory, metadata, records, text, timestamps
+from flux_memory.backends import postgres, postgres_writer, sqlite
+from flux_memory.schema import postgres as postgres_schema
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+# A broken memory may leave calls that nobody awaits, and handles that nobody closes.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Break(NamedTuple):
+    """One constant or function replaced; of a text, one part."""
+
+    caught_by: str
+    module: ModuleType | type
+    name: str
+    part: str
+    replacement: Any
+
+    def apply(self, patch: pytest.MonkeyPatch) -> None:
+        """Break the module; fails if what was to be replaced is gone."""
+        sound = getattr(self.module, self.name)
+        if isinstance(sound, str):
+            assert self.part in sound
+            patch.setattr(self.module, self.name, sound.replace(self.part, self.replacement))
+        else:
+            patch.setattr(self.module, self.name, self.replacement(sound))
+
+
+def without_foreign_keys(sound: Callable[..., None]) -> Callable[..., None]:
+    return lambda db, pragma, value, expected: None if pragma == "foreign_keys" else sound(db, pragma, value, expected)
+
+
+def without_empty(sound: Callable[..., str]) -> Callable[..., str]:
+    return lambda name, value, **limits: sound(name, value, **limits) or " "
+
+
+VALUES = {
+    "NUL is let through": Break("FM-TXT-008", text, "find_unstorable", "", lambda _: lambda value: None),
+    "roles may be empty": Break("FM-TXT-011", records, "require_text", "", without_empty),
+    "NaN is let through": Break("FM-MET-010", metadata, "_encode_float", "", lambda _: repr),
+    "-0.0 is kept": Break("FM-MET-005", metadata, "_encode_float", "", lambda _: repr),
+    "times without a zone": Break("FM-TIM-001", timestamps, "check", "", lambda _: lambda value: value[:26]),
+}
+"""Breaks of what both backends share; those that one engine mends by itself are in the engine's own list."""
+
+
+SQLITE = {
+    **{name: broken for name, broken in VALUES.items() if name != "NaN is let through"},
+    "ordered by time and id": Break("FM-ORD-002", sqlite, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"),
+    "oldest first": Break("FM-ORD-003", sqlite, "SELECT_HISTORY", "seq DESC", "seq ASC"),
+    "before is inclusive": Break("FM-ORD-006", sqlite, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
+    "the clock decides": Break("FM-TIM-004", sqlite, "UPDATE_TITLE", "max(updated_at, ?)", "?"),
+    "by creation": Break("FM-LST-001", sqlite, "NEWEST_FIRST", "updated_at DESC", "created_at DESC"),
+    "ties ascending": Break("FM-LST-002", sqlite, "NEWEST_FIRST", "id DESC", "id ASC"),
+    "ties without case": Break("FM-LST-002", sqlite, "NEWEST_FIRST", "id DESC", "id COLLATE NOCASE DESC"),
+    "offset is dropped": Break("FM-LST-003", sqlite, "NEWEST_FIRST", ":offset", "0 * :offset"),
+    "users like users": Break("FM-TXT-004", sqlite, "WHOSE_USER", "=", "LIKE"),
+    "the filter is equality": Break(
+        "FM-LST-011",
+        sqlite,
+        "WHOSE_METADATA",
+        "jsonb_contains(CAST(metadata AS BLOB), :metadata)",
+        "metadata = :metadata",
+    ),
+    "creating replaces": Break("FM-SES-004", sqlite, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
+    "foreign keys are off": Break("FM-SES-008", sqlite, "_require", "", without_foreign_keys),
+    "clearing spares one": Break("FM-SES-010", sqlite, "DELETE_SESSIONS", "sessions", "sessions WHERE rowid > 1"),
+    "retries compare the role only": Break(
+        "FM-MSG-004",
+        records.MessageRow,
+        "same_as",
+        "",
+        lambda _: lambda self, role, *_: self.role == role,
+    ),
+}
+
+POSTGRES = {
+    **{name: broken for name, broken in VALUES.items() if name != "-0.0 is kept"},
+    "ordered by time and id": Break("FM-ORD-002", postgres, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"),
+    "oldest first": Break("FM-ORD-003", postgres, "SELECT_HISTORY", "seq DESC", "seq ASC"),
+    "before is inclusive": Break("FM-ORD-006", postgres, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
+    "milliseconds": Break("FM-TIM-001", postgres, "SELECT_PAGE", ".US", ".MS"),
+    "the server's time zone": Break("FM-TIM-002", postgres_writer, "ADD_MESSAGE", "'UTC'", "'Asia/Seoul'"),
+    "the clock decides": Break("FM-TIM-004", postgres, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
+    "ties ascending": Break("FM-LST-002", postgres, "SELECT_PAGE", '"C" DESC', '"C" ASC'),
+    "the filter is equality": Break("FM-LST-011", postgres, "SELECT_PAGE_BY_METADATA", "@>", "="),
+    "large floats lose their point": Break("FM-MET-003", metadata, "_encode_float", "", lambda _: repr),
+    "creating replaces": Break("FM-SES-004", postgres, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
+    "deleting empties the title": Break(
+        "FM-SES-008", postgres, "DELETE_SESSION", "DELETE FROM sessions", "UPDATE sessions SET title = ''"
+    ),
+    "retries go in again": Break(
+        "FM-MSG-002", postgres_writer, "ADD_MESSAGE", " AND NOT EXISTS (SELECT FROM stored)", ""
+    ),
+    "retries compare the content only": Break("FM-MSG-004", postgres_writer, "ADD_MESSAGE", "role = $3 AND ", ""),
+    "nobody waits to create tables": Break("FM-CON-002", postgres_schema, "LOCK", postgres_schema.LOCK, "SELECT 1"),
+}
+
+
+@pytest.mark.parametrize("name", SQLITE)
+def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clause named for a break fails on the backend that has it."""
+    SQLITE[name].apply(monkeypatch)
+    path = tmp_path / "chat.db"
+    damage = damage_sqlite(path, "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?")
+    store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=damage)
+    assert verdict(SQLITE[name].caught_by, store) is not None
+
+
+@pytest.mark.parametrize("name", POSTGRES)
+def test_a_broken_postgres_is_caught(name: str, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clause named for a break fails on the backend that has it."""
+    POSTGRES[name].apply(monkeypatch)
+    store = StoreUnderTest(
+        lambda: PostgresConversationMemory(flux_empty_database),
+        clock_at=written_at(flux_empty_database),
+        corrupt_message=damage_postgres(
+            flux_empty_database, "UPDATE messages SET metadata = '[]' WHERE session_id = $1 AND id = $2"
+        ),
+    )
+    assert verdict(POSTGRES[name].caught_by, store) is not None

@@ -1,0 +1,212 @@
+"""Reading costs the page, not the table: the engines' plans for the library's own statements, at many rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import pytest
+from raw_sqlite import on_the_thread
+
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.testkit.servers import Server
+
+SESSIONS: Final = 50_000
+MESSAGES: Final = 50_000
+LONG: Final = "long"
+
+POSTGRES_ROWS: Final = f"""
+INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+SELECT
+    lpad(n::text, 36, '0'), 'user-' || n % 500, 'Conversation ' || n,
+    TIMESTAMP '2026-01-01' + n * INTERVAL '1 second', TIMESTAMP '2026-01-01' + n * INTERVAL '1 second',
+    jsonb_build_object('lang', CASE n % 2 WHEN 0 THEN 'en' ELSE 'ko' END, 'number', n)
+FROM generate_series(1, {SESSIONS}) AS n;
+
+INSERT INTO sessions (id, created_at, updated_at, message_count)
+VALUES ('{LONG}', TIMESTAMP '2026-01-01', TIMESTAMP '2026-02-01', {MESSAGES});
+
+INSERT INTO messages (session_id, id, seq, role, content, created_at)
+SELECT '{LONG}', lpad(n::text, 36, '0'), n, 'user', 'some words', TIMESTAMP '2026-01-01' + n * INTERVAL '1 second'
+FROM generate_series(1, {MESSAGES}) AS n;
+"""
+# What autovacuum does after such growth; it also empties the list of what the metadata's index has not sorted in yet.
+POSTGRES_UPKEEP: Final = "VACUUM (ANALYZE) sessions, messages"
+SQLITE_ROWS: Final = f"""
+BEGIN;
+
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {SESSIONS})
+INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+SELECT
+    printf('%036d', n), 'user-' || n % 500, 'Conversation ' || n,
+    printf('2026-01-01T00:00:00.%06d+00:00', n), printf('2026-01-01T00:00:00.%06d+00:00', n),
+    json_object('lang', CASE n % 2 WHEN 0 THEN 'en' ELSE 'ko' END, 'number', n)
+FROM numbers;
+
+INSERT INTO sessions (id, created_at, updated_at, message_count)
+VALUES ('{LONG}', '2026-01-01T00:00:00.000000+00:00', '2026-02-01T00:00:00.000000+00:00', {MESSAGES});
+
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {MESSAGES})
+INSERT INTO messages (session_id, id, seq, role, content, created_at)
+SELECT '{LONG}', printf('%036d', n), n, 'user', 'some words', printf('2026-01-01T00:00:00.%06d+00:00', n)
+FROM numbers;
+
+COMMIT;
+ANALYZE;
+"""
+PAGE: Final = 50
+FEW: Final = 3 * PAGE
+"""Rows that a page may cost: those that are skipped on the way to it included."""
+LISTINGS: Final[dict[str, dict[str, Any]]] = {
+    "all": {},
+    "of a user": {"user_id": "user-7"},
+    "by metadata that one session has": {"metadata": {"number": 4_321}},
+    "by metadata that half have": {"metadata": {"lang": "en"}},
+    "by metadata that none has": {"metadata": {"lang": "xx"}},
+    "of a user by metadata that half have": {"user_id": "user-7", "metadata": {"lang": "en"}},
+    "of a user by metadata that all of his have": {"user_id": "user-7", "metadata": {"lang": "ko"}},
+    "of a user by metadata that none has": {"user_id": "user-7", "metadata": {"lang": "xx"}},
+}
+HISTORIES: Final[dict[str, dict[str, Any]]] = {"newest": {}, "a page back": {"before": f"{MESSAGES // 2:036d}"}}
+CALLS: Final = [
+    *(("get_sessions", (PAGE,), listing) for listing in LISTINGS.values()),
+    *(("get_history", (LONG, PAGE), history) for history in HISTORIES.values()),
+]
+NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" for name in HISTORIES)]
+
+
+@pytest.fixture(scope="module")
+def filled_postgres(flux_postgres_server: Server) -> Iterator[str]:
+    """A database with many sessions, and one more that has many messages."""
+
+    async def fill(dsn: str) -> None:
+        async with PostgresConversationMemory(dsn) as memory:
+            await memory.count_sessions()
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute(POSTGRES_ROWS)
+            await connection.execute(POSTGRES_UPKEEP)
+        finally:
+            await connection.close()
+
+    dsn = flux_postgres_server.create_database()
+    asyncio.run(fill(dsn))
+    yield dsn
+    flux_postgres_server.drop_database(dsn)
+
+
+@pytest.fixture(scope="module")
+def filled_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with many sessions, and one more that has many messages."""
+
+    async def make(path: Path) -> None:
+        async with ConversationMemory(path) as memory:
+            await memory.count_sessions()
+
+    path = tmp_path_factory.mktemp("plans") / "chat.db"
+    asyncio.run(make(path))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(SQLITE_ROWS)
+    return path
+
+
+async def statement_of(dsn: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Make a call and return the statement that reached asyncpg, with its values."""
+    seen: list[Any] = []
+
+    async def listen(connection: Any) -> None:
+        connection.add_query_logger(seen.append)
+
+    async with (
+        asyncpg.create_pool(dsn, min_size=1, max_size=1, init=listen) as pool,
+        PostgresConversationMemory(pool=pool) as memory,
+    ):
+        await memory.count_sessions()
+        seen.clear()
+        assert await getattr(memory, method)(*arguments, **options) is not None
+    # asyncpg asks for the types of arrays before it sends one.
+    return next(each for each in seen if each.args and "pg_type" not in each.query)
+
+
+async def plan_in_the_long_run(dsn: str, sql: str, values: tuple[object, ...]) -> dict[str, Any]:
+    """Return what an execution did once PostgreSQL may use one plan for all values: after five executions."""
+    connection = await asyncpg.connect(dsn, statement_cache_size=0)
+    try:
+        literals = [str(value) if isinstance(value, int) else f"'{value}'" for value in values]
+        execute = f"EXECUTE long_run ({', '.join(literals)})"
+        await connection.execute(f"PREPARE long_run AS {sql}")
+        for _ in range(6):
+            await connection.execute(execute)
+        (plan,) = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {execute}"))
+    finally:
+        await connection.close()
+    top: dict[str, Any] = plan["Plan"]
+    return top
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return a plan's nodes, the top one first."""
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from nodes(below)
+
+
+def touched(node: dict[str, Any]) -> float:
+    """Return how many rows a node looked at."""
+    removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+    return float((node["Actual Rows"] + removed) * node["Actual Loops"])
+
+
+@pytest.mark.parametrize(("method", "arguments", "options"), CALLS, ids=NAMES)
+@pytest.mark.asyncio(loop_scope="function")
+async def test_postgres_reads_the_page_only(
+    filled_postgres: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """A page costs about its own rows, however many sessions or messages there are, also in the long run."""
+    sent = await statement_of(filled_postgres, method, arguments, options)
+    plan = await plan_in_the_long_run(filled_postgres, sent.query, sent.args)
+    found = list(nodes(plan))
+    assert not [node for node in found if node["Node Type"] == "Seq Scan"], json.dumps(plan, indent=1)
+    assert max(map(touched, found)) <= FEW, json.dumps(plan, indent=1)
+    if not options.get("metadata"):
+        # In the index's order already; by metadata, the few that match may be sorted.
+        assert not [node for node in found if "Sort" in node["Node Type"]], json.dumps(plan, indent=1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64, 256])
+@pytest.mark.asyncio(loop_scope="function")
+async def test_postgres_adds_cost_their_rows(filled_postgres: str, rows: int) -> None:
+    """However many messages there are, adds find their sessions and their ids by keys."""
+    messages = [{"role": "user", "content": f"{number}"} for number in range(rows)]
+    sent = await statement_of(filled_postgres, "add_messages", (LONG, messages), {})
+    connection = await asyncpg.connect(filled_postgres, statement_cache_size=0)
+    try:
+        async with connection.transaction():
+            (plan,) = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {sent.query}", *sent.args))
+    finally:
+        await connection.close()
+    assert not [node for node in nodes(plan["Plan"]) if node["Node Type"] == "Seq Scan"], json.dumps(plan, indent=1)
+
+
+@pytest.mark.parametrize(("method", "arguments", "options"), CALLS, ids=NAMES)
+@pytest.mark.asyncio(loop_scope="function")
+async def test_sqlite_reads_in_an_indexs_order(
+    filled_sqlite: Path, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """SQLite walks an index in the order asked for: it sorts no table, and scans none without an index."""
+    seen: list[str] = []
+    async with ConversationMemory(filled_sqlite) as memory:
+        await on_the_thread(memory, lambda db: db.set_trace_callback(seen.append))
+        assert await getattr(memory, method)(*arguments, **options) is not None
+    (read,) = [sql for sql in seen if "FROM sessions" in sql or "FROM messages" in sql]
+    with closing(sqlite3.connect(filled_sqlite)) as db:
+        db.create_function("jsonb_contains", 2, lambda stored, part: True)
+        steps = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {read}")]
+    assert not [step for step in steps if "TEMP B-TREE" in step], steps
+    assert all("INDEX" in step for step in steps if step.startswith(("SCAN", "SEARCH"))), steps

@@ -1,0 +1,76 @@
+"""`flux-memory contract`: what runs of the contract have found out, and what changed between two."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from flux_memory.testkit.evidence.diff import Change, Difference
+    from flux_memory.testkit.evidence.document import Evidence
+
+
+@click.group()
+def contract() -> None:
+    """Work with what `pytest --flux-report=DIR` has written."""
+
+
+@contract.command()
+@click.argument("old", type=click.Path(exists=True, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def diff(old: Path, new: Path, *, as_json: bool) -> None:
+    """Say which clauses fail, hold, are new, gone or slower in NEW that did not in OLD.
+
+    Each is a directory that `pytest --flux-report` has written, or the contract.json in it. Exits with 1 when
+    something that held is no longer seen to hold, with 2 when a file cannot be read, and with 0 otherwise.
+    """
+    from flux_memory.testkit.evidence.diff import compare  # noqa: PLC0415 - other commands do not need it
+
+    before, after = _read(old), _read(new)
+    difference = compare(before, after)
+    if as_json:
+        click.echo(json.dumps(difference.as_dict(), indent=1))
+    else:
+        _show(difference, before, after)
+    sys.exit(1 if difference.is_worse else 0)
+
+
+def _read(path: Path) -> Evidence:
+    from flux_memory.testkit.evidence.document import NotEvidence, read_evidence  # noqa: PLC0415 - as above
+
+    try:
+        return read_evidence(path)
+    except (NotEvidence, OSError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _show(difference: Difference, before: Evidence, after: Evidence) -> None:
+    click.echo(f"contract {before.contract}, {before.started}  ->  contract {after.contract}, {after.started}")
+    _section("Newly failing", difference.failing, colour="red")
+    _section("No longer seen to hold", difference.lost, colour="red")
+    _section("Fixed", difference.fixed, colour="green")
+    _section("Changed, and not held before either", difference.other, colour="yellow")
+    _section("Added", difference.added)
+    _section("Removed", difference.removed)
+    _section("Slower", difference.slower, colour="yellow", timed=True)
+    changes = sum(map(len, (difference.failing, difference.lost)))
+    click.echo(f"\n{changes} no longer hold" if changes else "\nall that held still holds")
+
+
+def _section(title: str, changes: Sequence[Change], *, colour: str | None = None, timed: bool = False) -> None:
+    if not changes:
+        return
+    click.secho(f"\n{title}: {len(changes)}", fg=colour, bold=True)
+    for change in changes:
+        moved = f"{change.before or 'not there'} -> {change.after or 'not there'}"
+        if timed:
+            moved = f"{change.seconds_before * 1000:.0f} ms -> {change.seconds_after * 1000:.0f} ms"
+        click.echo(f"  {change.clause} on {change.backend}: {moved}. {change.promise}")
+        if change.reason and change.after != "held":
+            click.echo(f"      {' '.join(change.reason.split()):.200}")

@@ -1,0 +1,140 @@
+"""Clauses that hold a backend to its claims: what is claimed works, what is not is refused or is not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from flux_memory import FluxMemoryError, InvalidInputError, Memory
+from flux_memory.testkit.capabilities import Capability
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.processes import Child, Tell
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+Call = tuple[str, str, Callable[[Memory, str], Awaitable[Any]]]
+"""A method, the argument that it is about, and the call; the text is a session's id."""
+
+CALLS: Final[dict[Capability, list[Call]]] = {
+    Capability.BATCH: [
+        ("add_messages", "messages", lambda memory, s: memory.add_messages(s, [{"role": "user", "content": "x"}])),
+    ],
+    Capability.IDEMPOTENT_IDS: [
+        ("add_message", "message_id", lambda memory, s: memory.add_message(s, "user", "x", message_id="m")),
+    ],
+    Capability.MESSAGE_METADATA: [
+        ("add_message", "metadata", lambda memory, s: memory.add_message(s, "user", "x", {"k": 1})),
+    ],
+    Capability.CURSOR: [("get_history", "before", lambda memory, s: memory.get_history(s, before="m"))],
+    Capability.SESSIONS: [
+        ("get_session", "session_id", lambda memory, s: memory.get_session(s)),
+        ("get_sessions", "limit", lambda memory, _: memory.get_sessions()),
+        ("count_sessions", "count_sessions", lambda memory, _: memory.count_sessions()),
+    ],
+    Capability.SESSION_IDS: [
+        ("create_session", "session_id", lambda memory, _: memory.create_session(session_id="any text")),
+    ],
+    Capability.SESSION_METADATA: [
+        ("create_session", "metadata", lambda memory, _: memory.create_session(metadata={"k": 1})),
+    ],
+    Capability.METADATA_FILTER: [
+        ("get_sessions", "metadata", lambda memory, _: memory.get_sessions(metadata={"k": 1})),
+    ],
+    Capability.USER_SCOPE: [
+        ("create_session", "user_id", lambda memory, _: memory.create_session(user_id="u")),
+        ("get_sessions", "user_id", lambda memory, _: memory.get_sessions(user_id="u")),
+    ],
+    Capability.TITLES: [
+        ("create_session", "title", lambda memory, _: memory.create_session("t")),
+        ("update_session_title", "title", lambda memory, s: memory.update_session_title(s, "t")),
+    ],
+    Capability.CLEAR_ALL: [("clear_all", "clear_all", lambda memory, _: memory.clear_all())],
+}
+"""The calls that need a capability. What they do is the other clauses' concern."""
+
+
+class CapabilitiesContract(Binding):
+    """What is promised of claims."""
+
+    @clause(
+        "FM-CAP-001",
+        promise="A call that is claimed works; one that is not raises `InvalidInputError` naming method or argument.",
+        loses="A call that is not supported seems to have worked.",
+    )
+    async def test_calls_are_as_claimed(self, store: StoreUnderTest) -> None:
+        for capability, calls in CALLS.items():
+            # A refusal that came too late must not spoil what comes after.
+            memory = store.open()
+            session = await memory.create_session()
+            found = [await _found(method, argument, call(memory, session)) for method, argument, call in calls]
+            store.found(capability, "; ".join(dict.fromkeys(found)))
+            await memory.close()
+        store.check_claims()
+
+    @clause(
+        "FM-CAP-002",
+        promise="Ids, times and several handles are there where they are claimed, and only there.",
+        loses="What looks like an id or a time is none, or two handles spoil each other's work.",
+    )
+    async def test_records_and_handles_are_as_claimed(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        returned = await memory.add_message(session, "user", "text")
+        (row,) = await memory.get_history(session)
+        store.found(Capability.MESSAGE_IDS, "works" if returned and returned == row["id"] else "is not there")
+        store.found(Capability.TIMESTAMPS, "works" if row["created_at"] else "is not there")
+        store.found(Capability.SEVERAL_HANDLES, await _seen(store.open, session))
+        store.check_claims()
+
+    @clause(
+        "FM-CAP-003",
+        promise="Messages outlive their process, and several processes share a store, where claimed, and only there.",
+        loses="A restart, or a second worker, loses conversations.",
+    )
+    def test_processes_are_as_claimed(self, store: StoreUnderTest) -> None:
+        async def write(open_handle: Callable[[], Memory], tell: Tell) -> None:
+            memory = open_handle()
+            session = await memory.create_session()
+            await memory.add_message(session, "user", "text")
+            tell(session)
+            if stays:
+                await asyncio.Event().wait()
+            await memory.close()
+
+        def seen_after(child: Child) -> str:
+            child.go()
+            session = child.hear()
+            if not stays:
+                child.finish()
+            try:
+                return store.run(lambda: _seen(store.open, session))
+            finally:
+                if stays:
+                    child.kill()
+
+        stays = False
+        store.found(Capability.DURABLE, seen_after(store.fork(write)))
+        stays = True
+        store.found(Capability.SEVERAL_PROCESSES, seen_after(store.fork(write)))
+        store.check_claims()
+
+
+async def _found(method: str, argument: str, call: Awaitable[Any]) -> str:
+    try:
+        await call
+    except InvalidInputError as error:
+        return "refused" if method in str(error) or argument in str(error) else f"{method} does not say what is wrong"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not what is documented
+        return f"{method} raises {type(error).__name__}"
+    return "works"
+
+
+async def _seen(open_handle: Callable[[], Memory], session: str) -> str:
+    try:
+        history = await open_handle().get_history(session)
+    except FluxMemoryError:
+        return "refused"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is not what is documented
+        return f"raises {type(error).__name__}"
+    return "works" if [row["content"] for row in history] == ["text"] else "is not there"

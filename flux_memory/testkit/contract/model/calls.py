@@ -1,0 +1,146 @@
+"""Calls as data: what is called with which arguments, what came of it, and the code that does the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from flux_memory import Memory
+from flux_memory.testkit.contract.stepping import When, cut_short
+
+HANG_SECONDS: Final = 20.0
+"""A call takes milliseconds; one that takes this long hangs."""
+
+WRITES: Final = frozenset(
+    {"create_session", "add_message", "add_messages", "update_session_title", "delete_session", "clear_all"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """Stands in a call for an id that is there when the call is made: number `at`, counted round."""
+
+    kind: Literal["session", "message"]
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where a call is cancelled; see `flux_memory.testkit.contract.stepping`."""
+
+    point: int
+    when: When
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a method; its arguments by name, in which `Pick` may stand for ids."""
+
+    method: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The call returned this."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The call raised this."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """The call was cancelled, so what came of it is not known."""
+
+
+Answer = Returned | Raised | CutOff
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A call on a handle, and what came of it; no `Pick` is left in the arguments."""
+
+    handle: int
+    call: Call
+    answer: Answer
+
+
+Known = Mapping[str, Sequence[str]]
+"""The ids of the sessions that are there, each with those of its messages."""
+
+
+def resolved(call: Call, known: Known) -> Call:
+    """Return the call with ids in the places of every `Pick`; those of messages are of the call's own session."""
+    arguments = dict(call.arguments)
+    if "session_id" in arguments:
+        arguments["session_id"] = _picked(arguments["session_id"], list(known))
+    session = arguments.get("session_id")
+    messages = known.get(session, ()) if isinstance(session, str) else ()
+    for name in arguments.keys() & {"message_id", "before"}:
+        arguments[name] = _picked(arguments[name], messages)
+    if isinstance(arguments.get("messages"), list):
+        arguments["messages"] = [
+            message | {"message_id": _picked(message["message_id"], messages)}
+            if isinstance(message, dict) and "message_id" in message
+            else message
+            for message in arguments["messages"]
+        ]
+    return Call(call.method, arguments)
+
+
+def _picked(value: Any, ids: Sequence[str]) -> Any:
+    if not isinstance(value, Pick):
+        return value
+    return ids[value.at % len(ids)] if ids else f"no {value.kind}"
+
+
+def made_by(call: Call, answer: Answer) -> list[str | None]:
+    """Return the ids that a call was answered with; `None` in the place of one that the caller chose."""
+    if not isinstance(answer, Returned) or call.method not in {"create_session", "add_message", "add_messages"}:
+        return []
+    if call.method == "add_messages":
+        chosen = [message.get("message_id") for message in call.arguments["messages"]]
+        told = answer.value if isinstance(answer.value, list) else []
+    else:
+        chosen = [call.arguments.get("session_id" if call.method == "create_session" else "message_id")]
+        told = [answer.value]
+    pairs = zip(told, chosen, strict=False)
+    return [made if wanted is None and isinstance(made, str) else None for made, wanted in pairs]
+
+
+async def at_once(calls: Sequence[tuple[Memory, Call, Cut | None]], *, patience: float = HANG_SECONDS) -> list[Answer]:
+    """Make calls at the same time, cancel those that are to be cut, and return their answers in order.
+
+    Raises:
+        HangError: A call did not end in time.
+    """
+    tasks: list[asyncio.Task[Any]] = []
+    for memory, call, cut in calls:
+        made = getattr(memory, call.method)(**call.arguments)
+        tasks.append(asyncio.ensure_future(made if cut is None else cut_short(made, cut.point, cut.when)))
+    _, late = await asyncio.wait(tasks, timeout=patience)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late, timeout=1)
+        raise HangError(f"{calls[tasks.index(late.pop())][1].method} did not end within {patience:.0f} s")
+    return [_answer(task) for task in tasks]
+
+
+class HangError(AssertionError):
+    """A call did not end."""
+
+
+def _answer(task: asyncio.Task[Any]) -> Answer:
+    if task.cancelled():
+        return CutOff()
+    error = task.exception()
+    return Returned(task.result()) if error is None else Raised(error)

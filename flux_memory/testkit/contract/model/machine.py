@@ -1,0 +1,341 @@
+"""The state machine: makes calls on two handles of one store, and holds every answer against the reference model."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, NoReturn, TypeVar, cast
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from flux_memory import Memory
+from flux_memory.testkit.contract.model import generated
+from flux_memory.testkit.contract.model.answers import Difference, difference
+from flux_memory.testkit.contract.model.calls import (
+    HANG_SECONDS,
+    Answer,
+    Answered,
+    Call,
+    Cut,
+    CutOff,
+    HangError,
+    Raised,
+    Returned,
+    at_once,
+    resolved,
+)
+from flux_memory.testkit.contract.model.script import Script
+from flux_memory.testkit.contract.model.times import Rows, adopted, problem_of_times, unsorted
+from flux_memory.testkit.contract.model.worlds import World, explain
+
+Result = TypeVar("Result")
+
+HANDLES: Final = 2
+_MOST_PENDING: Final = 2
+"""Calls that were cut off and may yet take effect; with more of them, everything explains everything."""
+_HANG_AGAIN_SECONDS: Final = 2.0
+"""Once a call has hung, smaller examples are looked for with less patience."""
+
+_STEPS_OF_A_HANDLE: Final = 5
+"""Opening is the costliest call of all."""
+
+EVERYTHING: Final = Call("get_sessions", {"limit": None})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A rule that was followed, to be followed again."""
+
+    rule: str
+    arguments: Mapping[str, Any]
+
+    def take(self, machine: MemoryMachine) -> None:
+        """Follow the rule."""
+        getattr(machine, self.rule)(**self.arguments)
+
+    def simpler(self) -> Iterator[Step]:
+        """Yield steps with less in them."""
+        if self.rule == "start" and self.arguments["names"]:
+            yield Step("start", {"names": self.arguments["names"][:-1]})
+        if self.rule == "reopen" and self.arguments["late"] is not None:
+            yield Step("reopen", {**self.arguments, "late": None})
+        if self.rule != "at_once":
+            return
+        group = list(self.arguments["group"])
+        for at, (handle, call, cut) in enumerate(group):
+            if len(group) > 1:
+                yield Step("at_once", {"group": group[:at] + group[at + 1 :]})
+            if cut is not None:
+                yield Step("at_once", {"group": [*group[:at], (handle, call, None), *group[at + 1 :]]})
+        if len(group) == 1 and group[0][2] is None:
+            yield Step("write", {"handle": group[0][0], "call": group[0][1]})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An answer that the model does not explain, and the code that leads to it."""
+
+    sentence: str
+    code: str
+    lines: int
+    steps: tuple[Step, ...] = ()
+
+
+class Findings:
+    """The findings of a run; the shortest one is the one to show.
+
+    Args:
+        shrinking: For how many seconds a shorter one is looked for.
+    """
+
+    def __init__(self, shrinking: float) -> None:
+        self.shortest: Finding | None = None
+        self.patience = HANG_SECONDS
+        self._shrinking = shrinking
+        self._enough = math.inf
+
+    def add(self, finding: Finding) -> None:
+        """Keep a finding if it is not longer than the others."""
+        self._enough = min(self._enough, time.monotonic() + self._shrinking)
+        if self.shortest is None or finding.lines <= self.shortest.lines:
+            self.shortest = finding
+
+    def raise_if_enough(self) -> None:
+        """End the run when smaller examples have been looked for long enough."""
+        if time.monotonic() > self._enough:
+            raise EnoughError
+
+
+class EnoughError(BaseException):
+    """Ends a run of Hypothesis from within; it takes any `Exception` for one more failure."""
+
+
+class UnexplainedError(AssertionError):
+    """The store did what no promise allows."""
+
+
+class MemoryMachine(RuleBasedStateMachine):
+    """Two handles on one store, an event loop of its own, and the states that explain every answer so far."""
+
+    def __init__(self, factory: Callable[[], Memory], findings: Findings) -> None:
+        findings.raise_if_enough()
+        super().__init__()
+        self._factory = factory
+        self._findings = findings
+        self._runner = asyncio.Runner()
+        self._handles: dict[int, Memory] = {}
+        self._worlds = [World({})]
+        self._script = Script()
+        self._steps: list[Step] = []
+        self._told: list[Call] = []
+        self._certain = True
+        self._reader = 0
+        self._steps_since_reopening = 0
+
+    @initialize(names=generated.first_sessions)
+    def start(self, names: list[str]) -> None:
+        """Start from an empty store with a few sessions."""
+        self._steps.append(Step("start", {"names": names}))
+        memory = self._open(0)
+        self._run(memory.clear_all)
+        if left := self._run(lambda: memory.get_sessions(None)):
+            self._fail(f"clear_all() left sessions behind: {left!r:.200}")
+        for name in names:
+            self._call(0, Call("create_session", {"session_id": name}))
+
+    @rule(handle=generated.handles, call=generated.writes)
+    def write(self, handle: int, call: Call) -> None:
+        """Change something."""
+        self._steps.append(Step("write", {"handle": handle, "call": call}))
+        self._call(handle, call)
+
+    @rule(handle=generated.handles, call=generated.reads)
+    def read(self, handle: int, call: Call) -> None:
+        """Read something, or ask for what is refused."""
+        self._steps.append(Step("read", {"handle": handle, "call": call}))
+        self._call(handle, call)
+
+    @precondition(lambda self: self._told)
+    @rule(handle=generated.handles, at=st.integers(0, 5), changes=generated.changes)
+    def retry(self, handle: int, at: int, changes: Mapping[str, Any]) -> None:
+        """Send a message again under its id, as it was or with another content."""
+        self._steps.append(Step("retry", {"handle": handle, "at": at, "changes": changes}))
+        if self._told:
+            call = self._told[-1 - at % len(self._told)]
+            self._call(handle, Call(call.method, {**call.arguments, **changes}))
+
+    @rule(group=generated.groups)
+    def at_once(self, group: generated.Group) -> None:
+        """Make several calls at the same time, some of which are cancelled on their way."""
+        self._steps.append(Step("at_once", {"group": group}))
+        items = [(handle, self._resolved(call), cut) for handle, call, cut in group]
+        answers = self._make(items)
+        self._script.group(items, answers)
+        self._learn([Answered(handle, call, answer) for (handle, call, _), answer in zip(items, answers, strict=True)])
+        if any(len(world.pending) > _MOST_PENDING for world in self._worlds):
+            self._settle()
+
+    @precondition(lambda self: self._steps_since_reopening >= _STEPS_OF_A_HANDLE)
+    @rule(handle=generated.handles, late=st.one_of(st.none(), generated.calls))
+    def reopen(self, handle: int, late: Call | None) -> None:
+        """Close a handle, call it all the same, and open another one in its place."""
+        self._steps.append(Step("reopen", {"handle": handle, "late": late}))
+        self._steps_since_reopening = 0
+        if handle in self._handles:
+            self._close(handle)
+            if late is not None:
+                self._call(handle, late)
+        self._open(handle)
+        self._observe(alone=self._certain)
+
+    def teardown(self) -> None:
+        """Close what is open, also after a failure."""
+        for memory in self._handles.values():
+            try:
+                self._runner.run(asyncio.wait_for(memory.close(), self._findings.patience))
+            except Exception as error:  # noqa: BLE001 - a failure that came first is the one to report
+                if self._findings.shortest is None:
+                    self._fail(f"close() raised {error!r}")
+        self._runner.close()
+
+    def _call(self, handle: int, call: Call) -> None:
+        made = self._resolved(call)
+        (answer,) = self._make([(handle, made, None)])
+        self._script.call(handle, made, answer)
+        if call.method == "add_message" and isinstance(answer, Returned):
+            self._told.append(Call(call.method, {**made.arguments, "message_id": answer.value}))
+        self._learn([Answered(handle, made, answer)])
+
+    def _resolved(self, call: Call) -> Call:
+        sessions = self._worlds[0].sessions
+        return resolved(call, {name: [m["id"] for m in sessions[name]["messages"]] for name in sessions})
+
+    def _open(self, handle: int) -> Memory:
+        self._handles[handle] = self._factory()
+        self._script.open(handle)
+        self._worlds = [replace(world, closed=world.closed - {handle}) for world in self._worlds]
+        return self._handles[handle]
+
+    def _close(self, handle: int) -> None:
+        closing = Call("close", {})
+        (answer,) = self._make([(handle, closing, None)])
+        self._script.call(handle, closing, answer)
+        self._judge([Answered(handle, closing, answer)])
+
+    def _settle(self) -> None:
+        """Close and open every handle: after that, nothing that was cut off can take effect any more."""
+        handles = list(self._handles)
+        for handle in handles:
+            self._close(handle)
+        for handle in handles:
+            self._open(handle)
+        self._observe(alone=False)
+        self._worlds = _distinct([replace(world, pending=()) for world in self._worlds])
+        self._observe(alone=False)
+
+    def _make(self, items: Sequence[tuple[int, Call, Cut | None]]) -> list[Answer]:
+        for handle in sorted({handle for handle, _, _ in items} - self._handles.keys()):
+            self._open(handle)
+        calls = [(self._handles[handle], call, cut) for handle, call, cut in items]
+        try:
+            return self._run(lambda: at_once(calls, patience=self._findings.patience))
+        except HangError as error:
+            self._findings.patience = _HANG_AGAIN_SECONDS
+            self._script.group(items, [CutOff()] * len(items))
+            self._fail(str(error))
+
+    def _run(self, main: Callable[[], Awaitable[Result]]) -> Result:
+        async def run() -> Result:
+            return await main()
+
+        return self._runner.run(run())
+
+    def _learn(self, made: list[Answered]) -> None:
+        """Judge calls and take over what they changed."""
+        alone = len(made) == 1 and self._certain
+        before = self._worlds[0].sessions
+        self._steps_since_reopening += 1
+        self._judge(made)
+        self._observe(alone=alone, before=before)
+
+    def _judge(self, made: list[Answered], *, note: bool = False) -> None:
+        clearing = len(made) > 1 and any(one.call.method == "clear_all" for one in made)
+        worlds = explain(self._worlds, made, loosely=clearing)
+        if not worlds:
+            self._unexplained(made, note=note)
+        for one in made:
+            if one.call.method != "get_sessions" or not isinstance(one.answer, Returned):
+                continue
+            if problem := unsorted(one.answer.value):
+                self._fail(problem)
+        self._worlds = worlds
+
+    def _observe(self, *, alone: bool, before: dict[str, Any] | None = None) -> None:
+        """Read everything through one handle after the other, and take over its times."""
+        earlier = self._worlds[0].sessions if before is None else before
+        # Between two reads, a call that was cut off may take effect: what they say of times need not fit together.
+        self._certain = not any(world.pending for world in self._worlds)
+        rows = cast("Rows", self._read(EVERYTHING))
+        names = {row["id"] for row in rows}
+        # Beside those that are listed, those that went: nothing of them may be left.
+        gone = earlier.keys() - names
+        histories = {
+            name: cast("Rows", self._read(Call("get_history", {"session_id": name}))) for name in sorted(names | gone)
+        }
+        if not self._certain:
+            return
+        problems = [problem_of_times(world, earlier, rows, histories, alone=alone) for world in self._worlds]
+        if all(problems):
+            self._fail(str(problems[0]))
+        possible = [world for world, problem in zip(self._worlds, problems, strict=True) if problem is None]
+        self._worlds = _distinct([adopted(world, rows, histories) for world in possible])
+
+    def _read(self, call: Call) -> Any:
+        self._reader += 1
+        opened = [handle for handle in self._handles if handle not in self._worlds[0].closed]
+        if not opened:
+            self._open(0)
+            opened = [0]
+        handle = opened[self._reader % len(opened)]
+        (answer,) = self._make([(handle, call, None)])
+        self._judge([Answered(handle, call, answer)], note=True)
+        return answer.value if isinstance(answer, Returned) else []
+
+    def _unexplained(self, made: list[Answered], *, note: bool) -> None:
+        if len(made) > 1:
+            self._fail("no order of the calls made at the same time explains what they returned and raised")
+        (one,) = made
+        expected, _ = self._worlds[0].outcome(one)
+        found = difference(expected, one.answer) or Difference("", expected, one.answer)
+        code = self._script.code(one.handle, one.call)
+        if not isinstance(expected, Returned) or not isinstance(one.answer, Returned):
+            self._script.expect(f"# expected: {_told(expected)}")
+            self._script.expect(f"# seen:     {_told(one.answer)}")
+        elif note or one.call.method.startswith(("get", "count")):
+            place = f"({code}){found.place}" if found.place else code
+            wanted = self._script.shown(found.expected)
+            claim = f"repr({place}) == {wanted!r}" if found.expected == found.seen else f"{place} == {wanted}"
+            self._script.expect(f"assert {claim}  # seen: {found.seen!r:.200}")
+        seen = self._script.shown(found.seen) if isinstance(one.answer, Returned) else _told(one.answer)
+        wanted = self._script.shown(found.expected) if isinstance(expected, Returned) else _told(expected)
+        where = f" at {found.place}" if found.place else ""
+        self._fail(f"{code.removeprefix('await ')}{where}: expected {wanted:.300}, seen {seen:.300}")
+
+    def _fail(self, sentence: str) -> NoReturn:
+        finding = Finding(sentence, self._script.text(), len(self._script), tuple(self._steps))
+        self._findings.add(finding)
+        raise UnexplainedError(sentence)
+
+
+def _told(answer: Answer) -> str:
+    if isinstance(answer, Raised):
+        return f"{type(answer.error).__name__}: {answer.error!s:.200}"
+    return f"{answer.value!r:.200}" if isinstance(answer, Returned) else "cancelled"
+
+
+def _distinct(worlds: list[World]) -> list[World]:
+    return list({world.key(): world for world in worlds}.values())

@@ -1,0 +1,53 @@
+"""Shortens what Hypothesis found where timing decides: it drops steps, calls and cuts for as long as it still fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from flux_memory import Memory
+from flux_memory.testkit.contract.model.machine import Finding, Findings, MemoryMachine, Step, UnexplainedError
+
+_TRIES = 3
+"""How often a shorter sequence may go well before it counts as one that does not fail."""
+
+
+def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float) -> Finding:
+    """Return the shortest finding that was reached within the time."""
+    until = time.monotonic() + seconds
+    shorter = True
+    while shorter:
+        shorter = False
+        for steps in _shorter(finding.steps):
+            if time.monotonic() > until:
+                return finding
+            if (found := _replayed(factory, steps)) is not None:
+                finding, shorter = found, True
+                break
+    return finding
+
+
+def _replayed(factory: Callable[[], Memory], steps: tuple[Step, ...]) -> Finding | None:
+    for _ in range(_TRIES):
+        findings = Findings(0)
+        machine = MemoryMachine(factory, findings)
+        try:
+            for step in steps:
+                step.take(machine)
+        except UnexplainedError:
+            return findings.shortest
+        finally:
+            machine.teardown()
+    return None
+
+
+def _shorter(steps: tuple[Step, ...]) -> Iterator[tuple[Step, ...]]:
+    """Yield sequences with less in them, those that lose most first; the first step opens the store."""
+    size = len(steps) // 2
+    while size:
+        for at in range(1, len(steps), size):
+            yield steps[:at] + steps[at + size :]
+        size //= 2
+    for at, step in enumerate(steps):
+        for simpler in step.simpler():
+            yield (*steps[:at], simpler, *steps[at + 1 :])

@@ -1,0 +1,109 @@
+"""Writes calls down as a test that can be pasted into a downstream project."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from flux_memory.testkit.contract.model.calls import Answer, Call, Cut, CutOff, Raised, made_by
+
+
+class Script:
+    """The code of one example, line by line. Ids that the store made become variables."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._names: dict[str, str] = {}
+        self._handles: list[str] = []
+        self._imports: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def open(self, handle: int) -> None:
+        """Note that a handle was opened."""
+        self._handles.append(f"memory_{handle + 1}")
+        self._lines.append(f"{self._handles[-1]} = memory_factory()")
+
+    def call(self, handle: int, call: Call, answer: Answer) -> None:
+        """Note a call that was made by itself."""
+        code = self.code(handle, call)
+        if isinstance(answer, Raised):
+            self._lines.append(f"with suppress(Exception):  # {_said(answer.error)}")
+            self._lines.append(f"    {code}")
+            self._imports.add("from contextlib import suppress")
+        else:
+            self._lines.append(f"{self._target(call, answer)}{code}")
+
+    def group(self, items: Sequence[tuple[int, Call, Cut | None]], answers: Sequence[Answer]) -> None:
+        """Note calls that were made at the same time."""
+        self._imports.add("import asyncio")
+        lines = []
+        for (handle, call, cut), answer in zip(items, answers, strict=True):
+            code = self.code(handle, call).removeprefix("await ")
+            if cut is not None:
+                code = f"cut_short({code}, {cut.point}, {cut.when!r})"
+                self._imports.add("from flux_memory.testkit.contract.stepping import cut_short")
+            lines.append(f"    {code},  # {_outcome(answer)}")
+        targets = ", ".join(
+            self._target(call, answer).removesuffix(" = ") or "_"
+            for (_, call, _), answer in zip(items, answers, strict=True)
+        )
+        self._lines += [f"{targets} = await asyncio.gather(", *lines, "    return_exceptions=True,", ")"]
+
+    def expect(self, line: str) -> None:
+        """Note what should hold."""
+        self._lines.append(line)
+
+    def code(self, handle: int, call: Call) -> str:
+        """Return a call as an expression."""
+        arguments = ", ".join(f"{name}={self.shown(value)}" for name, value in call.arguments.items())
+        return f"await memory_{handle + 1}.{call.method}({arguments})"
+
+    def shown(self, value: Any) -> str:
+        """Return a value as code; ids that the store made by their variables."""
+        if type(value) is list:
+            return "[" + ", ".join(map(self.shown, value)) + "]"
+        if type(value) is dict:
+            return "{" + ", ".join(f"{self.shown(key)}: {self.shown(item)}" for key, item in value.items()) + "}"
+        if type(value) is str and value in self._names:
+            return self._names[value]
+        return _literal(value)
+
+    def text(self) -> str:
+        """Return the whole test."""
+        closing = [f"await {name}.close()" for name in sorted(set(self._handles))]
+        body = "\n".join(f"    {line}" for line in [*self._lines, *closing])
+        imports = "\n".join(sorted({*self._imports, "import pytest"}))
+        return f"{imports}\n\n\n@pytest.mark.asyncio\nasync def test_reproduction(memory_factory):\n{body}\n"
+
+    def _target(self, call: Call, answer: Answer) -> str:
+        """Return what stands left of a call: variables for the ids that the store made."""
+        made = made_by(call, answer)
+        if not any(made):
+            return ""
+        kind = "session" if call.method == "create_session" else "message"
+        names = ["_" if one is None else self._names.setdefault(one, f"{kind}_{len(self._names) + 1}") for one in made]
+        return f"[{', '.join(names)}] = " if call.method == "add_messages" else f"{names[0]} = "
+
+
+def _literal(value: Any) -> str:
+    """Return a value as code, also one whose `repr` is none or is long."""
+    if type(value) is float and not math.isfinite(value):
+        return f'float("{value}")'
+    if type(value) is int and abs(value) >= 10**4300:
+        return f"{'-' if value < 0 else ''}10**4300"
+    if type(value) is str and len(value) > 36 and len(set(value)) == 1:
+        return f"{value[0]!r} * {len(value)}"
+    return repr(value)
+
+
+def _outcome(answer: Answer) -> str:
+    if isinstance(answer, CutOff):
+        return "cancelled"
+    return _said(answer.error) if isinstance(answer, Raised) else f"returned {answer.value!r:.60}"
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''!s:.100}"

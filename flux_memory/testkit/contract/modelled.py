@@ -1,0 +1,27 @@
+"""The clause that holds a backend against the reference model, call by call, wherever Hypothesis leads."""
+
+from __future__ import annotations
+
+import pytest
+
+from flux_memory.testkit.capabilities import ALL
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+
+class ModelContract(Binding):
+    """What is promised of calls in any order."""
+
+    @clause(
+        "FM-MOD-001",
+        promise="Whatever is called in whatever order, at once and cut off too, the reference model explains it.",
+        loses="Combinations that nobody thought of lose messages, answer wrongly or hang.",
+        needs=ALL,
+    )
+    def test_the_reference_model_explains_everything(self, store: StoreUnderTest) -> None:
+        # Hypothesis is slow to import, and only this clause needs it.
+        from flux_memory.testkit.contract.model.exploration import FAST, THOROUGH, explore  # noqa: PLC0415
+
+        if finding := explore(store.factory, THOROUGH if store.thorough else FAST):
+            pytest.fail(f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}", pytrace=False)

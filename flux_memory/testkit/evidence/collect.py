@@ -1,0 +1,155 @@
+"""Collects what the reports of a run's tests say of clauses, also of those that ran in xdist's workers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Final
+
+import pytest
+
+from flux_memory.testkit.evidence.document import (
+    BackendEvidence,
+    CapabilityEvidence,
+    ClauseEvidence,
+    MutantEvidence,
+    Result,
+    worst,
+)
+from flux_memory.testkit.evidence.properties import (
+    BACKEND,
+    BACKEND_VERSION,
+    CAPABILITY,
+    CLAUSE,
+    FACTS,
+    MUTANT,
+    RESULT,
+    SEED,
+    SERVER,
+)
+
+_PASSWORD: Final = re.compile(r"(://[^\s:/@]*:)[^\s]*@")
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def presentable(text: str) -> str:
+    """Return the text without passwords of DSNs, and such that every file can hold it."""
+    masked = _PASSWORD.sub(r"\1***@", text)
+    shown = _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", masked)
+    return shown.encode("utf-8", "backslashreplace").decode()
+
+
+@dataclass(slots=True)
+class BackendOutcomes:
+    """One backend's results so far."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    seconds: float = 0.0
+    server: str | None = None
+    version: str | None = None
+    capabilities: dict[str, CapabilityEvidence] = field(default_factory=dict)
+    around: dict[str, float] = field(default_factory=dict)
+    """What setting up and clearing up has cost, by test."""
+
+    @property
+    def isolation_seconds(self) -> float | None:
+        """The median cost of setting a clause up and clearing up after it."""
+        return median(self.around.values()) if self.around else None
+
+    def add(self, clause_id: str, report: pytest.TestReport, found: Result | None) -> None:
+        """Take in one phase of a clause's test; the worst of what the phases found counts."""
+        self.seconds += report.duration
+        # What is skipped at its setup costs nothing, and would pull the median down.
+        if report.when == "setup" and report.passed:
+            self.around[report.nodeid] = report.duration
+        elif report.when == "teardown" and report.nodeid in self.around:
+            self.around[report.nodeid] += report.duration
+        said = [result for result in (self.results.get(clause_id), found) if result is not None]
+        if said:
+            self.results[clause_id] = replace(worst(said), seconds=max(result.seconds for result in said))
+
+
+@dataclass(slots=True)
+class Collector:
+    """What the run has found out so far."""
+
+    backends: dict[str, BackendOutcomes] = field(default_factory=dict)
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The words of each clause that ran: `group`, `since`, `promise`, `loses`."""
+    seeds: dict[str, str] = field(default_factory=dict)
+    mutants: dict[str, bool] = field(default_factory=dict)
+    """Whether each broken backend was caught."""
+    _begun: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, report: pytest.TestReport) -> None:
+        """Take in one phase of a test."""
+        said: dict[str, Any] = dict(report.user_properties)
+        self.seeds.update((str(name), str(value)) for name, value in _all(SEED, report))
+        if MUTANT in said and (report.when == "call" or not report.passed):
+            name = str(said[MUTANT])
+            self.mutants[name] = report.passed and self.mutants.get(name, True)
+        if CLAUSE in said:
+            self._begun[report.nodeid] = (said[BACKEND], said[CLAUSE])
+            self.facts.setdefault(said[CLAUSE], {}).update(said.get(FACTS, {}))
+            self._add_phase(report, said)
+        elif report.failed and report.nodeid in self._begun:
+            # A worker that died has left nothing but the name of the test that it was at.
+            backend, clause_id = self._begun[report.nodeid]
+            crash = Result("failed", reason=presentable(str(report.longrepr)), test=report.nodeid)
+            self.backends[backend].add(clause_id, report, crash)
+
+    def _add_phase(self, report: pytest.TestReport, said: dict[str, Any]) -> None:
+        outcomes = self.backends.setdefault(said[BACKEND], BackendOutcomes())
+        outcomes.server = said.get(SERVER, outcomes.server)
+        outcomes.version = said.get(BACKEND_VERSION, outcomes.version)
+        for each in _all(CAPABILITY, report):
+            outcomes.capabilities[each["name"]] = CapabilityEvidence(**each)
+        seconds = report.duration if report.when == "call" else 0.0
+        found = Result(**said[RESULT], seconds=round(seconds, 6), test=report.nodeid) if RESULT in said else None
+        outcomes.add(said[CLAUSE], report, found)
+
+    def backend_evidence(self) -> list[BackendEvidence]:
+        """Return what is known of each backend, apart from its clauses."""
+        return [
+            BackendEvidence(
+                name=name,
+                version=each.version,
+                server=each.server,
+                seconds=round(each.seconds, 3),
+                isolation_seconds=None if each.isolation_seconds is None else round(each.isolation_seconds, 6),
+                capabilities=[each.capabilities[key] for key in sorted(each.capabilities)],
+            )
+            for name, each in self.backends.items()
+        ]
+
+    def clause_evidence(self, wanted: Mapping[str, dict[str, str]], order: Sequence[str]) -> list[ClauseEvidence]:
+        """Return each clause with its results.
+
+        Args:
+            wanted: The words of the clauses that every backend is expected to run; what did not run is said so.
+            order: The groups' parts of the ids, in the order to show them.
+        """
+        words = {**self.facts, **wanted}
+        begun = set(self._begun.values())
+        clauses = []
+        for clause_id in sorted(words, key=lambda each: (order.index(each[3:6]), each)):
+            results = {
+                name: each.results.get(clause_id, Result("not run"))
+                for name, each in self.backends.items()
+                if clause_id in wanted or (name, clause_id) in begun
+            }
+            clauses.append(ClauseEvidence(id=clause_id, results=results, **words[clause_id]))
+        return clauses
+
+    def mutant_evidence(self) -> MutantEvidence | None:
+        """Return how many broken backends were caught; None where none was tried."""
+        if not self.mutants:
+            return None
+        survivors = sorted(name for name, caught in self.mutants.items() if not caught)
+        return MutantEvidence(len(self.mutants) - len(survivors), len(self.mutants), survivors)
+
+
+def _all(wanted: str, report: pytest.TestReport) -> list[Any]:
+    return [value for name, value in report.user_properties if name == wanted]

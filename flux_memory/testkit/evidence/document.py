@@ -1,0 +1,199 @@
+"""The evidence of a run as data: the JSON that `--flux-report` writes, and its reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, get_args
+
+FORMAT: Final = 1
+"""The form of the JSON. Keys may be added to it; a reader passes over those it does not know."""
+FILE_NAME: Final = "contract.json"
+
+Outcome = Literal["held", "failed", "advisory", "unverified", "not claimed", "not run"]
+"""`advisory`: failed, in a contract that is newer than the one the backend is held to. `not claimed`: it needs a
+capability that the backend says it lacks."""
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+
+T = TypeVar("T")
+
+
+class NotEvidence(ValueError):  # noqa: N818 - says what the file is
+    """A file is no evidence of a run, or of a newer form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run found out about one clause on one backend."""
+
+    outcome: Outcome
+    seconds: float = 0.0
+    reason: str = ""
+    """Why it did not hold; empty where it did."""
+    reproduction: str = ""
+    """Code that shows it, where the clause failed."""
+    test: str = ""
+    """The test's node id."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was seen to be kept."""
+        return self.outcome == "held"
+
+
+@dataclass(frozen=True, slots=True)
+class ClauseEvidence:
+    """One clause, and its result on each backend."""
+
+    id: str
+    group: str
+    since: str
+    promise: str
+    loses: str
+    results: dict[str, Result]
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityEvidence:
+    """What a backend says of itself, and whether that is so."""
+
+    name: str
+    claimed: bool
+    outcome: str
+    """`works`, `refused`, `is not there`, or something worse."""
+
+    @property
+    def as_claimed(self) -> bool:
+        """Whether the backend is as it says."""
+        return self.outcome in ({"works"} if self.claimed else {"refused", "is not there"})
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEvidence:
+    """One backend of the run."""
+
+    name: str
+    version: str | None = None
+    server: str | None = None
+    seconds: float = 0.0
+    isolation_seconds: float | None = None
+    """The median of what it cost to set a clause up and to clear up after it."""
+    capabilities: list[CapabilityEvidence] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class MutantEvidence:
+    """How many of the broken backends were caught."""
+
+    caught: int
+    total: int
+    survivors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One run."""
+
+    contract: str
+    """The contract's version."""
+    pinned: str | None
+    """The version that the backends were held to, where one was asked for."""
+    started: str
+    seconds: float
+    environment: dict[str, str]
+    seeds: dict[str, str]
+    mutants: MutantEvidence | None
+    backends: list[BackendEvidence]
+    clauses: list[ClauseEvidence]
+    format: int = FORMAT
+
+    def results_of(self, backend: str) -> Iterator[tuple[ClauseEvidence, Result]]:
+        """Yield the clauses of a backend."""
+        return ((clause, clause.results[backend]) for clause in self.clauses if backend in clause.results)
+
+    def count(self, backend: str, outcome: Outcome) -> int:
+        """Count a backend's clauses with this outcome."""
+        return sum(result.outcome == outcome for _, result in self.results_of(backend))
+
+    def by_group(self) -> dict[str, list[ClauseEvidence]]:
+        """Return the clauses under the titles of their groups."""
+        groups: dict[str, list[ClauseEvidence]] = {}
+        for clause in self.clauses:
+            groups.setdefault(clause.group, []).append(clause)
+        return groups
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+AGAINST: Final[tuple[Outcome, ...]] = ("failed", "unverified", "not run")
+"""The outcomes with which a backend is not seen to keep the contract, the worst first."""
+_WORST_FIRST: Final[tuple[Outcome, ...]] = (*AGAINST, "advisory", "not claimed", "held")
+
+
+def worst(results: Iterable[Result]) -> Result:
+    """Return the result that weighs most."""
+    return min(results, key=lambda result: _WORST_FIRST.index(result.outcome))
+
+
+def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
+    """Return in a few words what these results amount to, and the worst outcome that counts."""
+    outcomes = [result.outcome for result in results]
+    for outcome in AGAINST:
+        if count := outcomes.count(outcome):
+            return f"{count} of {len(outcomes)} {outcome}", outcome
+    others: tuple[Outcome, ...] = ("advisory", "not claimed")
+    counted = "".join(f", {count} {outcome}" for outcome in others if (count := outcomes.count(outcome)))
+    return f"{outcomes.count('held')} hold{counted}", "held"
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read what a run wrote: the JSON file, or the directory it is in.
+
+    Raises:
+        NotEvidence: The file is something else, or of a newer form.
+        OSError: The file cannot be read.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        data = json.loads(file.read_bytes())
+        if not isinstance(data, dict) or "format" not in data or "clauses" not in data:
+            raise NotEvidence(f"{file} is not what --flux-report writes as {FILE_NAME}")
+        if data["format"] != FORMAT:
+            raise NotEvidence(f"{file} has format {data['format']}, this release reads {FORMAT}; update flux-memory")
+        return _evidence(data)
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise NotEvidence(f"{file} is not what --flux-report writes as {FILE_NAME}: {error!r}") from error
+
+
+def _evidence(data: Mapping[str, Any]) -> Evidence:
+    mutants = data["mutants"]
+    return _known(
+        Evidence,
+        data,
+        mutants=None if mutants is None else _known(MutantEvidence, mutants),
+        backends=[_backend(each) for each in data["backends"]],
+        clauses=[_clause(each) for each in data["clauses"]],
+    )
+
+
+def _backend(data: Mapping[str, Any]) -> BackendEvidence:
+    return _known(
+        BackendEvidence, data, capabilities=[_known(CapabilityEvidence, each) for each in data["capabilities"]]
+    )
+
+
+def _clause(data: Mapping[str, Any]) -> ClauseEvidence:
+    results = {backend: _known(Result, each) for backend, each in data["results"].items()}
+    for result in results.values():
+        if result.outcome not in OUTCOMES:
+            raise TypeError(f"an outcome {result.outcome!r}")
+    return _known(ClauseEvidence, data, results=results)
+
+
+def _known(kind: type[T], data: Mapping[str, Any], **made: Any) -> T:
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in data.items() if name in names} | made)

@@ -1,0 +1,27 @@
+"""A checker for histories: what workers asked for and were told, held against what a store has in the end.
+
+journal = Journal(directory / f"{worker}.jsonl")
+memory = Recorder(open_memory(), journal, worker="1")       # a `Memory`; tasks, handles, processes alike
+...                                                         # faults, cancellations, kill -9
+violations = check(History.read(directory), await read_stored(memory))
+"""
+
+from flux_memory.testkit.histories.check import check
+from flux_memory.testkit.histories.journal import History, Journal, Operation, Sent
+from flux_memory.testkit.histories.recorder import Recorder
+from flux_memory.testkit.histories.stored import Numbers, Stored, StoredSession, read_stored
+from flux_memory.testkit.histories.violations import Violation
+
+__all__ = [
+    "History",
+    "Journal",
+    "Numbers",
+    "Operation",
+    "Recorder",
+    "Sent",
+    "Stored",
+    "StoredSession",
+    "Violation",
+    "check",
+    "read_stored",
+]

@@ -1,0 +1,142 @@
+"""What workers did: one line of JSON before each call and one after it, so that a killed process's record survives."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self
+
+Outcome = Literal["acknowledged", "failed", "unknown"]
+"""`failed`: an error that says that nothing was done. `unknown`: cancelled, killed, or an error that does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One message of an add."""
+
+    id: str
+    role: str
+    content: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call of one worker, between two moments of the machine's monotonic clock, in seconds."""
+
+    worker: str
+    method: str
+    session: str | None
+    began: float
+    ended: float = math.inf
+    outcome: Outcome = "unknown"
+    error: str | None = None
+    """The class of the error."""
+    foreign: bool = False
+    """The error is none of the library's."""
+    messages: tuple[Sent, ...] = ()
+    """What an add sent."""
+    fields: dict[str, Any] | None = None
+    """The title, metadata and user that `create_session` or `update_session_title` sent."""
+    seen: tuple[str, ...] | None = None
+    """The ids that a read of a whole history returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Everything that the workers did."""
+
+    operations: tuple[Operation, ...]
+
+    @classmethod
+    def read(cls, *places: Path) -> Self:
+        """Read journals; of a directory, all of them. A last line that a killed process did not finish is left out."""
+        files = [file for place in places for file in (sorted(place.glob("*.jsonl")) if place.is_dir() else [place])]
+        operations = [operation for file in files for operation in _operations(file)]
+        return cls(tuple(sorted(operations, key=lambda operation: operation.began)))
+
+    def count(self, outcome: Outcome) -> int:
+        """Count the calls with this outcome."""
+        return sum(operation.outcome == outcome for operation in self.operations)
+
+    def longest_call(self) -> float:
+        """Return the seconds of the longest call that ended."""
+        return max((one.ended - one.began for one in self.operations if one.ended < math.inf), default=0.0)
+
+    def longest_outage(self) -> float:
+        """Return the longest time in seconds in which calls were under way or failed, and none was acknowledged."""
+        if not self.operations:
+            return 0.0
+        answers = sorted(one.ended for one in self.operations if one.outcome == "acknowledged")
+        last = max(one.began if one.ended == math.inf else one.ended for one in self.operations)
+        moments = [self.operations[0].began, *answers, max(last, *answers) if answers else last]
+        return max(after - before for before, after in pairwise(moments))
+
+
+class Journal:
+    """A worker's record on file. Each line is with the operating system before the call goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._prefix = f"{os.getpid()}-{time.monotonic_ns()}"
+        self._calls = 0
+
+    def begin(self, operation: Operation) -> str:
+        """Note that a call begins, and return its number."""
+        self._calls += 1
+        number = f"{self._prefix}-{self._calls}"
+        written = asdict(operation)
+        del written["ended"], written["outcome"], written["error"], written["foreign"], written["seen"]
+        self._write({"begin": number, **written})
+        return number
+
+    def end(
+        self,
+        number: str,
+        outcome: Outcome,
+        *,
+        error: BaseException | None = None,
+        foreign: bool = False,
+        seen: Iterable[str] | None = None,
+    ) -> None:
+        """Note how a call ended."""
+        ended: dict[str, Any] = {"end": number, "ended": time.monotonic(), "outcome": outcome}
+        if error is not None:
+            ended |= {"error": type(error).__qualname__, "foreign": foreign}
+        if seen is not None:
+            ended["seen"] = list(seen)
+        self._write(ended)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        # One write of one line: processes may share a file.
+        os.write(self._file, json.dumps(line).encode() + b"\n")
+
+
+def _operations(file: Path) -> list[Operation]:
+    begun: dict[str, dict[str, Any]] = {}
+    for line in file.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        entry = json.loads(line)
+        if "begin" in entry:
+            begun[entry.pop("begin")] = entry
+        else:
+            begun[entry.pop("end")] |= entry
+    return [_operation(entry) for entry in begun.values()]
+
+
+def _operation(entry: dict[str, Any]) -> Operation:
+    entry["messages"] = tuple(Sent(**message) for message in entry["messages"])
+    if entry.get("seen") is not None:
+        entry["seen"] = tuple(entry["seen"])
+    return Operation(**entry)

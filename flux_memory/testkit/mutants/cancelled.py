@@ -1,0 +1,214 @@
+"""Memories that break under cancellation: half of a write, a lock that stays, a neighbour that dies too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, ClassVar
+
+from flux_memory import BackendUnavailableError
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+
+DEADLINE = 0.2
+"""Seconds until a call that waits for a lock gives up: the clauses must not take minutes to fail."""
+
+
+class _LeaksALock(Sound):
+    """Takes a lock of the whole store, and gives it back only when nothing happens in between."""
+
+    taken: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.taken = False
+
+    async def locked(self, call: Awaitable[Any]) -> Any:
+        kind = type(self)
+        for _ in range(500):
+            if not kind.taken:
+                break
+            await asyncio.sleep(DEADLINE / 500)
+        else:
+            call.close()  # type: ignore[attr-defined]  # it is a coroutine
+            raise BackendUnavailableError("database is locked")
+        kind.taken = True
+        await asyncio.sleep(0)
+        try:
+            result = await call
+        except Exception:
+            kind.taken = False
+            raise
+        kind.taken = False
+        return result
+
+
+@caught_by("FM-CAN-001")
+class AddLeaksALock(_LeaksALock):
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        return await self.locked(super().add_message(*args, **kwargs))
+
+
+@caught_by("FM-CAN-002")
+class BatchHalfApplied(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        listed = list(messages)
+        made = await super().add_messages(session_id, listed[:1])
+        await asyncio.sleep(0)
+        return made + await super().add_messages(session_id, listed[1:])
+
+
+@caught_by("FM-CAN-003")
+class CreatesThenFillsIn(Sound):
+    async def create_session(self, title: Any = "", metadata: Any = None, **kwargs: Any) -> Any:
+        session = await super().create_session("", metadata, **kwargs)
+        await asyncio.sleep(0)
+        await super().update_session_title(session, title)
+        return session
+
+
+@caught_by("FM-CAN-004", reference_only=True)
+class DeletesMessagesFirst(Sound):
+    async def delete_session(self, session_id: Any) -> None:
+        with self._store.writing() as sessions:
+            if session_id in sessions:
+                sessions[session_id]["messages"].clear()
+        await asyncio.sleep(0)
+        await super().delete_session(session_id)
+
+
+@caught_by("FM-CAN-005")
+class ClearsTheTitleFirst(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        await super().update_session_title(session_id, "")
+        await asyncio.sleep(0)
+        await super().update_session_title(session_id, title)
+
+
+@caught_by("FM-CAN-006")
+class AnswersTheCallBefore(Sound):
+    """One queue of answers: a caller that left takes none, and all later ones get their predecessor's."""
+
+    def _answers(self) -> Any:
+        return self.__dict__.setdefault("answers", [])
+
+    async def get_session(self, session_id: Any) -> Any:
+        return await self._queued(super().get_session(session_id))
+
+    async def count_sessions(self) -> Any:
+        return await self._queued(super().count_sessions())
+
+    async def _queued(self, call: Awaitable[Any]) -> Any:
+        self._answers().append(await call)
+        await asyncio.sleep(0)
+        return self._answers().pop(0)
+
+
+@caught_by("FM-CAN-007")
+class ClearsOneByOne(Sound):
+    async def clear_all(self) -> None:
+        for row in await super().get_sessions(None):
+            await super().delete_session(row["id"])
+            await asyncio.sleep(0)
+
+
+@caught_by("FM-CAN-008")
+class OpensOnce(Sound):
+    opening = False
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._opened(super().create_session(*args, **kwargs))
+
+    async def get_session(self, session_id: Any) -> Any:
+        return await self._opened(super().get_session(session_id))
+
+    async def _opened(self, call: Awaitable[Any]) -> Any:
+        if self.opening:
+            call.close()  # type: ignore[attr-defined]  # it is a coroutine
+            raise BackendUnavailableError("the opening was never finished")
+        self.opening = True
+        await asyncio.sleep(0)
+        self.opening = False
+        return await call
+
+
+@caught_by("FM-CAN-009")
+class CancelsItsNeighbours(Sound):
+    """Gathers concurrent adds in one task that each of the callers awaits, and so cancels."""
+
+    gathered: asyncio.Task[None] | None = None
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        queue = self.__dict__.setdefault("queue", [])
+        answer: dict[str, Any] = {}
+        queue.append((args, kwargs, answer))
+        if self.gathered is None:
+            self.gathered = asyncio.ensure_future(self._flush(queue))
+        await self.gathered
+        return answer["id"]
+
+    async def _flush(self, queue: list[Any]) -> None:
+        try:
+            await asyncio.sleep(0)
+            while queue:
+                args, kwargs, answer = queue.pop(0)
+                answer["id"] = await super().add_message(*args, **kwargs)
+                await asyncio.sleep(0)
+        finally:
+            self.gathered = None
+            queue.clear()
+
+
+@caught_by("FM-CAN-010")
+class ForgetsTheIdWhenCancelled(Sound):
+    async def add_message(self, session_id: Any, role: Any, content: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        try:
+            await asyncio.sleep(0)
+            return await super().add_message(session_id, role, content, metadata, **kwargs)
+        except asyncio.CancelledError:
+            await super().add_message(session_id, role, content, metadata)
+            raise
+
+
+@caught_by("FM-CAN-011")
+class LeaksConnections(Sound):
+    """A pool of ten, from which a cancelled call takes one for ever."""
+
+    free = 10
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._pooled(super().create_session(*args, **kwargs))
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._pooled(super().add_message(*args, **kwargs))
+
+    async def _pooled(self, call: Awaitable[Any]) -> Any:
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while self.free == 0:  # noqa: ASYNC110 - a pool without events is part of the break
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            call.close()  # type: ignore[attr-defined]  # it is a coroutine
+            raise BackendUnavailableError("the pool is exhausted") from None
+        self.free -= 1
+        await asyncio.sleep(0)
+        try:
+            result = await call
+        except Exception:
+            self.free += 1
+            raise
+        self.free += 1
+        return result
+
+
+@caught_by("FM-CAN-012")
+class ClosesOnce(Sound):
+    closing = False
+
+    async def close(self) -> None:
+        if self.closing:
+            raise BackendUnavailableError("close() was begun and never finished")
+        self.closing = True
+        await asyncio.sleep(0)
+        await super().close()
+        self.closing = False

@@ -1,0 +1,25 @@
+"""Breaks that show only where several calls come together."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+# ruff: noqa: D102 - the methods are those of `Memory`
+
+
+@caught_by("FM-MOD-001")
+class BackwardsOnceRenamed(Sound):
+    """A batch is stored backwards, but only in a session that was renamed."""
+
+    _renamed: ClassVar[dict[Any, bool]] = {}
+
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        await super().update_session_title(session_id, title)
+        self._renamed[session_id] = True
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        backwards = isinstance(messages, list) and isinstance(session_id, str) and session_id in self._renamed
+        ids = await super().add_messages(session_id, messages[::-1] if backwards else messages)
+        return ids[::-1] if backwards else ids

@@ -1,0 +1,156 @@
+"""Memories that break the list of sessions and its filters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, ClassVar
+
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+
+
+@caught_by("FM-LST-001")
+class OldestFirst(Sound):
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        return (await super().get_sessions(*args, **kwargs))[::-1]
+
+
+@caught_by("FM-LST-002")
+class TiesAscending(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        rows = sorted(await super().get_sessions(None, **filters), key=lambda row: row["id"])
+        rows.sort(key=lambda row: row["updated_at"], reverse=True)
+        return rows[offset:] if limit is None else rows[offset : offset + limit]
+
+
+@caught_by("FM-LST-002")
+class TiesByLocale(Sound):
+    """As a database whose collation folds case."""
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        rows = sorted(await super().get_sessions(None, **filters), key=lambda row: row["id"].casefold(), reverse=True)
+        rows.sort(key=lambda row: row["updated_at"], reverse=True)
+        return rows[offset:] if limit is None else rows[offset : offset + limit]
+
+
+@caught_by("FM-LST-003")
+class OffsetIgnored(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        return await super().get_sessions(limit, 0, **filters)
+
+
+@caught_by("FM-LST-004")
+class NoDefaultLimit(Sound):
+    async def get_sessions(self, limit: Any = None, offset: Any = 0, **filters: Any) -> Any:
+        return await super().get_sessions(limit, offset, **filters)
+
+
+@caught_by("FM-LST-005")
+class NegativeIsAll(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        return await super().get_sessions(None if limit == -1 else limit, offset, **filters)
+
+
+@caught_by("FM-LST-006")
+class InnerJoin(Sound):
+    """Lists and counts what has messages."""
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        return [row for row in await super().get_sessions(*args, **kwargs) if row["message_count"]]
+
+
+@caught_by("FM-LST-007")
+class CountsCalls(Sound):
+    calls: ClassVar[Counter[str]] = Counter()
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(session_id, *args, **kwargs)
+        self.calls[session_id] += 1
+        return made
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        made = await super().add_messages(session_id, messages)
+        self.calls[session_id] += len(made)
+        return made
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [{**row, "message_count": self.calls[row["id"]]} for row in rows]
+
+
+@caught_by("FM-LST-008")
+class UsersByPrefix(Sound):
+    async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if row["user_id"].startswith(user_id or "")]
+
+
+def _contains(whole: Any, part: Any) -> bool:
+    """Contain as Python compares: `True` is 1."""
+    if isinstance(whole, dict) and isinstance(part, dict):
+        return all(key in whole and _contains(whole[key], item) for key, item in part.items())
+    if isinstance(whole, list) and isinstance(part, list):
+        return all(any(_contains(candidate, item) for candidate in whole) for item in part)
+    return bool(whole == part)
+
+
+def _in_order(whole: Any, part: Any) -> bool:
+    """Contain arrays that are equal only."""
+    if isinstance(whole, dict) and isinstance(part, dict):
+        return all(key in whole and _in_order(whole[key], item) for key, item in part.items())
+    return type(whole) is type(part) and bool(whole == part)
+
+
+def _as_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_floats(item) for key, item in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300:
+        return float(value)
+    return value
+
+
+@caught_by("FM-LST-009")
+class TrueIsOne(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if _contains(row["metadata"], metadata or {})]
+
+
+@caught_by("FM-LST-009")
+class MissingIsNull(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        present = {key: value for key, value in (metadata or {}).items() if value is not None}
+        rows = await super().get_sessions(*args, metadata=present, **kwargs)
+        return [
+            row for row in rows if all(row["metadata"].get(key) is None for key in (metadata or {}).keys() - present)
+        ]
+
+
+@caught_by("FM-LST-010")
+class NumbersAsFloats(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if _contains(_as_floats(row["metadata"]), _as_floats(metadata or {}))]
+
+
+@caught_by("FM-LST-011")
+class ContainmentIsEquality(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if metadata is None or row["metadata"] == metadata]
+
+
+@caught_by("FM-LST-012")
+class ArraysInOrder(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if _in_order(row["metadata"], metadata or {})]
+
+
+@caught_by("FM-LST-013")
+class FilterAfterPage(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, metadata: Any = None, **kwargs: Any) -> Any:
+        page = {row["id"] for row in await super().get_sessions(limit, offset, **kwargs)}
+        rows = await super().get_sessions(None, metadata=metadata, **kwargs)
+        return [row for row in rows if row["id"] in page]

@@ -1,0 +1,188 @@
+"""Memories that break the life of a handle, and durability."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+from uuid import UUID
+
+from flux_memory import BackendUnavailableError, FluxMemoryError, MemoryClosedError
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+
+
+@caught_by("FM-LIF-001")
+class ClosingTwiceFails(Sound):
+    gone = False
+
+    async def close(self) -> None:
+        if self.gone:
+            raise MemoryClosedError("closed already")
+        self.gone = True
+        await super().close()
+
+
+@caught_by("FM-LIF-002", reference_only=True)
+class OpensAgain(Sound):
+    async def count_sessions(self) -> Any:
+        self._closed = False
+        return await super().count_sessions()
+
+
+@caught_by("FM-LIF-003")
+class ArgumentsBeforeState(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        if not isinstance(session_id, str):
+            raise TypeError("session_id must be a str")
+        return await super().get_session(session_id)
+
+
+@caught_by("FM-LIF-004")
+class SwallowsErrors(Sound):
+    async def __aexit__(self, *exc_info: object) -> Any:
+        await super().__aexit__(*exc_info)
+        return True
+
+
+@caught_by("FM-LIF-005")
+class AcknowledgesWhatCloseDrops(Sound):
+    shut = False
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        if self.shut:
+            return "00000000-0000-7000-8000-000000000000"
+        return await super().add_message(session_id, *args, **kwargs)
+
+    async def close(self) -> None:
+        self.shut = True
+        await super().close()
+
+
+@caught_by("FM-LIF-006")
+class ClosesThemAll(Sound):
+    gone: ClassVar[bool] = False
+
+    async def close(self) -> None:
+        type(self).gone = True
+        await super().close()
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        if self.gone:
+            raise BackendUnavailableError("the pool is closed")
+        return await super().add_message(*args, **kwargs)
+
+
+@caught_by("FM-LIF-008", reference_only=True)
+class NeverWarns(Sound):
+    def __del__(self) -> None:
+        pass
+
+
+@caught_by("FM-LIF-009")
+class BoundToItsLoop(Sound):
+    loop: asyncio.AbstractEventLoop | None = None
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        running = asyncio.get_running_loop()
+        self.loop = self.loop or running
+        if self.loop is not running:
+            raise RuntimeError("got Future attached to a different loop")
+        return await super().add_message(*args, **kwargs)
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        self.loop = asyncio.get_running_loop()
+        return await super().create_session(*args, **kwargs)
+
+
+@caught_by("FM-LIF-010")
+class DiesWithItsLoop(BoundToItsLoop):
+    pass
+
+
+@caught_by("FM-LIF-011")
+class DamageHidesAll(Sound):
+    async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        for row in await super().get_sessions(None):
+            await super().get_history(row["id"])
+        return await super().get_history(session_id, *args, **kwargs)
+
+
+@caught_by("FM-LIF-011")
+class DamageIsSkipped(Sound):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().get_history(*args, **kwargs)
+        except FluxMemoryError:
+            return []
+
+
+class _WritesLater(Sound):
+    """Acknowledges at once, and writes when somebody looks."""
+
+    def _queue(self) -> Any:
+        return self.__dict__.setdefault("queue", [])
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        made = kwargs.pop("message_id", None) or str(UUID(int=random.getrandbits(128), version=4))
+        self._queue().append((session_id, args, {**kwargs, "message_id": made}))
+        return made
+
+    async def write(self) -> None:
+        while self._queue():
+            session_id, args, kwargs = self._queue().pop(0)
+            await super().add_message(session_id, *args, **kwargs)
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        await self.write()
+        return await super().get_history(*args, **kwargs)
+
+
+@caught_by("FM-DUR-001")
+class ForgetsWhatItDidNotWrite(_WritesLater):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        return await super(_WritesLater, self).get_history(*args, **kwargs)
+
+
+@caught_by("FM-DUR-003")
+class WritesWhenItCloses(_WritesLater):
+    async def close(self) -> None:
+        await self.write()
+        await super().close()
+
+
+@caught_by("FM-DUR-002", reference_only=True)
+class KeepsToItsProcess(Sound):
+    """Looks at the file once, when the handle's process looks first."""
+
+    @contextmanager
+    def _frozen(self) -> Iterator[Any]:
+        yield {}
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        return []
+
+
+@caught_by("FM-DUR-006")
+class IdsFromTheForksSeed(Sound):
+    source: ClassVar[random.Random] = random.Random(7)  # noqa: S311 - that is the break
+
+    async def create_session(self, *args: Any, session_id: Any = None, **kwargs: Any) -> Any:
+        made = str(UUID(int=self.source.getrandbits(128), version=4))
+        return await super().create_session(*args, session_id=session_id or made, **kwargs)
+
+
+@caught_by("FM-DUR-007")
+class RetriesKnownHereOnly(Sound):
+    known: ClassVar[set[str]] = set()
+
+    async def add_message(self, session_id: Any, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
+        if message_id is not None and message_id not in self.known:
+            self.known.add(message_id)
+            await super().add_message(session_id, *args, **kwargs)
+            return message_id
+        return await super().add_message(session_id, *args, message_id=message_id, **kwargs)

@@ -1,0 +1,206 @@
+"""Memories that break order, pages and times."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+
+
+@caught_by("FM-ORD-001")
+class NewestFirst(Sound):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        return (await super().get_history(*args, **kwargs))[::-1]
+
+
+@caught_by("FM-ORD-002")
+class TiesById(Sound):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        return sorted(await super().get_history(*args, **kwargs), key=lambda row: (row["created_at"], row["id"]))
+
+
+@caught_by("FM-ORD-003")
+class LimitTakesTheOldest(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        return (await super().get_history(session_id, before=before))[:limit]
+
+
+@caught_by("FM-ORD-004")
+class LimitZeroIsAll(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        return await super().get_history(session_id, limit or None, before=before)
+
+
+@caught_by("FM-ORD-004")
+class LimitOf64Bits(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        if limit is not None and limit >= 2**63:
+            raise OverflowError("Python int too large to convert to SQLite INTEGER")
+        return await super().get_history(session_id, limit, before=before)
+
+
+@caught_by("FM-ORD-005")
+class BoolIsALimit(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        return await super().get_history(session_id, int(limit) if isinstance(limit, bool) else limit, before=before)
+
+
+@caught_by("FM-ORD-006")
+class BeforeIsInclusive(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        rows = await super().get_history(session_id)
+        ids = [row["id"] for row in rows]
+        if before in ids:
+            rows = rows[: ids.index(before) + 1]
+            return rows if limit is None else rows[-limit:]
+        return await super().get_history(session_id, limit, before=before)
+
+
+@caught_by("FM-ORD-007")
+class PagesByOffsetFromTheEnd(Sound):
+    """Remembers how far back it has paged, not where it was."""
+
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        if before is None or limit is None:
+            self._paged = limit or 0
+            return await super().get_history(session_id, limit, before=before)
+        rows = await super().get_history(session_id)
+        end = len(rows) - self._paged
+        self._paged += limit
+        return rows[max(end - limit, 0) : max(end, 0)]
+
+
+@caught_by("FM-ORD-008")
+class UnknownCursorStartsAgain(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        known = any(row["id"] == before for row in await super().get_history(session_id))
+        return await super().get_history(session_id, limit, before=before if known else None)
+
+
+@caught_by("FM-ORD-009", reference_only=True)
+class OrderedByClock(Sound):
+    times: ClassVar[dict[str, datetime]] = {}
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(*args, **kwargs)
+        self.times[made] = datetime.now(UTC)
+        return made
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        return sorted(rows, key=lambda row: self.times.get(row["id"], datetime.now(UTC)))
+
+
+@caught_by("FM-ORD-012")
+class FailuresAreCounted(Sound):
+    failures: ClassVar[int] = 0
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().add_message(*args, **kwargs)
+        except Exception:
+            type(self).failures += 1
+            raise
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        if row is not None:
+            row["message_count"] += self.failures
+        return row
+
+
+@caught_by("FM-ORD-013")
+class OneHistoryForAll(Sound):
+    async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(None)
+        return [row for session in rows[::-1] for row in await super().get_history(session["id"], *args, **kwargs)]
+
+
+@caught_by("FM-TIM-001")
+class NaiveTimes(Sound):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        for row in rows:
+            row["created_at"] = row["created_at"].removesuffix("+00:00")
+        return rows
+
+
+@caught_by("FM-TIM-001")
+class ShortTimes(Sound):
+    """`isoformat()` without `timespec`: no fraction where it is zero."""
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        for row in rows:
+            row["created_at"] = datetime.fromisoformat(row["created_at"]).isoformat()
+        return rows
+
+
+@caught_by("FM-TIM-002")
+class LocalTimes(Sound):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        for row in rows:
+            row["created_at"] = row["created_at"].replace("T", "T", 1)
+            hour = (int(row["created_at"][11:13]) + 9) % 24
+            row["created_at"] = f"{row['created_at'][:11]}{hour:02}{row['created_at'][13:]}"
+        return rows
+
+
+@caught_by("FM-TIM-003", reference_only=True)
+class CreatedRunsBack(Sound):
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(session_id, *args, **kwargs)
+        with self._store.writing() as sessions:
+            sessions[session_id]["messages"][-1]["created_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
+        return made
+
+
+@caught_by("FM-TIM-004", reference_only=True)
+class UpdatedRunsBack(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        await super().update_session_title(session_id, title)
+        with self._store.writing() as sessions:
+            sessions[session_id]["updated_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@caught_by("FM-TIM-005", reference_only=True)
+class BatchesDoNotBump(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        before = await super().get_session(session_id)
+        made = await super().add_messages(session_id, messages)
+        with self._store.writing() as sessions:
+            assert before is not None
+            sessions[session_id]["updated_at"] = before["updated_at"]
+        return made
+
+
+@caught_by("FM-TIM-006", reference_only=True)
+class TitlesDoNotBump(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        before = await super().get_session(session_id)
+        await super().update_session_title(session_id, title)
+        with self._store.writing() as sessions:
+            assert before is not None
+            sessions[session_id]["updated_at"] = before["updated_at"]
+
+
+@caught_by("FM-TIM-007")
+class ReadsBump(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        if row is not None:
+            await super().update_session_title(session_id, row["title"])
+        return row
+
+
+@caught_by("FM-TIM-008")
+class ChangesTouchAll(Sound):
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(*args, **kwargs)
+        for row in await super().get_sessions(None):
+            await super().update_session_title(row["id"], row["title"])
+        return made

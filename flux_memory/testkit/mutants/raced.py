@@ -1,0 +1,209 @@
+"""Memories that break when tasks, handles or processes work at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import sqlite3
+from typing import Any, ClassVar
+
+from flux_memory import BackendUnavailableError, ConflictError, FluxMemoryError
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+
+
+class _CreatesTablesOnce(Sound):
+    made = False
+    making = False
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        await self._create_tables()
+        return await super().create_session(*args, **kwargs)
+
+    async def _create_tables(self) -> None:
+        owner: Any = self.owner()
+        if owner.making and not owner.made:
+            raise BackendUnavailableError("table sessions already exists")
+        owner.making = True
+        await asyncio.sleep(0)
+        owner.made = True
+
+    def owner(self) -> Any:
+        return self
+
+
+@caught_by("FM-CON-001")
+class TasksRaceToCreateTables(_CreatesTablesOnce):
+    pass
+
+
+@caught_by("FM-CON-002")
+class HandlesRaceToCreateTables(_CreatesTablesOnce):
+    def owner(self) -> Any:
+        return type(self)
+
+
+class _WritesBackWhatItRead(Sound):
+    def shared(self) -> Any:
+        raise NotImplementedError
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._store.reading() as sessions:
+            before = copy.deepcopy(sessions[session_id]["messages"]) if session_id in sessions else []
+        await asyncio.sleep(0)
+        made = await super().add_message(session_id, *args, **kwargs)
+        with self._store.writing() as sessions:
+            sessions[session_id]["messages"] = [*before, sessions[session_id]["messages"][-1]]
+        return made
+
+
+@caught_by("FM-CON-003", reference_only=True)
+class AddsWriteBackWhatTheyRead(_WritesBackWhatItRead):
+    pass
+
+
+@caught_by("FM-CON-004", reference_only=True)
+class HandlesWriteBackWhatTheyRead(_WritesBackWhatItRead):
+    """Sound within one handle, whose adds wait for each other."""
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        lock = self.__dict__.setdefault("lock", asyncio.Lock())
+        async with lock:
+            return await super().add_message(*args, **kwargs)
+
+
+@caught_by("FM-CON-005")
+class StaleHandles(Sound):
+    """Keeps a history that it has read until it adds to it itself."""
+
+    async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        cache = self.__dict__.setdefault("cache", {})
+        key = (session_id, args, tuple(kwargs.items()))
+        if key not in cache:
+            cache[key] = await super().get_history(session_id, *args, **kwargs)
+        return copy.deepcopy(cache[key])
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__.pop("cache", None)
+        return await super().add_message(*args, **kwargs)
+
+
+@caught_by("FM-CON-006", reference_only=True)
+class RollbackTakesNeighbours(Sound):
+    """One open transaction for all: whoever fails rolls back what others have added since."""
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._store.reading() as sessions:
+            before = copy.deepcopy(sessions)
+        await asyncio.sleep(0)
+        try:
+            return await super().add_message(session_id, *args, **kwargs)
+        except ConflictError:
+            with self._store.writing() as sessions:
+                sessions.clear()
+                sessions.update(before)
+            raise
+
+
+@caught_by("FM-CON-007")
+class CreationsOverwrite(Sound):
+    async def create_session(self, title: Any = "", *args: Any, session_id: Any = None, **kwargs: Any) -> Any:
+        known = session_id is not None and await super().get_session(session_id) is not None
+        await asyncio.sleep(0)
+        try:
+            return await super().create_session(title, *args, session_id=session_id, **kwargs)
+        except ConflictError:
+            if known:
+                raise
+            await super().update_session_title(str(session_id), title)
+            return session_id
+
+
+@caught_by("FM-CON-008")
+class DeletesWhatItSaw(Sound):
+    """Messages that come while a session is being deleted stay, for the next one with its id."""
+
+    left: ClassVar[dict[str, int]] = {}
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        return await super().add_message(*args, **kwargs)
+
+    async def delete_session(self, session_id: Any) -> None:
+        seen = len(await super().get_history(session_id))
+        await asyncio.sleep(0)
+        row = await super().get_session(session_id)
+        self.left[session_id] = row["message_count"] - seen if row else self.left.get(session_id, 0)
+        await super().delete_session(session_id)
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        session = await super().create_session(*args, **kwargs)
+        for _ in range(self.left.pop(session, 0)):
+            await super().add_message(session, "user", "from a deleted session")
+        return session
+
+
+@caught_by("FM-CON-009")
+class ClearingDeadlocks(Sound):
+    """TRUNCATE wants all that adders hold, and adders want what it holds."""
+
+    adding: ClassVar[int] = 0
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        type(self).adding += 1
+        try:
+            await asyncio.sleep(0)
+            return await super().add_message(*args, **kwargs)
+        finally:
+            type(self).adding -= 1
+
+    async def clear_all(self) -> None:
+        if self.adding:
+            raise BackendUnavailableError("deadlock detected")
+        await super().clear_all()
+
+
+@caught_by("FM-CON-010")
+class BusyIsAnError(Sound):
+    busy: ClassVar[bool] = False
+
+    async def add_messages(self, *args: Any, **kwargs: Any) -> Any:
+        if self.busy:
+            raise BackendUnavailableError("database is locked")
+        type(self).busy = True
+        try:
+            await asyncio.sleep(0)
+            return await super().add_messages(*args, **kwargs)
+        finally:
+            type(self).busy = False
+
+
+@caught_by("FM-CON-011")
+class DriverErrorsEscape(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        if type(limit) is int and limit >= 2**63:
+            raise sqlite3.OperationalError("Python int too large to convert to SQLite INTEGER")
+        return await super().get_history(session_id, limit, before=before)
+
+
+@caught_by("FM-CON-012")
+class PoisonedByAnError(Sound):
+    poisoned = False
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().create_session(*args, **kwargs)
+        except ConflictError:
+            self.poisoned = True
+            raise
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        if self.poisoned:
+            raise FluxMemoryError("current transaction is aborted, commands ignored until end of transaction block")
+        return await super().add_message(*args, **kwargs)
+
+
+@caught_by("FM-DUR-005", reference_only=True)
+class ProcessesOverwriteEachOther(_WritesBackWhatItRead):
+    pass
