@@ -131,3 +131,20 @@ async def test_retries_in_one_burst_are_stored_once(memory: PostgresConversation
     assert ids[:10] == ["m"] * 5 + [["m"]] * 5
     assert isinstance(ids[10], ConflictError)
     assert [message["content"] for message in await memory.get_history("one")] == ["x"]
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_comes_again_at_once_does_not_overtake_those_that_wait(
+    memory: PostgresConversationMemory,
+) -> None:
+    """Callers that add one message after the other all get on, whoever came first."""
+    sessions = [await memory.create_session() for _ in range(8)]
+    done = dict.fromkeys(sessions, 0)
+
+    async def keep_adding(session: str) -> None:
+        while max(done.values()) < 20:
+            await memory.add_message(session, "user", "x")
+            done[session] += 1
+
+    await asyncio.gather(*map(keep_adding, sessions))
+    assert min(done.values()) >= 10

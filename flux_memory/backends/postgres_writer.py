@@ -129,6 +129,7 @@ class MessageWriter:
         self._waiting: deque[_Call] = deque()
         self._in_flight: set[str] = set()
         self._turn: asyncio.TimerHandle | None = None
+        self._going_on = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def add(self, session_id: str, rows: Sequence[MessageRow]) -> None:
@@ -139,8 +140,10 @@ class MessageWriter:
             ConflictError: An id is taken by another content.
         """
         call = _Call(session_id, rows, self._timeout)
-        if self._turn is not None or session_id in self._in_flight:
+        if self._turn is not None or self._waiting or session_id in self._in_flight:
+            # Behind those that wait already: a caller that comes again at once must not overtake them for ever.
             self._waiting.append(call)
+            self._go_on()
             await call.future
             return
         # Nothing is in flight: no task is needed to send this at once.
@@ -166,7 +169,8 @@ class MessageWriter:
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._turn is None and self._waiting:
+        if self._turn is None and self._waiting and not self._going_on:
+            self._going_on = True
             self._start(self._send_waiting())
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
@@ -176,6 +180,7 @@ class MessageWriter:
         task.add_done_callback(self._tasks.discard)
 
     async def _send_waiting(self) -> None:
+        self._going_on = False
         if self._turn is not None or not (calls := self._next_calls()):
             return
         turn = self._take_turn()
