@@ -12,6 +12,7 @@ from urllib.parse import quote
 import click
 
 from flux_memory import __version__
+from flux_memory.contract_command import contract
 from flux_memory.errors import FluxMemoryError
 from flux_memory.migrate_command import migrate
 
@@ -27,6 +28,7 @@ def main() -> None:
 
 
 main.add_command(migrate)
+main.add_command(contract)
 
 
 @main.command()
