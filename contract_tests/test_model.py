@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from flux_memory.testkit.contract.model.calls import (
     resolved,
 )
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, explore
+from flux_memory.testkit.contract.model.machine import Finding
 from flux_memory.testkit.contract.model.worlds import World, explain
 from flux_memory.testkit.mutants import MUTANTS, broken
 
@@ -42,6 +44,16 @@ def collected() -> Iterator[None]:
 
 
 QUICK = Profile(examples=30, steps=25, seed=2, shrinking=1.5)
+
+
+def found_by_some_seed(factory: Callable[[], Memory]) -> Finding:
+    """What a few seeds find: Hypothesis takes constants from the modules loaded, so one seed is not always the same."""
+    for seed in range(2, 12):
+        finding = explore(factory, replace(QUICK, seed=seed))
+        if finding is not None:
+            return finding
+    pytest.fail("no seed found the break")
+
 
 FOUND = (
     "BackwardsOnceRenamed",
@@ -74,8 +86,7 @@ def test_a_sound_memory_has_no_findings() -> None:
 def test_a_break_is_found(name: str) -> None:
     """Each break of the catalogue's kinds is found without a clause that is named for it."""
     assert name in MUTANTS
-    finding = explore(opener(broken(name, ReferenceMemory)), QUICK)
-    assert finding is not None
+    finding = found_by_some_seed(opener(broken(name, ReferenceMemory)))
     compile(finding.code, "reproduction", "exec")
 
 
@@ -89,8 +100,7 @@ class Doubles(ConversationMemory):
 
 def test_a_reproduction_is_a_test(tmp_path: Path) -> None:
     """The code that is printed fails on the broken memory, and passes on a sound one."""
-    finding = explore(lambda: Doubles(tmp_path / "broken.db"), QUICK)
-    assert finding is not None
+    finding = found_by_some_seed(lambda: Doubles(tmp_path / "broken.db"))
     names: dict[str, Any] = {}
     exec(compile(finding.code, "reproduction", "exec"), names)
     asyncio.run(names["test_reproduction"](lambda: ConversationMemory(tmp_path / "sound.db")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,25 +53,36 @@ def _read(path: Path) -> Evidence:
 
 def _show(difference: Difference, before: Evidence, after: Evidence) -> None:
     click.echo(f"contract {before.contract}, {before.started}  ->  contract {after.contract}, {after.started}")
-    _section("Newly failing", difference.failing, colour="red")
-    _section("No longer seen to hold", difference.lost, colour="red")
-    _section("Fixed", difference.fixed, colour="green")
-    _section("Changed, and not held before either", difference.other, colour="yellow")
-    _section("Added", difference.added)
-    _section("Removed", difference.removed)
-    _section("Slower", difference.slower, colour="yellow", timed=True)
-    changes = sum(map(len, (difference.failing, difference.lost)))
-    click.echo(f"\n{changes} no longer hold" if changes else "\nall that held still holds")
+    in_both = {each.name for each in before.backends} & {each.name for each in after.backends}
+    _section("Newly failing", difference.failing, in_both, colour="red")
+    _section("No longer seen to hold", difference.lost, in_both, colour="red")
+    _section("Fixed", difference.fixed, in_both, colour="green")
+    _section("Changed, and not held before either", difference.other, in_both, colour="yellow")
+    _section("Added", difference.added, in_both)
+    _section("Removed", difference.removed, in_both)
+    _section("Slower", difference.slower, in_both, colour="yellow", timed=True)
+    worse = len(difference.failing) + len(difference.lost)
+    click.echo(f"\n{worse} no longer hold" if worse else "\nall that held still holds")
 
 
-def _section(title: str, changes: Sequence[Change], *, colour: str | None = None, timed: bool = False) -> None:
+def _section(
+    title: str, changes: Sequence[Change], in_both: set[str], *, colour: str | None = None, timed: bool = False
+) -> None:
     if not changes:
         return
     click.secho(f"\n{title}: {len(changes)}", fg=colour, bold=True)
+    # A backend that came or went is one piece of news, not one a clause.
+    for backend, count in Counter(change.backend for change in changes if change.backend not in in_both).items():
+        click.echo(f"  {backend}, in one of the two reports only: {count}")
     for change in changes:
-        moved = f"{change.before or 'not there'} -> {change.after or 'not there'}"
-        if timed:
-            moved = f"{change.seconds_before * 1000:.0f} ms -> {change.seconds_after * 1000:.0f} ms"
-        click.echo(f"  {change.clause} on {change.backend}: {moved}. {change.promise}")
-        if change.reason and change.after != "held":
-            click.echo(f"      {' '.join(change.reason.split()):.200}")
+        if change.backend in in_both:
+            _show_change(change, timed=timed)
+
+
+def _show_change(change: Change, *, timed: bool) -> None:
+    moved = f"{change.before or 'not there'} -> {change.after or 'not there'}"
+    if timed:
+        moved = f"{change.seconds_before * 1000:.0f} ms -> {change.seconds_after * 1000:.0f} ms"
+    click.echo(f"  {change.clause} on {change.backend}: {moved}. {change.promise}")
+    if change.reason and change.after != "held":
+        click.echo(f"      {' '.join(change.reason.split()):.200}")
