@@ -29,21 +29,21 @@ def install(session: nox.Session, group: str) -> None:
 def contract(session: nox.Session) -> None:
     """Run the contract on SQLite and on a throwaway PostgreSQL, and print who keeps it."""
     install(session, "test")
-    session.run("pytest", *CONTRACT, "-q", "--flux-postgres-required", *session.posargs)
+    session.run("pytest", *CONTRACT, "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test, the contract included; nothing is skipped for want of a server."""
     install(session, "test")
-    session.run("pytest", "-n", "auto", "-q", "--flux-postgres-required", *session.posargs)
+    session.run("pytest", "-n", "auto", "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def matrix(session: nox.Session) -> None:
     """Run every test on each Python that the package is for."""
     install(session, "test")
-    session.run("pytest", "-n", "auto", "-q", "--flux-postgres-required", *session.posargs)
+    session.run("pytest", "-n", "auto", "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
 @nox.session
