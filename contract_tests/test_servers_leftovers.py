@@ -163,6 +163,8 @@ def test_the_next_run_cleans_up_after_a_killed_pytest_with_workers(tmp_path: Pat
 @contextmanager
 def pytest_run(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A pytest in a process group of its own, as a terminal would start it."""
+    # A shell starts its background jobs deaf to Ctrl-C, and so would be what they start.
+    hearing = signal.signal(signal.SIGINT, signal.default_int_handler)
     (directory / "pytest.ini").write_text(INI)
     (directory / "test_waiting.py").write_text(WAITING_TEST)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
@@ -175,6 +177,7 @@ def pytest_run(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]
         text=True,
         start_new_session=True,
     ) as run:
+        signal.signal(signal.SIGINT, hearing)
         try:
             yield run
         finally:
