@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flux_memory import records
+from flux_memory import metadata, records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, InvalidTypeError, SessionNotFoundError
 
 WHEN = "2026-02-05T12:00:00.000000+00:00"
@@ -186,3 +186,22 @@ def test_a_corrupt_session_is_named(column: int, value: object) -> None:
 def test_null_metadata_is_an_empty_object() -> None:
     """The original's column allows NULL."""
     assert records.messages("s1", [(*MESSAGE[:3], None, WHEN)])[0]["metadata"] == {}
+
+
+@pytest.mark.parametrize("place", [0, 1, 127, 128, 299])
+def test_a_corrupt_message_is_named_among_many(place: int) -> None:
+    """However a page is checked, the row that is at fault is the one that the error names."""
+    rows: list[tuple[Any, ...]] = [(f"m{n}", *MESSAGE[1:]) for n in range(300)]
+    rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}")
+    with pytest.raises(FluxMemoryError, match=f"^message 'm{place}' of session 's1' cannot be read"):
+        records.messages("s1", rows)
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1, 10**30, 1e22, 0.1, -1.5e-300])
+def test_numbers_of_a_page_keep_type_and_value(number: float) -> None:
+    """Integers beyond 64 bits come back exactly, and so does everything beside them; newest first becomes last."""
+    values = [{"n": 1}, {"n": [number]}, {}, {"n": 1.0}]
+    rows = [(f"m{n}", "user", "Hello", metadata.encode(value), WHEN) for n, value in enumerate(values)]
+    found = records.messages("s1", rows)
+    assert [message["id"] for message in found] == ["m3", "m2", "m1", "m0"]
+    assert repr([message["metadata"] for message in reversed(found)]) == repr(values)

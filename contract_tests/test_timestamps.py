@@ -126,3 +126,13 @@ def test_a_stored_time_of_another_form_is_corrupt(stored: object) -> None:
     """A record never shows a time that is not of the promised form."""
     with pytest.raises(ValueError, match=r"where a UTC time of 32 characters belongs|must be in|Invalid isoformat"):
         timestamps.check(stored)
+
+
+@pytest.mark.parametrize("wrong", ["", "yesterday", NOON + "\n", f"{NOON}\n{NOON}", "2026-13-05T12:00:00.000000+00:00"])
+def test_one_wrong_time_among_many_is_found(wrong: str) -> None:
+    """Checking many at once lets nothing through that checking each would not."""
+    timestamps.check_all([])
+    timestamps.check_all([NOON] * 3)
+    for times in ([wrong, NOON], [NOON, wrong], [wrong]):
+        with pytest.raises(ValueError):  # noqa: PT011 - Python's message or ours
+            timestamps.check_all(times)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from flux_memory import metadata as json_metadata
@@ -28,6 +29,8 @@ else:
 MAX_COUNT: Final = 2**63 - 1
 """The largest `limit` or `offset` an engine takes; more is no more than all."""
 
+_ROWS_TOGETHER: Final = 128
+"""Rows whose texts are checked at once; more would need more memory."""
 _BATCH_KEYS: Final = frozenset({"role", "content", "metadata", "message_id"})
 
 
@@ -172,31 +175,54 @@ def limit(value: object) -> int:
     return MAX_COUNT if value is None else count("limit", value)
 
 
-def messages(session_id: str, rows: Iterable[Sequence[Any]]) -> list[Message]:
-    """Build records from rows of (id, role, content, metadata, created_at) as stored.
+def messages(session_id: str, rows: Sequence[Sequence[Any]]) -> list[Message]:
+    """Build records, oldest first, from rows of (id, role, content, metadata, created_at), newest first.
 
     Raises:
         FluxMemoryError: A row is corrupt; the message names it.
     """
-    decode, check = json_metadata.decode, timestamps.check
     result: list[Message] = []
-    for row in rows:
-        id_, role, content, metadata, created_at = row
+    for at in range(len(rows), 0, -_ROWS_TOGETHER):
+        some = rows[max(at - _ROWS_TOGETHER, 0) : at][::-1]
         try:
-            if not type(id_) is type(role) is type(content) is str:
-                raise TypeError(_not_text(id_, role, content))
-            result.append(
-                {
-                    "id": id_,
-                    "role": role,
-                    "content": content,
-                    "metadata": decode(metadata),
-                    "created_at": check(created_at),
-                }
-            )
-        except (ValueError, TypeError, RecursionError) as error:
-            raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
+            result += _sound_messages(some)
+        except (ValueError, TypeError, RecursionError):
+            result += [_message(session_id, row) for row in some]
     return result
+
+
+def _sound_messages(rows: Sequence[Sequence[Any]]) -> list[Message]:
+    """Build records, checking column by column, which is several times as fast as row by row.
+
+    Raises:
+        ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
+    """
+    ids, roles, contents, metadata, times = zip(*rows, strict=True)
+    if set(map(type, chain(ids, roles, contents, metadata, times))) != {str}:
+        raise TypeError("a value is not text")
+    timestamps.check_all(times)
+    return [
+        {"id": id_, "role": role, "content": content, "metadata": value, "created_at": created_at}
+        for id_, role, content, value, created_at in zip(
+            ids, roles, contents, json_metadata.decode_all(metadata), times, strict=True
+        )
+    ]
+
+
+def _message(session_id: str, row: Sequence[Any]) -> Message:
+    id_, role, content, metadata, created_at = row
+    try:
+        if not type(id_) is type(role) is type(content) is str:
+            raise TypeError(_not_text(id_, role, content))
+        return {
+            "id": id_,
+            "role": role,
+            "content": content,
+            "metadata": json_metadata.decode(metadata),
+            "created_at": timestamps.check(created_at),
+        }
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
 
 
 def session(row: Sequence[Any]) -> Session:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
 _LENGTH: Final = len("2026-01-31T23:59:59.123456+00:00")
 _FORM: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.ASCII)
+_DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte).isdecimal() else byte for byte in range(256))
+_FORM_OF_DIGITS: Final = "0000-00-00T00:00:00.000000+00:00"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS_FROM: Final = 100_000_000_000
 """An epoch number from here on counts milliseconds: in seconds it would lie beyond the year 5000."""
@@ -33,6 +36,20 @@ def check(text: object) -> str:
         datetime.fromisoformat(text)
         return text
     raise ValueError(f"{text!r:.60} where a UTC time of {_LENGTH} characters belongs")
+
+
+def check_all(texts: Sequence[str]) -> None:
+    """Do what `check` does for each text, at less cost.
+
+    Raises:
+        ValueError: One of them has not the records' form.
+    """
+    # No time of the form has a line's end, so that none can stand for two, nor two for one.
+    form = "\n".join([_FORM_OF_DIGITS] * len(texts)).encode()
+    if "\n".join(texts).encode().translate(_DIGITS_TO_ZERO) != form:
+        raise ValueError("a text is not a time in the records' form")
+    for text in texts:
+        datetime.fromisoformat(text)
 
 
 def parse(value: object, naive: tzinfo = UTC) -> str:

@@ -182,7 +182,7 @@ class PostgresConversationMemory:
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return records.messages(session, reversed(rows))
+        return records.messages(session, rows)
 
     async def get_sessions(
         self,

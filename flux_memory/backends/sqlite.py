@@ -161,7 +161,7 @@ class ConversationMemory:
             rows = await self._read(partial(_fetch, SELECT_HISTORY, (session, most)))
         else:
             rows = await self._read(partial(_fetch, SELECT_HISTORY_BEFORE, (session, most, cursor)))
-        return records.messages(session, reversed(rows))
+        return records.messages(session, rows)
 
     async def get_sessions(
         self,
