@@ -158,10 +158,8 @@ class ConversationMemory:
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
-            rows = await self._read(partial(_fetch, SELECT_HISTORY, (session, most)))
-        else:
-            rows = await self._read(partial(_fetch, SELECT_HISTORY_BEFORE, (session, most, cursor)))
-        return records.messages(session, rows)
+            return await self._read(partial(_history, session, SELECT_HISTORY, (session, most)))
+        return await self._read(partial(_history, session, SELECT_HISTORY_BEFORE, (session, most, cursor)))
 
     async def get_sessions(
         self,
@@ -378,6 +376,10 @@ def _fetch(sql: str, values: tuple[Any, ...] | dict[str, Any], db: sqlite3.Conne
     finally:
         db.text_factory = str
     return [tuple(_decoded(cell) for cell in row) for row in rows]
+
+
+def _history(session_id: str, sql: str, values: tuple[Any, ...], db: sqlite3.Connection) -> list[Message]:
+    return records.messages(session_id, _fetch(sql, values, db))
 
 
 def _decoded(cell: object) -> object:

@@ -1,4 +1,4 @@
-"""One SQLite connection on one thread: reads one by one, writes that gather into one durable transaction."""
+"""One SQLite connection on one thread: calls that gather go there together, writes into one durable transaction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ Work = Callable[[sqlite3.Connection], Result]
 """Runs on the thread. A write raises errors of ours only before it has changed anything."""
 
 _MOST_TOGETHER: Final = 256
-"""Writes of one transaction; more would keep readers and other processes waiting."""
+"""Calls that the thread takes at once, and so writes of one transaction; more would keep others waiting."""
+_ANSWERED_WITHIN: Final = 0.002
+"""Seconds of reading after which those that are done get their answers, though others that came along wait."""
 _CLOSE_ENOUGH_MS: Final = 100
 """How much longer than its deadline a job may wait for a lock."""
 _GRACE: Final = 0.5
@@ -30,10 +32,11 @@ _GRACE: Final = 0.5
 class _Job(Generic[Result]):
     """One call: its work, its caller's future, and the `time.monotonic()` by which it must have begun."""
 
-    __slots__ = ("deadline", "future", "loop", "work")
+    __slots__ = ("deadline", "future", "loop", "work", "writes")
 
-    def __init__(self, work: Work[Result], timeout: float) -> None:
+    def __init__(self, work: Work[Result], timeout: float, *, writes: bool = False) -> None:
         self.work = work
+        self.writes = writes
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Result] = self.loop.create_future()
         self.deadline = time.monotonic() + timeout
@@ -53,7 +56,8 @@ class SQLiteWorker(aiosqlite.Connection):
         super().__init__(connector, iter_chunk_size=64)
         # A handle that was never closed must not keep the interpreter from ending.
         self._thread.daemon = True
-        self._writes: deque[_Job[Any]] = deque()
+        self._jobs: deque[_Job[Any]] = deque()
+        self._called = False
         self._busy_timeout = 0
 
     def __del__(self) -> None:
@@ -72,16 +76,11 @@ class SQLiteWorker(aiosqlite.Connection):
 
     async def read(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
         """Run a read on the thread."""
-        job = _Job(work, timeout)
-        self._tx.put_nowait((None, partial(self._run_read, job)))
-        return await self._outcome(job, timeout)
+        return await self._outcome(_Job(work, timeout), timeout)
 
     async def write(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
         """Run a write on the thread, in one transaction with whatever has gathered; return once it is durable."""
-        job = _Job(work, timeout)
-        self._writes.append(job)
-        self._tx.put_nowait((None, self._run_writes))
-        return await self._outcome(job, timeout)
+        return await self._outcome(_Job(work, timeout, writes=True), timeout)
 
     def abandon(self) -> None:
         """End the thread without waiting for it, from wherever this is called."""
@@ -115,16 +114,37 @@ class SQLiteWorker(aiosqlite.Connection):
             self._connection = None
 
     async def _outcome(self, job: _Job[Result], timeout: float) -> Result:  # noqa: ASYNC109 - bounds a thread
+        self._jobs.append(job)
+        if not self._called:
+            self._called = True
+            self._tx.put_nowait((None, self._run_gathered))
         expiry = job.loop.call_later(timeout + _GRACE, _expire, job, timeout)
         try:
             return await job.future
         finally:
             expiry.cancel()
 
-    def _run_read(self, job: _Job[Any]) -> None:
-        if not job.future.done():
+    def _run_gathered(self) -> None:
+        # From here on whoever comes calls the thread again; whoever came before is among the jobs.
+        self._called = False
+        while self._jobs:
+            jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), _MOST_TOGETHER))]
+            self._run_reads([job for job in jobs if not job.writes and not job.future.done()])
+            writes = [job for job in jobs if job.writes and not job.future.done()]
+            while writes:
+                writes = self._commit(writes)
+
+    def _run_reads(self, jobs: list[_Job[Any]]) -> None:
+        outcomes: list[_Outcome] = []
+        answering = time.monotonic() + _ANSWERED_WITHIN
+        for job in jobs:
             self._wait_for_locks_until(job.deadline)
-            _deliver([_attempt(job, self._conn)])
+            outcomes.append(_attempt(job, self._conn))
+            if time.monotonic() >= answering:
+                _deliver(outcomes)
+                outcomes = []
+                answering = time.monotonic() + _ANSWERED_WITHIN
+        _deliver(outcomes)
 
     def _wait_for_locks_until(self, deadline: float) -> None:
         left = max(1, int((deadline - time.monotonic()) * 1000))
@@ -132,15 +152,6 @@ class SQLiteWorker(aiosqlite.Connection):
         if not left <= self._busy_timeout <= left + _CLOSE_ENOUGH_MS:
             self._conn.execute(f"PRAGMA busy_timeout = {left}")
             self._busy_timeout = left
-
-    def _run_writes(self) -> None:
-        jobs: list[_Job[Any]] = []
-        while self._writes and len(jobs) < _MOST_TOGETHER:
-            job = self._writes.popleft()
-            if not job.future.done():
-                jobs.append(job)
-        while jobs:
-            jobs = self._commit(jobs)
 
     def _commit(self, jobs: list[_Job[Any]]) -> list[_Job[Any]]:
         """Run jobs in one transaction and tell their callers; return those to be tried again."""
