@@ -128,16 +128,25 @@ class SQLiteWorker(aiosqlite.Connection):
         # From here on whoever comes calls the thread again; whoever came before is among the jobs.
         self._called = False
         while self._jobs:
-            jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), _MOST_TOGETHER))]
-            self._run_reads([job for job in jobs if not job.writes and not job.future.done()])
-            writes = [job for job in jobs if job.writes and not job.future.done()]
+            writes = self._run_reads(min(len(self._jobs), _MOST_TOGETHER))
             while writes:
                 writes = self._commit(writes)
 
-    def _run_reads(self, jobs: list[_Job[Any]]) -> None:
+    def _run_reads(self, most: int) -> list[_Job[Any]]:
+        """Take so many jobs, run the reads among them, and return the writes.
+
+        No list of the jobs is kept: what a caller has got and is done with makes room for what is read next.
+        """
+        writes: list[_Job[Any]] = []
         outcomes: list[_Outcome] = []
         answering = time.monotonic() + _ANSWERED_WITHIN
-        for job in jobs:
+        for _ in range(most):
+            job = self._jobs.popleft()
+            if job.future.done():
+                continue
+            if job.writes:
+                writes.append(job)
+                continue
             self._wait_for_locks_until(job.deadline)
             outcomes.append(_attempt(job, self._conn))
             if time.monotonic() >= answering:
@@ -145,6 +154,7 @@ class SQLiteWorker(aiosqlite.Connection):
                 outcomes = []
                 answering = time.monotonic() + _ANSWERED_WITHIN
         _deliver(outcomes)
+        return writes
 
     def _wait_for_locks_until(self, deadline: float) -> None:
         left = max(1, int((deadline - time.monotonic()) * 1000))
