@@ -39,6 +39,15 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "-n", "auto", "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Break servers, networks, disks and processes; print what was lost. `-- --long` for all the rounds."""
+    install(session, "test")
+    session.run(
+        *("pytest", "contract_tests/faults", "-n", "2", "-q", "-rs", "--flux-postgres-required", *session.posargs)
+    )
+
+
 @nox.session(python=PYTHONS)
 def matrix(session: nox.Session) -> None:
     """Run every test on each Python that the package is for."""

@@ -16,6 +16,9 @@ from flux_memory.testkit.servers.choice import default_image
 # They run in an environment of their own: `nox -s peers`.
 collect_ignore = ["peers"]
 
+# Its options must be known whichever tests are asked for, and its summary printed by the controller of xdist.
+pytest_plugins = ["fault_report"]
+
 BUILT_IMAGE = "flux-memory/postgres:15"
 
 
