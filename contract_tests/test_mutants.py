@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bound_stores import damage_reference, verdict
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
-from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.evidence.properties import MUTANT
 from flux_memory.testkit.mutants import MUTANTS, broken
+
+Record = Callable[[str, object], None]
 
 # A broken memory may leave calls that nobody awaits, and handles that nobody closes.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -23,25 +27,34 @@ ANYWHERE = [
 ]
 
 
+def test_every_clause_catches_a_break() -> None:
+    """A clause that no broken memory fails proves nothing."""
+    ours = {each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)}
+    assert {mutant.caught_by for mutant in MUTANTS.values()} == ours
+
+
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_broken_reference_is_caught(name: str, tmp_path: Path) -> None:
+def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property: Record) -> None:
     """The clause named for a break fails on the reference model that has it, and holds on the one that has not."""
+    record_property(MUTANT, f"{name} on the reference")
     path = tmp_path / "reference.json"
-    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF")) else None)
+    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF", "FM-CAP-003")) else None)
     memory = broken(name, ReferenceMemory)
     store = StoreUnderTest(lambda: memory(shared), corrupt_message=damage_reference(path))
     assert verdict(MUTANTS[name].caught_by, store) is not None
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
-def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path) -> None:
+def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: Record) -> None:
     """The clause named for a break fails on the SQLite backend that has it."""
+    record_property(MUTANT, f"{name} on SQLite")
     memory = broken(name, ConversationMemory)
     assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(tmp_path / "chat.db"))) is not None
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
-def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str) -> None:
+def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, record_property: Record) -> None:
     """The clause named for a break fails on the PostgreSQL backend that has it."""
+    record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
     assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None

@@ -14,6 +14,9 @@ from flux_memory import ConversationMemory, PostgresConversationMemory, metadata
 from flux_memory.backends import postgres, postgres_writer, sqlite
 from flux_memory.schema import postgres as postgres_schema
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.evidence.properties import MUTANT
+
+Record = Callable[[str, object], None]
 
 # A broken memory may leave calls that nobody awaits, and handles that nobody closes.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -110,8 +113,11 @@ POSTGRES = {
 
 
 @pytest.mark.parametrize("name", SQLITE)
-def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_sqlite_is_caught(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
     """The clause named for a break fails on the backend that has it."""
+    record_property(MUTANT, f"{name} on SQLite")
     SQLITE[name].apply(monkeypatch)
     path = tmp_path / "chat.db"
     damage = damage_sqlite(path, "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?")
@@ -120,8 +126,11 @@ def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", POSTGRES)
-def test_a_broken_postgres_is_caught(name: str, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_postgres_is_caught(
+    name: str, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
     """The clause named for a break fails on the backend that has it."""
+    record_property(MUTANT, f"{name} on PostgreSQL")
     POSTGRES[name].apply(monkeypatch)
     store = StoreUnderTest(
         lambda: PostgresConversationMemory(flux_empty_database),

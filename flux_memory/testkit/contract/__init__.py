@@ -17,6 +17,7 @@ from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
+from flux_memory.testkit.contract.workers import WorkersContract
 
 __all__ = ["MemoryContract"]
 
@@ -25,6 +26,7 @@ class MemoryContract(
     # pytest runs the last base first.
     CapabilitiesContract,
     ModelContract,
+    WorkersContract,
     DurabilityContract,
     LifecycleContract,
     CancellationContract,

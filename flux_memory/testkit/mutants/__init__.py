@@ -1,6 +1,18 @@
 """Deliberately broken memories: each is the proof that the clause named for its break bites."""
 
-from flux_memory.testkit.mutants import cancelled, combined, listed, lived, ordered, raced, stored, valued, worded
+from flux_memory.testkit.mutants import (
+    cancelled,
+    claimed,
+    combined,
+    journalled,
+    listed,
+    lived,
+    ordered,
+    raced,
+    stored,
+    valued,
+    worded,
+)
 from flux_memory.testkit.mutants.catalogue import MUTANTS, Mutant, broken
 
 __all__ = [
@@ -8,7 +20,9 @@ __all__ = [
     "Mutant",
     "broken",
     "cancelled",
+    "claimed",
     "combined",
+    "journalled",
     "listed",
     "lived",
     "ordered",

@@ -53,5 +53,6 @@ def broken(name: str, sound: type) -> Any:
     """Return a broken copy of a memory's class."""
     mixin = MUTANTS[name].mixin
     # What the handles of one broken store share must not be shared with the next one.
-    shared = {key: copy.deepcopy(value) for key, value in vars(mixin).items() if isinstance(value, dict | set | Random)}
+    inherited = {key: value for each in reversed(mixin.__mro__) for key, value in vars(each).items()}
+    shared = {key: copy.deepcopy(value) for key, value in inherited.items() if isinstance(value, dict | set | Random)}
     return type(f"{name}{sound.__name__}", (mixin, sound), shared)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+import selectors
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -75,6 +74,17 @@ class ClosesThemAll(Sound):
         if self.gone:
             raise BackendUnavailableError("the pool is closed")
         return await super().add_message(*args, **kwargs)
+
+
+@caught_by("FM-LIF-007")
+class LeavesASelectorOpen(Sound):
+    """Closes what it stores in, and forgets the file that woke it up."""
+
+    left: ClassVar[dict[int, selectors.BaseSelector]] = {}
+
+    async def close(self) -> None:
+        self.left[id(self)] = selectors.DefaultSelector()
+        await super().close()
 
 
 @caught_by("FM-LIF-008", reference_only=True)
@@ -155,16 +165,33 @@ class WritesWhenItCloses(_WritesLater):
         await super().close()
 
 
-@caught_by("FM-DUR-002", reference_only=True)
+@caught_by("FM-DUR-002")
 class KeepsToItsProcess(Sound):
-    """Looks at the file once, when the handle's process looks first."""
+    """A cache that knows of no writer but its own process."""
 
-    @contextmanager
-    def _frozen(self) -> Iterator[Any]:
-        yield {}
+    written: ClassVar[set[str]] = set()
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(*args, **kwargs)
+        self.written.add(made)
+        return made
 
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
-        return []
+        return [row for row in await super().get_history(*args, **kwargs) if row["id"] in self.written]
+
+
+@caught_by("FM-DUR-004")
+class ProcessesRaceToCreateTables(Sound):
+    """Whoever finds an empty store creates the tables, and fails where another one has done so meanwhile."""
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        empty = await super().count_sessions() == 0
+        if empty:
+            await asyncio.sleep(0.2)
+        made = await super().create_session(*args, **kwargs)
+        if empty and await super().count_sessions() > 1:
+            raise BackendUnavailableError("table sessions already exists")
+        return made
 
 
 @caught_by("FM-DUR-006")

@@ -94,6 +94,37 @@ class OrderedByClock(Sound):
         return sorted(rows, key=lambda row: self.times.get(row["id"], datetime.now(UTC)))
 
 
+@caught_by("FM-ORD-010")
+class OwnMessagesLast(Sound):
+    """As a client that appends what it sends to its own copy of the history."""
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(*args, **kwargs)
+        self.__dict__.setdefault("own", set()).add(made)
+        return made
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__.get("own", set())
+        return sorted(await super().get_history(*args, **kwargs), key=lambda row: row["id"] in own)
+
+
+@caught_by("FM-ORD-011")
+class NumbersInBlocks(Sound):
+    """Each handle has taken a block of numbers ahead, so that all that one has added comes before all of the next."""
+
+    writers: ClassVar[dict[int, int]] = {}
+    blocks: ClassVar[dict[str, int]] = {}
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(*args, **kwargs)
+        self.blocks[made] = self.writers.setdefault(id(self), len(self.writers))
+        return made
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        return sorted(rows, key=lambda row: self.blocks.get(row["id"], 0))
+
+
 @caught_by("FM-ORD-012")
 class FailuresAreCounted(Sound):
     failures: ClassVar[int] = 0

@@ -1,0 +1,167 @@
+"""Clauses that hold all that several workers did and were told against what the store has in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import pytest
+
+from flux_memory import Memory, SessionNotFoundError
+from flux_memory.testkit.capabilities import Capability
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.batches import numbered
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.processes import Tell, Work
+from flux_memory.testkit.contract.stepping import When, cut_short
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.histories import History, Journal, Recorder, check, read_stored
+
+WORKERS: Final = 4
+CALLS: Final = 24
+"""What each worker does: enough for every kind of call to meet every other."""
+HEARD: Final = 6
+"""How many calls a process that is to be killed has ended before."""
+
+
+class WorkersContract(Binding):
+    """What is promised of all calls of all workers together."""
+
+    @clause(
+        "FM-CON-013",
+        promise="Of all that concurrent workers send, retry and cancel, what was acknowledged is stored, whole, once "
+        "and in its order, and nothing else is.",
+        loses="In a busy service single messages are lost, doubled or swapped, and nobody can say when.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.SEVERAL_HANDLES,
+    )
+    async def test_workers_agree_with_the_store(self, store: StoreUnderTest) -> None:
+        with _journals() as directory, closing(Journal(directory / "tasks.jsonl")) as journal:
+            handles = [Recorder(store.open(), journal, f"handle {number}") for number in range(2)]
+            kept, doomed = [await handles[0].create_session() for _ in "kd"]
+            await asyncio.gather(*(_work(handles, (kept, kept, doomed), worker) for worker in range(WORKERS)))
+            for memory in handles:
+                # A handle that goes by what it has read before does not see what the other one adds.
+                await asyncio.gather(*(handle.get_history(kept) for handle in handles))
+                await memory.add_message(kept, "user", "last")
+                await asyncio.gather(*(handle.get_history(kept) for handle in handles))
+            for handle in handles:
+                await handle.close()
+            await _agree(store, directory)
+
+    @clause(
+        "FM-DUR-008",
+        promise="Of all that concurrent processes send, one of them killed and its calls retried by another, what was "
+        "acknowledged is stored, whole, once and in its order, and nothing else is.",
+        loses="After a crash under load the conversation has holes, or says the same thing twice.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.DURABLE
+        | Capability.SEVERAL_HANDLES
+        | Capability.SEVERAL_PROCESSES,
+    )
+    def test_processes_agree_with_the_store(self, store: StoreUnderTest) -> None:
+        async def create() -> str:
+            with closing(Journal(directory / "parent.jsonl")) as journal:
+                return await Recorder(store.open(), journal, "parent").create_session()
+
+        def working(worker: int) -> Work:
+            async def work(open_handle: Callable[[], Memory], tell: Tell) -> None:
+                with closing(Journal(directory / f"{worker}.jsonl")) as journal:
+                    async with Recorder(open_handle(), journal, f"process {worker}") as memory:
+                        await _work([memory], [session], worker, tell)
+
+            return work
+
+        with _journals() as directory:
+            session = store.run(create)
+            killed, *others = [store.fork(working(worker)) for worker in range(3)]
+            for child in (killed, *others):
+                child.go()
+            for _ in range(HEARD):
+                killed.hear()
+            killed.kill()
+            for child in others:
+                child.finish()
+
+            async def retry() -> None:
+                with closing(Journal(directory / "retries.jsonl")) as journal:
+                    await _send_again(Recorder(store.open(), journal, "retries"), History.read(directory))
+
+            store.run(retry)
+            store.run(lambda: _agree(store, directory))
+
+
+@contextmanager
+def _journals() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="flux-memory-") as directory:
+        yield Path(directory)
+
+
+async def _work(handles: Sequence[Memory], sessions: Sequence[str], worker: int, tell: Tell = lambda _: None) -> None:
+    """Add, read and be cut off; what was cut off, and now and then what was not, is sent again by another handle."""
+    chance = random.Random(worker)  # noqa: S311 - the same calls each time
+    for number in range(CALLS):
+        memory, other = chance.sample([*handles, *handles], 2)
+        session, name = chance.choice(sessions), f"{worker}-{number}"
+
+        def add(through: Memory, session: str = session, name: str = name) -> Any:
+            return through.add_message(session, "user", name, {"worker": worker}, message_id=name)
+
+        kind = chance.choice(("add", "add", "batch", "read", "read", "delete"))
+        if kind == "add":
+            if await _cut(add(memory), chance) or chance.random() < 1 / 3:
+                await _tolerating(add(other))
+        elif kind == "batch":
+            # Not sent again: then the second one would be what completes it.
+            await _cut(memory.add_messages(session, numbered(number, number + 1)), chance)
+        elif kind == "delete" and len(sessions) > 1 and number > CALLS / 2:
+            await memory.delete_session(sessions[-1])
+        else:
+            await _tolerating(memory.get_history(session))
+        tell(name)
+
+
+async def _cut(call: Any, chance: random.Random) -> bool:
+    """Make a call, some of them cut off at one of their suspensions; tell whether this one was."""
+    point = chance.choice((0, 0, 1, 2, 4, 8, 16))
+    when: When = "asleep" if chance.random() < 1 / 2 else "awoken"
+    task = asyncio.ensure_future(_tolerating(cut_short(call, point, when)))
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
+    return task.cancelled()
+
+
+async def _tolerating(call: Any) -> None:
+    """Await a call, which may be to a session that another worker has deleted."""
+    with suppress(SessionNotFoundError):
+        await call
+
+
+async def _send_again(memory: Recorder, history: History) -> None:
+    """Retry each add that a killed process was at."""
+    for operation in history.operations:
+        if operation.outcome == "unknown" and operation.method == "add_message":
+            (sent,) = operation.messages
+            await memory.add_message(str(operation.session), sent.role, sent.content, sent.metadata, message_id=sent.id)
+
+
+async def _agree(store: StoreUnderTest, directory: Path) -> None:
+    history = History.read(directory)
+    if violations := check(history, await read_stored(store.open())):
+        pytest.fail("\n".join(map(str, violations[:10])))

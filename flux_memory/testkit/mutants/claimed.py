@@ -1,0 +1,35 @@
+"""Memories that are not what they claim to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flux_memory import InvalidInputError
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.mutants.lived import KeepsToItsProcess
+
+# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+
+
+@caught_by("FM-CAP-001")
+class ClearsNothing(Sound):
+    async def clear_all(self) -> None:
+        raise InvalidInputError("clear_all is not supported")
+
+
+@caught_by("FM-CAP-002")
+class ReturnsNoId(Sound):
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        await super().add_message(*args, **kwargs)
+        return ""
+
+
+@caught_by("FM-CAP-002")
+class KnowsNoTimes(Sound):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        return [{**row, "created_at": ""} for row in await super().get_history(*args, **kwargs)]
+
+
+@caught_by("FM-CAP-003")
+class ForgetsAtARestart(KeepsToItsProcess):
+    pass
