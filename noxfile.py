@@ -14,7 +14,9 @@ nox.options.sessions = ["contract", "tests", "lint", "typecheck"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 IMAGE = "flux-memory/postgres:15"
+FAULTS = "contract_tests/faults"
 CONTRACT = ("contract_tests/test_contract_sqlite.py", "contract_tests/test_contract_postgres.py")
+TESTS = ("pytest", f"--ignore={FAULTS}", "-n", "auto", "-q", "-rs", "--flux-postgres-required")
 
 
 def install(session: nox.Session, group: str) -> None:
@@ -34,25 +36,23 @@ def contract(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test, the contract included; nothing is skipped for want of a server."""
+    """Run every test but the faults, the contract included; nothing is skipped for want of a server."""
     install(session, "test")
-    session.run("pytest", "-n", "auto", "-q", "-rs", "--flux-postgres-required", *session.posargs)
+    session.run(*TESTS, *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Break servers, networks, disks and processes; print what was lost. `-- --long` for all the rounds."""
     install(session, "test")
-    session.run(
-        *("pytest", "contract_tests/faults", "-n", "2", "-q", "-rs", "--flux-postgres-required", *session.posargs)
-    )
+    session.run("pytest", FAULTS, "-n", "2", "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def matrix(session: nox.Session) -> None:
-    """Run every test on each Python that the package is for."""
+    """Run the same tests on each Python that the package is for."""
     install(session, "test")
-    session.run("pytest", "-n", "auto", "-q", "-rs", "--flux-postgres-required", *session.posargs)
+    session.run(*TESTS, *session.posargs)
 
 
 @nox.session
