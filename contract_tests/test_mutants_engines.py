@@ -66,8 +66,7 @@ SQLITE = {
     "before is inclusive": Break("FM-ORD-006", sqlite, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
     "the clock decides": Break("FM-TIM-004", sqlite, "UPDATE_TITLE", "max(updated_at, ?)", "?"),
     "by creation": Break("FM-LST-001", sqlite, "NEWEST_FIRST", "updated_at DESC", "created_at DESC"),
-    "ties ascending": Break("FM-LST-002", sqlite, "NEWEST_FIRST", "id DESC", "id ASC"),
-    "ties without case": Break("FM-LST-002", sqlite, "NEWEST_FIRST", "id DESC", "id COLLATE NOCASE DESC"),
+    "ties at random": Break("FM-LST-002", sqlite, "NEWEST_FIRST", "id DESC", "random()"),
     "offset is dropped": Break("FM-LST-003", sqlite, "NEWEST_FIRST", ":offset", "0 * :offset"),
     "users like users": Break("FM-TXT-004", sqlite, "WHOSE_USER", "=", "LIKE"),
     "the filter is equality": Break(
@@ -97,7 +96,7 @@ POSTGRES = {
     "milliseconds": Break("FM-TIM-001", postgres, "SELECT_PAGE", ".US", ".MS"),
     "the server's time zone": Break("FM-TIM-002", postgres_writer, "ADD_MESSAGE", "'UTC'", "'Asia/Seoul'"),
     "the clock decides": Break("FM-TIM-004", postgres, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
-    "ties ascending": Break("FM-LST-002", postgres, "SELECT_PAGE", '"C" DESC', '"C" ASC'),
+    "ties at random": Break("FM-LST-002", postgres, "SELECT_PAGE", 'id COLLATE "C" DESC', "random()"),
     "the filter is equality": Break("FM-LST-011", postgres, "SELECT_PAGE_BY_METADATA", "@>", "="),
     "large floats lose their point": Break("FM-MET-003", metadata, "_encode_float", "", lambda _: repr),
     "creating replaces": Break("FM-SES-004", postgres, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),

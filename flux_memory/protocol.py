@@ -93,7 +93,8 @@ class Memory(Protocol):
             content: Any text.
             metadata: A JSON object; `None` is `{}`.
             message_id: An id of 1 to 36 characters, unique within the session. Given, a retry is safe: the same
-                role, content and metadata again return the same id and change nothing. By default a UUIDv7.
+                role, content and metadata (1 and 1.0 are the same) again return the same id and change nothing. By
+                default a UUIDv7.
 
         Raises:
             SessionNotFoundError: There is no such session.

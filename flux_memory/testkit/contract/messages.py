@@ -155,6 +155,23 @@ class MessagesContract(Binding):
         assert row["content"] == str(outcomes.index("m"))
         await self._stored_once(handles, session, ["m"])
 
+    @clause(
+        "FM-MSG-008",
+        promise="To a retry, numbers in metadata are the same if their values are: 1 for 1.0, at any depth; what was "
+        "stored first stays.",
+        loses="A client whose language has one kind of number cannot send a message again.",
+        needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
+    )
+    async def test_a_retry_compares_numbers_by_value(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for number, (first, again) in enumerate([(1, 1.0), (1.0, 1), (1e22, 10**22), (0.0, -0.0)]):
+            sent, resent = {"list": [{"k": first}]}, {"list": [{"k": again}]}
+            await memory.add_message(session, "user", "", sent, message_id=str(number))
+            assert await memory.add_message(session, "user", "", resent, message_id=str(number)) == str(number)
+            stored = (await memory.get_history(session))[number:]
+            assert repr([row["metadata"] for row in stored]) == repr([sent])
+
     @staticmethod
     async def _stored_once(handles: list[Memory], session: str, ids: list[str]) -> None:
         for handle in handles:

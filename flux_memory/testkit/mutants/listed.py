@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -16,22 +17,30 @@ class OldestFirst(Sound):
         return (await super().get_sessions(*args, **kwargs))[::-1]
 
 
-@caught_by("FM-LST-002")
-class TiesAscending(Sound):
+class _OrdersTies(Sound):
+    def order(self, rows: Any, limit: Any) -> None:
+        raise NotImplementedError
+
     async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
-        rows = sorted(await super().get_sessions(None, **filters), key=lambda row: row["id"])
+        rows = await super().get_sessions(None, **filters)
+        self.order(rows, limit)
         rows.sort(key=lambda row: row["updated_at"], reverse=True)
         return rows[offset:] if limit is None else rows[offset : offset + limit]
 
 
 @caught_by("FM-LST-002")
-class TiesByLocale(Sound):
-    """As a database whose collation folds case."""
+class TiesAtRandom(_OrdersTies):
+    def order(self, rows: Any, limit: Any) -> None:
+        random.shuffle(rows)
 
-    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
-        rows = sorted(await super().get_sessions(None, **filters), key=lambda row: row["id"].casefold(), reverse=True)
-        rows.sort(key=lambda row: row["updated_at"], reverse=True)
-        return rows[offset:] if limit is None else rows[offset : offset + limit]
+
+@caught_by("FM-LST-002")
+class TiesDependOnThePage(_OrdersTies):
+    """As a database that sorts otherwise when it needs only the first rows."""
+
+    def order(self, rows: Any, limit: Any) -> None:
+        if limit is not None and limit < len(rows):
+            rows.reverse()
 
 
 @caught_by("FM-LST-003")

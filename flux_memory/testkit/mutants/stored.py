@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -184,6 +185,19 @@ class RetriesCompareContentOnly(Sound):
         for row in await super().get_history(session_id):
             if message_id == row["id"] and content == row["content"]:
                 return message_id
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+
+
+@caught_by("FM-MSG-008")
+class RetriesCompareTheText(Sound):
+    """Compares metadata as it is written: 1 is not 1.0."""
+
+    async def add_message(
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+    ) -> Any:
+        for row in await super().get_history(session_id):
+            if message_id == row["id"] and json.dumps(row["metadata"]) != json.dumps(metadata):
+                raise ConflictError(message_id)
         return await super().add_message(session_id, role, content, metadata, message_id=message_id)
 
 
