@@ -13,7 +13,8 @@ from raw_postgres import CONNECTIONS, OPEN, execute, named, rows, until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends import postgres_pool
-from flux_memory.errors import FluxMemoryError
+from flux_memory.backends.postgres_errors import Progress
+from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 
 @pytest.fixture
@@ -64,12 +65,6 @@ async def test_connections_that_nobody_needs_are_given_back(
 ) -> None:
     """After a rush the handle goes back to `min_size` connections, and can rush again."""
     monkeypatch.setattr(postgres_pool, "_IDLE_SECONDS", 0.05)
-    real_open = asyncpg.create_pool
-
-    def impatient(*arguments: Any, **options: Any) -> Any:
-        return real_open(*arguments, **{**options, "max_inactive_connection_lifetime": 0.05})
-
-    monkeypatch.setattr(asyncpg, "create_pool", impatient)
     async with PostgresConversationMemory(named_dsn, min_size=1, max_size=4) as memory:
         for _ in range(2):
             await asyncio.gather(*(memory.count_sessions() for _ in range(20)))
@@ -110,9 +105,10 @@ async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str,
     memory = PostgresConversationMemory(named_dsn, timeout=0.3)
     await memory.count_sessions()
     store = await memory._life.opened()
-    hanging = asyncio.create_task(store.connections.fetch("SELECT pg_sleep(30)"))
+    work = store.statements.run(Progress(writes=False), lambda connection: connection.fetch("SELECT pg_sleep(30)"))
+    hanging = asyncio.create_task(work)
     await asyncio.wait([hanging], timeout=0.05)
     await asyncio.wait_for(memory.close(), 5)
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.CancelledError, OSError)):
+    with pytest.raises(MemoryClosedError):
         await hanging
     await execute(flux_postgres_clean_dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from flux_memory.backends.postgres import PostgresConversationMemory
     from flux_memory.backends.sqlite import ConversationMemory
+    from flux_memory.deadlines import deadline
     from flux_memory.errors import (
         BackendUnavailableError,
         ConflictError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         InvalidInputError,
         MemoryClosedError,
         MigrationError,
+        OutcomeUnknownError,
         SchemaError,
         SessionNotFoundError,
     )
@@ -52,12 +54,14 @@ __all__ = [
     "Metadata",
     "MigrationError",
     "NewMessage",
+    "OutcomeUnknownError",
     "PostgresConversationMemory",
     "SchemaError",
     "Session",
     "SessionNotFoundError",
     "Settings",
     "create_memory",
+    "deadline",
 ]
 
 _HOME: Final = {
@@ -65,6 +69,7 @@ _HOME: Final = {
     "PostgresConversationMemory": "backends.postgres",
     "Settings": "settings",
     "create_memory": "factory",
+    "deadline": "deadlines",
     **dict.fromkeys(("Memory", "Message", "Metadata", "NewMessage", "Session"), "protocol"),
 }
 

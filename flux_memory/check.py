@@ -62,21 +62,23 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     """
     from flux_memory import dsn as dsns  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends import postgres_pool  # noqa: PLC0415 - only the driver in use
-    from flux_memory.backends.postgres_errors import translated  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres_errors import Progress, translated  # noqa: PLC0415 - only the driver in use
 
     target = dsns.parse(dsn)
     report = CheckReport("postgres", dsns.masked(dsn))
-    arguments = {"timeout": timeout, **target.arguments, "min_size": 2, "max_size": _MAX_SIZE}
-    with translated(report.target, timeout):
-        async with asyncio.timeout(timeout):
-            pool = await postgres_pool.open_pool(target.url, arguments)
-            try:
-                report.pool = f"{pool.get_size()} of {_MAX_SIZE} connections open"
-                async with pool.acquire() as connection:
-                    await _look_at_server(connection, report)
-                await pool.close()
-            finally:
-                pool.terminate()
+    progress = Progress(writes=False)
+    pool = postgres_pool.OwnPool(target, 2, _MAX_SIZE, timeout)
+    try:
+        with translated(report.target, timeout, progress):
+            async with asyncio.timeout(timeout):
+                connection = await pool.take(progress)
+                await pool.fill()
+                report.pool = f"{pool.size} of {_MAX_SIZE} connections open"
+                await _look_at_server(connection, report)
+                pool.put_back(connection)
+                await pool.close(timeout)
+    finally:
+        pool.terminate()
     return report
 
 

@@ -107,6 +107,15 @@ def masked(dsn: str) -> str:
     return shown + rest[end:]
 
 
+def other_host_first(url: str) -> str:
+    """Return a DSN that `parse` made with its first host last; the same if it names one host."""
+    scheme, separator, rest = url.partition("://")
+    end = next((at for at, character in enumerate(rest) if character in "/?"), len(rest))
+    user, at, hosts = rest[:end].rpartition("@")
+    first, comma, others = hosts.partition(",")
+    return f"{scheme}{separator}{user}{at}{others},{first}{rest[end:]}" if comma else url
+
+
 def _check_unescaped(parts: SplitResult) -> None:
     """Raise `InvalidInputError` where a character of the password was taken for the end of the host."""
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]

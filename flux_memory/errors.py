@@ -29,7 +29,11 @@ class MemoryClosedError(FluxMemoryError):
 
 
 class BackendUnavailableError(FluxMemoryError, ConnectionError):
-    """The store could not be reached, or did not answer within the deadline."""
+    """The store could not be reached, or did not answer within the deadline. A write was not stored."""
+
+
+class OutcomeUnknownError(BackendUnavailableError):
+    """The store did not answer a write that was sent: it may be stored or not. Retry with the same ids, or look."""
 
 
 class SchemaError(FluxMemoryError):

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from flux_memory import dsn as dsns
 from flux_memory import metadata as json_metadata
 from flux_memory import records
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.postgres_errors import translated
-from flux_memory.backends.postgres_pool import BorrowedConnections, Connections, OwnConnections, open_pool, prepare
+from flux_memory.backends.postgres_errors import Progress, translated
+from flux_memory.backends.postgres_pool import BorrowedPool, OwnPool, prepare
+from flux_memory.backends.postgres_retry import Statements
 from flux_memory.backends.postgres_writer import MessageWriter
+from flux_memory.deadlines import seconds_for
 from flux_memory.errors import (
     ConflictError,
     InvalidInputError,
     SessionNotFoundError,
 )
 from flux_memory.protocol import Message, Metadata, NewMessage, Session
+
+Result = TypeVar("Result")
+
+_OPENING_SHARE: Final = 0.9
+"""Of the deadline, for the opening: whoever waits for it learns what is wrong, not only that it takes long."""
+_PREPARING_SHARE: Final = 0.8
 
 # Times go out as text in the records' form, and JSON crosses the wire as text both ways: a borrowed pool may have
 # codecs of its own, and text is what the records need. A time before Christ keeps its BC, which tells it from others.
@@ -30,6 +38,11 @@ SELECT $1, $2, $3, now.utc, now.utc, $4::text::jsonb
 FROM (SELECT clock_timestamp() AT TIME ZONE 'UTC' AS utc) AS now
 ON CONFLICT (id) DO NOTHING
 RETURNING TRUE
+"""
+SELECT_SAME_SESSION: Final = """
+SELECT user_id = $2 AND title = $3 AND coalesce(metadata, '{}') = $4::text::jsonb
+FROM sessions
+WHERE id = $1
 """
 
 SELECT_HISTORY: Final = """
@@ -117,7 +130,7 @@ class PostgresConversationMemory:
         self.timeout: Final = records.seconds("timeout", timeout)
         if pool is not None:
             self._shown = "a borrowed pool"
-            open_store = partial(_borrow, pool, self.timeout)
+            self._pool: OwnPool | BorrowedPool = BorrowedPool(pool)
         else:
             if dsn is None:
                 from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
@@ -129,9 +142,10 @@ class PostgresConversationMemory:
                 raise InvalidInputError(
                     f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
                 )
-            arguments = {"timeout": timeout, **target.arguments, "min_size": min_size, "max_size": max_size}
-            open_store = partial(_open, target.url, arguments, self.timeout)
-        self._life: Lifecycle[_Store] = Lifecycle(open_store, partial(_close, timeout), timeout)
+            self._pool = OwnPool(target, min_size, max_size, self.timeout)
+        self._life: Lifecycle[_Store] = Lifecycle(
+            partial(_open, self._pool, self._shown, self.timeout), partial(_close, self.timeout), self.timeout
+        )
 
     async def create_session(
         self,
@@ -143,7 +157,8 @@ class PostgresConversationMemory:
     ) -> str:
         self._life.check_open()
         row = records.new_session(session_id, user_id, title, metadata)
-        if not await self._value(INSERT_SESSION, *row):
+        progress = Progress(writes=True)
+        if not await self._run(progress, partial(_insert_session, row, progress)):
             raise ConflictError(records.taken_session(row.id))
         return row.id
 
@@ -218,26 +233,28 @@ class PostgresConversationMemory:
 
     async def count_sessions(self) -> int:
         self._life.check_open()
-        return int(await self._value(COUNT_SESSIONS))
+        return int((await self._rows(COUNT_SESSIONS))[0][0])
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
         session = records.existing_session(session_id)
-        if not await self._value(UPDATE_TITLE, session, records.new_title(title)):
+        if not await self._write(UPDATE_TITLE, session, records.new_title(title)):
             raise SessionNotFoundError(records.no_session(session))
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
         session = records.lookup("session_id", session_id)
         if session is not None:
-            await self._rows(DELETE_SESSION, session)
+            await self._write(DELETE_SESSION, session)
 
     async def clear_all(self) -> None:
         self._life.check_open()
-        await self._rows(DELETE_SESSIONS)
+        await self._write(DELETE_SESSIONS)
 
     async def close(self) -> None:
         await self._life.close()
+        # Also what was opened for nothing, where the opening failed.
+        self._pool.terminate()
 
     async def __aenter__(self) -> Self:
         return self
@@ -252,48 +269,63 @@ class PostgresConversationMemory:
         life: Lifecycle[_Store] | None = getattr(self, "_life", None)
         if life is not None and life.resource is not None:
             warn_never_closed(self)
-            life.resource.connections.terminate()
+        if life is not None:
+            self._pool.terminate()
 
     async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
-        with self._life.in_flight(), translated(self._shown, self.timeout):
-            async with asyncio.timeout(self.timeout):
-                await (await self._life.opened()).writer.add(session_id, rows)
+        progress = Progress(writes=True)
+        seconds = seconds_for(self.timeout)
+        with self._life.in_flight(), translated(self._shown, seconds, progress):
+            deadline = asyncio.get_running_loop().time() + seconds
+            async with asyncio.timeout_at(deadline):
+                await (await self._life.opened()).writer.add(session_id, rows, deadline, progress)
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
-        """Run one statement within the deadline and return its rows."""
-        with self._life.in_flight(), translated(self._shown, self.timeout):
-            async with asyncio.timeout(self.timeout):
-                return await (await self._life.opened()).connections.fetch(sql, *values)
+        """Run one statement that only reads, and return its rows."""
+        return await self._run(Progress(writes=False), lambda connection: connection.fetch(sql, *values))
 
-    async def _value(self, sql: str, *values: object) -> Any:
-        """Run one statement and return the first column of its first row, or `None`."""
-        rows = await self._rows(sql, *values)
-        return rows[0][0] if rows else None
+    async def _write(self, sql: str, *values: object) -> list[Any]:
+        """Run one statement that may run twice, and return its rows."""
+        return await self._run(Progress(writes=True), lambda connection: connection.fetch(sql, *values))
+
+    async def _run(self, progress: Progress, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        """Do on a connection, within the deadline, what may be done twice."""
+        seconds = seconds_for(self.timeout)
+        with self._life.in_flight(), translated(self._shown, seconds, progress):
+            async with asyncio.timeout(seconds):
+                return await (await self._life.opened()).statements.run(progress, work)
 
 
 class _Store(NamedTuple):
     """What a handle opens."""
 
-    connections: Connections
+    pool: OwnPool | BorrowedPool
+    statements: Statements
     writer: MessageWriter
 
 
-async def _open(url: str, arguments: dict[str, Any], timeout: float) -> _Store:  # noqa: ASYNC109 - passed on
-    pool = await open_pool(url, arguments)
-    try:
-        await prepare(pool)
-    except BaseException:
-        pool.terminate()
-        raise
-    connections = OwnConnections(pool)
-    return _Store(connections, MessageWriter(connections, timeout))
-
-
-async def _borrow(pool: Any, timeout: float) -> _Store:  # noqa: ASYNC109 - passed on
-    await prepare(pool)
-    connections = BorrowedConnections(pool)
-    return _Store(connections, MessageWriter(connections, timeout))
+async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _Store:  # noqa: ASYNC109 - shared out
+    statements = Statements(pool)
+    progress = Progress(writes=False)
+    began = asyncio.get_running_loop().time()
+    with translated(shown, timeout * _OPENING_SHARE, progress):
+        try:
+            async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
+                await statements.run(progress, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
+        except BaseException:
+            pool.expire()
+            raise
+        await pool.fill()
+    return _Store(pool, statements, MessageWriter(statements))
 
 
 async def _close(timeout: float, store: _Store) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
-    await store.connections.close(timeout)
+    await store.pool.close(timeout)
+
+
+async def _insert_session(row: records.SessionRow, progress: Progress, connection: Any) -> bool:
+    """Store a session and tell whether it is stored; one that a lost attempt of ours has stored is."""
+    stored = await connection.fetch(INSERT_SESSION, *row)
+    if not stored and progress.lost:
+        stored = await connection.fetch(SELECT_SAME_SESSION, *row)
+    return bool(stored and stored[0][0])

@@ -1,4 +1,4 @@
-"""asyncpg's errors turned into ours: one table."""
+"""asyncpg's errors: which of them pass, and what each becomes: one table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,73 @@ from typing import Final
 
 import asyncpg
 
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, SchemaError
+from flux_memory.errors import (
+    BackendUnavailableError,
+    FluxMemoryError,
+    InvalidInputError,
+    OutcomeUnknownError,
+    SchemaError,
+)
 
 ROLLED_BACK_FOR_ANOTHER: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
-    asyncpg.UniqueViolationError,
+    asyncpg.LockNotAvailableError,
 )
-"""The server undid the statement because another one came first; run again, it sees what that one did."""
+"""The server undid the statement because of another one; run again, it sees what that one did."""
+
+_LASTING: Final = (
+    asyncpg.exceptions.ClientConfigurationError,
+    ssl.SSLCertVerificationError,
+    PermissionError,
+)
+_PASSING: Final = (
+    OSError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
+
+
+def passes(error: Exception) -> bool:
+    """Tell whether an attempt to connect that failed so may succeed later, with nothing mended."""
+    # A pooler says everything by this one class: also that its server is not there, or that it has no room.
+    refused_for_good = isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)
+    return isinstance(error, _PASSING) and not isinstance(error, _LASTING) and not refused_for_good
+
+
+class Progress:
+    """How far a call has got: what is needed to tell whether a write that ends by an error may be stored.
+
+    Args:
+        writes: Whether it is a write.
+    """
+
+    __slots__ = ("lost", "sent", "shared", "trouble", "writes")
+
+    def __init__(self, *, writes: bool) -> None:
+        self.writes = writes
+        self.sent = False
+        """A statement is on its way, or was when it was given up."""
+        self.lost = False
+        """A statement was sent, and its connection lost before the answer."""
+        self.shared: Progress | None = None
+        """That of the statement which the call shares with others."""
+        self.trouble: Exception | None = None
+        """What went wrong last, and was tried again."""
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the server may have done what was asked for, unnoticed."""
+        return self.sent or self.lost or (self.shared is not None and self.shared.unknown)
+
+    def failed(self, error: Exception, *, lost: bool) -> None:
+        """Note how a statement ended. Where the connection was not lost, the server has refused it."""
+        self.lost = self.lost or lost
+        self.sent = False
+        self.trouble = error
+
 
 _Causes = type[BaseException] | tuple[type[BaseException], ...]
 _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
@@ -81,6 +140,11 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (asyncpg.PostgresConnectionError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.InterfaceError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
+    (
+        asyncpg.TargetServerAttributeNotMatched,
+        BackendUnavailableError,
+        "no host of the DSN takes writes; promote one, or mend target_session_attrs",
+    ),
     (asyncpg.PostgresError, FluxMemoryError, "see the cause"),
     (
         ConnectionRefusedError,
@@ -101,22 +165,46 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
 
 
 @contextmanager
-def translated(shown: str, timeout: float) -> Iterator[None]:
+def translated(shown: str, timeout: float, progress: Progress | None = None) -> Iterator[None]:
     """Turn the driver's errors, and the network's, into ours.
 
     Args:
         shown: The masked DSN.
         timeout: The deadline in seconds, for the message of a call that did not end by it.
+        progress: How far the call has got; by default it is taken for a read.
     """
     try:
         yield
     except FluxMemoryError:
         raise
     except TimeoutError as error:
-        raise BackendUnavailableError(
-            f"PostgreSQL at {shown} did not answer within {timeout} s; whether the call took effect is not known. "
-            "Look for locks in pg_stat_activity, or raise timeout= or max_size="
-        ) from error
+        raise _too_late(shown, timeout, progress or Progress(writes=False)) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-        kind, advice = next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
+        if progress is not None and progress.writes and progress.unknown:
+            raise _unknown(shown, f"the connection was lost, and then: {error}") from error
+        kind, advice = _advice(error)
         raise kind(f"PostgreSQL at {shown}: {error}; {advice}") from error
+
+
+def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
+    return next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
+
+
+def _too_late(shown: str, timeout: float, progress: Progress) -> BackendUnavailableError:
+    if progress.writes and progress.unknown:
+        return _unknown(shown, f"did not answer within {timeout:g} s")
+    shared = progress.shared or progress
+    if trouble := progress.trouble or shared.trouble:
+        what = f"{trouble}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
+    elif shared.sent:
+        what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="
+    else:
+        what = f"no connection was free within {timeout:g} s; raise max_size= or timeout=, or find what holds them"
+    return BackendUnavailableError(f"PostgreSQL at {shown}: {what}" + ". Nothing was stored" * progress.writes)
+
+
+def _unknown(shown: str, what: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"PostgreSQL at {shown}: {what}; whether the call took effect is not known. Retry with the same ids, or look; "
+        "look for locks in pg_stat_activity, or raise timeout="
+    )

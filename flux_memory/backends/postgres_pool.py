@@ -3,126 +3,244 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from flux_memory.backends.postgres_errors import ROLLED_BACK_FOR_ANOTHER
-from flux_memory.errors import InvalidInputError, SchemaError
+from flux_memory import dsn as dsns
+from flux_memory.backends.postgres_errors import Progress, passes
+from flux_memory.backends.postgres_retry import GRACE, is_closed, pause, terminate
+from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
 from flux_memory.schema import postgres as schema
 
-_ATTEMPTS: Final = 5
-"""How often a statement runs that the server rolled back for the sake of another one."""
 _IDLE_SECONDS: Final = 60.0
-"""How long connections beyond `min_size` stay checked out with nothing to do."""
+"""How long connections beyond `min_size` stay open with nothing to do."""
+_SUSPECT_SECONDS: Final = 30.0
+"""After how long without use a connection is asked whether it is still there: firewalls forget without a word."""
+_CONNECT_SHARE: Final = 1 / 3
+"""Of a deadline, for one attempt to connect, so that there is time for another host's."""
+_FIRST_SHARE: Final = 0.1
+"""Of a deadline, for the network to be there when nothing has ever answered: a wrong address is soon told."""
 
 
-class Connections(Protocol):
-    """Runs statements, each on a connection of its own, each atomic by itself."""
-
-    async def fetch(self, sql: str, *values: object) -> list[Any]:
-        """Run one statement and return its rows; run it again where the server undid it for another one."""
-        ...
-
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
-        """Close what is owned, by force after `timeout` seconds."""
-        ...
-
-    def terminate(self) -> None:
-        """Drop what is owned without a word to the server."""
-        ...
+class _Idle(NamedTuple):
+    connection: Any
+    since: float
 
 
-class OwnConnections:
-    """A pool whose connections stay checked out between calls.
+class OwnPool:
+    """Connections of this handle's own; the one used last is taken first.
 
-    Acquiring from asyncpg's pool costs more than a statement's own client time, and nobody else uses this pool. The
-    one used last is taken first; those that nobody needs go back to the pool, which closes them.
+    asyncpg's pool costs more than a statement's own client time, waits for ever on a network that swallows packets,
+    and cannot drop the connections of a server that changed its role.
+
+    Args:
+        target: Where to.
+        min_size: Connections that are opened at once, and kept.
+        max_size: Connections at most.
+        timeout: The deadline of the handle in seconds.
     """
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._slots = asyncio.Semaphore(pool.get_max_size())
-        self._free: list[Any] = []
-        self._fewest_free = 0
+    def __init__(self, target: dsns.Dsn, min_size: int, max_size: int, timeout: float) -> None:
+        self.many_hosts = dsns.other_host_first(target.url) != target.url
+        self._url = target.url
+        self._arguments = {"timeout": timeout * _CONNECT_SHARE, **target.arguments}
+        self._min_size = min_size
+        self._max_size = max_size
+        self._patience = timeout * _FIRST_SHARE
+        self._slots = asyncio.Semaphore(max_size)
+        self._open: set[Any] = set()
+        self._idle: list[_Idle] = []
+        self._expired: set[Any] = set()
+        self._openings: set[asyncio.Task[Any]] = set()
+        self._fewest_idle = 0
         self._trimming: asyncio.TimerHandle | None = None
+        self._answered = False
         self._closing = False
 
-    async def fetch(self, sql: str, *values: object) -> list[Any]:
-        for attempt in range(1, _ATTEMPTS + 1):
-            async with self._slots:
-                connection = await self._take()
-                try:
-                    return list(await connection.fetch(sql, *values))
-                except ROLLED_BACK_FOR_ANOTHER:
-                    if attempt == _ATTEMPTS:
-                        raise
-                finally:
-                    self._put_back(connection)
-        raise AssertionError("unreachable")
+    @property
+    def size(self) -> int:
+        """How many connections are open."""
+        return len(self._open)
+
+    async def fill(self) -> None:
+        """Open connections until there are `min_size`; those that cannot be had now are opened when needed."""
+        wanted = range(self._min_size - len(self._open))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await asyncio.gather(*(self._open_spare() for _ in wanted), return_exceptions=True)
+
+    async def take(self, progress: Progress) -> Any:
+        await self._slots.acquire()
+        return self._ready() or await self._found(progress)
+
+    def put_back(self, connection: Any) -> None:
+        if is_closed(connection):
+            self._forget(connection)
+        elif connection in self._expired:
+            self._drop(connection)
+        else:
+            self._idle.append(_Idle(connection, asyncio.get_running_loop().time()))
+            if self._trimming is None and len(self._idle) > self._min_size and not self._closing:
+                self._trim_later()
+        self._slots.release()
+
+    def expire(self) -> None:
+        while self._idle:
+            self._drop(self._idle.pop().connection)
+        self._expired = set(self._open)
+        # Where no role is asked for in the DSN, the next host may have the one that is needed.
+        self._url = dsns.other_host_first(self._url)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
+        """Wait for statements whose callers are gone, and close what is open, by force after `timeout` seconds."""
         self._closing = True
         self._stop_trimming()
+        for opening in self._openings:
+            opening.cancel()
         try:
             async with asyncio.timeout(timeout):
-                while self._free:
-                    await self._pool.release(self._free.pop())
-                await self._pool.close()
-        except (TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, OSError, RuntimeError):
-            # RuntimeError: the event loop on which the connections live is closed.
+                for _ in range(self._max_size):
+                    await self._slots.acquire()
+            goodbyes = (connection.close(timeout=GRACE) for connection in self._open)
+            await asyncio.gather(*goodbyes, return_exceptions=True)
+        except (TimeoutError, RuntimeError):
+            # RuntimeError: this is another event loop than that of the connections.
+            pass
+        finally:
             self.terminate()
 
     def terminate(self) -> None:
+        """Drop all connections without a word to the server."""
+        self._closing = True
         self._stop_trimming()
-        # The connections of a closed event loop cannot be closed any more; they go with their sockets.
-        with suppress(Exception):
-            self._pool.terminate()
+        for connection in [*self._open]:
+            self._drop(connection)
 
-    async def _take(self) -> Any:
-        while self._free:
-            connection = self._free.pop()
-            if _is_usable(connection):
-                self._fewest_free = min(self._fewest_free, len(self._free))
-                return connection
-            await self._pool.release(connection)
-        # A task of its own: asyncpg does not clean up after a connection whose opening is cancelled.
-        opening = asyncio.ensure_future(self._pool.acquire())
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(self._give_back)
-            raise
-
-    def _give_back(self, opening: asyncio.Future[Any]) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            self._release(opening.result())
-
-    def _release(self, connection: Any) -> None:
-        releasing = asyncio.ensure_future(self._pool.release(connection))
-        releasing.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def _put_back(self, connection: Any) -> None:
+    def _ready(self) -> Any:
+        """Return an idle connection that was in use a moment ago, or `None`."""
         if self._closing:
-            # A statement whose callers were cancelled ends after them; the pool waits for its connection.
-            self._release(connection)
-            return
-        self._free.append(connection)
-        if self._trimming is None and len(self._free) > self._pool.get_min_size():
-            self._fewest_free = len(self._free)
-            self._trimming = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._trim)
+            self._slots.release()
+            raise MemoryClosedError("this memory is closed; open another one")
+        while self._idle:
+            connection, since = self._idle[-1]
+            if is_closed(connection):
+                self._idle.pop()
+                self._forget(connection)
+            elif asyncio.get_running_loop().time() - since > _SUSPECT_SECONDS:
+                return None
+            else:
+                self._idle.pop()
+                self._fewest_idle = min(self._fewest_idle, len(self._idle))
+                return connection
+        return None
+
+    async def _found(self, progress: Progress) -> Any:
+        """Return an old connection that answers, or a new one."""
+        while self._idle:
+            connection = self._idle.pop().connection
+            try:
+                async with asyncio.timeout(GRACE):
+                    await connection.execute("SELECT 1")
+            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                # What has been silent even longer is not asked any more.
+                self._drop(connection)
+                while self._idle:
+                    self._drop(self._idle.pop().connection)
+            except BaseException:
+                self._drop(connection)
+                self._slots.release()
+                raise
+            else:
+                return connection
+        return await self._connected(progress)
+
+    async def _connected(self, progress: Progress) -> Any:
+        """Return a new connection, or one that somebody has put back meanwhile. A failure lets go of the slot."""
+        loop = asyncio.get_running_loop()
+        began, tried = loop.time(), 0
+        while True:
+            # A task of its own: asyncpg does not clean up after a connection whose opening is cancelled.
+            opening = self._begin_opening()
+            try:
+                return await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(self._keep)
+                raise
+            except Exception as error:
+                progress.trouble = error
+                unheard_of = isinstance(error, OSError) and not self._answered
+                late = loop.time() - began > self._patience
+                if self._closing or not passes(error) or (unheard_of and late):
+                    self._slots.release()
+                    raise
+            tried += 1
+            try:
+                await pause(tried)
+            except BaseException:
+                self._slots.release()
+                raise
+            if (connection := self._ready()) is not None:
+                return connection
+
+    def _begin_opening(self) -> asyncio.Task[Any]:
+        opening = asyncio.get_running_loop().create_task(self._opened())
+        self._openings.add(opening)
+        opening.add_done_callback(self._openings.discard)
+        return opening
+
+    async def _opened(self) -> Any:
+        try:
+            connection = await asyncpg.connect(self._url, **self._arguments)
+        except UnicodeError as error:
+            raise InvalidInputError(f"the DSN has a host that cannot be one: {error}; mend its name") from error
+        except TimeoutError as error:
+            # The next attempt begins with another host: behind this one there may be nothing at all.
+            self._url = dsns.other_host_first(self._url)
+            raise ConnectionError(f"no connection within {self._arguments['timeout']:g} s") from error
+        except asyncpg.PostgresError:
+            self._answered = True
+            raise
+        self._answered = True
+        self._open.add(connection)
+        return connection
+
+    def _keep(self, opening: asyncio.Task[Any]) -> None:
+        """Keep the connection whose caller did not wait for it."""
+        if opening.cancelled() or opening.exception() is not None:
+            self._slots.release()
+        else:
+            self.put_back(opening.result())
+
+    async def _open_spare(self) -> None:
+        await self._slots.acquire()
+        opening = self._begin_opening()
+        opening.add_done_callback(self._keep)
+        await asyncio.shield(opening)
+
+    def _forget(self, connection: Any) -> None:
+        self._open.discard(connection)
+        self._expired.discard(connection)
+
+    def _drop(self, connection: Any) -> None:
+        self._forget(connection)
+        terminate(connection)
+
+    def _trim_later(self) -> None:
+        self._fewest_idle = len(self._idle)
+        self._trimming = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._trim)
 
     def _trim(self) -> None:
-        """Give back what has not been needed since the last time."""
+        """Drop what has not been needed since the last time."""
         self._trimming = None
-        surplus = min(self._fewest_free, len(self._free) - self._pool.get_min_size())
-        for connection in self._free[: max(surplus, 0)]:
-            self._free.remove(connection)
-            self._release(connection)
-        if len(self._free) > self._pool.get_min_size():
-            self._fewest_free = len(self._free)
-            self._trimming = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._trim)
+        surplus = max(min(self._fewest_idle, len(self._idle) - self._min_size), 0)
+        unneeded, self._idle = self._idle[:surplus], self._idle[surplus:]
+        for connection, _ in unneeded:
+            self._drop(connection)
+        if len(self._idle) > self._min_size:
+            self._trim_later()
 
     def _stop_trimming(self) -> None:
         if self._trimming is not None:
@@ -130,56 +248,73 @@ class OwnConnections:
             self._trimming = None
 
 
-def _is_usable(connection: Any) -> bool:
-    try:
-        return not connection.is_closed()
-    except asyncpg.InterfaceError:
-        # It died while idle, and the pool took it back.
-        return False
+class BorrowedPool:
+    """Somebody's asyncpg pool: each connection goes back after each statement, and nothing is ever closed."""
 
-
-class BorrowedConnections:
-    """Somebody's pool: each connection goes back after each statement, and nothing is ever closed."""
+    many_hosts = False
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self._tasks: set[asyncio.Future[Any]] = set()
 
-    async def fetch(self, sql: str, *values: object) -> list[Any]:
-        for attempt in range(1, _ATTEMPTS + 1):
+    async def fill(self) -> None:
+        """Leave its size to its owner."""
+
+    async def take(self, progress: Progress) -> Any:
+        tried = 0
+        while True:
             try:
-                async with self._pool.acquire() as connection:
-                    return list(await connection.fetch(sql, *values))
-            except ROLLED_BACK_FOR_ANOTHER:
-                if attempt == _ATTEMPTS:
+                return await self._pool.acquire()
+            except Exception as error:
+                progress.trouble = error
+                if not passes(error):
                     raise
-        raise AssertionError("unreachable")
+            tried += 1
+            await pause(tried)
+
+    def put_back(self, connection: Any) -> asyncio.Future[Any]:
+        # A task of its own: its reset can fail, or be cancelled, when the statement is done.
+        return self._start(self._pool.release(connection, timeout=GRACE))
+
+    def expire(self) -> None:
+        self._start(self._pool.expire_connections())
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
-        """Leave the pool to its owner."""
+        """Give back what is on its way; the pool is its owner's."""
+        with suppress(RuntimeError, ValueError):
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=min(timeout, GRACE))
 
     def terminate(self) -> None:
         """Leave the pool to its owner."""
 
+    def _start(self, doing: Coroutine[Any, Any, None]) -> asyncio.Future[Any]:
+        # The event loop itself holds tasks only weakly.
+        task = asyncio.ensure_future(doing)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
 
-async def open_pool(url: str, arguments: dict[str, Any]) -> Any:
-    """Open a pool and change nothing in the database."""
-    pool = asyncpg.create_pool(url, reset=_keep_state, **arguments)
+    def _done(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+
+async def prepare(connection: Any, deadline: float) -> None:
+    """Make sure that the database can hold every text, and bring its schema up to date.
+
+    Args:
+        connection: An asyncpg connection.
+        deadline: The moment of the event loop's clock at which the connection is dropped.
+    """
+    # Not by cancellation, which a transaction answers with a ROLLBACK that may never return.
+    end = asyncio.get_running_loop().call_at(deadline, terminate, connection)
     try:
-        await pool
-    except UnicodeError as error:
-        raise InvalidInputError(f"the DSN has a host that cannot be one: {error}; mend its name") from error
-    except BaseException:
-        # A half-open pool keeps the connections it got.
-        pool.terminate()
-        raise
-    return pool
-
-
-async def prepare(pool: Any) -> None:
-    """Make sure that the database can hold every text, and bring its schema up to date."""
-    async with pool.acquire() as connection:
         await check_encoding(connection)
         await schema.bring_up_to_date(connection)
+    finally:
+        end.cancel()
 
 
 async def check_encoding(connection: Any) -> None:
@@ -189,7 +324,3 @@ async def check_encoding(connection: Any) -> None:
         raise SchemaError(
             f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
         )
-
-
-async def _keep_state(connection: Any) -> None:
-    """Reset nothing on release: no statement of ours changes a session's state, and RESET is a round trip."""

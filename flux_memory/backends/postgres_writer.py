@@ -8,7 +8,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from flux_memory import records
-from flux_memory.backends.postgres_pool import Connections
+from flux_memory.backends.postgres_errors import Progress
+from flux_memory.backends.postgres_retry import Statements
 from flux_memory.errors import ConflictError, SessionNotFoundError
 from flux_memory.records import MessageRow
 
@@ -101,14 +102,14 @@ _PATIENCE: Final = 0.02
 class _Call:
     """One `add_message` or `add_messages`: all its rows or none."""
 
-    __slots__ = ("deadline", "future", "rows", "session_id")
+    __slots__ = ("deadline", "future", "progress", "rows", "session_id")
 
-    def __init__(self, session_id: str, rows: Sequence[MessageRow], timeout: float) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, session_id: str, rows: Sequence[MessageRow], deadline: float, progress: Progress) -> None:
         self.session_id = session_id
         self.rows = rows
-        self.future: asyncio.Future[None] = loop.create_future()
-        self.deadline = loop.time() + timeout
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.deadline = deadline
+        self.progress = progress
 
 
 class MessageWriter:
@@ -119,27 +120,31 @@ class MessageWriter:
     that was sent is stored whole or not at all.
 
     Args:
-        connections: What runs the statements.
-        timeout: Seconds until a call is given up, its statement with it.
+        statements: What runs the statements.
     """
 
-    def __init__(self, connections: Connections, timeout: float) -> None:
-        self._connections = connections
-        self._timeout = timeout
+    def __init__(self, statements: Statements) -> None:
+        self._statements = statements
         self._waiting: deque[_Call] = deque()
         self._in_flight: set[str] = set()
         self._turn: asyncio.TimerHandle | None = None
         self._going_on = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def add(self, session_id: str, rows: Sequence[MessageRow]) -> None:
+    async def add(self, session_id: str, rows: Sequence[MessageRow], deadline: float, progress: Progress) -> None:
         """Store the rows at the end of a session's history.
+
+        Args:
+            session_id: Whose.
+            rows: All of one call.
+            deadline: The moment of the event loop's clock at which the caller is gone, and its statement given up.
+            progress: Where is noted how far the call has got.
 
         Raises:
             SessionNotFoundError: There is no such session.
             ConflictError: An id is taken by another content.
         """
-        call = _Call(session_id, rows, self._timeout)
+        call = _Call(session_id, rows, deadline, progress)
         if self._turn is not None or self._waiting or session_id in self._in_flight:
             # Behind those that wait already: a caller that comes again at once must not overtake them for ever.
             self._waiting.append(call)
@@ -220,9 +225,12 @@ class MessageWriter:
         return calls
 
     async def _send_together(self, calls: list[_Call]) -> None:
+        shared = Progress(writes=True)
+        for call in calls:
+            call.progress.shared = shared
         try:
             async with asyncio.timeout_at(max(call.deadline for call in calls)):
-                locked_by_others = await self._send(calls)
+                locked_by_others = await self._send(calls, shared)
         except Exception:  # noqa: BLE001 - the calls are sent one by one, and each caller gets its own error
             # A bad call fails alone.
             await self._send_apart(calls)
@@ -252,18 +260,21 @@ class MessageWriter:
     async def _send_alone(self, call: _Call) -> None:
         """Send one call, which waits for its session's lock."""
         if len(call.rows) == 1:
-            ((same,),) = await self._connections.fetch(ADD_MESSAGE, call.session_id, *call.rows[0])
+            ((same,),) = await self._statements.run(
+                call.progress, lambda connection: connection.fetch(ADD_MESSAGE, call.session_id, *call.rows[0])
+            )
             _settle(call, found=same is not None, taken=call.rows[0].id if same is False else None)
         else:
-            await self._send([call], wait=True)
+            await self._send([call], call.progress, wait=True)
 
-    async def _send(self, calls: list[_Call], *, wait: bool = False) -> list[_Call]:
+    async def _send(self, calls: list[_Call], progress: Progress, *, wait: bool = False) -> list[_Call]:
         """Send calls together and return those whose session somebody else has locked; none if told to wait."""
         items = [(number, call.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
         columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
         sessions = list({call.session_id for call in calls})
-        ((locked, existing, refused, taken),) = await self._connections.fetch(
-            ADD_MESSAGES_WAITING if wait else ADD_MESSAGES, sessions, *columns
+        sql = ADD_MESSAGES_WAITING if wait else ADD_MESSAGES
+        ((locked, existing, refused, taken),) = await self._statements.run(
+            progress, lambda connection: connection.fetch(sql, sessions, *columns)
         )
         first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
         passed_over = []
