@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.claims import known_failure
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
+    from flux_memory.testkit.proxy import Proxy
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Capability",
     "Clause",
     "MemoryContract",
+    "Proxy",
     "ReferenceMemory",
     "ReferenceStore",
     "clause",
@@ -30,6 +32,7 @@ _HOME: Final = {
     "Capability": "capabilities",
     "known_failure": "claims",
     "MemoryContract": "contract",
+    "Proxy": "proxy",
     "ReferenceMemory": "reference",
     "ReferenceStore": "reference",
 }

@@ -1,0 +1,291 @@
+"""A TCP proxy in front of a PostgreSQL server that breaks the network on demand: refused, reset, silent, slow, cut."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+Stage = Literal["startup", "authentication", "parse", "bind", "execute", "sync", "query"]
+"""A message of the client's: the simple protocol has `query`, the extended one `parse` to `sync`, which commits."""
+
+_TYPES: Final[dict[Stage, bytes]] = {
+    "startup": b"",
+    "authentication": b"p",
+    "parse": b"P",
+    "bind": b"B",
+    "execute": b"E",
+    "sync": b"S",
+    "query": b"Q",
+}
+_TLS_WANTED: Final = 80877103
+_CHUNK: Final = 65536
+
+
+class Proxy:
+    """Stands between a client and a server on its own threads, so that nothing is bound to an event loop.
+
+        with Proxy(dsn) as proxy:
+            memory = PostgresConversationMemory(proxy.dsn)
+            proxy.silence()      # from now on every byte is swallowed, in both directions
+            ...
+            proxy.heal()
+
+    The messages of a connection with TLS cannot be read: stages need a server or a DSN without.
+
+    Args:
+        dsn: The server's, with a host and a port.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        parts = urlsplit(dsn)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self._lock = threading.Lock()
+        self._open: set[_Connection] = set()
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+        self._listener: socket.socket | None = None
+        self._rule = _Rule()
+        self.port: Final = self._listen(0)
+        user, at, _ = parts.netloc.rpartition("@")
+        self.dsn: Final = urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}"))
+        """The server's database, through the proxy."""
+
+    @property
+    def connections(self) -> int:
+        """How many connections go through the proxy now."""
+        return len(self._open)
+
+    def refuse(self) -> None:
+        """Accept no new connection; those that are open go on."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            # Closing alone does not wake the thread that accepts.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+
+    def reset(self) -> None:
+        """Reset every open connection, on both sides."""
+        for connection in self._now_open():
+            connection.reset()
+
+    def silence(self, stage: Stage | None = None) -> None:
+        """Swallow every byte, in both directions: at once, or in each connection from its next `stage` on."""
+        self._rule = _Silence(stage)
+
+    def lose_reply(self, stage: Stage, *, containing: bytes = b"", times: int = 1) -> None:
+        """Let the server carry out the next messages of a stage, lose its answer, and reset the connection."""
+        self._rule = _LostReply(stage, containing, times)
+
+    def slow(self, bytes_per_second: float) -> None:
+        """Pass a few bytes at a time."""
+        self._rule = _Slow(bytes_per_second)
+
+    def cut(self, after: int) -> None:
+        """Reset the connection that passes the `after`-th byte from now on, in whatever direction; later ones work."""
+        self._rule = _Cut(after)
+
+    def heal(self) -> None:
+        """Break nothing any more. What was swallowed stays lost: connections that were silent are reset."""
+        self._rule = _Rule()
+        for connection in self._now_open():
+            if connection.silent:
+                connection.reset()
+        if self._listener is None:
+            self._listen(self.port)
+
+    def close(self) -> None:
+        """Stop; open connections are reset."""
+        self._closed = True
+        self.refuse()
+        self.reset()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _now_open(self) -> list[_Connection]:
+        with self._lock:
+            return list(self._open)
+
+    def _listen(self, port: int) -> int:
+        listener = socket.create_server(("127.0.0.1", port), backlog=128)
+        self._listener = listener
+        self._start(lambda: self._accept(listener))
+        return int(listener.getsockname()[1])
+
+    def _start(self, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name="flux-memory proxy", daemon=True)
+        self._threads = [*(one for one in self._threads if one.is_alive()), thread]
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while self._listener is listener:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(self._target, timeout=10)
+            except OSError:
+                # What a server that is down looks like through a proxy.
+                _reset(client)
+                continue
+            server.settimeout(None)
+            for each in (client, server):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = _Connection(client, server)
+            with self._lock:
+                self._open.add(connection)
+            if self._closed:
+                connection.reset()
+            self._start(lambda connection=connection: self._pump(connection, upwards=True))  # type: ignore[misc]
+            self._start(lambda connection=connection: self._pump(connection, upwards=False))  # type: ignore[misc]
+
+    def _pump(self, connection: _Connection, *, upwards: bool) -> None:
+        source = connection.client if upwards else connection.server
+        try:
+            while data := source.recv(_CHUNK):
+                for piece in connection.messages(data) if upwards else [data]:
+                    self._rule.passes(connection, piece, upwards=upwards)
+        except OSError:
+            connection.reset()
+        else:
+            if not connection.silent:
+                connection.close()
+        finally:
+            with self._lock:
+                self._open.discard(connection)
+
+
+class _Connection:
+    """One client's connection, and the server's behind it."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client = client
+        self.server = server
+        self.silent = False
+        self.awaiting_reply = False
+        self._started = False
+        self._rest = b""
+
+    def messages(self, data: bytes) -> list[bytes]:
+        """Return the messages of the client's that are complete by now."""
+        self._rest += data
+        found: list[bytes] = []
+        while True:
+            head = 1 if self._started else 0
+            if len(self._rest) < head + 4:
+                return found
+            (length,) = struct.unpack_from("!i", self._rest, head)
+            if len(self._rest) < head + length:
+                return found
+            message, self._rest = self._rest[: head + length], self._rest[head + length :]
+            if not self._started:
+                (code,) = struct.unpack_from("!i", message, 4)
+                self._started = code != _TLS_WANTED
+            found.append(message)
+
+    def at(self, stage: Stage, message: bytes) -> bool:
+        """Tell whether a client's message is of a stage. A packet without a type begins with a zero byte."""
+        return message[:1] == (_TYPES[stage] or b"\x00")
+
+    def send(self, data: bytes, *, upwards: bool) -> None:
+        """Pass bytes on."""
+        (self.server if upwards else self.client).sendall(data)
+
+    def close(self) -> None:
+        """End the connection on both sides, in order."""
+        for each in (self.client, self.server):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def reset(self) -> None:
+        """End it on both sides without order."""
+        for each in (self.client, self.server):
+            _reset(each)
+
+
+class _Rule:
+    """What happens to what comes by: it is passed on."""
+
+    def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
+        """Deal with a message of the client's, or with some bytes of the server's."""
+        connection.send(data, upwards=upwards)
+
+
+class _Silence(_Rule):
+    def __init__(self, stage: Stage | None) -> None:
+        self._stage = stage
+
+    def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
+        if self._stage is None or (upwards and connection.at(self._stage, data)):
+            connection.silent = True
+        if not connection.silent:
+            connection.send(data, upwards=upwards)
+
+
+class _LostReply(_Rule):
+    def __init__(self, stage: Stage, containing: bytes, times: int) -> None:
+        self._stage = stage
+        self._containing = containing
+        self._left = times
+
+    def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
+        if upwards:
+            connection.send(data, upwards=True)
+            if self._left > 0 and connection.at(self._stage, data) and self._containing in data:
+                self._left -= 1
+                connection.awaiting_reply = True
+        elif connection.awaiting_reply:
+            # The server has answered, so it is done.
+            connection.reset()
+        else:
+            connection.send(data, upwards=False)
+
+
+class _Slow(_Rule):
+    def __init__(self, bytes_per_second: float) -> None:
+        self._rate = bytes_per_second
+
+    def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
+        for begin in range(0, len(data), 16):
+            piece = data[begin : begin + 16]
+            time.sleep(len(piece) / self._rate)
+            connection.send(piece, upwards=upwards)
+
+
+class _Cut(_Rule):
+    def __init__(self, after: int) -> None:
+        self._left = after
+        self._lock = threading.Lock()
+
+    def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
+        with self._lock:
+            before, self._left = self._left, self._left - len(data)
+        if 0 <= before < len(data):
+            connection.send(data[:before], upwards=upwards)
+            # Or the reset would overtake the bytes.
+            time.sleep(0.002)
+            connection.reset()
+        else:
+            connection.send(data, upwards=upwards)
+
+
+def _reset(each: socket.socket) -> None:
+    with suppress(OSError):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # A thread that reads from it would keep it open.
+        each.shutdown(socket.SHUT_RD)
+    each.close()
