@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ DAMAGES: Final = {
 
 class TestPostgreSQL(MemoryContract):
     backend = "PostgreSQL"
+    backend_version = f"flux-memory {version('flux-memory')}, asyncpg {version('asyncpg')}"
 
     @pytest.fixture
     def memory_factory(self, flux_postgres_clean_dsn: str) -> Callable[[], PostgresConversationMemory]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ DAMAGES: Final = {
 
 class TestSQLite(MemoryContract):
     backend = "SQLite"
+    backend_version = f"flux-memory {version('flux-memory')}"
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:

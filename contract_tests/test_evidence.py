@@ -154,6 +154,25 @@ def test_a_report_says_all_there_is_to_say(project: pytest.Pytester, options: li
     assert evidence.environment["workers"] == ("2" if options else "1")
 
 
+def test_the_seed_of_the_model_is_in_the_report(pytester: pytest.Pytester) -> None:
+    """Whoever reads of a finding of chance can have the same run again: the seed is that which was asked for."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
+
+        class TestMine(MemoryContract):
+            @pytest.fixture
+            def memory_factory(self):
+                store = ReferenceStore()
+                return lambda: ReferenceMemory(store)
+        """
+    )
+    pytester.makeini(INI)
+    run(pytester, "-k", "FM-MOD-001", "--flux-report=report", "--hypothesis-seed=7")
+    assert read_evidence(pytester.path / "report").seeds["model on TestMine"] == "7"
+
+
 def test_what_did_not_run_is_no_pass(report: Path) -> None:
     """A clause of the contract that was left out is in the report as such, and so the verdict is no pass."""
     evidence = read_evidence(report)

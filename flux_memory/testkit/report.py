@@ -8,7 +8,16 @@ from typing import Any, Final
 
 import pytest
 
-from flux_memory.testkit.evidence.properties import BACKEND, BACKEND_VERSION, CAPABILITY, CLAUSE, FACTS, RESULT, SERVER
+from flux_memory.testkit.evidence.properties import (
+    BACKEND,
+    BACKEND_VERSION,
+    CAPABILITY,
+    CLAUSE,
+    FACTS,
+    RESULT,
+    SEED,
+    SERVER,
+)
 
 _PLUGGED_IN: Final = "test_plugged_in.py"
 _SERVER_FIXTURE: Final = "flux_postgres_server"
@@ -105,6 +114,9 @@ def pytest_runtest_makereport(
     store = funcargs.get("store")
     if report.when == "call" and store is not None:
         report.user_properties += [(CAPABILITY, claim) for claim in store.claims]
+        report.user_properties += [
+            (SEED, [f"{name} on {backend_of(item)}", seed]) for name, seed in store.seeds.items()
+        ]
     reproduction = store.transcript.text() if report.outcome != "passed" and store and store.transcript.calls else ""
     if (result := result_of(call, report, reproduction)) is not None:
         report.user_properties.append((RESULT, result))

@@ -19,11 +19,12 @@ from flux_memory.testkit.contract.under_test import (
 class Binding:
     """The fixtures behind every clause. A subclass gives `memory_factory`; the others may be overridden.
 
-    `backend` names the column in the closing table; by default it is the name of the class. `capabilities` is what the
-    backend claims; see `Capability`.
+    `backend` names the column in the closing table; by default it is the name of the class. `backend_version` is what
+    the report says of its version. `capabilities` is what the backend claims; see `Capability`.
     """
 
     backend: str | None = None
+    backend_version: str | None = None
     capabilities: Capability = ALL
 
     def __init_subclass__(cls) -> None:
@@ -61,6 +62,7 @@ class Binding:
         flux_clause: str | None,
     ) -> StoreUnderTest:
         """The store that a clause works on."""
+        seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         # A store that nobody has ever used can be costly: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
         return StoreUnderTest(
@@ -70,4 +72,5 @@ class Binding:
             corrupt_message=corrupt_message,
             capabilities=capabilities_of(request.node),
             thorough=request.config.option.flux_model == "thorough",
+            seed=int(seed) if seed.isdecimal() else None,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from flux_memory.testkit.capabilities import ALL
@@ -21,7 +23,11 @@ class ModelContract(Binding):
     )
     def test_the_reference_model_explains_everything(self, store: StoreUnderTest) -> None:
         # Hypothesis is slow to import, and only this clause needs it.
-        from flux_memory.testkit.contract.model.exploration import FAST, THOROUGH, explore  # noqa: PLC0415
+        from flux_memory.testkit.contract.model.exploration import FAST, explore, thorough  # noqa: PLC0415
 
-        if finding := explore(store.factory, THOROUGH if store.thorough else FAST):
+        profile = thorough() if store.thorough else FAST
+        if store.seed is not None:
+            profile = replace(profile, seed=store.seed)
+        store.seeds["model"] = profile.seed
+        if finding := explore(store.factory, profile):
             pytest.fail(f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}", pytrace=False)

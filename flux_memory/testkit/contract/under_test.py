@@ -43,6 +43,7 @@ class StoreUnderTest:
             and of itself.
         capabilities: What the backend claims.
         thorough: The model explores for ten minutes instead of seconds.
+        seed: The model's chance begins with it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class StoreUnderTest:
         corrupt_message: CorruptMessage | None = None,
         capabilities: Capability = ALL,
         thorough: bool = False,
+        seed: int | None = None,
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
@@ -62,6 +64,9 @@ class StoreUnderTest:
         self.claims: list[dict[str, Any]] = []
         """What was found out of each capability: its `name`, whether `claimed`, the `outcome`."""
         self.thorough = thorough
+        self.seed = seed
+        self.seeds: dict[str, int] = {}
+        """What chance began with, for whoever wants the same run again."""
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._opened: list[Memory] = []

@@ -23,15 +23,18 @@ class Profile:
     examples: int
     steps: int
     seconds: float = 0.0
-    seed: int | None = None
+    seed: int = 0
     shrinking: float = 20.0
     """For how many seconds a shorter example of what was found is looked for."""
 
 
 FAST: Final = Profile(examples=24, steps=20, seed=20_260, shrinking=5.0)
 """A few seconds, and the same examples each time, so that a run does not fail for what changed elsewhere."""
-THOROUGH: Final = Profile(examples=150, steps=40, seconds=600.0)
-"""Ten minutes of other examples each time."""
+
+
+def thorough() -> Profile:
+    """Return a profile of ten minutes, of other examples each time."""
+    return Profile(examples=150, steps=40, seconds=600.0, seed=random.SystemRandom().randrange(2**32))
 
 
 def explore(factory: Callable[[], Memory], profile: Profile = FAST) -> Finding | None:
@@ -54,7 +57,7 @@ def run_machine(machine: Callable[[], RuleBasedStateMachine], profile: Profile, 
         Exception: The machine itself is broken.
     """
     until = time.monotonic() + profile.seconds
-    seed = random.SystemRandom().randrange(2**32) if profile.seed is None else profile.seed
+    seed = profile.seed
     chosen = settings(
         max_examples=profile.examples,
         stateful_step_count=profile.steps,
