@@ -49,13 +49,6 @@ async def test_the_connection_is_durable_and_checked(memory: ConversationMemory,
     assert await on_the_thread(memory, lambda db: db.execute(f"PRAGMA {pragma}").fetchone()) == (value,)
 
 
-@pytest.mark.asyncio
-async def test_the_connection_waits_for_locks_within_the_deadline(memory: ConversationMemory) -> None:
-    """A lock of another process is waited for, no longer than the call may take."""
-    (milliseconds,) = await on_the_thread(memory, lambda db: db.execute("PRAGMA busy_timeout").fetchone())
-    assert 4_000 < milliseconds <= 5_000
-
-
 def test_a_pragma_that_does_not_take_is_an_error() -> None:
     """SQLite ignores what it cannot do; we do not."""
     says = "cannot set journal_mode to WAL here, it stays memory"

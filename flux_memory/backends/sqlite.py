@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 import time
@@ -14,8 +13,9 @@ from typing import Any, Final, Self, TypeVar
 from flux_memory import metadata as json_metadata
 from flux_memory import records, timestamps
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.sqlite_errors import translated
-from flux_memory.backends.sqlite_worker import SQLiteWorker, Work, is_busy
+from flux_memory.backends.sqlite_errors import is_busy, is_read_only, translated
+from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private
+from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker, Work
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -230,18 +230,26 @@ class ConversationMemory:
 
     async def _read(self, work: Work[Result]) -> Result:
         with self._life.in_flight(), translated(self.db_path):
-            worker = await self._life.opened()
-            return await worker.read(work, self.timeout)
+            worker, timeout = await self._worker()
+            return await worker.read(work, timeout)
 
     async def _write(self, work: Work[Result]) -> Result:
         with self._life.in_flight(), translated(self.db_path):
-            worker = await self._life.opened()
-            return await worker.write(work, self.timeout)
+            worker, timeout = await self._worker()
+            return await worker.write(work, timeout)
+
+    async def _worker(self) -> tuple[SQLiteWorker, float]:
+        """Return the worker, and the seconds of the call's deadline that its opening has left."""
+        if self._life.resource is not None:
+            return await self._life.opened(), self.timeout
+        began = time.monotonic()
+        worker = await self._life.opened()
+        return worker, max(0.0, self.timeout - (time.monotonic() - began))
 
 
 async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
     worker = SQLiteWorker(partial(_connect, path, timeout))
-    await worker.open()
+    await worker.open(timeout)
     return worker
 
 
@@ -249,37 +257,59 @@ async def _finish(timeout: float, worker: SQLiteWorker) -> None:  # noqa: ASYNC1
     await worker.finish(timeout)
 
 
-def _connect(path: str, timeout: float) -> sqlite3.Connection:
+def _connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file on the worker's thread, again until the deadline while others are opening it."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return _connect_once(path, timeout)
+            return _connect_once(path)
         except sqlite3.OperationalError as error:
-            # Unlike other statements, a change of the journal mode does not wait for locks.
             if not is_busy(error) or time.monotonic() >= deadline:
                 raise
+            # A change of the journal mode does not wait for locks by itself.
             time.sleep(_OPENING_PAUSE)
 
 
-def _connect_once(path: str, timeout: float) -> sqlite3.Connection:
+def _connect_once(path: str) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and checked, and bring its schema up to date."""
     if sqlite3.sqlite_version_info < (3, 35):
         raise FluxMemoryError(f"SQLite 3.35 or newer is needed, and this Python has {sqlite3.sqlite_version}")
     if path != ":memory:":
-        _make_private_file(Path(path))
-    db = sqlite3.connect(path, timeout=timeout, isolation_level=None)
+        make_private(Path(path))
+    try:
+        return _prepared(path, sqlite3.connect(path, timeout=LOCK_SLICE, isolation_level=None))
+    except sqlite3.OperationalError as error:
+        if not is_read_only(error) or not can_only_be_read(path):
+            raise
+    # Even a reader makes files beside it, unless it knows that there are no writers.
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
+    return _prepared(path, sqlite3.connect(uri, uri=True, timeout=LOCK_SLICE, isolation_level=None), frozen=True)
+
+
+def _prepared(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tuple[sqlite3.Connection, OpenFile]:
     try:
         _require(db, "synchronous", "FULL", (2,))
         _require(db, "foreign_keys", "ON", (1,))
         db.create_function("jsonb_contains", 2, _contains, deterministic=True)
         # First the schema, so that a file that is somebody else's is refused before its journal mode is changed.
         schema.bring_up_to_date(db)
-        _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
+        if not frozen:
+            _write_ahead(path, db)
+            # Makes the log, which is to be watched.
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return db, OpenFile(path, db, frozen=frozen)
     except BaseException:
         db.close()
         raise
-    return db
+
+
+def _write_ahead(path: str, db: sqlite3.Connection) -> None:
+    try:
+        _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
+    except sqlite3.OperationalError as error:
+        # A file that can only be read needs no log, and a write says why it cannot be.
+        if not is_read_only(error):
+            raise
 
 
 def _contains(stored: bytes | None, part: str) -> bool:
@@ -287,17 +317,6 @@ def _contains(stored: bytes | None, part: str) -> bool:
         return stored is not None and json_metadata.contains(stored.decode(), part)
     except UnicodeDecodeError:
         return False
-
-
-def _make_private_file(path: Path) -> None:
-    """Make a missing file, and its directory, for their owner alone: conversations are nobody else's business."""
-    # Each by itself: mkdir(parents=True) gives the mode to the last one only.
-    for directory in reversed(path.parents):
-        directory.mkdir(mode=0o700, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
-    if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
 def _require(db: sqlite3.Connection, pragma: str, value: str, expected: tuple[object, ...]) -> None:

@@ -12,11 +12,11 @@ from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaE
 _ADVICE: Final = {
     sqlite3.SQLITE_BUSY: (
         BackendUnavailableError,
-        "another process holds the lock; retry, or raise timeout=",
+        "another process holds the lock, and nothing was stored; retry, or raise timeout=",
     ),
     sqlite3.SQLITE_LOCKED: (
         BackendUnavailableError,
-        "another connection holds the lock; retry, or raise timeout=",
+        "another connection holds the lock, and nothing was stored; retry, or raise timeout=",
     ),
     sqlite3.SQLITE_CANTOPEN: (BackendUnavailableError, "check that the directory exists and can be written"),
     sqlite3.SQLITE_READONLY: (
@@ -29,6 +29,14 @@ _ADVICE: Final = {
         "the disk is full; nothing was stored. Make room and retry",
     ),
     sqlite3.SQLITE_IOERR: (BackendUnavailableError, "the disk failed or is full; see the system's log"),
+    sqlite3.SQLITE_INTERRUPT: (
+        BackendUnavailableError,
+        "the call took longer than its deadline, and nothing was stored; raise timeout=",
+    ),
+    sqlite3.SQLITE_ERROR: (
+        SchemaError,
+        "the tables are not as the library makes them: the file is damaged, or was changed by hand",
+    ),
     sqlite3.SQLITE_NOTADB: (SchemaError, "the file is not a SQLite database; check the path"),
     sqlite3.SQLITE_CORRUPT: (
         FluxMemoryError,
@@ -38,14 +46,37 @@ _ADVICE: Final = {
 """SQLite's primary result codes: our error for each, and what to do."""
 
 
+def is_busy(error: BaseException | None) -> bool:
+    """Tell whether somebody else's lock was in the way."""
+    return _primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether the error says nothing of the file, only of a lock or a deadline."""
+    return is_busy(error) or _primary_code(error) == sqlite3.SQLITE_INTERRUPT
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Tell whether the file, or what must be made beside it, cannot be written."""
+    return _primary_code(error) in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+
+
+def leaves_commit_unknown(error: sqlite3.Error) -> bool:
+    """Tell whether a COMMIT that failed so may yet be found on the disk after a crash."""
+    return _primary_code(error) == sqlite3.SQLITE_IOERR
+
+
+def _primary_code(error: BaseException | None) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
 @contextmanager
 def translated(path: str) -> Iterator[None]:
     """Turn the driver's errors, and the file system's, into ours."""
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None) or 0
-        kind, advice = _ADVICE.get(code & 0xFF, (FluxMemoryError, "see the cause"))
+        kind, advice = _ADVICE.get(_primary_code(error), (FluxMemoryError, "see the cause"))
         raise kind(f"SQLite on {path}: {error}: {advice}") from error
     except FluxMemoryError:
         raise

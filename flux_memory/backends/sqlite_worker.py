@@ -13,7 +13,9 @@ from typing import Any, Final, Generic, TypeVar
 
 import aiosqlite
 
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError
+from flux_memory.backends.sqlite_errors import is_busy, leaves_commit_unknown
+from flux_memory.backends.sqlite_file import OpenFile
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
 
 Result = TypeVar("Result")
 Work = Callable[[sqlite3.Connection], Result]
@@ -23,16 +25,18 @@ _MOST_TOGETHER: Final = 256
 """Calls that the thread takes at once, and so writes of one transaction; more would keep others waiting."""
 _ANSWERED_WITHIN: Final = 0.002
 """Seconds of reading after which those that are done get their answers, though others that came along wait."""
-_CLOSE_ENOUGH_MS: Final = 100
-"""How much longer than its deadline a job may wait for a lock."""
+LOCK_SLICE: Final = 0.05
+"""Seconds for which SQLite waits for a lock at a time; in between others get their turn, and deadlines are kept."""
+_STEPS: Final = 1000
+"""Instructions of SQLite's virtual machine between two looks at the clock."""
 _GRACE: Final = 0.5
 """Seconds past a deadline until the caller stops waiting for the thread to say so itself."""
 
 
 class _Job(Generic[Result]):
-    """One call: its work, its caller's future, and the `time.monotonic()` by which it must have begun."""
+    """One call: its work, its caller's future, and the `time.monotonic()` by which it must have ended."""
 
-    __slots__ = ("deadline", "future", "loop", "work", "writes")
+    __slots__ = ("begun", "deadline", "expired", "future", "loop", "work", "writes")
 
     def __init__(self, work: Work[Result], timeout: float, *, writes: bool = False) -> None:
         self.work = work
@@ -40,6 +44,18 @@ class _Job(Generic[Result]):
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Result] = self.loop.create_future()
         self.deadline = time.monotonic() + timeout
+        # The thread sets one and then reads the other, the event loop the reverse: one of them sees both.
+        self.begun = False
+        self.expired = False
+
+    def begin(self) -> bool:
+        """Tell the thread whether somebody still waits for the call; from now on its outcome may be unknown."""
+        self.begun = True
+        return not self.expired and not self.future.done()
+
+    def given_up(self) -> bool:
+        """Tell whether nobody waits for the call any more, or nobody should."""
+        return self.future.done() or time.monotonic() >= self.deadline
 
 
 _Outcome = tuple[_Job[Any], Any, BaseException | None]
@@ -52,27 +68,31 @@ class SQLiteWorker(aiosqlite.Connection):
     transaction is ever open between two jobs.
     """
 
-    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
-        super().__init__(connector, iter_chunk_size=64)
+    def __init__(self, opener: Callable[[], tuple[sqlite3.Connection, OpenFile]]) -> None:
+        super().__init__(self._open_file, iter_chunk_size=64)
+        self._opener = opener
         # A handle that was never closed must not keep the interpreter from ending.
         self._thread.daemon = True
         self._jobs: deque[_Job[Any]] = deque()
         self._called = False
-        self._busy_timeout = 0
+        self._running_job: _Job[Any] | None = None
 
     def __del__(self) -> None:
         """Say nothing: the memory that owns the worker warns, and stops the thread."""
 
-    async def open(self) -> None:
+    async def open(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Start the thread and open the connection on it."""
-        job: _Job[None] = _Job(_nothing, 0)
+        job: _Job[None] = _Job(_nothing, timeout)
         self._thread.start()
         self._tx.put_nowait((None, partial(self._open_on_thread, job)))
+        expiry = job.loop.call_later(timeout + _GRACE, _expire, job, timeout)
         try:
             await job.future
         except BaseException:
             self.abandon()
             raise
+        finally:
+            expiry.cancel()
 
     async def read(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
         """Run a read on the thread."""
@@ -108,6 +128,16 @@ class SQLiteWorker(aiosqlite.Connection):
         else:
             _deliver([(job, None, None)])
 
+    def _open_file(self) -> sqlite3.Connection:
+        db, self._file = self._opener()
+        db.set_progress_handler(self._is_given_up, _STEPS)
+        return db
+
+    def _is_given_up(self) -> bool:
+        """Stop a statement whose caller does not wait any more, so that others get their turn."""
+        job = self._running_job
+        return job is not None and job.given_up()
+
     def _close_on_thread(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -127,9 +157,11 @@ class SQLiteWorker(aiosqlite.Connection):
     def _run_gathered(self) -> None:
         # From here on whoever comes calls the thread again; whoever came before is among the jobs.
         self._called = False
-        while self._jobs:
-            writes = self._run_reads(min(len(self._jobs), _MOST_TOGETHER))
-            while writes:
+        writes: list[_Job[Any]] = []
+        while self._jobs or writes:
+            # Writes that wait for a lock keep no read waiting.
+            writes += self._run_reads(min(len(self._jobs), _MOST_TOGETHER))
+            if writes:
                 writes = self._commit(writes)
 
     def _run_reads(self, most: int) -> list[_Job[Any]]:
@@ -142,13 +174,16 @@ class SQLiteWorker(aiosqlite.Connection):
         answering = time.monotonic() + _ANSWERED_WITHIN
         for _ in range(most):
             job = self._jobs.popleft()
-            if job.future.done():
-                continue
             if job.writes:
                 writes.append(job)
                 continue
-            self._wait_for_locks_until(job.deadline)
-            outcomes.append(_attempt(job, self._conn))
+            if not job.begin():
+                continue
+            outcome = self._attempt(job)
+            if is_busy(outcome[2]) and not job.given_up():
+                self._jobs.append(job)
+                continue
+            outcomes.append(outcome)
             if time.monotonic() >= answering:
                 _deliver(outcomes)
                 outcomes = []
@@ -156,48 +191,76 @@ class SQLiteWorker(aiosqlite.Connection):
         _deliver(outcomes)
         return writes
 
-    def _wait_for_locks_until(self, deadline: float) -> None:
-        left = max(1, int((deadline - time.monotonic()) * 1000))
-        # Close enough is left as it is: the statement costs as much as a small read.
-        if not left <= self._busy_timeout <= left + _CLOSE_ENOUGH_MS:
-            self._conn.execute(f"PRAGMA busy_timeout = {left}")
-            self._busy_timeout = left
-
     def _commit(self, jobs: list[_Job[Any]]) -> list[_Job[Any]]:
         """Run jobs in one transaction and tell their callers; return those to be tried again."""
         db = self._conn
         try:
-            self._wait_for_locks_until(min(job.deadline for job in jobs))
+            self._file.look()
             db.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            now = time.monotonic()
-            waiting = [job for job in jobs if is_busy(error) and job.deadline > now]
+        except (sqlite3.Error, FluxMemoryError) as error:
+            waiting = [job for job in jobs if is_busy(error) and not job.given_up()]
             _deliver([(job, None, error) for job in jobs if job not in waiting])
             return waiting
+        jobs = [job for job in jobs if job.begin()]
         outcomes: list[_Outcome] = []
         try:
             for job in jobs:
-                outcomes.append(_attempt(job, db))
+                outcomes.append(self._attempt(job))
                 _raise_unless_ours(outcomes[-1][2])
-            db.execute("COMMIT")
+            self._make_durable()
         except Exception as error:  # noqa: BLE001 - each caller gets it as its own outcome
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-            if len(jobs) == 1:
-                _deliver([(jobs[0], None, error)])
+            for job in jobs:
+                job.begun = isinstance(error, OutcomeUnknownError)
+            if len(jobs) == 1 or isinstance(error, OutcomeUnknownError):
+                _deliver([(job, None, error) for job in jobs])
                 return []
             # One bad job fails alone: its neighbours get a transaction each.
             return [waiting for job in jobs for waiting in self._commit([job])]
         _deliver(outcomes)
         return []
 
+    def _attempt(self, job: _Job[Any]) -> _Outcome:
+        self._running_job = job
+        try:
+            if not job.writes:
+                self._file.look_now_and_then()
+            return job, job.work(self._conn), None
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            return job, None, error
+        finally:
+            self._running_job = None
+
+    def _make_durable(self) -> None:
+        """Commit; a failure of which nobody knows whether it is one says so."""
+        try:
+            self._conn.execute("COMMIT")
+        except sqlite3.Error as error:
+            if not leaves_commit_unknown(error):
+                raise
+            raise OutcomeUnknownError(
+                f"SQLite: {error}: the disk failed or is full, and whether the call took effect is not known; see "
+                "the system's log, and retry with the same id"
+            ) from error
+
 
 def _expire(job: _Job[Any], timeout: float) -> None:
-    if not job.future.done():
+    if job.future.done():
+        return
+    job.expired = True
+    if job.begun and job.writes:
+        job.future.set_exception(
+            OutcomeUnknownError(
+                f"SQLite did not answer within {timeout:g} s; whether the call took effect is not known. Raise "
+                "timeout=, or look for what keeps the disk busy"
+            )
+        )
+    else:
         job.future.set_exception(
             BackendUnavailableError(
-                f"SQLite did not answer within {timeout} s; whether the call took effect is not known. "
-                "Raise timeout=, or look for what keeps the disk busy"
+                f"SQLite did not answer within {timeout:g} s, and nothing was stored; raise timeout=, or look for "
+                "what keeps the file or the disk busy"
             )
         )
 
@@ -206,21 +269,9 @@ def _nothing(db: sqlite3.Connection) -> None:
     """Be the work of a call that only waits."""
 
 
-def _attempt(job: _Job[Any], db: sqlite3.Connection) -> _Outcome:
-    try:
-        return job, job.work(db), None
-    except Exception as error:  # noqa: BLE001 - the caller gets it
-        return job, None, error
-
-
 def _raise_unless_ours(error: BaseException | None) -> None:
     if error is not None and not isinstance(error, FluxMemoryError):
         raise error
-
-
-def is_busy(error: sqlite3.Error) -> bool:
-    """Tell whether somebody else's lock was in the way."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def _deliver(outcomes: list[_Outcome]) -> None:

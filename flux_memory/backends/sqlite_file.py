@@ -1,0 +1,147 @@
+"""The file of a SQLite memory: made for its owner alone, and watched while it is open."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from flux_memory.backends.sqlite_errors import is_passing
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError
+
+_LOOKED_AT_WITHIN: Final = 0.05
+"""Seconds for which reads trust that the file is still what it was."""
+_TRUNCATED: Final = (
+    "{} was truncated while it was open; stop what did it, copy what is left, -wal included, and restore a backup"
+)
+
+
+class OpenFile:
+    """Notices that an open file was replaced, deleted, emptied or truncated.
+
+    SQLite itself goes on with a file that has lost its name: what it acknowledges then is in no store.
+
+    Args:
+        path: The file; `:memory:` is watched by nobody.
+        db: The connection to it.
+        frozen: The file was opened as one that nobody changes.
+    """
+
+    def __init__(self, path: str, db: sqlite3.Connection, *, frozen: bool = False) -> None:
+        self._path = path
+        self._log = path + "-wal"
+        self._db = db
+        self._frozen = frozen
+        watched = [] if path == ":memory:" else [path] if frozen else [path, self._log]
+        self._were = {name: os.stat(name) for name in watched if os.path.exists(name)}  # noqa: PTH110, PTH116 - quicker
+        self._truncated = False
+        self._looked = time.monotonic()
+
+    def look_now_and_then(self) -> None:
+        """Do what `look` does, unless that was done a moment ago."""
+        if self._frozen or time.monotonic() - self._looked > _LOOKED_AT_WITHIN:
+            self.look()
+
+    def look(self) -> None:
+        """Make sure that the file and its log are those that were opened, and whole.
+
+        Raises:
+            FluxMemoryError: They are not; the message says what to do.
+        """
+        self._looked = -math.inf
+        if self._truncated:
+            raise FluxMemoryError(_TRUNCATED.format(self._path))
+        shrunk = False
+        for name, was in self._were.items():
+            found = self._found(name, was)
+            shrunk |= found.st_size < was.st_size
+            if self._frozen and (found.st_mtime_ns != was.st_mtime_ns or _size(self._log)):
+                raise BackendUnavailableError(
+                    f"{name} was opened as a file that nobody changes, and somebody did; open the store again"
+                )
+            self._were[name] = found
+        if shrunk and not self._is_whole():
+            self._truncated = True
+            raise FluxMemoryError(_TRUNCATED.format(self._path))
+        self._looked = time.monotonic()
+
+    def _found(self, name: str, was: os.stat_result) -> os.stat_result:
+        try:
+            found = os.stat(name)  # noqa: PTH116 - quicker, and this is done for each write
+            what = "replaced by another file"
+        except FileNotFoundError:
+            what = "deleted or renamed"
+        else:
+            if (found.st_ino, found.st_dev) == (was.st_ino, was.st_dev):
+                return found
+        if name == self._path:
+            self._fold_log_in()
+        raise BackendUnavailableError(
+            f"{name} was {what} while it was open; see that no process uses the old file and that no "
+            f"{Path(self._log).name} of it is left, and open the store again"
+        )
+
+    def _fold_log_in(self) -> None:
+        """Put what the log holds into the file that is open, wherever that is now.
+
+        Left where it is, the log would be applied to whatever file has the name next, and damage it. It is not touched
+        where somebody else wrote to it, who may have opened the new file already.
+        """
+        with suppress(sqlite3.Error, OSError, KeyError):
+            if Path(self._log).stat().st_mtime_ns == self._were[self._log].st_mtime_ns:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._were[self._log] = Path(self._log).stat()
+
+    def _is_whole(self) -> bool:
+        """Tell whether every page is there: VACUUM makes a file smaller too, and a checkpoint its log."""
+        if not _size(self._path):
+            # Whoever opens it next throws the log away.
+            return False
+        self._db.execute("PRAGMA shrink_memory")
+        try:
+            return bool(self._db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
+        except sqlite3.Error as error:
+            if is_passing(error):
+                raise
+            return False
+
+
+def make_private(path: Path) -> None:
+    """Make a missing file, and its directory, for their owner alone: conversations are nobody else's business.
+
+    Raises:
+        FluxMemoryError: The file was emptied, and what its write-ahead log holds would be lost.
+        OSError: It cannot be made.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
+    if _size(f"{path}-wal") and not _size(path):
+        raise FluxMemoryError(
+            f"{path} is empty or missing and {path}-wal beside it is not: the file was lost. Restore a backup of it; "
+            "or move what is there away, and a new store is made"
+        )
+    if path.exists():
+        return
+    # Each by itself: mkdir(parents=True) gives the mode to the last one only.
+    for directory in reversed(path.parents):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def can_only_be_read(path: str) -> bool:
+    """Tell whether everything is in the one file, and nobody here may write beside it."""
+    return (
+        os.access(path, os.R_OK) and not os.access(Path(path).absolute().parent, os.W_OK) and not _size(f"{path}-wal")
+    )
+
+
+def _size(path: str | Path) -> int:
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return 0
