@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
@@ -37,7 +39,10 @@ class Lifecycle(Generic[Resource]):
         self._resource: Resource | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
+        self._parents: Resource | None = None
+        self._forked = False
         self.closed = False
+        _LIVES.add(self)
 
     @property
     def resource(self) -> Resource | None:
@@ -55,10 +60,15 @@ class Lifecycle(Generic[Resource]):
         The opening is a task of its own: one caller's cancellation does not undo what others wait for.
 
         Raises:
-            FluxMemoryError: The handle belongs to another event loop.
+            FluxMemoryError: The handle belongs to another event loop or process, or no event loop is running.
         """
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise FluxMemoryError(_FORKED if self._forked else "no asyncio event loop is running here") from error
         if loop is not self._loop:
+            if self._forked:
+                raise FluxMemoryError(_FORKED)
             if self._loop is not None:
                 raise FluxMemoryError(
                     "this memory was first used on another event loop, and its connections live there; "
@@ -78,6 +88,16 @@ class Lifecycle(Generic[Resource]):
         finally:
             self._opening = None
         return self._resource
+
+    def leave_to_parent(self) -> None:
+        """Let go of what was opened before this process was forked; what was not opened yet can be opened here."""
+        if self._loop is None:
+            return
+        # Kept to the end of the process: closing it here would end the parent's connections, or drop its locks.
+        self._parents, self._resource = self._resource, None
+        self._loop = self._opening = self._closing = None
+        self._in_flight = 0
+        self._forked = True
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -113,6 +133,19 @@ class Lifecycle(Generic[Resource]):
         resource, self._resource = self._resource, None
         if resource is not None:
             await self._close_resource(resource)
+
+
+_FORKED = "this memory was opened before the process forked, and belongs to the parent; create one in the child"
+_LIVES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for life in list(_LIVES):
+        life.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def warn_never_closed(handle: object) -> None:
