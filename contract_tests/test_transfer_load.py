@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from original_application import add_sessions, make_file, make_file_with_data
@@ -46,6 +48,18 @@ def make_tables(dsn: str) -> None:
             await memory.count_sessions()
 
     asyncio.run(work())
+
+
+@contextmanager
+def role(dsn: str) -> Iterator[tuple[str, str]]:
+    """Make a role, which all databases of a server share, and return its name and a DSN of its own."""
+    name = f"role_{uuid4().hex}"
+    asyncio.run(execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'word'"))
+    scheme, _, rest = dsn.partition("://")
+    try:
+        yield name, f"{scheme}://{name}:word@{rest.rpartition('@')[2]}"
+    finally:
+        asyncio.run(execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}"))
 
 
 def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
@@ -256,21 +270,15 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
     """Without the right to rebuild keys, rows go in by batches."""
     make_file_with_data(path)
     make_tables(target)
-    asyncio.run(
-        execute(
-            target,
-            "DROP ROLE IF EXISTS flux_memory_writer",
-            "CREATE ROLE flux_memory_writer LOGIN PASSWORD 'writer'",
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, messages TO flux_memory_writer",
-            "GRANT SELECT ON flux_memory_schema TO flux_memory_writer",
+    with role(target) as (name, dsn):
+        asyncio.run(
+            execute(
+                target,
+                f"GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, messages TO {name}",
+                f"GRANT SELECT ON flux_memory_schema TO {name}",
+            )
         )
-    )
-    try:
-        scheme, _, rest = target.partition("://")
-        dsn = f"{scheme}://flux_memory_writer:writer@{rest.rpartition('@')[2]}"
         assert move(path, dsn).status is Status.IDENTICAL
-    finally:
-        asyncio.run(execute(target, "DROP OWNED BY flux_memory_writer", "DROP ROLE flux_memory_writer"))
 
 
 @pytest.mark.parametrize(
@@ -285,15 +293,9 @@ def test_a_target_that_cannot_take_rows_says_why(
 ) -> None:
     """No rights, somebody else's tables."""
     make_file_with_data(path)
-    asyncio.run(execute(target, prepare, "DROP ROLE IF EXISTS flux_memory_guest"))
-    asyncio.run(execute(target, "CREATE ROLE flux_memory_guest LOGIN PASSWORD 'guest'"))
-    scheme, _, rest = target.partition("://")
-    guest = f"{scheme}://flux_memory_guest:guest@{rest.rpartition('@')[2]}"
-    try:
-        with pytest.raises(kind, match=says):
-            move(path, guest if "REVOKE" in prepare else target)
-    finally:
-        asyncio.run(execute(target, "DROP ROLE flux_memory_guest"))
+    asyncio.run(execute(target, prepare))
+    with role(target) as (_, guest), pytest.raises(kind, match=says):
+        move(path, guest if "REVOKE" in prepare else target)
 
 
 def test_a_newer_target_is_refused(path: Path, target: str) -> None:

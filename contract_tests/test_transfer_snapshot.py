@@ -9,7 +9,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,14 @@ def state(directory: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()}
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    with open_snapshot(path) as snapshot:
+        yield snapshot.db
+
+
 def count(path: Path) -> int:
-    with open_snapshot(path) as db:
+    with opened(path) as db:
         return int(db.execute(COUNT).fetchone()[0])
 
 
@@ -112,7 +119,7 @@ def test_what_is_written_later_is_not_seen_and_not_kept_waiting(path: Path) -> N
     write_ahead(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
         add_sessions(application, "three")
-        with open_snapshot(path) as db:
+        with opened(path) as db:
             assert db.execute(COUNT).fetchone() == (3,)
             add_sessions(application, "four")
             assert db.execute(COUNT).fetchone() == (3,)
@@ -123,7 +130,7 @@ def test_what_is_written_later_is_not_seen_and_not_kept_waiting(path: Path) -> N
 def test_a_writer_without_a_log_is_not_kept_waiting(path: Path) -> None:
     """The original application's files have no write-ahead log; a reader's lock would fail its writes."""
     make_file_with_data(path)
-    with open_snapshot(path) as db, closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as application:
+    with opened(path) as db, closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as application:
         add_sessions(application, "three")
         assert db.execute(COUNT).fetchone() == (2,)
     assert count(path) == 3
@@ -147,7 +154,7 @@ def test_a_copy_goes_before_it_is_read(path: Path, tmp_path: Path, monkeypatch: 
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     make_file_with_data(path)
-    with open_snapshot(path) as db:
+    with opened(path) as db:
         assert list(temporary.iterdir()) == []
         assert db.execute(COUNT).fetchone() == (2,)
 
@@ -225,7 +232,7 @@ def test_a_damaged_file_says_so(path: Path) -> None:
         add_sessions(db, *(f"s{n}" for n in range(2000)))
         db.execute("COMMIT")
     os.truncate(path, 8192)
-    with pytest.raises(MigrationError, match="damaged"), open_snapshot(path) as db:
+    with pytest.raises(MigrationError, match="damaged"), opened(path) as db:
         db.execute("SELECT * FROM sessions ORDER BY title").fetchall()
 
 

@@ -12,8 +12,10 @@ from typing import Any, Final, NoReturn
 
 from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
 from flux_memory.transfer.problems import Kind, RefusedError
+from flux_memory.transfer.shapes import Shapes
 
 _WHITESPACE: Final = " \t\n\r"
+_SURELY_SMALL: Final = MAX_METADATA_BYTES // 4
 _MOST_SHAPES: Final = 4096
 """Sets of keys whose order is remembered; an application's metadata has few."""
 
@@ -26,11 +28,10 @@ class Canonicalizer:
     """
 
     def __init__(self) -> None:
-        self.plain_numbers = True
-        """Whether every float so far stood in the text as `jsonb` will show it, so that the text itself can be sent."""
-        decoder: Any = json.JSONDecoder(parse_float=self._float, parse_constant=_refuse_constant)
+        decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant)
         self._scan: Callable[[str, int], tuple[Any, int]] = decoder.scan_once
         self._encode = _encoder()
+        self._shapes = Shapes()
         self._orders: dict[tuple[str, ...], list[str] | None] = {}
 
     def canonical(self, text: str) -> str:
@@ -41,6 +42,8 @@ class Canonicalizer:
         """
         if text == "{}":
             return text
+        if len(text) <= _SURELY_SMALL and (known := self._shapes.canonical(text)) is not None:
+            return known
         value = self._parse(text)
         if type(value) is not dict:
             raise RefusedError(Kind.NOT_AN_OBJECT, f"a JSON {_name(value)} where an object belongs")
@@ -56,8 +59,10 @@ class Canonicalizer:
             result = "".join(parts)
         if "\\u0000" in result and _has_nul(value):
             raise RefusedError(Kind.NUL, "a NUL character in a key or a value, which PostgreSQL cannot store")
-        if len(result) * 4 > MAX_METADATA_BYTES and len(result.encode("utf-8", "replace")) > MAX_METADATA_BYTES:
+        if len(result) > _SURELY_SMALL and len(result.encode("utf-8", "replace")) > MAX_METADATA_BYTES:
             raise RefusedError(Kind.TOO_LARGE, f"larger than {MAX_METADATA_BYTES:,} bytes as JSON")
+        if objects == 1:
+            self._shapes.learn(value, list(ordered))
         return result
 
     def _parse(self, text: str) -> Any:
@@ -84,12 +89,6 @@ class Canonicalizer:
             raise RefusedError(Kind.NUMBER_OUT_OF_RANGE, "an integer of more than 4,300 digits") from None
         if end != len(trimmed):
             raise RefusedError(Kind.BAD_JSON, f"text after the JSON value, at offset {end}")
-        return value
-
-    def _float(self, text: str) -> float:
-        value = float(text)
-        if float.__repr__(value) != text or "e" in text or text == "-0.0":
-            self.plain_numbers = False
         return value
 
     def _ordered(self, value: dict[str, Any]) -> dict[str, Any]:

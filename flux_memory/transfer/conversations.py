@@ -7,18 +7,16 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.source import RawRow, Source
-from flux_memory.transfer.wire import MessageRow, SessionRow
+from flux_memory.transfer.source import Part, RawRow, Source
 
 
-def conversations(source: Source) -> Iterator[tuple[RawRow | None, Iterator[RawRow]]]:
+def conversations(source: Source, part: Part) -> Iterator[tuple[RawRow | None, Iterator[RawRow]]]:
     """Return each session with its messages; messages without a session come with `None`.
 
     The messages of one must be read before the next is asked for.
     """
-    sessions = source.sessions()
-    groups = groupby(source.messages(), key=itemgetter(0))
+    sessions = source.sessions(part)
+    groups = groupby(source.messages(part), key=itemgetter(0))
     session = next(sessions, None)
     group = next(groups, None)
     while session is not None or group is not None:
@@ -32,28 +30,6 @@ def conversations(source: Source) -> Iterator[tuple[RawRow | None, Iterator[RawR
         else:
             yield session, group[1]
             session, group = next(sessions, None), next(groups, None)
-
-
-def accepted(
-    source: Source, checker: RowChecker, *, trusted: bool
-) -> Iterator[tuple[SessionRow, Iterator[MessageRow]]]:
-    """Return what of a source can be moved.
-
-    Args:
-        source: What was preflighted.
-        checker: The one that preflighted it.
-        trusted: Whether nothing of it was refused, so that no row needs to be checked again.
-    """
-    for raw_session, raw_messages in conversations(source):
-        session = None if raw_session is None else checker.session(raw_session)
-        if isinstance(session, SessionRow):
-            yield session, _accepted_messages(raw_messages, checker, trusted)
-
-
-def _accepted_messages(raws: Iterator[RawRow], checker: RowChecker, trusted: bool) -> Iterator[MessageRow]:
-    if trusted:
-        return map(checker.trusted_message, raws)
-    return (row for row in map(checker.message, raws) if isinstance(row, MessageRow))
 
 
 def _rank(value: Any) -> tuple[int, Any]:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.conversations import accepted
 from flux_memory.transfer.preflight import Advance
-from flux_memory.transfer.source import Source
+from flux_memory.transfer.prepared import Batch, Prepared
 from flux_memory.transfer.target import NO_DEADLINES
-from flux_memory.transfer.wire import (
-    COPY_HEADER,
-    COPY_TRAILER,
-    MESSAGE_COLUMNS,
-    SESSION_COLUMNS,
-    copy_message,
-    copy_session,
-)
-from flux_memory.transfer.wire import field as copy_field
+from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 
 CREATE_STAGING: Final = """
 CREATE TEMP TABLE flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
@@ -142,52 +130,44 @@ class Merged:
     first_conflicts: list[str] = field(default_factory=list)
     last_session: str = ""
 
+    def include(self, other: Merged) -> None:
+        """Add what was merged of another part."""
+        self.sessions += other.sessions
+        self.messages += other.messages
+        self.skipped_sessions += other.skipped_sessions
+        self.skipped_messages += other.skipped_messages
+        self.conflicting_sessions += other.conflicting_sessions
+        self.conflicting_messages += other.conflicting_messages
+        self.held_back += other.held_back
+        self.first_conflicts = [*self.first_conflicts, *other.first_conflicts][:_FIRST]
+
     def name(self, kind: str, id_: str) -> None:
         """Name a conflict, if it is one of the first."""
         if len(self.first_conflicts) < _FIRST:
             self.first_conflicts.append(f"{kind} {id_}")
 
 
-class _Batch(NamedTuple):
-    sessions: list[bytes]
-    messages: list[bytes]
-    goes_on: bool
-    """Whether its last session has more messages in the next batch."""
-
-
-async def merge(
-    connection: Any, source: Source, checker: RowChecker, *, trusted: bool, batch_size: int, advance: Advance
-) -> Merged:
-    """Add what a target lacks, in committed batches.
+async def merge(connection: Any, prepared: Prepared, *, batch_size: int, advance: Advance) -> Merged:
+    """Add what a target lacks of a part, in committed batches.
 
     Args:
         connection: To a target whose schema is current.
-        source: What was preflighted.
-        checker: The one that preflighted it.
-        trusted: Whether the preflight refused nothing.
+        prepared: What the preflight left of the part.
         batch_size: Rows of a batch.
         advance: Told how many rows were committed.
     """
     merged = Merged()
-    batches = _batches(source, checker, trusted, batch_size)
     await connection.execute(CREATE_STAGING)
-    batch = await asyncio.to_thread(next, batches, None)
     goes_on = False
-    while batch is not None:
-        coming = asyncio.create_task(asyncio.to_thread(next, batches, None))
-        try:
-            await _commit(connection, batch, merged, goes_on)
-        except BaseException:
-            coming.cancel()
-            raise
-        advance(len(batch.messages) + len(batch.sessions) - goes_on)
+    for batch in prepared.batches(batch_size, _MOST_BYTES):
+        await _commit(connection, batch, merged, goes_on)
+        advance(batch.message_count + len(batch.sessions) - goes_on)
         goes_on = batch.goes_on
-        batch = await coming
     await connection.execute(DROP_STAGING)
     return merged
 
 
-async def _commit(connection: Any, batch: _Batch, merged: Merged, goes_on: bool) -> None:
+async def _commit(connection: Any, batch: Batch, merged: Merged, goes_on: bool) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             async with connection.transaction(isolation="read_committed", readonly=False):
@@ -208,7 +188,7 @@ class _Outcome(NamedTuple):
     conflicting_messages: list[str]
 
 
-async def _merge_batch(connection: Any, batch: _Batch) -> _Outcome:
+async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
     await connection.execute(f"{NO_DEADLINES}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}")
     await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
     await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
@@ -220,7 +200,7 @@ async def _merge_batch(connection: Any, batch: _Batch) -> _Outcome:
     return _Outcome(sessions, messages, skipped, conflicts, differing)
 
 
-def _count(merged: Merged, batch: _Batch, outcome: _Outcome, goes_on: bool) -> None:
+def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool) -> None:
     """Add up a batch; a session that goes on from the last batch was counted there."""
     merged.sessions += outcome.sessions
     merged.messages += outcome.messages
@@ -248,24 +228,3 @@ async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: lis
 
 def _rows(status: str) -> int:
     return int(status.rpartition(" ")[2])
-
-
-def _batches(source: Source, checker: RowChecker, trusted: bool, batch_size: int) -> Iterator[_Batch]:
-    sessions: list[bytes] = []
-    messages: list[bytes] = []
-    size = 0
-    for session, rows in accepted(source, checker, trusted=trusted):
-        row = copy_session(session, 0)
-        if len(sessions) >= batch_size:
-            yield _Batch(sessions, messages, goes_on=False)
-            sessions, messages, size = [], [], 0
-        sessions.append(row)
-        session_field = copy_field(session.id)
-        for seq, message in enumerate(rows, 1):
-            if len(messages) >= batch_size or size >= _MOST_BYTES:
-                yield _Batch(sessions, messages, goes_on=sessions[-1] is row and seq > 1)
-                sessions, messages, size = [row], [], 0
-            messages.append(copy_message(session_field, seq, message))
-            size += len(messages[-1])
-    if sessions:
-        yield _Batch(sessions, messages, goes_on=False)

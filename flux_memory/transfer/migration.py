@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,15 +18,16 @@ from flux_memory.errors import MigrationError
 from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.digests import DigestSpool
-from flux_memory.transfer.load import load
+from flux_memory.transfer.leftovers import private_directory
+from flux_memory.transfer.load import Loaded, load
 from flux_memory.transfer.merge import Merged, merge
-from flux_memory.transfer.preflight import preflight
+from flux_memory.transfer.prepared import Prepared, all_digests
 from flux_memory.transfer.progress import Nobody, Watcher
-from flux_memory.transfer.quarantine import Quarantine
+from flux_memory.transfer.quarantine import write_quarantine
+from flux_memory.transfer.reading import read_all
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
-from flux_memory.transfer.snapshot import open_snapshot
+from flux_memory.transfer.snapshot import Snapshot, open_snapshot
 from flux_memory.transfer.verify import compare
 
 Result = TypeVar("Result")
@@ -98,92 +99,95 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
     with ExitStack() as stack:
         path = plan.sqlite_path
         if plan.retry:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux-memory-"))) / "retry.db"
+            path = stack.enter_context(private_directory()) / "retry.db"
             await asyncio.to_thread(to_scratch, plan.sqlite_path, path)
             async with targets.connected(plan.postgres_dsn) as connection:
                 if (await targets.inspect(connection, plan.postgres_dsn)).sessions:
                     await targets.prepare(connection)
                     await add_sessions_of_target(path, connection)
-        snapshot = open_snapshot(path)
-        db = await asyncio.to_thread(snapshot.__enter__)
-        stack.push(snapshot.__exit__)
-        await _Migration(plan, report, db, watcher or Nobody()).run()
+        opening = open_snapshot(path)
+        snapshot = await asyncio.to_thread(opening.__enter__)
+        stack.push(opening.__exit__)
+        with Prepared() as prepared:
+            await _Migration(plan, report, snapshot, prepared, watcher or Nobody()).run()
     return report
 
 
 class _Migration:
-    def __init__(self, plan: Plan, report: Report, db: Any, watcher: Watcher) -> None:
+    def __init__(self, plan: Plan, report: Report, snapshot: Snapshot, prepared: Prepared, watcher: Watcher) -> None:
         self._plan: Final = plan
         self._report: Final = report
         self._watcher: Final = watcher
-        layout = sources.inspect(db)
+        layout = sources.inspect(snapshot.db)
         sources.refuse_unknown(layout, plan.leave_behind)
-        self._source: Final = sources.Source(db, layout, plan.assume_timezone)
+        self._snapshot: Final = snapshot
+        self._source: Final = sources.Source(snapshot.db, layout, plan.assume_timezone)
         self._checker: Final = RowChecker(plan.assume_timezone)
-        self._rows = 0
+        self._prepared: Final = prepared
+        self._parts: list[Prepared] = []
 
     async def run(self) -> None:
         plan, report = self._plan, self._report
         sessions, messages = await self._on_thread(self._source.count)
-        self._rows = sessions + messages
         self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
         async with targets.connected(plan.postgres_dsn) as connection:
             target = await targets.inspect(connection, plan.postgres_dsn)
             self._watcher.say(_describe(target))
-            with DigestSpool() as spool:
-                await self._preflight(spool)
-                if report.preflight.refused and plan.on_invalid is OnInvalid.FAIL:
-                    report.status = Status.REFUSED
-                    return
-                if plan.extent is Extent.PREFLIGHT:
-                    report.status = Status.READY
-                    return
-                if plan.extent is Extent.MOVE:
-                    await self._move(connection, spool)
-                elif target.schema_version == 0:
-                    raise MigrationError("the target holds no conversation memory yet, so there is nothing to compare")
-                await self._verify(connection, spool)
-
-    async def _preflight(self, spool: DigestSpool) -> None:
-        quarantines = self._plan.on_invalid is OnInvalid.QUARANTINE and self._plan.extent is Extent.MOVE
-        quarantine = Quarantine(self._plan.quarantine_file if quarantines else None)
-        with self._phase("Preflight", self._rows):
-            try:
-                self._report.preflight = await self._on_thread(
-                    lambda: preflight(self._source, self._checker, spool, quarantine, self._watcher.advance)
-                )
-            finally:
-                quarantine.close()
-        if quarantine.written:
-            self._report.quarantine = str(quarantine.path)
-
-    async def _move(self, connection: Any, spool: DigestSpool) -> None:
-        found = self._report.preflight
-        rows = found.sessions + found.messages
-        trusted = not found.refused
-        await targets.prepare(connection)
-        with self._phase("Load", rows):
-            loaded = await self._cancellable(
-                load(connection, self._source, self._checker, spool, trusted=trusted, advance=self._watcher.advance)
-            )
-            if loaded is not None:
-                self._report.moved = Merged(loaded.sessions, loaded.messages)
+            with self._phase("Preflight", sessions + messages):
+                await self._on_thread(self._preflight)
+            if report.preflight.refused and plan.on_invalid is OnInvalid.FAIL:
+                report.status = Status.REFUSED
                 return
-            self._report.moved = await self._cancellable(
-                merge(
-                    connection,
-                    self._source,
-                    self._checker,
-                    trusted=trusted,
-                    batch_size=self._plan.batch_size,
-                    advance=self._watcher.advance,
-                )
-            )
+            if plan.extent is Extent.PREFLIGHT:
+                report.status = Status.READY
+                return
+            if plan.extent is Extent.MOVE:
+                await targets.prepare(connection)
+                with self._phase("Load", report.preflight.sessions + report.preflight.messages):
+                    report.moved = await self._cancellable(self._load(connection))
+            elif target.schema_version == 0:
+                raise MigrationError("the target holds no conversation memory yet, so there is nothing to compare")
+            with self._phase("Verify", None):
+                await self._verify(connection)
 
-    async def _verify(self, connection: Any, spool: DigestSpool) -> None:
+    def _preflight(self) -> None:
+        plan, report = self._plan, self._report
+        keeps_rows = plan.extent is Extent.MOVE
+        report.preflight, self._parts = read_all(
+            self._snapshot,
+            self._source,
+            self._checker,
+            self._prepared,
+            self._watcher.advance,
+            keeps_rows=keeps_rows,
+        )
+        if report.preflight.refused and keeps_rows and plan.on_invalid is OnInvalid.QUARANTINE:
+            assert plan.quarantine_file is not None  # noqa: S101 - checked at the beginning
+            write_quarantine(plan.quarantine_file, chain.from_iterable(part.refused() for part in self._parts))
+            report.quarantine = str(plan.quarantine_file)
+
+    async def _load(self, connection: Any) -> Merged:
+        found, advance = self._report.preflight, self._watcher.advance
+        rows = Loaded(found.sessions, found.messages)
+        if await load(connection, self._parts, rows, advance):
+            return Merged(*rows)
+        # Each part by a connection of its own, so that the server, too, works on several processors.
+        merged = Merged()
+        async with AsyncExitStack() as stack:
+            others = [targets.connected(self._plan.postgres_dsn) for _ in self._parts[1:]]
+            connections = [connection, *[await stack.enter_async_context(other) for other in others]]
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
+                    for own, part in zip(connections, self._parts, strict=True)
+                ]
+        for task in tasks:
+            merged.include(task.result())
+        return merged
+
+    async def _verify(self, connection: Any) -> None:
         report = self._report
-        with self._phase("Verify", None):
-            report.verification = await compare(connection, self._source, self._checker, spool)
+        report.verification = await compare(connection, self._source, self._checker, all_digests(self._parts))
         if not report.verification.identical:
             report.status = Status.DIFFERENT
         else:
@@ -207,7 +211,7 @@ class _Migration:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._source.interrupt()
+            self._snapshot.interrupt()
             task.cancel()
             with suppress(BaseException):
                 await task

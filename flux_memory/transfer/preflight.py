@@ -1,34 +1,34 @@
-"""Reads a source once from end to end: every problem counted, every session's digest taken, nothing changed."""
+"""Reads a source once: every problem counted, every session's digest taken, every good row made ready to be sent."""
 
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.conversations import conversations
-from flux_memory.transfer.digests import DigestSpool, SessionDigest
+from flux_memory.transfer.prepared import Prepared, RefusedRow, SessionDigest
 from flux_memory.transfer.problems import Kind, Problem, Tally
-from flux_memory.transfer.source import RawRow, Source
-from flux_memory.transfer.wire import MessageRow, SessionRow, message_digest, session_digest
+from flux_memory.transfer.source import Part, RawRow, Source
+from flux_memory.transfer.wire import (
+    MessageRow,
+    SessionRow,
+    copy_session,
+    prepare_message,
+    session_digest,
+)
+from flux_memory.transfer.wire import field as field_of
 
 _STEP: Final = 2048
 """Rows between two reports of progress."""
+_PIECE: Final = 256 * 1024
+"""Bytes of a session's messages that are put aside together."""
 
 Advance = Callable[[int], None]
-
-
-class RefusedRows(Protocol):
-    """Where refused rows go."""
-
-    def clear(self) -> None:
-        """Start anew: the source is read again."""
-
-    def add(self, table: str, row: RawRow, session: RawRow | None, problems: list[Problem]) -> None:
-        """Take a row, with the session that a message belongs to."""
 
 
 @dataclass
@@ -45,6 +45,11 @@ class Findings:
     """Messages whose time is that of the one before, so that only the order they were written in tells them apart."""
     tallies: dict[tuple[str, Kind], Tally] = field(default_factory=dict)
 
+    by_time: bool = False
+    """Whether times had to be sorted by what they mean, not by their text."""
+    tolerant: bool = False
+    """Whether some text is not UTF-8."""
+
     @property
     def refused(self) -> int:
         """Rows that cannot be moved."""
@@ -56,34 +61,49 @@ class Findings:
             tally = self.tallies.setdefault((table, problem.kind), Tally(table, problem.kind))
             tally.add(row_id, problem)
 
+    def include(self, other: Findings) -> None:
+        """Add what was found in the part that follows."""
+        self.sessions += other.sessions
+        self.messages += other.messages
+        self.refused_sessions += other.refused_sessions
+        self.refused_messages += other.refused_messages
+        self.ties += other.ties
+        self.by_time |= other.by_time
+        self.tolerant |= other.tolerant
+        for key, tally in other.tallies.items():
+            self.tallies.setdefault(key, Tally(*key)).include(tally)
+
 
 class _OutOfOrderError(Exception):
     """Times of mixed forms, whose text does not sort as they do."""
 
 
-def preflight(
-    source: Source, checker: RowChecker, spool: DigestSpool, refused: RefusedRows, advance: Advance
-) -> Findings:
-    """Read everything.
+def preflight(source: Source, checker: RowChecker, prepared: Prepared, advance: Advance, part: Part) -> Findings:
+    """Read a part of a source.
 
     Args:
         source: What to read; it learns here how it must be read.
         checker: Checks the rows.
-        spool: Takes the digests of what can be moved.
-        refused: Takes what cannot.
+        prepared: Takes what can be moved, and what cannot.
         advance: Told how many rows were read.
+        part: Which sessions.
 
     Raises:
-        MigrationError: The file is damaged.
+        MigrationError: The file is damaged, or the temporary directory has no room.
     """
     while True:
-        spool.clear()
-        refused.clear()
+        prepared.clear()
         read = _Progress(advance)
         try:
-            return _Preflight(source, checker, spool, refused, read).run()
+            found = _Preflight(source, checker, prepared, read, part).run()
+            prepared.flush()
         except _OutOfOrderError:
             source.by_time = True
+        except OSError as error:
+            raise MigrationError(
+                f"the temporary directory {tempfile.gettempdir()} cannot hold the rows on their way: {error.strerror}; "
+                "set TMPDIR to a larger one"
+            ) from error
         except sqlite3.OperationalError as error:
             if "decode to UTF-8" not in str(error) or source.tolerant:
                 raise
@@ -93,6 +113,9 @@ def preflight(
                 f"the SQLite file is damaged: {error}; copy it, try the sqlite3 shell's .recover on the copy, and "
                 "move that"
             ) from error
+        else:
+            found.by_time, found.tolerant = source.by_time, source.tolerant
+            return found
         read.take_back()
 
 
@@ -113,19 +136,19 @@ class _Progress:
 
 class _Preflight:
     def __init__(
-        self, source: Source, checker: RowChecker, spool: DigestSpool, refused: RefusedRows, progress: _Progress
+        self, source: Source, checker: RowChecker, prepared: Prepared, progress: _Progress, part: Part
     ) -> None:
         self._source = source
         self._checker = checker
-        self._spool = spool
-        self._refused = refused
+        self._prepared = prepared
         self._progress = progress
+        self._part = part
         self._found = Findings()
         self._by_text = not source.layout.numbered and not source.by_time
 
     def run(self) -> Findings:
         pending = 0
-        for raw_session, raws in conversations(self._source):
+        for raw_session, raws in conversations(self._source, self._part):
             pending += 1 + self._conversation(raw_session, raws)
             if pending >= _STEP:
                 self._progress.tell(pending)
@@ -145,17 +168,22 @@ class _Preflight:
             self._refuse("sessions", str(raw_session[0]), raw_session, None, session)
             problem = Problem(Kind.SESSION_REFUSED, "session_id", "see the session's own problem")
             return self._refuse_messages(raws, raw_session, problem)
-        count, refused, digest = self._messages(raw_session, raws)
+        count, refused, digest = self._messages(session, raw_session, raws)
         found.sessions += 1
         found.messages += count
         found.refused_messages += refused
-        self._spool.append(SessionDigest(session.id, session_digest(session), count, digest))
+        self._prepared.add_session(
+            SessionDigest(session.id, session_digest(session), count, digest), copy_session(session, count)
+        )
         return count + refused
 
-    def _messages(self, raw_session: RawRow, raws: Iterator[RawRow]) -> tuple[int, int, int]:
-        count = refused = digest = 0
-        check = self._checker.message
-        before = (-(2**63), 0)
+    def _messages(self, session: SessionRow, raw_session: RawRow, raws: Iterator[RawRow]) -> tuple[int, int, int]:
+        """Take a session's messages; return how many were accepted, how many refused, and the digest."""
+        count = refused = digest = size = 0
+        check, by_text = self._checker.message, self._by_text
+        session_field = field_of(session.id)
+        rows: list[bytes] = []
+        last_time, last_rowid = -(2**63), 0
         for raw in raws:
             row = check(raw)
             if type(row) is not MessageRow:
@@ -163,13 +191,21 @@ class _Preflight:
                 self._refuse("messages", str(raw[1]), raw, raw_session, row)  # type: ignore[arg-type]
                 continue
             count += 1
-            digest ^= int.from_bytes(message_digest(count, row))
-            if self._by_text:
-                place = (row.created_at, raw[-1])
-                if place < before:
-                    raise _OutOfOrderError
-                self._found.ties += place[0] == before[0]
-                before = place
+            copied, row_digest = prepare_message(session_field, count, row)
+            digest ^= int.from_bytes(row_digest)
+            rows.append(copied)
+            size += len(copied)
+            if size >= _PIECE:
+                self._prepared.add_messages(rows)
+                rows, size = [], 0
+            if by_text:
+                time, rowid = row[4], raw[7]
+                if time <= last_time:
+                    if time < last_time or rowid < last_rowid:
+                        raise _OutOfOrderError
+                    self._found.ties += 1
+                last_time, last_rowid = time, rowid
+        self._prepared.add_messages(rows)
         return count, refused, digest
 
     def _refuse_messages(self, raws: Iterator[RawRow], session: RawRow | None, problem: Problem) -> int:
@@ -184,4 +220,4 @@ class _Preflight:
 
     def _refuse(self, table: str, row_id: str, raw: RawRow, session: RawRow | None, problems: list[Problem]) -> None:
         self._found.add(table, row_id, problems)
-        self._refused.add(table, raw, session, problems)
+        self._prepared.refuse(RefusedRow(table, raw, session, problems))

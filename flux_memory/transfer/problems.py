@@ -65,3 +65,8 @@ class Tally:
         self.count += 1
         if len(self.first) < _FIRST:
             self.first.append(f"{row_id} ({problem.column}: {problem.detail:.120})")
+
+    def include(self, other: Tally) -> None:
+        """Add what was counted elsewhere."""
+        self.count += other.count
+        self.first = [*self.first, *other.first][:_FIRST]

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from flux_memory.transfer.digests import SessionDigest
+from flux_memory.transfer.prepared import SessionDigest
 from flux_memory.transfer.wire import MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
 
 # COPY, since a cursor would keep the server from using more than one process.

@@ -4,29 +4,53 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import private_copy
+from flux_memory.transfer.helper import Helper
+from flux_memory.transfer.leftovers import private_directory
 
 _MAGIC: Final = b"SQLite format 3\x00"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CACHE: Final = "PRAGMA cache_size = -8000"
+_LIVE: Final = "mode=ro"
+_STILL: Final = "mode=ro&immutable=1"
+_VERSION: Final = "PRAGMA data_version"
+_ATTEMPTS: Final = 50
+"""Times that a state is sought in which nobody writes; a commit in between makes it two."""
+_LARGE: Final = 32 * 1024 * 1024
+"""Bytes of a file from which on a second process is worth its start."""
 _BUSY_SECONDS = 30.0
 """How long to wait for a lock that another process holds."""
 _BUSY: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
 
 
+@dataclass
+class Snapshot:
+    """A file's state, opened."""
+
+    db: sqlite3.Connection
+    helper: Helper | None
+    """A process that has opened the same state, where the file is large."""
+
+    def interrupt(self) -> None:
+        """Stop whatever is being read, from another thread."""
+        self.db.interrupt()
+        if self.helper is not None:
+            self.helper.kill()
+
+
 @contextmanager
-def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
+def open_snapshot(path: Path) -> Iterator[Snapshot]:
     """Open a file's present state; what an application writes from now on is not seen.
 
     Processes that share the file through a write-ahead log are joined as a reader. Any other file is copied, since
@@ -37,19 +61,37 @@ def open_snapshot(path: Path) -> Iterator[sqlite3.Connection]:
         MigrationError: The file cannot be read; the message says what to do.
     """
     check_file(path)
-    directory = tempfile.mkdtemp(prefix="flux-memory-")
-    try:
-        copy = Path(directory) / "snapshot.db"
-        if _copy(path, copy) == private_copy.LIVE:
-            db = _connect(path, "mode=ro")
-        else:
-            db = _connect(copy, "mode=ro&immutable=1")
-    finally:
-        shutil.rmtree(directory)
-    try:
-        yield db
-    finally:
-        db.close()
+    with ExitStack() as stack:
+        helper = None
+        if path.stat().st_size >= _LARGE and (os.cpu_count() or 1) > 1:
+            helper = Helper()
+            stack.callback(helper.close)
+        with private_directory() as directory:
+            copy = directory / "snapshot.db"
+            if _copy(path, copy) == private_copy.LIVE:
+                snapshot = _join(path, helper)
+            else:
+                snapshot = Snapshot(connect(copy, _STILL), helper)
+                if helper is not None:
+                    helper.open(copy, _STILL)
+        stack.callback(snapshot.db.close)
+        yield snapshot
+
+
+def _join(path: Path, helper: Helper | None) -> Snapshot:
+    """Open a file that others write to; the helper's state is the same if nobody committed between the two."""
+    if helper is None:
+        return Snapshot(connect(path, _LIVE), None)
+    with closing(connect(path, _LIVE)) as watch:
+        watch.execute("COMMIT")
+        for _ in range(_ATTEMPTS):
+            version = watch.execute(_VERSION).fetchone()
+            db = connect(path, _LIVE)
+            helper.open(path, _LIVE)
+            if watch.execute(_VERSION).fetchone() == version:
+                return Snapshot(db, helper)
+            db.close()
+    return Snapshot(connect(path, _LIVE), None)
 
 
 def check_file(path: Path) -> None:
@@ -100,7 +142,12 @@ def _advice(path: Path, name: str, reason: str) -> str:
     return f"{path} cannot be read: {reason or name or 'the copying process was killed'}; check the file and its rights"
 
 
-def _connect(path: Path, parameters: str) -> sqlite3.Connection:
+def connect(path: Path, parameters: str) -> sqlite3.Connection:
+    """Open a file's present state by itself.
+
+    Raises:
+        MigrationError: It cannot be opened.
+    """
     try:
         db = sqlite3.connect(
             f"{path.absolute().as_uri()}?{parameters}",

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from functools import partial
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import MigrationError
 from flux_memory.schema import VERSION_TABLE, adopted_version, missing
@@ -43,6 +44,23 @@ MESSAGE_FIELDS: Final = (
     "repeated",
     "rowid",
 )
+
+
+SELECT_MIDDLE: Final = """
+SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
+"""
+
+
+class Part(NamedTuple):
+    """A range of sessions, in the order of their ids."""
+
+    first: str | None = None
+    """The id it begins with; `None` is the beginning, where ids that are no text come."""
+    end: str | None = None
+    """The id before which it ends; `None` is the end."""
+
+
+EVERYTHING: Final = Part()
 
 
 @dataclass(frozen=True)
@@ -137,17 +155,26 @@ class Source:
         sessions = self._db.execute("SELECT count(*) FROM sessions").fetchone()[0]
         return sessions, self._db.execute("SELECT count(*) FROM messages").fetchone()[0]
 
-    def sessions(self) -> Iterator[RawRow]:
+    def middle(self) -> str | None:
+        """Return the id of the session that the message in the middle belongs to, if it is an ordinary text."""
+        try:
+            (middle,) = self._db.execute(SELECT_MIDDLE).fetchone() or (None,)
+        except sqlite3.OperationalError:
+            # Text that is not UTF-8; whoever reads all of it will say so.
+            return None
+        return middle if isinstance(middle, str) else None
+
+    def sessions(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
         """Return the sessions, as `SESSION_FIELDS`."""
-        return self._rows(f"{self._select_sessions()} ORDER BY id, rowid")
+        return self._part(self._select_sessions(), "id", part, "rowid")
 
     def session(self, session_id: str) -> RawRow | None:
         """Return one session."""
         return next(self._rows(f"{self._select_sessions()} WHERE id = ? ORDER BY rowid", session_id), None)
 
-    def messages(self) -> Iterator[RawRow]:
+    def messages(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
         """Return the messages session by session, as `MESSAGE_FIELDS`."""
-        return self._rows(f"{self._select_messages()} ORDER BY session_id, {self._order()}")
+        return self._part(self._select_messages(), "session_id", part, self._order())
 
     def messages_of(self, session_id: str) -> Iterator[RawRow]:
         """Return one session's messages."""
@@ -176,6 +203,18 @@ class Source:
         if self.layout.numbered:
             return "seq"
         return "microseconds(created_at), rowid" if self.by_time else "created_at, rowid"
+
+    def _part(self, select: str, column: str, part: Part, order: str) -> Iterator[RawRow]:
+        by = f"ORDER BY {column}, {order}"
+        if part.first is not None:
+            return self._rows(f"{select} WHERE {column} >= ? {by}", part.first)
+        if part.end is None:
+            return self._rows(f"{select} {by}")
+        # An OR of the two would keep SQLite from reading in the order of its index.
+        return chain(
+            self._rows(f"{select} WHERE {column} IS NULL {by}"),
+            self._rows(f"{select} WHERE {column} < ? {by}", part.end),
+        )
 
     def _rows(self, sql: str, *values: str) -> Iterator[RawRow]:
         cursor = self._db.cursor()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Final
 
 from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.digests import DigestSpool, SessionDigest
+from flux_memory.transfer.prepared import Prepared, SessionDigest
 from flux_memory.transfer.server_digests import server_digests
 from flux_memory.transfer.source import Source
 from flux_memory.transfer.target import NO_DEADLINES
@@ -24,16 +25,17 @@ SELECT
 FROM sessions
 WHERE id = $1
 """
+COUNT_MESSAGES: Final = "SELECT count(*) FROM messages WHERE session_id = $1"
 SELECT_MESSAGES: Final = f"""
-SELECT id, {MESSAGE_DIGEST.replace("messages.seq", "0::bigint")}
+SELECT id, seq, {MESSAGE_DIGEST.replace("messages.seq", "0::bigint")}
 FROM messages
-WHERE session_id = $1
-ORDER BY seq
+WHERE session_id = $1 AND id = ANY($2)
 """  # noqa: S608 - constants of ours
 
 _FIRST: Final = 20
 """Differences that a report names."""
-_PREFETCH: Final = 1_000
+_AT_ONCE: Final = 1_000
+"""Messages of a session that differs, compared at a time."""
 
 
 @dataclass
@@ -66,21 +68,21 @@ class Comparison:
             self.first_differences.append(f"{kind}: {id_}")
 
 
-async def compare(connection: Any, source: Source, checker: RowChecker, spool: DigestSpool) -> Comparison:
-    """Compare a SQLite memory, as its digests were spooled, with a PostgreSQL memory."""
+async def compare(connection: Any, source: Source, checker: RowChecker, digests: Iterator[SessionDigest]) -> Comparison:
+    """Compare a SQLite memory, as its digests were taken, with a PostgreSQL memory."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         await connection.execute(NO_DEADLINES)
-        return await compare_in_transaction(connection, source, checker, spool)
+        return await compare_in_transaction(connection, source, checker, digests)
 
 
 async def compare_in_transaction(
-    connection: Any, source: Source, checker: RowChecker, spool: DigestSpool
+    connection: Any, source: Source, checker: RowChecker, digests: Iterator[SessionDigest]
 ) -> Comparison:
     """Compare within the transaction that is open, so that it is the caller's snapshot that is compared."""
     found = Comparison()
-    with DigestSpool() as differing:
-        await _compare_digests(found, iter(spool), server_digests(connection), differing)
-        for digest in differing:
+    with Prepared() as differing:
+        await _compare_digests(found, digests, server_digests(connection), differing)
+        for digest in differing.digests():
             await _compare_session(found, connection, source, checker, digest.id.decode())
     return found
 
@@ -89,7 +91,7 @@ async def _compare_digests(
     found: Comparison,
     mine: Iterator[SessionDigest],
     theirs: AsyncIterator[tuple[SessionDigest, int]],
-    differing: DigestSpool,
+    differing: Prepared,
 ) -> None:
     """Walk both sides in the order of ids; put aside what differs."""
     own = next(mine, None)
@@ -107,7 +109,7 @@ async def _compare_digests(
         found.sessions += 1
         found.messages += own.count
         if own != their:
-            differing.append(own)
+            differing.add_session(own, b"")
         own = next(mine, None)
     while own is not None:
         _missing(found, own)
@@ -126,35 +128,28 @@ async def _compare_session(
     raw = source.session(session_id)
     session = None if raw is None else checker.session(raw)
     assert isinstance(session, SessionRow)  # noqa: S101 - its digest was taken
-    stored = dict[str, tuple[int, bytes]]()
-    async for id_, digest in connection.cursor(SELECT_MESSAGES, session_id, prefetch=_PREFETCH):
-        stored[id_] = len(stored), digest
+    matched = 0
+    last = 0
     rows = (row for row in map(checker.message, source.messages_of(session_id)) if isinstance(row, MessageRow))
-    matched = _compare_messages(found, session_id, rows, stored)
-    added = len(stored) - matched
+    while some := {row.id.decode(): message_digest(0, row) for row in islice(rows, _AT_ONCE)}:
+        there = await connection.fetch(SELECT_MESSAGES, session_id, [*some])
+        stored = {id_: (seq, digest) for id_, seq, digest in there}
+        matched += len(stored)
+        for id_, digest in some.items():
+            named = f"{id_} of session {session_id}"
+            if id_ not in stored:
+                found.add("message missing", named)
+                continue
+            seq, its_digest = stored[id_]
+            if digest != its_digest:
+                found.add("message differs", named)
+            if seq < last:
+                found.add("message out of order", named)
+            last = max(last, seq)
+    added = await connection.fetchval(COUNT_MESSAGES, session_id) - matched
     found.added_since += added
     for column in _differing_columns(session, await connection.fetchrow(SELECT_SESSION, session_id), added):
         found.add(f"session's {column} differs", session_id)
-
-
-def _compare_messages(
-    found: Comparison, session_id: str, rows: Iterable[MessageRow], stored: dict[str, tuple[int, bytes]]
-) -> int:
-    matched = 0
-    last = -1
-    for row in rows:
-        id_ = row.id.decode()
-        place, digest = stored.get(id_, (-1, b""))
-        if place < 0:
-            found.add("message missing", f"{id_} of session {session_id}")
-            continue
-        matched += 1
-        if digest != message_digest(0, row):
-            found.add("message differs", f"{id_} of session {session_id}")
-        if place < last:
-            found.add("message out of order", f"{id_} of session {session_id}")
-        last = max(last, place)
-    return matched
 
 
 def _differing_columns(session: SessionRow, stored: tuple[str, ...], added: int) -> list[str]:

@@ -18,11 +18,10 @@ from flux_memory.schema import sqlite as schema
 from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.digests import DigestSpool
 from flux_memory.transfer.merge import Merged
 from flux_memory.transfer.preflight import preflight
+from flux_memory.transfer.prepared import Prepared
 from flux_memory.transfer.progress import Nobody, Watcher
-from flux_memory.transfer.quarantine import Quarantine
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.times import text as time_text
 from flux_memory.transfer.verify import compare_in_transaction
@@ -219,11 +218,12 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
     try:
         source = sources.Source(db, sources.inspect(db))
         checker = RowChecker(UTC)
-        with DigestSpool() as spool:
+        with Prepared() as prepared:
+            prepared.keeps_rows = False
             report.preflight = await asyncio.to_thread(
-                preflight, source, checker, spool, Quarantine(None), lambda _: None
+                preflight, source, checker, prepared, lambda _: None, sources.EVERYTHING
             )
-            found = await compare_in_transaction(connection, source, checker, spool)
+            found = await compare_in_transaction(connection, source, checker, prepared.digests())
     finally:
         db.close()
     report.verification = found

@@ -7,7 +7,7 @@ covers the message's place, so that order is part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import sha256
 from struct import Struct
 from typing import Final, NamedTuple
@@ -36,10 +36,22 @@ _JSONB_VERSION: Final = b"\x01"
 
 _LENGTH: Final = Struct(">i").pack
 _TYPED: Final = Struct(">ii").pack
+_TYPED_TEXT: Final = _LENGTH(_TEXT)
+_TYPED_JSONB: Final = _LENGTH(_JSONB)
 _SESSION_NUMBERS: Final = Struct(">iqiqiq").pack
 _MESSAGE_NUMBERS: Final = Struct(">iqiq").pack
 _SESSION_DIGEST_NUMBERS: Final = Struct(">iiiqiiq").pack
 _MESSAGE_DIGEST_NUMBERS: Final = Struct(">iiiqiiq").pack
+
+
+class _FieldLengths(dict[int, bytes]):
+    """Lengths as the wire has them; the usual ones are at hand."""
+
+    def __missing__(self, value: int) -> bytes:
+        return _LENGTH(value)
+
+
+_FIELD_LENGTHS: Final = _FieldLengths((value, _LENGTH(value)) for value in range(4096))
 
 
 class SessionRow(NamedTuple):
@@ -86,27 +98,6 @@ def copy_session(row: SessionRow, message_count: int) -> bytes:
     )
 
 
-def copy_message(session_field: bytes, seq: int, row: MessageRow) -> bytes:
-    """Return a message as COPY reads it, its columns as in `MESSAGE_COLUMNS`."""
-    id_, role, content, metadata, created_at = row
-    return b"".join(
-        (
-            b"\x00\x07",
-            session_field,
-            _MESSAGE_NUMBERS(8, seq, 8, created_at),
-            _LENGTH(len(id_)),
-            id_,
-            _LENGTH(len(role)),
-            role,
-            _LENGTH(len(content)),
-            content,
-            _LENGTH(len(metadata) + 1),
-            _JSONB_VERSION,
-            metadata,
-        )
-    )
-
-
 def session_digest(row: SessionRow) -> bytes:
     """Return what the server computes by `SESSION_DIGEST`."""
     return sha256(
@@ -129,31 +120,45 @@ def session_digest(row: SessionRow) -> bytes:
 
 def message_digest(seq: int, row: MessageRow) -> bytes:
     """Return what the server computes by `MESSAGE_DIGEST`."""
+    return prepare_message(b"", seq, row)[1]
+
+
+def prepare_message(session_field: bytes, seq: int, row: MessageRow) -> tuple[bytes, bytes]:
+    """Return a message as COPY reads it, its columns as in `MESSAGE_COLUMNS`, and its digest."""
     id_, role, content, metadata, created_at = row
-    return sha256(
-        b"".join(
-            (
-                _MESSAGE_DIGEST_NUMBERS(6, _INT8, 8, seq, _TIMESTAMP, 8, created_at),
-                _TYPED(_TEXT, len(id_)),
-                id_,
-                _TYPED(_TEXT, len(role)),
-                role,
-                _TYPED(_TEXT, len(content)),
-                content,
-                _TYPED(_JSONB, len(metadata) + 1),
-                _JSONB_VERSION,
-                metadata,
-            )
-        )
-    ).digest()
-
-
-def xor(digests: Iterable[bytes]) -> int:
-    """Return the XOR of digests as a number; 0 of none."""
-    result = 0
-    for digest in digests:
-        result ^= int.from_bytes(digest)
-    return result
+    id_length, role_length = _FIELD_LENGTHS[len(id_)], _FIELD_LENGTHS[len(role)]
+    content_length, metadata_length = _FIELD_LENGTHS[len(content)], _FIELD_LENGTHS[len(metadata) + 1]
+    copied = (
+        b"\x00\x07",
+        session_field,
+        _MESSAGE_NUMBERS(8, seq, 8, created_at),
+        id_length,
+        id_,
+        role_length,
+        role,
+        content_length,
+        content,
+        metadata_length,
+        _JSONB_VERSION,
+        metadata,
+    )
+    digested = (
+        _MESSAGE_DIGEST_NUMBERS(6, _INT8, 8, seq, _TIMESTAMP, 8, created_at),
+        _TYPED_TEXT,
+        id_length,
+        id_,
+        _TYPED_TEXT,
+        role_length,
+        role,
+        _TYPED_TEXT,
+        content_length,
+        content,
+        _TYPED_JSONB,
+        metadata_length,
+        _JSONB_VERSION,
+        metadata,
+    )
+    return b"".join(copied), sha256(b"".join(digested)).digest()
 
 
 class CopyReader:

@@ -1,0 +1,145 @@
+"""A large file is read by two processes; what they find together is what one would find alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from contextlib import closing
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import pytest
+from original_application import make_file
+from raw_postgres import execute
+from test_transfer_interrupted import OTHER
+from test_transfer_load import make_tables
+from transfer_memories import add, add_session, everything, make_random, move
+
+from flux_memory.errors import MigrationError
+from flux_memory.transfer import Extent, OnInvalid, Report, Status, helper, snapshot
+from flux_memory.transfer import source as sources
+from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.preflight import preflight
+from flux_memory.transfer.prepared import Prepared
+from flux_memory.transfer.snapshot import open_snapshot
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chat.db"
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the file, and however few processors there are."""
+    monkeypatch.setattr(snapshot, "_LARGE", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
+def spoil(path: Path) -> None:
+    """Add rows that cannot be moved, in both halves and where ids are no text."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for number, home in enumerate(["", "gone", "s-0", "s-f", "zz"]):
+            add(db, f"bad-{number}", home, metadata="[")
+        add(db, None, "gone")
+        add(db, "blob", b"x")
+        add_session(db, None)
+        add_session(db, "zz", metadata="nothing")
+        db.execute("INSERT INTO messages VALUES ('mixed', 'zz', 'user', CAST(? AS TEXT), '{}', 5)", (b"\xff",))
+
+
+def findings(report: Report) -> dict[str, Any]:
+    found = report.as_dict()
+    tallies = {(tally["table"], tally["kind"]): tally["count"] for tally in found["preflight"].pop("tallies")}
+    return {"preflight": found["preflight"], "tallies": tallies, "verification": found["verification"]}
+
+
+@pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
+def test_two_processes_find_and_move_what_one_does(
+    path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch, populated: bool
+) -> None:
+    """Rows, refused rows, counts and digests; on both paths."""
+    dsn = flux_postgres_clean_dsn
+    make_random(path, sessions=40, messages=1000)
+    spoil(path)
+    make_tables(dsn)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    results = []
+    for large in (10**12, 0):
+        asyncio.run(execute(dsn, "DELETE FROM sessions", *([OTHER] if populated else [])))
+        monkeypatch.setattr(snapshot, "_LARGE", large)
+        held = path.with_name(f"held-{large}")
+        report = move(path, dsn, batch_size=7, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+        assert report.status is Status.QUARANTINED
+        results.append((findings(report), sorted(held.read_text("utf-8").splitlines()), everything(dsn)))
+    assert len(results[0][2][1]) == 1000
+    assert results[0] == results[1]
+
+
+def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, two_processes: None) -> None:
+    """A transaction that commits while both open the file is seen by both or by neither."""
+    with closing(make_file(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        add_session(db, "a")
+        add_session(db, "z")
+    stop = threading.Event()
+
+    def application() -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            number = 0
+            while not stop.wait(0.002):
+                db.execute("BEGIN IMMEDIATE")
+                for session in "az":
+                    add(db, f"{session}-{number}", session)
+                db.execute("COMMIT")
+                number += 1
+
+    writer = threading.Thread(target=application)
+    writer.start()
+    try:
+        for _ in range(5):
+            with open_snapshot(path) as opened:
+                found = []
+                assert opened.helper is not None
+                layout = sources.inspect(opened.db)
+                with Prepared() as mine:
+                    source = sources.Source(opened.db, layout)
+                    found = [
+                        preflight(source, RowChecker(UTC), mine, lambda _: None, sources.Part(end="m")),
+                        opened.helper.preflight(layout, UTC, sources.Part(first="m"), lambda _: None, keeps_rows=False),
+                    ]
+                assert found[0].messages == found[1].messages
+                assert found[0].sessions == found[1].sessions == 1
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_helper_that_is_killed_is_an_error_with_advice(
+    path: Path, flux_postgres_clean_dsn: str, two_processes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel does when memory runs out; nothing was changed, and the next run completes."""
+    make_random(path, sessions=40, messages=1000)
+    preflight = helper.Helper.preflight
+
+    def killed(self: helper.Helper, *arguments: Any, **options: Any) -> Any:
+        self.kill()
+        return preflight(self, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(helper.Helper, "preflight", killed)
+        with pytest.raises(MigrationError, match=r"exit code -9.*run again"):
+            move(path, flux_postgres_clean_dsn)
+    assert everything(flux_postgres_clean_dsn) == ([], [])
+    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
+
+
+def test_a_dry_run_and_a_comparison_use_both(path: Path, flux_postgres_clean_dsn: str, two_processes: None) -> None:
+    """No rows are kept where none are loaded."""
+    make_random(path, sessions=40, messages=1000)
+    assert move(path, flux_postgres_clean_dsn, extent=Extent.PREFLIGHT).preflight.messages == 1000
+    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
+    assert move(path, flux_postgres_clean_dsn, extent=Extent.VERIFY).status is Status.IDENTICAL

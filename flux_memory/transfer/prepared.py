@@ -1,0 +1,200 @@
+"""What the one reading of a source leaves for all that follows: rows as COPY reads them, and digests."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain
+from struct import Struct
+from types import TracebackType
+from typing import IO, Final, NamedTuple, Self
+
+from flux_memory.errors import MigrationError
+from flux_memory.transfer.problems import Problem
+from flux_memory.transfer.source import RawRow
+
+_ENTRY: Final = Struct(">I32sQ32sI")
+_FILES: Final = 5
+_BUFFER: Final = 256 * 1024
+_LENGTH_BYTES: Final = array("I").itemsize
+
+
+class SessionDigest(NamedTuple):
+    """What proves a session equal."""
+
+    id: bytes
+    row: bytes
+    """SHA-256 of the session's own columns, the count aside."""
+    count: int  # type: ignore[assignment]  # hides tuple's method, which nobody wants of it
+    messages: int
+    """XOR of the SHA-256 of its messages, each with its place."""
+
+
+class RefusedRow(NamedTuple):
+    """A row that cannot be moved, as the source holds it."""
+
+    table: str
+    row: RawRow
+    session: RawRow | None
+    """The session that a message belongs to."""
+    problems: list[Problem]
+
+
+class Batch(NamedTuple):
+    """Some sessions with messages of theirs, as COPY reads them."""
+
+    sessions: list[bytes]
+    messages: list[bytes]
+    """Pieces of whole rows."""
+    message_count: int
+    goes_on: bool
+    """Whether its last session has more messages in the next batch."""
+
+
+class Prepared:
+    """The accepted rows of a range of sessions in the order of their ids' bytes, in files that have no name.
+
+    No end of the process leaves them behind, and memory stays the same for any number of rows.
+
+    Args:
+        descriptors: Of another process's `Prepared`, to fill it from here; by default the files are made.
+    """
+
+    def __init__(self, descriptors: Iterable[int] = ()) -> None:
+        self.keeps_rows = True
+        """Whether rows are kept for a load; digests and refused rows always are."""
+        self._files: list[IO[bytes]] = [os.fdopen(number, "w+b", _BUFFER) for number in descriptors]
+        if not self._files:
+            self._files = [_file() for _ in range(_FILES)]
+        self._digests, self._sessions, self._messages, self._lengths, self._refused = self._files
+
+    @property
+    def descriptors(self) -> list[int]:
+        """For the process that is to fill it."""
+        return [file.fileno() for file in self._files]
+
+    def clear(self) -> None:
+        """Start anew."""
+        for file in self._files:
+            file.seek(0)
+            file.truncate()
+
+    def add_session(self, digest: SessionDigest, row: bytes) -> None:
+        """Add the next session, its messages having been added."""
+        head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages.to_bytes(32), len(row))
+        self._digests.write(head + digest.id)
+        if self.keeps_rows:
+            self._sessions.write(row)
+
+    def add_messages(self, rows: list[bytes]) -> None:
+        """Add messages of the session that comes next."""
+        if self.keeps_rows:
+            self._lengths.write(array("I", map(len, rows)))
+            self._messages.write(b"".join(rows))
+
+    def refuse(self, row: RefusedRow) -> None:
+        """Keep a row that cannot be moved."""
+        pickle.dump(row, self._refused)
+
+    def flush(self) -> None:
+        """Let the process whose files these are read them."""
+        for file in self._files:
+            file.flush()
+
+    def digests(self) -> Iterator[SessionDigest]:
+        """Return each session's digest."""
+        return (digest for digest, _ in self._entries())
+
+    def refused(self) -> Iterator[RefusedRow]:
+        """Return what cannot be moved."""
+        self._refused.seek(0)
+        while True:
+            try:
+                yield pickle.load(self._refused)  # noqa: S301 - from a file that only we could write to
+            except EOFError:
+                return
+
+    def pieces(self, table: str) -> Iterator[bytes]:
+        """Return the rows of `sessions` or `messages` as COPY reads them, cut anywhere."""
+        file = self._sessions if table == "sessions" else self._messages
+        file.seek(0)
+        return iter(lambda: file.read(_BUFFER), b"")
+
+    def size(self, table: str) -> int:
+        """Return how many bytes `pieces` returns."""
+        return (self._sessions if table == "sessions" else self._messages).seek(0, os.SEEK_END)
+
+    def batches(self, most_rows: int, most_bytes: int) -> Iterator[Batch]:
+        """Return the rows in batches of at most so many sessions, so many messages, and about so many bytes."""
+        for file in (self._sessions, self._messages, self._lengths):
+            file.seek(0)
+        batch = Batch([], [], 0, goes_on=False)
+        size = 0
+        for digest, row_length in self._entries():
+            row = self._sessions.read(row_length)
+            if len(batch.sessions) >= most_rows:
+                yield batch
+                batch, size = Batch([], [], 0, goes_on=False), 0
+            batch.sessions.append(row)
+            left = digest.count
+            while left:
+                room = most_rows - batch.message_count
+                if not room or size >= most_bytes:
+                    yield batch._replace(goes_on=True)
+                    batch, size = Batch([row], [], 0, goes_on=False), 0
+                    room = most_rows
+                lengths = self._next_lengths(min(room, left), most_bytes - size)
+                piece = self._messages.read(sum(lengths))
+                batch.messages.append(piece)
+                batch = batch._replace(message_count=batch.message_count + len(lengths))
+                size += len(piece)
+                left -= len(lengths)
+        if batch.sessions:
+            yield batch
+
+    def close(self) -> None:
+        """Let the files go."""
+        for file in self._files:
+            file.close()
+
+    def _entries(self) -> Iterator[tuple[SessionDigest, int]]:
+        """Return each session's digest, and the length of its row."""
+        self._digests.seek(0)
+        while head := self._digests.read(_ENTRY.size):
+            length, row, count, messages, row_length = _ENTRY.unpack(head)
+            digest = SessionDigest(self._digests.read(length), row, count, int.from_bytes(messages))
+            yield digest, row_length
+
+    def _next_lengths(self, most: int, most_bytes: int) -> array[int]:
+        """Return the lengths of the next messages, up to the one that reaches so many bytes."""
+        lengths = array("I", self._lengths.read(most * _LENGTH_BYTES))
+        for number, total in enumerate(accumulate(lengths), 1):
+            if total >= most_bytes and number < len(lengths):
+                self._lengths.seek((number - len(lengths)) * _LENGTH_BYTES, os.SEEK_CUR)
+                return lengths[:number]
+        return lengths
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def all_digests(parts: Iterable[Prepared]) -> Iterator[SessionDigest]:
+    """Return the digests of parts that follow one another."""
+    return chain.from_iterable(part.digests() for part in parts)
+
+
+def _file() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(prefix="flux-memory-", buffering=_BUFFER)
+    except OSError as error:
+        raise MigrationError(
+            f"no temporary file can be made: {error.strerror}; set TMPDIR to a directory with room"
+        ) from error
