@@ -156,9 +156,13 @@ class _Inserting:
         """Insert what has gathered."""
         rows, self._gathered, self._size = self._gathered, [], 0
         if rows:
-            await asyncio.to_thread(self._db.executemany, self._sql, rows)
+            await asyncio.to_thread(self._insert, rows)
             self.rows += len(rows)
             self._watcher.advance(len(rows))
+
+    def _insert(self, rows: list[tuple[object, ...]]) -> None:
+        # Returns no cursor: one that is let go by another thread resets the statement while the next rows are bound.
+        self._db.executemany(self._sql, rows)
 
     def _take(self, values: list[bytes | None]) -> None:
         self._gathered.append(self._convert(values))
