@@ -1,4 +1,4 @@
-"""What several test modules share: whether Docker is to be had, and where."""
+"""What several test modules share: whether Docker is to be had, and where; and the watch for passwords."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 import docker.errors
 import pytest
+from secret_watch import SecretWatch, watch
 
-from flux_memory.testkit.servers import ServerUnavailable, container
+from flux_memory.testkit.servers import Server, ServerUnavailable, container
 from flux_memory.testkit.servers.choice import default_image
 
 # They run in an environment of their own: `nox -s peers`.
@@ -20,6 +21,17 @@ collect_ignore = ["peers"]
 pytest_plugins = ["fault_report"]
 
 BUILT_IMAGE = "flux-memory/postgres:15"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SecretWatch())
+
+
+@pytest.fixture(scope="session")
+def flux_postgres_server(flux_postgres_server: Server) -> Server:
+    """The run's PostgreSQL, whose password must not show."""
+    watch(flux_postgres_server.dsn)
+    return flux_postgres_server
 
 
 def _without_docker(reason: str) -> NoReturn:

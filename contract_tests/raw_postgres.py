@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 from original_application import POSTGRES_TABLES, USERS
+from secret_watch import watch
 from waiting import until
 
 INSERT_SESSION: Final = """
@@ -103,6 +104,7 @@ def as_user(dsn: str, user: str, password: str) -> str:
 async def role(dsn: str, *, grants: tuple[str, ...] = (), password: str | None = None) -> AsyncIterator[str]:
     """A role for the length of the block, and its DSN; `{role}` in a grant is its name."""
     name, password = f"role_{secrets.token_hex(6)}", password or secrets.token_hex(8)
+    watch(password)
     literal = password.replace("'", "''")
     await execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD '{literal}'", *(grant.format(role=name) for grant in grants))
     try:

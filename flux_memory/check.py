@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
+from flux_memory.hidden import Hidden
 from flux_memory.schema import described
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     from flux_memory.backends import postgres_pool  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres_errors import Progress, translated  # noqa: PLC0415 - only the driver in use
 
+    dsn = Hidden(dsn)
     target = dsns.parse(dsn)
     report = CheckReport("postgres", dsns.masked(dsn))
     progress = Progress(writes=False)

@@ -14,6 +14,7 @@ import click
 from flux_memory import __version__
 from flux_memory.contract_command import contract
 from flux_memory.errors import FluxMemoryError
+from flux_memory.hidden import Hidden
 from flux_memory.migrate_command import migrate
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ main.add_command(contract)
 
 @main.command()
 @click.option("--sqlite-path", metavar="FILE", help="Check this SQLite file, whatever the settings say.")
-@click.option("--postgres-dsn", metavar="DSN", help="Check this PostgreSQL database, whatever the settings say.")
+@click.option(
+    "--postgres-dsn", type=Hidden, metavar="DSN", help="Check this PostgreSQL database, whatever the settings say."
+)
 @click.option("--timeout", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds at most.")
 @click.option("--full", is_flag=True, help="Also write, read back and remove a scratch session; makes the schema.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

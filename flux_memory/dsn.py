@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.hidden import Hidden
 
 _MASK: Final = "***"
 _SECRETS: Final = frozenset({"password", "sslpassword", "passfile"})
@@ -38,7 +39,7 @@ _REFUSED: Final = {
 class Dsn(NamedTuple):
     """A DSN that asyncpg can take."""
 
-    url: str
+    url: Hidden
     arguments: dict[str, Any]
     """Arguments for `asyncpg.connect` that stood in the DSN as parameters it does not read."""
 
@@ -52,6 +53,15 @@ def parse(dsn: object) -> Dsn:
     """
     if not isinstance(dsn, str):
         raise InvalidTypeError(f"dsn must be a str, not {type(dsn).__name__}")
+    dsn = Hidden(dsn)
+    try:
+        return _parse(dsn)
+    except InvalidInputError as error:
+        # The frames that took it to pieces hold the password.
+        raise error.with_traceback(None) from None
+
+
+def _parse(dsn: str) -> Dsn:
     scheme, separator, _ = dsn.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
         raise InvalidInputError("the DSN is not a URL; write postgresql://user:password@host:5432/database")
@@ -86,7 +96,8 @@ def parse(dsn: object) -> Dsn:
         else:
             kept.append((name, value))
     address = dsn.partition("?")[0]
-    return Dsn(f"{address}?{urlencode(kept, safe='/', quote_via=quote)}" if kept else address, arguments)
+    url = f"{address}?{urlencode(kept, safe='/', quote_via=quote)}" if kept else address
+    return Dsn(Hidden(url), arguments)
 
 
 def masked(dsn: str) -> str:

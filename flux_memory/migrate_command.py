@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from flux_memory.errors import FluxMemoryError, InvalidInputError
+from flux_memory.hidden import Hidden
 
 if TYPE_CHECKING:
     from flux_memory.transfer import Plan, Report
@@ -24,7 +25,12 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
 
 @click.command()
 @click.option("--sqlite-path", metavar="FILE", help="The SQLite file; by default the one that the settings name.")
-@click.option("--postgres-dsn", metavar="DSN", help="The PostgreSQL database; by default the settings' POSTGRES_DSN.")
+@click.option(
+    "--postgres-dsn",
+    type=Hidden,
+    metavar="DSN",
+    help="The PostgreSQL database; by default the settings' POSTGRES_DSN.",
+)
 @click.option(
     "--batch-size",
     default=100,

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flux_memory.errors import InvalidInputError
+from flux_memory.hidden import Hidden
 
 
 def _names(field: str) -> AliasChoices:
@@ -56,8 +57,8 @@ class Settings(BaseSettings):
         path = unquote(rest.partition("?")[0]).removeprefix("/")
         return path or ":memory:"
 
-    def require_postgres_dsn(self) -> str:
-        """Return the DSN with its password.
+    def require_postgres_dsn(self) -> Hidden:
+        """Return the DSN with its password; its repr shows neither.
 
         Raises:
             InvalidInputError: There is none.
@@ -67,7 +68,7 @@ class Settings(BaseSettings):
                 "the backend is postgres and there is no POSTGRES_DSN; set it to "
                 "postgresql://user:password@host:5432/database"
             )
-        return self.postgres_dsn.get_secret_value()
+        return Hidden(self.postgres_dsn.get_secret_value())
 
 
 def load_settings(**overrides: str) -> Settings:

@@ -21,6 +21,7 @@ from flux_memory.errors import (
     InvalidInputError,
     SessionNotFoundError,
 )
+from flux_memory.hidden import Hidden
 from flux_memory.protocol import Message, Metadata, NewMessage, Session
 
 Result = TypeVar("Result")
@@ -136,6 +137,8 @@ class PostgresConversationMemory:
                 from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
 
                 dsn = load_settings().require_postgres_dsn()
+            # This frame, too, is in the traceback of a DSN that is refused.
+            dsn = Hidden(dsn) if isinstance(dsn, str) else dsn
             target = dsns.parse(dsn)
             self._shown = dsns.masked(dsn)
             if not 0 <= records.count("min_size", min_size) <= records.count("max_size", max_size) or not max_size:
@@ -263,7 +266,7 @@ class PostgresConversationMemory:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._shown!r})"
+        return f"{type(self).__name__}({getattr(self, '_shown', 'not opened')!r})"
 
     def __del__(self) -> None:
         life: Lifecycle[_Store] | None = getattr(self, "_life", None)

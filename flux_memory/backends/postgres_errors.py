@@ -17,6 +17,7 @@ from flux_memory.errors import (
     OutcomeUnknownError,
     SchemaError,
 )
+from flux_memory.hidden import forget_variables
 
 ROLLED_BACK_FOR_ANOTHER: Final = (
     asyncpg.SerializationError,
@@ -157,6 +158,11 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
         BackendUnavailableError,
         "there is no such socket or file; check the paths in the DSN",
     ),
+    (
+        ssl.SSLCertVerificationError,
+        BackendUnavailableError,
+        "the server's certificate is not trusted; check sslrootcert in the DSN, and that its host is a name in it",
+    ),
     (ssl.SSLError, BackendUnavailableError, "TLS failed; check sslmode and sslrootcert in the DSN"),
     (ConnectionError, BackendUnavailableError, "check the network, and host, port and sslmode in the DSN"),
     (OSError, BackendUnavailableError, "check the network, and the host and port in the DSN"),
@@ -178,8 +184,10 @@ def translated(shown: str, timeout: float, progress: Progress | None = None) -> 
     except FluxMemoryError:
         raise
     except TimeoutError as error:
+        forget_variables(error)
         raise _too_late(shown, timeout, progress or Progress(writes=False)) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        forget_variables(error)
         if progress is not None and progress.writes and progress.unknown:
             raise _unknown(shown, f"the connection was lost, and then: {error}") from error
         kind, advice = _advice(error)

@@ -220,7 +220,7 @@ class ConversationMemory:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.db_path!r})"
+        return f"{type(self).__name__}({getattr(self, 'db_path', 'not opened')!r})"
 
     def __del__(self) -> None:
         life: Lifecycle[SQLiteWorker] | None = getattr(self, "_life", None)

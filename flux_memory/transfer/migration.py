@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from enum import StrEnum
 from itertools import chain
@@ -56,7 +56,7 @@ class Plan:
 
     sqlite_path: Path
     """The SQLite file, or with `retry` a quarantine file."""
-    postgres_dsn: str
+    postgres_dsn: str = field(repr=False)
     extent: Extent = Extent.MOVE
     batch_size: int = 100
     """Rows of a commit, where the target has rows already."""

@@ -12,6 +12,7 @@ import asyncpg
 from flux_memory import dsn as dsns
 from flux_memory.backends.postgres_errors import translated
 from flux_memory.errors import MigrationError, SchemaError
+from flux_memory.hidden import Hidden
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
 
@@ -57,6 +58,7 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
     Raises:
         FluxMemoryError: The server cannot be reached, or was lost; the message says what to do.
     """
+    dsn = Hidden(dsn)
     parsed = dsns.parse(dsn)
     with translated(dsns.masked(dsn), CONNECT_SECONDS):
         connection = await asyncpg.connect(parsed.url, **{"timeout": CONNECT_SECONDS, **parsed.arguments})
@@ -74,6 +76,7 @@ async def inspect(connection: Any, dsn: str, *, for_reading: bool = False) -> Ta
         SchemaError: It is newer than the library, has tables that are not ours, or the role lacks rights.
         MigrationError: It is read-only.
     """
+    dsn = Hidden(dsn)
     version, encoding = await connection.fetchrow(SELECT_SERVER)
     if encoding != "UTF8":
         raise SchemaError(

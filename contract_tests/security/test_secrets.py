@@ -1,0 +1,168 @@
+"""No password shows: in no error, traceback with variables, repr, report or output. The watch itself is tested too."""
+
+from __future__ import annotations
+
+import io
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import secret_watch
+from raw_postgres import as_user, closed_port, elsewhere, execute, role, with_parameter
+from rich.console import Console
+from rich.traceback import Traceback
+from secret_watch import MARKER
+
+from flux_memory import ConversationMemory, FluxMemoryError, PostgresConversationMemory, Settings
+from flux_memory.check import check_postgres
+from flux_memory.transfer import Plan, migrate, migrate_back
+
+pytest_plugins = ["pytester"]
+
+PACKAGE = str(Path(secret_watch.flux_memory.__file__).parent)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Any file to move."""
+    return tmp_path / "memory.db"
+
+
+def shown(error: BaseException) -> Iterator[str]:
+    """All that people and tools print of an error, the variables of the library's and the driver's frames included."""
+    yield f"{error} {error!r} {error.args!r}"
+    # The frames above are this test's, and it has the DSN.
+    entries = traceback.TracebackException.from_exception(error, capture_locals=True)
+    one: traceback.TracebackException | None = entries
+    while one is not None:
+        one.stack = traceback.StackSummary.from_list([each for each in one.stack if __file__ != each.filename])
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    yield "".join(entries.format())
+    within = error.__traceback__
+    while within is not None and within.tb_frame.f_code.co_filename == __file__:
+        within = within.tb_next
+    console = Console(file=io.StringIO(), width=400)
+    console.print(
+        Traceback.from_exception(type(error), error, within, show_locals=True, locals_max_string=10_000, max_frames=0)
+    )
+    yield console.file.getvalue()  # type: ignore[attr-defined]
+
+
+async def every_error(dsn: str, file: Path) -> list[FluxMemoryError]:
+    """What each way to a server raises."""
+    memory = PostgresConversationMemory(dsn, timeout=3)
+    ways = [
+        memory.create_session,
+        memory.get_sessions,
+        lambda: check_postgres(dsn, 3),
+        lambda: migrate_back(dsn, file),
+        lambda: migrate(Plan(file, dsn, retry=True)),
+    ]
+    errors = []
+    for way in ways:
+        try:
+            await way()
+        except FluxMemoryError as error:
+            errors.append(error)
+    await memory.close()
+    return errors
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "broken", ["wrong password", "nobody listens", "no database", "TLS demanded", "unknown parameter", "no rights"]
+)
+async def test_no_traceback_with_variables_shows_the_password(
+    flux_empty_database: str, file: Path, broken: str
+) -> None:
+    """Tools that print frames' variables, as rich does, show no password: not of our frames, not of the driver's."""
+    async with role(flux_empty_database, password=MARKER) as dsn:
+        with closed_port() as port:
+            dsns = {
+                "wrong password": as_user(dsn, str(urlsplit(dsn).username), f"{MARKER}-x"),
+                "nobody listens": elsewhere(dsn, port=port),
+                "no database": elsewhere(dsn, database="no_such_database"),
+                "TLS demanded": with_parameter(dsn, "sslmode=require"),
+                "unknown parameter": with_parameter(dsn, "no_such_parameter=1"),
+                "no rights": dsn,
+            }
+            if broken == "no rights":
+                await execute(flux_empty_database, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            errors = await every_error(dsns[broken], file)
+    assert len(errors) >= 3
+    for error in errors:
+        for text in shown(error):
+            assert MARKER not in text
+
+
+@pytest.mark.parametrize(
+    "written", ["postgresql://u:{}@h:port/db", "postgresql://u:{}@h/db#x", "mysql://u:{}@h/db", "host=h password={}"]
+)
+def test_a_refused_dsn_shows_nowhere(written: str) -> None:
+    """The frames that took a refused DSN to pieces show neither it nor its pieces."""
+    with pytest.raises(FluxMemoryError) as caught:
+        PostgresConversationMemory(written.format(MARKER))
+    for text in shown(caught.value):
+        assert MARKER not in text
+
+
+@pytest.mark.parametrize("kind", [ConversationMemory, PostgresConversationMemory])
+def test_a_handle_that_was_refused_has_a_repr(kind: Any) -> None:
+    """A traceback with variables shows the half-made handle, too."""
+    assert repr(kind.__new__(kind)) == f"{kind.__name__}('not opened')"
+
+
+def test_no_repr_shows_the_password(file: Path) -> None:
+    """Handles, settings and plans are logged, and their reprs have no password."""
+    dsn = f"postgresql://user:{MARKER}@host/db"
+    settings = Settings(database_backend="postgres", postgres_dsn=dsn, database_url=dsn)  # type: ignore[arg-type]
+    for value in (PostgresConversationMemory(dsn), settings, settings.require_postgres_dsn(), Plan(file, dsn)):
+        assert MARKER not in f"{value!r}"
+        assert MARKER not in repr(vars(value) if hasattr(value, "_life") else value)
+    assert settings.require_postgres_dsn() == dsn
+
+
+LEAKS = {
+    "print": "print('postgresql://u:' + PASSWORD)",
+    "log": "import logging; logging.getLogger('flux_memory').debug('at %s', PASSWORD)",
+    "warning": "import warnings; warnings.warn(PASSWORD)",
+    "an error": "from flux_memory import SchemaError as E\n    try: raise E(PASSWORD)\n    except E: pass",
+    "a cause": (
+        "from flux_memory import SchemaError\n"
+        "    try:\n"
+        "        try: raise ValueError(PASSWORD)\n"
+        "        except ValueError as error: raise SchemaError('x') from error\n"
+        "    except SchemaError: pass"
+    ),
+    "a variable of ours": (
+        "from flux_memory import FluxMemoryError, records\n"
+        "    try: records.new_message('user', PASSWORD + '\\0', {}, None)\n"
+        "    except FluxMemoryError: pass"
+    ),
+    "the command line": (
+        "import subprocess, sys\n"
+        "    subprocess.run([sys.executable, '-m', 'flux_memory', PASSWORD], capture_output=True, check=False)"
+    ),
+}
+
+
+@pytest.mark.parametrize("leak", [None, *LEAKS])
+def test_the_watch_over_the_suite_bites(pytester: pytest.Pytester, leak: str | None) -> None:
+    """A password that shows in any of the places watched fails the run; without one it passes."""
+    pytester.makeconftest(
+        f"import sys; sys.path.insert(0, {str(Path(secret_watch.__file__).parent)!r})\n"
+        "from secret_watch import SecretWatch\n"
+        "def pytest_configure(config): config.pluginmanager.register(SecretWatch())\n"
+    )
+    password = f"inner-{MARKER[::-1]}"
+    pytester.makepyfile(
+        f"from secret_watch import watch\nPASSWORD = '{password}'\nwatch(PASSWORD)\n"
+        f"def test_it():\n    {LEAKS[leak] if leak else 'pass'}\n"
+    )
+    result = pytester.runpytest_subprocess("-q", "-W", "default", "-p", "no:cacheprovider")
+    printed = result.stdout.str() + result.stderr.str()
+    assert ("a password shows in" in printed) is (leak is not None), printed
+    assert (result.ret != 0) is (leak is not None)
