@@ -1,0 +1,148 @@
+"""Least privilege: the roles that the documentation grants work, with the lists printed there and not a right less."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from raw_postgres import as_user, connected, elsewhere, rows
+from secret_watch import watch
+
+from flux_memory import FluxMemoryError, Memory, PostgresConversationMemory, SchemaError
+from flux_memory.check import check_methods, check_postgres
+from flux_memory.testkit.servers import Server, start_server
+
+PAGE = Path(__file__).parents[2] / "docs" / "production.md"
+DATABASE = "chat"
+
+
+def printed() -> list[list[str]]:
+    """The statements of each SQL block of the page's section on roles."""
+    section = PAGE.read_text(encoding="utf-8").partition("## Roles")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```sql\n(.*?)```", section, flags=re.DOTALL)
+    return [[one.strip() for one in block.split(";") if one.strip()] for block in blocks]
+
+
+CLUSTER, SCHEMA, GRANTS = printed()
+PASSWORDS = dict(re.findall(r"CREATE ROLE (\w+) LOGIN PASSWORD '([^']+)'", "\n".join(CLUSTER)))
+APPLICATION_GRANTS = [
+    (right, table)
+    for rights, tables, roles in re.findall(
+        r"GRANT ([A-Z, ]+) ON ((?:SCHEMA )?[a-z_, ]+) TO ([a-z_, ]+)", "\n".join(GRANTS)
+    )
+    for right in rights.split(", ")
+    for table in tables.removeprefix("SCHEMA ").split(", ")
+    if "chat_app" in roles
+]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """DSNs of the roles that the page makes."""
+
+    admin: str
+    owner: str
+    application: str
+    reader: str
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server of the module's own: roles belong to a whole server."""
+    with start_server("local") as server:
+        watch(server.dsn)
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="function")
+async def roles(server: Server) -> AsyncIterator[Roles]:
+    """The page, executed to its end."""
+    admin = elsewhere(server.dsn, database=DATABASE)
+    names = ("chat_owner", "chat_app", "chat_reader")
+    found = Roles(admin, *(as_user(admin, name, PASSWORDS[name]) for name in names))
+    await run(server.dsn, CLUSTER)
+    try:
+        await run(admin, SCHEMA)
+        async with PostgresConversationMemory(found.owner) as memory:
+            await check_methods(memory, await check_postgres(found.owner, 10))
+        await run(found.owner, GRANTS)
+        yield found
+    finally:
+        await run(server.dsn, [f"DROP DATABASE {DATABASE} WITH (FORCE)", *(f"DROP ROLE {name}" for name in names)])
+
+
+async def run(dsn: str, statements: list[str]) -> None:
+    """Execute statements, each by itself."""
+    async with connected(dsn) as connection:
+        for statement in statements:
+            await connection.execute(statement)
+
+
+async def use(memory: Memory) -> None:
+    """Call every method, of a batch and of a retry too."""
+    session = await memory.create_session("title", {"a": 1}, user_id="u")
+    await memory.add_message(session, "user", "one", message_id="m")
+    await memory.add_message(session, "user", "one", message_id="m")
+    await memory.add_messages(session, [{"role": "user", "content": "two"}, {"role": "user", "content": "three"}])
+    assert [message["content"] for message in await memory.get_history(session)] == ["one", "two", "three"]
+    assert session in {row["id"] for row in await memory.get_sessions(user_id="u", metadata={"a": 1})}
+    assert await memory.get_session(session)
+    await memory.update_session_title(session, "new")
+    await memory.delete_session(session)
+    await memory.clear_all()
+    assert await memory.count_sessions() == 0
+
+
+@pytest.mark.asyncio
+async def test_a_role_that_owns_only_its_schema_does_everything(roles: Roles) -> None:
+    """The owner made the tables with no right but its schema's, none in `public`, and every method works."""
+    async with PostgresConversationMemory(roles.owner) as memory:
+        await use(memory)
+    assert await rows(roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'") == [
+        ("chat",)
+    ]
+
+
+@pytest.mark.asyncio
+async def test_a_role_without_ddl_rights_uses_a_current_schema(roles: Roles) -> None:
+    """Every method works for the application's role, which may create nothing anywhere."""
+    async with PostgresConversationMemory(roles.application) as memory:
+        await use(memory)
+    for kind in ("schema", "database"):
+        assert await rows(roles.admin, f"SELECT has_{kind}_privilege('chat_app', 'chat', 'CREATE')") == [(False,)]
+
+
+@pytest.mark.asyncio
+async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) -> None:
+    """Reads work with SELECT alone; a write says what the role lacks, and stores nothing."""
+    async with PostgresConversationMemory(roles.owner) as memory:
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "one")
+    async with PostgresConversationMemory(roles.reader) as memory:
+        assert len(await memory.get_history(session)) == 1
+        assert len(await memory.get_sessions()) == 1
+        for write in (memory.create_session(), memory.add_message(session, "user", "two"), memory.clear_all()):
+            with pytest.raises(SchemaError, match="grant the role what it lacks"):
+                await write
+        assert len(await memory.get_history(session)) == 1
+
+
+@pytest.mark.asyncio
+async def test_no_right_granted_to_the_application_is_idle(roles: Roles) -> None:
+    """Without any one of the rights printed something fails, with an error of ours: the list is the least there is."""
+    assert len(APPLICATION_GRANTS) >= 8
+    for right, table in APPLICATION_GRANTS:
+        kind = "SCHEMA " if right == "USAGE" else ""
+        name = "chat" if right == "USAGE" else table
+        await run(roles.owner, [f"REVOKE {right} ON {kind}{name} FROM chat_app"])
+        async with PostgresConversationMemory(roles.application) as memory:
+            with pytest.raises(FluxMemoryError) as caught:
+                await use(memory)
+        assert isinstance(caught.value, SchemaError), f"{right} on {table}: {caught.value!r}"
+        await run(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
+    async with PostgresConversationMemory(roles.application) as memory:
+        await use(memory)
