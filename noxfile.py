@@ -104,6 +104,16 @@ def peers(session: nox.Session) -> None:
     session.run("python", "contract_tests/peers/scorecard.py", report)
 
 
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Look at the HTML report in a headless Chromium; needs chromium and chromedriver, as Debian has them."""
+    install(session, "browser")
+    session.run(
+        *("pytest", "contract_tests/test_evidence_page.py", "-q", "-rs", *session.posargs),
+        env={"FLUX_MEMORY_REQUIRE_CHROMIUM": "1"},
+    )
+
+
 @nox.session(venv_backend="none")
 def image(session: nox.Session) -> None:
     """Build a throwaway PostgreSQL image from Debian's packages; needs root and a Docker engine."""

@@ -40,6 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="A test that needs PostgreSQL fails, instead of being skipped, when there is none.",
     )
     group.addoption(
+        "--flux-keep-databases",
+        action="store_true",
+        help="Keep the PostgreSQL databases of a failed test and print their DSNs; a server started for the run stays "
+        "until the next run.",
+    )
+    group.addoption(
         "--flux-memory-factory",
         default=None,
         metavar="MODULE:CALLABLE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -11,6 +12,7 @@ import asyncpg
 from flux_memory.testkit.servers.statements import NotAnswered, Statements
 
 _PREFIX: Final = "flux_memory_test"
+_PASSWORD: Final = re.compile(r"(?<=://)([^:/@]*:)[^/]*(?=@)|(?<=[?&])(password=)[^&]*")
 # While a process lives it holds an advisory lock on the token in its databases' names, so that a later run, wherever
 # it runs, can tell what was left behind: a killed process lets go of its locks.
 _HOLD: Final = "SELECT pg_advisory_lock(hashtext($1), hashtext('flux-memory'))"
@@ -42,7 +44,7 @@ class Databases:
         self._statements = Statements()
         self._token = secrets.token_hex(6)
         self._made = 0
-        self._kept: set[str] = set()
+        self._names: set[str] = set()
         try:
             self._statements.greet(maintenance_dsn, _HOLD, self._token)
             self._sweep()
@@ -55,21 +57,32 @@ class Databases:
         self._made += 1
         name = f"{_PREFIX}_{self._token}_{self._made}"
         self._statements.execute(self._maintenance, f'CREATE DATABASE "{name}" TEMPLATE template0')
-        self._kept.add(name)
+        self._names.add(name)
         return with_database(self._maintenance, name)
 
     def drop(self, dsn: str) -> None:
         """Drop a database that `create` made, whoever is connected to it."""
         name = database_of(dsn)
-        if name not in self._kept:
+        if name not in self._names:
             raise ValueError(f"{name!r} is not a database that this run made")
         self._statements.forget(with_database(self._maintenance, name))
         self._statements.execute(self._maintenance, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-        self._kept.discard(name)
+        self._names.discard(name)
+
+    def keep(self, dsn: str) -> str:
+        """Copy a database that `create` made, under a name that no run drops, and return the copy's DSN."""
+        name = database_of(dsn)
+        copy = f"flux_memory_kept_{name.removeprefix(_PREFIX + '_')}_{secrets.token_hex(3)}"
+        own = with_database(self._maintenance, name)
+        # A database that somebody is connected to cannot be copied.
+        self._statements.fetch_value(own, _END_OTHERS)
+        self._statements.forget(own)
+        self._statements.execute(self._maintenance, f'CREATE DATABASE "{copy}" TEMPLATE "{name}"')
+        return with_database(self._maintenance, copy)
 
     def empty(self, dsn: str) -> None:
         """Delete every session, and with it every message, of a database that `create` made."""
-        if database_of(dsn) not in self._kept:
+        if database_of(dsn) not in self._names:
             raise ValueError(f"{database_of(dsn)!r} is not a database that this run made")
         try:
             self._statements.execute(dsn, _EMPTY)
@@ -81,11 +94,11 @@ class Databases:
     def close(self) -> None:
         """Drop what was made and close the connections, also when the server is gone."""
         try:
-            for name in sorted(self._kept):
+            for name in sorted(self._names):
                 self.drop(with_database(self._maintenance, name))
         except (NotAnswered, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             # A server that does not answer any more is a later run's to clean up.
-            self._kept.clear()
+            self._names.clear()
         finally:
             self._statements.close()
 
@@ -109,6 +122,11 @@ def with_database(dsn: str, name: str) -> str:
     parts = urlsplit(dsn)
     query = [(key, value) for key, value in parse_qsl(parts.query) if key not in {"database", "dbname"}]
     return urlunsplit(parts._replace(path=f"/{quote(name, safe='')}", query=urlencode(query, safe="/,")))
+
+
+def without_password(dsn: str) -> str:
+    """Return the DSN with `***` for its password."""
+    return _PASSWORD.sub(r"\1\2***", dsn)
 
 
 def database_of(dsn: str) -> str:

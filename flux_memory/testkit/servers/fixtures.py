@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.servers.server import Server
 
 _SERVER_FIXTURE: Final = "flux_postgres_server"
+_DATABASE_FIXTURES: Final = ("flux_postgres_dsn", "flux_postgres_clean_dsn", "flux_empty_database")
 _FROM_CONTROLLER: Final = "flux_postgres"
 _IDENTITY: Final = pytest.StashKey[tuple[int, str]]()
 """The pid of the process that owns the run, and the run's name."""
@@ -144,12 +145,28 @@ def _announcement(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the tail of the server's log to the report of a failed test that used the server."""
+    """Add the tail of the server's log to the report of a failed test that used the server, and keep its database."""
     report = yield
     if report.failed and _SERVER_FIXTURE in getattr(item, "fixturenames", ()):
+        if report.when == "call" and item.config.option.flux_keep_databases:
+            report.sections.append(("PostgreSQL databases kept", "\n".join(_keep_databases(item))))
         tail = _run_of(item.config).log_tail(_LOG_LINES)
         report.sections.append((f"PostgreSQL server log, last {_LOG_LINES} lines", tail or "(empty)"))
     return report
+
+
+def _keep_databases(item: pytest.Item) -> Iterator[str]:
+    """Yield the DSNs under which the databases of a failed test are to be found from now on."""
+    import asyncpg
+
+    from flux_memory.testkit.servers.statements import NotAnswered
+
+    values: dict[str, Any] = getattr(item, "funcargs", {})
+    for dsn in sorted({str(values[name]) for name in _DATABASE_FIXTURES if name in values}):
+        try:
+            yield _run_of(item.config).keep(dsn)
+        except (NotAnswered, asyncpg.PostgresError) as error:
+            yield f"none: {error}"
 
 
 @pytest.hookimpl(trylast=True)

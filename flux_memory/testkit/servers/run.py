@@ -43,6 +43,12 @@ class PostgresRun:
                 raise
         return self._server
 
+    def keep(self, dsn: str) -> str:
+        """Copy a database of this run, let the server outlive the run, and return the copy's DSN."""
+        kept = self.server().keep_database(dsn)
+        self._agreement.outlive()
+        return kept
+
     def log_tail(self, lines: int) -> str:
         """Return the newest lines of the server's log, if this process uses it."""
         return self._server.log_tail(lines) if self._server is not None else ""
@@ -61,5 +67,5 @@ class PostgresRun:
             self._server.close()
 
     def stop(self) -> None:
-        """Stop the server, whichever process started it."""
+        """Stop the server, whichever process started it, unless it is to outlive the run."""
         self._agreement.stop()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flux_memory.testkit.servers.databases import Databases, database_of, with_database
+from flux_memory.testkit.servers.databases import Databases, database_of, with_database, without_password
+from flux_memory.testkit.servers.external import ExternalServer
 from flux_memory.testkit.servers.running import ServerUnavailable, Started
 from flux_memory.testkit.servers.statements import NotAnswered
 
@@ -50,6 +51,14 @@ class Server:
     def drop_database(self, dsn: str) -> None:
         """Drop a database that `create_database` made, whoever is connected to it."""
         self._databases.drop(dsn)
+
+    def keep_database(self, dsn: str) -> str:
+        """Copy a database that `create_database` made, for somebody to look at later; return the copy's DSN.
+
+        The password of a server that somebody else runs is left out: the DSN is to be printed.
+        """
+        kept = self._databases.keep(dsn)
+        return without_password(kept) if isinstance(self._running, ExternalServer) else kept
 
     def empty_database(self, dsn: str) -> None:
         """Delete the rows of `sessions`, and what refers to them, where there is such a table."""

@@ -32,6 +32,14 @@ class SharedServer:
     def _state(self) -> Path:
         return self._directory / "server.json"
 
+    @property
+    def _outlives(self) -> Path:
+        return self._directory / "outlives"
+
+    def outlive(self) -> None:
+        """Let the server run on when the run ends. The next run to start one here stops it: its owner is dead then."""
+        self._outlives.touch()
+
     def attach(self, start: Callable[[], Started]) -> Started:
         """Return the run's server; `start` it if nobody has. That it cannot be started is remembered too."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -63,7 +71,7 @@ class SharedServer:
         return Started(running, state["version"], state["seconds"], tuple(state["passed_over"]))
 
     def stop(self) -> None:
-        """Stop the server if there is one, and forget the agreement."""
+        """Stop the server if there is one and it is not to outlive the run, and forget the agreement."""
         if not self._directory.exists():
             return
         # A worker that is still starting it finishes first.
@@ -72,7 +80,7 @@ class SharedServer:
                 found = self.look()
             except ServerUnavailable:
                 found = None
-            if found is not None:
+            if found is not None and not self._outlives.exists():
                 found.running.stop()
         remove_directory(self._directory)
 

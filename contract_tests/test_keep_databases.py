@@ -1,0 +1,93 @@
+"""What a failed test leaves to be looked at, on request: its database, and the server it is on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from flux_memory.testkit.servers import start_server
+from flux_memory.testkit.servers.databases import without_password
+from flux_memory.testkit.servers.local import start
+from flux_memory.testkit.servers.ownership import is_running, own_mark
+from flux_memory.testkit.servers.running import Started, Wishes
+from flux_memory.testkit.servers.sharing import SharedServer
+
+pytest_plugins = ["pytester"]
+
+FAILING = """
+    import pytest
+    from flux_memory import PostgresConversationMemory
+
+    @pytest.mark.asyncio
+    async def test_fails(flux_postgres_clean_dsn):
+        memory = PostgresConversationMemory(flux_postgres_clean_dsn)
+        await memory.create_session("what was there")
+        # Left open: whoever is connected must not prevent the copy.
+        assert False
+
+    @pytest.mark.asyncio
+    async def test_passes(flux_postgres_clean_dsn):
+        async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
+            assert await memory.count_sessions() == 0
+"""
+KEPT = r"^postgresql://\S+/(flux_memory_kept_[0-9a-f_]+)$"
+
+
+async def fetch(dsn: str, statement: str) -> list[Any]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return [row[0] for row in await connection.fetch(statement)]
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["on request", "by default"])
+def test_a_failed_tests_database_is_kept(pytester: pytest.Pytester, keep: bool) -> None:
+    """On request it is there after the run with what the test had stored; the next test starts empty all the same."""
+    pytester.makepyfile(FAILING)
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    with start_server() as server:
+        options = ["--flux-keep-databases"] if keep else []
+        result = pytester.runpytest_subprocess("-p", "no:cacheprovider", f"--flux-postgres={server.dsn}", *options)
+        result.assert_outcomes(failed=1, passed=1)
+        names = re.findall(KEPT, result.stdout.str(), re.MULTILINE)
+        left = asyncio.run(fetch(server.dsn, "SELECT datname FROM pg_database WHERE datname ~ '^flux_memory'"))
+        assert names == left
+        assert len(left) == keep
+        for name in names:
+            dsn = server.dsn.removesuffix("/postgres") + f"/{name}"
+            assert asyncio.run(fetch(dsn, "SELECT title FROM sessions")) == ["what was there"]
+
+
+def test_a_kept_database_outlives_its_run(tmp_path: Path) -> None:
+    """A server that was started for the run is not stopped at its end; by default it is."""
+    agreement = SharedServer(tmp_path / "run")
+    started = agreement.attach(lambda: Started(start(Wishes(image=""), own_mark()), "", 0.0))
+    pid: int = started.running.pid  # type: ignore[attr-defined]  # a local server's
+    try:
+        agreement.outlive()
+        agreement.stop()
+        assert is_running(pid)
+        assert not (tmp_path / "run").exists()
+    finally:
+        started.running.stop()
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "shown"),
+    [
+        ("postgresql://me:s3cret@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql:///db?host=/run/pg&password=s3cret", "postgresql:///db?host=/run/pg&password=***"),
+        ("postgresql://me:p%40ss:w@host/db", "postgresql://me:***@host/db"),
+    ],
+)
+def test_a_password_that_is_not_ours_is_not_printed(dsn: str, shown: str) -> None:
+    """What the run prints of a server that somebody else runs has no password in it."""
+    assert without_password(dsn) == shown
