@@ -118,13 +118,13 @@ def masked(dsn: str) -> str:
     return shown + rest[end:]
 
 
-def other_host_first(url: str) -> str:
+def other_host_first(url: Hidden) -> Hidden:
     """Return a DSN that `parse` made with its first host last; the same if it names one host."""
     scheme, separator, rest = url.partition("://")
     end = next((at for at, character in enumerate(rest) if character in "/?"), len(rest))
     user, at, hosts = rest[:end].rpartition("@")
     first, comma, others = hosts.partition(",")
-    return f"{scheme}{separator}{user}{at}{others},{first}{rest[end:]}" if comma else url
+    return Hidden(f"{scheme}{separator}{user}{at}{others},{first}{rest[end:]}") if comma else url
 
 
 def _check_unescaped(parts: SplitResult) -> None:

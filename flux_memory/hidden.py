@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import suppress
 
 
 class Hidden(str):
@@ -14,10 +15,11 @@ class Hidden(str):
         return "'***'"
 
 
-def forget_variables(error: BaseException) -> None:
-    """Drop the variables of every frame that an error and its causes have left: a driver's hold the password.
+def forget_variables(error: BaseException, module: str) -> None:
+    """Drop the variables of every frame of a module that an error and its causes have left; a driver's hold passwords.
 
-    Files and lines stay in the traceback. Frames that still run keep what they have.
+    Files and lines stay in the traceback. Other frames are left alone: one that waits for something, as a task's
+    that caught the error and goes on, would be ended by this.
     """
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
@@ -25,5 +27,9 @@ def forget_variables(error: BaseException) -> None:
         one = chain.pop()
         if one is not None and id(one) not in seen:
             seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                if frame.f_globals.get("__name__", "").partition(".")[0] == module:
+                    # It raises where the frame still runs.
+                    with suppress(RuntimeError):
+                        frame.clear()
             chain += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]

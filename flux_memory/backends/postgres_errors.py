@@ -184,10 +184,10 @@ def translated(shown: str, timeout: float, progress: Progress | None = None) -> 
     except FluxMemoryError:
         raise
     except TimeoutError as error:
-        forget_variables(error)
+        forget_variables(error, asyncpg.__name__)
         raise _too_late(shown, timeout, progress or Progress(writes=False)) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-        forget_variables(error)
+        forget_variables(error, asyncpg.__name__)
         if progress is not None and progress.writes and progress.unknown:
             raise _unknown(shown, f"the connection was lost, and then: {error}") from error
         kind, advice = _advice(error)
