@@ -29,6 +29,8 @@ _KNOWN: Final = {
     "sessions": {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"},
     "messages": {"id", "session_id", "seq", "role", "content", "metadata", "created_at"},
 }
+_DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
+"""Tables and views of the library that say nothing which the rows do not."""
 
 RawRow = tuple[Any, ...]
 """A row as SQLite holds it; see `SESSION_FIELDS` and `MESSAGE_FIELDS`."""
@@ -108,7 +110,7 @@ def inspect(db: sqlite3.Connection) -> Layout:
         raise MigrationError(
             f"the file stores text as {encoding}; make one in UTF-8 with: sqlite3 OLD .dump | sqlite3 NEW"
         )
-    unknown = sorted(tables - set(_KNOWN) - {VERSION_TABLE}) + sorted(
+    unknown = sorted(tables - set(_KNOWN) - _DERIVED) + sorted(
         f"{table}.{name}" for table, names in columns.items() for name in names - _KNOWN[table]
     )
     unique = {table: {key for (key,) in db.execute(SELECT_UNIQUE, (table,))} for table in _KNOWN}
