@@ -15,11 +15,13 @@ PINNED = {
         "0001_original": "5d55deee641ef835953f8abe2350655c3a47ece17b00e9bb6f0858e65fa71bd3",
         "0002_user_id": "d0b762b47af949052e24fc81e19b76e487d058dc55999f8fc1ced76eb4434f0d",
         "0003_order": "ffa6a678491ade307aa5561b39a03242d11605568d899ad698b01b8d6e20bd04",
+        "0004_session_metadata": "1e2d331355e9c824ec892680d759e4a728ee3732d57c9bcb885059fb49be16d2",
     },
     "postgres": {
         "0001_original": "4e27cb05d76e98ebd99a42359a542f7ac05a9e22f5b5e9350a747a2830af59ac",
         "0002_user_id": "d0b762b47af949052e24fc81e19b76e487d058dc55999f8fc1ced76eb4434f0d",
         "0003_order": "232c750ea399082356ee8b2f37da021c15b3bb06dd0d70854682659e7d8a7f26",
+        "0004_session_metadata": "56434de874cf1caeaf8ba6af257fa99c2fec3b15b6610b3c11c0c52394e41f3d",
     },
 }
 SESSIONS = {"id", "title", "created_at", "updated_at", "metadata"}

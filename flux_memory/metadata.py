@@ -74,15 +74,25 @@ def decode_all(texts: Sequence[str]) -> list[dict[str, Any]]:
     return values
 
 
+def read_exactly(text: str) -> Any:
+    """Return what a text stands for, numbers with a fraction or an exponent as `Decimal`.
+
+    Raises:
+        ValueError: It is not JSON.
+        RecursionError: It is nested too deeply to be read.
+    """
+    return _EXACT_READER.decode(text)
+
+
 def equal(one: str, other: str) -> bool:
     """Tell whether two texts are equal as `jsonb`: key order and `1` against `1.0` make no difference."""
-    return one == other or _equal(_EXACT_READER.decode(one), _EXACT_READER.decode(other))
+    return one == other or _equal(read_exactly(one), read_exactly(other))
 
 
 def contains(text: str, part: str) -> bool:
     """Tell whether one text contains another as PostgreSQL's `jsonb @>` has it; invalid JSON contains nothing."""
     try:
-        return _contains(_EXACT_READER.decode(text), _EXACT_READER.decode(part))
+        return _contains(read_exactly(text), read_exactly(part))
     except (ValueError, RecursionError):
         return False
 

@@ -45,7 +45,7 @@ WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHER
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 SELECT
     printf('%036d', n),
-    'user-' || n % max(1, :count / {SESSIONS_OF_USER}),
+    'user-' || (n % max(1, :count / {SESSIONS_OF_USER})),
     'Conversation ' || n,
     strftime('%Y-%m-%dT%H:%M:%S', 1767225600 + n, 'unixepoch') || '.000000+00:00',
     strftime('%Y-%m-%dT%H:%M:%S', 1767225600 + n, 'unixepoch') || '.000000+00:00',

@@ -12,9 +12,11 @@ from typing import Any, Final, Self, TypeVar
 
 from flux_memory import metadata as json_metadata
 from flux_memory import records, timestamps
+from flux_memory.backends import sqlite_listing as listing
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.sqlite_errors import is_busy, is_read_only, translated
 from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private
+from flux_memory.backends.sqlite_listing import SELECT_SESSIONS
 from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker, Work
 from flux_memory.errors import (
     BackendUnavailableError,
@@ -65,18 +67,7 @@ WHERE session_id = ?1
 ORDER BY seq DESC
 LIMIT ?2
 """
-SELECT_SESSIONS: Final = """
-SELECT id, user_id, title, created_at, updated_at, metadata, message_count
-FROM sessions
-"""
 SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id = ?"
-WHOSE_USER: Final = "user_id = :user_id"
-# As bytes, since sqlite3 cannot hand over text that is not UTF-8: one corrupt row would end the listing.
-WHOSE_METADATA: Final = "jsonb_contains(CAST(metadata AS BLOB), :metadata)"
-NEWEST_FIRST: Final = """
-ORDER BY updated_at DESC, id DESC
-LIMIT :limit OFFSET :offset
-"""
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
@@ -170,17 +161,12 @@ class ConversationMemory:
         metadata: Metadata | None = None,
     ) -> list[Session]:
         self._life.check_open()
-        values: dict[str, object] = {"limit": records.limit(limit), "offset": records.count("offset", offset)}
-        where = []
-        if user_id is not None:
-            values["user_id"] = records.lookup("user_id", user_id)
-            where.append(WHOSE_USER)
-        if metadata is not None:
-            values["metadata"] = json_metadata.encode(metadata)
-            where.append(WHOSE_METADATA)
-        sql = SELECT_SESSIONS + ("WHERE " + " AND ".join(where) if where else "") + NEWEST_FIRST
-        rows = await self._read(partial(_fetch, sql, values))
-        return [records.session(row) for row in rows]
+        most, skipped = records.limit(limit), records.count("offset", offset)
+        user = None if user_id is None else records.lookup("user_id", user_id)
+        part = None if metadata is None else json_metadata.encode(metadata)
+        if user_id is not None and user is None:
+            return []
+        return await self._read(partial(_sessions, most, skipped, user, part))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -399,6 +385,11 @@ def _fetch(sql: str, values: tuple[Any, ...] | dict[str, Any], db: sqlite3.Conne
 
 def _history(session_id: str, sql: str, values: tuple[Any, ...], db: sqlite3.Connection) -> list[Message]:
     return records.messages(session_id, _fetch(sql, values, db))
+
+
+def _sessions(limit: int, offset: int, user_id: str | None, part: str | None, db: sqlite3.Connection) -> list[Session]:
+    rows = listing.page(lambda sql, values: _fetch(sql, values, db), limit, offset, user_id, part)
+    return [records.session(row) for row in rows]
 
 
 def _decoded(cell: object) -> object:

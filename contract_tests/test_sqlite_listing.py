@@ -1,0 +1,133 @@
+"""A filter by metadata on SQLite: exactly what contains it, whoever wrote it, however it is found."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flux_memory import metadata, records
+from flux_memory.backends import sqlite as backend
+
+KEYS = st.sampled_from(["a", "b", "é", 'q"\\', "[]", "a" * 101, "a" * 102])
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, 1, -1, 1.0, 0.5, -0.0, 2**53 + 1, 2**63, 10**30, 1e30, 1e22, 10**22]),
+    st.sampled_from(["", "x", "é", "😀", "1", "#", "null", "x" * 101, "x" * 102]),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
+)
+OBJECTS = st.dictionaries(KEYS, VALUES, max_size=3)
+WHEN = "2026-01-01T00:00:00.{:06d}+00:00"
+INSERT = "INSERT INTO sessions (id, user_id, created_at, updated_at, metadata) VALUES (?1, ?2, ?3, ?3, ?4)"
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """The connection of a backend, on an empty file."""
+    with closing(backend._connect(str(tmp_path / "chat.db"), 5)[0]) as db:
+        yield db
+
+
+def listed(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = None, limit: int = 50) -> list[str]:
+    """Return the ids that a filter finds."""
+    return [row["id"] for row in backend._sessions(limit, 0, user_id, metadata.encode(part), db)]
+
+
+def rows_left(db: sqlite3.Connection) -> int:
+    """Return how many rows there are about metadata."""
+    return int(db.execute("SELECT count(*) FROM session_metadata").fetchone()[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(objects=st.lists(OBJECTS, max_size=8), part=OBJECTS, escaped=st.booleans())
+def test_the_filter_finds_what_contains_it(
+    objects: list[dict[str, Any]], part: dict[str, Any], *, escaped: bool
+) -> None:
+    """Neither the rows that stand for metadata nor the way taken make a difference, escapes in JSON neither."""
+    with closing(backend._connect(":memory:", 5)[0]) as db:
+        for number, value in enumerate([*objects, part]):
+            text = json.dumps(value) if escaped else metadata.encode(value)
+            db.execute(INSERT, (str(number), "ann", WHEN.format(number), text))
+        stored = dict(db.execute("SELECT id, metadata FROM sessions ORDER BY updated_at DESC"))
+        expected = [id_ for id_, text in stored.items() if metadata.contains(text, metadata.encode(part))]
+        assert expected[0] == str(len(objects))
+        assert listed(db, part) == expected
+        assert listed(db, part, "ann") == expected
+        for limit in range(len(expected)):
+            assert listed(db, part, limit=limit) == expected[:limit]
+        db.execute("DELETE FROM sessions")
+        assert rows_left(db) == 0
+
+
+@pytest.mark.parametrize("matching", [0, 1, 30, 199, 200, 201, 1_000, 3_000])
+def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: int) -> None:
+    """Whether the matching ones are sorted or the newest are walked, pages follow one another without a gap."""
+    db.execute("BEGIN")
+    for number in range(3_000):
+        match = number * matching // 3_000 != (number + 1) * matching // 3_000
+        text = metadata.encode({"lang": "ko" if match else "en", "number": number})
+        db.execute(INSERT, (f"{number:04}", f"user-{number % 3}", WHEN.format(number), text))
+    db.execute("COMMIT")
+    wanted = metadata.encode({"lang": "ko"})
+    for user_id in (None, "user-1"):
+        expected = [
+            id_
+            for id_, user, text in db.execute("SELECT id, user_id, metadata FROM sessions ORDER BY updated_at DESC")
+            if metadata.contains(text, wanted) and user_id in {None, user}
+        ]
+        found: list[str] = []
+        while page := backend._sessions(50, len(found), user_id, wanted, db):
+            found += [row["id"] for row in page]
+        assert found == expected
+        everything = backend._sessions(records.MAX_COUNT, 0, user_id, wanted, db)
+        assert [row["id"] for row in everything] == expected
+        assert backend._sessions(0, 0, user_id, wanted, db) == []
+
+
+def test_what_others_write_is_found(db: sqlite3.Connection) -> None:
+    """Any program that inserts, changes, replaces or deletes sessions keeps the filter right without knowing of it."""
+    db.execute(INSERT, ("one", "", WHEN.format(1), '{"tags": ["a", {"b": 1}], "u": {"p": 1.50}}'))
+    db.execute(INSERT, ("two", "", WHEN.format(2), '{"t\\u0061gs": ["\\u0061"]}'))
+    assert listed(db, {"tags": ["a"]}) == ["two", "one"]
+    assert listed(db, {"tags": [{"b": 1.0}]}) == ["one"]
+    assert listed(db, {"u": {"p": 1.5}}) == ["one"]
+    db.execute("UPDATE sessions SET metadata = '{\"tags\": []}' WHERE id = 'one'")
+    assert listed(db, {"tags": ["a"]}) == ["two"]
+    assert listed(db, {"tags": []}) == ["two", "one"]
+    db.execute("UPDATE sessions SET id = 'three' WHERE id = 'one'")
+    assert listed(db, {"tags": []}) == ["two", "three"]
+    db.execute(INSERT.replace("INSERT", "INSERT OR REPLACE"), ("two", "", WHEN.format(3), '{"tags": ["c"]}'))
+    assert listed(db, {"tags": ["a"]}) == []
+    assert listed(db, {"tags": ["c"]}) == ["two"]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", "7", "null", '"a"', '{"a": NaN}', "[" * 3_000, '{"a": 1} x'])
+def test_metadata_that_is_no_object_is_nowhere(db: sqlite3.Connection, text: str | None) -> None:
+    """Corrupt metadata can be written past the library, is found by no filter, and hides nothing else."""
+    db.execute(INSERT, ("good", "", WHEN.format(1), '{"a": 1}'))
+    db.execute(INSERT, ("bad", "", WHEN.format(2), text))
+    assert listed(db, {"a": 1}) == ["good"]
+    assert listed(db, {}) == ["good"]
+    db.execute("UPDATE sessions SET metadata = '{\"a\": 1}' WHERE id = 'bad'")
+    assert listed(db, {"a": 1}) == ["bad", "good"]
+
+
+def test_no_session_leaves_anything_behind(db: sqlite3.Connection) -> None:
+    """What stands for a session's metadata goes with it."""
+    for id_ in ("one", "two"):
+        backend._create_session(records.new_session(id_, "", "", {"a": [1, 2], "b": {"c": None}}), db)
+    assert rows_left(db) == 10
+    backend._execute(backend.DELETE_SESSION, ("one",), db)
+    assert rows_left(db) == 5
+    backend._execute(backend.DELETE_SESSIONS, (), db)
+    assert rows_left(db) == 0
