@@ -180,6 +180,7 @@ def test_what_did_not_run_is_no_pass(report: Path) -> None:
     text, outcome = verdict([Result("held"), Result("not run")])
     assert (text, outcome) == ("1 of 2 not run", "not run")
     assert verdict([Result("held"), Result("unverified"), Result("not run")])[1] == "unverified"
+    assert verdict([Result("failed"), Result("held"), Result("not claimed")])[0] == "1 of 2 failed"
     assert verdict([Result("held"), Result("advisory")]) == ("1 hold, 1 advisory", "held")
 
 

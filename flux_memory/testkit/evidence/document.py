@@ -142,9 +142,10 @@ def worst(results: Iterable[Result]) -> Result:
 def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
     """Return in a few words what these results amount to, and the worst outcome that counts."""
     outcomes = [result.outcome for result in results]
+    asked = len(outcomes) - outcomes.count("not claimed")
     for outcome in AGAINST:
         if count := outcomes.count(outcome):
-            return f"{count} of {len(outcomes)} {outcome}", outcome
+            return f"{count} of {asked} {outcome}", outcome
     others: tuple[Outcome, ...] = ("advisory", "not claimed")
     counted = "".join(f", {count} {outcome}" for outcome in others if (count := outcomes.count(outcome)))
     return f"{outcomes.count('held')} hold{counted}", "held"
