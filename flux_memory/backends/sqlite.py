@@ -33,14 +33,14 @@ Result = TypeVar("Result")
 
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
-VALUES (?1, ?2, ?3, ?4, ?4, ?5)
+VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO NOTHING
 """
 # The pattern keeps a corrupt time from becoming a message's: max() compares texts.
 BUMP_COUNTER: Final = """
 UPDATE sessions
-SET message_count = message_count + 1, updated_at = max(updated_at, ?2)
-WHERE id = ?1
+SET message_count = message_count + 1, updated_at = max(updated_at, ?)
+WHERE id = ?
     AND updated_at GLOB '[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].??????+00:00'
 RETURNING message_count, updated_at
 """
@@ -55,17 +55,17 @@ UPDATE_TITLE: Final = "UPDATE sessions SET title = ?, updated_at = max(updated_a
 SELECT_HISTORY: Final = """
 SELECT id, role, content, metadata, created_at
 FROM messages
-WHERE session_id = ?1
+WHERE session_id = ?
 ORDER BY seq DESC
-LIMIT ?2
+LIMIT ?
 """
 SELECT_HISTORY_BEFORE: Final = """
 SELECT id, role, content, metadata, created_at
 FROM messages
-WHERE session_id = ?1
-  AND seq < (SELECT seq FROM messages WHERE session_id = ?1 AND id = ?3)
+WHERE session_id = ?
+  AND seq < (SELECT seq FROM messages WHERE session_id = ? AND id = ?)
 ORDER BY seq DESC
-LIMIT ?2
+LIMIT ?
 """
 SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id = ?"
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
@@ -150,7 +150,7 @@ class ConversationMemory:
             return []
         if cursor is None:
             return await self._read(partial(_history, session, SELECT_HISTORY, (session, most)))
-        return await self._read(partial(_history, session, SELECT_HISTORY_BEFORE, (session, most, cursor)))
+        return await self._read(partial(_history, session, SELECT_HISTORY_BEFORE, (session, session, cursor, most)))
 
     async def get_sessions(
         self,
@@ -317,7 +317,8 @@ def _require(db: sqlite3.Connection, pragma: str, value: str, expected: tuple[ob
 
 
 def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
-    values = (row.id, row.user_id, row.title, timestamps.utc_now(), row.metadata)
+    now = timestamps.utc_now()
+    values = (row.id, row.user_id, row.title, now, now, row.metadata)
     if db.execute(INSERT_SESSION, values).rowcount == 0:
         raise ConflictError(records.taken_session(row.id))
     return row.id
@@ -325,7 +326,7 @@ def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
 
 def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connection) -> None:
     """Add a message whose id the library has just made, so that there is none to compare it with."""
-    counter = db.execute(BUMP_COUNTER, (session_id, timestamps.utc_now())).fetchall()
+    counter = db.execute(BUMP_COUNTER, (timestamps.utc_now(), session_id)).fetchall()
     if not counter:
         # No such session, or one whose time is corrupt: this finds out which.
         _add_messages(session_id, [row], db)
