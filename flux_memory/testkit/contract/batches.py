@@ -56,7 +56,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-002",
         promise="A message of a batch may have metadata and a `message_id`; `None` is as if they were missing.",
-        loses="Batches store less than single adds do.",
+        loses="What an add of one message stores is lost when the message comes in a batch.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_IDS,
     )
     async def test_a_batch_has_metadata_and_ids(self, store: StoreUnderTest) -> None:
@@ -140,7 +140,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-006",
         promise="An empty batch returns `[]` and changes nothing.",
-        loses="Nothing said moves a conversation to the top.",
+        loses="A call that said nothing moves a conversation to the top.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_an_empty_batch_changes_nothing(self, store: StoreUnderTest) -> None:

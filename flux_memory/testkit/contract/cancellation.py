@@ -25,7 +25,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-001",
         promise="A cancelled `add_message` is stored whole or not at all; counts stay true and no lock is held.",
-        loses="One user closes a tab, and all others wait for a lock, or counts are off for ever.",
+        loses="One user closes a tab; everybody else waits for a lock, or the counts are wrong from then on.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_add_message(self, store: StoreUnderTest) -> None:
@@ -40,7 +40,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-002",
         promise="A cancelled `add_messages` is stored whole or not at all; counts stay true and no lock is held.",
-        loses="Half a batch is stored.",
+        loses="A question is stored without its answer.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_add_messages(self, store: StoreUnderTest) -> None:

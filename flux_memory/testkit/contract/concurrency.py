@@ -186,7 +186,7 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-010",
-        promise="All methods at once, on two handles, end without a deadlock, and every error is one of ours.",
+        promise="All methods at once, on two handles, end without a deadlock; every error is a `FluxMemoryError`.",
         loses="Under load, calls fail with errors of the driver that nobody handles.",
         needs=Capability.BATCH
         | Capability.IDEMPOTENT_IDS

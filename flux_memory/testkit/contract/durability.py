@@ -130,7 +130,8 @@ class DurabilityContract(Binding):
 
     @clause(
         "FM-DUR-005",
-        promise="Processes that add at the same time lose nothing, agree on one order, and each keeps its own.",
+        promise="Processes that add at the same time lose nothing, see one order, and each finds its own messages "
+        "in theirs.",
         loses="Messages of users who are served by different processes are lost or shuffled.",
         needs=Capability.MESSAGE_IDS
         | Capability.SESSIONS

@@ -44,7 +44,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-001",
         promise="`close()` may be called again, also at the same time, and on a handle that was never used.",
-        loses="A shutdown that two parts of an application both do raises.",
+        loses="A shutdown in which two parts of an application close one memory raises.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_close_is_idempotent(self, store: StoreUnderTest) -> None:
@@ -115,7 +115,7 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-005",
-        promise="`close()` while calls are in flight: each is stored and acknowledged, or raises and is not stored.",
+        promise="Calls in flight at `close()`: each is stored and acknowledged, or raises and is not stored.",
         loses="A restart loses the messages of the moment, although they were acknowledged.",
         needs=Capability.SEVERAL_HANDLES,
     )
@@ -200,7 +200,7 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-009",
-        promise="A handle used from a second event loop, beside the first, works or raises an error of ours, at once.",
+        promise="A handle used from a second event loop beside the first works or raises a `FluxMemoryError`, at once.",
         loses="A web framework that runs several loops hangs, and nothing says why.",
     )
     def test_two_loops_at_once(self, store: StoreUnderTest) -> None:
@@ -230,7 +230,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-010",
-        promise="A handle used again after its event loop has ended works or raises an error of ours; it never hangs.",
+        promise="A handle used again after its event loop has ended works or raises a `FluxMemoryError`; it never "
+        "hangs.",
         loses="The second `asyncio.run` of a script hangs.",
     )
     def test_one_loop_after_another(self, store: StoreUnderTest) -> None:
@@ -252,7 +253,7 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-011",
-        promise="One damaged row raises an error of ours that names it; everything else stays readable.",
+        promise="One damaged row raises a `FluxMemoryError` that names it; everything else stays readable.",
         loses="One bad byte makes a whole history, or every history, unreadable.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR | Capability.SESSIONS | Capability.DURABLE,
     )

@@ -104,7 +104,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-004",
         promise="Content over the limit in bytes is refused, never cut.",
-        loses="Either engine fails at a size of its own, or cuts.",
+        loses="Each engine fails, or cuts the text, at a size of its own.",
         needs=Capability.BATCH,
     )
     async def test_content_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
@@ -123,7 +123,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-005",
         promise="Metadata over the limit in bytes is refused, never cut.",
-        loses="Either engine fails at a size of its own.",
+        loses="Each engine fails at a size of its own.",
         needs=Capability.SESSIONS,
     )
     async def test_metadata_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:

@@ -148,7 +148,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-004",
         promise="`limit` is 50 by default; 0 is nothing, `None` and more than there is are all.",
-        loses="A long list is cut, or a page too large, without anybody having asked.",
+        loses="A list is cut, or a page is too large, and nobody asked for it.",
         needs=Capability.SESSIONS,
     )
     async def test_list_limits_at_the_edges(self, store: StoreUnderTest) -> None:
@@ -273,7 +273,7 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-013",
-        promise="Filters come before `limit` and `offset`, and both must hold.",
+        promise="Filters apply before `limit` and `offset`, and a session must match all of them.",
         loses="A filtered list has pages with holes, or shows other users' sessions.",
         needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.METADATA_FILTER | Capability.USER_SCOPE,
     )

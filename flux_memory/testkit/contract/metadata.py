@@ -160,7 +160,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-010",
         promise="NaN and the infinities are refused, at any depth.",
-        loses="They turn into null, or into text that no JSON reader accepts.",
+        loses="Such numbers turn into null, or into text that no JSON reader accepts.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_only_finite_numbers(self, store: StoreUnderTest) -> None:

@@ -17,7 +17,8 @@ class ModelContract(Binding):
 
     @clause(
         "FM-MOD-001",
-        promise="Whatever is called in whatever order, at once and cut off too, the reference model explains it.",
+        promise="Whatever is called, in any order, at once or cancelled half-way, the reference model explains "
+        "every answer.",
         loses="Combinations that nobody thought of lose messages, answer wrongly or hang.",
         needs=ALL,
     )

@@ -22,7 +22,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-001",
         promise="A new session has what was given, and empty text, `{}` and no messages for what was not.",
-        loses="A session cannot be told from another one.",
+        loses="A conversation shows up without its title, its owner or its settings.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -135,7 +135,7 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-007",
-        promise="A new title changes the title and `updated_at`, nothing else, and that of one session only.",
+        promise="Renaming changes the title and `updated_at` of that session, and nothing else.",
         loses="Renaming loses a session's metadata, owner or messages.",
         needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES,
     )

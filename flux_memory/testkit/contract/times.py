@@ -109,7 +109,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-005",
         promise="`updated_at` is the time of the newest change: a message's or a batch's `created_at`, or the title's.",
-        loses="The list of conversations is not by activity.",
+        loses="The list of conversations is not in the order in which they were used.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_updated_at_is_the_newest_change(self, store: StoreUnderTest) -> None:

@@ -34,8 +34,8 @@ class WorkersContract(Binding):
 
     @clause(
         "FM-CON-013",
-        promise="Of all that concurrent workers send, retry and cancel, what was acknowledged is stored, whole, once "
-        "and in its order, and nothing else is.",
+        promise="Of what concurrent workers send, retry and cancel, all that was acknowledged is stored whole, once and "
+        "in order, and nothing else is.",
         loses="In a busy service single messages are lost, doubled or swapped, and nobody can say when.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
@@ -61,8 +61,8 @@ class WorkersContract(Binding):
 
     @clause(
         "FM-DUR-008",
-        promise="Of all that concurrent processes send, one of them killed and its calls retried by another, what was "
-        "acknowledged is stored, whole, once and in its order, and nothing else is.",
+        promise="When one of several writing processes is killed and another retries its calls, all that was "
+        "acknowledged is stored whole, once and in order, and nothing else is.",
         loses="After a crash under load the conversation has holes, or says the same thing twice.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -71,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--flux-postgres: {choice!r} is none of {', '.join(_CHOICES)} and no DSN")
     config.stash[_IDENTITY] = getattr(config, "workerinput", {}).get(_FROM_CONTROLLER) or (
         os.getpid(),
-        secrets.token_hex(4),
+        os.urandom(4).hex(),
     )
 
 
