@@ -1,0 +1,137 @@
+"""Work that goes on while something breaks: writers whose every call is in a journal, and what is left in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from fault_report import Fault
+from raw_postgres import OPEN, named, rows, until_none
+
+from flux_memory import ConversationMemory, FluxMemoryError, Memory, OutcomeUnknownError, PostgresConversationMemory
+from flux_memory.testkit.histories import History, Journal, Recorder, Stored, read_stored
+
+NUMBERS: Final = "SELECT session_id, seq, id FROM messages ORDER BY session_id, seq"
+UNKNOWN: Final = (asyncio.CancelledError, OutcomeUnknownError)
+"""All that leaves it open whether a write was stored; after any other error of ours it is not."""
+
+
+def on_each(name: str) -> pytest.MarkDecorator:
+    """Run a test of the fault of this name on both backends; the argument `store` says which."""
+    params = [
+        pytest.param(backend, marks=pytest.mark.fault(name, backend=backend)) for backend in ("sqlite", "postgres")
+    ]
+    return pytest.mark.parametrize("store", params, indirect=True)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store that something happens to."""
+
+    backend: str
+    where: str
+    """A path, or a DSN that is not named."""
+    directory: Path
+    """Where the journals go."""
+
+    def open(self, timeout: float = 10.0) -> Memory:
+        """Open a handle."""
+        if self.backend == "sqlite":
+            return ConversationMemory(self.where, timeout=timeout)
+        return PostgresConversationMemory(named(self.where), timeout=timeout, min_size=1, max_size=4)
+
+    def journal(self, round_: int) -> Path:
+        """Return where the journals of one round are."""
+        directory = self.directory / str(round_)
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    async def settled(self) -> Stored:
+        """Read everything, once no writer that is gone has a call under way on the server."""
+        numbers: dict[str, list[tuple[int, str]]] = {}
+        if self.backend == "postgres":
+            await until_none(self.where, OPEN)
+        async with self.open() as memory:
+            await memory.count_sessions()
+            for session, number, message in await self._numbers():
+                numbers.setdefault(session, []).append((number, message))
+            return await read_stored(memory, numbers)
+
+    async def _numbers(self) -> list[Any]:
+        if self.backend == "postgres":
+            return [tuple(row) for row in await rows(self.where, NUMBERS)]
+        with closing(sqlite3.connect(self.where)) as db:
+            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            return db.execute(NUMBERS).fetchall()
+
+    def judge(self, fault: Fault, round_: int, before: Stored | None = None) -> Stored:
+        """Hold a round's journals against what is stored, and return that."""
+        stored = asyncio.run(self.settled())
+        fault.judge(History.read(self.journal(round_)), stored, before)
+        return stored
+
+
+async def write(
+    memory: Memory,
+    journal: Journal,
+    worker: str,
+    *,
+    tasks: int = 4,
+    calls: int | None = None,
+    told: Callable[[object], None] = lambda _: None,
+    gives_up: bool = True,
+) -> None:
+    """Let some tasks write to sessions of their own and to one they share, for ever or so many calls each.
+
+    Args:
+        memory: Where to.
+        journal: Records every call.
+        worker: The name of the tasks together.
+        tasks: How many there are.
+        calls: How many each makes, after its session's creation.
+        told: Called once everybody has written something.
+        gives_up: End at the first error; otherwise errors of ours are what the test is about.
+    """
+    recorder = Recorder(memory, journal, worker, unknown=UNKNOWN)
+    shared = await recorder.create_session(f"shared by {worker}", session_id=f"{worker}-shared"[:36])
+
+    async def one(task: int) -> None:
+        rng = random.Random(f"{worker}{task}")
+        own = await recorder.create_session(f"of {worker}", {"task": task})
+        for call in itertools.count() if calls is None else range(calls):
+            try:
+                await _call(recorder, rng.choice((own, shared)), rng)
+            except FluxMemoryError:
+                if gives_up:
+                    raise
+            if call == 1:
+                begun.append(task)
+                if len(begun) == tasks:
+                    told("begun")
+
+    begun: list[int] = []
+    await asyncio.gather(*(one(task) for task in range(tasks)))
+
+
+async def _call(recorder: Recorder, session: str, rng: random.Random) -> None:
+    kind = rng.random()
+    text = "x" * rng.randrange(2000)
+    if kind < 0.6:
+        await recorder.add_message(session, "user", text, {"n": rng.random()})
+    elif kind < 0.85:
+        await recorder.add_messages(
+            session, [{"role": "user", "content": f"{number} {text}"} for number in range(rng.randrange(2, 20))]
+        )
+    elif kind < 0.92:
+        await recorder.update_session_title(session, text[:20])
+    else:
+        await recorder.get_history(session)

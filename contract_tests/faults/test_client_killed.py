@@ -1,0 +1,133 @@
+"""The process that writes dies, is told to stop, or is cancelled: what it was told is stored is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fault_report import Fault
+from fault_work import UNKNOWN, Store, on_each, write
+from raw_postgres import rows
+
+from flux_memory import Memory
+from flux_memory.testkit.contract.processes import Child, Tell
+from flux_memory.testkit.histories import History, Journal, Recorder
+
+IDLE_IN_TRANSACTION = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND state LIKE 'idle in transaction%'
+"""
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store, empty at first."""
+    journals = tmp_path / "journals"
+    journals.mkdir()
+    if request.param == "sqlite":
+        return Store("sqlite", str(tmp_path / "chat.db"), journals)
+    return Store("postgres", request.getfixturevalue("flux_postgres_clean_dsn"), journals)
+
+
+def writing_child(store: Store, round_: int) -> Child:
+    """A process whose tasks write for ever."""
+
+    async def work(open_handle: Callable[[], Memory], tell: Tell) -> None:
+        journal = Journal(store.journal(round_) / f"{os.getpid()}.jsonl")
+        await write(open_handle(), journal, f"{round_}-{os.getpid()}", tasks=6, told=tell)
+
+    return Child(store.open, work)
+
+
+@on_each("kill -9 of the client")
+def test_a_killed_process_loses_nothing_acknowledged(store: Store, fault: Fault) -> None:
+    """Two processes write, one is killed at a random moment and then the other: the store opens, and has it all."""
+    rng = random.Random(9)
+    before = None
+    for round_ in fault.rounds(8, 100):
+        children = [writing_child(store, round_) for _ in range(2)]
+        for child in children:
+            child.go()
+        for child in children:
+            assert child.hear() == "begun"
+        for child in children:
+            # A random moment, not a state: wherever the process is then.
+            time.sleep(rng.uniform(0, 0.03))
+            child.kill()
+        before = store.judge(fault, round_, before)
+
+
+@on_each("SIGTERM of the client")
+@pytest.mark.parametrize("handled", [False, True], ids=["default", "handled"])
+def test_a_terminated_process_loses_nothing_acknowledged(store: Store, fault: Fault, handled: bool) -> None:
+    """Also where the program catches the signal, cancels its work in the middle and closes: it ends, and cleanly."""
+
+    async def work(open_handle: Callable[[], Memory], tell: Tell) -> None:
+        journal = Journal(store.journal(round_) / "child.jsonl")
+        memory = open_handle()
+        writing = asyncio.ensure_future(write(memory, journal, str(round_), tasks=6, told=tell))
+        if handled:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, writing.cancel)
+        try:
+            await writing
+        except asyncio.CancelledError:
+            await memory.close()
+
+    rng = random.Random(15)
+    before = None
+    for round_ in fault.rounds(4, 50):
+        child = Child(store.open, work)
+        child.go()
+        assert child.hear() == "begun"
+        time.sleep(rng.uniform(0, 0.03))
+        child._process.terminate()
+        child.finish()
+        assert child._process.exitcode == (0 if handled else -signal.SIGTERM)
+        before = store.judge(fault, round_, before)
+
+
+@on_each("cancellation storm")
+def test_a_storm_of_cancellations_leaves_nothing_half_done(store: Store, fault: Fault) -> None:
+    """Half of all calls are cancelled at random moments: none is half stored, no transaction stays open, no lock."""
+
+    async def storm(round_: int) -> None:
+        rng = random.Random(round_)
+        journal = Journal(store.journal(round_) / "storm.jsonl")
+        async with store.open() as memory:
+            recorder = Recorder(memory, journal, str(round_), unknown=UNKNOWN)
+            session = await recorder.create_session()
+            for _ in range(10):
+                calls = [
+                    asyncio.ensure_future(
+                        recorder.add_messages(session, [{"role": "user", "content": "x" * 500}] * rng.randrange(2, 8))
+                        if number % 2
+                        else recorder.add_message(session, "user", "x")
+                    )
+                    for number in range(30)
+                ]
+                for call in rng.sample(calls, 15):
+                    asyncio.get_running_loop().call_later(rng.uniform(0, 0.02), call.cancel)
+                await asyncio.gather(*calls, return_exceptions=True)
+            await recorder.add_message(session, "user", "afterwards")
+            assert (await recorder.get_history(session))[-1]["content"] == "afterwards"
+            if store.backend == "sqlite":
+                with closing(sqlite3.connect(store.where, timeout=0, isolation_level=None)) as other:
+                    other.execute("BEGIN EXCLUSIVE")
+            else:
+                assert (await rows(store.where, IDLE_IN_TRANSACTION))[0][0] == 0
+        journal.close()
+        history = History.read(store.journal(round_))
+        assert {operation.error for operation in history.operations} <= {None, "CancelledError"}
+
+    before = None
+    for round_ in fault.rounds(2, 25):
+        asyncio.run(storm(round_))
+        before = store.judge(fault, round_, before)
