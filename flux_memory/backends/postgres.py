@@ -256,8 +256,9 @@ class PostgresConversationMemory:
 
     async def close(self) -> None:
         await self._life.close()
-        # Also what was opened for nothing, where the opening failed.
-        self._pool.terminate()
+        if not self._life.forked:
+            # Also what was opened for nothing, where the opening failed.
+            self._pool.terminate()
 
     async def __aenter__(self) -> Self:
         return self
@@ -272,7 +273,7 @@ class PostgresConversationMemory:
         life: Lifecycle[_Store] | None = getattr(self, "_life", None)
         if life is not None and life.resource is not None:
             warn_never_closed(self)
-        if life is not None:
+        if life is not None and not life.forked:
             self._pool.terminate()
 
     async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
