@@ -10,7 +10,6 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from fault_report import Fault
@@ -25,16 +24,6 @@ IDLE_IN_TRANSACTION = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND state LIKE 'idle in transaction%'
 """
-
-
-@pytest.fixture
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A store, empty at first."""
-    journals = tmp_path / "journals"
-    journals.mkdir()
-    if request.param == "sqlite":
-        return Store("sqlite", str(tmp_path / "chat.db"), journals)
-    return Store("postgres", request.getfixturevalue("flux_postgres_clean_dsn"), journals)
 
 
 def writing_child(store: Store, round_: int) -> Child:

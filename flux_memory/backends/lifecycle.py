@@ -39,8 +39,7 @@ class Lifecycle(Generic[Resource]):
         self._resource: Resource | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
-        self._parents: Resource | None = None
-        self._forked = False
+        self.forked = False
         self.closed = False
         _LIVES.add(self)
 
@@ -50,9 +49,13 @@ class Lifecycle(Generic[Resource]):
         return self._resource
 
     def check_open(self) -> None:
-        """Raise `MemoryClosedError` after `close()`."""
+        """Raise `MemoryClosedError` after `close()`, and `FluxMemoryError` where it belongs to a parent process."""
         if self.closed:
             raise MemoryClosedError("this memory is closed; open another one")
+        if self.forked:
+            raise FluxMemoryError(
+                "this memory was opened before the process forked, and belongs to the parent; create one in the child"
+            )
 
     async def opened(self) -> Resource:
         """Return the resource, opening it if nobody has.
@@ -60,15 +63,10 @@ class Lifecycle(Generic[Resource]):
         The opening is a task of its own: one caller's cancellation does not undo what others wait for.
 
         Raises:
-            FluxMemoryError: The handle belongs to another event loop or process, or no event loop is running.
+            FluxMemoryError: The handle belongs to another event loop.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError as error:
-            raise FluxMemoryError(_FORKED if self._forked else "no asyncio event loop is running here") from error
+        loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            if self._forked:
-                raise FluxMemoryError(_FORKED)
             if self._loop is not None:
                 raise FluxMemoryError(
                     "this memory was first used on another event loop, and its connections live there; "
@@ -93,11 +91,11 @@ class Lifecycle(Generic[Resource]):
         """Let go of what was opened before this process was forked; what was not opened yet can be opened here."""
         if self._loop is None:
             return
-        # Kept to the end of the process: closing it here would end the parent's connections, or drop its locks.
-        self._parents, self._resource = self._resource, None
+        _PARENTS.append((self, self._resource))
+        self._resource = None
         self._loop = self._opening = self._closing = None
         self._in_flight = 0
-        self._forked = True
+        self.forked = True
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -135,8 +133,9 @@ class Lifecycle(Generic[Resource]):
             await self._close_resource(resource)
 
 
-_FORKED = "this memory was opened before the process forked, and belongs to the parent; create one in the child"
 _LIVES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()
+_PARENTS: list[Any] = []
+"""What a parent process opened, kept to the end of this one: destroyed here, it would be shut down there."""
 
 
 def _leave_all_to_parent() -> None:

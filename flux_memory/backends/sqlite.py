@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -17,7 +18,8 @@ from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.sqlite_errors import is_busy, is_read_only, translated
 from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private
 from flux_memory.backends.sqlite_listing import SELECT_SESSIONS
-from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker, Work
+from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker, Work, not_begun
+from flux_memory.deadlines import seconds_for
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -74,6 +76,13 @@ DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
 _OPENING_PAUSE: Final = 0.01
 """Seconds between two attempts at a file that somebody else is opening."""
+
+_CONNECTION: Final[dict[str, Any]] = {
+    "timeout": LOCK_SLICE,
+    "isolation_level": None,
+    # One thread uses it; another one closes it after a fork.
+    "check_same_thread": False,
+}
 
 
 class ConversationMemory:
@@ -226,11 +235,16 @@ class ConversationMemory:
 
     async def _worker(self) -> tuple[SQLiteWorker, float]:
         """Return the worker, and the seconds of the call's deadline that its opening has left."""
+        seconds = seconds_for(self.timeout)
         if self._life.resource is not None:
-            return await self._life.opened(), self.timeout
-        began = time.monotonic()
-        worker = await self._life.opened()
-        return worker, max(0.0, self.timeout - (time.monotonic() - began))
+            return await self._life.opened(), seconds
+        ends = time.monotonic() + seconds
+        try:
+            async with asyncio.timeout(seconds):
+                worker = await self._life.opened()
+        except TimeoutError as error:
+            raise BackendUnavailableError(not_begun(seconds)) from error
+        return worker, max(0.0, ends - time.monotonic())
 
 
 async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
@@ -263,13 +277,13 @@ def _connect_once(path: str) -> tuple[sqlite3.Connection, OpenFile]:
     if path != ":memory:":
         make_private(Path(path))
     try:
-        return _prepared(path, sqlite3.connect(path, timeout=LOCK_SLICE, isolation_level=None))
+        return _prepared(path, sqlite3.connect(path, **_CONNECTION))
     except sqlite3.OperationalError as error:
         if not is_read_only(error) or not can_only_be_read(path):
             raise
     # Even a reader makes files beside it, unless it knows that there are no writers.
     uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
-    return _prepared(path, sqlite3.connect(uri, uri=True, timeout=LOCK_SLICE, isolation_level=None), frozen=True)
+    return _prepared(path, sqlite3.connect(uri, uri=True, **_CONNECTION), frozen=True)
 
 
 def _prepared(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tuple[sqlite3.Connection, OpenFile]:

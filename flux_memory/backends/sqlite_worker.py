@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +30,8 @@ _ANSWERED_WITHIN: Final = 0.002
 """Seconds of reading after which those that are done get their answers, though others that came along wait."""
 LOCK_SLICE: Final = 0.05
 """Seconds for which SQLite waits for a lock at a time; in between others get their turn, and deadlines are kept."""
+_REST_WITHIN: Final = 5.0
+"""Seconds that a fork waits for the thread to come to rest."""
 _STEPS: Final = 1000
 """Instructions of SQLite's virtual machine between two looks at the clock."""
 _GRACE: Final = 0.5
@@ -76,6 +81,8 @@ class SQLiteWorker(aiosqlite.Connection):
         self._jobs: deque[_Job[Any]] = deque()
         self._called = False
         self._running_job: _Job[Any] | None = None
+        self._at_rest = threading.Lock()
+        _WORKERS.add(self)
 
     def __del__(self) -> None:
         """Say nothing: the memory that owns the worker warns, and stops the thread."""
@@ -114,6 +121,13 @@ class SQLiteWorker(aiosqlite.Connection):
         if stopped.done():
             self._thread.join()
 
+    def close_copy(self) -> None:
+        """Close a forked child's copy of the connection, which leaves the parent's alone."""
+        with suppress(sqlite3.Error):
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
     def _stop(self, stopped: asyncio.Future[object] | None) -> None:
         self._running = False
         self._tx.put_nowait((None, self._close_on_thread))
@@ -122,7 +136,8 @@ class SQLiteWorker(aiosqlite.Connection):
     def _open_on_thread(self, job: _Job[None]) -> None:
         # Kept here, not handed over: whoever asked may be gone by now, and it must still be closed.
         try:
-            self._connection = self._connector()
+            with self._at_rest:
+                self._connection = self._connector()
         except Exception as error:  # noqa: BLE001 - the caller gets it
             _deliver([(job, None, error)])
         else:
@@ -139,9 +154,10 @@ class SQLiteWorker(aiosqlite.Connection):
         return job is not None and job.given_up()
 
     def _close_on_thread(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        with self._at_rest:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
 
     async def _outcome(self, job: _Job[Result], timeout: float) -> Result:  # noqa: ASYNC109 - bounds a thread
         self._jobs.append(job)
@@ -159,10 +175,11 @@ class SQLiteWorker(aiosqlite.Connection):
         self._called = False
         writes: list[_Job[Any]] = []
         while self._jobs or writes:
-            # Writes that wait for a lock keep no read waiting.
-            writes += self._run_reads(min(len(self._jobs), _MOST_TOGETHER))
-            if writes:
-                writes = self._commit(writes)
+            with self._at_rest:
+                # Writes that wait for a lock keep no read waiting.
+                writes += self._run_reads(min(len(self._jobs), _MOST_TOGETHER))
+                if writes:
+                    writes = self._commit(writes)
 
     def _run_reads(self, most: int) -> list[_Job[Any]]:
         """Take so many jobs, run the reads among them, and return the writes.
@@ -257,12 +274,15 @@ def _expire(job: _Job[Any], timeout: float) -> None:
             )
         )
     else:
-        job.future.set_exception(
-            BackendUnavailableError(
-                f"SQLite did not answer within {timeout:g} s, and nothing was stored; raise timeout=, or look for "
-                "what keeps the file or the disk busy"
-            )
-        )
+        job.future.set_exception(BackendUnavailableError(not_begun(timeout)))
+
+
+def not_begun(timeout: float) -> str:
+    """Return the message of a call that ended before its turn came."""
+    return (
+        f"SQLite did not answer within {timeout:g} s, and nothing was stored; raise timeout=, or look for what keeps "
+        "the file or the disk busy"
+    )
 
 
 def _nothing(db: sqlite3.Connection) -> None:
@@ -289,6 +309,33 @@ def _settle(outcomes: list[_Outcome]) -> None:
             job.future.set_result(result)
         else:
             job.future.set_exception(error)
+
+
+_WORKERS: Final[weakref.WeakSet[SQLiteWorker]] = weakref.WeakSet()
+_STOPPED: Final[list[SQLiteWorker]] = []
+"""The workers that wait for a fork that is under way."""
+
+
+def _stop_all() -> None:
+    for worker in list(_WORKERS):
+        if worker._at_rest.acquire(timeout=_REST_WITHIN):  # noqa: SLF001 - the same module
+            _STOPPED.append(worker)
+
+
+def _go_on() -> None:
+    while _STOPPED:
+        _STOPPED.pop()._at_rest.release()  # noqa: SLF001 - the same module
+
+
+def _close_in_child() -> None:
+    while _STOPPED:
+        _STOPPED.pop().close_copy()
+
+
+if hasattr(os, "register_at_fork"):
+    # SQLite keeps a process's locks in memory, which a child would take for its own: that it holds them, and that it
+    # must wait for them. So nothing is under way while the process is copied, and the copy is closed.
+    os.register_at_fork(before=_stop_all, after_in_parent=_go_on, after_in_child=_close_in_child)
 
 
 def _stop_sentinel() -> object:
