@@ -81,7 +81,7 @@ def to_scratch(path: Path, scratch: Path) -> None:
                     raise ValueError("'table' must be 'sessions' or 'messages'")
                 if "session" in entry:
                     db.execute(INSERT_CONTEXT, _row(SESSION_COLUMNS, entry["session"]))
-            except (KeyError, TypeError, ValueError, sqlite3.Error) as error:
+            except (KeyError, TypeError, ValueError, OverflowError, sqlite3.Error) as error:
                 raise MigrationError(f"line {number} of {path} is not a quarantined row: {error}; mend it") from error
         db.execute(ADD_CONTEXTS)
         db.execute("COMMIT")
@@ -91,20 +91,22 @@ def to_scratch(path: Path, scratch: Path) -> None:
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    entry = json.loads(line)
+                    entry = json.loads(line.decode())
                     if not isinstance(entry, dict):
                         raise MigrationError(f"line {number} of {path} is not a JSON object; mend it")
                     yield number, entry
     except OSError as error:
         raise MigrationError(f"{path} cannot be read: {error.strerror}; check --retry") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MigrationError(f"line {number} of {path} is not JSON in UTF-8: {error}; mend it") from error
 
 
-def _row(names: tuple[str, ...], row: dict[str, Any]) -> tuple[Any, ...]:
+def _row(names: tuple[str, ...], row: Any) -> tuple[Any, ...]:
+    if not isinstance(row, dict):
+        raise TypeError("'row' and 'session' must be JSON objects")
     if unknown := set(row) - set(names):
         raise ValueError(f"unknown columns {sorted(unknown)}")
     return tuple(_from_json(row.get(name)) for name in names)
