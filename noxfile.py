@@ -92,6 +92,32 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known vulnerabilities in the dependencies, and for risky code; fails where either cannot be told."""
+    install(session, "audit")
+    session.run("bandit", "--quiet", "--configfile", "pyproject.toml", "--recursive", "flux_memory")
+    installed = Path(session.create_tmp()) / "installed.txt"
+    frozen = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True, log=False)
+    installed.write_text(str(frozen), encoding="utf-8")
+    # --strict: a package that the advisory service does not know, or cannot be asked about, fails the run.
+    session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", f"--requirement={installed}", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Try random input on all that takes input from outside, two minutes by default; `-- --minutes=N` for more."""
+    install(session, "fuzz")
+    session.run("python", "contract_tests/security/fuzz.py", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Break what can break under 256 users, two minutes for each backend by default; `-- --minutes=N` for more."""
+    install(session, "soak")
+    session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
+@nox.session
 def peers(session: nox.Session) -> None:
     """Run the contract on published stores, and write their scorecard; what they do not keep is no failure."""
     session.install("-r", "contract_tests/peers/requirements.txt", "-e", ".[testkit,embedded]")
