@@ -34,8 +34,8 @@ class WorkersContract(Binding):
 
     @clause(
         "FM-CON-013",
-        promise="Of what concurrent workers send, retry and cancel, all that was acknowledged is stored whole, once and "
-        "in order, and nothing else is.",
+        promise="Of what concurrent workers send, retry and cancel, all that was acknowledged is stored whole, once "
+        "and in order, and nothing else is.",
         loses="In a busy service single messages are lost, doubled or swapped, and nobody can say when.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
