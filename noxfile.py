@@ -112,7 +112,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Break what can break under 256 users, two minutes for each backend by default; `-- --minutes=N` for more."""
+    """Break what can break under 256 users, for two minutes by default; `-- --minutes=N` for more."""
     install(session, "soak")
     session.run("python", "benchmarks/soak.py", *session.posargs)
 

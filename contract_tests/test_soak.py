@@ -1,0 +1,41 @@
+"""The soak: a short one runs to its end and keeps all promises, and what it looks for it finds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, from its own directory."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import soak  # noqa: PLC0415 - a program, not a package
+
+    yield soak
+    for name in [name for name in sys.modules if name == "soak" or name.partition(".")[0] == "harness"]:
+        del sys.modules[name]
+
+
+def test_a_short_soak_keeps_every_promise(soak: Any, tmp_path: Path) -> None:
+    """256 users on four processes, a lock held by another process, one user's process killed: nothing lost or left."""
+    phase = soak.soak("sqlite", 4, 9.0, 1, tmp_path / "log")
+    assert phase.problems == []
+    assert phase.faults
+    assert phase.calls["ok"] > soak.USERS
+    assert phase.messages > 0
+    json.dumps(soak.asdict(phase))
+
+
+def test_what_is_left_behind_is_named(soak: Any) -> None:
+    """A descriptor, a thread or a task more than before is a problem, and so is memory that goes on growing."""
+    before = {"files": 7, "threads": 1, "tasks": 1}
+    assert soak.leaks("one", before, before) == []
+    assert soak.leaks("one", before, {**before, "threads": 2}) == ["one leaks threads: 1 before, 2 after close()"]
+    flat = [50.0 + (second % 3) for second in range(60)]
+    assert soak.growth("one", flat) == []
+    assert "grows" in soak.growth("one", [50.0 + second for second in range(60)])[0]
