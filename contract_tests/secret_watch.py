@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import reprlib
 import subprocess
 import traceback
 from collections.abc import Generator, Iterator
@@ -27,6 +28,12 @@ MARKER: Final = "m4rker-of-a-p4ssword"
 SHORTEST: Final = 8
 """A shorter one stands by chance in other words."""
 _PACKAGE: Final = str(Path(flux_memory.__file__).parent)
+
+# A variable can hold the largest text there is, many times over; a DSN in it is among the first.
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 10_000
+_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 1_000
+_short.maxlevel = 20
 
 _passwords: set[str] = {MARKER}
 _findings: list[str] = []
@@ -57,8 +64,8 @@ def look_at_error(error: BaseException) -> None:
         look(f"the words of {name}", f"{one} {one!r} {one.args!r} {getattr(one, '__notes__', '')!r}")
         for frame, _ in traceback.walk_tb(one.__traceback__):
             if frame.f_code.co_filename.startswith(_PACKAGE):
-                held = traceback.StackSummary.extract(iter([(frame, frame.f_lineno)]), capture_locals=True)
-                look(f"a frame's variables in the traceback of {name}", "".join(held.format()))
+                held = ", ".join(map(_short.repr, frame.f_locals.values()))
+                look(f"a frame's variables in the traceback of {name}", held)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
