@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +46,18 @@ def without_foreign_keys(sound: Callable[..., None]) -> Callable[..., None]:
     return lambda db, pragma, value, expected: None if pragma == "foreign_keys" else sound(db, pragma, value, expected)
 
 
+def foreign_keys_once(sound: Callable[..., None]) -> Callable[..., None]:
+    seen: list[sqlite3.Connection] = []
+
+    def require(db: sqlite3.Connection, pragma: str, value: str, expected: tuple[object, ...]) -> None:
+        if pragma == "foreign_keys":
+            seen.append(db)
+        if pragma != "foreign_keys" or db is seen[0]:
+            sound(db, pragma, value, expected)
+
+    return require
+
+
 def without_empty(sound: Callable[..., str]) -> Callable[..., str]:
     return lambda name, value, **limits: sound(name, value, **limits) or " "
 
@@ -78,6 +91,7 @@ SQLITE = {
     ),
     "creating replaces": Break("FM-SES-004", sqlite, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
     "foreign keys are off": Break("FM-SES-008", sqlite, "_require", "", without_foreign_keys),
+    "foreign keys are on in the first connection": Break("FM-SES-008", sqlite, "_require", "", foreign_keys_once),
     "clearing spares one": Break("FM-SES-010", sqlite, "DELETE_SESSIONS", "sessions", "sessions WHERE rowid > 1"),
     "retries compare the role only": Break(
         "FM-MSG-004",
