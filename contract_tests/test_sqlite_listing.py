@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from original_application import INSERT_SESSION, make_file
 
 from flux_memory import metadata, records
 from flux_memory.backends import sqlite as backend
@@ -131,3 +132,16 @@ def test_no_session_leaves_anything_behind(db: sqlite3.Connection) -> None:
     assert rows_left(db) == 5
     backend._execute(backend.DELETE_SESSIONS, (), db)
     assert rows_left(db) == 0
+
+
+@pytest.mark.parametrize("generation", [1, 2])
+def test_an_adopted_files_metadata_is_found(tmp_path: Path, generation: int) -> None:
+    """What the original application wrote is found by a filter from the first call, escaped letters included."""
+    path = tmp_path / "chat.db"
+    with closing(make_file(path, generation=generation)) as original:
+        for id_, text in (("old", json.dumps({"언어": "한국어", "n": [1]})), ("null", None), ("bad", "{")):
+            original.execute(INSERT_SESSION, (id_, "", "2026-01-01T00:00:00", "2026-01-01T00:00:00", text))
+    with closing(backend._connect(str(path), 5)[0]) as db:
+        assert listed(db, {"언어": "한국어"}) == ["old"]
+        assert listed(db, {"n": [1.0]}) == ["old"]
+        assert listed(db, {}) == ["old", "null"]
