@@ -115,6 +115,29 @@ async def test_more_writes_than_one_transaction_takes(memory: ConversationMemory
 
 
 @pytest.mark.asyncio
+async def test_reads_that_gather_have_an_outcome_each(memory: ConversationMemory, path: Path) -> None:
+    """However many readers and writers come at once, each gets its own answer; one corrupt row fails its readers."""
+    await memory.add_message("one", "user", "x")
+    await memory.add_message("two", "user", "y")
+    change(path, "UPDATE messages SET metadata = '{' WHERE session_id = 'two'")
+    async with thread_held(memory):
+        reads = [asyncio.create_task(memory.get_history(("one", "two")[n % 100 == 7])) for n in range(600)]
+        writes = [asyncio.create_task(memory.create_session(session_id=f"new {n}")) for n in range(20)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+    outcomes = await asyncio.gather(*reads, return_exceptions=True)
+    for n, outcome in enumerate(outcomes):
+        if n % 100 == 7:
+            assert isinstance(outcome, FluxMemoryError)
+        else:
+            assert not isinstance(outcome, BaseException)
+            assert [message["content"] for message in outcome] == ["x"]
+    assert await asyncio.gather(*writes) == [f"new {n}" for n in range(20)]
+    one, other = (outcome for outcome in outcomes[:2] if not isinstance(outcome, BaseException))
+    assert one is not other
+
+
+@pytest.mark.asyncio
 async def test_a_lock_that_is_let_go_in_time_is_waited_for(memory: ConversationMemory, path: Path) -> None:
     """Another process that writes for a moment makes a call slower, not fail."""
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
