@@ -6,25 +6,30 @@ import asyncio
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_postgres import connected, execute, rows
+from raw_postgres import connected, execute
 from test_transfer_load import make_tables
 from transfer_memories import everything, make_random, move
+from waiting import until
 
-from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer import Plan, Status, migrate, migrate_back
 
-# The migration kills itself after so many rows of so many reports, or a clock does after so many seconds.
+# The migration kills itself after so many rows of so many reports.
 CHILD = """
-import asyncio, os, signal, sys, threading
+import asyncio, os, signal, sys
 from pathlib import Path
-from flux_memory.transfer import Plan, migrate
-path, dsn, batch, rows, seconds = sys.argv[1:]
+from flux_memory.transfer import Plan, migrate, snapshot
+path, dsn, large, rows = sys.argv[1:]
+snapshot._LARGE = int(large)
 class Watcher:
     left = int(rows)
     def phase(self, name, rows): self.advance(1)
@@ -32,16 +37,16 @@ class Watcher:
     def advance(self, rows):
         self.left -= rows
         if self.left < 0: os.kill(os.getpid(), signal.SIGKILL)
-async def main():
-    print("begun", flush=True)
-    if float(seconds): threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
-    await migrate(Plan(Path(path), dsn, batch_size=int(batch)), Watcher())
-asyncio.run(main())
-os._exit(0)
+asyncio.run(migrate(Plan(Path(path), dsn, batch_size=50), Watcher()))
 """
-COMMAND = "from flux_memory.migrate_command import migrate; migrate()"
+OTHERS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+WORKING = f"{OTHERS} AND state <> 'idle'"
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
-POINTS = 12
+POINTS = 20
+"""Half of them after random numbers of rows, half after random times."""
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +56,42 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def killed(path: Path, dsn: str, *, rows: int = 10**9, seconds: float = 0.0) -> bool:
-    """Run a migration that is to be killed, and tell whether it was."""
-    command = [sys.executable, "-c", CHILD, str(path), dsn, "50", str(rows), str(seconds)]
+def random_numbers() -> random.Random:
+    return random.Random(os.environ.get("FLUX_MEMORY_TRANSFER_SEED", "7"))
+
+
+def killed_at_row(path: Path, dsn: str, rows: int, *, helped: bool) -> bool:
+    """Run a migration that kills itself, and tell whether it did."""
+    command = [sys.executable, "-c", CHILD, str(path), dsn, "0" if helped else str(10**12), str(rows)]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
 
 
-def points(total_rows: int, total_seconds: float) -> list[dict[str, Any]]:
-    rng = random.Random(os.environ.get("FLUX_MEMORY_TRANSFER_SEED", "7"))
-    by_rows = [{"rows": rng.randrange(total_rows)} for _ in range(POINTS // 2)]
-    return by_rows + [{"seconds": rng.uniform(0.0, total_seconds)} for _ in range(POINTS // 2)]
+def killed_after(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Kill a process after some time, and tell whether it still ran."""
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def duration(process: subprocess.Popen[str]) -> float:
+    """Return how long a process takes that succeeds."""
+    began = time.monotonic()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return time.monotonic() - began
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start the command as a person does."""
+    command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_there(path: Path, dsn: str) -> subprocess.Popen[str]:
+    return start("--sqlite-path", path, "--postgres-dsn", dsn, "--batch-size", 50)
 
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
@@ -70,27 +101,94 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
     make_tables(dsn)
     before = [OTHER] if populated else []
     asyncio.run(execute(dsn, "DELETE FROM sessions", *before))
-    began = time.monotonic()
-    assert move(path, dsn, batch_size=50).status is Status.IDENTICAL
-    expected, seconds = everything(dsn), time.monotonic() - began
-    kept = 1 if populated else 0
+    seconds = duration(start_there(path, dsn))
+    expected = everything(dsn)
+    rng = random_numbers()
     kills = 0
-    for point in points(2 * 3040, seconds):
+    for number in range(POINTS):
         asyncio.run(execute(dsn, "DELETE FROM sessions", *before))
-        kills += killed(path, dsn, **point)
+        if number % 2:
+            kills += killed_after(start_there(path, dsn), rng.uniform(seconds / 4, seconds))
+        else:
+            kills += killed_at_row(path, dsn, rng.randrange(2 * 3040), helped=number % 4 == 0)
+        asyncio.run(gone(dsn, WORKING))
         sessions, messages = everything(dsn)
         if not populated:
             assert (len(sessions), len(messages)) in {(0, 0), (40, 3000)}, "all or nothing"
         assert sum(row[6] for row in sessions) == len(messages), "no batch is half there"
-        assert len(sessions) >= kept
+        assert len(sessions) >= populated
         assert move(path, dsn, batch_size=50).status is Status.IDENTICAL
         assert everything(dsn) == expected
     assert kills >= POINTS // 2
 
 
-def start(path: Path, dsn: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", COMMAND, "--sqlite-path", str(path), "--postgres-dsn", dsn, "--yes"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+async def gone(dsn: str, whoever: str) -> None:
+    """Wait until the server has noticed that they are gone."""
+    async with connected(dsn) as connection:
+
+        async def alone() -> bool:
+            return not await connection.fetchval(whoever)
+
+        await until(alone)
+
+
+def test_the_way_back_is_killed_anywhere_and_run_again(
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path
+) -> None:
+    """There is no file, or the whole and proven one; nothing is left beside it by the run that completes."""
+    dsn = flux_postgres_clean_dsn
+    make_tables(dsn)
+    asyncio.run(execute(dsn, "DELETE FROM sessions"))
+    assert move(path, dsn).status is Status.IDENTICAL
+    back = tmp_path / "back.db"
+    seconds = duration(start("--to-sqlite", back, "--postgres-dsn", dsn))
+    expected = contents(back)
+    rng = random_numbers()
+    kills = 0
+    for _ in range(POINTS):
+        back.unlink()
+        kills += killed_after(start("--to-sqlite", back, "--postgres-dsn", dsn), rng.uniform(seconds / 4, seconds))
+        for file in tmp_path.iterdir():
+            assert file.stat().st_mode & 0o077 == 0, "what was read is for its owner alone"
+        if not back.exists():
+            assert asyncio.run(migrate_back(dsn, back)).status is Status.IDENTICAL
+            assert [file.name for file in tmp_path.iterdir()] == ["back.db"]
+        assert contents(back) == expected
+    assert kills >= POINTS // 2
+
+
+def contents(path: Path) -> list[Any]:
+    with closing(sqlite3.connect(path)) as db:
+        return [db.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall() for table in ("sessions", "messages")]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A private copy is for its owner alone, and goes unless its process lives."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = """
+import os, signal, sys
+from flux_memory.transfer.leftovers import private_directory
+with private_directory() as directory:
+    (directory / "snapshot.db").write_text("people's words")
+    print(directory, flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    directory = Path(process.stdout.readline().strip())
+    assert directory.stat().st_mode & 0o777 == 0o700
+    asyncio.run(execute(flux_postgres_clean_dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
+    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
+    assert (directory / "snapshot.db").exists(), "its process lives"
+    process.communicate()
+    assert (directory / "snapshot.db").exists(), "it was killed"
+    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
+    assert list(tmp_path.iterdir()) == []
 
 
 async def waiting_for_lock(connection: Any) -> int:
@@ -115,7 +213,7 @@ def test_an_interrupt_ends_within_a_second_with_advice(path: Path, flux_postgres
     async def interrupt() -> tuple[int, str, float]:
         async with connected(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            process = start(path, dsn)
+            process = start_there(path, dsn)
             await waiting_for_lock(connection)
             began = time.monotonic()
             process.send_signal(how)
@@ -139,7 +237,7 @@ def test_a_lost_server_is_an_error_with_advice(path: Path, flux_postgres_clean_d
     async def cut() -> tuple[int, str]:
         async with connected(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            process = start(path, dsn)
+            process = start_there(path, dsn)
             pid = await waiting_for_lock(connection)
             await connection.execute("SELECT pg_terminate_backend($1)", pid)
             _, errors = await asyncio.to_thread(process.communicate, timeout=20)
@@ -180,12 +278,5 @@ def test_a_cancelled_call_leaves_nothing_open(path: Path, flux_empty_database: s
 
     for name in ("Preflight", "Load", "Verify"):
         asyncio.run(cancel_in(name))
-        others = """
-            SELECT count(*), array_agg(state || ': ' || query)
-            FROM pg_stat_activity
-            WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-        """
-        deadline = time.monotonic() + 10
-        while (left := asyncio.run(rows(dsn, others))[0])[0]:
-            assert time.monotonic() < deadline, left
+        asyncio.run(gone(dsn, OTHERS))
     assert move(path, dsn).status is Status.IDENTICAL

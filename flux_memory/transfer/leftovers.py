@@ -1,9 +1,11 @@
-"""Private directories for what must not stay behind, not even after a process was killed."""
+"""Files that must not stay behind, not even after a process was killed: the next one removes them."""
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ def private_directory() -> Iterator[Path]:
 
     A directory in use holds a file that is locked; the lock goes with the process, however that ends.
     """
-    remove_leftovers()
+    _remove_old_directories()
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
         lock = os.open(directory / "unlocked", os.O_CREAT | os.O_RDWR, 0o600)
@@ -36,16 +38,41 @@ def private_directory() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def remove_leftovers() -> None:
+@contextmanager
+def unproven_file(wanted: Path) -> Iterator[Path]:
+    """Make an empty file beside the one that is wanted, and remove those that killed processes left.
+
+    It is locked while it is in use, and removed at the end with what SQLite put beside it.
+    """
+    for old in wanted.parent.glob(f".{glob.escape(wanted.name)}.*.unproven"):
+        with suppress(OSError):
+            if not _is_locked(old):
+                _remove_database(old)
+    path = wanted.with_name(f".{wanted.name}.{secrets.token_hex(4)}.unproven")
+    lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield path
+    finally:
+        _remove_database(path)
+        os.close(lock)
+
+
+def _remove_database(path: Path) -> None:
+    for suffix in ("-journal", "-wal", "-shm", ""):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _remove_old_directories() -> None:
     """Remove this user's directories that no process holds any more."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            if directory.stat(follow_symlinks=False).st_uid == os.getuid() and not _in_use(directory):
+            if directory.stat(follow_symlinks=False).st_uid == os.getuid() and not _is_locked(directory / _LOCK):
                 shutil.rmtree(directory)
 
 
-def _in_use(directory: Path) -> bool:
-    lock = os.open(directory / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+def _is_locked(path: Path) -> bool:
+    lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -176,13 +176,17 @@ class _Migration:
         async with AsyncExitStack() as stack:
             others = [targets.connected(self._plan.postgres_dsn) for _ in self._parts[1:]]
             connections = [connection, *[await stack.enter_async_context(other) for other in others]]
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
-                    for own, part in zip(connections, self._parts, strict=True)
-                ]
-        for task in tasks:
-            merged.include(task.result())
+            tasks = [
+                asyncio.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
+                for own, part in zip(connections, self._parts, strict=True)
+            ]
+            try:
+                for part in await asyncio.gather(*tasks):
+                    merged.include(part)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
         return merged
 
     async def _verify(self, connection: Any) -> None:

@@ -64,6 +64,11 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
         connection = await asyncpg.connect(parsed.url, **{"timeout": CONNECT_SECONDS, **parsed.arguments})
         try:
             yield connection
+        except asyncpg.DiskFullError as error:
+            raise MigrationError(
+                f"PostgreSQL at {dsns.masked(dsn)}: the server's disk is full; nothing is half done. Make room there, "
+                "and run the same command again"
+            ) from error
         finally:
             # Not close(), which waits for a server that may be gone.
             connection.terminate()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from flux_memory.schema import sqlite as schema
 from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.leftovers import unproven_file
 from flux_memory.transfer.merge import Merged
 from flux_memory.transfer.preflight import preflight
 from flux_memory.transfer.prepared import Prepared
@@ -76,34 +76,35 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
     _refuse_existing(sqlite_path)
     watcher = watcher or Nobody()
     report = Report(dsns.masked(postgres_dsn), str(sqlite_path))
-    unproven = sqlite_path.with_name(f".{sqlite_path.name}.{secrets.token_hex(4)}.unproven")
     try:
-        async with targets.connected(postgres_dsn) as connection:
-            found = await targets.inspect(connection, postgres_dsn, for_reading=True)
-            watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {found.shown}")
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                await connection.execute(targets.NO_DEADLINES)
-                began = time.monotonic()
-                watcher.phase("Load", found.sessions + found.messages)
-                report.moved = await _write(connection, unproven, watcher)
-                report.seconds["load"] = time.monotonic() - began
-                began = time.monotonic()
-                watcher.phase("Verify", None)
-                await _verify(connection, unproven, report)
-                report.seconds["verify"] = time.monotonic() - began
-        if report.status is Status.IDENTICAL:
-            # Unlike a rename, a link does not overwrite a file that came up meanwhile.
-            os.link(unproven, sqlite_path)
+        with unproven_file(sqlite_path) as unproven:
+            await _write_and_prove(postgres_dsn, unproven, report, watcher)
+            if report.status is Status.IDENTICAL:
+                # Unlike a rename, a link does not overwrite a file that came up meanwhile.
+                os.link(unproven, sqlite_path)
     except OSError as error:
         raise MigrationError(
             f"{sqlite_path} cannot be written: {error.strerror or error}; check the directory, its rights and its room"
         ) from error
     except sqlite3.Error as error:
         raise MigrationError(f"{sqlite_path} cannot be written: {error}; check the directory and its room") from error
-    finally:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            unproven.with_name(unproven.name + suffix).unlink(missing_ok=True)
     return report
+
+
+async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, watcher: Watcher) -> None:
+    async with targets.connected(postgres_dsn) as connection:
+        found = await targets.inspect(connection, postgres_dsn, for_reading=True)
+        watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {found.shown}")
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute(targets.NO_DEADLINES)
+            began = time.monotonic()
+            watcher.phase("Load", found.sessions + found.messages)
+            report.moved = await _write(connection, unproven, watcher)
+            report.seconds["load"] = time.monotonic() - began
+            began = time.monotonic()
+            watcher.phase("Verify", None)
+            await _verify(connection, unproven, report)
+            report.seconds["verify"] = time.monotonic() - began
 
 
 def _refuse_existing(path: Path) -> None:
@@ -112,7 +113,6 @@ def _refuse_existing(path: Path) -> None:
 
 
 async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         schema.bring_up_to_date(db)
