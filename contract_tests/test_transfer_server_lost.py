@@ -1,0 +1,231 @@
+"""A server that dies, or whose disk is full, in the middle of a migration: a sentence, and the next run completes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_postgres import connected, execute
+from test_transfer_interrupted import OTHER, start_there, waiting_for_lock
+from test_transfer_load import make_tables
+from transfer_memories import everything, make_random, move
+from waiting import until
+
+from flux_memory.errors import FluxMemoryError, MigrationError
+from flux_memory.testkit.servers import Server, start_server
+from flux_memory.testkit.servers import local as local_servers
+from flux_memory.testkit.servers.binaries import find_binaries, run_as, server_account
+from flux_memory.testkit.servers.directories import _processes_in
+from flux_memory.transfer import Plan, Status, migrate
+
+DISK = "32m"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lost") / "chat.db"
+    make_random(path, sessions=3000, messages=6000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One that may be killed."""
+    with start_server("local") as server:
+        yield server
+
+
+class Trigger:
+    """A watcher that acts once a phase has begun, or is on its way."""
+
+    def __init__(self, name: str, act: Callable[[], object], *, after_rows: int = 0) -> None:
+        self._name = name
+        self._act = act
+        self._left = after_rows
+        self._phase = ""
+        self.acted = False
+
+    def phase(self, name: str, rows: int | None) -> None:
+        self._phase = name
+        self.advance(0)
+
+    def advance(self, rows: int) -> None:
+        if self._phase == self._name and not self.acted:
+            self._left -= rows
+            if self._left <= 0:
+                self.acted = True
+                self._act()
+
+    def say(self, line: str) -> None:
+        pass
+
+
+def kill(server: Server) -> None:
+    """End the server's first process; the others notice it and end."""
+    (pid,) = _processes_in(directory(server))
+    os.kill(pid, signal.SIGKILL)
+
+
+def directory(server: Server) -> Path:
+    return Path(server._running.directory)  # type: ignore[attr-defined]
+
+
+def start_again(server: Server) -> None:
+    """Start it on its data, as after a power cut."""
+    top = directory(server)
+    layout = local_servers._Layout(top)
+    copied = top / "programs" / "bin" / "postgres"
+    program = copied if copied.exists() else find_binaries().directory / "postgres"
+    command = ["/bin/sh", "-c", local_servers._IN_BACKGROUND, str(program), str(layout.data), str(layout.log)]
+
+    async def started() -> bool:
+        # Refused until the last process of the old one is gone; its first may stay a zombie, and its locks with it.
+        for lock in (layout.data / "postmaster.pid", *layout.home.glob(".s.PGSQL.*.lock")):
+            lock.unlink(missing_ok=True)
+        process = run_as(server_account(), command, local_servers._ENVIRONMENT)
+        return local_servers._becomes_ready(layout, int(process.stdout))
+
+    asyncio.run(until(started))
+
+
+@pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
+@pytest.mark.parametrize(("phase", "rows"), [("Preflight", 0), ("Load", 4000), ("Verify", 0)])
+def test_a_killed_server_is_started_and_the_migration_run_again(
+    path: Path, server: Server, phase: str, rows: int, populated: bool
+) -> None:
+    """`kill -9` of PostgreSQL while rows are read, loaded and proven; on both paths."""
+    dsn = server.create_database()
+    make_tables(dsn)
+    asyncio.run(execute(dsn, *([OTHER] if populated else [])))
+    trigger = Trigger(phase, lambda: kill(server), after_rows=rows)
+    with pytest.raises(FluxMemoryError, match="PostgreSQL"):
+        asyncio.run(migrate(Plan(path, dsn), trigger))
+    assert trigger.acted
+    start_again(server)
+    complete(path, dsn, kept=populated)
+
+
+def complete(path: Path, dsn: str, *, kept: bool) -> None:
+    """Run it again; everything is there, once."""
+    assert move(path, dsn).status is Status.IDENTICAL
+    sessions, messages = everything(dsn)
+    assert (len(sessions), len(messages)) == (3000 + kept, 6000)
+    assert len({row[1] for row in messages}) == 6000
+
+
+def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) -> None:
+    """Exit code 1 and a sentence, no traceback."""
+    dsn = server.create_database()
+    make_tables(dsn)
+
+    async def killed() -> tuple[int, str]:
+        async with connected(dsn) as connection:
+            await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
+            process = start_there(path, dsn)
+            await waiting_for_lock(connection)
+            kill(server)
+            with suppress(OSError):
+                await connection.execute("COMMIT")
+            _, errors = await asyncio.to_thread(process.communicate, timeout=20)
+            return process.returncode, errors
+
+    code, errors = 0, ""
+    try:
+        code, errors = asyncio.run(killed())
+    finally:
+        start_again(server)
+    assert code == 1
+    assert errors.startswith("FAILED  PostgreSQL at")
+    assert "Traceback" not in errors
+    complete(path, dsn, kept=False)
+
+
+class SmallDisk:
+    """A file system of its own that PostgreSQL keeps a database on."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self._filler = place / "filler"
+
+    def fill(self) -> None:
+        """Take all the room there is."""
+        with self._filler.open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    def empty(self) -> None:
+        """Give it back."""
+        self._filler.unlink()
+
+
+@pytest.fixture
+def disk() -> Iterator[SmallDisk]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    account = server_account()
+    place = Path(tempfile.mkdtemp(prefix="flux-memory-disk-", dir="/var/tmp"))
+    options = f"size={DISK},mode=0700,uid={account.user},gid={account.group}" if account.is_other else f"size={DISK}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False)
+    if mounted.returncode:
+        place.rmdir()
+        pytest.skip(f"this machine lets nobody mount a small file system: {mounted.stderr.decode().strip()}")
+    try:
+        yield SmallDisk(place)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+        place.rmdir()
+
+
+@pytest.fixture
+def on_small_disk(server: Server, disk: SmallDisk) -> Iterator[str]:
+    """A database whose tables and temporary files are on the small disk."""
+    name = disk.place.name.replace("-", "_")
+    asyncio.run(execute(server.dsn, f"CREATE TABLESPACE {name} LOCATION '{disk.place}'"))
+    asyncio.run(execute(server.dsn, f"CREATE DATABASE {name} TEMPLATE template0 TABLESPACE {name}"))
+    # So little that the sorting of digests needs the disk, too.
+    asyncio.run(execute(server.dsn, f"ALTER DATABASE {name} SET work_mem = '64kB'"))
+    try:
+        yield f"{server.dsn.rpartition('/')[0]}/{name}"
+    finally:
+        asyncio.run(execute(server.dsn, f"DROP DATABASE {name} WITH (FORCE)", f"DROP TABLESPACE {name}"))
+
+
+@pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
+@pytest.mark.parametrize("phase", ["Load", "Verify"])
+def test_a_full_disk_is_named_and_room_is_enough_to_go_on(
+    path: Path, disk: SmallDisk, on_small_disk: str, phase: str, populated: bool
+) -> None:
+    """While rows are loaded, and while they are proven; what was there is as it was."""
+    dsn = on_small_disk
+    make_tables(dsn)
+    asyncio.run(execute(dsn, *([OTHER] if populated else [])))
+    trigger: Any = Trigger(phase, disk.fill)
+    with pytest.raises(MigrationError, match=r"the server's disk is full.*run the same command again"):
+        asyncio.run(migrate(Plan(path, dsn), trigger))
+    if phase == "Load" and not populated:
+        assert everything(dsn) == ([], [])
+    disk.empty()
+    complete(path, dsn, kept=populated)
+
+
+def test_the_command_says_that_the_disk_is_full(path: Path, disk: SmallDisk, on_small_disk: str) -> None:
+    """Exit code 1 and a sentence, no traceback; with room it completes."""
+    make_tables(on_small_disk)
+    disk.fill()
+    process = start_there(path, on_small_disk)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith("FAILED")
+    assert "the server's disk is full" in errors
+    assert "Traceback" not in errors
+    assert everything(on_small_disk) == ([], [])
+    disk.empty()
+    complete(path, on_small_disk, kept=False)
