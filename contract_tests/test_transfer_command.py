@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
+import re
 import sqlite3
-from contextlib import closing
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -115,6 +123,43 @@ def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
     assert result.output.startswith("FAILED  PostgreSQL at postgresql://me:***@127.0.0.1:1/none")
     assert "secret" not in result.output + report.read_text("utf-8")
     assert json.loads(report.read_text("utf-8"))["status"] == "failed"
+
+
+def on_a_terminal(columns: int, *arguments: object) -> str:
+    """Run the command on a terminal of its own, and return all that it wrote there."""
+    command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR"}}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm"}
+    ) as process:
+        os.close(theirs)
+        written = b""
+        with suppress(OSError):  # what a terminal says that nobody holds any more
+            while piece := os.read(ours, 65536):
+                written += piece
+    os.close(ours)
+    assert process.returncode == 0, written
+    return written.decode()
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str, columns: int) -> None:
+    """Whatever its width; and what each phase took stays to be read."""
+    written = on_a_terminal(columns, "--sqlite-path", path, "--postgres-dsn", flux_empty_database)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", written)
+    assert "\x1b[1A" not in plain, "a line was wrapped and taken back"
+    frames = [frame for frame in re.split(r"[\r\n]|\x1b\[2K", plain) if "━" in frame and frame[0].isalpha()]
+    assert {frame.split()[0] for frame in frames} == {"Preflight", "Load", "Keys", "Verify"}
+    assert max(map(len, frames)) <= columns
+    assert re.findall(r"^(\w+): (?:8 rows in )?\d+\.\d s", plain.replace("\x1b[2K", "\n"), re.MULTILINE) == [
+        "Preflight",
+        "Load",
+        "Keys",
+        "Verify",
+    ]
+    assert "Proven identical" in plain
 
 
 @pytest.mark.parametrize(

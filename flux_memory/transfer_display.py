@@ -6,10 +6,17 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
-import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
 from rich.text import Text
 
 from flux_memory.transfer import Report, Status
@@ -26,9 +33,32 @@ _CLOSING: Final = {
 }
 
 
+_WIDE: Final = 80
+"""Columns of a terminal from which on there is room for the rate."""
+
+
+class _Rows(ProgressColumn):
+    """How many rows are done; nothing of a phase that counts none."""
+
+    def render(self, task: Task) -> Text:
+        done = "" if task.total is None else f"{task.completed:,.0f}/{task.total:,.0f}"
+        return Text(done, style="progress.download", no_wrap=True)
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} rows/s", style="progress.data.speed")
+        rate = "" if task.total is None else f"{task.speed or 0:,.0f} rows/s"
+        return Text(rate, style="progress.data.speed", no_wrap=True)
+
+
+class _Time(ProgressColumn):
+    """The time left; of a phase that counts no rows the time it has taken."""
+
+    _left = TimeRemainingColumn()
+    _taken = TimeElapsedColumn()
+
+    def render(self, task: Task) -> Text:
+        return (self._taken if task.total is None else self._left).render(task)
 
 
 class Display:
@@ -37,12 +67,13 @@ class Display:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._console = Console()
+        rate = (_Rate(),) if self._console.width >= _WIDE else ()
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
+            _Rows(),
+            *rate,
+            _Time(),
             console=self._console,
             disable=quiet or not self._console.is_terminal,
         )
@@ -111,7 +142,7 @@ class Display:
             return
         back = "://" in report.source
         here, there = ("File", "PostgreSQL") if back else ("SQLite", "PostgreSQL")
-        table = Table("Verification", "sessions", "messages", title_justify="left")
+        table = Table("Verification", Column("sessions", justify="right"), Column("messages", justify="right"))
         table.add_row(here, f"{found.sessions:,}", f"{found.messages:,}")
         table.add_row(there, f"{found.target_sessions:,}", f"{found.target_messages:,}")
         if self._console.is_terminal:
@@ -130,10 +161,10 @@ class Display:
             self.say("Differences: " + ", ".join(f"{count:,} x {kind}" for kind, count in found.differences.items()))
 
     def _end_phase(self) -> None:
-        if self._name and not self._quiet and not self._console.is_terminal:
+        if self._name:
             seconds = time.monotonic() - self._began
             rows = f"{self._rows:,} rows in " if self._rows else ""
-            click.echo(f"{self._name}: {rows}{seconds:.1f} s")
+            self.say(f"{self._name}: {rows}{seconds:.1f} s")
         self._name = ""
 
     def __enter__(self) -> Self:
@@ -145,4 +176,6 @@ class Display:
     ) -> None:
         if kind is None:
             self._end_phase()
+        if not self._progress.disable:
+            self._progress.remove_task(self._task)
         self._progress.stop()

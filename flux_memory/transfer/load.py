@@ -10,6 +10,7 @@ import asyncpg
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.preflight import Advance
 from flux_memory.transfer.prepared import Prepared
+from flux_memory.transfer.progress import Watcher
 from flux_memory.transfer.target import NO_DEADLINES
 from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 
@@ -74,14 +75,14 @@ class Loaded(NamedTuple):
     messages: int
 
 
-async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, advance: Advance) -> bool:
+async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, watcher: Watcher) -> bool:
     """Fill an empty target, or return `False`, with nothing changed, where it is not empty or not ours to rebuild.
 
     Args:
         connection: To a target whose schema is current.
         parts: What the preflight left.
         rows: How many there are.
-        advance: Told how many rows were sent.
+        watcher: Told how many rows were sent, and when the keys are built.
     """
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(NO_DEADLINES)
@@ -95,8 +96,13 @@ async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, advance
         for drop, _ in keys:
             await connection.execute(drop)
         await connection.execute(EMPTY)
-        await _copy(connection, "sessions", SESSION_COLUMNS, _Sending(parts, "sessions", rows.sessions, advance))
-        await _copy(connection, "messages", MESSAGE_COLUMNS, _Sending(parts, "messages", rows.messages, advance))
+        for table, columns, count in (
+            ("sessions", SESSION_COLUMNS, rows.sessions),
+            ("messages", MESSAGE_COLUMNS, rows.messages),
+        ):
+            data = aiter(_Sending(parts, table, count, watcher.advance))
+            await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
+        watcher.phase("Keys", None)
         memory = max(rows.messages * _BYTES_A_KEY // 1024, 1024)
         await connection.execute(RAISE_MEMORY, str(min(memory, _MOST_MEMORY)))
         for _, create in reversed(keys):
@@ -136,7 +142,3 @@ class _Sending:
                 self._advance(self._rows * sent // size - told)
                 told = self._rows * sent // size
         yield COPY_TRAILER
-
-
-async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: _Sending) -> None:
-    await connection.copy_to_table(table, source=aiter(rows), columns=columns, format="binary", freeze=True)

@@ -169,7 +169,7 @@ class _Migration:
     async def _load(self, connection: Any) -> Merged:
         found, advance = self._report.preflight, self._watcher.advance
         rows = Loaded(found.sessions, found.messages)
-        if await load(connection, self._parts, rows, advance):
+        if await load(connection, self._parts, rows, self._watcher):
             return Merged(*rows)
         # Each part by a connection of its own, so that the server, too, works on several processors.
         merged = Merged()
