@@ -23,63 +23,30 @@ CREATE TABLE messages (
 );
 CREATE INDEX idx_messages_session ON messages(session_id, created_at);
 """
+SMALL_SESSIONS: Final = """
+WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :count)
+INSERT INTO sessions (id, title, created_at, updated_at)
+SELECT printf('%08x-session', n * 2654435761 % 4294967296), '', '2026-01-01T00:00:00', '2026-01-01T00:00:00'
+FROM numbers
+"""
+SMALL_MESSAGES: Final = """
+WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :count)
+INSERT INTO messages (id, session_id, role, content, created_at)
+SELECT
+    printf('%08x-message', n),
+    printf('%08x-session', n % :sessions * 2654435761 % 4294967296),
+    'user',
+    'Twenty small letters',
+    strftime('%Y-%m-%dT%H:%M:%S', 1767225600 + n, 'unixepoch')
+FROM numbers
+"""
 _START: Final = datetime(2026, 1, 1)  # noqa: DTZ001 - the original wrote naive times
-_WORDS: Final = [
-    "the",
-    "of",
-    "to",
-    "and",
-    "a",
-    "in",
-    "is",
-    "it",
-    "you",
-    "that",
-    "he",
-    "was",
-    "for",
-    "on",
-    "are",
-    "with",
-    "as",
-    "I",
-    "his",
-    "they",
-    "be",
-    "at",
-    "one",
-    "have",
-    "this",
-    "from",
-    "or",
-    "had",
-    "by",
-    "hot",
-    "but",
-    "some",
-    "what",
-    "there",
-    "we",
-    "can",
-    "out",
-    "other",
-    "were",
-    "all",
-    "your",
-    "when",
-    "up",
-    "use",
-    "word",
-    "how",
-    "said",
-    "an",
-    "each",
-    "she",
-    "which",
-    "do",
-    "their",
-    "time",
-]
+_WORDS: Final = (
+    "the", "of", "to", "and", "a", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "as", "I",
+    "his", "they", "be", "at", "one", "have", "this", "from", "or", "had", "by", "hot", "but", "some", "what", "there",
+    "we", "can", "out", "other", "were", "all", "your", "when", "up", "use", "word", "how", "said", "an", "each",
+    "she", "which", "do", "their", "time",
+)  # fmt: skip
 
 
 def make(path: Path, *, messages: int, sessions: int, content: int = 500, seed: int = 2026) -> None:
@@ -109,6 +76,20 @@ def make(path: Path, *, messages: int, sessions: int, content: int = 500, seed: 
         "INSERT INTO messages (id, session_id, role, content, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?)",
         _messages(rng, ids, messages, content),
     )
+    db.execute("COMMIT")
+    db.execute("PRAGMA journal_mode = DELETE")
+    db.close()
+
+
+def make_small(path: Path, *, messages: int, sessions: int) -> None:
+    """Write a memory of very many small messages, by SQLite's own means."""
+    db = sqlite3.connect(path, isolation_level=None)
+    tables, _, index = SCHEMA.partition("CREATE INDEX")
+    db.executescript(f"PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA cache_size = -200000; {tables}")
+    db.execute("BEGIN")
+    db.execute(SMALL_SESSIONS, {"count": sessions})
+    db.execute(SMALL_MESSAGES, {"count": messages, "sessions": sessions})
+    db.execute(f"CREATE INDEX {index}")
     db.execute("COMMIT")
     db.execute("PRAGMA journal_mode = DELETE")
     db.close()

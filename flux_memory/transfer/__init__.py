@@ -1,9 +1,37 @@
-"""Moves conversation memory between SQLite and PostgreSQL, and proves by content that nothing was lost."""
+"""Moves conversation memory between SQLite and PostgreSQL, and proves by content that nothing was lost.
 
-from flux_memory.transfer.migration import Extent, OnInvalid, Plan, migrate
-from flux_memory.transfer.problems import Kind, Tally
-from flux_memory.transfer.progress import Watcher
-from flux_memory.transfer.report import Report, Status
-from flux_memory.transfer.way_back import migrate_back
+Names are imported on first use: the process that helps to read a large file needs few of them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from flux_memory.transfer.migration import Extent, OnInvalid, Plan, migrate
+    from flux_memory.transfer.problems import Kind, Tally
+    from flux_memory.transfer.progress import Watcher
+    from flux_memory.transfer.report import Report, Status
+    from flux_memory.transfer.way_back import migrate_back
 
 __all__ = ["Extent", "Kind", "OnInvalid", "Plan", "Report", "Status", "Tally", "Watcher", "migrate", "migrate_back"]
+
+_MODULES: Final = {
+    "Extent": "migration",
+    "Kind": "problems",
+    "OnInvalid": "migration",
+    "Plan": "migration",
+    "Report": "report",
+    "Status": "report",
+    "Tally": "problems",
+    "Watcher": "progress",
+    "migrate": "migration",
+    "migrate_back": "way_back",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

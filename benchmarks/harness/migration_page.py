@@ -1,0 +1,60 @@
+"""A migration run as a page of Markdown and as a chart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness import machine
+from harness.movers import FIGURES
+
+
+def page(result: dict[str, Any]) -> str:
+    """Return the whole result as Markdown."""
+    about = result["machine"]
+    conditions = (
+        f"{result['messages']:,} messages, {result['bytes'] / 1e6:,.0f} MB of SQLite, seed {result['seed']}. Measured "
+        f"{about['at']} at {about['commit']}, on {about['cores']} cores ({about['cpu']}, {about['memory_gb']} GB), "
+        f"{about['system']}, Python {about['python']}, PostgreSQL {about['server']}, default durability; load "
+        f"{about['load_before']} before. Medians of {len(result['rounds'])} rounds, in each of which every way had its "
+        "turn; ratios are medians of the ratios within the rounds."
+    )
+    lines = [
+        "# SQLite to PostgreSQL",
+        "",
+        conditions,
+        "",
+        "| way | load, s | preflight, s | verification, s | all, s | MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, taken in result["medians"].items():
+        figures = (f"{taken[key]:.1f}" if key in taken else "" for key in FIGURES)
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    lines += ["", "| target | wanted | measured | |", "|---|---|---|---|"]
+    for target in result["targets"]:
+        met = "met" if target["met"] else "**missed**"
+        lines.append(f"| {target['target']} | {target['wanted']} | {target['measured']:.2f} | {met} |")
+    lines += ["", "Memory is the sum of the peaks of the process and of the one that helps it to read."]
+    lines += [f"- {int(size):,} messages: {megabytes:.0f} MB" for size, megabytes in result["memory"].items()]
+    if unrest := machine.unrest(about):
+        lines += ["", unrest]
+    return "\n".join(lines) + "\n"
+
+
+def draw(medians: dict[str, dict[str, Any]], messages: int, path: Path) -> None:
+    """Draw how long each way took; preflight and verification are shown apart."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only who draws needs it
+
+    names = list(medians)[::-1]
+    figure = Figure(figsize=(9, 0.6 * len(names) + 1.6), layout="constrained")
+    axis = figure.add_subplot()
+    load = [medians[name]["seconds"] for name in names]
+    proof = [medians[name].get("preflight", 0) + medians[name].get("verify", 0) for name in names]
+    axis.barh(names, load, color="#2a6f97", label="load")
+    axis.barh(names, proof, left=load, color="#a9d6e5", label="preflight and verification")
+    for at, (seconds, more) in enumerate(zip(load, proof, strict=True)):
+        axis.text(seconds + more, at, f" {seconds:.1f} s", va="center")
+    axis.set_xlabel(f"seconds for {messages:,} messages (shorter is better)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=120)
