@@ -279,7 +279,7 @@ class PostgresConversationMemory:
     async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
         progress = Progress(writes=True)
         seconds = seconds_for(self.timeout)
-        with self._life.in_flight(), translated(self._shown, seconds, progress):
+        with self._life.in_flight(), translated(self._shown, seconds, progress, self._pool):
             deadline = asyncio.get_running_loop().time() + seconds
             async with asyncio.timeout_at(deadline):
                 await (await self._life.opened()).writer.add(session_id, rows, deadline, progress)
@@ -295,7 +295,7 @@ class PostgresConversationMemory:
     async def _run(self, progress: Progress, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Do on a connection, within the deadline, what may be done twice."""
         seconds = seconds_for(self.timeout)
-        with self._life.in_flight(), translated(self._shown, seconds, progress):
+        with self._life.in_flight(), translated(self._shown, seconds, progress, self._pool):
             async with asyncio.timeout(seconds):
                 return await (await self._life.opened()).statements.run(progress, work)
 
@@ -312,7 +312,7 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
     statements = Statements(pool)
     progress = Progress(writes=False)
     began = asyncio.get_running_loop().time()
-    with translated(shown, timeout * _OPENING_SHARE, progress):
+    with translated(shown, timeout * _OPENING_SHARE, progress, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
                 await statements.run(progress, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))

@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 import asyncpg
 
@@ -65,7 +65,7 @@ class Progress:
         self.shared: Progress | None = None
         """That of the statement which the call shares with others."""
         self.trouble: Exception | None = None
-        """What went wrong last, and was tried again."""
+        """Why the last statement failed, which was run again."""
 
     @property
     def unknown(self) -> bool:
@@ -77,6 +77,13 @@ class Progress:
         self.lost = self.lost or lost
         self.sent = False
         self.trouble = error
+
+
+class Troubled(Protocol):
+    """A pool that may be unable to connect."""
+
+    trouble: Exception | None
+    """Why the last attempt to connect failed; `None` if it did not."""
 
 
 _Causes = type[BaseException] | tuple[type[BaseException], ...]
@@ -171,13 +178,16 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
 
 
 @contextmanager
-def translated(shown: str, timeout: float, progress: Progress | None = None) -> Iterator[None]:
+def translated(
+    shown: str, timeout: float, progress: Progress | None = None, pool: Troubled | None = None
+) -> Iterator[None]:
     """Turn the driver's errors, and the network's, into ours.
 
     Args:
         shown: The masked DSN.
         timeout: The deadline in seconds, for the message of a call that did not end by it.
         progress: How far the call has got; by default it is taken for a read.
+        pool: Where its connections are from.
     """
     try:
         yield
@@ -185,7 +195,8 @@ def translated(shown: str, timeout: float, progress: Progress | None = None) -> 
         raise
     except TimeoutError as error:
         forget_variables(error, asyncpg.__name__)
-        raise _too_late(shown, timeout, progress or Progress(writes=False)) from error
+        trouble = pool.trouble if pool is not None else None
+        raise _too_late(shown, timeout, progress or Progress(writes=False), trouble) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         forget_variables(error, asyncpg.__name__)
         if progress is not None and progress.writes and progress.unknown:
@@ -198,11 +209,11 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     return next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
 
 
-def _too_late(shown: str, timeout: float, progress: Progress) -> BackendUnavailableError:
+def _too_late(shown: str, timeout: float, progress: Progress, trouble: Exception | None) -> BackendUnavailableError:
     if progress.writes and progress.unknown:
         return _unknown(shown, f"did not answer within {timeout:g} s")
     shared = progress.shared or progress
-    if trouble := progress.trouble or shared.trouble:
+    if trouble := trouble or progress.trouble or shared.trouble:
         what = f"{trouble}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
     elif shared.sent:
         what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="

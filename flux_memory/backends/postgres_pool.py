@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory import dsn as dsns
-from flux_memory.backends.postgres_errors import Progress, passes
+from flux_memory.backends.postgres_errors import passes
 from flux_memory.backends.postgres_retry import GRACE, is_closed, pause, terminate
 from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
 from flux_memory.schema import postgres as schema
@@ -58,6 +58,7 @@ class OwnPool:
         self._fewest_idle = 0
         self._trimming: asyncio.TimerHandle | None = None
         self._answered = False
+        self.trouble: Exception | None = None
         self._closing = False
 
     @property
@@ -72,9 +73,9 @@ class OwnPool:
             async with asyncio.timeout(GRACE):
                 await asyncio.gather(*(self._open_spare() for _ in wanted), return_exceptions=True)
 
-    async def take(self, progress: Progress) -> Any:
+    async def take(self) -> Any:
         await self._slots.acquire()
-        return self._ready() or await self._found(progress)
+        return self._ready() or await self._found()
 
     def put_back(self, connection: Any) -> None:
         if is_closed(connection):
@@ -137,7 +138,7 @@ class OwnPool:
                 return connection
         return None
 
-    async def _found(self, progress: Progress) -> Any:
+    async def _found(self) -> Any:
         """Return an old connection that answers, or a new one."""
         while self._idle:
             connection = self._idle.pop().connection
@@ -155,9 +156,9 @@ class OwnPool:
                 raise
             else:
                 return connection
-        return await self._connected(progress)
+        return await self._connected()
 
-    async def _connected(self, progress: Progress) -> Any:
+    async def _connected(self) -> Any:
         """Return a new connection, or one that somebody has put back meanwhile. A failure lets go of the slot."""
         loop = asyncio.get_running_loop()
         began, tried = loop.time(), 0
@@ -170,7 +171,6 @@ class OwnPool:
                 opening.add_done_callback(self._keep)
                 raise
             except Exception as error:
-                progress.trouble = error
                 unheard_of = isinstance(error, OSError) and not self._answered
                 late = loop.time() - began > self._patience
                 if self._closing or not passes(error) or (unheard_of and late):
@@ -199,11 +199,14 @@ class OwnPool:
         except TimeoutError as error:
             # The next attempt begins with another host: behind this one there may be nothing at all.
             self._url = dsns.other_host_first(self._url)
-            raise ConnectionError(f"no connection within {self._arguments['timeout']:g} s") from error
-        except asyncpg.PostgresError:
-            self._answered = True
+            self.trouble = ConnectionError(f"no connection within {self._arguments['timeout']:g} s")
+            raise self.trouble from error
+        except Exception as error:
+            self._answered = self._answered or isinstance(error, asyncpg.PostgresError)
+            self.trouble = error
             raise
         self._answered = True
+        self.trouble = None
         self._open.add(connection)
         return connection
 
@@ -255,20 +258,24 @@ class BorrowedPool:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self.trouble: Exception | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
 
     async def fill(self) -> None:
         """Leave its size to its owner."""
 
-    async def take(self, progress: Progress) -> Any:
+    async def take(self) -> Any:
         tried = 0
         while True:
             try:
-                return await self._pool.acquire()
+                connection = await self._pool.acquire()
             except Exception as error:
-                progress.trouble = error
+                self.trouble = error
                 if not passes(error):
                     raise
+            else:
+                self.trouble = None
+                return connection
             tried += 1
             await pause(tried)
 

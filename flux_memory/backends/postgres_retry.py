@@ -27,8 +27,8 @@ class Pool(Protocol):
 
     many_hosts: bool
 
-    async def take(self, progress: Progress) -> Any:
-        """Return a connection, waiting for one as long as the caller does; note in `progress` what is in the way."""
+    async def take(self) -> Any:
+        """Return a connection, waiting for one as long as the caller does."""
         ...
 
     def put_back(self, connection: Any) -> asyncio.Future[Any] | None:
@@ -55,7 +55,7 @@ class Statements:
         """Call `work` with a connection and return its result."""
         tried = 0
         while True:
-            connection = await self._pool.take(progress)
+            connection = await self._pool.take()
             progress.sent = True
             try:
                 result = await work(connection)

@@ -73,11 +73,16 @@ class Proxy:
     def reset(self) -> None:
         """Reset every open connection, on both sides."""
         for connection in self._now_open():
-            connection.reset()
+            self._end(connection)
 
     def silence(self, stage: Stage | None = None) -> None:
         """Swallow every byte, in both directions: at once, or in each connection from its next `stage` on."""
         self._rule = _Silence(stage)
+
+    def forget(self) -> None:
+        """Swallow every byte of the connections that are open now, as a firewall does; new ones work."""
+        for connection in self._now_open():
+            connection.silent = True
 
     def lose_reply(self, stage: Stage, *, containing: bytes = b"", times: int = 1) -> None:
         """Let the server carry out the next messages of a stage, lose its answer, and reset the connection."""
@@ -96,7 +101,7 @@ class Proxy:
         self._rule = _Rule()
         for connection in self._now_open():
             if connection.silent:
-                connection.reset()
+                self._end(connection)
         if self._listener is None:
             self._listen(self.port)
 
@@ -117,6 +122,11 @@ class Proxy:
     def _now_open(self) -> list[_Connection]:
         with self._lock:
             return list(self._open)
+
+    def _end(self, connection: _Connection) -> None:
+        connection.reset()
+        with self._lock:
+            self._open.discard(connection)
 
     def _listen(self, port: int) -> int:
         listener = socket.create_server(("127.0.0.1", port), backlog=128)
@@ -157,15 +167,16 @@ class Proxy:
         try:
             while data := source.recv(_CHUNK):
                 for piece in connection.messages(data) if upwards else [data]:
-                    self._rule.passes(connection, piece, upwards=upwards)
+                    if not connection.silent:
+                        self._rule.passes(connection, piece, upwards=upwards)
         except OSError:
-            connection.reset()
+            pass
         else:
-            if not connection.silent:
-                connection.close()
-        finally:
-            with self._lock:
-                self._open.discard(connection)
+            # Nor does the other side hear of an end that was swallowed.
+            if connection.silent:
+                return
+            connection.close()
+        self._end(connection)
 
 
 class _Connection:
@@ -232,7 +243,7 @@ class _Silence(_Rule):
     def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
         if self._stage is None or (upwards and connection.at(self._stage, data)):
             connection.silent = True
-        if not connection.silent:
+        else:
             connection.send(data, upwards=upwards)
 
 

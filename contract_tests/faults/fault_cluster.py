@@ -1,0 +1,112 @@
+"""A PostgreSQL of a test's own that can be killed, stopped and started again on the same port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from flux_memory.testkit.servers import Server, start_server
+from flux_memory.testkit.servers.binaries import run_as, server_account
+from flux_memory.testkit.servers.ownership import is_running
+
+Result = TypeVar("Result")
+
+_ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+_PATIENCE: Final = 30.0
+
+
+class Cluster:
+    """A server from local binaries, and one database on it.
+
+    Args:
+        server: Started by the testkit, which removes it in the end.
+    """
+
+    def __init__(self, server: Server) -> None:
+        running: Any = server._started.running
+        self.home: Final = Path(running.directory) / "pg"
+        self.data: Final = self.home / "data"
+        self.log: Final = self.home / "log"
+        self.admin_dsn: Final[str] = running.dsn
+        self.dsn: Final = server.create_database()
+        self.programs: Final = Path(f"/proc/{running.pid}/exe").readlink().parent
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        return int((self.data / "postmaster.pid").read_text().splitlines()[0])
+
+    def end(self, how: signal.Signals) -> None:
+        """Send the postmaster a signal and wait until it is gone: SIGINT is a fast shutdown, SIGQUIT an immediate."""
+        pid = self.pid
+        os.kill(pid, how)
+        _until(lambda: not is_running(pid))
+
+    def start(self) -> None:
+        """Start the server again, and return when it takes connections."""
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            began = self.log.stat().st_size
+            pid = int(self.run('"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!', "postgres"))
+            if _until(lambda pid=pid: not is_running(pid) or self._is_ready(pid)) and is_running(pid):  # type: ignore[misc]
+                return
+            # The children of a postmaster that was killed go a moment after it.
+            with self.log.open(errors="replace") as log:
+                log.seek(began)
+                said = log.read()
+            assert "shared memory" in said or "lock file" in said or "Address already in use" in said, said[-2000:]
+            time.sleep(0.05)
+        raise TimeoutError("the server does not start again")
+
+    def is_up(self) -> bool:
+        """Wait until the server takes connections or has ended; tell which."""
+        pid = self.pid if (self.data / "postmaster.pid").exists() else 0
+        _until(lambda: not pid or not is_running(pid) or self._is_ready(pid))
+        return bool(pid) and is_running(pid)
+
+    def restart(self, how: signal.Signals) -> None:
+        """End the server and start it again."""
+        self.end(how)
+        self.start()
+
+    def run(self, script: str, program: str) -> str:
+        """Run a shell script as the server's user: `$0` is the program, `$1` the data directory, `$2` the log."""
+        command = ["/bin/sh", "-c", script, str(self.programs / program), str(self.data), str(self.log)]
+        done = run_as(server_account(), command, _ENVIRONMENT)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def _is_ready(self, pid: int) -> bool:
+        try:
+            said = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        # A server that was killed has left its own file.
+        return said[:1] == [str(pid)] and said[7:8] == ["ready   "]
+
+
+@contextmanager
+def cluster(settings: Mapping[str, str] | None = None, *, durable: bool = True) -> Iterator[Cluster]:
+    """Start a server for the length of the block; durable unless told otherwise."""
+    with start_server("local", durable=durable, settings=settings) as server:
+        yield Cluster(server)
+
+
+async def meanwhile(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do what blocks on a thread, so that the load goes on."""
+    return await asyncio.to_thread(work, *arguments)
+
+
+def _until(condition: Any) -> bool:
+    deadline = time.monotonic() + _PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,152 @@
+"""Writers and readers at work while something breaks, and the verdict on what is stored when they have stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from fault_report import Fault
+from raw_postgres import rows
+
+from flux_memory import BackendUnavailableError, OutcomeUnknownError, PostgresConversationMemory
+from flux_memory.testkit.histories import History, Journal, Recorder, read_stored
+
+NOT_KNOWN: Final = (asyncio.CancelledError, OutcomeUnknownError)
+"""After these a write may be stored; after every other error it must not be."""
+_NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
+_MESSAGES_A_SESSION: Final = 60
+_PATIENCE: Final = 40.0
+
+
+class Load:
+    """Tasks on one memory that add, read, rename and begin anew, until they are told to stop.
+
+    Args:
+        memory: Whose calls are recorded.
+        directory: For the journals.
+        writers: How many tasks.
+    """
+
+    def __init__(self, memory: Any, directory: Path, writers: int = 8) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.acknowledged = 0
+        self.unavailable: list[BackendUnavailableError] = []
+        self._journal = Journal(directory / "load.jsonl")
+        self._memory = Recorder(memory, self._journal, "load", unknown=NOT_KNOWN)
+        self._writers = writers
+        self._stopping = False
+        self._progress = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._write(number)) for number in range(self._writers)]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await asyncio.gather(*self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._journal.close()
+
+    async def more(self, calls: int) -> None:
+        """Return when that many more calls have been acknowledged.
+
+        Raises:
+            TimeoutError: They were not for a long time.
+        """
+        wanted = self.acknowledged + calls
+        async with asyncio.timeout(_PATIENCE):
+            while self.acknowledged < wanted:
+                self._progress.clear()
+                if failed := [task for task in self._tasks if task.done() and task.exception()]:
+                    await failed[0]
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._progress.wait(), 0.5)
+
+    def history(self) -> History:
+        """Return what was recorded."""
+        return History.read(self.directory)
+
+    async def _write(self, number: int) -> None:
+        turn = 0
+        while not self._stopping:
+            session = f"{number}-{turn}"
+            turn += 1
+            if not await self._done(self._memory.create_session(f"of {number}", session_id=session)):
+                continue
+            for position in range(_MESSAGES_A_SESSION):
+                if self._stopping:
+                    return
+                await self._done(self._one_of_many(session, position))
+
+    def _one_of_many(self, session: str, position: int) -> Awaitable[Any]:
+        text = f"{session} {position}"
+        if position % 10 == 7:
+            return self._memory.get_history(session)
+        if position % 10 == 8:
+            return self._memory.update_session_title(session, text)
+        if position % 4 == 3:
+            return self._memory.add_messages(session, [{"role": "user", "content": f"{text} {n}"} for n in range(3)])
+        return self._memory.add_message(session, "user", text, {"n": position})
+
+    async def _done(self, call: Awaitable[Any]) -> bool:
+        try:
+            await call
+        except BackendUnavailableError as error:
+            self.unavailable.append(error)
+            # As a caller does who was told to come again later.
+            await asyncio.sleep(0.05)
+            return False
+        self.acknowledged += 1
+        self._progress.set()
+        return True
+
+
+async def judge(fault: Fault, dsn: str, history: History) -> None:
+    """Read everything that is stored, through a new handle and past it, and hold the history against it."""
+    numbers: dict[str, list[tuple[int, str]]] = {}
+    for session, number, message in await rows(dsn, _NUMBERS):
+        numbers.setdefault(session, []).append((number, message))
+    async with PostgresConversationMemory(dsn) as memory:
+        fault.judge(history, await read_stored(memory, numbers))
+
+
+async def through(
+    fault: Fault,
+    dsn: str,
+    directory: Path,
+    breaking: Callable[[Load], Awaitable[object]],
+    *,
+    stored_at: str | None = None,
+    **arguments: Any,
+) -> Load:
+    """Run one round: work, breakage, work again, verdict.
+
+    Args:
+        fault: Where the figures go.
+        dsn: What the memory is given.
+        directory: An empty one, for the journal.
+        breaking: Breaks something under load, and mends it.
+        stored_at: Where to look afterwards, if not at `dsn`.
+        arguments: More arguments for the memory.
+    """
+    direct = stored_at or dsn
+    async with PostgresConversationMemory(direct) as before:
+        await before.clear_all()
+    async with PostgresConversationMemory(dsn, **arguments) as memory, Load(memory, directory) as load:
+        await load.more(20)
+        await breaking(load)
+        await load.more(20)
+    await judge(fault, direct, load.history())
+    return load
