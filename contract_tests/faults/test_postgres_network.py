@@ -25,7 +25,7 @@ from flux_memory.backends import postgres_pool
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import History, Journal, Recorder
 
-STAGES: Any = ("startup", "authentication", "query", "parse", "bind", "execute", "sync")
+STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
 
 
 @pytest.fixture
