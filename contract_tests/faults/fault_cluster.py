@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from flux_memory.testkit.servers import Server, start_server
+from raw_postgres import elsewhere
+
+from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.binaries import run_as, server_account
 from flux_memory.testkit.servers.ownership import is_running
 
@@ -25,17 +28,38 @@ class Cluster:
     """A server from local binaries, and one database on it.
 
     Args:
-        server: Started by the testkit, which removes it in the end.
+        data: Its data directory.
+        programs: Where `postgres` and its companions are.
+        admin_dsn: The maintenance database.
+        dsn: A database for the test.
     """
 
-    def __init__(self, server: Server) -> None:
-        running: Any = server._started.running
-        self.home: Final = Path(running.directory) / "pg"
-        self.data: Final = self.home / "data"
-        self.log: Final = self.home / "log"
-        self.admin_dsn: Final[str] = running.dsn
-        self.dsn: Final = server.create_database()
-        self.programs: Final = Path(f"/proc/{running.pid}/exe").readlink().parent
+    def __init__(self, data: Path, programs: Path, admin_dsn: str, dsn: str) -> None:
+        self.data: Final = data
+        self.log: Final = data.with_name(f"{data.name}.log")
+        self.log.touch()
+        # The server's user writes to it.
+        os.chown(self.log, data.stat().st_uid, data.stat().st_gid)
+        self.admin_dsn: Final = admin_dsn
+        self.dsn: Final = dsn
+        self._programs = programs
+
+    def standby(self) -> Cluster:
+        """Make a streaming replica, started, on a port of its own."""
+        data = self.data.with_name("standby")
+        self.run(f'"$0" -D "{data}" -d "{self.admin_dsn}" -R -X stream -c fast 2>>"$2"', "pg_basebackup")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with (data / "postgresql.conf").open("a") as configuration:
+            configuration.write(f"port = {port}\n")
+        replica = Cluster(data, self._programs, elsewhere(self.admin_dsn, port=port), elsewhere(self.dsn, port=port))
+        replica.start()
+        return replica
+
+    def promote(self) -> None:
+        """Make a replica a server of its own, and return when it takes writes."""
+        self.run('"$0" promote -w -D "$1" >>"$2" 2>&1', "pg_ctl")
 
     @property
     def pid(self) -> int:
@@ -77,7 +101,7 @@ class Cluster:
 
     def run(self, script: str, program: str) -> str:
         """Run a shell script as the server's user: `$0` is the program, `$1` the data directory, `$2` the log."""
-        command = ["/bin/sh", "-c", script, str(self.programs / program), str(self.data), str(self.log)]
+        command = ["/bin/sh", "-c", script, str(self._programs / program), str(self.data), str(self.log)]
         done = run_as(server_account(), command, _ENVIRONMENT)
         assert done.returncode == 0, done.stdout
         return done.stdout
@@ -88,14 +112,16 @@ class Cluster:
         except FileNotFoundError:
             return False
         # A server that was killed has left its own file.
-        return said[:1] == [str(pid)] and said[7:8] == ["ready   "]
+        return said[:1] == [str(pid)] and said[7:8] in (["ready   "], ["standby "])
 
 
 @contextmanager
 def cluster(settings: Mapping[str, str] | None = None, *, durable: bool = True) -> Iterator[Cluster]:
     """Start a server for the length of the block; durable unless told otherwise."""
     with start_server("local", durable=durable, settings=settings) as server:
-        yield Cluster(server)
+        running: Any = server._started.running
+        programs = Path(f"/proc/{running.pid}/exe").readlink().parent
+        yield Cluster(Path(running.directory) / "pg" / "data", programs, running.dsn, server.create_database())
 
 
 async def meanwhile(work: Callable[..., Result], *arguments: Any) -> Result:

@@ -1,0 +1,153 @@
+"""A streaming replica is promoted under load: a memory with both hosts in its DSN goes on there."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fault_cluster import Cluster, cluster, meanwhile
+from fault_load import Load, judge, through
+from fault_report import Fault
+from raw_postgres import connected, execute, rows
+from waiting import until
+
+from flux_memory import PostgresConversationMemory
+from flux_memory.testkit.histories import check, read_stored
+
+
+@contextmanager
+def pair(**settings: str) -> Iterator[tuple[Cluster, Cluster, str]]:
+    """A primary, its replica, and the DSN that names both."""
+    with cluster({"wal_level": "replica", **settings}) as primary:
+        replica = primary.standby()
+        address = primary.dsn.partition("@")[2].partition("/")[0]
+        other = replica.dsn.partition("@")[2].partition("/")[0]
+        both = primary.dsn.replace(f"@{address}/", f"@{address},{other}/")
+        yield primary, replica, f"{both}?target_session_attrs=read-write"
+
+
+async def caught_up(primary: Cluster, replica: Cluster) -> None:
+    """Wait until the replica has all that the primary has."""
+    ((position,),) = await rows(primary.dsn, "SELECT pg_current_wal_lsn()::text")
+
+    async def has_it() -> object:
+        return (await rows(replica.dsn, f"SELECT pg_last_wal_replay_lsn() >= '{position}'"))[0][0]
+
+    await until(has_it)
+
+
+async def until_quiet(primary: Cluster) -> None:
+    """Wait until the primary writes nothing any more."""
+    position = ""
+
+    async def is_quiet() -> bool:
+        nonlocal position
+        before = position
+        async with connected(primary.dsn) as connection:
+            # Longer than a statement takes that was begun before.
+            position = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text FROM pg_sleep(0.2)")
+        return position == before
+
+    await until(is_quiet)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("fail-over after an orderly shutdown", backend="postgres")
+async def test_a_planned_fail_over(fault: Fault, tmp_path: Path) -> None:
+    """The primary is shut down, which sends everything to the replica, and the replica is promoted: nothing is lost."""
+    for number in fault.rounds(1, 10):
+        with pair() as (primary, replica, both):
+
+            async def move(_: Load, primary: Cluster = primary, replica: Cluster = replica) -> None:
+                await meanwhile(primary.end, signal.SIGINT)
+                await meanwhile(replica.promote)
+
+            async with PostgresConversationMemory(primary.dsn) as first:
+                await first.count_sessions()
+            await caught_up(primary, replica)
+            async with PostgresConversationMemory(both) as memory, Load(memory, tmp_path / str(number)) as load:
+                await load.more(50)
+                await move(load)
+                await load.more(50)
+            assert load.unavailable == []
+            await judge(fault, replica.dsn, load.history())
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("kill -9 of the primary, synchronous replica promoted", backend="postgres")
+async def test_an_unplanned_fail_over_to_a_synchronous_replica(fault: Fault, tmp_path: Path) -> None:
+    """What was acknowledged is on both servers: nothing is lost."""
+    for number in fault.rounds(1, 10):
+        with pair() as (primary, replica, both):
+            await execute(
+                primary.admin_dsn, "ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()"
+            )
+            await until_synchronous(primary)
+            async with PostgresConversationMemory(both) as memory, Load(memory, tmp_path / str(number)) as load:
+                await load.more(50)
+                await meanwhile(primary.end, signal.SIGKILL)
+                await meanwhile(replica.promote)
+                await load.more(50)
+            assert load.unavailable == []
+            await judge(fault, replica.dsn, load.history())
+
+
+async def until_synchronous(primary: Cluster) -> None:
+    """Wait until commits wait for the replica."""
+
+    async def is_synchronous() -> object:
+        return (await rows(primary.admin_dsn, "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'")) != []
+
+    await until(is_synchronous)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("kill -9 of the primary, asynchronous replica promoted", backend="postgres")
+async def test_what_an_asynchronous_replica_may_lose(fault: Fault, tmp_path: Path) -> None:
+    """What the primary had not sent is lost with it, which no client can help: this is counted, and nothing else."""
+    for number in fault.rounds(1, 10):
+        with pair() as (primary, replica, both):
+            async with PostgresConversationMemory(both) as memory, Load(memory, tmp_path / str(number)) as load:
+                await load.more(50)
+                await caught_up(primary, replica)
+                await load.more(50)
+                await meanwhile(primary.end, signal.SIGKILL)
+                await meanwhile(replica.promote)
+                await load.more(50)
+            async with PostgresConversationMemory(replica.dsn) as memory:
+                violations = check(load.history(), await read_stored(memory))
+            kinds = Counter(violation.kind for violation in violations)
+            # A title, or a history read before, can be of what was lost.
+            assert kinds.keys() <= {"lost", "altered", "wrong read"}, violations
+            history = load.history()
+            fault.add(
+                acknowledged=history.count("acknowledged"),
+                lost=kinds["lost"],
+                outage=history.longest_outage(),
+                call=history.longest_call(),
+            )
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("primary turned read-only, replica promoted", backend="postgres")
+async def test_a_server_that_turned_read_only_is_dropped_at_once(fault: Fault, tmp_path: Path) -> None:
+    """Its connections work, but for reads only: they are replaced, and writes wait for the server that takes them."""
+    with pair() as (primary, replica, both):
+
+        async def demote(load: Load) -> None:
+            await execute(
+                primary.admin_dsn, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"
+            )
+            await until_quiet(primary)
+            await caught_up(primary, replica)
+            await meanwhile(replica.promote)
+            await load.more(50)
+
+        load = await through(fault, both, tmp_path / "journal", demote, stored_at=None)
+        assert load.unavailable == []
+        async with PostgresConversationMemory(replica.dsn) as memory:
+            assert await memory.count_sessions()
