@@ -1,0 +1,144 @@
+"""The power fails: at the default settings every acknowledged message is on the disk, at whatever moment it happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fault_report import Fault
+from power_cut import Record, recording
+
+from flux_memory import ConversationMemory
+
+SESSION = "s"
+
+
+async def converse(memory: ConversationMemory, record: Record, prefix: str) -> None:
+    """Add messages one by one, in batches and at once; note each as soon as it is acknowledged."""
+
+    async def add(number: int) -> None:
+        content = f"{prefix}{number} {'x' * (number * 97 % 1500)}"
+        await memory.add_message(SESSION, "user", content, message_id=f"{prefix}{number}")
+        record.note(f"{prefix}{number}")
+
+    for number in range(12):
+        await add(number)
+    ids = [f"{prefix}batch{number}" for number in range(30)]
+    await memory.add_messages(SESSION, [{"role": "user", "content": "y" * 900, "message_id": one} for one in ids])
+    for one in ids:
+        record.note(one)
+    await asyncio.gather(*(add(number) for number in range(100, 130)))
+    await add(200)
+    if prefix == "a":
+        # Enough for the log to be copied back into the file, which is where a power cut hurts most.
+        for number in range(6):
+            ids = [f"a{number}-{one}" for one in range(40)]
+            await memory.add_messages(
+                SESSION, [{"role": "user", "content": "z" * 20_000, "message_id": one} for one in ids]
+            )
+            for one in ids:
+                record.note(one)
+    await memory.update_session_title(SESSION, prefix)
+    await add(300)
+
+
+async def live(path: Path, record: Record) -> None:
+    """Open the store twice, write, and close it: making it, adopting it and its checkpoints are all on record."""
+    for prefix in ("a", "b"):
+        async with ConversationMemory(path) as memory:
+            if prefix == "a":
+                await memory.create_session("t", session_id=SESSION)
+                record.note("session")
+            await converse(memory, record, prefix)
+
+
+def moments(record: Record, rng: random.Random, count: int) -> Iterator[int]:
+    """Cut around every sync and note at first, then anywhere."""
+    marked = [at for at, event in enumerate(record.events) if event.kind in {"sync", "delete", "truncate"}]
+    for _ in range(count):
+        yield rng.choice(marked) + rng.randrange(-1, 3) if rng.random() < 0.6 else rng.randrange(len(record.events) + 1)
+
+
+def lay_out(directory: Path, files: dict[str, bytes]) -> Path:
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return directory / "chat.db"
+
+
+async def look(path: Path, noted: list[str]) -> int:
+    """Open what a power cut left: it is whole, it has what was acknowledged, and it can be written to."""
+    async with ConversationMemory(path) as memory:
+        session = await memory.get_session(SESSION)
+        history = await memory.get_history(SESSION)
+        stored = [message["id"] for message in history]
+        if noted:
+            assert session is not None, "the session was acknowledged and is lost"
+            assert session["message_count"] == len(stored)
+        lost = set(noted) - {"session"} - set(stored)
+        assert not lost, f"{len(lost)} acknowledged messages are lost: {sorted(lost)[:5]}"
+        assert len(set(stored)) == len(stored)
+        for prefix in ("a", "b"):
+            batch = [one for one in stored if one.startswith(f"{prefix}batch")]
+            assert len(batch) in {0, 30}, "half a batch is stored"
+        if session is not None:
+            await memory.add_message(SESSION, "user", "the light is back")
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    return len(noted)
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> Iterator[Path]:
+    """A directory for what is left of a store, in memory where there is such a place: none of it need last."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as directory:
+        yield Path(directory)
+
+
+@pytest.mark.fault("power cut", backend="sqlite")
+def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, states: Path, fault: Fault) -> None:
+    """Several hundred states that a disk may be left in; each opens, is whole, and has all that was acknowledged."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with recording(source) as record:
+        asyncio.run(live(source / "chat.db", record))
+    kinds = [event.kind for event in record.events]
+    assert kinds.count("sync") > 50, "what is not recorded cannot be cut"
+    rng = random.Random(1)
+    for number, moment in enumerate(moments(record, rng, len(fault.rounds(400, 3000)))):
+        path = lay_out(states / str(number), record.cut(moment, rng))
+        fault.add(acknowledged=asyncio.run(look(path, record.noted(moment))))
+        shutil.rmtree(path.parent)
+
+
+def test_the_simulation_finds_what_weaker_settings_lose(tmp_path: Path) -> None:
+    """The test above can fail: with `synchronous=NORMAL`, the same disk forgets what was committed."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with recording(source) as record, closing(sqlite3.connect(source / "chat.db", isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("CREATE TABLE t (x)")
+        for number in range(100):
+            db.execute("INSERT INTO t VALUES (?)", (number,))
+            record.note(str(number))
+        end = len(record.events)
+    rng = random.Random(2)
+    short = 0
+    for number in range(50):
+        moment = rng.randrange(end)
+        path = lay_out(tmp_path / str(number), record.cut(moment, rng))
+        with closing(sqlite3.connect(path)) as db:
+            there = db.execute("SELECT 1 FROM sqlite_master WHERE name = 't'").fetchone()
+            stored = db.execute("SELECT count(*) FROM t").fetchone()[0] if there else 0
+        short += stored < len(record.noted(moment))
+    assert short > 25
