@@ -16,7 +16,7 @@ from flux_memory import records, timestamps
 from flux_memory.backends import sqlite_listing as listing
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.sqlite_errors import is_busy, is_read_only, translated
-from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private
+from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private, refuse_cut_page
 from flux_memory.backends.sqlite_listing import SELECT_SESSIONS
 from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker, Work, not_begun
 from flux_memory.deadlines import seconds_for
@@ -291,6 +291,7 @@ def _prepared(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tup
         _require(db, "synchronous", "FULL", (2,))
         _require(db, "foreign_keys", "ON", (1,))
         db.create_function("jsonb_contains", 2, _contains, deterministic=True)
+        refuse_cut_page(path, db)
         # First the schema, so that a file that is somebody else's is refused before its journal mode is changed.
         schema.bring_up_to_date(db)
         if not frozen:

@@ -70,6 +70,12 @@ class OpenFile:
             raise FluxMemoryError(_TRUNCATED.format(self._path))
         self._looked = time.monotonic()
 
+    def note_commit(self) -> None:
+        """Remember what the log looks like now, so that a change by somebody else is one."""
+        if self._log in self._were:
+            with suppress(FileNotFoundError):
+                self._were[self._log] = os.stat(self._log)  # noqa: PTH116 - quicker
+
     def _found(self, name: str, was: os.stat_result) -> os.stat_result:
         try:
             found = os.stat(name)  # noqa: PTH116 - quicker, and this is done for each write
@@ -131,6 +137,19 @@ def make_private(path: Path) -> None:
     for directory in reversed(path.parents):
         directory.mkdir(mode=0o700, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def refuse_cut_page(path: str, db: sqlite3.Connection) -> None:
+    """Refuse a file that ends within a page: SQLite would take the rest of the page for zeros.
+
+    Raises:
+        FluxMemoryError: It does, and no log is there that may hold the page.
+    """
+    size = 0 if path == ":memory:" else _size(path)
+    if size % db.execute("PRAGMA page_size").fetchone()[0] and not _size(f"{path}-wal"):
+        raise FluxMemoryError(
+            f"{path} ends in the middle of a page: the file is damaged, somebody cut it; keep it, and restore a backup"
+        )
 
 
 def can_only_be_read(path: str) -> bool:

@@ -28,7 +28,7 @@ _MOST_TOGETHER: Final = 256
 """Calls that the thread takes at once, and so writes of one transaction; more would keep others waiting."""
 _ANSWERED_WITHIN: Final = 0.002
 """Seconds of reading after which those that are done get their answers, though others that came along wait."""
-LOCK_SLICE: Final = 0.05
+LOCK_SLICE: Final = 0.02
 """Seconds for which SQLite waits for a lock at a time; in between others get their turn, and deadlines are kept."""
 _REST_WITHIN: Final = 5.0
 """Seconds that a fork waits for the thread to come to rest."""
@@ -253,6 +253,7 @@ class SQLiteWorker(aiosqlite.Connection):
         """Commit; a failure of which nobody knows whether it is one says so."""
         try:
             self._conn.execute("COMMIT")
+            self._file.note_commit()
         except sqlite3.Error as error:
             if not leaves_commit_unknown(error):
                 raise

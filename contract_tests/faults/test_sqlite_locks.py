@@ -1,0 +1,247 @@
+"""Other processes that hold the file: calls wait within their deadline, and an error that says so is the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+from fault_report import Fault
+from fault_work import UNKNOWN, Store, write
+from raw_sqlite import change, on_the_thread
+
+from flux_memory import BackendUnavailableError, ConversationMemory, NewMessage, OutcomeUnknownError, deadline
+from flux_memory.testkit.histories import History, Journal, Recorder
+
+SESSION: Final = "s"
+GRACE: Final = 1.0
+"""Seconds by which a call may outlive its deadline."""
+HOLDER: Final = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in sys.argv[2:]:
+    db.execute(statement).fetchall()
+print("held", flush=True)
+sys.stdin.read()
+"""
+# The one keeps writers out, the other, taken while nobody else has the file open, readers too.
+WRITE_LOCK: Final = ("BEGIN IMMEDIATE",)
+EXCLUSIVE: Final = ("PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "UPDATE sessions SET title = title", "COMMIT")
+
+
+@contextmanager
+def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
+    """Let another process hold a lock until the block ends, or until it is killed."""
+    command = [sys.executable, "-c", HOLDER, str(path), *statements]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A SQLite store with one session."""
+
+    async def make(store: Store) -> None:
+        async with store.open() as memory:
+            await memory.create_session(session_id=SESSION)
+
+    journals = tmp_path / "journals"
+    journals.mkdir()
+    store = Store("sqlite", str(tmp_path / "chat.db"), journals)
+    asyncio.run(make(store))
+    return store
+
+
+@pytest.mark.fault("write lock held by another process", backend="sqlite")
+def test_a_held_write_lock_fails_writes_and_no_reads(store: Store, fault: Fault) -> None:
+    """Writes end at the deadline with an error that says that nothing was stored; reads are answered meanwhile."""
+
+    async def use() -> None:
+        journal = Journal(store.journal(0) / "held.jsonl")
+        async with store.open(timeout=0.5) as memory:
+            recorder = Recorder(memory, journal, "held", unknown=UNKNOWN)
+            await recorder.add_message(SESSION, "user", "before")
+            with held(Path(store.where), *WRITE_LOCK):
+                batch: list[NewMessage] = [{"role": "user", "content": "x"}] * 3
+                writes = [asyncio.ensure_future(recorder.add_message(SESSION, "user", "x")) for _ in range(5)]
+                writes.append(asyncio.ensure_future(recorder.add_messages(SESSION, batch)))
+                for _ in range(4):
+                    assert len(await recorder.get_history(SESSION)) == 1
+                    assert not all(one.done() for one in writes), "reads waited for the writes"
+                outcomes = await asyncio.gather(*writes, return_exceptions=True)
+                assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
+                assert all("nothing was stored" in str(outcome) for outcome in outcomes)
+            await recorder.add_message(SESSION, "user", "afterwards")
+
+    before = asyncio.run(store.settled())
+    asyncio.run(use())
+    stored = store.judge(fault, 0, before)
+    assert [one["content"] for one in stored.sessions[SESSION].history] == ["before", "afterwards"]
+    assert History.read(store.journal(0)).longest_call() < 0.5 + GRACE
+
+
+@pytest.mark.fault("EXCLUSIVE lock held by another process", backend="sqlite")
+@pytest.mark.parametrize("released", [False, True], ids=["for good", "for a while"])
+def test_an_exclusive_lock_is_waited_for_within_the_deadline(store: Store, fault: Fault, released: bool) -> None:
+    """Not even opening outlives the deadline; where the holder dies in time, nothing fails."""
+    timeout = 20.0 if released else 0.5
+
+    async def use() -> None:
+        journal = Journal(store.journal(0) / "held.jsonl")
+        with held(Path(store.where), *EXCLUSIVE) as holder:
+            async with store.open(timeout=timeout) as memory:
+                recorder = Recorder(memory, journal, "held", unknown=UNKNOWN)
+                calls = [
+                    asyncio.ensure_future(recorder.get_history(SESSION)),
+                    asyncio.ensure_future(recorder.add_message(SESSION, "user", "x")),
+                ]
+                await asyncio.wait(calls, timeout=0.2)
+                assert not any(call.done() for call in calls)
+                if released:
+                    holder.kill()
+                outcomes = await asyncio.gather(*calls, return_exceptions=True)
+                if not released:
+                    assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
+                    holder.kill()
+                    holder.wait()
+                await recorder.add_message(SESSION, "user", "afterwards")
+
+    before = asyncio.run(store.settled())
+    asyncio.run(use())
+    stored = store.judge(fault, 0, before)
+    assert len(stored.sessions[SESSION].history) == (2 if released else 1)
+    assert History.read(store.journal(0)).longest_call() < timeout + GRACE
+
+
+@pytest.mark.fault("write lock taken and let go by another process", backend="sqlite")
+def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None:
+    """A neighbour that takes the lock again and again makes calls slower; all are stored, in order."""
+
+    async def use() -> None:
+        journal = Journal(store.journal(0) / "held.jsonl")
+        async with store.open(timeout=20) as memory:
+            await write(memory, journal, "patient", tasks=4, calls=15)
+
+    ended = threading.Event()
+
+    def neighbour() -> None:
+        with closing(sqlite3.connect(store.where, isolation_level=None, timeout=20)) as db:
+            while not ended.is_set():
+                db.execute("BEGIN IMMEDIATE")
+                time.sleep(0.02)
+                db.execute("COMMIT")
+                # SQLite's locks are not fair: whoever asks without a pause always gets them.
+                time.sleep(0.005)
+
+    before = asyncio.run(store.settled())
+    thread = threading.Thread(target=neighbour)
+    thread.start()
+    try:
+        asyncio.run(use())
+    finally:
+        ended.set()
+        thread.join()
+    store.judge(fault, 0, before)
+    assert {one.outcome for one in History.read(store.journal(0)).operations} == {"acknowledged"}
+
+
+@pytest.mark.fault("cancellation while the file is locked", backend="sqlite")
+def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: Fault) -> None:
+    """It ends at once and is not made afterwards; closing does not wait for the lock either."""
+
+    async def use() -> None:
+        journal = Journal(store.journal(0) / "held.jsonl")
+        with ExitStack() as stack:
+            async with store.open(timeout=30) as memory:
+                recorder = Recorder(memory, journal, "held", unknown=UNKNOWN)
+                await recorder.get_history(SESSION)
+                stack.enter_context(held(Path(store.where), *WRITE_LOCK))
+                waiting = asyncio.ensure_future(recorder.add_message(SESSION, "user", "x"))
+                await asyncio.wait([waiting], timeout=0.2)
+                waiting.cancel()
+                await asyncio.wait([waiting], timeout=5)
+                assert waiting.cancelled()
+                async with asyncio.timeout(5):
+                    await recorder.get_history(SESSION)
+                    await memory.close()
+
+    before = asyncio.run(store.settled())
+    asyncio.run(use())
+    stored = store.judge(fault, 0, before)
+    assert stored.sessions[SESSION].history == []
+
+
+@pytest.mark.fault("disk that hangs", backend="sqlite")
+def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: Fault) -> None:
+    """Begun and not ended at the deadline: the error claims neither; those behind it were not begun, and say so."""
+    release = threading.Event()
+
+    def hang() -> int:
+        release.wait(30)
+        return 1
+
+    async def use() -> None:
+        journal = Journal(store.journal(0) / "hanging.jsonl")
+        async with store.open(timeout=10) as memory:
+            assert isinstance(memory, ConversationMemory)
+            recorder = Recorder(memory, journal, "hanging", unknown=UNKNOWN)
+            change(
+                Path(store.where),
+                "CREATE TRIGGER hanging BEFORE INSERT ON messages WHEN new.content = 'hang' BEGIN SELECT hang(); END",
+            )
+            await on_the_thread(memory, lambda db: db.create_function("hang", 0, hang))
+            try:
+                with deadline(0.3):
+                    hanging = asyncio.ensure_future(recorder.add_message(SESSION, "user", "hang"))
+                    await asyncio.wait([hanging], timeout=0.1)
+                    behind = [
+                        asyncio.ensure_future(recorder.add_message(SESSION, "user", "behind")),
+                        asyncio.ensure_future(recorder.get_history(SESSION)),
+                    ]
+                    outcomes = await asyncio.gather(hanging, *behind, return_exceptions=True)
+            finally:
+                release.set()
+            assert [type(outcome) for outcome in outcomes] == [
+                OutcomeUnknownError,
+                BackendUnavailableError,
+                BackendUnavailableError,
+            ]
+            await recorder.add_message(SESSION, "user", "afterwards")
+
+    before = asyncio.run(store.settled())
+    asyncio.run(use())
+    change(Path(store.where), "DROP TRIGGER hanging")
+    stored = store.judge(fault, 0, before)
+    assert "behind" not in {one["content"] for one in stored.sessions[SESSION].history}
+    assert History.read(store.journal(0)).longest_call() < 0.3 + GRACE
+
+
+@pytest.mark.fault("read that takes too long", backend="sqlite")
+def test_a_read_that_takes_too_long_is_stopped(store: Store, fault: Fault) -> None:
+    """At its deadline it ends on the thread as well, so that nobody waits behind it."""
+
+    async def use() -> None:
+        async with store.open(timeout=20) as memory:
+            assert isinstance(memory, ConversationMemory)
+            await memory.count_sessions()
+            worker = await memory._life.opened()
+            endless = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+            reading = asyncio.ensure_future(worker.read(lambda db: db.execute(endless).fetchone(), 0.2))
+            (outcome,) = await asyncio.gather(reading, return_exceptions=True)
+            assert isinstance(outcome, sqlite3.OperationalError | BackendUnavailableError)
+            with deadline(5):
+                assert await memory.count_sessions() == 1
+
+    asyncio.run(use())
+    fault.add()
