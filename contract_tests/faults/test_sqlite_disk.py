@@ -1,0 +1,116 @@
+"""No room for another page: a clear error, nothing half written, and it works again as soon as there is room."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from fault_report import Fault
+from fault_work import UNKNOWN, Store
+from raw_sqlite import on_the_thread
+
+from flux_memory import BackendUnavailableError, ConversationMemory, Memory, NewMessage
+from flux_memory.testkit.histories import Journal, Recorder
+
+SIZE: Final = 3_000_000
+BALLAST: Final = 1_000_000
+SAYS: Final = "the disk is full; nothing was stored. Make room and retry"
+
+
+async def fill(recorder: Recorder) -> str:
+    """Write, one by one and in batches, several at once, until there is no room; return what the error said."""
+    batch: list[NewMessage] = [{"role": "user", "content": "b" * 5_000}] * 10
+
+    async def one(number: int) -> None:
+        while True:
+            await recorder.add_message("s", "user", f"{number} " + "x" * 9_000)
+            await recorder.add_messages("s", batch)
+
+    outcomes = await asyncio.gather(*(one(number) for number in range(4)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
+    return str(outcomes[0])
+
+
+async def fill_and_make_room(
+    store: Store, round_: int, no_room: Callable[[Memory], Any], room: Callable[[Memory], Any]
+) -> None:
+    """Fill a store twice; in between, everything can be read, and once there is room, written."""
+    journal = Journal(store.journal(round_) / "full.jsonl")
+    async with store.open() as memory:
+        recorder = Recorder(memory, journal, str(round_), unknown=UNKNOWN)
+        await recorder.create_session(session_id="s")
+        await no_room(memory)
+        assert SAYS in await fill(recorder)
+        for _ in range(3):
+            with pytest.raises(BackendUnavailableError, match="is full"):
+                await recorder.add_messages("s", [{"role": "user", "content": "z" * 50_000}] * 20)
+        full = await recorder.get_history("s")
+        await room(memory)
+        await recorder.add_message("s", "user", "there is room")
+        assert len(await recorder.get_history("s")) == len(full) + 1
+    journal.close()
+
+
+def new_store(directory: Path, tmp_path: Path) -> Store:
+    journals = tmp_path / "journals"
+    journals.mkdir(exist_ok=True)
+    return Store("sqlite", str(directory / "chat.db"), journals)
+
+
+@pytest.mark.fault("max_page_count reached", backend="sqlite")
+def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path, fault: Fault) -> None:
+    """SQLite's own limit: refused whole, and everything goes on when it is raised."""
+
+    def limited_to(pages: int) -> Callable[[Memory], Any]:
+        async def limit(memory: Memory) -> None:
+            assert isinstance(memory, ConversationMemory)
+            await on_the_thread(memory, lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+
+        return limit
+
+    store = new_store(tmp_path, tmp_path)
+    asyncio.run(fill_and_make_room(store, 0, limited_to(300), limited_to(100_000)))
+    store.judge(fault, 0)
+
+
+@contextmanager
+def mounted(place: Path) -> Iterator[Path]:
+    """A small file system in memory; without the right to mount one the test fails."""
+    place.mkdir()
+    rights = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    options = f"size={SIZE},mode=0700,uid={os.geteuid()},gid={os.getegid()}"
+    subprocess.run([*rights, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run([*rights, "umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.fault("disk full", backend="sqlite")
+def test_a_full_disk_loses_nothing(tmp_path: Path, fault: Fault) -> None:
+    """A real file system without room, in the middle of a log, of a page, of a commit."""
+    with mounted(tmp_path / "small") as small:
+        for round_ in fault.rounds(3, 25):
+            directory = small / str(round_)
+            directory.mkdir()
+            ballast = small / "ballast"
+            # Another amount each round: another write is the first that does not fit.
+            ballast.write_bytes(bytes(BALLAST + round_ * 1111))
+
+            async def nothing(_: Memory) -> None:
+                pass
+
+            async def remove(_: Memory, ballast: Path = ballast) -> None:
+                await asyncio.to_thread(ballast.unlink)
+
+            store = new_store(directory, tmp_path)
+            asyncio.run(fill_and_make_room(store, round_, nothing, remove))
+            store.judge(fault, round_)
+            for left in directory.iterdir():
+                left.unlink()
