@@ -60,7 +60,7 @@ def coverage(session: nox.Session) -> None:
     """Measure which branches of the package the tests take; fails below 95 %."""
     install(session, "coverage")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-n", "auto", "-q", "--flux-postgres-required", *session.posargs)
+    session.run("coverage", "run", "-m", *TESTS, *session.posargs)
     session.run("coverage", "combine")
     session.run("coverage", "report")
 
