@@ -186,3 +186,17 @@ def test_no_text_at_all_breaks_the_parser(text: str, start: str) -> None:
     except InvalidInputError as error:
         refusal = repr(error)
     assert "qTok1q" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("dsn", "expected"),
+    [
+        ("postgresql://u:p@one:5432,two:5433,three/d?a=b", "postgresql://u:p@two:5433,three,one:5432/d?a=b"),
+        ("postgresql://one,[::1]:5433", "postgresql://[::1]:5433,one"),
+        ("postgresql://u@one?host=/run", "postgresql://u@one?host=/run"),
+        ("postgresql:///d?host=one,two", "postgresql:///d?host=one,two"),
+    ],
+)
+def test_the_first_host_goes_last(dsn: str, expected: str) -> None:
+    """After a host that does not answer, the next one is tried first; everything else stays."""
+    assert dsns.other_host_first(dsn) == expected

@@ -206,17 +206,18 @@ def translated(
 
 
 def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
-    return next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
+    found = ((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
+    return next(found, (BackendUnavailableError, "see the cause"))
 
 
 def _too_late(shown: str, timeout: float, progress: Progress, trouble: Exception | None) -> BackendUnavailableError:
     if progress.writes and progress.unknown:
         return _unknown(shown, f"did not answer within {timeout:g} s")
-    shared = progress.shared or progress
-    if trouble := trouble or progress.trouble or shared.trouble:
-        what = f"{trouble}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
-    elif shared.sent:
+    trouble = trouble or progress.trouble
+    if progress.sent:
         what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="
+    elif trouble is not None:
+        what = f"{trouble}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
     else:
         what = f"no connection was free within {timeout:g} s; raise max_size= or timeout=, or find what holds them"
     return BackendUnavailableError(f"PostgreSQL at {shown}: {what}" + ". Nothing was stored" * progress.writes)
@@ -224,6 +225,6 @@ def _too_late(shown: str, timeout: float, progress: Progress, trouble: Exception
 
 def _unknown(shown: str, what: str) -> OutcomeUnknownError:
     return OutcomeUnknownError(
-        f"PostgreSQL at {shown}: {what}; whether the call took effect is not known. Retry with the same ids, or look; "
-        "look for locks in pg_stat_activity, or raise timeout="
+        f"PostgreSQL at {shown}: {what}; whether the call took effect is not known. "
+        "Retry with the same ids, look for locks in pg_stat_activity, or raise timeout="
     )
