@@ -105,6 +105,11 @@ def preflight(source: Source, checker: RowChecker, prepared: Prepared, advance: 
                 "set TMPDIR to a larger one"
             ) from error
         except sqlite3.OperationalError as error:
+            if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_IOERR:
+                raise MigrationError(
+                    f"the SQLite file cannot be read to its end: {error}; see whether somebody cut it or the disk "
+                    "failed, and run again"
+                ) from error
             if "decode to UTF-8" not in str(error) or source.tolerant:
                 raise
             source.be_tolerant()
