@@ -1,0 +1,157 @@
+"""A migration from a SQLite file that is broken: a clear error, nothing moved, and a second run completes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+from fault_report import Fault
+from test_sqlite_locks import held
+from transfer_memories import everything, make_random, move
+
+from flux_memory import ConversationMemory, FluxMemoryError
+from flux_memory.transfer import Plan, Status, migrate
+
+# The command as it is, but for its patience with locks.
+COMMAND: Final = """
+from flux_memory.transfer import snapshot
+snapshot._BUSY_SECONDS = 0.5
+from flux_memory.migrate_command import migrate
+migrate()
+"""
+SESSIONS, MESSAGES = 20, 1500
+PAGE: Final = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of the original application, with messages on many pages."""
+    path = tmp_path / "chat.db"
+    make_random(path, sessions=SESSIONS, messages=MESSAGES)
+    return path
+
+
+def command(path: Path, dsn: str) -> tuple[int, str]:
+    """Run `flux-memory migrate`; return its exit code and what it said on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "--sqlite-path", str(path), "--postgres-dsn", dsn, "--yes"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another process is in the middle of a commit, and stays there."""
+    with held(path, "BEGIN EXCLUSIVE"):
+        yield
+
+
+@contextmanager
+def overwritten(path: Path, at: int, size: int) -> Iterator[None]:
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\xff" * size + content[at + size :])
+    yield
+    path.write_bytes(content)
+
+
+@contextmanager
+def truncated(path: Path, size: int) -> Iterator[None]:
+    content = path.read_bytes()
+    os.truncate(path, size)
+    yield
+    path.write_bytes(content)
+
+
+FAULTS: Final = {
+    "locked": (locked, "another process holds the file's lock; stop it"),
+    "header overwritten": (lambda path: overwritten(path, 0, 100), "is not a SQLite database; check --sqlite-path"),
+    "page overwritten": (lambda path: overwritten(path, path.stat().st_size // PAGE // 2 * PAGE, PAGE), "is damaged"),
+    "truncated": (lambda path: truncated(path, path.stat().st_size // PAGE // 2 * PAGE), "is damaged"),
+    "truncated in a page": (lambda path: truncated(path, path.stat().st_size - 1000), "damaged"),
+    "emptied": (lambda path: truncated(path, 0), "is empty; check --sqlite-path"),
+}
+
+
+@pytest.mark.fault("migration from a broken file", backend="sqlite")
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_broken_source_moves_nothing_and_says_why(
+    path: Path, flux_postgres_clean_dsn: str, fault: Fault, name: str
+) -> None:
+    """Exit 1 and a sentence, no traceback, nothing in the target; with the file mended, the same command completes."""
+    dsn = flux_postgres_clean_dsn
+    break_, says = FAULTS[name]
+    with break_(path):
+        code, errors = command(path, dsn)
+        assert code == 1, errors
+        assert says in errors
+        assert "Traceback" not in errors
+        assert everything(dsn) == ([], [])
+    assert command(path, dsn)[0] == 0
+    sessions, messages = everything(dsn)
+    assert (len(sessions), len(messages)) == (SESSIONS, MESSAGES)
+    fault.add(acknowledged=MESSAGES)
+
+
+class At:
+    """Does something when the migration comes to a phase."""
+
+    def __init__(self, phase: str, work: Callable[[], object]) -> None:
+        self._phase = phase
+        self._work = work
+
+    def phase(self, name: str, rows: int | None) -> None:
+        if name == self._phase:
+            self._work()
+
+    def advance(self, rows: int) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+
+@pytest.mark.fault("source cut while a migration reads it", backend="sqlite")
+@pytest.mark.parametrize("phase", ["Preflight", "Load", "Verify"])
+def test_a_source_that_is_cut_while_it_is_read(
+    tmp_path: Path, flux_postgres_clean_dsn: str, fault: Fault, phase: str
+) -> None:
+    """A file that an application has open is read in place: what is missing of it is an error, or was read before."""
+    dsn, path = flux_postgres_clean_dsn, tmp_path / "chat.db"
+
+    async def run() -> tuple[Path, bool]:
+        async with ConversationMemory(path) as application:
+            for number in range(4):
+                session = await application.create_session(session_id=str(number))
+                await application.add_messages(
+                    session, [{"role": "user", "content": f"{one} " + "x" * 3000} for one in range(100)]
+                )
+            whole = tmp_path / "whole.db"
+            for suffix in ("", "-wal"):
+                await asyncio.to_thread(
+                    lambda end: Path(f"{whole}{end}").write_bytes(Path(f"{path}{end}").read_bytes()), suffix
+                )
+            cut = At(phase, lambda: (os.truncate(path, PAGE), os.truncate(f"{path}-wal", PAGE)))
+            (outcome,) = await asyncio.gather(migrate(Plan(path, dsn), cut), return_exceptions=True)
+            if isinstance(outcome, BaseException):
+                assert isinstance(outcome, FluxMemoryError)
+                assert "damaged" in str(outcome) or "cannot be read" in str(outcome)
+                return whole, False
+            return whole, outcome.status is Status.IDENTICAL
+
+    whole, moved = asyncio.run(run())
+    sessions, messages = everything(dsn)
+    assert (len(sessions), len(messages)) == ((4, 400) if moved else (0, 0))
+    assert move(whole, dsn).status is Status.IDENTICAL
+    assert len(everything(dsn)[1]) == 400
+    fault.add(acknowledged=400)
