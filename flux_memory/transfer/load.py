@@ -57,6 +57,7 @@ ORDER BY indexrelid::regclass::text
 """
 # Rows written into a table that was emptied in the same transaction can be frozen at once.
 EMPTY: Final = "TRUNCATE sessions, messages"
+ANALYZE: Final = "ANALYZE sessions, messages"
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
 WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
@@ -107,7 +108,6 @@ async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, watcher
         await connection.execute(RAISE_MEMORY, str(min(memory, _MOST_MEMORY)))
         for _, create in reversed(keys):
             await connection.execute(create)
-    await connection.execute("ANALYZE sessions, messages")
     return True
 
 

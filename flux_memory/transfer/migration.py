@@ -19,7 +19,7 @@ from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.leftovers import private_directory
-from flux_memory.transfer.load import Loaded, load
+from flux_memory.transfer.load import ANALYZE, Loaded, load
 from flux_memory.transfer.merge import Merged, merge
 from flux_memory.transfer.prepared import Prepared, all_digests
 from flux_memory.transfer.progress import Nobody, Watcher
@@ -125,6 +125,8 @@ class _Migration:
         self._checker: Final = RowChecker(plan.assume_timezone)
         self._prepared: Final = prepared
         self._parts: list[Prepared] = []
+        self._filled = False
+        """Whether an empty target was filled, of which the server has no statistics yet."""
 
     async def run(self) -> None:
         plan, report = self._plan, self._report
@@ -145,6 +147,9 @@ class _Migration:
                 await targets.prepare(connection)
                 with self._phase("Load", report.preflight.sessions + report.preflight.messages):
                     report.moved = await self._cancellable(self._load(connection))
+                if self._filled:
+                    with self._phase("Analyze", None):
+                        await connection.execute(ANALYZE)
             elif target.schema_version == 0:
                 raise MigrationError("the target holds no conversation memory yet, so there is nothing to compare")
             with self._phase("Verify", None):
@@ -170,6 +175,7 @@ class _Migration:
         found, advance = self._report.preflight, self._watcher.advance
         rows = Loaded(found.sessions, found.messages)
         if await load(connection, self._parts, rows, self._watcher):
+            self._filled = True
             return Merged(*rows)
         # Each part by a connection of its own, so that the server, too, works on several processors.
         merged = Merged()
