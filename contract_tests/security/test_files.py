@@ -1,0 +1,46 @@
+"""What a migration leaves in files is for their owner alone, whatever the process's umask lets others do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from original_application import add_message, make_file_with_data
+
+from flux_memory.transfer import OnInvalid, Plan, migrate, migrate_back
+
+
+@pytest.fixture(autouse=True)
+def permissive() -> Iterator[None]:
+    """A umask that keeps nobody out."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def modes(directory: Path) -> dict[str, int]:
+    """What anybody may do with each file below."""
+    return {found.name: stat.S_IMODE(found.stat().st_mode) for found in directory.rglob("*") if found.is_file()}
+
+
+def test_what_a_migration_leaves_is_its_owners(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+    """The quarantine file and the file of the way back hold conversations, and are 0600."""
+    source = tmp_path / "source.db"
+    make_file_with_data(source)
+    with closing(sqlite3.connect(source, isolation_level=None)) as db:
+        add_message(db, "orphan", "nobody", "2026-02-05T15:17:00.407069")
+    made = tmp_path / "made"
+    made.mkdir()
+    quarantine = made / "rows.jsonl"
+    plan = Plan(source, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=quarantine)
+    asyncio.run(migrate(plan))
+    asyncio.run(migrate_back(flux_postgres_clean_dsn, made / "back.db"))
+    assert json.loads(quarantine.read_text(encoding="utf-8").splitlines()[0])["row"]["id"] == "orphan"
+    assert modes(made) == {"rows.jsonl": 0o600, "back.db": 0o600}
