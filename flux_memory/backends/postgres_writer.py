@@ -235,6 +235,8 @@ class MessageWriter:
             # A bad call fails alone.
             await self._send_apart(calls)
             return
+        # What it passed over it has not done.
+        shared.sent = False
         by_session: dict[str, list[_Call]] = {}
         for call in locked_by_others:
             by_session.setdefault(call.session_id, []).append(call)
