@@ -25,6 +25,10 @@ from flux_memory.backends import postgres_pool
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import History, Journal, Recorder
 
+OTHERS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
 STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
 
 
@@ -70,9 +74,7 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
         session = await memory.create_session()
         proxy.refuse()
         proxy.reset()
-        await until_none(
-            flux_empty_database, "SELECT count(*) - 1 FROM pg_stat_activity WHERE datname = current_database()"
-        )
+        await until_none(flux_empty_database, OTHERS)
         with deadline(1):
             took, error = await timed(memory.add_message(session, "user", "x"), 2)
         assert isinstance(error, BackendUnavailableError)
@@ -249,6 +251,48 @@ async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None
             with pytest.raises(kind):
                 await call()
         fault.add(acknowledged=2)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("reply to COMMIT lost, then refused", backend="postgres")
+async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
+    """It is stored, and the error says that it may be; the same call again finds out."""
+    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
+        session = await memory.create_session()
+        for number in fault.rounds(2, 50):
+            proxy.lose_reply("sync")
+            proxy.refuse()
+            with deadline(0.6):
+                took, error = await timed(memory.add_message(session, "user", "x", message_id=f"m{number}"), 2)
+            assert isinstance(error, OutcomeUnknownError)
+            assert "whether the call took effect is not known" in str(error)
+            assert len(await rows(flux_empty_database, "SELECT FROM messages")) == number + 1
+            proxy.heal()
+            assert await memory.add_message(session, "user", "x", message_id=f"m{number}") == f"m{number}"
+            assert len(await memory.get_history(session)) == number + 1
+            fault.add(acknowledged=1, call=took, outage=took)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("connection refused to many at once", backend="postgres")
+async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
+    proxy: Proxy, flux_empty_database: str, fault: Fault
+) -> None:
+    """Adds that would share a statement: none was sent, so that each error says that nothing was stored."""
+    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
+        sessions = [await memory.create_session() for _ in range(4)]
+        proxy.refuse()
+        proxy.reset()
+        await until_none(flux_empty_database, OTHERS)
+        with deadline(0.8):
+            adds = [memory.add_message(sessions[number % 4], "user", f"{number}") for number in range(40)]
+            outcomes = await asyncio.wait_for(asyncio.gather(*adds, return_exceptions=True), 2)
+        assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
+        assert all("Nothing was stored" in str(outcome) for outcome in outcomes)
+        proxy.heal()
+        assert await rows(flux_empty_database, "SELECT FROM messages") == []
+        await asyncio.gather(*(memory.add_message(session, "user", "afterwards") for session in sessions))
+        fault.add(acknowledged=8)
 
 
 @pytest.mark.asyncio
