@@ -47,7 +47,8 @@ class Memory(Protocol):
 
     Every implementation gives the same outcome for the same call. All methods raise `InvalidInputError` for input
     that breaks the contract (also a `TypeError` where the type is wrong) before any I/O, `MemoryClosedError` after
-    `close()`, and `BackendUnavailableError` when the store cannot be reached within the handle's deadline.
+    `close()`, and `BackendUnavailableError` when the store cannot be reached within the deadline: the handle's, or that
+    of `flux_memory.deadline()`. A write that may be stored all the same raises `OutcomeUnknownError`, which is one.
 
     Text is stored byte for byte; NUL and lone surrogates are refused. Metadata round-trips by type and value;
     its key order is not kept. What is returned is always a fresh object.

@@ -110,9 +110,9 @@ class PostgresConversationMemory:
 
     Args:
         dsn: `postgresql://user:password@host:5432/database`; by default the settings' `POSTGRES_DSN`.
-        min_size: Connections kept open.
+        min_size: Connections opened at once, and kept.
         max_size: Connections at most; further calls wait for one.
-        timeout: Seconds within which a call ends.
+        timeout: Seconds within which a call ends, unless `flux_memory.deadline()` says otherwise.
         pool: An asyncpg pool to borrow; it is never closed, and `dsn` is not read.
 
     Raises:
