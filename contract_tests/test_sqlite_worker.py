@@ -18,7 +18,7 @@ from original_application import rows
 from raw_sqlite import change, on_the_thread
 from waiting import until
 
-from flux_memory import ConversationMemory
+from flux_memory import ConversationMemory, deadline
 from flux_memory.backends.sqlite_file import OpenFile
 from flux_memory.backends.sqlite_worker import SQLiteWorker
 from flux_memory.errors import (
@@ -153,13 +153,14 @@ async def test_a_lock_that_is_let_go_in_time_is_waited_for(memory: ConversationM
 @pytest.mark.asyncio
 async def test_a_lock_that_stays_ends_the_call_and_poisons_nothing(path: Path) -> None:
     """At the deadline the call ends by an error that says that nothing was stored; the next call works."""
-    async with ConversationMemory(path, timeout=0.2) as memory:
+    async with ConversationMemory(path, timeout=20) as memory:
         session = await memory.create_session()
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            outcomes = await asyncio.gather(
-                *(memory.add_message(session, "user", "x") for _ in range(3)), return_exceptions=True
-            )
+            with deadline(0.2):
+                outcomes = await asyncio.gather(
+                    *(memory.add_message(session, "user", "x") for _ in range(3)), return_exceptions=True
+                )
             assert [type(outcome) for outcome in outcomes] == [BackendUnavailableError] * 3
             assert "another process holds the lock, and nothing was stored; retry, or raise timeout=" in str(
                 outcomes[0]
@@ -171,10 +172,10 @@ async def test_a_lock_that_stays_ends_the_call_and_poisons_nothing(path: Path) -
 @pytest.mark.asyncio
 async def test_a_thread_that_does_not_answer_ends_the_call(path: Path) -> None:
     """A disk that hangs does not hang the caller; a write that had not begun is not made afterwards either."""
-    async with ConversationMemory(path, timeout=0.1) as memory:
+    async with ConversationMemory(path, timeout=20) as memory:
         session = await memory.create_session()
         async with thread_held(memory):
-            with pytest.raises(BackendUnavailableError, match="nothing was stored"):
+            with deadline(0.1), pytest.raises(BackendUnavailableError, match="nothing was stored"):
                 await memory.add_message(session, "user", "x")
         assert await memory.get_history(session) == []
 

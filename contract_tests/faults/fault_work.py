@@ -42,7 +42,7 @@ class Store:
     directory: Path
     """Where the journals go."""
 
-    def open(self, timeout: float = 10.0) -> Memory:
+    def open(self, timeout: float = 30.0) -> Memory:
         """Open a handle."""
         if self.backend == "sqlite":
             return ConversationMemory(self.where, timeout=timeout)

@@ -21,7 +21,7 @@ from flux_memory import FluxMemoryError
 from flux_memory.testkit.histories import Journal, Recorder
 
 store = Store(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-memory = store.open(timeout=5)
+memory = store.open(timeout=8)
 recorder = Recorder(memory, Journal(store.journal(0) / f"{os.getpid()}.jsonl"), "parent", unknown=UNKNOWN)
 """
 

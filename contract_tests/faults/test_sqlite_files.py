@@ -113,7 +113,7 @@ def test_a_damaged_file_is_reported_and_left_as_it_is(path: Path, fault: Fault, 
     left = files(path)
 
     async def use() -> None:
-        async with ConversationMemory(path, timeout=5) as memory:
+        async with ConversationMemory(path, timeout=20) as memory:
             for call in (
                 lambda: memory.get_history("first"),
                 lambda: memory.add_message("first", "user", "x"),
@@ -144,7 +144,7 @@ def test_a_damaged_page_hides_no_more_than_what_was_on_it(path: Path, fault: Fau
 
 async def _unreadable(path: Path) -> int:
     says = []
-    async with ConversationMemory(path, timeout=5) as memory:
+    async with ConversationMemory(path, timeout=20) as memory:
         for session in ("first", "second", "third"):
             try:
                 found = len(await memory.get_history(session))
@@ -242,7 +242,7 @@ def test_a_file_that_is_changed_from_under_a_handle_is_an_error(tmp_path: Path, 
 
     async def use() -> None:
         journal = Journal(tmp_path / "journal.jsonl")
-        async with ConversationMemory(path, timeout=5) as memory:
+        async with ConversationMemory(path, timeout=20) as memory:
             recorder = Recorder(memory, journal, "open", unknown=UNKNOWN)
             await recorder.create_session(session_id="first")
             await recorder.add_message("first", "user", "before" * 1000)
@@ -284,7 +284,7 @@ def test_a_file_that_got_smaller_in_order_is_no_error(path: Path, fault: Fault) 
         return path.stat().st_size - size
 
     async def use() -> None:
-        async with ConversationMemory(path, timeout=5) as memory:
+        async with ConversationMemory(path, timeout=20) as memory:
             await memory.delete_session("first")
             await memory.add_message("second", "user", "before")
             assert await asyncio.to_thread(vacuum) < 0
@@ -309,7 +309,7 @@ def test_what_can_only_be_read_is_read(fault: Fault, name: str, readable: Path) 
     file_mode, directory_mode = READ_ONLY[name]
 
     async def use() -> None:
-        async with ConversationMemory(readable, timeout=5) as memory:
+        async with ConversationMemory(readable, timeout=20) as memory:
             assert len(await memory.get_history("first")) == MESSAGES
             assert len(await memory.get_sessions()) == 3
             assert await memory.count_sessions() == 3
