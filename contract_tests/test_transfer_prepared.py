@@ -1,0 +1,47 @@
+"""Rows that wait to be sent come back as they were put aside, in batches of any size."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_memory.transfer.prepared import Prepared, SessionDigest
+
+MESSAGES = st.lists(st.integers(1, 40).map(lambda length: b"m" * length), max_size=9)
+
+
+@given(st.lists(MESSAGES, max_size=8), st.integers(1, 5), st.integers(1, 100))
+def test_batches_hold_every_row_once_and_stay_small(
+    sessions: list[list[bytes]], most_rows: int, most_bytes: int
+) -> None:
+    """Sessions in order, each followed by its messages; never more rows than asked for, nor bytes beyond one row."""
+    with Prepared() as prepared:
+        for number, messages in enumerate(sessions):
+            prepared.add_messages(messages)
+            prepared.add_session(SessionDigest(b"id", b"\0" * 32, len(messages), 0), b"session-%d" % number)
+        batches = list(prepared.batches(most_rows, most_bytes))
+    assert b"".join(piece for batch in batches for piece in batch.messages) == b"".join(map(b"".join, sessions))
+    begun = [
+        row
+        for batch, goes_on in zip(batches, [False, *(batch.goes_on for batch in batches)], strict=False)
+        for row in batch.sessions[goes_on:]
+    ]
+    assert begun == [b"session-%d" % number for number in range(len(sessions))]
+    assert sum(batch.message_count for batch in batches) == sum(map(len, sessions))
+    for batch in batches:
+        assert 0 < len(batch.sessions) <= most_rows
+        assert batch.message_count <= most_rows
+        assert sum(map(len, batch.messages)) < most_bytes + 40
+
+
+@given(st.lists(MESSAGES, max_size=5))
+def test_rows_that_are_not_kept_leave_their_digests(sessions: list[list[bytes]]) -> None:
+    """A dry run and a comparison need no room for rows."""
+    digests = [SessionDigest(b"%d" % n, b"r" * 32, len(rows), n << 200) for n, rows in enumerate(sessions)]
+    with Prepared() as prepared:
+        prepared.keeps_rows = False
+        for digest, messages in zip(digests, sessions, strict=True):
+            prepared.add_messages(messages)
+            prepared.add_session(digest, b"row")
+        assert list(prepared.digests()) == digests
+        assert prepared.size("sessions") == prepared.size("messages") == 0
