@@ -46,7 +46,10 @@ class OwnPool:
     def __init__(self, target: dsns.Dsn, min_size: int, max_size: int, timeout: float) -> None:
         self.many_hosts = dsns.other_host_first(target.url) != target.url
         self._url = target.url
-        self._arguments = {"timeout": timeout * _CONNECT_SHARE, **target.arguments}
+        # The statements are few and stay the same. A lifetime would keep those of every lost connection for as long,
+        # by a timer each.
+        lifetime = {"max_cached_statement_lifetime": 0}
+        self._arguments = {"timeout": timeout * _CONNECT_SHARE, **lifetime, **target.arguments}
         self._min_size = min_size
         self._max_size = max_size
         self._patience = timeout * _FIRST_SHARE
