@@ -10,6 +10,8 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 _ANSWERED, _FAILED, _FAULT = "#1f6feb", "#cf222e", "#8c959f"
+_MOST_NAMED = 30
+"""Faults; more of them are lines without names."""
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -54,19 +56,20 @@ def _calls(axis: Any, phase: dict[str, Any]) -> None:
         align="edge",
         label="calls failed, with an error of ours",
     )
+    named = len(phase["faults"]) <= _MOST_NAMED
     for at, name in phase["faults"]:
         axis.axvline(at, color=_FAULT, linewidth=0.8, linestyle=":")
-        if len(phase["faults"]) <= 30:
+        if named:
             axis.text(at, most * 1.05, name, rotation=30, fontsize=6.5, color=_FAULT, ha="left", va="bottom")
     verdict = f"{len(phase['problems'])} problems" if phase["problems"] else "all promises kept"
     axis.set_title(
         f"{phase['title']}: {verdict}; longest call {phase['longest_call']} s, outage {phase['longest_outage']} s",
         loc="left",
-        pad=62,
+        pad=62 if named else 8,
     )
     axis.set_ylim(0, most * 1.05)
     axis.set_xlim(0, phase["seconds"])
-    axis.legend(frameon=False, loc="lower right", fontsize=8)
+    axis.legend(loc="lower right", fontsize=8, framealpha=0.9)
 
 
 def _memory(axis: Any, phase: dict[str, Any]) -> None:
