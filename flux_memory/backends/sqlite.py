@@ -43,6 +43,7 @@ BUMP_COUNTER: Final = """
 UPDATE sessions
 SET message_count = message_count + 1, updated_at = max(updated_at, ?)
 WHERE id = ?
+    AND typeof(updated_at) = 'text'
     AND updated_at GLOB '[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].??????+00:00'
 RETURNING message_count, updated_at
 """
