@@ -238,7 +238,7 @@ class _Rule:
 
 class _Silence(_Rule):
     def __init__(self, stage: Stage | None) -> None:
-        self._stage: Final = stage
+        self._stage: Final[Stage | None] = stage
 
     def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
         if self._stage is None or (upwards and connection.at(self._stage, data)):
@@ -249,7 +249,7 @@ class _Silence(_Rule):
 
 class _LostReply(_Rule):
     def __init__(self, stage: Stage, containing: bytes, times: int) -> None:
-        self._stage: Final = stage
+        self._stage: Final[Stage] = stage
         self._containing = containing
         self._left = times
 
