@@ -65,6 +65,11 @@ class Store:
                 numbers.setdefault(session, []).append((number, message))
             return await read_stored(memory, numbers)
 
+    async def emptied(self) -> None:
+        """Remove everything."""
+        async with self.open() as memory:
+            await memory.clear_all()
+
     async def _numbers(self) -> list[Any]:
         if self.backend == "postgres":
             return [tuple(row) for row in await rows(self.where, NUMBERS)]

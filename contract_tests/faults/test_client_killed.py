@@ -52,6 +52,10 @@ def test_a_killed_process_loses_nothing_acknowledged(store: Store, fault: Fault)
             time.sleep(rng.uniform(0, 0.03))
             child.kill()
         before = store.judge(fault, round_, before)
+        if round_ % 10 == 9:
+            # A store that grows for ever takes longer to look through than to break.
+            asyncio.run(store.emptied())
+            before = None
 
 
 @on_each("SIGTERM of the client")
