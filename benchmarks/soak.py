@@ -45,6 +45,8 @@ LATENESS: Final = 1.0
 """Seconds by which a call may outlive its deadline."""
 PAUSE: Final = (2.0, 4.0)
 """Seconds between two faults."""
+STARTING: Final = 15.0
+"""Seconds that the processes have to begin, before anything breaks."""
 QUIET: Final = 4.0
 """Seconds without a fault in the end."""
 GROWTH: Final = (1.05, 8.0)
@@ -287,6 +289,9 @@ def soak(engine: str, processes: int, seconds: float, seed: int, log: Path) -> P
                 running.append(start(f"process {len(running) + len(ended) + 1}"))
 
             faults["a process killed"] = replace
+        # The first use of a handle has its own, shorter patience with a server that is not there.
+        while not all(process.samples for process in running) and time.monotonic() < phase.began + STARTING:
+            time.sleep(0.05)
         _break(phase, faults, until - QUIET, random.Random(seed))
         for process in [*ended, *running]:
             phase.problems += process.finish(max(until - time.monotonic(), 0) + 3 * TIMEOUT)

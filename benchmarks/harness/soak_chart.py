@@ -38,7 +38,7 @@ def _calls(axis: Any, phase: dict[str, Any]) -> None:
     answered: defaultdict[int, int] = defaultdict(int)
     failed: defaultdict[int, int] = defaultdict(int)
     for sample in phase["samples"]:
-        second = int(sample["at"]) - 1  # it tells of the second before it
+        second = round(sample["at"] - 1)  # it tells of the second before it
         for name, count in sample["ended"].items():
             if name == "ok":
                 answered[second] += count
