@@ -105,7 +105,7 @@ def pooler(flux_empty_database: str) -> Iterator[Pooler]:
         made.start()
         yield made
     finally:
-        made.end(signal.SIGQUIT)
+        made.end(signal.SIGKILL)
         shutil.rmtree(directory)
 
 
