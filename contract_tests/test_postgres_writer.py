@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from raw_postgres import connected, execute, rows
 
-from flux_memory import PostgresConversationMemory
+from flux_memory import PostgresConversationMemory, deadline
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -94,13 +94,21 @@ async def test_a_lock_on_one_session_holds_up_no_other(
 async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
-    """At the deadline each call ends by our error; afterwards the session takes messages again, in order."""
+    """At the deadline each call ends by our error, which says of one that was never sent that nothing was stored.
+
+    Afterwards the session takes messages again, in order.
+    """
+
+    async def in_a_hurry() -> None:
+        with deadline(0.3):
+            await memory.add_messages("held", [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}])
+
     async with connected(flux_empty_database) as other, other.transaction():
         await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
         began = asyncio.get_running_loop().time()
         outcomes = await asyncio.gather(
             *(memory.add_message("held", "user", "x") for _ in range(4)),
-            memory.add_messages("held", [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}]),
+            in_a_hurry(),
             return_exceptions=True,
         )
         assert asyncio.get_running_loop().time() - began < 2.5
