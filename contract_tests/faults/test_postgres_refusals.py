@@ -208,7 +208,7 @@ def small_disk(size: str) -> Iterator[Path]:
     )
     if done.returncode != 0:
         place.rmdir()
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+        pytest.fail(f"a small disk cannot be mounted, run this as root: {done.stderr.strip()}", pytrace=False)
     try:
         account = server_account()
         os.chown(place, account.user, account.group)
