@@ -187,7 +187,7 @@ class ProcessesRaceToCreateTables(Sound):
     async def create_session(self, *args: Any, **kwargs: Any) -> Any:
         empty = await super().count_sessions() == 0
         if empty:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
         made = await super().create_session(*args, **kwargs)
         if empty and await super().count_sessions() > 1:
             raise BackendUnavailableError("table sessions already exists")

@@ -108,33 +108,45 @@ class RollbackTakesNeighbours(Sound):
 
 @caught_by("FM-CON-007")
 class CreationsOverwrite(Sound):
+    """Sound where one creation comes after another; one that began beside others wins over them."""
+
+    creating: ClassVar[dict[str, int]] = {}
+
     async def create_session(self, title: Any = "", *args: Any, session_id: Any = None, **kwargs: Any) -> Any:
-        known = session_id is not None and await super().get_session(session_id) is not None
-        await asyncio.sleep(0)
+        key = str(session_id)
+        beside = self.creating.get(key, 0)
+        self.creating[key] = beside + 1
         try:
+            await asyncio.sleep(0)
             return await super().create_session(title, *args, session_id=session_id, **kwargs)
         except ConflictError:
-            if known:
+            if not beside:
                 raise
-            await super().update_session_title(str(session_id), title)
+            await super().update_session_title(key, title)
             return session_id
+        finally:
+            self.creating[key] -= 1
 
 
 @caught_by("FM-CON-008")
 class DeletesWhatItSaw(Sound):
-    """Messages that come while a session is being deleted stay, for the next one with its id."""
+    """Messages that are on their way while a session is being deleted stay, for the next one with its id."""
 
+    adding: ClassVar[dict[str, int]] = {}
     left: ClassVar[dict[str, int]] = {}
 
-    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(0)
-        return await super().add_message(*args, **kwargs)
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        key = str(session_id)
+        self.adding[key] = self.adding.get(key, 0) + 1
+        try:
+            await asyncio.sleep(0)
+            return await super().add_message(session_id, *args, **kwargs)
+        finally:
+            self.adding[key] -= 1
 
     async def delete_session(self, session_id: Any) -> None:
-        seen = len(await super().get_history(session_id))
-        await asyncio.sleep(0)
-        row = await super().get_session(session_id)
-        self.left[session_id] = row["message_count"] - seen if row else self.left.get(session_id, 0)
+        key = str(session_id)
+        self.left[key] = self.left.get(key, 0) + self.adding.get(key, 0)
         await super().delete_session(session_id)
 
     async def create_session(self, *args: Any, **kwargs: Any) -> Any:
