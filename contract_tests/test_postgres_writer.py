@@ -10,6 +10,7 @@ import pytest_asyncio
 from raw_postgres import connected, execute, rows
 
 from flux_memory import PostgresConversationMemory, deadline
+from flux_memory.backends import postgres_writer
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -17,6 +18,16 @@ from flux_memory.errors import (
     OutcomeUnknownError,
     SessionNotFoundError,
 )
+
+MANY_ROWS = """
+INSERT INTO sessions (id, created_at, updated_at, message_count)
+SELECT number, TIMESTAMP '2026-01-01', TIMESTAMP '2026-01-01', 10
+FROM generate_series(1, 1000) AS number;
+
+INSERT INTO messages (session_id, id, seq, role, content, created_at)
+SELECT session, session || '-' || seq, seq, 'user', repeat('x', 500), TIMESTAMP '2026-01-01'
+FROM generate_series(1, 1000) AS session, generate_series(1, 10) AS seq;
+"""
 
 
 @pytest_asyncio.fixture
@@ -165,3 +176,39 @@ async def test_a_caller_that_comes_again_at_once_does_not_overtake_those_that_wa
 
     await asyncio.gather(*map(keep_adding, sessions))
     assert min(done.values()) >= 10
+
+
+@pytest.mark.asyncio
+async def test_adds_that_share_a_statement_share_a_plan(
+    memory: PostgresConversationMemory, flux_empty_database: str
+) -> None:
+    """The server plans a shared statement once for any number of calls, not anew for each statement."""
+    await execute(flux_empty_database, MANY_ROWS)
+    await execute(flux_empty_database, "ANALYZE")
+    sessions = [str(number) for number in range(1, 5)]
+    for number in range(20):
+        await asyncio.gather(*(memory.add_message(each, "user", "x") for each in sessions[: 2 + number % 3]))
+    query = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1"
+    plans = [row for each in memory._pool._open for row in await each.fetch(query, postgres_writer.ADD_MESSAGES)]
+    assert sum(generic for generic, _ in plans) > sum(custom for _, custom in plans), plans
+
+
+@pytest.mark.asyncio
+async def test_many_callers_are_divided_among_two_statements(memory: PostgresConversationMemory) -> None:
+    """While the server is at the calls of one half, the other half is told and comes again."""
+    sessions = [await memory.create_session() for _ in range(40)]
+    writer = memory._life.resource.writer
+    in_flight = set()
+
+    async def keep_adding(session: str) -> None:
+        for number in range(10):
+            await memory.add_message(session, "user", str(number))
+
+    async with asyncio.TaskGroup() as group:
+        adding = [group.create_task(keep_adding(session)) for session in sessions]
+        while not all(each.done() for each in adding):
+            in_flight.add(len(writer._turns))
+            await asyncio.sleep(0)
+    assert 2 in in_flight
+    for session in sessions:
+        assert [row["content"] for row in await memory.get_history(session)] == [str(n) for n in range(10)]

@@ -1,10 +1,11 @@
-"""Adds to PostgreSQL: what gathers while one statement is in flight goes out as the next one."""
+"""Adds to PostgreSQL: what gathers while others are in flight goes out as one statement."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from math import ceil
 from typing import Any, Final
 
 from flux_memory import records
@@ -37,11 +38,16 @@ SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 
 # The same for several calls, each of which is refused by itself. It never waits for a session's lock: one session
 # that somebody holds must not keep the others waiting, and statements that do not wait cannot deadlock.
+#
+# `(SELECT $n)` hides the arrays' lengths from the planner. It would find that a plan for just so many rows costs less
+# than one for any number, and make a new one each time, which takes several times as long as the statement itself.
 ADD_MESSAGES: Final = """
 WITH item AS (
     SELECT *
-    FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
-        WITH ORDINALITY AS item (call, session_id, id, role, content, metadata, position)
+    FROM unnest(
+        (SELECT $2::int[]), (SELECT $3::text[]), (SELECT $4::text[]),
+        (SELECT $5::text[]), (SELECT $6::text[]), (SELECT $7::text[])
+    ) WITH ORDINALITY AS item (call, session_id, id, role, content, metadata, position)
 ), stored AS (
     SELECT
         item.call,
@@ -60,7 +66,7 @@ WITH item AS (
 ), locked AS (
     SELECT id
     FROM sessions
-    WHERE id = ANY ($1::text[])
+    WHERE id = ANY ((SELECT $1::text[])::text[])
     FOR UPDATE SKIP LOCKED
 ), bumped AS (
     UPDATE sessions
@@ -85,18 +91,22 @@ WITH item AS (
 )
 SELECT
     ARRAY (SELECT id FROM locked),
-    ARRAY (SELECT id FROM sessions WHERE id = ANY ($1::text[])),
+    ARRAY (SELECT id FROM sessions WHERE id = ANY ((SELECT $1::text[])::text[])),
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
     ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
 """
 
 ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
 
+_LANES: Final = 2
+"""Statements in flight at a time: the server is at one while the callers of the other are told, and come again."""
+_FEW: Final = 16
+"""So many calls go out as one statement, not as two: a second one costs more than it saves."""
 _MOST_ROWS: Final = 256
 _MOST_CHARACTERS: Final = 1_000_000
 """Bounds of one statement, so that readers and other handles get their turn."""
 _PATIENCE: Final = 0.02
-"""Seconds until a statement in flight no longer keeps the next one back: it waits for a lock, or the server is far."""
+"""Seconds until a statement in flight makes room for another: it waits for a lock, or the server is far."""
 
 
 class _Call:
@@ -113,7 +123,7 @@ class _Call:
 
 
 class MessageWriter:
-    """Sends one statement at a time and never waits for company: what comes meanwhile shares the next one.
+    """Sends a call at once or, while others are in flight, with those that gather meanwhile; none waits for company.
 
     A session's messages are stored in the order of the calls: while a statement for it is in flight, however long, its
     next calls wait. Each call has its own outcome; one that is cancelled before it was sent is not stored, and one
@@ -127,7 +137,11 @@ class MessageWriter:
         self._statements = statements
         self._waiting: deque[_Call] = deque()
         self._in_flight: set[str] = set()
-        self._turn: asyncio.TimerHandle | None = None
+        self._turns: set[asyncio.TimerHandle] = set()
+        self._gathered = 0
+        """Calls that are in flight after having waited."""
+        self._coming_back = False
+        """A shared statement has just ended: its callers may come again in a moment, and shall share the next one."""
         self._going_on = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -145,7 +159,7 @@ class MessageWriter:
             ConflictError: An id is taken by another content.
         """
         call = _Call(session_id, rows, deadline, progress)
-        if self._turn is not None or self._waiting or session_id in self._in_flight:
+        if self._turns or self._waiting or self._coming_back or session_id in self._in_flight:
             # Behind those that wait already: a caller that comes again at once must not overtake them for ever.
             self._waiting.append(call)
             self._go_on()
@@ -164,19 +178,22 @@ class MessageWriter:
     def _take_turn(self) -> asyncio.TimerHandle:
         loop = asyncio.get_running_loop()
         turn: asyncio.TimerHandle = loop.call_later(_PATIENCE, lambda: self._end_turn(turn))
-        self._turn = turn
+        self._turns.add(turn)
         return turn
 
     def _end_turn(self, turn: asyncio.TimerHandle) -> None:
         turn.cancel()
-        if self._turn is turn:
-            self._turn = None
+        self._turns.discard(turn)
         self._go_on()
 
     def _go_on(self) -> None:
-        if self._turn is None and self._waiting and not self._going_on:
+        if self._waiting and not self._going_on and self._has_room():
             self._going_on = True
             self._start(self._send_waiting())
+
+    def _has_room(self) -> bool:
+        calls = len(self._waiting) + self._gathered
+        return len(self._turns) < (_LANES if calls > _FEW else 1)
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
         # The event loop itself holds tasks only weakly.
@@ -185,16 +202,20 @@ class MessageWriter:
         task.add_done_callback(self._tasks.discard)
 
     async def _send_waiting(self) -> None:
-        self._going_on = False
-        if self._turn is not None or not (calls := self._next_calls()):
+        self._going_on = self._coming_back = False
+        if not self._has_room() or not (calls := self._next_calls()):
             return
         turn = self._take_turn()
+        self._gathered += len(calls)
+        self._go_on()
         try:
             if len(calls) == 1:
                 await self._send_apart(calls)
             else:
                 await self._send_together(calls)
         finally:
+            self._gathered -= len(calls)
+            self._coming_back = len(calls) > 1
             self._end_turn(turn)
 
     def _next_calls(self) -> list[_Call]:
@@ -204,13 +225,17 @@ class MessageWriter:
         held_back = set(self._in_flight)
         ids: set[tuple[str, str]] = set()
         size = characters = 0
+        share = max(_FEW, ceil((len(self._waiting) + self._gathered) / _LANES))
         while self._waiting:
             call = self._waiting.popleft()
             if call.future.done():
                 continue
+            if call.session_id in held_back:
+                left.append(call)
+                continue
             own = {(call.session_id, row.id) for row in call.rows}
-            # A retry of what is in this statement has to see it stored.
-            if call.session_id in held_back or (calls and not ids.isdisjoint(own)):
+            if not ids.isdisjoint(own):
+                # A retry of what is in this statement has to see it stored.
                 held_back.add(call.session_id)
                 left.append(call)
                 continue
@@ -218,7 +243,7 @@ class MessageWriter:
             ids |= own
             size += len(call.rows)
             characters += sum(len(row.content) for row in call.rows)
-            if size >= _MOST_ROWS or characters >= _MOST_CHARACTERS:
+            if len(calls) >= share or size >= _MOST_ROWS or characters >= _MOST_CHARACTERS:
                 break
         self._waiting.extendleft(reversed(left))
         self._in_flight.update(call.session_id for call in calls)
