@@ -88,11 +88,11 @@ def _parse(dsn: str) -> Dsn:
         if name in _REFUSED:
             raise InvalidInputError(f"the DSN has the parameter '{name}', which has no effect here; {_REFUSED[name]}")
         if name in _TRANSLATED:
-            argument, convert = _TRANSLATED[name]
+            argument, convert, wanted = _TRANSLATED[name]
             try:
                 arguments[argument] = convert(value)
             except ValueError:
-                raise InvalidInputError(f"the DSN's parameter '{name}' is not a number that makes sense") from None
+                raise InvalidInputError(f"the DSN's parameter '{name}' is not {wanted}; mend it") from None
         else:
             kept.append((name, value))
     address = dsn.partition("?")[0]
@@ -130,7 +130,8 @@ def other_host_first(url: Hidden) -> Hidden:
 def _check_unescaped(parts: SplitResult) -> None:
     """Raise `InvalidInputError` where a character of the password was taken for the end of the host."""
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if parts.fragment or any("@" in text for text in (parts.path, *names)):
+    # The driver ends the password at the first '@', and would look up the rest of it as a host's name.
+    if parts.fragment or parts.netloc.count("@") > 1 or any("@" in text for text in (parts.path, *names)):
         raise InvalidInputError(f"the DSN has an '@' or a '#' where none belongs; {_ESCAPE}")
 
 
@@ -159,9 +160,10 @@ def _cache_size(text: str) -> int:
     return value
 
 
-_TRANSLATED: Final[dict[str, tuple[str, Callable[[str], float]]]] = {
-    "connect_timeout": ("timeout", _positive),
-    "statement_cache_size": ("statement_cache_size", _cache_size),
-    "prepared_statement_cache_size": ("statement_cache_size", _cache_size),
+_COUNT: Final = "a whole number, 0 or more"
+_TRANSLATED: Final[dict[str, tuple[str, Callable[[str], float], str]]] = {
+    "connect_timeout": ("timeout", _positive, "a number of seconds, more than 0"),
+    "statement_cache_size": ("statement_cache_size", _cache_size, _COUNT),
+    "prepared_statement_cache_size": ("statement_cache_size", _cache_size, _COUNT),
 }
-"""Parameters of other drivers: asyncpg's argument for each."""
+"""Parameters of other drivers: asyncpg's argument for each, how to read it, and what it has to be."""
