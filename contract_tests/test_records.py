@@ -136,6 +136,31 @@ def test_a_negative_count_is_refused() -> None:
         records.limit(-1)
 
 
+def test_a_number_too_long_to_be_written_is_refused_as_any_other() -> None:
+    """Python does not write integers of more than 4,300 digits: the message must not fail where the check did not."""
+    with pytest.raises(InvalidInputError, match="limit is a value of type int; it must be 0 or more"):
+        records.limit(-(10**5000))
+    with pytest.raises(InvalidInputError, match="unknown key a value of type int"):
+        records.new_batch([{"role": "user", "content": "x", 10**5000: 1}])
+    with pytest.raises(InvalidInputError, match="timeout is a value of type int; it must be more than 0 and finite"):
+        records.seconds("timeout", 10**5000)
+    with pytest.raises(InvalidInputError, match="it must be more than 0 and finite"):
+        records.seconds("timeout", 10**400)
+
+
+def test_a_session_that_cannot_be_there_is_named_by_its_text() -> None:
+    """A subclass of `str` is what its characters are, whatever it says of itself."""
+
+    class Shouting(str):
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            return "LIES"
+
+    with pytest.raises(SessionNotFoundError, match=r"there is no session 'a\\x00'"):
+        records.existing_session(Shouting("a\x00"))
+
+
 def test_records_are_plain_dicts_with_exactly_these_keys() -> None:
     """Callers of the original API hold `list[dict]`."""
     message, session = records.messages("s1", [MESSAGE])[0], records.session(SESSION)

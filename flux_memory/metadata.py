@@ -13,7 +13,7 @@ import orjson
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
-from flux_memory.text import find_unstorable
+from flux_memory.text import find_unstorable, shown
 
 _DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte).isdecimal() else ord("-") for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 19
@@ -137,12 +137,12 @@ def _encode_object(value: Mapping[Any, Any], depth: int, parts: list[str]) -> No
     separator = "{"
     for key, item in value.items():
         if not isinstance(key, str):
-            raise _RefusedError(f"has the key {key!r:.80}, a {type(key).__name__}; keys must be str", InvalidTypeError)
+            raise _RefusedError(f"has a key of type {type(key).__name__}, {shown(key)}; keys must be str", InvalidTypeError)
         try:
             parts.append(separator + _encode_text(key) + ":")
             _encode(item, depth + 1, parts)
         except _RefusedError as error:
-            error.place = f"[{key!r:.80}]{error.place}"
+            error.place = f"[{shown(key)}]{error.place}"
             raise
         separator = ","
     parts.append("}" if separator == "," else "{}")

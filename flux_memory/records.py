@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -19,7 +18,7 @@ from flux_memory.errors import (
 )
 from flux_memory.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.protocol import Message, Session
-from flux_memory.text import find_unstorable, require_id, require_str, require_text
+from flux_memory.text import find_unstorable, require_id, require_str, require_text, shown
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7
@@ -133,7 +132,7 @@ def existing_session(session_id: object) -> str:
     """
     session = lookup("session_id", session_id)
     if session is None:
-        raise SessionNotFoundError(no_session(str(session_id)))
+        raise SessionNotFoundError(no_session(require_str("session_id", session_id)))
     return session
 
 
@@ -157,7 +156,7 @@ def count(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidTypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 0:
-        raise InvalidInputError(f"{name} is {value}; it must be 0 or more")
+        raise InvalidInputError(f"{name} is {shown(value)}; it must be 0 or more")
     return min(int(value), MAX_COUNT)
 
 
@@ -165,8 +164,9 @@ def seconds(name: str, value: object) -> float:
     """Check a deadline in seconds."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InvalidTypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    if not 0 < value < math.inf:
-        raise InvalidInputError(f"{name} is {value}; it must be more than 0 and finite")
+    # An integer can be finite and larger than any float.
+    if not 0 < value <= sys.float_info.max:
+        raise InvalidInputError(f"{name} is {shown(value)}; it must be more than 0 and finite")
     return float(value)
 
 
@@ -268,7 +268,7 @@ def _batch_element(item: object, place: str) -> MessageRow:
     if not isinstance(item, Mapping):
         raise InvalidTypeError(f"{place} must be a mapping, not {type(item).__name__}")
     if unknown := [key for key in item if key not in _BATCH_KEYS]:
-        raise InvalidInputError(f"{place} has the unknown key {unknown[0]!r:.80}; known are {sorted(_BATCH_KEYS)}")
+        raise InvalidInputError(f"{place} has the unknown key {shown(unknown[0])}; known are {sorted(_BATCH_KEYS)}")
     if missing := [key for key in ("role", "content") if key not in item]:
         raise InvalidInputError(f"{place} has no {missing[0]!r}")
     return new_message(item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.")

@@ -20,6 +20,14 @@ def find_unstorable(value: str) -> str | None:
     return None
 
 
+def shown(value: object) -> str:
+    """Return the beginning of a value's repr, for a message; of any value, those too that have none."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:  # noqa: BLE001 - an integer of more than 4,300 digits, or a repr that is not ours
+        return f"a value of type {type(value).__name__}"
+
+
 def require_str(name: str, value: object) -> str:
     """Return a text as plain `str`, so that a subclass does not leak into a record.
 
