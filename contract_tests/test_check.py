@@ -46,7 +46,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 @pytest.mark.asyncio
 async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
     """A check of a new installation says what will happen, and does not do it."""
-    report = await check_sqlite(str(path))
+    report = await check_sqlite(str(path), 10)
     assert report.backend == "sqlite"
     assert report.target == f"{path} (does not exist yet)"
     assert report.schema == "none yet: made at first use"
@@ -60,7 +60,7 @@ async def test_a_file_of_the_original_application_is_only_looked_at(path: Path, 
     """It says what would be adopted, counts it, and leaves every byte as it was."""
     make_file_with_data(path, generation=generation)
     before = snapshot(path.parent)
-    report = await check_sqlite(str(path))
+    report = await check_sqlite(str(path), 10)
     assert report.schema == f"the original application's, generation {generation}: adopted in place at first use"
     assert (report.sessions, report.messages) == (2, 6)
     assert snapshot(path.parent) == before
@@ -73,7 +73,7 @@ async def test_a_current_file_is_counted(path: Path) -> None:
         session = await memory.create_session()
         await memory.add_message(session, "user", "x")
     before = snapshot(path.parent)
-    report = await check_sqlite(str(path))
+    report = await check_sqlite(str(path), 10)
     assert (report.target, report.schema) == (str(path), f"version {NEWEST}, current")
     assert (report.sessions, report.messages) == (1, 1)
     assert report.server == f"SQLite {sqlite3.sqlite_version}"
@@ -87,13 +87,13 @@ async def test_a_file_in_use_is_counted(path: Path) -> None:
     """The application may run meanwhile; what it has stored is seen although it is still in the journal."""
     async with ConversationMemory(path) as memory:
         await memory.create_session()
-        assert (await check_sqlite(str(path))).sessions == 1
+        assert (await check_sqlite(str(path), 10)).sessions == 1
 
 
 @pytest.mark.asyncio
 async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
     """`:memory:` is no file."""
-    report = await check_sqlite(":memory:")
+    report = await check_sqlite(":memory:", 10)
     assert (report.target, report.schema) == (":memory:", "none yet: made at first use")
 
 
@@ -101,7 +101,7 @@ async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
 async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
     """As `touch` makes it."""
     await asyncio.to_thread(path.touch)
-    report = await check_sqlite(str(path))
+    report = await check_sqlite(str(path), 10)
     assert report.schema == "none yet: made at first use"
     assert report.round_trip_ms is not None
 
@@ -121,7 +121,7 @@ async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, sp
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(spoil)
     with pytest.raises(SchemaError, match=says):
-        await check_sqlite(str(path))
+        await check_sqlite(str(path), 10)
 
 
 @pytest.mark.asyncio

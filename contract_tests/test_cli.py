@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -128,6 +129,50 @@ def test_two_backends_at_once_are_a_usage_error() -> None:
     result = check("--sqlite-path", "x", "--postgres-dsn", "postgresql://h/d")
     assert result.exit_code == 2
     assert "give --sqlite-path or --postgres-dsn, not both" in result.output
+
+
+@pytest.mark.parametrize("path", ["", "\udcff.db"])
+def test_a_path_that_names_no_file_is_a_usage_error(path: str) -> None:
+    """An empty variable in a script is no wish for a store in memory, which always works."""
+    result = check("--sqlite-path", path)
+    assert result.exit_code == 2
+    assert "give the path of a file" in result.output
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+def test_a_timeout_that_is_no_number_of_seconds_says_so(tmp_path: Path, seconds: str) -> None:
+    """The same on both backends, before anything is opened."""
+    for target in (["--sqlite-path", str(tmp_path / "chat.db")], ["--postgres-dsn", "postgresql://nowhere.invalid/db"]):
+        result = check(*target, "--timeout", seconds)
+        assert result.exit_code == 1
+        assert f"seconds is {seconds}; it must be more than 0 and finite" in result.stderr
+
+
+def test_the_timeout_is_kept_while_another_process_holds_the_lock(tmp_path: Path) -> None:
+    """Both by the look at the file and by the calls of the full check; left to itself SQLite waits five seconds."""
+    path = tmp_path / "chat.db"
+    assert check("--sqlite-path", str(path), "--full").exit_code == 0
+
+    def seconds_of_the_quickest(*arguments: str) -> float:
+        # A machine that is busy makes one slow, not all three.
+        quickest = float("inf")
+        for _ in range(3):
+            began = time.monotonic()
+            result = check("--sqlite-path", str(path), "--timeout", "0.2", *arguments)
+            quickest = min(quickest, time.monotonic() - began)
+            assert result.exit_code == 1
+            assert "nothing was stored" in result.stderr
+            if quickest < 4:
+                break
+        return quickest
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        assert seconds_of_the_quickest("--full") < 4
+        db.execute("ROLLBACK")
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("BEGIN EXCLUSIVE")
+        assert seconds_of_the_quickest() < 4
 
 
 DSN_FAILURES: dict[str, tuple[Callable[[str], str], str]] = {

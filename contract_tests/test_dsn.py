@@ -117,7 +117,17 @@ def test_a_wrong_dsn_is_refused_with_advice_and_without_its_password(dsn: str, s
 
 @pytest.mark.parametrize(
     "password",
-    ["12/secret", "12#secret", "12?secret", "sec[ret", "sec]ret[", "12/s@secret", "se\u2100cret", "a:b/secret", "12@secret"],
+    [
+        "12/secret",
+        "12#secret",
+        "12?secret",
+        "sec[ret",
+        "sec]ret[",
+        "12/s@secret",
+        "se\u2100cret",
+        "a:b/secret",
+        "12@secret",
+    ],
 )
 def test_a_password_with_an_unescaped_character_is_refused(password: str) -> None:
     """Such a DSN would name another host or database; the message says how to write the character."""

@@ -132,6 +132,13 @@ def test_json(diff: Callable[..., Result]) -> None:
     assert {"lost", "fixed", "other", "added", "removed", "slower"} <= data.keys()
 
 
+def test_a_directory_without_a_report_says_what_to_give(tmp_path: Path) -> None:
+    """The commonest mistake: the directory above the one with the report."""
+    result = CliRunner().invoke(contract, ["diff", str(tmp_path), str(tmp_path)])
+    assert result.exit_code == 2
+    assert "No such file or directory; give a directory that pytest --flux-report has written" in result.output
+
+
 def test_a_file_that_is_no_report(tmp_path: Path) -> None:
     """The wrong file, or a directory without a report, ends with 2 and its name."""
     (tmp_path / "wrong.json").write_text("{}")

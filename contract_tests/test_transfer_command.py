@@ -114,6 +114,19 @@ def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
     assert "not overwritten" in again.output
 
 
+def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_traceback(path: Path) -> None:
+    """A directory that is missing before anything is moved; a path that is none, beside what went wrong."""
+    dsn = "postgresql://u:secret@no-such-host.invalid/db"
+    early = call("--sqlite-path", path, "--postgres-dsn", dsn, "--report", path.with_name("missing") / "report.json")
+    assert early.exit_code == 2
+    assert "--report: there is no such directory; make it first" in early.output
+    late = call("--sqlite-path", path, "--postgres-dsn", dsn, "--quiet", "--report", path.parent)
+    assert late.exit_code == 1
+    assert isinstance(late.exception, SystemExit)
+    assert "the host is not found" in late.output
+    assert "cannot be written: Is a directory; give --report another path" in late.output
+
+
 def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
     """Exit code 1, what to do, no password."""
     report = path.with_name("report.json")

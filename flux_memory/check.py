@@ -41,8 +41,12 @@ class CheckReport:
     """The methods that the full check called."""
 
 
-async def check_sqlite(path: str) -> CheckReport:
+async def check_sqlite(path: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - given to SQLite
     """Look at a SQLite file without making it or changing it.
+
+    Args:
+        path: The file, or `:memory:`.
+        timeout: Seconds to wait for somebody else's lock.
 
     Raises:
         FluxMemoryError: It cannot be used; the message says what to do.
@@ -52,11 +56,15 @@ async def check_sqlite(path: str) -> CheckReport:
     report = CheckReport("sqlite", path, server=f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread")
     with translated(path):
         # Off the event loop: a lock held by somebody else is waited for.
-        return await asyncio.to_thread(_look_at_file, Path(path), report)
+        return await asyncio.to_thread(_look_at_file, Path(path), timeout, report)
 
 
 async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - part of what is reported
     """Look at a PostgreSQL database without changing it.
+
+    Args:
+        dsn: As `PostgresConversationMemory` takes it.
+        timeout: Seconds within which all of it ends.
 
     Raises:
         FluxMemoryError: It cannot be used; the message says what to do.
@@ -131,7 +139,7 @@ def _check_can_be_made(file: Path) -> None:
         )
 
 
-def _look_at_file(file: Path, report: CheckReport) -> CheckReport:
+def _look_at_file(file: Path, timeout: float, report: CheckReport) -> CheckReport:
     from flux_memory.schema import sqlite as schema  # noqa: PLC0415 - only the driver in use
 
     if str(file) == ":memory:" or not file.exists():
@@ -148,7 +156,7 @@ def _look_at_file(file: Path, report: CheckReport) -> CheckReport:
             "Give the process rights there"
         )
     # Not mode=ro: a reader that may not write leaves the journal's files behind.
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as db:
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout)) as db:
         db.execute("PRAGMA query_only = ON")
         applied = schema.applied_versions(db)
         original = 0 if applied else schema.original_version(db)

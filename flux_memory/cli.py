@@ -16,6 +16,7 @@ from flux_memory.contract_command import contract
 from flux_memory.errors import FluxMemoryError
 from flux_memory.hidden import Hidden
 from flux_memory.migrate_command import migrate
+from flux_memory.text import find_unstorable
 
 if TYPE_CHECKING:
     from flux_memory.check import CheckReport
@@ -32,12 +33,14 @@ main.add_command(migrate)
 main.add_command(contract)
 
 
-@main.command()
+@main.command(short_help="See whether the configured backend works.")
 @click.option("--sqlite-path", metavar="FILE", help="Check this SQLite file, whatever the settings say.")
 @click.option(
     "--postgres-dsn", type=Hidden, metavar="DSN", help="Check this PostgreSQL database, whatever the settings say."
 )
-@click.option("--timeout", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds at most.")
+@click.option(
+    "--timeout", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds that a call may take."
+)
 @click.option("--full", is_flag=True, help="Also write, read back and remove a scratch session; makes the schema.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, full: bool, as_json: bool) -> None:
@@ -48,6 +51,8 @@ def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, 
     """
     if sqlite_path is not None and postgres_dsn is not None:
         raise click.UsageError("give --sqlite-path or --postgres-dsn, not both")
+    if sqlite_path is not None and (not sqlite_path or find_unstorable(sqlite_path)):
+        raise click.UsageError("--sqlite-path is empty, or no text; give the path of a file, in UTF-8")
     try:
         report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full))
     except FluxMemoryError as error:
@@ -74,18 +79,20 @@ def _chosen(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
 
 async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckReport:  # noqa: ASYNC109 - passed on
     from flux_memory.check import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
+    from flux_memory.deadlines import deadline  # noqa: PLC0415 - --help stays fast
     from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
 
     async def look() -> CheckReport:
         if settings.database_backend == "postgres":
             return await check_postgres(settings.require_postgres_dsn(), timeout)
-        return await check_sqlite(settings.sqlite_path)
+        return await check_sqlite(settings.sqlite_path, timeout)
 
-    report = await look()
-    if full:
-        async with create_memory(settings) as memory:
-            await check_methods(memory, report)
-        report = dataclasses.replace(await look(), full=report.full)
+    with deadline(timeout):
+        report = await look()
+        if full:
+            async with create_memory(settings) as memory:
+                await check_methods(memory, report)
+            report = dataclasses.replace(await look(), full=report.full)
     return report
 
 
@@ -97,7 +104,7 @@ def _show(report: CheckReport) -> None:
         "Schema": report.schema,
         "Contents": f"{report.sessions:,} sessions, {report.messages:,} messages",
         "Pool": report.pool,
-        "Round trip": "" if report.round_trip_ms is None else f"{report.round_trip_ms:.2f} ms",
+        "Round trip": "" if report.round_trip_ms is None else f"{report.round_trip_ms:.3f} ms",
         "Full check": f"{len(report.full)} methods, each as promised" if report.full else "",
     }
     for name, value in lines.items():

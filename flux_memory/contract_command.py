@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from flux_memory.testkit.evidence.document import Evidence
 
 
-@click.group()
+@click.group(short_help="Work with reports of the contract.")
 def contract() -> None:
     """Work with what `pytest --flux-report=DIR` has written."""
 
 
-@contract.command()
+@contract.command(short_help="Say what changed between two reports.")
 @click.argument("old", type=click.Path(exists=True, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -47,8 +47,12 @@ def _read(path: Path) -> Evidence:
 
     try:
         return read_evidence(path)
-    except (NotEvidence, OSError) as error:
+    except NotEvidence as error:
         raise click.UsageError(str(error)) from error
+    except OSError as error:
+        raise click.UsageError(
+            f"{error.filename}: {error.strerror}; give a directory that pytest --flux-report has written"
+        ) from error
 
 
 def _show(difference: Difference, before: Evidence, after: Evidence) -> None:

@@ -137,7 +137,9 @@ def _encode_object(value: Mapping[Any, Any], depth: int, parts: list[str]) -> No
     separator = "{"
     for key, item in value.items():
         if not isinstance(key, str):
-            raise _RefusedError(f"has a key of type {type(key).__name__}, {shown(key)}; keys must be str", InvalidTypeError)
+            raise _RefusedError(
+                f"has a key of type {type(key).__name__}, {shown(key)}; keys must be str", InvalidTypeError
+            )
         try:
             parts.append(separator + _encode_text(key) + ":")
             _encode(item, depth + 1, parts)

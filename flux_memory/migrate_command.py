@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result."
 
 
-@click.command()
+@click.command(short_help="Move a SQLite memory to PostgreSQL, with proof.")
 @click.option("--sqlite-path", metavar="FILE", help="The SQLite file; by default the one that the settings name.")
 @click.option(
     "--postgres-dsn",
@@ -67,6 +67,8 @@ def migrate(**options: Any) -> None:
         raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
     if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):
         raise click.UsageError("--retry takes the place of --sqlite-path, and goes one way only")
+    if options["report"] and not Path(options["report"]).absolute().parent.is_dir():
+        raise click.BadParameter("there is no such directory; make it first", param_hint="--report")
     from flux_memory.transfer_display import Display  # noqa: PLC0415 - rich costs more than --help may
 
     try:
@@ -77,9 +79,14 @@ def migrate(**options: Any) -> None:
         if options["report"]:
             _write_report(Path(options["report"]), report.as_dict())
     except FluxMemoryError as error:
+        reasons = [str(error)]
         if options["report"]:
-            _write_report(Path(options["report"]), {"status": "failed", "exit_code": 1, "error": str(error)})
-        click.echo(f"FAILED  {error}", err=True)
+            try:
+                _write_report(Path(options["report"]), {"status": "failed", "exit_code": 1, "error": str(error)})
+            except InvalidInputError as unwritten:
+                reasons.append(str(unwritten))
+        for reason in dict.fromkeys(reasons):
+            click.echo(f"FAILED  {reason}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(_GO_ON, err=True)
