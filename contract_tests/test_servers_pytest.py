@@ -15,6 +15,8 @@ from flux_memory.testkit.servers import start_server
 
 pytest_plugins = ["pytester"]
 
+NO_SERVER = "postgresql://user:hush@127.0.0.1:1/nowhere"
+
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
@@ -152,13 +154,37 @@ def test_required_turns_the_skip_into_a_failure(project: pytest.Pytester, option
     result = project.runpytest_subprocess("--flux-postgres=off", "--flux-postgres-required", *options)
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*no PostgreSQL: PostgreSQL is switched off*"])
+    # One error, said once, and no log of a server that never was.
+    assert "another exception" not in result.stdout.str()
+    assert "server log" not in result.stdout.str()
 
 
-def test_a_wrong_choice_is_a_usage_error(project: pytest.Pytester) -> None:
-    """Promise: a misspelt choice stops the run, rather than skipping its tests."""
-    result = project.runpytest_subprocess("--flux-postgres=dokcer")
+@pytest.mark.parametrize("options", [[], ["-n2"]])
+@pytest.mark.parametrize("named_by", ["local", "docker", "DSN", "variable"])
+def test_a_server_that_was_named_and_is_not_there_is_a_failure(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, named_by: str, options: list[str]
+) -> None:
+    """Promise: who asks for one server and mistypes it gets no green run; only `auto` and `off` may end in a skip."""
+    project.makepyfile("def test_uses(flux_postgres_dsn): pass")
+    choice = {"local": "local", "docker": "docker", "DSN": NO_SERVER, "variable": "auto"}[named_by]
+    monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", str(project.path / "nowhere"))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{project.path}/nowhere.sock")
+    if named_by == "variable":
+        monkeypatch.setenv("FLUX_MEMORY_TEST_DSN", NO_SERVER)
+    result = project.runpytest_subprocess(f"--flux-postgres={choice}", *options)
+    result.assert_outcomes(errors=1)
+    assert "no PostgreSQL: " in result.stdout.str()
+    assert "hush" not in result.stdout.str() + result.stderr.str()
+
+
+@pytest.mark.parametrize("choice", ["dokcer", "mysql://user:hush@host/db", "host=host password=hush"])
+def test_a_wrong_choice_is_a_usage_error(project: pytest.Pytester, choice: str) -> None:
+    """Promise: a misspelt choice stops the run, rather than skipping its tests, and shows no password."""
+    result = project.runpytest_subprocess(f"--flux-postgres={choice}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--flux-postgres: 'dokcer' is none of auto, docker, local, off and no DSN*"])
+    result.stderr.fnmatch_lines(["*--flux-postgres: * is none of auto, docker, local, off and no DSN*"])
+    assert ("'dokcer'" in result.stderr.str()) == (choice == "dokcer")
+    assert "hush" not in result.stdout.str() + result.stderr.str()
 
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])

@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--flux-postgres",
         default="auto",
         metavar="auto|docker|local|off|DSN",
-        help="Where the throwaway PostgreSQL is from. auto: FLUX_MEMORY_TEST_DSN, then Docker, then local binaries.",
+        help="Where the throwaway PostgreSQL is from. auto: FLUX_MEMORY_TEST_DSN, then Docker, then local binaries. "
+        "One that is named and is not there fails the tests that need it.",
     )
     group.addoption(
         "--flux-postgres-image",
@@ -37,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--flux-postgres-required",
         action="store_true",
-        help="A test that needs PostgreSQL fails, instead of being skipped, when there is none.",
+        help="A test that needs PostgreSQL fails, instead of being skipped, also when `auto` finds none.",
     )
     group.addoption(
         "--flux-keep-databases",

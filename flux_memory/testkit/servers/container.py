@@ -89,7 +89,10 @@ def _start(wishes: Wishes, mark: str) -> ContainerServer:
         return ContainerServer(dsn, f"Docker, {wishes.image}", container.get_container_id())
     except (DockerException, OSError, RuntimeError) as error:
         container.stop()
-        raise ServerUnavailable(f"the image {wishes.image} cannot be run: {_short(error)}") from error
+        raise ServerUnavailable(
+            f"the image {wishes.image} cannot be run: {_short(error)}; pull or build it, or name another with "
+            "--flux-postgres-image"
+        ) from error
     except BaseException:
         container.stop()
         raise

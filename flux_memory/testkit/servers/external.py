@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.statements import ESCAPE, NotAnswered, Statements
 
 DSN_VARIABLE: Final = "FLUX_MEMORY_TEST_DSN"
 _MAY_CREATE: Final = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"
@@ -41,6 +41,9 @@ def attach(dsn: str, named_by: str, wishes: Wishes) -> ExternalServer:
     """Look whether the server answers and lets us create databases."""
     if urlsplit(dsn).scheme not in {"postgresql", "postgres"}:
         raise ServerUnavailable(f"{named_by}: the DSN must begin with postgresql://")
+    if urlsplit(dsn).netloc.count("@") > 1:
+        # The driver would end the password at the first, and look up the rest of it as a host.
+        raise ServerUnavailable(f"{named_by}: the DSN has two '@'; {ESCAPE}")
     if wishes.settings:
         raise ServerUnavailable(f"{named_by}: settings can be given only to a server that is started for the run")
     with closing(Statements()) as statements:

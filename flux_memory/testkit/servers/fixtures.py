@@ -21,19 +21,31 @@ _IDENTITY: Final = pytest.StashKey[tuple[int, str]]()
 """The pid of the process that owns the run, and the run's name."""
 _LOG_LINES: Final = 40
 _CHOICES: Final = ("auto", "docker", "local", "off")
+_DSNS: Final = ("postgresql://", "postgres://")
+_DSN_VARIABLE: Final = "FLUX_MEMORY_TEST_DSN"
 
 
 @pytest.fixture(scope="session")
 def flux_postgres_server(request: pytest.FixtureRequest) -> Server:
-    """The run's PostgreSQL, shared by all xdist workers. Without one the test is skipped, or fails if required."""
+    """The run's PostgreSQL, shared by all xdist workers.
+
+    Without one the test fails if it is required or was named, and is skipped otherwise.
+    """
     from flux_memory.testkit.servers.running import ServerUnavailable
 
     try:
         return _run_of(request.config).server()
     except ServerUnavailable as error:
-        if request.config.option.flux_postgres_required:
-            pytest.fail(f"no PostgreSQL: {error}", pytrace=False)
-        pytest.skip(f"no PostgreSQL: {error}")
+        reason = f"no PostgreSQL: {error}"
+    if request.config.option.flux_postgres_required or _is_named(request.config):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _is_named(config: pytest.Config) -> bool:
+    """Tell whether somebody asked for one server, so that to pass over it would hide a mistake."""
+    choice: str = config.option.flux_postgres
+    return choice != "off" and (choice != "auto" or bool(os.environ.get(_DSN_VARIABLE)))
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +78,12 @@ _ANNOUNCED: Final = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse a choice that is none, and agree with the workers on the run's name."""
     choice: str = config.option.flux_postgres
-    if choice not in _CHOICES and "://" not in choice:
-        raise pytest.UsageError(f"--flux-postgres: {choice!r} is none of {', '.join(_CHOICES)} and no DSN")
+    if choice not in _CHOICES and not choice.startswith(_DSNS):
+        # What was meant as a DSN may hold a password.
+        said = repr(choice) if choice.isalnum() else "what is given"
+        raise pytest.UsageError(
+            f"--flux-postgres: {said} is none of {', '.join(_CHOICES)} and no DSN, postgresql://user:password@host/database"
+        )
     config.stash[_IDENTITY] = getattr(config, "workerinput", {}).get(_FROM_CONTROLLER) or (
         os.getpid(),
         os.urandom(4).hex(),
@@ -150,7 +166,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         if report.when == "call" and item.config.option.flux_keep_databases:
             report.sections.append(("PostgreSQL databases kept", "\n".join(_keep_databases(item))))
         tail = _run_of(item.config).log_tail(_LOG_LINES)
-        report.sections.append((f"PostgreSQL server log, last {_LOG_LINES} lines", tail or "(empty)"))
+        if tail is not None:
+            report.sections.append((f"PostgreSQL server log, last {_LOG_LINES} lines", tail or "(empty)"))
     return report
 
 

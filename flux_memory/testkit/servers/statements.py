@@ -20,6 +20,7 @@ _LOST: Final = (
     asyncpg.InternalClientError,
 )
 """All the ways in which asyncpg says that the connection is gone."""
+ESCAPE: Final = "where the password has '/', '@', ':', '#' or '?', write them as %2F, %40, %3A, %23, %3F"
 
 
 class NotAnswered(Exception):  # noqa: N818 - says what happened, the cause says why
@@ -104,7 +105,10 @@ async def _connect(dsn: str) -> Any:
     try:
         async with asyncio.timeout(_PATIENCE):
             return await asyncpg.connect(dsn)
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        # ValueError: a DSN that cannot be read. A timeout is an OSError.
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        # A timeout is an OSError.
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise NotAnswered(said[0]) from error
+    except ValueError:
+        # Its message shows a piece of the DSN, which may be one of the password.
+        raise NotAnswered("the DSN cannot be read; " + ESCAPE) from None
