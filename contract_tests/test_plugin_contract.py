@@ -120,6 +120,20 @@ def test_a_failing_clause_explains_itself(pytester: pytest.Pytester) -> None:
     )
 
 
+def test_a_false_claim_is_reproduced_without_the_true_ones(pytester: pytest.Pytester) -> None:
+    """What is as claimed is no part of what shows that something else is not."""
+    binding = BINDING.replace("import MemoryContract", "import ALL, Capability, MemoryContract").replace(
+        "    @pytest.fixture", "    capabilities = ALL & ~Capability.TITLES\n\n        @pytest.fixture"
+    )
+    pytester.makepyfile(binding)
+    output = run(pytester, "-k", "FM-CAP-001").stdout.str()
+    reproduction = output.partition("async def reproduce(memory_factory):")[2].partition("=====")[0]
+    assert "TITLES is not claimed, and works" in output
+    assert "create_session('t')" in reproduction
+    assert reproduction.count("memory_factory()") == 1
+    assert "add_message" not in reproduction
+
+
 def test_a_skipped_clause_is_unverified(pytester: pytest.Pytester) -> None:
     """What could not be checked is counted apart and says why."""
     pytester.makepyfile(BINDING)
@@ -160,12 +174,26 @@ def test_plugged_in_without_a_name_is_a_usage_error(pytester: pytest.Pytester) -
     result.stderr.fnmatch_lines(["*which memory? Say --flux-memory-factory=module:callable*"])
 
 
-@pytest.mark.parametrize("name", ["nowhere:open_memory", "os:nothing", "os path"])
-def test_a_factory_that_is_not_there_is_named(pytester: pytest.Pytester, name: str) -> None:
-    """The error repeats the option and says how to write it."""
+@pytest.mark.parametrize("name", ["nowhere:open_memory", "os:nothing", "os path", "os", "os:sep", "broken:open_memory"])
+def test_a_factory_that_is_not_there_is_named_once(pytester: pytest.Pytester, name: str) -> None:
+    """The error repeats the option and says how to write it, and no clause is run and called failed."""
+    pytester.makepyfile(broken="raise RuntimeError('not today')")
     result = run(pytester, "--pyargs", "flux_memory.testkit.contract", f"--flux-memory-factory={name}", "-k", ASYNC)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--flux-memory-factory={name}: *write module:callable*"])
+    assert "flux-memory contract" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_a_clause_replaced_after_its_class_was_made_is_refused(
+    pytester: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    """What is no longer collected cannot fail: the run says so instead of ending green."""
+    pytester.makepyfile(BINDING + "\n    TestMine.test_limit_takes_the_newest = None\n")
+    result = run(pytester, "-k", "FM-ORD-001", *workers)
     assert result.ret != 0
-    result.stdout.fnmatch_lines([f"*--flux-memory-factory={name}: *write module:callable*"])
+    output = result.stdout.str() + result.stderr.str()
+    assert "TestMine replaces test_limit_takes_the_newest, which is the clause FM-ORD-003" in output
 
 
 def test_next_to_anyio(pytester: pytest.Pytester) -> None:

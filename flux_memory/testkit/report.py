@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import cache
 from typing import Any, Final
 
 import pytest
@@ -75,13 +76,36 @@ def _cannot_run(clauses: list[pytest.Item]) -> str | None:
             "anyio_mode=auto takes the contract's tests away from pytest-asyncio; "
             "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"
         )
-    if not config.option.flux_memory_factory and any(item.path.name == _PLUGGED_IN for item in clauses):
-        return (
-            "which memory? Say --flux-memory-factory=module:callable; the callable takes an empty directory "
-            "(pathlib.Path) and returns a handle on the store there"
-        )
+    if plugged_in := [item for item in clauses if item.path.name == _PLUGGED_IN]:
+        if not config.option.flux_memory_factory:
+            return (
+                "which memory? Say --flux-memory-factory=module:callable; the callable takes an empty directory "
+                "(pathlib.Path) and returns a handle on the store there"
+            )
+        try:
+            plugged_in[0].module.find_factory(config)  # type: ignore[attr-defined]
+        except pytest.UsageError as error:
+            return str(error)
+    # A clause can also be replaced after its class was made.
+    if replaced := next(filter(None, (_replaced(item) for item in clauses)), None):
+        return replaced
     if any(not mark.kwargs.get("reason") for item in clauses for mark in item.iter_markers("xfail")):
         return "a clause that is expected to fail has a reason: @known_failure(clause_id, reason=...) above the class"
+    return None
+
+
+def _replaced(item: pytest.Item) -> str | None:
+    return _replaced_in(item.cls) if isinstance(getattr(item, "cls", None), type) else None  # type: ignore[attr-defined]
+
+
+@cache
+def _replaced_in(binding: type) -> str | None:
+    from flux_memory.testkit.claims import refuse_replacements
+
+    try:
+        refuse_replacements(binding)
+    except TypeError as error:
+        return str(error)
     return None
 
 

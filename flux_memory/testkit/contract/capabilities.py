@@ -64,12 +64,15 @@ class CapabilitiesContract(Binding):
     )
     async def test_calls_are_as_claimed(self, store: StoreUnderTest) -> None:
         for capability, calls in CALLS.items():
+            before = len(store.transcript.calls)
             # A refusal that came too late must not spoil what comes after.
             memory = store.open()
             session = await memory.create_session()
             found = [await _found(method, argument, call(memory, session)) for method, argument, call in calls]
-            store.found(capability, "; ".join(dict.fromkeys(found)))
             await memory.close()
+            if store.found(capability, "; ".join(dict.fromkeys(found))):
+                # What is as claimed reproduces nothing.
+                del store.transcript.calls[before:]
         store.check_claims()
 
     @clause(

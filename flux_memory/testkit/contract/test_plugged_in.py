@@ -6,11 +6,13 @@ pytest --pyargs flux_memory.testkit.contract --flux-memory-factory=mypackage.tes
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 
+from flux_memory import Memory
 from flux_memory.testkit.contract import MemoryContract
 from flux_memory.testkit.contract.under_test import Factory
 
@@ -21,19 +23,29 @@ class TestMemory(MemoryContract):
     @pytest.fixture
     def memory_factory(self, request: pytest.FixtureRequest, tmp_path: Path) -> Factory:
         """Open handles on the store in this test's directory."""
-        open_memory = _resolve(request.config)
+        open_memory = find_factory(request.config)
         directory = tmp_path / "store"
         directory.mkdir()
         return lambda: open_memory(directory)
 
 
-def _resolve(config: pytest.Config):  # type: ignore[no-untyped-def]
+def find_factory(config: pytest.Config) -> Callable[[Path], Memory]:
+    """Return the callable that `--flux-memory-factory` names.
+
+    Raises:
+        pytest.UsageError: There is none.
+    """
     name: str = config.option.flux_memory_factory
     here = str(config.invocation_params.dir)
     if here not in sys.path:
         # As `python -m pytest` does: what is named may be a module beside one's own tests.
         sys.path.insert(0, here)
     try:
-        return resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise pytest.UsageError(f"--flux-memory-factory={name}: {error}; write module:callable") from error
+        found = resolve_name(name)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise pytest.UsageError(f"--flux-memory-factory={name}: {said}; write module:callable") from error
+    if not callable(found):
+        raise pytest.UsageError(f"--flux-memory-factory={name}: is a {type(found).__name__}; write module:callable")
+    open_memory: Callable[[Path], Memory] = found
+    return open_memory

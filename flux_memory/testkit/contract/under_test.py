@@ -90,14 +90,19 @@ class StoreUnderTest:
             pytest.skip("unverified: override the fixture corrupt_message to write past the backend")
         await self._corrupt_message(session_id, message_id)
 
-    def found(self, capability: Capability, outcome: str) -> None:
-        """Note what a capability was found to be: `works`, `refused`, `is not there`, or something worse."""
+    def found(self, capability: Capability, outcome: str) -> bool:
+        """Note what a capability was found to be: `works`, `refused`, `is not there`, or something worse.
+
+        Return whether that is what is claimed.
+        """
         claimed = capability in self.capabilities
         self.claims.append({"name": capability.words, "claimed": claimed, "outcome": outcome})
-        if outcome not in ({"works"} if claimed else {"refused", "is not there"}):
-            self._false_claims.append(
-                f"{capability.name} is {'' if claimed else 'not '}claimed, and {outcome}: {MEANING[capability]}"
-            )
+        if outcome in ({"works"} if claimed else {"refused", "is not there"}):
+            return True
+        self._false_claims.append(
+            f"{capability.name} is {'' if claimed else 'not '}claimed, and {outcome}: {MEANING[capability]}"
+        )
+        return False
 
     def check_claims(self) -> None:
         """Fail if something was found to be other than claimed."""
