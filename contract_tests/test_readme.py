@@ -15,12 +15,18 @@ from typing import Final
 
 import click
 import pytest
+from _pytest.fixtures import FixtureFunctionDefinition
 
 import flux_memory
 from flux_memory.cli import main
+from flux_memory.testkit import CLAUSES, MemoryContract
+from flux_memory.testkit.capabilities import MEANING
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.servers import Server
 
 PROJECT: Final = Path(__file__).parents[1]
 README: Final = PROJECT / "README.md"
+TEST_KIT: Final = PROJECT / "docs/test-kit.md"
 PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/**/*.md"))]
 COMMAND_FILES: Final = [*PAGES, PROJECT / ".github/workflows/ci.yml", PROJECT / ".ci/run"]
 
@@ -121,6 +127,50 @@ def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
     (package / "__init__.py").write_text(MY_BACKEND)
     (package / "testing.py").write_text(MY_FACTORY)
     assert " passed" in run(tmp_path, "-m", *shlex.split(command), *FEW_CLAUSES, PYTHONPATH=str(tmp_path))
+
+
+def test_the_tests_of_the_test_kits_page_pass(tmp_path: Path, flux_postgres_server: Server) -> None:
+    """Whoever pastes one of them into a file has a test that runs."""
+    pasted = [block for block in blocks(TEST_KIT, "python") if "def test_" in block]
+    for number, block in enumerate(pasted):
+        (tmp_path / f"test_pasted_{number}.py").write_text(block)
+    printed = run(tmp_path, "-m", "pytest", "-q", f"--flux-postgres={flux_postgres_server.dsn}")
+    assert f"{len(pasted)} passed" in printed
+
+
+def test_the_binding_of_the_test_kits_page_is_one(tmp_path: Path) -> None:
+    """All that it says of its backend is understood: every clause is collected, and none is refused."""
+    (block,) = (block for block in blocks(TEST_KIT, "python") if "MemoryContract" in block)
+    (tmp_path / "mypackage.py").write_text(MY_BACKEND)
+    (tmp_path / "test_my_memory.py").write_text(block)
+    assert f"{len(ours())} tests collected" in run(tmp_path, "-m", "pytest", "--collect-only", "-q")
+
+
+def ours() -> list[str]:
+    """Return the ids of the kit's own clauses."""
+    return [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
+
+
+def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
+    """What can be said of a backend can be found."""
+    page = TEST_KIT.read_text()
+    for capability, meaning in MEANING.items():
+        assert f"| `{capability.name}` | {meaning} |" in page
+    fixtures = {
+        name
+        for name, member in vars(Binding).items()
+        if isinstance(member, FixtureFunctionDefinition) and name not in {"store", "flux_clause"}
+    }
+    assert "corrupt_message" in fixtures
+    assert {name for name in fixtures | {"memory_factory"} if f"| `{name}` |" not in page} == set()
+
+
+def test_every_option_of_ours_is_in_the_readme(pytestconfig: pytest.Config) -> None:
+    """An option that only `pytest --help` knows is hardly found."""
+    known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
+    options = set(re.findall(r"^ +(--flux-[a-z-]+)", known, re.MULTILINE))
+    assert "--flux-strict" in options
+    assert {option for option in options if f"`{option}" not in README.read_text()} == set()
 
 
 def test_the_readme_lists_every_method_with_its_arguments() -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import cast
 
 import pytest
 
@@ -47,5 +48,4 @@ def find_factory(config: pytest.Config) -> Callable[[Path], Memory]:
         raise pytest.UsageError(f"--flux-memory-factory={name}: {said}; write module:callable") from error
     if not callable(found):
         raise pytest.UsageError(f"--flux-memory-factory={name}: is a {type(found).__name__}; write module:callable")
-    open_memory: Callable[[Path], Memory] = found
-    return open_memory
+    return cast("Callable[[Path], Memory]", found)
