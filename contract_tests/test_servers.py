@@ -319,6 +319,7 @@ def test_auto_goes_on_without_an_image() -> None:
     with start_server("auto", image=NO_IMAGE) as server:
         assert server.origin.startswith("local binaries, ")
         assert NO_IMAGE in server.passed_over[0]
+        assert "http+docker:" not in server.passed_over[0]
     with pytest.raises(ServerUnavailable, match=NO_IMAGE), start_server("docker", image=NO_IMAGE):
         pass
 

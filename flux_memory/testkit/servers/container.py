@@ -198,4 +198,6 @@ def _remove(engine: Any, container: str) -> None:
 
 
 def _short(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    # What the engine says, without the request that it says it to.
+    said = str(getattr(error, "explanation", None) or error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
