@@ -142,12 +142,41 @@ def test_a_skipped_clause_is_unverified(pytester: pytest.Pytester) -> None:
     assert re.search(r"FM-LIF-011.*corrupt_message", result.stdout.str())
 
 
+def test_claims_of_another_type_are_refused(pytester: pytest.Pytester) -> None:
+    """A set of words is no set of capabilities; the error says how to write one."""
+    pytester.makepyfile(
+        BINDING.replace("    @pytest.fixture", "    capabilities = {'batch'}\n\n        @pytest.fixture")
+    )
+    result = run(pytester, "-k", ASYNC)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*TypeError: TestMine.capabilities is a set; write ALL & ~(Capability.BATCH*"])
+
+
 def test_a_missing_fixture_is_loud(pytester: pytest.Pytester) -> None:
     """A binding without a factory fails; it is not passed over."""
     pytester.makepyfile("from flux_memory.testkit import MemoryContract\nclass TestMine(MemoryContract): pass")
     result = run(pytester, "-k", ASYNC)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*fixture 'memory_factory' not found"])
+
+
+def test_a_backend_without_coroutines_is_told_so(pytester: pytest.Pytester) -> None:
+    """The first call is what is seen, not that its handle cannot be closed either."""
+    synchronous = BINDING.replace(
+        "class TestMine",
+        """class Synchronous:
+        def create_session(self, *args, **kwargs):
+            return "s"
+
+        def close(self):
+            pass
+
+    class TestMine""",
+    ).replace("ReferenceMemory(store)", "Synchronous()")
+    pytester.makepyfile(synchronous)
+    result = run(pytester, "-k", ASYNC)
+    result.assert_outcomes(failed=1, deselected=ids_less(1))
+    result.stdout.fnmatch_lines(["seen: *object str can't be used in 'await' expression*"])
 
 
 def test_plugged_in_by_name(pytester: pytest.Pytester) -> None:

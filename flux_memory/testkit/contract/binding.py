@@ -28,9 +28,14 @@ class Binding:
     capabilities: Capability = ALL
 
     def __init_subclass__(cls) -> None:
-        """Refuse a subclass that overrides or deletes a clause."""
+        """Refuse a subclass that overrides or deletes a clause, or whose claims are none."""
         super().__init_subclass__()
         refuse_replacements(cls)
+        if not isinstance(cls.capabilities, Capability):
+            raise TypeError(
+                f"{cls.__name__}.capabilities is a {type(cls.capabilities).__name__}; "
+                "write ALL & ~(Capability.BATCH | ...), what the backend lacks"
+            )
 
     @pytest.fixture
     def fresh_memory_factory(self, memory_factory: Factory) -> Factory:
