@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from original_application import make_file_with_data
-from raw_postgres import execute
+from raw_postgres import contents, execute
 from transfer_memories import add, everything
 
 from flux_memory.migrate_command import migrate
@@ -112,6 +112,27 @@ def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
     again = call("--to-sqlite", back, "--postgres-dsn", flux_empty_database)
     assert again.exit_code == 1
     assert "not overwritten" in again.output
+
+
+@pytest.mark.parametrize("option", ["--sqlite-path", "--postgres-dsn", "--to-sqlite", "--retry", "--report"])
+def test_an_empty_option_is_no_wish_for_the_settings_own(
+    path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """A variable that is not set in a script must not move another file, or move it elsewhere."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite+aiosqlite:///{path}")
+    monkeypatch.setenv("POSTGRES_DSN", flux_empty_database)
+    result = call(option, "", "--quiet")
+    assert result.exit_code == 2
+    assert f"{option} is empty" in result.output
+    assert asyncio.run(contents(flux_empty_database)) == []
+
+
+def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
+    """A large file takes a while, a look at the DSN does not."""
+    result = call("--sqlite-path", path, "--postgres-dsn", "mysql://u:secret@h/d")
+    assert result.exit_code == 1
+    assert "only PostgreSQL is spoken here" in result.output
+    assert "Found" not in result.output
 
 
 def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_traceback(path: Path) -> None:

@@ -63,12 +63,7 @@ def migrate(**options: Any) -> None:
     The SQLite file is only read. Exits with 0 if both sides are proven identical, 1 if it failed or they differ, 2
     for wrong usage, 3 if it is done with rows in quarantine.
     """
-    if sum(bool(options[name]) for name in ("dry_run", "verify", "to_sqlite")) > 1:
-        raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
-    if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):
-        raise click.UsageError("--retry takes the place of --sqlite-path, and goes one way only")
-    if options["report"] and not Path(options["report"]).absolute().parent.is_dir():
-        raise click.BadParameter("there is no such directory; make it first", param_hint="--report")
+    _check_usage(options)
     from flux_memory.transfer_display import Display  # noqa: PLC0415 - rich costs more than --help may
 
     try:
@@ -94,13 +89,28 @@ def migrate(**options: Any) -> None:
     sys.exit(report.exit_code)
 
 
+def _check_usage(options: dict[str, Any]) -> None:
+    for name in (name for name, value in options.items() if value == ""):
+        # As of a variable that is not set: the settings' own file or database is not what was meant.
+        raise click.UsageError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
+    if sum(bool(options[name]) for name in ("dry_run", "verify", "to_sqlite")) > 1:
+        raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
+    if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):
+        raise click.UsageError("--retry takes the place of --sqlite-path, and goes one way only")
+    if options["report"] and not Path(options["report"]).absolute().parent.is_dir():
+        raise click.BadParameter("there is no such directory; make it first", param_hint="--report")
+
+
 def _work(options: dict[str, Any], display: Any) -> Coroutine[Any, Any, Report]:
+    from flux_memory.dsn import parse  # noqa: PLC0415 - next to its only use
     from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than --help may
     from flux_memory.transfer import migrate as transfer  # noqa: PLC0415 - and so do drivers
     from flux_memory.transfer import migrate_back  # noqa: PLC0415
 
     settings = load_settings()
     dsn = options["postgres_dsn"] or settings.require_postgres_dsn()
+    # Before a large file is read.
+    parse(dsn)
     if options["to_sqlite"]:
         return migrate_back(dsn, Path(options["to_sqlite"]), display)
     plan = _plan(options, dsn, Path(options["retry"] or options["sqlite_path"] or settings.sqlite_path))

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         """
         if self.postgres_dsn is None or not self.postgres_dsn.get_secret_value():
             raise InvalidInputError(
-                "the backend is postgres and there is no POSTGRES_DSN; set it to "
+                "PostgreSQL is asked for and there is no POSTGRES_DSN; set it to "
                 "postgresql://user:password@host:5432/database"
             )
         return Hidden(self.postgres_dsn.get_secret_value())
