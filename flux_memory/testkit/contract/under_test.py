@@ -121,8 +121,8 @@ class StoreUnderTest:
             done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
             if not done:
                 problems.append(f"close() was not done within {CLOSE_SECONDS:.0f} s")
-            elif error := closing.exception():
-                problems.append(f"close() raised {error!r}")
+            elif raised := closing.exception():
+                problems.append(f"close() raised {raised!r}")
         if problems and not quietly:
             pytest.fail("; ".join(problems))
 
