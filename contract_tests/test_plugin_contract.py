@@ -225,6 +225,14 @@ def test_a_clause_replaced_after_its_class_was_made_is_refused(
     assert "TestMine replaces test_limit_takes_the_newest, which is the clause FM-ORD-003" in output
 
 
+def test_without_what_the_extra_brings(pytester: pytest.Pytester) -> None:
+    """One error that says what to install, and not one failure for each clause."""
+    pytester.makepyfile(BINDING)
+    result = run(pytester, "-p", "no:asyncio", *BOTH)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*pip install 'flux-memory?testkit?'*"])
+
+
 def test_next_to_anyio(pytester: pytest.Pytester) -> None:
     """A plugin that runs coroutines too leaves the clauses alone, and its mode that does not is refused in words."""
     pytester.makepyfile(BINDING)

@@ -3,8 +3,9 @@
 # ruff: noqa: PLC0415 - every pytest run imports this module: what is heavy waits until there is a clause
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, Final
 
 import pytest
@@ -70,28 +71,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _cannot_run(clauses: list[pytest.Item]) -> str | None:
+    return next(_obstacles(clauses), None)
+
+
+def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     config = clauses[0].config
+    if not config.pluginmanager.hasplugin("asyncio") or find_spec("hypothesis") is None:
+        yield "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]'"
     if config.pluginmanager.hasplugin("anyio") and _anyio_mode(config) == "auto":
-        return (
+        yield (
             "anyio_mode=auto takes the contract's tests away from pytest-asyncio; "
             "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"
         )
     if plugged_in := [item for item in clauses if item.path.name == _PLUGGED_IN]:
         if not config.option.flux_memory_factory:
-            return (
+            yield (
                 "which memory? Say --flux-memory-factory=module:callable; the callable takes an empty directory "
                 "(pathlib.Path) and returns a handle on the store there"
             )
         try:
             plugged_in[0].module.find_factory(config)  # type: ignore[attr-defined]
         except pytest.UsageError as error:
-            return str(error)
+            yield str(error)
     # A clause can also be replaced after its class was made.
-    if replaced := next(filter(None, (_replaced(item) for item in clauses)), None):
-        return replaced
+    yield from filter(None, map(_replaced, clauses))
     if any(not mark.kwargs.get("reason") for item in clauses for mark in item.iter_markers("xfail")):
-        return "a clause that is expected to fail has a reason: @known_failure(clause_id, reason=...) above the class"
-    return None
+        yield "a clause that is expected to fail has a reason: @known_failure(clause_id, reason=...) above the class"
 
 
 def _replaced(item: pytest.Item) -> str | None:
