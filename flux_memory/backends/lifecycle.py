@@ -8,11 +8,13 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 Resource = TypeVar("Resource")
+
+_CLOSED: Final = "this memory is closed; open another one"
 
 
 class Lifecycle(Generic[Resource]):
@@ -51,7 +53,7 @@ class Lifecycle(Generic[Resource]):
     def check_open(self) -> None:
         """Raise `MemoryClosedError` after `close()`, and `FluxMemoryError` where it belongs to a parent process."""
         if self.closed:
-            raise MemoryClosedError("this memory is closed; open another one")
+            raise MemoryClosedError(_CLOSED)
         if self.forked:
             raise FluxMemoryError(
                 "this memory was opened before the process forked, and belongs to the parent; create one in the child"
@@ -64,6 +66,7 @@ class Lifecycle(Generic[Resource]):
 
         Raises:
             FluxMemoryError: The handle belongs to another event loop.
+            MemoryClosedError: It was closed before the opening was done.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -78,7 +81,15 @@ class Lifecycle(Generic[Resource]):
         if self._opening is None:
             self._opening = loop.create_task(self._open())
             self._opening.add_done_callback(_retrieve)
-        return await asyncio.shield(self._opening)
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if opening.cancelled() and (caller is None or not caller.cancelling()):
+                # It was the opening that close() gave up; nobody has cancelled the caller.
+                raise MemoryClosedError(_CLOSED) from None
+            raise
 
     async def _open(self) -> Resource:
         try:
