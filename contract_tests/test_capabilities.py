@@ -138,7 +138,7 @@ def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
 def test_the_option_for_a_factory(pytester: pytest.Pytester) -> None:
     """A memory that is plugged in by its factory says by an option what it lacks; a wrong name is refused."""
     run(pytester, "-k", NEEDY, "--flux-without=titles,cursor").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
-    refused = run(pytester, "-k", NEEDY, "--flux-without=wings")
+    refused = run(pytester, "-k", NEEDY, "--flux-without=wings", "-n", "1")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines(["*--flux-without: there is no wings; there are BATCH, *"])
 

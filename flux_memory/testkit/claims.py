@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from flux_memory.testkit.capabilities import ALL, Capability
+from flux_memory.testkit.capabilities import ALL, NOTHING, Capability
 
 Binding = TypeVar("Binding", bound=type)
 
@@ -16,19 +16,25 @@ _KNOWN_FAILURES: Final = "flux_known_failures"
 
 
 def capabilities_of(item: pytest.Item) -> Capability:
-    """Return what the backend of a clause claims, less what `--flux-without` names.
+    """Return what the backend of a clause claims, less what `--flux-without` names."""
+    claimed: Capability = getattr(getattr(item, "cls", None), "capabilities", ALL)
+    return claimed & ~named_capabilities(item.config.option.flux_without or "")
+
+
+def named_capabilities(names: str) -> Capability:
+    """Return the capabilities of a list such as `batch,several-handles`.
 
     Raises:
         pytest.UsageError: There is no capability of a name given.
     """
-    claimed: Capability = getattr(getattr(item, "cls", None), "capabilities", ALL)
-    for name in filter(None, (item.config.option.flux_without or "").replace(",", " ").split()):
+    named = NOTHING
+    for name in names.replace(",", " ").split():
         try:
-            claimed &= ~Capability[name.upper().replace("-", "_")]
+            named |= Capability[name.upper().replace("-", "_")]
         except KeyError:
             known = ", ".join(str(each.name) for each in Capability)
             raise pytest.UsageError(f"--flux-without: there is no {name}; there are {known}") from None
-    return claimed
+    return named
 
 
 def known_failure(clause_id: str, *, reason: str) -> Callable[[Binding], Binding]:

@@ -39,6 +39,14 @@ def backend_of(item: pytest.Item) -> str:
     return str(getattr(binding, "backend", None) or getattr(binding, "__name__", "?"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse names of capabilities that there are not, before any worker of xdist has started."""
+    if config.option.flux_without:
+        from flux_memory.testkit.claims import named_capabilities
+
+        named_capabilities(config.option.flux_without)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let a clause's id and backend travel with its report, and refuse runs that cannot check clauses."""
