@@ -220,8 +220,9 @@ def test_sweeping_follows_no_link_and_touches_nothing_else(tmp_path: Path) -> No
         link = root / f"fm-{dead_mark()}-link"
         link.symlink_to(precious)
         stack.callback(link.unlink)
-        other = root / "fm-of-somebody-else"
-        other.mkdir(exist_ok=True)
+        # Its name is this run's own, as others may run on this machine.
+        other = root / f"fm-of-somebody-else-{os.getpid()}"
+        other.mkdir()
         stack.callback(other.rmdir)
         mine = new_directory(own_mark())
         stack.callback(mine.rmdir)
