@@ -11,7 +11,7 @@ from flux_memory import InvalidInputError, Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.order import HUGE_COUNTS, NOT_COUNTS
+from flux_memory.testkit.contract.order import HUGE_COUNTS, NEGATIVE_COUNTS, NOT_COUNTS
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 
 Cases = list[tuple[dict[str, Any], dict[str, Any], bool]]
@@ -179,7 +179,7 @@ class ListingContract(Binding):
             assert isinstance(caught.value, TypeError)
         with pytest.raises(TypeError):
             await memory.get_sessions(50, None)  # type: ignore[arg-type]  # that is the point
-        for count in (-1, -(10**30)):
+        for count in NEGATIVE_COUNTS:
             with pytest.raises(InvalidInputError, match="limit"):
                 await memory.get_sessions(count)
             with pytest.raises(InvalidInputError, match="offset"):

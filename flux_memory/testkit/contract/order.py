@@ -19,6 +19,8 @@ NOT_COUNTS: Final[tuple[Any, ...]] = (True, False, 1.0, 0.0, "1", b"1", [1], (),
 """Not an `int`."""
 HUGE_COUNTS: Final = (3, 2**31, 2**63 - 1, 2**63, 2**64, 10**30)
 """More than there is, some of them more than 64 bits hold."""
+NEGATIVE_COUNTS: Final = (-1, -(10**30), -(10**5_000))
+"""The last one is longer than Python writes an `int`: an error's message must not fail of it."""
 
 
 class OrderContract(Binding):
@@ -98,7 +100,7 @@ class OrderContract(Binding):
             with pytest.raises(InvalidInputError, match="limit") as caught:
                 await memory.get_history(session, limit)
             assert isinstance(caught.value, TypeError)
-        for limit in (-1, -(10**30)):
+        for limit in NEGATIVE_COUNTS:
             with pytest.raises(InvalidInputError, match="limit"):
                 await memory.get_history(session, limit)
 

@@ -68,7 +68,7 @@ def count(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise WrongTypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 0:
-        raise InvalidInputError(f"{name} must be 0 or more, not {value}")
+        raise InvalidInputError(f"{name} is negative; it must be 0 or more")
     return value
 
 
