@@ -165,9 +165,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and _SERVER_FIXTURE in getattr(item, "fixturenames", ()):
         if report.when == "call" and item.config.option.flux_keep_databases:
             report.sections.append(("PostgreSQL databases kept", "\n".join(_keep_databases(item))))
-        tail = _run_of(item.config).log_tail(_LOG_LINES)
-        if tail is not None:
-            report.sections.append((f"PostgreSQL server log, last {_LOG_LINES} lines", tail or "(empty)"))
+        if tail := _run_of(item.config).log_tail(_LOG_LINES):
+            report.sections.append((f"PostgreSQL server log, last {_LOG_LINES} lines", tail))
     return report
 
 

@@ -49,9 +49,9 @@ class PostgresRun:
         self._agreement.outlive()
         return kept
 
-    def log_tail(self, lines: int) -> str | None:
-        """Return the newest lines of the server's log; None if this process does not use it."""
-        return self._server.log_tail(lines) if self._server is not None else None
+    def log_tail(self, lines: int) -> str:
+        """Return the newest lines of the server's log, if this process uses it."""
+        return self._server.log_tail(lines) if self._server is not None else ""
 
     def report(self) -> str | None:
         """Say which server runs, or why there is none; None as long as no process of the run has asked."""
