@@ -172,6 +172,7 @@ class ReferenceMemory:
 
     def _append(self, session_id: object, batch: list[arguments.Draft]) -> list[str]:
         key = arguments.plain_text("session_id", session_id)
+        refuse_contradictions(batch)
         with self._store.writing() as sessions:
             state = existing(sessions, key)
             known: dict[str, dict[str, Any]] = {message["id"]: message for message in state["messages"]}
@@ -207,6 +208,14 @@ def existing(sessions: Sessions, session_id: str) -> dict[str, Any]:
     if session_id not in sessions:
         raise SessionNotFoundError(f"there is no session {session_id!r:.60}")
     return sessions[session_id]
+
+
+def refuse_contradictions(batch: list[arguments.Draft]) -> None:
+    """Refuse a batch that has one id twice, with different contents, whatever the store has."""
+    first: dict[str, arguments.Draft] = {}
+    for one in batch:
+        if one.id is not None and not same_content(first.setdefault(one.id, one)._asdict(), one._asdict()):
+            raise ConflictError(f"the batch has message {one.id!r} twice, with different contents")
 
 
 def session_record(state: dict[str, Any]) -> Session:
