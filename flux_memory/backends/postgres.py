@@ -175,15 +175,15 @@ class PostgresConversationMemory:
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        session = records.existing_session(session_id)
         row = records.new_message(role, content, metadata, message_id)
+        session = records.existing_session(session_id)
         await self._add(session, [row])
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        session = records.existing_session(session_id)
         batch = records.new_batch(messages)
+        session = records.existing_session(session_id)
         await self._add(session, records.unique(batch))
         return [row.id for row in batch]
 
@@ -240,8 +240,9 @@ class PostgresConversationMemory:
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
+        new_title = records.new_title(title)
         session = records.existing_session(session_id)
-        if not await self._write(UPDATE_TITLE, session, records.new_title(title)):
+        if not await self._write(UPDATE_TITLE, session, new_title):
             raise SessionNotFoundError(records.no_session(session))
 
     async def delete_session(self, session_id: str) -> None:

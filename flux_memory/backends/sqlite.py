@@ -134,8 +134,8 @@ class ConversationMemory:
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        session = records.existing_session(session_id)
         row = records.new_message(role, content, metadata, message_id)
+        session = records.existing_session(session_id)
         if message_id is None:
             await self._write(partial(_add_message, session, row))
         else:
@@ -144,8 +144,8 @@ class ConversationMemory:
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        session = records.existing_session(session_id)
         batch = records.new_batch(messages)
+        session = records.existing_session(session_id)
         await self._write(partial(_add_messages, session, records.unique(batch)))
         return [row.id for row in batch]
 
@@ -193,8 +193,8 @@ class ConversationMemory:
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
-        session = records.existing_session(session_id)
-        await self._write(partial(_update_title, session, records.new_title(title)))
+        new_title = records.new_title(title)
+        await self._write(partial(_update_title, records.existing_session(session_id), new_title))
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()

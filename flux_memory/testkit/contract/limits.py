@@ -163,6 +163,13 @@ class LimitsContract(Binding):
             for call in WRITES.values():
                 with pytest.raises(SessionNotFoundError):
                     await call(memory, key)
+            # What is wrong with the other arguments is told first, whatever the id is.
+            with pytest.raises(InvalidInputError, match="role"):
+                await memory.add_message(key, "", "text")
+            with pytest.raises(InvalidInputError, match=r"messages\[0\]"):
+                await memory.add_messages(key, [{"role": "", "content": "text"}])
+            with pytest.raises(InvalidInputError, match="title"):
+                await memory.update_session_title(key, "\x00")
         assert await memory.get_sessions() == []
 
     @clause(
