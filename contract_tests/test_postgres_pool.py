@@ -12,6 +12,7 @@ import pytest_asyncio
 from raw_postgres import CONNECTIONS, OPEN, execute, named, rows, until_none
 
 from flux_memory import PostgresConversationMemory
+from flux_memory import dsn as dsns
 from flux_memory.backends import postgres_pool
 from flux_memory.backends.postgres_errors import Progress
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
@@ -112,3 +113,26 @@ async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str,
     with pytest.raises(MemoryClosedError):
         await hanging
     await execute(flux_postgres_clean_dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
+
+
+@pytest.mark.asyncio
+async def test_a_call_that_waits_for_a_connection_is_told_that_the_pool_is_closed() -> None:
+    """Nobody has cancelled the call, so that it does not end as one that was."""
+    release = asyncio.Event()
+    reached = asyncio.Event()
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        await release.wait()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        target = dsns.parse(f"postgresql://user:secret@127.0.0.1:{port}/db?sslmode=disable")
+        pool = postgres_pool.OwnPool(target, 0, 1, 30.0)
+        call = asyncio.create_task(pool.take())
+        await reached.wait()
+        await pool.close(0.1)
+        with pytest.raises(MemoryClosedError):
+            await call
+        release.set()

@@ -172,6 +172,10 @@ class OwnPool:
                 return await asyncio.shield(opening)
             except asyncio.CancelledError:
                 opening.add_done_callback(self._keep)
+                caller = asyncio.current_task()
+                if opening.cancelled() and (caller is None or not caller.cancelling()):
+                    # It was the opening that close() gave up; nobody has cancelled the caller.
+                    raise MemoryClosedError("this memory is closed; open another one") from None
                 raise
             except Exception as error:
                 unheard_of = isinstance(error, OSError) and not self._answered
