@@ -110,6 +110,12 @@ async def test_a_server_set_strangely_gives_the_same_answers(
         await use(memory)
 
 
+def test_a_pool_that_is_none_is_refused() -> None:
+    """What cannot lend connections is told when it is given, not at the first call."""
+    with pytest.raises(TypeError, match="pool must be an asyncpg pool or None, not int"):
+        PostgresConversationMemory(pool=3)
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 async def test_concurrent_adds_under_a_strict_default_isolation(flux_empty_database: str, isolation: str) -> None:

@@ -19,6 +19,7 @@ from flux_memory.deadlines import seconds_for
 from flux_memory.errors import (
     ConflictError,
     InvalidInputError,
+    InvalidTypeError,
     SessionNotFoundError,
 )
 from flux_memory.hidden import Hidden
@@ -130,6 +131,8 @@ class PostgresConversationMemory:
     ) -> None:
         self.timeout: Final = records.seconds("timeout", timeout)
         if pool is not None:
+            if not (callable(getattr(pool, "acquire", None)) and callable(getattr(pool, "release", None))):
+                raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
             self._shown = "a borrowed pool"
             self._pool: OwnPool | BorrowedPool = BorrowedPool(pool)
         else:
