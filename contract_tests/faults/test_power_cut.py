@@ -131,6 +131,8 @@ def test_the_simulation_finds_what_weaker_settings_lose(tmp_path: Path) -> None:
         for number in range(100):
             db.execute("INSERT INTO t VALUES (?)", (number,))
             record.note(str(number))
+        # The names that SQLite keeps pass through whole, or its shared memory would be a file of the current directory.
+        assert (source / "chat.db-shm").exists()
         end = len(record.events)
     rng = random.Random(2)
     short = 0
