@@ -18,6 +18,8 @@ from flux_memory.transfer import Extent, Kind, OnInvalid, Report, Status
 
 Db = sqlite3.Connection
 JSON = "metadata"
+EARLIEST, LATEST = "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59.999999-23:59"
+"""Times that their own zones can show, and UTC cannot."""
 
 
 @pytest.fixture
@@ -68,6 +70,8 @@ PROBLEMS: list[tuple[str, str, Kind, Callable[[Db], Any]]] = [
     ("time", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="yesterday")),
     ("month-13", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="2026-13-01T00:00:00")),
     ("year-10000", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when=1e18)),
+    ("year-10000-in-utc", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "b", "one", when=LATEST)),
+    ("year-0-in-utc", "sessions", Kind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated=EARLIEST)),
     ("session-time", "sessions", Kind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated="never")),
     ("empty-role", "messages", Kind.EMPTY_ROLE, lambda db: add(db, "bad", "one", role="")),
     (

@@ -21,13 +21,13 @@ def microseconds(value: object, naive: tzinfo = UTC) -> int:
     # The usual forms, without the detour over text.
     if type(value) is str and len(value) >= _ISO_LENGTH and value[4] == "-":
         moment = datetime.fromisoformat(value)
-        if moment.tzinfo is not None:
-            # Refuse what UTC cannot show, as `parse` does.
-            delta = moment.astimezone(UTC) - _EPOCH if moment.year in {1, 9999} else moment - _EPOCH
-        elif naive is UTC:
+        if moment.tzinfo is None and naive is UTC:
             delta = moment - _NAIVE_EPOCH
+        elif moment.year in {1, 9999}:
+            # Refuse what UTC cannot show, as `parse` does.
+            delta = datetime.fromisoformat(timestamps.parse(value, naive)) - _EPOCH
         else:
-            delta = moment.replace(tzinfo=naive).astimezone(UTC) - _EPOCH
+            delta = (moment if moment.tzinfo is not None else moment.replace(tzinfo=naive)) - _EPOCH
     else:
         delta = datetime.fromisoformat(timestamps.parse(value, naive)) - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
