@@ -257,3 +257,13 @@ def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:
     before = state(path.parent)
     assert count(path) == 66
     assert state(path.parent) == before
+
+
+def test_a_damaged_schema_is_said_though_sqlite_quotes_it(path: Path) -> None:
+    """Python cannot read SQLite's own words about it; the file is damaged all the same."""
+    make_file_with_data(path)
+    content = path.read_bytes()
+    assert b"CREATE TABLE sessions" in content
+    path.write_bytes(content.replace(b"CREATE TABLE sessions", b"CR\x80ATE TABLE sessions"))
+    with pytest.raises(MigrationError, match="is damaged; copy it"):
+        snapshot.connect(path, "mode=ro")

@@ -78,6 +78,11 @@ def files(path: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in (path, log(path)) if each.exists() and each.stat().st_size}
 
 
+def word_of_the_schema(path: Path) -> None:
+    """What SQLite says of it quotes the byte, which is no text."""
+    overwrite(path, path.read_bytes().index(b"CREATE TABLE sessions") + 2, b"\x80")
+
+
 def half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // PAGE // 2 * PAGE)
 
@@ -89,6 +94,7 @@ def end_of_page(path: Path) -> None:
 CLOSED_DAMAGE: Final = {
     "header": (lambda path: overwrite(path, 0, b"\xff" * 100), SchemaError, "not a SQLite database"),
     "first page": (lambda path: overwrite(path, 100, b"\xff" * 500), FluxMemoryError, "damaged"),
+    "a word of the schema": (word_of_the_schema, FluxMemoryError, r"CR.x80ATE.*damaged"),
     "truncated to half": (half, FluxMemoryError, "damaged"),
     "truncated in a page": (end_of_page, FluxMemoryError, "damaged"),
     "emptied, with a log": (

@@ -77,6 +77,10 @@ FAULTS: Final = {
     "locked": (locked, "another process holds the file's lock; stop it"),
     "header overwritten": (lambda path: overwritten(path, 0, 100), "is not a SQLite database; check --sqlite-path"),
     "page overwritten": (lambda path: overwritten(path, path.stat().st_size // PAGE // 2 * PAGE, PAGE), "is damaged"),
+    "schema overwritten": (
+        lambda path: overwritten(path, path.read_bytes().index(b"CREATE TABLE sessions") + 2, 1),
+        "is damaged; copy it",
+    ),
     "truncated": (lambda path: truncated(path, path.stat().st_size // PAGE // 2 * PAGE), "is damaged"),
     "truncated in a page": (lambda path: truncated(path, path.stat().st_size - 1000), "damaged"),
     "emptied": (lambda path: truncated(path, 0), "is empty; check --sqlite-path"),

@@ -78,6 +78,10 @@ def translated(path: str) -> Iterator[None]:
     except sqlite3.Error as error:
         kind, advice = _ADVICE.get(_primary_code(error), (FluxMemoryError, "see the cause"))
         raise kind(f"SQLite on {path}: {error}: {advice}") from error
+    except UnicodeDecodeError as error:
+        # SQLite's own words, which quote damaged tables.
+        kind, advice = _ADVICE[sqlite3.SQLITE_CORRUPT]
+        raise kind(f"SQLite on {path}: {error.object.decode(errors='backslashreplace')}: {advice}") from error
     except FluxMemoryError:
         raise
     except OSError as error:

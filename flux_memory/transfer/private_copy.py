@@ -137,3 +137,7 @@ if __name__ == "__main__":
     except (OSError, sqlite3.Error) as problem:
         sys.stderr.write(f"{getattr(problem, 'sqlite_errorname', '')}|{problem}")
         sys.exit(FAILED)
+    except UnicodeDecodeError:
+        # SQLite's own words, which quote damaged tables.
+        sys.stderr.write("SQLITE_CORRUPT|")
+        sys.exit(FAILED)

@@ -166,4 +166,8 @@ def connect(path: Path, parameters: str) -> sqlite3.Connection:
     except sqlite3.Error as error:
         db.close()
         raise MigrationError(_advice(path, getattr(error, "sqlite_errorname", ""), str(error))) from error
+    except UnicodeDecodeError as error:
+        # SQLite's own words, which quote damaged tables.
+        db.close()
+        raise MigrationError(_advice(path, "SQLITE_CORRUPT", "")) from error
     return db
