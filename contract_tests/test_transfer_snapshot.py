@@ -19,6 +19,7 @@ from original_application import add_sessions, make_file, make_file_with_data
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import snapshot
+from flux_memory.transfer import source as sources
 from flux_memory.transfer.snapshot import open_snapshot
 
 COUNT = "SELECT count(*) FROM sessions"
@@ -259,11 +260,16 @@ def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:
     assert state(path.parent) == before
 
 
-def test_a_damaged_schema_is_said_though_sqlite_quotes_it(path: Path) -> None:
-    """Python cannot read SQLite's own words about it; the file is damaged all the same."""
+@pytest.mark.parametrize("damage", [b"CR\x80ATE TABLE sessions", b"CREATE TABLE sessions (\x80"])
+def test_a_damaged_schema_is_said_though_python_cannot_read_it(path: Path, damage: bytes) -> None:
+    """SQLite quotes what is damaged, or takes it for a name."""
     make_file_with_data(path)
-    content = path.read_bytes()
-    assert b"CREATE TABLE sessions" in content
-    path.write_bytes(content.replace(b"CREATE TABLE sessions", b"CR\x80ATE TABLE sessions"))
-    with pytest.raises(MigrationError, match="is damaged; copy it"):
-        snapshot.connect(path, "mode=ro")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"CREATE TABLE sessions")
+    content[at : at + len(damage)] = damage
+    path.write_bytes(content)
+    with pytest.raises(MigrationError, match="is damaged; copy it"), opened(path) as db:
+        sources.inspect(db)
+    if damage.startswith(b"CR\x80"):
+        with pytest.raises(MigrationError, match="is damaged; copy it"):
+            snapshot.connect(path, "mode=ro")

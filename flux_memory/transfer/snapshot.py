@@ -75,7 +75,10 @@ def open_snapshot(path: Path) -> Iterator[Snapshot]:
                 if helper is not None:
                     helper.open(copy, _STILL)
         stack.callback(snapshot.db.close)
-        yield snapshot
+        try:
+            yield snapshot
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise _unreadable(path, error) from error
 
 
 def _join(path: Path, helper: Helper | None) -> Snapshot:
@@ -129,6 +132,13 @@ def _copy(path: Path, target: Path) -> int:
     raise MigrationError(_advice(path, name, reason))
 
 
+def _unreadable(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> MigrationError:
+    # What cannot be decoded are SQLite's own words, which quote damaged tables, or the tables' own names.
+    damaged = isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in str(error)
+    name = "SQLITE_CORRUPT" if damaged else getattr(error, "sqlite_errorname", "")
+    return MigrationError(_advice(path, name, str(error)))
+
+
 def _advice(path: Path, name: str, reason: str) -> str:
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return f"{path} is locked: {_BUSY}"
@@ -163,11 +173,7 @@ def connect(path: Path, parameters: str) -> sqlite3.Connection:
         db.execute("BEGIN")
         # The read that takes the snapshot.
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         db.close()
-        raise MigrationError(_advice(path, getattr(error, "sqlite_errorname", ""), str(error))) from error
-    except UnicodeDecodeError as error:
-        # SQLite's own words, which quote damaged tables.
-        db.close()
-        raise MigrationError(_advice(path, "SQLITE_CORRUPT", "")) from error
+        raise _unreadable(path, error) from error
     return db
