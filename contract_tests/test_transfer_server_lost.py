@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from raw_postgres import connected, execute
+from small_disk import fill, small_disk
 from test_transfer_interrupted import OTHER, start_there, waiting_for_lock
 from test_transfer_load import make_tables
-from transfer_memories import everything, make_random, move
+from transfer_memories import Trigger, everything, make_random, move
 from waiting import until
 
 from flux_memory.errors import FluxMemoryError, MigrationError
@@ -41,31 +39,6 @@ def server() -> Iterator[Server]:
     """One that may be killed."""
     with start_server("local") as server:
         yield server
-
-
-class Trigger:
-    """A watcher that acts once a phase has begun, or is on its way."""
-
-    def __init__(self, name: str, act: Callable[[], object], *, after_rows: int = 0) -> None:
-        self._name = name
-        self._act = act
-        self._left = after_rows
-        self._phase = ""
-        self.acted = False
-
-    def phase(self, name: str, rows: int | None) -> None:
-        self._phase = name
-        self.advance(0)
-
-    def advance(self, rows: int) -> None:
-        if self._phase == self._name and not self.acted:
-            self._left -= rows
-            if self._left <= 0:
-                self.acted = True
-                self._act()
-
-    def say(self, line: str) -> None:
-        pass
 
 
 def kill(server: Server) -> None:
@@ -145,47 +118,18 @@ def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) ->
     complete(path, dsn, kept=False)
 
 
-class SmallDisk:
+@pytest.fixture
+def disk() -> Iterator[Path]:
     """A file system of its own that PostgreSQL keeps a database on."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        self._filler = place / "filler"
-
-    def fill(self) -> None:
-        """Take all the room there is."""
-        with self._filler.open("ab", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-
-    def empty(self) -> None:
-        """Give it back."""
-        self._filler.unlink()
+    with small_disk(DISK, for_server=True, otherwise=pytest.skip) as disk:
+        yield disk
 
 
 @pytest.fixture
-def disk() -> Iterator[SmallDisk]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    account = server_account()
-    place = Path(tempfile.mkdtemp(prefix="flux-memory-disk-", dir="/var/tmp"))
-    options = f"size={DISK},mode=0700,uid={account.user},gid={account.group}" if account.is_other else f"size={DISK}"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=False)
-    if mounted.returncode:
-        place.rmdir()
-        pytest.skip(f"this machine lets nobody mount a small file system: {mounted.stderr.decode().strip()}")
-    try:
-        yield SmallDisk(place)
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-        place.rmdir()
-
-
-@pytest.fixture
-def on_small_disk(server: Server, disk: SmallDisk) -> Iterator[str]:
+def on_small_disk(server: Server, disk: Path) -> Iterator[str]:
     """A database whose tables and temporary files are on the small disk."""
-    name = disk.place.name.replace("-", "_")
-    asyncio.run(execute(server.dsn, f"CREATE TABLESPACE {name} LOCATION '{disk.place}'"))
+    name = disk.name.replace("-", "_")
+    asyncio.run(execute(server.dsn, f"CREATE TABLESPACE {name} LOCATION '{disk}'"))
     asyncio.run(execute(server.dsn, f"CREATE DATABASE {name} TEMPLATE template0 TABLESPACE {name}"))
     # So little that the sorting of digests needs the disk, too.
     asyncio.run(execute(server.dsn, f"ALTER DATABASE {name} SET work_mem = '64kB'"))
@@ -198,25 +142,25 @@ def on_small_disk(server: Server, disk: SmallDisk) -> Iterator[str]:
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
 @pytest.mark.parametrize("phase", ["Load", "Verify"])
 def test_a_full_disk_is_named_and_room_is_enough_to_go_on(
-    path: Path, disk: SmallDisk, on_small_disk: str, phase: str, populated: bool
+    path: Path, disk: Path, on_small_disk: str, phase: str, populated: bool
 ) -> None:
     """While rows are loaded, and while they are proven; what was there is as it was."""
     dsn = on_small_disk
     make_tables(dsn)
     asyncio.run(execute(dsn, *([OTHER] if populated else [])))
-    trigger: Any = Trigger(phase, disk.fill)
+    trigger: Any = Trigger(phase, lambda: fill(disk))
     with pytest.raises(MigrationError, match=r"the server's disk is full.*run the same command again"):
         asyncio.run(migrate(Plan(path, dsn), trigger))
     if phase == "Load" and not populated:
         assert everything(dsn) == ([], [])
-    disk.empty()
+    (disk / "filler").unlink()
     complete(path, dsn, kept=populated)
 
 
-def test_the_command_says_that_the_disk_is_full(path: Path, disk: SmallDisk, on_small_disk: str) -> None:
+def test_the_command_says_that_the_disk_is_full(path: Path, disk: Path, on_small_disk: str) -> None:
     """Exit code 1 and a sentence, no traceback; with room it completes."""
     make_tables(on_small_disk)
-    disk.fill()
+    filler = fill(disk)
     process = start_there(path, on_small_disk)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -224,5 +168,5 @@ def test_the_command_says_that_the_disk_is_full(path: Path, disk: SmallDisk, on_
     assert "the server's disk is full" in errors
     assert "Traceback" not in errors
     assert everything(on_small_disk) == ([], [])
-    disk.empty()
+    filler.unlink()
     complete(path, on_small_disk, kept=False)

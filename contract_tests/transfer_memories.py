@@ -88,3 +88,28 @@ def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) ->
             columns.get("when", "2026-02-05T15:17:45.407069"),
         ),
     )
+
+
+class Trigger:
+    """A watcher that acts once a phase has begun, or is on its way."""
+
+    def __init__(self, name: str, act: Callable[[], object], *, after_rows: int = 0) -> None:
+        self._name = name
+        self._act = act
+        self._left = after_rows
+        self._phase = ""
+        self.acted = False
+
+    def phase(self, name: str, rows: int | None) -> None:
+        self._phase = name
+        self.advance(0)
+
+    def advance(self, rows: int) -> None:
+        if self._phase == self._name and not self.acted:
+            self._left -= rows
+            if self._left <= 0:
+                self.acted = True
+                self._act()
+
+    def say(self, line: str) -> None:
+        pass

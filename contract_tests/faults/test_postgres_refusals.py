@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +15,11 @@ from fault_cluster import cluster, meanwhile
 from fault_load import NOT_KNOWN, Load, judge, through
 from fault_report import Fault
 from raw_postgres import connected, execute, rows
+from small_disk import fill, small_disk
 from waiting import until
 
 from flux_memory import BackendUnavailableError, OutcomeUnknownError, PostgresConversationMemory, deadline
 from flux_memory.testkit.histories import History, Journal, Recorder
-from flux_memory.testkit.servers.binaries import server_account
 from flux_memory.testkit.servers.databases import database_of, with_database
 
 
@@ -195,38 +193,6 @@ async def reader_after(dsn: str, session: str) -> None:
         await memory.add_message(session, "user", "afterwards")
 
 
-@contextmanager
-def small_disk(size: str) -> Iterator[Path]:
-    """A file system of its own in memory, which fills up soon. Needs the right to mount."""
-    place = Path("/var/tmp") / f"fm-disk-{os.getpid()}-{size}"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        place.rmdir()
-        pytest.fail(f"a small disk cannot be mounted, run this as root: {done.stderr.strip()}", pytrace=False)
-    try:
-        account = server_account()
-        os.chown(place, account.user, account.group)
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-        place.rmdir()
-
-
-def fill(disk: Path, *, leave: int) -> Path:
-    """Write a file that leaves only so many bytes free."""
-    filler = disk / "filler"
-    free = os.statvfs(disk)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave)
-    return filler
-
-
 async def add_all(memory: Recorder, session: str, contents: Iterable[str]) -> None:
     """Add one message after the other."""
     for content in contents:
@@ -237,7 +203,7 @@ async def add_all(memory: Recorder, session: str, contents: Iterable[str]) -> No
 @pytest.mark.fault("data disk full", backend="postgres")
 async def test_a_full_data_disk(fault: Fault, tmp_path: Path) -> None:
     """What does not fit is refused and not half stored; what fits later is stored, on the same handle."""
-    with small_disk("48M") as disk, cluster(durable=False) as own:
+    with small_disk("48M", for_server=True) as disk, cluster(durable=False) as own:
         await execute(
             own.admin_dsn, f"CREATE TABLESPACE small LOCATION '{disk}'", "CREATE DATABASE full_disk TABLESPACE small"
         )
@@ -266,7 +232,7 @@ async def test_a_full_data_disk(fault: Fault, tmp_path: Path) -> None:
 @pytest.mark.fault("WAL disk full", backend="postgres")
 async def test_a_full_wal_disk(fault: Fault, tmp_path: Path) -> None:
     """The server goes down in a panic; what it had acknowledged is there when it comes back with room to write."""
-    with small_disk("96M") as disk, cluster() as own:
+    with small_disk("96M", for_server=True) as disk, cluster() as own:
         await meanwhile(own.end, signal.SIGINT)
         own.run(f'cp -a "$1/pg_wal" {disk}/ && rm -r "$1/pg_wal" && ln -s {disk}/pg_wal "$1/pg_wal"', "postgres")
         await meanwhile(own.start)

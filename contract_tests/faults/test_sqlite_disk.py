@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +11,7 @@ import pytest
 from fault_report import Fault
 from fault_work import UNKNOWN, Store
 from raw_sqlite import on_the_thread
+from small_disk import small_disk
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, NewMessage
 from flux_memory.testkit.histories import Journal, Recorder
@@ -79,23 +77,10 @@ def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path, fault: Fault) ->
     store.judge(fault, 0)
 
 
-@contextmanager
-def mounted(place: Path) -> Iterator[Path]:
-    """A small file system in memory; without the right to mount one the test fails."""
-    place.mkdir()
-    rights = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    options = f"size={SIZE},mode=0700,uid={os.geteuid()},gid={os.getegid()}"
-    subprocess.run([*rights, "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run([*rights, "umount", "--lazy", str(place)], check=True)
-
-
 @pytest.mark.fault("disk full", backend="sqlite")
 def test_a_full_disk_loses_nothing(tmp_path: Path, fault: Fault) -> None:
     """A real file system without room, in the middle of a log, of a page, of a commit."""
-    with mounted(tmp_path / "small") as small:
+    with small_disk(str(SIZE)) as small:
         for round_ in fault.rounds(3, 25):
             directory = small / str(round_)
             directory.mkdir()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 from fault_report import Fault
 from test_sqlite_locks import held
-from transfer_memories import everything, make_random, move
+from transfer_memories import Trigger, everything, make_random, move
 
 from flux_memory import ConversationMemory, FluxMemoryError
 from flux_memory.transfer import Plan, Status, migrate
@@ -107,24 +107,6 @@ def test_a_broken_source_moves_nothing_and_says_why(
     fault.add(acknowledged=MESSAGES)
 
 
-class At:
-    """Does something when the migration comes to a phase."""
-
-    def __init__(self, phase: str, work: Callable[[], object]) -> None:
-        self._phase = phase
-        self._work = work
-
-    def phase(self, name: str, rows: int | None) -> None:
-        if name == self._phase:
-            self._work()
-
-    def advance(self, rows: int) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
-
-
 @pytest.mark.fault("source cut while a migration reads it", backend="sqlite")
 @pytest.mark.parametrize("phase", ["Preflight", "Load", "Verify"])
 def test_a_source_that_is_cut_while_it_is_read(
@@ -145,7 +127,7 @@ def test_a_source_that_is_cut_while_it_is_read(
                 await asyncio.to_thread(
                     lambda end: Path(f"{whole}{end}").write_bytes(Path(f"{path}{end}").read_bytes()), suffix
                 )
-            cut = At(phase, lambda: (os.truncate(path, PAGE), os.truncate(f"{path}-wal", PAGE)))
+            cut = Trigger(phase, lambda: (os.truncate(path, PAGE), os.truncate(f"{path}-wal", PAGE)))
             (outcome,) = await asyncio.gather(migrate(Plan(path, dsn), cut), return_exceptions=True)
             if isinstance(outcome, BaseException):
                 assert isinstance(outcome, FluxMemoryError)

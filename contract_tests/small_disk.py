@@ -1,0 +1,60 @@
+"""A file system of its own in memory, which fills up soon."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from flux_memory.testkit.servers.binaries import server_account
+
+
+@contextmanager
+def small_disk(
+    size: str, *, for_server: bool = False, otherwise: Callable[[str], NoReturn] = pytest.fail
+) -> Iterator[Path]:
+    """Mount one, for the length of the block.
+
+    Args:
+        size: As `mount` writes it.
+        for_server: Whether it is a throwaway server's, rather than this process's.
+        otherwise: Called with the reason where this process may not mount anything.
+    """
+    account = server_account()
+    own = (os.geteuid(), os.getegid())
+    user, group = (account.user, account.group) if for_server and account.is_other else own
+    rights = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    place = Path(tempfile.mkdtemp(prefix="flux-memory-disk-", dir="/var/tmp"))
+    try:
+        options = f"size={size},mode=0700,uid={user},gid={group}"
+        try:
+            subprocess.run(
+                [*rights, "mount", "-t", "tmpfs", "-o", options, "tmpfs", place],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", None) or error
+            otherwise(f"a small disk cannot be mounted, run this as root: {said}".strip())
+        try:
+            yield place
+        finally:
+            subprocess.run([*rights, "umount", "--lazy", place], check=True)
+    finally:
+        place.rmdir()
+
+
+def fill(disk: Path, *, leave: int = 0) -> Path:
+    """Write a file that leaves no more than so many bytes free, and return it."""
+    filler = disk / "filler"
+    with filler.open("ab", buffering=0) as file, suppress(OSError):
+        while (free := os.statvfs(disk)).f_bavail * free.f_frsize > leave:
+            file.write(bytes(free.f_frsize))
+    return filler
