@@ -99,12 +99,15 @@ class Trigger:
         self._left = after_rows
         self._phase = ""
         self.acted = False
+        self.rows = 0
+        """How many it was told of, in all phases."""
 
     def phase(self, name: str, rows: int | None) -> None:
         self._phase = name
         self.advance(0)
 
     def advance(self, rows: int) -> None:
+        self.rows += rows
         if self._phase == self._name and not self.acted:
             self._left -= rows
             if self._left <= 0:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread, Timer
+from typing import Final
 
 import pytest
 from fault_cluster import Cluster, cluster
 from fault_report import Fault
 from raw_postgres import execute
-from transfer_memories import everything, make_random, move
+from transfer_memories import Trigger, everything, make_random, move
 
-from flux_memory import FluxMemoryError
+from flux_memory import BackendUnavailableError, FluxMemoryError, PostgresConversationMemory
 from flux_memory.testkit import Proxy
-from flux_memory.transfer import Status
+from flux_memory.transfer import Plan, Status, lifeline, migrate
 
 SESSIONS, MESSAGES = 30, 2000
+OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
+TERMINATE = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
 CLEAN = "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema CASCADE"
 
 
@@ -99,3 +106,75 @@ def test_the_server_is_shut_down_in_the_middle(path: Path, own: Cluster, fault: 
         assert ended_well(path, own.dsn)
         assert everything(own.dsn) == expected
         fault.add(acknowledged=SESSIONS + MESSAGES)
+
+
+def aside(work: Callable[[], object]) -> None:
+    """Do what needs an event loop of its own, whoever calls."""
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def silence(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on nothing comes through; the patience of a test is shorter."""
+    proxy.silence()
+    monkeypatch.setattr(lifeline, "ANSWER", 0.3)
+
+
+BREAKS: Final[dict[str, Callable[[Proxy, str, pytest.MonkeyPatch], None]]] = {
+    "black hole": lambda proxy, _, monkeypatch: silence(proxy, monkeypatch),
+    "connections reset": lambda proxy, _, __: proxy.reset(),
+    "reply to COMMIT lost": lambda proxy, _, __: proxy.lose_reply("query", containing=b"COMMIT"),
+    "pg_terminate_backend": lambda _, dsn, __: aside(lambda: asyncio.run(execute(dsn, TERMINATE))),
+}
+PHASES: Final = {
+    "black hole": ("Preflight", "Load", "Load beside others", "Keys", "Verify"),
+    "connections reset": ("Load", "Load beside others", "Verify"),
+    "reply to COMMIT lost": ("Load", "Load beside others"),
+    "pg_terminate_backend": ("Load", "Load beside others", "Verify"),
+}
+
+
+@pytest.mark.parametrize(
+    ("break_", "phase"),
+    [
+        pytest.param(one, phase, marks=pytest.mark.fault(f"migration: {one}", backend="postgres"), id=f"{one}, {phase}")
+        for one, phases in PHASES.items()
+        for phase in phases
+    ],
+)
+def test_the_network_breaks_in_each_phase(
+    path: Path, flux_empty_database: str, fault: Fault, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str
+) -> None:
+    """An error in bounded time, though the driver would wait for ever; the next run completes, each row once."""
+    dsn = flux_empty_database
+    name, _, others = phase.partition(" ")
+    before = [OTHER] if others else []
+    asyncio.run(prepared(dsn, before))
+    assert ended_well(path, dsn)
+    expected = everything(dsn)
+    asyncio.run(execute(dsn, CLEAN))
+    asyncio.run(prepared(dsn, before))
+    monkeypatch.setattr(lifeline, "EVERY", 0.1)
+    with Proxy(dsn) as proxy:
+        trigger = Trigger(
+            name,
+            lambda: BREAKS[break_](proxy, dsn, monkeypatch),
+            after_rows=500 if name in {"Preflight", "Load"} else 0,
+        )
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailableError) as caught:
+            asyncio.run(migrate(Plan(path, proxy.dsn, batch_size=50), trigger))
+        took = time.monotonic() - began
+    assert trigger.acted
+    assert ("nothing has come back" in str(caught.value)) is (break_ == "black hole")
+    assert ended_well(path, dsn)
+    assert everything(dsn) == expected
+    fault.add(acknowledged=SESSIONS + MESSAGES, call=took)
+
+
+async def prepared(dsn: str, statements: list[str]) -> None:
+    """Let the library make its tables, and put in what others have."""
+    async with PostgresConversationMemory(dsn, min_size=1) as memory:
+        await memory.count_sessions()
+    await execute(dsn, *statements)

@@ -15,6 +15,7 @@ from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.hidden import Hidden
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
+from flux_memory.transfer import lifeline
 
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
@@ -30,8 +31,15 @@ SELECT bool_and(
 )
 FROM unnest(ARRAY['sessions', 'messages']) AS name
 """
-# A deadline or a default of the database's must not stop a long transaction half-way.
-NO_DEADLINES: Final = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
+# A deadline or a default of the database's must not stop a long transaction half-way. What keeps alive a connection on
+# which a long statement says nothing also tells the server soon that the client is gone, and its locks with it.
+NO_DEADLINES: Final = """
+SET LOCAL statement_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL tcp_keepalives_idle = 10;
+SET LOCAL tcp_keepalives_interval = 10;
+SET LOCAL tcp_keepalives_count = 3
+"""
 
 CONNECT_SECONDS: Final = 30.0
 
@@ -60,10 +68,19 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
     """
     dsn = Hidden(dsn)
     parsed = dsns.parse(dsn)
+    url = parsed.url
     with translated(dsns.masked(dsn), CONNECT_SECONDS):
-        connection = await asyncpg.connect(parsed.url, **{"timeout": CONNECT_SECONDS, **parsed.arguments})
+
+        async def connect(seconds: float) -> Any:
+            nonlocal url
+            # The next attempt begins with another host: this one may be there no more.
+            chosen, url = url, dsns.other_host_first(url)
+            return await asyncpg.connect(chosen, **{**parsed.arguments, "timeout": seconds})
+
+        connection = await connect(parsed.arguments.get("timeout", CONNECT_SECONDS))
         try:
-            yield connection
+            async with lifeline.held(connection, connect):
+                yield connection
         except asyncpg.DiskFullError as error:
             raise MigrationError(
                 f"PostgreSQL at {dsns.masked(dsn)}: the server's disk is full; nothing is half done. Make room there, "

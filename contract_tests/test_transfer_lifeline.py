@@ -1,0 +1,138 @@
+"""A migration whose connection leads nowhere ends; one whose server takes its time does not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from raw_postgres import connected, rows
+from test_transfer_interrupted import start_there, waiting_for_lock
+from test_transfer_load import make_tables
+from transfer_memories import Trigger, everything, make_random, move
+from waiting import until
+
+from flux_memory import BackendUnavailableError
+from flux_memory.testkit import Proxy
+from flux_memory.testkit.servers import Server, start_server
+from flux_memory.transfer import Plan, Status, lifeline, migrate
+
+BACKENDS = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+CONNECTED = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()"
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lifeline") / "chat.db"
+    make_random(path, sessions=10, messages=200)
+    return path
+
+
+def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes back for longer than any silence, but the server still takes connections."""
+    monkeypatch.setattr(lifeline, "EVERY", 0.05)
+    dsn = flux_empty_database
+    make_tables(dsn)
+
+    async def run() -> Status:
+        async with connected(dsn) as other, connected(dsn) as observer:
+            await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
+            migrating = asyncio.create_task(migrate(Plan(path, dsn)))
+            await waiting_for_lock(other)
+            before = await observer.fetchval(CONNECTED)
+
+            async def asked_often() -> bool:
+                return migrating.done() or await observer.fetchval(CONNECTED) > before + 4 * lifeline.UNANSWERED
+
+            await until(asked_often)
+            await other.execute("COMMIT")
+            return (await migrating).status
+
+    assert asyncio.run(run()) is Status.IDENTICAL
+
+
+def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux_empty_database: str) -> None:
+    """The driver would wait for an answer to its ROLLBACK; and the next run completes."""
+    dsn = flux_empty_database
+    make_tables(dsn)
+
+    async def interrupt(proxy: Proxy) -> tuple[int, str, float]:
+        async with connected(dsn) as connection:
+            await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
+            process = start_there(path, proxy.dsn)
+            await waiting_for_lock(connection)
+            proxy.silence()
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, errors = await asyncio.to_thread(process.communicate, timeout=60)
+            return process.returncode, errors, time.monotonic() - began
+
+    with Proxy(dsn) as proxy:
+        code, errors, seconds = asyncio.run(interrupt(proxy))
+    assert code == 1
+    assert errors.startswith("Interrupted. Nothing is half done")
+    assert seconds < lifeline.ANSWER, "it took as long as an interrupt that nobody heeds"
+    assert move(path, dsn).status is Status.IDENTICAL
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More than the buffers between the migration and its server can hold."""
+    path = tmp_path_factory.mktemp("large") / "chat.db"
+    make_random(path, sessions=10, messages=1500)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE messages SET content = hex(randomblob(20000))")
+    return path
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One whose processes may be stopped."""
+    with start_server("local") as server:
+        yield server
+
+
+def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, server: Server) -> None:
+    """The server reads no further, and then the connection goes: the driver would wait for room for ever."""
+    dsn = server.create_database()
+    make_tables(dsn)
+    stopped: list[int] = []
+
+    async def run(proxy: Proxy) -> None:
+        trigger = Trigger("Load", lambda: None)
+
+        async def backend() -> bool:
+            stopped[:] = [pid for (pid,) in await rows(dsn, f"{BACKENDS} AND query LIKE 'COPY %'")]
+            return bool(stopped)
+
+        async def stuck() -> bool:
+            before = trigger.rows
+            await asyncio.sleep(0.3)
+            return trigger.acted and trigger.rows == before
+
+        migrating = asyncio.create_task(migrate(Plan(large, proxy.dsn), trigger))
+        await until(backend)
+        os.kill(stopped[0], signal.SIGSTOP)
+        await until(stuck)
+        assert not migrating.done()
+        proxy.reset()
+        with pytest.raises(BackendUnavailableError, match="the connection was lost"):
+            await asyncio.wait_for(migrating, 20)
+
+    with Proxy(dsn) as proxy:
+        try:
+            asyncio.run(run(proxy))
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+    assert move(large, dsn).status is Status.IDENTICAL
+    assert len(everything(dsn)[1]) == 1500

@@ -1,0 +1,115 @@
+"""Lets go of a connection that leads nowhere any more, however long a statement may rightly take.
+
+A statement of a migration can run for hours, so that no deadline tells a server that is gone from one at work. A new
+connection does: a server that still takes one is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+EVERY: Final = 10.0
+"""Seconds between two attempts to get another connection."""
+ANSWER: Final = 20.0
+"""Seconds that one may take."""
+UNANSWERED: Final = 3
+"""So many attempts in a row without an answer are silence."""
+GRACE: Final = 1.0
+"""Seconds for the driver to end by itself what was cancelled, or whose connection is lost."""
+_NOWHERE: Final = frozenset((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN))
+
+Connect = Callable[[float], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
+    """Let go of a connection if it is lost, if its server is silent, or if it holds up a cancellation.
+
+    The driver waits for ever for an answer, to a ROLLBACK after a cancellation too, and for room to send more rows
+    even on a connection that was reset.
+
+    Args:
+        connection: asyncpg's.
+        connect: Makes another one to the same server, within so many seconds.
+
+    Raises:
+        ConnectionError: The block was left, wherever it was; the message says why.
+    """
+    watch = _Watch(connection, connect)
+    watching = asyncio.create_task(watch.run())
+    try:
+        async with watch.block:
+            yield
+    except Exception as error:
+        if watch.found is not None:
+            raise watch.found from error
+        raise
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+class _Watch:
+    def __init__(self, connection: Any, connect: Connect) -> None:
+        self.found: ConnectionError | None = None
+        """What became of the connection."""
+        self.block: Final = asyncio.timeout(None)
+        self._connection = connection
+        self._connect = connect
+        self._owner: Final = asyncio.current_task()
+        self._cancelled: Final = self._cancellations()
+        self._lost: Final = asyncio.Event()
+
+    async def run(self) -> None:
+        self._connection.add_termination_listener(lambda _: self._lost.set())
+        silent = asyncio.create_task(self._silence())
+        tasks = [silent, asyncio.create_task(self._held_up()), asyncio.create_task(self._lost.wait())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        if silent in done:
+            self.found = ConnectionError(
+                f"nothing has come back for {UNANSWERED * ANSWER:g} s, not on new connections either; nothing is half "
+                "done, run the same command again when it does"
+            )
+        self._connection.terminate()
+        await asyncio.sleep(GRACE)
+        # The driver has not ended it by itself; what it says is more to the point.
+        self.found = self.found or ConnectionError("the connection was lost")
+        self.block.reschedule(asyncio.get_running_loop().time())
+
+    async def _held_up(self) -> None:
+        """Return when the task that has the connection was cancelled, and goes on all the same."""
+        while self._cancellations() == self._cancelled:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(GRACE / 2)
+        await asyncio.sleep(GRACE)
+
+    def _cancellations(self) -> int:
+        return self._owner.cancelling() if self._owner is not None else 0
+
+    async def _silence(self) -> None:
+        """Return when the server has been silent."""
+        unanswered = 0
+        while unanswered < UNANSWERED:
+            await asyncio.sleep(EVERY)
+            unanswered = 0 if await self._answers() else unanswered + 1
+
+    async def _answers(self) -> bool:
+        """Ask the server for another connection. That it refuses is an answer, too: something came back."""
+        try:
+            another = await self._connect(ANSWER)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            return error.errno not in _NOWHERE
+        except Exception:  # noqa: BLE001 - whatever it says
+            return True
+        another.terminate()
+        return True
