@@ -44,16 +44,20 @@ class Cluster:
         self.dsn: Final = dsn
         self._programs = programs
 
-    def standby(self) -> Cluster:
-        """Make a streaming replica, started, on a port of its own."""
+    def standby(self, address: str | None = None) -> Cluster:
+        """Make a streaming replica, started: on a port of its own, or on this server's at another address."""
         data = self.data.with_name("standby")
         self.run(f'"$0" -D "{data}" -d "{self.admin_dsn}" -R -X stream -c fast 2>>"$2"', "pg_basebackup")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        place: dict[str, Any] = {"host": address}
+        settings = f"listen_addresses = '{address}'\nunix_socket_directories = ''\n"
+        if address is None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                place = {"port": probe.getsockname()[1]}
+            settings = f"port = {place['port']}\n"
         with (data / "postgresql.conf").open("a") as configuration:
-            configuration.write(f"port = {port}\n")
-        replica = Cluster(data, self._programs, elsewhere(self.admin_dsn, port=port), elsewhere(self.dsn, port=port))
+            configuration.write(settings)
+        replica = Cluster(data, self._programs, elsewhere(self.admin_dsn, **place), elsewhere(self.dsn, **place))
         replica.start()
         return replica
 

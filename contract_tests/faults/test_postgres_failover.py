@@ -12,11 +12,15 @@ import pytest
 from fault_cluster import Cluster, cluster, meanwhile
 from fault_load import Load, judge, through
 from fault_report import Fault
-from raw_postgres import connected, execute, rows
+from private_hosts import private_hosts
+from raw_postgres import connected, elsewhere, execute, rows
 from waiting import until
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit.histories import check, read_stored
+
+NAME = "database.flux-memory.test"
+READ_ONLY = "ALTER SYSTEM SET default_transaction_read_only = on"
 
 
 @contextmanager
@@ -139,9 +143,7 @@ async def test_a_server_that_turned_read_only_is_dropped_at_once(fault: Fault, t
     with pair() as (primary, replica, both):
 
         async def demote(load: Load) -> None:
-            await execute(
-                primary.admin_dsn, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"
-            )
+            await execute(primary.admin_dsn, READ_ONLY, "SELECT pg_reload_conf()")
             await until_quiet(primary)
             await caught_up(primary, replica)
             await meanwhile(replica.promote)
@@ -151,3 +153,39 @@ async def test_a_server_that_turned_read_only_is_dropped_at_once(fault: Fault, t
         assert load.unavailable == []
         async with PostgresConversationMemory(replica.dsn) as memory:
             assert await memory.count_sessions()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(how, marks=pytest.mark.fault(f"DNS entry changed, primary {how}", backend="postgres"))
+        for how in ("shut down", "turned read-only")
+    ],
+)
+async def test_a_changed_dns_entry_is_followed(fault: Fault, tmp_path: Path, how: str) -> None:
+    """A fail-over behind one name: what is left of the old server is dropped, and calls wait for the new one."""
+    for number in fault.rounds(1, 10):
+        hosts_file = tmp_path / f"hosts-{number}"
+        with cluster({"wal_level": "replica"}) as primary, private_hosts(hosts_file) as hosts:
+            replica = primary.standby("127.0.0.2")
+            hosts.point(NAME, "127.0.0.1")
+            dsn = f"{elsewhere(primary.dsn, host=NAME)}?target_session_attrs=read-write"
+            async with (
+                PostgresConversationMemory(dsn, timeout=20) as memory,
+                Load(memory, tmp_path / str(number)) as load,
+            ):
+                await load.more(50)
+                if how == "shut down":
+                    # Which sends everything to the replica.
+                    await caught_up(primary, replica)
+                    await meanwhile(primary.end, signal.SIGINT)
+                else:
+                    await execute(primary.admin_dsn, READ_ONLY, "SELECT pg_reload_conf()")
+                    await until_quiet(primary)
+                    await caught_up(primary, replica)
+                await meanwhile(replica.promote)
+                hosts.point(NAME, "127.0.0.2")
+                await load.more(50)
+            assert load.unavailable == []
+            await judge(fault, replica.dsn, load.history())
