@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -16,15 +15,12 @@ from flux_memory.testkit.servers.binaries import server_account
 
 
 @contextmanager
-def small_disk(
-    size: str, *, for_server: bool = False, otherwise: Callable[[str], NoReturn] = pytest.fail
-) -> Iterator[Path]:
-    """Mount one, for the length of the block.
+def small_disk(size: str, *, for_server: bool = False) -> Iterator[Path]:
+    """Mount one, for the length of the block; the test fails where this process may not.
 
     Args:
         size: As `mount` writes it.
         for_server: Whether it is a throwaway server's, rather than this process's.
-        otherwise: Called with the reason where this process may not mount anything.
     """
     account = server_account()
     own = (os.geteuid(), os.getegid())
@@ -42,7 +38,7 @@ def small_disk(
             )
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or error
-            otherwise(f"a small disk cannot be mounted, run this as root: {said}".strip())
+            pytest.fail(f"a small disk cannot be mounted, run this as root: {said}".strip(), pytrace=False)
         try:
             yield place
         finally:

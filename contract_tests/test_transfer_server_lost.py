@@ -1,4 +1,4 @@
-"""A server that dies, or whose disk is full, in the middle of a migration: a sentence, and the next run completes."""
+"""A server that dies in the middle of a migration: a sentence, and the next run completes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from raw_postgres import connected, execute
-from small_disk import fill, small_disk
 from test_transfer_interrupted import OTHER, start_there, waiting_for_lock
 from test_transfer_load import make_tables
 from transfer_memories import Trigger, everything, make_random, move
 from waiting import until
 
-from flux_memory.errors import FluxMemoryError, MigrationError
+from flux_memory.errors import FluxMemoryError
 from flux_memory.testkit.servers import Server, start_server
 from flux_memory.testkit.servers import local as local_servers
 from flux_memory.testkit.servers.binaries import find_binaries, run_as, server_account
 from flux_memory.testkit.servers.directories import _processes_in
 from flux_memory.transfer import Plan, Status, migrate
-
-DISK = "32m"
 
 
 @pytest.fixture(scope="module")
@@ -116,57 +112,3 @@ def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) ->
     assert errors.startswith("FAILED  PostgreSQL at")
     assert "Traceback" not in errors
     complete(path, dsn, kept=False)
-
-
-@pytest.fixture
-def disk() -> Iterator[Path]:
-    """A file system of its own that PostgreSQL keeps a database on."""
-    with small_disk(DISK, for_server=True, otherwise=pytest.skip) as disk:
-        yield disk
-
-
-@pytest.fixture
-def on_small_disk(server: Server, disk: Path) -> Iterator[str]:
-    """A database whose tables and temporary files are on the small disk."""
-    name = disk.name.replace("-", "_")
-    asyncio.run(execute(server.dsn, f"CREATE TABLESPACE {name} LOCATION '{disk}'"))
-    asyncio.run(execute(server.dsn, f"CREATE DATABASE {name} TEMPLATE template0 TABLESPACE {name}"))
-    # So little that the sorting of digests needs the disk, too.
-    asyncio.run(execute(server.dsn, f"ALTER DATABASE {name} SET work_mem = '64kB'"))
-    try:
-        yield f"{server.dsn.rpartition('/')[0]}/{name}"
-    finally:
-        asyncio.run(execute(server.dsn, f"DROP DATABASE {name} WITH (FORCE)", f"DROP TABLESPACE {name}"))
-
-
-@pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
-@pytest.mark.parametrize("phase", ["Load", "Verify"])
-def test_a_full_disk_is_named_and_room_is_enough_to_go_on(
-    path: Path, disk: Path, on_small_disk: str, phase: str, populated: bool
-) -> None:
-    """While rows are loaded, and while they are proven; what was there is as it was."""
-    dsn = on_small_disk
-    make_tables(dsn)
-    asyncio.run(execute(dsn, *([OTHER] if populated else [])))
-    trigger: Any = Trigger(phase, lambda: fill(disk))
-    with pytest.raises(MigrationError, match=r"the server's disk is full.*run the same command again"):
-        asyncio.run(migrate(Plan(path, dsn), trigger))
-    if phase == "Load" and not populated:
-        assert everything(dsn) == ([], [])
-    (disk / "filler").unlink()
-    complete(path, dsn, kept=populated)
-
-
-def test_the_command_says_that_the_disk_is_full(path: Path, disk: Path, on_small_disk: str) -> None:
-    """Exit code 1 and a sentence, no traceback; with room it completes."""
-    make_tables(on_small_disk)
-    filler = fill(disk)
-    process = start_there(path, on_small_disk)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert errors.startswith("FAILED")
-    assert "the server's disk is full" in errors
-    assert "Traceback" not in errors
-    assert everything(on_small_disk) == ([], [])
-    filler.unlink()
-    complete(path, on_small_disk, kept=False)

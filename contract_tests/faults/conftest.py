@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fault_pooler import Pooler, started_pooler
 from fault_report import Fault
 from fault_work import Store
 
@@ -23,3 +25,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "sqlite":
         return Store("sqlite", str(tmp_path / "chat.db"), journals)
     return Store("postgres", request.getfixturevalue("flux_postgres_clean_dsn"), journals)
+
+
+@pytest.fixture
+def pooler(flux_empty_database: str) -> Iterator[Pooler]:
+    """A PgBouncer before the run's server."""
+    with started_pooler(flux_empty_database) as started:
+        yield started

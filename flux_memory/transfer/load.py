@@ -11,7 +11,7 @@ from flux_memory.errors import MigrationError
 from flux_memory.transfer.preflight import Advance
 from flux_memory.transfer.prepared import Prepared
 from flux_memory.transfer.progress import Watcher
-from flux_memory.transfer.target import NO_DEADLINES
+from flux_memory.transfer.target import unhurried
 from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 
 # One migration at a time; a second one finds the first one's rows and goes on from there.
@@ -57,7 +57,6 @@ ORDER BY indexrelid::regclass::text
 """
 # Rows written into a table that was emptied in the same transaction can be frozen at once.
 EMPTY: Final = "TRUNCATE sessions, messages"
-ANALYZE: Final = "ANALYZE sessions, messages"
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
 WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
@@ -85,8 +84,7 @@ async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, watcher
         rows: How many there are.
         watcher: Told how many rows were sent, and when the keys are built.
     """
-    async with connection.transaction(isolation="read_committed", readonly=False):
-        await connection.execute(NO_DEADLINES)
+    async with unhurried(connection, readonly=False):
         await connection.execute(LOCK_MIGRATIONS)
         if await connection.fetchval(HAS_ROWS) or not await connection.fetchval(IS_PLAIN):
             return False

@@ -19,7 +19,7 @@ from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.leftovers import private_directory
-from flux_memory.transfer.load import ANALYZE, Loaded, load
+from flux_memory.transfer.load import Loaded, load
 from flux_memory.transfer.merge import Merged, merge
 from flux_memory.transfer.prepared import Prepared, all_digests
 from flux_memory.transfer.progress import Nobody, Watcher
@@ -149,7 +149,7 @@ class _Migration:
                     report.moved = await self._cancellable(self._load(connection))
                 if self._filled:
                     with self._phase("Analyze", None):
-                        await connection.execute(ANALYZE)
+                        await targets.analyze(connection)
             elif target.schema_version == 0:
                 raise MigrationError("the target holds no conversation memory yet, so there is nothing to compare")
             with self._phase("Verify", None):

@@ -31,6 +31,7 @@ SELECT bool_and(
 )
 FROM unnest(ARRAY['sessions', 'messages']) AS name
 """
+ANALYZE: Final = "ANALYZE sessions, messages"
 # A deadline or a default of the database's must not stop a long transaction half-way. What keeps alive a connection on
 # which a long statement says nothing also tells the server soon that the client is gone, and its locks with it.
 NO_DEADLINES: Final = """
@@ -99,6 +100,12 @@ async def inspect(connection: Any, dsn: str, *, for_reading: bool = False) -> Ta
         MigrationError: It is read-only.
     """
     dsn = Hidden(dsn)
+    # Counting takes its time, too.
+    async with unhurried(connection):
+        return await _inspect(connection, dsn, for_reading=for_reading)
+
+
+async def _inspect(connection: Any, dsn: str, *, for_reading: bool) -> Target:
     version, encoding = await connection.fetchrow(SELECT_SERVER)
     if encoding != "UTF8":
         raise SchemaError(
@@ -141,4 +148,19 @@ async def inspect(connection: Any, dsn: str, *, for_reading: bool = False) -> Ta
 
 async def prepare(connection: Any) -> None:
     """Make the tables, or adopt the original application's."""
-    await schema.bring_up_to_date(connection)
+    async with unhurried(connection, readonly=False):
+        await schema.bring_up_to_date(connection)
+
+
+async def analyze(connection: Any) -> None:
+    """Let the server look at the tables that were filled."""
+    async with unhurried(connection, readonly=False):
+        await connection.execute(ANALYZE)
+
+
+@asynccontextmanager
+async def unhurried(connection: Any, **options: Any) -> AsyncIterator[None]:
+    """Begin a transaction that no limit of the database's stops half-way."""
+    async with connection.transaction(isolation="read_committed", **options):
+        await connection.execute(NO_DEADLINES)
+        yield

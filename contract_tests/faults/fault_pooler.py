@@ -1,0 +1,109 @@
+"""A PgBouncer of a test's own, before a server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from raw_postgres import elsewhere
+
+from flux_memory.testkit.servers.binaries import server_account
+
+_CONFIGURATION = """
+[databases]
+* = host={host} port={port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {own_port}
+unix_socket_dir =
+auth_type = plain
+auth_file = {directory}/users
+pool_mode = transaction
+default_pool_size = 4
+max_client_conn = 100
+server_login_retry = 0.2
+server_reset_query =
+logfile =
+"""
+
+
+class Pooler:
+    """A PgBouncer before one server, on a port of its own."""
+
+    def __init__(self, dsn: str, directory: Path) -> None:
+        parts = urlsplit(dsn)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._program = shutil.which("pgbouncer", path=f"{os.defpath}:/usr/sbin")
+        assert self._program, "PgBouncer is not installed: apt-get install pgbouncer"
+        self._file = directory / "pgbouncer.ini"
+        self._file.write_text(
+            _CONFIGURATION.format(host=parts.hostname, port=parts.port, own_port=self.port, directory=directory)
+        )
+        users = directory / "users"
+        users.write_text(f'"{unquote(parts.username or "")}" "{unquote(parts.password or "")}"\n')
+        self._account = server_account()
+        for path in (directory, self._file, users):
+            os.chown(path, self._account.user, self._account.group)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it takes connections."""
+        self._process = subprocess.Popen(
+            [str(self._program), "-q", str(self._file)],
+            user=self._account.user if self._account.is_other else None,
+            group=self._account.group if self._account.is_other else None,
+            extra_groups=[] if self._account.is_other else None,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                assert self._process.poll() is None, "PgBouncer has ended"
+                assert time.monotonic() < deadline, "PgBouncer does not answer"
+                time.sleep(0.02)
+            else:
+                return
+
+    def end(self, how: signal.Signals) -> None:
+        """End it, with all connections through it."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=10)
+            self._process = None
+
+    def restart(self, how: signal.Signals) -> None:
+        """End it and start it again."""
+        self.end(how)
+        self.start()
+
+
+@contextmanager
+def started_pooler(dsn: str) -> Iterator[Pooler]:
+    """Start one before a server, for the length of the block."""
+    # Not pytest's own directories, which nobody else can enter.
+    directory = Path("/var/tmp") / f"fm-pooler-{os.getpid()}-{time.monotonic_ns()}"
+    directory.mkdir(mode=0o700)
+    made = Pooler(dsn, directory)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.end(signal.SIGKILL)
+        shutil.rmtree(directory)
+
+
+def behind(dsn: str, pooler: Pooler) -> str:
+    """The DSN through the pooler, without the one setting."""
+    return urlunsplit(urlsplit(elsewhere(dsn, host="127.0.0.1", port=pooler.port)))
