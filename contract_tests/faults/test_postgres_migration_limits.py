@@ -22,10 +22,10 @@ from test_transfer_interrupted import start_there, waiting_for_lock
 from transfer_memories import Trigger, everything, make_random, move
 from waiting import until
 
-from flux_memory import BackendUnavailableError, FluxMemoryError
+from flux_memory import BackendUnavailableError, FluxMemoryError, PostgresConversationMemory
 from flux_memory.errors import MigrationError
 from flux_memory.testkit.servers.databases import with_database
-from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer import Plan, Report, Status, migrate
 
 LIMITS = {"statement_timeout": "2s", "idle_in_transaction_session_timeout": "2s"}
 WAITED_LONGER = """
@@ -216,6 +216,26 @@ def test_the_pooler_ends(
     sessions, messages = everything(dsn)
     assert (len(sessions), len(messages)) == (SESSIONS + len(others), MESSAGES)
     fault.add(acknowledged=SESSIONS + MESSAGES)
+
+
+def test_others_share_the_pooler(path: Path, pooler: Pooler, flux_empty_database: str) -> None:
+    """Each transaction may be another server process's: what the last one had is not there."""
+    dsn = flux_empty_database
+    asyncio.run(prepared(dsn, [OTHER]))
+    through = with_parameter(behind(dsn, pooler), "statement_cache_size=0")
+
+    async def chat(migrating: asyncio.Task[Report]) -> None:
+        async with PostgresConversationMemory(through, min_size=4) as memory:
+            while not migrating.done():
+                await asyncio.gather(*(memory.count_sessions() for _ in range(8)))
+
+    async def run() -> Status:
+        migrating = asyncio.create_task(migrate(Plan(path, through, batch_size=20)))
+        await chat(migrating)
+        return (await migrating).status
+
+    assert asyncio.run(run()) is Status.IDENTICAL
+    assert len(everything(dsn)[1]) == MESSAGES
 
 
 @pytest.mark.fault("migration: kill -9 of the primary, replica promoted", backend="postgres")

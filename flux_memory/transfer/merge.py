@@ -19,6 +19,9 @@ SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM 
 CREATE TEMP TABLE flux_memory_staged_messages ON COMMIT DELETE ROWS AS
 SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
 """
+# A pooler gives each transaction another server process, of which only the transaction's own tables are known.
+CREATE_STAGING_ANEW: Final = CREATE_STAGING.replace("DELETE ROWS", "DROP")
+SELECT_PROCESS: Final = "SELECT pg_backend_pid()"
 # The planner knows nothing of a staging table; without this it may read the whole target for each batch. What is off
 # counts as expensive, which would start the JIT compiler for each batch, too.
 PLAN_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
@@ -157,20 +160,25 @@ async def merge(connection: Any, prepared: Prepared, *, batch_size: int, advance
         advance: Told how many rows were committed.
     """
     merged = Merged()
-    await connection.execute(CREATE_STAGING)
+    pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
+    if not pooled:
+        await connection.execute(CREATE_STAGING)
+    settings = f"{NO_DEADLINES}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
     goes_on = False
     for batch in prepared.batches(batch_size, _MOST_BYTES):
-        await _commit(connection, batch, merged, goes_on)
+        await _commit(connection, settings, batch, merged, goes_on)
         advance(batch.message_count + len(batch.sessions) - goes_on)
         goes_on = batch.goes_on
-    await connection.execute(DROP_STAGING)
+    if not pooled:
+        await connection.execute(DROP_STAGING)
     return merged
 
 
-async def _commit(connection: Any, batch: Batch, merged: Merged, goes_on: bool) -> None:
+async def _commit(connection: Any, settings: str, batch: Batch, merged: Merged, goes_on: bool) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             async with connection.transaction(isolation="read_committed", readonly=False):
+                await connection.execute(settings)
                 outcome = await _merge_batch(connection, batch)
         except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
             if attempt == _ATTEMPTS:
@@ -189,7 +197,6 @@ class _Outcome(NamedTuple):
 
 
 async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
-    await connection.execute(f"{NO_DEADLINES}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}")
     await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
     await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
     sessions = _rows(await connection.execute(INSERT_SESSIONS))
