@@ -140,19 +140,20 @@ async def test_what_an_asynchronous_replica_may_lose(fault: Fault, tmp_path: Pat
 @pytest.mark.fault("primary turned read-only, replica promoted", backend="postgres")
 async def test_a_server_that_turned_read_only_is_dropped_at_once(fault: Fault, tmp_path: Path) -> None:
     """Its connections work, but for reads only: they are replaced, and writes wait for the server that takes them."""
-    with pair() as (primary, replica, both):
+    for number in fault.rounds(1, 10):
+        with pair() as (primary, replica, both):
 
-        async def demote(load: Load) -> None:
-            await execute(primary.admin_dsn, READ_ONLY, "SELECT pg_reload_conf()")
-            await until_quiet(primary)
-            await caught_up(primary, replica)
-            await meanwhile(replica.promote)
-            await load.more(50)
+            async def demote(load: Load, primary: Cluster = primary, replica: Cluster = replica) -> None:
+                await execute(primary.admin_dsn, READ_ONLY, "SELECT pg_reload_conf()")
+                await until_quiet(primary)
+                await caught_up(primary, replica)
+                await meanwhile(replica.promote)
+                await load.more(50)
 
-        load = await through(fault, both, tmp_path / "journal", demote, stored_at=None)
-        assert load.unavailable == []
-        async with PostgresConversationMemory(replica.dsn) as memory:
-            assert await memory.count_sessions()
+            load = await through(fault, both, tmp_path / str(number), demote, stored_at=None)
+            assert load.unavailable == []
+            async with PostgresConversationMemory(replica.dsn) as memory:
+                assert await memory.count_sessions()
 
 
 @pytest.mark.asyncio

@@ -147,20 +147,25 @@ def test_the_network_breaks_in_each_phase(
     path: Path, flux_empty_database: str, fault: Fault, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str
 ) -> None:
     """An error in bounded time, though the driver would wait for ever; the next run completes, each row once."""
-    dsn = flux_empty_database
+    for _ in fault.rounds(1, 10):
+        took = broken_in(path, flux_empty_database, monkeypatch, break_, phase)
+        fault.add(acknowledged=SESSIONS + MESSAGES, call=took)
+
+
+def broken_in(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str) -> float:
+    """Break a migration, complete it, and return how long the broken one took to end."""
     name, _, others = phase.partition(" ")
     before = [OTHER] if others else []
+    asyncio.run(execute(dsn, CLEAN))
     asyncio.run(prepared(dsn, before))
     assert ended_well(path, dsn)
     expected = everything(dsn)
     asyncio.run(execute(dsn, CLEAN))
     asyncio.run(prepared(dsn, before))
-    monkeypatch.setattr(lifeline, "EVERY", 0.1)
-    with Proxy(dsn) as proxy:
+    with monkeypatch.context() as patch, Proxy(dsn) as proxy:
+        patch.setattr(lifeline, "EVERY", 0.1)
         trigger = Trigger(
-            name,
-            lambda: BREAKS[break_](proxy, dsn, monkeypatch),
-            after_rows=500 if name in {"Preflight", "Load"} else 0,
+            name, lambda: BREAKS[break_](proxy, dsn, patch), after_rows=500 if name in {"Preflight", "Load"} else 0
         )
         began = time.monotonic()
         with pytest.raises(BackendUnavailableError) as caught:
@@ -170,7 +175,7 @@ def test_the_network_breaks_in_each_phase(
     assert ("nothing has come back" in str(caught.value)) is (break_ == "black hole")
     assert ended_well(path, dsn)
     assert everything(dsn) == expected
-    fault.add(acknowledged=SESSIONS + MESSAGES, call=took)
+    return took
 
 
 async def prepared(dsn: str, statements: list[str]) -> None:

@@ -89,8 +89,9 @@ async def test_no_transaction_is_ever_left_open(flux_empty_database: str, fault:
                 await asyncio.sleep(0.1)
                 await load.more(10)
 
-        load = await through(fault, flux_empty_database, tmp_path / "journal", rest)
-        assert load.unavailable == []
+        for number in fault.rounds(1, 20):
+            load = await through(fault, flux_empty_database, tmp_path / str(number), rest)
+            assert load.unavailable == []
 
 
 @pytest.mark.asyncio
@@ -156,8 +157,9 @@ async def test_conflicts_of_stricter_transactions_are_tried_again(
                 await one.delete_session("crowded")
             await load.more(20)
 
-        load = await through(fault, flux_empty_database, tmp_path / "journal", crowd)
-        assert load.unavailable == []
+        for number in fault.rounds(1, 20):
+            load = await through(fault, flux_empty_database, tmp_path / str(number), crowd)
+            assert load.unavailable == []
 
 
 @pytest.mark.asyncio
@@ -203,12 +205,17 @@ async def add_all(memory: Recorder, session: str, contents: Iterable[str]) -> No
 @pytest.mark.fault("data disk full", backend="postgres")
 async def test_a_full_data_disk(fault: Fault, tmp_path: Path) -> None:
     """What does not fit is refused and not half stored; what fits later is stored, on the same handle."""
+    for number in fault.rounds(1, 10):
+        await fill_the_data_disk(fault, tmp_path / f"{number}.jsonl")
+
+
+async def fill_the_data_disk(fault: Fault, file: Path) -> None:
     with small_disk("48M", for_server=True) as disk, cluster(durable=False) as own:
         await execute(
             own.admin_dsn, f"CREATE TABLESPACE small LOCATION '{disk}'", "CREATE DATABASE full_disk TABLESPACE small"
         )
         dsn = with_database(own.admin_dsn, "full_disk")
-        journal = Journal(tmp_path / "journal.jsonl")
+        journal = Journal(file)
         async with PostgresConversationMemory(dsn) as inner:
             memory = Recorder(inner, journal, "writer", unknown=NOT_KNOWN)
             session = await memory.create_session()
@@ -225,18 +232,23 @@ async def test_a_full_data_disk(fault: Fault, tmp_path: Path) -> None:
             await memory.add_message(session, "user", contents[0])
             assert (await memory.get_history(session))[-1]["content"] == contents[0]
         journal.close()
-        await judge(fault, dsn, History.read(tmp_path / "journal.jsonl"))
+        await judge(fault, dsn, History.read(file))
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("WAL disk full", backend="postgres")
 async def test_a_full_wal_disk(fault: Fault, tmp_path: Path) -> None:
     """The server goes down in a panic; what it had acknowledged is there when it comes back with room to write."""
+    for number in fault.rounds(1, 10):
+        await fill_the_wal_disk(fault, tmp_path / f"{number}.jsonl")
+
+
+async def fill_the_wal_disk(fault: Fault, file: Path) -> None:
     with small_disk("96M", for_server=True) as disk, cluster() as own:
         await meanwhile(own.end, signal.SIGINT)
         own.run(f'cp -a "$1/pg_wal" {disk}/ && rm -r "$1/pg_wal" && ln -s {disk}/pg_wal "$1/pg_wal"', "postgres")
         await meanwhile(own.start)
-        journal = Journal(tmp_path / "journal.jsonl")
+        journal = Journal(file)
         async with PostgresConversationMemory(own.dsn) as inner:
             memory = Recorder(inner, journal, "writer", unknown=NOT_KNOWN)
             session = await memory.create_session()
@@ -249,4 +261,4 @@ async def test_a_full_wal_disk(fault: Fault, tmp_path: Path) -> None:
             await memory.add_message(session, "user", "afterwards")
             assert (await memory.get_history(session))[-1]["content"] == "afterwards"
         journal.close()
-        await judge(fault, own.dsn, History.read(tmp_path / "journal.jsonl"))
+        await judge(fault, own.dsn, History.read(file))
