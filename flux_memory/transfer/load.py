@@ -11,7 +11,7 @@ from flux_memory.errors import MigrationError
 from flux_memory.transfer.preflight import Advance
 from flux_memory.transfer.prepared import Prepared
 from flux_memory.transfer.progress import Watcher
-from flux_memory.transfer.target import unhurried
+from flux_memory.transfer.target import writing
 from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 
 # One migration at a time; a second one finds the first one's rows and goes on from there.
@@ -84,7 +84,7 @@ async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, watcher
         rows: How many there are.
         watcher: Told how many rows were sent, and when the keys are built.
     """
-    async with unhurried(connection, readonly=False):
+    async with writing(connection):
         await connection.execute(LOCK_MIGRATIONS)
         if await connection.fetchval(HAS_ROWS) or not await connection.fetchval(IS_PLAIN):
             return False

@@ -9,7 +9,7 @@ import asyncpg
 
 from flux_memory.transfer.preflight import Advance
 from flux_memory.transfer.prepared import Batch, Prepared
-from flux_memory.transfer.target import NO_DEADLINES
+from flux_memory.transfer.target import WRITING
 from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 
 CREATE_STAGING: Final = """
@@ -163,7 +163,7 @@ async def merge(connection: Any, prepared: Prepared, *, batch_size: int, advance
     pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
     if not pooled:
         await connection.execute(CREATE_STAGING)
-    settings = f"{NO_DEADLINES}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
+    settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
     goes_on = False
     for batch in prepared.batches(batch_size, _MOST_BYTES):
         await _commit(connection, settings, batch, merged, goes_on)

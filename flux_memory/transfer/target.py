@@ -33,7 +33,7 @@ FROM unnest(ARRAY['sessions', 'messages']) AS name
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
 # A deadline or a default of the database's must not stop a long transaction half-way. What keeps alive a connection on
-# which a long statement says nothing also tells the server soon that the client is gone, and its locks with it.
+# which a long statement says nothing also tells the server soon that the client is gone.
 NO_DEADLINES: Final = """
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
@@ -41,6 +41,9 @@ SET LOCAL tcp_keepalives_idle = 10;
 SET LOCAL tcp_keepalives_interval = 10;
 SET LOCAL tcp_keepalives_count = 3
 """
+# The same while an answer is on its way. Only where locks are held and answers are short: a client that is so slow to
+# read would be gone, too.
+WRITING: Final = f"{NO_DEADLINES}; SET LOCAL tcp_user_timeout = '40s'"
 
 CONNECT_SECONDS: Final = 30.0
 
@@ -101,7 +104,8 @@ async def inspect(connection: Any, dsn: str, *, for_reading: bool = False) -> Ta
     """
     dsn = Hidden(dsn)
     # Counting takes its time, too.
-    async with unhurried(connection):
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(NO_DEADLINES)
         return await _inspect(connection, dsn, for_reading=for_reading)
 
 
@@ -148,19 +152,19 @@ async def _inspect(connection: Any, dsn: str, *, for_reading: bool) -> Target:
 
 async def prepare(connection: Any) -> None:
     """Make the tables, or adopt the original application's."""
-    async with unhurried(connection, readonly=False):
+    async with writing(connection):
         await schema.bring_up_to_date(connection)
 
 
 async def analyze(connection: Any) -> None:
     """Let the server look at the tables that were filled."""
-    async with unhurried(connection, readonly=False):
+    async with writing(connection):
         await connection.execute(ANALYZE)
 
 
 @asynccontextmanager
-async def unhurried(connection: Any, **options: Any) -> AsyncIterator[None]:
-    """Begin a transaction that no limit of the database's stops half-way."""
-    async with connection.transaction(isolation="read_committed", **options):
-        await connection.execute(NO_DEADLINES)
+async def writing(connection: Any) -> AsyncIterator[None]:
+    """Begin a transaction that writes, and that no limit of the database's stops half-way."""
+    async with connection.transaction(isolation="read_committed", readonly=False):
+        await connection.execute(WRITING)
         yield
