@@ -22,6 +22,9 @@ from flux_memory import BackendUnavailableError, OutcomeUnknownError, PostgresCo
 from flux_memory.testkit.histories import History, Journal, Recorder
 from flux_memory.testkit.servers.databases import database_of, with_database
 
+# Other tests may run on the same server.
+WAITING_FOR_LOCKS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
 
 @asynccontextmanager
 async def by_default(dsn: str, **settings: str) -> AsyncIterator[None]:
@@ -102,7 +105,10 @@ async def test_the_victim_of_a_deadlock_is_tried_again(flux_empty_database: str,
         by_default(flux_empty_database, deadlock_timeout="20ms"),
         PostgresConversationMemory(flux_empty_database) as memory,
     ):
+        await memory.count_sessions()
         for _ in fault.rounds(5, 50):
+            # A new file, in which the rows are in the order they are made: clearing comes to them in that order.
+            await execute(flux_empty_database, "TRUNCATE sessions CASCADE")
             for id_ in ("first", "second", "third"):
                 await memory.create_session(session_id=id_)
             async with connected(flux_empty_database) as theirs, connected(flux_empty_database) as other:
@@ -126,8 +132,8 @@ async def test_the_victim_of_a_deadlock_is_tried_again(flux_empty_database: str,
 
 
 async def waiting_for_locks(dsn: str, number: int) -> bool:
-    """Tell whether so many connections wait for a lock."""
-    return len(await rows(dsn, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'")) == number
+    """Tell whether so many connections to the database wait for a lock."""
+    return len(await rows(dsn, WAITING_FOR_LOCKS)) == number
 
 
 @pytest.mark.asyncio
