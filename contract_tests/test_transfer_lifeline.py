@@ -60,6 +60,47 @@ def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, mo
     assert asyncio.run(run()) is Status.IDENTICAL
 
 
+def test_a_refused_connection_is_an_answer(
+    path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No new connections for a while, and what is open goes on: something comes back, so that nothing is silent."""
+    monkeypatch.setattr(lifeline, "EVERY", 0.01)
+    dsn = flux_empty_database
+    make_tables(dsn)
+
+    async def run(proxy: Proxy) -> Status:
+        async with connected(dsn) as other:
+            await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
+            migrating = asyncio.create_task(migrate(Plan(path, proxy.dsn)))
+            await waiting_for_lock(other)
+            proxy.refuse()
+            # Many times as long as so many attempts take.
+            await asyncio.wait([migrating], timeout=0.5)
+            await other.execute("COMMIT")
+            return (await migrating).status
+
+    with Proxy(dsn) as proxy:
+        assert asyncio.run(run(proxy)) is Status.IDENTICAL
+
+
+def test_a_silent_network_ends_a_migration(
+    path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its connection nor new ones bring an answer; what breaks in each phase is in `faults/`."""
+    dsn = flux_empty_database
+    make_tables(dsn)
+    monkeypatch.setattr(lifeline, "EVERY", 0.1)
+    with Proxy(dsn) as proxy:
+
+        def silence() -> None:
+            proxy.silence()
+            monkeypatch.setattr(lifeline, "ANSWER", 0.2)
+
+        with pytest.raises(BackendUnavailableError, match="nothing has come back.*not on new connections either"):
+            asyncio.run(migrate(Plan(path, proxy.dsn), Trigger("Load", silence)))
+    assert move(path, dsn).status is Status.IDENTICAL
+
+
 def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux_empty_database: str) -> None:
     """The driver would wait for an answer to its ROLLBACK; and the next run completes."""
     dsn = flux_empty_database
