@@ -96,7 +96,7 @@ def test_a_silent_network_ends_a_migration(
             proxy.silence()
             monkeypatch.setattr(lifeline, "ANSWER", 0.2)
 
-        with pytest.raises(BackendUnavailableError, match="nothing has come back.*not on new connections either"):
+        with pytest.raises(BackendUnavailableError, match=r"nothing has come back.*not on new connections either"):
             asyncio.run(migrate(Plan(path, proxy.dsn), Trigger("Load", silence)))
     assert move(path, dsn).status is Status.IDENTICAL
 
