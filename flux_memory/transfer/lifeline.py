@@ -50,7 +50,7 @@ async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
         raise
     finally:
         watching.cancel()
-        await asyncio.wait([watching])
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 class _Watch:
