@@ -61,6 +61,7 @@ def main(*, messages: int, rounds: int, many: int, seed: int, without: tuple[str
             console.print(f"round {number + 1}")
             taken: dict[str, Any] = {}
             for name, mover in contenders.items():
+                movers.settle(server)
                 taken[name] = {**mover.run(server, source, directory), "machine_load": machine.load()}
                 console.print(f"  {name}: {taken[name]}")
             result["rounds"].append(taken)
@@ -82,6 +83,7 @@ def _memory(server: Any, directory: Path, sizes: tuple[int, ...], console: Conso
         path = directory / "small.db"
         console.print(f"making {size:,} small messages")
         memories.make_small(path, messages=size, sessions=max(size // 100, 1))
+        movers.settle(server)
         taken = movers.ALL[OURS].run(server, path, directory)
         console.print(f"  {taken}")
         found[str(size)] = taken["mb"]

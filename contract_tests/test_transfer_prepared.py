@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +49,18 @@ def test_rows_that_are_not_kept_leave_their_digests(sessions: list[list[bytes]])
             prepared.add_session(digest, b"row")
         assert list(prepared.digests()) == digests
         assert prepared.size("sessions") == prepared.size("messages") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a file's pages back")
+@pytest.mark.parametrize("in_batches", [False, True], ids=["pieces", "batches"])
+def test_rows_that_were_sent_take_no_room_any_more(in_batches: bool) -> None:
+    """The disk need not write them while the server writes the same; and they arrive whole."""
+    rows = [bytes([number]) * 100_000 for number in range(200)]
+    with Prepared() as prepared:
+        prepared.add_messages(rows)
+        prepared.add_session(SessionDigest(b"id", b"r" * 32, len(rows), 0), b"row")
+        pieces = (piece for batch in prepared.batches(7, 10**6) for piece in batch.messages)
+        sent = b"".join(pieces if in_batches else prepared.pieces("messages"))
+        assert sent == b"".join(rows)
+        left = os.fstat(prepared.descriptors[2]).st_blocks * 512
+    assert left < len(sent) // 2

@@ -114,6 +114,12 @@ def _fresh(server: Any, work: Callable[[str], Any]) -> Any:
         server.drop_database(dsn)
 
 
+def settle(server: Any) -> None:
+    """Let the disk and the server finish what was left for later, so that nobody pays for whoever came before."""
+    os.sync()
+    _fresh(server, lambda dsn: _execute(dsn, "CHECKPOINT"))
+
+
 def _execute(dsn: str, *scripts: str) -> float:
     async def work() -> float:
         connection = await asyncpg.connect(dsn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import tzinfo
 from typing import Final
 
@@ -9,7 +10,7 @@ from flux_memory.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LEN
 from flux_memory.transfer.canonical import Canonicalizer
 from flux_memory.transfer.problems import Kind, Problem, RefusedError
 from flux_memory.transfer.source import RawRow
-from flux_memory.transfer.times import microseconds
+from flux_memory.transfer.times import all_microseconds, microseconds
 from flux_memory.transfer.wire import MessageRow, SessionRow
 
 _SURELY_SMALL: Final = MAX_CONTENT_BYTES // 4
@@ -42,33 +43,39 @@ class RowChecker:
         )
         return found.problems or checked
 
+    def messages(self, raws: Sequence[RawRow]) -> list[MessageRow] | list[MessageRow | list[Problem]]:
+        """Check messages; of their session only the session knows."""
+        try:
+            return self._ordinary(raws)
+        except ValueError:
+            return [self.message(raw) for raw in raws]
+
+    def _ordinary(self, raws: Sequence[RawRow]) -> list[MessageRow]:
+        """Check messages as nearly all are, column by column.
+
+        Raises:
+            ValueError: There may be something wrong with one of them.
+        """
+        _, ids, roles, contents, metadata, times, repeated, _ = zip(*raws, strict=True)
+        texts = (*ids, *roles, *contents)
+        if (
+            any(repeated)
+            or {type(text) for text in (*texts, *metadata)} != {str}
+            or not 0 < min(map(len, ids)) <= max(map(len, ids)) <= MAX_ID_LENGTH
+            or not min(map(len, roles))
+            or max(map(len, texts)) > _SURELY_SMALL
+        ):
+            raise ValueError
+        count = len(raws)
+        encoded = "\0".join((*texts, *self.json.all_canonical(metadata))).encode().split(b"\0")
+        if len(encoded) != 4 * count:
+            raise ValueError
+        columns = (encoded[:count], encoded[count : 2 * count], encoded[2 * count : 3 * count], encoded[3 * count :])
+        return [_NEW(MessageRow, row) for row in zip(*columns, all_microseconds(times, self._naive), strict=True)]
+
     def message(self, raw: RawRow) -> MessageRow | list[Problem]:
         """Check a message; of its session only the session knows."""
         _, id_, role, content, metadata, created_at, repeated, _ = raw
-        # What nearly every row is, without a call for each of its values.
-        if (
-            type(id_) is type(role) is type(content) is type(metadata) is str
-            and not repeated
-            and 0 < len(id_) <= MAX_ID_LENGTH
-            and 0 < len(role) <= _SURELY_SMALL
-            and len(content) <= _SURELY_SMALL
-            and "\x00" not in content
-            and "\x00" not in id_
-            and "\x00" not in role
-        ):
-            try:
-                return _NEW(
-                    MessageRow,
-                    (
-                        id_.encode(),
-                        role.encode(),
-                        content.encode(),
-                        self.json.canonical(metadata).encode(),
-                        microseconds(created_at, self._naive),
-                    ),
-                )
-            except ValueError:
-                pass
         found = _Findings()
         checked = MessageRow(
             found.id(id_, repeated),

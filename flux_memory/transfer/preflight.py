@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from sys import getsizeof
 from typing import Final
 
 from flux_memory.errors import MigrationError
@@ -18,15 +19,17 @@ from flux_memory.transfer.wire import (
     MessageRow,
     SessionRow,
     copy_session,
-    prepare_message,
+    prepare_messages,
     session_digest,
 )
 from flux_memory.transfer.wire import field as field_of
 
 _STEP: Final = 2048
 """Rows between two reports of progress."""
-_PIECE: Final = 256 * 1024
-"""Bytes of a session's messages that are put aside together."""
+_TOGETHER: Final = 128
+"""Messages of a session that are checked and put aside together."""
+_MOST_BYTES: Final = 1024 * 1024
+"""Fewer are, where they reach so many bytes."""
 
 Advance = Callable[[int], None]
 
@@ -139,6 +142,19 @@ class _Progress:
         self._advance(-self._told)
 
 
+def _together(raws: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+    some: list[RawRow] = []
+    size = 0
+    for raw in raws:
+        some.append(raw)
+        size += getsizeof(raw[3])
+        if len(some) >= _TOGETHER or size >= _MOST_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
 class _Preflight:
     def __init__(
         self, source: Source, checker: RowChecker, prepared: Prepared, progress: _Progress, part: Part
@@ -184,34 +200,34 @@ class _Preflight:
 
     def _messages(self, session: SessionRow, raw_session: RawRow, raws: Iterator[RawRow]) -> tuple[int, int, int]:
         """Take a session's messages; return how many were accepted, how many refused, and the digest."""
-        count = refused = digest = size = 0
-        check, by_text = self._checker.message, self._by_text
+        count = refused = digest = 0
         session_field = field_of(session.id)
-        rows: list[bytes] = []
-        last_time, last_rowid = -(2**63), 0
-        for raw in raws:
-            row = check(raw)
-            if type(row) is not MessageRow:
-                refused += 1
-                self._refuse("messages", str(raw[1]), raw, raw_session, row)  # type: ignore[arg-type]
-                continue
-            count += 1
-            copied, row_digest = prepare_message(session_field, count, row)
-            digest ^= int.from_bytes(row_digest)
-            rows.append(copied)
-            size += len(copied)
-            if size >= _PIECE:
-                self._prepared.add_messages(rows)
-                rows, size = [], 0
-            if by_text:
-                time, rowid = row[4], raw[7]
-                if time <= last_time:
-                    if time < last_time or rowid < last_rowid:
-                        raise _OutOfOrderError
-                    self._found.ties += 1
-                last_time, last_rowid = time, rowid
-        self._prepared.add_messages(rows)
+        last = (-(2**63), 0)
+        for some in _together(raws):
+            rows = self._checker.messages(some)
+            accepted = [row for row in rows if type(row) is MessageRow]
+            if len(accepted) < len(some):
+                refused += len(some) - len(accepted)
+                for raw, row in zip(some, rows, strict=True):
+                    if isinstance(row, list):
+                        self._refuse("messages", str(raw[1]), raw, raw_session, row)
+            if self._by_text:
+                # Refused rows have no time.
+                places = [(row[4], raw[7]) for row, raw in zip(rows, some, strict=True) if type(row) is MessageRow]
+                last = self._check_order([last, *places])
+            prepared, digests = prepare_messages(session_field, count + 1, accepted)
+            self._prepared.add_messages(prepared)
+            count += len(accepted)
+            digest ^= digests
         return count, refused, digest
+
+    def _check_order(self, places: list[tuple[int, int]]) -> tuple[int, int]:
+        """Check that times, and rows of one time, do not go backwards; return the last of them."""
+        if places != sorted(places):
+            raise _OutOfOrderError
+        times = [time for time, _ in places]
+        self._found.ties += len(times) - len(set(times))
+        return places[-1]
 
     def _refuse_messages(self, raws: Iterator[RawRow], session: RawRow | None, problem: Problem) -> int:
         count = 0

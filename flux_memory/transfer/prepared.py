@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import IO, Final, NamedTuple, Self
 
 from flux_memory.errors import MigrationError
+from flux_memory.transfer.holes import give_back
 from flux_memory.transfer.problems import Problem
 from flux_memory.transfer.source import RawRow
 
 _ENTRY: Final = Struct(">I32sQ32sI")
 _FILES: Final = 5
 _BUFFER: Final = 256 * 1024
+_DEAL: Final = 4 * 1024 * 1024
 _LENGTH_BYTES: Final = array("I").itemsize
 
 
@@ -118,21 +120,27 @@ class Prepared:
                 return
 
     def pieces(self, table: str) -> Iterator[bytes]:
-        """Return the rows of `sessions` or `messages` as COPY reads them, cut anywhere."""
+        """Return the rows of `sessions` or `messages` as COPY reads them, cut anywhere; they can be had once."""
         file = self._sessions if table == "sessions" else self._messages
         file.seek(0)
-        return iter(lambda: file.read(_BUFFER), b"")
+        given_back = 0
+        while piece := file.read(_BUFFER):
+            yield piece
+            given_back = _give_back(file, given_back)
 
     def size(self, table: str) -> int:
         """Return how many bytes `pieces` returns."""
         return (self._sessions if table == "sessions" else self._messages).seek(0, os.SEEK_END)
 
     def batches(self, most_rows: int, most_bytes: int) -> Iterator[Batch]:
-        """Return the rows in batches of at most so many sessions, so many messages, and about so many bytes."""
+        """Return the rows in batches of at most so many sessions, so many messages, and about so many bytes.
+
+        They can be had once.
+        """
         for file in (self._sessions, self._messages, self._lengths):
             file.seek(0)
         batch = Batch([], [], 0, goes_on=False)
-        size = 0
+        size = given_back = 0
         for digest, row_length in self._entries():
             row = self._sessions.read(row_length)
             if len(batch.sessions) >= most_rows:
@@ -149,6 +157,7 @@ class Prepared:
                 lengths = self._next_lengths(min(room, left), most_bytes - size)
                 piece = self._messages.read(sum(lengths))
                 batch.messages.append(piece)
+                given_back = _give_back(self._messages, given_back)
                 batch = batch._replace(message_count=batch.message_count + len(lengths))
                 size += len(piece)
                 left -= len(lengths)
@@ -184,6 +193,15 @@ class Prepared:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _give_back(file: IO[bytes], start: int) -> int:
+    """Let go of what was read, a good deal at a time; return where it ends."""
+    end = file.tell()
+    if end - start < _DEAL:
+        return start
+    give_back(file.fileno(), start, end - start)
+    return end
 
 
 def all_digests(parts: Iterable[Prepared]) -> Iterator[SessionDigest]:

@@ -1,10 +1,10 @@
-"""Metadata of a shape that was seen before, brought into canonical form by one match, without parsing it."""
+"""Metadata of shapes that were seen before, brought into canonical form by matches, without parsing it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 _STRING: Final = r'"[^"\\\x00-\x1f]*"'
@@ -13,21 +13,25 @@ _ITEM: Final = rf"(?:{_STRING}|{_INTEGER})"
 _PATTERNS: Final = {
     str: _STRING,
     int: _INTEGER,
-    # Whether `jsonb` will show it so is asked of each.
-    float: r"-?[0-9]{1,17}\.[0-9]{1,17}",
+    # As `jsonb` shows it, unless it has more digits than a float holds, of which each is asked.
+    float: r"(?:(?:0|-?[1-9][0-9]{0,16})\.(?:0|[0-9]{0,16}[1-9])|-0\.[0-9]{0,16}[1-9])",
     bool: "true|false",
     type(None): "null",
     list: rf"\[(?:{_ITEM}(?:, {_ITEM})*)?\]",
 }
+_CERTAIN: Final = len("0.12345678901234")
+"""Characters of a float up to which it has at most 15 digits, so that it is read and written back as it was."""
 _MOST_SHAPES: Final = 16
 _MOST_KEYS: Final = 40
 
 
 class _Shape(NamedTuple):
     match: Callable[[str], re.Match[str] | None]
+    split: Callable[[str], list[str]]
+    """Returns what lies between the matches, and after each of these the groups of the match that follows."""
     template: str
     order: tuple[int, ...]
-    """The groups of the match, as the template wants them; the first is the whole, so that they are never just one."""
+    """The groups of the match, as the template wants them."""
     floats: tuple[int, ...]
 
 
@@ -48,10 +52,23 @@ class Shapes:
             else:
                 return None
             self._latest = shape
-        for group in shape.floats:
-            if float.__repr__(float(match[group])) != match[group] or match[group] == "-0.0":
-                return None
-        return shape.template % match.group(*shape.order)
+        if not all(_survive([match[group]]) for group in shape.floats):
+            return None
+        return shape.template % tuple([match[group] for group in shape.order])
+
+    def all_canonical(self, texts: Sequence[str]) -> list[str] | None:
+        """Do what `canonical` does for each text, if all are of the first one's shape."""
+        if self.canonical(texts[0]) is None or (shape := self._latest) is None:
+            return None
+        parts = shape.split("\n".join(texts))
+        step = len(shape.order) + 1
+        # No match holds a line's end, so that there is one match for each text, and nothing else.
+        if parts[::step] != ["", *["\n"] * (len(texts) - 1), ""]:
+            return None
+        if not all(_survive(parts[group::step]) for group in shape.floats):
+            return None
+        template = shape.template
+        return [template % values for values in zip(*(parts[group::step] for group in shape.order), strict=True)]
 
     def learn(self, value: dict[str, Any], keys: list[str]) -> None:
         """Remember the shape of a value.
@@ -69,9 +86,16 @@ class Shapes:
         written = {key: json.dumps(key, ensure_ascii=False) for key in value}
         pairs = (f"{re.escape(written[key])}: ({_PATTERNS[type(item)]})" for key, item in value.items())
         place = {key: number for number, key in enumerate(value, 1)}
+        pattern = re.compile(rf"\{{{', '.join(pairs)}\}}")
         self._known[shape] = _Shape(
-            re.compile(rf"\{{{', '.join(pairs)}\}}").fullmatch,
-            "%.0s{" + ", ".join(f"{written[key].replace('%', '%%')}: %s" for key in keys) + "}",
-            (0, *(place[key] for key in keys)),
+            pattern.fullmatch,
+            pattern.split,
+            "{" + ", ".join(f"{written[key].replace('%', '%%')}: %s" for key in keys) + "}",
+            tuple(place[key] for key in keys),
             tuple(place[key] for key, kind in shape if kind is float),
         )
+
+
+def _survive(floats: Sequence[str]) -> bool:
+    """Tell whether floats are written back as they were read."""
+    return max(map(len, floats)) <= _CERTAIN or all(float.__repr__(float(text)) == text for text in floats)

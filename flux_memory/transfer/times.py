@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
@@ -31,6 +32,19 @@ def microseconds(value: object, naive: tzinfo = UTC) -> int:
     else:
         delta = datetime.fromisoformat(timestamps.parse(value, naive)) - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def all_microseconds(values: Sequence[object], naive: tzinfo = UTC) -> list[int]:
+    """Do what `microseconds` does for each value; where all are naive texts of the usual form, at less cost."""
+    try:
+        if naive is UTC and {type(value) for value in values} == {str} and {value[4] for value in values} == {"-"}:  # type: ignore[index]  # text
+            deltas = [moment - _NAIVE_EPOCH for moment in map(datetime.fromisoformat, values)]  # type: ignore[arg-type]
+            return [
+                (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds for delta in deltas
+            ]
+    except (IndexError, TypeError, ValueError):
+        pass
+    return [microseconds(value, naive) for value in values]
 
 
 def text(value: int) -> str:

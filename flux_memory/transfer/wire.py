@@ -7,7 +7,7 @@ covers the message's place, so that order is part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from struct import Struct
 from typing import Final, NamedTuple
@@ -34,6 +34,7 @@ _TIMESTAMP: Final = 1114
 _JSONB: Final = 3802
 _JSONB_VERSION: Final = b"\x01"
 
+_SEVEN_COLUMNS: Final = b"\x00\x07"
 _LENGTH: Final = Struct(">i").pack
 _TYPED: Final = Struct(">ii").pack
 _TYPED_TEXT: Final = _LENGTH(_TEXT)
@@ -84,7 +85,7 @@ def copy_session(row: SessionRow, message_count: int) -> bytes:
     """Return a session as COPY reads it, its columns as in `SESSION_COLUMNS`."""
     return b"".join(
         (
-            b"\x00\x07",
+            _SEVEN_COLUMNS,
             field(row.id),
             _SESSION_NUMBERS(8, row.created_at, 8, row.updated_at, 8, message_count),
             _LENGTH(len(row.user_id)),
@@ -120,45 +121,56 @@ def session_digest(row: SessionRow) -> bytes:
 
 def message_digest(seq: int, row: MessageRow) -> bytes:
     """Return what the server computes by `MESSAGE_DIGEST`."""
-    return prepare_message(b"", seq, row)[1]
+    return prepare_messages(b"", seq, [row])[1].to_bytes(32)
 
 
-def prepare_message(session_field: bytes, seq: int, row: MessageRow) -> tuple[bytes, bytes]:
-    """Return a message as COPY reads it, its columns as in `MESSAGE_COLUMNS`, and its digest."""
-    id_, role, content, metadata, created_at = row
-    id_length, role_length = _FIELD_LENGTHS[len(id_)], _FIELD_LENGTHS[len(role)]
-    content_length, metadata_length = _FIELD_LENGTHS[len(content)], _FIELD_LENGTHS[len(metadata) + 1]
-    copied = (
-        b"\x00\x07",
-        session_field,
-        _MESSAGE_NUMBERS(8, seq, 8, created_at),
-        id_length,
-        id_,
-        role_length,
-        role,
-        content_length,
-        content,
-        metadata_length,
-        _JSONB_VERSION,
-        metadata,
-    )
-    digested = (
-        _MESSAGE_DIGEST_NUMBERS(6, _INT8, 8, seq, _TIMESTAMP, 8, created_at),
-        _TYPED_TEXT,
-        id_length,
-        id_,
-        _TYPED_TEXT,
-        role_length,
-        role,
-        _TYPED_TEXT,
-        content_length,
-        content,
-        _TYPED_JSONB,
-        metadata_length,
-        _JSONB_VERSION,
-        metadata,
-    )
-    return b"".join(copied), sha256(b"".join(digested)).digest()
+def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow]) -> tuple[list[bytes], int]:
+    """Return messages that follow one another as COPY reads them, and the XOR of their digests.
+
+    Args:
+        session_field: The id of their session, as `field` returns it.
+        first: The place of the first.
+        rows: The messages; their columns come as in `MESSAGE_COLUMNS`.
+    """
+    prepared = []
+    digests = 0
+    length_of = _FIELD_LENGTHS
+    for seq, (id_, role, content, metadata, created_at) in enumerate(rows, first):
+        id_length, role_length = length_of[len(id_)], length_of[len(role)]
+        content_length, metadata_length = length_of[len(content)], length_of[len(metadata) + 1]
+        copied = (
+            _SEVEN_COLUMNS,
+            session_field,
+            _MESSAGE_NUMBERS(8, seq, 8, created_at),
+            id_length,
+            id_,
+            role_length,
+            role,
+            content_length,
+            content,
+            metadata_length,
+            _JSONB_VERSION,
+            metadata,
+        )
+        digested = (
+            _MESSAGE_DIGEST_NUMBERS(6, _INT8, 8, seq, _TIMESTAMP, 8, created_at),
+            _TYPED_TEXT,
+            id_length,
+            id_,
+            _TYPED_TEXT,
+            role_length,
+            role,
+            _TYPED_TEXT,
+            content_length,
+            content,
+            _TYPED_JSONB,
+            metadata_length,
+            _JSONB_VERSION,
+            metadata,
+        )
+        prepared.append(b"".join(copied))
+        digests ^= int.from_bytes(sha256(b"".join(digested)).digest())
+    return prepared, digests
 
 
 class CopyReader:
