@@ -1,4 +1,4 @@
-"""Gives a file's pages back once they were read for the last time, so that they never have to be written to the disk."""
+"""Gives a file's pages back once they were read for the last time, so that the disk need not write them."""
 
 from __future__ import annotations
 

@@ -39,9 +39,7 @@ def all_microseconds(values: Sequence[object], naive: tzinfo = UTC) -> list[int]
     try:
         if naive is UTC and {type(value) for value in values} == {str} and {value[4] for value in values} == {"-"}:  # type: ignore[index]  # text
             deltas = [moment - _NAIVE_EPOCH for moment in map(datetime.fromisoformat, values)]  # type: ignore[arg-type]
-            return [
-                (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds for delta in deltas
-            ]
+            return [(delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds for delta in deltas]
     except (IndexError, TypeError, ValueError):
         pass
     return [microseconds(value, naive) for value in values]
