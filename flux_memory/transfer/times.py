@@ -19,19 +19,24 @@ def microseconds(value: object, naive: tzinfo = UTC) -> int:
     Raises:
         ValueError: It is no time, or one outside the years 1 to 9999.
     """
+    try:
+        delta = _since_epoch(value, naive)
+    except OverflowError as error:
+        raise ValueError(f"{value!r:.60} is not a time: {error}") from error
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def _since_epoch(value: object, naive: tzinfo) -> timedelta:
     # The usual forms, without the detour over text.
     if type(value) is str and len(value) >= _ISO_LENGTH and value[4] == "-":
         moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None and naive is UTC:
-            delta = moment - _NAIVE_EPOCH
-        elif moment.year in {1, 9999}:
+        if moment.tzinfo is not None:
             # Refuse what UTC cannot show, as `parse` does.
-            delta = datetime.fromisoformat(timestamps.parse(value, naive)) - _EPOCH
-        else:
-            delta = (moment if moment.tzinfo is not None else moment.replace(tzinfo=naive)) - _EPOCH
-    else:
-        delta = datetime.fromisoformat(timestamps.parse(value, naive)) - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+            return moment.astimezone(UTC) - _EPOCH if moment.year in {1, 9999} else moment - _EPOCH
+        if naive is UTC:
+            return moment - _NAIVE_EPOCH
+        return moment.replace(tzinfo=naive).astimezone(UTC) - _EPOCH
+    return datetime.fromisoformat(timestamps.parse(value, naive)) - _EPOCH
 
 
 def all_microseconds(values: Sequence[object], naive: tzinfo = UTC) -> list[int]:
