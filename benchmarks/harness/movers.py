@@ -23,7 +23,7 @@ from flux_memory import PostgresConversationMemory
 
 LIMIT: Final = "limit: server-side COPY, then keys"
 OURS: Final = "flux-memory"
-POPULATED: Final = "flux-memory, populated target, batches of 1 MB"
+POPULATED: Final = "flux-memory, populated target, batches of 2 MB"
 ORIGINAL: Final = "executemany, batches of 100"
 PGLOADER: Final = "pgloader"
 DUCKDB: Final = "DuckDB"

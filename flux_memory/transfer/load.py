@@ -63,7 +63,8 @@ WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
 """
 
 _LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '30s'"
-_BYTES_A_KEY: Final = 160
+_BYTES_A_KEY: Final = 1000
+"""A bound, shared by the server's parallel workers, below which they sort in memory; a key takes a seventh of it."""
 _MOST_MEMORY: Final = 1024 * 1024
 """Kilobytes of maintenance_work_mem."""
 

@@ -112,7 +112,7 @@ JOIN bumped ON bumped.id = numbered.session_id
 _ATTEMPTS: Final = 5
 _FIRST: Final = 20
 """Ids of conflicts that a report names."""
-_MOST_BYTES: Final = 1024 * 1024
+_MOST_BYTES: Final = 2 * 1024 * 1024
 """A batch ends here even if it has fewer messages, so that memory stays the same."""
 
 
