@@ -17,8 +17,8 @@ def page(result: dict[str, Any]) -> str:
         f"{about['at']} at {about['commit']}, on {about['cores']} cores ({about['cpu']}, {about['memory_gb']} GB), "
         f"{about['system']}, Python {about['python']}, PostgreSQL {about['server']}, default durability; load "
         f"{about['load_before']} before. Medians of {len(result['rounds'])} rounds, in each of which every way had its "
-        "turn, after the disk and the server had finished what was left of the one before (sync, CHECKPOINT); ratios are "
-        "medians of the ratios within the rounds."
+        "turn, after the disk and the server had finished what was left of the one before (sync, CHECKPOINT); ratios "
+        "are medians of the ratios within the rounds."
     )
     lines = [
         "# SQLite to PostgreSQL",
@@ -54,7 +54,8 @@ def draw(medians: dict[str, dict[str, Any]], messages: int, path: Path) -> None:
     axis.barh(names, load, color="#2a6f97", label="load")
     axis.barh(names, proof, left=load, color="#a9d6e5", label="preflight and verification")
     for at, (seconds, more) in enumerate(zip(load, proof, strict=True)):
-        axis.text(seconds + more, at, f" {seconds:.1f} s", va="center")
+        label = f" {seconds:.1f} + {more:.1f} s" if more else f" {seconds:.1f} s"
+        axis.text(seconds + more, at, label, va="center")
     axis.set_xlabel(f"seconds for {messages:,} messages (shorter is better)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
