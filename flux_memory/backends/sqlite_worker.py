@@ -212,7 +212,7 @@ class SQLiteWorker(aiosqlite.Connection):
         """Run jobs in one transaction and tell their callers; return those to be tried again."""
         db = self._conn
         try:
-            self._file.look()
+            self._file.look_before_write()
             db.execute("BEGIN IMMEDIATE")
         except (sqlite3.Error, FluxMemoryError) as error:
             waiting = [job for job in jobs if is_busy(error) and not job.given_up()]
@@ -242,7 +242,7 @@ class SQLiteWorker(aiosqlite.Connection):
         self._running_job = job
         try:
             if not job.writes:
-                self._file.look_now_and_then()
+                self._file.look_before_read()
             return job, job.work(self._conn), None
         except Exception as error:  # noqa: BLE001 - the caller gets it
             return job, None, error
