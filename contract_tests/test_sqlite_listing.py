@@ -41,7 +41,7 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 def listed(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = None, limit: int = 50) -> list[str]:
     """Return the ids that a filter finds."""
-    return [row["id"] for row in backend._sessions(limit, 0, user_id, metadata.encode(part), db)]
+    return [row[0] for row in backend._page(limit, 0, user_id, metadata.encode(part), db)]
 
 
 def rows_left(db: sqlite3.Connection) -> int:
@@ -87,12 +87,12 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
             if metadata.contains(text, wanted) and user_id in {None, user}
         ]
         found: list[str] = []
-        while page := backend._sessions(50, len(found), user_id, wanted, db):
-            found += [row["id"] for row in page]
+        while page := backend._page(50, len(found), user_id, wanted, db):
+            found += [row[0] for row in page]
         assert found == expected
-        everything = backend._sessions(records.MAX_COUNT, 0, user_id, wanted, db)
-        assert [row["id"] for row in everything] == expected
-        assert backend._sessions(0, 0, user_id, wanted, db) == []
+        everything = backend._page(records.MAX_COUNT, 0, user_id, wanted, db)
+        assert [row[0] for row in everything] == expected
+        assert backend._page(0, 0, user_id, wanted, db) == []
 
 
 def test_what_others_write_is_found(db: sqlite3.Connection) -> None:

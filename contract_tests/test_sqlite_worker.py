@@ -115,6 +115,16 @@ async def test_more_writes_than_one_transaction_takes(memory: ConversationMemory
 
 
 @pytest.mark.asyncio
+async def test_calls_of_one_moment_share_one_transaction(memory: ConversationMemory) -> None:
+    """Writes that begin together cost one flush of the disk, the first of them included."""
+    statements: list[str] = []
+    await on_the_thread(memory, lambda db: db.set_trace_callback(statements.append))
+    await asyncio.gather(*(memory.add_message("one", "user", str(number)) for number in range(20)))
+    await on_the_thread(memory, lambda db: db.set_trace_callback(None))
+    assert statements.count("COMMIT") == 1
+
+
+@pytest.mark.asyncio
 async def test_reads_that_gather_have_an_outcome_each(memory: ConversationMemory, path: Path) -> None:
     """However many readers and writers come at once, each gets its own answer; one corrupt row fails its readers."""
     await memory.add_message("one", "user", "x")

@@ -248,6 +248,15 @@ def session(row: Sequence[Any]) -> Session:
         raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
 
 
+def sessions(rows: Iterable[Sequence[Any]]) -> list[Session]:
+    """Build records from rows, in their order.
+
+    Raises:
+        FluxMemoryError: A row is corrupt; the message names it.
+    """
+    return [session(row) for row in rows]
+
+
 def session_time(session_id: str, value: object) -> str:
     """Return a session's time as stored.
 

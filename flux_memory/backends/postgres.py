@@ -227,7 +227,7 @@ class PostgresConversationMemory:
             rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
         else:
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return [records.session(row) for row in rows]
+        return records.sessions(rows)
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()

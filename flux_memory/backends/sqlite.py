@@ -6,7 +6,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -32,6 +32,7 @@ from flux_memory.protocol import Message, Metadata, NewMessage, Session
 from flux_memory.schema import sqlite as schema
 
 Result = TypeVar("Result")
+Record = TypeVar("Record")
 
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
@@ -75,6 +76,8 @@ COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
+_FEW_ROWS: Final = 256
+"""Records that are made on the event loop, within a millisecond."""
 _OPENING_PAUSE: Final = 0.01
 """Seconds between two attempts at a file that somebody else is opening."""
 
@@ -159,8 +162,10 @@ class ConversationMemory:
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
-            return await self._read(partial(_history, session, SELECT_HISTORY, (session, most)))
-        return await self._read(partial(_history, session, SELECT_HISTORY_BEFORE, (session, session, cursor, most)))
+            rows = partial(_fetch, SELECT_HISTORY, (session, most))
+        else:
+            rows = partial(_fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
+        return await self._records(most, rows, partial(records.messages, session))
 
     async def get_sessions(
         self,
@@ -176,7 +181,7 @@ class ConversationMemory:
         part = None if metadata is None else json_metadata.encode(metadata)
         if user_id is not None and user is None:
             return []
-        return await self._read(partial(_sessions, most, skipped, user, part))
+        return await self._records(most, partial(_page, most, skipped, user, part), records.sessions)
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -223,6 +228,18 @@ class ConversationMemory:
         if life is not None and life.resource is not None:
             warn_never_closed(self)
             life.resource.abandon()
+
+    async def _records(
+        self, most: int, rows: Work[list[tuple[Any, ...]]], build: Callable[[list[tuple[Any, ...]]], list[Record]]
+    ) -> list[Record]:
+        """Read rows and make records of them.
+
+        Few are made here: what the thread's processor has made, this one is slow to take over. Many are made there, so
+        that the event loop goes on.
+        """
+        if most <= _FEW_ROWS:
+            return build(await self._read(rows))
+        return await self._read(lambda db: build(rows(db)))
 
     async def _read(self, work: Work[Result]) -> Result:
         with self._life.in_flight(), translated(self.db_path):
@@ -400,13 +417,10 @@ def _fetch(sql: str, values: tuple[Any, ...] | dict[str, Any], db: sqlite3.Conne
     return [tuple(_decoded(cell) for cell in row) for row in rows]
 
 
-def _history(session_id: str, sql: str, values: tuple[Any, ...], db: sqlite3.Connection) -> list[Message]:
-    return records.messages(session_id, _fetch(sql, values, db))
-
-
-def _sessions(limit: int, offset: int, user_id: str | None, part: str | None, db: sqlite3.Connection) -> list[Session]:
-    rows = listing.page(lambda sql, values: _fetch(sql, values, db), limit, offset, user_id, part)
-    return [records.session(row) for row in rows]
+def _page(
+    limit: int, offset: int, user_id: str | None, part: str | None, db: sqlite3.Connection
+) -> list[tuple[Any, ...]]:
+    return listing.page(lambda sql, values: _fetch(sql, values, db), limit, offset, user_id, part)
 
 
 def _decoded(cell: object) -> object:

@@ -163,7 +163,9 @@ class SQLiteWorker(aiosqlite.Connection):
         self._jobs.append(job)
         if not self._called:
             self._called = True
-            self._tx.put_nowait((None, self._run_gathered))
+            # Once the event loop has nothing else to do: whoever calls until then comes along, and the thread does not
+            # compete with the loop for the interpreter.
+            job.loop.call_soon(self._tx.put_nowait, (None, self._run_gathered))
         expiry = job.loop.call_later(timeout + _GRACE, _expire, job, timeout)
         try:
             return await job.future
