@@ -91,7 +91,6 @@ WITH item AS (
 )
 SELECT
     ARRAY (SELECT id FROM locked),
-    ARRAY (SELECT id FROM sessions WHERE id = ANY ((SELECT $1::text[])::text[])),
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
     ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
 """
@@ -255,7 +254,7 @@ class MessageWriter:
             call.progress.shared = shared
         try:
             async with asyncio.timeout_at(max(call.deadline for call in calls)):
-                locked_by_others = await self._send(calls, shared)
+                passed_over = await self._send(calls, shared)
         except Exception:  # noqa: BLE001 - the calls are sent one by one, and each caller gets its own error
             # A bad call fails alone.
             await self._send_apart(calls)
@@ -263,7 +262,7 @@ class MessageWriter:
         # What it passed over it has not done.
         shared.sent = False
         by_session: dict[str, list[_Call]] = {}
-        for call in locked_by_others:
+        for call in passed_over:
             by_session.setdefault(call.session_id, []).append(call)
         self._in_flight.difference_update({call.session_id for call in calls} - by_session.keys())
         for same_session in by_session.values():
@@ -295,22 +294,22 @@ class MessageWriter:
             await self._send([call], call.progress, wait=True)
 
     async def _send(self, calls: list[_Call], progress: Progress, *, wait: bool = False) -> list[_Call]:
-        """Send calls together and return those whose session somebody else has locked; none if told to wait."""
+        """Send calls together and return those whose session is not there or locked by others; none if told to wait."""
         items = [(number, call.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
         columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
         sessions = list({call.session_id for call in calls})
         sql = ADD_MESSAGES_WAITING if wait else ADD_MESSAGES
-        ((locked, existing, refused, taken),) = await self._statements.run(
+        ((locked, refused, taken),) = await self._statements.run(
             progress, lambda connection: connection.fetch(sql, sessions, *columns)
         )
         first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
+        found = set(locked)
         passed_over = []
         for number, call in enumerate(calls):
-            # After a wait, a session that existed and is not locked by us was deleted meanwhile.
-            if call.session_id in existing and call.session_id not in locked and not wait:
-                passed_over.append(call)
+            if call.session_id in found or wait:
+                _settle(call, found=call.session_id in found, taken=first_taken.get(number))
             else:
-                _settle(call, found=call.session_id in locked, taken=first_taken.get(number))
+                passed_over.append(call)
         return passed_over
 
 
