@@ -13,7 +13,7 @@ from rich.console import Console
 from harness import charts, machine, markdown, peers, terminal
 from harness.catalogue import OURS, Entry, chosen
 from harness.field import Field, open_all, prepared
-from harness.gates import CONCURRENCY, GATES, POOL
+from harness.gates import CONCURRENCY, GATES, LIMITS, POOL
 from harness.processes import Runner
 from harness.results import Case, Run, compare, from_json
 from harness.rounds import WARM_UP, Turn, measure
@@ -25,8 +25,9 @@ BUSY: Final = 64
 
 
 def short_turns(runners: dict[tuple[str, str], Runner]) -> list[Turn]:
-    """Return what the gates need, and nothing else."""
+    """Return what the gates need and what bounds them, and nothing else."""
     wanted = {(gate.engine, gate.work, name) for gate in GATES for name in (gate.base, OURS)}
+    wanted |= {(limit.engine, limit.work, limit.name) for limit in LIMITS}
     return [
         Turn(name, Case(engine, work, concurrency, POOL), runners[name, engine])
         for engine, work, name in sorted(wanted)

@@ -53,6 +53,7 @@ ALL: Final = (
         "ceiling",
         ("add", "history", "list"),
         "the library's own statements on kept connections; input is not checked, rows stay driver's rows",
+        gated=True,
     ),
     Entry(
         "openai-agents SQLAlchemySession",
@@ -107,6 +108,15 @@ ALL: Final = (
         "ceiling",
         ("add", "history"),
         "synchronous calls one after another, which block the event loop; synchronous=FULL; input is not checked",
+        gated=True,
+    ),
+    Entry(
+        "sqlite3, on a thread",
+        "sqlite",
+        "raw_sqlite:SQLiteOnAThread",
+        "ceiling",
+        ("add", "history"),
+        "the same calls handed to one thread and back, so that the event loop goes on; nothing is shared or checked",
         gated=True,
     ),
     Entry(

@@ -31,6 +31,27 @@ GATES: Final = (
 )
 
 
+class Limit(NamedTuple):
+    """What the library builds on, against the base of a gate: one call at a time gets no further than this."""
+
+    engine: str
+    work: str
+    name: str
+    base: str
+
+
+LIMITS: Final = (
+    Limit("postgres", "add", "asyncpg, raw", "pgbench"),
+    Limit("postgres", "add", "pgbench", "openai-agents SQLAlchemySession"),
+    Limit("postgres", "history", "asyncpg, raw", "pgbench"),
+    Limit("postgres", "history", "pgbench", "openai-agents SQLAlchemySession"),
+    Limit("sqlite", "add", "sqlite3, on a thread", "sqlite3, raw"),
+    Limit("sqlite", "add", "sqlite3, on a thread", "openai-agents SQLiteSession"),
+    Limit("sqlite", "history", "sqlite3, on a thread", "sqlite3, raw"),
+)
+"""Where a target lies beyond them, the calls have to share statements and commits to reach it."""
+
+
 class Outcome(NamedTuple):
     """A gate at one concurrency."""
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from harness import machine
 from harness.catalogue import OURS
-from harness.gates import CONCURRENCY, POOL, Outcome, outcomes
+from harness.gates import CONCURRENCY, LIMITS, POOL, Outcome, outcomes
 from harness.ratios import typical_error
 from harness.results import Case, Run
 
@@ -19,6 +19,10 @@ WORKS: Final = {
     "list": "get_sessions(50)",
 }
 ENGINES: Final = {"postgres": "PostgreSQL", "sqlite": "SQLite"}
+_BETWEEN: Final = (
+    "What the targets lie between: the driver or a thread alone, one call a statement, against the same. A call that "
+    "shares nothing gets no further, whatever the library does."
+)
 
 
 def document(run: Run) -> str:
@@ -34,6 +38,10 @@ def document(run: Run) -> str:
         *_gate_table(outcomes(run)),
         "",
         _trust(run),
+        "",
+        _BETWEEN,
+        "",
+        *_limit_table(run),
     ]
     for engine, work in parts(run):
         lines += ["", f"## {ENGINES[engine]}: {WORKS[work]}", "", *_figure_table(run, engine, work)]
@@ -97,6 +105,17 @@ def _gate_table(found: Sequence[Outcome]) -> Iterator[str]:
             ]
         )
     yield from table(["ours / theirs, calls a second", *(f"c={each}" for each in CONCURRENCY)], rows)
+
+
+def _limit_table(run: Run) -> Iterator[str]:
+    rows = []
+    for limit in LIMITS:
+        cases = [Case(limit.engine, limit.work, concurrency, POOL) for concurrency in CONCURRENCY]
+        ratios = [run.ratio(case, limit.base, of=limit.name) for case in cases]
+        if any(ratios):
+            cells = [times(ratio.median if ratio else None) for ratio in ratios]
+            rows.append([f"{ENGINES[limit.engine]} {limit.work}: {limit.name} / {limit.base}", *cells])
+    yield from table(["calls a second", *(f"c={each}" for each in CONCURRENCY)], rows)
 
 
 def parts(run: Run) -> list[tuple[str, str]]:

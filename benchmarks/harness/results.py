@@ -46,12 +46,12 @@ class Run:
         values = [each[name] for each in self.figures[case, contender] if each[name] is not None]
         return median(values) if values else None
 
-    def ratio(self, case: Case, base: str) -> Ratio | None:
-        """Return ours against a contender; None where one of them was not measured."""
-        ours, other = self.figures.get((case, OURS)), self.figures.get((case, base))
-        if not ours or not other:
+    def ratio(self, case: Case, base: str, of: str = OURS) -> Ratio | None:
+        """Return one contender, ours by default, against another; None where one of them was not measured."""
+        one, other = self.figures.get((case, of)), self.figures.get((case, base))
+        if not one or not other:
             return None
-        ratios = within_rounds([each["ops"] for each in ours], [each["ops"] for each in other])
+        ratios = within_rounds([each["ops"] for each in one], [each["ops"] for each in other])
         return summary(ratios) if ratios else None
 
     def ratios(self) -> Iterator[tuple[Case, str, Ratio]]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
 from uuid import uuid4
 
-from harness.contenders import Partial
+from harness.contenders import Partial, Reply
 from harness.samples import Sample, as_json
 
 SCHEMA = """
@@ -73,6 +78,46 @@ class RawSQLite(Partial):
 
     async def close(self) -> None:
         self.db.close()
+
+
+class SQLiteOnAThread(Partial):
+    """The same on a thread of its own, each call by itself: what it costs that the event loop does not stand still."""
+
+    async def open(self, target: str, connections: int) -> None:
+        self.raw = RawSQLite()
+        self.loop = asyncio.get_running_loop()
+        self.calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+        # Its connection belongs to the thread.
+        await self._call(lambda: asyncio.run(self.raw.open(target, connections)))
+
+    def _serve(self) -> None:
+        while (call := self.calls.get()) is not None:
+            future, work = call
+            self.loop.call_soon_threadsafe(future.set_result, work())
+
+    def _call(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self.calls.put((future, work))
+        return future
+
+    async def fill(self, session: str, samples: Sequence[Sample]) -> None:
+        await self._call(lambda: asyncio.run(self.raw.fill(session, samples)))
+
+    def add(self, session: str, sample: Sample) -> Reply:
+        return self._call(partial(self.raw.add, session, sample))
+
+    def history(self, session: str, limit: int) -> Reply:
+        return self._call(partial(self.raw.history, session, limit))
+
+    def versions(self) -> dict[str, str]:
+        return self.raw.versions()
+
+    async def close(self) -> None:
+        await self._call(lambda: asyncio.run(self.raw.close()))
+        self.calls.put(None)
+        self.thread.join()
 
 
 def _now() -> str:
