@@ -50,6 +50,24 @@ async def settled(*tasks: asyncio.Task[str]) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() -> None:
+    """Who came with it shares its failure; who joined it later opens anew, once."""
+    resource = Resource()
+    resource.gate.clear()
+    resource.failures = [ValueError("the second one"), ValueError("the first one")]
+    together = [asyncio.create_task(resource.call()) for _ in range(2)]
+    await settled(*together)
+    resource.life._began -= 60
+    late = [asyncio.create_task(resource.call()) for _ in range(2)]
+    await settled(*late)
+    resource.gate.set()
+    outcomes = await asyncio.gather(*together, *late, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["the first one"] * 2 + ["the second one"] * 2
+    assert await resource.call() == "done"
+    assert resource.opened == 3
+
+
+@pytest.mark.asyncio
 async def test_any_number_of_first_users_open_once() -> None:
     """First use may race."""
     resource = Resource()

@@ -15,6 +15,8 @@ from flux_memory.errors import FluxMemoryError, MemoryClosedError
 Resource = TypeVar("Resource")
 
 _CLOSED: Final = "this memory is closed; open another one"
+_TOGETHER: Final = 0.1
+"""Seconds within which callers come together, and share what becomes of an opening."""
 
 
 class Lifecycle(Generic[Resource]):
@@ -37,6 +39,7 @@ class Lifecycle(Generic[Resource]):
         self._grace = grace
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[Resource] | None = None
+        self._began = 0.0
         self._closing: asyncio.Task[None] | None = None
         self._resource: Resource | None = None
         self._in_flight = 0
@@ -78,7 +81,18 @@ class Lifecycle(Generic[Resource]):
             self._loop = loop
         if self._resource is not None:
             return self._resource
+        late = self._opening is not None and loop.time() - self._began > _TOGETHER
+        try:
+            return await self._shared_opening(loop)
+        except Exception:
+            if not late or self.closed:
+                raise
+            # It had less time left than this call has, and may have failed of that.
+            return await self._shared_opening(loop)
+
+    async def _shared_opening(self, loop: asyncio.AbstractEventLoop) -> Resource:
         if self._opening is None:
+            self._began = loop.time()
             self._opening = loop.create_task(self._open())
             self._opening.add_done_callback(_retrieve)
         opening = self._opening
