@@ -257,7 +257,8 @@ async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None
 @pytest.mark.fault("reply to COMMIT lost, then refused", backend="postgres")
 async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
     """It is stored, and the error says that it may be; the same call again finds out."""
-    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
+    # A second connection, opened in the round before, would be asked instead.
+    async with PostgresConversationMemory(proxy.dsn, min_size=1, max_size=1) as memory:
         session = await memory.create_session()
         for number in fault.rounds(2, 50):
             proxy.lose_reply("sync")
