@@ -255,10 +255,11 @@ class _LostReply(_Rule):
 
     def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
         if upwards:
-            connection.send(data, upwards=True)
             if self._left > 0 and connection.at(self._stage, data) and self._containing in data:
                 self._left -= 1
+                # Before the message is sent: the answer may come at once, on the other thread.
                 connection.awaiting_reply = True
+            connection.send(data, upwards=True)
         elif connection.awaiting_reply:
             # The server has answered, so it is done.
             connection.reset()
