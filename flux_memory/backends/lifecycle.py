@@ -14,7 +14,7 @@ from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 Resource = TypeVar("Resource")
 
-_CLOSED: Final = "this memory is closed; open another one"
+CLOSED: Final = "this memory is closed; open another one"
 _TOGETHER: Final = 0.1
 """Seconds within which callers come together, and share what becomes of an opening."""
 
@@ -56,7 +56,7 @@ class Lifecycle(Generic[Resource]):
     def check_open(self) -> None:
         """Raise `MemoryClosedError` after `close()`, and `FluxMemoryError` where it belongs to a parent process."""
         if self.closed:
-            raise MemoryClosedError(_CLOSED)
+            raise MemoryClosedError(CLOSED)
         if self.forked:
             raise FluxMemoryError(
                 "this memory was opened before the process forked, and belongs to the parent; create one in the child"
@@ -99,10 +99,8 @@ class Lifecycle(Generic[Resource]):
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            caller = asyncio.current_task()
-            if opening.cancelled() and (caller is None or not caller.cancelling()):
-                # It was the opening that close() gave up; nobody has cancelled the caller.
-                raise MemoryClosedError(_CLOSED) from None
+            if was_given_up(opening):
+                raise MemoryClosedError(CLOSED) from None
             raise
 
     async def _open(self) -> Resource:
@@ -170,6 +168,12 @@ def _leave_all_to_parent() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_all_to_parent)
+
+
+def was_given_up(opening: asyncio.Task[Any]) -> bool:
+    """Tell, when waiting for an opening was cancelled, whether `close()` ended the opening, and nobody the caller."""
+    caller = asyncio.current_task()
+    return opening.cancelled() and (caller is None or not caller.cancelling())
 
 
 def warn_never_closed(handle: object) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory import dsn as dsns
+from flux_memory.backends.lifecycle import CLOSED, was_given_up
 from flux_memory.backends.postgres_errors import passes
 from flux_memory.backends.postgres_retry import GRACE, is_closed, pause, terminate
 from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
@@ -127,7 +128,7 @@ class OwnPool:
         """Return an idle connection that was in use a moment ago, or `None`."""
         if self._closing:
             self._slots.release()
-            raise MemoryClosedError("this memory is closed; open another one")
+            raise MemoryClosedError(CLOSED)
         while self._idle:
             connection, since = self._idle[-1]
             if is_closed(connection):
@@ -172,10 +173,8 @@ class OwnPool:
                 return await asyncio.shield(opening)
             except asyncio.CancelledError:
                 opening.add_done_callback(self._keep)
-                caller = asyncio.current_task()
-                if opening.cancelled() and (caller is None or not caller.cancelling()):
-                    # It was the opening that close() gave up; nobody has cancelled the caller.
-                    raise MemoryClosedError("this memory is closed; open another one") from None
+                if was_given_up(opening):
+                    raise MemoryClosedError(CLOSED) from None
                 raise
             except Exception as error:
                 unheard_of = isinstance(error, OSError) and not self._answered
