@@ -94,9 +94,14 @@ def test_a_quarantine_is_mended_and_retried(path: Path, flux_empty_database: str
     assert refused.exit_code == 1
     assert "1 messages: session is gone. First: orphan" in refused.output
     assert "--on-invalid=quarantine" in refused.output
+    dry = call(*sides, "--on-invalid", "quarantine", "--dry-run")
+    assert dry.exit_code == 0
+    assert "Ready: all but the rows above." in dry.output
+    assert not [*path.parent.glob("*.quarantine.jsonl")]
     quarantined = call(*sides, "--on-invalid", "quarantine")
     assert quarantined.exit_code == 3, quarantined.output
     (held,) = path.parent.glob("*.quarantine.jsonl")
+    assert f"Cannot be moved: 0 sessions, 1 messages; they are in {held.name}" in quarantined.output
     assert f"flux-memory migrate --retry {held.name}" in quarantined.output
     held.write_text(held.read_text("utf-8").replace('"gone"', '"one"'), "utf-8")
     assert call("--retry", held, "--postgres-dsn", flux_empty_database).exit_code == 0

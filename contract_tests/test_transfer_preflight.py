@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from original_application import add_sessions, make_file
-from transfer_memories import add, add_session, everything, move
+from transfer_memories import Trigger, add, add_session, everything, move
 
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.transfer import Extent, Kind, OnInvalid, Report, Status
+from flux_memory.transfer import Extent, Kind, OnInvalid, Plan, Report, Status, migrate
+from flux_memory.transfer.prepared import RefusedRow
+from flux_memory.transfer.quarantine import write_quarantine
 
 Db = sqlite3.Connection
 JSON = "metadata"
@@ -230,6 +234,63 @@ def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_
     with pytest.raises(MigrationError, match="not overwritten"):
         move(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
     assert held.read_text() == "precious"
+
+
+@pytest.mark.parametrize("phase", ["Load", "Verify"])
+def test_interrupted_with_a_quarantine_the_same_command_completes(
+    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, phase: str
+) -> None:
+    """Its file is written once the rest is done, so that a second run does not find the first one's in its way."""
+    with closing(make_file(path)) as db:
+        add_sessions(db, "one")
+        add(db, "good", "one")
+        add(db, "orphan", "gone")
+    held = tmp_path / "held.jsonl"
+    plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        asyncio.run(migrate(plan, Trigger(phase, interrupt)))
+    report = asyncio.run(migrate(plan))
+    assert (report.status, report.quarantine) == (Status.QUARANTINED, str(held))
+    assert [json.loads(line)["row"]["id"] for line in held.read_text("utf-8").splitlines()] == ["orphan"]
+    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good"]
+
+
+def interrupt() -> None:
+    raise RuntimeError("interrupted")
+
+
+def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
+    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str
+) -> None:
+    """Before anything is moved; and if it comes too late, what was moved is skipped by the next run."""
+    with closing(make_file(path)) as db:
+        add_sessions(db, "one")
+        add(db, "good", "one")
+        add(db, "orphan", "gone")
+    directory = tmp_path / "mounted"
+    plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=directory / "held")
+    with pytest.raises(MigrationError, match="give --quarantine-file another path"):
+        asyncio.run(migrate(plan))
+    assert everything(flux_postgres_clean_dsn) == ([], [])
+    directory.mkdir()
+    with pytest.raises(MigrationError, match="what was moved is skipped"):
+        asyncio.run(migrate(plan, Trigger("Verify", directory.rmdir)))
+    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good"]
+    directory.mkdir()
+    assert asyncio.run(migrate(plan)).status is Status.QUARANTINED
+
+
+def test_a_quarantine_file_that_is_not_whole_does_not_stay(tmp_path: Path) -> None:
+    """Where the disk is full, say; it could be taken for all there is."""
+
+    def rows() -> Iterator[RefusedRow]:
+        yield RefusedRow("messages", ("gone", "orphan"), None, [])
+        raise OSError(errno.ENOSPC, "no space left")
+
+    held = tmp_path / "held"
+    with pytest.raises(MigrationError, match="no space left"):
+        write_quarantine(held, rows())
+    assert not held.exists()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from flux_memory.transfer import Report, Status
 
 _CLOSING: Final = {
     Status.IDENTICAL: "Proven identical: every session and message is there, in order, with its content.",
-    Status.READY: "Ready: nothing is in the way. Run again without --dry-run to move it.",
+    Status.READY: "Ready: {ready}. Run again without --dry-run to move it.",
     Status.REFUSED: (
         "Stopped before anything was changed: the rows above cannot be moved. Mend them, or run again with "
         "--on-invalid=quarantine to move the rest."
@@ -109,6 +109,7 @@ class Display:
             self.say(
                 f"Cannot be moved: {report.preflight.refused_sessions:,} sessions, "
                 f"{report.preflight.refused_messages:,} messages"
+                f"{f'; they are in {report.quarantine}' if report.quarantine else ''}"
             )
         if report.preflight.ties:
             self.say(
@@ -118,7 +119,9 @@ class Display:
         self._verification(report)
         self.say(
             _CLOSING[report.status].format(
-                quarantine=report.quarantine, retry=f"flux-memory migrate --retry {report.quarantine}"
+                quarantine=report.quarantine,
+                retry=f"flux-memory migrate --retry {report.quarantine}",
+                ready="all but the rows above" if report.preflight.refused else "nothing is in the way",
             )
         )
 

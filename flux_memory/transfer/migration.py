@@ -23,7 +23,7 @@ from flux_memory.transfer.load import Loaded, load
 from flux_memory.transfer.merge import Merged, merge
 from flux_memory.transfer.prepared import Prepared, all_digests
 from flux_memory.transfer.progress import Nobody, Watcher
-from flux_memory.transfer.quarantine import write_quarantine
+from flux_memory.transfer.quarantine import refuse_unwritable, write_quarantine
 from flux_memory.transfer.reading import read_all
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
@@ -90,11 +90,8 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         raise MigrationError(f"the batch size is {plan.batch_size}; give 1 or more")
     if plan.on_invalid is OnInvalid.QUARANTINE and plan.quarantine_file is None:
         raise MigrationError("there is no quarantine file; say where refused rows go")
-    if plan.quarantine_file is not None and plan.quarantine_file.exists():
-        raise MigrationError(
-            f"the quarantine file {plan.quarantine_file} exists and is not overwritten; move it away, or give "
-            "another name"
-        )
+    if plan.quarantine_file is not None:
+        refuse_unwritable(plan.quarantine_file)
     report = Report(str(plan.sqlite_path), dsns.masked(plan.postgres_dsn))
     with ExitStack() as stack:
         path = plan.sqlite_path
@@ -154,22 +151,25 @@ class _Migration:
                 raise MigrationError("the target holds no conversation memory yet, so there is nothing to compare")
             with self._phase("Verify", None):
                 await self._verify(connection)
+        if plan.extent is Extent.MOVE and report.preflight.refused:
+            # Not before the rest is done: until then the same command can be run again.
+            await self._on_thread(self._quarantine)
 
     def _preflight(self) -> None:
-        plan, report = self._plan, self._report
-        keeps_rows = plan.extent is Extent.MOVE
-        report.preflight, self._parts = read_all(
+        self._report.preflight, self._parts = read_all(
             self._snapshot,
             self._source,
             self._checker,
             self._prepared,
             self._watcher.advance,
-            keeps_rows=keeps_rows,
+            keeps_rows=self._plan.extent is Extent.MOVE,
         )
-        if report.preflight.refused and keeps_rows and plan.on_invalid is OnInvalid.QUARANTINE:
-            assert plan.quarantine_file is not None  # noqa: S101 - checked at the beginning
-            write_quarantine(plan.quarantine_file, chain.from_iterable(part.refused() for part in self._parts))
-            report.quarantine = str(plan.quarantine_file)
+
+    def _quarantine(self) -> None:
+        path = self._plan.quarantine_file
+        assert path is not None  # noqa: S101 - checked at the beginning
+        write_quarantine(path, chain.from_iterable(part.refused() for part in self._parts))
+        self._report.quarantine = str(path)
 
     async def _load(self, connection: Any) -> Merged:
         found, advance = self._report.preflight, self._watcher.advance

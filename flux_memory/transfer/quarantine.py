@@ -18,6 +18,23 @@ SESSION_COLUMNS: Final = ("id", "user_id", "title", "metadata", "created_at", "u
 MESSAGE_COLUMNS: Final = ("session_id", "id", "role", "content", "metadata", "created_at")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse, before anything is read, a place where no quarantine file can be made.
+
+    Raises:
+        MigrationError: Its directory takes none, or there is one already.
+    """
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise MigrationError(
+            f"the quarantine file {path} cannot be written: its directory is not there, or takes no files of yours; "
+            "give --quarantine-file another path"
+        )
+    if path.exists():
+        raise MigrationError(
+            f"the quarantine file {path} exists and is not overwritten; move it away, or give another name"
+        )
+
+
 def write_quarantine(path: Path, rows: Iterable[RefusedRow]) -> None:
     """Write refused rows to a file that is made for its owner alone, and put it on the disk.
 
@@ -25,17 +42,22 @@ def write_quarantine(path: Path, rows: Iterable[RefusedRow]) -> None:
     Bytes that are not text stand as `{"base64": ...}`.
 
     Raises:
-        MigrationError: The file is there already, or cannot be written.
+        MigrationError: The file came up meanwhile, or cannot be written to its end, and is not there.
     """
     try:
         with _create(path) as file:
-            for row in rows:
-                file.write(json.dumps(_entry(row), ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                for row in rows:
+                    file.write(json.dumps(_entry(row), ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                path.unlink()
+                raise
     except OSError as error:
         raise MigrationError(
-            f"the quarantine file {path} cannot be written: {error.strerror}; give --quarantine-file another path"
+            f"the quarantine file {path} cannot be written: {error.strerror}; give --quarantine-file another path, "
+            "and run again: what was moved is skipped"
         ) from error
 
 
