@@ -222,6 +222,17 @@ def test_a_corrupt_message_is_named_among_many(place: int) -> None:
         records.messages("s1", rows)
 
 
+@pytest.mark.parametrize("place", [0, 127, 128, 299])
+def test_a_corrupt_session_is_named_among_many(place: int) -> None:
+    """As for messages; sound ones come in their order, one by one or together, NULL metadata among them."""
+    rows: list[tuple[Any, ...]] = [(f"s{n}", *SESSION[1:]) for n in range(300)]
+    rows[place] = (*rows[place][:5], None, 3)
+    assert records.sessions(rows) == [records.session(row) for row in rows]
+    rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}", *SESSION[5:])
+    with pytest.raises(FluxMemoryError, match=f"^session 's{place}' cannot be read"):
+        records.sessions(rows)
+
+
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1, 10**30, 1e22, 0.1, -1.5e-300])
 def test_numbers_of_a_page_keep_type_and_value(number: float) -> None:
     """Integers beyond 64 bits come back exactly, and so does everything beside them; newest first becomes last."""

@@ -197,9 +197,7 @@ def _sound_messages(rows: Sequence[Sequence[Any]]) -> list[Message]:
     Raises:
         ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
     """
-    ids, roles, contents, metadata, times = zip(*rows, strict=True)
-    if set(map(type, chain(ids, roles, contents, metadata, times))) != {str}:
-        raise TypeError("a value is not text")
+    ids, roles, contents, metadata, times = _all_text(*zip(*rows, strict=True))
     timestamps.check_all(times)
     return [
         {"id": id_, "role": role, "content": content, "metadata": value, "created_at": created_at}
@@ -248,13 +246,45 @@ def session(row: Sequence[Any]) -> Session:
         raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
 
 
-def sessions(rows: Iterable[Sequence[Any]]) -> list[Session]:
+def sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
     """Build records from rows, in their order.
 
     Raises:
         FluxMemoryError: A row is corrupt; the message names it.
     """
-    return [session(row) for row in rows]
+    result: list[Session] = []
+    for at in range(0, len(rows), _ROWS_TOGETHER):
+        some = rows[at : at + _ROWS_TOGETHER]
+        try:
+            result += _sound_sessions(some)
+        except (ValueError, TypeError, RecursionError):
+            result += map(session, some)
+    return result
+
+
+def _sound_sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
+    """Build records, checking column by column.
+
+    Raises:
+        ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
+    """
+    *texts, counts = zip(*rows, strict=True)
+    ids, users, titles, created, updated, metadata = _all_text(*texts)
+    timestamps.check_all(created + updated)
+    return [
+        {
+            "id": id_,
+            "user_id": user_id,
+            "title": title,
+            "created_at": created_at,
+            "updated_at": updated_at,
+            "metadata": value,
+            "message_count": message_count,
+        }
+        for id_, user_id, title, created_at, updated_at, value, message_count in zip(
+            ids, users, titles, created, updated, json_metadata.decode_all(metadata), counts, strict=True
+        )
+    ]
 
 
 def session_time(session_id: str, value: object) -> str:
@@ -281,6 +311,12 @@ def _batch_element(item: object, place: str) -> MessageRow:
     if missing := [key for key in ("role", "content") if key not in item]:
         raise InvalidInputError(f"{place} has no {missing[0]!r}")
     return new_message(item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.")
+
+
+def _all_text(*columns: tuple[Any, ...]) -> tuple[tuple[str, ...], ...]:
+    if set(map(type, chain.from_iterable(columns))) != {str}:
+        raise TypeError("a value is not text")
+    return columns
 
 
 def _not_text(*values: object) -> str:
