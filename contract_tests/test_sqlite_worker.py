@@ -327,15 +327,26 @@ def test_a_program_that_ends_while_opening_ends_quietly(path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def in_memory() -> tuple[sqlite3.Connection, OpenFile]:
+    db = sqlite3.connect(":memory:", check_same_thread=False)
+    return db, OpenFile(":memory:", db)
+
+
+@pytest.mark.asyncio
+async def test_a_call_of_the_moment_before_closing_is_answered() -> None:
+    """What was asked for before the end is done, and its caller does not wait for an answer until the deadline."""
+    worker = SQLiteWorker(in_memory)
+    await worker.open(5)
+    call = asyncio.create_task(worker.read(lambda _: "done", 5))
+    await asyncio.sleep(0)
+    await worker.finish(5)
+    assert await call == "done"
+
+
 @pytest.mark.asyncio
 async def test_a_worker_whose_thread_hangs_is_left_behind() -> None:
     """Closing waits a bounded time, also for a disk that does not answer."""
-
-    def open_file() -> tuple[sqlite3.Connection, OpenFile]:
-        db = sqlite3.connect(":memory:", check_same_thread=False)
-        return db, OpenFile(":memory:", db)
-
-    worker = SQLiteWorker(open_file)
+    worker = SQLiteWorker(in_memory)
     await worker.open(5)
     release = threading.Event()
     hanging = asyncio.create_task(worker.read(lambda _: release.wait(30), 30))

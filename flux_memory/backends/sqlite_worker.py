@@ -116,6 +116,8 @@ class SQLiteWorker(aiosqlite.Connection):
     async def finish(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Let the thread do what is queued, close the connection, and wait for both."""
         stopped: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        # A call of this very moment is on the list, and the thread is told of it only once the loop is idle.
+        self._tx.put_nowait((None, self._run_gathered))
         self._stop(stopped)
         await asyncio.wait([stopped], timeout=timeout)
         if stopped.done():
