@@ -62,6 +62,13 @@ def test_wrong_settings_are_refused_at_once() -> None:
         create_memory(Settings(database_url="mysql://h/d"))
 
 
+def test_what_are_no_settings_is_refused() -> None:
+    """Whoever takes the argument for a DSN or a path is told where those go."""
+    with pytest.raises(InvalidInputError, match="not str; a path is for ConversationMemory") as caught:
+        create_memory("postgresql://u:secret@h/d")  # type: ignore[arg-type]
+    assert "secret" not in str(caught.traceback[-1].frame.f_locals)
+
+
 def test_the_classes_read_the_settings_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each class without an argument takes what the settings say for it, whatever backend they choose."""
     monkeypatch.setenv("POSTGRES_DSN", "postgresql://h/d")

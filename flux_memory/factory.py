@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flux_memory.errors import InvalidTypeError
+
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
     from flux_memory.settings import Settings
@@ -18,10 +20,17 @@ def create_memory(settings: Settings | None = None) -> Memory:
     Raises:
         InvalidInputError: The settings are wrong; the message names the one to mend.
     """
-    if settings is None:
-        from flux_memory.settings import load_settings  # noqa: PLC0415 - costs more than the rest of the package
+    from flux_memory.settings import Settings, load_settings  # noqa: PLC0415 - costs more than the rest of the package
 
+    if settings is None:
         settings = load_settings()
+    if not isinstance(settings, Settings):
+        # A DSN has a password, and some tools print a traceback with the variables of its frames.
+        given, settings = type(settings).__name__, None
+        raise InvalidTypeError(
+            f"settings must be of the type Settings or None, not {given}; a path is for ConversationMemory(), a DSN "
+            "for PostgresConversationMemory()"
+        )
     if settings.database_backend == "postgres":
         from flux_memory.backends.postgres import PostgresConversationMemory  # noqa: PLC0415 - only this driver
 
