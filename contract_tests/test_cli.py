@@ -59,6 +59,15 @@ def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a%00b.db", "sqlite:///chat.db"])
+def test_a_path_that_no_memory_takes_is_not_well(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `create_memory()` would refuse, the check without `--full` refuses too."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{name}")
+    result = check()
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("FAILED  db_path is ")
+
+
 def test_a_file_of_the_original_application_is_not_changed(tmp_path: Path) -> None:
     """Without `--full`, looking is all it does."""
     path = tmp_path / "chat.db"

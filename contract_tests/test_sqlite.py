@@ -131,6 +131,16 @@ def test_a_path_that_cannot_be_is_refused(value: str) -> None:
         ConversationMemory(value)
 
 
+@pytest.mark.parametrize(
+    "value", ["sqlite:///chat.db", "sqlite+aiosqlite:///./data/sqlite.db", "postgresql://u:secret@h/d"]
+)
+def test_a_url_is_no_path(value: str) -> None:
+    """A setting's URL given as the path would make a directory of that name, and a new, empty memory in it."""
+    with pytest.raises(InvalidInputError, match="db_path is a URL; give the path alone") as caught:
+        ConversationMemory(value)
+    assert "secret" not in str(caught.value)
+
+
 def content_of(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 

@@ -87,10 +87,11 @@ async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckRepo
             return await check_postgres(settings.require_postgres_dsn(), timeout)
         return await check_sqlite(settings.sqlite_path, timeout)
 
+    memory = create_memory(settings)  # refuses what a program would have refused
     with deadline(timeout):
         report = await look()
         if full:
-            async with create_memory(settings) as memory:
+            async with memory:
                 await check_methods(memory, report)
             report = dataclasses.replace(await look(), full=report.full)
     return report

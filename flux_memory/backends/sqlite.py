@@ -111,6 +111,8 @@ class ConversationMemory:
         self.db_path: Final = os.fspath(db_path)
         if not self.db_path or "\x00" in self.db_path:
             raise InvalidInputError("db_path is empty or has a NUL; give the path of a file")
+        if "://" in self.db_path:
+            raise InvalidInputError("db_path is a URL; give the path alone, such as ./data/sqlite.db")
         self.timeout: Final = records.seconds("timeout", timeout)
         self._life: Lifecycle[SQLiteWorker] = Lifecycle(
             partial(_open_worker, self.db_path, timeout), partial(_finish, timeout), timeout
