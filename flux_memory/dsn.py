@@ -63,6 +63,8 @@ def parse(dsn: object) -> Dsn:
 
 def _parse(dsn: str) -> Dsn:
     scheme, separator, _ = dsn.partition("://")
+    if dsn.startswith(("'", '"', " ")):
+        raise InvalidInputError("the DSN begins with a quote or a space; remove those around it")
     if not separator or not _SCHEME.fullmatch(scheme):
         raise InvalidInputError("the DSN is not a URL; write postgresql://user:password@host:5432/database")
     if scheme not in {"postgresql", "postgres"}:
