@@ -120,6 +120,33 @@ def test_a_failing_clause_explains_itself(pytester: pytest.Pytester) -> None:
     )
 
 
+def test_what_another_process_met_is_seen_first(pytester: pytest.Pytester) -> None:
+    """The report is cut where it is long, and a traceback has its error at the end."""
+    pytester.makepyfile(
+        """
+        import os
+
+        import pytest
+        from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
+
+        class Failing(ReferenceMemory):
+            home = os.getpid()
+
+            async def get_history(self, *arguments, **more):
+                if os.getpid() != self.home:
+                    raise RuntimeError("what went wrong")
+                return await super().get_history(*arguments, **more)
+
+        class TestMine(MemoryContract):
+            @pytest.fixture
+            def memory_factory(self, tmp_path):
+                return lambda: Failing(ReferenceStore(tmp_path / "store.json"))
+        """
+    )
+    result = run(pytester, "-k", "FM-DUR-002")
+    result.stdout.fnmatch_lines(["seen: *another process failed: RuntimeError: what went wrong"])
+
+
 def test_a_false_claim_is_reproduced_without_the_true_ones(pytester: pytest.Pytester) -> None:
     """What is as claimed is no part of what shows that something else is not."""
     binding = BINDING.replace("import MemoryContract", "import ALL, Capability, MemoryContract").replace(

@@ -53,7 +53,7 @@ class Child:
         kind, value = self._connection.recv()
         if kind == "failed":
             self.finish()
-            pytest.fail(f"another process failed:\n{value}")
+            pytest.fail(f"another process failed: {value}")
         return value
 
     def finish(self) -> list[Any]:
@@ -96,8 +96,9 @@ def _main(connection: Connection, parents: Connection, factory: Callable[[], Mem
     connection.recv()
     try:
         asyncio.run(_work(connection, factory, work))
-    except BaseException:  # noqa: BLE001 - the parent reports it, whatever it is
-        connection.send(("failed", traceback.format_exc()))
+    except BaseException as error:  # noqa: BLE001 - the parent reports it, whatever it is
+        # What happened comes first: a report shows the beginning.
+        connection.send(("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     connection.close()
 
 
