@@ -260,6 +260,19 @@ def test_without_what_the_extra_brings(pytester: pytest.Pytester) -> None:
     result.stderr.fnmatch_lines(["*pip install 'flux-memory?testkit?'*"])
 
 
+def test_plugins_named_by_hand(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pytest loads no plugins by itself, each missing one is named; all named, the clauses run."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makepyfile(BINDING)
+    only_asyncio, only_ours, both = (
+        pytester.runpytest_subprocess("-k", ASYNC, *named)
+        for named in (("-p", "asyncio"), ("-p", "flux_memory"), ("-p", "flux_memory", "-p", "pytest_asyncio.plugin"))
+    )
+    only_asyncio.stdout.fnmatch_lines(["*the contract needs its plugin: -p flux_memory *"])
+    only_ours.stderr.fnmatch_lines(["*-p asyncio where plugins are not loaded by themselves"])
+    assert both.parseoutcomes()["passed"] == 1
+
+
 def test_next_to_anyio(pytester: pytest.Pytester) -> None:
     """A plugin that runs coroutines too leaves the clauses alone, and its mode that does not is refused in words."""
     pytester.makepyfile(BINDING)

@@ -84,8 +84,11 @@ def _cannot_run(clauses: list[pytest.Item]) -> str | None:
 
 def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     config = clauses[0].config
-    if not config.pluginmanager.hasplugin("asyncio") or find_spec("hypothesis") is None:
-        yield "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]'"
+    if not hasattr(config.option, "asyncio_mode") or find_spec("hypothesis") is None:
+        yield (
+            "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]', "
+            "and -p asyncio where plugins are not loaded by themselves"
+        )
     if config.pluginmanager.hasplugin("anyio") and _anyio_mode(config) == "auto":
         yield (
             "anyio_mode=auto takes the contract's tests away from pytest-asyncio; "

@@ -67,6 +67,8 @@ class Binding:
         flux_clause: str | None,
     ) -> StoreUnderTest:
         """The store that a clause works on."""
+        if not hasattr(request.config.option, "flux_without"):
+            pytest.fail("the contract needs its plugin: -p flux_memory where plugins are not loaded by themselves")
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         # A store that nobody has ever used can be costly: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
