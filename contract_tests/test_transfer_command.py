@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import sqlite3
 import struct
 import subprocess
@@ -106,6 +107,31 @@ def test_a_quarantine_is_mended_and_retried(path: Path, flux_empty_database: str
     held.write_text(held.read_text("utf-8").replace('"gone"', '"one"'), "utf-8")
     assert call("--retry", held, "--postgres-dsn", flux_empty_database).exit_code == 0
     assert [row[1] for row in everything(flux_empty_database)[1]][:5] == ["m3", "m4", "m1", "m6", "orphan"]
+
+
+def test_a_retry_reads_times_as_the_migration_did(path: Path, flux_empty_database: str) -> None:
+    """The command that goes on names the zone: without it the session of a refused row is another one, in conflict."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        add(db, "bad", "one", metadata="{")
+    options = ("--postgres-dsn", flux_empty_database, "--assume-timezone", "Asia/Seoul")
+    quarantined = call("--sqlite-path", path, *options, "--on-invalid", "quarantine", "--quarantine-file", "a b.jsonl")
+    told = quarantined.output.rstrip().rpartition("then run: flux-memory migrate ")[2]
+    assert told == "--retry 'a b.jsonl' --assume-timezone Asia/Seoul"
+    held = path.with_name("a b.jsonl")
+    held.write_text(held.read_text("utf-8").replace('"{"', '"{}"'), "utf-8")
+    retried = call(*shlex.split(told), "--postgres-dsn", flux_empty_database)
+    assert retried.exit_code == 0, retried.output
+
+
+def test_a_comparison_puts_no_rows_aside(path: Path, flux_empty_database: str) -> None:
+    """After `--verify` there is no quarantine file to mend, and none is named."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        add(db, "orphan", "gone")
+    options = ("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--on-invalid", "quarantine")
+    assert call(*options, "--quarantine-file", "held.jsonl").exit_code == 3
+    compared = call(*options, "--verify")
+    assert compared.exit_code == 3
+    assert compared.output.endswith("\nProven identical, but for the rows above that cannot be moved.\n")
 
 
 def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:

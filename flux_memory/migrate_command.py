@@ -70,7 +70,8 @@ def migrate(**options: Any) -> None:
         with Display(quiet=options["quiet"]) as display:
             work = _work(options, display)
             report = asyncio.run(_interruptible(work))
-        display.verdict(report)
+        zone = options["assume_timezone"]
+        display.verdict(report, () if zone == "UTC" else ("--assume-timezone", zone))
         if options["report"]:
             _write_report(Path(options["report"]), report.as_dict())
     except FluxMemoryError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -31,7 +33,8 @@ _CLOSING: Final = {
     Status.QUARANTINED: "Done and proven, but for the rows in {quarantine}. Mend them there, then run: {retry}",
     Status.DIFFERENT: "DIFFERENT: see the list above. Nothing was overwritten; settle these rows, then run again.",
 }
-
+_COMPARED: Final = "Proven identical, but for the rows above that cannot be moved."
+"""Where rows were only compared, and none was put aside."""
 
 _WIDE: Final = 80
 """Columns of a terminal from which on there is room for the rate."""
@@ -101,8 +104,13 @@ class Display:
         if not self._quiet:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def verdict(self, report: Report) -> None:
-        """Print what was found and proved, and one closing line."""
+    def verdict(self, report: Report, reading: Sequence[str] = ()) -> None:
+        """Print what was found and proved, and one closing line.
+
+        Args:
+            report: Of the transfer that has ended.
+            reading: The options by which it read the rows; a retry has to read them alike.
+        """
         for tally in report.preflight.tallies.values():
             self.say(f"  {tally.count:,} {tally.table}: {tally.kind}. First: {'; '.join(tally.first)}")
         if report.preflight.refused:
@@ -117,13 +125,16 @@ class Display:
             )
         self._moved(report)
         self._verification(report)
-        self.say(
-            _CLOSING[report.status].format(
-                quarantine=report.quarantine,
-                retry=f"flux-memory migrate --retry {report.quarantine}",
-                ready="all but the rows above" if report.preflight.refused else "nothing is in the way",
+        if report.status is Status.QUARANTINED and report.quarantine is None:
+            self.say(_COMPARED)
+        else:
+            self.say(
+                _CLOSING[report.status].format(
+                    quarantine=report.quarantine,
+                    retry=shlex.join(["flux-memory", "migrate", "--retry", str(report.quarantine), *reading]),
+                    ready="all but the rows above" if report.preflight.refused else "nothing is in the way",
+                )
             )
-        )
 
     def _moved(self, report: Report) -> None:
         moved = report.moved
