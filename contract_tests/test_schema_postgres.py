@@ -275,6 +275,18 @@ async def test_where_the_schema_is_current_no_right_to_make_tables_is_needed(flu
 
 
 @pytest.mark.asyncio
+async def test_a_schema_that_the_role_may_not_use_is_no_missing_one(flux_empty_database: str) -> None:
+    """Without USAGE the server acts as if there were no schema; who reads the message must not make a second one."""
+    await execute(flux_empty_database, "CREATE SCHEMA chat")
+    async with (
+        role(flux_empty_database) as dsn,
+        PostgresConversationMemory(with_parameter(dsn, "search_path=chat")) as memory,
+    ):
+        with pytest.raises(SchemaError, match="create one, or grant the role USAGE on it"):
+            await memory.count_sessions()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 @pytest.mark.parametrize("original", [True, False], ids=["adopting", "making"])
 async def test_handles_that_race_do_it_once(flux_empty_database: str, original: bool, isolation: str) -> None:

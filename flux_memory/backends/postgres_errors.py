@@ -138,7 +138,11 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
         BackendUnavailableError,
         "a pooler in transaction mode stands between: add ?statement_cache_size=0 to the DSN",
     ),
-    (asyncpg.InvalidSchemaNameError, SchemaError, "the role's search_path names no schema that exists; create one"),
+    (
+        asyncpg.InvalidSchemaNameError,
+        SchemaError,
+        "the role's search_path names no schema that it may use; create one, or grant the role USAGE on it",
+    ),
     (
         asyncpg.ProtocolViolationError,
         BackendUnavailableError,
