@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
 from flux_memory.hidden import Hidden
 from flux_memory.schema import described
 
@@ -183,6 +183,11 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     report.schema = described("postgres", applied, original)
     if applied or original:
         report.sessions, report.messages = await connection.fetchrow(_COUNTS)
+    elif not await connection.fetchval(_MAY_MAKE_TABLES):
+        raise SchemaError(
+            f"PostgreSQL at {report.target}: the role sees no tables there and may not make any; make them as their "
+            "owner by flux-memory check --full, and grant the role what it lacks"
+        )
     times = []
     for _ in range(_ROUND_TRIPS):
         began = time.perf_counter()
@@ -191,4 +196,5 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     report.round_trip_ms = statistics.median(times) * 1000
 
 
+_MAY_MAKE_TABLES = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
 _COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
