@@ -232,7 +232,10 @@ async def test_a_borrowed_pool_stays_its_owners(flux_postgres_clean_dsn: str) ->
         assert pool.get_idle_size() == pool.get_size()
         assert await pool.fetchval("SELECT count(*) FROM messages") == 10
     async with PostgresConversationMemory(pool=pool) as memory:
-        with pytest.raises(BackendUnavailableError, match="a borrowed pool: pool is closed"):
+        with pytest.raises(BackendUnavailableError, match="a borrowed pool: pool is closed; hand in an open one"):
+            await memory.count_sessions()
+    async with PostgresConversationMemory(pool=asyncpg.create_pool(flux_postgres_clean_dsn)) as memory:
+        with pytest.raises(BackendUnavailableError, match="pool is not initialized; hand in an open one, of 'await"):
             await memory.count_sessions()
 
 

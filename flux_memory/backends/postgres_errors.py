@@ -210,6 +210,9 @@ def translated(
 
 
 def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
+    # asyncpg has one class for what is wrong with a pool, with a connection and with a call.
+    if isinstance(error, asyncpg.InterfaceError) and str(error).startswith("pool is "):
+        return BackendUnavailableError, "hand in an open one, of 'await asyncpg.create_pool()', and close it last"
     found = ((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
     return next(found, (BackendUnavailableError, "see the cause"))
 
