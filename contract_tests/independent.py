@@ -171,8 +171,8 @@ class IndependentMemory:
         wanted = comparable(json_text("metadata", metadata))
 
         def work(db: sqlite3.Connection) -> list[Any]:
-            order = " WHERE ?1 IS NULL OR user_id = ?1 ORDER BY updated_at DESC, id DESC"
-            rows = db.execute(SESSIONS + order, (user,))
+            order = " WHERE :user IS NULL OR user_id = :user ORDER BY updated_at DESC, id DESC"
+            rows = db.execute(SESSIONS + order, {"user": user})
             shown = ((record(row), comparable(row["metadata"])) for row in rows)
             found = (one for one, stored in shown if contains(stored, wanted))
             return list(islice(found, start, None if most is None else start + most))

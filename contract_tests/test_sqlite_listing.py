@@ -29,7 +29,10 @@ VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(KEYS, VALUES, max_size=3)
 WHEN = "2026-01-01T00:00:00.{:06d}+00:00"
-INSERT = "INSERT INTO sessions (id, user_id, created_at, updated_at, metadata) VALUES (?1, ?2, ?3, ?3, ?4)"
+INSERT = """
+INSERT INTO sessions (id, user_id, created_at, updated_at, metadata)
+SELECT id, user_id, time, time, metadata FROM (SELECT ? AS id, ? AS user_id, ? AS time, ? AS metadata)
+"""
 
 
 @pytest.fixture
