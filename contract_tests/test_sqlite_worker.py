@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,39 @@ async def test_a_thread_that_does_not_answer_ends_the_call(path: Path) -> None:
             with deadline(0.1), pytest.raises(BackendUnavailableError, match="nothing was stored"):
                 await memory.add_message(session, "user", "x")
         assert await memory.get_history(session) == []
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let this process open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.asyncio
+async def test_a_process_without_descriptors_refuses_nothing_that_it_has_stored(memory: ConversationMemory) -> None:
+    """Where the log cannot be looked at after a commit, the write is acknowledged all the same, and done once."""
+    with no_descriptor_left():
+        alone = await memory.add_message("one", "user", "alone")
+        together = await asyncio.gather(*(memory.add_message("one", "user", "together") for _ in range(3)))
+    assert [message["id"] for message in await memory.get_history("one")] == [alone, *together]
+
+
+@pytest.mark.asyncio
+async def test_a_write_to_a_file_that_cannot_be_looked_at_is_told_at_once(tmp_path: Path) -> None:
+    """An error of the file system ends the write, not its deadline."""
+    directory = tmp_path / "store"
+    async with ConversationMemory(directory / "chat.db", timeout=60) as memory:
+        await memory.create_session(session_id="one")
+        directory.rename(tmp_path / "moved")
+        directory.touch()
+        async with asyncio.timeout(10):
+            with pytest.raises(BackendUnavailableError, match="Not a directory"):
+                await memory.add_message("one", "user", "x")
 
 
 @pytest.mark.asyncio

@@ -82,10 +82,14 @@ class OpenFile:
         self._looked = time.monotonic()
 
     def note_commit(self) -> None:
-        """Remember the time and the log's size: who changes the log later is somebody else."""
+        """Remember the time and the log's size: who changes the log later is somebody else.
+
+        It never fails: what was committed is stored, whatever cannot be found out about the log, as when the process
+        has no file descriptor left.
+        """
         self._committed = time.time_ns()
         if self._log in self._were:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 self._sizes[self._log] = _size_alone(self._log)
 
     def _has_just_looked(self) -> bool:

@@ -218,7 +218,7 @@ class SQLiteWorker(aiosqlite.Connection):
         try:
             self._file.look_before_write()
             db.execute("BEGIN IMMEDIATE")
-        except (sqlite3.Error, FluxMemoryError) as error:
+        except (sqlite3.Error, OSError, FluxMemoryError) as error:
             waiting = [job for job in jobs if is_busy(error) and not job.given_up()]
             _deliver([(job, None, error) for job in jobs if job not in waiting])
             return waiting
