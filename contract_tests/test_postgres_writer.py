@@ -212,3 +212,18 @@ async def test_many_callers_are_divided_among_two_statements(memory: PostgresCon
     assert 2 in in_flight
     for session in sessions:
         assert [row["content"] for row in await memory.get_history(session)] == [str(n) for n in range(10)]
+
+
+@pytest.mark.asyncio
+async def test_large_metadata_makes_no_larger_statements(memory: PostgresConversationMemory) -> None:
+    """Metadata counts as content does: a statement of many large calls could be more than the server takes."""
+    writer = memory._life.resource.writer
+    together = set()
+    large = {"text": "x" * postgres_writer._MOST_CHARACTERS}
+    with deadline(30):
+        adding = [asyncio.create_task(memory.add_message("one", "user", str(number), large)) for number in range(6)]
+    while not all(each.done() for each in adding):
+        together.add(writer._gathered)
+        await asyncio.sleep(0)
+    assert together == {0, 1}
+    assert [row["content"] for row in await memory.get_history("one")] == [str(number) for number in range(6)]

@@ -241,7 +241,7 @@ class MessageWriter:
             calls.append(call)
             ids |= own
             size += len(call.rows)
-            characters += sum(len(row.content) for row in call.rows)
+            characters += sum(len(part) for row in call.rows for part in row)
             if len(calls) >= share or size >= _MOST_ROWS or characters >= _MOST_CHARACTERS:
                 break
         self._waiting.extendleft(reversed(left))
