@@ -8,6 +8,8 @@ import pytest
 
 from flux_memory import metadata, records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, InvalidTypeError, SessionNotFoundError
+from flux_memory.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
+from flux_memory.testkit.reference import arguments as reference
 
 WHEN = "2026-02-05T12:00:00.000000+00:00"
 MESSAGE = ("m1", "user", "Hello", '{"a": 1}', WHEN)
@@ -75,6 +77,18 @@ def test_a_wrong_element_of_a_batch_is_named(batch: object, kind: type[Exception
     """A batch is refused as a whole, and the message says which element and which key."""
     with pytest.raises(kind, match=says):
         records.new_batch(batch)
+
+
+def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
+    """PostgreSQL would drop the connection at 1 GB, again and again until the deadline, and SQLite store it."""
+    parts = MAX_BATCH_BYTES // MAX_CONTENT_BYTES
+    room = MAX_CONTENT_BYTES - len("user") - len("{}") - MAX_ID_LENGTH
+    fits = [{"role": "user", "content": "x" * room}] * parts
+    too_large = [*fits[1:], {"role": "user", "content": "x" * (room - 1) + "é"}]
+    for new_batch in (records.new_batch, reference.drafts):
+        assert len(new_batch(fits)) == parts
+        with pytest.raises(InvalidInputError, match="messages are larger than"):
+            new_batch(too_large)
 
 
 def test_a_batch_may_be_any_iterable() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from flux_memory.factory import create_memory
     from flux_memory.limits import (
+        MAX_BATCH_BYTES,
         MAX_CONTENT_BYTES,
         MAX_ID_LENGTH,
         MAX_METADATA_BYTES,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "MAX_BATCH_BYTES",
     "MAX_CONTENT_BYTES",
     "MAX_ID_LENGTH",
     "MAX_METADATA_BYTES",

@@ -12,3 +12,5 @@ MAX_METADATA_BYTES: Final = 16 * 1024 * 1024
 """Bytes of metadata as JSON."""
 MAX_METADATA_DEPTH: Final = 100
 """Nesting of metadata: `{}` is 1 deep, `{"a": []}` is 2."""
+MAX_BATCH_BYTES: Final = 256 * 1024 * 1024
+"""Bytes of a batch: of its ids, roles, contents and metadata. PostgreSQL takes a batch in one piece, below 1 GB."""

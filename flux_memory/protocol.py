@@ -107,7 +107,7 @@ class Memory(Protocol):
         """Append a batch, all or none, in the order given, and return the ids in that order.
 
         The batch has one `updated_at`. An empty batch changes nothing. Messages whose `message_id` is already there
-        with the same content are not stored again.
+        with the same content are not stored again. It has at most 256 MiB.
 
         Raises:
             SessionNotFoundError: There is no such session.

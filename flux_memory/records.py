@@ -16,7 +16,7 @@ from flux_memory.errors import (
     InvalidTypeError,
     SessionNotFoundError,
 )
-from flux_memory.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.protocol import Message, Session
 from flux_memory.text import find_unstorable, require_id, require_str, require_text, shown
 
@@ -96,12 +96,15 @@ def new_batch(messages: object) -> list[MessageRow]:
     """Check the argument of `add_messages`.
 
     Raises:
-        InvalidInputError: An element is not a message; the message names it.
+        InvalidInputError: An element is not a message; the message names it. Or all are too large together.
         ConflictError: Two elements have one id and not one content.
     """
     if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
         raise InvalidTypeError(f"messages must be a sequence of mappings, not {type(messages).__name__}")
     rows = [_batch_element(item, f"messages[{index}]") for index, item in enumerate(messages)]
+    characters = sum(map(len, chain.from_iterable(rows)))
+    if characters * 4 > MAX_BATCH_BYTES and sum(len(part.encode()) for row in rows for part in row) > MAX_BATCH_BYTES:
+        raise InvalidInputError(f"messages are larger than {MAX_BATCH_BYTES:,} bytes; add them in several batches")
     first: dict[str, MessageRow] = {}
     for row in rows:
         if not row.same_as(*first.setdefault(row.id, row)[1:]):

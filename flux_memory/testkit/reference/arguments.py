@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, InvalidInputError
+from flux_memory import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, InvalidInputError
 from flux_memory.testkit.reference import values
 
 
@@ -89,7 +89,15 @@ def drafts(messages: object) -> list[Draft]:
     """Return a checked batch."""
     if not isinstance(messages, Iterable) or isinstance(messages, str | bytes | bytearray | Mapping):
         raise WrongTypeError(f"messages must be an iterable of mappings, not {type(messages).__name__}")
-    return [_element(f"messages[{at}]", message) for at, message in enumerate(messages)]
+    found = [_element(f"messages[{at}]", message) for at, message in enumerate(messages)]
+    if sum(map(_size, found)) > MAX_BATCH_BYTES:
+        raise InvalidInputError(f"messages are larger than {MAX_BATCH_BYTES} bytes")
+    return found
+
+
+def _size(message: Draft) -> int:
+    texts = (message.id or "i" * MAX_ID_LENGTH, message.role, message.content)
+    return sum(len(part.encode()) for part in texts) + values.size(message.metadata)
 
 
 def _element(place: str, message: object) -> Draft:

@@ -32,8 +32,12 @@ def problem_of_text(text: str) -> str | None:
 
 def problem_of_size(metadata: dict[str, Any]) -> str | None:
     """Say that metadata is too large."""
-    size = len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
-    return f"larger than {MAX_METADATA_BYTES} bytes" if size > MAX_METADATA_BYTES else None
+    return f"larger than {MAX_METADATA_BYTES} bytes" if size(metadata) > MAX_METADATA_BYTES else None
+
+
+def size(metadata: dict[str, Any]) -> int:
+    """Return how many bytes metadata has as JSON."""
+    return len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def plain_json(value: object, depth: int = 1) -> Any:
