@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from original_application import make_file_with_data
+from raw_postgres import connected, execute, make_original
 from raw_postgres import contents as postgres_contents
-from raw_postgres import execute, make_original
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.check import CheckReport, check_methods, check_postgres, check_sqlite
@@ -163,6 +163,17 @@ async def test_a_server_that_does_not_answer_ends_the_check() -> None:
         with pytest.raises(BackendUnavailableError, match=r"no connection within 0\.1 s"):
             await check_postgres(f"postgresql://u:secret@127.0.0.1:{port}/db?sslmode=disable", 0.3)
         release.set()
+
+
+@pytest.mark.asyncio
+async def test_a_lock_that_holds_up_the_check_is_told_as_such(flux_empty_database: str) -> None:
+    """A statement that waits is no want of connections: the message says where to look."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.count_sessions()
+    async with connected(flux_empty_database) as other, other.transaction():
+        await other.execute("LOCK TABLE sessions")
+        with pytest.raises(BackendUnavailableError, match=r"did not answer within 0\.5 s; look for locks"):
+            await check_postgres(flux_empty_database, 0.5)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
