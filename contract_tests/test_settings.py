@@ -13,6 +13,7 @@ from ordinary_user import ordinary_user
 
 from flux_memory import Settings
 from flux_memory.errors import InvalidInputError
+from flux_memory.hidden import Hidden
 from flux_memory.settings import load_settings
 
 Environment = Callable[..., None]
@@ -80,6 +81,14 @@ def test_overrides_win_over_everything(environment: Environment) -> None:
     environment("FLUX_MEMORY_POSTGRES_DSN=postgresql://file/d\n", FLUX_MEMORY_DATABASE_BACKEND="sqlite")
     settings = load_settings(database_backend="postgres", postgres_dsn="postgresql://given/d")
     assert (settings.database_backend, settings.require_postgres_dsn()) == ("postgres", "postgresql://given/d")
+
+
+def test_an_override_that_is_no_text_is_named(environment: Environment) -> None:
+    """The command line may hold bytes that are not UTF-8: an error of ours, and no password in it."""
+    environment()
+    with pytest.raises(InvalidInputError, match="the setting postgres_dsn is wrong") as caught:
+        load_settings(database_backend="postgres", postgres_dsn=Hidden("postgresql://u:secret@h/d\udcff"))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["mysql", "Postgres", ""])

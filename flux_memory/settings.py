@@ -81,7 +81,7 @@ def load_settings(**overrides: str) -> Settings:
         InvalidInputError: One is wrong; the message names it.
     """
     try:
-        settings = Settings()
+        return Settings.model_validate({**Settings().model_dump(), **overrides})
     except UnicodeDecodeError:
         # Its repr shows the file, passwords included.
         raise InvalidInputError("the file .env is not UTF-8; save it as UTF-8") from None
@@ -90,4 +90,3 @@ def load_settings(**overrides: str) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise InvalidInputError(f"the setting {first['loc'][0]} is wrong: {first['msg']}") from None
-    return Settings.model_validate({**settings.model_dump(), **overrides})
