@@ -190,6 +190,15 @@ def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
     assert json.loads(report.read_text("utf-8"))["status"] == "failed"
 
 
+def test_a_report_of_a_file_whose_name_is_no_text_is_json(tmp_path: Path) -> None:
+    """Names of files are bytes: the report shows those that are not UTF-8 by JSON's escapes."""
+    path, report = tmp_path / "\udcff.db", tmp_path / "report.json"
+    result = call("--sqlite-path", path, "--postgres-dsn", "postgresql://u@127.0.0.1:1/none", "--report", report)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert str(path) in json.loads(report.read_text("utf-8"))["error"]
+
+
 def on_a_terminal(columns: int, *arguments: object) -> str:
     """Run the command on a terminal of its own, and return all that it wrote there."""
     command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
