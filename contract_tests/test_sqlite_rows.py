@@ -116,12 +116,20 @@ async def test_a_corrupt_session_is_named_and_hides_nothing_else(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("value", ["garbage", b"\xff", b"2026-02-05T12:00:00.000000+00:00"])
+@pytest.mark.parametrize(
+    ("sql", "value"),
+    [
+        ("?", "garbage"),
+        ("?", b"\xff"),
+        ("CAST(? AS TEXT)", b"\xff"),
+        ("?", b"2026-02-05T12:00:00.000000+00:00"),
+    ],
+)
 async def test_a_corrupt_time_is_not_passed_on_to_new_messages(
-    memory: ConversationMemory, path: Path, value: str | bytes
+    memory: ConversationMemory, path: Path, sql: str, value: str | bytes
 ) -> None:
     """An add to a session whose time cannot be read fails and names it; it acknowledges nothing unreadable."""
-    change(path, "UPDATE sessions SET updated_at = ? WHERE id = 'one'", value)
+    change(path, f"UPDATE sessions SET updated_at = {sql} WHERE id = 'one'", value)
     with pytest.raises(FluxMemoryError, match="session 'one' cannot be read"):
         await memory.add_message("one", "user", "x")
     assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
@@ -129,14 +137,16 @@ async def test_a_corrupt_time_is_not_passed_on_to_new_messages(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("value", ["{", None, b"\xff"])
-async def test_a_retry_of_a_message_that_became_corrupt_is_an_error_of_ours(
-    memory: ConversationMemory, path: Path, value: str | bytes | None
+@pytest.mark.parametrize(
+    ("column", "value"), [("metadata", "{"), ("metadata", b"\xff"), ("content", b"\xff"), ("role", b"\xff")]
+)
+async def test_a_retry_of_a_message_that_became_corrupt_is_an_error_that_names_it(
+    memory: ConversationMemory, path: Path, column: str, value: str | bytes
 ) -> None:
     """It cannot be told whether it is the same; a driver's or a parser's exception does not escape."""
     await memory.add_message("one", "user", "x", {"a": 1}, message_id="m")
-    change(path, "UPDATE messages SET metadata = CAST(? AS TEXT) WHERE id = 'm'", value)
-    with pytest.raises(FluxMemoryError):
+    change(path, f"UPDATE messages SET {column} = CAST(? AS TEXT) WHERE id = 'm'", value)
+    with pytest.raises(FluxMemoryError, match="message 'm' cannot be read"):
         await memory.add_message("one", "user", "x", {"a": 1}, message_id="m")
     assert rows(path, "SELECT count(*) FROM messages") == [(1,)]
 
@@ -149,6 +159,11 @@ async def test_metadata_that_is_null_counts_as_empty(memory: ConversationMemory,
     assert session is not None
     assert session["metadata"] == {}
     assert await memory.get_sessions(metadata={"a": 1}) == []
+    await memory.add_message("one", "user", "x", message_id="m")
+    change(path, "UPDATE messages SET metadata = NULL WHERE id = 'm'")
+    assert await memory.add_message("one", "user", "x", message_id="m") == "m"
+    with pytest.raises(ConflictError):
+        await memory.add_message("one", "user", "x", {"a": 1}, message_id="m")
 
 
 @pytest.mark.asyncio

@@ -56,10 +56,11 @@ class MessageRow(NamedTuple):
         Raises:
             FluxMemoryError: The stored message is corrupt.
         """
-        if (self.role, self.content) != (role, content):
-            return False
+        metadata = metadata or "{}"
         try:
-            return json_metadata.equal(self.metadata, metadata or "{}")
+            if not type(role) is type(content) is type(metadata) is str:
+                raise TypeError(_not_text(role, content, metadata))
+            return (self.role, self.content) == (role, content) and json_metadata.equal(self.metadata, metadata)
         except (ValueError, TypeError, RecursionError) as error:
             raise FluxMemoryError(f"the stored message {self.id!r} cannot be read: {error}") from error
 

@@ -371,19 +371,19 @@ def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connectio
 
 
 def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
-    session = db.execute(SELECT_COUNTER, (session_id,)).fetchone()
-    if session is None:
+    session = _fetch(SELECT_COUNTER, (session_id,), db)
+    if not session:
         raise SessionNotFoundError(records.no_session(session_id))
     fresh = []
     for row in rows:
-        stored = db.execute(SELECT_SAME_ID, (session_id, row.id)).fetchone()
-        if stored is None:
+        stored = _fetch(SELECT_SAME_ID, (session_id, row.id), db)
+        if not stored:
             fresh.append(row)
-        elif not row.same_as(*stored):
+        elif not row.same_as(*stored[0]):
             raise ConflictError(records.taken_id(session_id, row.id))
     if not fresh:
         return
-    count, updated_at = session
+    ((count, updated_at),) = session
     now = max(records.session_time(session_id, updated_at), timestamps.utc_now())
     db.executemany(
         INSERT_MESSAGE,
