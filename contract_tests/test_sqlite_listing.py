@@ -98,6 +98,24 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
         assert backend._page(0, 0, user_id, wanted, db) == []
 
 
+def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None:
+    """What others delete between the statements of one page hides nothing that was there all along."""
+    matching = [f"match-{number}" for number in range(4)]
+    for number, id_ in enumerate([*matching, *(f"other-{number:02}" for number in range(36))]):
+        text = metadata.encode({"lang": "ko" if id_ in matching else "en"})
+        db.execute(INSERT, (id_, "ann", WHEN.format(number), text))
+        db.execute(INSERT, (f"bob-{id_}", "bob", WHEN.format(number), '{"lang":"ko"}'))
+
+    def delete_before_the_count(statement: str) -> None:
+        if "SELECT 1 FROM sessions" in statement:
+            with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None)) as other:
+                other.execute("DELETE FROM sessions WHERE id LIKE 'other-%'")
+
+    db.set_trace_callback(delete_before_the_count)
+    assert listed(db, {"lang": "ko"}, "ann", limit=2) == ["match-3", "match-2"]
+    assert not db.in_transaction
+
+
 def test_what_others_write_is_found(db: sqlite3.Connection) -> None:
     """Any program that inserts, changes, replaces or deletes sessions keeps the filter right without knowing of it."""
     db.execute(INSERT, ("one", "", WHEN.format(1), '{"tags": ["a", {"b": 1}], "u": {"p": 1.50}}'))

@@ -422,7 +422,18 @@ def _fetch(sql: str, values: tuple[Any, ...] | dict[str, Any], db: sqlite3.Conne
 def _page(
     limit: int, offset: int, user_id: str | None, part: str | None, db: sqlite3.Connection
 ) -> list[tuple[Any, ...]]:
-    return listing.page(lambda sql, values: _fetch(sql, values, db), limit, offset, user_id, part)
+    def fetch(sql: str, values: dict[str, object]) -> list[tuple[Any, ...]]:
+        return _fetch(sql, values, db)
+
+    if part is None:
+        return listing.page(fetch, limit, offset, user_id, part)
+    # A filter takes several statements, which have to see one state of the file.
+    db.execute("BEGIN")
+    try:
+        return listing.page(fetch, limit, offset, user_id, part)
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
 
 
 def _decoded(cell: object) -> object:
