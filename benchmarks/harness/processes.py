@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -98,8 +97,3 @@ class Worker:
             raise WorkerFailed(f"{self._load} ended: {tail}")
         reply: dict[str, Any] = json.loads(answer)
         return reply
-
-
-def own_python() -> str:
-    """Return the interpreter that runs the library."""
-    return sys.executable

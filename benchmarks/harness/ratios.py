@@ -22,16 +22,6 @@ class Ratio:
     error: float
     """Standard error of the logarithm of the median: 0.05 is about 5 %; infinite for a single round."""
 
-    @property
-    def low(self) -> float:
-        """The lower end of what the rounds leave open."""
-        return self.median * math.exp(-_CERTAIN * self.error)
-
-    @property
-    def high(self) -> float:
-        """The upper end of what the rounds leave open."""
-        return self.median * math.exp(_CERTAIN * self.error)
-
 
 def within_rounds(ours: Sequence[float], base: Sequence[float]) -> list[float]:
     """Divide round by round; a round in which either did nothing says nothing."""

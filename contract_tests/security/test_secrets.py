@@ -22,8 +22,6 @@ from flux_memory.transfer import Plan, migrate, migrate_back
 
 pytest_plugins = ["pytester"]
 
-PACKAGE = str(Path(secret_watch.flux_memory.__file__).parent)
-
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:

@@ -169,13 +169,10 @@ class CancellationContract(Binding):
     async def test_clear_all(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
 
-        async def fill_and_clear(number: int) -> None:
-            await memory.clear_all()
-
         for session in "ab":
             await memory.create_session(session_id=session)
             await memory.add_messages(session, numbered(0, 1))
-        async for attempt in cancelled_everywhere(fill_and_clear):
+        async for attempt in cancelled_everywhere(lambda _: memory.clear_all()):
             left = await other.count_sessions()
             assert left in ({2, 0} if attempt.cancelled else {0})
             await memory.clear_all()
