@@ -158,6 +158,13 @@ def test_an_empty_option_is_no_wish_for_the_settings_own(
     assert asyncio.run(contents(flux_empty_database)) == []
 
 
+def test_a_target_that_nobody_named_is_wrong_usage(path: Path) -> None:
+    """Both ways to name it are told."""
+    result = call("--sqlite-path", path)
+    assert result.exit_code == 2
+    assert "give --postgres-dsn, or set POSTGRES_DSN" in result.output
+
+
 def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
     """A large file takes a while, a look at the DSN does not."""
     result = call("--sqlite-path", path, "--postgres-dsn", "mysql://u:secret@h/d")

@@ -17,7 +17,7 @@ from transfer_memories import add, add_session, everything, make_random, move, r
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
-from flux_memory.transfer import Extent, Plan, Status, migrate, migrate_back
+from flux_memory.transfer import Extent, OnInvalid, Plan, Status, migrate, migrate_back
 
 DEFINITIONS = """
 SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated FROM pg_constraint
@@ -281,10 +281,26 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
         assert move(path, dsn).status is Status.IDENTICAL
 
 
+def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
+    """`--verify` writes nothing, and so asks for no right to; nor does a quarantine file stand in its way."""
+    make_file_with_data(path)
+    assert move(path, target).status is Status.IDENTICAL
+    held = path.with_name("held.jsonl")
+    held.write_text("of the migration")
+    comparison = {"extent": Extent.VERIFY, "on_invalid": OnInvalid.QUARANTINE, "quarantine_file": held}
+    with role(target) as (name, dsn):
+        asyncio.run(execute(target, f"GRANT SELECT ON flux_memory_schema TO {name}"))
+        with pytest.raises(SchemaError, match="GRANT SELECT ON sessions, messages"):
+            move(path, dsn, **comparison)
+        asyncio.run(execute(target, f"GRANT SELECT ON sessions, messages TO {name}"))
+        assert move(path, dsn, **comparison).status is Status.IDENTICAL
+
+
 @pytest.mark.parametrize(
     ("prepare", "kind", "says"),
     [
-        ("REVOKE ALL ON SCHEMA public FROM PUBLIC", SchemaError, "GRANT CREATE ON SCHEMA"),
+        ("REVOKE ALL ON SCHEMA public FROM PUBLIC", SchemaError, "GRANT USAGE, CREATE ON SCHEMA"),
+        ("REVOKE CREATE ON SCHEMA public FROM PUBLIC", SchemaError, "GRANT CREATE ON SCHEMA public"),
         ("CREATE TABLE sessions (cookie TEXT)", SchemaError, "not conversation memory"),
     ],
 )

@@ -175,7 +175,7 @@ def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
     assert move(path, flux_empty_database, extent=Extent.PREFLIGHT).status is Status.READY
-    with pytest.raises(MigrationError, match="nothing to compare"):
+    with pytest.raises(SchemaError, match="no conversation memory"):
         move(path, flux_empty_database, extent=Extent.VERIFY)
 
 

@@ -109,6 +109,8 @@ def _work(options: dict[str, Any], display: Any) -> Coroutine[Any, Any, Report]:
     from flux_memory.transfer import migrate_back  # noqa: PLC0415
 
     settings = load_settings()
+    if options["postgres_dsn"] is None and settings.postgres_dsn is None:
+        raise click.UsageError("there is no PostgreSQL database; give --postgres-dsn, or set POSTGRES_DSN")
     dsn = options["postgres_dsn"] or settings.require_postgres_dsn()
     # Before a large file is read.
     parse(dsn)

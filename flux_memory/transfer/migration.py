@@ -90,7 +90,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         raise MigrationError(f"the batch size is {plan.batch_size}; give 1 or more")
     if plan.on_invalid is OnInvalid.QUARANTINE and plan.quarantine_file is None:
         raise MigrationError("there is no quarantine file; say where refused rows go")
-    if plan.quarantine_file is not None:
+    if plan.quarantine_file is not None and plan.extent is Extent.MOVE:
         refuse_unwritable(plan.quarantine_file)
     report = Report(str(plan.sqlite_path), dsns.masked(plan.postgres_dsn))
     with ExitStack() as stack:
@@ -130,7 +130,8 @@ class _Migration:
         sessions, messages = await self._on_thread(self._source.count)
         self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
         async with targets.connected(plan.postgres_dsn) as connection:
-            target = await targets.inspect(connection, plan.postgres_dsn)
+            for_reading = plan.extent is Extent.VERIFY
+            target = await targets.inspect(connection, plan.postgres_dsn, for_reading=for_reading)
             self._watcher.say(_describe(target))
             with self._phase("Preflight", sessions + messages):
                 await self._on_thread(self._preflight)
@@ -147,8 +148,6 @@ class _Migration:
                 if self._filled:
                     with self._phase("Analyze", None):
                         await targets.analyze(connection)
-            elif target.schema_version == 0:
-                raise MigrationError("the target holds no conversation memory yet, so there is nothing to compare")
             with self._phase("Verify", None):
                 await self._verify(connection)
         if plan.extent is Extent.MOVE and report.preflight.refused:

@@ -26,10 +26,8 @@ SELECT
     current_schema()
 """
 SELECT_TABLE_RIGHTS: Final = """
-SELECT bool_and(
-    has_table_privilege(name, 'SELECT') AND has_table_privilege(name, 'INSERT') AND has_table_privilege(name, 'UPDATE')
-)
-FROM unnest(ARRAY['sessions', 'messages']) AS name
+SELECT bool_and(has_table_privilege(name, wanted))
+FROM unnest(ARRAY['sessions', 'messages']) AS name, unnest($1::text[]) AS wanted
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
 # A deadline or a default of the database's must not stop a long transaction half-way. What keeps alive a connection on
@@ -126,17 +124,23 @@ async def _inspect(connection: Any, dsn: str, *, for_reading: bool) -> Target:
             "the database has no conversation memory of this version; open it once with the library, or run: "
             "flux-memory check --full"
         )
+    if lacking and schema_name is None:
+        raise SchemaError(
+            "the role may use no schema that its search_path names; create one, or GRANT USAGE, CREATE ON SCHEMA "
+            "public, or whichever is meant, to the role, or let the schema's owner run the migration"
+        )
     if lacking and not can_create:
         raise SchemaError(
-            f"the role may not create tables in the target's schema {schema_name or 'that search_path names'}; "
-            f"GRANT CREATE ON SCHEMA {schema_name or 'public'} to it, or let its owner run the migration"
+            f"the role may not create tables in the target's schema {schema_name}; GRANT CREATE ON SCHEMA "
+            f"{schema_name} to it, or let its owner run the migration"
         )
     sessions = messages = 0
     if all(has_tables):
-        if not for_reading and not await connection.fetchval(SELECT_TABLE_RIGHTS):
+        wanted = "SELECT" if for_reading else "SELECT, INSERT, UPDATE"
+        if not await connection.fetchval(SELECT_TABLE_RIGHTS, wanted.split(", ")):
             raise SchemaError(
-                "the role may not read and write the target's tables; "
-                "GRANT SELECT, INSERT, UPDATE ON sessions, messages to it"
+                f"the role may not {'read' if for_reading else 'read and write'} the target's tables; GRANT {wanted} "
+                "ON sessions, messages to it"
             )
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
