@@ -119,6 +119,14 @@ def test_the_path_in_the_url(environment: Environment, url: str, path: str) -> N
     assert load_settings().sqlite_path == path
 
 
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite:///", "sqlite:///?timeout=5"])
+def test_a_url_whose_path_is_missing_keeps_nothing_in_memory(environment: Environment, url: str) -> None:
+    """As of `sqlite:///$CHAT_DB` where that is not set: everything would be lost with the process."""
+    environment(DATABASE_URL=url)
+    with pytest.raises(InvalidInputError, match="DATABASE_URL names no file"):
+        _ = load_settings().sqlite_path
+
+
 @pytest.mark.parametrize("url", ["postgresql://u:secret@h/d", "chat.db", "", "user:secret@host", "secret://x"])
 def test_a_url_that_is_not_of_sqlite_says_what_to_write(environment: Environment, url: str) -> None:
     """Platforms put a PostgreSQL DSN into DATABASE_URL: the error says what to do, without the password."""

@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         """The path that `database_url` names.
 
         Raises:
-            InvalidInputError: It is not a SQLite URL.
+            InvalidInputError: It is not a SQLite URL, or one that names nothing.
         """
         scheme, _, rest = self.database_url.partition("://")
         if scheme not in {"sqlite", "sqlite+aiosqlite"}:
@@ -54,8 +54,14 @@ class Settings(BaseSettings):
                 "DATABASE_URL is no SQLite URL and the backend is sqlite; write "
                 "sqlite+aiosqlite:///./data/sqlite.db, or set DATABASE_BACKEND=postgres and POSTGRES_DSN"
             )
-        path = unquote(rest.partition("?")[0]).removeprefix("/")
-        return path or ":memory:"
+        path = unquote(rest.partition("?")[0])
+        if path == "/":
+            raise InvalidInputError(
+                "DATABASE_URL names no file, perhaps by a variable that is not set; write "
+                "sqlite+aiosqlite:///./data/sqlite.db, or sqlite+aiosqlite:///:memory: for a store that ends with its "
+                "handle"
+            )
+        return path.removeprefix("/") or ":memory:"
 
     def require_postgres_dsn(self) -> Hidden:
         """Return the DSN with its password; its repr shows neither.
