@@ -18,6 +18,7 @@ class Resource:
         self.gate.set()
         self.opened = 0
         self.closed = 0
+        self.seconds = 0.0
         self.failures: list[Exception] = []
         self.life: Lifecycle[Resource] = Lifecycle(self._open, self._close, grace)
 
@@ -28,9 +29,10 @@ class Resource:
             raise self.failures.pop()
         return self
 
-    async def _close(self, resource: Resource) -> None:
+    async def _close(self, resource: Resource, seconds: float) -> None:
         assert resource is self
         self.closed += 1
+        self.seconds = seconds
 
     async def call(self, until: asyncio.Event | None = None) -> str:
         """What a method of a handle does."""
@@ -137,12 +139,13 @@ async def test_closing_waits_for_what_is_in_flight() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_waits_a_bounded_time() -> None:
-    """A call that hangs does not keep a program from ending."""
-    resource = Resource(grace=0.05)
+    """A call that hangs does not keep a program from ending, and closing what is open has no whole grace of its own."""
+    resource = Resource(grace=1.1)
     hanging = asyncio.create_task(resource.call(asyncio.Event()))
     await settled(hanging)
     await asyncio.wait_for(resource.life.close(), 5)
     assert resource.closed == 1
+    assert resource.seconds == 1.0
     hanging.cancel()
 
 

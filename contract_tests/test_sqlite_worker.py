@@ -295,6 +295,27 @@ async def test_closing_while_calls_are_in_flight_loses_none(path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_closing_gives_up_what_waits_for_a_lock(path: Path) -> None:
+    """A call that has more time than `close()` is told that nothing was stored, and the thread is gone."""
+    memory = ConversationMemory(path, timeout=2)
+    session = await memory.create_session()
+    threads = set(threading.enumerate())
+
+    async def patient() -> str:
+        with deadline(600):
+            return await memory.add_message(session, "user", "Hello")
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        call = asyncio.create_task(patient())
+        await asyncio.sleep(0)
+        await memory.close()
+        with pytest.raises(BackendUnavailableError, match="nothing was stored"):
+            await asyncio.wait_for(call, 30)
+    assert len(set(threading.enumerate()) & threads) == len(threads) - 1
+
+
+@pytest.mark.asyncio
 async def test_a_failed_opening_leaves_no_thread(path: Path) -> None:
     """However often it is tried."""
     await asyncio.to_thread(path.write_bytes, b"These are notes, no database. " * 100)

@@ -17,6 +17,8 @@ Resource = TypeVar("Resource")
 CLOSED: Final = "this memory is closed; open another one"
 _TOGETHER: Final = 0.1
 """Seconds within which callers come together, and share what becomes of an opening."""
+_LEAST: Final = 1.0
+"""Seconds that closing itself may take, however long the calls in flight took."""
 
 
 class Lifecycle(Generic[Resource]):
@@ -24,14 +26,14 @@ class Lifecycle(Generic[Resource]):
 
     Args:
         open_resource: Opens it; called by the first user, and again after a failure.
-        close_resource: Closes it, once nothing is in flight or the grace is over. Bounds its own time.
-        grace: Seconds that `close()` waits for calls in flight.
+        close_resource: Closes it, once nothing is in flight or the grace is over, within so many seconds.
+        grace: Seconds that `close()` may take, or `_LEAST` more where calls in flight take all of them.
     """
 
     def __init__(
         self,
         open_resource: Callable[[], Awaitable[Resource]],
-        close_resource: Callable[[Resource], Awaitable[None]],
+        close_resource: Callable[[Resource, float], Awaitable[None]],
         grace: float,
     ) -> None:
         self._open_resource = open_resource
@@ -141,19 +143,21 @@ class Lifecycle(Generic[Resource]):
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        if self._loop is asyncio.get_running_loop():
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._grace
+        if self._loop is loop:
             if self._in_flight:
                 self._idle.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._idle.wait(), self._grace)
             if self._opening is not None:
-                _, late = await asyncio.wait([self._opening], timeout=self._grace)
+                _, late = await asyncio.wait([self._opening], timeout=max(end - loop.time(), 0))
                 # Nobody would close what opens from now on.
                 for task in late:
                     task.cancel()
         resource, self._resource = self._resource, None
         if resource is not None:
-            await self._close_resource(resource)
+            await self._close_resource(resource, max(end - loop.time(), _LEAST))
 
 
 _LIVES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()

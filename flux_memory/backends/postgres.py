@@ -150,7 +150,7 @@ class PostgresConversationMemory:
                 )
             self._pool = OwnPool(target, min_size, max_size, self.timeout)
         self._life: Lifecycle[_Store] = Lifecycle(
-            partial(_open, self._pool, self._shown, self.timeout), partial(_close, self.timeout), self.timeout
+            partial(_open, self._pool, self._shown, self.timeout), _close, self.timeout
         )
 
     async def create_session(
@@ -327,7 +327,7 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
     return _Store(pool, statements, MessageWriter(statements))
 
 
-async def _close(timeout: float, store: _Store) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
+async def _close(store: _Store, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
     await store.pool.close(timeout)
 
 

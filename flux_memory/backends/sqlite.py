@@ -115,7 +115,7 @@ class ConversationMemory:
             raise InvalidInputError("db_path is a URL; give the path alone, such as ./data/sqlite.db")
         self.timeout: Final = records.seconds("timeout", timeout)
         self._life: Lifecycle[SQLiteWorker] = Lifecycle(
-            partial(_open_worker, self.db_path, timeout), partial(_finish, timeout), timeout
+            partial(_open_worker, self.db_path, timeout), SQLiteWorker.finish, timeout
         )
 
     async def create_session(
@@ -271,10 +271,6 @@ async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYN
     worker = SQLiteWorker(partial(_connect, path, timeout))
     await worker.open(timeout)
     return worker
-
-
-async def _finish(timeout: float, worker: SQLiteWorker) -> None:  # noqa: ASYNC109 - bounds a thread
-    await worker.finish(timeout)
 
 
 def _connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:

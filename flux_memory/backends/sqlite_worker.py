@@ -80,6 +80,7 @@ class SQLiteWorker(aiosqlite.Connection):
         self._thread.daemon = True
         self._jobs: deque[_Job[Any]] = deque()
         self._called = False
+        self._given_up = False
         self._running_job: _Job[Any] | None = None
         self._at_rest = threading.Lock()
         _WORKERS.add(self)
@@ -114,12 +115,17 @@ class SQLiteWorker(aiosqlite.Connection):
         self._stop(None)
 
     async def finish(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
-        """Let the thread do what is queued, close the connection, and wait for both."""
+        """Let the thread do what is queued, close the connection, and wait for both.
+
+        What still waits for a lock after `timeout` seconds, or is not done reading, is given up.
+        """
         stopped: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         # A call of this very moment is on the list, and the thread is told of it only once the loop is idle.
         self._tx.put_nowait((None, self._run_gathered))
         self._stop(stopped)
         await asyncio.wait([stopped], timeout=timeout)
+        self._given_up = True
+        await asyncio.wait([stopped], timeout=_GRACE)
         if stopped.done():
             self._thread.join()
 
@@ -153,7 +159,10 @@ class SQLiteWorker(aiosqlite.Connection):
     def _is_given_up(self) -> bool:
         """Stop a statement whose caller does not wait any more, so that others get their turn."""
         job = self._running_job
-        return job is not None and job.given_up()
+        return job is not None and self._ends(job)
+
+    def _ends(self, job: _Job[Any]) -> bool:
+        return self._given_up or job.given_up()
 
     def _close_on_thread(self) -> None:
         with self._at_rest:
@@ -201,7 +210,7 @@ class SQLiteWorker(aiosqlite.Connection):
             if not job.begin():
                 continue
             outcome = self._attempt(job)
-            if is_busy(outcome[2]) and not job.given_up():
+            if is_busy(outcome[2]) and not self._ends(job):
                 self._jobs.append(job)
                 continue
             outcomes.append(outcome)
@@ -219,7 +228,7 @@ class SQLiteWorker(aiosqlite.Connection):
             self._file.look_before_write()
             db.execute("BEGIN IMMEDIATE")
         except (sqlite3.Error, OSError, FluxMemoryError) as error:
-            waiting = [job for job in jobs if is_busy(error) and not job.given_up()]
+            waiting = [job for job in jobs if is_busy(error) and not self._ends(job)]
             _deliver([(job, None, error) for job in jobs if job not in waiting])
             return waiting
         jobs = [job for job in jobs if job.begin()]
