@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from bound_stores import damage_postgres, damage_sqlite, verdict, written_at
 
-from flux_memory import ConversationMemory, PostgresConversationMemory, Session, metadata, records, text
+from flux_memory import ConversationMemory, PostgresConversationMemory, Session, metadata, records, text, timestamps
 from flux_memory.backends import postgres, postgres_writer, sqlite, sqlite_listing
 from flux_memory.backends.sqlite_listing import CONTAINS
 from flux_memory.schema import postgres as postgres_schema
@@ -72,7 +72,8 @@ VALUES = {
     "roles may be empty": Break("FM-TXT-011", records, "require_text", "", without_empty),
     "NaN is let through": Break("FM-MET-010", metadata, "_encode_float", "", lambda _: repr),
     "-0.0 is kept": Break("FM-MET-005", metadata, "_encode_float", "", lambda _: repr),
-    "times without a zone": Break("FM-TIM-001", records, "_sound_sessions", "", without_zone),
+    "times without a zone": Break("FM-TIM-001", timestamps, "check", "", lambda _: lambda value: value[:26]),
+    "times without a zone in a listing": Break("FM-TIM-001", records, "_sound_sessions", "", without_zone),
 }
 """Breaks of what both backends share; those that one engine mends by itself are in the engine's own list."""
 

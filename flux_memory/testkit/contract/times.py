@@ -197,7 +197,8 @@ async def _last_created(memory: Memory, session_id: str) -> str:
 async def _all_times(memory: Memory) -> list[str]:
     times: list[str] = []
     for session in await memory.get_sessions(None):
-        times += [session["created_at"], session["updated_at"]]
+        for record in (session, await _session(memory, session["id"])):
+            times += [record["created_at"], record["updated_at"]]
         times += [message["created_at"] for message in await memory.get_history(session["id"])]
     return times
 
