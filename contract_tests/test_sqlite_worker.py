@@ -383,6 +383,37 @@ def test_a_program_that_ends_while_opening_ends_quietly(path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+NO_THREAD = """
+import asyncio, resource, sys, threading
+from flux_memory import BackendUnavailableError, ConversationMemory
+
+async def main():
+    async with ConversationMemory(sys.argv[1]) as memory:
+        limits = resource.getrlimit(resource.RLIMIT_AS)
+        threading.stack_size(2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, limits[1]))
+        try:
+            await memory.create_session()
+        except BackendUnavailableError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        print(await memory.count_sessions())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no limit of a process's memory")
+def test_a_process_that_gets_no_thread_is_told_and_tries_again(path: Path) -> None:
+    """At a limit of threads or of memory a call fails as one of ours, and the next one may succeed."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREAD, str(path)], capture_output=True, text=True, timeout=30, check=True
+    )
+    told, count = done.stdout.splitlines()
+    assert "SQLite's thread cannot be started" in told
+    assert count == "0"
+
+
 def in_memory() -> tuple[sqlite3.Connection, OpenFile]:
     db = sqlite3.connect(":memory:", check_same_thread=False)
     return db, OpenFile(":memory:", db)

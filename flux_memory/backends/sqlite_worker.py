@@ -91,7 +91,12 @@ class SQLiteWorker(aiosqlite.Connection):
     async def open(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Start the thread and open the connection on it."""
         job: _Job[None] = _Job(_nothing, timeout)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise BackendUnavailableError(
+                f"SQLite's thread cannot be started: {error}; raise the process's limit of threads or memory"
+            ) from error
         self._tx.put_nowait((None, partial(self._open_on_thread, job)))
         expiry = job.loop.call_later(timeout + _GRACE, _expire, job, timeout)
         try:
