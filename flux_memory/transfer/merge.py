@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -114,6 +115,8 @@ _FIRST: Final = 20
 """Ids of conflicts that a report names."""
 _MOST_BYTES: Final = 2 * 1024 * 1024
 """A batch ends here even if it has fewer messages, so that memory stays the same."""
+_SENT_TOGETHER: Final = 128 * 1024
+"""Bytes from which on rows are sent."""
 
 
 @dataclass
@@ -227,10 +230,19 @@ def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool) -> No
 
 
 async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
-    async def pieces() -> Any:
-        yield b"".join((COPY_HEADER, *rows, COPY_TRAILER))
+    await connection.copy_to_table(table, source=_pieces(rows), columns=columns, format="binary")
 
-    await connection.copy_to_table(table, source=pieces(), columns=columns, format="binary")
+
+async def _pieces(rows: list[bytes]) -> AsyncIterator[bytes]:
+    """Put rows together as far as that is worth it; all of a batch at once would be there twice, and in the driver."""
+    gathered, size = [COPY_HEADER], 0
+    for row in rows:
+        gathered.append(row)
+        size += len(row)
+        if size >= _SENT_TOGETHER:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    yield b"".join((*gathered, COPY_TRAILER))
 
 
 def _rows(status: str) -> int:
