@@ -58,5 +58,5 @@ def draw(medians: dict[str, dict[str, Any]], messages: int, path: Path) -> None:
         axis.text(seconds + more, at, label, va="center")
     axis.set_xlabel(f"seconds for {messages:,} messages (shorter is better)")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
     figure.savefig(path, dpi=120)
