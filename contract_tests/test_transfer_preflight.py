@@ -236,15 +236,19 @@ def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_
     assert held.read_text() == "precious"
 
 
+def make_file_with_an_orphan(path: Path) -> None:
+    with closing(make_file(path)) as db:
+        add_sessions(db, "one")
+        add(db, "good", "one")
+        add(db, "orphan", "gone")
+
+
 @pytest.mark.parametrize("phase", ["Load", "Verify"])
 def test_interrupted_with_a_quarantine_the_same_command_completes(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, phase: str
 ) -> None:
     """Its file is written once the rest is done, so that a second run does not find the first one's in its way."""
-    with closing(make_file(path)) as db:
-        add_sessions(db, "one")
-        add(db, "good", "one")
-        add(db, "orphan", "gone")
+    make_file_with_an_orphan(path)
     held = tmp_path / "held.jsonl"
     plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
     with pytest.raises(RuntimeError, match="interrupted"):
@@ -263,10 +267,7 @@ def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
     """Before anything is moved; and if it comes too late, what was moved is skipped by the next run."""
-    with closing(make_file(path)) as db:
-        add_sessions(db, "one")
-        add(db, "good", "one")
-        add(db, "orphan", "gone")
+    make_file_with_an_orphan(path)
     directory = tmp_path / "mounted"
     plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=directory / "held")
     with pytest.raises(MigrationError, match="give --quarantine-file another path"):
