@@ -24,7 +24,7 @@ from flux_memory.transfer import source as sources
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.preflight import preflight
 from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.snapshot import open_snapshot
+from flux_memory.transfer.snapshot import Snapshot
 
 
 @pytest.fixture
@@ -101,7 +101,8 @@ def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, tw
     writer.start()
     try:
         for _ in range(5):
-            with open_snapshot(path) as opened:
+            with Snapshot(path) as opened:
+                opened.open()
                 found = []
                 assert opened.helper is not None
                 layout = sources.inspect(opened.db)

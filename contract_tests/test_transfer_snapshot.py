@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import resource
@@ -18,9 +19,9 @@ from ordinary_user import ordinary_user
 from original_application import add_sessions, make_file, make_file_with_data
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import snapshot
+from flux_memory.transfer import Plan, migrate, snapshot
 from flux_memory.transfer import source as sources
-from flux_memory.transfer.snapshot import open_snapshot
+from flux_memory.transfer.snapshot import Snapshot
 
 COUNT = "SELECT count(*) FROM sessions"
 
@@ -38,7 +39,8 @@ def state(directory: Path) -> dict[str, str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    with open_snapshot(path) as snapshot:
+    with Snapshot(path) as snapshot:
+        snapshot.open()
         yield snapshot.db
 
 
@@ -224,6 +226,23 @@ def test_a_locked_file_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         application.execute("BEGIN EXCLUSIVE")
         with pytest.raises(MigrationError, match="is locked"):
             count(path)
+
+
+def test_waiting_for_a_lock_can_be_cancelled(path: Path) -> None:
+    """Ctrl-C is not kept waiting by what another process does."""
+    make_file_with_data(path)
+
+    async def run() -> None:
+        migration = asyncio.create_task(migrate(Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere")))
+        await asyncio.wait([migration], timeout=1)
+        migration.cancel()
+        done, _ = await asyncio.wait([migration], timeout=10)
+        assert done, "it waits for the lock, for 30 s"
+        assert migration.cancelled()
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as application:
+        application.execute("BEGIN EXCLUSIVE")
+        asyncio.run(run())
 
 
 def test_a_damaged_file_says_so(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import sqlite3
 from collections.abc import Callable, Coroutine
@@ -90,6 +91,11 @@ def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) ->
     )
 
 
+def age(path: Path) -> None:
+    """Let a file's last write be long ago."""
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
 class Trigger:
     """A watcher that acts once a phase has begun, or is on its way."""
 
@@ -99,6 +105,7 @@ class Trigger:
         self._left = after_rows
         self._phase = ""
         self.acted = False
+        self.said: list[str] = []
         self.rows = 0
         """How many it was told of, in all phases."""
 
@@ -115,4 +122,4 @@ class Trigger:
                 self._act()
 
     def say(self, line: str) -> None:
-        pass
+        self.said.append(line)

@@ -14,7 +14,7 @@ from typing import Final
 import pytest
 from fault_report import Fault
 from test_sqlite_locks import held
-from transfer_memories import Trigger, everything, make_random, move
+from transfer_memories import Trigger, age, everything, make_random, move
 
 from flux_memory import ConversationMemory, FluxMemoryError
 from flux_memory.transfer import Plan, Status, migrate
@@ -88,14 +88,17 @@ FAULTS: Final = {
 
 
 @pytest.mark.fault("migration from a broken file", backend="sqlite")
+@pytest.mark.parametrize("old", [False, True], ids=["copied", "in place"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_broken_source_moves_nothing_and_says_why(
-    path: Path, flux_postgres_clean_dsn: str, fault: Fault, name: str
+    path: Path, flux_postgres_clean_dsn: str, fault: Fault, name: str, old: bool
 ) -> None:
     """Exit 1 and a sentence, no traceback, nothing in the target; with the file mended, the same command completes."""
     dsn = flux_postgres_clean_dsn
     break_, says = FAULTS[name]
     with break_(path):
+        if old:
+            age(path)
         code, errors = command(path, dsn)
         assert code == 1, errors
         assert says in errors

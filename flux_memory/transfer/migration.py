@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
@@ -14,20 +15,21 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from flux_memory import dsn as dsns
-from flux_memory.errors import MigrationError
+from flux_memory.errors import FluxMemoryError, MigrationError
 from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.leftovers import private_directory
 from flux_memory.transfer.load import Loaded, load
 from flux_memory.transfer.merge import Merged, merge
+from flux_memory.transfer.preflight import Findings
 from flux_memory.transfer.prepared import Prepared, all_digests
 from flux_memory.transfer.progress import Nobody, Watcher
 from flux_memory.transfer.quarantine import refuse_unwritable, write_quarantine
 from flux_memory.transfer.reading import read_all
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
-from flux_memory.transfer.snapshot import Snapshot, open_snapshot
+from flux_memory.transfer.snapshot import Snapshot
 from flux_memory.transfer.verify import compare
 
 Result = TypeVar("Result")
@@ -102,9 +104,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
                 if (await targets.inspect(connection, plan.postgres_dsn)).sessions:
                     await targets.prepare(connection)
                     await add_sessions_of_target(path, connection)
-        opening = open_snapshot(path)
-        snapshot = await asyncio.to_thread(opening.__enter__)
-        stack.push(opening.__exit__)
+        snapshot = stack.enter_context(Snapshot(path))
         with Prepared() as prepared:
             await _Migration(plan, report, snapshot, prepared, watcher or Nobody()).run()
     return report
@@ -115,10 +115,7 @@ class _Migration:
         self._plan: Final = plan
         self._report: Final = report
         self._watcher: Final = watcher
-        layout = sources.inspect(snapshot.db)
-        sources.refuse_unknown(layout, plan.leave_behind)
         self._snapshot: Final = snapshot
-        self._source: Final = sources.Source(snapshot.db, layout, plan.assume_timezone)
         self._checker: Final = RowChecker(plan.assume_timezone)
         self._prepared: Final = prepared
         self._parts: list[Prepared] = []
@@ -127,14 +124,14 @@ class _Migration:
 
     async def run(self) -> None:
         plan, report = self._plan, self._report
-        sessions, messages = await self._on_thread(self._source.count)
+        await self._on_thread(self._snapshot.open)
+        sessions, messages = await self._undisturbed(lambda: self._on_thread(lambda: self._source().count()))
         self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
         async with targets.connected(plan.postgres_dsn) as connection:
             for_reading = plan.extent is Extent.VERIFY
             target = await targets.inspect(connection, plan.postgres_dsn, for_reading=for_reading)
             self._watcher.say(_describe(target))
-            with self._phase("Preflight", sessions + messages):
-                await self._on_thread(self._preflight)
+            await self._undisturbed(lambda: self._preflight(sessions + messages))
             if report.preflight.refused and plan.on_invalid is OnInvalid.FAIL:
                 report.status = Status.REFUSED
                 return
@@ -154,15 +151,48 @@ class _Migration:
             # Not before the rest is done: until then the same command can be run again.
             await self._on_thread(self._quarantine)
 
-    def _preflight(self) -> None:
-        self._report.preflight, self._parts = read_all(
+    def _source(self) -> sources.Source:
+        """Return what the file that is open holds."""
+        layout = sources.inspect(self._snapshot.db)
+        sources.refuse_unknown(layout, self._plan.leave_behind)
+        return sources.Source(self._snapshot.db, layout, self._plan.assume_timezone)
+
+    def _source_that_stays(self) -> sources.Source:
+        """Return what the file holds, read as it was in the preflight, whatever is written to it from now on."""
+        found = self._report.preflight
+        self._snapshot.keep()
+        source = self._source()
+        source.by_time = found.by_time
+        if found.tolerant:
+            source.be_tolerant()
+        return source
+
+    async def _preflight(self, rows: int) -> None:
+        with self._phase("Preflight", rows):
+            self._report.preflight, self._parts = await self._on_thread(self._read)
+
+    def _read(self) -> tuple[Findings, list[Prepared]]:
+        return read_all(
             self._snapshot,
-            self._source,
+            self._source(),
             self._checker,
             self._prepared,
             self._watcher.advance,
             keeps_rows=self._plan.extent is Extent.MOVE,
         )
+
+    async def _undisturbed(self, read: Callable[[], Awaitable[Result]]) -> Result:
+        """Read the file; once more, from a copy, where somebody wrote to it meanwhile."""
+        while True:
+            try:
+                result = await read()
+            except (FluxMemoryError, sqlite3.Error, UnicodeDecodeError):
+                if not await self._on_thread(self._snapshot.renew):
+                    raise
+            else:
+                if not await self._on_thread(self._snapshot.renew):
+                    return result
+            self._watcher.say("Somebody wrote to the file while it was read; a copy of it is read instead")
 
     def _quarantine(self) -> None:
         path = self._plan.quarantine_file
@@ -196,7 +226,9 @@ class _Migration:
 
     async def _verify(self, connection: Any) -> None:
         report = self._report
-        report.verification = await compare(connection, self._source, self._checker, all_digests(self._parts))
+        report.verification = await compare(
+            connection, self._source_that_stays, self._checker, all_digests(self._parts)
+        )
         if not report.verification.identical:
             report.status = Status.DIFFERENT
         else:

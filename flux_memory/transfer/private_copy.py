@@ -1,8 +1,10 @@
-"""Run as a process of its own: makes a private copy of a SQLite file that is consistent and needs no recovery.
+"""Run as a process of its own: finds out how a SQLite file can be read as it is, or makes a private copy of it.
 
 A process of its own, because closing a file drops every POSIX lock that a process holds on it: a raw read inside an
-application would take the locks from under its own SQLite connections. Nothing is written next to the file. Exit
-code 0: the copy is there; `LIVE`: processes share the file through a write-ahead log, so it can be read in place.
+application would take the locks from under its own SQLite connections. Nothing is written next to the file.
+
+Given a file alone, it prints the file's witness: what changes with the next write to it. Given a place for a copy, how
+long to wait for locks, and whether the file may be read in place, it tells by its exit code what is to be read.
 """
 
 from __future__ import annotations
@@ -13,10 +15,17 @@ import shutil
 import sqlite3
 import struct
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+COPIED: Final = 0
+"""The copy, which is consistent and needs no recovery."""
 LIVE: Final = 10
+"""The file: processes share it through a write-ahead log, whose reader sees one state."""
+AT_REST: Final = 12
+"""The file: nobody is at work on it, which shows when its witness, which is printed, is the same afterwards."""
 FAILED: Final = 11
 
 _WAL_FORMAT: Final = 2
@@ -25,12 +34,15 @@ _DEAD_MAN_SWITCH: Final = 128
 _LINUX_LOCK: Final = struct.Struct("hhqqi4x")
 _DARWIN_LOCK: Final = struct.Struct("qqihh")
 _ATTEMPTS: Final = 5
+_SETTLED: Final = 2_000_000_000
+"""Nanoseconds after a write from which on the next one gets another time, however coarse the file system's are."""
+_HEADER: Final = 100
 
 _Stat = tuple[int, int, int] | None
 
 
-def copy(source: Path, target: Path, busy_seconds: float) -> int:
-    """Copy a SQLite file, with what its log or journal holds, and return the exit code.
+def prepare(source: Path, target: Path, busy_seconds: float, *, in_place: bool) -> int:
+    """Make a SQLite file readable, by a copy with what its log or journal holds if need be; return the exit code.
 
     Raises:
         OSError, sqlite3.Error: It cannot be read.
@@ -38,10 +50,40 @@ def copy(source: Path, target: Path, busy_seconds: float) -> int:
     for _ in range(_ATTEMPTS):
         if _is_wal(source) and _in_use(_beside(source, "-shm")):
             return LIVE
+        if in_place and (found := _witness_at_rest(source, busy_seconds)):
+            print(found)
+            return AT_REST
         if _copy_files(source, target, busy_seconds):
             _fold_in(target)
-            return 0
+            return COPIED
     raise OSError("an application kept opening and closing the file while it was copied; stop it, or keep it running")
+
+
+def witness(source: Path) -> str:
+    """Return what changes with the next write to a file that was not written to just now.
+
+    The file is opened, since a network's file system may show old times to whoever does not.
+    """
+    with source.open("rb") as file:
+        header, found = file.read(_HEADER), os.fstat(file.fileno())
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {header.hex()}"
+
+
+def _witness_at_rest(source: Path, busy_seconds: float) -> str | None:
+    """Return a file's witness if nobody is at work on it, and nothing of it lies in a log or a journal."""
+    if _is_wal(source):
+        log = _stat(_beside(source, "-wal"))
+        return _settled_witness(source) if log is None or log[1] == 0 else None
+    lock = _shared_lock(source, busy_seconds)
+    if lock is None:
+        return None
+    with closing(lock):
+        return None if _stat(_beside(source, "-journal")) else _settled_witness(source)
+
+
+def _settled_witness(source: Path) -> str | None:
+    found = witness(source)
+    return found if source.stat().st_mtime_ns < time.time_ns() - _SETTLED else None
 
 
 def _copy_files(source: Path, target: Path, busy_seconds: float) -> bool:
@@ -133,7 +175,11 @@ def _beside(path: Path, suffix: str) -> Path:
 
 if __name__ == "__main__":
     try:
-        sys.exit(copy(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])))
+        path, *how = sys.argv[1:]
+        if not how:
+            print(witness(Path(path)))
+            sys.exit()
+        sys.exit(prepare(Path(path), Path(how[0]), float(how[1]), in_place=how[2] == "True"))
     except (OSError, sqlite3.Error) as problem:
         sys.stderr.write(f"{getattr(problem, 'sqlite_errorname', '')}|{problem}")
         sys.exit(FAILED)

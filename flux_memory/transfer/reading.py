@@ -46,8 +46,4 @@ def read_all(
             helper.kill()
             raise
         found.include(second.result())
-    if found.by_time:
-        source.by_time = True
-    if found.tolerant and not source.tolerant:
-        source.be_tolerant()
     return found, [prepared, helper.prepared]

@@ -8,11 +8,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import private_copy
@@ -22,6 +21,8 @@ from flux_memory.transfer.leftovers import private_directory
 _MAGIC: Final = b"SQLite format 3\x00"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CACHE: Final = "PRAGMA cache_size = -8000"
+# Whoever reads a mapped file that is cut short is killed.
+_NO_MAPPING: Final = "PRAGMA mmap_size = 0"
 _LIVE: Final = "mode=ro"
 _STILL: Final = "mode=ro&immutable=1"
 _VERSION: Final = "PRAGMA data_version"
@@ -34,67 +35,149 @@ _BUSY_SECONDS = 30.0
 _BUSY: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
 
 
-@dataclass
 class Snapshot:
-    """A file's state, opened."""
+    """A file's state at one moment, once it was opened; what an application writes from then on is not seen.
 
-    db: sqlite3.Connection
-    helper: Helper | None
-    """A process that has opened the same state, where the file is large."""
+    Processes that share the file through a write-ahead log are joined as a reader. A file that nobody is at work on is
+    read in place, without a lock that its writers would have to wait for; `renew` tells whether one came all the same.
+    Any other file is copied; the copy is unlinked before it is read, so that no end of this process leaves it behind.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.helper: Helper | None = None
+        """A process that has opened the same state, where the file is large."""
+        self._path: Final = path
+        self._db: sqlite3.Connection | None = None
+        self._witness: str | None = None
+        """What the file looked like, where it is read in place and its writers are free to go on."""
+        self._asked: subprocess.Popen[str] | None = None
+        self._interrupted = False
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The file, opened."""
+        assert self._db is not None  # noqa: S101 - `open` comes first
+        return self._db
+
+    def open(self) -> None:
+        """Open the file's present state.
+
+        Raises:
+            MigrationError: The file cannot be read; the message says what to do.
+        """
+        try:
+            self._open(in_place=True)
+        except MigrationError:
+            if not self.renew():
+                raise
+
+    def renew(self) -> bool:
+        """Tell whether what was read so far is void, since somebody wrote to the file; its new state is open then.
+
+        Raises:
+            MigrationError: The file cannot be read any more.
+        """
+        if self._witness is None or self._interrupted or self._ask(self._path)[1] == self._witness:
+            return False
+        self._open(in_place=False)
+        return True
+
+    def keep(self) -> None:
+        """Open the file's present state, so that nobody can change it, unless the one that is open cannot be changed.
+
+        Raises:
+            MigrationError: The file cannot be read any more.
+        """
+        if self._witness is not None:
+            self._open(in_place=False)
 
     def interrupt(self) -> None:
         """Stop whatever is being read, from another thread."""
-        self.db.interrupt()
+        self._interrupted = True
+        if self._asked is not None:
+            self._asked.kill()
+        if self._db is not None:
+            # It may be let go at this moment.
+            with suppress(sqlite3.ProgrammingError):
+                self._db.interrupt()
         if self.helper is not None:
             self.helper.kill()
 
+    def close(self) -> None:
+        """Let go of it."""
+        if self._db is not None:
+            self._db.close()
+        if self.helper is not None:
+            self.helper.close()
+        self._db = self.helper = None
 
-@contextmanager
-def open_snapshot(path: Path) -> Iterator[Snapshot]:
-    """Open a file's present state; what an application writes from now on is not seen.
-
-    Processes that share the file through a write-ahead log are joined as a reader. Any other file is copied, since
-    a reader would keep its writers waiting or leave files beside it; the copy is unlinked before it is read, so that
-    no end of this process leaves it behind.
-
-    Raises:
-        MigrationError: The file cannot be read; the message says what to do.
-    """
-    check_file(path)
-    with ExitStack() as stack:
-        helper = None
-        if path.stat().st_size >= _LARGE and (os.cpu_count() or 1) > 1:
-            helper = Helper()
-            stack.callback(helper.close)
+    def _open(self, *, in_place: bool) -> None:
+        self.close()
+        check_file(self._path)
+        if self._path.stat().st_size >= _LARGE and (os.cpu_count() or 1) > 1:
+            self.helper = Helper()
         with private_directory() as directory:
             copy = directory / "snapshot.db"
-            if _copy(path, copy) == private_copy.LIVE:
-                snapshot = _join(path, helper)
+            code, self._witness = self._prepare(copy, in_place=in_place)
+            if code == private_copy.LIVE:
+                self._join()
             else:
-                snapshot = Snapshot(connect(copy, _STILL), helper)
-                if helper is not None:
-                    helper.open(copy, _STILL)
-        stack.callback(snapshot.db.close)
-        try:
-            yield snapshot
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            raise _unreadable(path, error) from error
+                read = copy if code == private_copy.COPIED else self._path
+                self._db = connect(read, _STILL)
+                if self.helper is not None:
+                    self.helper.open(read, _STILL)
 
+    def _join(self) -> None:
+        """Open a file that others write to; the helper's state is the same if nobody committed between the two."""
+        path = self._path
+        if self.helper is None:
+            self._db = connect(path, _LIVE)
+            return
+        with closing(connect(path, _LIVE)) as watch:
+            watch.execute("COMMIT")
+            for _ in range(_ATTEMPTS):
+                version = watch.execute(_VERSION).fetchone()
+                self._db = connect(path, _LIVE)
+                self.helper.open(path, _LIVE)
+                if watch.execute(_VERSION).fetchone() == version:
+                    return
+                self._db.close()
+        self.helper.close()
+        self._db, self.helper = connect(path, _LIVE), None
 
-def _join(path: Path, helper: Helper | None) -> Snapshot:
-    """Open a file that others write to; the helper's state is the same if nobody committed between the two."""
-    if helper is None:
-        return Snapshot(connect(path, _LIVE), None)
-    with closing(connect(path, _LIVE)) as watch:
-        watch.execute("COMMIT")
-        for _ in range(_ATTEMPTS):
-            version = watch.execute(_VERSION).fetchone()
-            db = connect(path, _LIVE)
-            helper.open(path, _LIVE)
-            if watch.execute(_VERSION).fetchone() == version:
-                return Snapshot(db, helper)
-            db.close()
-    return Snapshot(connect(path, _LIVE), None)
+    def _prepare(self, copy: Path, *, in_place: bool) -> tuple[int, str | None]:
+        code, witness, error = self._ask(self._path.absolute(), copy, _BUSY_SECONDS, in_place)
+        if code not in {private_copy.COPIED, private_copy.LIVE, private_copy.AT_REST}:
+            name, _, reason = error.partition("|")
+            raise MigrationError(_advice(self._path, name, reason))
+        return code, witness or None
+
+    def _ask(self, *arguments: object) -> tuple[int, str, str]:
+        """Run `private_copy`; return its exit code and what it said."""
+        self._asked = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+            [sys.executable, "-P", private_copy.__file__, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if self._interrupted:
+            self._asked.kill()
+        said = self._asked.communicate()
+        return self._asked.returncode, said[0].strip(), said[1].strip()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        if isinstance(error, sqlite3.Error | UnicodeDecodeError):
+            raise _unreadable(self._path, error) from error
 
 
 def check_file(path: Path) -> None:
@@ -116,20 +199,6 @@ def check_file(path: Path) -> None:
         raise MigrationError(f"{path} cannot be read: no permission; run as its owner, or grant read access")
     if size == 0:
         raise MigrationError(f"{path} is empty; check --sqlite-path, there is nothing to move")
-
-
-def _copy(path: Path, target: Path) -> int:
-    result = subprocess.run(  # noqa: S603 - this interpreter, our own module
-        [sys.executable, "-P", private_copy.__file__, path.absolute(), target, str(_BUSY_SECONDS)],
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    if result.returncode in {0, private_copy.LIVE}:
-        return result.returncode
-    name, _, reason = result.stderr.strip().partition("|")
-    raise MigrationError(_advice(path, name, reason))
 
 
 def _unreadable(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> MigrationError:
@@ -170,6 +239,7 @@ def connect(path: Path, parameters: str) -> sqlite3.Connection:
         raise MigrationError(f"{path} cannot be opened: {error}; check its rights") from error
     try:
         db.execute(_CACHE)
+        db.execute(_NO_MAPPING)
         db.execute("BEGIN")
         # The read that takes the snapshot.
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -229,7 +229,7 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
             report.preflight = await asyncio.to_thread(
                 preflight, source, checker, prepared, lambda _: None, sources.EVERYTHING
             )
-            found = await compare_in_transaction(connection, source, checker, prepared.digests())
+            found = await compare_in_transaction(connection, lambda: source, checker, prepared.digests())
     finally:
         db.close()
     report.verification = found

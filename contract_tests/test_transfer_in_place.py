@@ -1,0 +1,233 @@
+"""A file that nobody is at work on is read in place, without a lock; whoever writes to it meanwhile does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import resource
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from original_application import make_file
+from transfer_memories import Trigger, add, add_session, age, everything, make_random
+
+from flux_memory.errors import MigrationError
+from flux_memory.transfer import Extent, Plan, Report, Status, migrate, snapshot
+from flux_memory.transfer.snapshot import Snapshot
+
+SESSIONS, MESSAGES = 20, 5000
+COUNT = "SELECT count(*) FROM messages"
+
+
+@pytest.fixture(params=["DELETE", "WAL"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A file whose application was stopped a while ago."""
+    path = tmp_path / "data" / "chat.db"
+    path.parent.mkdir()
+    make_random(path, sessions=SESSIONS, messages=MESSAGES)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA journal_mode = {request.param}")
+    age(path)
+    return path
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
+def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the file, and however many processors there are."""
+    monkeypatch.setattr(snapshot, "_LARGE", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: request.param)
+
+
+@contextmanager
+def no_room_for_a_copy() -> Iterator[None]:
+    """A limit on the size of files stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def state(path: Path) -> dict[str, tuple[str, int]]:
+    return {
+        file.name: (hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_mtime_ns)
+        for file in path.parent.iterdir()
+    }
+
+
+def write(path: Path, *sql: str) -> None:
+    """Write as an application does that starts, writes, and ends; it does not wait for locks."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as db:
+        for statement in sql:
+            db.execute(statement)
+
+
+def append(path: Path) -> None:
+    """Add a session with a message."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as db:
+        db.execute("BEGIN")
+        add_session(db, "added")
+        add(db, "added", "added")
+        db.execute("COMMIT")
+
+
+def watched(path: Path, dsn: str, watcher: Trigger, **plan: Any) -> Report:
+    return asyncio.run(migrate(Plan(path, dsn, **plan), watcher))
+
+
+def test_it_is_not_copied(path: Path) -> None:
+    """No room is needed, and the file and its directory stay as they are."""
+    before = state(path)
+    with no_room_for_a_copy(), Snapshot(path) as opened:
+        opened.open()
+        assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
+        assert not opened.renew()
+    assert state(path) == before
+
+
+def test_a_file_that_was_written_to_just_now_is_copied(path: Path) -> None:
+    """The next write could leave its time as it is."""
+    os.utime(path)
+    with no_room_for_a_copy(), Snapshot(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+        opened.open()
+
+
+def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
+    """What it holds has to be folded in, or rolled back."""
+    wal = path.read_bytes()[18] == 2
+    path.with_name("chat.db-wal" if wal else "chat.db-journal").write_bytes(b"x" * 100)
+    with no_room_for_a_copy(), Snapshot(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+        opened.open()
+
+
+def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
+    """The state that is open after a write is the new one, and lasts."""
+    with Snapshot(path) as opened:
+        opened.open()
+        append(path)
+        assert opened.renew()
+        assert opened.db.execute(COUNT).fetchone() == (MESSAGES + 1,)
+        write(path, "DELETE FROM messages WHERE id = 'added'")
+        assert not opened.renew()
+        assert opened.db.execute(COUNT).fetchone() == (MESSAGES + 1,)
+
+
+def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
+    """Whoever keeps it reads the file as it was then."""
+    with Snapshot(path) as opened:
+        opened.open()
+        opened.keep()
+        append(path)
+        assert not opened.renew()
+        assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
+
+
+REWRITE = ("DELETE FROM messages WHERE rowid % 3 = 0", "UPDATE messages SET content = content || content", "VACUUM")
+
+
+@pytest.mark.parametrize("act", [append, lambda path: write(path, *REWRITE)], ids=["appends", "rewrites"])
+@pytest.mark.parametrize("rows", [0, 2000], ids=["before", "meanwhile"])
+def test_a_write_during_the_preflight_has_it_read_again(
+    path: Path, flux_postgres_clean_dsn: str, processes: None, act: Callable[[Path], None], rows: int
+) -> None:
+    """However much of the file is another one then; what is moved is one state of it, whole."""
+    dsn = flux_postgres_clean_dsn
+    trigger = Trigger("Preflight", lambda: act(path), after_rows=rows)
+    report = watched(path, dsn, trigger)
+    assert trigger.acted
+    assert trigger.said.count("Somebody wrote to the file while it was read; a copy of it is read instead") == 1
+    assert report.status is Status.IDENTICAL
+    with closing(sqlite3.connect(path)) as db:
+        stored = db.execute("SELECT id, content FROM messages ORDER BY id").fetchall()
+    assert sorted((row[1], row[3]) for row in everything(dsn)[1]) == stored
+
+
+@pytest.mark.parametrize("phase", ["Load", "Keys", "Verify"])
+def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgres_clean_dsn: str, phase: str) -> None:
+    """What was moved is what was read; a second run brings the rest."""
+    dsn = flux_postgres_clean_dsn
+    report = watched(path, dsn, Trigger(phase, lambda: append(path)))
+    assert report.status is Status.IDENTICAL
+    assert len(everything(dsn)[1]) == MESSAGES
+    report = watched(path, dsn, Trigger("", lambda: None))
+    assert report.status is Status.IDENTICAL
+    assert len(everything(dsn)[1]) == MESSAGES + 1
+
+
+def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """The rows are read as they are then; a session that has gone is named as such."""
+    dsn = flux_postgres_clean_dsn
+    assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
+    with closing(sqlite3.connect(path)) as db:
+        ids = [id_ for (id_,) in db.execute("SELECT id FROM sessions ORDER BY id LIMIT 2")]
+    write(path, *(f"UPDATE sessions SET title = 'another' WHERE id = '{id_}'" for id_ in ids))
+    age(path)
+    gone = f"DELETE FROM sessions WHERE id = '{ids[0]}'"
+    report = watched(path, dsn, Trigger("Verify", lambda: write(path, gone)), extent=Extent.VERIFY)
+    assert report.status is Status.DIFFERENT
+    assert report.verification is not None
+    assert report.verification.first_differences == [
+        f"session differs, and is not in the file as it is now: {ids[0]}",
+        f"session's title differs: {ids[1]}",
+    ]
+
+
+def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """Nothing is moved of what may be half of it."""
+    with pytest.raises(MigrationError, match="there is no file"):
+        watched(path, flux_postgres_clean_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
+    assert everything(flux_postgres_clean_dsn) == ([], [])
+
+
+def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """Nothing is moved of what is left."""
+    with pytest.raises(MigrationError, match="damaged"):
+        watched(path, flux_postgres_clean_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
+    assert everything(flux_postgres_clean_dsn) == ([], [])
+
+
+def test_an_application_that_writes_all_the_time_is_no_hindrance(
+    tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
+) -> None:
+    """Each run moves one state: as many messages in each session, since a transaction adds to all."""
+    path = tmp_path / "chat.db"
+    with closing(make_file(path)) as db:
+        for id_ in "abc":
+            add_session(db, id_)
+
+    def add_to_all(number: int) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            for id_ in "abc":
+                add(db, f"{id_}{number}", id_)
+            db.execute("COMMIT")
+
+    async def write_all_the_time() -> None:
+        number = 0
+        while True:
+            await asyncio.to_thread(add_to_all, number)
+            number += 1
+
+    async def run() -> None:
+        writing = asyncio.create_task(write_all_the_time())
+        try:
+            for _ in range(5):
+                age(path)
+                report = await migrate(Plan(path, flux_postgres_clean_dsn))
+                assert report.status is Status.IDENTICAL
+                assert report.preflight.messages % 3 == 0
+        finally:
+            writing.cancel()
+            await asyncio.wait([writing])
+
+    asyncio.run(run())
+    messages = everything(flux_postgres_clean_dsn)[1]
+    counts = {id_: sum(row[0] == id_ for row in messages) for id_ in "abc"}
+    assert len(set(counts.values())) == 1
+    assert counts["a"]
