@@ -17,8 +17,9 @@ def page(result: dict[str, Any]) -> str:
         f"{about['at']} at {about['commit']}, on {about['cores']} cores ({about['cpu']}, {about['memory_gb']} GB), "
         f"{about['system']}, Python {about['python']}, PostgreSQL {about['server']}, default durability; load "
         f"{about['load_before']} before. Medians of {len(result['rounds'])} rounds, in each of which every way had its "
-        "turn, after the disk and the server had finished what was left of the one before (sync, CHECKPOINT); ratios "
-        "are medians of the ratios within the rounds."
+        "turn, after the disk and the server had finished what was left of the one before (sync, CHECKPOINT); before "
+        "the first, one move that does not count had the server make its log files, which it uses again. Ratios are "
+        "medians of the ratios within the rounds."
     )
     lines = [
         "# SQLite to PostgreSQL",

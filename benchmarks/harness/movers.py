@@ -69,12 +69,13 @@ def peak(pid):
         return next((int(line.split()[1]) for line in file if line.startswith("VmHWM")), 0)
 
 def watch():
-    # A process that ends takes its peak along, and what the system keeps of it counts its parent's pages, too.
+    # A process that ends takes its peak along, at last as a zombie that says nothing any more; and what the system
+    # keeps of it counts its parent's pages, too.
     while not done.wait(0.05):
         for thread in glob.glob("/proc/self/task/*/children"):
             try:
                 for child in Path(thread).read_text().split():
-                    peaks[child] = peak(child)
+                    peaks[child] = max(peak(child), peaks.get(child, 0))
             except OSError:
                 pass
 

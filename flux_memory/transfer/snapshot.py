@@ -20,7 +20,7 @@ from flux_memory.transfer.leftovers import private_directory
 
 _MAGIC: Final = b"SQLite format 3\x00"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CACHE: Final = "PRAGMA cache_size = -8000"
+_CACHE: Final = "PRAGMA cache_size = -4000"
 # Whoever reads a mapped file that is cut short is killed.
 _NO_MAPPING: Final = "PRAGMA mmap_size = 0"
 _LIVE: Final = "mode=ro"
