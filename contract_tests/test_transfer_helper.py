@@ -20,6 +20,7 @@ from transfer_memories import add, add_session, everything, make_random, move
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Extent, OnInvalid, Report, Status, helper, snapshot
+from flux_memory.transfer import preflight as preflight_module
 from flux_memory.transfer import source as sources
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.preflight import preflight
@@ -77,6 +78,23 @@ def test_two_processes_find_and_move_what_one_does(
         results.append((findings(report), sorted(held.read_text("utf-8").splitlines()), everything(dsn)))
     assert len(results[0][2][1]) == 1000
     assert results[0] == results[1]
+
+
+def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session may lie in many batches, and a batch may hold many sessions, good ones and bad ones."""
+    make_random(path, sessions=40, messages=300)
+    spoil(path)
+    results = []
+    for together in (1, 3, 100, 1000):
+        monkeypatch.setattr(preflight_module, "_TOGETHER", together)
+        with closing(sqlite3.connect(path)) as db, Prepared() as prepared:
+            source = sources.Source(db, sources.inspect(db))
+            found = preflight(source, RowChecker(UTC), prepared, lambda _: None, sources.EVERYTHING)
+            rows = [b"".join(prepared.pieces(table)) for table in ("sessions", "messages")]
+            results.append((found, [*prepared.digests()], [*prepared.refused()], rows))
+    assert results[0][0].messages == 300
+    assert results[0][0].refused_messages == 8
+    assert all(result == results[0] for result in results)
 
 
 def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, two_processes: None) -> None:

@@ -1,22 +1,29 @@
-"""Sessions with their messages, from the two streams of a source: one at a time, whatever their number."""
+"""Sessions with their messages, from two streams: one session at a time, whatever their number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
-from flux_memory.transfer.source import Part, RawRow, Source
+from flux_memory.transfer.source import RawRow
+
+Messages = TypeVar("Messages", bound=tuple[Any, ...])
 
 
-def conversations(source: Source, part: Part) -> Iterator[tuple[RawRow | None, Iterator[RawRow]]]:
+def conversations(
+    sessions: Iterator[RawRow], messages: Iterator[Messages]
+) -> Iterator[tuple[RawRow | None, Iterator[Messages]]]:
     """Return each session with its messages; messages without a session come with `None`.
 
     The messages of one must be read before the next is asked for.
+
+    Args:
+        sessions: In the order of their ids, which come first in each.
+        messages: In the order of their sessions' ids, which come first in each.
     """
-    sessions = source.sessions(part)
-    groups = groupby(source.messages(part), key=itemgetter(0))
+    groups = groupby(messages, key=itemgetter(0))
     session = next(sessions, None)
     group = next(groups, None)
     while session is not None or group is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from sys import getsizeof
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.checked import RowChecker
@@ -27,7 +29,7 @@ from flux_memory.transfer.wire import field as field_of
 _STEP: Final = 2048
 """Rows between two reports of progress."""
 _TOGETHER: Final = 128
-"""Messages of a session that are checked and put aside together."""
+"""Messages that are checked together, whatever their sessions are."""
 _MOST_BYTES: Final = 1024 * 1024
 """Fewer are, where they reach so many bytes."""
 
@@ -142,6 +144,27 @@ class _Progress:
         self._advance(-self._told)
 
 
+class _Run(NamedTuple):
+    """Messages of one session that follow one another."""
+
+    session_id: Any
+    raws: list[RawRow]
+    """As the source holds them."""
+    rows: Sequence[MessageRow | list[Problem]]
+    """As they were checked."""
+
+
+def _checked(checker: RowChecker, raws: Iterator[RawRow]) -> Iterator[_Run]:
+    """Check messages many at a time: that costs less, and most sessions are short."""
+    for some in _together(raws):
+        rows = checker.messages(some)
+        start = 0
+        for session_id, group in groupby(some, key=itemgetter(0)):
+            end = start + len(list(group))
+            yield _Run(session_id, some[start:end], rows[start:end])
+            start = end
+
+
 def _together(raws: Iterator[RawRow]) -> Iterator[list[RawRow]]:
     some: list[RawRow] = []
     size = 0
@@ -169,27 +192,28 @@ class _Preflight:
 
     def run(self) -> Findings:
         pending = 0
-        for raw_session, raws in conversations(self._source, self._part):
-            pending += 1 + self._conversation(raw_session, raws)
+        messages = _checked(self._checker, self._source.messages(self._part))
+        for raw_session, runs in conversations(self._source.sessions(self._part), messages):
+            pending += 1 + self._conversation(raw_session, runs)
             if pending >= _STEP:
                 self._progress.tell(pending)
                 pending = 0
         self._progress.tell(pending)
         return self._found
 
-    def _conversation(self, raw_session: RawRow | None, raws: Iterator[RawRow]) -> int:
+    def _conversation(self, raw_session: RawRow | None, runs: Iterator[_Run]) -> int:
         """Take a session with its messages, and return how many of these there were."""
         found = self._found
         if raw_session is None:
             problem = Problem(Kind.ORPHAN, "session_id", "there is no such session")
-            return self._refuse_messages(raws, None, problem)
+            return self._refuse_messages(runs, None, problem)
         session = self._checker.session(raw_session)
         if not isinstance(session, SessionRow):
             found.refused_sessions += 1
             self._refuse("sessions", str(raw_session[0]), raw_session, None, session)
             problem = Problem(Kind.SESSION_REFUSED, "session_id", "see the session's own problem")
-            return self._refuse_messages(raws, raw_session, problem)
-        count, refused, digest = self._messages(session, raw_session, raws)
+            return self._refuse_messages(runs, raw_session, problem)
+        count, refused, digest = self._messages(session, raw_session, runs)
         found.sessions += 1
         found.messages += count
         found.refused_messages += refused
@@ -198,22 +222,21 @@ class _Preflight:
         )
         return count + refused
 
-    def _messages(self, session: SessionRow, raw_session: RawRow, raws: Iterator[RawRow]) -> tuple[int, int, int]:
+    def _messages(self, session: SessionRow, raw_session: RawRow, runs: Iterator[_Run]) -> tuple[int, int, int]:
         """Take a session's messages; return how many were accepted, how many refused, and the digest."""
         count = refused = digest = 0
         session_field = field_of(session.id)
         last = (-(2**63), 0)
-        for some in _together(raws):
-            rows = self._checker.messages(some)
+        for _, raws, rows in runs:
             accepted = [row for row in rows if type(row) is MessageRow]
-            if len(accepted) < len(some):
-                refused += len(some) - len(accepted)
-                for raw, row in zip(some, rows, strict=True):
+            if len(accepted) < len(raws):
+                refused += len(raws) - len(accepted)
+                for raw, row in zip(raws, rows, strict=True):
                     if isinstance(row, list):
                         self._refuse("messages", str(raw[1]), raw, raw_session, row)
             if self._by_text:
                 # Refused rows have no time.
-                places = [(row[4], raw[7]) for row, raw in zip(rows, some, strict=True) if type(row) is MessageRow]
+                places = [(row[4], raw[7]) for row, raw in zip(rows, raws, strict=True) if type(row) is MessageRow]
                 last = self._check_order([last, *places])
             prepared, digests = prepare_messages(session_field, count + 1, accepted)
             self._prepared.add_messages(prepared)
@@ -229,13 +252,13 @@ class _Preflight:
         self._found.ties += len(times) - len(set(times))
         return places[-1]
 
-    def _refuse_messages(self, raws: Iterator[RawRow], session: RawRow | None, problem: Problem) -> int:
+    def _refuse_messages(self, runs: Iterator[_Run], session: RawRow | None, problem: Problem) -> int:
         count = 0
-        for raw in raws:
-            count += 1
-            checked = self._checker.message(raw)
-            problems = [problem, *checked] if isinstance(checked, list) else [problem]
-            self._refuse("messages", str(raw[1]), raw, session, problems)
+        for _, raws, rows in runs:
+            count += len(raws)
+            for raw, row in zip(raws, rows, strict=True):
+                problems = [problem, *row] if isinstance(row, list) else [problem]
+                self._refuse("messages", str(raw[1]), raw, session, problems)
         self._found.refused_messages += count
         return count
 
