@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import resource
 import sqlite3
@@ -17,7 +18,7 @@ from original_application import make_file
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, Plan, Report, Status, migrate, snapshot
+from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, snapshot
 from flux_memory.transfer.snapshot import Snapshot
 
 SESSIONS, MESSAGES = 20, 5000
@@ -176,6 +177,24 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
         f"session differs, and is not in the file as it is now: {ids[0]}",
         f"session's title differs: {ids[1]}",
     ]
+
+
+def test_what_cannot_be_moved_is_put_aside_though_something_differs(
+    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
+) -> None:
+    """A process that has read half of the file keeps its refused rows until they are written."""
+    dsn, quarantine = flux_postgres_clean_dsn, tmp_path / "refused.jsonl"
+    assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        (last,) = db.execute("SELECT max(id) FROM sessions").fetchone()
+        db.execute("UPDATE sessions SET title = 'another' WHERE id = ?", (last,))
+        add(db, "refused", last, metadata="no JSON")
+    age(path)
+    report = watched(
+        path, dsn, Trigger("", lambda: None), on_invalid=OnInvalid.QUARANTINE, quarantine_file=quarantine
+    )
+    assert report.status is Status.DIFFERENT
+    assert [json.loads(line)["row"]["id"] for line in quarantine.read_text().splitlines()] == ["refused"]
 
 
 def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:

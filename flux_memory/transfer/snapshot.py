@@ -88,11 +88,15 @@ class Snapshot:
     def keep(self) -> None:
         """Open the file's present state, so that nobody can change it, unless the one that is open cannot be changed.
 
+        The helper keeps what it has read.
+
         Raises:
             MigrationError: The file cannot be read any more.
         """
         if self._witness is not None:
-            self._open(in_place=False)
+            self.db.close()
+            check_file(self._path)
+            self._read(None, in_place=False)
 
     def interrupt(self) -> None:
         """Stop whatever is being read, from another thread."""
@@ -119,21 +123,24 @@ class Snapshot:
         check_file(self._path)
         if self._path.stat().st_size >= _LARGE and (os.cpu_count() or 1) > 1:
             self.helper = Helper()
+        self._read(self.helper, in_place=in_place)
+
+    def _read(self, helper: Helper | None, *, in_place: bool) -> None:
         with private_directory() as directory:
             copy = directory / "snapshot.db"
             code, self._witness = self._prepare(copy, in_place=in_place)
             if code == private_copy.LIVE:
-                self._join()
+                self._join(helper)
             else:
                 read = copy if code == private_copy.COPIED else self._path
                 self._db = connect(read, _STILL)
-                if self.helper is not None:
-                    self.helper.open(read, _STILL)
+                if helper is not None:
+                    helper.open(read, _STILL)
 
-    def _join(self) -> None:
+    def _join(self, helper: Helper | None) -> None:
         """Open a file that others write to; the helper's state is the same if nobody committed between the two."""
         path = self._path
-        if self.helper is None:
+        if helper is None:
             self._db = connect(path, _LIVE)
             return
         with closing(connect(path, _LIVE)) as watch:
@@ -141,11 +148,11 @@ class Snapshot:
             for _ in range(_ATTEMPTS):
                 version = watch.execute(_VERSION).fetchone()
                 self._db = connect(path, _LIVE)
-                self.helper.open(path, _LIVE)
+                helper.open(path, _LIVE)
                 if watch.execute(_VERSION).fetchone() == version:
                     return
                 self._db.close()
-        self.helper.close()
+        helper.close()
         self._db, self.helper = connect(path, _LIVE), None
 
     def _prepare(self, copy: Path, *, in_place: bool) -> tuple[int, str | None]:
