@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,7 +19,9 @@ from original_application import make_file
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, snapshot
+from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, quarantine, snapshot
+from flux_memory.transfer.prepared import RefusedRow
+from flux_memory.transfer.reading import read_all
 from flux_memory.transfer.snapshot import Snapshot
 
 SESSIONS, MESSAGES = 20, 5000
@@ -183,18 +186,114 @@ def test_what_cannot_be_moved_is_put_aside_though_something_differs(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:
     """A process that has read half of the file keeps its refused rows until they are written."""
-    dsn, quarantine = flux_postgres_clean_dsn, tmp_path / "refused.jsonl"
+    dsn, refused = flux_postgres_clean_dsn, tmp_path / "refused.jsonl"
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         (last,) = db.execute("SELECT max(id) FROM sessions").fetchone()
         db.execute("UPDATE sessions SET title = 'another' WHERE id = ?", (last,))
         add(db, "refused", last, metadata="no JSON")
     age(path)
-    report = watched(
-        path, dsn, Trigger("", lambda: None), on_invalid=OnInvalid.QUARANTINE, quarantine_file=quarantine
-    )
+    report = watched(path, dsn, Trigger("", lambda: None), on_invalid=OnInvalid.QUARANTINE, quarantine_file=refused)
     assert report.status is Status.DIFFERENT
-    assert [json.loads(line)["row"]["id"] for line in quarantine.read_text().splitlines()] == ["refused"]
+    assert [json.loads(line)["row"]["id"] for line in refused.read_text().splitlines()] == ["refused"]
+
+
+def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
+    path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that waits for it ends, and so does the thread that waits for the process."""
+    dsn = flux_postgres_clean_dsn
+    write(path, "PRAGMA journal_mode = DELETE")
+    age(path)
+    assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
+    write(path, "UPDATE sessions SET title = 'another'")
+    age(path)
+    ended = threading.Event()
+    keep = Snapshot.keep
+
+    def keep_and_tell(opened: Snapshot) -> None:
+        try:
+            keep(opened)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Snapshot, "keep", keep_and_tell)
+
+    async def run() -> None:
+        lock = Trigger("Verify", lambda: application.execute("BEGIN EXCLUSIVE"))
+        migration = asyncio.create_task(migrate(Plan(path, dsn, Extent.VERIFY), lock))
+        await asyncio.wait([migration], timeout=1)
+        assert lock.acted
+        migration.cancel()
+        done, _ = await asyncio.wait([migration], timeout=10)
+        assert done
+        assert migration.cancelled()
+        assert ended.is_set()
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as application:
+        asyncio.run(run())
+
+
+def test_a_cancellation_waits_until_nothing_is_read(
+    path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come between two statements, and stops what follows nevertheless."""
+    begun, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def read_later(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        cancelled.wait()
+        try:
+            return read_all(*arguments, **options)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("flux_memory.transfer.migration.read_all", read_later)
+
+    async def run() -> None:
+        migration = asyncio.create_task(migrate(Plan(path, flux_postgres_clean_dsn)))
+        await asyncio.to_thread(begun.wait)
+        migration.cancel()
+        asyncio.get_running_loop().call_later(0.1, cancelled.set)
+        await asyncio.wait([migration])
+        assert migration.cancelled()
+        assert ended.is_set()
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_quarantine_leaves_no_file(
+    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows there are to write; half of them would look like all."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        for number in range(3):
+            add(db, f"refused {number}", "nowhere")
+    age(path)
+    refused = tmp_path / "refused.jsonl"
+    interrupted = threading.Event()
+    interrupt, entry = Snapshot.interrupt, quarantine._entry
+
+    def interrupt_and_tell(opened: Snapshot) -> None:
+        interrupt(opened)
+        interrupted.set()
+
+    async def run() -> None:
+        def cancel_and_go_on(row: RefusedRow) -> dict[str, Any]:
+            loop.call_soon_threadsafe(migration.cancel)
+            interrupted.wait()
+            return entry(row)
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(Snapshot, "interrupt", interrupt_and_tell)
+        monkeypatch.setattr(quarantine, "_entry", cancel_and_go_on)
+        plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=refused)
+        migration = asyncio.create_task(migrate(plan))
+        await asyncio.wait([migration])
+        assert migration.cancelled()
+        assert not refused.exists()
+
+    asyncio.run(run())
 
 
 def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:

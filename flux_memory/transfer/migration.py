@@ -23,7 +23,7 @@ from flux_memory.transfer.leftovers import private_directory
 from flux_memory.transfer.load import Loaded, load
 from flux_memory.transfer.merge import Merged, merge
 from flux_memory.transfer.preflight import Findings
-from flux_memory.transfer.prepared import Prepared, all_digests
+from flux_memory.transfer.prepared import Prepared, RefusedRow, all_digests
 from flux_memory.transfer.progress import Nobody, Watcher
 from flux_memory.transfer.quarantine import refuse_unwritable, write_quarantine
 from flux_memory.transfer.reading import read_all
@@ -33,6 +33,9 @@ from flux_memory.transfer.snapshot import Snapshot
 from flux_memory.transfer.verify import compare
 
 Result = TypeVar("Result")
+
+_AGAIN: Final = 0.05
+"""Seconds after which a reading that goes on is interrupted again."""
 
 
 class OnInvalid(StrEnum):
@@ -141,7 +144,7 @@ class _Migration:
             if plan.extent is Extent.MOVE:
                 await targets.prepare(connection)
                 with self._phase("Load", report.preflight.sessions + report.preflight.messages):
-                    report.moved = await self._cancellable(self._load(connection))
+                    report.moved = await _ended(self._load(connection))
                 if self._filled:
                     with self._phase("Analyze", None):
                         await targets.analyze(connection)
@@ -197,8 +200,14 @@ class _Migration:
     def _quarantine(self) -> None:
         path = self._plan.quarantine_file
         assert path is not None  # noqa: S101 - checked at the beginning
-        write_quarantine(path, chain.from_iterable(part.refused() for part in self._parts))
+        write_quarantine(path, self._refused())
         self._report.quarantine = str(path)
+
+    def _refused(self) -> Iterator[RefusedRow]:
+        for row in chain.from_iterable(part.refused() for part in self._parts):
+            if self._snapshot.interrupted:
+                raise MigrationError("it was cancelled")
+            yield row
 
     async def _load(self, connection: Any) -> Merged:
         found, advance = self._report.preflight, self._watcher.advance
@@ -227,7 +236,7 @@ class _Migration:
     async def _verify(self, connection: Any) -> None:
         report = self._report
         report.verification = await compare(
-            connection, self._source_that_stays, self._checker, all_digests(self._parts)
+            connection, lambda: self._on_thread(self._source_that_stays), self._checker, all_digests(self._parts)
         )
         if not report.verification.identical:
             report.status = Status.DIFFERENT
@@ -244,19 +253,30 @@ class _Migration:
             self._report.seconds[name.lower()] = time.monotonic() - began
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
-        return await self._cancellable(asyncio.to_thread(work))
-
-    async def _cancellable(self, work: Awaitable[Result]) -> Result:
-        """Await work that reads the source; a cancellation stops the reading, too, and waits until it has stopped."""
-        task = asyncio.ensure_future(work)
+        """Read the source; a cancellation stops the reading, and waits until it has stopped."""
+        reading = asyncio.ensure_future(asyncio.to_thread(work))
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(reading)
         except asyncio.CancelledError:
-            self._snapshot.interrupt()
-            task.cancel()
+            while not reading.done():
+                # What comes between two statements stops neither.
+                self._snapshot.interrupt()
+                await asyncio.wait([reading], timeout=_AGAIN)
             with suppress(BaseException):
-                await task
+                reading.result()
             raise
+
+
+async def _ended(work: Awaitable[Result]) -> Result:
+    """Await work; what a cancellation makes of it, such as a lost connection, is not what is told."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        with suppress(BaseException):
+            await task
+        raise
 
 
 def _describe(target: targets.Target) -> str:

@@ -49,12 +49,13 @@ class Snapshot:
     def __init__(self, path: Path) -> None:
         self.helper: Helper | None = None
         """A process that has opened the same state, where the file is large."""
+        self.interrupted = False
+        """Whether nobody wants it any more."""
         self._path: Final = path
         self._db: sqlite3.Connection | None = None
         self._witness: str | None = None
         """What the file looked like, where it is read in place and its writers are free to go on."""
         self._asked: subprocess.Popen[str] | None = None
-        self._interrupted = False
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -80,7 +81,7 @@ class Snapshot:
         Raises:
             MigrationError: The file cannot be read any more.
         """
-        if self._witness is None or self._interrupted or self._ask(self._path)[1] == self._witness:
+        if self._witness is None or self.interrupted or self._ask(self._path)[1] == self._witness:
             return False
         self._open(in_place=False)
         return True
@@ -100,15 +101,16 @@ class Snapshot:
 
     def interrupt(self) -> None:
         """Stop whatever is being read, from another thread."""
-        self._interrupted = True
-        if self._asked is not None:
-            self._asked.kill()
-        if self._db is not None:
-            # It may be let go at this moment.
+        self.interrupted = True
+        # Each may be let go at this moment.
+        asked, db, helper = self._asked, self._db, self.helper
+        if asked is not None:
+            asked.kill()
+        if db is not None:
             with suppress(sqlite3.ProgrammingError):
-                self._db.interrupt()
-        if self.helper is not None:
-            self.helper.kill()
+                db.interrupt()
+        if helper is not None:
+            helper.kill()
 
     def close(self) -> None:
         """Let go of it."""
@@ -171,7 +173,7 @@ class Snapshot:
             stderr=subprocess.PIPE,
             text=True,
         )
-        if self._interrupted:
+        if self.interrupted:
             self._asked.kill()
         said = self._asked.communicate()
         return self._asked.returncode, said[0].strip(), said[1].strip()

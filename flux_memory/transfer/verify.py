@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -70,13 +69,13 @@ class Comparison:
 
 
 async def compare(
-    connection: Any, source: Callable[[], Source], checker: RowChecker, digests: Iterator[SessionDigest]
+    connection: Any, source: Callable[[], Awaitable[Source]], checker: RowChecker, digests: Iterator[SessionDigest]
 ) -> Comparison:
     """Compare a SQLite memory, as its digests were taken, with a PostgreSQL memory.
 
     Args:
         connection: To PostgreSQL.
-        source: Returns the SQLite memory, for the rows of sessions that differ; asked on another thread.
+        source: Returns the SQLite memory, for the rows of sessions that differ.
         checker: Checks its rows.
         digests: What was taken of it.
     """
@@ -86,7 +85,7 @@ async def compare(
 
 
 async def compare_in_transaction(
-    connection: Any, source: Callable[[], Source], checker: RowChecker, digests: Iterator[SessionDigest]
+    connection: Any, source: Callable[[], Awaitable[Source]], checker: RowChecker, digests: Iterator[SessionDigest]
 ) -> Comparison:
     """Compare within the transaction that is open, so that it is the caller's snapshot that is compared."""
     found = Comparison()
@@ -95,7 +94,7 @@ async def compare_in_transaction(
         rows: Source | None = None
         for digest in differing.digests():
             if rows is None:
-                rows = await asyncio.to_thread(source)
+                rows = await source()
             await _compare_session(found, connection, rows, checker, digest.id.decode())
     return found
 

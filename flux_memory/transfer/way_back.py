@@ -229,7 +229,11 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
             report.preflight = await asyncio.to_thread(
                 preflight, source, checker, prepared, lambda _: None, sources.EVERYTHING
             )
-            found = await compare_in_transaction(connection, lambda: source, checker, prepared.digests())
+
+            async def opened() -> sources.Source:
+                return source
+
+            found = await compare_in_transaction(connection, opened, checker, prepared.digests())
     finally:
         db.close()
     report.verification = found
