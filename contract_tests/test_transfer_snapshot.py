@@ -100,6 +100,25 @@ def test_a_log_without_its_index_is_read(path: Path) -> None:
     assert state(path.parent) == before
 
 
+@pytest.mark.parametrize("to_directory", [False, True], ids=["to the file", "to its directory"])
+@pytest.mark.parametrize("killed", [False, True], ids=["at work", "killed"])
+def test_the_log_of_a_file_behind_a_link_is_read(path: Path, killed: bool, to_directory: bool) -> None:
+    """It lies beside the file itself."""
+    make_file_with_data(path)
+    write_ahead(path)
+    link = path.parent.with_name("link")
+    link.symlink_to(path.parent if to_directory else path)
+    given = link / path.name if to_directory else link
+    with closing(sqlite3.connect(path, isolation_level=None)) as application:
+        add_sessions(application, "three")
+        if killed:
+            copied = path.parent.with_name("copied")
+            shutil.copytree(path.parent, copied)
+            link.unlink()
+            link.symlink_to(copied if to_directory else copied / path.name)
+        assert count(given) == 3
+
+
 def test_a_transaction_that_a_crash_left_half_done_is_not_read(path: Path) -> None:
     """A hot journal is rolled back in a copy; the file and its journal stay for the application to recover."""
     make_file_with_data(path)

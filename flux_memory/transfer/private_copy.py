@@ -175,11 +175,13 @@ def _beside(path: Path, suffix: str) -> Path:
 
 if __name__ == "__main__":
     try:
-        path, *how = sys.argv[1:]
+        name, *how = sys.argv[1:]
+        # SQLite, too, puts a log or a journal beside the file that a link leads to.
+        path = Path(name).resolve()
         if not how:
-            print(witness(Path(path)))
+            print(witness(path))
             sys.exit()
-        sys.exit(prepare(Path(path), Path(how[0]), float(how[1]), in_place=how[2] == "True"))
+        sys.exit(prepare(path, Path(how[0]), float(how[1]), in_place=how[2] == "True"))
     except (OSError, sqlite3.Error) as problem:
         sys.stderr.write(f"{getattr(problem, 'sqlite_errorname', '')}|{problem}")
         sys.exit(FAILED)
