@@ -182,6 +182,26 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
     ]
 
 
+def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """Neither the state that was read nor the one that followed is the target's."""
+    dsn = flux_postgres_clean_dsn
+    assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
+    with closing(sqlite3.connect(path)) as db:
+        (one, title), (other, _) = db.execute("SELECT id, title FROM sessions ORDER BY id LIMIT 2").fetchall()
+    write(path, f"UPDATE sessions SET title = 'another' WHERE id = '{one}'")
+    age(path)
+    swap = (
+        f"UPDATE sessions SET title = '{title}' WHERE id = '{one}'",
+        f"UPDATE sessions SET title = 'another' WHERE id = '{other}'",
+    )
+    report = watched(path, dsn, Trigger("Verify", lambda: write(path, *swap)), extent=Extent.VERIFY)
+    assert report.status is Status.DIFFERENT
+    assert report.verification is not None
+    assert report.verification.first_differences == [
+        f"session differs, and was changed in the file since it was read: {one}"
+    ]
+
+
 def test_what_cannot_be_moved_is_put_aside_though_something_differs(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:

@@ -13,7 +13,14 @@ from flux_memory.transfer.server_digests import server_digests
 from flux_memory.transfer.source import Source
 from flux_memory.transfer.target import NO_DEADLINES
 from flux_memory.transfer.times import text as time_text
-from flux_memory.transfer.wire import MESSAGE_DIGEST, MessageRow, SessionRow, message_digest
+from flux_memory.transfer.wire import (
+    MESSAGE_DIGEST,
+    MessageRow,
+    SessionRow,
+    message_digest,
+    prepare_messages,
+    session_digest,
+)
 
 SELECT_SESSION: Final = """
 SELECT
@@ -95,7 +102,7 @@ async def compare_in_transaction(
         for digest in differing.digests():
             if rows is None:
                 rows = await source()
-            await _compare_session(found, connection, rows, checker, digest.id.decode())
+            await _compare_session(found, connection, rows, checker, digest)
     return found
 
 
@@ -135,17 +142,20 @@ def _missing(found: Comparison, own: SessionDigest) -> None:
 
 
 async def _compare_session(
-    found: Comparison, connection: Any, source: Source, checker: RowChecker, session_id: str
+    found: Comparison, connection: Any, source: Source, checker: RowChecker, own: SessionDigest
 ) -> None:
+    session_id = own.id.decode()
     raw = source.session(session_id)
     session = None if raw is None else checker.session(raw)
     if not isinstance(session, SessionRow):
         found.add("session differs, and is not in the file as it is now", session_id)
         return
-    matched = 0
-    last = 0
+    matched = last = count = digests = 0
     rows = (row for row in map(checker.message, source.messages_of(session_id)) if isinstance(row, MessageRow))
-    while some := {row.id.decode(): message_digest(0, row) for row in islice(rows, _AT_ONCE)}:
+    while together := list(islice(rows, _AT_ONCE)):
+        digests ^= prepare_messages(b"", count + 1, together)[1]
+        count += len(together)
+        some = {row.id.decode(): message_digest(0, row) for row in together}
         there = await connection.fetch(SELECT_MESSAGES, session_id, [*some])
         stored = {id_: (seq, digest) for id_, seq, digest in there}
         matched += len(stored)
@@ -164,6 +174,9 @@ async def _compare_session(
     found.added_since += added
     for column in _differing_columns(session, await connection.fetchrow(SELECT_SESSION, session_id), added):
         found.add(f"session's {column} differs", session_id)
+    if own != SessionDigest(own.id, session_digest(session), count, digests):
+        # What is there now proves nothing of what was read.
+        found.add("session differs, and was changed in the file since it was read", session_id)
 
 
 def _differing_columns(session: SessionRow, stored: tuple[str, ...], added: int) -> list[str]:
