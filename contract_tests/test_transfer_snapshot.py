@@ -247,7 +247,8 @@ def test_a_locked_file_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             count(path)
 
 
-def test_waiting_for_a_lock_can_be_cancelled(path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True], ids=["no log", "a log that it shared"])
+def test_waiting_for_a_lock_can_be_cancelled(path: Path, shared: bool) -> None:
     """Ctrl-C is not kept waiting by what another process does."""
     make_file_with_data(path)
 
@@ -260,7 +261,13 @@ def test_waiting_for_a_lock_can_be_cancelled(path: Path) -> None:
         assert migration.cancelled()
 
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
-        application.execute("BEGIN EXCLUSIVE")
+        if shared:
+            write_ahead(path)
+            add_sessions(application, "three")
+            application.execute("PRAGMA locking_mode = EXCLUSIVE")
+            add_sessions(application, "four")
+        else:
+            application.execute("BEGIN EXCLUSIVE")
         asyncio.run(run())
 
 

@@ -49,6 +49,9 @@ def prepare(source: Path, target: Path, busy_seconds: float, *, in_place: bool) 
     """
     for _ in range(_ATTEMPTS):
         if _is_wal(source) and _in_use(_beside(source, "-shm")):
+            # A lock on the file itself is waited for here, where waiting can be ended.
+            if lock := _shared_lock(source, busy_seconds):
+                lock.close()
             return LIVE
         if in_place and (found := _witness_at_rest(source, busy_seconds)):
             print(found)
