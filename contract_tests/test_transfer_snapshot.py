@@ -294,6 +294,19 @@ def test_no_room_for_a_copy_says_so(path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_no_more_processes_says_so(path: Path) -> None:
+    """A limit on open files leaves none for the pipes to another process."""
+    make_file_with_data(path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open() as file, Snapshot(path) as opened:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 4, limits[1]))
+        try:
+            with pytest.raises(MigrationError, match="Too many open files; see to its limits"):
+                opened.open()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:
     """The original's own file, where one is given."""
     legacy = os.environ.get("FLUX_MEMORY_LEGACY_DB")

@@ -8,7 +8,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -33,6 +34,18 @@ _LARGE: Final = 32 * 1024 * 1024
 _BUSY_SECONDS = 30.0
 """How long to wait for a lock that another process holds."""
 _BUSY: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
+
+
+@contextmanager
+def _within_limits() -> Iterator[None]:
+    """Say what the system has no more of; also where a connection to the target is open, whose errors are others."""
+    try:
+        yield
+    except OSError as error:
+        raise MigrationError(
+            "the SQLite file cannot be read: the system gives no process or no temporary file for it: "
+            f"{error.strerror}; see to its limits and to TMPDIR, and run again"
+        ) from error
 
 
 class Snapshot:
@@ -63,6 +76,7 @@ class Snapshot:
         assert self._db is not None  # noqa: S101 - `open` comes first
         return self._db
 
+    @_within_limits()
     def open(self) -> None:
         """Open the file's present state.
 
@@ -75,6 +89,7 @@ class Snapshot:
             if not self.renew():
                 raise
 
+    @_within_limits()
     def renew(self) -> bool:
         """Tell whether what was read so far is void, since somebody wrote to the file; its new state is open then.
 
@@ -86,6 +101,7 @@ class Snapshot:
         self._open(in_place=False)
         return True
 
+    @_within_limits()
     def keep(self) -> None:
         """Open the file's present state, so that nobody can change it, unless the one that is open cannot be changed.
 
@@ -122,8 +138,7 @@ class Snapshot:
 
     def _open(self, *, in_place: bool) -> None:
         self.close()
-        check_file(self._path)
-        if self._path.stat().st_size >= _LARGE and (os.cpu_count() or 1) > 1:
+        if check_file(self._path) >= _LARGE and (os.cpu_count() or 1) > 1:
             self.helper = Helper()
         self._read(self.helper, in_place=in_place)
 
@@ -189,8 +204,8 @@ class Snapshot:
             raise _unreadable(self._path, error) from error
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is not a SQLite database file.
+def check_file(path: Path) -> int:
+    """Refuse what is not a SQLite database file, and return its size.
 
     Raises:
         MigrationError: The message says what it is, and what to do.
@@ -208,6 +223,7 @@ def check_file(path: Path) -> None:
         raise MigrationError(f"{path} cannot be read: no permission; run as its owner, or grant read access")
     if size == 0:
         raise MigrationError(f"{path} is empty; check --sqlite-path, there is nothing to move")
+    return size
 
 
 def _unreadable(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> MigrationError:
