@@ -11,12 +11,14 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from ordinary_user import ordinary_user
 from original_application import add_sessions, make_file, make_file_with_data
+from waiting import until
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Plan, migrate, snapshot
@@ -305,6 +307,24 @@ def test_no_more_processes_says_so(path: Path) -> None:
                 opened.open()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_ctrl_c_on_a_terminal_is_for_one_process(path: Path) -> None:
+    """An application that goes on in spite of it goes on with its migration, too."""
+    make_file_with_data(path)
+
+    async def asked() -> bool:
+        return waiting._asked is not None
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as application, ThreadPoolExecutor(1) as pool:
+        application.execute("BEGIN EXCLUSIVE")
+        with Snapshot(path) as waiting:
+            opening = pool.submit(waiting.open)
+            asyncio.run(until(asked))
+            assert waiting._asked is not None
+            assert os.getpgid(waiting._asked.pid) != os.getpgrp()
+            waiting.interrupt()
+            assert isinstance(opening.exception(), MigrationError)
 
 
 def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:

@@ -187,6 +187,8 @@ class Snapshot:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Ctrl-C on a terminal is for this process to tell it; an application may have something else in mind.
+            start_new_session=True,
         )
         if self.interrupted:
             self._asked.kill()
