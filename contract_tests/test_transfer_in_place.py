@@ -10,6 +10,7 @@ import resource
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,26 @@ def test_a_cancellation_waits_until_nothing_is_read(
         await asyncio.wait([migration])
         assert migration.cancelled()
         assert ended.is_set()
+
+    asyncio.run(run())
+
+
+def test_a_cancellation_does_not_wait_for_a_thread(path: Path) -> None:
+    """An application may keep all of its loop's threads busy with something else."""
+    free = threading.Event()
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        busy = asyncio.create_task(asyncio.to_thread(free.wait))
+        migration = asyncio.create_task(migrate(Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere")))
+        await asyncio.wait([migration], timeout=0.1)
+        migration.cancel()
+        await asyncio.wait([migration], timeout=5)
+        try:
+            assert migration.cancelled()
+        finally:
+            free.set()
+            await busy
 
     asyncio.run(run())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
@@ -254,13 +255,22 @@ class _Migration:
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source; a cancellation stops the reading, and waits until it has stopped."""
-        reading = asyncio.ensure_future(asyncio.to_thread(work))
+        begun = threading.Event()
+
+        def begin() -> Result:
+            begun.set()
+            return work()
+
+        reading = asyncio.ensure_future(asyncio.to_thread(begin))
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
             while not reading.done():
                 # What comes between two statements stops neither.
                 self._snapshot.interrupt()
+                if not begun.is_set():
+                    # Others keep all threads busy.
+                    reading.cancel()
                 await asyncio.wait([reading], timeout=_AGAIN)
             with suppress(BaseException):
                 reading.result()
