@@ -8,6 +8,8 @@ import json
 import os
 import resource
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +123,25 @@ def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
         write(path, "DELETE FROM messages WHERE id = 'added'")
         assert not opened.renew()
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES + 1,)
+
+
+def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None:
+    """The application that embeds a migration has the file open, too, in the midst of a transaction."""
+    write(path, "PRAGMA journal_mode = DELETE")
+    age(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as application:
+        application.execute("BEGIN IMMEDIATE")
+        with no_room_for_a_copy(), Snapshot(path) as opened:
+            opened.open()
+            assert not opened.renew()
+        command = [
+            sys.executable,
+            "-c",
+            "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')",
+        ]
+        other = subprocess.run([*command, path], capture_output=True, text=True, check=False)
+        assert "locked" in other.stderr
+        application.execute("COMMIT")
 
 
 def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
