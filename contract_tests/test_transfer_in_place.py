@@ -88,8 +88,11 @@ def watched(path: Path, dsn: str, watcher: Trigger, **plan: Any) -> Report:
     return asyncio.run(migrate(Plan(path, dsn, **plan), watcher))
 
 
-def test_it_is_not_copied(path: Path) -> None:
+@pytest.mark.parametrize("empty", [(), ("chat.db-journal", "chat.db-wal")], ids=["alone", "beside empty files"])
+def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
     """No room is needed, and the file and its directory stay as they are."""
+    for name in empty:
+        path.with_name(name).touch()
     before = state(path)
     with no_room_for_a_copy(), Snapshot(path) as opened:
         opened.open()

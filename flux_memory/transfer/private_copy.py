@@ -75,13 +75,18 @@ def witness(source: Path) -> str:
 def _witness_at_rest(source: Path, busy_seconds: float) -> str | None:
     """Return a file's witness if nobody is at work on it, and nothing of it lies in a log or a journal."""
     if _is_wal(source):
-        log = _stat(_beside(source, "-wal"))
-        return _settled_witness(source) if log is None or log[1] == 0 else None
+        return None if _holds_something(_beside(source, "-wal")) else _settled_witness(source)
     lock = _shared_lock(source, busy_seconds)
     if lock is None:
         return None
     with closing(lock):
-        return None if _stat(_beside(source, "-journal")) else _settled_witness(source)
+        return None if _holds_something(_beside(source, "-journal")) else _settled_witness(source)
+
+
+def _holds_something(companion: Path) -> bool:
+    """Tell whether a log or a journal is more than the empty file that some journal modes leave."""
+    found = _stat(companion)
+    return found is not None and found[1] > 0
 
 
 def _settled_witness(source: Path) -> str | None:

@@ -19,7 +19,6 @@ from flux_memory.transfer import private_copy
 from flux_memory.transfer.helper import Helper
 from flux_memory.transfer.leftovers import private_directory
 
-_MAGIC: Final = b"SQLite format 3\x00"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CACHE: Final = "PRAGMA cache_size = -4000"
 # Whoever reads a mapped file that is cut short is killed.
