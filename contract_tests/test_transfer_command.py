@@ -206,9 +206,9 @@ def test_a_report_of_a_file_whose_name_is_no_text_is_json(tmp_path: Path) -> Non
     assert str(path) in json.loads(report.read_text("utf-8"))["error"]
 
 
-def on_a_terminal(columns: int, *arguments: object) -> str:
-    """Run the command on a terminal of its own, and return all that it wrote there."""
-    command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
+def on_a_terminal(columns: int, *arguments: object, typed: bytes = b"", code: int = 0) -> str:
+    """Run the command on a terminal of its own, type there, and return all that it wrote."""
+    command = [sys.executable, "-m", "flux_memory", "migrate", *map(str, arguments)]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR"}}
@@ -216,19 +216,20 @@ def on_a_terminal(columns: int, *arguments: object) -> str:
         command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm"}
     ) as process:
         os.close(theirs)
+        os.write(ours, typed)
         written = b""
         with suppress(OSError):  # what a terminal says that nobody holds any more
             while piece := os.read(ours, 65536):
                 written += piece
     os.close(ours)
-    assert process.returncode == 0, written
+    assert process.returncode == code, written
     return written.decode()
 
 
 @pytest.mark.parametrize("columns", [60, 100])
 def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str, columns: int) -> None:
     """Whatever its width; and what each phase took stays to be read."""
-    written = on_a_terminal(columns, "--sqlite-path", path, "--postgres-dsn", flux_empty_database)
+    written = on_a_terminal(columns, "--yes", "--sqlite-path", path, "--postgres-dsn", flux_empty_database)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", written)
     assert "\x1b[1A" not in plain, "a line was wrapped and taken back"
     frames = [frame for frame in re.split(r"[\r\n]|\x1b\[2K", plain) if "━" in frame and frame[0].isalpha()]
@@ -242,6 +243,21 @@ def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str,
         "Verify",
     ]
     assert "Proven identical" in plain
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n", 1), ("y", 0)])
+def test_a_terminal_is_asked_before_anything_is_drawn_on_it(
+    path: Path, flux_empty_database: str, answer: str, code: int
+) -> None:
+    """The question says how to answer, and no bar wipes it away, or the answer."""
+    written = on_a_terminal(
+        100, "--sqlite-path", path, "--postgres-dsn", flux_empty_database, typed=f"{answer}\n".encode(), code=code
+    )
+    question, asked, after = written.partition("? [y/N]: ")
+    assert asked, written
+    assert "Move " in question
+    assert "\x1b" not in question
+    assert ("Proven identical" in after) == (answer == "y")
 
 
 @pytest.mark.parametrize(

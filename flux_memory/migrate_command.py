@@ -6,8 +6,9 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -19,6 +20,7 @@ from flux_memory.hidden import Hidden
 
 if TYPE_CHECKING:
     from flux_memory.transfer import Plan, Report
+    from flux_memory.transfer_display import Display
 
 _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result."
 
@@ -55,7 +57,7 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
 @click.option("--assume-timezone", default="UTC", show_default=True, help="The zone of times that name none.")
 @click.option("--leave-behind", multiple=True, metavar="NAME", help="An unknown table, or table.column, not to move.")
 @click.option("--report", metavar="FILE", help="Write a report as JSON.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask. Away from a terminal nothing is asked.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def migrate(**options: Any) -> None:
     """Move a SQLite memory to PostgreSQL, and prove that nothing was lost.
@@ -67,9 +69,9 @@ def migrate(**options: Any) -> None:
     from flux_memory.transfer_display import Display  # noqa: PLC0415 - rich costs more than --help may
 
     try:
+        work = _work(options)
         with Display(quiet=options["quiet"]) as display:
-            work = _work(options, display)
-            report = asyncio.run(_interruptible(work))
+            report = asyncio.run(_interruptible(work(display)))
         zone = options["assume_timezone"]
         display.verdict(report, () if zone == "UTC" else ("--assume-timezone", zone))
         if options["report"]:
@@ -102,7 +104,8 @@ def _check_usage(options: dict[str, Any]) -> None:
         raise click.BadParameter("there is no such directory; make it first", param_hint="--report")
 
 
-def _work(options: dict[str, Any], display: Any) -> Coroutine[Any, Any, Report]:
+def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Report]]:
+    """Ask what there is to ask, while nothing else draws on the terminal, and return what is to be run."""
     from flux_memory.dsn import parse  # noqa: PLC0415 - next to its only use
     from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than --help may
     from flux_memory.transfer import migrate as transfer  # noqa: PLC0415 - and so do drivers
@@ -115,11 +118,11 @@ def _work(options: dict[str, Any], display: Any) -> Coroutine[Any, Any, Report]:
     # Before a large file is read.
     parse(dsn)
     if options["to_sqlite"]:
-        return migrate_back(dsn, Path(options["to_sqlite"]), display)
+        return partial(migrate_back, dsn, Path(options["to_sqlite"]))
     plan = _plan(options, dsn, Path(options["retry"] or options["sqlite_path"] or settings.sqlite_path))
     if not (options["yes"] or options["dry_run"] or options["verify"]) and sys.stdin.isatty():
         click.confirm(f"Move {plan.sqlite_path} to {_masked(dsn)}?", abort=True)
-    return transfer(plan, display)
+    return partial(transfer, plan)
 
 
 def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
