@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 import flux_memory
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
@@ -90,6 +91,12 @@ def test_records_have_the_documented_keys() -> None:
     assert set(typing.get_type_hints(flux_memory.Session)) == {
         *("id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count")
     }
+
+
+@pytest.mark.parametrize("record", [flux_memory.Message, flux_memory.Session, flux_memory.NewMessage])
+def test_pydantic_takes_the_records(record: type) -> None:
+    """An endpoint of FastAPI may say that it returns `list[Message]`."""
+    assert TypeAdapter(list[record]).json_schema()["items"]
 
 
 NEVER_CLOSED = """

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NotRequired, Protocol, Self, TypedDict
+from typing import Any, NotRequired, Protocol, Self
+
+if sys.version_info >= (3, 12):
+    from typing import TypedDict
+else:  # pydantic, and so FastAPI, refuses the standard library's older one
+    from typing_extensions import TypedDict
 
 Metadata = Mapping[str, Any]
 """A JSON object: `str` keys at every depth, finite numbers, nesting of at most 100."""
