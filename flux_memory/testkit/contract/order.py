@@ -148,8 +148,9 @@ class OrderContract(Binding):
     async def test_before_an_unknown_message_is_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
         mine, other = await memory.create_session(), await memory.create_session()
-        (foreign,) = await add_numbered(memory, other, [0])
         await add_numbered(memory, mine, range(3))
+        # Later than all of `mine`, in its own session and in the store.
+        foreign = (await add_numbered(memory, other, range(4)))[-1]
         assert await memory.get_history(mine, before="unknown") == []
         assert await memory.get_history(mine, 2, before=foreign) == []
 

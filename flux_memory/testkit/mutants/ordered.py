@@ -80,6 +80,19 @@ class UnknownCursorStartsAgain(Sound):
         return await super().get_history(session_id, limit, before=before if known else None)
 
 
+@caught_by("FM-ORD-008")
+class CursorOfAnySession(Sound):
+    """Looks up the place of `before` by the message's id alone."""
+
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        for session in await super().get_sessions(None):
+            ids = [row["id"] for row in await super().get_history(session["id"])]
+            if before in ids:
+                rows = (await super().get_history(session_id))[: ids.index(before)]
+                return rows if limit is None else rows[-limit:]
+        return await super().get_history(session_id, limit, before=before)
+
+
 @caught_by("FM-ORD-009", reference_only=True)
 class OrderedByClock(Sound):
     times: ClassVar[dict[str, datetime]] = {}
