@@ -58,3 +58,11 @@ def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, re
     record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
     assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
+
+
+def test_pages_without_end_are_not_taken_for_a_call_that_hangs() -> None:
+    """A history in which one pages back for ever is said to be wrong, at once, and not after a minute to hang."""
+    shared = ReferenceStore()
+    memory = broken("BeforeIsInclusive", ReferenceMemory)
+    found = verdict("FM-ORD-007", StoreUnderTest(lambda: memory(shared)))
+    assert isinstance(found, AssertionError), found
