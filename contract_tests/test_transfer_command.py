@@ -134,6 +134,15 @@ def test_a_comparison_puts_no_rows_aside(path: Path, flux_empty_database: str) -
     assert compared.output.endswith("\nProven identical, but for the rows above that cannot be moved.\n")
 
 
+def test_orphans_do_not_count_as_sessions(path: Path, flux_empty_database: str) -> None:
+    """The preflight's rows are those that were found, so that its bar ends where they do."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        add(db, "orphan", "gone")
+    looked = call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--dry-run")
+    assert "Found 2 sessions, 7 messages" in looked.output
+    assert "Preflight: 9 rows" in looked.output
+
+
 def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
     """Written, proven, and never over a file that is there."""
     call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--quiet")

@@ -194,7 +194,7 @@ class _Preflight:
         pending = 0
         messages = _checked(self._checker, self._source.messages(self._part))
         for raw_session, runs in conversations(self._source.sessions(self._part), messages):
-            pending += 1 + self._conversation(raw_session, runs)
+            pending += self._conversation(raw_session, runs) + (raw_session is not None)
             if pending >= _STEP:
                 self._progress.tell(pending)
                 pending = 0
