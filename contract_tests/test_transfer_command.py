@@ -174,6 +174,14 @@ def test_a_target_that_nobody_named_is_wrong_usage(path: Path) -> None:
     assert "give --postgres-dsn, or set POSTGRES_DSN" in result.output
 
 
+@pytest.mark.parametrize("option", ["--sqlite-path", "--to-sqlite"])
+def test_a_url_is_no_path(path: Path, option: str) -> None:
+    """What belongs to DATABASE_URL is not taken for a directory with a strange name."""
+    result = call(option, f"sqlite+aiosqlite:///{path}", "--postgres-dsn", "postgresql://127.0.0.1:1/none")
+    assert result.exit_code == 2
+    assert f"{option} is a URL; give the path alone" in " ".join(result.output.split())
+
+
 def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
     """A large file takes a while, a look at the DSN does not."""
     result = call("--sqlite-path", path, "--postgres-dsn", "mysql://u:secret@h/d")

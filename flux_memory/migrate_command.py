@@ -96,6 +96,11 @@ def _check_usage(options: dict[str, Any]) -> None:
     for name in (name for name, value in options.items() if value == ""):
         # As of a variable that is not set: the settings' own file or database is not what was meant.
         raise click.UsageError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
+    for name in ("sqlite_path", "to_sqlite"):
+        if "://" in (options[name] or ""):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is a URL; give the path alone, such as ./data/memory.db"
+            )
     if sum(bool(options[name]) for name in ("dry_run", "verify", "to_sqlite")) > 1:
         raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
     if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):

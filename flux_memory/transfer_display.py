@@ -28,7 +28,7 @@ _CLOSING: Final = {
     Status.READY: "Ready: {ready}. Run again without --dry-run to move it.",
     Status.REFUSED: (
         "Stopped before anything was changed: the rows above cannot be moved. Mend them, or run again with "
-        "--on-invalid=quarantine to move the rest."
+        "--on-invalid=quarantine to go on with the rest."
     ),
     Status.QUARANTINED: "Done and proven, but for the rows in {quarantine}. Mend them there, then run: {retry}",
     Status.DIFFERENT: "DIFFERENT: see the list above. Nothing was overwritten; settle these rows, then run again.",
