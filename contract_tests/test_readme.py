@@ -129,9 +129,9 @@ def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
     assert " passed" in run(tmp_path, "-m", *shlex.split(command), *FEW_CLAUSES, PYTHONPATH=str(tmp_path))
 
 
-def test_the_tests_of_the_test_kits_page_pass(tmp_path: Path, flux_postgres_server: Server) -> None:
+def test_the_tests_of_the_docs_pass(tmp_path: Path, flux_postgres_server: Server) -> None:
     """Whoever pastes one of them into a file has a test that runs."""
-    pasted = [block for block in blocks(TEST_KIT, "python") if "def test_" in block]
+    pasted = [block for page in PAGES for block in blocks(page, "python") if "def test_" in block]
     for number, block in enumerate(pasted):
         (tmp_path / f"test_pasted_{number}.py").write_text(block)
     printed = run(tmp_path, "-m", "pytest", "-q", f"--flux-postgres={flux_postgres_server.dsn}")
