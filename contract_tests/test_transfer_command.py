@@ -283,6 +283,7 @@ def test_a_terminal_is_asked_before_anything_is_drawn_on_it(
         ("--dry-run", "--verify"),
         ("--verify", "--to-sqlite", "x"),
         ("--retry", "x", "--to-sqlite", "y"),
+        ("--sqlite-path", "x", "--to-sqlite", "y"),
         ("--batch-size", "0"),
         ("--on-invalid", "ignore"),
         ("--assume-timezone", "Mars/Olympus"),

@@ -170,7 +170,7 @@ def test_a_write_during_the_preflight_has_it_read_again(
     trigger = Trigger("Preflight", lambda: act(path), after_rows=rows)
     report = watched(path, dsn, trigger)
     assert trigger.acted
-    assert trigger.said.count("Somebody wrote to the file while it was read; a copy of it is read instead") == 1
+    assert trigger.said.count("Somebody wrote to the file while it was read; it is read once more") == 1
     assert report.status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
         stored = db.execute("SELECT id, content FROM messages ORDER BY id").fetchall()

@@ -105,6 +105,8 @@ def _check_usage(options: dict[str, Any]) -> None:
         raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
     if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):
         raise click.UsageError("--retry takes the place of --sqlite-path, and goes one way only")
+    if options["to_sqlite"] and options["sqlite_path"]:
+        raise click.UsageError("--to-sqlite names the file to make; it reads no --sqlite-path, leave that out")
     if options["report"] and not Path(options["report"]).absolute().parent.is_dir():
         raise click.BadParameter("there is no such directory; make it first", param_hint="--report")
 

@@ -196,7 +196,7 @@ class _Migration:
             else:
                 if not await self._on_thread(self._snapshot.renew):
                     return result
-            self._watcher.say("Somebody wrote to the file while it was read; a copy of it is read instead")
+            self._watcher.say("Somebody wrote to the file while it was read; it is read once more")
 
     def _quarantine(self) -> None:
         path = self._plan.quarantine_file
@@ -251,7 +251,9 @@ class _Migration:
         try:
             yield
         finally:
-            self._report.seconds[name.lower()] = time.monotonic() - began
+            seconds = self._report.seconds
+            # A file that is read once more takes the time of both.
+            seconds[name.lower()] = seconds.get(name.lower(), 0.0) + time.monotonic() - began
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source; a cancellation stops the reading, and waits until it has stopped."""
