@@ -25,7 +25,7 @@ from flux_memory.transfer import source as sources
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.preflight import preflight
 from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.snapshot import Snapshot
+from flux_memory.transfer.snapshot import snapshot_of
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, tw
     writer.start()
     try:
         for _ in range(5):
-            with Snapshot(path) as opened:
+            with snapshot_of(path) as opened:
                 opened.open()
                 found = []
                 assert opened.helper is not None

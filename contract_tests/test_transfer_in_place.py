@@ -25,7 +25,7 @@ from flux_memory.errors import MigrationError
 from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, quarantine, snapshot
 from flux_memory.transfer.prepared import RefusedRow
 from flux_memory.transfer.reading import read_all
-from flux_memory.transfer.snapshot import Snapshot
+from flux_memory.transfer.snapshot import Snapshot, snapshot_of
 
 SESSIONS, MESSAGES = 20, 5000
 COUNT = "SELECT count(*) FROM messages"
@@ -94,7 +94,7 @@ def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
     for name in empty:
         path.with_name(name).touch()
     before = state(path)
-    with no_room_for_a_copy(), Snapshot(path) as opened:
+    with no_room_for_a_copy(), snapshot_of(path) as opened:
         opened.open()
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
         assert not opened.renew()
@@ -104,7 +104,7 @@ def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
 def test_a_file_that_was_written_to_just_now_is_copied(path: Path) -> None:
     """The next write could leave its time as it is."""
     os.utime(path)
-    with no_room_for_a_copy(), Snapshot(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+    with no_room_for_a_copy(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
@@ -112,13 +112,13 @@ def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
     """What it holds has to be folded in, or rolled back."""
     wal = path.read_bytes()[18] == 2
     path.with_name("chat.db-wal" if wal else "chat.db-journal").write_bytes(b"x" * 100)
-    with no_room_for_a_copy(), Snapshot(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+    with no_room_for_a_copy(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
 def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
     """The state that is open after a write is the new one, and lasts."""
-    with Snapshot(path) as opened:
+    with snapshot_of(path) as opened:
         opened.open()
         append(path)
         assert opened.renew()
@@ -134,7 +134,7 @@ def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None
     age(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
         application.execute("BEGIN IMMEDIATE")
-        with no_room_for_a_copy(), Snapshot(path) as opened:
+        with no_room_for_a_copy(), snapshot_of(path) as opened:
             opened.open()
             assert not opened.renew()
         command = [
@@ -149,7 +149,7 @@ def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None
 
 def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
     """Whoever keeps it reads the file as it was then."""
-    with Snapshot(path) as opened:
+    with snapshot_of(path) as opened:
         opened.open()
         opened.keep()
         append(path)

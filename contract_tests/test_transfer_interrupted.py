@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +22,7 @@ from test_transfer_load import make_tables
 from transfer_memories import everything, make_random, move
 from waiting import until
 
-from flux_memory.transfer import Plan, Status, migrate, migrate_back
+from flux_memory.transfer import Plan, Status, migrate, migrate_back, way_back
 
 # The migration kills itself after so many rows of so many reports.
 CHILD = """
@@ -45,6 +46,9 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND pid <
 """
 WORKING = f"{OTHERS} AND state <> 'idle'"
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
+INTERRUPTED = (
+    "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result.\n"
+)
 POINTS = 20
 MOST_ROUNDS = 4 * POINTS
 """Half of them after random numbers of rows, half after random times."""
@@ -165,6 +169,96 @@ def test_the_way_back_is_killed_anywhere_and_run_again(
             assert asyncio.run(migrate_back(dsn, back)).status is Status.IDENTICAL
             assert [file.name for file in tmp_path.iterdir()] == ["back.db"]
         assert contents(back) == expected
+
+
+@pytest.mark.parametrize("direction", ["there", "back"])
+def test_interrupted_anywhere_it_says_so(
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, direction: str
+) -> None:
+    """Ctrl-C, also while a thread is in the middle of a statement: one sentence, and nothing is left behind."""
+    dsn, back = flux_postgres_clean_dsn, tmp_path / "back.db"
+    make_tables(dsn)
+    asyncio.run(execute(dsn, "DELETE FROM sessions"))
+    if direction == "back":
+        assert move(path, dsn).status is Status.IDENTICAL
+
+    def begin() -> subprocess.Popen[str]:
+        back.unlink(missing_ok=True)
+        return start_there(path, dsn) if direction == "there" else start("--to-sqlite", back, "--postgres-dsn", dsn)
+
+    seconds, (code, _, _) = on_its_way(begin(), 60)
+    assert code == 0
+    rng = random_numbers()
+    interrupts = rounds = 0
+    while interrupts < POINTS:
+        rounds += 1
+        assert rounds < MOST_ROUNDS
+        if direction == "there":
+            asyncio.run(execute(dsn, "DELETE FROM sessions"))
+        _, (code, output, errors) = on_its_way(begin(), rng.uniform(0, seconds))
+        if "Proven identical" in output:
+            # It was quicker, and was interrupted at most when there was nothing left to do.
+            seconds *= 0.95
+            assert errors == ""
+            continue
+        interrupts += 1
+        assert (code, errors) == (1, INTERRUPTED)
+        assert list(tmp_path.iterdir()) == []
+
+
+def on_its_way(process: subprocess.Popen[str], seconds: float) -> tuple[float, tuple[int, str, str]]:
+    """Interrupt a process after some time of work.
+
+    Returns:
+        How long it worked, and its exit code with what it said on stdout and on stderr.
+    """
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Not before it has begun to work.
+        output = process.stdout.readline()
+        began = time.monotonic()
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
+        taken = time.monotonic() - began
+        return taken, (process.returncode, output + process.stdout.read(), process.stderr.read())
+
+
+def test_an_interrupted_way_back_waits_for_its_thread(
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file must not be closed while a thread writes to it or reads it: that crashes the process."""
+    dsn = flux_postgres_clean_dsn
+    asyncio.run(execute(dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
+    assert move(path, dsn).status is Status.IDENTICAL
+    finish = way_back._finish
+    at_work = threading.Event()
+
+    def slow(db: sqlite3.Connection) -> None:
+        at_work.set()
+        try:
+            db.execute("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
+        finally:
+            # The connection is there until the thread has ended.
+            db.execute("SELECT 1")
+            ended.set()
+        finish(db)
+
+    async def run() -> None:
+        working = asyncio.create_task(migrate_back(dsn, tmp_path / "back.db"))
+        await asyncio.to_thread(at_work.wait)
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await working
+        assert ended.is_set()
+
+    ended = threading.Event()
+    monkeypatch.setattr(way_back, "_finish", slow)
+    asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
 
 
 def contents(path: Path) -> list[Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +18,7 @@ from original_application import add_sessions, make_file
 from transfer_memories import Trigger, add, add_session, everything, move
 
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.transfer import Extent, Kind, OnInvalid, Plan, Report, Status, migrate
+from flux_memory.transfer import Extent, Kind, OnInvalid, Plan, Report, Status, migrate, retry
 from flux_memory.transfer.prepared import RefusedRow
 from flux_memory.transfer.quarantine import write_quarantine
 
@@ -305,3 +307,42 @@ def test_a_broken_quarantine_file_names_the_line(
     path.write_text(line + "\n")
     with pytest.raises(MigrationError, match=says):
         move(path, flux_postgres_clean_dsn, retry=True)
+
+
+def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the file is that it reads first, reading ends with the call."""
+    session = {"id": "s", "created_at": "2026-01-01T00:00:00", "updated_at": "2026-01-01T00:00:00"}
+    line = json.dumps({"table": "sessions", "problems": [], "row": session})
+    path.write_text(f"{line}\n" * 300_000)
+    begun, lines, row = threading.Event(), itertools.count(), retry._row
+
+    def counted(*arguments: Any) -> Any:
+        next(lines)
+        begun.set()
+        return row(*arguments)
+
+    async def run() -> int:
+        plan = Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere", retry=True)
+        retrying = asyncio.create_task(migrate(plan))
+        await asyncio.to_thread(begun.wait)
+        retrying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await retrying
+        return next(lines)
+
+    monkeypatch.setattr(retry, "_row", counted)
+    read = asyncio.run(run())
+    assert read < 300_000
+    # The run has waited for all threads.
+    assert next(lines) == read + 1
+
+
+def test_a_retry_looks_its_sessions_up(tmp_path: Path) -> None:
+    """Each refused message brings its session; to compare each with all would take a day of a hundred thousand."""
+    path, scratch = tmp_path / "empty.jsonl", tmp_path / "scratch.db"
+    path.touch()
+    retry.to_scratch(path, scratch, lambda: False)
+    with closing(sqlite3.connect(scratch)) as db:
+        db.executescript("CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at)")
+        plan = [row[-1] for row in db.execute(f"EXPLAIN QUERY PLAN {retry.ADD_CONTEXTS}")]
+    assert any("INDEX sessions_by_id (id=?)" in step for step in plan), plan

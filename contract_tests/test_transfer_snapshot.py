@@ -23,7 +23,7 @@ from waiting import until
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Plan, migrate, snapshot
 from flux_memory.transfer import source as sources
-from flux_memory.transfer.snapshot import Snapshot
+from flux_memory.transfer.snapshot import snapshot_of
 
 COUNT = "SELECT count(*) FROM sessions"
 
@@ -41,7 +41,7 @@ def state(directory: Path) -> dict[str, str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    with Snapshot(path) as snapshot:
+    with snapshot_of(path) as snapshot:
         snapshot.open()
         yield snapshot.db
 
@@ -300,7 +300,7 @@ def test_no_more_processes_says_so(path: Path) -> None:
     """A limit on open files leaves none for the pipes to another process."""
     make_file_with_data(path)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with path.open() as file, Snapshot(path) as opened:
+    with path.open() as file, snapshot_of(path) as opened:
         resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 4, limits[1]))
         try:
             with pytest.raises(MigrationError, match="Too many open files; see to its limits"):
@@ -318,7 +318,7 @@ def test_ctrl_c_on_a_terminal_is_for_one_process(path: Path) -> None:
 
     with closing(sqlite3.connect(path, isolation_level=None)) as application, ThreadPoolExecutor(1) as pool:
         application.execute("BEGIN EXCLUSIVE")
-        with Snapshot(path) as waiting:
+        with snapshot_of(path) as waiting:
             opening = pool.submit(waiting.open)
             asyncio.run(until(asked))
             assert waiting._asked is not None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flux_memory.transfer import Plan, Report
     from flux_memory.transfer_display import Display
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result."
 
 
@@ -68,6 +69,7 @@ def migrate(**options: Any) -> None:
     _check_usage(options)
     from flux_memory.transfer_display import Display  # noqa: PLC0415 - rich costs more than --help may
 
+    before = {number: signal.getsignal(number) for number in _ENDING}
     try:
         work = _work(options)
         with Display(quiet=options["quiet"]) as display:
@@ -89,6 +91,9 @@ def migrate(**options: Any) -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(_GO_ON, err=True)
         sys.exit(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(report.exit_code)
 
 
@@ -166,16 +171,17 @@ def _masked(dsn: str) -> str:
 
 
 async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
-    """Let SIGTERM end the work as cleanly as SIGINT does."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        return await task
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+    """Let SIGTERM end the work as cleanly as SIGINT does. Neither says anything of work that is done."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def end(*_: object) -> None:
+        if task is not None and not task.done():
+            loop.call_soon_threadsafe(task.cancel)
+
+    # Not the loop's own handlers, which go with it, before its work is told of.
+    for number in _ENDING:
+        signal.signal(number, end)
+    return await work
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

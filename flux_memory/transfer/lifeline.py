@@ -38,6 +38,7 @@ async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
 
     Raises:
         ConnectionError: The block was left, wherever it was; the message says why.
+        CancelledError: It was cancelled, whatever came of that.
     """
     watch = _Watch(connection, connect)
     watching = asyncio.create_task(watch.run())
@@ -45,6 +46,9 @@ async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
         async with watch.block:
             yield
     except Exception as error:
+        if watch.cancelled:
+            # What the driver makes of it: the connection was dropped, or is in the middle of something.
+            raise asyncio.CancelledError from error
         if watch.found is not None:
             raise watch.found from error
         raise
@@ -61,7 +65,7 @@ class _Watch:
         self._connection = connection
         self._connect = connect
         self._owner: Final = asyncio.current_task()
-        self._cancelled: Final = self._cancellations()
+        self._before: Final = self._cancellations()
         self._lost: Final = asyncio.Event()
 
     async def run(self) -> None:
@@ -87,9 +91,14 @@ class _Watch:
 
     async def _held_up(self) -> None:
         """Return when the task that has the connection was cancelled, and goes on all the same."""
-        while self._cancellations() == self._cancelled:  # noqa: ASYNC110 - nobody tells
+        while not self.cancelled:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(GRACE / 2)
         await asyncio.sleep(GRACE)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the task that has the connection was cancelled since."""
+        return self._cancellations() > self._before
 
     def _cancellations(self) -> int:
         return self._owner.cancelling() if self._owner is not None else 0

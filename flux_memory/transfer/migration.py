@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from enum import StrEnum
@@ -30,13 +30,11 @@ from flux_memory.transfer.quarantine import refuse_unwritable, write_quarantine
 from flux_memory.transfer.reading import read_all
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
-from flux_memory.transfer.snapshot import Snapshot
+from flux_memory.transfer.snapshot import Snapshot, snapshot_of
+from flux_memory.transfer.threads import on_thread
 from flux_memory.transfer.verify import compare
 
 Result = TypeVar("Result")
-
-_AGAIN: Final = 0.05
-"""Seconds after which a reading that goes on is interrupted again."""
 
 
 class OnInvalid(StrEnum):
@@ -103,12 +101,13 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         path = plan.sqlite_path
         if plan.retry:
             path = stack.enter_context(private_directory()) / "retry.db"
-            await asyncio.to_thread(to_scratch, plan.sqlite_path, path)
+            stopped = threading.Event()
+            await on_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with targets.connected(plan.postgres_dsn) as connection:
                 if (await targets.inspect(connection, plan.postgres_dsn)).sessions:
                     await targets.prepare(connection)
                     await add_sessions_of_target(path, connection)
-        snapshot = stack.enter_context(Snapshot(path))
+        snapshot = stack.enter_context(snapshot_of(path))
         with Prepared() as prepared:
             await _Migration(plan, report, snapshot, prepared, watcher or Nobody()).run()
     return report
@@ -129,7 +128,7 @@ class _Migration:
     async def run(self) -> None:
         plan, report = self._plan, self._report
         await self._on_thread(self._snapshot.open)
-        sessions, messages = await self._undisturbed(lambda: self._on_thread(lambda: self._source().count()))
+        sessions, messages = await self._undisturbed(self._count)
         self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
         async with targets.connected(plan.postgres_dsn) as connection:
             for_reading = plan.extent is Extent.VERIFY
@@ -145,7 +144,7 @@ class _Migration:
             if plan.extent is Extent.MOVE:
                 await targets.prepare(connection)
                 with self._phase("Load", report.preflight.sessions + report.preflight.messages):
-                    report.moved = await _ended(self._load(connection))
+                    report.moved = await self._load(connection)
                 if self._filled:
                     with self._phase("Analyze", None):
                         await targets.analyze(connection)
@@ -170,6 +169,9 @@ class _Migration:
         if found.tolerant:
             source.be_tolerant()
         return source
+
+    async def _count(self) -> tuple[int, int]:
+        return await self._on_thread(lambda: self._source().count())
 
     async def _preflight(self, rows: int) -> None:
         with self._phase("Preflight", rows):
@@ -256,39 +258,8 @@ class _Migration:
             seconds[name.lower()] = seconds.get(name.lower(), 0.0) + time.monotonic() - began
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
-        """Read the source; a cancellation stops the reading, and waits until it has stopped."""
-        begun = threading.Event()
-
-        def begin() -> Result:
-            begun.set()
-            return work()
-
-        reading = asyncio.ensure_future(asyncio.to_thread(begin))
-        try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            while not reading.done():
-                # What comes between two statements stops neither.
-                self._snapshot.interrupt()
-                if not begun.is_set():
-                    # Others keep all threads busy.
-                    reading.cancel()
-                await asyncio.wait([reading], timeout=_AGAIN)
-            with suppress(BaseException):
-                reading.result()
-            raise
-
-
-async def _ended(work: Awaitable[Result]) -> Result:
-    """Await work; what a cancellation makes of it, such as a lost connection, is not what is told."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.cancel()
-        with suppress(BaseException):
-            await task
-        raise
+        """Read the source."""
+        return await on_thread(work, self._snapshot.interrupt)
 
 
 def _describe(target: targets.Target) -> str:

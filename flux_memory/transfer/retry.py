@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ SCRATCH: Final = """
 CREATE TABLE sessions (id, user_id, title, metadata, created_at, updated_at);
 CREATE TABLE messages (session_id, id, role, content, metadata, created_at);
 CREATE INDEX messages_by_session ON messages (session_id, created_at);
+CREATE INDEX sessions_by_id ON sessions (id);
 CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at);
 """
 INSERT_SESSION: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)"
@@ -61,17 +62,24 @@ async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
             db.executemany(INSERT_SESSION, [tuple(row) for row in found])
 
 
-def to_scratch(path: Path, scratch: Path) -> None:
+def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
     """Make a SQLite file of a quarantine file, so that mended rows move as any others do.
 
+    Args:
+        path: The quarantine file.
+        scratch: The file to make.
+        stopped: Whether to give up, asked at each line.
+
     Raises:
-        MigrationError: The file cannot be read; the message names the line.
+        MigrationError: The file cannot be read; the message names the line. Or it was given up.
     """
     db = sqlite3.connect(scratch, isolation_level=None)
     try:
         db.executescript(SCRATCH)
         db.execute("BEGIN")
         for number, entry in _entries(path):
+            if stopped():
+                raise MigrationError(f"{path} was not read to its end: cancelled")
             try:
                 if entry["table"] == "sessions":
                     db.execute(INSERT_SESSION, _row(SESSION_COLUMNS, entry["row"]))

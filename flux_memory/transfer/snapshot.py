@@ -11,8 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import private_copy
@@ -194,15 +193,21 @@ class Snapshot:
         said = self._asked.communicate()
         return self._asked.returncode, said[0].strip(), said[1].strip()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        if isinstance(error, sqlite3.Error | UnicodeDecodeError):
-            raise _unreadable(self._path, error) from error
+@contextmanager
+def snapshot_of(path: Path) -> Iterator[Snapshot]:
+    """Return a snapshot to be opened, and let go of it in the end.
+
+    Raises:
+        MigrationError: The file cannot be read, which may show at any time; the message says what to do.
+    """
+    snapshot = Snapshot(path)
+    try:
+        yield snapshot
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    finally:
+        snapshot.close()
 
 
 def check_file(path: Path) -> int:

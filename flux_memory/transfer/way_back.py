@@ -24,6 +24,7 @@ from flux_memory.transfer.preflight import preflight
 from flux_memory.transfer.prepared import Prepared
 from flux_memory.transfer.progress import Nobody, Watcher
 from flux_memory.transfer.report import Report, Status
+from flux_memory.transfer.threads import on_thread
 from flux_memory.transfer.times import text as time_text
 from flux_memory.transfer.verify import compare_in_transaction
 from flux_memory.transfer.wire import CopyReader
@@ -125,7 +126,7 @@ async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
         messages = _Inserting(db, INSERT_MESSAGE, _message, watcher)
         await connection.copy_from_query(SELECT_MESSAGES, output=messages.receive, format="binary")
         await messages.flush()
-        await asyncio.to_thread(_finish, db)
+        await on_thread(lambda: _finish(db), db.interrupt)
     finally:
         db.close()
     await asyncio.to_thread(_sync, path)
@@ -158,7 +159,7 @@ class _Inserting:
         """Insert what has gathered."""
         rows, self._gathered, self._size = self._gathered, [], 0
         if rows:
-            await asyncio.to_thread(self._insert, rows)
+            await on_thread(lambda: self._insert(rows), self._db.interrupt)
             self.rows += len(rows)
             self._watcher.advance(len(rows))
 
@@ -226,8 +227,8 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
         checker = RowChecker(UTC)
         with Prepared() as prepared:
             prepared.keeps_rows = False
-            report.preflight = await asyncio.to_thread(
-                preflight, source, checker, prepared, lambda _: None, sources.EVERYTHING
+            report.preflight = await on_thread(
+                lambda: preflight(source, checker, prepared, lambda _: None, sources.EVERYTHING), source.interrupt
             )
 
             async def opened() -> sources.Source:
