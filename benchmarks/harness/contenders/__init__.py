@@ -39,7 +39,7 @@ class Contender(Protocol):
         ...
 
     def listing(self, limit: int) -> Reply:
-        """Return the sessions of the newest activity."""
+        """Return the sessions of the newest activity; asked of those alone that the catalogue has list them."""
         ...
 
     def versions(self) -> dict[str, str]:
@@ -52,13 +52,9 @@ class Contender(Protocol):
 
 
 class Partial:
-    """The calls that a contender may lack."""
+    """What a contender has unless it says otherwise. It need not list sessions."""
 
     synchronous = False
-
-    def listing(self, limit: int) -> Reply:
-        """Refuse: this contender does not list sessions."""
-        raise NotImplementedError
 
     def versions(self) -> dict[str, str]:
         """Name nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,14 @@ from harness.contenders import Partial, Reply, installed
 from harness.samples import Sample
 
 
-class _OpenAI(Partial):
+class _OpenAI(Partial, ABC):
     def __init__(self) -> None:
         # Kept: a web application that makes one for each request pays for that as well.
         self.sessions: dict[str, Any] = {}
 
+    @abstractmethod
     def of(self, session: str) -> Any:
         """Return the object of a conversation."""
-        raise NotImplementedError
 
     def session(self, session: str) -> Any:
         if session not in self.sessions:
