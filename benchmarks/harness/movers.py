@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ POPULATED: Final = "flux-memory, populated target, batches of 2 MB"
 ORIGINAL: Final = "executemany, batches of 100"
 PGLOADER: Final = "pgloader"
 DUCKDB: Final = "DuckDB"
+DUCKDB_EXTENSIONS: Final = ("sqlite_scanner", "postgres_scanner")
 FIGURES: Final = ("seconds", "preflight", "verify", "total", "mb")
 """What a way is measured by: seconds of the load, of what comes before and after, of all of it; MB of memory."""
 
@@ -222,14 +224,17 @@ def _pgloader(server: Any, source: Path, directory: Path) -> Figures:
     return _fresh(server, work)
 
 
-def _duckdb(server: Any, source: Path, _directory: Path) -> Figures:
+def _duckdb(server: Any, source: Path, directory: Path) -> Figures:
     import duckdb  # noqa: PLC0415 - optional
+    from duckdb_extensions import import_extension  # noqa: PLC0415 - optional
 
     def work(dsn: str) -> Figures:
         _execute(dsn, TABLES.replace(", seq BIGINT NOT NULL", "") + ORIGINAL_KEYS)
         began = time.monotonic()
-        with duckdb.connect() as db:
-            db.execute("LOAD sqlite; LOAD postgres")
+        with duckdb.connect(config={"extension_directory": str(directory / "duckdb")}) as db:
+            for name in DUCKDB_EXTENSIONS:
+                import_extension(name, con=db)
+                db.execute(f"LOAD {name}")
             db.execute(
                 f"ATTACH '{source}' AS source (TYPE sqlite, READ_ONLY); ATTACH '{dsn}' AS target (TYPE postgres)"
             )
@@ -247,14 +252,8 @@ def _duckdb(server: Any, source: Path, _directory: Path) -> Figures:
 
 
 def _has_duckdb() -> bool:
-    try:
-        import duckdb  # noqa: PLC0415 - optional
-
-        with duckdb.connect() as db:
-            db.execute("LOAD sqlite; LOAD postgres")
-    except Exception:  # noqa: BLE001 - without its extensions, which it downloads, it cannot take part
-        return False
-    return True
+    # DuckDB downloads its extensions; where they are installed as packages, it need not.
+    return all(map(find_spec, ("duckdb_extensions", *(f"duckdb_extension_{name}" for name in DUCKDB_EXTENSIONS))))
 
 
 # Ours first: it leaves the files that the limit reads.
