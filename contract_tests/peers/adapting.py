@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self
@@ -13,7 +14,7 @@ class _WrongTypeError(InvalidInputError, TypeError):
     """What the contract asks for where an argument has the wrong type."""
 
 
-class Adapter:
+class Adapter(ABC):
     """A memory that has nothing. An adapter overrides what the peer has and says the rest in `capabilities`."""
 
     closed = False
@@ -28,20 +29,22 @@ class Adapter:
         self.check_open()
         refuse(method)
 
-    async def create_session(self, title: str = "", metadata: Any = None, **given: Any) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    async def create_session(self, title: str = "", metadata: Any = None, **given: Any) -> str: ...
 
-    async def add_message(self, session_id: str, role: str, content: str, metadata: Any = None, **given: Any) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    async def add_message(
+        self, session_id: str, role: str, content: str, metadata: Any = None, **given: Any
+    ) -> str: ...
 
-    async def get_history(self, session_id: str, limit: int | None = None, **given: Any) -> list[dict[str, Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    async def get_history(self, session_id: str, limit: int | None = None, **given: Any) -> list[dict[str, Any]]: ...
 
-    async def delete_session(self, session_id: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def delete_session(self, session_id: str) -> None: ...
 
-    async def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def close(self) -> None: ...
 
     async def add_messages(self, session_id: str, messages: Any) -> list[str]:
         self.refuse("add_messages")

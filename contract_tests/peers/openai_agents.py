@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -32,9 +33,9 @@ class OpenAIAgents(Adapter):
     def __init__(self) -> None:
         self.sessions: dict[str, Any] = {}
 
+    @abstractmethod
     def made(self, session_id: str) -> Any:
         """Return a new session object."""
-        raise NotImplementedError
 
     def session(self, session_id: str) -> Any:
         """Return the session object of a conversation."""
