@@ -17,6 +17,7 @@ import pytest
 
 from flux_memory.testkit import CLAUSES, MemoryContract
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.patience import BlockedError
 
 Corrupt = Callable[[str, str], Awaitable[None]]
 
@@ -92,7 +93,7 @@ def verdict(clause_id: str, store: StoreUnderTest) -> BaseException | None:
         checked = CLAUSES[clause_id].test(MemoryContract(), store)
         if checked is not None:
             asyncio.run(_awaited(checked))
-    except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - a broken memory may raise anything
+    except (Exception, pytest.fail.Exception, BlockedError) as error:  # noqa: BLE001 - a broken memory may raise anything
         return error
     finally:
         gc.collect()

@@ -14,6 +14,7 @@ import pytest
 
 from flux_memory.testkit.capabilities import NOTHING, Capability
 from flux_memory.testkit.evidence.versions import parse_version
+from flux_memory.testkit.patience import BlockedError, unblocked
 
 if TYPE_CHECKING:
     from flux_memory.testkit.contract.under_test import StoreUnderTest
@@ -38,9 +39,6 @@ GROUPS: Final = {
     "CAP": "Claims",
 }
 """The middle part of a clause's id, and what it protects."""
-
-CLAUSE_SECONDS: Final = 60.0
-"""A clause takes a fraction of a second; one that takes this long hangs."""
 
 Test = Callable[[Any, "StoreUnderTest"], Awaitable[None] | None]
 
@@ -137,13 +135,18 @@ def _closing(function: Test) -> Test:
 
     @functools.wraps(function)
     async def run(self: object, store: StoreUnderTest) -> None:
+        seconds = store.patience.seconds
         try:
-            async with asyncio.timeout(CLAUSE_SECONDS) as deadline:
-                await function(self, store)
-        except BaseException:
+            with unblocked(seconds):
+                async with asyncio.timeout(seconds) as deadline:
+                    await function(self, store)
+        except BaseException as error:
+            hung = deadline.expired()
+            if hung or isinstance(error, BlockedError):
+                store.patience.lose()
             await store.close(quietly=True)
-            if deadline.expired():
-                pytest.fail(f"the clause was not done within {CLAUSE_SECONDS:.0f} s: a call hangs")
+            if hung and not isinstance(error, BlockedError):
+                pytest.fail(f"the clause was not done within {seconds:.0f} s: a call hangs")
             raise
         await store.close()
 

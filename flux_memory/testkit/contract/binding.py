@@ -14,6 +14,9 @@ from flux_memory.testkit.contract.under_test import (
     StoreUnderTest,
     clock_of_this_process,
 )
+from flux_memory.testkit.patience import Patience
+
+_PATIENCE = pytest.StashKey[Patience]()
 
 
 class Binding:
@@ -80,4 +83,5 @@ class Binding:
             capabilities=capabilities_of(request.node),
             thorough=request.config.option.flux_model == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
+            patience=request.config.stash.setdefault(_PATIENCE, Patience()),
         )

@@ -19,6 +19,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.processes import Tell, run_together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
+from flux_memory.testkit.patience import unblocked
 
 LOOP_SECONDS: Final = 20.0
 """How long a call on another event loop may take to work or to say why not."""
@@ -216,7 +217,7 @@ class LifecycleContract(Binding):
             memory = store.open()
             return memory, await memory.create_session()
 
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        with unblocked(2 * LOOP_SECONDS), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             memory, session = runner.run(start())
             thread = threading.Thread(target=use_on_another_loop, args=(memory, session), daemon=True)
             thread.start()

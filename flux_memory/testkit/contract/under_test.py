@@ -14,6 +14,7 @@ from flux_memory import Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.processes import Child, Work
+from flux_memory.testkit.patience import BlockedError, Patience, unblocked
 from flux_memory.testkit.recorder import Transcript
 
 Result = TypeVar("Result")
@@ -44,6 +45,7 @@ class StoreUnderTest:
         capabilities: What the backend claims.
         thorough: The model explores for ten minutes instead of seconds.
         seed: The model's chance begins with it.
+        patience: How long a clause may take, in this run.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StoreUnderTest:
         capabilities: Capability = ALL,
         thorough: bool = False,
         seed: int | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
@@ -65,6 +68,7 @@ class StoreUnderTest:
         """What was found out of each capability: its `name`, whether `claimed`, the `outcome`."""
         self.thorough = thorough
         self.seed = seed
+        self.patience = patience or Patience()
         self.seeds: dict[str, int] = {}
         """What chance began with, for whoever wants the same run again."""
         self.transcript = Transcript()
@@ -112,13 +116,21 @@ class StoreUnderTest:
     async def close(self, *, quietly: bool = False) -> None:
         """Close every handle that was opened, each within a bounded time."""
         problems: list[str] = []
+        if quietly:
+            _hush()
         while self._opened:
             try:
                 closing = asyncio.ensure_future(self._opened.pop().close())
             except Exception as error:  # noqa: BLE001 - as of a close() that is no coroutine; what failed before matters
                 problems.append(f"close() raised {error!r}")
                 continue
-            done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+            try:
+                with unblocked(CLOSE_SECONDS):
+                    done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+            except BlockedError as error:
+                _hush()
+                problems.append(f"close() does not end: {error}")
+                continue
             if not done:
                 problems.append(f"close() was not done within {CLOSE_SECONDS:.0f} s")
             elif raised := closing.exception():
@@ -131,8 +143,9 @@ class StoreUnderTest:
 
         async def bounded() -> Result:
             try:
-                async with asyncio.timeout(CLOSE_SECONDS * 2):
-                    result = await main()
+                with unblocked(CLOSE_SECONDS * 2):
+                    async with asyncio.timeout(CLOSE_SECONDS * 2):
+                        result = await main()
             except BaseException:
                 await self.close(quietly=True)
                 raise
@@ -151,6 +164,14 @@ class StoreUnderTest:
         if self._opened:
             raise RuntimeError("a clause forked while it held a handle")
         return Child(self.fresh_factory if fresh else self.factory, work)
+
+
+def _hush() -> None:
+    """Let the running loop say nothing of tasks left behind: they fail, too, and what came first is reported.
+
+    They would speak when they are collected, whatever runs then.
+    """
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
 
 
 async def add_numbered(memory: Memory, session_id: str, numbers: Iterable[int]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from flux_memory import Memory
 from flux_memory.testkit.contract.stepping import When, cut_short
+from flux_memory.testkit.patience import BlockedError, unblocked
 
 HANG_SECONDS: Final = 20.0
 """A call takes milliseconds; one that takes this long hangs."""
@@ -126,13 +127,20 @@ async def at_once(calls: Sequence[tuple[Memory, Call, Cut | None]], *, patience:
     for memory, call, cut in calls:
         made = getattr(memory, call.method)(**call.arguments)
         tasks.append(asyncio.ensure_future(made if cut is None else cut_short(made, cut.point, cut.when)))
-    _, late = await asyncio.wait(tasks, timeout=patience)
-    for task in late:
-        task.cancel()
-    if late:
-        await asyncio.wait(late, timeout=1)
-        raise HangError(f"{calls[tasks.index(late.pop())][1].method} did not end within {patience:.0f} s")
-    return [_answer(task) for task in tasks]
+    try:
+        with unblocked(patience):
+            _, late = await asyncio.wait(tasks, timeout=patience)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1)
+                raise HangError(f"{calls[tasks.index(late.pop())][1].method} did not end within {patience:.0f} s")
+    except BlockedError as error:
+        methods = " or ".join(sorted({call.method for _, call, _ in calls}))
+        raise HangError(f"{methods}: {error}") from None
+    finally:
+        answers = [_answer(task) for task in tasks if task.done()]
+    return answers
 
 
 class HangError(AssertionError):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Any, Final, NoReturn, cast
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -31,8 +31,7 @@ from flux_memory.testkit.contract.model.calls import (
 from flux_memory.testkit.contract.model.script import Script
 from flux_memory.testkit.contract.model.times import Rows, adopted, problem_of_times, unsorted
 from flux_memory.testkit.contract.model.worlds import World, explain
-
-Result = TypeVar("Result")
+from flux_memory.testkit.patience import BlockedError, unblocked
 
 HANDLES: Final = 2
 _MOST_PENDING: Final = 2
@@ -140,10 +139,12 @@ class MemoryMachine(RuleBasedStateMachine):
     def start(self, names: list[str]) -> None:
         """Start from an empty store with a few sessions."""
         self._steps.append(Step("start", {"names": names}))
-        memory = self._open(0)
-        self._run(memory.clear_all)
-        if left := self._run(lambda: memory.get_sessions(None)):
-            self._fail(f"clear_all() left sessions behind: {left!r:.200}")
+        self._open(0)
+        for call, wanted in ((Call("clear_all", {}), None), (EVERYTHING, [])):
+            (answer,) = self._make([(0, call, None)])
+            if not isinstance(answer, Returned) or answer.value != wanted:
+                self._script.call(0, call, answer)
+                self._fail(f"{call.method} on a store to be emptied: {_told(answer)}")
         for name in names:
             self._call(0, Call("create_session", {"session_id": name}))
 
@@ -196,8 +197,9 @@ class MemoryMachine(RuleBasedStateMachine):
         """Close what is open, also after a failure."""
         for memory in self._handles.values():
             try:
-                self._runner.run(asyncio.wait_for(memory.close(), self._findings.patience))
-            except Exception as error:  # noqa: BLE001 - a failure that came first is the one to report
+                with unblocked(self._findings.patience):
+                    self._runner.run(asyncio.wait_for(memory.close(), self._findings.patience))
+            except (Exception, BlockedError) as error:  # noqa: BLE001 - a failure that came first is the one to report
                 if self._findings.shortest is None:
                     self._fail(f"close() raised {error!r}")
         self._runner.close()
@@ -242,17 +244,11 @@ class MemoryMachine(RuleBasedStateMachine):
             self._open(handle)
         calls = [(self._handles[handle], call, cut) for handle, call, cut in items]
         try:
-            return self._run(lambda: at_once(calls, patience=self._findings.patience))
+            return self._runner.run(at_once(calls, patience=self._findings.patience))
         except HangError as error:
             self._findings.patience = _HANG_AGAIN_SECONDS
             self._script.group(items, [CutOff()] * len(items))
             self._fail(str(error))
-
-    def _run(self, main: Callable[[], Awaitable[Result]]) -> Result:
-        async def run() -> Result:
-            return await main()
-
-        return self._runner.run(run())
 
     def _learn(self, made: list[Answered]) -> None:
         """Judge calls and take over what they changed."""

@@ -1,0 +1,226 @@
+"""A clause ends whatever the backend does: calls that never end, and calls that block the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bound_stores import verdict
+
+from flux_memory import Memory
+from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.model.calls import Call, HangError, at_once
+from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.patience import BlockedError, Patience, unblocked
+
+pytest_plugins = ["pytester"]
+
+TWO_HANDLES = "FM-CON-005"
+"""A clause that writes through one handle and reads through another."""
+ONE_HANDLE = "FM-ORD-001"
+
+BINDING = """
+    import threading
+
+    import pytest
+    from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore, patience
+
+    patience.CLAUSE_SECONDS = 0.1
+    never = threading.Event()
+
+    class Blocking(ReferenceMemory):
+        async def get_history(self, *args, **kwargs):
+            never.wait()  # and nobody sets it
+            return await super().get_history(*args, **kwargs)
+
+    class TestMine(MemoryContract):
+        @pytest.fixture
+        def memory_factory(self, tmp_path):
+            store = ReferenceStore(tmp_path / "reference.json")
+            return lambda: Blocking(store)
+"""
+
+# A broken memory may leave handles that nobody closes.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No test leaves a timer behind, and no handle complains in somebody else's test."""
+    yield
+    gc.collect()
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+class Blocking(ReferenceMemory):
+    """Takes a lock at its first write, which it gives back when it is closed."""
+
+    lock: threading.Lock
+    held = False
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> str:
+        self._take()
+        return await super().create_session(*args, **kwargs)
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        self._take()
+        return await super().get_history(*args, **kwargs)
+
+    def _take(self) -> None:
+        if not self.held:
+            self.held = self.lock.acquire()
+
+    async def close(self) -> None:
+        await super().close()
+        if self.held:
+            self.lock.release()
+            self.held = False
+
+
+class Hanging(ReferenceMemory):
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.Event().wait()
+
+
+def impatient(memory: type[Any]) -> StoreUnderTest:
+    """Return a store of such memories, for whose clauses a moment is too long."""
+    shared, patience = ReferenceStore(), Patience()
+    patience.seconds = 0.1
+    broken = type("Broken", (memory,), {"lock": threading.Lock()})
+    return StoreUnderTest(lambda: broken(shared), patience=patience)
+
+
+def test_a_call_that_blocks_the_event_loop_is_ended() -> None:
+    """No timeout of the loop can: the clause fails in the midst of the call, which the reproduction shows."""
+    store = impatient(Blocking)
+    error = verdict(TWO_HANDLES, store)
+    assert isinstance(error, BlockedError)
+    assert "the event loop stood still" in str(error)
+    assert "get_history(session_1)  # BlockedError: the event loop stood still" in store.transcript.text()
+    places = [entry.name for entry in pytest.ExceptionInfo.from_exception(error).traceback]
+    assert "_take" in places[-2:], places
+
+
+def test_what_does_not_block_is_left_alone() -> None:
+    """The same memory, with one handle at a time."""
+    assert verdict(ONE_HANDLE, impatient(Blocking)) is None
+
+
+def test_a_call_that_never_ends_is_ended() -> None:
+    """The loop's own timeout comes first."""
+    error = verdict(ONE_HANDLE, impatient(Hanging))
+    assert "a call hangs" in str(error)
+    assert not isinstance(error, BlockedError)
+
+
+@pytest.mark.parametrize("memory", [Blocking, Hanging])
+def test_the_first_to_hang_waits_for_all(memory: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that hangs in forty clauses does not take forty minutes."""
+    monkeypatch.setattr("flux_memory.testkit.patience._SECONDS_ONCE_HUNG", 0.05)
+    store = impatient(memory)
+    assert verdict(TWO_HANDLES, store) is not None
+    assert store.patience.seconds == 0.05
+
+
+def test_a_synchronous_clause_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of it run on event loops of their own."""
+    store = impatient(ReferenceMemory)
+
+    async def block() -> None:
+        threading.Event().wait()
+
+    monkeypatch.setattr("flux_memory.testkit.contract.under_test.CLOSE_SECONDS", 0.1)
+    with pytest.raises(BlockedError):
+        store.run(block)
+
+
+def test_closing_that_blocks_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store says which call it was."""
+
+    class Stuck(ReferenceMemory):
+        async def close(self) -> None:
+            threading.Event().wait()
+
+    monkeypatch.setattr("flux_memory.testkit.contract.under_test.CLOSE_SECONDS", 0.1)
+    error = verdict(ONE_HANDLE, impatient(Stuck))
+    assert "close() does not end: the event loop stood still" in str(error)
+
+
+def test_the_model_says_which_calls_blocked(tmp_path: Path) -> None:
+    """A call that blocks is a finding like one that hangs."""
+    lock = threading.Lock()
+    shared = ReferenceStore(tmp_path / "reference.json")
+    factory: Callable[[], Memory] = lambda: type("Broken", (Blocking,), {"lock": lock})(shared)  # noqa: E731
+
+    async def main() -> None:
+        one, other = factory(), factory()
+        session = await one.create_session()
+        reading = Call("get_history", {"session_id": session})
+        with pytest.raises(HangError, match="get_history: the event loop stood still"):
+            await at_once([(one, reading, None), (other, reading, None)], patience=0.1)
+        await one.close()
+        await other.close()
+
+    asyncio.run(main())
+
+
+def test_a_timer_of_somebody_else_is_left_alone() -> None:
+    """Such as that of pytest-timeout, which ends the test by itself."""
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append("theirs"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with unblocked(-2.0):
+            time.sleep(0.4)
+        assert rung == ["theirs"]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_inner_wait_does_not_end_the_outer_one() -> None:
+    """Closing handles is bounded by itself, within a clause."""
+
+    def wait() -> None:
+        with unblocked(60.0):
+            pass
+        time.sleep(10)
+
+    with pytest.raises(BlockedError, match="for -1 s"), unblocked(-1.0):
+        wait()
+
+
+def test_another_thread_can_do_without() -> None:
+    """Signals are for the main thread; elsewhere there is no bound, and no error either."""
+    done = []
+
+    def run() -> None:
+        with unblocked(0.1):
+            done.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+def test_a_run_ends_and_shows_the_line_that_blocks(pytester: pytest.Pytester) -> None:
+    """What an author of a backend sees."""
+    pytester.makepyfile(BINDING)
+    options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
+    result = pytester.runpytest_subprocess(*options, "-k", "ORD-001")
+    result.assert_outcomes(failed=1, deselected=147)
+    result.stdout.fnmatch_lines(
+        [
+            "*never.wait()  # and nobody sets it",
+            "*BlockedError: the event loop stood still for 0 s: a call blocks it, *",
+            "promised:  *",
+            "    await memory_1.get_history(*)  # BlockedError: the event loop stood still *",
+        ]
+    )
