@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from flux_memory.testkit import CLAUSES, CONTRACT_VERSION, Clause, MemoryContract
-from flux_memory.testkit.capabilities import ALL
 from flux_memory.testkit.clauses import GROUPS
 
 PROJECT: Final = Path(__file__).parents[1]
@@ -92,7 +91,7 @@ def _page(group: str, clauses: list[Clause]) -> str:
 
 
 def _clause(clause: Clause) -> str:
-    needs = "everything" if clause.needs == ALL else clause.needs.words
+    needs = clause.needs.words
     remarks = [ABOUT_NEEDS.format(needs=needs)] if needs else []
     remarks += [ABOUT_SINCE.format(since=clause.since)] if clause.since != "1.0" else []
     remark = f"\n\n<sub>{'; '.join(remarks)}</sub>" if remarks else ""

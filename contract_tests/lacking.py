@@ -27,6 +27,7 @@ _REFUSED: Final[dict[Capability, dict[str, tuple[str, ...]]]] = {
 _PARAMETERS: Final = {
     "create_session": ("title", "metadata"),
     "add_message": ("session_id", "role", "content", "metadata"),
+    "add_messages": ("session_id", "messages"),
     "get_history": ("session_id", "limit"),
     "get_sessions": ("limit", "offset"),
 }
@@ -56,9 +57,9 @@ def _refusing(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[
             raise InvalidInputError(f"{method} is not supported")
         given = dict(zip(_PARAMETERS.get(method, ()), args, strict=False)) | kwargs
         elements: Any = [given]
-        if method == "add_messages" and hasattr(args[1], "__iter__"):
-            elements = list(args[1])
-            args = (args[0], elements)
+        if method == "add_messages" and hasattr(given["messages"], "__iter__"):
+            elements = list(given["messages"])
+            args, kwargs = (given["session_id"], elements), {}
         for name in arguments:
             # An empty title, user or object is what a record without one has.
             if any(isinstance(element, dict) and element.get(name) for element in elements):

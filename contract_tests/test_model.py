@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lacking import lacking
 
 from flux_memory import ConversationMemory, Memory
-from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit import ALL, Capability, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.model.answers import argument_of, difference
 from flux_memory.testkit.contract.model.calls import (
     Answer,
@@ -27,6 +28,7 @@ from flux_memory.testkit.contract.model.calls import (
     at_once,
     resolved,
 )
+from flux_memory.testkit.contract.model.claimed import NEEDED
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, explore
 from flux_memory.testkit.contract.model.machine import Finding
 from flux_memory.testkit.contract.model.worlds import World, explain
@@ -46,10 +48,10 @@ def collected() -> Iterator[None]:
 QUICK = Profile(examples=30, steps=25, seed=2, shrinking=1.5)
 
 
-def found_by_some_seed(factory: Callable[[], Memory]) -> Finding:
+def found_by_some_seed(factory: Callable[[], Memory], claims: Capability = ALL) -> Finding:
     """What a few seeds find: Hypothesis takes constants from the modules loaded, so one seed is not always the same."""
     for seed in range(2, 12):
-        finding = explore(factory, replace(QUICK, seed=seed))
+        finding = explore(factory, replace(QUICK, seed=seed), claims)
         if finding is not None:
             return finding
     pytest.fail("no seed found the break")
@@ -88,6 +90,29 @@ def test_a_break_is_found(name: str) -> None:
     assert name in MUTANTS
     finding = found_by_some_seed(opener(broken(name, ReferenceMemory)))
     compile(finding.code, "reproduction", "exec")
+
+
+LITTLE = {
+    "titles": ALL & ~Capability.TITLES,
+    "retries": ALL & ~Capability.IDEMPOTENT_IDS,
+    "one handle": ALL & ~(Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES),
+    "no disk": ALL & ~Capability.DURABLE,
+    "the least": NEEDED,
+}
+
+
+@pytest.mark.parametrize("name", LITTLE)
+def test_a_memory_that_claims_little_is_asked_for_no_more(name: str, tmp_path: Path) -> None:
+    """Neither a refusal nor the lack itself is a finding."""
+    assert explore(lacking(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name]) is None
+
+
+@pytest.mark.parametrize("name", ["NewestFirst", "DeletesTheSessionOnly", "ReadsBump", "DriverErrorsEscape"])
+def test_a_break_is_found_in_a_memory_that_claims_little(name: str) -> None:
+    """Most backends lack something; their order, say, is explored all the same."""
+    finding = found_by_some_seed(opener(broken(name, ReferenceMemory)), NEEDED)
+    for other in ("add_messages", "title", "metadata=", "user_id=", "message_id=", "before=", "memory_2"):
+        assert other not in finding.code, finding.code
 
 
 class Doubles(ConversationMemory):

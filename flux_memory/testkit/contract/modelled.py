@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from flux_memory.testkit.capabilities import ALL
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.model.claimed import NEEDED
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
@@ -20,7 +20,7 @@ class ModelContract(Binding):
         promise="Whatever is called, in any order, at once or cancelled half-way, the reference model explains "
         "every answer.",
         loses="Combinations that nobody thought of lose messages, answer wrongly or hang.",
-        needs=ALL,
+        needs=NEEDED,
     )
     def test_the_reference_model_explains_everything(self, store: StoreUnderTest) -> None:
         # Hypothesis is slow to import, and only this clause needs it.
@@ -30,5 +30,5 @@ class ModelContract(Binding):
         if store.seed is not None:
             profile = replace(profile, seed=store.seed)
         store.seeds["model"] = profile.seed
-        if finding := explore(store.factory, profile):
+        if finding := explore(store.factory, profile, store.capabilities):
             pytest.fail(f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}", pytrace=False)

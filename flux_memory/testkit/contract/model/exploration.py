@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from flux_memory import Memory
+from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.contract.model.machine import EnoughError, Finding, Findings, MemoryMachine
 from flux_memory.testkit.contract.model.reduction import reduced
 
@@ -37,17 +38,18 @@ def thorough() -> Profile:
     return Profile(examples=150, steps=40, seconds=600.0, seed=random.SystemRandom().randrange(2**32))
 
 
-def explore(factory: Callable[[], Memory], profile: Profile = FAST) -> Finding | None:
+def explore(factory: Callable[[], Memory], profile: Profile = FAST, claims: Capability = ALL) -> Finding | None:
     """Try a store, and return the shortest sequence of calls that no promise explains, if there is one.
 
     Args:
         factory: Each call opens one more handle on the same store, which this empties.
         profile: How much is tried.
+        claims: What the store has; nothing else is asked of it.
     """
     findings = Findings(profile.shrinking)
-    run_machine(lambda: MemoryMachine(factory, findings), profile, lambda: findings.shortest is not None)
+    run_machine(lambda: MemoryMachine(factory, findings, claims), profile, lambda: findings.shortest is not None)
     found = findings.shortest
-    return None if found is None else reduced(factory, found, profile.shrinking)
+    return None if found is None else reduced(factory, found, profile.shrinking, claims)
 
 
 def run_machine(machine: Callable[[], RuleBasedStateMachine], profile: Profile, found: Callable[[], bool]) -> None:

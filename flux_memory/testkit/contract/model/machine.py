@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from flux_memory import Memory
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model import generated
 from flux_memory.testkit.contract.model.answers import Difference, difference
 from flux_memory.testkit.contract.model.calls import (
@@ -28,6 +29,7 @@ from flux_memory.testkit.contract.model.calls import (
     at_once,
     resolved,
 )
+from flux_memory.testkit.contract.model.claimed import Item, claimed
 from flux_memory.testkit.contract.model.script import Script
 from flux_memory.testkit.contract.model.times import Rows, adopted, problem_of_times, unsorted
 from flux_memory.testkit.contract.model.worlds import World, explain
@@ -120,10 +122,11 @@ class UnexplainedError(AssertionError):
 class MemoryMachine(RuleBasedStateMachine):
     """Two handles on one store, an event loop of its own, and the states that explain every answer so far."""
 
-    def __init__(self, factory: Callable[[], Memory], findings: Findings) -> None:
+    def __init__(self, factory: Callable[[], Memory], findings: Findings, claims: Capability) -> None:
         findings.raise_if_enough()
         super().__init__()
         self._factory = factory
+        self._claims = claims
         self._findings = findings
         self._runner = asyncio.Runner()
         self._handles: dict[int, Memory] = {}
@@ -152,13 +155,13 @@ class MemoryMachine(RuleBasedStateMachine):
     def write(self, handle: int, call: Call) -> None:
         """Change something."""
         self._steps.append(Step("write", {"handle": handle, "call": call}))
-        self._call(handle, call)
+        self._call_if_claimed(handle, call)
 
     @rule(handle=generated.handles, call=generated.reads)
     def read(self, handle: int, call: Call) -> None:
         """Read something, or ask for what is refused."""
         self._steps.append(Step("read", {"handle": handle, "call": call}))
-        self._call(handle, call)
+        self._call_if_claimed(handle, call)
 
     @precondition(lambda self: self._told)
     @rule(handle=generated.handles, at=st.integers(0, 5), changes=generated.changes)
@@ -167,30 +170,37 @@ class MemoryMachine(RuleBasedStateMachine):
         self._steps.append(Step("retry", {"handle": handle, "at": at, "changes": changes}))
         if self._told:
             call = self._told[-1 - at % len(self._told)]
-            self._call(handle, Call(call.method, {**call.arguments, **changes}))
+            self._call_if_claimed(handle, Call(call.method, {**call.arguments, **changes}))
 
     @rule(group=generated.groups)
     def at_once(self, group: generated.Group) -> None:
         """Make several calls at the same time, some of which are cancelled on their way."""
         self._steps.append(Step("at_once", {"group": group}))
-        items = [(handle, self._resolved(call), cut) for handle, call, cut in group]
+        items = [(handle, self._resolved(call), cut) for handle, call, cut in self._claimed(group)]
+        if not items:
+            return
         answers = self._make(items)
         self._script.group(items, answers)
         self._learn([Answered(handle, call, answer) for (handle, call, _), answer in zip(items, answers, strict=True)])
         if any(len(world.pending) > _MOST_PENDING for world in self._worlds):
             self._settle()
 
+    @precondition(lambda self: Capability.DURABLE in self._claims)
     @precondition(lambda self: self._steps_since_reopening >= _STEPS_OF_A_HANDLE)
     @rule(handle=generated.handles, late=st.one_of(st.none(), generated.calls))
     def reopen(self, handle: int, late: Call | None) -> None:
         """Close a handle, call it all the same, and open another one in its place."""
         self._steps.append(Step("reopen", {"handle": handle, "late": late}))
         self._steps_since_reopening = 0
+        if Capability.SEVERAL_HANDLES not in self._claims:
+            handle = 0
         if handle in self._handles:
             self._close(handle)
             if late is not None:
-                self._call(handle, late)
-        self._open(handle)
+                self._call_if_claimed(handle, late)
+        if handle not in self._handles or handle in self._worlds[0].closed:
+            # Where it was the only one, a look at the store has opened another one.
+            self._open(handle)
         self._observe(alone=self._certain)
 
     def teardown(self) -> None:
@@ -204,11 +214,18 @@ class MemoryMachine(RuleBasedStateMachine):
                     self._fail(f"close() raised {error!r}")
         self._runner.close()
 
+    def _claimed(self, items: Sequence[Item]) -> list[Item]:
+        return [item for each in items if (item := claimed(each, self._claims)) is not None]
+
+    def _call_if_claimed(self, handle: int, call: Call) -> None:
+        for at, asked, _ in self._claimed([(handle, call, None)]):
+            self._call(at, asked)
+
     def _call(self, handle: int, call: Call) -> None:
         made = self._resolved(call)
         (answer,) = self._make([(handle, made, None)])
         self._script.call(handle, made, answer)
-        if call.method == "add_message" and isinstance(answer, Returned):
+        if call.method == "add_message" and isinstance(answer, Returned) and Capability.IDEMPOTENT_IDS in self._claims:
             self._told.append(Call(call.method, {**made.arguments, "message_id": answer.value}))
         self._learn([Answered(handle, made, answer)])
 
@@ -286,6 +303,7 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         problems = [problem_of_times(world, earlier, rows, histories, alone=alone) for world in self._worlds]
         if all(problems):
+            self._script.expect(f"# then: {problems[0]}")
             self._fail(str(problems[0]))
         possible = [world for world, problem in zip(self._worlds, problems, strict=True) if problem is None]
         self._worlds = _distinct([adopted(world, rows, histories) for world in possible])

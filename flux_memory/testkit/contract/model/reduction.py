@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from flux_memory import Memory
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model.machine import Finding, Findings, MemoryMachine, Step, UnexplainedError
 
 _TRIES = 3
 """How often a shorter sequence may go well before it counts as one that does not fail."""
 
 
-def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float) -> Finding:
+def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float, claims: Capability) -> Finding:
     """Return the shortest finding that was reached within the time."""
     until = time.monotonic() + seconds
     shorter = True
@@ -21,16 +22,16 @@ def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float) -> 
         for steps in _shorter(finding.steps):
             if time.monotonic() > until:
                 return finding
-            if (found := _replayed(factory, steps)) is not None:
+            if (found := _replayed(factory, steps, claims)) is not None:
                 finding, shorter = found, True
                 break
     return finding
 
 
-def _replayed(factory: Callable[[], Memory], steps: tuple[Step, ...]) -> Finding | None:
+def _replayed(factory: Callable[[], Memory], steps: tuple[Step, ...], claims: Capability) -> Finding | None:
     for _ in range(_TRIES):
         findings = Findings(0)
-        machine = MemoryMachine(factory, findings)
+        machine = MemoryMachine(factory, findings, claims)
         try:
             for step in steps:
                 step.take(machine)

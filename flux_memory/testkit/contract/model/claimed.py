@@ -1,0 +1,56 @@
+"""What of a call a backend can be asked for, by what it claims: the clauses on claims see to the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from flux_memory.testkit.capabilities import Capability
+from flux_memory.testkit.contract.model.calls import WRITES, Call, Cut
+
+NEEDED: Final = (
+    Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.CLEAR_ALL | Capability.TIMESTAMPS
+)
+"""Without these the model could not tell what a store holds, nor begin anew."""
+
+_METHODS: Final = {"add_messages": Capability.BATCH, "update_session_title": Capability.TITLES}
+_OF_A_MESSAGE: Final = {"metadata": Capability.MESSAGE_METADATA, "message_id": Capability.IDEMPOTENT_IDS}
+_ARGUMENTS: Final[dict[str, dict[str, Capability]]] = {
+    "create_session": {
+        "title": Capability.TITLES,
+        "metadata": Capability.SESSION_METADATA,
+        "user_id": Capability.USER_SCOPE,
+    },
+    "add_message": _OF_A_MESSAGE,
+    "get_history": {"before": Capability.CURSOR},
+    "get_sessions": {"user_id": Capability.USER_SCOPE, "metadata": Capability.METADATA_FILTER},
+}
+
+Item = tuple[int, Call, Cut | None]
+"""A handle, the call on it, and where it is cancelled."""
+
+
+def claimed(item: Item, claims: Capability) -> Item | None:
+    """Return the call without what is not claimed, or `None` if nothing is left of it."""
+    handle, call, cut = item
+    if call.method in _METHODS and _METHODS[call.method] not in claims:
+        return None
+    arguments = _without(call.arguments, _ARGUMENTS.get(call.method, {}), claims)
+    if isinstance(arguments.get("messages"), list):
+        arguments["messages"] = [
+            _without(message, _OF_A_MESSAGE, claims) if isinstance(message, dict) else message
+            for message in arguments["messages"]
+        ]
+    if Capability.SEVERAL_HANDLES not in claims:
+        handle = 0
+    # Of a write that was cut off one has to see whether it took effect, and that it will not do so later on.
+    needed = Capability.DURABLE
+    if call.method in {"add_message", "add_messages"}:
+        needed |= Capability.IDEMPOTENT_IDS
+    if call.method in WRITES and needed not in claims:
+        cut = None
+    return handle, Call(call.method, arguments), cut
+
+
+def _without(given: Mapping[str, Any], needs: Mapping[str, Capability], claims: Capability) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in needs or needs[name] in claims}
