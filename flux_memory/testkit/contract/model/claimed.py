@@ -8,12 +8,14 @@ from typing import Any, Final
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model.calls import WRITES, Call, Cut
 
-NEEDED: Final = (
-    Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.CLEAR_ALL | Capability.TIMESTAMPS
-)
-"""Without these the model could not tell what a store holds, nor begin anew."""
+NEEDED: Final = Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.TIMESTAMPS
+"""Without these the model could not tell what a store holds."""
 
-_METHODS: Final = {"add_messages": Capability.BATCH, "update_session_title": Capability.TITLES}
+_METHODS: Final = {
+    "add_messages": Capability.BATCH,
+    "update_session_title": Capability.TITLES,
+    "clear_all": Capability.CLEAR_ALL,
+}
 _OF_A_MESSAGE: Final = {"metadata": Capability.MESSAGE_METADATA, "message_id": Capability.IDEMPOTENT_IDS}
 _ARGUMENTS: Final[dict[str, dict[str, Capability]]] = {
     "create_session": {
