@@ -7,6 +7,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ordinary_user import ordinary_user
@@ -74,6 +75,35 @@ def test_unknown_keys_are_no_error(environment: Environment) -> None:
     """The `.env` is the application's; most of it is not for us."""
     environment("OPENAI_API_KEY=x\nFLUX_MEMORY_SOMETHING=y\nDATABASE_BACKEND=postgres\n", FLUX_MEMORY_OTHER="z")
     assert load_settings().database_backend == "postgres"
+
+
+@pytest.mark.parametrize("wrong", [{"backend": "postgres"}, {"dsn": "secret"}])
+def test_an_unknown_keyword_is_an_error(environment: Environment, wrong: dict[str, str]) -> None:
+    """A typo would write to a SQLite file where PostgreSQL was meant, without a word."""
+    environment()
+    with pytest.raises(InvalidInputError, match=rf"has no {next(iter(wrong))}; it has database_backend,") as caught:
+        Settings(**wrong)  # type: ignore[arg-type]
+    assert isinstance(caught.value, TypeError)
+    assert "secret" not in str(caught.value)
+
+
+def test_keywords_may_have_the_prefix(environment: Environment) -> None:
+    """The names of the environment, in the case of Python."""
+    environment(DATABASE_BACKEND="sqlite")
+    settings: Any = Settings(flux_memory_database_backend="postgres")  # type: ignore[call-arg]
+    assert settings.database_backend == "postgres"
+
+
+def test_settings_of_an_application_may_build_on_ours(environment: Environment) -> None:
+    """A subclass has more of them."""
+    environment(APP_NAME="chat")
+
+    class Own(Settings):
+        app_name: str = ""
+
+    assert (Own().app_name, Own(app_name="other", database_backend="postgres").app_name) == ("chat", "other")
+    with pytest.raises(InvalidInputError, match="app_title"):
+        Own(app_title="x")  # type: ignore[call-arg]
 
 
 def test_overrides_win_over_everything(environment: Environment) -> None:

@@ -6,9 +6,9 @@ from typing import Literal
 from urllib.parse import unquote
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from flux_memory.errors import InvalidInputError
+from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.hidden import Hidden
 
 
@@ -20,7 +20,11 @@ class Settings(BaseSettings):
     """Which backend a memory uses, and where.
 
     Each is read from the environment, then from `.env` in the working directory; the name with the prefix
-    `FLUX_MEMORY_` wins over the one without. Unknown keys are not an error. A password never shows in a repr.
+    `FLUX_MEMORY_` wins over the one without. Unknown keys there are not an error; an unknown keyword is one, since it
+    would be a setting that silently does nothing. A password never shows in a repr.
+
+    Raises:
+        InvalidInputError: A keyword is none of the settings.
     """
 
     model_config = SettingsConfigDict(
@@ -40,6 +44,22 @@ class Settings(BaseSettings):
     """The SQLite file: `sqlite+aiosqlite:///` and a path. Not in the repr, since platforms put other DSNs here."""
     postgres_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_dsn"))
     """`postgresql://user:password@host:5432/database`."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leave the sources as they are, and refuse keywords that nothing reads."""
+        fields = list(settings_cls.model_fields)
+        known = {*fields, *(f"flux_memory_{name}" for name in fields)}
+        if unknown := sorted(init_settings().keys() - known):
+            raise InvalidTypeError(f"Settings() has no {', '.join(unknown)}; it has {', '.join(fields)}")
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
 
     @property
     def sqlite_path(self) -> str:
