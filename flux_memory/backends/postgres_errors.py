@@ -151,12 +151,12 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (asyncpg.exceptions.ClientConfigurationError, InvalidInputError, "mend the DSN"),
     (asyncpg.PostgresConnectionError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.InterfaceError, BackendUnavailableError, "the connection was lost; retry"),
-    (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
     (
         asyncpg.TargetServerAttributeNotMatched,
         BackendUnavailableError,
-        "no host of the DSN takes writes; promote one, or mend target_session_attrs",
+        "no host of the DSN is what target_session_attrs asks for; promote one, or mend that",
     ),
+    (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.PostgresError, FluxMemoryError, "see the cause"),
     (
         ConnectionRefusedError,
@@ -204,9 +204,15 @@ def translated(
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         forget_variables(error, asyncpg.__name__)
         if progress is not None and progress.writes and progress.unknown:
-            raise _unknown(shown, f"the connection was lost, and then: {error}") from error
+            raise _unknown(shown, f"the connection was lost, and then: {_said(error)}") from error
         kind, advice = _advice(error)
-        raise kind(f"PostgreSQL at {shown}: {error}; {advice}") from error
+        raise kind(f"PostgreSQL at {shown}: {_said(error)}; {advice}") from error
+
+
+def _said(error: Exception) -> str:
+    # The message alone: a DETAIL may quote what is stored, and asyncpg's own HINTs are for who calls it directly. The
+    # cause has both.
+    return str(error.args[0] if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) else error)
 
 
 def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
@@ -224,7 +230,7 @@ def _too_late(shown: str, timeout: float, progress: Progress, trouble: Exception
     if progress.sent:
         what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="
     elif trouble is not None:
-        what = f"{trouble}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
+        what = f"{_said(trouble)}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
     else:
         what = f"no connection was free within {timeout:g} s; raise max_size= or timeout=, or find what holds them"
     return BackendUnavailableError(f"PostgreSQL at {shown}: {what}" + ". Nothing was stored" * progress.writes)
