@@ -274,11 +274,42 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
         asyncio.run(
             execute(
                 target,
-                f"GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, messages TO {name}",
+                f"GRANT SELECT, INSERT ON sessions, messages TO {name}",
+                f"GRANT UPDATE ON sessions TO {name}",
                 f"GRANT SELECT ON flux_memory_schema TO {name}",
             )
         )
         assert move(path, dsn).status is Status.IDENTICAL
+
+
+@pytest.mark.parametrize("extent", [Extent.PREFLIGHT, Extent.MOVE])
+@pytest.mark.parametrize(
+    ("lacking", "says"),
+    [
+        ("REVOKE INSERT ON messages FROM {role}", "GRANT INSERT ON sessions, messages"),
+        ("REVOKE UPDATE ON sessions FROM {role}", "UPDATE ON sessions"),
+        ("REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC", "GRANT TEMPORARY ON DATABASE {database}"),
+    ],
+)
+def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
+    path: Path, target: str, lacking: str, says: str, extent: Extent
+) -> None:
+    """A dry run does not promise what the move cannot do."""
+    make_file_with_data(path)
+    make_tables(target)
+    database = target.rpartition("/")[2].partition("?")[0]
+    with role(target) as (name, dsn):
+        asyncio.run(
+            execute(
+                target,
+                f"GRANT SELECT, INSERT, UPDATE ON sessions, messages TO {name}",
+                f"GRANT SELECT ON flux_memory_schema TO {name}",
+                lacking.format(role=name, database=database),
+            )
+        )
+        with pytest.raises(SchemaError, match=says.format(database=database)):
+            move(path, dsn, extent=extent)
+    assert everything(target) == ([], [])
 
 
 def test_who_may_only_read_can_compare(path: Path, target: str) -> None:

@@ -12,9 +12,10 @@ import pytest_asyncio
 from raw_postgres import as_user, connected, elsewhere, rows
 from secret_watch import watch
 
-from flux_memory import FluxMemoryError, Memory, PostgresConversationMemory, SchemaError
+from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, SchemaError
 from flux_memory.check import check_methods, check_postgres
 from flux_memory.testkit.servers import Server, start_server
+from flux_memory.transfer import Plan, Status, migrate
 
 PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 DATABASE = "chat"
@@ -105,6 +106,18 @@ async def test_a_role_that_owns_only_its_schema_does_everything(roles: Roles) ->
     assert await rows(roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'") == [
         ("chat",)
     ]
+
+
+@pytest.mark.asyncio
+async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, tmp_path: Path) -> None:
+    """Rows that join others need one right more than those that come first."""
+    for number in range(2):
+        path = tmp_path / f"{number}.db"
+        async with ConversationMemory(path) as memory:
+            await memory.add_message(await memory.create_session(), "user", "one")
+        assert (await migrate(Plan(path, roles.owner))).status is Status.IDENTICAL
+    async with PostgresConversationMemory(roles.reader) as memory:
+        assert await memory.count_sessions() == 2
 
 
 @pytest.mark.asyncio

@@ -25,9 +25,25 @@ SELECT
     pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     current_schema()
 """
-SELECT_TABLE_RIGHTS: Final = """
-SELECT bool_and(has_table_privilege(name, wanted))
-FROM unnest(ARRAY['sessions', 'messages']) AS name, unnest($1::text[]) AS wanted
+MAY_READ: Final = "SELECT has_table_privilege('sessions', 'SELECT') AND has_table_privilege('messages', 'SELECT')"
+MAY_WRITE: Final = """
+SELECT has_table_privilege('sessions', 'INSERT')
+    AND has_table_privilege('sessions', 'UPDATE')
+    AND has_table_privilege('messages', 'INSERT')
+"""
+# Rows that join others come by way of temporary tables. Where there are none and the tables are the role's own, `load`
+# needs no such table.
+NEEDS_TEMPORARY: Final = """
+SELECT quote_ident(current_database())
+WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
+    AND (
+        EXISTS (SELECT FROM sessions)
+        OR EXISTS (SELECT FROM messages)
+        OR EXISTS (
+            SELECT FROM pg_class
+            WHERE oid IN ('sessions'::regclass, 'messages'::regclass) AND NOT pg_has_role(relowner, 'USAGE')
+        )
+    )
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
 # A deadline or a default of the database's must not stop a long transaction half-way. What keeps alive a connection on
@@ -136,12 +152,10 @@ async def _inspect(connection: Any, dsn: str, *, for_reading: bool) -> Target:
         )
     sessions = messages = 0
     if all(has_tables):
-        wanted = "SELECT" if for_reading else "SELECT, INSERT, UPDATE"
-        if not await connection.fetchval(SELECT_TABLE_RIGHTS, wanted.split(", ")):
-            raise SchemaError(
-                f"the role may not {'read' if for_reading else 'read and write'} the target's tables; GRANT {wanted} "
-                "ON sessions, messages to it"
-            )
+        if not await connection.fetchval(MAY_READ):
+            raise SchemaError("the role may not read the target's tables; GRANT SELECT ON sessions, messages to it")
+        if not for_reading:
+            await _refuse_without_rights(connection)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
     return Target(
@@ -152,6 +166,19 @@ async def _inspect(connection: Any, dsn: str, *, for_reading: bool) -> Target:
         sessions=sessions,
         messages=messages,
     )
+
+
+async def _refuse_without_rights(connection: Any) -> None:
+    if not await connection.fetchval(MAY_WRITE):
+        raise SchemaError(
+            "the role may not write to the target's tables; GRANT INSERT ON sessions, messages and UPDATE ON sessions "
+            "to it, or let their owner run the migration"
+        )
+    if (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
+        raise SchemaError(
+            "the role may not create temporary tables, by which rows join those that are there; GRANT TEMPORARY ON "
+            f"DATABASE {database} to it"
+        )
 
 
 async def prepare(connection: Any) -> None:
