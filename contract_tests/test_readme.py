@@ -50,8 +50,6 @@ FEW_CLAUSES: Final = ("-q", "-p", "no:cacheprovider", "-k", "FM-SES")
 THE_SERVERS_WORDS: Final = {
     "permission denied for schema public",
     "no schema has been selected to create in",
-    'prepared statement "__asyncpg_stmt_',
-    '" already exists',
 }
 """What PostgreSQL says itself, in the headings of the troubleshooting page."""
 
