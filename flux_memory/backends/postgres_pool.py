@@ -205,7 +205,7 @@ class OwnPool:
         except TimeoutError as error:
             # The next attempt begins with another host: behind this one there may be nothing at all.
             self._url = dsns.other_host_first(self._url)
-            self.trouble = ConnectionError(f"no connection within {self._arguments['timeout']:g} s")
+            self.trouble = ConnectionError(f"no connection within {self._arguments['timeout']:.3g} s")
             raise self.trouble from error
         except Exception as error:
             self._answered = self._answered or isinstance(error, asyncpg.PostgresError)
