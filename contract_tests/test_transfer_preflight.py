@@ -63,6 +63,7 @@ PROBLEMS: list[tuple[str, str, Kind, Callable[[Db], Any]]] = [
     ("json-list", "messages", Kind.NOT_AN_OBJECT, lambda db: add(db, "bad", "one", metadata="[1]")),
     ("json-null", "sessions", Kind.NOT_AN_OBJECT, lambda db: add_session(db, "bad", metadata="null")),
     ("nan", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": NaN}')),
+    ("nan-after-space", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata=' {"a": NaN}')),
     ("infinity", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": -Infinity}')),
     ("1e400", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata='{"a": 1e400}')),
     ("digits", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}')),
