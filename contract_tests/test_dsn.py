@@ -102,6 +102,7 @@ def test_a_cache_size_that_is_none_is_refused(size: str) -> None:
         ("postgresql://u:secret@h:port/d", "a port that is none"),
         ("postgresql://u:secret@h:99999/d", "a port that is none"),
         ("postgresql://u:secret@h:0/d", "a port that is none"),
+        (f"postgresql://u:secret@h:{'9' * 5000}/d", "a port that is none"),
         ("postgresql://u:secret@h:5432,/d", "a host without a name"),
         ("postgresql://u:secret@[::1/d", "the DSN cannot be read"),
         ("postgresql://u:sec\nret@h/d", "a line break"),

@@ -145,7 +145,7 @@ def _check_hosts(hosts: str) -> None:
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and 0 < int(text) < 65536
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
 
 def _positive(text: str) -> float:
