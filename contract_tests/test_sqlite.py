@@ -117,17 +117,22 @@ async def test_a_path_is_text_or_a_path(path: Path) -> None:
     assert odd.name in {each.name for each in await asyncio.to_thread(lambda: list(path.parent.iterdir()))}
 
 
-@pytest.mark.parametrize("value", [b"chat.db", 5, ["chat.db"]])
+class _PathOfBytes:
+    def __fspath__(self) -> bytes:
+        return b"chat.db"
+
+
+@pytest.mark.parametrize("value", [b"chat.db", 5, ["chat.db"], _PathOfBytes()])
 def test_a_path_of_another_type_is_refused(value: Any) -> None:
     """A wrong type is an error of the caller, at once."""
     with pytest.raises(InvalidInputError, match="db_path must be a str or a path"):
         ConversationMemory(value)
 
 
-@pytest.mark.parametrize("value", ["", "a\x00b"])
+@pytest.mark.parametrize("value", ["", "a\x00b", "a\ud800b"])
 def test_a_path_that_cannot_be_is_refused(value: str) -> None:
     """SQLite would take the empty path as a temporary database, and lose everything."""
-    with pytest.raises(InvalidInputError, match="db_path is empty or has a NUL"):
+    with pytest.raises(InvalidInputError, match="db_path is empty, has a NUL or a lone surrogate"):
         ConversationMemory(value)
 
 

@@ -106,16 +106,21 @@ class ConversationMemory:
             from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
 
             db_path = load_settings().sqlite_path
-        if not isinstance(db_path, str | os.PathLike):
+        path = os.fspath(db_path) if isinstance(db_path, os.PathLike) else db_path
+        if not isinstance(path, str):
             raise InvalidTypeError(f"db_path must be a str or a path, not {type(db_path).__name__}")
-        self.db_path: Final = os.fspath(db_path)
-        if not self.db_path or "\x00" in self.db_path:
-            raise InvalidInputError("db_path is empty or has a NUL; give the path of a file")
+        try:
+            name = os.fsencode(path)
+        except UnicodeEncodeError:
+            name = b""
+        if not name or b"\x00" in name:
+            raise InvalidInputError("db_path is empty, has a NUL or a lone surrogate; give the path of a file")
+        self.db_path: Final = path
         if "://" in self.db_path:
             raise InvalidInputError("db_path is a URL; give the path alone, such as ./data/sqlite.db")
         self.timeout: Final = records.seconds("timeout", timeout)
         self._life: Lifecycle[SQLiteWorker] = Lifecycle(
-            partial(_open_worker, self.db_path, timeout), SQLiteWorker.finish, timeout
+            partial(_open_worker, self.db_path, self.timeout), SQLiteWorker.finish, self.timeout
         )
 
     async def create_session(
