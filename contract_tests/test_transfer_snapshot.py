@@ -231,6 +231,13 @@ def test_what_is_no_memory_has_a_sentence_of_its_own(path: Path, make: object, s
         count(path)
 
 
+@pytest.mark.parametrize("name", ["a\0b.db", "a\ud800b.db"])
+def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
+    """As of a DATABASE_URL with %00 in it."""
+    with pytest.raises(MigrationError, match="cannot be a file's name"):
+        count(tmp_path / name)
+
+
 def test_an_unreadable_file_says_so(path: Path) -> None:
     """Whoever runs it as the wrong user learns it."""
     make_file_with_data(path)

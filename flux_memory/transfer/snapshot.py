@@ -29,7 +29,7 @@ _ATTEMPTS: Final = 50
 """Times that a state is sought in which nobody writes; a commit in between makes it two."""
 _LARGE: Final = 32 * 1024 * 1024
 """Bytes of a file from which on a second process is worth its start."""
-_BUSY_SECONDS = 30.0
+_BUSY_SECONDS: Final = 30.0
 """How long to wait for a lock that another process holds."""
 _BUSY: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
 
@@ -225,6 +225,8 @@ def check_file(path: Path) -> int:
         raise MigrationError(f"there is no file {path}; check --sqlite-path and the working directory") from None
     except OSError as error:
         raise MigrationError(f"{path} cannot be read: {error.strerror}; check the path and its rights") from error
+    except ValueError as error:
+        raise MigrationError(f"{str(path)!r} cannot be a file's name: {error}; check the path") from None
     if not readable:
         raise MigrationError(f"{path} cannot be read: no permission; run as its owner, or grant read access")
     if size == 0:
