@@ -104,7 +104,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
             stopped = threading.Event()
             await on_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with targets.connected(plan.postgres_dsn) as connection:
-                if (await targets.inspect(connection, plan.postgres_dsn)).sessions:
+                if (await targets.inspect(connection)).sessions:
                     await targets.prepare(connection)
                     await add_sessions_of_target(path, connection)
         snapshot = stack.enter_context(snapshot_of(path))
@@ -132,8 +132,8 @@ class _Migration:
         self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
         async with targets.connected(plan.postgres_dsn) as connection:
             for_reading = plan.extent is Extent.VERIFY
-            target = await targets.inspect(connection, plan.postgres_dsn, for_reading=for_reading)
-            self._watcher.say(_describe(target))
+            target = await targets.inspect(connection, for_reading=for_reading)
+            self._watcher.say(_describe(target, report.target))
             await self._undisturbed(lambda: self._preflight(sessions + messages))
             if report.preflight.refused and plan.on_invalid is OnInvalid.FAIL:
                 report.status = Status.REFUSED
@@ -262,8 +262,8 @@ class _Migration:
         return await on_thread(work, self._snapshot.interrupt)
 
 
-def _describe(target: targets.Target) -> str:
-    where = f"PostgreSQL {target.server_version} at {target.shown}"
+def _describe(target: targets.Target, shown: str) -> str:
+    where = f"PostgreSQL {target.server_version} at {shown}"
     if target.original:
         return (
             f"Target: {where}, with the original application's tables: {target.sessions:,} sessions, "

@@ -8,14 +8,11 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.prepared import RefusedRow
-from flux_memory.transfer.source import RawRow
-
-SESSION_COLUMNS: Final = ("id", "user_id", "title", "metadata", "created_at", "updated_at")
-MESSAGE_COLUMNS: Final = ("session_id", "id", "role", "content", "metadata", "created_at")
+from flux_memory.transfer.source import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -62,14 +59,14 @@ def write_quarantine(path: Path, rows: Iterable[RefusedRow]) -> None:
 
 
 def _entry(refused: RefusedRow) -> dict[str, Any]:
-    columns = SESSION_COLUMNS if refused.table == "sessions" else MESSAGE_COLUMNS
+    names = SESSION_FIELDS if refused.table == "sessions" else MESSAGE_FIELDS
     entry: dict[str, Any] = {
         "table": refused.table,
         "problems": [f"{problem.column}: {problem.kind}: {problem.detail}" for problem in refused.problems],
-        "row": _as_json(columns, refused.row),
+        "row": _as_json(names, refused.row),
     }
     if refused.session is not None:
-        entry["session"] = _as_json(SESSION_COLUMNS, refused.session)
+        entry["session"] = _as_json(SESSION_FIELDS, refused.session)
     return entry
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.quarantine import MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.source import MESSAGE_FIELDS, SESSION_FIELDS
 
 # No keys and no types: what was refused once must be taken as it is, to be refused again by the same rules.
 SCRATCH: Final = """
@@ -82,13 +82,13 @@ def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
                 raise MigrationError(f"{path} was not read to its end: cancelled")
             try:
                 if entry["table"] == "sessions":
-                    db.execute(INSERT_SESSION, _row(SESSION_COLUMNS, entry["row"]))
+                    db.execute(INSERT_SESSION, _row(SESSION_FIELDS, entry["row"]))
                 elif entry["table"] == "messages":
-                    db.execute(INSERT_MESSAGE, _row(MESSAGE_COLUMNS, entry["row"]))
+                    db.execute(INSERT_MESSAGE, _row(MESSAGE_FIELDS, entry["row"]))
                 else:
                     raise ValueError("'table' must be 'sessions' or 'messages'")
                 if "session" in entry:
-                    db.execute(INSERT_CONTEXT, _row(SESSION_COLUMNS, entry["session"]))
+                    db.execute(INSERT_CONTEXT, _row(SESSION_FIELDS, entry["session"]))
             except (KeyError, TypeError, ValueError, OverflowError, sqlite3.Error) as error:
                 raise MigrationError(f"line {number} of {path} is not a quarantined row: {error}; mend it") from error
         db.execute(ADD_CONTEXTS)

@@ -24,6 +24,9 @@ FROM pragma_index_list(?) AS list, pragma_index_info(list.name) AS columns
 WHERE list."unique" AND NOT list.partial
 GROUP BY list.name
 """
+SELECT_MIDDLE: Final = """
+SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
+"""
 
 _KNOWN: Final = {
     "sessions": {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"},
@@ -32,25 +35,11 @@ _KNOWN: Final = {
 _DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
 """Tables and views of the library that say nothing which the rows do not."""
 
+SESSION_FIELDS: Final = ("id", "user_id", "title", "metadata", "created_at", "updated_at")
+MESSAGE_FIELDS: Final = ("session_id", "id", "role", "content", "metadata", "created_at")
+
 RawRow = tuple[Any, ...]
-"""A row as SQLite holds it; see `SESSION_FIELDS` and `MESSAGE_FIELDS`."""
-
-SESSION_FIELDS: Final = ("id", "user_id", "title", "metadata", "created_at", "updated_at", "repeated", "rowid")
-MESSAGE_FIELDS: Final = (
-    "session_id",
-    "id",
-    "role",
-    "content",
-    "metadata",
-    "created_at",
-    "repeated",
-    "rowid",
-)
-
-
-SELECT_MIDDLE: Final = """
-SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
-"""
+"""A row as SQLite holds it: its fields as above, whether a row before has the same id, and the rowid."""
 
 
 class Part(NamedTuple):
@@ -69,8 +58,6 @@ EVERYTHING: Final = Part()
 class Layout:
     """What the tables of a SQLite memory look like."""
 
-    version: int
-    """The schema's version; the original application's generations are 1 and 2."""
     has_user_id: bool
     numbered: bool
     """Whether messages carry their own order."""
@@ -97,11 +84,9 @@ def inspect(db: sqlite3.Connection) -> Layout:
     applied = schema.applied_versions(db)
     if applied:
         missing("sqlite", applied)
-        version = max(applied)
     else:
         known = {table: names & (_KNOWN[table] - {"seq", "message_count"}) for table, names in columns.items()}
-        version = adopted_version(known)
-        if version == 0:
+        if adopted_version(known) == 0:
             raise MigrationError(
                 "the tables 'sessions' and 'messages' are not conversation memory; check --sqlite-path"
             )
@@ -115,7 +100,6 @@ def inspect(db: sqlite3.Connection) -> Layout:
     )
     unique = {table: {key for (key,) in db.execute(SELECT_UNIQUE, (table,))} for table in _KNOWN}
     return Layout(
-        version,
         has_user_id="user_id" in columns["sessions"],
         numbered="seq" in columns["messages"],
         unique_sessions="id" in unique["sessions"],
@@ -167,7 +151,7 @@ class Source:
         return middle if isinstance(middle, str) else None
 
     def sessions(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
-        """Return the sessions, as `SESSION_FIELDS`."""
+        """Return the sessions."""
         return self._part(self._select_sessions(), "id", part, "rowid")
 
     def session(self, session_id: str) -> RawRow | None:
@@ -175,7 +159,7 @@ class Source:
         return next(self._rows(f"{self._select_sessions()} WHERE id = ? ORDER BY rowid", session_id), None)
 
     def messages(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
-        """Return the messages session by session, as `MESSAGE_FIELDS`."""
+        """Return the messages session by session."""
         return self._part(self._select_messages(), "session_id", part, self._order())
 
     def messages_of(self, session_id: str) -> Iterator[RawRow]:

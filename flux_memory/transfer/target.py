@@ -66,11 +66,7 @@ CONNECT_SECONDS: Final = 30.0
 class Target:
     """What a target is, before anything of it is changed."""
 
-    shown: str
-    """The DSN without its password."""
     server_version: str
-    schema_version: int
-    """0 for a database without tables, `None` versions of the original application as adopted."""
     original: bool
     """Whether the original application made the tables."""
     sessions: int
@@ -109,21 +105,20 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
             connection.terminate()
 
 
-async def inspect(connection: Any, dsn: str, *, for_reading: bool = False) -> Target:
+async def inspect(connection: Any, *, for_reading: bool = False) -> Target:
     """Look at a PostgreSQL memory, and refuse one that cannot take rows, or that cannot be read.
 
     Raises:
         SchemaError: It is newer than the library, has tables that are not ours, or the role lacks rights.
         MigrationError: It is read-only.
     """
-    dsn = Hidden(dsn)
     # Counting takes its time, too.
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(NO_DEADLINES)
-        return await _inspect(connection, dsn, for_reading=for_reading)
+        return await _inspect(connection, for_reading=for_reading)
 
 
-async def _inspect(connection: Any, dsn: str, *, for_reading: bool) -> Target:
+async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     version, encoding = await connection.fetchrow(SELECT_SERVER)
     if encoding != "UTF8":
         raise SchemaError(
@@ -158,14 +153,7 @@ async def _inspect(connection: Any, dsn: str, *, for_reading: bool) -> Target:
             await _refuse_without_rights(connection)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
-    return Target(
-        dsns.masked(dsn),
-        version,
-        max(applied, default=0),
-        original=any(has_tables) and not applied,
-        sessions=sessions,
-        messages=messages,
-    )
+    return Target(version, original=any(has_tables) and not applied, sessions=sessions, messages=messages)
 
 
 async def _refuse_without_rights(connection: Any) -> None:

@@ -94,8 +94,8 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
 
 async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, watcher: Watcher) -> None:
     async with targets.connected(postgres_dsn) as connection:
-        found = await targets.inspect(connection, postgres_dsn, for_reading=True)
-        watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {found.shown}")
+        found = await targets.inspect(connection, for_reading=True)
+        watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {report.source}")
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute(targets.NO_DEADLINES)
             began = time.monotonic()
