@@ -37,14 +37,11 @@ _BITS: Final = 4
 async def server_digests(connection: Any) -> AsyncIterator[tuple[SessionDigest, int]]:
     """Return each session's digest with the message count its row claims."""
     queue: asyncio.Queue[tuple[SessionDigest, int] | None] = asyncio.Queue(_AHEAD)
-    rows: list[list[bytes | None]] = []
-    reader = CopyReader(rows.append)
+    reader = CopyReader()
 
     async def receive(data: bytes) -> None:
-        await reader(data)
-        for row in rows:
+        for row in reader.rows(data):
             await queue.put(_digest(row))
-        rows.clear()
 
     async def run() -> None:
         try:

@@ -146,12 +146,12 @@ class _Inserting:
         self._watcher = watcher
         self._gathered: list[tuple[object, ...]] = []
         self._size = 0
-        self._reader = CopyReader(self._take)
+        self._reader = CopyReader()
 
     async def receive(self, data: bytes) -> None:
         """Take a piece of the output."""
         self._size += len(data)
-        await self._reader(data)
+        self._gathered += map(self._convert, self._reader.rows(data))
         if len(self._gathered) >= _BATCH or self._size >= _MOST_BYTES:
             await self.flush()
 
@@ -166,9 +166,6 @@ class _Inserting:
     def _insert(self, rows: list[tuple[object, ...]]) -> None:
         # Returns no cursor: one that is let go by another thread resets the statement while the next rows are bound.
         self._db.executemany(self._sql, rows)
-
-    def _take(self, values: list[bytes | None]) -> None:
-        self._gathered.append(self._convert(values))
 
 
 def _session(values: Sequence[bytes]) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ covers the message's place, so that order is part of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from struct import Struct
 from typing import Final, NamedTuple
@@ -176,13 +176,12 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow
 class CopyReader:
     """Takes binary COPY output in pieces of any size, and hands out whole rows."""
 
-    def __init__(self, receive: Callable[[list[bytes | None]], None]) -> None:
-        self._receive = receive
+    def __init__(self) -> None:
         self._buffer = bytearray()
         self._started = False
 
-    async def __call__(self, data: bytes) -> None:
-        """Take a piece."""
+    def rows(self, data: bytes) -> Iterator[list[bytes | None]]:
+        """Take a piece, and return the rows that it completes; all of them must be read."""
         buffer = self._buffer
         buffer += data
         at = 0
@@ -193,7 +192,7 @@ class CopyReader:
             at = len(COPY_HEADER)
         while (row := _read_row(buffer, at)) is not None:
             values, at = row
-            self._receive(values)
+            yield values
         del buffer[:at]
 
 
