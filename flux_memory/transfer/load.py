@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import asyncpg
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.preflight import Advance
+from flux_memory.transfer.preflight import Advance, Findings
 from flux_memory.transfer.prepared import Prepared
 from flux_memory.transfer.progress import Watcher
 from flux_memory.transfer.target import writing
@@ -69,20 +69,13 @@ _MOST_MEMORY: Final = 1024 * 1024
 """Kilobytes of maintenance_work_mem."""
 
 
-class Loaded(NamedTuple):
-    """How many rows."""
-
-    sessions: int
-    messages: int
-
-
-async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, watcher: Watcher) -> bool:
+async def load(connection: Any, parts: Sequence[Prepared], found: Findings, watcher: Watcher) -> bool:
     """Fill an empty target, or return `False`, with nothing changed, where it is not empty or not ours to rebuild.
 
     Args:
         connection: To a target whose schema is current.
         parts: What the preflight left.
-        rows: How many there are.
+        found: How many rows there are.
         watcher: Told how many rows were sent, and when the keys are built.
     """
     async with writing(connection):
@@ -97,13 +90,13 @@ async def load(connection: Any, parts: Sequence[Prepared], rows: Loaded, watcher
             await connection.execute(drop)
         await connection.execute(EMPTY)
         for table, columns, count in (
-            ("sessions", SESSION_COLUMNS, rows.sessions),
-            ("messages", MESSAGE_COLUMNS, rows.messages),
+            ("sessions", SESSION_COLUMNS, found.sessions),
+            ("messages", MESSAGE_COLUMNS, found.messages),
         ):
             data = aiter(_Sending(parts, table, count, watcher.advance))
             await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
         watcher.phase("Keys", None)
-        memory = max(rows.messages * _BYTES_A_KEY // 1024, 1024)
+        memory = max(found.messages * _BYTES_A_KEY // 1024, 1024)
         await connection.execute(RAISE_MEMORY, str(min(memory, _MOST_MEMORY)))
         for _, create in reversed(keys):
             await connection.execute(create)

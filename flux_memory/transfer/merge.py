@@ -134,7 +134,6 @@ class Merged:
     held_back: int = 0
     """Messages of sessions in conflict."""
     first_conflicts: list[str] = field(default_factory=list)
-    last_session: str = ""
 
     def include(self, other: Merged) -> None:
         """Add what was merged of another part."""
@@ -167,28 +166,17 @@ async def merge(connection: Any, prepared: Prepared, *, batch_size: int, advance
     if not pooled:
         await connection.execute(CREATE_STAGING)
     settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
-    goes_on = False
+    goes_on, last_conflict = False, ""
     for batch in prepared.batches(batch_size, _MOST_BYTES):
-        await _commit(connection, settings, batch, merged, goes_on)
+        outcome = await _commit(connection, settings, batch)
+        _count(merged, batch, outcome, goes_on, last_conflict)
         advance(batch.message_count + len(batch.sessions) - goes_on)
         goes_on = batch.goes_on
+        if outcome.conflicts:
+            last_conflict, _ = outcome.conflicts[-1]
     if not pooled:
         await connection.execute(DROP_STAGING)
     return merged
-
-
-async def _commit(connection: Any, settings: str, batch: Batch, merged: Merged, goes_on: bool) -> None:
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            async with connection.transaction(isolation="read_committed", readonly=False):
-                await connection.execute(settings)
-                outcome = await _merge_batch(connection, batch)
-        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
-            if attempt == _ATTEMPTS:
-                raise
-        else:
-            _count(merged, batch, outcome, goes_on)
-            return
 
 
 class _Outcome(NamedTuple):
@@ -197,6 +185,19 @@ class _Outcome(NamedTuple):
     skipped: int
     conflicts: list[tuple[str, int]]
     conflicting_messages: list[str]
+
+
+async def _commit(connection: Any, settings: str, batch: Batch) -> _Outcome:
+    attempt = 1
+    while True:
+        try:
+            async with connection.transaction(isolation="read_committed", readonly=False):
+                await connection.execute(settings)
+                return await _merge_batch(connection, batch)
+        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+            if attempt == _ATTEMPTS:
+                raise
+        attempt += 1
 
 
 async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
@@ -210,17 +211,16 @@ async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
     return _Outcome(sessions, messages, skipped, conflicts, differing)
 
 
-def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool) -> None:
-    """Add up a batch; a session that goes on from the last batch was counted there."""
+def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool, last_conflict: str) -> None:
+    """Add up a batch; a session that goes on from the last batch was counted there, if in conflict as such."""
     merged.sessions += outcome.sessions
     merged.messages += outcome.messages
     merged.skipped_messages += outcome.skipped
     for id_, held in outcome.conflicts:
         merged.held_back += held
-        if id_ != merged.last_session:
+        if id_ != last_conflict:
             merged.conflicting_sessions += 1
             merged.name("session", id_)
-            merged.last_session = id_
         else:
             goes_on = False
     merged.skipped_sessions += len(batch.sessions) - goes_on - outcome.sessions - len(outcome.conflicts)

@@ -21,7 +21,7 @@ from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.leftovers import private_directory
-from flux_memory.transfer.load import Loaded, load
+from flux_memory.transfer.load import load
 from flux_memory.transfer.merge import Merged, merge
 from flux_memory.transfer.preflight import Findings
 from flux_memory.transfer.prepared import Prepared, RefusedRow, all_digests
@@ -214,10 +214,9 @@ class _Migration:
 
     async def _load(self, connection: Any) -> Merged:
         found, advance = self._report.preflight, self._watcher.advance
-        rows = Loaded(found.sessions, found.messages)
-        if await load(connection, self._parts, rows, self._watcher):
+        if await load(connection, self._parts, found, self._watcher):
             self._filled = True
-            return Merged(*rows)
+            return Merged(found.sessions, found.messages)
         # Each part by a connection of its own, so that the server, too, works on several processors.
         merged = Merged()
         async with AsyncExitStack() as stack:

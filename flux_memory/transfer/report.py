@@ -55,16 +55,13 @@ class Report:
         problems = [asdict(tally) for tally in self.preflight.tallies.values()]
         found = asdict(self.preflight)
         found["tallies"] = problems
-        moved = None if self.moved is None else asdict(self.moved)
-        if moved is not None:
-            del moved["last_session"]
         return {
             "source": self.source,
             "target": self.target,
             "status": str(self.status),
             "exit_code": self.exit_code,
             "preflight": found,
-            "moved": moved,
+            "moved": None if self.moved is None else asdict(self.moved),
             "verification": None if self.verification is None else asdict(self.verification),
             "quarantine": self.quarantine,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
