@@ -134,10 +134,10 @@ def existing_session(session_id: object) -> str:
     Raises:
         SessionNotFoundError: No session can have it.
     """
-    session = lookup("session_id", session_id)
-    if session is None:
-        raise SessionNotFoundError(no_session(require_str("session_id", session_id)))
-    return session
+    text = require_str("session_id", session_id)
+    if find_unstorable(text):
+        raise SessionNotFoundError(no_session(text))
+    return text
 
 
 def no_session(session_id: str) -> str:

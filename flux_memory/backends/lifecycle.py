@@ -43,17 +43,13 @@ class Lifecycle(Generic[Resource]):
         self._opening: asyncio.Task[Resource] | None = None
         self._began = 0.0
         self._closing: asyncio.Task[None] | None = None
-        self._resource: Resource | None = None
+        self.resource: Resource | None = None
+        """What is open now, if anything is."""
         self._in_flight = 0
         self._idle = asyncio.Event()
         self.forked = False
         self.closed = False
         _LIVES.add(self)
-
-    @property
-    def resource(self) -> Resource | None:
-        """What is open now, if anything is."""
-        return self._resource
 
     def check_open(self) -> None:
         """Raise `MemoryClosedError` after `close()`, and `FluxMemoryError` where it belongs to a parent process."""
@@ -81,8 +77,8 @@ class Lifecycle(Generic[Resource]):
                     "create one memory for each event loop"
                 )
             self._loop = loop
-        if self._resource is not None:
-            return self._resource
+        if self.resource is not None:
+            return self.resource
         late = self._opening is not None and loop.time() - self._began > _TOGETHER
         try:
             return await self._shared_opening(loop)
@@ -107,17 +103,17 @@ class Lifecycle(Generic[Resource]):
 
     async def _open(self) -> Resource:
         try:
-            self._resource = await self._open_resource()
+            self.resource = await self._open_resource()
         finally:
             self._opening = None
-        return self._resource
+        return self.resource
 
     def leave_to_parent(self) -> None:
         """Let go of what was opened before this process was forked; what was not opened yet can be opened here."""
         if self._loop is None:
             return
-        _PARENTS.append((self, self._resource))
-        self._resource = None
+        _PARENTS.append((self, self.resource))
+        self.resource = None
         self._loop = self._opening = self._closing = None
         self._in_flight = 0
         self.forked = True
@@ -155,7 +151,7 @@ class Lifecycle(Generic[Resource]):
                 # Nobody would close what opens from now on.
                 for task in late:
                     task.cancel()
-        resource, self._resource = self._resource, None
+        resource, self.resource = self.resource, None
         if resource is not None:
             await self._close_resource(resource, max(end - loop.time(), _LEAST))
 

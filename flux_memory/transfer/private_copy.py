@@ -135,12 +135,9 @@ def _shared_lock(source: Path, busy_seconds: float) -> sqlite3.Connection | None
 
 def _fold_in(target: Path) -> None:
     """Let SQLite recover the copy, so that the one file is all there is."""
-    db = sqlite3.connect(target, isolation_level=None)
-    try:
+    with closing(sqlite3.connect(target, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = DELETE").fetchone()
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    finally:
-        db.close()
 
 
 def _is_wal(source: Path) -> bool:

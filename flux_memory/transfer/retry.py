@@ -73,8 +73,7 @@ def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
     Raises:
         MigrationError: The file cannot be read; the message names the line. Or it was given up.
     """
-    db = sqlite3.connect(scratch, isolation_level=None)
-    try:
+    with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
         db.executescript(SCRATCH)
         db.execute("BEGIN")
         for number, entry in _entries(path):
@@ -93,8 +92,6 @@ def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
                 raise MigrationError(f"line {number} of {path} is not a quarantined row: {error}; mend it") from error
         db.execute(ADD_CONTEXTS)
         db.execute("COMMIT")
-    finally:
-        db.close()
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

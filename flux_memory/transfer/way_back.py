@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
@@ -114,8 +115,7 @@ def _refuse_existing(path: Path) -> None:
 
 
 async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
         schema.bring_up_to_date(db)
         # A file that is not proven is thrown away, so nothing waits for the disk before the end.
         db.execute("PRAGMA synchronous = OFF")
@@ -127,8 +127,6 @@ async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
         await connection.copy_from_query(SELECT_MESSAGES, output=messages.receive, format="binary")
         await messages.flush()
         await on_thread(lambda: _finish(db), db.interrupt)
-    finally:
-        db.close()
     await asyncio.to_thread(_sync, path)
     return Merged(sessions.rows, messages.rows)
 
@@ -218,8 +216,7 @@ def _sync(path: Path) -> None:
 
 async def _verify(connection: Any, path: Path, report: Report) -> None:
     """Read the file as a migration would, and compare it with the snapshot it was made from."""
-    db = _open_to_read(path)
-    try:
+    with closing(_open_to_read(path)) as db:
         source = sources.Source(db, sources.inspect(db))
         checker = RowChecker(UTC)
         with Prepared() as prepared:
@@ -232,8 +229,6 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
                 return source
 
             found = await compare_in_transaction(connection, opened, checker, prepared.digests())
-    finally:
-        db.close()
     report.verification = found
     complete = found.identical and not report.preflight.refused and not found.only_in_target and not found.added_since
     report.status = Status.IDENTICAL if complete else Status.DIFFERENT
