@@ -1,4 +1,4 @@
-"""The connection check: what is configured, whether it answers, and what lies there. It changes nothing."""
+"""The connection check: what is configured, whether it answers, and what lies there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
 from flux_memory.hidden import Hidden
@@ -20,8 +20,11 @@ from flux_memory.schema import described
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
 
-_ROUND_TRIPS = 5
-_MAX_SIZE = 10
+MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+
+_ROUND_TRIPS: Final = 5
+_MAX_SIZE: Final = 10
 
 
 @dataclass
@@ -164,7 +167,7 @@ def _look_at_file(file: Path, timeout: float, report: CheckReport) -> CheckRepor
         original = 0 if applied else schema.original_version(db)
         report.schema = described("sqlite", applied, original)
         if applied or original:
-            report.sessions, report.messages = db.execute(_COUNTS).fetchone()
+            report.sessions, report.messages = db.execute(COUNTS).fetchone()
         times = []
         for _ in range(_ROUND_TRIPS):
             began = time.perf_counter()
@@ -184,8 +187,8 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     original = 0 if applied else await schema.original_version(connection)
     report.schema = described("postgres", applied, original)
     if applied or original:
-        report.sessions, report.messages = await connection.fetchrow(_COUNTS)
-    elif not await connection.fetchval(_MAY_MAKE_TABLES):
+        report.sessions, report.messages = await connection.fetchrow(COUNTS)
+    elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not make any; make them as their "
             "owner by flux-memory check --full, and grant the role what it lacks"
@@ -196,7 +199,3 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
         await connection.fetchval("SELECT 1")
         times.append(time.perf_counter() - began)
     report.round_trip_ms = statistics.median(times) * 1000
-
-
-_MAY_MAKE_TABLES = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
-_COUNTS = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from flux_memory.dsn import masked, parse
 from flux_memory.errors import FluxMemoryError, InvalidInputError
 from flux_memory.hidden import Hidden
 
@@ -98,9 +99,10 @@ def migrate(**options: Any) -> None:
 
 
 def _check_usage(options: dict[str, Any]) -> None:
-    for name in (name for name, value in options.items() if value == ""):
+    for name, value in options.items():
         # As of a variable that is not set: the settings' own file or database is not what was meant.
-        raise click.UsageError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
+        if value == "":
+            raise click.UsageError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
     for name in ("sqlite_path", "to_sqlite"):
         if "://" in (options[name] or ""):
             raise click.UsageError(
@@ -118,7 +120,6 @@ def _check_usage(options: dict[str, Any]) -> None:
 
 def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Report]]:
     """Ask what there is to ask, while nothing else draws on the terminal, and return what is to be run."""
-    from flux_memory.dsn import parse  # noqa: PLC0415 - next to its only use
     from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than --help may
     from flux_memory.transfer import migrate as transfer  # noqa: PLC0415 - and so do drivers
     from flux_memory.transfer import migrate_back  # noqa: PLC0415
@@ -133,7 +134,7 @@ def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Re
         return partial(migrate_back, dsn, Path(options["to_sqlite"]))
     plan = _plan(options, dsn, Path(options["retry"] or options["sqlite_path"] or settings.sqlite_path))
     if not (options["yes"] or options["dry_run"] or options["verify"]) and sys.stdin.isatty():
-        click.confirm(f"Move {plan.sqlite_path} to {_masked(dsn)}?", abort=True)
+        click.confirm(f"Move {plan.sqlite_path} to {masked(dsn)}?", abort=True)
     return partial(transfer, plan)
 
 
@@ -162,12 +163,6 @@ def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
         frozenset(options["leave_behind"]),
         retry=bool(options["retry"]),
     )
-
-
-def _masked(dsn: str) -> str:
-    from flux_memory.dsn import masked  # noqa: PLC0415 - next to its only use
-
-    return masked(dsn)
 
 
 async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:

@@ -17,7 +17,6 @@ from flux_memory.backends import sqlite_listing as listing
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.sqlite_errors import is_busy, is_read_only, translated
 from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private, refuse_cut_page
-from flux_memory.backends.sqlite_listing import SELECT_SESSIONS
 from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker, Work, not_begun
 from flux_memory.deadlines import seconds_for
 from flux_memory.errors import (
@@ -71,7 +70,7 @@ WHERE session_id = ?
 ORDER BY seq DESC
 LIMIT ?
 """
-SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id = ?"
+SELECT_SESSION: Final = listing.SELECT_SESSIONS + "WHERE id = ?"
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
 DELETE_SESSIONS: Final = "DELETE FROM sessions"

@@ -19,6 +19,9 @@ from flux_memory.errors import SchemaError
 VERSION_TABLE: Final = "flux_memory_schema"
 FILE_NAME: Final = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z_]+)\.sql")
 
+_ORIGINAL_SESSIONS: Final = {"id", "title", "created_at", "updated_at", "metadata"}
+_ORIGINAL_MESSAGES: Final = {"id", "session_id", "role", "content", "metadata", "created_at"}
+
 
 class SchemaFile(NamedTuple):
     """One step of the schema's history."""
@@ -115,7 +118,3 @@ def adopted_version(columns: Mapping[str, set[str]]) -> int:
             f"{', '.join(sorted(unknown))}; move them to a table of your own, so that nothing is lost"
         )
     return 2 if "user_id" in sessions else 1
-
-
-_ORIGINAL_SESSIONS: Final = {"id", "title", "created_at", "updated_at", "metadata"}
-_ORIGINAL_MESSAGES: Final = {"id", "session_id", "role", "content", "metadata", "created_at"}

@@ -27,7 +27,7 @@ class RowChecker:
 
     def __init__(self, naive: tzinfo) -> None:
         self._naive = naive
-        self.json = Canonicalizer()
+        self._json = Canonicalizer()
 
     def session(self, raw: RawRow) -> SessionRow | list[Problem]:
         """Check a session."""
@@ -67,7 +67,7 @@ class RowChecker:
         ):
             raise ValueError
         count = len(raws)
-        encoded = "\0".join((*texts, *self.json.all_canonical(metadata))).encode().split(b"\0")
+        encoded = "\0".join((*texts, *self._json.all_canonical(metadata))).encode().split(b"\0")
         if len(encoded) != 4 * count:
             raise ValueError
         columns = (encoded[:count], encoded[count : 2 * count], encoded[2 * count : 3 * count], encoded[3 * count :])
@@ -91,7 +91,7 @@ class RowChecker:
         if found.has("metadata"):
             return raw
         try:
-            return self.json.canonical(raw.decode()).encode()
+            return self._json.canonical(raw.decode()).encode()
         except RefusedError as error:
             found.add(error.kind, "metadata", str(error))
         except UnicodeEncodeError:
