@@ -20,11 +20,11 @@ from flux_memory.transfer.source import Part, RawRow, Source
 from flux_memory.transfer.wire import (
     MessageRow,
     SessionRow,
+    copy_field,
     copy_session,
     prepare_messages,
     session_digest,
 )
-from flux_memory.transfer.wire import field as field_of
 
 _STEP: Final = 2048
 """Rows between two reports of progress."""
@@ -225,7 +225,7 @@ class _Preflight:
     def _messages(self, session: SessionRow, raw_session: RawRow, runs: Iterator[_Run]) -> tuple[int, int, int]:
         """Take a session's messages; return how many were accepted, how many refused, and the digest."""
         count = refused = digest = 0
-        session_field = field_of(session.id)
+        session_field = copy_field(session.id)
         last = (-(2**63), 0)
         for _, raws, rows in runs:
             accepted = [row for row in rows if type(row) is MessageRow]

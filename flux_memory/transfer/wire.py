@@ -76,7 +76,7 @@ class MessageRow(NamedTuple):
     created_at: int
 
 
-def field(value: bytes) -> bytes:
+def copy_field(value: bytes) -> bytes:
     """Return a value as COPY reads it: its length before it."""
     return _LENGTH(len(value)) + value
 
@@ -86,7 +86,7 @@ def copy_session(row: SessionRow, message_count: int) -> bytes:
     return b"".join(
         (
             _SEVEN_COLUMNS,
-            field(row.id),
+            copy_field(row.id),
             _SESSION_NUMBERS(8, row.created_at, 8, row.updated_at, 8, message_count),
             _LENGTH(len(row.user_id)),
             row.user_id,
@@ -128,7 +128,7 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow
     """Return messages that follow one another as COPY reads them, and the XOR of their digests.
 
     Args:
-        session_field: The id of their session, as `field` returns it.
+        session_field: The id of their session, as `copy_field` returns it.
         first: The place of the first.
         rows: The messages; their columns come as in `MESSAGE_COLUMNS`.
     """
