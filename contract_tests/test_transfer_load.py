@@ -388,6 +388,30 @@ def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: 
     assert [file.name for file in path.parent.iterdir()] == ["chat.db"]
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("UPDATE messages SET created_at = 'infinity'", "a time outside the years 1 to 9999"),
+        ("UPDATE sessions SET updated_at = '0044-03-15 BC'", "a time outside the years 1 to 9999"),
+        ("UPDATE messages SET metadata = NULL", "session one of .* has a NULL"),
+        ("UPDATE sessions SET title = NULL", "session one of .* has a NULL"),
+    ],
+)
+def test_the_way_back_ends_at_once_over_what_no_file_can_hold(path: Path, target: str, damage: str, says: str) -> None:
+    """The driver would wait for ever: the rows came in one piece, and the server has nothing more to say."""
+    make_file_with_data(path)
+    move(path, target)
+    asyncio.run(execute(target, damage))
+    back = path.with_name("back.db")
+
+    async def work() -> None:
+        await asyncio.wait_for(migrate_back(target, back), 20)
+
+    with pytest.raises(MigrationError, match=says):
+        asyncio.run(work())
+    assert not back.exists()
+
+
 def test_the_way_back_needs_a_memory(target: str, tmp_path: Path) -> None:
     """An empty database is not written as an empty file."""
     with pytest.raises(SchemaError, match="no conversation memory"):

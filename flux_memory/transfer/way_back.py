@@ -97,16 +97,20 @@ async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, wa
     async with targets.connected(postgres_dsn) as connection:
         found = await targets.inspect(connection, for_reading=True)
         watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {report.source}")
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            await connection.execute(targets.NO_DEADLINES)
-            began = time.monotonic()
-            watcher.phase("Load", found.sessions + found.messages)
-            report.moved = await _write(connection, unproven, watcher)
-            report.seconds["load"] = time.monotonic() - began
-            began = time.monotonic()
-            watcher.phase("Verify", None)
-            await _verify(connection, unproven, report)
-            report.seconds["verify"] = time.monotonic() - began
+        # Not rolled back after an error: of a COPY whose receiver raised one, the driver may wait for an end that it
+        # has seen already. The connection is let go in any case, and the transaction with it.
+        transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+        await transaction.start()
+        await connection.execute(targets.NO_DEADLINES)
+        began = time.monotonic()
+        watcher.phase("Load", found.sessions + found.messages)
+        report.moved = await _write(connection, unproven, watcher)
+        report.seconds["load"] = time.monotonic() - began
+        began = time.monotonic()
+        watcher.phase("Verify", None)
+        await _verify(connection, unproven, report)
+        report.seconds["verify"] = time.monotonic() - began
+        await transaction.commit()
 
 
 def _refuse_existing(path: Path) -> None:
@@ -149,7 +153,13 @@ class _Inserting:
     async def receive(self, data: bytes) -> None:
         """Take a piece of the output."""
         self._size += len(data)
-        self._gathered += map(self._convert, self._reader.rows(data))
+        for values in self._reader.rows(data):
+            if None in values:
+                raise MigrationError(
+                    f"session {(values[0] or b'').decode()} of the PostgreSQL memory, or a message of it, has a NULL, "
+                    "which has no meaning there; set it to '', or metadata to '{}', first"
+                )
+            self._gathered.append(self._convert(values))
         if len(self._gathered) >= _BATCH or self._size >= _MOST_BYTES:
             await self.flush()
 
