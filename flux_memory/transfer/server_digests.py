@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from flux_memory.transfer.prepared import SessionDigest
@@ -34,9 +34,9 @@ _BITS: Final = 4
 """Bytes before the bits of a `bit(n)`: how many there are."""
 
 
-async def server_digests(connection: Any) -> AsyncIterator[tuple[SessionDigest, int]]:
+async def server_digests(connection: Any) -> AsyncGenerator[tuple[SessionDigest, int], None]:
     """Return each session's digest with the message count its row claims."""
-    queue: asyncio.Queue[tuple[SessionDigest, int] | None] = asyncio.Queue(_AHEAD)
+    queue: asyncio.Queue[tuple[SessionDigest, int] | Exception | None] = asyncio.Queue(_AHEAD)
     reader = CopyReader()
 
     async def receive(data: bytes) -> None:
@@ -44,16 +44,20 @@ async def server_digests(connection: Any) -> AsyncIterator[tuple[SessionDigest, 
             await queue.put(_digest(row))
 
     async def run() -> None:
+        # Where it is cancelled nobody takes anything out of the queue any more.
         try:
             await connection.copy_from_query(SELECT_DIGESTS, output=receive, format="binary")
-        finally:
+        except Exception as error:  # noqa: BLE001 - raised where the digests are read
+            await queue.put(error)
+        else:
             await queue.put(None)
 
     task = asyncio.create_task(run())
     try:
         while (item := await queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
             yield item
-        await task
     finally:
         task.cancel()
         await asyncio.wait([task])

@@ -182,6 +182,20 @@ async def analyze(connection: Any) -> None:
 
 
 @asynccontextmanager
+async def reading(connection: Any) -> AsyncIterator[None]:
+    """Begin a transaction that reads one state, and that no limit of the database's stops half-way.
+
+    It is not rolled back after an error: of a COPY whose receiver was stopped, the driver may wait for an end that it
+    has seen already. Whoever made the connection lets go of it, and of the transaction with it.
+    """
+    transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+    await transaction.start()
+    await connection.execute(NO_DEADLINES)
+    yield
+    await transaction.commit()
+
+
+@asynccontextmanager
 async def writing(connection: Any) -> AsyncIterator[None]:
     """Begin a transaction that writes, and that no limit of the database's stops half-way."""
     async with connection.transaction(isolation="read_committed", readonly=False):

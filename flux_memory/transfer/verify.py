@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -11,7 +12,7 @@ from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.prepared import Prepared, SessionDigest
 from flux_memory.transfer.server_digests import server_digests
 from flux_memory.transfer.source import Source
-from flux_memory.transfer.target import NO_DEADLINES
+from flux_memory.transfer.target import reading
 from flux_memory.transfer.times import text as time_text
 from flux_memory.transfer.wire import (
     MESSAGE_DIGEST,
@@ -86,8 +87,7 @@ async def compare(
         checker: Checks its rows.
         digests: What was taken of it.
     """
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        await connection.execute(NO_DEADLINES)
+    async with reading(connection):
         return await compare_in_transaction(connection, source, checker, digests)
 
 
@@ -97,7 +97,8 @@ async def compare_in_transaction(
     """Compare within the transaction that is open, so that it is the caller's snapshot that is compared."""
     found = Comparison()
     with Prepared() as differing:
-        await _compare_digests(found, digests, server_digests(connection), differing)
+        async with aclosing(server_digests(connection)) as theirs:
+            await _compare_digests(found, digests, theirs, differing)
         rows: Source | None = None
         for digest in differing.digests():
             if rows is None:

@@ -97,20 +97,15 @@ async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, wa
     async with targets.connected(postgres_dsn) as connection:
         found = await targets.inspect(connection, for_reading=True)
         watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {report.source}")
-        # Not rolled back after an error: of a COPY whose receiver raised one, the driver may wait for an end that it
-        # has seen already. The connection is let go in any case, and the transaction with it.
-        transaction = connection.transaction(isolation="repeatable_read", readonly=True)
-        await transaction.start()
-        await connection.execute(targets.NO_DEADLINES)
-        began = time.monotonic()
-        watcher.phase("Load", found.sessions + found.messages)
-        report.moved = await _write(connection, unproven, watcher)
-        report.seconds["load"] = time.monotonic() - began
-        began = time.monotonic()
-        watcher.phase("Verify", None)
-        await _verify(connection, unproven, report)
-        report.seconds["verify"] = time.monotonic() - began
-        await transaction.commit()
+        async with targets.reading(connection):
+            began = time.monotonic()
+            watcher.phase("Load", found.sessions + found.messages)
+            report.moved = await _write(connection, unproven, watcher)
+            report.seconds["load"] = time.monotonic() - began
+            began = time.monotonic()
+            watcher.phase("Verify", None)
+            await _verify(connection, unproven, report)
+            report.seconds["verify"] = time.monotonic() - began
 
 
 def _refuse_existing(path: Path) -> None:
