@@ -203,6 +203,18 @@ def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_tracebac
     assert "cannot be written: Is a directory; give --report another path" in late.output
 
 
+def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path) -> None:
+    """The memory itself, named twice by mistake, was all that a user had; an earlier report is of no more use."""
+    before = path.read_bytes()
+    options = ("--sqlite-path", path, "--postgres-dsn", "postgresql://u@127.0.0.1:1/none", "--quiet", "--report")
+    result = call(*options, path)
+    assert result.exit_code == 1
+    assert "chat.db is no report, and is not overwritten; give --report another path" in result.output
+    assert path.read_bytes() == before
+    for _ in range(2):
+        assert "is no report" not in call(*options, path.with_name("report.json")).output
+
+
 def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
     """Exit code 1, what to do, no password."""
     report = path.with_name("report.json")

@@ -180,7 +180,12 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, but over nothing else than an earlier one: the memory itself may be named by mistake."""
     try:
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(2) not in {b"", b"{\n"}:
+                    raise InvalidInputError(f"{path} is no report, and is not overwritten; give --report another path")
         # The name of a file may be no text; what replaces it then is JSON's own escape.
         path.write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
