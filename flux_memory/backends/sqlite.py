@@ -240,8 +240,8 @@ class ConversationMemory:
     ) -> list[Record]:
         """Read rows and make records of them.
 
-        Few are made here: what the thread's processor has made, this one is slow to take over. Many are made there, so
-        that the event loop goes on.
+        A few are made here, since what another processor has made is slow to take over; many on the worker's thread,
+        so that the event loop goes on.
         """
         if most <= _FEW_ROWS:
             return build(await self._read(rows))

@@ -20,7 +20,7 @@ class Helper:
     """The process, as seen from the one that started it. What it reads goes into `prepared`.
 
     Raises:
-        MigrationError: By any method: the process says what is wrong, or ended.
+        MigrationError: By any method, where the process says what is wrong, or has ended.
     """
 
     def __init__(self) -> None:

@@ -36,7 +36,7 @@ _BUSY: Final = "another process holds the file's lock; stop it, or wait until it
 
 @contextmanager
 def _within_limits() -> Iterator[None]:
-    """Say what the system has no more of; also where a connection to the target is open, whose errors are others."""
+    """Name the limit that was reached; whoever holds a connection to the target would blame the network."""
     try:
         yield
     except OSError as error:
