@@ -1,8 +1,9 @@
-"""A file system of its own in memory, which fills up soon."""
+"""Disks that fill up soon: a file system of its own in memory, and a limit on the size of this process's files."""
 
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -54,3 +55,14 @@ def fill(disk: Path, *, leave: int = 0) -> Path:
         while (free := os.statvfs(disk)).f_bavail * free.f_frsize > leave:
             file.write(bytes(free.f_frsize))
     return filler
+
+
+@contextmanager
+def small_files(size: int = 4096) -> Iterator[None]:
+    """Let this process write no file beyond so many bytes: for itself that is a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -6,19 +6,19 @@ import asyncio
 import hashlib
 import json
 import os
-import resource
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from original_application import make_file
+from small_disk import small_files
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
 
 from flux_memory.errors import MigrationError
@@ -48,17 +48,6 @@ def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """However small the file, and however many processors there are."""
     monkeypatch.setattr(snapshot, "_LARGE", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: request.param)
-
-
-@contextmanager
-def no_room_for_a_copy() -> Iterator[None]:
-    """A limit on the size of files stands for a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def state(path: Path) -> dict[str, tuple[str, int]]:
@@ -94,7 +83,7 @@ def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
     for name in empty:
         path.with_name(name).touch()
     before = state(path)
-    with no_room_for_a_copy(), snapshot_of(path) as opened:
+    with small_files(), snapshot_of(path) as opened:
         opened.open()
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
         assert not opened.renew()
@@ -104,7 +93,7 @@ def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
 def test_a_file_that_was_written_to_just_now_is_copied(path: Path) -> None:
     """The next write could leave its time as it is."""
     os.utime(path)
-    with no_room_for_a_copy(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+    with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
@@ -112,7 +101,7 @@ def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
     """What it holds has to be folded in, or rolled back."""
     wal = path.read_bytes()[18] == 2
     path.with_name("chat.db-wal" if wal else "chat.db-journal").write_bytes(b"x" * 100)
-    with no_room_for_a_copy(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+    with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
@@ -134,7 +123,7 @@ def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None
     age(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
         application.execute("BEGIN IMMEDIATE")
-        with no_room_for_a_copy(), snapshot_of(path) as opened:
+        with small_files(), snapshot_of(path) as opened:
             opened.open()
             assert not opened.renew()
         command = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,8 @@ from uuid import uuid4
 import pytest
 from original_application import add_sessions, make_file, make_file_with_data
 from raw_postgres import connected, execute, make_original, rows
-from transfer_memories import add, add_session, everything, make_random, move, run
+from small_disk import small_files
+from transfer_memories import Trigger, add, add_session, everything, make_random, move, run
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
@@ -126,6 +127,17 @@ def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, c
     assert report.verification is not None
     assert report.verification.first_differences == ["message differs: m1 of session one"]
     assert everything(target) == before
+
+
+def test_no_room_for_what_differs_is_said(path: Path, target: str) -> None:
+    """It is the temporary directory that is full, and no fault of the server or the network."""
+    make_random(path, sessions=200, messages=200)
+    move(path, target)
+    asyncio.run(execute(target, "UPDATE sessions SET title = 'changed'"))
+    limited = ExitStack()
+    verifying = Trigger("Verify", lambda: limited.enter_context(small_files()))
+    with limited, pytest.raises(MigrationError, match=r"cannot hold the rows on their way.*TMPDIR"):
+        asyncio.run(migrate(Plan(path, target, extent=Extent.VERIFY), verifying))
 
 
 @pytest.mark.parametrize("column", ["title", "metadata", "user_id", "created_at"])

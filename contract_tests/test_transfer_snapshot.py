@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from ordinary_user import ordinary_user
 from original_application import add_sessions, make_file, make_file_with_data
+from small_disk import small_files
 from waiting import until
 
 from flux_memory.errors import MigrationError
@@ -292,15 +293,10 @@ def test_a_damaged_file_says_so(path: Path) -> None:
 
 
 def test_no_room_for_a_copy_says_so(path: Path) -> None:
-    """A full temporary directory is named, with the way out. A limit on files' size stands for a full disk."""
+    """A full temporary directory is named, with the way out."""
     make_file_with_data(path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        with pytest.raises(MigrationError, match="TMPDIR"):
-            count(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with small_files(), pytest.raises(MigrationError, match="TMPDIR"):
+        count(path)
 
 
 def test_no_more_processes_says_so(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -104,11 +103,6 @@ def preflight(source: Source, checker: RowChecker, prepared: Prepared, advance: 
             prepared.flush()
         except _OutOfOrderError:
             source.by_time = True
-        except OSError as error:
-            raise MigrationError(
-                f"the temporary directory {tempfile.gettempdir()} cannot hold the rows on their way: {error.strerror}; "
-                "set TMPDIR to a larger one"
-            ) from error
         except sqlite3.OperationalError as error:
             if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_IOERR:
                 raise MigrationError(

@@ -7,6 +7,7 @@ import pickle
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import accumulate, chain
 from struct import Struct
 from types import TracebackType
@@ -80,34 +81,40 @@ class Prepared:
 
     def clear(self) -> None:
         """Start anew."""
-        for file in self._files:
-            file.seek(0)
-            file.truncate()
+        with _room():
+            for file in self._files:
+                file.seek(0)
+                file.truncate()
 
     def add_session(self, digest: SessionDigest, row: bytes) -> None:
         """Add the next session, its messages having been added."""
         head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages.to_bytes(32), len(row))
-        self._digests.write(head + digest.id)
-        if self.keeps_rows:
-            self._sessions.write(row)
+        with _room():
+            self._digests.write(head + digest.id)
+            if self.keeps_rows:
+                self._sessions.write(row)
 
     def add_messages(self, rows: list[bytes]) -> None:
         """Add messages of the session that comes next."""
         if self.keeps_rows:
-            self._lengths.write(array("I", map(len, rows)))
-            self._messages.write(b"".join(rows))
+            with _room():
+                self._lengths.write(array("I", map(len, rows)))
+                self._messages.write(b"".join(rows))
 
     def refuse(self, row: RefusedRow) -> None:
         """Keep a row that cannot be moved."""
-        pickle.dump(row, self._refused)
+        with _room():
+            pickle.dump(row, self._refused)
 
     def flush(self) -> None:
         """Let the process whose files these are read them."""
-        for file in self._files:
-            file.flush()
+        with _room():
+            for file in self._files:
+                file.flush()
 
     def digests(self) -> Iterator[SessionDigest]:
         """Return each session's digest."""
+        self.flush()
         return (digest for digest, _ in self._entries())
 
     def refused(self) -> Iterator[RefusedRow]:
@@ -167,7 +174,9 @@ class Prepared:
     def close(self) -> None:
         """Let the files go."""
         for file in self._files:
-            file.close()
+            # What it still holds is of no use any more, and may have no room.
+            with suppress(OSError):
+                file.close()
 
     def _entries(self) -> Iterator[tuple[SessionDigest, int]]:
         """Return each session's digest, and the length of its row."""
@@ -207,6 +216,18 @@ def _give_back(file: IO[bytes], start: int) -> int:
 def all_digests(parts: Iterable[Prepared]) -> Iterator[SessionDigest]:
     """Return the digests of parts that follow one another."""
     return chain.from_iterable(part.digests() for part in parts)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Say what to do where the disk has none."""
+    try:
+        yield
+    except OSError as error:
+        raise MigrationError(
+            f"the temporary directory {tempfile.gettempdir()} cannot hold the rows on their way: {error.strerror}; "
+            "set TMPDIR to a larger one"
+        ) from error
 
 
 def _file() -> IO[bytes]:
