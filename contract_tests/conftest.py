@@ -1,16 +1,20 @@
-"""What several test modules share: whether Docker is to be had, and where; and the watch for passwords."""
+"""What several test modules share: a SQLite file, named connections, Docker where it is, the watch for passwords."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NoReturn
 
 import docker.errors
 import pytest
+import pytest_asyncio
+from raw_postgres import named
 from secret_watch import SecretWatch, watch
 
+from flux_memory import ConversationMemory
 from flux_memory.testkit.servers import Server, ServerUnavailable, container
 from flux_memory.testkit.servers.choice import default_image
 
@@ -25,6 +29,27 @@ BUILT_IMAGE = "flux-memory/postgres:15"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecretWatch())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a SQLite file is, or will be."""
+    return tmp_path / "chat.db"
+
+
+@pytest_asyncio.fixture
+async def memory(path: Path) -> AsyncIterator[ConversationMemory]:
+    """An open handle on SQLite with the sessions `one` and `two`; modules on PostgreSQL have one of their own."""
+    async with ConversationMemory(path, timeout=5) as memory:
+        for id_ in ("one", "two"):
+            await memory.create_session(session_id=id_)
+        yield memory
+
+
+@pytest.fixture
+def named_dsn(flux_postgres_clean_dsn: str) -> str:
+    """A DSN whose connections can be told from others, by OPEN and BUSY."""
+    return named(flux_postgres_clean_dsn)
 
 
 @pytest.fixture(scope="session")

@@ -33,12 +33,6 @@ METHODS = [
 ]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file is, or would be."""
-    return tmp_path / "chat.db"
-
-
 def snapshot(directory: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in directory.iterdir()}
 

@@ -29,10 +29,6 @@ class TestSQLite(MemoryContract):
     backend_version = f"flux-memory {version('flux-memory')}"
 
     @pytest.fixture
-    def path(self, tmp_path: Path) -> Path:
-        return tmp_path / "chat.db"
-
-    @pytest.fixture
     def memory_factory(self, path: Path) -> Callable[[], ConversationMemory]:
         return lambda: ConversationMemory(path)
 

@@ -43,12 +43,6 @@ from flux_memory.errors import (
 from flux_memory.testkit.servers import Server
 
 
-@pytest.fixture
-def named_dsn(flux_postgres_clean_dsn: str) -> str:
-    """A DSN whose connections can be told from others, by OPEN and BUSY."""
-    return named(flux_postgres_clean_dsn)
-
-
 @asynccontextmanager
 async def locked(dsn: str, session_id: str) -> AsyncIterator[None]:
     """Hold the row of a session."""

@@ -9,19 +9,13 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
-from raw_postgres import CONNECTIONS, OPEN, execute, named, rows, until_none
+from raw_postgres import CONNECTIONS, OPEN, execute, rows, until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory import dsn as dsns
 from flux_memory.backends import postgres_pool
 from flux_memory.backends.postgres_errors import Progress
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
-
-
-@pytest.fixture
-def named_dsn(flux_postgres_clean_dsn: str) -> str:
-    """A DSN whose connections can be told from others, by OPEN."""
-    return named(flux_postgres_clean_dsn)
 
 
 @pytest_asyncio.fixture(params=["own", "borrowed"])

@@ -23,12 +23,6 @@ VERSIONS = [step.version for step in history("sqlite")]
 LEGACY_FILE = "FLUX_MEMORY_LEGACY_DB"
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file is, or will be."""
-    return tmp_path / "chat.db"
-
-
 async def order(path: Path, session_id: str) -> list[str]:
     async with ConversationMemory(path) as memory:
         return [message["id"] for message in await memory.get_history(session_id)]

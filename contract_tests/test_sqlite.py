@@ -7,13 +7,12 @@ import os
 import sqlite3
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from ordinary_user import ordinary_user
 from raw_sqlite import on_the_thread
 
@@ -25,21 +24,6 @@ from flux_memory.errors import (
     InvalidInputError,
     SchemaError,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "chat.db"
-
-
-@pytest_asyncio.fixture
-async def memory(path: Path) -> AsyncIterator[ConversationMemory]:
-    """An open handle with the sessions `one` and `two`."""
-    async with ConversationMemory(path, timeout=5) as memory:
-        for id_ in ("one", "two"):
-            await memory.create_session(session_id=id_)
-        yield memory
 
 
 @pytest.mark.asyncio

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import traceback
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from original_application import rows
 from raw_sqlite import change
 
@@ -17,21 +15,6 @@ from flux_memory.errors import (
     ConflictError,
     FluxMemoryError,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "chat.db"
-
-
-@pytest_asyncio.fixture
-async def memory(path: Path) -> AsyncIterator[ConversationMemory]:
-    """An open handle with the sessions `one` and `two`."""
-    async with ConversationMemory(path, timeout=5) as memory:
-        for id_ in ("one", "two"):
-            await memory.create_session(session_id=id_)
-        yield memory
 
 
 @pytest.mark.asyncio

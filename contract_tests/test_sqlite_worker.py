@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from original_application import rows
 from raw_sqlite import change, on_the_thread
 from waiting import until
@@ -30,21 +29,6 @@ from flux_memory.errors import (
     SchemaError,
     SessionNotFoundError,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "chat.db"
-
-
-@pytest_asyncio.fixture
-async def memory(path: Path) -> AsyncIterator[ConversationMemory]:
-    """An open handle with the sessions `one` and `two`."""
-    async with ConversationMemory(path, timeout=5) as memory:
-        for id_ in ("one", "two"):
-            await memory.create_session(session_id=id_)
-        yield memory
 
 
 @asynccontextmanager

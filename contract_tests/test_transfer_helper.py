@@ -29,11 +29,6 @@ from flux_memory.transfer.snapshot import snapshot_of
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
-@pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the file, and however few processors there are."""
     monkeypatch.setattr(snapshot, "_LARGE", 0)

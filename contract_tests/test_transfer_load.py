@@ -33,11 +33,6 @@ WHEN = "2026-02-05T15:17:45.407069"
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
-@pytest.fixture
 def target(flux_empty_database: str) -> str:
     return flux_empty_database
 

@@ -28,11 +28,6 @@ EARLIEST, LATEST = "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59.999999-23:5
 """Times that their own zones can show, and UTC cannot."""
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat.db"
-
-
 def found(report: Report) -> dict[tuple[str, str], int]:
     return {(tally.table, str(tally.kind)): tally.count for tally in report.preflight.tallies.values()}
 
