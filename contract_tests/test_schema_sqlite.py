@@ -211,15 +211,6 @@ async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Pat
 
 
 @pytest.mark.asyncio
-async def test_a_foreign_table_of_the_same_name_is_refused(path: Path) -> None:
-    """Another application's `sessions` are not conversations."""
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE sessions (token TEXT, expires INTEGER)")
-        db.commit()
-    await refused(path, SchemaError, "'sessions' or 'messages' that is not conversation memory")
-
-
-@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("obstacle", "undo"),
     [

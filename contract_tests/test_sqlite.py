@@ -233,6 +233,6 @@ async def test_a_file_of_somebody_else_is_left_as_it_was(tmp_path: Path) -> None
         db.commit()
     before = path.read_bytes()
     async with ConversationMemory(path) as memory:
-        with pytest.raises(SchemaError, match="not conversation memory"):
+        with pytest.raises(SchemaError, match="'sessions' or 'messages' that is not conversation memory"):
             await memory.count_sessions()
     assert path.read_bytes() == before
