@@ -17,6 +17,8 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outco
 DAMAGES: Final = {
     "bad JSON": "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?",
     "JSON of another kind": "UPDATE messages SET metadata = '[]' WHERE session_id = ? AND id = ?",
+    "bad UTF-8 in JSON": "UPDATE messages SET metadata = CAST(x'7bff7d' AS TEXT) WHERE session_id = ? AND id = ?",
+    "bad UTF-8 in a role": "UPDATE messages SET role = CAST(x'c3' AS TEXT) WHERE session_id = ? AND id = ?",
     "bad UTF-8": "UPDATE messages SET content = CAST(x'ff80' AS TEXT) WHERE session_id = ? AND id = ?",
     "a blob": "UPDATE messages SET content = x'00' WHERE session_id = ? AND id = ?",
     "no time": "UPDATE messages SET created_at = 'soon' WHERE session_id = ? AND id = ?",

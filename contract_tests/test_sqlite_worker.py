@@ -23,11 +23,8 @@ from flux_memory.backends.sqlite_file import OpenFile
 from flux_memory.backends.sqlite_worker import SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
-    ConflictError,
     FluxMemoryError,
-    MemoryClosedError,
     SchemaError,
-    SessionNotFoundError,
 )
 
 
@@ -70,25 +67,6 @@ async def test_a_failing_write_takes_no_neighbour_along(memory: ConversationMemo
     contents.remove("bad")
     assert [message["content"] for message in await memory.get_history("one")] == contents
     assert rows(path, "SELECT seq FROM messages ORDER BY seq") == [(seq,) for seq in range(1, 21)]
-
-
-@pytest.mark.asyncio
-async def test_refusals_of_ours_share_a_transaction_with_neighbours(memory: ConversationMemory) -> None:
-    """A missing session or a taken id is the caller's affair; everybody else's write is stored."""
-    await memory.add_message("one", "user", "first", message_id="taken")
-    outcomes = await asyncio.gather(
-        memory.add_message("one", "user", "second"),
-        memory.add_message("none", "user", "x"),
-        memory.add_message("one", "user", "x", message_id="taken"),
-        memory.create_session(session_id="two"),
-        memory.add_message("two", "user", "third"),
-        memory.update_session_title("none", "x"),
-        return_exceptions=True,
-    )
-    kinds = [type(outcome) for outcome in outcomes]
-    assert kinds == [str, SessionNotFoundError, ConflictError, ConflictError, str, SessionNotFoundError]
-    assert [message["content"] for message in await memory.get_history("one")] == ["first", "second"]
-    assert [message["content"] for message in await memory.get_history("two")] == ["third"]
 
 
 @pytest.mark.asyncio
@@ -239,29 +217,6 @@ async def test_a_forgotten_handle_warns_and_ends_its_thread(path: Path) -> None:
         forgotten.clear()
     await asyncio.to_thread(thread.join, 5)
     assert not thread.is_alive()
-
-
-@pytest.mark.asyncio
-async def test_every_call_after_close_says_so(path: Path) -> None:
-    """Also those that would not have needed the database, and before their arguments are looked at."""
-    memory = ConversationMemory(path)
-    await memory.create_session()
-    await memory.close()
-    await memory.close()
-    for call in (
-        memory.create_session(),
-        memory.add_message("s", "", ""),
-        memory.add_messages("s", []),
-        memory.get_history("s", -1),
-        memory.get_sessions(),
-        memory.get_session("s"),
-        memory.count_sessions(),
-        memory.update_session_title("s", ""),
-        memory.delete_session("s"),
-        memory.clear_all(),
-    ):
-        with pytest.raises(MemoryClosedError):
-            await call
 
 
 @pytest.mark.asyncio
