@@ -344,27 +344,6 @@ async def test_closing_while_opening(flux_postgres_clean_dsn: str) -> None:
         await memory.count_sessions()
 
 
-@pytest.mark.asyncio
-async def test_every_call_after_close_says_so() -> None:
-    """Also those of a handle that was never opened, and before their arguments are looked at."""
-    memory = PostgresConversationMemory("postgresql://nowhere.invalid/db")
-    await memory.close()
-    for call in (
-        memory.create_session(),
-        memory.add_message("s", "", ""),
-        memory.add_messages("s", []),
-        memory.get_history("s", -1),
-        memory.get_sessions(),
-        memory.get_session("s"),
-        memory.count_sessions(),
-        memory.update_session_title("s", ""),
-        memory.delete_session("s"),
-        memory.clear_all(),
-    ):
-        with pytest.raises(MemoryClosedError):
-            await call
-
-
 def test_a_second_event_loop_is_a_clear_error(flux_postgres_clean_dsn: str) -> None:
     """It neither hangs nor writes; closing on the second loop lets go."""
     memory = PostgresConversationMemory(flux_postgres_clean_dsn)

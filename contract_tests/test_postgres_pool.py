@@ -46,15 +46,6 @@ async def test_what_the_server_undoes_for_another_is_run_again_but_not_for_ever(
 
 
 @pytest.mark.asyncio
-async def test_writers_that_undo_one_another_all_succeed(memory: Any, flux_postgres_clean_dsn: str) -> None:
-    """Two retries of one message at once: one stores it, the others find it stored."""
-    session = await memory.create_session()
-    ids = await asyncio.gather(*(memory.add_message(session, "user", "x", message_id="m") for _ in range(8)))
-    assert ids == ["m"] * 8
-    assert await rows(flux_postgres_clean_dsn, "SELECT seq FROM messages") == [(1,)]
-
-
-@pytest.mark.asyncio
 async def test_connections_that_nobody_needs_are_given_back(
     named_dsn: str, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
