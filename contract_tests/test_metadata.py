@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from raw_postgres import rows
 
 from flux_memory import metadata
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from flux_memory.testkit.contract import listing
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
 NUMBER = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
@@ -123,22 +124,6 @@ def test_what_both_engines_cannot_keep_is_refused_with_its_place(
         metadata.encode(value)
 
 
-def test_an_object_that_contains_itself_is_refused() -> None:
-    """A cycle ends as a clear error."""
-    loop: dict[str, Any] = {}
-    loop["self"] = [loop]
-    with pytest.raises(InvalidInputError, match="nested deeper"):
-        metadata.encode(loop)
-
-
-def test_the_limits_are_inclusive() -> None:
-    """What is just allowed is kept: 100 deep, 4,300 digits."""
-    value = nested(MAX_METADATA_DEPTH)
-    assert metadata.decode(metadata.encode(value)) == value
-    largest = {"a": 10**4300 - 1, "b": -(10**4300) + 1}
-    assert metadata.decode(metadata.encode(largest)) == largest
-
-
 def test_the_size_is_counted_in_bytes_of_json() -> None:
     """Larger than the shared limit is refused, never cut."""
     fits = "é" * ((MAX_METADATA_BYTES - len('{"a":""}')) // 2)
@@ -147,15 +132,10 @@ def test_the_size_is_counted_in_bytes_of_json() -> None:
         metadata.encode({"a": fits + "x"})
 
 
-def test_the_argument_is_neither_kept_nor_changed() -> None:
-    """What comes back is a fresh object each time; the caller's stays as it was."""
-    inner = [1, (2,)]
-    given_ = {"a": inner}
-    text = metadata.encode(given_)
-    assert given_ == {"a": [1, (2,)]}
-    assert given_["a"] is inner
+@pytest.mark.parametrize("text", [None, "{}"])
+def test_an_empty_object_is_a_fresh_one_too(text: str | None) -> None:
+    """Whoever fills it fills nobody else's."""
     assert metadata.decode(text) is not metadata.decode(text)
-    assert metadata.decode(None) is not metadata.decode(None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '"x"', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1} x'])
@@ -173,27 +153,10 @@ def test_invalid_json_contains_nothing(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "part", "expected"),
-    [
-        ({"a": 1, "b": 2}, {}, True),
-        ({}, {"a": 1}, False),
-        ({"a": 1}, {"a": 1.0}, True),
-        ({"a": 1}, {"a": True}, False),
-        ({"a": None}, {"a": None}, True),
-        ({}, {"a": None}, False),
-        ({"a": [1, 2, 3]}, {"a": [3, 1]}, True),
-        ({"a": [1, 2]}, {"a": [1, 1, 1]}, True),
-        ({"a": [1, 2]}, {"a": 1}, False),
-        ({"a": [[1, 2]]}, {"a": [[1]]}, True),
-        ({"a": [{"b": 1, "c": 2}]}, {"a": [{"b": 1}]}, True),
-        ({"a": [{"b": 1}, {"c": 2}]}, {"a": [{"b": 1, "c": 2}]}, False),
-        ({"a": {"b": 1}}, {"a": {}}, True),
-        ({"a": []}, {"a": {}}, False),
-        ({"a": "1"}, {"a": 1}, False),
-        ({"a": 12345678901234567890123.0}, {"a": 12345678901234567890123}, False),
-    ],
+    [*listing.SCALARS, *listing.NUMBERS, *listing.OBJECTS, *listing.ARRAYS, ({"a": "1"}, {"a": 1}, False)],
 )
 def test_containment_is_that_of_jsonb(value: dict[str, Any], part: dict[str, Any], expected: bool) -> None:
-    """The examples of PostgreSQL's manual and its traps, by hand; below the same against a real server."""
+    """The clauses' own cases, without the tables that SQLite looks into first and that hide what is wrong here."""
     assert metadata.contains(metadata.encode(value), metadata.encode(part)) is expected
 
 
@@ -212,7 +175,7 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
     collect()
     columns = [[one for one, _ in pairs], [other for _, other in pairs]]
     answers = asyncio.run(
-        fetch(
+        rows(
             flux_postgres_dsn,
             "SELECT one::jsonb @> other::jsonb, one::jsonb = other::jsonb "
             "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS pair (one, other, at) ORDER BY at",
@@ -240,14 +203,14 @@ def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> Non
 
     collect()
     texts = [metadata.encode(value) for value in objects]
-    rows = asyncio.run(
-        fetch(
+    stored = asyncio.run(
+        rows(
             flux_postgres_dsn,
             "SELECT value::jsonb::text FROM unnest($1::text[]) WITH ORDINALITY AS item (value, at) ORDER BY at",
             texts,
         )
     )
-    for value, (text,) in zip(objects, rows, strict=True):
+    for value, (text,) in zip(objects, stored, strict=True):
         assert typed(metadata.decode(text)) == typed(json.loads(json.dumps(value)))
 
 
@@ -260,11 +223,3 @@ def pruned(value: Any, chance: random.Random) -> Any:
         chance.shuffle(kept)
         return kept + kept[:1]
     return value
-
-
-async def fetch(dsn: str, sql: str, *values: object) -> list[Any]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return list(await connection.fetch(sql, *values))
-    finally:
-        await connection.close()
