@@ -10,25 +10,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import asyncpg
 import pytest
+from raw_postgres import connected
 
 from flux_memory.testkit import CLAUSES, MemoryContract
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.patience import BlockedError
 
 Corrupt = Callable[[str, str], Awaitable[None]]
-
-
-async def execute(dsn: str, sql: str, *values: Any) -> str:
-    """Run one statement on a connection of its own."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        return str(await connection.execute(sql, *values))
-    finally:
-        await connection.close()
 
 
 def written_at(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
@@ -38,8 +28,9 @@ def written_at(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[Non
     async def clock_at(moment: datetime) -> AsyncIterator[None]:
         yield
         naive = moment.astimezone(UTC).replace(tzinfo=None)
-        await execute(dsn, "UPDATE messages SET created_at = $1", naive)
-        await execute(dsn, "UPDATE sessions SET updated_at = $1", naive)
+        async with connected(dsn) as connection:
+            await connection.execute("UPDATE messages SET created_at = $1", naive)
+            await connection.execute("UPDATE sessions SET updated_at = $1", naive)
 
     return clock_at
 
@@ -48,7 +39,8 @@ def damage_postgres(dsn: str, sql: str) -> Corrupt:
     """Return a function that spoils a message; the statement takes a session's and a message's id."""
 
     async def corrupt(session_id: str, message_id: str) -> None:
-        assert await execute(dsn, sql, session_id, message_id) == "UPDATE 1"
+        async with connected(dsn) as connection:
+            assert await connection.execute(sql, session_id, message_id) == "UPDATE 1"
 
     return corrupt
 

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Final
-from urllib.parse import urlsplit
 
-import asyncpg
 import pytest
-from bound_stores import Corrupt, check, damage_postgres, execute, written_at
+from bound_stores import Corrupt, check, damage_postgres, written_at
+from raw_postgres import execute, rows, until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import MemoryContract
@@ -57,33 +56,13 @@ async def test_every_kind_of_damage_stays_in_its_row(flux_postgres_clean_dsn: st
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("zone", ["Asia/Seoul", "America/St_Johns"])
-@pytest.mark.parametrize("clause_id", ["FM-TIM-001", "FM-TIM-002", "FM-TIM-005", "FM-LST-001"])
-async def test_times_do_not_depend_on_the_server(flux_empty_database: str, zone: str, clause_id: str) -> None:
-    """Times are UTC whatever the server's time zone and date style are."""
-    async with asyncio.timeout(30):
-        name = urlsplit(flux_empty_database).path[1:]
-        await execute(flux_empty_database, f"ALTER DATABASE \"{name}\" SET timezone = '{zone}'")
-        await execute(flux_empty_database, f"ALTER DATABASE \"{name}\" SET datestyle = 'German, DMY'")
-    await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(flux_empty_database)))
-
-
-@pytest.mark.asyncio
 async def test_a_race_to_first_use_leaks_no_connection(flux_empty_database: str) -> None:
     """After many handles have raced to first use and closed, the server has no connection of theirs."""
     handles = [PostgresConversationMemory(flux_empty_database) for _ in range(6)]
     await asyncio.gather(*(handle.create_session() for handle in handles))
     await asyncio.gather(*(handle.close() for handle in handles))
-    watcher = await asyncpg.connect(flux_empty_database)
-    try:
-        async with asyncio.timeout(10):
-            while await watcher.fetchval(  # noqa: ASYNC110 - the server sends no event
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                " AND backend_type = 'client backend'"
-            ):
-                await asyncio.sleep(0.01)
-    finally:
-        await watcher.close()
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    await until_none(flux_empty_database, f"SELECT count(*) {others} AND backend_type = 'client backend'")
 
 
 @pytest.mark.asyncio
@@ -93,13 +72,11 @@ async def test_a_history_has_no_hole_in_the_table(flux_postgres_clean_dsn: str) 
     for clause_id in ("FM-ORD-012", "FM-CON-006", "FM-CAN-001", "FM-CAN-011"):
         await execute(dsn, "DELETE FROM sessions") if clause_id != "FM-ORD-012" else None
         await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
-        connection = await asyncpg.connect(dsn)
-        rows = await connection.fetch(
-            "SELECT s.message_count, array_agg(m.seq ORDER BY m.seq) FILTER (WHERE m.seq IS NOT NULL) AS numbers"
-            " FROM sessions s LEFT JOIN messages m ON m.session_id = s.id GROUP BY s.id, s.message_count"
-        )
-        await connection.close()
-        for row in rows:
-            numbers = row["numbers"] or []
-            assert len(numbers) == row["message_count"]
-            assert [number - numbers[0] for number in numbers] == list(range(len(numbers)))
+        for count, numbers in await rows(
+            dsn,
+            "SELECT s.message_count, array_agg(m.seq ORDER BY m.seq) FILTER (WHERE m.seq IS NOT NULL)"
+            " FROM sessions s LEFT JOIN messages m ON m.session_id = s.id GROUP BY s.id, s.message_count",
+        ):
+            found = numbers or []
+            assert len(found) == count
+            assert [number - found[0] for number in found] == list(range(len(found)))
