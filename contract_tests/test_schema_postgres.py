@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
 import sys
 from functools import partial
 
 import asyncpg
 import pytest
+from adopted import check_adopted, race_to_add
 from original_application import POSTGRES_TABLES
 from raw_postgres import connected, contents, execute, make_original, role, rows, until_none, with_parameter
 from waiting import until
@@ -62,27 +61,7 @@ async def test_an_adopted_database_is_in_order_and_complete(flux_empty_database:
     """Messages by their time, ties by the order in which they were written; every value is still there."""
     await make_original(flux_empty_database, generation=generation)
     async with PostgresConversationMemory(flux_empty_database) as memory:
-        messages = await memory.get_history("one")
-        assert [message["id"] for message in messages] == ["m3", "m4", "m1", "m6"]
-        assert messages[0] == {
-            "id": "m3",
-            "role": "user",
-            "content": "content of m3",
-            "metadata": {"n": 1.0},
-            "created_at": "2026-02-05T15:17:01.407069+00:00",
-        }
-        assert [message["id"] for message in await memory.get_history("two")] == ["m2", "m5"]
-        assert await memory.get_session("one") == {
-            "id": "one",
-            "user_id": "",
-            "title": "title of one",
-            "created_at": "2026-02-05T15:17:45.407069+00:00",
-            "updated_at": "2026-02-05T15:17:45.407069+00:00",
-            "metadata": {"lang": "ko"},
-            "message_count": 4,
-        }
-        added = await memory.add_message("one", "user", "new")
-        assert [message["id"] for message in await memory.get_history("one", 2)] == ["m6", added]
+        await check_adopted(memory)
     stored = await rows(flux_empty_database, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
     assert stored == [(1,), (2,), (3,), (4,), (5,)]
     assert await rows(flux_empty_database, APPLIED) == VERSIONS
@@ -303,48 +282,15 @@ async def test_handles_that_race_do_it_once(flux_empty_database: str, original: 
     assert await rows(flux_empty_database, APPLIED) == VERSIONS
 
 
-RACER = """
-import asyncio, sys
-from flux_memory import PostgresConversationMemory
-
-async def main():
-    async with PostgresConversationMemory(sys.argv[1], min_size=1) as memory:
-        print("ready", flush=True)
-        sys.stdin.readline()
-        await memory.add_message("one", "user", sys.argv[2])
-
-asyncio.run(main())
-"""
-
-
 def test_processes_that_race_to_adopt_do_it_once(flux_empty_database: str) -> None:
     """The same across processes: none fails, none loses its message."""
     asyncio.run(make_original(flux_empty_database))
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, flux_empty_database, f"by {number}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ,
-        )
-        for number in range(4)
-    ]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    ends = [racer.communicate(timeout=30) for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * 4, [stderr for _, stderr in ends]
+    said = race_to_add("PostgresConversationMemory", flux_empty_database)
     stored = asyncio.run(
         rows(flux_empty_database, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
     )
     assert [seq for seq, _ in stored] == list(range(1, 9))
-    assert {content for _, content in stored[4:]} == {f"by {number}" for number in range(4)}
+    assert {content for _, content in stored[4:]} == said
 
 
 @pytest.mark.asyncio

@@ -12,7 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from adopted import check_adopted, race_to_add
 from original_application import add_message, add_sessions, contents, make_file, make_file_with_data, rows
+from raw_sqlite import change
 
 from flux_memory import ConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
@@ -60,34 +62,9 @@ async def test_an_adopted_file_is_in_order_and_complete(path: Path, generation: 
     """Messages by their time, ties by the order in which they were written; every value is still there."""
     make_file_with_data(path, generation=generation)
     async with ConversationMemory(path) as memory:
-        messages = await memory.get_history("one")
-        assert [message["id"] for message in messages] == ["m3", "m4", "m1", "m6"]
-        assert messages[0] == {
-            "id": "m3",
-            "role": "user",
-            "content": "content of m3",
-            "metadata": {"n": 1.0},
-            "created_at": "2026-02-05T15:17:01.407069+00:00",
-        }
-        assert [message["id"] for message in await memory.get_history("two")] == ["m2", "m5"]
-        assert await memory.get_session("one") == {
-            "id": "one",
-            "user_id": "",
-            "title": "title of one",
-            "created_at": "2026-02-05T15:17:45.407069+00:00",
-            "updated_at": "2026-02-05T15:17:45.407069+00:00",
-            "metadata": {"lang": "ko"},
-            "message_count": 4,
-        }
-        added = await memory.add_message("one", "user", "new")
-        assert [message["id"] for message in await memory.get_history("one", 2)] == ["m6", added]
-    assert rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq") == [
-        (1,),
-        (2,),
-        (3,),
-        (4,),
-        (5,),
-    ]
+        await check_adopted(memory)
+    stored = rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
+    assert stored == [(1,), (2,), (3,), (4,), (5,)]
     assert applied(path) == VERSIONS
 
 
@@ -205,8 +182,7 @@ async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> N
 async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Path, spoil: str, says: str) -> None:
     """Nothing is guessed, dropped or half done: the message says what to mend, the file is as it was."""
     make_file_with_data(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(spoil)
+    change(path, spoil)
     await refused(path, SchemaError, says)
 
 
@@ -232,8 +208,7 @@ async def test_an_adoption_that_fails_half_way_leaves_the_file_as_it_was(path: P
         add_message(db, "orphan", "gone", "2026-02-05T15:17:45")
         db.execute(obstacle)
     await refused(path, FluxMemoryError, "SQLite on")
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(undo)
+    change(path, undo)
     assert await order(path, "one") == ["m3", "m4", "m1", "m6"]
     assert rows(path, "SELECT id FROM orphaned_messages") == [("orphan",)]
 
@@ -308,8 +283,7 @@ async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
 async def test_a_newer_or_a_changed_schema_is_refused(path: Path, spoil: str, says: str) -> None:
     """An old release does not write into what it does not know."""
     await order(path, "one")
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(spoil)
+    change(path, spoil)
     await refused(path, SchemaError, says)
 
 
@@ -340,46 +314,14 @@ async def test_handles_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
     assert applied(path) == VERSIONS
 
 
-RACER = """
-import asyncio, sys
-from flux_memory import ConversationMemory
-
-async def main():
-    async with ConversationMemory(sys.argv[1]) as memory:
-        print("ready", flush=True)
-        sys.stdin.readline()
-        await memory.add_message("one", "user", sys.argv[2])
-
-asyncio.run(main())
-"""
-
-
 def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
     """The same across processes: none fails, none loses its message."""
     make_file_with_data(path)
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(path), f"by {number}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(4)
-    ]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    ends = [racer.communicate(timeout=30) for racer in racers]
-    assert [racer.returncode for racer in racers] == [0] * 4, [stderr for _, stderr in ends]
+    said = race_to_add("ConversationMemory", str(path))
     assert applied(path) == VERSIONS
     stored = rows(path, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
     assert [seq for seq, _ in stored] == list(range(1, 9))
-    assert {content for _, content in stored[4:]} == {f"by {number}" for number in range(4)}
+    assert {content for _, content in stored[4:]} == said
 
 
 @pytest.mark.asyncio
