@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ class Resource:
             return "done"
 
 
-async def settled(*tasks: asyncio.Task[str]) -> None:
+async def settled(*tasks: asyncio.Task[Any]) -> None:
     """Let tasks run until each waits for something that only the test gives."""
     for _ in range(10):
         await asyncio.sleep(0)
@@ -125,9 +126,7 @@ async def test_closing_waits_for_what_is_in_flight() -> None:
     calls = [asyncio.create_task(resource.call(until)) for _ in range(3)]
     await settled(*calls)
     closing = asyncio.create_task(resource.life.close())
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not closing.done()
+    await settled(closing)
     assert resource.closed == 0
     with pytest.raises(MemoryClosedError, match="this memory is closed; open another one"):
         await resource.call()
@@ -157,8 +156,7 @@ async def test_closing_while_opening_leaves_nothing_open() -> None:
     call = asyncio.create_task(resource.call())
     await settled(call)
     closing = asyncio.create_task(resource.life.close())
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await settled()
     resource.gate.set()
     await closing
     assert await call == "done"
@@ -191,8 +189,7 @@ async def test_an_opening_that_outlasts_the_grace_leaves_nothing_open() -> None:
     resource.gate.set()
     with pytest.raises(MemoryClosedError):
         await call
-    for _ in range(10):
-        await asyncio.sleep(0)
+    await settled()
     assert resource.life.resource is None
 
 
