@@ -342,18 +342,3 @@ async def test_closing_while_opening(flux_postgres_clean_dsn: str) -> None:
     assert await asyncio.gather(*calls) == [0] * 3
     with pytest.raises(MemoryClosedError):
         await memory.count_sessions()
-
-
-def test_a_second_event_loop_is_a_clear_error(flux_postgres_clean_dsn: str) -> None:
-    """It neither hangs nor writes; closing on the second loop lets go."""
-    memory = PostgresConversationMemory(flux_postgres_clean_dsn)
-
-    async def first() -> str:
-        return await memory.create_session()
-
-    with asyncio.Runner() as one, asyncio.Runner() as two:
-        session = one.run(first())
-        with pytest.raises(FluxMemoryError, match="another event loop"):
-            two.run(memory.add_message(session, "user", "x"))
-        one.run(memory.close())
-    assert asyncio.run(rows(flux_postgres_clean_dsn, "SELECT count(*) FROM messages")) == [(0,)]
