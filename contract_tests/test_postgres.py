@@ -11,10 +11,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from bound_stores import check
-from raw_postgres import connected, execute, rows
+from raw_postgres import execute, rows
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.backends import postgres as backend
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SchemaError
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.servers import Server, start_server
@@ -145,37 +144,6 @@ async def test_ids_are_ordered_by_bytes_whatever_the_collation(flux_empty_databa
         assert [session["id"] for session in await memory.get_sessions()] == expected
         pages = [await memory.get_sessions(3, offset) for offset in (0, 3, 6)]
         assert [session["id"] for page in pages for session in page] == expected
-
-
-@pytest.mark.asyncio
-async def test_indexes_serve_listing_filter_and_history(flux_empty_database: str) -> None:
-    """Nothing of the daily work reads whole tables: the plans of the very statements, on tables with rows."""
-    async with PostgresConversationMemory(flux_empty_database) as memory:
-        await memory.count_sessions()
-    async with connected(flux_empty_database) as connection:
-        await connection.execute(
-            """
-            INSERT INTO sessions (id, title, created_at, updated_at, metadata, user_id, message_count)
-            SELECT n, '', now(), now() + n * interval '1 s', jsonb_build_object('tag', n % 5000), n % 500, 5
-            FROM generate_series(1, 20000) AS n;
-            INSERT INTO messages (session_id, id, seq, role, content, created_at)
-            SELECT n / 5 + 1, n, n % 5 + 1, 'user', 'x', now() FROM generate_series(0, 49999) AS n;
-            ANALYZE
-            """
-        )
-        for sql, arguments, index in (
-            (backend.SELECT_PAGE, "50, 0", "sessions_by_activity"),
-            (backend.SELECT_PAGE_OF_USER, "50, 0, '7'", "sessions_of_user_by_activity"),
-            (backend.SELECT_PAGE_BY_METADATA, "50, 0, '{\"tag\": 7}'", "sessions_by_metadata"),
-            (backend.SELECT_SESSION, "'7'", "sessions_pkey"),
-            (backend.SELECT_HISTORY, "'7', 50", "messages_pkey"),
-            (backend.SELECT_HISTORY_BEFORE, "'7', 50, '32'", "messages_session_id_id_key"),
-        ):
-            await connection.execute(f"PREPARE statement AS {sql}")
-            plan = "\n".join(line for (line,) in await connection.fetch(f"EXPLAIN EXECUTE statement ({arguments})"))
-            await connection.execute("DEALLOCATE statement")
-            assert index in plan, plan
-            assert "Seq Scan" not in plan, plan
 
 
 @pytest.mark.asyncio

@@ -81,8 +81,9 @@ HISTORIES: Final[dict[str, dict[str, Any]]] = {"newest": {}, "a page back": {"be
 CALLS: Final = [
     *(("get_sessions", (PAGE,), listing) for listing in LISTINGS.values()),
     *(("get_history", (LONG, PAGE), history) for history in HISTORIES.values()),
+    ("get_session", (LONG,), {}),
 ]
-NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" for name in HISTORIES)]
+NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" for name in HISTORIES), "session"]
 
 
 @pytest.fixture(scope="module")
