@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from original_application import make_file_with_data
 from raw_postgres import connected, execute, make_original
 from raw_postgres import contents as postgres_contents
+from raw_sqlite import change
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.check import CheckReport, check_methods, check_postgres, check_sqlite
@@ -112,8 +112,7 @@ async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, sp
     """The check finds before the application does what the application would trip over."""
     async with ConversationMemory(path) as memory:
         await memory.count_sessions()
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(spoil)
+    change(path, spoil)
     with pytest.raises(SchemaError, match=says):
         await check_sqlite(str(path), 10)
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from ordinary_user import ordinary_user
 from original_application import make_file_with_data
 from raw_postgres import closed_port, contents, elsewhere, execute, role, with_parameter
+from raw_sqlite import change
 
 from flux_memory import __version__
 from flux_memory.cli import main
@@ -240,8 +241,7 @@ def test_a_newer_schema_says_what_to_do(flux_empty_database: str, tmp_path: Path
     newer = (
         "INSERT INTO flux_memory_schema (version, name, checksum, applied_at) VALUES (99, 'later', 'x', '2999-01-01')"
     )
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(newer)
+    change(path, newer)
     asyncio.run(execute(flux_empty_database, newer))
     for arguments in (["--sqlite-path", str(path)], ["--postgres-dsn", flux_empty_database]):
         for more in ([], ["--full"]):
