@@ -114,6 +114,7 @@ def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
         ({"a": 10**4300}, InvalidInputError, "more than 4,300 digits"),
         ({"a": -(10**4300)}, InvalidInputError, "more than 4,300 digits"),
         (nested(MAX_METADATA_DEPTH + 1), InvalidInputError, "nested deeper than 100"),
+        ({"a": json.loads("[" * MAX_METADATA_DEPTH + "]" * MAX_METADATA_DEPTH)}, InvalidInputError, "nested deeper"),
     ],
 )
 def test_what_both_engines_cannot_keep_is_refused_with_its_place(
