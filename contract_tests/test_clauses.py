@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from bound_stores import verdict
 
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore, clause
 from flux_memory.testkit.clauses import GROUPS
@@ -125,3 +126,43 @@ async def test_every_suspension_is_cancelled() -> None:
     assert [attempt.cancelled for attempt in attempts[:8]] == [True, True, True, False] * 2
     assert [attempt.result for attempt in attempts[:8]] == [None, None, None, 3, None, None, None, 7]
     assert attempts[8].cancelled
+
+
+def test_a_method_that_is_no_coroutine_is_named() -> None:
+    """Whoever forgot `async` is not told of an `await` expression in the kit."""
+
+    class Plain(ReferenceMemory):
+        def create_session(self, *_: object, **__: object) -> str:  # type: ignore[override]
+            return "s"
+
+    shared = ReferenceStore()
+    found = verdict("FM-ORD-001", StoreUnderTest(lambda: Plain(shared)))
+    assert "create_session() gave a str at once: a memory's methods are `async def`" in str(found)
+
+
+def test_a_method_that_is_missing_is_explained() -> None:
+    """What a backend cannot do, it refuses; it does not leave it out."""
+
+    class Less:
+        async def close(self) -> None: ...
+
+    found = verdict("FM-ORD-001", StoreUnderTest(Less))  # type: ignore[arg-type]
+    assert isinstance(found, AttributeError)
+    assert found.__notes__ == ["A memory has every method of `flux_memory.Memory`; what it cannot do, it refuses."]
+
+
+def test_a_factory_that_is_a_coroutine_is_named() -> None:
+    """Nothing is said of a coroutine that has no attribute."""
+
+    async def connect() -> ReferenceMemory:
+        return ReferenceMemory(ReferenceStore())
+
+    found = verdict("FM-ORD-001", StoreUnderTest(connect))  # type: ignore[arg-type]
+    assert "memory_factory gave a coroutine, not a memory: it must be a plain function" in str(found)
+
+
+def test_a_reproduction_tells_event_loops_apart() -> None:
+    """On one loop the same calls would work."""
+    store = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))
+    assert verdict("FM-LIF-009", store) is None
+    assert "'second loop')  # on another event loop" in store.transcript.text()

@@ -141,15 +141,30 @@ def test_a_synchronous_clause_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         store.run(block)
 
 
-def test_closing_that_blocks_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_handle_that_does_not_close_waits_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every clause closes handles, so that a close that hangs would be waited for in each."""
+
+    class Open(ReferenceMemory):
+        async def close(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr("flux_memory.testkit.patience._CLOSE_SECONDS_ONCE_HUNG", 0.05)
+    store = impatient(Open)
+    store.patience.close_seconds = 0.1
+    assert "close() was not done within" in str(verdict(ONE_HANDLE, store))
+    assert store.patience.close_seconds == 0.05
+
+
+def test_closing_that_blocks_is_ended() -> None:
     """The store says which call it was."""
 
     class Stuck(ReferenceMemory):
         async def close(self) -> None:
             threading.Event().wait()
 
-    monkeypatch.setattr("flux_memory.testkit.contract.under_test.CLOSE_SECONDS", 0.1)
-    error = verdict(ONE_HANDLE, impatient(Stuck))
+    store = impatient(Stuck)
+    store.patience.close_seconds = 0.1
+    error = verdict(ONE_HANDLE, store)
     assert "close() does not end: the event loop stood still" in str(error)
 
 

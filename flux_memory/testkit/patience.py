@@ -12,7 +12,11 @@ from typing import Final, NoReturn
 
 CLAUSE_SECONDS: Final = 60.0
 """A clause takes a fraction of a second; one that takes this long hangs."""
+CLOSE_SECONDS: Final = 15.0
+"""How long a handle may take to close."""
 _SECONDS_ONCE_HUNG: Final = 10.0
+_CLOSE_SECONDS_ONCE_HUNG: Final = 3.0
+"""Every clause closes its handles, so that each of them would wait."""
 _GRACE: Final = 2.0
 """For how long a loop that is not blocked may take to end a call by itself."""
 _AGAIN: Final = 1.0
@@ -24,10 +28,15 @@ class Patience:
 
     def __init__(self) -> None:
         self.seconds = CLAUSE_SECONDS
+        self.close_seconds = CLOSE_SECONDS
 
     def lose(self) -> None:
         """Wait less for the clauses that follow."""
         self.seconds = min(self.seconds, _SECONDS_ONCE_HUNG)
+
+    def lose_at_close(self) -> None:
+        """Wait less for the handles that are closed from now on."""
+        self.close_seconds = min(self.close_seconds, _CLOSE_SECONDS_ONCE_HUNG)
 
 
 class BlockedError(BaseException):

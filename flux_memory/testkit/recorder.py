@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import reprlib
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ class Call:
     method: str
     arguments: str
     overlapped: bool
+    elsewhere: bool = False
     name: str | None = None
     outcome: str | None = None
     failed: bool = False
@@ -44,6 +46,7 @@ class Call:
         """Return the call as a line of code, its outcome as a comment."""
         target = f"{self.name} = " if named and self.name else ""
         remarks = ["concurrent"] if self.overlapped else []
+        remarks += ["on another event loop"] if self.elsewhere else []
         remarks += [self.outcome] if self.outcome else ["did not return"] if self.outcome is None else []
         comment = f"  # {'; '.join(remarks)}" if remarks else ""
         return f"{target}await {self.handle}.{self.method}({self.arguments}){comment}"
@@ -57,6 +60,7 @@ class Transcript:
     _handles: int = 0
     _running: int = 0
     _names: dict[str, str] = field(default_factory=dict)
+    _loops: dict[str, asyncio.AbstractEventLoop] = field(default_factory=dict)
 
     def record(self, memory: Any) -> RecordedMemory:
         """Return a handle that behaves as this one and is recorded."""
@@ -67,7 +71,9 @@ class Transcript:
         """Note that a call begins."""
         arguments = [self._show(value) for value in args]
         arguments += [f"{name}={self._show(value)}" for name, value in kwargs.items()]
-        call = Call(handle, method, ", ".join(arguments), overlapped=self._running > 0)
+        loop = asyncio.get_running_loop()
+        elsewhere = self._loops.setdefault(handle, loop) is not loop
+        call = Call(handle, method, ", ".join(arguments), overlapped=self._running > 0, elsewhere=elsewhere)
         self.calls.append(call)
         self._running += 1
         return call
@@ -114,6 +120,17 @@ class Transcript:
         return self._names[value] if type(value) is str and value in self._names else _short.repr(value)
 
 
+def awaitable(method: str, answer: Any) -> Any:
+    """Return what a method answered if it can be awaited.
+
+    Raises:
+        TypeError: It cannot, since the method is no coroutine.
+    """
+    if not inspect.isawaitable(answer):
+        raise TypeError(f"{method}() gave a {type(answer).__name__} at once: a memory's methods are `async def`")
+    return answer
+
+
 class RecordedMemory:
     """A handle whose calls are recorded. It adds no suspension of its own, so cancellation works as without it."""
 
@@ -123,12 +140,12 @@ class RecordedMemory:
         self._transcript = transcript
 
     def __getattr__(self, method: str) -> Any:
-        bound = getattr(self._memory, method)
+        bound = self._bound(method)
 
         async def recorded(*args: Any, **kwargs: Any) -> Any:
             call = self._transcript.begin(self._name, method, args, kwargs)
             try:
-                result = await bound(*args, **kwargs)
+                result = await awaitable(method, bound(*args, **kwargs))
             except BaseException as error:
                 self._transcript.end(call, error=error)
                 raise
@@ -138,8 +155,15 @@ class RecordedMemory:
         return recorded
 
     async def __aenter__(self) -> Self:
-        await self._memory.__aenter__()
+        await self._bound("__aenter__")()
         return self
 
     async def __aexit__(self, *exc_info: object) -> Any:
-        return await self._memory.__aexit__(*exc_info)
+        return await self._bound("__aexit__")(*exc_info)
+
+    def _bound(self, method: str) -> Any:
+        try:
+            return getattr(self._memory, method)
+        except AttributeError as error:
+            error.add_note("A memory has every method of `flux_memory.Memory`; what it cannot do, it refuses.")
+            raise

@@ -7,8 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, tzinfo
-from typing import Self
+from typing import Final, Self
 from unittest.mock import patch
+
+UNSET_CLOCK: Final = (
+    "unverified: the times are not from datetime.now() or time.time(); override the fixture clock_at to set the clock "
+    "that they are from"
+)
 
 
 @contextmanager

@@ -12,6 +12,10 @@ When = Literal["asleep", "awoken", "turns"]
 
 _MOST_POINTS: Final = 100
 """More suspensions than any call has: a call that still suspends is one that never ends."""
+_TOO_MANY: Final = (
+    f"the call suspended more than {_MOST_POINTS} times on a store with a handful of rows: it never ends, or it waits "
+    "for each of many things, among them perhaps what is not this store's, as a scan of all keys does"
+)
 _TURNS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 
 
@@ -46,7 +50,7 @@ async def cancelled_everywhere(
             if not stepped.reached:
                 break
         else:
-            raise AssertionError(f"the call suspended more than {_MOST_POINTS} times")
+            raise AssertionError(_TOO_MANY)
     for turns in _TURNS:
         task = asyncio.ensure_future(call(number))
         for _ in range(turns):
@@ -94,7 +98,7 @@ class _CancelAt(Generic[Result]):
                 yield awaited
             except BaseException as thrown:  # noqa: BLE001 - it belongs to the call, which decides what to do with it
                 error = thrown
-        raise AssertionError("the call goes on and on")
+        raise AssertionError(_TOO_MANY)
 
     def _cancel_at(self, awaited: object) -> None:
         self.reached = True

@@ -16,6 +16,7 @@ from flux_memory import Memory, Session
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 
 FORM: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}\+00:00", re.ASCII)
@@ -80,7 +81,7 @@ class TimesContract(Binding):
         times = [message["created_at"] for message in await memory.get_history(session)]
         assert times == sorted(times)
         if times[-1] < tomorrow.isoformat(timespec="seconds"):
-            pytest.skip("unverified: override the fixture clock_at to set this backend's clock")
+            pytest.skip(UNSET_CLOCK)
 
     @clause(
         "FM-TIM-004",
@@ -104,7 +105,7 @@ class TimesContract(Binding):
         times.append((await _session(memory, session))["updated_at"])
         assert times == sorted(times)
         if times[1] < tomorrow.isoformat(timespec="seconds"):
-            pytest.skip("unverified: override the fixture clock_at to set this backend's clock")
+            pytest.skip(UNSET_CLOCK)
 
     @clause(
         "FM-TIM-005",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
@@ -14,16 +15,19 @@ from flux_memory import Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.processes import Child, Work
-from flux_memory.testkit.patience import BlockedError, Patience, unblocked
-from flux_memory.testkit.recorder import Transcript
+from flux_memory.testkit.patience import CLOSE_SECONDS, BlockedError, Patience, unblocked
+from flux_memory.testkit.recorder import Transcript, awaitable
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
 ClockAt = Callable[[datetime], AbstractAsyncContextManager[None]]
 CorruptMessage = Callable[[str, str], Awaitable[None]]
 
-CLOSE_SECONDS: Final = 15.0
-"""How long a handle may take to close."""
+SEPARATORS: Final = (":", "/", "|", "#", "-", "_", ".", ",", " ", "\x1f")
+"""What stores put between the parts of a key, and ids may contain."""
+
+MANY: Final = 3_000
+"""More messages than a store takes or gives at once that has a limit nobody thinks of: a page, a script's arguments."""
 
 
 @asynccontextmanager
@@ -85,6 +89,11 @@ class StoreUnderTest:
         return self._record(self.fresh_factory())
 
     def _record(self, memory: Memory) -> Memory:
+        if inspect.iscoroutine(memory):
+            memory.close()
+            raise TypeError(
+                "memory_factory gave a coroutine, not a memory: it must be a plain function; connect at the first call"
+            )
         self._opened.append(memory)
         return cast("Memory", self.transcript.record(memory))
 
@@ -120,19 +129,22 @@ class StoreUnderTest:
             _hush()
         while self._opened:
             try:
-                closing = asyncio.ensure_future(self._opened.pop().close())
+                closing = asyncio.ensure_future(awaitable("close", self._opened.pop().close()))
             except Exception as error:  # noqa: BLE001 - as of a close() that is no coroutine; what failed before matters
                 problems.append(f"close() raised {error!r}")
                 continue
+            seconds = self.patience.close_seconds
             try:
-                with unblocked(CLOSE_SECONDS):
-                    done, _ = await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+                with unblocked(seconds):
+                    done, _ = await asyncio.wait({closing}, timeout=seconds)
             except BlockedError as error:
+                self.patience.lose_at_close()
                 _hush()
                 problems.append(f"close() does not end: {error}")
                 continue
             if not done:
-                problems.append(f"close() was not done within {CLOSE_SECONDS:.0f} s")
+                self.patience.lose_at_close()
+                problems.append(f"close() was not done within {seconds:.0f} s")
             elif raised := closing.exception():
                 problems.append(f"close() raised {raised!r}")
         if problems and not quietly:
