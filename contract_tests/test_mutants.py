@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from bound_stores import damage_reference, verdict
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.lifecycle import HANDLES
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.evidence.properties import MUTANT
 from flux_memory.testkit.mutants import MUTANTS, broken
@@ -58,6 +60,21 @@ def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, re
     record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
     assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
+
+
+def test_what_was_left_open_before_hides_nothing(tmp_path: Path) -> None:
+    """Files of earlier clauses that are closed meanwhile are not counted against those that handles leave."""
+    shared = ReferenceStore(tmp_path / "reference.json")
+    memory = broken("LeavesASelectorOpen", ReferenceMemory)
+    gc.disable()
+    try:
+        for _ in range(4 * HANDLES):
+            left: list[object] = [Path(__file__).open()]  # noqa: SIM115 - that is the point
+            left.append(left)
+        found = verdict("FM-LIF-007", StoreUnderTest(lambda: memory(shared)))
+    finally:
+        gc.enable()
+    assert isinstance(found, AssertionError), found
 
 
 def test_pages_without_end_are_not_taken_for_a_call_that_hangs() -> None:
