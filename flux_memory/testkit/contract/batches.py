@@ -12,7 +12,7 @@ from flux_memory import ConflictError, InvalidInputError, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
+from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents
 
 NOT_BATCHES: Final[tuple[Any, ...]] = (
     None,
@@ -113,12 +113,15 @@ class BatchesContract(Binding):
         session = await memory.create_session()
         await memory.add_message(session, "user", "stored", message_id="m")
         before = await memory.get_sessions(), await memory.get_history(session)
-        conflict = {"role": "user", "content": "another", "message_id": "m"}
+        conflict: Any = {"role": "user", "content": "another", "message_id": "m"}
         for at in range(4):
             batch = numbered(1, 2, 3)
             batch.insert(at, conflict)
             with pytest.raises(ConflictError):
                 await memory.add_messages(session, batch)
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+        with pytest.raises(ConflictError):
+            await memory.add_messages(session, [*numbered(*range(MANY)), conflict])
         assert (await memory.get_sessions(), await memory.get_history(session)) == before
         await memory.add_messages(session, numbered(1, 2))
         assert contents(await memory.get_history(session)) == ["stored", "1", "2"]

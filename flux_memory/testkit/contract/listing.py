@@ -11,8 +11,9 @@ from flux_memory import InvalidInputError, Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.order import HUGE_COUNTS, NEGATIVE_COUNTS, NOT_COUNTS
-from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
+from flux_memory.testkit.contract.under_test import SEPARATORS, StoreUnderTest, add_numbered
 
 Cases = list[tuple[dict[str, Any], dict[str, Any], bool]]
 """Metadata, a filter, and whether the first contains the second."""
@@ -85,6 +86,9 @@ ARRAYS: Final[Cases] = [
     ({"a": ["x", None]}, {"a": [None]}, True),
 ]
 
+SESSIONS: Final = 120
+"""More than one page of the default size, and of those that a store reads at once."""
+
 
 class ListingContract(Binding):
     """What is promised of `get_sessions`."""
@@ -105,6 +109,11 @@ class ListingContract(Binding):
         await memory.add_messages(c, [{"role": "user", "content": "text"}])
         await _settle(memory, c)
         assert await _ids(memory) == [c, b, a]
+        moment = datetime.now(UTC) + timedelta(hours=1)
+        for later, session in enumerate((c, b, a)):
+            # A microsecond is a difference, too, where the clock can be set; a session made earlier may win by it.
+            async with store.clock_at(moment + timedelta(microseconds=later)):
+                await memory.add_message(session, "user", "text")
         rows = await memory.get_sessions()
         assert rows == sorted(rows, key=lambda row: row["updated_at"], reverse=True)
 
@@ -122,7 +131,7 @@ class ListingContract(Binding):
                 await memory.create_session(session_id=session)
         rows = await memory.get_sessions()
         if len({row["updated_at"] for row in rows}) > 1:
-            pytest.skip("unverified: override the fixture clock_at to make timestamps tie")
+            pytest.skip(UNSET_CLOCK)
         assert {row["id"] for row in rows} == set(ids)
         for size in (1, 5, len(ids)):
             assert [row for at in range(0, len(ids), size) for row in await memory.get_sessions(size, at)] == rows
@@ -153,10 +162,10 @@ class ListingContract(Binding):
     )
     async def test_list_limits_at_the_edges(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for _ in range(52):
-            await memory.create_session()
+        sessions = [await memory.create_session() for _ in range(SESSIONS)]
         everything = await memory.get_sessions(None)
-        assert len(everything) == 52
+        assert {row["id"] for row in everything} == set(sessions)
+        assert len(everything) == SESSIONS
         assert await memory.get_sessions() == everything[:50]
         assert await memory.get_sessions(0) == []
         for limit in HUGE_COUNTS[1:]:
@@ -234,6 +243,18 @@ class ListingContract(Binding):
         assert [row["id"] for row in await memory.get_sessions(user_id="")] == [nobody]
         assert {row["id"] for row in await memory.get_sessions(user_id=None)} == {ann, bob, nobody}
         assert await memory.get_sessions(user_id="an") == []
+        for mark in SEPARATORS:
+            another = await memory.create_session(user_id=f"ann{mark}bob")
+            assert [row["id"] for row in await memory.get_sessions(user_id=f"ann{mark}bob")] == [another]
+        assert [row["id"] for row in await memory.get_sessions(user_id="ann")] == [ann]
+        later = [await memory.create_session(user_id="ann") for _ in range(3)]
+        await memory.add_message(ann, "user", "text")
+        mine = [row for row in await memory.get_sessions() if row["user_id"] == "ann"]
+        assert await memory.get_sessions(user_id="ann") == mine
+        await memory.delete_session(mine.pop(0)["id"])
+        assert await memory.get_sessions(1, user_id="ann") == mine[:1]
+        assert await memory.get_sessions(2, 1, user_id="ann") == mine[1:]
+        assert len(mine) == len(later)
 
     @clause(
         "FM-LST-009",
@@ -292,6 +313,9 @@ class ListingContract(Binding):
         assert [row["id"] for row in paged] == ordered
         assert len(ordered) == 4
         assert await memory.get_sessions(1, 4, user_id="ann", metadata={"tags": ["x"]}) == []
+        for _ in range(SESSIONS):
+            await memory.create_session(user_id="ann")
+        assert await memory.get_sessions(user_id="ann", metadata={"tags": ["x"]}) == paged
 
 
 async def _ids(memory: Memory) -> list[str]:

@@ -12,7 +12,8 @@ from flux_memory import ConflictError, InvalidInputError, Memory, SessionNotFoun
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
+from flux_memory.testkit.contract.clock import UNSET_CLOCK
+from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents, gather_outcomes
 
 NOT_COUNTS: Final[tuple[Any, ...]] = (True, False, 1.0, 0.0, "1", b"1", [1], (), {}, object())
 """Not an `int`."""
@@ -56,7 +57,7 @@ class OrderContract(Binding):
         history = await memory.get_history(session)
         assert [message["id"] for message in history] == list("9876541302")
         if len({message["created_at"] for message in history}) > 1:
-            pytest.skip("unverified: override the fixture clock_at to make timestamps tie")
+            pytest.skip(UNSET_CLOCK)
 
     @clause(
         "FM-ORD-003",
@@ -86,6 +87,18 @@ class OrderContract(Binding):
         for limit in HUGE_COUNTS:
             assert contents(await memory.get_history(session, limit)) == ["0", "1", "2"]
             assert contents(await memory.get_history(session, limit, before=ids[2])) == ["0", "1"]
+        ids += await self._add_many(store, memory, session)
+        for most in (None, MANY * 2, 2**63):
+            assert contents(await memory.get_history(session, most)) == [str(number) for number in range(len(ids))]
+            before = await memory.get_history(session, most, before=ids[-1])
+            assert [message["id"] for message in before] == ids[:-1]
+
+    @staticmethod
+    async def _add_many(store: StoreUnderTest, memory: Memory, session: str) -> list[str]:
+        """Add more than a store gives at once that has a limit of its own."""
+        if Capability.BATCH in store.capabilities:
+            return await memory.add_messages(session, [{"role": "user", "content": str(n)} for n in range(3, MANY)])
+        return await add_numbered(memory, session, range(3, 120))
 
     @clause(
         "FM-ORD-005",
@@ -129,13 +142,14 @@ class OrderContract(Binding):
         session = await memory.create_session()
         await add_numbered(memory, session, range(20))
         seen: list[str] = []
-        before: str | None = None
+        page = await memory.get_history(session, 3)
         for number in range(20, 40):  # seven pages, or no end
-            page = await memory.get_history(session, 3, before=before)
             if not page:
                 break
-            seen, before = contents(page) + seen, page[0]["id"]
-            await add_numbered(other, session, [number])
+            seen = contents(page) + seen
+            # Between two reads, and between the parts of one.
+            reading = memory.get_history(session, 3, before=page[0]["id"])
+            page, _ = await asyncio.gather(reading, add_numbered(other, session, [number] * 3))
         assert seen == [str(number) for number in range(20)]
 
     @clause(
@@ -172,7 +186,7 @@ class OrderContract(Binding):
         assert contents(await memory.get_history(session, 3)) == ["5", "6", "7"]
         assert contents(await memory.get_history(session, 3, before=history[5]["id"])) == ["2", "3", "4"]
         if history[0]["created_at"] < tomorrow.isoformat(timespec="seconds"):
-            pytest.skip("unverified: override the fixture clock_at to set this backend's clock")
+            pytest.skip(UNSET_CLOCK)
 
     @clause(
         "FM-ORD-010",

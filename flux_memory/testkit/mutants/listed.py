@@ -17,6 +17,16 @@ class OldestFirst(Sound):
         return (await super().get_sessions(*args, **kwargs))[::-1]
 
 
+@caught_by("FM-LST-001", reference_only=True)
+class CoarseScores(Sound):
+    """Sorts by a number that has lost its last digits; of those that have become equal the later id comes first."""
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        rows = await super().get_sessions(None, **filters)
+        rows.sort(key=lambda row: (row["updated_at"][:-8], row["id"]), reverse=True)
+        return rows[offset:] if limit is None else rows[offset : offset + limit]
+
+
 class _OrdersTies(Sound):
     def order(self, rows: Any, limit: Any) -> None:
         raise NotImplementedError
@@ -53,6 +63,25 @@ class OffsetIgnored(Sound):
 class NoDefaultLimit(Sound):
     async def get_sessions(self, limit: Any = None, offset: Any = 0, **filters: Any) -> Any:
         return await super().get_sessions(limit, offset, **filters)
+
+
+@caught_by("FM-LST-004")
+class ListsOneHundred(Sound):
+    """As a store that scans so many at once, and where nobody asks it to go on."""
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        rows = (await super().get_sessions(None, **filters))[:100]
+        return rows[offset:] if limit is None else rows[offset : offset + limit]
+
+
+@caught_by("FM-LST-004")
+class ListsOneTwice(Sound):
+    """As a cursor of a hash table that grows while it is scanned."""
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        rows = await super().get_sessions(None, **filters)
+        rows = rows[:100] + rows[99:]
+        return rows[offset:] if limit is None else rows[offset : offset + limit]
 
 
 @caught_by("FM-LST-005")
@@ -93,6 +122,44 @@ class UsersByPrefix(Sound):
     async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
         rows = await super().get_sessions(*args, **kwargs)
         return [row for row in rows if row["user_id"].startswith(user_id or "")]
+
+
+@caught_by("FM-LST-008")
+class UsersAsFolders(Sound):
+    """Keys are `user:session`, and a user's are those that begin so."""
+
+    async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if user_id is None or f"{row['user_id']}:{row['id']}".startswith(f"{user_id}:")]
+
+
+@caught_by("FM-LST-008")
+class OwnSessionsByCreation(Sound):
+    """Has one list for all and one for each user, and only the first is kept in the order of activity."""
+
+    async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, user_id=user_id, **kwargs)
+        return rows if user_id is None else sorted(rows, key=lambda row: row["created_at"], reverse=True)
+
+
+@caught_by("FM-LST-008")
+class DeletedSessionsTakePlaces(Sound):
+    """A user's list still has what was deleted; it is left out when a page is read, and the page is short."""
+
+    gone: ClassVar[Counter[str]] = Counter()
+
+    async def delete_session(self, session_id: Any) -> None:
+        row = await super().get_session(session_id)
+        if row is not None:
+            self.gone[row["user_id"]] += 1
+        await super().delete_session(session_id)
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, user_id: Any = None, **filters: Any) -> Any:
+        rows: list[Any] = await super().get_sessions(None, user_id=user_id, **filters)
+        if user_id is not None:
+            rows = [None] * self.gone[user_id] + rows
+        page = rows[offset:] if limit is None else rows[offset : offset + limit]
+        return [row for row in page if row is not None]
 
 
 def _contains(whole: Any, part: Any) -> bool:
@@ -163,3 +230,13 @@ class FilterAfterPage(Sound):
         page = {row["id"] for row in await super().get_sessions(limit, offset, **kwargs)}
         rows = await super().get_sessions(None, metadata=metadata, **kwargs)
         return [row for row in rows if row["id"] in page]
+
+
+@caught_by("FM-LST-013")
+class FiltersTheNewestOnly(Sound):
+    """Looks for what is wanted among the hundred sessions that were used last."""
+
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        newest = {row["id"] for row in await super().get_sessions(100)}
+        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
+        return [row for row in rows if not metadata or row["id"] in newest]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -42,6 +43,14 @@ class LimitOf64Bits(Sound):
         return await super().get_history(session_id, limit, before=before)
 
 
+@caught_by("FM-ORD-004")
+class AllIsOneThousand(Sound):
+    """As a server that cuts what it gives at so many rows, and says nothing."""
+
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        return await super().get_history(session_id, 1_000 if limit is None else limit, before=before)
+
+
 @caught_by("FM-ORD-005")
 class BoolIsALimit(Sound):
     async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
@@ -70,6 +79,21 @@ class PagesByOffsetFromTheEnd(Sound):
         rows = await super().get_history(session_id)
         end = len(rows) - self._paged
         self._paged += limit
+        return rows[max(end - limit, 0) : max(end, 0)]
+
+
+@caught_by("FM-ORD-007")
+class PagesInTwoReads(Sound):
+    """Finds the place of `before` from the end by one read, and cuts the page from the end by another."""
+
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        if before is None or limit is None:
+            return await super().get_history(session_id, limit, before=before)
+        older = await super().get_history(session_id, before=before)
+        from_end = len(await super().get_history(session_id)) - len(older)
+        await asyncio.sleep(0.02)  # as far as the server is
+        rows = await super().get_history(session_id)
+        end = len(rows) - from_end
         return rows[max(end - limit, 0) : max(end, 0)]
 
 
