@@ -158,8 +158,12 @@ class ConcurrencyContract(Binding):
             await memory.create_session(session_id="s")
             adds = [(memory, other)[n % 2].add_message("s", "user", str(n)) for n in range(10)]
             batches = [other.add_messages("s", [_message("a"), _message("b")]) for _ in range(3)]
-            outcomes = await gather_outcomes(*adds, *batches, other.delete_session("s"), memory.delete_session("s"))
+            listings = [handle.get_sessions() for handle in (memory, other, memory)]
+            deletions = [other.delete_session("s"), memory.delete_session("s")]
+            outcomes = await gather_outcomes(*listings, *adds, *batches, *deletions)
             _only(outcomes, SessionNotFoundError)
+            for rows in outcomes[: len(listings)]:
+                assert all(type(row) is dict and row["id"] == "s" for row in rows), f"listed beside a deletion: {rows}"
             assert await memory.get_session("s") is None
             await memory.create_session(session_id="s")
             assert await other.get_history("s") == []

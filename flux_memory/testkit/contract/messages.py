@@ -10,7 +10,7 @@ from flux_memory import ConflictError, Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
+from flux_memory.testkit.contract.under_test import SEPARATORS, StoreUnderTest, add_numbered, contents, gather_outcomes
 
 MESSAGE_KEYS: Final = {"id", "role", "content", "metadata", "created_at"}
 
@@ -119,6 +119,17 @@ class MessagesContract(Binding):
             assert contents(await memory.get_history(session)) == [session]
         await memory.delete_session(sessions[0])
         assert contents(await memory.get_history(sessions[1])) == [sessions[1]]
+        if Capability.SESSION_IDS in store.capabilities:
+            for mark in SEPARATORS:
+                # Put together with a separator, a session's and a message's id are the same text.
+                first, second = ("a", f"b{mark}c"), (f"a{mark}b", "c")
+                for session, message in (first, second):
+                    await memory.create_session(session_id=session)
+                    assert await memory.add_message(session, "user", session, message_id=message) == message
+                for session, _ in (first, second):
+                    assert contents(await memory.get_history(session)) == [session]
+                await memory.delete_session("a")
+                assert contents(await memory.get_history(second[0])) == [second[0]]
 
     @clause(
         "FM-MSG-006",

@@ -11,7 +11,7 @@ from flux_memory import ConflictError, Memory, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
+from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
 
@@ -132,6 +132,13 @@ class SessionsContract(Binding):
         with pytest.raises(SessionNotFoundError):
             await memory.update_session_title("nowhere", "title")
         assert await memory.get_sessions() == before
+        for _ in range(3):
+            gone = await memory.create_session("gone")
+            renames = [memory.update_session_title(gone, "late") for _ in range(6)]
+            outcomes = await gather_outcomes(*renames[:3], memory.delete_session(gone), *renames[3:])
+            assert all(outcome is None or isinstance(outcome, SessionNotFoundError) for outcome in outcomes), outcomes
+            assert await memory.get_session(gone) is None
+        assert await memory.get_sessions() == before
 
     @clause(
         "FM-SES-007",
@@ -179,6 +186,14 @@ class SessionsContract(Binding):
         assert await memory.get_history("a") == []
         await memory.add_message("a", "user", "anew", message_id="same id")
         assert contents(await memory.get_history("a")) == ["anew"]
+        if Capability.USER_SCOPE in store.capabilities:
+            for user in ("ann", "bob"):
+                await memory.create_session(session_id="c", user_id=user)
+                assert [row["id"] for row in await memory.get_sessions(user_id=user)] == ["c"]
+                await other.delete_session("c")
+                assert await memory.get_sessions(user_id=user) == []
+            await memory.create_session(session_id="c", user_id="bob")
+            assert await memory.get_sessions(user_id="ann") == []
 
     @clause(
         "FM-SES-009",
@@ -218,8 +233,15 @@ class SessionsContract(Binding):
             assert await memory.get_history(session) == []
             await memory.create_session(session_id=session)
             assert await memory.get_history(session) == []
+            assert await memory.get_sessions(user_id=session) == []
         await add_numbered(memory, "a", range(2))
         assert contents(await other.get_history("a")) == ["0", "1"]
+        if Capability.IDEMPOTENT_IDS in store.capabilities:
+            for content in ("before", "after"):
+                await memory.clear_all()
+                await memory.create_session(session_id="a")
+                await memory.add_message("a", "user", content, message_id="same id")
+                assert contents(await other.get_history("a")) == [content]
 
     @clause(
         "FM-SES-011",

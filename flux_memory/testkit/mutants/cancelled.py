@@ -112,6 +112,16 @@ class ClearsOneByOne(Sound):
             await asyncio.sleep(0)
 
 
+@caught_by("FM-CAN-007")
+class ClearsMessagesFirst(Sound):
+    async def clear_all(self) -> None:
+        for row in await super().get_sessions(None):
+            await super().delete_session(row["id"])
+            await super().create_session(row["title"], session_id=row["id"])
+            await asyncio.sleep(0)
+        await super().clear_all()
+
+
 @caught_by("FM-CAN-008")
 class OpensOnce(Sound):
     opening = False

@@ -156,6 +156,16 @@ class DeletesWhatItSaw(Sound):
         return session
 
 
+@caught_by("FM-CON-008")
+class ListsWhatIsGone(Sound):
+    """Reads which sessions there are, and then each of them."""
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        await asyncio.sleep(0)
+        return [await super(ListsWhatIsGone, self).get_session(row["id"]) for row in rows]
+
+
 @caught_by("FM-CON-009")
 class ClearingDeadlocks(Sound):
     """TRUNCATE wants all that adders hold, and adders want what it holds."""

@@ -85,6 +85,21 @@ class RenamesNothingQuietly(Sound):
             await super().update_session_title(session_id, title)
 
 
+@caught_by("FM-SES-006")
+class RenamingBringsBack(Sound):
+    """Looks whether the session is there, and writes whatever became of it."""
+
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        found = await super().get_session(session_id)
+        await asyncio.sleep(0)
+        try:
+            await super().update_session_title(session_id, title)
+        except SessionNotFoundError:
+            if found is None:
+                raise
+            await super().create_session(title, session_id=session_id)
+
+
 @caught_by("FM-SES-007")
 class RenamingLosesMetadata(Sound):
     renamed: ClassVar[set[str]] = set()
@@ -113,6 +128,24 @@ class DeletesTheSessionOnly(Sound):
         return [*self.left.get(session_id, []), *rows]
 
 
+@caught_by("FM-SES-008")
+class OwnersStayListed(Sound):
+    """The list of a user's sessions is kept apart, and deleting a session forgets it."""
+
+    owners: ClassVar[dict[str, set[str]]] = {}
+
+    async def create_session(self, *args: Any, user_id: Any = "", **kwargs: Any) -> Any:
+        made = await super().create_session(*args, user_id=user_id, **kwargs)
+        self.owners.setdefault(user_id, set()).add(made)
+        return made
+
+    async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
+        if user_id is None:
+            return await super().get_sessions(*args, **kwargs)
+        own = self.owners.get(user_id, set())
+        return [row for row in await super().get_sessions(*args, **kwargs) if row["id"] in own]
+
+
 @caught_by("FM-SES-009")
 class DeletingNothingFails(Sound):
     async def delete_session(self, session_id: Any) -> None:
@@ -126,6 +159,20 @@ class ClearsOnePage(Sound):
     async def clear_all(self) -> None:
         for row in await super().get_sessions(2):
             await super().delete_session(row["id"])
+
+
+@caught_by("FM-SES-010")
+class IdsOutliveClearing(Sound):
+    """What it knows of retries is kept apart, and clearing forgets it."""
+
+    known: ClassVar[set[tuple[str, str]]] = set()
+
+    async def add_message(self, session_id: Any, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
+        if (session_id, message_id) in self.known:
+            return message_id
+        made = await super().add_message(session_id, *args, message_id=message_id, **kwargs)
+        self.known.add((session_id, made))
+        return made
 
 
 @caught_by("FM-SES-011")
@@ -211,6 +258,19 @@ class MessageIdsAreGlobal(Sound):
         return await super().add_message(session_id, *args, message_id=message_id, **kwargs)
 
 
+@caught_by("FM-MSG-005")
+class IdsRunTogether(Sound):
+    """What it knows of retries is kept under `session:message`."""
+
+    known: ClassVar[dict[str, str]] = {}
+
+    async def add_message(self, session_id: Any, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
+        key = f"{session_id}:{message_id}"
+        if message_id is not None and self.known.setdefault(key, session_id) != session_id:
+            raise ConflictError(message_id)
+        return await super().add_message(session_id, *args, message_id=message_id, **kwargs)
+
+
 class _ChecksThenInserts(Sound):
     async def add_message(self, session_id: Any, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
         known = [row["id"] for row in await super().get_history(session_id)]
@@ -281,6 +341,17 @@ class BatchIsALoop(Sound):
             )
             for one in messages
         ]
+
+
+@caught_by("FM-BAT-004")
+class LongBatchesInParts(Sound):
+    """So many at once is what a statement, a script or a request takes."""
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        if not isinstance(messages, list) or len(messages) <= 1_000:
+            return await super().add_messages(session_id, messages)
+        parts = [messages[at : at + 1_000] for at in range(0, len(messages), 1_000)]
+        return [made for part in parts for made in await super(LongBatchesInParts, self).add_messages(session_id, part)]
 
 
 @caught_by("FM-BAT-005")
