@@ -1,5 +1,5 @@
 """`python -m flux_memory` is the command line."""
 
-from flux_memory.cli import main
+from flux_memory.cli import run
 
-main(prog_name="flux-memory")
+run()

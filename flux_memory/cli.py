@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -31,6 +32,14 @@ def main() -> None:
 
 main.add_command(migrate)
 main.add_command(contract)
+
+
+def run() -> None:
+    """Be the program. When its work is done Ctrl-C ends it at once: Python, on its way out, would show a traceback."""
+    try:
+        main(prog_name="flux-memory")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @main.command(short_help="See whether the configured backend works.")
