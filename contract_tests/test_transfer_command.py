@@ -203,16 +203,29 @@ def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_tracebac
     assert "cannot be written: Is a directory; give --report another path" in late.output
 
 
-def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path) -> None:
-    """The memory itself, named twice by mistake, was all that a user had; an earlier report is of no more use."""
-    before = path.read_bytes()
-    options = ("--sqlite-path", path, "--postgres-dsn", "postgresql://u@127.0.0.1:1/none", "--quiet", "--report")
-    result = call(*options, path)
-    assert result.exit_code == 1
-    assert "chat.db is no report, and is not overwritten; give --report another path" in result.output
-    assert path.read_bytes() == before
-    for _ in range(2):
-        assert "is no report" not in call(*options, path.with_name("report.json")).output
+@pytest.mark.parametrize(
+    "content", [None, b"precious", b'{\n  "precious": true\n}'], ids=["the memory", "text", "JSON"]
+)
+def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path, content: bytes | None) -> None:
+    """The memory itself, named twice by mistake, was all that a user had. It is told before anything is done."""
+    other = path
+    if content is not None:
+        other = path.with_name("other")
+        other.write_bytes(content)
+    before = other.read_bytes()
+    result = call("--sqlite-path", path, "--postgres-dsn", "postgresql://u@127.0.0.1:1/none", "--report", other)
+    assert result.exit_code == 2
+    assert f"--report: {other} is no report, and is not overwritten; give another path" in result.output
+    assert other.read_bytes() == before
+
+
+def test_a_report_takes_the_place_of_an_earlier_one(path: Path, flux_empty_database: str) -> None:
+    """A failure's, a move's, and a file that somebody made for it."""
+    report = path.with_name("report.json")
+    report.touch()
+    for dsn, code in (("postgresql://u@127.0.0.1:1/none", 1), (flux_empty_database, 0), (flux_empty_database, 0)):
+        assert call("--sqlite-path", path, "--postgres-dsn", dsn, "--report", report).exit_code == code
+        assert json.loads(report.read_text("utf-8"))["exit_code"] == code
 
 
 def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:

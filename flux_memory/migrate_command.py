@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from flux_memory.transfer_display import Display
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
+_REPORTS_BEGIN = (b'{\n  "source": ', b'{\n  "status": ')
+"""A report, and what is left of one where the migration failed."""
 _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result."
 
 
@@ -114,8 +116,24 @@ def _check_usage(options: dict[str, Any]) -> None:
         raise click.UsageError("--retry takes the place of --sqlite-path, and goes one way only")
     if options["to_sqlite"] and options["sqlite_path"]:
         raise click.UsageError("--to-sqlite names the file to make; it reads no --sqlite-path, leave that out")
-    if options["report"] and not Path(options["report"]).absolute().parent.is_dir():
-        raise click.BadParameter("there is no such directory; make it first", param_hint="--report")
+    if options["report"]:
+        _check_report(Path(options["report"]))
+
+
+def _check_report(path: Path) -> None:
+    """Refuse what a report would take the place of, if it is none: the memory itself may be named by mistake."""
+    wrong = None
+    try:
+        if not path.absolute().parent.is_dir():
+            wrong = "there is no such directory; make it first"
+        elif path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                if not file.read(32).startswith(_REPORTS_BEGIN):
+                    wrong = f"{path} is no report, and is not overwritten; give another path"
+    except OSError as error:
+        wrong = f"{path} cannot be read: {error.strerror}; give another path"
+    if wrong is not None:
+        raise click.BadParameter(wrong, param_hint="--report")
 
 
 def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Report]]:
@@ -180,12 +198,7 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write a report, but over nothing else than an earlier one: the memory itself may be named by mistake."""
     try:
-        if path.is_file():
-            with path.open("rb") as file:
-                if file.read(2) not in {b"", b"{\n"}:
-                    raise InvalidInputError(f"{path} is no report, and is not overwritten; give --report another path")
         # The name of a file may be no text; what replaces it then is JSON's own escape.
         path.write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
