@@ -76,7 +76,10 @@ def server() -> Iterator[Server]:
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda found: int(found.parent.name))
     found = os.environ.get("FLUX_MEMORY_PG_BINDIR") or (installed and str(installed[-1])) or _bindir()
     if not found:
-        pytest.skip("no PostgreSQL with TLS: apt-get install postgresql, or set FLUX_MEMORY_PG_BINDIR")
+        lacking = "no PostgreSQL with TLS: apt-get install postgresql, or set FLUX_MEMORY_PG_BINDIR"
+        if os.environ.get("FLUX_MEMORY_REQUIRE_TLS") == "1":
+            pytest.fail(f"FLUX_MEMORY_REQUIRE_TLS=1, but {lacking}", pytrace=False)
+        pytest.skip(lacking)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FLUX_MEMORY_PG_BINDIR", found)
         with start_server("local") as server:
