@@ -171,7 +171,7 @@ class OrderContract(Binding):
         "FM-ORD-009",
         promise="The order holds when the clock is set back.",
         loses="After a clock correction, new messages appear in the middle of the conversation.",
-        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.CURSOR,
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.CURSOR | Capability.TIMESTAMPS,
     )
     async def test_order_survives_a_clock_set_back(self, store: StoreUnderTest) -> None:
         memory = store.open()

@@ -139,6 +139,7 @@ async def at_once(calls: Sequence[tuple[Memory, Call, Cut | None]], *, patience:
         methods = " or ".join(sorted({call.method for _, call, _ in calls}))
         raise HangError(f"{methods}: {error}") from None
     finally:
+        # Also where it raises: an error that nobody has looked at is told once its task is collected.
         answers = [_answer(task) for task in tasks if task.done()]
     return answers
 
