@@ -31,6 +31,7 @@ sys.path[:0] = [str(BENCHMARKS.parent / "contract_tests" / place) for place in (
 import asyncpg  # noqa: E402
 import click  # noqa: E402
 from fault_cluster import Cluster, cluster  # noqa: E402
+from waiting import comes_true  # noqa: E402
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory  # noqa: E402
 from flux_memory.testkit.histories import History, Journal, Numbers, Recorder, check, read_stored  # noqa: E402
@@ -290,8 +291,7 @@ def soak(engine: str, processes: int, seconds: float, seed: int, log: Path) -> P
 
             faults["a process killed"] = replace
         # The first use of a handle has its own, shorter patience with a server that is not there.
-        while not all(process.samples for process in running) and time.monotonic() < phase.began + STARTING:
-            time.sleep(0.05)
+        comes_true(lambda: all(process.samples for process in running), seconds=STARTING)
         _break(phase, faults, until - QUIET, random.Random(seed))
         for process in [*ended, *running]:
             phase.problems += process.finish(max(until - time.monotonic(), 0) + 3 * TIMEOUT)

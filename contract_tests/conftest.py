@@ -14,7 +14,7 @@ import pytest_asyncio
 from raw_postgres import named
 from secret_watch import SecretWatch, watch
 
-from flux_memory import ConversationMemory
+from flux_memory import ConversationMemory, Memory
 from flux_memory.testkit.servers import Server, ServerUnavailable, container
 from flux_memory.testkit.servers.choice import default_image
 
@@ -37,10 +37,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "chat.db"
 
 
+@pytest.fixture
+def unopened(path: Path) -> Memory:
+    """The handle that `memory` opens: on SQLite, if a module does not say otherwise."""
+    return ConversationMemory(path, timeout=5)
+
+
 @pytest_asyncio.fixture
-async def memory(path: Path) -> AsyncIterator[ConversationMemory]:
-    """An open handle on SQLite with the sessions `one` and `two`; modules on PostgreSQL have one of their own."""
-    async with ConversationMemory(path, timeout=5) as memory:
+async def memory(unopened: Memory) -> AsyncIterator[Memory]:
+    """An open handle with the sessions `one` and `two`."""
+    async with unopened as memory:
         for id_ in ("one", "two"):
             await memory.create_session(session_id=id_)
         yield memory

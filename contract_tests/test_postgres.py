@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import asyncpg
 import pytest
-import pytest_asyncio
 from bound_stores import check
 from raw_postgres import execute, rows
 
@@ -21,13 +19,9 @@ from flux_memory.testkit.servers import Server, start_server
 FUTURE = "2999-01-01T00:00:00.000000+00:00"
 
 
-@pytest_asyncio.fixture
-async def memory(flux_postgres_clean_dsn: str) -> AsyncIterator[PostgresConversationMemory]:
-    """An open handle with the sessions `one` and `two`."""
-    async with PostgresConversationMemory(flux_postgres_clean_dsn, timeout=10) as memory:
-        for id_ in ("one", "two"):
-            await memory.create_session(session_id=id_)
-        yield memory
+@pytest.fixture
+def unopened(flux_postgres_clean_dsn: str) -> PostgresConversationMemory:
+    return PostgresConversationMemory(flux_postgres_clean_dsn, timeout=10)
 
 
 async def set_for_database(dsn: str, *settings: str) -> None:

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import comes_true
 
 from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.directories import new_directory, sweep_directories
@@ -41,10 +41,7 @@ def test_waits(flux_postgres_dsn):
 
 
 def wait_until(condition: Callable[[], bool], what: str, patience: float = 60) -> None:
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {patience} s"
-        time.sleep(0.01)
+    assert comes_true(condition, seconds=patience), f"{what}: not within {patience} s"
 
 
 def answers(dsn: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 
@@ -15,3 +16,13 @@ async def until(condition: Callable[[], Awaitable[object]], *, seconds: float = 
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - another process or thread has no event to wait for
             await asyncio.sleep(0.01)
+
+
+def comes_true(condition: Callable[[], object], *, seconds: float = 15.0) -> bool:
+    """Wait on a thread until the condition holds; tell whether it does within the deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

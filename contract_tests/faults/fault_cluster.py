@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from raw_postgres import elsewhere
+from waiting import comes_true
 
 from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.binaries import run_as, server_account
@@ -74,7 +75,7 @@ class Cluster:
         """Send the postmaster a signal and wait until it is gone: SIGINT is a fast shutdown, SIGQUIT an immediate."""
         pid = self.pid
         os.kill(pid, how)
-        _until(lambda: not is_running(pid))
+        assert comes_true(lambda: not is_running(pid), seconds=_PATIENCE), "the server does not end"
 
     def start(self) -> None:
         """Start the server again, and return when it takes connections."""
@@ -82,21 +83,18 @@ class Cluster:
         while time.monotonic() < deadline:
             began = self.log.stat().st_size
             pid = int(self.run('"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!', "postgres"))
-            if _until(lambda pid=pid: not is_running(pid) or self._is_ready(pid)) and is_running(pid):  # type: ignore[misc]
+            if self._is_up(pid):
                 return
             # The children of a postmaster that was killed go a moment after it.
             with self.log.open(errors="replace") as log:
                 log.seek(began)
                 said = log.read()
             assert "shared memory" in said or "lock file" in said or "Address already in use" in said, said[-2000:]
-            time.sleep(0.05)
         raise TimeoutError("the server does not start again")
 
     def is_up(self) -> bool:
         """Wait until the server takes connections or has ended; tell which."""
-        pid = self.pid if (self.data / "postmaster.pid").exists() else 0
-        _until(lambda: not pid or not is_running(pid) or self._is_ready(pid))
-        return bool(pid) and is_running(pid)
+        return (self.data / "postmaster.pid").exists() and self._is_up(self.pid)
 
     def restart(self, how: signal.Signals) -> None:
         """End the server and start it again."""
@@ -109,6 +107,9 @@ class Cluster:
         done = run_as(server_account(), command, _ENVIRONMENT)
         assert done.returncode == 0, done.stdout
         return done.stdout
+
+    def _is_up(self, pid: int) -> bool:
+        return comes_true(lambda: not is_running(pid) or self._is_ready(pid), seconds=_PATIENCE) and is_running(pid)
 
     def _is_ready(self, pid: int) -> bool:
         try:
@@ -131,12 +132,3 @@ def cluster(settings: Mapping[str, str] | None = None, *, durable: bool = True) 
 async def meanwhile(work: Callable[..., Result], *arguments: Any) -> Result:
     """Do what blocks on a thread, so that the load goes on."""
     return await asyncio.to_thread(work, *arguments)
-
-
-def _until(condition: Any) -> bool:
-    deadline = time.monotonic() + _PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True

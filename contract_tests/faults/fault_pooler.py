@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raw_postgres import elsewhere
+from waiting import comes_true
 
 from flux_memory.testkit.servers.binaries import server_account
 
@@ -65,16 +66,18 @@ class Pooler:
             extra_groups=[] if self._account.is_other else None,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                assert self._process.poll() is None, "PgBouncer has ended"
-                assert time.monotonic() < deadline, "PgBouncer does not answer"
-                time.sleep(0.02)
-            else:
-                return
+        running = self._process
+        assert comes_true(lambda: running.poll() is not None or self._answers(), seconds=10), (
+            "PgBouncer does not answer"
+        )
+        assert running.poll() is None, "PgBouncer has ended"
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def end(self, how: signal.Signals) -> None:
         """End it, with all connections through it."""
