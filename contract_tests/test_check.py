@@ -19,7 +19,7 @@ from flux_memory.check import CheckReport, check_methods, check_postgres, check_
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
 from flux_memory.schema import history
 
-NEWEST = history("sqlite")[-1].version
+NEWEST = {dialect: history(dialect)[-1].version for dialect in ("sqlite", "postgres")}
 METHODS = [
     "create_session",
     "add_message",
@@ -68,7 +68,7 @@ async def test_a_current_file_is_counted(path: Path) -> None:
         await memory.add_message(session, "user", "x")
     before = snapshot(path.parent)
     report = await check_sqlite(str(path), 10)
-    assert (report.target, report.schema) == (str(path), f"version {NEWEST}, current")
+    assert (report.target, report.schema) == (str(path), f"version {NEWEST['sqlite']}, current")
     assert (report.sessions, report.messages) == (1, 1)
     assert report.server == f"SQLite {sqlite3.sqlite_version}"
     assert report.round_trip_ms is not None
@@ -135,7 +135,7 @@ async def test_a_database_is_only_looked_at(flux_empty_database: str) -> None:
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.count_sessions()
     report = await check_postgres(flux_empty_database, 10)
-    assert (report.schema, report.sessions, report.messages) == (f"version {NEWEST}, current", 2, 6)
+    assert (report.schema, report.sessions, report.messages) == (f"version {NEWEST['postgres']}, current", 2, 6)
     assert report.round_trip_ms is not None
     await execute(flux_empty_database, "UPDATE flux_memory_schema SET checksum = 'x'")
     with pytest.raises(SchemaError, match="from a file that differs"):

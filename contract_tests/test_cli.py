@@ -26,7 +26,7 @@ from flux_memory import __version__
 from flux_memory.cli import main
 from flux_memory.schema import history
 
-NEWEST = history("sqlite")[-1].version
+NEWEST = {dialect: history(dialect)[-1].version for dialect in ("sqlite", "postgres")}
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_the_full_check_makes_the_schema_and_leaves_nothing_behind(tmp_path: Pat
     report = json.loads(result.stdout)
     assert report["ok"] is True
     assert len(report["full"]) == 9
-    assert (report["sessions"], report["messages"], report["schema"]) == (2, 6, f"version {NEWEST}, current")
+    assert (report["sessions"], report["messages"], report["schema"]) == (2, 6, f"version {NEWEST['sqlite']}, current")
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM sessions").fetchone() == (2,)
     assert "Full check  9 methods, each as promised\n" in check("--sqlite-path", str(path), "--full").stdout
@@ -116,7 +116,7 @@ def test_postgres_masked_and_counted(environment: pytest.MonkeyPatch, flux_empty
     assert asyncio.run(contents(flux_empty_database)) == []
     result = check("--full")
     assert result.exit_code == 0, result.output
-    assert f"Schema      version {NEWEST}, current\n" in result.stdout
+    assert f"Schema      version {NEWEST['postgres']}, current\n" in result.stdout
     assert "Contents    0 sessions, 0 messages\n" in result.stdout
     assert "Pool        2 of 10 connections open\n" in result.stdout
     assert "Full check  9 methods" in result.stdout

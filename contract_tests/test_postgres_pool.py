@@ -14,7 +14,7 @@ from raw_postgres import CONNECTIONS, OPEN, execute, rows, until_none
 from flux_memory import PostgresConversationMemory
 from flux_memory import dsn as dsns
 from flux_memory.backends import postgres_pool
-from flux_memory.backends.postgres_errors import Progress
+from flux_memory.backends.postgres_call_state import CallState
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 
@@ -92,7 +92,7 @@ async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str,
     memory = PostgresConversationMemory(named_dsn, timeout=0.3)
     await memory.count_sessions()
     store = await memory._life.opened()
-    work = store.statements.run(Progress(writes=False), lambda connection: connection.fetch("SELECT pg_sleep(30)"))
+    work = store.executor.run(CallState(writes=False), lambda connection: connection.fetch("SELECT pg_sleep(30)"))
     hanging = asyncio.create_task(work)
     await asyncio.wait([hanging], timeout=0.05)
     await asyncio.wait_for(memory.close(), 5)

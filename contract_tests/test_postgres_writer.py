@@ -207,7 +207,7 @@ async def test_many_callers_are_divided_among_two_statements(memory: PostgresCon
     async with asyncio.TaskGroup() as group:
         adding = [group.create_task(keep_adding(session)) for session in sessions]
         while not all(each.done() for each in adding):
-            in_flight.add(len(writer._turns))
+            in_flight.add(len(writer._slots))
             await asyncio.sleep(0)
     assert 2 in in_flight
     for session in sessions:
@@ -219,7 +219,7 @@ async def test_large_metadata_makes_no_larger_statements(memory: PostgresConvers
     """Metadata counts as content does: a statement of many large calls could be more than the server takes."""
     writer = memory._life.resource.writer
     together = set()
-    large = {"text": "x" * postgres_writer._MOST_CHARACTERS}
+    large = {"text": "x" * postgres_writer.BATCH_CHARACTERS}
     with deadline(30):
         adding = [asyncio.create_task(memory.add_message("one", "user", str(number), large)) for number in range(6)]
     while not all(each.done() for each in adding):

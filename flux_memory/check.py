@@ -74,18 +74,19 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     """
     from flux_memory import dsn as dsns  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends import postgres_pool  # noqa: PLC0415 - only the driver in use
-    from flux_memory.backends.postgres_errors import Progress, translated  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres_call_state import CallState  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres_errors import translated  # noqa: PLC0415 - only the driver in use
 
     dsn = Hidden(dsn)
     target = dsns.parse(dsn)
     report = CheckReport("postgres", dsns.masked(dsn))
     pool = postgres_pool.OwnPool(target, 2, _MAX_SIZE, timeout)
-    progress = Progress(writes=False)
+    state = CallState(writes=False)
     try:
-        with translated(report.target, timeout, progress, pool):
+        with translated(report.target, timeout, state, pool):
             async with asyncio.timeout(timeout):
                 connection = await pool.take()
-                progress.sent = True
+                state.sending()
                 await pool.fill()
                 report.pool = f"{pool.size} of {_MAX_SIZE} connections open"
                 await _look_at_server(connection, report)

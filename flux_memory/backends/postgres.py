@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final, NamedTuple, Self, TypeVar
+from uuid import uuid4
 
 from flux_memory import dsn as dsns
 from flux_memory import metadata as json_metadata
 from flux_memory import records
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.postgres_errors import Progress, translated
+from flux_memory.backends.postgres_call_state import CallState
+from flux_memory.backends.postgres_errors import translated
 from flux_memory.backends.postgres_pool import BorrowedPool, OwnPool, prepare
-from flux_memory.backends.postgres_retry import Statements
+from flux_memory.backends.postgres_retry import RetryingExecutor
 from flux_memory.backends.postgres_writer import MessageWriter
 from flux_memory.deadlines import seconds_for
 from flux_memory.errors import (
@@ -35,17 +37,13 @@ _PREPARING_SHARE: Final = 0.8
 # codecs of its own, and text is what the records need. A time before Christ keeps its BC, which tells it from others.
 
 INSERT_SESSION: Final = """
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
-SELECT $1, $2, $3, now.utc, now.utc, $4::text::jsonb
+INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata, creation_id)
+SELECT $1, $2, $3, now.utc, now.utc, $4::text::jsonb, $5::text::uuid
 FROM (SELECT clock_timestamp() AT TIME ZONE 'UTC' AS utc) AS now
 ON CONFLICT (id) DO NOTHING
 RETURNING TRUE
 """
-SELECT_SAME_SESSION: Final = """
-SELECT user_id = $2 AND title = $3 AND coalesce(metadata, '{}') = $4::text::jsonb
-FROM sessions
-WHERE id = $1
-"""
+SELECT_OWN_SESSION: Final = "SELECT TRUE FROM sessions WHERE id = $1 AND creation_id = $2::text::uuid"
 
 SELECT_HISTORY: Final = """
 SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
@@ -163,8 +161,9 @@ class PostgresConversationMemory:
     ) -> str:
         self._life.check_open()
         row = records.new_session(session_id, user_id, title, metadata)
-        progress = Progress(writes=True)
-        if not await self._run(progress, partial(_insert_session, row, progress)):
+        state = CallState(writes=True)
+        insert = partial(_insert_session, row, str(uuid4()), state)
+        if not await self._run(state, insert, locks=session_id is not None):
             raise ConflictError(records.taken_session(row.id))
         return row.id
 
@@ -281,59 +280,60 @@ class PostgresConversationMemory:
             self._pool.terminate()
 
     async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
-        progress = Progress(writes=True)
+        state = CallState(writes=True)
         seconds = seconds_for(self.timeout)
-        with self._life.in_flight(), translated(self._shown, seconds, progress, self._pool):
-            deadline = asyncio.get_running_loop().time() + seconds
-            async with asyncio.timeout_at(deadline):
-                await (await self._life.opened()).writer.add(session_id, rows, deadline, progress)
+        with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
+            async with asyncio.timeout(seconds):
+                await (await self._life.opened()).writer.add(session_id, rows, state)
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
         """Run one statement that only reads, and return its rows."""
-        return await self._run(Progress(writes=False), lambda connection: connection.fetch(sql, *values))
+        return await self._run(CallState(writes=False), lambda connection: connection.fetch(sql, *values))
 
     async def _write(self, sql: str, *values: object) -> list[Any]:
         """Run one statement that may run twice, and return its rows."""
-        return await self._run(Progress(writes=True), lambda connection: connection.fetch(sql, *values))
+        state = CallState(writes=True)
+        return await self._run(state, lambda connection: connection.fetch(sql, *values), locks=True)
 
-    async def _run(self, progress: Progress, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Do on a connection, within the deadline, what may be done twice."""
+    async def _run(self, state: CallState, work: Callable[[Any], Awaitable[Result]], *, locks: bool = False) -> Result:
+        """Do on a connection, within the deadline, what may be done twice; `locks` if it may wait for a row lock."""
         seconds = seconds_for(self.timeout)
-        with self._life.in_flight(), translated(self._shown, seconds, progress, self._pool):
+        with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
-                return await (await self._life.opened()).statements.run(progress, work)
+                executor = (await self._life.opened()).executor
+                return await (executor.run_write if locks else executor.run)(state, work)
 
 
 class _Store(NamedTuple):
     """What a handle opens."""
 
     pool: OwnPool | BorrowedPool
-    statements: Statements
+    executor: RetryingExecutor
     writer: MessageWriter
 
 
 async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _Store:  # noqa: ASYNC109 - shared out
-    statements = Statements(pool)
-    progress = Progress(writes=False)
+    executor = RetryingExecutor(pool)
+    state = CallState(writes=False)
     began = asyncio.get_running_loop().time()
-    with translated(shown, timeout * _OPENING_SHARE, progress, pool):
+    with translated(shown, timeout * _OPENING_SHARE, state, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                await statements.run(progress, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
+                await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
         except BaseException:
             pool.expire()
             raise
         await pool.fill()
-    return _Store(pool, statements, MessageWriter(statements))
+    return _Store(pool, executor, MessageWriter(executor))
 
 
 async def _close(store: _Store, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
     await store.pool.close(timeout)
 
 
-async def _insert_session(row: records.SessionRow, progress: Progress, connection: Any) -> bool:
-    """Store a session and tell whether it is stored; one that a lost attempt of ours has stored is."""
-    stored = await connection.fetch(INSERT_SESSION, *row)
-    if not stored and progress.lost:
-        stored = await connection.fetch(SELECT_SAME_SESSION, *row)
-    return bool(stored and stored[0][0])
+async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:
+    """Store a session and return whether it is stored, by this attempt or by an earlier one whose reply was lost."""
+    stored = await connection.fetch(INSERT_SESSION, *row, creation_id)
+    if not stored and state.lost:
+        stored = await connection.fetch(SELECT_OWN_SESSION, row.id, creation_id)
+    return bool(stored)

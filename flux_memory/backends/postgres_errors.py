@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 import asyncpg
 
+from flux_memory.backends.postgres_call_state import CallState
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
@@ -45,38 +46,6 @@ def passes(error: Exception) -> bool:
     # A pooler says everything by this one class: also that its server is not there, or that it has no room.
     refused_for_good = isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)
     return isinstance(error, _PASSING) and not isinstance(error, _LASTING) and not refused_for_good
-
-
-class Progress:
-    """How far a call has got: what is needed to tell whether a write that ends by an error may be stored.
-
-    Args:
-        writes: Whether it is a write.
-    """
-
-    __slots__ = ("lost", "sent", "shared", "trouble", "writes")
-
-    def __init__(self, *, writes: bool) -> None:
-        self.writes = writes
-        self.sent = False
-        """A statement is on its way, or was when it was given up."""
-        self.lost = False
-        """A statement was sent, and its connection lost before the answer."""
-        self.shared: Progress | None = None
-        """That of the statement which the call shares with others."""
-        self.trouble: Exception | None = None
-        """Why the last statement failed, which was run again."""
-
-    @property
-    def unknown(self) -> bool:
-        """Whether the server may have done what was asked for, unnoticed."""
-        return self.sent or self.lost or (self.shared is not None and self.shared.unknown)
-
-    def failed(self, error: Exception, *, lost: bool) -> None:
-        """Note how a statement ended. Where the connection was not lost, the server has refused it."""
-        self.lost = self.lost or lost
-        self.sent = False
-        self.trouble = error
 
 
 class Troubled(Protocol):
@@ -183,14 +152,14 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
 
 @contextmanager
 def translated(
-    shown: str, timeout: float, progress: Progress | None = None, pool: Troubled | None = None
+    shown: str, timeout: float, state: CallState | None = None, pool: Troubled | None = None
 ) -> Iterator[None]:
     """Turn the driver's errors, and the network's, into ours.
 
     Args:
         shown: The masked DSN.
         timeout: The deadline in seconds, for the message of a call that did not end by it.
-        progress: How far the call has got; by default it is taken for a read.
+        state: How far the call has got; by default it is taken for a read.
         pool: Where its connections are from.
     """
     try:
@@ -200,10 +169,10 @@ def translated(
     except TimeoutError as error:
         forget_variables(error, asyncpg.__name__)
         trouble = pool.trouble if pool is not None else None
-        raise _too_late(shown, timeout, progress or Progress(writes=False), trouble) from error
+        raise _too_late(shown, timeout, state or CallState(writes=False), trouble) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         forget_variables(error, asyncpg.__name__)
-        if progress is not None and progress.writes and progress.unknown:
+        if state is not None and state.writes and state.unknown:
             raise _unknown(shown, f"the connection was lost, and then: {_said(error)}") from error
         kind, advice = _advice(error)
         raise kind(f"PostgreSQL at {shown}: {_said(error)}; {advice}") from error
@@ -223,17 +192,22 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     return next(found, (BackendUnavailableError, "see the cause"))
 
 
-def _too_late(shown: str, timeout: float, progress: Progress, trouble: Exception | None) -> BackendUnavailableError:
-    if progress.writes and progress.unknown:
+def _too_late(shown: str, timeout: float, state: CallState, trouble: Exception | None) -> BackendUnavailableError:
+    if state.writes and state.unknown:
         return _unknown(shown, f"did not answer within {timeout:g} s")
-    trouble = trouble or progress.trouble
-    if progress.sent:
+    trouble = trouble or state.trouble
+    if state.sent:
         what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="
     elif trouble is not None:
         what = f"{_said(trouble)}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
+    elif state.blocked:
+        what = (
+            f"a lock, or an earlier write to the session, was in the way for {timeout:g} s; look for locks in "
+            "pg_stat_activity, or raise timeout="
+        )
     else:
         what = f"no connection was free within {timeout:g} s; raise max_size= or timeout=, or find what holds them"
-    return BackendUnavailableError(f"PostgreSQL at {shown}: {what}" + ". Nothing was stored" * progress.writes)
+    return BackendUnavailableError(f"PostgreSQL at {shown}: {what}" + ". Nothing was stored" * state.writes)
 
 
 def _unknown(shown: str, what: str) -> OutcomeUnknownError:

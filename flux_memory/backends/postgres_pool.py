@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import asyncpg
@@ -52,7 +53,7 @@ class OwnPool:
         lifetime = {"max_cached_statement_lifetime": 0}
         self._arguments = {"timeout": timeout * _CONNECT_SHARE, **lifetime, **target.arguments}
         self._min_size = min_size
-        self._max_size = max_size
+        self.max_size: Final = max_size
         self._patience = timeout * _FIRST_SHARE
         self._slots = asyncio.Semaphore(max_size)
         self._open: set[Any] = set()
@@ -107,7 +108,7 @@ class OwnPool:
             opening.cancel()
         try:
             async with asyncio.timeout(timeout):
-                for _ in range(self._max_size):
+                for _ in range(self.max_size):
                     await self._slots.acquire()
             goodbyes = (connection.close(timeout=GRACE) for connection in self._open)
             await asyncio.gather(*goodbyes, return_exceptions=True)
@@ -172,10 +173,12 @@ class OwnPool:
             try:
                 return await asyncio.shield(opening)
             except asyncio.CancelledError:
-                opening.add_done_callback(self._keep)
-                if was_given_up(opening):
+                if not was_given_up(opening):
+                    opening.add_done_callback(self._keep)
+                    raise
+                if self._closing:
+                    self._slots.release()
                     raise MemoryClosedError(CLOSED) from None
-                raise
             except Exception as error:
                 unheard_of = isinstance(error, OSError) and not self._answered
                 late = loop.time() - began > self._patience
@@ -264,6 +267,7 @@ class BorrowedPool:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self.max_size: Final[int] = pool.get_max_size()
         self.trouble: Exception | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
 
@@ -287,7 +291,9 @@ class BorrowedPool:
 
     def put_back(self, connection: Any) -> asyncio.Future[Any]:
         # A task of its own: its reset can fail, or be cancelled, when the statement is done.
-        return self._start(self._pool.release(connection, timeout=GRACE))
+        releasing = self._start(self._pool.release(connection, timeout=GRACE))
+        releasing.add_done_callback(partial(_drop_unless_released, connection))
+        return releasing
 
     def expire(self) -> None:
         self._start(self._pool.expire_connections())
@@ -312,6 +318,12 @@ class BorrowedPool:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()
+
+
+def _drop_unless_released(connection: Any, releasing: asyncio.Future[Any]) -> None:
+    if releasing.cancelled():
+        # Perhaps before its first step: the owner's pool would wait for the connection for ever.
+        terminate(connection)
 
 
 async def prepare(connection: Any, deadline: float) -> None:

@@ -6,16 +6,20 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
 
-from flux_memory.backends.postgres_errors import ROLLED_BACK_FOR_ANOTHER, Progress
+from flux_memory.backends.postgres_call_state import CallState
+from flux_memory.backends.postgres_errors import ROLLED_BACK_FOR_ANOTHER
 
 Result = TypeVar("Result")
 
 GRACE: Final = 1.0
 """Seconds that a server has to end what was given up, or to say goodbye; then its connection is dropped."""
+_REFUSALS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError)
+"""On a living connection these say that the statement was not carried out; an error in decoding a reply does not."""
 _SAME_KEY: Final = 5
 """How often a statement runs that broke a unique key: two retries of one message, of which the second finds it."""
 _FIRST_PAUSE: Final = 0.02
@@ -26,6 +30,11 @@ class Pool(Protocol):
     """Where connections are from. One that `take` returned is given to `put_back` once, in whatever state it is."""
 
     many_hosts: bool
+
+    @property
+    def max_size(self) -> int:
+        """Return how many connections there are at most."""
+        ...
 
     async def take(self) -> Any:
         """Return a connection, waiting for one as long as the caller does."""
@@ -40,34 +49,50 @@ class Pool(Protocol):
         ...
 
 
-class Statements:
+class Attempts(Protocol):
+    """What is told how a statement fares: the state of one call, or all calls that share the statement."""
+
+    def sending(self) -> None:
+        """Note that a connection is there and a statement is about to be sent."""
+        ...
+
+    def failed(self, error: Exception, *, lost: bool) -> None:
+        """Note how a statement failed: its answer was lost, or else the server refused it."""
+        ...
+
+
+class RetryingExecutor:
     """Runs statements, each on a connection of its own, each atomic by itself.
 
-    Whatever is run must do no harm when it runs twice: a statement whose connection was lost is run again, because
-    it cannot be known whether the server carried it out. The caller's deadline ends it all.
+    A statement must do no harm when it runs twice: one whose connection was lost is run again, because the server may
+    or may not have carried it out. The caller's deadline ends it all.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._recovering: set[asyncio.Task[None]] = set()
+        self.max_adds_on_locks: Final = pool.max_size // 2
+        """Statements of the writer that may wait for a row lock at a time; the other connections never wait for one."""
+        self._writes_on_locks = asyncio.Semaphore(max((pool.max_size - 1) // 2, 1))
 
-    async def run(self, progress: Progress, work: Callable[[Any], Awaitable[Result]]) -> Result:
+    async def run(self, attempts: Attempts, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Call `work` with a connection and return its result."""
         tried = 0
         while True:
             connection = await self._pool.take()
-            progress.sent = True
+            attempts.sending()
             try:
                 result = await work(connection)
             except Exception as error:
                 if isinstance(error, TimeoutError):
+                    attempts.failed(error, lost=True)
                     self._give_up(connection)
                     raise
-                lost = is_closed(connection)
-                progress.failed(error, lost=lost)
+                closed = is_closed(connection)
+                attempts.failed(error, lost=closed or not isinstance(error, _REFUSALS))
                 self._pool.put_back(connection)
                 tried += 1
-                if not lost and not self._may_pass(error, tried):
+                if not closed and not self._may_pass(error, tried):
                     raise
             except BaseException:
                 self._give_up(connection)
@@ -79,8 +104,15 @@ class Statements:
             if tried > 1:
                 await pause(tried)
 
+    async def run_write(self, state: CallState, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        """Do the same with a statement that may wait for a row lock. Only so many wait at a time: reads go on."""
+        state.blocked = True
+        async with self._writes_on_locks:
+            state.blocked = False
+            return await self.run(state, work)
+
     def _may_pass(self, error: Exception, tried: int) -> bool:
-        """Tell whether a statement that the server refused may succeed when it is run again."""
+        """Return whether a statement that the server refused may succeed when it is run again."""
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             # After a fail-over: the server became a replica, and its successor is elsewhere, or behind the same name.
             self._pool.expire()
@@ -90,23 +122,26 @@ class Statements:
         return isinstance(error, ROLLED_BACK_FOR_ANOTHER)
 
     def _give_up(self, connection: Any) -> None:
-        # The event loop itself holds tasks only weakly.
-        task = asyncio.get_running_loop().create_task(self._recover(connection))
-        self._recovering.add(task)
-        task.add_done_callback(self._recovering.discard)
+        """Put a connection back once the server has ended the statement that it was told to cancel.
 
-    async def _recover(self, connection: Any) -> None:
-        """Wait until the server has ended what was given up, of which asyncpg has told it."""
-        try:
-            async with asyncio.timeout(GRACE):
-                await connection.execute("SELECT 1")
-        except BaseException as error:
-            # Through a network that swallows packets neither side would ever hear of it.
+        The callback owns the connection: the task may be cancelled before its first step.
+        """
+        # The event loop itself holds tasks only weakly.
+        task = asyncio.get_running_loop().create_task(_wait_until_idle(connection))
+        self._recovering.add(task)
+        task.add_done_callback(partial(self._put_back_or_drop, connection))
+
+    def _put_back_or_drop(self, connection: Any, waiting: asyncio.Task[None]) -> None:
+        self._recovering.discard(waiting)
+        if waiting.cancelled() or waiting.exception() is not None:
+            # Through a network that swallows packets neither side would ever hear of the cancellation.
             terminate(connection)
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            self._pool.put_back(connection)
+        self._pool.put_back(connection)
+
+
+async def _wait_until_idle(connection: Any) -> None:
+    async with asyncio.timeout(GRACE):
+        await connection.execute("SELECT 1")
 
 
 async def pause(tried: int) -> None:

@@ -1,16 +1,18 @@
-"""Adds to PostgreSQL: what gathers while others are in flight goes out as one statement."""
+"""Adds to PostgreSQL: calls that wait while others are in flight go out together, as one statement."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from math import ceil
 from typing import Any, Final
 
 from flux_memory import records
-from flux_memory.backends.postgres_errors import Progress
-from flux_memory.backends.postgres_retry import Statements
+from flux_memory.backends.postgres_call_state import CallState
+from flux_memory.backends.postgres_retry import RetryingExecutor
 from flux_memory.errors import ConflictError, SessionNotFoundError
 from flux_memory.records import MessageRow
 
@@ -36,8 +38,8 @@ WITH stored AS (
 SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 """
 
-# The same for several calls, each of which is refused by itself. It never waits for a session's lock: one session
-# that somebody holds must not keep the others waiting, and statements that do not wait cannot deadlock.
+# The same for several calls, each with its own outcome. It skips sessions that are locked, and returns them: a locked
+# session must not keep the others waiting, and statements that do not wait cannot deadlock.
 #
 # `(SELECT $n)` hides the arrays' lengths from the planner. It would find that a plan for just so many rows costs less
 # than one for any number, and make a new one each time, which takes several times as long as the statement itself.
@@ -91,235 +93,380 @@ WITH item AS (
 )
 SELECT
     ARRAY (SELECT id FROM locked),
+    ARRAY (
+        SELECT id
+        FROM sessions
+        WHERE id = ANY ((SELECT $1::text[])::text[])
+            AND (SELECT count(*) FROM locked) < (SELECT cardinality($1::text[]))
+            AND id NOT IN (SELECT id FROM locked)
+    ),
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
     ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
 """
 
 ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
 
-_LANES: Final = 2
-"""Statements in flight at a time: the server is at one while the callers of the other are told, and come again."""
-_FEW: Final = 16
-"""So many calls go out as one statement, not as two: a second one costs more than it saves."""
-_MOST_ROWS: Final = 256
-_MOST_CHARACTERS: Final = 1_000_000
-"""Bounds of one statement, so that readers and other handles get their turn."""
-_PATIENCE: Final = 0.02
+MAX_IN_FLIGHT: Final = 2
+"""Shared statements in flight: the server works on one while the callers of the other are answered and call again."""
+MIN_BATCH: Final = 16
+"""Calls that go out as one statement rather than two: a second statement costs more than it saves."""
+BATCH_ROWS: Final = 256
+"""Rows of one statement, so that readers and other handles get their turn."""
+BATCH_CHARACTERS: Final = 1_000_000
+"""Characters of one statement, for the same reason."""
+SLOT_SECONDS: Final = 0.02
 """Seconds until a statement in flight makes room for another: it waits for a lock, or the server is far."""
+LOCKED_SECONDS: Final = 0.05
+"""Seconds until sessions that were locked are tried again, where no further statement may wait for a lock."""
 
 
 class _Call:
     """One `add_message` or `add_messages`: all its rows or none."""
 
-    __slots__ = ("deadline", "future", "progress", "rows", "session_id")
+    __slots__ = ("alone", "future", "queue", "rows", "state")
 
-    def __init__(self, session_id: str, rows: Sequence[MessageRow], deadline: float, progress: Progress) -> None:
-        self.session_id = session_id
+    def __init__(self, queue: _SessionQueue, rows: Sequence[MessageRow], state: CallState) -> None:
+        self.queue = queue
         self.rows = rows
+        self.state = state
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.deadline = deadline
-        self.progress = progress
+        self.alone = False
+        """The server refused a statement that it shared, so it gets one of its own."""
+
+
+class _SessionQueue:
+    """The unanswered adds to one session, in order: those in the statement in flight, then those that wait."""
+
+    __slots__ = ("in_flight", "session_id", "statement", "waiting")
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.waiting: dict[_Call, None] = {}
+        self.in_flight: dict[_Call, None] = {}
+        """Calls of the statement whose callers still wait. When none is left, the next calls can be sent."""
+        self.statement: _Statement | None = None
+
+
+class _Statement:
+    """One statement and the calls in it, chosen when it is sent from the callers who still wait.
+
+    Args:
+        fill: Takes calls into the statement if it has none yet.
+    """
+
+    __slots__ = ("_fill", "gathered", "on_lock", "queues", "slot", "task")
+
+    def __init__(self, fill: Callable[[_Statement], None]) -> None:
+        self._fill = fill
+        self.queues: dict[_SessionQueue, None] = {}
+        """Its sessions with callers who still wait."""
+        self.gathered = 0
+        """How many calls it took from the queues."""
+        self.on_lock = False
+        """It has one session, and waits for its lock."""
+        self.slot: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+        """What sends it; `None` where the caller itself does."""
+
+    def calls(self) -> list[_Call]:
+        """Return the calls whose callers still wait."""
+        return [call for queue in self.queues for call in queue.in_flight if not call.future.done()]
+
+    def sending(self) -> None:
+        """Choose the calls, unless this is a second attempt, and note in each that it is sent."""
+        self._fill(self)
+        for call in self.calls():
+            call.state.sending()
+
+    def failed(self, error: Exception, *, lost: bool) -> None:
+        """Note in each call how the statement failed."""
+        for call in self.calls():
+            call.state.failed(error, lost=lost)
 
 
 class MessageWriter:
-    """Sends a call at once or, while others are in flight, with those that gather meanwhile; none waits for company.
+    """Sends a call at once, or together with those that gather while others are in flight; it never waits for company.
 
-    A session's messages are stored in the order of the calls: while a statement for it is in flight, however long, its
-    next calls wait. Each call has its own outcome; one that is cancelled before it was sent is not stored, and one
-    that was sent is stored whole or not at all.
+    A session's messages are stored in the order of the calls. A call whose caller leaves before it is sent is not
+    stored; one that was sent is stored whole or not at all. A statement ends when its last caller has left, and the
+    next calls to a session wait no longer than callers wait for the statement before.
+
+    A shared statement skips locked sessions. Each of these gets a statement that waits for the lock; where too many
+    statements wait for locks, it is tried again a moment later.
 
     Args:
-        statements: What runs the statements.
+        executor: Runs the statements.
     """
 
-    def __init__(self, statements: Statements) -> None:
-        self._statements = statements
-        self._waiting: deque[_Call] = deque()
-        self._in_flight: set[str] = set()
-        self._turns: set[asyncio.TimerHandle] = set()
+    def __init__(self, executor: RetryingExecutor) -> None:
+        self._executor = executor
+        self._queues: dict[str, _SessionQueue] = {}
+        self._ready: OrderedDict[_SessionQueue, None] = OrderedDict()
+        """Sessions whose waiting calls can be sent; the session that waits longest is first."""
+        self._locked: dict[_SessionQueue, None] = {}
+        """Sessions that were locked, until they are tried again."""
+        self._waiting = 0
         self._gathered = 0
-        """Calls that are in flight after having waited."""
-        self._coming_back = False
-        """A shared statement has just ended: its callers may come again in a moment, and shall share the next one."""
-        self._going_on = False
+        """Calls in flight that waited before."""
+        self._slots: set[_Statement] = set()
+        self._next: _Statement | None = None
+        """The statement that takes the ready calls as soon as it has a connection."""
+        self._on_lock = 0
+        self._expecting_refill = False
+        """A shared statement has just ended: its callers may call again in a moment, and shall share the next one."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def add(self, session_id: str, rows: Sequence[MessageRow], deadline: float, progress: Progress) -> None:
+    async def add(self, session_id: str, rows: Sequence[MessageRow], state: CallState) -> None:
         """Store the rows at the end of a session's history.
 
         Args:
-            session_id: Whose.
-            rows: All of one call.
-            deadline: The moment of the event loop's clock at which the caller is gone, and its statement given up.
-            progress: Where is noted how far the call has got.
+            session_id: The session to add to.
+            rows: All rows of one call.
+            state: Notes how far the call has got.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session does not exist.
             ConflictError: An id is taken by another content.
         """
-        call = _Call(session_id, rows, deadline, progress)
-        if self._turns or self._waiting or self._coming_back or session_id in self._in_flight:
-            # Behind those that wait already: a caller that comes again at once must not overtake them for ever.
-            self._waiting.append(call)
-            self._go_on()
-            await call.future
+        queue = self._queues.get(session_id)
+        # Behind the calls that wait: a caller who calls again at once must not overtake them for ever.
+        idle = not (queue or self._slots or self._ready or self._expecting_refill)
+        if queue is None:
+            queue = self._queues[session_id] = _SessionQueue(session_id)
+        call = _Call(queue, rows, state)
+        if idle and self._may_wait_for_lock():
+            await self._send_at_once(call)
             return
-        # Nothing is in flight: no task is needed to send this at once.
-        turn = self._take_turn()
-        self._in_flight.add(session_id)
+        queue.waiting[call] = None
+        self._waiting += 1
+        self._line_up(queue)
+        self._go_on()
         try:
-            await self._send_alone(call)
+            await call.future
         finally:
-            self._in_flight.remove(session_id)
-            self._end_turn(turn)
+            self._leave(call)
+
+    async def _send_at_once(self, call: _Call) -> None:
+        """Send a call from its caller's own task, which saves starting one."""
+        statement = _Statement(self._fill)
+        self._board(statement, call)
+        self._occupy_slot(statement)
+        statement.on_lock = True
+        self._on_lock += 1
+        try:
+            await self._executor.run(statement, partial(self._send, statement))
+        finally:
+            call.queue.in_flight.clear()
+            self._finish(statement)
         call.future.result()
 
-    def _take_turn(self) -> asyncio.TimerHandle:
-        loop = asyncio.get_running_loop()
-        turn: asyncio.TimerHandle = loop.call_later(_PATIENCE, lambda: self._end_turn(turn))
-        self._turns.add(turn)
-        return turn
+    def _leave(self, call: _Call) -> None:
+        """Forget a call whose caller waits no more, and stop work that was for such calls alone."""
+        queue = call.queue
+        if call in queue.waiting:
+            call.state.blocked = queue not in self._ready
+            del queue.waiting[call]
+            self._waiting -= 1
+            self._line_up(queue)
+            if not self._ready and self._next is not None:
+                _cancel(self._next)
+        elif call in queue.in_flight:
+            del queue.in_flight[call]
+            if not queue.in_flight and (statement := queue.statement) is not None:
+                self._release(statement, queue)
+                self._go_on()
+                if not statement.queues:
+                    _cancel(statement)
 
-    def _end_turn(self, turn: asyncio.TimerHandle) -> None:
-        turn.cancel()
-        self._turns.discard(turn)
-        self._go_on()
+    def _line_up(self, queue: _SessionQueue) -> None:
+        """Put a session where its waiting calls belong, and forget it when it has no calls."""
+        if queue.statement is not None:
+            return
+        if not queue.waiting:
+            self._ready.pop(queue, None)
+            self._locked.pop(queue, None)
+            self._queues.pop(queue.session_id, None)
+        elif queue not in self._locked:
+            self._ready[queue] = None
 
     def _go_on(self) -> None:
-        if self._waiting and not self._going_on and self._has_room():
-            self._going_on = True
-            self._start(self._send_waiting())
+        """Send the next statement if calls are ready and there is room."""
+        if self._ready and self._next is None and self._has_room():
+            self._next = statement = _Statement(self._fill)
+            self._slots.add(statement)
+            self._start(statement)
 
     def _has_room(self) -> bool:
-        calls = len(self._waiting) + self._gathered
-        return len(self._turns) < (_LANES if calls > _FEW else 1)
+        calls = self._waiting + self._gathered
+        return len(self._slots) < (MAX_IN_FLIGHT if calls > MIN_BATCH else 1)
 
-    def _start(self, sending: Coroutine[Any, Any, None]) -> None:
+    def _may_wait_for_lock(self) -> bool:
+        return self._on_lock < self._executor.max_adds_on_locks
+
+    def _start(self, statement: _Statement) -> None:
+        sending = self._executor.run(statement, partial(self._send, statement))
+        statement.task = task = asyncio.get_running_loop().create_task(sending)
         # The event loop itself holds tasks only weakly.
-        task = asyncio.get_running_loop().create_task(sending)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # A callback cleans up, since a task that is cancelled before its first step never does.
+        task.add_done_callback(partial(self._ended, statement))
 
-    async def _send_waiting(self) -> None:
-        self._going_on = self._coming_back = False
-        if not self._has_room() or not (calls := self._next_calls()):
-            return
-        turn = self._take_turn()
-        self._gathered += len(calls)
+    def _occupy_slot(self, statement: _Statement) -> None:
+        self._slots.add(statement)
+        statement.slot = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._free_slot, statement)
+
+    def _free_slot(self, statement: _Statement) -> None:
+        self._slots.discard(statement)
         self._go_on()
-        try:
-            if len(calls) == 1:
-                await self._send_apart(calls)
-            else:
-                await self._send_together(calls)
-        finally:
-            self._gathered -= len(calls)
-            self._coming_back = len(calls) > 1
-            self._end_turn(turn)
 
-    def _next_calls(self) -> list[_Call]:
-        """Take calls off the queue, none whose session is in flight, and mark their sessions."""
-        calls: list[_Call] = []
-        left: deque[_Call] = deque()
-        held_back = set(self._in_flight)
-        ids: set[tuple[str, str]] = set()
-        size = characters = 0
-        share = max(_FEW, ceil((len(self._waiting) + self._gathered) / _LANES))
-        while self._waiting:
-            call = self._waiting.popleft()
-            if call.future.done():
-                continue
-            if call.session_id in held_back:
-                left.append(call)
-                continue
-            own = {(call.session_id, row.id) for row in call.rows}
-            if not ids.isdisjoint(own):
-                # A retry of what is in this statement has to see it stored.
-                held_back.add(call.session_id)
-                left.append(call)
-                continue
-            calls.append(call)
-            ids |= own
-            size += len(call.rows)
-            characters += sum(len(part) for row in call.rows for part in row)
-            if len(calls) >= share or size >= _MOST_ROWS or characters >= _MOST_CHARACTERS:
-                break
-        self._waiting.extendleft(reversed(left))
-        self._in_flight.update(call.session_id for call in calls)
-        return calls
-
-    async def _send_together(self, calls: list[_Call]) -> None:
-        shared = Progress(writes=True)
-        for call in calls:
-            call.progress.shared = shared
-        try:
-            async with asyncio.timeout_at(max(call.deadline for call in calls)):
-                passed_over = await self._send(calls, shared)
-        except Exception:  # noqa: BLE001 - the calls are sent one by one, and each caller gets its own error
-            # A bad call fails alone.
-            await self._send_apart(calls)
+    def _fill(self, statement: _Statement) -> None:
+        """Take ready calls into the next statement, which has a connection now."""
+        if statement is not self._next:
             return
-        # What it passed over it has not done.
-        shared.sent = False
-        by_session: dict[str, list[_Call]] = {}
-        for call in passed_over:
-            by_session.setdefault(call.session_id, []).append(call)
-        self._in_flight.difference_update({call.session_id for call in calls} - by_session.keys())
-        for same_session in by_session.values():
-            self._start(self._send_apart(same_session))
+        self._next = None
+        self._expecting_refill = False
+        self._occupy_slot(statement)
+        room = [max(MIN_BATCH, ceil((self._waiting + self._gathered) / MAX_IN_FLIGHT)), BATCH_ROWS, BATCH_CHARACTERS]
+        while self._ready and min(room) > 0:
+            queue = next(iter(self._ready))
+            if statement.queues and next(iter(queue.waiting)).alone:
+                break
+            self._take(statement, queue, room)
+        self._gathered += statement.gathered
+        statement.on_lock = statement.gathered == 1 and self._may_wait_for_lock()
+        self._on_lock += statement.on_lock
+        self._go_on()
 
-    async def _send_apart(self, calls: list[_Call]) -> None:
-        """Send calls one after the other, and unmark their sessions."""
-        try:
-            for call in calls:
-                if call.future.done():
-                    continue
-                try:
-                    async with asyncio.timeout_at(call.deadline):
-                        await self._send_alone(call)
-                except Exception as error:  # noqa: BLE001 - the caller gets it
-                    _fail(call, error)
-        finally:
-            self._in_flight.difference_update(call.session_id for call in calls)
-            self._go_on()
+    def _take(self, statement: _Statement, queue: _SessionQueue, room: list[int]) -> None:
+        """Take a session's first waiting calls into a statement, as many as there is room for and at least one.
 
-    async def _send_alone(self, call: _Call) -> None:
-        """Send one call, which waits for its session's lock."""
-        if len(call.rows) == 1:
-            ((same,),) = await self._statements.run(
-                call.progress, lambda connection: connection.fetch(ADD_MESSAGE, call.session_id, *call.rows[0])
-            )
-            _settle(call, found=same is not None, taken=call.rows[0].id if same is False else None)
-        else:
-            await self._send([call], call.progress, wait=True)
+        Args:
+            statement: The statement.
+            queue: The session, which has waiting calls and is in no statement.
+            room: How many calls, rows and characters are left; is lowered.
+        """
+        ids: set[str] = set()
+        for call in list(islice(queue.waiting, BATCH_ROWS)):
+            own = {row.id for row in call.rows}
+            # A retry of a message of this statement has to see it stored.
+            if queue.in_flight and (call.alone or min(room) <= 0 or not ids.isdisjoint(own)):
+                break
+            ids |= own
+            room[0] = 0 if call.alone else room[0] - 1
+            room[1] -= len(call.rows)
+            room[2] -= sum(len(part) for row in call.rows for part in row)
+            del queue.waiting[call]
+            self._waiting -= 1
+            self._board(statement, call)
+            statement.gathered += 1
+        self._ready.pop(queue, None)
 
-    async def _send(self, calls: list[_Call], progress: Progress, *, wait: bool = False) -> list[_Call]:
-        """Send calls together and return those whose session is not there or locked by others; none if told to wait."""
-        items = [(number, call.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
+    def _board(self, statement: _Statement, call: _Call) -> None:
+        call.queue.in_flight[call] = None
+        call.queue.statement = statement
+        statement.queues[call.queue] = None
+
+    def _release(self, statement: _Statement, queue: _SessionQueue) -> None:
+        """Take a session out of a statement; calls that it did not answer wait again, before later ones."""
+        self._waiting += len(queue.in_flight)
+        queue.waiting = {**queue.in_flight, **queue.waiting}
+        queue.in_flight = {}
+        queue.statement = None
+        del statement.queues[queue]
+        self._line_up(queue)
+
+    async def _send(self, statement: _Statement, connection: Any) -> None:
+        calls = statement.calls()
+        if not calls:
+            return
+        if statement.on_lock and len(calls) == 1 and len(calls[0].rows) == 1:
+            (call,) = calls
+            ((same,),) = await connection.fetch(ADD_MESSAGE, call.queue.session_id, *call.rows[0])
+            _answer(call, found=same is not None, taken=call.rows[0].id if same is False else None)
+            return
+        items = [(number, call.queue.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
         columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
-        sessions = list({call.session_id for call in calls})
-        sql = ADD_MESSAGES_WAITING if wait else ADD_MESSAGES
-        ((locked, refused, taken),) = await self._statements.run(
-            progress, lambda connection: connection.fetch(sql, sessions, *columns)
-        )
+        sessions = [queue.session_id for queue in statement.queues]
+        sql = ADD_MESSAGES_WAITING if statement.on_lock else ADD_MESSAGES
+        ((found, skipped, refused, taken),) = await connection.fetch(sql, sessions, *columns)
         first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
-        found = set(locked)
-        passed_over = []
+        known, locked = set(found), set(skipped)
         for number, call in enumerate(calls):
-            if call.session_id in found or wait:
-                _settle(call, found=call.session_id in found, taken=first_taken.get(number))
-            else:
-                passed_over.append(call)
-        return passed_over
+            if call.queue.session_id not in locked:
+                _answer(call, found=call.queue.session_id in known, taken=first_taken.get(number))
+        for queue in [queue for queue in statement.queues if queue.session_id in locked]:
+            self._wait_for_lock(statement, queue)
+
+    def _wait_for_lock(self, skipped_by: _Statement, queue: _SessionQueue) -> None:
+        """Send the calls to a locked session by a statement that waits for the lock, or try again a moment later."""
+        for call in queue.in_flight:
+            call.state.sent = False
+            call.state.blocked = True
+        self._release(skipped_by, queue)
+        if not queue.waiting:
+            return
+        if self._may_wait_for_lock():
+            statement = _Statement(self._fill)
+            statement.on_lock = True
+            self._on_lock += 1
+            self._take(statement, queue, [BATCH_ROWS, BATCH_ROWS, BATCH_CHARACTERS])
+            statement.gathered = 0
+            self._start(statement)
+            return
+        if not self._locked:
+            asyncio.get_running_loop().call_later(LOCKED_SECONDS, self._try_locked)
+        self._ready.pop(queue, None)
+        self._locked[queue] = None
+
+    def _try_locked(self) -> None:
+        self._ready.update(self._locked)
+        self._locked.clear()
+        self._go_on()
+
+    def _ended(self, statement: _Statement, task: asyncio.Task[None]) -> None:
+        """Settle or send again the calls that a statement's task left unanswered."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        calls = statement.calls()
+        if statement is self._next:
+            # It has not got a connection, and the same is true of all that are ready.
+            calls = [call for queue in self._ready for call in queue.waiting]
+        for call in calls:
+            call.state.lost = call.state.unknown
+            if isinstance(error, Exception):
+                # A refused call fails alone, so its neighbours are sent again.
+                if len(calls) == 1 or statement is self._next:
+                    _fail(call, error)
+                call.alone = True
+        self._finish(statement)
+
+    def _finish(self, statement: _Statement) -> None:
+        if statement is self._next:
+            self._next = None
+        if statement.slot is not None:
+            statement.slot.cancel()
+        self._slots.discard(statement)
+        self._on_lock -= statement.on_lock
+        self._gathered -= statement.gathered
+        self._expecting_refill = statement.gathered > 1
+        for queue in [*statement.queues]:
+            self._release(statement, queue)
+        self._go_on()
 
 
-def _settle(call: _Call, *, found: bool, taken: str | None) -> None:
+def _cancel(statement: _Statement) -> None:
+    if statement.task is not None:
+        statement.task.cancel()
+
+
+def _answer(call: _Call, *, found: bool, taken: str | None) -> None:
     if not found:
-        _fail(call, SessionNotFoundError(records.no_session(call.session_id)))
+        _fail(call, SessionNotFoundError(records.no_session(call.queue.session_id)))
     elif taken is not None:
-        _fail(call, ConflictError(records.taken_id(call.session_id, taken)))
+        _fail(call, ConflictError(records.taken_id(call.queue.session_id, taken)))
     elif not call.future.done():
         call.future.set_result(None)
+    call.queue.in_flight.pop(call, None)
 
 
 def _fail(call: _Call, error: Exception) -> None:

@@ -1,0 +1,39 @@
+"""How far one call has got: what decides whether a write that ends by an error may be stored."""
+
+from __future__ import annotations
+
+
+class CallState:
+    """What is known of one call. Calls that share a statement each have their own.
+
+    Args:
+        writes: Whether the call is a write.
+    """
+
+    __slots__ = ("blocked", "lost", "sent", "trouble", "writes")
+
+    def __init__(self, *, writes: bool) -> None:
+        self.writes = writes
+        self.sent = False
+        """A statement for it was sent and not answered, or was answered in full."""
+        self.lost = False
+        """A statement for it was sent and its answer was lost."""
+        self.blocked = False
+        """It waits behind a lock or an earlier add to its session, not for a connection."""
+        self.trouble: Exception | None = None
+        """Why its last statement failed."""
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the server may have done what was asked for."""
+        return self.sent or self.lost
+
+    def sending(self) -> None:
+        """Note that a statement is about to be sent."""
+        self.sent = True
+
+    def failed(self, error: Exception, *, lost: bool) -> None:
+        """Note how a statement failed: its answer was lost, or else the server refused it."""
+        self.lost = self.lost or lost
+        self.sent = False
+        self.trouble = error
