@@ -1,0 +1,301 @@
+"""Every task cancelled at each turn of the loop, as applications and `asyncio.run` end: the handle works afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from fault_report import Fault
+from fault_told import CONTENTS
+from fault_work import UNKNOWN, Store, on_each
+from raw_postgres import OPEN, named, rows, until_none
+from waiting import comes_true
+
+from flux_memory import Memory, MemoryClosedError, PostgresConversationMemory, deadline
+from flux_memory.testkit import Proxy
+from flux_memory.testkit.histories import Journal, Recorder
+
+SESSIONS: Final = [f"s{number}" for number in range(12)]
+BURST: Final = 72
+Moment = int | float
+"""Turns of the event loop, or seconds: what happens on a socket or a thread takes longer than a turn."""
+OPENING_MOMENTS: Final[list[Moment]] = [*range(12), *(number / 500 for number in range(1, 20))]
+
+
+async def until_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> None:
+    """Let calls run for so long."""
+    if isinstance(moment, float):
+        await asyncio.wait(calls, timeout=moment)
+        return
+    for _ in range(moment):
+        await asyncio.sleep(0)
+
+
+async def cancel_everything() -> None:
+    """Do what applications do when they end, the library's own tasks included."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=10)
+
+
+def burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
+    """Start adds to many sessions, some of them batches."""
+    calls: list[Awaitable[Any]] = []
+    for number in range(BURST):
+        session, content = SESSIONS[number % len(SESSIONS)], f"{turn} {number}"
+        if number % 5:
+            calls.append(memory.add_message(session, "user", content))
+        else:
+            calls.append(memory.add_messages(session, [{"role": "user", "content": f"{content} {n}"} for n in "ab"]))
+    return [asyncio.ensure_future(call) for call in calls]
+
+
+async def still_works(memory: Memory, turn: object) -> None:
+    """Assert that what is left can be saved: a burst of adds, and reads."""
+    with deadline(2):
+        outcomes = await asyncio.gather(*burst(memory, f"{turn} saved"), return_exceptions=True)
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert not failed, f"cancelled at {turn}: {len(failed)} of {BURST} adds fail afterwards, with {failed[0]!r}"
+        for session in SESSIONS:
+            await memory.get_history(session)
+        assert await memory.count_sessions() == len(SESSIONS)
+
+
+async def filled(store: Store, journal: Journal) -> None:
+    """Make the sessions."""
+    async with store.open() as memory:
+        recorder = Recorder(memory, journal, "before", unknown=UNKNOWN)
+        for session in SESSIONS:
+            await recorder.create_session(session_id=session)
+
+
+def use(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) -> None:
+    """Do the work on an event loop of its own, and hold what it was told against what is stored."""
+
+    async def main() -> None:
+        await filled(store, journal)
+        await work(journal)
+
+    journal = Journal(store.journal(0) / "journal.jsonl")
+    asyncio.run(main())
+    journal.close()
+    # A handle that was left open complains here, and not in another test.
+    gc.collect()
+    store.judge(fault, 0)
+
+
+@on_each("every task cancelled in a burst")
+def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, fault: Fault) -> None:
+    """At each turn of the loop: the queue, the connections and the order of each session are in order again."""
+
+    async def work(journal: Journal) -> None:
+        for turn in range(41):
+            async with store.open() as inner:
+                await inner.count_sessions()
+                memory = Recorder(inner, journal, "burst", unknown=UNKNOWN)
+                calls = burst(memory, turn)
+                await until_moment(turn, calls)
+                await cancel_everything()
+                assert all(call.done() for call in calls)
+                await still_works(memory, turn)
+
+    use(store, fault, work)
+
+
+@on_each("every task cancelled again and again")
+def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, fault: Fault) -> None:
+    """One handle for all of it: nothing adds up."""
+
+    async def work(journal: Journal) -> None:
+        rng = random.Random(3)
+        async with store.open() as inner:
+            memory = Recorder(inner, journal, "burst", unknown=UNKNOWN)
+            for number in range(40):
+                calls = [
+                    *burst(memory, number),
+                    *(asyncio.ensure_future(memory.get_history(session)) for session in SESSIONS[:3]),
+                    asyncio.ensure_future(memory.update_session_title("s0", f"{number}")),
+                ]
+                await until_moment(rng.choice([rng.randrange(6), rng.randrange(120), rng.random() / 50]), calls)
+                await cancel_everything()
+            await still_works(memory, "the end")
+
+    use(store, fault, work)
+
+
+@on_each("last words at the end of asyncio.run")
+def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fault: Fault) -> None:
+    """A worker that is cancelled adds its last message, while every task of the library was cancelled with it."""
+    saved: list[str] = []
+
+    async def work(journal: Journal) -> None:
+        inner = store.open()
+        memory = Recorder(inner, journal, "worker", unknown=UNKNOWN)
+        begun = asyncio.Event()
+
+        async def worker(number: int) -> None:
+            session = SESSIONS[number % len(SESSIONS)]
+            try:
+                for turn in range(10**9):
+                    await memory.add_message(session, "user", f"{number} {turn}")
+                    if turn == 3 and number == 0:
+                        begun.set()
+            finally:
+                with deadline(5):
+                    saved.append(await memory.add_message(session, "user", f"last words of {number}"))
+
+        async def closer() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.wait(workers)
+                await inner.close()
+
+        workers = [asyncio.ensure_future(worker(number)) for number in range(BURST)]
+        closing.append(asyncio.ensure_future(closer()))
+        await begun.wait()
+
+    closing: list[asyncio.Future[None]] = []
+    use(store, fault, work)
+    assert len(saved) == BURST
+
+
+@on_each("every task cancelled while a handle opens")
+@pytest.mark.parametrize("callers", [1, 5])
+@pytest.mark.parametrize("everything", [True, False], ids=["every task", "callers alone"])
+def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
+    store: Store, fault: Fault, callers: int, everything: bool
+) -> None:
+    """From the first step of the opening on: it is not closed, and was not told to be."""
+
+    async def work(journal: Journal) -> None:
+        for moment in OPENING_MOMENTS:
+            async with store.open() as inner:
+                memory = Recorder(inner, journal, "opener", unknown=UNKNOWN)
+                calls = [
+                    asyncio.ensure_future(memory.add_message(SESSIONS[number], "user", f"{moment}"))
+                    for number in range(callers)
+                ]
+                await until_moment(moment, calls)
+                if everything:
+                    await cancel_everything()
+                else:
+                    for call in calls:
+                        call.cancel()
+                    await asyncio.wait(calls, timeout=5)
+                assert all(call.done() for call in calls)
+                with deadline(5):
+                    await memory.add_message("s0", "user", f"{moment} saved")
+                    assert await memory.count_sessions() == len(SESSIONS)
+
+    use(store, fault, work)
+
+
+@pytest.mark.fault("every task cancelled while a handle waits for its server", backend="postgres")
+def test_a_handle_whose_opening_was_cancelled_while_its_server_was_away_opens_when_it_is_back(
+    flux_empty_database: str, fault: Fault
+) -> None:
+    """Nothing of the first calls is stored, and the next ones succeed."""
+
+    async def work() -> None:
+        async with PostgresConversationMemory(flux_empty_database) as direct:
+            await direct.create_session(session_id="s0")
+        with Proxy(named(flux_empty_database)) as proxy:
+            proxy.refuse()
+            async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
+                calls = [asyncio.ensure_future(memory.add_message("s0", "user", f"{number}")) for number in range(8)]
+                await asyncio.wait(calls, timeout=0.3)
+                await cancel_everything()
+                assert all(call.cancelled() for call in calls)
+                proxy.heal()
+                with deadline(5):
+                    await asyncio.gather(*(memory.add_message("s0", "user", "saved") for _ in range(8)))
+            await until_none(flux_empty_database, OPEN)
+        assert await rows(flux_empty_database, CONTENTS) == [("s0", "saved")] * 8
+        fault.add(acknowledged=8)
+
+    asyncio.run(work())
+
+
+def open_files(store: Store) -> list[str]:
+    """Return what this process has open of a SQLite store."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:
+            continue
+        if target.startswith(store.where):
+            found.append(target)
+    return found
+
+
+@on_each("close() cancelled")
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("everything", [True, False], ids=["every task", "close() alone"])
+def test_a_close_that_was_cancelled_can_be_called_again(
+    store: Store, fault: Fault, busy: bool, everything: bool
+) -> None:
+    """The second one closes what the first one left: connections, files, threads."""
+
+    async def work(journal: Journal) -> None:
+        for moment in [*range(12), 0.002, 0.005, 0.01]:
+            threads = threading.active_count()
+            inner = store.open()
+            await inner.count_sessions()
+            memory = Recorder(inner, journal, "closing", unknown=UNKNOWN)
+            calls = burst(memory, moment) if busy else []
+            if busy:
+                await until_moment(3, calls)
+            closing = asyncio.ensure_future(inner.close())
+            await until_moment(moment, [closing])
+            if everything:
+                await cancel_everything()
+            else:
+                closing.cancel()
+                await asyncio.wait([closing], timeout=5)
+            assert closing.done()
+            await asyncio.wait_for(inner.close(), 10)
+            if calls:
+                await asyncio.wait_for(asyncio.wait(calls), 10)
+            with pytest.raises(MemoryClosedError):
+                await inner.count_sessions()
+            if store.backend == "postgres":
+                await until_none(store.where, OPEN)
+            else:
+                assert comes_true(lambda: not open_files(store), seconds=3), f"at {moment}: {open_files(store)}"
+                assert comes_true(lambda: threading.active_count() <= threads, seconds=3), moment  # noqa: B023 - now
+
+    use(store, fault, work)
+
+
+@on_each("close() cancelled")
+def test_a_second_closer_is_not_cancelled_with_the_first(store: Store, fault: Fault) -> None:
+    """Two tasks close one handle, and one of them is cancelled: the other returns when it is closed."""
+
+    async def work(journal: Journal) -> None:
+        for turn in range(10):
+            inner = store.open()
+            memory = Recorder(inner, journal, "closing", unknown=UNKNOWN)
+            await memory.add_message("s0", "user", f"{turn}")
+            adding = asyncio.ensure_future(memory.add_message("s0", "user", f"{turn} in flight"))
+            await asyncio.sleep(0)
+            first, second = (asyncio.ensure_future(inner.close()) for _ in range(2))
+            await until_moment(turn, [second])
+            first.cancel()
+            await asyncio.wait_for(second, 10)
+            await asyncio.wait_for(asyncio.wait([first, adding]), 5)
+            if store.backend == "postgres":
+                await until_none(store.where, OPEN)
+            else:
+                assert comes_true(lambda: not open_files(store), seconds=3)
+
+    use(store, fault, work)
