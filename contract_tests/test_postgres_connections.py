@@ -241,7 +241,7 @@ async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: 
         async with locked(flux_postgres_clean_dsn, "s"):
             began = asyncio.get_running_loop().time()
             outcomes = await asyncio.gather(
-                memory.update_session_title(session, "x"),
+                memory.add_message(session, "user", "x"),
                 *(memory.count_sessions() for _ in range(3)),
                 return_exceptions=True,
             )

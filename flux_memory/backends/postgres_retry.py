@@ -71,8 +71,8 @@ class RetryingExecutor:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._recovering: set[asyncio.Task[None]] = set()
-        self.max_adds_on_locks: Final = pool.max_size // 2
-        """Statements of the writer that may wait for a row lock at a time; the other connections never wait for one."""
+        self.max_adds_on_locks: Final = max(pool.max_size // 2, 1)
+        """Adds that may wait for a row lock at a time, so that connections are left for calls that need no lock."""
         self._writes_on_locks = asyncio.Semaphore(max((pool.max_size - 1) // 2, 1))
 
     async def run(self, attempts: Attempts, work: Callable[[Any], Awaitable[Result]]) -> Result:

@@ -163,7 +163,7 @@ class _Statement:
         self.gathered = 0
         """How many calls it took from the queues."""
         self.on_lock = False
-        """It has one session, and waits for its lock."""
+        """It has one call, and waits for the lock of its session."""
         self.slot: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         """What sends it; `None` where the caller itself does."""
@@ -237,6 +237,7 @@ class MessageWriter:
         if idle and self._may_wait_for_lock():
             await self._send_at_once(call)
             return
+        state.blocked = queue.statement is not None or queue in self._locked
         queue.waiting[call] = None
         self._waiting += 1
         self._line_up(queue)
@@ -264,7 +265,6 @@ class MessageWriter:
         """Forget a call whose caller waits no more, and stop work that was for such calls alone."""
         queue = call.queue
         if call in queue.waiting:
-            call.state.blocked = queue not in self._ready
             del queue.waiting[call]
             self._waiting -= 1
             self._line_up(queue)
@@ -409,8 +409,9 @@ class MessageWriter:
             statement = _Statement(self._fill)
             statement.on_lock = True
             self._on_lock += 1
-            self._take(statement, queue, [BATCH_ROWS, BATCH_ROWS, BATCH_CHARACTERS])
-            statement.gathered = 0
+            # One call alone, so that its caller can end it and the calls behind it are not sent yet.
+            self._take(statement, queue, [1, BATCH_ROWS, BATCH_CHARACTERS])
+            self._gathered += statement.gathered
             self._start(statement)
             return
         if not self._locked:
