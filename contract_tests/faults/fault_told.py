@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from raw_postgres import CONNECTIONS, OPEN, rows, until_none
+import asyncpg
+from raw_postgres import BUSY, CONNECTIONS, rows, until_none
 
 from flux_memory import FluxMemoryError, Memory, OutcomeUnknownError, PostgresConversationMemory, deadline
 
@@ -81,13 +83,13 @@ async def quiet(memory: Memory, dsn: str, sessions: Iterable[str], *, close: boo
         memory: The handle, which can reach the server again.
         dsn: The same database, past anything that breaks. The handle's DSN is a `named` one.
         sessions: Those that were added to.
-        close: Close the handle, and wait for the end of its connections.
+        close: Close the handle before the look.
     """
     with deadline(20):
         await asyncio.gather(*(memory.add_message(session, "user", "afterwards") for session in sessions))
     if close:
         await memory.close()
-        await until_none(dsn, OPEN)
+        await until_none(dsn, BUSY)
     assert await rows(dsn, MISCOUNTED) == []
     return await stored(dsn)
 
@@ -105,6 +107,21 @@ async def in_order(dsn: str, wanted: Sequence[str]) -> bool:
         if content in places:
             found.setdefault(session, []).append(places[content])
     return all(numbers == sorted(numbers) for numbers in found.values())
+
+
+@asynccontextmanager
+async def opened(dsn: str, *, borrowed: bool = False, **arguments: Any) -> AsyncIterator[PostgresConversationMemory]:
+    """Open a handle with a pool of its own, or with one of ten connections that it borrows."""
+    if not borrowed:
+        async with PostgresConversationMemory(dsn, **arguments) as memory:
+            yield memory
+        return
+    pool = await asyncpg.create_pool(dsn, min_size=0, max_size=10)
+    try:
+        async with PostgresConversationMemory(pool=pool, **arguments) as memory:
+            yield memory
+    finally:
+        pool.terminate()
 
 
 async def make_sessions(dsn: str, ids: Iterable[str]) -> None:

@@ -60,7 +60,7 @@ def burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
 
 async def still_works(memory: Memory, turn: object) -> None:
     """Assert that what is left can be saved: a burst of adds, and reads."""
-    with deadline(2):
+    with deadline(4):
         outcomes = await asyncio.gather(*burst(memory, f"{turn} saved"), return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         assert not failed, f"cancelled at {turn}: {len(failed)} of {BURST} adds fail afterwards, with {failed[0]!r}"

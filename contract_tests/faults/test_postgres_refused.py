@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 from fault_cluster import cluster, meanwhile
-from fault_told import ASLEEP, SLOW_SESSIONS, Told, in_order, make_sessions, quiet, stored, told
+from fault_told import ASLEEP, SLOW_SESSIONS, Told, in_order, make_sessions, opened, quiet, stored, told
 from raw_postgres import OPEN, connected, execute, named, rows, until_none
 from waiting import until
 
@@ -67,7 +67,7 @@ class Gathering:
     sessions: int = 8
     kinds: tuple[str, ...] = ("message",)
     arguments: dict[str, Any] = field(default_factory=dict)
-    opened: bool = True
+    used: bool = True
     """The handle was used before the server went away."""
     apart: float = 0.0
     """Seconds between two starts."""
@@ -83,8 +83,9 @@ GATHERINGS: Final = {
     "messages with ids": Gathering(kinds=("message with an id",)),
     "all kinds in one session": Gathering(sessions=1, kinds=tuple(ADDS)),
     "one connection": Gathering(sessions=3, arguments={"min_size": 1, "max_size": 1}),
-    "handle not yet opened": Gathering(opened=False),
+    "handle not yet opened": Gathering(used=False),
     "different start times": Gathering(sessions=3, apart=0.03),
+    "borrowed pool": Gathering(sessions=3, arguments={"borrowed": True}),
     "silent network": Gathering(sessions=3, silent=True, kinds=("message with an id",)),
 }
 
@@ -99,8 +100,8 @@ async def test_what_an_impatient_caller_was_refused_is_not_sent_with_its_neighbo
     gathering = GATHERINGS[name]
     sessions = SESSIONS[: gathering.sessions]
     await make_sessions(flux_empty_database, sessions)
-    async with PostgresConversationMemory(proxy.dsn, timeout=20, **gathering.arguments) as memory:
-        if gathering.opened:
+    async with opened(proxy.dsn, timeout=20, **gathering.arguments) as memory:
+        if gathering.used:
             await quiet(memory, flux_empty_database, sessions, close=False)
         if gathering.silent:
             proxy.silence()
@@ -157,6 +158,34 @@ async def test_what_was_refused_while_the_server_was_stopped_is_not_stored_when_
             assert [content for content in impatient.refused if content in found] == []
             assert dict(found) == dict.fromkeys(patient.acknowledged, 1)
             assert await in_order(own.dsn, patient.acknowledged)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("shared answers lost, then refused", backend="postgres")
+@pytest.mark.parametrize("kind", ADDS)
+async def test_what_was_stored_and_whose_answer_was_lost_is_not_refused(
+    proxy: Proxy, flux_empty_database: str, kind: str
+) -> None:
+    """The impatient leave before the server can be asked: their outcome is not known. The others have it once."""
+    await make_sessions(flux_empty_database, SESSIONS)
+    async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
+        await quiet(memory, flux_empty_database, SESSIONS, close=False)
+        proxy.lose_reply("sync", times=100)
+        proxy.refuse()
+        tasks = {
+            f"{number}": start(memory, 15 if number % 3 else 0.6, SESSIONS[number % 5], f"{number}", kind)
+            for number in range(12)
+        }
+        impatient = await told({content: task for content, task in tasks.items() if not int(content) % 3}, within=3)
+        assert impatient.acknowledged == []
+        proxy.heal()
+        patient = await told({content: task for content, task in tasks.items() if int(content) % 3}, within=16)
+        assert len(patient.acknowledged) == 8, patient.errors
+        found = await quiet(memory, flux_empty_database, SESSIONS)
+        assert [content for content in impatient.refused if content in found] == []
+        assert all(times == 1 for times in found.values())
+        assert {content: found[content] for content in patient.acknowledged} == dict.fromkeys(patient.acknowledged, 1)
+        assert await in_order(flux_empty_database, patient.acknowledged)
 
 
 # An event loop that stands still.
@@ -262,7 +291,9 @@ class Leaving:
     kind: str = "message"
     timed: bool = False
     """They leave by `wait_for`, not by a cancellation from outside."""
-    opened: bool = True
+    used: bool = True
+    """The handle was used before the server went away."""
+    borrowed: bool = False
 
 
 LEAVINGS: Final = {
@@ -277,8 +308,9 @@ LEAVINGS: Final = {
     "eight by wait_for": Leaving(8, timed=True),
     "eight beside eight": Leaving(8, sessions=3, staying=8),
     "forty beside forty": Leaving(40, staying=40),
-    "eight of a handle not yet opened": Leaving(8, opened=False),
-    "eight beside eight of a handle not yet opened": Leaving(8, opened=False, staying=8),
+    "eight of a borrowed pool": Leaving(8, borrowed=True),
+    "eight of a handle not yet opened": Leaving(8, used=False),
+    "eight beside eight of a handle not yet opened": Leaving(8, used=False, staying=8),
 }
 
 
@@ -292,8 +324,8 @@ async def test_an_add_that_was_cancelled_before_it_could_be_sent_is_not_stored(
     leaving = LEAVINGS[name]
     sessions = SESSIONS[: leaving.sessions]
     await make_sessions(flux_empty_database, sessions)
-    async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
-        if leaving.opened:
+    async with opened(proxy.dsn, borrowed=leaving.borrowed, timeout=20) as memory:
+        if leaving.used:
             await quiet(memory, flux_empty_database, sessions, close=False)
         await go_away(proxy, flux_empty_database)
         calls: dict[str, asyncio.Future[Any]] = {}

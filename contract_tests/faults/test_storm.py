@@ -1,0 +1,85 @@
+"""A storm of a few seconds on each engine breaks no promise, and its judge finds each one that is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import pytest
+from fault_report import Fault
+from fault_storm import AFTERWARDS, Rest, Round, Sent, Verdict
+from storm import Summary, on_postgres, on_sqlite
+
+SECONDS: Final = 6.0
+
+
+def assert_clean(summary: Summary, fault: Fault) -> None:
+    """Assert that no promise was broken, and that it was a storm."""
+    shown = json.dumps(summary.shown(), indent=2)
+    assert summary.verdict.is_clean, "\n".join([shown, *summary.examples[:5]])
+    assert min(summary.told[name] for name in ("acknowledged", "refused", "cancelled")) > 0, shown
+    fault.add(acknowledged=summary.told["acknowledged"])
+
+
+@pytest.mark.fault("storm", backend="postgres")
+def test_a_storm_over_postgres_breaks_no_promise(flux_empty_database: str, fault: Fault) -> None:
+    """Deadlines mixed on one handle, cancellations, lost connections and replies, held rows, a loop that stalls."""
+    for seed in fault.rounds(1, 20):
+        summary = asyncio.run(on_postgres(flux_empty_database, SECONDS, seed))
+        assert summary.told["unknown"] > 0
+        assert_clean(summary, fault)
+
+
+@pytest.mark.fault("storm", backend="sqlite")
+def test_a_storm_over_sqlite_breaks_no_promise(path: Path, fault: Fault) -> None:
+    """Deadlines mixed on one handle, cancellations, a file that another process locks, a loop that stalls."""
+    for seed in fault.rounds(1, 20):
+        assert_clean(asyncio.run(on_sqlite(path, SECONDS, seed)), fault)
+
+
+def judged(messages: list[tuple[str, int, str]], *sent: Sent, count: int | None = None, title: str = "") -> set[str]:
+    """Return the promises that a session's messages break."""
+    told = len(messages) if count is None else count
+    verdict = Round(["s"], messages=list(sent)).judge(Rest(messages, [("s", title, told, "")]))
+    return {name for name, times in asdict(verdict).items() if times}
+
+
+def acknowledged(*contents: str, began: float = 0.0, ended: float = 1.0) -> Sent:
+    """Return a write that was answered."""
+    return Sent("s", contents, began, acknowledged_at=ended)
+
+
+def test_the_judge_of_the_storm_finds_each_broken_promise() -> None:
+    """A judge that finds nothing would make every storm clean."""
+    one, two = ("s", 1, "a"), ("s", 2, "b")
+    assert judged([one, two, ("s", 3, AFTERWARDS)], acknowledged("a"), acknowledged("b")) == set()
+    assert judged([one], acknowledged("a"), acknowledged("b")) == {"lost"}
+    assert judged([one], acknowledged("a"), Sent("s", ["b"], 0.0)) == set()
+    assert judged([one, two], acknowledged("a"), Sent("s", ["b"], 0.0)) == {"refused_but_stored"}
+    assert judged([one, two], acknowledged("a"), Sent("s", ["b"], 0.0, open=True)) == set()
+    assert judged([one, ("s", 2, "a")], acknowledged("a")) == {"doubled"}
+    assert judged([one], Sent("s", ["a", "b"], 0.0, open=True)) == {"half_stored"}
+    assert judged([one, two], acknowledged("a")) == {"from_nowhere"}
+    assert judged([one, two], acknowledged("a", began=2.0, ended=3.0), acknowledged("b")) == {"out_of_order"}
+    assert judged([one, two], acknowledged("b", "a")) == {"out_of_order"}
+    assert judged([one, ("s", 3, "b")], acknowledged("a", "b")) == {"counters_wrong"}
+    assert judged([one, two], acknowledged("a", "b"), count=3) == {"counters_wrong"}
+
+
+def test_the_judge_of_the_storm_finds_sessions_and_titles_that_were_refused() -> None:
+    """They have no place in a history, but they are writes."""
+    rest = Rest([], [("s", "new", 0, ""), ("id", "", 0, "made"), ("other", "", 0, "twice"), ("third", "", 0, "twice")])
+    round_ = Round(
+        ["s"],
+        created=[
+            Sent("", ["made"], 0.0),
+            acknowledged("twice"),
+            acknowledged("gone"),
+            Sent("", ["refused"], 0.0),
+        ],
+        titles=[Sent("s", ["new"], 0.0)],
+    )
+    assert round_.judge(rest) == Verdict(lost=1, doubled=1, refused_but_stored=2)
