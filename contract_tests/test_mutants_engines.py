@@ -12,7 +12,7 @@ import pytest
 from bound_stores import damage_postgres, damage_sqlite, verdict, written_at
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, Session, metadata, records, text, timestamps
-from flux_memory.backends import postgres, postgres_writer, sqlite, sqlite_listing
+from flux_memory.backends import postgres, postgres_adds, sqlite, sqlite_listing
 from flux_memory.backends.sqlite_listing import CONTAINS
 from flux_memory.schema import postgres as postgres_schema
 from flux_memory.testkit.contract.under_test import StoreUnderTest
@@ -114,7 +114,7 @@ POSTGRES = {
     "oldest first": Break("FM-ORD-003", postgres, "SELECT_HISTORY", "seq DESC", "seq ASC"),
     "before is inclusive": Break("FM-ORD-006", postgres, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
     "milliseconds": Break("FM-TIM-001", postgres, "SELECT_PAGE", ".US", ".MS"),
-    "the server's time zone": Break("FM-TIM-002", postgres_writer, "ADD_MESSAGE", "'UTC'", "'Asia/Seoul'"),
+    "the server's time zone": Break("FM-TIM-002", postgres_adds, "ADD_MESSAGE", "'UTC'", "'Asia/Seoul'"),
     "the clock decides": Break("FM-TIM-004", postgres, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
     "ties at random": Break("FM-LST-002", postgres, "SELECT_PAGE", 'id COLLATE "C" DESC', "random()"),
     "the filter is equality": Break("FM-LST-011", postgres, "SELECT_PAGE_BY_METADATA", "@>", "="),
@@ -124,9 +124,9 @@ POSTGRES = {
         "FM-SES-008", postgres, "DELETE_SESSION", "DELETE FROM sessions", "UPDATE sessions SET title = ''"
     ),
     "retries go in again": Break(
-        "FM-MSG-002", postgres_writer, "ADD_MESSAGE", " AND NOT EXISTS (SELECT FROM stored)", ""
+        "FM-MSG-002", postgres_adds, "ADD_MESSAGE", " AND NOT EXISTS (SELECT FROM stored)", ""
     ),
-    "retries compare the content only": Break("FM-MSG-004", postgres_writer, "ADD_MESSAGE", "role = $3 AND ", ""),
+    "retries compare the content only": Break("FM-MSG-004", postgres_adds, "ADD_MESSAGE", "role = $3 AND ", ""),
     "nobody waits for tables to be created": Break(
         "FM-CON-002", postgres_schema, "LOCK", postgres_schema.LOCK, NO_WAIT
     ),

@@ -10,7 +10,7 @@ import pytest_asyncio
 from raw_postgres import connected, execute, rows
 
 from flux_memory import PostgresConversationMemory, deadline
-from flux_memory.backends import postgres_writer
+from flux_memory.backends import postgres_adds, postgres_writer
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -189,7 +189,7 @@ async def test_adds_that_share_a_statement_share_a_plan(
     for number in range(20):
         await asyncio.gather(*(memory.add_message(each, "user", "x") for each in sessions[: 2 + number % 3]))
     query = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1"
-    plans = [row for each in memory._pool._open for row in await each.fetch(query, postgres_writer.ADD_MESSAGES)]
+    plans = [row for each in memory._pool._open for row in await each.fetch(query, postgres_adds.ADD_MESSAGES)]
     assert sum(generic for generic, _ in plans) > sum(custom for _, custom in plans), plans
 
 

@@ -10,101 +10,10 @@ from itertools import islice
 from math import ceil
 from typing import Any, Final
 
-from flux_memory import records
+from flux_memory.backends.postgres_adds import Outcome, add
 from flux_memory.backends.postgres_call_state import CallState
 from flux_memory.backends.postgres_retry import RetryingExecutor
-from flux_memory.errors import ConflictError, SessionNotFoundError
 from flux_memory.records import MessageRow
-
-# The session's row lock puts concurrent adds in a line; the counter it guards gives each its number. A message that
-# is already there stops the update, so that a retry changes nothing. Two retries at once: the second breaks the
-# unique key, fails whole, and finds the message when it is run again.
-ADD_MESSAGE: Final = """
-WITH stored AS (
-    SELECT role = $3 AND content = $4 AND coalesce(metadata, '{}') = $5::text::jsonb AS same
-    FROM messages
-    WHERE session_id = $1 AND id = $2
-), bumped AS (
-    UPDATE sessions
-    SET message_count = message_count + 1,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-    WHERE id = $1 AND NOT EXISTS (SELECT FROM stored)
-    RETURNING id, message_count, updated_at
-), added AS (
-    INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
-    SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
-    FROM bumped
-)
-SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
-"""
-
-# The same for several calls, each with its own outcome. It skips sessions that are locked, and returns them: a locked
-# session must not keep the others waiting, and statements that do not wait cannot deadlock.
-#
-# `(SELECT $n)` hides the arrays' lengths from the planner. It would find that a plan for just so many rows costs less
-# than one for any number, and make a new one each time, which takes several times as long as the statement itself.
-ADD_MESSAGES: Final = """
-WITH item AS (
-    SELECT *
-    FROM unnest(
-        (SELECT $2::int[]), (SELECT $3::text[]), (SELECT $4::text[]),
-        (SELECT $5::text[]), (SELECT $6::text[]), (SELECT $7::text[])
-    ) WITH ORDINALITY AS item (call, session_id, id, role, content, metadata, position)
-), stored AS (
-    SELECT
-        item.call,
-        item.position,
-        item.id,
-        messages.role = item.role
-            AND messages.content = item.content
-            AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
-    FROM item
-    JOIN messages ON messages.session_id = item.session_id AND messages.id = item.id
-), fresh AS (
-    SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY position) AS number
-    FROM item
-    WHERE position NOT IN (SELECT position FROM stored)
-        AND call NOT IN (SELECT call FROM stored WHERE NOT same)
-), locked AS (
-    SELECT id
-    FROM sessions
-    WHERE id = ANY ((SELECT $1::text[])::text[])
-    FOR UPDATE SKIP LOCKED
-), bumped AS (
-    UPDATE sessions
-    SET message_count = message_count + growth.messages,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-    FROM (SELECT session_id, count(*) AS messages FROM fresh GROUP BY session_id) AS growth
-    JOIN locked ON locked.id = growth.session_id
-    WHERE sessions.id = growth.session_id
-    RETURNING sessions.id, message_count - growth.messages AS before, updated_at
-), added AS (
-    INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
-    SELECT
-        fresh.session_id,
-        fresh.id,
-        bumped.before + fresh.number,
-        fresh.role,
-        fresh.content,
-        fresh.metadata::jsonb,
-        bumped.updated_at
-    FROM fresh
-    JOIN bumped ON bumped.id = fresh.session_id
-)
-SELECT
-    ARRAY (SELECT id FROM locked),
-    ARRAY (
-        SELECT id
-        FROM sessions
-        WHERE id = ANY ((SELECT $1::text[])::text[])
-            AND (SELECT count(*) FROM locked) < (SELECT cardinality($1::text[]))
-            AND id NOT IN (SELECT id FROM locked)
-    ),
-    ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
-    ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
-"""
-
-ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
 
 MAX_IN_FLIGHT: Final = 2
 """Shared statements in flight: the server works on one while the callers of the other are answered and call again."""
@@ -133,6 +42,16 @@ class _Call:
         self.alone = False
         """The server refused a statement that it shared, so it gets one of its own."""
 
+    def settle(self, error: Exception | None) -> None:
+        """Answer the caller, if it still waits."""
+        self.queue.in_flight.pop(self, None)
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+
 
 class _SessionQueue:
     """The unanswered adds to one session, in order: those in the statement in flight, then those that wait."""
@@ -154,7 +73,7 @@ class _Statement:
         fill: Takes calls into the statement if it has none yet.
     """
 
-    __slots__ = ("_fill", "gathered", "on_lock", "queues", "slot", "task")
+    __slots__ = ("_fill", "gathered", "queues", "slot", "task")
 
     def __init__(self, fill: Callable[[_Statement], None]) -> None:
         self._fill = fill
@@ -162,8 +81,6 @@ class _Statement:
         """Its sessions with callers who still wait."""
         self.gathered = 0
         """How many calls it took from the queues."""
-        self.on_lock = False
-        """It has one call, and waits for the lock of its session."""
         self.slot: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         """What sends it; `None` where the caller itself does."""
@@ -211,7 +128,8 @@ class MessageWriter:
         self._slots: set[_Statement] = set()
         self._next: _Statement | None = None
         """The statement that takes the ready calls as soon as it has a connection."""
-        self._on_lock = 0
+        self._on_lock: set[_Statement] = set()
+        """Statements of one call each that may wait for the lock of a session."""
         self._expecting_refill = False
         """A shared statement has just ended: its callers may call again in a moment, and shall share the next one."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -252,8 +170,7 @@ class MessageWriter:
         statement = _Statement(self._fill)
         self._board(statement, call)
         self._occupy_slot(statement)
-        statement.on_lock = True
-        self._on_lock += 1
+        self._on_lock.add(statement)
         try:
             await self._executor.run(statement, partial(self._send, statement))
         finally:
@@ -301,7 +218,7 @@ class MessageWriter:
         return len(self._slots) < (MAX_IN_FLIGHT if calls > MIN_BATCH else 1)
 
     def _may_wait_for_lock(self) -> bool:
-        return self._on_lock < self._executor.max_adds_on_locks
+        return len(self._on_lock) < self._executor.max_adds_on_locks
 
     def _start(self, statement: _Statement) -> None:
         sending = self._executor.run(statement, partial(self._send, statement))
@@ -333,8 +250,8 @@ class MessageWriter:
                 break
             self._take(statement, queue, room)
         self._gathered += statement.gathered
-        statement.on_lock = statement.gathered == 1 and self._may_wait_for_lock()
-        self._on_lock += statement.on_lock
+        if statement.gathered == 1 and self._may_wait_for_lock():
+            self._on_lock.add(statement)
         self._go_on()
 
     def _take(self, statement: _Statement, queue: _SessionQueue, room: list[int]) -> None:
@@ -379,22 +296,14 @@ class MessageWriter:
         calls = statement.calls()
         if not calls:
             return
-        if statement.on_lock and len(calls) == 1 and len(calls[0].rows) == 1:
-            (call,) = calls
-            ((same,),) = await connection.fetch(ADD_MESSAGE, call.queue.session_id, *call.rows[0])
-            _answer(call, found=same is not None, taken=call.rows[0].id if same is False else None)
-            return
-        items = [(number, call.queue.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
-        columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
-        sessions = [queue.session_id for queue in statement.queues]
-        sql = ADD_MESSAGES_WAITING if statement.on_lock else ADD_MESSAGES
-        ((found, skipped, refused, taken),) = await connection.fetch(sql, sessions, *columns)
-        first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
-        known, locked = set(found), set(skipped)
-        for number, call in enumerate(calls):
-            if call.queue.session_id not in locked:
-                _answer(call, found=call.queue.session_id in known, taken=first_taken.get(number))
-        for queue in [queue for queue in statement.queues if queue.session_id in locked]:
+        batch = [(call.queue.session_id, call.rows) for call in calls]
+        locked: dict[_SessionQueue, None] = {}
+        for call, outcome in zip(calls, await add(connection, batch, wait=statement in self._on_lock), strict=True):
+            if outcome is Outcome.LOCKED:
+                locked[call.queue] = None
+            else:
+                call.settle(None if outcome is Outcome.STORED else outcome)
+        for queue in locked.keys() & statement.queues.keys():
             self._wait_for_lock(statement, queue)
 
     def _wait_for_lock(self, skipped_by: _Statement, queue: _SessionQueue) -> None:
@@ -407,8 +316,7 @@ class MessageWriter:
             return
         if self._may_wait_for_lock():
             statement = _Statement(self._fill)
-            statement.on_lock = True
-            self._on_lock += 1
+            self._on_lock.add(statement)
             # One call alone, so that its caller can end it and the calls behind it are not sent yet.
             self._take(statement, queue, [1, BATCH_ROWS, BATCH_CHARACTERS])
             self._gathered += statement.gathered
@@ -437,7 +345,7 @@ class MessageWriter:
             if isinstance(error, Exception):
                 # A refused call fails alone, so its neighbours are sent again.
                 if len(calls) == 1 or statement is self._next:
-                    _fail(call, error)
+                    call.settle(error)
                 call.alone = True
         self._finish(statement)
 
@@ -447,7 +355,7 @@ class MessageWriter:
         if statement.slot is not None:
             statement.slot.cancel()
         self._slots.discard(statement)
-        self._on_lock -= statement.on_lock
+        self._on_lock.discard(statement)
         self._gathered -= statement.gathered
         self._expecting_refill = statement.gathered > 1
         for queue in [*statement.queues]:
@@ -458,18 +366,3 @@ class MessageWriter:
 def _cancel(statement: _Statement) -> None:
     if statement.task is not None:
         statement.task.cancel()
-
-
-def _answer(call: _Call, *, found: bool, taken: str | None) -> None:
-    if not found:
-        _fail(call, SessionNotFoundError(records.no_session(call.queue.session_id)))
-    elif taken is not None:
-        _fail(call, ConflictError(records.taken_id(call.queue.session_id, taken)))
-    elif not call.future.done():
-        call.future.set_result(None)
-    call.queue.in_flight.pop(call, None)
-
-
-def _fail(call: _Call, error: Exception) -> None:
-    if not call.future.done():
-        call.future.set_exception(error)

@@ -12,7 +12,7 @@ import asyncpg
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends.postgres import SELECT_HISTORY, SELECT_PAGE
-from flux_memory.backends.postgres_writer import ADD_MESSAGE
+from flux_memory.backends.postgres_adds import ADD_MESSAGE
 from harness.contenders import Partial, Reply, installed
 from harness.samples import Sample, as_json
 

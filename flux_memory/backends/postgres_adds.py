@@ -1,0 +1,149 @@
+"""The statements that add messages, and what their answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import Any, Final
+
+from flux_memory import records
+from flux_memory.errors import ConflictError, FluxMemoryError, SessionNotFoundError
+from flux_memory.records import MessageRow
+
+# The session's row lock puts concurrent adds in a line; the counter it guards gives each its number. A message that
+# is already there stops the update, so that a retry changes nothing. Two retries at once: the second breaks the
+# unique key, fails whole, and finds the message when it is run again.
+ADD_MESSAGE: Final = """
+WITH stored AS (
+    SELECT role = $3 AND content = $4 AND coalesce(metadata, '{}') = $5::text::jsonb AS same
+    FROM messages
+    WHERE session_id = $1 AND id = $2
+), bumped AS (
+    UPDATE sessions
+    SET message_count = message_count + 1,
+        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
+    WHERE id = $1 AND NOT EXISTS (SELECT FROM stored)
+    RETURNING id, message_count, updated_at
+), added AS (
+    INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
+    SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
+    FROM bumped
+)
+SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
+"""
+
+# The same for several calls, each with its own outcome. It skips sessions that are locked, and returns them: a locked
+# session must not keep the others waiting, and statements that do not wait cannot deadlock.
+#
+# `(SELECT $n)` hides the arrays' lengths from the planner. It would find that a plan for just so many rows costs less
+# than one for any number, and make a new one each time, which takes several times as long as the statement itself.
+ADD_MESSAGES: Final = """
+WITH item AS (
+    SELECT *
+    FROM unnest(
+        (SELECT $2::int[]), (SELECT $3::text[]), (SELECT $4::text[]),
+        (SELECT $5::text[]), (SELECT $6::text[]), (SELECT $7::text[])
+    ) WITH ORDINALITY AS item (call, session_id, id, role, content, metadata, position)
+), stored AS (
+    SELECT
+        item.call,
+        item.position,
+        item.id,
+        messages.role = item.role
+            AND messages.content = item.content
+            AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
+    FROM item
+    JOIN messages ON messages.session_id = item.session_id AND messages.id = item.id
+), fresh AS (
+    SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY position) AS number
+    FROM item
+    WHERE position NOT IN (SELECT position FROM stored)
+        AND call NOT IN (SELECT call FROM stored WHERE NOT same)
+), locked AS (
+    SELECT id
+    FROM sessions
+    WHERE id = ANY ((SELECT $1::text[])::text[])
+    FOR UPDATE SKIP LOCKED
+), bumped AS (
+    UPDATE sessions
+    SET message_count = message_count + growth.messages,
+        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
+    FROM (SELECT session_id, count(*) AS messages FROM fresh GROUP BY session_id) AS growth
+    JOIN locked ON locked.id = growth.session_id
+    WHERE sessions.id = growth.session_id
+    RETURNING sessions.id, message_count - growth.messages AS before, updated_at
+), added AS (
+    INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
+    SELECT
+        fresh.session_id,
+        fresh.id,
+        bumped.before + fresh.number,
+        fresh.role,
+        fresh.content,
+        fresh.metadata::jsonb,
+        bumped.updated_at
+    FROM fresh
+    JOIN bumped ON bumped.id = fresh.session_id
+)
+SELECT
+    ARRAY (SELECT id FROM locked),
+    ARRAY (
+        SELECT id
+        FROM sessions
+        WHERE id = ANY ((SELECT $1::text[])::text[])
+            AND (SELECT count(*) FROM locked) < (SELECT cardinality($1::text[]))
+            AND id NOT IN (SELECT id FROM locked)
+    ),
+    ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
+    ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
+"""
+
+ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
+
+
+class Outcome(Enum):
+    """How an add ended that was not refused."""
+
+    STORED = auto()
+    LOCKED = auto()
+    """Its session was locked, and it was skipped."""
+
+
+async def add(
+    connection: Any, calls: Sequence[tuple[str, Sequence[MessageRow]]], *, wait: bool
+) -> list[Outcome | FluxMemoryError]:
+    """Store calls by one statement, each whole or not at all.
+
+    Args:
+        connection: An asyncpg connection.
+        calls: The session and the rows of each call; no session has two rows with one id.
+        wait: Whether to wait for the lock of a session, or to skip it.
+
+    Returns:
+        The outcome of each call, or the error that it is refused with.
+    """
+    if wait and len(calls) == len(calls[0][1]) == 1:
+        ((session_id, (row,)),) = calls
+        ((same,),) = await connection.fetch(ADD_MESSAGE, session_id, *row)
+        return [_outcome(session_id, found=same is not None, taken=row.id if same is False else None)]
+    items = [(number, session_id, *row) for number, (session_id, rows) in enumerate(calls) for row in rows]
+    columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
+    sessions = list(dict.fromkeys(session_id for session_id, _ in calls))
+    sql = ADD_MESSAGES_WAITING if wait else ADD_MESSAGES
+    ((found, locked, refused, taken),) = await connection.fetch(sql, sessions, *columns)
+    first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
+    known, skipped = set(found), set(locked)
+    return [
+        Outcome.LOCKED
+        if session_id in skipped
+        else _outcome(session_id, found=session_id in known, taken=first_taken.get(number))
+        for number, (session_id, _) in enumerate(calls)
+    ]
+
+
+def _outcome(session_id: str, *, found: bool, taken: str | None) -> Outcome | FluxMemoryError:
+    if not found:
+        return SessionNotFoundError(records.no_session(session_id))
+    if taken is not None:
+        return ConflictError(records.taken_id(session_id, taken))
+    return Outcome.STORED
