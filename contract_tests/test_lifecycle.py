@@ -60,7 +60,7 @@ async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() 
     resource.failures = [ValueError("the second one"), ValueError("the first one")]
     together = [asyncio.create_task(resource.call()) for _ in range(2)]
     await settled(*together)
-    resource.life._began -= 60
+    resource.life._opening_began -= 60
     late = [asyncio.create_task(resource.call()) for _ in range(2)]
     await settled(*late)
     resource.gate.set()
