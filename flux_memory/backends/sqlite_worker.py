@@ -304,7 +304,7 @@ class SQLiteWorker:
         begun = committing = False
         try:
             _roll_back(db)
-            self._file.look_before_write()
+            self._file.verify_before_write()
             db.execute("BEGIN IMMEDIATE")
             begun = True
             self._writes.lock_error = None
@@ -349,7 +349,7 @@ class SQLiteWorker:
                 raise BackendUnavailableError(not_begun(job.timeout))
             if not job.queue.writes:
                 _roll_back(db)
-                self._file.look_before_read()
+                self._file.verify_before_read()
             job.result = job.work(db)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error
