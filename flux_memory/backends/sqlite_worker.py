@@ -238,7 +238,7 @@ class SQLiteWorker:
 
     def _expire(self, job: _Job[Any], *, last: bool = False) -> None:
         """Refuse a call at its deadline, if the thread has not taken it; if it has, give that a moment to answer."""
-        if job.answered:
+        if job.answered or job.future.done():
             _settle([job])
         elif job.queue.withdraw(job):
             job.future.set_exception(job.refusal())
