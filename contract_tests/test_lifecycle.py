@@ -21,6 +21,8 @@ class Resource:
         self.closed = 0
         self.seconds = 0.0
         self.failures: list[Exception] = []
+        self.closing = asyncio.Event()
+        self.closing.set()
         self.life: Lifecycle[Resource] = Lifecycle(self._open, self._close, grace)
 
     async def _open(self) -> Resource:
@@ -32,6 +34,9 @@ class Resource:
 
     async def _close(self, resource: Resource, seconds: float) -> None:
         assert resource is self
+        await self.closing.wait()
+        if self.failures:
+            raise self.failures.pop()
         self.closed += 1
         self.seconds = seconds
 
@@ -60,7 +65,7 @@ async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() 
     resource.failures = [ValueError("the second one"), ValueError("the first one")]
     together = [asyncio.create_task(resource.call()) for _ in range(2)]
     await settled(*together)
-    resource.life._began -= 60
+    resource.life._opening_began -= 60
     late = [asyncio.create_task(resource.call()) for _ in range(2)]
     await settled(*late)
     resource.gate.set()
@@ -202,6 +207,80 @@ async def test_closing_is_idempotent_also_at_once() -> None:
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.gather(*(resource.life.close() for _ in range(10)))
+    await resource.life.close()
+    assert resource.closed == 1
+
+
+def cancel_all() -> None:
+    """Do what applications do when they shut down, and `asyncio.run`."""
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("turns", range(6))
+async def test_an_opening_that_was_cancelled_with_every_task_begins_anew(turns: int) -> None:
+    """Whichever turn it was cancelled in, its first one included: the next call opens, and closing leaves nothing."""
+    resource = Resource()
+    if turns > 3:
+        resource.gate.clear()
+    calls = [asyncio.create_task(resource.call()) for _ in range(3)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cancel_all()
+    resource.gate.set()
+    assert await resource.call() == "done"
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {"done" if outcome == "done" else type(outcome) for outcome in outcomes} <= {"done", asyncio.CancelledError}
+    await resource.life.close()
+    assert resource.closed == 1
+
+
+@pytest.mark.asyncio
+async def test_a_caller_outlives_the_opening_that_it_waits_for() -> None:
+    """It was not cancelled itself: it is neither cancelled nor told that the memory is closed."""
+    resource = Resource()
+    resource.gate.clear()
+    call = asyncio.create_task(resource.call())
+    await settled(call)
+    for task in asyncio.all_tasks() - {asyncio.current_task(), call}:
+        task.cancel()
+    resource.gate.set()
+    assert await call == "done"
+    assert resource.opened == 2
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_close_that_was_cancelled_with_every_task_continues(turns: int) -> None:
+    """Waiting for a call, or closing the resource: the next `close()` returns when it is closed, at once or later."""
+    resource = Resource()
+    await resource.call()
+    resource.closing.clear()
+    calls: list[asyncio.Task[Any]] = []
+    if turns % 2:
+        calls.append(asyncio.create_task(resource.call(asyncio.Event())))
+        await settled(*calls)
+    calls += [asyncio.create_task(resource.life.close()) for _ in range(2)]
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    cancel_all()
+    resource.closing.set()
+    await asyncio.gather(resource.life.close(), resource.life.close())
+    assert (resource.closed, resource.life.resource) == (1, None)
+    await asyncio.gather(*calls, return_exceptions=True)
+    await resource.life.close()
+    assert resource.closed == 1
+
+
+@pytest.mark.asyncio
+async def test_a_close_that_failed_is_tried_again() -> None:
+    """What could not be closed is still the handle's: the next `close()` closes it."""
+    resource = Resource()
+    await resource.call()
+    resource.failures.append(ValueError("not yet"))
+    with pytest.raises(ValueError, match="not yet"):
+        await resource.life.close()
     await resource.life.close()
     assert resource.closed == 1
 

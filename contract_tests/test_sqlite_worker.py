@@ -81,8 +81,11 @@ async def test_more_writes_than_one_transaction_takes(memory: ConversationMemory
 async def test_calls_of_one_moment_share_one_transaction(memory: ConversationMemory) -> None:
     """Writes that begin together cost one flush of the disk, the first of them included."""
     statements: list[str] = []
-    # By aiosqlite's own way: after it the thread rests, and does not take the first write before the others come.
-    await (await memory._life.opened()).set_trace_callback(statements.append)
+    await on_the_thread(memory, lambda db: db.set_trace_callback(statements.append))
+    # After this the thread rests, and does not take the first write before the others come.
+    rests = threading.Event()
+    (await memory._life.opened())._send(rests.set)
+    await asyncio.to_thread(rests.wait, 5)
     await asyncio.gather(*(memory.add_message("one", "user", str(number)) for number in range(20)))
     await on_the_thread(memory, lambda db: db.set_trace_callback(None))
     assert statements.count("COMMIT") == 1
@@ -210,7 +213,7 @@ async def test_a_forgotten_handle_warns_and_ends_its_thread(path: Path) -> None:
     """The warning names the file; the thread does not stay."""
     memory = ConversationMemory(path)
     await memory.create_session()
-    thread = (await memory._life.opened())._thread
+    thread = (await memory._life.opened())._driver._thread
     forgotten = [memory]
     del memory
     with pytest.warns(ResourceWarning, match=r"ConversationMemory\('.*chat\.db'\) was never closed"):
@@ -380,5 +383,5 @@ async def test_a_worker_whose_thread_hangs_is_left_behind() -> None:
     await asyncio.wait_for(worker.finish(0.05), 5)
     release.set()
     await hanging
-    await asyncio.to_thread(worker._thread.join, 5)
-    assert not worker._thread.is_alive()
+    await asyncio.to_thread(worker._driver._thread.join, 5)
+    assert not worker._driver._thread.is_alive()

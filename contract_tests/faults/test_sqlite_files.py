@@ -15,8 +15,10 @@ import pytest
 from fault_report import Fault
 from fault_work import UNKNOWN
 from ordinary_user import ordinary_user
+from raw_sqlite import on_the_thread
 
 from flux_memory import BackendUnavailableError, ConversationMemory, FluxMemoryError, Memory, SchemaError
+from flux_memory.backends import sqlite_file
 from flux_memory.testkit.histories import History, Journal, Recorder
 
 PAGE: Final = 4096
@@ -276,6 +278,35 @@ def test_a_file_that_is_changed_from_under_a_handle_is_an_error(tmp_path: Path, 
                 await memory.add_message("first", "user", "afterwards")
 
         asyncio.run(again())
+
+
+@pytest.mark.fault("file cut while open, check interrupted", backend="sqlite")
+@pytest.mark.parametrize("name", ["truncated", "log emptied"])
+def test_a_cut_is_remembered_until_its_check_has_a_verdict(
+    path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A deadline that interrupts the check of a cut file decides nothing: the next write is still refused."""
+    damage, says = OPEN_DAMAGE[name]
+    interrupted = True
+    # The first read after the cut checks the file, however soon it comes.
+    monkeypatch.setattr(sqlite_file, "_TRUSTED_SECONDS", 0)
+
+    async def use() -> None:
+        nonlocal interrupted
+        async with ConversationMemory(path, timeout=20) as memory:
+            await memory.add_message("first", "user", "before" * 1000)
+            await on_the_thread(memory, lambda db: db.set_progress_handler(lambda: interrupted, 1))
+            damage(path)
+            for _ in range(3):
+                with pytest.raises(BackendUnavailableError, match="took longer than its deadline"):
+                    await memory.get_history("first")
+            interrupted = False
+            for _ in range(3):
+                with pytest.raises(FluxMemoryError, match=says):
+                    await memory.add_message("first", "user", "x")
+
+    asyncio.run(use())
+    fault.add(acknowledged=1)
 
 
 @pytest.mark.fault("VACUUM by another process", backend="sqlite")

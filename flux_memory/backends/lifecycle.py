@@ -6,7 +6,7 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
@@ -32,7 +32,7 @@ class Lifecycle(Generic[Resource]):
 
     def __init__(
         self,
-        open_resource: Callable[[], Awaitable[Resource]],
+        open_resource: Callable[[], Coroutine[Any, Any, Resource]],
         close_resource: Callable[[Resource, float], Awaitable[None]],
         grace: float,
     ) -> None:
@@ -41,14 +41,16 @@ class Lifecycle(Generic[Resource]):
         self._grace = grace
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[Resource] | None = None
-        self._began = 0.0
+        self._opening_began = 0.0
         self._closing: asyncio.Task[None] | None = None
         self.resource: Resource | None = None
-        """What is open now, if anything is."""
+        """What is open now, if anything is; it stays here until it is closed."""
         self._in_flight = 0
         self._idle = asyncio.Event()
         self.forked = False
         self.closed = False
+        self._ended = False
+        """Set by `close()` when it stops waiting for calls: nothing is opened or handed out any more."""
         _LIVES.add(self)
 
     def check_open(self) -> None:
@@ -61,13 +63,11 @@ class Lifecycle(Generic[Resource]):
             )
 
     async def opened(self) -> Resource:
-        """Return the resource, opening it if nobody has.
-
-        The opening is a task of its own: one caller's cancellation does not undo what others wait for.
+        """Return the resource; the first caller begins to open it, and all who come meanwhile wait for that.
 
         Raises:
             FluxMemoryError: The handle belongs to another event loop.
-            MemoryClosedError: It was closed before the opening was done.
+            MemoryClosedError: `close()` gave up waiting before the opening was done.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -77,36 +77,33 @@ class Lifecycle(Generic[Resource]):
                     "create one memory for each event loop"
                 )
             self._loop = loop
-        if self.resource is not None:
-            return self.resource
-        late = self._opening is not None and loop.time() - self._began > _TOGETHER
-        try:
-            return await self._shared_opening(loop)
-        except Exception:
-            if not late or self.closed:
-                raise
-            # It had less time left than this call has, and may have failed of that.
-            return await self._shared_opening(loop)
+        # An opening that began earlier has less time left than this call, and may fail for lack of it: tried again.
+        earlier = self._opening if loop.time() - self._opening_began > _TOGETHER else None
+        while not self._ended:
+            if self.resource is not None:
+                return self.resource
+            opening = self._opening or self._begin_opening(loop)
+            # It neither cancels the opening with this caller, nor this caller with the opening: that one is cancelled
+            # with every other task of the loop, and begins anew for a caller that is left.
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is not None and opening is not earlier:
+                opening.result()
+        raise MemoryClosedError(CLOSED)
 
-    async def _shared_opening(self, loop: asyncio.AbstractEventLoop) -> Resource:
-        if self._opening is None:
-            self._began = loop.time()
-            self._opening = loop.create_task(self._open())
-            self._opening.add_done_callback(_retrieve)
-        opening = self._opening
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            if was_given_up(opening):
-                raise MemoryClosedError(CLOSED) from None
-            raise
+    def _begin_opening(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Resource]:
+        self._opening_began = loop.time()
+        self._opening = loop.create_task(self._open_resource())
+        self._opening.add_done_callback(self._finish_opening)
+        return self._opening
 
-    async def _open(self) -> Resource:
-        try:
-            self.resource = await self._open_resource()
-        finally:
-            self._opening = None
-        return self.resource
+    def _finish_opening(self, opening: asyncio.Task[Resource]) -> None:
+        """Runs before any caller wakes, also where the task was cancelled before its first step."""
+        if opening is not self._opening:
+            return
+        self._opening = None
+        # Asking for the exception also keeps asyncio from logging it where every caller is gone.
+        if not opening.cancelled() and opening.exception() is None:
+            self.resource = opening.result()
 
     def leave_to_parent(self) -> None:
         """Let go of what was opened before this process was forked; what was not opened yet can be opened here."""
@@ -130,13 +127,19 @@ class Lifecycle(Generic[Resource]):
                 self._idle.set()
 
     async def close(self) -> None:
-        """Refuse new calls, wait for those in flight, close the resource. Safe to call again, also at once."""
+        """Refuse new calls, wait for those in flight, close the resource.
+
+        Safe to call again, also at once; after a close that was cancelled it continues.
+        """
         self.closed = True
-        if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close())
-        elif self._closing.done() or self._closing.get_loop() is not asyncio.get_running_loop():
-            return
-        await asyncio.shield(self._closing)
+        loop = asyncio.get_running_loop()
+        while not self._ended or self.resource is not None:
+            closing = self._closing
+            if closing is None or closing.done() or closing.get_loop() is not loop:
+                closing = self._closing = loop.create_task(self._close())
+            await asyncio.wait([closing])
+            if not closing.cancelled():
+                closing.result()
 
     async def _close(self) -> None:
         loop = asyncio.get_running_loop()
@@ -147,13 +150,14 @@ class Lifecycle(Generic[Resource]):
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._idle.wait(), self._grace)
             if self._opening is not None:
-                _, late = await asyncio.wait([self._opening], timeout=max(end - loop.time(), 0))
-                # Nobody would close what opens from now on.
-                for task in late:
-                    task.cancel()
-        resource, self.resource = self.resource, None
-        if resource is not None:
-            await self._close_resource(resource, max(end - loop.time(), _LEAST))
+                await asyncio.wait([self._opening], timeout=max(end - loop.time(), 0))
+        self._ended = True
+        if self._loop is loop and self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening], timeout=_LEAST)
+        if self.resource is not None:
+            await self._close_resource(self.resource, max(end - loop.time(), _LEAST))
+            self.resource = None
 
 
 _LIVES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()
@@ -180,9 +184,3 @@ def warn_never_closed(handle: object) -> None:
     """Warn, from a handle's `__del__`, that `close()` was forgotten."""
     message = f"{handle!r} was never closed; use 'async with' or close()"
     warnings.warn(message, ResourceWarning, stacklevel=3, source=handle)
-
-
-def _retrieve(task: asyncio.Task[Resource]) -> None:
-    # Where every caller was cancelled nobody awaits the task, and asyncio would log its exception at exit.
-    if not task.cancelled():
-        task.exception()

@@ -61,9 +61,9 @@ def is_read_only(error: BaseException) -> bool:
     return _primary_code(error) in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 
-def leaves_commit_unknown(error: sqlite3.Error) -> bool:
-    """Tell whether a COMMIT that failed so may yet be found on the disk after a crash."""
-    return _primary_code(error) == sqlite3.SQLITE_IOERR
+def leaves_commit_unknown(error: BaseException) -> bool:
+    """Return whether a COMMIT that failed so may have taken effect, or may yet be found on the disk after a crash."""
+    return not isinstance(error, sqlite3.Error) or _primary_code(error) == sqlite3.SQLITE_IOERR
 
 
 def _primary_code(error: BaseException | None) -> int:

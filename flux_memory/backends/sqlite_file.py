@@ -14,7 +14,7 @@ from typing import Final
 from flux_memory.backends.sqlite_errors import is_passing
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
-_LOOKED_AT_WITHIN: Final = 0.05
+_TRUSTED_SECONDS: Final = 0.05
 """Seconds for which reads trust that the file is still what it was, and writes that its log is."""
 _TRUNCATED: Final = (
     "{} was truncated while it was open; stop what did it, copy what is left, -wal included, and restore a backup"
@@ -38,48 +38,51 @@ class OpenFile:
         self._db = db
         self._frozen = frozen
         watched = [] if path == ":memory:" else [path] if frozen else [path, self._log]
-        self._were = {name: os.stat(name) for name in watched if os.path.exists(name)}  # noqa: PTH110, PTH116 - quicker
-        self._sizes = {name: was.st_size for name, was in self._were.items()}
+        self._known_stats = {name: os.stat(name) for name in watched if os.path.exists(name)}  # noqa: PTH110, PTH116 - quicker
+        self._known_sizes = {name: known.st_size for name, known in self._known_stats.items()}
         self._truncated = False
-        self._looked = time.monotonic()
+        self._verified = time.monotonic()
         self._committed = time.time_ns()
 
-    def look_before_read(self) -> None:
-        """Do what `look` does, unless that was done a moment ago."""
-        if not self._has_just_looked():
-            self.look()
+    def verify_before_read(self) -> None:
+        """Do what `verify` does, unless that was done a moment ago."""
+        if not self._just_verified():
+            self.verify()
 
-    def look_before_write(self) -> None:
-        """Do what `look` does; of the log only that it is there and no smaller, where it was looked at a moment ago.
+    def verify_before_write(self) -> None:
+        """Do what `verify` does; of the log only that it is there and no smaller, where that was done a moment ago.
 
         Since Linux 6.13 a file that was asked for its times gets finer ones at its next change, which makes the flush
         of a commit by a third slower. Each commit changes the log, and no other file.
         """
-        if not (self._has_just_looked() and self._seems_whole()):
-            self.look()
+        if not (self._just_verified() and self._seems_whole()):
+            self.verify()
 
-    def look(self) -> None:
+    def verify(self) -> None:
         """Make sure that the file and its log are those that were opened, and whole.
 
         Raises:
             FluxMemoryError: They are not; the message says what to do.
+            sqlite3.Error: A lock or a deadline ended the check before its verdict; the next call checks again.
         """
-        self._looked = -math.inf
+        self._verified = -math.inf
         if self._truncated:
             raise FluxMemoryError(_TRUNCATED.format(self._path))
-        shrunk = False
-        for name, was in self._were.items():
-            found = self._found(name, was)
-            shrunk |= found.st_size < self._sizes[name]
-            if self._frozen and (found.st_mtime_ns != was.st_mtime_ns or _size(self._log)):
-                raise BackendUnavailableError(
-                    f"{name} was opened as a file that nobody changes, and somebody did; open the store again"
-                )
-            self._were[name], self._sizes[name] = found, found.st_size
+        found = {name: self._found(name, known) for name, known in self._known_stats.items()}
+        if self._frozen and (
+            found[self._path].st_mtime_ns != self._known_stats[self._path].st_mtime_ns or _size(self._log)
+        ):
+            raise BackendUnavailableError(
+                f"{self._path} was opened as a file that nobody changes, and somebody did; open the store again"
+            )
+        shrunk = any(stat.st_size < self._known_sizes[name] for name, stat in found.items())
         if shrunk and not self._is_whole():
             self._truncated = True
             raise FluxMemoryError(_TRUNCATED.format(self._path))
-        self._looked = time.monotonic()
+        # Not before the verdict: what is known now is what tells the next call that something was cut.
+        self._known_stats = found
+        self._known_sizes = {name: stat.st_size for name, stat in found.items()}
+        self._verified = time.monotonic()
 
     def note_commit(self) -> None:
         """Remember the time and the log's size: who changes the log later is somebody else.
@@ -88,22 +91,22 @@ class OpenFile:
         has no file descriptor left.
         """
         self._committed = time.time_ns()
-        if self._log in self._were:
+        if self._log in self._known_sizes:
             with suppress(OSError):
-                self._sizes[self._log] = _size_alone(self._log)
+                self._known_sizes[self._log] = _size_alone(self._log)
 
-    def _has_just_looked(self) -> bool:
-        return not self._frozen and time.monotonic() - self._looked <= _LOOKED_AT_WITHIN
+    def _just_verified(self) -> bool:
+        return not self._frozen and time.monotonic() - self._verified <= _TRUSTED_SECONDS
 
     def _seems_whole(self) -> bool:
         try:
-            for name, was in self._were.items():
+            for name, was in self._known_stats.items():
                 if name == self._log:
-                    if _size_alone(name) < self._sizes[name]:
+                    if _size_alone(name) < self._known_sizes[name]:
                         return False
                 else:
                     found = os.stat(name)  # noqa: PTH116 - quicker, and this is done for each write
-                    if (found.st_ino, found.st_dev, found.st_size) != (was.st_ino, was.st_dev, self._sizes[name]):
+                    if (found.st_ino, found.st_dev, found.st_size) != (was.st_ino, was.st_dev, self._known_sizes[name]):
                         return False
         except OSError:
             return False
@@ -119,25 +122,24 @@ class OpenFile:
             if (found.st_ino, found.st_dev) == (was.st_ino, was.st_dev):
                 return found
         if name == self._path:
-            self._fold_log_in()
+            self._checkpoint()
         raise BackendUnavailableError(
             f"{name} was {what} while it was open; see that no process uses the old file and that no "
             f"{Path(self._log).name} of it is left, and open the store again"
         )
 
-    def _fold_log_in(self) -> None:
+    def _checkpoint(self) -> None:
         """Put what the log holds into the file that is open, wherever that is now.
 
-        Left where it is, the log would be applied to whatever file has the name next, and damage it. It is not touched
-        where somebody else wrote to it, who may have opened the new file already.
+        Left where it is, the log would be applied to the file that has the name next, and damage it. Skipped if another
+        process wrote to the log, which may by now belong to the new file.
         """
-        with suppress(sqlite3.Error, OSError, KeyError):
+        with suppress(sqlite3.Error, OSError):
             if Path(self._log).stat().st_mtime_ns <= self._committed:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                self.note_commit()
 
     def _is_whole(self) -> bool:
-        """Tell whether every page is there: VACUUM makes a file smaller too, and a checkpoint its log."""
+        """Return whether every page is there: VACUUM makes a file smaller too, and a checkpoint its log."""
         if not _size(self._path):
             # Whoever opens it next throws the log away.
             return False

@@ -8,8 +8,9 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -25,141 +26,176 @@ Work = Callable[[sqlite3.Connection], Result]
 """Runs on the thread. A write raises errors of ours only before it has changed anything."""
 
 _MOST_TOGETHER: Final = 256
-"""Calls that the thread takes at once, and so writes of one transaction; more would keep others waiting."""
+"""Reads that the thread answers in a row, and writes of one transaction; more would keep others waiting."""
 _ANSWERED_WITHIN: Final = 0.002
 """Seconds of reading after which those that are done get their answers, though others that came along wait."""
 LOCK_SLICE: Final = 0.02
-"""Seconds for which SQLite waits for a lock at a time; in between others get their turn, and deadlines are kept."""
+"""Seconds for which SQLite waits for a lock at a time; in between, reads get their turn."""
 _REST_WITHIN: Final = 5.0
 """Seconds that a fork waits for the thread to come to rest."""
 _STEPS: Final = 1000
 """Instructions of SQLite's virtual machine between two looks at the clock."""
 _GRACE: Final = 0.5
-"""Seconds past a deadline until the caller stops waiting for the thread to say so itself."""
+"""Seconds past its deadline that a call waits for its outcome once the thread has taken it."""
 
 
 class _Job(Generic[Result]):
-    """One call: its work, its caller's future, and the `time.monotonic()` by which it must have ended."""
+    """One call: its work, its caller's future, and the outcome once the thread has `answered`."""
 
-    __slots__ = ("begun", "deadline", "expired", "future", "loop", "work", "writes")
+    __slots__ = ("answered", "deadline", "error", "future", "queue", "result", "timeout", "timer", "work")
 
-    def __init__(self, work: Work[Result], timeout: float, *, writes: bool = False) -> None:
+    def __init__(self, work: Work[Result], queue: _Queue, timeout: float) -> None:
         self.work = work
-        self.writes = writes
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Result] = self.loop.create_future()
+        self.queue = queue
+        self.timeout = timeout
         self.deadline = time.monotonic() + timeout
-        # The thread sets one and then reads the other, the event loop the reverse: one of them sees both.
-        self.begun = False
-        self.expired = False
-
-    def begin(self) -> bool:
-        """Tell the thread whether somebody still waits for the call; from now on its outcome may be unknown."""
-        self.begun = True
-        return not self.expired and not self.future.done()
+        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.timer: asyncio.TimerHandle | None = None
+        self.answered = False
+        self.result: Any = None
+        self.error: BaseException | None = None
 
     def given_up(self) -> bool:
-        """Tell whether nobody waits for the call any more, or nobody should."""
+        """Return whether the caller is gone, or its deadline has passed."""
         return self.future.done() or time.monotonic() >= self.deadline
 
+    def refusal(self) -> BaseException:
+        """Return the error of a call that the thread did not run."""
+        return self.queue.lock_error or BackendUnavailableError(not_begun(self.timeout))
 
-_Outcome = tuple[_Job[Any], Any, BaseException | None]
+
+class _Queue:
+    """Calls that wait for the thread, in order.
+
+    The thread takes a call out to run it; the caller takes it out to leave. Each is one atomic operation, so only one
+    of them gets it: a call that was refused or cancelled while it waited is not run.
+    """
+
+    def __init__(self, *, writes: bool) -> None:
+        self.writes: Final = writes
+        self.lock_error: BaseException | None = None
+        """What SQLite says of another process's lock, while the calls wait for that."""
+        self._jobs: OrderedDict[_Job[Any], bool] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def append(self, job: _Job[Any]) -> None:
+        self._jobs[job] = True
+
+    def withdraw(self, job: _Job[Any]) -> bool:
+        """Return whether the call was still waiting; now it is not."""
+        return self._jobs.pop(job, False)
+
+    def take(self) -> _Job[Any] | None:
+        """Take out the first call whose caller still waits."""
+        while self._jobs:
+            # Empty all the same, if the last caller leaves at this very moment.
+            with suppress(KeyError):
+                job, _ = self._jobs.popitem(last=False)
+                if not job.future.done():
+                    return job
+        return None
+
+    def put_back(self, job: _Job[Any]) -> None:
+        """Put a call that was taken out before all others."""
+        self._jobs[job] = True
+        with suppress(KeyError):
+            self._jobs.move_to_end(job, last=False)
 
 
-class SQLiteWorker(aiosqlite.Connection):
-    """aiosqlite's connection and its thread, with two ways in: `read` and `write`.
+class SQLiteWorker:
+    """A connection on aiosqlite's thread, with two ways in: `read` and `write`.
 
     A job runs whole on the thread or not at all, so a caller that is cancelled leaves nothing half done, and no
     transaction is ever open between two jobs.
     """
 
     def __init__(self, opener: Callable[[], tuple[sqlite3.Connection, OpenFile]]) -> None:
-        super().__init__(self._open_file, iter_chunk_size=64)
         self._opener = opener
-        # A handle that was never closed must not keep the interpreter from ending.
-        self._thread.daemon = True
-        self._jobs: deque[_Job[Any]] = deque()
+        self._db: sqlite3.Connection | None = None
+        self._driver: aiosqlite.Connection | None = None
+        self._reads = _Queue(writes=False)
+        self._writes = _Queue(writes=True)
+        self._together = _MOST_TOGETHER
         self._called = False
         self._given_up = False
         self._running_job: _Job[Any] | None = None
         self._at_rest = threading.Lock()
+        self._ended: Future[None] = Future()
         _WORKERS.add(self)
-
-    def __del__(self) -> None:
-        """Say nothing: the memory that owns the worker warns, and stops the thread."""
 
     async def open(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Start the thread and open the connection on it."""
-        job: _Job[None] = _Job(_nothing, timeout)
+        job: _Job[None] = _Job(lambda _: None, self._reads, timeout)
+        self._send(partial(self._open_on_thread, job))
         try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise BackendUnavailableError(
-                f"SQLite's thread cannot be started: {error}; raise the process's limit of threads or memory"
-            ) from error
-        self._tx.put_nowait((None, partial(self._open_on_thread, job)))
-        expiry = job.loop.call_later(timeout + _GRACE, _expire, job, timeout)
-        try:
-            await job.future
+            await self._outcome(job)
         except BaseException:
             self.abandon()
             raise
-        finally:
-            expiry.cancel()
 
     async def read(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
         """Run a read on the thread."""
-        return await self._outcome(_Job(work, timeout), timeout)
+        return await self._call(_Job(work, self._reads, timeout))
 
     async def write(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
-        """Run a write on the thread, in one transaction with whatever has gathered; return once it is durable."""
-        return await self._outcome(_Job(work, timeout, writes=True), timeout)
+        """Run a write on the thread, in one transaction with the others that wait; return once it is durable."""
+        return await self._call(_Job(work, self._writes, timeout))
 
     def abandon(self) -> None:
-        """End the thread without waiting for it, from wherever this is called."""
-        self._stop(None)
+        """End the thread without waiting for it, from any thread."""
+        if not self._ended.done():
+            self._send(self._close_on_thread)
 
     async def finish(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
-        """Let the thread do what is queued, close the connection, and wait for both.
+        """Let the thread do what is queued, close the connection, and wait for both. Safe to call again.
 
         What still waits for a lock after `timeout` seconds, or is not done reading, is given up.
         """
-        stopped: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        # A call of this very moment is on the list, and the thread is told of it only once the loop is idle.
-        self._tx.put_nowait((None, self._run_gathered))
-        self._stop(stopped)
-        await asyncio.wait([stopped], timeout=timeout)
+        closed = asyncio.get_running_loop().create_future()
+        self._ended.add_done_callback(partial(_tell, closed))
+        if not self._ended.done():
+            # A call of this very moment is queued, and the thread is told of it only once the loop is idle.
+            self._send(self._run_gathered)
+            self._send(self._close_on_thread)
+        await asyncio.wait([closed], timeout=timeout)
         self._given_up = True
-        await asyncio.wait([stopped], timeout=_GRACE)
-        if stopped.done():
-            self._thread.join()
+        await asyncio.wait([closed], timeout=_GRACE)
+        if closed.done() and self._driver is not None:
+            self._driver._thread.join(_GRACE)  # noqa: SLF001 - aiosqlite does not wait for its thread
 
     def close_copy(self) -> None:
         """Close a forked child's copy of the connection, which leaves the parent's alone."""
         with suppress(sqlite3.Error):
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            if self._db is not None:
+                self._db.close()
+                self._db = None
 
-    def _stop(self, stopped: asyncio.Future[object] | None) -> None:
-        self._running = False
-        self._tx.put_nowait((None, self._close_on_thread))
-        self._tx.put_nowait((stopped, _stop_sentinel))
+    def _send(self, function: Callable[[], object]) -> None:
+        """Have the thread run a function. A stray exception may have ended the thread: then it gets another one."""
+        # aiosqlite has no public way to run a function of ours, nor to make its thread a daemon, without which a
+        # handle that was never closed would keep the interpreter from ending.
+        if self._driver is None or not self._driver._thread.is_alive():  # noqa: SLF001
+            self._driver = aiosqlite.Connection(partial(sqlite3.connect, ":memory:"), iter_chunk_size=64)
+            self._driver._thread.daemon = True  # noqa: SLF001
+            try:
+                self._driver._thread.start()  # noqa: SLF001
+            except RuntimeError as error:
+                raise BackendUnavailableError(
+                    f"SQLite's thread cannot be started: {error}; raise the process's limit of threads or memory"
+                ) from error
+        self._driver._tx.put_nowait((None, function))  # noqa: SLF001
 
     def _open_on_thread(self, job: _Job[None]) -> None:
-        # Kept here, not handed over: whoever asked may be gone by now, and it must still be closed.
+        # Kept here, not handed over: the caller may be gone by now, and it must still be closed.
         try:
             with self._at_rest:
-                self._connection = self._connector()
-        except Exception as error:  # noqa: BLE001 - the caller gets it
-            _deliver([(job, None, error)])
-        else:
-            _deliver([(job, None, None)])
-
-    def _open_file(self) -> sqlite3.Connection:
-        db, self._file = self._opener()
-        db.set_progress_handler(self._is_given_up, _STEPS)
-        return db
+                self._db, self._file = self._opener()
+                self._db.set_progress_handler(self._is_given_up, _STEPS)
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            job.error = error
+        _deliver([job])
 
     def _is_given_up(self) -> bool:
         """Stop a statement whose caller does not wait any more, so that others get their turn."""
@@ -170,130 +206,155 @@ class SQLiteWorker(aiosqlite.Connection):
         return self._given_up or job.given_up()
 
     def _close_on_thread(self) -> None:
-        with self._at_rest:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        try:
+            with self._at_rest:
+                self.close_copy()
+            for queue in (self._reads, self._writes):
+                while (job := queue.take()) is not None:
+                    job.error = job.refusal()
+                    _deliver([job])
+        finally:
+            if self._driver is not None:
+                self._driver.stop()
+            if not self._ended.done():
+                self._ended.set_result(None)
 
-    async def _outcome(self, job: _Job[Result], timeout: float) -> Result:  # noqa: ASYNC109 - bounds a thread
-        self._jobs.append(job)
+    async def _call(self, job: _Job[Result]) -> Result:
+        job.queue.append(job)
         if not self._called:
             self._called = True
-            # Once the event loop has nothing else to do: whoever calls until then comes along, and the thread does not
-            # compete with the loop for the interpreter.
-            job.loop.call_soon(self._tx.put_nowait, (None, self._run_gathered))
-        expiry = job.loop.call_later(timeout + _GRACE, _expire, job, timeout)
+            # Once the event loop has nothing else to do: calls that are made until then come along, and the thread
+            # does not compete with the loop for the interpreter.
+            job.future.get_loop().call_soon(self._send, self._run_gathered)
+        return await self._outcome(job)
+
+    async def _outcome(self, job: _Job[Result]) -> Result:
+        job.timer = job.future.get_loop().call_later(job.timeout, self._expire, job)
         try:
             return await job.future
         finally:
-            expiry.cancel()
+            job.timer.cancel()
+            job.queue.withdraw(job)
+
+    def _expire(self, job: _Job[Any], *, last: bool = False) -> None:
+        """Refuse a call at its deadline, if the thread has not taken it; if it has, give that a moment to answer."""
+        if job.answered or job.future.done():
+            _settle([job])
+        elif job.queue.withdraw(job):
+            job.future.set_exception(job.refusal())
+            # The thread may have missed that it was called: the next call does it again.
+            self._called = False
+        elif not last:
+            job.timer = job.future.get_loop().call_later(_GRACE, partial(self._expire, job, last=True))
+        elif job.queue.writes:
+            job.future.set_exception(
+                OutcomeUnknownError(
+                    f"SQLite did not answer within {job.timeout:g} s; whether the call took effect is not known. Raise "
+                    "timeout=, or look for what keeps the disk busy"
+                )
+            )
+        else:
+            job.future.set_exception(job.refusal())
 
     def _run_gathered(self) -> None:
-        # From here on whoever comes calls the thread again; whoever came before is among the jobs.
+        # From here on a new call calls the thread again; all that were made before are in the queues.
         self._called = False
-        writes: list[_Job[Any]] = []
-        while self._jobs or writes:
-            with self._at_rest:
-                # Writes that wait for a lock keep no read waiting.
-                writes += self._run_reads(min(len(self._jobs), _MOST_TOGETHER))
-                if writes:
-                    writes = self._commit(writes)
+        if (db := self._db) is None:
+            return
+        try:
+            while (self._reads or self._writes) and not self._given_up:
+                with self._at_rest:
+                    # Writes that wait for a lock keep no read waiting.
+                    self._run_reads(db)
+                    if self._writes:
+                        self._run_writes(db)
+        except BaseException:
+            # A stray one, such as a SystemExit from another thread: the thread goes on with the calls that wait.
+            self._send(self._run_gathered)
+            _roll_back(db)
+            raise
 
-    def _run_reads(self, most: int) -> list[_Job[Any]]:
-        """Take so many jobs, run the reads among them, and return the writes.
-
-        No list of the jobs is kept: what a caller has got and is done with makes room for what is read next.
-        """
-        writes: list[_Job[Any]] = []
-        outcomes: list[_Outcome] = []
+    def _run_reads(self, db: sqlite3.Connection) -> None:
+        """Answer the reads that wait, up to the first that needs a lock which another process holds."""
+        answered: list[_Job[Any]] = []
         answering = time.monotonic() + _ANSWERED_WITHIN
-        for _ in range(most):
-            job = self._jobs.popleft()
-            if job.writes:
-                writes.append(job)
-                continue
-            if not job.begin():
-                continue
-            outcome = self._attempt(job)
-            if is_busy(outcome[2]) and not self._ends(job):
-                self._jobs.append(job)
-                continue
-            outcomes.append(outcome)
+        for _ in range(min(len(self._reads), _MOST_TOGETHER)):
+            if (job := self._reads.take()) is None:
+                break
+            self._attempt(job, db)
+            self._reads.lock_error = job.error if is_busy(job.error) else None
+            if self._reads.lock_error is not None and not self._ends(job):
+                self._reads.put_back(job)
+                break
+            answered.append(job)
             if time.monotonic() >= answering:
-                _deliver(outcomes)
-                outcomes = []
+                # Results that are delivered and dropped make room for those that are read next.
+                _deliver(answered)
+                answered = []
                 answering = time.monotonic() + _ANSWERED_WITHIN
-        _deliver(outcomes)
-        return writes
+        _deliver(answered)
 
-    def _commit(self, jobs: list[_Job[Any]]) -> list[_Job[Any]]:
-        """Run jobs in one transaction and tell their callers; return those to be tried again."""
-        db = self._conn
+    def _run_writes(self, db: sqlite3.Connection) -> None:
+        """Run the writes that wait in one transaction and answer them; leave them in the queue while it is locked.
+
+        A write fails only as the first of its transaction. One that fails behind others is run again, after a
+        transaction of those before it.
+        """
+        jobs: list[_Job[Any]] = []
+        begun = committing = False
         try:
-            self._file.look_before_write()
+            _roll_back(db)
+            self._file.verify_before_write()
             db.execute("BEGIN IMMEDIATE")
-        except (sqlite3.Error, OSError, FluxMemoryError) as error:
-            waiting = [job for job in jobs if is_busy(error) and not self._ends(job)]
-            _deliver([(job, None, error) for job in jobs if job not in waiting])
-            return waiting
-        jobs = [job for job in jobs if job.begin()]
-        outcomes: list[_Outcome] = []
-        try:
-            for job in jobs:
-                outcomes.append(self._attempt(job))
-                _raise_unless_ours(outcomes[-1][2])
-            self._make_durable()
-        except Exception as error:  # noqa: BLE001 - each caller gets it as its own outcome
+            begun = True
+            self._writes.lock_error = None
+            while len(jobs) < self._together and (job := self._writes.take()) is not None:
+                jobs.append(job)
+                self._attempt(job, db)
+                if job.error is not None and not isinstance(job.error, FluxMemoryError):
+                    raise job.error
+            committing = True
+            db.execute("COMMIT")
+            self._file.note_commit()
+            self._together = _MOST_TOGETHER
+        except BaseException as error:  # noqa: BLE001 - the callers get it
             with suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
+                _roll_back(db)
+            outcome = error
+            if committing and leaves_commit_unknown(error):
+                outcome = OutcomeUnknownError(
+                    f"SQLite: {str(error) or repr(error)}: the disk failed or is full, and whether the call took "
+                    "effect is not known; see the system's log, and retry with the same id"
+                )
+                outcome.__cause__ = error
+            elif is_busy(error) and not begun:
+                self._writes.lock_error = error
+                return
+            elif len(jobs) > 1:
+                self._together = len(jobs) // 2 if committing else len(jobs) - 1
+                for job in reversed(jobs):
+                    self._writes.put_back(job)
+                return
+            elif not begun and (first := self._writes.take()) is not None:
+                jobs = [first]
             for job in jobs:
-                job.begun = isinstance(error, OutcomeUnknownError)
-            if len(jobs) == 1 or isinstance(error, OutcomeUnknownError):
-                _deliver([(job, None, error) for job in jobs])
-                return []
-            # One bad job fails alone: its neighbours get a transaction each.
-            return [waiting for job in jobs for waiting in self._commit([job])]
-        _deliver(outcomes)
-        return []
+                job.error = outcome
+        _deliver(jobs)
 
-    def _attempt(self, job: _Job[Any]) -> _Outcome:
+    def _attempt(self, job: _Job[Any], db: sqlite3.Connection) -> None:
         self._running_job = job
+        job.error = None
         try:
-            if not job.writes:
-                self._file.look_before_read()
-            return job, job.work(self._conn), None
-        except Exception as error:  # noqa: BLE001 - the caller gets it
-            return job, None, error
+            if self._ends(job):
+                raise BackendUnavailableError(not_begun(job.timeout))
+            if not job.queue.writes:
+                _roll_back(db)
+                self._file.verify_before_read()
+            job.result = job.work(db)
+        except BaseException as error:  # noqa: BLE001 - the caller gets it
+            job.error = error
         finally:
             self._running_job = None
-
-    def _make_durable(self) -> None:
-        """Commit; a failure of which nobody knows whether it is one says so."""
-        try:
-            self._conn.execute("COMMIT")
-            self._file.note_commit()
-        except sqlite3.Error as error:
-            if not leaves_commit_unknown(error):
-                raise
-            raise OutcomeUnknownError(
-                f"SQLite: {error}: the disk failed or is full, and whether the call took effect is not known; see "
-                "the system's log, and retry with the same id"
-            ) from error
-
-
-def _expire(job: _Job[Any], timeout: float) -> None:
-    if job.future.done():
-        return
-    job.expired = True
-    if job.begun and job.writes:
-        job.future.set_exception(
-            OutcomeUnknownError(
-                f"SQLite did not answer within {timeout:g} s; whether the call took effect is not known. Raise "
-                "timeout=, or look for what keeps the disk busy"
-            )
-        )
-    else:
-        job.future.set_exception(BackendUnavailableError(not_begun(timeout)))
 
 
 def not_begun(timeout: float) -> str:
@@ -304,30 +365,41 @@ def not_begun(timeout: float) -> str:
     )
 
 
-def _nothing(db: sqlite3.Connection) -> None:
-    """Be the work of a call that only waits."""
+def _roll_back(db: sqlite3.Connection) -> None:
+    """End a transaction that a failure left open."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
-def _raise_unless_ours(error: BaseException | None) -> None:
-    if error is not None and not isinstance(error, FluxMemoryError):
-        raise error
-
-
-def _deliver(outcomes: list[_Outcome]) -> None:
-    if outcomes:
+def _deliver(jobs: list[_Job[Any]]) -> None:
+    for job in jobs:
+        job.answered = True
+    if jobs:
         # A closed event loop has no callers left to tell.
         with suppress(RuntimeError):
-            outcomes[0][0].loop.call_soon_threadsafe(_settle, outcomes)
+            jobs[0].future.get_loop().call_soon_threadsafe(_settle, jobs)
 
 
-def _settle(outcomes: list[_Outcome]) -> None:
-    for job, result, error in outcomes:
+def _settle(jobs: list[_Job[Any]]) -> None:
+    for job in jobs:
         if job.future.done():
             continue
-        if error is None:
-            job.future.set_result(result)
+        if job.error is None:
+            job.future.set_result(job.result)
+        elif isinstance(job.error, Exception):
+            job.future.set_exception(job.error)
         else:
+            # Raised here as it is, a SystemExit would end the event loop.
+            error = BackendUnavailableError(
+                f"SQLite's thread was interrupted by {job.error!r}, and nothing was stored; call again"
+            )
+            error.__cause__ = job.error
             job.future.set_exception(error)
+
+
+def _tell(closed: asyncio.Future[None], _: Future[None]) -> None:
+    with suppress(RuntimeError):
+        closed.get_loop().call_soon_threadsafe(closed.set_result, None)
 
 
 _WORKERS: Final[weakref.WeakSet[SQLiteWorker]] = weakref.WeakSet()
@@ -355,7 +427,3 @@ if hasattr(os, "register_at_fork"):
     # SQLite keeps a process's locks in memory, which a child would take for its own: that it holds them, and that it
     # must wait for them. So nothing is under way while the process is copied, and the copy is closed.
     os.register_at_fork(before=_stop_all, after_in_parent=_go_on, after_in_child=_close_in_child)
-
-
-def _stop_sentinel() -> object:
-    return aiosqlite.core._STOP_RUNNING_SENTINEL  # noqa: SLF001 - how aiosqlite's thread is told to end

@@ -1,0 +1,193 @@
+"""Refused is not stored, on SQLite: deadlines, stalls, locks, cancellations and stray exceptions on one handle."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Final
+
+import pytest
+from original_application import rows
+from raw_sqlite import change, on_the_thread
+
+from flux_memory import BackendUnavailableError, ConversationMemory, FluxMemoryError, OutcomeUnknownError, deadline
+
+SESSION: Final = "one"
+LOCKER: Final = """
+import sqlite3, sys, time
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+for turn in range(10**6):
+    db.execute("BEGIN EXCLUSIVE")
+    time.sleep((0.005, 0.05, 0.3)[turn % 3])
+    db.execute("COMMIT")
+    time.sleep((0.005, 0.05)[turn % 2])
+"""
+
+
+@contextmanager
+def locked_at_times(path: Path) -> Iterator[None]:
+    """Let another process take the file's lock again and again."""
+    with subprocess.Popen([sys.executable, "-c", LOCKER, str(path)]) as process:
+        yield
+        process.kill()
+
+
+class Fates:
+    """What each call was told, to be held against what is stored."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, str] = {}
+        self._told: defaultdict[object, list[str]] = defaultdict(list)
+
+    async def add(
+        self, memory: ConversationMemory, content: str, seconds: float, patience: float | None = None
+    ) -> None:
+        """Add a message under a deadline, and cancel the call after so many seconds of patience."""
+        try:
+            with deadline(seconds):
+                async with asyncio.timeout(patience):
+                    await memory.add_message(SESSION, "user", content)
+        except OutcomeUnknownError:
+            self.of[content] = "unknown"
+        except (FluxMemoryError, MemoryError):
+            self.of[content] = "refused"
+        except TimeoutError:
+            self.of[content] = "cancelled"
+        else:
+            self.of[content] = "acknowledged"
+            self._told[asyncio.current_task()].append(content)
+
+    def judge(self, path: Path) -> Counter[str]:
+        """Return how many calls had each fate, after making sure that each is true."""
+        stored = [content for (content,) in rows(path, "SELECT content FROM messages ORDER BY seq")]
+        place = {content: number for number, content in enumerate(stored)}
+        assert len(place) == len(stored), "stored twice"
+        assert [content for content, fate in self.of.items() if fate == "refused" and content in place] == []
+        assert [content for content, fate in self.of.items() if fate == "acknowledged" and content not in place] == []
+        for contents in self._told.values():
+            assert contents == sorted(contents, key=place.__getitem__)
+        return Counter(self.of.values())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("locked", [False, True])
+async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
+    memory: ConversationMemory, path: Path, locked: bool
+) -> None:
+    """Deadlines of 1 ms to 4 s, cancellations, a loop that stalls, another process's locks: each answer is true."""
+    chance, fates = random.Random(13), Fates()
+    end = time.monotonic() + 3
+
+    async def work(number: int) -> None:
+        calls = 0
+        while time.monotonic() < end:
+            calls += 1
+            patience = chance.choice((None, None, None, 0.001, 0.05))
+            await fates.add(memory, f"{number} {calls}", chance.choice((0.001, 0.02, 0.2, 4)), patience)
+
+    async def stall() -> None:
+        while time.monotonic() < end:
+            await asyncio.sleep(0.05)
+            time.sleep(chance.choice((0.01, 0.03, 0.6)))  # noqa: ASYNC251 - the stall
+
+    with locked_at_times(path) if locked else nullcontext():
+        await asyncio.gather(*(work(number) for number in range(40)), stall())
+    counts = fates.judge(path)
+    assert counts["acknowledged"]
+    assert counts["refused"]
+    assert counts["cancelled"]
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_a_stalled_loop_is_late_to_hear_is_heard(memory: ConversationMemory, path: Path) -> None:
+    """The deadlines pass while the loop stands still: what the thread has stored meanwhile is acknowledged."""
+    fates = Fates()
+    calls = [asyncio.create_task(fates.add(memory, str(number), 0.2)) for number in range(80)]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    time.sleep(1)  # noqa: ASYNC251 - the stall
+    await asyncio.gather(*calls)
+    assert fates.judge(path) == {"acknowledged": 80}
+
+
+@pytest.mark.asyncio
+async def test_writes_that_wait_for_a_lock_cost_others_nothing(memory: ConversationMemory, path: Path) -> None:
+    """Reads go on beside 4,000 of them; those that are cancelled end at once and are not stored; the others are."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with deadline(60):
+            writes = [asyncio.create_task(memory.add_message(SESSION, "user", str(n))) for n in range(4000)]
+        spent = [await on_the_thread(memory, lambda _: time.thread_time()) for _ in range(21)]
+        # The thread tries for the lock between two reads. Going through all that wait would take it 20 ms and more.
+        assert spent[-1] - spent[0] < 20 * 0.005
+        for write in writes[::2]:
+            write.cancel()
+        _, waiting = await asyncio.wait(writes[::2], timeout=5)
+        assert not waiting
+        other.execute("COMMIT")
+    await asyncio.gather(*writes[1::2])
+    stored = [content for (content,) in rows(path, "SELECT content FROM messages ORDER BY seq")]
+    assert stored == [str(number) for number in range(1, 4000, 2)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, MemoryError])
+async def test_an_exception_of_any_kind_ends_its_own_write(
+    memory: ConversationMemory, path: Path, error: type[BaseException]
+) -> None:
+    """No transaction stays open, the neighbours are stored, the event loop lives, and the caller is told."""
+
+    def work(db: sqlite3.Connection) -> None:
+        db.execute("UPDATE sessions SET title = 'half done'")
+        raise error
+
+    worker = await memory._life.opened()
+    before = [asyncio.create_task(memory.add_message(SESSION, "user", str(n))) for n in range(3)]
+    failing = asyncio.create_task(worker.write(work, 5))
+    after = [asyncio.create_task(memory.add_message(SESSION, "user", str(n))) for n in range(3, 6)]
+    (outcome,) = await asyncio.gather(failing, return_exceptions=True)
+    if issubclass(error, Exception):
+        assert isinstance(outcome, error)
+    else:
+        assert isinstance(outcome, BackendUnavailableError)
+        assert error.__name__ in str(outcome)
+        assert isinstance(outcome.__cause__, error)
+    await asyncio.gather(*before, *after)
+    # The lock is free, and nothing is half done.
+    change(path, "UPDATE sessions SET user_id = 'another process'")
+    assert rows(path, "SELECT content FROM messages ORDER BY seq") == [(str(number),) for number in range(6)]
+    assert rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_stray_exception_in_the_thread_breaks_no_promise(memory: ConversationMemory, path: Path) -> None:
+    """Raised from outside at any moment, also where it ends the thread: answers are true, and the handle goes on."""
+    chance, fates = random.Random(13), Fates()
+    worker = await memory._life.opened()
+    for turn in range(30):
+        calls = [asyncio.create_task(fates.add(memory, f"{turn} {n}", 0.2)) for n in range(chance.choice((1, 5, 40)))]
+        for _ in range(chance.randrange(3)):
+            await asyncio.sleep(0)
+        time.sleep(chance.random() * 0.003)  # noqa: ASYNC251 - the thread gets on while the loop does not
+        assert worker._driver is not None
+        thread = ctypes.c_ulong(worker._driver._thread.ident or 0)
+        stray = chance.choice((SystemExit, KeyboardInterrupt, MemoryError))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(stray))
+        await asyncio.gather(*calls)
+    await fates.add(memory, "the last one", 0.2)
+    await fates.add(memory, "the very last one", 5)
+    assert fates.of["the very last one"] == "acknowledged"
+    assert not await on_the_thread(memory, lambda db: db.in_transaction)
+    fates.judge(path)
+    assert threading.active_count() < 10
