@@ -106,10 +106,12 @@ class OwnPool:
         self._stop_trimming()
         for opening in self._openings:
             opening.cancel()
+        taken = 0
         try:
             async with asyncio.timeout(timeout):
-                for _ in range(self.max_size):
+                while taken < self.max_size:
                     await self._slots.acquire()
+                    taken += 1
             goodbyes = (connection.close(timeout=GRACE) for connection in self._open)
             await asyncio.gather(*goodbyes, return_exceptions=True)
         except (TimeoutError, RuntimeError):
@@ -117,6 +119,9 @@ class OwnPool:
             pass
         finally:
             self.terminate()
+            # A close that was cancelled is called again, and waits for them again.
+            for _ in range(taken):
+                self._slots.release()
 
     def terminate(self) -> None:
         """Drop all connections without a word to the server."""
