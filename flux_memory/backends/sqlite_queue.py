@@ -66,16 +66,23 @@ class Job(Generic[Result]):
     __slots__ = ("answered", "deadline", "error", "future", "queue", "result", "timeout", "timer", "work")
 
     def __init__(self, work: Work[Result], queue: Queue, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
         self.work = work
         self.queue = queue
         self.timeout = timeout
         self.deadline = time.monotonic() + timeout
-        self.timer = loop.call_later(timeout, self._expire)
-        self.future: asyncio.Future[Result] = loop.create_future()
+        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.answered = False
         self.result: Any = None
         self.error: BaseException | None = None
+
+    async def outcome(self) -> Result:
+        """Wait for the outcome, or leave the queue."""
+        self.timer = self.future.get_loop().call_later(self.timeout, self._expire)
+        try:
+            return await self.future
+        finally:
+            self.timer.cancel()
+            self.queue.withdraw(self)
 
     def given_up(self) -> bool:
         """Return whether the caller is gone, or its deadline has passed."""

@@ -65,7 +65,7 @@ class SQLiteWorker:
         job: Job[None] = Job(lambda _: None, self._reads, timeout)
         self._send(partial(self._open_on_thread, job))
         try:
-            await self._outcome(job)
+            await job.outcome()
         except BaseException:
             self.abandon()
             raise
@@ -166,14 +166,9 @@ class SQLiteWorker:
             # Once the event loop has nothing else to do: calls that are made until then come along, and the thread
             # does not compete with the loop for the interpreter.
             job.future.get_loop().call_soon(self._send, self._run_gathered)
-        return await self._outcome(job)
-
-    async def _outcome(self, job: Job[Result]) -> Result:
         try:
-            return await job.future
+            return await job.outcome()
         finally:
-            job.timer.cancel()
-            job.queue.withdraw(job)
             if not job.answered:
                 # The thread may have missed that it was called: the next call does it again.
                 self._called = False
