@@ -23,6 +23,7 @@ from raw_sqlite import change, on_the_thread
 from flux_memory import BackendUnavailableError, ConversationMemory, FluxMemoryError, OutcomeUnknownError, deadline
 
 SESSION: Final = "one"
+ENDLESS: Final = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
 LOCKER: Final = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
@@ -138,6 +139,28 @@ async def test_writes_that_wait_for_a_lock_cost_others_nothing(memory: Conversat
     await asyncio.gather(*writes[1::2])
     stored = [content for (content,) in rows(path, "SELECT content FROM messages ORDER BY seq")]
     assert stored == [str(number) for number in range(1, 4000, 2)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("writes", [False, True])
+async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemory, path: Path, writes: bool) -> None:
+    """A call that is done, beside one that runs until its own deadline, gets its answer within a moment."""
+
+    def run(db: sqlite3.Connection) -> None:
+        if writes:
+            db.execute("UPDATE sessions SET title = 'half done'")
+        db.execute(ENDLESS).fetchall()
+
+    worker = await memory._life.opened()
+    with deadline(1):
+        quick = asyncio.create_task(memory.add_message(SESSION, "user", "x") if writes else memory.count_sessions())
+    patient = asyncio.create_task((worker.write if writes else worker.read)(run, 3))
+    assert await quick
+    assert not patient.done()
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        await patient
+    assert await memory.count_sessions() == 2
+    assert rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
 
 
 @pytest.mark.asyncio

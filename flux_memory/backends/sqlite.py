@@ -17,7 +17,8 @@ from flux_memory.backends import sqlite_listing as listing
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.sqlite_errors import is_busy, is_read_only, translated
 from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private, refuse_cut_page
-from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker, Work, not_begun
+from flux_memory.backends.sqlite_queue import Work, not_begun
+from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker
 from flux_memory.deadlines import seconds_for
 from flux_memory.errors import (
     BackendUnavailableError,
