@@ -2,10 +2,10 @@
 
     python contract_tests/faults/storm.py --engine postgres --seconds 3600 --seed 1
 
-Writes are cancelled at random and tried again with the same ids. On PostgreSQL connections are reset, refused, silent
-and killed, replies are lost and rows held; on SQLite another process locks the file; on both the event loop stalls.
-Each round ends at rest, and is judged there and once more a round later. Prints a summary as JSON, and ends with 1
-where a promise was broken.
+Writes are cancelled at random and tried again with the same ids, and some are refused by the store. On PostgreSQL
+connections are reset, refused, silent and killed, replies are lost and rows held; on SQLite another process locks the
+file; on both the event loop stalls. Each round ends at rest, and is judged there and once more a round later. Prints a
+summary as JSON, and ends with 1 where a promise was broken.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from flux_memory import (
     BackendUnavailableError,
     ConflictError,
     ConversationMemory,
+    FluxMemoryError,
     Memory,
     OutcomeUnknownError,
     PostgresConversationMemory,
@@ -60,6 +61,11 @@ POSTGRES_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata -
 SQLITE_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata ->> '$.made', '') FROM sessions"
 TERMINATE: Final = f"SELECT pg_terminate_backend(pid) {CONNECTIONS} AND random() < 0.4"
 RENAME: Final = "UPDATE sessions SET title = 'renamed' WHERE metadata ? 'made' AND random() < 0.3"
+POSTGRES_CHECK: Final = "ALTER TABLE messages ADD CONSTRAINT good CHECK (content NOT LIKE 'bad%')"
+SQLITE_CHECK: Final = """
+CREATE TRIGGER good BEFORE INSERT ON messages WHEN new.content LIKE 'bad%'
+BEGIN SELECT raise(ABORT, 'the content is bad'); END
+"""
 LOCKER: Final = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
@@ -90,6 +96,10 @@ class Weather(Protocol):
 
     async def hold(self, rng: random.Random, sessions: list[str]) -> None:
         """Hold locks for a moment."""
+        ...
+
+    async def refuse_bad_rows(self) -> None:
+        """Let the store refuse contents that begin with `bad`."""
         ...
 
     async def at_rest(self) -> Rest:
@@ -150,6 +160,9 @@ class PostgresWeather:
                 await self._holder.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session)
             await asyncio.sleep(rng.uniform(0.05, 0.5))
 
+    async def refuse_bad_rows(self) -> None:
+        await self._direct.execute(POSTGRES_CHECK)
+
     async def at_rest(self) -> Rest:
         async def quiet() -> bool:
             return not await self._direct.fetchval(BUSY)
@@ -184,6 +197,10 @@ class SqliteWeather:
         self._locker.stdin.write(f"{kind} {rng.choice((0.01, 0.05, 0.3, 1.0))}\n".encode())
         await self._locker.stdout.readline()
         await asyncio.sleep(rng.uniform(0, 0.3))
+
+    async def refuse_bad_rows(self) -> None:
+        with closing(sqlite3.connect(self._path)) as db:
+            db.execute(SQLITE_CHECK)
 
     async def at_rest(self) -> Rest:
         with closing(sqlite3.connect(self._path)) as db:
@@ -336,13 +353,31 @@ class Storm:
     async def _add(self, rng: random.Random) -> None:
         session, content = rng.choice(self._round.sessions), self._content()
         message_id = content if rng.random() < 0.5 else None
-        sent = Sent(session, [content], time.monotonic())
+        sent = Sent(session, [content], time.monotonic(), message_id)
         self._round.messages.append(sent)
         await self._attempts(
             rng,
             sent,
             lambda: self._memory.add_message(session, "user", content, message_id=message_id),
             again=message_id is not None,
+        )
+
+    async def _add_refused(self, rng: random.Random) -> None:
+        """Add what the store refuses, and what its neighbours in a statement must not suffer from."""
+        session, content = rng.choice(self._round.sessions), f"bad {self._content()}"
+        taken = rng.choice([sent for sent in self._round.messages[:50] if sent.acknowledged] or [None])
+        message_id = None
+        if (kind := rng.randrange(3)) == 1:
+            session = "none"
+        elif kind == 2 and taken is not None and taken.message_id is not None:
+            session, message_id = taken.session, taken.message_id
+        self._round.messages.append(sent := Sent(session, [content], time.monotonic()))
+        await self._attempts(
+            rng,
+            sent,
+            lambda: self._memory.add_message(session, "user", content, message_id=message_id),
+            again=False,
+            refusals=(FluxMemoryError,),
         )
 
     async def _add_batch(self, rng: random.Random) -> None:
@@ -398,6 +433,7 @@ class Storm:
         *,
         again: bool,
         creates: bool = False,
+        refusals: tuple[type[Exception], ...] = (BackendUnavailableError,),
     ) -> None:
         """Make a call, and make it again with the same ids where its outcome is open."""
         for attempt in range(ATTEMPTS):
@@ -405,7 +441,7 @@ class Storm:
             leaves = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
             outcome = await self._one(call, patience, leaves)
             self._summary.told["calls"] += 1
-            told = self._told(outcome, exists=creates and sent.open)
+            told = self._told(outcome, refusals, exists=creates and sent.open)
             self._summary.told[told] += 1
             if told == "acknowledged":
                 sent.acknowledged_at = min(sent.acknowledged_at, time.monotonic())
@@ -415,14 +451,14 @@ class Storm:
             if not again or self._stopping or rng.random() < 0.2:
                 return
 
-    def _told(self, outcome: object, *, exists: bool) -> str:
+    def _told(self, outcome: object, refusals: tuple[type[Exception], ...], *, exists: bool) -> str:
         if not isinstance(outcome, BaseException):
             return "acknowledged"
         if isinstance(outcome, asyncio.CancelledError):
             return "cancelled"
         if isinstance(outcome, OutcomeUnknownError):
             return "unknown"
-        if isinstance(outcome, BackendUnavailableError):
+        if isinstance(outcome, refusals):
             return "refused"
         if isinstance(outcome, ConflictError) and exists:
             # An earlier attempt, whose outcome was open, has made it.
@@ -456,6 +492,8 @@ async def storm(weather: Weather, engine: str, seconds: float, seed: int) -> Sum
     """Let a storm blow, and return what it broke."""
     summary = Summary(engine, seed)
     async with weather.open() as memory:
+        await memory.count_sessions()
+        await weather.refuse_bad_rows()
         await Storm(memory, weather, summary, seed).run(seconds)
     return summary
 
@@ -468,8 +506,6 @@ async def on_postgres(dsn: str, seconds: float, seed: int) -> Summary:
 
 async def on_sqlite(path: Path, seconds: float, seed: int) -> Summary:
     """Let a storm blow over a file."""
-    async with ConversationMemory(path) as first:
-        await first.count_sessions()
     async with sqlite_weather(path) as weather:
         return await storm(weather, "sqlite", seconds, seed)
 
