@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +32,7 @@ import asyncpg
 import click
 from fault_cluster import cluster
 from fault_storm import AFTERWARDS, Rest, Round, Sent, Verdict
+from fault_told import opened
 from raw_postgres import BUSY, CONNECTIONS, named
 from waiting import until
 
@@ -42,7 +43,6 @@ from flux_memory import (
     FluxMemoryError,
     Memory,
     OutcomeUnknownError,
-    PostgresConversationMemory,
     deadline,
 )
 from flux_memory.testkit import Proxy
@@ -86,7 +86,7 @@ for line in sys.stdin:
 class Weather(Protocol):
     """What breaks things around a store, and reads it past the library."""
 
-    def open(self) -> Memory:
+    def opened(self) -> AbstractAsyncContextManager[Memory]:
         """Open the handle that the workers share."""
         ...
 
@@ -114,13 +114,14 @@ class Weather(Protocol):
 class PostgresWeather:
     """A proxy before a database, and a connection past it."""
 
-    def __init__(self, direct: Any, holder: Any, proxy: Proxy) -> None:
+    def __init__(self, direct: Any, holder: Any, proxy: Proxy, *, borrowed: bool) -> None:
+        self._borrowed = borrowed
         self._direct = direct
         self._holder = holder
         self._proxy = proxy
 
-    def open(self) -> Memory:
-        return PostgresConversationMemory(self._proxy.dsn)
+    def opened(self) -> AbstractAsyncContextManager[Memory]:
+        return opened(self._proxy.dsn, borrowed=self._borrowed)
 
     async def strike(self, rng: random.Random, sessions: list[str]) -> None:
         seconds = rng.uniform(0.05, 0.5)
@@ -184,7 +185,7 @@ class SqliteWeather:
         self._path = path
         self._locker = locker
 
-    def open(self) -> Memory:
+    def opened(self) -> AbstractAsyncContextManager[Memory]:
         return ConversationMemory(self._path)
 
     async def strike(self, rng: random.Random, sessions: list[str]) -> None:
@@ -214,12 +215,12 @@ class SqliteWeather:
 
 
 @asynccontextmanager
-async def postgres_weather(dsn: str) -> AsyncIterator[Weather]:
+async def postgres_weather(dsn: str, *, borrowed: bool = False) -> AsyncIterator[Weather]:
     """Break what is between a handle and a database."""
     direct, holder = [await asyncpg.connect(dsn) for _ in range(2)]
     try:
         with Proxy(named(dsn)) as proxy:
-            yield PostgresWeather(direct, holder, proxy)
+            yield PostgresWeather(direct, holder, proxy, borrowed=borrowed)
     finally:
         await direct.close()
         await holder.close()
@@ -491,16 +492,16 @@ class Storm:
 async def storm(weather: Weather, engine: str, seconds: float, seed: int) -> Summary:
     """Let a storm blow, and return what it broke."""
     summary = Summary(engine, seed)
-    async with weather.open() as memory:
+    async with weather.opened() as memory:
         await memory.count_sessions()
         await weather.refuse_bad_rows()
         await Storm(memory, weather, summary, seed).run(seconds)
     return summary
 
 
-async def on_postgres(dsn: str, seconds: float, seed: int) -> Summary:
-    """Let a storm blow over a database."""
-    async with postgres_weather(dsn) as weather:
+async def on_postgres(dsn: str, seconds: float, seed: int, *, borrowed: bool = False) -> Summary:
+    """Let a storm blow over a database, whose handle has a pool of its own or a borrowed one."""
+    async with postgres_weather(dsn, borrowed=borrowed) as weather:
         return await storm(weather, "postgres", seconds, seed)
 
 
@@ -514,11 +515,12 @@ async def on_sqlite(path: Path, seconds: float, seed: int) -> Summary:
 @click.option("--engine", type=click.Choice(["postgres", "sqlite"]), required=True)
 @click.option("--seconds", type=float, default=60.0, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-def main(engine: str, seconds: float, seed: int) -> None:
+@click.option("--borrowed", is_flag=True, help="Borrow a pool of asyncpg's, on PostgreSQL.")
+def main(engine: str, seconds: float, seed: int, borrowed: bool) -> None:
     """Run it, and print what it saw."""
     if engine == "postgres":
         with cluster(durable=False) as own:
-            summary = asyncio.run(on_postgres(own.dsn, seconds, seed))
+            summary = asyncio.run(on_postgres(own.dsn, seconds, seed, borrowed=borrowed))
     else:
         with tempfile.TemporaryDirectory() as directory:
             summary = asyncio.run(on_sqlite(Path(directory) / "chat.db", seconds, seed))
