@@ -19,6 +19,7 @@ class Sent:
     session: str
     contents: Sequence[str]
     began: float
+    message_id: str | None = None
     acknowledged_at: float = math.inf
     open: bool = False
     """An attempt was cancelled, or its outcome is unknown."""

@@ -2,10 +2,10 @@
 
     python contract_tests/faults/storm.py --engine postgres --seconds 3600 --seed 1
 
-Writes are cancelled at random and tried again with the same ids. On PostgreSQL connections are reset, refused, silent
-and killed, replies are lost and rows held; on SQLite another process locks the file; on both the event loop stalls.
-Each round ends at rest, and is judged there and once more a round later. Prints a summary as JSON, and ends with 1
-where a promise was broken.
+Writes are cancelled at random and tried again with the same ids, and some are refused by the store. On PostgreSQL
+connections are reset, refused, silent and killed, replies are lost and rows held; on SQLite another process locks the
+file; on both the event loop stalls. Each round ends at rest, and is judged there and once more a round later. Prints a
+summary as JSON, and ends with 1 where a promise was broken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +32,7 @@ import asyncpg
 import click
 from fault_cluster import cluster
 from fault_storm import AFTERWARDS, Rest, Round, Sent, Verdict
+from fault_told import opened
 from raw_postgres import BUSY, CONNECTIONS, named
 from waiting import until
 
@@ -39,9 +40,9 @@ from flux_memory import (
     BackendUnavailableError,
     ConflictError,
     ConversationMemory,
+    FluxMemoryError,
     Memory,
     OutcomeUnknownError,
-    PostgresConversationMemory,
     deadline,
 )
 from flux_memory.testkit import Proxy
@@ -60,6 +61,11 @@ POSTGRES_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata -
 SQLITE_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata ->> '$.made', '') FROM sessions"
 TERMINATE: Final = f"SELECT pg_terminate_backend(pid) {CONNECTIONS} AND random() < 0.4"
 RENAME: Final = "UPDATE sessions SET title = 'renamed' WHERE metadata ? 'made' AND random() < 0.3"
+POSTGRES_CHECK: Final = "ALTER TABLE messages ADD CONSTRAINT good CHECK (content NOT LIKE 'bad%')"
+SQLITE_CHECK: Final = """
+CREATE TRIGGER good BEFORE INSERT ON messages WHEN new.content LIKE 'bad%'
+BEGIN SELECT raise(ABORT, 'the content is bad'); END
+"""
 LOCKER: Final = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
@@ -80,7 +86,7 @@ for line in sys.stdin:
 class Weather(Protocol):
     """What breaks things around a store, and reads it past the library."""
 
-    def open(self) -> Memory:
+    def opened(self) -> AbstractAsyncContextManager[Memory]:
         """Open the handle that the workers share."""
         ...
 
@@ -90,6 +96,10 @@ class Weather(Protocol):
 
     async def hold(self, rng: random.Random, sessions: list[str]) -> None:
         """Hold locks for a moment."""
+        ...
+
+    async def refuse_bad_rows(self) -> None:
+        """Let the store refuse contents that begin with `bad`."""
         ...
 
     async def at_rest(self) -> Rest:
@@ -104,13 +114,14 @@ class Weather(Protocol):
 class PostgresWeather:
     """A proxy before a database, and a connection past it."""
 
-    def __init__(self, direct: Any, holder: Any, proxy: Proxy) -> None:
+    def __init__(self, direct: Any, holder: Any, proxy: Proxy, *, borrowed: bool) -> None:
+        self._borrowed = borrowed
         self._direct = direct
         self._holder = holder
         self._proxy = proxy
 
-    def open(self) -> Memory:
-        return PostgresConversationMemory(self._proxy.dsn)
+    def opened(self) -> AbstractAsyncContextManager[Memory]:
+        return opened(self._proxy.dsn, borrowed=self._borrowed)
 
     async def strike(self, rng: random.Random, sessions: list[str]) -> None:
         seconds = rng.uniform(0.05, 0.5)
@@ -150,6 +161,9 @@ class PostgresWeather:
                 await self._holder.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session)
             await asyncio.sleep(rng.uniform(0.05, 0.5))
 
+    async def refuse_bad_rows(self) -> None:
+        await self._direct.execute(POSTGRES_CHECK)
+
     async def at_rest(self) -> Rest:
         async def quiet() -> bool:
             return not await self._direct.fetchval(BUSY)
@@ -171,7 +185,7 @@ class SqliteWeather:
         self._path = path
         self._locker = locker
 
-    def open(self) -> Memory:
+    def opened(self) -> AbstractAsyncContextManager[Memory]:
         return ConversationMemory(self._path)
 
     async def strike(self, rng: random.Random, sessions: list[str]) -> None:
@@ -185,6 +199,10 @@ class SqliteWeather:
         await self._locker.stdout.readline()
         await asyncio.sleep(rng.uniform(0, 0.3))
 
+    async def refuse_bad_rows(self) -> None:
+        with closing(sqlite3.connect(self._path)) as db:
+            db.execute(SQLITE_CHECK)
+
     async def at_rest(self) -> Rest:
         with closing(sqlite3.connect(self._path)) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -197,12 +215,12 @@ class SqliteWeather:
 
 
 @asynccontextmanager
-async def postgres_weather(dsn: str) -> AsyncIterator[Weather]:
+async def postgres_weather(dsn: str, *, borrowed: bool = False) -> AsyncIterator[Weather]:
     """Break what is between a handle and a database."""
     direct, holder = [await asyncpg.connect(dsn) for _ in range(2)]
     try:
         with Proxy(named(dsn)) as proxy:
-            yield PostgresWeather(direct, holder, proxy)
+            yield PostgresWeather(direct, holder, proxy, borrowed=borrowed)
     finally:
         await direct.close()
         await holder.close()
@@ -336,13 +354,31 @@ class Storm:
     async def _add(self, rng: random.Random) -> None:
         session, content = rng.choice(self._round.sessions), self._content()
         message_id = content if rng.random() < 0.5 else None
-        sent = Sent(session, [content], time.monotonic())
+        sent = Sent(session, [content], time.monotonic(), message_id)
         self._round.messages.append(sent)
         await self._attempts(
             rng,
             sent,
             lambda: self._memory.add_message(session, "user", content, message_id=message_id),
             again=message_id is not None,
+        )
+
+    async def _add_refused(self, rng: random.Random) -> None:
+        """Add what the store refuses, and what its neighbours in a statement must not suffer from."""
+        session, content = rng.choice(self._round.sessions), f"bad {self._content()}"
+        taken = rng.choice([sent for sent in self._round.messages[:50] if sent.acknowledged] or [None])
+        message_id = None
+        if (kind := rng.randrange(3)) == 1:
+            session = "none"
+        elif kind == 2 and taken is not None and taken.message_id is not None:
+            session, message_id = taken.session, taken.message_id
+        self._round.messages.append(sent := Sent(session, [content], time.monotonic()))
+        await self._attempts(
+            rng,
+            sent,
+            lambda: self._memory.add_message(session, "user", content, message_id=message_id),
+            again=False,
+            refusals=(FluxMemoryError,),
         )
 
     async def _add_batch(self, rng: random.Random) -> None:
@@ -398,6 +434,7 @@ class Storm:
         *,
         again: bool,
         creates: bool = False,
+        refusals: tuple[type[Exception], ...] = (BackendUnavailableError,),
     ) -> None:
         """Make a call, and make it again with the same ids where its outcome is open."""
         for attempt in range(ATTEMPTS):
@@ -405,7 +442,7 @@ class Storm:
             leaves = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
             outcome = await self._one(call, patience, leaves)
             self._summary.told["calls"] += 1
-            told = self._told(outcome, exists=creates and sent.open)
+            told = self._told(outcome, refusals, exists=creates and sent.open)
             self._summary.told[told] += 1
             if told == "acknowledged":
                 sent.acknowledged_at = min(sent.acknowledged_at, time.monotonic())
@@ -415,14 +452,14 @@ class Storm:
             if not again or self._stopping or rng.random() < 0.2:
                 return
 
-    def _told(self, outcome: object, *, exists: bool) -> str:
+    def _told(self, outcome: object, refusals: tuple[type[Exception], ...], *, exists: bool) -> str:
         if not isinstance(outcome, BaseException):
             return "acknowledged"
         if isinstance(outcome, asyncio.CancelledError):
             return "cancelled"
         if isinstance(outcome, OutcomeUnknownError):
             return "unknown"
-        if isinstance(outcome, BackendUnavailableError):
+        if isinstance(outcome, refusals):
             return "refused"
         if isinstance(outcome, ConflictError) and exists:
             # An earlier attempt, whose outcome was open, has made it.
@@ -455,21 +492,21 @@ class Storm:
 async def storm(weather: Weather, engine: str, seconds: float, seed: int) -> Summary:
     """Let a storm blow, and return what it broke."""
     summary = Summary(engine, seed)
-    async with weather.open() as memory:
+    async with weather.opened() as memory:
+        await memory.count_sessions()
+        await weather.refuse_bad_rows()
         await Storm(memory, weather, summary, seed).run(seconds)
     return summary
 
 
-async def on_postgres(dsn: str, seconds: float, seed: int) -> Summary:
-    """Let a storm blow over a database."""
-    async with postgres_weather(dsn) as weather:
+async def on_postgres(dsn: str, seconds: float, seed: int, *, borrowed: bool = False) -> Summary:
+    """Let a storm blow over a database, whose handle has a pool of its own or a borrowed one."""
+    async with postgres_weather(dsn, borrowed=borrowed) as weather:
         return await storm(weather, "postgres", seconds, seed)
 
 
 async def on_sqlite(path: Path, seconds: float, seed: int) -> Summary:
     """Let a storm blow over a file."""
-    async with ConversationMemory(path) as first:
-        await first.count_sessions()
     async with sqlite_weather(path) as weather:
         return await storm(weather, "sqlite", seconds, seed)
 
@@ -478,11 +515,12 @@ async def on_sqlite(path: Path, seconds: float, seed: int) -> Summary:
 @click.option("--engine", type=click.Choice(["postgres", "sqlite"]), required=True)
 @click.option("--seconds", type=float, default=60.0, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-def main(engine: str, seconds: float, seed: int) -> None:
+@click.option("--borrowed", is_flag=True, help="Borrow a pool of asyncpg's, on PostgreSQL.")
+def main(engine: str, seconds: float, seed: int, borrowed: bool) -> None:
     """Run it, and print what it saw."""
     if engine == "postgres":
         with cluster(durable=False) as own:
-            summary = asyncio.run(on_postgres(own.dsn, seconds, seed))
+            summary = asyncio.run(on_postgres(own.dsn, seconds, seed, borrowed=borrowed))
     else:
         with tempfile.TemporaryDirectory() as directory:
             summary = asyncio.run(on_sqlite(Path(directory) / "chat.db", seconds, seed))

@@ -17,7 +17,7 @@ from fault_work import UNKNOWN, Store, on_each
 from raw_postgres import OPEN, named, rows, until_none
 from waiting import comes_true
 
-from flux_memory import Memory, MemoryClosedError, PostgresConversationMemory, deadline
+from flux_memory import FluxMemoryError, Memory, MemoryClosedError, PostgresConversationMemory, deadline
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import Journal, Recorder
 
@@ -105,6 +105,30 @@ def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, 
                 await until_moment(turn, calls)
                 await cancel_everything()
                 assert all(call.done() for call in calls)
+                await still_works(memory, turn)
+
+    use(store, fault, work)
+
+
+@on_each("tasks of the library cancelled in a burst")
+def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: Store, fault: Fault) -> None:
+    """An application that spares its own tasks: each caller gets its result or an error of ours, and in time."""
+
+    async def work(journal: Journal) -> None:
+        for turn in range(41):
+            async with store.open() as inner:
+                await inner.count_sessions()
+                memory = Recorder(inner, journal, "burst", unknown=UNKNOWN)
+                with deadline(4):
+                    calls = burst(memory, turn)
+                await until_moment(turn, calls)
+                for task in asyncio.all_tasks() - {asyncio.current_task(), *calls}:
+                    task.cancel()
+                done, late = await asyncio.wait(calls, timeout=6)
+                assert not late, f"cancelled at {turn}: {len(late)} callers wait for ever"
+                assert not [call for call in done if call.cancelled()], "a caller that was not cancelled is told so"
+                errors = [call.exception() for call in done if call.exception() is not None]
+                assert all(isinstance(error, FluxMemoryError) for error in errors), errors
                 await still_works(memory, turn)
 
     use(store, fault, work)

@@ -251,6 +251,92 @@ async def test_held_sessions_stop_neither_reads_nor_free_sessions(
 
 
 @pytest.mark.asyncio
+@pytest.mark.fault("sessions held by others", backend="postgres")
+@pytest.mark.parametrize("size", [3, 10])
+async def test_renames_and_deletions_of_held_sessions_stop_nothing_else(flux_empty_database: str, size: int) -> None:
+    """As many as the pool has connections, beside adds to the same sessions: reads, adds and creations go on."""
+    shut = [f"held {number}" for number in range(size)]
+    await make_sessions(flux_empty_database, ["free", *shut])
+    async with PostgresConversationMemory(named(flux_empty_database), max_size=size) as memory:
+        await quiet(memory, flux_empty_database, ["free"], close=False)
+        async with held(flux_empty_database, shut):
+            waiting = [add(memory, session, session, 20) for session in shut]
+            with deadline(20):
+                waiting += [
+                    asyncio.ensure_future(call)
+                    for session in shut
+                    for call in (memory.update_session_title(session, "new"), memory.delete_session(session))
+                ]
+            await asyncio.wait(waiting, timeout=0.3)
+            with deadline(4):
+                took = [
+                    await seconds(memory.get_history("free")),
+                    await seconds(memory.get_sessions()),
+                    await seconds(memory.add_message("free", "user", "x")),
+                    await seconds(memory.create_session()),
+                    await seconds(memory.create_session(session_id="new")),
+                ]
+            assert not any(call.done() for call in waiting)
+        await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+        assert max(took) < SOON, took
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("sessions held by others", backend="postgres")
+async def test_renames_of_held_sessions_stop_no_rename_of_a_free_one(flux_empty_database: str) -> None:
+    """Nor a creation, nor a deletion: a session's row is its own callers' affair."""
+    shut = [f"held {number}" for number in range(6)]
+    await make_sessions(flux_empty_database, ["free", "gone", *shut])
+    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
+        await quiet(memory, flux_empty_database, ["free"], close=False)
+        async with held(flux_empty_database, shut):
+            with deadline(20):
+                waiting = [asyncio.ensure_future(memory.update_session_title(session, "new")) for session in shut]
+            await asyncio.wait(waiting, timeout=0.3)
+            with deadline(4):
+                took = await asyncio.gather(
+                    seconds(memory.update_session_title("free", "new")),
+                    seconds(memory.delete_session("gone")),
+                    seconds(memory.create_session(session_id="new")),
+                    return_exceptions=True,
+                )
+        await asyncio.wait_for(asyncio.gather(*waiting), 20)
+        assert [str(one) for one in took if isinstance(one, BaseException)] == []
+        assert all(isinstance(one, float) and one < SOON for one in took), took
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("thousands of adds to held sessions", backend="postgres")
+@pytest.mark.parametrize("sessions", [1, 100])
+async def test_thousands_that_wait_for_held_sessions_do_not_slow_down_a_read(
+    flux_empty_database: str, sessions: int
+) -> None:
+    """Callers that wait, and that leave all at once, cost the event loop little."""
+    shut = [f"held {number}" for number in range(sessions)]
+    await make_sessions(flux_empty_database, ["free", *shut])
+    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
+        await quiet(memory, flux_empty_database, ["free"], close=False)
+        async with held(flux_empty_database, shut):
+            leaving = [add(memory, shut[number % sessions], f"leaves {number}", 20) for number in range(4000)]
+            staying = {f"{number}": add(memory, shut[number % sessions], f"{number}", 20) for number in range(400)}
+            await asyncio.wait(leaving, timeout=0.5)
+            waiting = [await seconds(memory.get_history("free")) for _ in range(30)]
+            for call in leaving:
+                call.cancel()
+            gone = await seconds(asyncio.wait(leaving))
+            after = [await seconds(memory.get_history("free")) for _ in range(10)]
+        seen = await told(staying)
+        assert len(seen.acknowledged) == len(staying), seen.errors
+        found = await quiet(memory, flux_empty_database, ["free"])
+        assert {content: found[content] for content in staying} == dict.fromkeys(staying, 1)
+        assert len([content for content in found if "leaves" in content]) == 0
+        assert await in_order(flux_empty_database, [*staying])
+        assert sorted(waiting)[len(waiting) // 2] < 0.05, waiting
+        assert max(*waiting, *after) < SOON
+        assert gone < 2
+
+
+@pytest.mark.asyncio
 @pytest.mark.fault("refused row beside a held session", backend="postgres")
 @pytest.mark.parametrize("refused", ["by a constraint", "by its id", "by its session"])
 @pytest.mark.parametrize("first", ["held", "bad"])
