@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from operator import methodcaller
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
@@ -93,13 +94,36 @@ SELECT_PAGE_OF_USER_BY_METADATA: Final = (
     OWN_SESSIONS + SELECT_SESSIONS + "WHERE metadata @> $4::text::jsonb\nLIMIT $1 OFFSET $2"
 )
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
+# What needs the lock of one session skips it if it is locked, and says so: done, and exists.
 UPDATE_TITLE: Final = """
-UPDATE sessions
-SET title = $2, updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-WHERE id = $1
-RETURNING TRUE
+WITH locked AS (
+    SELECT id
+    FROM sessions
+    WHERE id = $1
+    FOR NO KEY UPDATE SKIP LOCKED
+), renamed AS (
+    UPDATE sessions
+    SET title = $2, updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
+    FROM locked
+    WHERE sessions.id = locked.id
+    RETURNING TRUE
+)
+SELECT EXISTS (SELECT 1 FROM renamed), EXISTS (SELECT 1 FROM sessions WHERE id = $1)
 """
-DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = $1"
+DELETE_SESSION: Final = """
+WITH locked AS (
+    SELECT id
+    FROM sessions
+    WHERE id = $1
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM sessions
+    USING locked
+    WHERE sessions.id = locked.id
+    RETURNING TRUE
+)
+SELECT EXISTS (SELECT 1 FROM deleted), EXISTS (SELECT 1 FROM sessions WHERE id = $1)
+"""
 # Not TRUNCATE, which deadlocks with adders that hold a session's row and want the messages' table.
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
@@ -163,7 +187,7 @@ class PostgresConversationMemory:
         row = records.new_session(session_id, user_id, title, metadata)
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
-        if not await self._run(state, insert, locks=session_id is not None):
+        if not await self._run(state, lambda store: store.executor.run(state, insert)):
             raise ConflictError(records.taken_session(row.id))
         return row.id
 
@@ -244,18 +268,19 @@ class PostgresConversationMemory:
         self._life.check_open()
         new_title = records.new_title(title)
         session = records.existing_session(session_id)
-        if not await self._write(UPDATE_TITLE, session, new_title):
+        if not await self._write_session(UPDATE_TITLE, session, new_title):
             raise SessionNotFoundError(records.no_session(session))
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
         session = records.lookup("session_id", session_id)
         if session is not None:
-            await self._write(DELETE_SESSION, session)
+            await self._write_session(DELETE_SESSION, session)
 
     async def clear_all(self) -> None:
         self._life.check_open()
-        await self._write(DELETE_SESSIONS)
+        state = CallState(writes=True)
+        await self._run(state, lambda store: store.executor.run(state, methodcaller("execute", DELETE_SESSIONS)))
 
     async def close(self) -> None:
         await self._life.close()
@@ -281,27 +306,24 @@ class PostgresConversationMemory:
 
     async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
         state = CallState(writes=True)
-        seconds = seconds_for(self.timeout)
-        with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
-            async with asyncio.timeout(seconds):
-                await (await self._life.opened()).writer.add(session_id, rows, state)
+        await self._run(state, lambda store: store.writer.add(session_id, rows, state))
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
         """Run one statement that only reads, and return its rows."""
-        return await self._run(CallState(writes=False), lambda connection: connection.fetch(sql, *values))
+        state = CallState(writes=False)
+        return await self._run(state, lambda store: store.executor.run(state, methodcaller("fetch", sql, *values)))
 
-    async def _write(self, sql: str, *values: object) -> list[Any]:
-        """Run one statement that may run twice, and return its rows."""
+    async def _write_session(self, sql: str, *values: object) -> bool:
+        """Run one statement that changes one session and may run twice; return whether the session exists."""
         state = CallState(writes=True)
-        return await self._run(state, lambda connection: connection.fetch(sql, *values), locks=True)
+        return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
-    async def _run(self, state: CallState, work: Callable[[Any], Awaitable[Result]], *, locks: bool = False) -> Result:
-        """Do on a connection, within the deadline, what may be done twice; `locks` if it may wait for a row lock."""
+    async def _run(self, state: CallState, call: Callable[[_Store], Awaitable[Result]]) -> Result:
+        """Make a call within its deadline, on the store that the handle has opened."""
         seconds = seconds_for(self.timeout)
         with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
-                executor = (await self._life.opened()).executor
-                return await (executor.run_write if locks else executor.run)(state, work)
+                return await call(await self._life.opened())
 
 
 class _Store(NamedTuple):

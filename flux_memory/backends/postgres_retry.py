@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from operator import methodcaller
 from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
@@ -22,6 +23,8 @@ _REFUSALS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError)
 """On a living connection these say that the statement was not carried out; an error in decoding a reply does not."""
 _SAME_KEY: Final = 5
 """How often a statement runs that broke a unique key: two retries of one message, of which the second finds it."""
+LOCKED_SECONDS: Final = 0.05
+"""Seconds until locked sessions are tried again, where no further statement may wait for a lock."""
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0
 
@@ -71,9 +74,9 @@ class RetryingExecutor:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._recovering: set[asyncio.Task[None]] = set()
-        self.max_adds_on_locks: Final = max(pool.max_size // 2, 1)
-        """Adds that may wait for a row lock at a time, so that connections are left for calls that need no lock."""
-        self._writes_on_locks = asyncio.Semaphore(max((pool.max_size - 1) // 2, 1))
+        self._max_on_lock = max(pool.max_size // 2, 1)
+        self.on_lock: set[object] = set()
+        """What may be waiting for a row lock, each on a connection; the other connections are left for the rest."""
 
     async def run(self, attempts: Attempts, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Call `work` with a connection and return its result."""
@@ -104,12 +107,32 @@ class RetryingExecutor:
             if tried > 1:
                 await pause(tried)
 
-    async def run_write(self, state: CallState, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Do the same with a statement that may wait for a row lock. Only so many wait at a time: reads go on."""
-        state.blocked = True
-        async with self._writes_on_locks:
-            state.blocked = False
-            return await self.run(state, work)
+    def may_wait_for_lock(self) -> bool:
+        """Return whether one more statement may wait for a row lock."""
+        return len(self.on_lock) < self._max_on_lock
+
+    async def run_on_session(self, state: CallState, sql: str, *values: object) -> bool:
+        """Run a write that needs a session's lock, and return whether it found the session.
+
+        Args:
+            state: The state of the call.
+            sql: Skips the session if it is locked; returns whether the write was done, and whether the session exists.
+            values: The parameters of the statement.
+        """
+        while True:
+            if waits := self.may_wait_for_lock():
+                self.on_lock.add(state)
+            attempt = methodcaller("fetch", sql.replace(" SKIP LOCKED", "") if waits else sql, *values)
+            try:
+                ((done, exists),) = await self.run(state, attempt)
+            finally:
+                self.on_lock.discard(state)
+            if done or not exists:
+                return bool(done)
+            state.sent = False
+            state.blocked = True
+            if not waits:
+                await asyncio.sleep(LOCKED_SECONDS)
 
     def _may_pass(self, error: Exception, tried: int) -> bool:
         """Return whether a statement that the server refused may succeed when it is run again."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from flux_memory.backends.postgres_adds import Outcome, add
 from flux_memory.backends.postgres_call_state import CallState
-from flux_memory.backends.postgres_retry import RetryingExecutor
+from flux_memory.backends.postgres_retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.records import MessageRow
 
 MAX_IN_FLIGHT: Final = 2
@@ -25,8 +25,6 @@ BATCH_CHARACTERS: Final = 1_000_000
 """Characters of one statement, for the same reason."""
 SLOT_SECONDS: Final = 0.02
 """Seconds until a statement in flight makes room for another: it waits for a lock, or the server is far."""
-LOCKED_SECONDS: Final = 0.05
-"""Seconds until sessions that were locked are tried again, where no further statement may wait for a lock."""
 
 
 class _Call:
@@ -128,8 +126,6 @@ class MessageWriter:
         self._slots: set[_Statement] = set()
         self._next: _Statement | None = None
         """The statement that takes the ready calls as soon as it has a connection."""
-        self._on_lock: set[_Statement] = set()
-        """Statements of one call each that may wait for the lock of a session."""
         self._expecting_refill = False
         """A shared statement has just ended: its callers may call again in a moment, and shall share the next one."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,7 +148,7 @@ class MessageWriter:
         if queue is None:
             queue = self._queues[session_id] = _SessionQueue(session_id)
         call = _Call(queue, rows, state)
-        if idle and self._may_wait_for_lock():
+        if idle and self._executor.may_wait_for_lock():
             await self._send_at_once(call)
             return
         state.blocked = queue.statement is not None or queue in self._locked
@@ -170,7 +166,7 @@ class MessageWriter:
         statement = _Statement(self._fill)
         self._board(statement, call)
         self._occupy_slot(statement)
-        self._on_lock.add(statement)
+        self._executor.on_lock.add(statement)
         try:
             await self._executor.run(statement, partial(self._send, statement))
         finally:
@@ -217,9 +213,6 @@ class MessageWriter:
         calls = self._waiting + self._gathered
         return len(self._slots) < (MAX_IN_FLIGHT if calls > MIN_BATCH else 1)
 
-    def _may_wait_for_lock(self) -> bool:
-        return len(self._on_lock) < self._executor.max_adds_on_locks
-
     def _start(self, statement: _Statement) -> None:
         sending = self._executor.run(statement, partial(self._send, statement))
         statement.task = task = asyncio.get_running_loop().create_task(sending)
@@ -250,8 +243,8 @@ class MessageWriter:
                 break
             self._take(statement, queue, room)
         self._gathered += statement.gathered
-        if statement.gathered == 1 and self._may_wait_for_lock():
-            self._on_lock.add(statement)
+        if statement.gathered == 1 and self._executor.may_wait_for_lock():
+            self._executor.on_lock.add(statement)
         self._go_on()
 
     def _take(self, statement: _Statement, queue: _SessionQueue, room: list[int]) -> None:
@@ -298,7 +291,9 @@ class MessageWriter:
             return
         batch = [(call.queue.session_id, call.rows) for call in calls]
         locked: dict[_SessionQueue, None] = {}
-        for call, outcome in zip(calls, await add(connection, batch, wait=statement in self._on_lock), strict=True):
+        for call, outcome in zip(
+            calls, await add(connection, batch, wait=statement in self._executor.on_lock), strict=True
+        ):
             if outcome is Outcome.LOCKED:
                 locked[call.queue] = None
             else:
@@ -314,9 +309,9 @@ class MessageWriter:
         self._release(skipped_by, queue)
         if not queue.waiting:
             return
-        if self._may_wait_for_lock():
+        if self._executor.may_wait_for_lock():
             statement = _Statement(self._fill)
-            self._on_lock.add(statement)
+            self._executor.on_lock.add(statement)
             # One call alone, so that its caller can end it and the calls behind it are not sent yet.
             self._take(statement, queue, [1, BATCH_ROWS, BATCH_CHARACTERS])
             self._gathered += statement.gathered
@@ -355,7 +350,7 @@ class MessageWriter:
         if statement.slot is not None:
             statement.slot.cancel()
         self._slots.discard(statement)
-        self._on_lock.discard(statement)
+        self._executor.on_lock.discard(statement)
         self._gathered -= statement.gathered
         self._expecting_refill = statement.gathered > 1
         for queue in [*statement.queues]:
