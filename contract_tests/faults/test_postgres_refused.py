@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -186,6 +187,38 @@ async def test_what_was_stored_and_whose_answer_was_lost_is_not_refused(
         assert all(times == 1 for times in found.values())
         assert {content: found[content] for content in patient.acknowledged} == dict.fromkeys(patient.acknowledged, 1)
         assert await in_order(flux_empty_database, patient.acknowledged)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("tasks of the library cancelled in flight, then refused", backend="postgres")
+async def test_what_was_in_flight_when_the_librarys_tasks_were_cancelled_is_not_refused(
+    proxy: Proxy, flux_empty_database: str
+) -> None:
+    """An application cancels every task but its own, and the server cannot be asked any more: the outcome is open."""
+    await make_sessions(flux_empty_database, SESSIONS)
+    async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
+        await quiet(memory, flux_empty_database, SESSIONS, close=False)
+        await execute(flux_empty_database, SLOW_SESSIONS)
+        async with connected(flux_empty_database) as other:
+            tasks = {f"{number}": start(memory, 1.0, SESSIONS[number % 8], f"{number}") for number in range(12)}
+
+            async def two_are_in_flight() -> bool:
+                return int(await other.fetchval(ASLEEP)) > 1
+
+            # An implementation that sends one after the other has one in flight.
+            with suppress(TimeoutError):
+                await until(two_are_in_flight, seconds=0.5)
+        proxy.refuse()
+        for task in asyncio.all_tasks() - {asyncio.current_task(), *tasks.values()}:
+            task.cancel()
+        # The server does not notice, and goes on with what it was sent.
+        proxy.reset()
+        seen = await told({**tasks}, within=4)
+        proxy.heal()
+        found = await quiet(memory, flux_empty_database, SESSIONS)
+        assert [content for content in seen.refused if content in found] == []
+        assert [content for content in seen.acknowledged if found[content] != 1] == []
+        assert seen.cancelled == []
 
 
 # An event loop that stands still.
