@@ -188,6 +188,32 @@ async def test_what_was_stored_and_whose_answer_was_lost_is_not_refused(
         assert await in_order(flux_empty_database, patient.acknowledged)
 
 
+@pytest.mark.asyncio
+@pytest.mark.fault("tasks of the library cancelled in flight, then refused", backend="postgres")
+async def test_what_was_in_flight_when_the_librarys_tasks_were_cancelled_is_not_refused(
+    proxy: Proxy, flux_empty_database: str
+) -> None:
+    """An application cancels every task but its own, and the server cannot be asked any more: the outcome is open."""
+    await make_sessions(flux_empty_database, SESSIONS)
+    async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
+        await quiet(memory, flux_empty_database, SESSIONS, close=False)
+        await execute(flux_empty_database, SLOW_SESSIONS)
+        async with connected(flux_empty_database) as other:
+            tasks = {f"{number}": start(memory, 1.0, SESSIONS[number % 8], f"{number}") for number in range(12)}
+            await until(lambda: other.fetchval(ASLEEP))
+        proxy.refuse()
+        for task in asyncio.all_tasks() - {asyncio.current_task(), *tasks.values()}:
+            task.cancel()
+        # The server does not notice, and goes on with what it was sent.
+        proxy.reset()
+        seen = await told({**tasks}, within=4)
+        proxy.heal()
+        found = await quiet(memory, flux_empty_database, SESSIONS)
+        assert [content for content in seen.refused if content in found] == []
+        assert [content for content in seen.acknowledged if found[content] != 1] == []
+        assert seen.cancelled == []
+
+
 # An event loop that stands still.
 
 MOMENTS: Final = (0.0, 0.01, 0.03, 0.06, 0.1, 0.14)
