@@ -246,7 +246,7 @@ async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: 
             outcomes = await asyncio.gather(*(memory.count_sessions() for _ in range(3)), return_exceptions=True)
             assert [type(outcome) for outcome in outcomes] == [BackendUnavailableError] * 3
             with pytest.raises(
-                OutcomeUnknownError, match=r"did not answer within 1 s; whether the call took effect is not"
+                OutcomeUnknownError, match="within 1 s; whether the call took effect is not"
             ):
                 await adding
             assert asyncio.get_running_loop().time() - began < 3
