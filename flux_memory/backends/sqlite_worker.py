@@ -80,6 +80,7 @@ class SQLiteWorker:
 
     def abandon(self) -> None:
         """End the thread without waiting for it, from any thread."""
+        self._given_up = True
         if not self._ended.done():
             self._send(self._close_on_thread)
 
