@@ -45,13 +45,12 @@ class Queue:
 
     def take(self) -> Job[Any] | None:
         """Take out the first job whose caller still waits."""
-        while self._jobs:
-            # Empty all the same, if the last caller leaves at this very moment.
-            with suppress(KeyError):
-                job, _ = self._jobs.popitem(last=False)
-                if not job.future.done():
-                    return job
-        return None
+        try:
+            while (job := self._jobs.popitem(last=False)[0]).future.done():
+                pass
+        except KeyError:
+            return None
+        return job
 
     def put_back(self, job: Job[Any]) -> None:
         """Put a job that was taken out before all others."""

@@ -9,7 +9,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -70,16 +70,17 @@ class SQLiteWorker:
             self.abandon()
             raise
 
-    async def read(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
+    def read(self, work: Work[Result], timeout: float) -> Coroutine[Any, Any, Result]:
         """Run a read on the thread."""
-        return await self._call(Job(work, self._reads, timeout))
+        return self._call(Job(work, self._reads, timeout))
 
-    async def write(self, work: Work[Result], timeout: float) -> Result:  # noqa: ASYNC109 - given to SQLite as well
+    def write(self, work: Work[Result], timeout: float) -> Coroutine[Any, Any, Result]:
         """Run a write on the thread, in one transaction with the others that wait; return once it is durable."""
-        return await self._call(Job(work, self._writes, timeout))
+        return self._call(Job(work, self._writes, timeout))
 
     def abandon(self) -> None:
         """End the thread without waiting for it, from any thread."""
+        self._given_up = True
         if not self._ended.done():
             self._send(self._close_on_thread)
 
