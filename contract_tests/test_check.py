@@ -15,8 +15,8 @@ from raw_postgres import contents as postgres_contents
 from raw_sqlite import change
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
-from flux_memory.check import CheckReport, check_methods, check_postgres, check_sqlite
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
+from flux_memory.health import CheckReport, check_methods, check_postgres, check_sqlite
 from flux_memory.schema import history
 
 NEWEST = {dialect: history(dialect)[-1].version for dialect in ("sqlite", "postgres")}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flux_memory import InvalidInputError, deadline
-from flux_memory.deadlines import seconds_for
+from flux_memory.backends.deadlines import seconds_for
 
 
 def test_the_innermost_block_counts() -> None:

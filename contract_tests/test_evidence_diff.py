@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from flux_memory.contract_command import contract
+from flux_memory.cli.contract import contract
 from flux_memory.testkit.evidence.diff import compare
 from flux_memory.testkit.evidence.document import BackendEvidence, ClauseEvidence, Evidence, Outcome
 from flux_memory.testkit.evidence.document import Result as Found
@@ -152,7 +152,7 @@ def test_reports_are_compared_without_the_testkit_installed() -> None:
     """The command needs nothing that only the extra `testkit` brings."""
     code = (
         "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None\n"
-        "from flux_memory.contract_command import contract\n"
+        "from flux_memory.cli.contract import contract\n"
         "contract(['diff', '--help'], standalone_mode=False)\n"
         "import flux_memory.testkit.evidence.diff"
     )

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_postgres import rows
 
-from flux_memory import metadata
 from flux_memory.errors import InvalidInputError, InvalidTypeError
-from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from flux_memory.records import metadata
+from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
 from flux_memory.testkit.contract import listing
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)

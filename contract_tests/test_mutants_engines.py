@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 from bound_stores import damage_postgres, damage_sqlite, verdict, written_at
 
-from flux_memory import ConversationMemory, PostgresConversationMemory, Session, metadata, records, text, timestamps
-from flux_memory.backends import postgres, postgres_adds, sqlite, sqlite_listing
-from flux_memory.backends.sqlite_listing import CONTAINS
+from flux_memory import ConversationMemory, PostgresConversationMemory, Session, records
+from flux_memory.backends.postgres import adds as postgres_adds
+from flux_memory.backends.postgres import memory as postgres
+from flux_memory.backends.sqlite import listing as sqlite_listing
+from flux_memory.backends.sqlite import memory as sqlite
+from flux_memory.backends.sqlite.listing import CONTAINS
+from flux_memory.records import metadata, text, timestamps
 from flux_memory.schema import postgres as postgres_schema
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.evidence.properties import MUTANT

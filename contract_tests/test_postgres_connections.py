@@ -245,9 +245,7 @@ async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: 
             await asyncio.sleep(0)
             outcomes = await asyncio.gather(*(memory.count_sessions() for _ in range(3)), return_exceptions=True)
             assert [type(outcome) for outcome in outcomes] == [BackendUnavailableError] * 3
-            with pytest.raises(
-                OutcomeUnknownError, match="within 1 s; whether the call took effect is not"
-            ):
+            with pytest.raises(OutcomeUnknownError, match="within 1 s; whether the call took effect is not"):
                 await adding
             assert asyncio.get_running_loop().time() - began < 3
         await until_none(flux_postgres_clean_dsn, BUSY)

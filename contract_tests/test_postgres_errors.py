@@ -6,7 +6,7 @@ import pytest
 from raw_postgres import execute, with_parameter
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory, SchemaError
-from flux_memory.backends.postgres_errors import _ADVICE
+from flux_memory.backends.postgres.errors import _ADVICE
 
 
 def test_no_row_of_the_table_is_hidden_by_one_above_it() -> None:

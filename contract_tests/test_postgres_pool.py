@@ -13,8 +13,8 @@ from raw_postgres import CONNECTIONS, OPEN, execute, rows, until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory import dsn as dsns
-from flux_memory.backends import postgres_pool
-from flux_memory.backends.postgres_call_state import CallState
+from flux_memory.backends.postgres import pool as postgres_pool
+from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 

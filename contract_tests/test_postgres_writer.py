@@ -10,7 +10,8 @@ import pytest_asyncio
 from raw_postgres import connected, execute, rows
 
 from flux_memory import PostgresConversationMemory, deadline
-from flux_memory.backends import postgres_adds, postgres_writer
+from flux_memory.backends.postgres import adds as postgres_adds
+from flux_memory.backends.postgres import writer as postgres_writer
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,

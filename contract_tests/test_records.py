@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from flux_memory import metadata, records
+from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
-from flux_memory.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
+from flux_memory.records import metadata
+from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.reference import arguments as reference
 
 WHEN = "2026-02-05T12:00:00.000000+00:00"

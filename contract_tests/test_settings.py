@@ -13,8 +13,8 @@ import pytest
 from ordinary_user import ordinary_user
 
 from flux_memory import Settings
+from flux_memory.dsn import SecretText
 from flux_memory.errors import InvalidInputError
-from flux_memory.hidden import Hidden
 from flux_memory.settings import load_settings
 
 Environment = Callable[..., None]
@@ -117,7 +117,7 @@ def test_an_override_that_is_no_text_is_named(environment: Environment) -> None:
     """The command line may hold bytes that are not UTF-8: an error of ours, and no password in it."""
     environment()
     with pytest.raises(InvalidInputError, match="the setting postgres_dsn is wrong") as caught:
-        load_settings(database_backend="postgres", postgres_dsn=Hidden("postgresql://u:secret@h/d\udcff"))
+        load_settings(database_backend="postgres", postgres_dsn=SecretText("postgresql://u:secret@h/d\udcff"))
     assert "secret" not in str(caught.value)
 
 

@@ -17,7 +17,7 @@ from ordinary_user import ordinary_user
 from raw_sqlite import on_the_thread
 
 from flux_memory import ConversationMemory
-from flux_memory.backends import sqlite as backend
+from flux_memory.backends.sqlite import memory as backend
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,

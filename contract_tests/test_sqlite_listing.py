@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from original_application import INSERT_SESSION, make_file
 
-from flux_memory import metadata, records
-from flux_memory.backends import sqlite as backend
+from flux_memory import records
+from flux_memory.backends.sqlite import memory as backend
+from flux_memory.records import metadata
 
 KEYS = st.sampled_from(["a", "b", "é", 'q"\\', "[]", "a" * 101, "a" * 102])
 SCALARS = st.one_of(

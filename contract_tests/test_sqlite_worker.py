@@ -19,8 +19,8 @@ from raw_sqlite import change, on_the_thread
 from waiting import until
 
 from flux_memory import ConversationMemory, deadline
-from flux_memory.backends.sqlite_file import OpenFile
-from flux_memory.backends.sqlite_worker import SQLiteWorker
+from flux_memory.backends.sqlite.file import OpenFile
+from flux_memory.backends.sqlite.worker import SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
-from flux_memory.text import find_unstorable, require_id, require_str, require_text
+from flux_memory.records.text import find_unstorable, require_id, require_str, require_text
 
 
 @pytest.mark.parametrize(

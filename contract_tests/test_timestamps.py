@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_memory import timestamps
+from flux_memory.records import timestamps
 
 NOON = "2026-02-05T12:00:00.000000+00:00"
 

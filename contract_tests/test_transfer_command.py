@@ -23,7 +23,7 @@ from original_application import make_file_with_data
 from raw_postgres import contents, execute
 from transfer_memories import add, everything
 
-from flux_memory.migrate_command import migrate
+from flux_memory.cli.migrate import migrate
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from original_application import make_file, make_file_with_data
 from raw_postgres import execute, rows
 from transfer_memories import add, add_session, everything, make_random, move
 
-from flux_memory import ConversationMemory, PostgresConversationMemory, timestamps
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.records import timestamps
 from flux_memory.transfer import Extent, Status, migrate_back
 from flux_memory.transfer.canonical import Canonicalizer
 from flux_memory.transfer.problems import RefusedError

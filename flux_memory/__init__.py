@@ -10,14 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from flux_memory.backends.postgres import PostgresConversationMemory
-    from flux_memory.backends.sqlite import ConversationMemory
-    from flux_memory.deadlines import deadline
+    from flux_memory.backends.deadlines import deadline
+    from flux_memory.backends.postgres.memory import PostgresConversationMemory
+    from flux_memory.backends.sqlite.memory import ConversationMemory
     from flux_memory.errors import (
         BackendUnavailableError,
         ConflictError,
         FluxMemoryError,
         InvalidInputError,
+        InvalidTypeError,
         MemoryClosedError,
         MigrationError,
         OutcomeUnknownError,
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
         SessionNotFoundError,
     )
     from flux_memory.factory import create_memory
-    from flux_memory.limits import (
+    from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
+    from flux_memory.records.limits import (
         MAX_BATCH_BYTES,
         MAX_CONTENT_BYTES,
         MAX_ID_LENGTH,
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
         MAX_METADATA_DEPTH,
         MAX_USER_ID_LENGTH,
     )
-    from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
     from flux_memory.settings import Settings
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "ConversationMemory",
     "FluxMemoryError",
     "InvalidInputError",
+    "InvalidTypeError",
     "Memory",
     "MemoryClosedError",
     "Message",
@@ -67,11 +69,11 @@ __all__ = [
 ]
 
 _HOME: Final = {
-    "ConversationMemory": "backends.sqlite",
-    "PostgresConversationMemory": "backends.postgres",
+    "ConversationMemory": "backends.sqlite.memory",
+    "PostgresConversationMemory": "backends.postgres.memory",
     "Settings": "settings",
     "create_memory": "factory",
-    "deadline": "deadlines",
+    "deadline": "backends.deadlines",
     **dict.fromkeys(("Memory", "Message", "Metadata", "NewMessage", "Session"), "protocol"),
 }
 
@@ -79,7 +81,7 @@ _HOME: Final = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME.get(name) or ("limits" if name.startswith("MAX_") else "errors")
+    home = _HOME.get(name) or ("records.limits" if name.startswith("MAX_") else "errors")
     value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

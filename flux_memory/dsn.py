@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
-from flux_memory.hidden import Hidden
 
 _MASK: Final = "***"
 _SECRETS: Final = frozenset({"password", "sslpassword", "passfile"})
@@ -36,10 +35,19 @@ _REFUSED: Final = {
 }
 
 
+class SecretText(str):
+    """A text with a secret in it, such as a DSN with its password. Its repr is `'***'`, also in a frame's variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 class Dsn(NamedTuple):
     """A DSN that asyncpg can take."""
 
-    url: Hidden
+    url: SecretText
     arguments: dict[str, Any]
     """Arguments for `asyncpg.connect` that stood in the DSN as parameters it does not read."""
 
@@ -53,7 +61,7 @@ def parse(dsn: object) -> Dsn:
     """
     if not isinstance(dsn, str):
         raise InvalidTypeError(f"dsn must be a str, not {type(dsn).__name__}")
-    dsn = Hidden(dsn)
+    dsn = SecretText(dsn)
     try:
         return _parse(dsn)
     except InvalidInputError as error:
@@ -99,7 +107,7 @@ def _parse(dsn: str) -> Dsn:
             kept.append((name, value))
     address = dsn.partition("?")[0]
     url = f"{address}?{urlencode(kept, safe='/', quote_via=quote)}" if kept else address
-    return Dsn(Hidden(url), arguments)
+    return Dsn(SecretText(url), arguments)
 
 
 def masked(dsn: str) -> str:
@@ -120,13 +128,13 @@ def masked(dsn: str) -> str:
     return shown + rest[end:]
 
 
-def other_host_first(url: Hidden) -> Hidden:
+def other_host_first(url: SecretText) -> SecretText:
     """Return a DSN that `parse` made with its first host last; the same if it names one host."""
     scheme, separator, rest = url.partition("://")
     end = next((at for at, character in enumerate(rest) if character in "/?"), len(rest))
     user, at, hosts = rest[:end].rpartition("@")
     first, comma, others = hosts.partition(",")
-    return Hidden(f"{scheme}{separator}{user}{at}{others},{first}{rest[end:]}") if comma else url
+    return SecretText(f"{scheme}{separator}{user}{at}{others},{first}{rest[end:]}") if comma else url
 
 
 def _check_unescaped(parts: SplitResult) -> None:

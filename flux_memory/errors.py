@@ -29,11 +29,14 @@ class MemoryClosedError(FluxMemoryError):
 
 
 class BackendUnavailableError(FluxMemoryError, ConnectionError):
-    """The store could not be reached, or did not answer within the deadline. A write was not stored."""
+    """The store could not be reached, or did not answer within the deadline.
+
+    A write was not stored, unless the error is an `OutcomeUnknownError`.
+    """
 
 
 class OutcomeUnknownError(BackendUnavailableError):
-    """The store did not answer a write that was sent: it may be stored or not. Retry with the same ids, or look."""
+    """A write was sent and not acknowledged: it may or may not be stored. Retry with the same ids, or look."""
 
 
 class SchemaError(FluxMemoryError):

@@ -32,9 +32,9 @@ def create_memory(settings: Settings | None = None) -> Memory:
             "for PostgresConversationMemory()"
         )
     if settings.database_backend == "postgres":
-        from flux_memory.backends.postgres import PostgresConversationMemory  # noqa: PLC0415 - only this driver
+        from flux_memory.backends.postgres.memory import PostgresConversationMemory  # noqa: PLC0415 - only this driver
 
         return PostgresConversationMemory(settings.require_postgres_dsn())
-    from flux_memory.backends.sqlite import ConversationMemory  # noqa: PLC0415 - only this driver
+    from flux_memory.backends.sqlite.memory import ConversationMemory  # noqa: PLC0415 - only this driver
 
     return ConversationMemory(settings.sqlite_path)

@@ -8,8 +8,8 @@ from urllib.parse import unquote
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from flux_memory.dsn import SecretText
 from flux_memory.errors import InvalidInputError, InvalidTypeError
-from flux_memory.hidden import Hidden
 
 
 def _names(field: str) -> AliasChoices:
@@ -83,7 +83,7 @@ class Settings(BaseSettings):
             )
         return path.removeprefix("/") or ":memory:"
 
-    def require_postgres_dsn(self) -> Hidden:
+    def require_postgres_dsn(self) -> SecretText:
         """Return the DSN with its password; its repr shows neither.
 
         Raises:
@@ -94,7 +94,7 @@ class Settings(BaseSettings):
                 "PostgreSQL is asked for and there is no POSTGRES_DSN; set it to "
                 "postgresql://user:password@host:5432/database"
             )
-        return Hidden(self.postgres_dsn.get_secret_value())
+        return SecretText(self.postgres_dsn.get_secret_value())
 
 
 def load_settings(**overrides: str) -> Settings:

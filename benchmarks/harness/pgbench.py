@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from flux_memory.backends.postgres import SELECT_HISTORY, SELECT_PAGE
-from flux_memory.backends.postgres_adds import ADD_MESSAGE
+from flux_memory.backends.postgres.adds import ADD_MESSAGE
+from flux_memory.backends.postgres.memory import SELECT_HISTORY, SELECT_PAGE
 from flux_memory.testkit.servers.binaries import find_binaries
 from harness import samples
 

@@ -21,7 +21,7 @@ from flux_memory import (
     SessionNotFoundError,
     deadline,
 )
-from flux_memory.backends import postgres_pool
+from flux_memory.backends.postgres import pool as postgres_pool
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import History, Journal, Recorder
 

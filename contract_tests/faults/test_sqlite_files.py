@@ -18,7 +18,7 @@ from ordinary_user import ordinary_user
 from raw_sqlite import on_the_thread
 
 from flux_memory import BackendUnavailableError, ConversationMemory, FluxMemoryError, Memory, SchemaError
-from flux_memory.backends import sqlite_file
+from flux_memory.backends.sqlite import file as sqlite_file
 from flux_memory.testkit.histories import History, Journal, Recorder
 
 PAGE: Final = 4096

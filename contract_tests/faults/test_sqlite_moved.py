@@ -23,7 +23,7 @@ from flux_memory.transfer import Plan, Status, migrate
 COMMAND: Final = """
 from flux_memory.transfer import snapshot
 snapshot._BUSY_SECONDS = 0.5
-from flux_memory.migrate_command import migrate
+from flux_memory.cli.migrate import migrate
 migrate()
 """
 SESSIONS, MESSAGES = 20, 1500

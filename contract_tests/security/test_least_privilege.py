@@ -13,7 +13,7 @@ from raw_postgres import as_user, connected, elsewhere, rows
 from secret_watch import watch
 
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, SchemaError
-from flux_memory.check import check_methods, check_postgres
+from flux_memory.health import check_methods, check_postgres
 from flux_memory.testkit.servers import Server, start_server
 from flux_memory.transfer import Plan, Status, migrate
 

@@ -17,7 +17,7 @@ from rich.traceback import Traceback
 from secret_watch import MARKER
 
 from flux_memory import ConversationMemory, FluxMemoryError, PostgresConversationMemory, Settings
-from flux_memory.check import check_postgres
+from flux_memory.health import check_postgres
 from flux_memory.transfer import Plan, migrate, migrate_back
 
 pytest_plugins = ["pytester"]

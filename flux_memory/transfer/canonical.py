@@ -10,7 +10,7 @@ from json.encoder import c_make_encoder  # type: ignore[attr-defined]  # typeshe
 from json.encoder import encode_basestring as quote
 from typing import Any, Final, NoReturn
 
-from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
 from flux_memory.transfer.problems import Kind, RefusedError
 from flux_memory.transfer.shapes import Shapes
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import tzinfo
 from typing import Final
 
-from flux_memory.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.records.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.transfer.canonical import Canonicalizer
 from flux_memory.transfer.problems import Kind, Problem, RefusedError
 from flux_memory.transfer.source import RawRow

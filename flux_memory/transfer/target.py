@@ -10,9 +10,9 @@ from typing import Any, Final
 import asyncpg
 
 from flux_memory import dsn as dsns
-from flux_memory.backends.postgres_errors import translated
+from flux_memory.backends.postgres.errors import translated
+from flux_memory.dsn import SecretText
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.hidden import Hidden
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
 from flux_memory.transfer import lifeline
@@ -80,7 +80,7 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
     Raises:
         FluxMemoryError: The server cannot be reached, or was lost; the message says what to do.
     """
-    dsn = Hidden(dsn)
+    dsn = SecretText(dsn)
     parsed = dsns.parse(dsn)
     url = parsed.url
     with translated(dsns.masked(dsn), CONNECT_SECONDS):

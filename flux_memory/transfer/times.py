@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
-from flux_memory import timestamps
+from flux_memory.records import timestamps
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - naive times are taken as UTC

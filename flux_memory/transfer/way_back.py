@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory import dsn as dsns
+from flux_memory.dsn import SecretText
 from flux_memory.errors import MigrationError
-from flux_memory.hidden import Hidden
 from flux_memory.schema import sqlite as schema
 from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
@@ -74,7 +74,7 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
     Raises:
         FluxMemoryError: It could not be done; the message says why, and what to do.
     """
-    postgres_dsn = Hidden(postgres_dsn)
+    postgres_dsn = SecretText(postgres_dsn)
     _refuse_existing(sqlite_path)
     watcher = watcher or Nobody()
     report = Report(dsns.masked(postgres_dsn), str(sqlite_path))

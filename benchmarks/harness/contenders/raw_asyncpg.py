@@ -11,8 +11,8 @@ from uuid import uuid4
 import asyncpg
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.backends.postgres import SELECT_HISTORY, SELECT_PAGE
-from flux_memory.backends.postgres_adds import ADD_MESSAGE
+from flux_memory.backends.postgres.adds import ADD_MESSAGE
+from flux_memory.backends.postgres.memory import SELECT_HISTORY, SELECT_PAGE
 from harness.contenders import Partial, Reply, installed
 from harness.samples import Sample, as_json
 

@@ -6,8 +6,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
-from flux_memory import timestamps
 from flux_memory.errors import SchemaError
+from flux_memory.records import timestamps
 from flux_memory.schema import SchemaFile, adopted_version, history, missing
 
 HAS_VERSION_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'flux_memory_schema'"

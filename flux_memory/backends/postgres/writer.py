@@ -10,9 +10,9 @@ from itertools import islice
 from math import ceil
 from typing import Any, Final
 
-from flux_memory.backends.postgres_adds import Outcome, add
-from flux_memory.backends.postgres_call_state import CallState
-from flux_memory.backends.postgres_retry import LOCKED_SECONDS, RetryingExecutor
+from flux_memory.backends.postgres.adds import Outcome, add
+from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.records import MessageRow
 
 MAX_IN_FLIGHT: Final = 2

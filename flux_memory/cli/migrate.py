@@ -15,13 +15,12 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from flux_memory.dsn import masked, parse
+from flux_memory.dsn import SecretText, masked, parse
 from flux_memory.errors import FluxMemoryError, InvalidInputError
-from flux_memory.hidden import Hidden
 
 if TYPE_CHECKING:
+    from flux_memory.cli.migrate_display import Display
     from flux_memory.transfer import Plan, Report
-    from flux_memory.transfer_display import Display
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _REPORTS_BEGIN = (b'{\n  "source": ', b'{\n  "status": ')
@@ -33,7 +32,7 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
 @click.option("--sqlite-path", metavar="FILE", help="The SQLite file; by default the one that the settings name.")
 @click.option(
     "--postgres-dsn",
-    type=Hidden,
+    type=SecretText,
     metavar="DSN",
     help="The PostgreSQL database; by default the settings' POSTGRES_DSN.",
 )
@@ -70,7 +69,7 @@ def migrate(**options: Any) -> None:
     for wrong usage, 3 if it is done with rows in quarantine.
     """
     _check_usage(options)
-    from flux_memory.transfer_display import Display  # noqa: PLC0415 - rich costs more than --help may
+    from flux_memory.cli.migrate_display import Display  # noqa: PLC0415 - rich costs more than --help may
 
     before = {number: signal.getsignal(number) for number in _ENDING}
     try:

@@ -12,8 +12,8 @@ import asyncpg
 
 from flux_memory import dsn as dsns
 from flux_memory.backends.lifecycle import CLOSED, was_given_up
-from flux_memory.backends.postgres_errors import passes
-from flux_memory.backends.postgres_retry import GRACE, is_closed, pause, terminate
+from flux_memory.backends.postgres.errors import passes
+from flux_memory.backends.postgres.retry import GRACE, is_closed, pause, terminate
 from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
 from flux_memory.schema import postgres as schema
 

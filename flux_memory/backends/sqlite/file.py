@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from flux_memory.backends.sqlite_errors import is_passing
+from flux_memory.backends.sqlite.errors import is_passing
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
 _TRUSTED_SECONDS: Final = 0.05

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from flux_memory import metadata as json_metadata
-from flux_memory import timestamps
 from flux_memory.errors import (
     ConflictError,
     FluxMemoryError,
@@ -16,9 +14,11 @@ from flux_memory.errors import (
     InvalidTypeError,
     SessionNotFoundError,
 )
-from flux_memory.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.protocol import Message, Session
-from flux_memory.text import find_unstorable, require_id, require_str, require_text, shown
+from flux_memory.records import metadata as json_metadata
+from flux_memory.records import timestamps
+from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.records.text import find_unstorable, require_id, require_str, require_text, shown
 
 if sys.version_info >= (3, 14):
     from uuid import uuid7

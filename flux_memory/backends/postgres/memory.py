@@ -9,24 +9,26 @@ from operator import methodcaller
 from typing import Any, Final, NamedTuple, Self, TypeVar
 from uuid import uuid4
 
+import asyncpg
+
 from flux_memory import dsn as dsns
-from flux_memory import metadata as json_metadata
 from flux_memory import records
+from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.postgres_call_state import CallState
-from flux_memory.backends.postgres_errors import translated
-from flux_memory.backends.postgres_pool import BorrowedPool, OwnPool, prepare
-from flux_memory.backends.postgres_retry import RetryingExecutor
-from flux_memory.backends.postgres_writer import MessageWriter
-from flux_memory.deadlines import seconds_for
+from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.errors import translated
+from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
+from flux_memory.backends.postgres.retry import RetryingExecutor
+from flux_memory.backends.postgres.writer import MessageWriter
+from flux_memory.dsn import SecretText
 from flux_memory.errors import (
     ConflictError,
     InvalidInputError,
     InvalidTypeError,
     SessionNotFoundError,
 )
-from flux_memory.hidden import Hidden
-from flux_memory.protocol import Message, Metadata, NewMessage, Session
+from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
+from flux_memory.records import metadata as json_metadata
 
 Result = TypeVar("Result")
 
@@ -128,7 +130,7 @@ SELECT EXISTS (SELECT 1 FROM deleted), EXISTS (SELECT 1 FROM sessions WHERE id =
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
 
-class PostgresConversationMemory:
+class PostgresConversationMemory(Memory):
     """A `Memory` in PostgreSQL, safe for any number of tasks, handles, processes and machines.
 
     Args:
@@ -149,7 +151,7 @@ class PostgresConversationMemory:
         min_size: int = 2,
         max_size: int = 10,
         timeout: float = 30.0,
-        pool: Any = None,
+        pool: asyncpg.Pool | None = None,
     ) -> None:
         self.timeout: Final = records.seconds("timeout", timeout)
         if pool is not None:
@@ -163,7 +165,7 @@ class PostgresConversationMemory:
 
                 dsn = load_settings().require_postgres_dsn()
             # This frame, too, is in the traceback of a DSN that is refused.
-            dsn = Hidden(dsn) if isinstance(dsn, str) else dsn
+            dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
             target = dsns.parse(dsn)
             self._shown = dsns.masked(dsn)
             if not 0 <= records.count("min_size", min_size) <= records.count("max_size", max_size) or not max_size:

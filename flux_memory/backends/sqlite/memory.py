@@ -11,15 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from flux_memory import metadata as json_metadata
-from flux_memory import records, timestamps
-from flux_memory.backends import sqlite_listing as listing
+from flux_memory import records
+from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.sqlite_errors import is_busy, is_read_only, translated
-from flux_memory.backends.sqlite_file import OpenFile, can_only_be_read, make_private, refuse_cut_page
-from flux_memory.backends.sqlite_queue import Work, not_begun
-from flux_memory.backends.sqlite_worker import LOCK_SLICE, SQLiteWorker
-from flux_memory.deadlines import seconds_for
+from flux_memory.backends.sqlite import listing
+from flux_memory.backends.sqlite.errors import is_busy, is_read_only, translated
+from flux_memory.backends.sqlite.file import OpenFile, can_only_be_read, make_private, refuse_cut_page
+from flux_memory.backends.sqlite.queue import Work, not_begun
+from flux_memory.backends.sqlite.worker import LOCK_SLICE, SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -28,7 +27,9 @@ from flux_memory.errors import (
     InvalidTypeError,
     SessionNotFoundError,
 )
-from flux_memory.protocol import Message, Metadata, NewMessage, Session
+from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
+from flux_memory.records import metadata as json_metadata
+from flux_memory.records import timestamps
 from flux_memory.schema import sqlite as schema
 
 Result = TypeVar("Result")
@@ -89,7 +90,7 @@ _CONNECTION: Final[dict[str, Any]] = {
 }
 
 
-class ConversationMemory:
+class ConversationMemory(Memory):
     """A `Memory` in a SQLite file, safe for any number of tasks, handles and processes on one machine.
 
     Args:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flux_memory.dsn import SecretText
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
-from flux_memory.hidden import Hidden
 from flux_memory.schema import described
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ async def check_sqlite(path: str, timeout: float) -> CheckReport:  # noqa: ASYNC
     Raises:
         FluxMemoryError: It cannot be used; the message says what to do.
     """
-    from flux_memory.backends.sqlite_errors import translated  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.sqlite.errors import translated  # noqa: PLC0415 - only the driver in use
 
     report = CheckReport("sqlite", path, server=f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread")
     with translated(path):
@@ -73,11 +73,11 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
         FluxMemoryError: It cannot be used; the message says what to do.
     """
     from flux_memory import dsn as dsns  # noqa: PLC0415 - only the driver in use
-    from flux_memory.backends import postgres_pool  # noqa: PLC0415 - only the driver in use
-    from flux_memory.backends.postgres_call_state import CallState  # noqa: PLC0415 - only the driver in use
-    from flux_memory.backends.postgres_errors import translated  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres import pool as postgres_pool  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres.call_state import CallState  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres.errors import translated  # noqa: PLC0415 - only the driver in use
 
-    dsn = Hidden(dsn)
+    dsn = SecretText(dsn)
     target = dsns.parse(dsn)
     report = CheckReport("postgres", dsns.masked(dsn))
     pool = postgres_pool.OwnPool(target, 2, _MAX_SIZE, timeout)
@@ -179,7 +179,7 @@ def _look_at_file(file: Path, timeout: float, report: CheckReport) -> CheckRepor
 
 
 async def _look_at_server(connection: Any, report: CheckReport) -> None:
-    from flux_memory.backends.postgres_pool import check_encoding  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres.pool import check_encoding  # noqa: PLC0415 - only the driver in use
     from flux_memory.schema import postgres as schema  # noqa: PLC0415 - only the driver in use
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"

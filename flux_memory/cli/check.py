@@ -1,51 +1,29 @@
-"""The command line: `flux-memory`, also `python -m flux_memory`."""
+"""`flux-memory check`: does the configured backend work, and what does it hold?"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import json
-import signal
 import sys
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
 
-from flux_memory import __version__
-from flux_memory.contract_command import contract
+from flux_memory.dsn import SecretText
 from flux_memory.errors import FluxMemoryError
-from flux_memory.hidden import Hidden
-from flux_memory.migrate_command import migrate
-from flux_memory.text import find_unstorable
+from flux_memory.records.text import find_unstorable
 
 if TYPE_CHECKING:
-    from flux_memory.check import CheckReport
+    from flux_memory.health import CheckReport
     from flux_memory.settings import Settings
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, package_name="flux-memory")
-def main() -> None:
-    """Conversation memory on SQLite and PostgreSQL."""
-
-
-main.add_command(migrate)
-main.add_command(contract)
-
-
-def run() -> None:
-    """Be the program. When its work is done Ctrl-C ends it at once: Python, on its way out, would show a traceback."""
-    try:
-        main(prog_name="flux-memory")
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@main.command(short_help="See whether the configured backend works.")
+@click.command(short_help="See whether the configured backend works.")
 @click.option("--sqlite-path", metavar="FILE", help="Check this SQLite file, whatever the settings say.")
 @click.option(
-    "--postgres-dsn", type=Hidden, metavar="DSN", help="Check this PostgreSQL database, whatever the settings say."
+    "--postgres-dsn", type=SecretText, metavar="DSN", help="Check this PostgreSQL database, whatever the settings say."
 )
 @click.option(
     "--timeout", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds that a call may take."
@@ -87,9 +65,9 @@ def _chosen(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
 
 
 async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckReport:  # noqa: ASYNC109 - passed on
-    from flux_memory.check import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
-    from flux_memory.deadlines import deadline  # noqa: PLC0415 - --help stays fast
+    from flux_memory.backends.deadlines import deadline  # noqa: PLC0415 - --help stays fast
     from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
+    from flux_memory.health import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
 
     async def look() -> CheckReport:
         if settings.database_backend == "postgres":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
 import asyncpg
 
-from flux_memory.backends.postgres_call_state import CallState
+from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
@@ -18,7 +19,6 @@ from flux_memory.errors import (
     OutcomeUnknownError,
     SchemaError,
 )
-from flux_memory.hidden import forget_variables
 
 ROLLED_BACK_FOR_ANOTHER: Final = (
     asyncpg.SerializationError,
@@ -167,11 +167,11 @@ def translated(
     except FluxMemoryError:
         raise
     except TimeoutError as error:
-        forget_variables(error, asyncpg.__name__)
+        _clear_frames(error, asyncpg.__name__)
         trouble = pool.trouble if pool is not None else None
         raise _too_late(shown, timeout, state or CallState(writes=False), trouble) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-        forget_variables(error, asyncpg.__name__)
+        _clear_frames(error, asyncpg.__name__)
         if state is not None and state.writes and state.unknown:
             raise _unknown(shown, f"the connection was lost, and then: {_said(error)}") from error
         kind, advice = _advice(error)
@@ -215,3 +215,23 @@ def _unknown(shown: str, what: str) -> OutcomeUnknownError:
         f"PostgreSQL at {shown}: {what}; whether the call took effect is not known. "
         "Retry with the same ids, look for locks in pg_stat_activity, or raise timeout="
     )
+
+
+def _clear_frames(error: BaseException, module: str) -> None:
+    """Clear the variables of a package's frames in the tracebacks of an error and its causes: they hold passwords.
+
+    Files and lines stay in the traceback. Frames of other packages are left alone: clearing a suspended frame, such as
+    that of a task which caught the error, would end it.
+    """
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            for frame, _ in traceback.walk_tb(one.__traceback__):
+                if frame.f_globals.get("__name__", "").partition(".")[0] == module:
+                    # It raises where the frame still runs.
+                    with suppress(RuntimeError):
+                        frame.clear()
+            chain += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]

@@ -12,8 +12,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
 
-from flux_memory.backends.postgres_call_state import CallState
-from flux_memory.backends.postgres_errors import ROLLED_BACK_FOR_ANOTHER
+from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.errors import ROLLED_BACK_FOR_ANOTHER
 
 Result = TypeVar("Result")
 

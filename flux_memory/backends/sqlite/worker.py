@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import aiosqlite
 
-from flux_memory.backends.sqlite_errors import is_busy, leaves_commit_unknown
-from flux_memory.backends.sqlite_file import OpenFile
-from flux_memory.backends.sqlite_queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
+from flux_memory.backends.sqlite.errors import is_busy, leaves_commit_unknown
+from flux_memory.backends.sqlite.file import OpenFile
+from flux_memory.backends.sqlite.queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
 
 _MOST_TOGETHER: Final = 256

@@ -12,8 +12,8 @@ from typing import Any, Final, NoReturn
 import orjson
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
-from flux_memory.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
-from flux_memory.text import find_unstorable, shown
+from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from flux_memory.records.text import find_unstorable, shown
 
 _DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte).isdecimal() else ord("-") for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 19

@@ -1,0 +1,1 @@
+"""The backend for SQLite: one file, one connection, one thread."""

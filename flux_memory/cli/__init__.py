@@ -1,0 +1,31 @@
+"""The command line: `flux-memory`, also `python -m flux_memory`."""
+
+from __future__ import annotations
+
+import signal
+
+import click
+
+from flux_memory import __version__
+from flux_memory.cli.check import check
+from flux_memory.cli.contract import contract
+from flux_memory.cli.migrate import migrate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="flux-memory")
+def main() -> None:
+    """Conversation memory on SQLite and PostgreSQL."""
+
+
+main.add_command(check)
+main.add_command(migrate)
+main.add_command(contract)
+
+
+def run() -> None:
+    """Run the program. Once its work is done Ctrl-C ends it at once: while it exits, Python would show a traceback."""
+    try:
+        main(prog_name="flux-memory")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
