@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import pytest_asyncio
 from raw_postgres import connected, execute, rows
+from waiting import until
 
 from flux_memory import PostgresConversationMemory, deadline
 from flux_memory.backends.postgres import adds as postgres_adds
@@ -19,6 +21,7 @@ from flux_memory.errors import (
     OutcomeUnknownError,
     SessionNotFoundError,
 )
+from flux_memory.protocol import NewMessage
 
 MANY_ROWS = """
 INSERT INTO sessions (id, created_at, updated_at, message_count)
@@ -130,6 +133,25 @@ async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
     assert "Nothing was stored" in str(outcomes[-1])
     await memory.add_message("held", "user", "afterwards")
     assert (await memory.get_history("held"))[-1]["content"] == "afterwards"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("messages", [1, 2])
+async def test_a_session_that_is_deleted_while_a_write_waits_for_its_lock_is_not_found(
+    memory: PostgresConversationMemory, flux_empty_database: str, messages: int
+) -> None:
+    """The statement still sees the session, and can no longer lock it: alone, gathered, and for a rename."""
+    batch: list[NewMessage] = [{"role": "user", "content": "x"}] * messages
+    async with connected(flux_empty_database) as other, connected(flux_empty_database) as watcher:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("DELETE FROM sessions")
+        calls = [asyncio.create_task(memory.add_messages(id_, batch)) for id_ in ("one", "two", "two")]
+        calls.append(asyncio.create_task(memory.update_session_title("held", "x")))
+        await until(partial(watcher.fetchval, "SELECT count(*) = 3 FROM pg_locks WHERE NOT granted"))
+        await transaction.commit()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [SessionNotFoundError] * 4
 
 
 @pytest.mark.asyncio

@@ -132,7 +132,8 @@ async def add(
     sql = ADD_MESSAGES_WAITING if wait else ADD_MESSAGES
     ((found, locked, refused, taken),) = await connection.fetch(sql, sessions, *columns)
     first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
-    known, skipped = set(found), set(locked)
+    # A session that is not there after the wait for its lock was deleted meanwhile; the statement's snapshot is older.
+    known, skipped = set(found), set() if wait else set(locked)
     return [
         Outcome.LOCKED
         if session_id in skipped

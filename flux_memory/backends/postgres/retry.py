@@ -127,12 +127,12 @@ class RetryingExecutor:
                 ((done, exists),) = await self.run(state, attempt)
             finally:
                 self.on_lock.discard(state)
-            if done or not exists:
+            # After the wait for its lock, a session that the statement's snapshot has was deleted meanwhile.
+            if done or waits or not exists:
                 return bool(done)
             state.sent = False
             state.blocked = True
-            if not waits:
-                await asyncio.sleep(LOCKED_SECONDS)
+            await asyncio.sleep(LOCKED_SECONDS)
 
     def _may_pass(self, error: Exception, tried: int) -> bool:
         """Return whether a statement that the server refused may succeed when it is run again."""
