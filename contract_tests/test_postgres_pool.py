@@ -122,3 +122,45 @@ async def test_a_call_that_waits_for_a_connection_is_told_that_the_pool_is_close
         with pytest.raises(MemoryClosedError):
             await call
         release.set()
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_is_lost_to_a_close_is_not_replaced(
+    flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed pool has no connections: a caller that was about to get an old one is told that the memory is closed."""
+    monkeypatch.setattr(postgres_pool, "_SUSPECT_SECONDS", -1.0)
+    pool = postgres_pool.OwnPool(dsns.parse(flux_postgres_clean_dsn), 1, 1, 5.0)
+    pool.put_back(await pool.take())
+    taking = asyncio.create_task(pool.take())
+    await asyncio.sleep(0)
+    pool.terminate()
+    with pytest.raises(MemoryClosedError):
+        await taking
+    assert pool.size == 0
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_outlived_its_cancellation_outlives_that_of_an_opening(
+    flux_postgres_clean_dsn: str,
+) -> None:
+    """A task that saves what is left when it is cancelled gets a connection, though the opening is cancelled too."""
+    pool = postgres_pool.OwnPool(dsns.parse(flux_postgres_clean_dsn), 0, 1, 5.0)
+
+    async def save_what_is_left() -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await pool.take()
+
+    saving = asyncio.create_task(save_what_is_left())
+    await asyncio.sleep(0)
+    saving.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert pool._openings
+    for opening in pool._openings:
+        opening.cancel()
+    pool.put_back(await saving)
+    await pool.close(1.0)
+    assert pool.size == 0

@@ -174,12 +174,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
-def was_given_up(opening: asyncio.Task[Any]) -> bool:
-    """Tell, when waiting for an opening was cancelled, whether `close()` ended the opening, and nobody the caller."""
-    caller = asyncio.current_task()
-    return opening.cancelled() and (caller is None or not caller.cancelling())
-
-
 def warn_never_closed(handle: object) -> None:
     """Warn, from a handle's `__del__`, that `close()` was forgotten."""
     message = f"{handle!r} was never closed; use 'async with' or close()"

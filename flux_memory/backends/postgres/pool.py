@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory import dsn as dsns
-from flux_memory.backends.lifecycle import CLOSED, was_given_up
+from flux_memory.backends.lifecycle import CLOSED
 from flux_memory.backends.postgres.errors import passes
 from flux_memory.backends.postgres.retry import GRACE, is_closed, pause, terminate
 from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
@@ -169,21 +169,21 @@ class OwnPool:
         return await self._connected()
 
     async def _connected(self) -> Any:
-        """Return a new connection, or one that somebody has put back meanwhile. A failure lets go of the slot."""
+        """Return a new connection, or one that was put back meanwhile. A failure releases the slot."""
         loop = asyncio.get_running_loop()
         began, tried = loop.time(), 0
-        while True:
+        while (connection := self._ready()) is None:
             # A task of its own: asyncpg does not clean up after a connection whose opening is cancelled.
             opening = self._begin_opening()
             try:
-                return await asyncio.shield(opening)
-            except asyncio.CancelledError:
-                if not was_given_up(opening):
-                    opening.add_done_callback(self._keep)
-                    raise
-                if self._closing:
-                    self._slots.release()
-                    raise MemoryClosedError(CLOSED) from None
+                await asyncio.wait([opening])
+            except BaseException:
+                opening.add_done_callback(self._keep)
+                raise
+            try:
+                # `close()` cancels an opening, and an application may cancel every task; the caller goes on.
+                if not opening.cancelled():
+                    return opening.result()
             except Exception as error:
                 unheard_of = isinstance(error, OSError) and not self._answered
                 late = loop.time() - began > self._patience
@@ -196,8 +196,7 @@ class OwnPool:
             except BaseException:
                 self._slots.release()
                 raise
-            if (connection := self._ready()) is not None:
-                return connection
+        return connection
 
     def _begin_opening(self) -> asyncio.Task[Any]:
         opening = asyncio.get_running_loop().create_task(self._opened())
