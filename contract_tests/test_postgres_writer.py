@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from functools import partial
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from raw_postgres import connected, execute, rows
@@ -250,3 +252,25 @@ async def test_large_metadata_makes_no_larger_statements(memory: PostgresConvers
         await asyncio.sleep(0)
     assert together == {0, 1}
     assert [row["content"] for row in await memory.get_history("one")] == [str(number) for number in range(6)]
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_whose_caller_was_cancelled_meanwhile_is_not_logged(
+    flux_empty_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer was there, and its connection on the way back to a borrowed pool: asyncio has nothing to report."""
+    async with (
+        asyncpg.create_pool(flux_empty_database, min_size=1, max_size=1) as pool,
+        PostgresConversationMemory(pool=pool) as memory,
+    ):
+        await memory.count_sessions()
+        adding = asyncio.create_task(memory.add_message("none", "user", "x"))
+        for _ in range(10_000):
+            await asyncio.sleep(0)
+            if memory._pool._tasks:
+                break
+        adding.cancel()
+        assert isinstance((await asyncio.gather(adding, return_exceptions=True))[0], asyncio.CancelledError)
+        del adding
+        gc.collect()
+    assert caplog.records == []

@@ -49,6 +49,8 @@ class _Call:
             self.future.set_result(None)
         else:
             self.future.set_exception(error)
+            # Retrieved: asyncio would log it where the caller, which sends the statement itself, is cancelled first.
+            self.future.exception()
 
 
 class _SessionQueue:
