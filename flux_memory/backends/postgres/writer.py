@@ -280,9 +280,10 @@ class MessageWriter:
 
     def _release(self, statement: _Statement, queue: _SessionQueue) -> None:
         """Take a session out of a statement; calls that it did not answer wait again, before later ones."""
-        self._waiting += len(queue.in_flight)
-        queue.waiting = {**queue.in_flight, **queue.waiting}
-        queue.in_flight = {}
+        if queue.in_flight:
+            self._waiting += len(queue.in_flight)
+            queue.waiting = {**queue.in_flight, **queue.waiting}
+            queue.in_flight = {}
         queue.statement = None
         del statement.queues[queue]
         self._line_up(queue)
