@@ -75,6 +75,9 @@ class _Statement:
 
     __slots__ = ("_fill", "gathered", "queues", "slot", "task")
 
+    task: asyncio.Task[None]
+    """Sends it; the caller of an add that is sent at once does so itself."""
+
     def __init__(self, fill: Callable[[_Statement], None]) -> None:
         self._fill = fill
         self.queues: dict[_SessionQueue, None] = {}
@@ -82,8 +85,6 @@ class _Statement:
         self.gathered = 0
         """How many calls it took from the queues."""
         self.slot: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
-        """What sends it; `None` where the caller itself does."""
 
     def calls(self) -> list[_Call]:
         """Return the calls whose callers still wait."""
@@ -130,7 +131,6 @@ class MessageWriter:
         """The statement that takes the ready calls as soon as it has a connection."""
         self._expecting_refill = False
         """A shared statement has just ended: its callers may call again in a moment, and shall share the next one."""
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def add(self, session_id: str, rows: Sequence[MessageRow], state: CallState) -> None:
         """Store the rows at the end of a session's history.
@@ -184,14 +184,14 @@ class MessageWriter:
             self._waiting -= 1
             self._line_up(queue)
             if not self._ready and self._next is not None:
-                _cancel(self._next)
+                self._next.task.cancel()
         elif call in queue.in_flight:
             del queue.in_flight[call]
             if not queue.in_flight and (statement := queue.statement) is not None:
                 self._release(statement, queue)
                 self._go_on()
                 if not statement.queues:
-                    _cancel(statement)
+                    statement.task.cancel()
 
     def _line_up(self, queue: _SessionQueue) -> None:
         """Put a session where its waiting calls belong, and forget it when it has no calls."""
@@ -217,11 +217,9 @@ class MessageWriter:
 
     def _start(self, statement: _Statement) -> None:
         sending = self._executor.run(statement, partial(self._send, statement))
-        statement.task = task = asyncio.get_running_loop().create_task(sending)
-        # The event loop itself holds tasks only weakly.
-        self._tasks.add(task)
+        statement.task = asyncio.get_running_loop().create_task(sending)
         # A callback cleans up, since a task that is cancelled before its first step never does.
-        task.add_done_callback(partial(self._ended, statement))
+        statement.task.add_done_callback(partial(self._ended, statement))
 
     def _occupy_slot(self, statement: _Statement) -> None:
         self._slots.add(statement)
@@ -332,7 +330,6 @@ class MessageWriter:
 
     def _ended(self, statement: _Statement, task: asyncio.Task[None]) -> None:
         """Settle or send again the calls that a statement's task left unanswered."""
-        self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         calls = statement.calls()
         if statement is self._next:
@@ -359,8 +356,3 @@ class MessageWriter:
         for queue in [*statement.queues]:
             self._release(statement, queue)
         self._go_on()
-
-
-def _cancel(statement: _Statement) -> None:
-    if statement.task is not None:
-        statement.task.cancel()
