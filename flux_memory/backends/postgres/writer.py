@@ -308,8 +308,6 @@ class MessageWriter:
             call.state.sent = False
             call.state.blocked = True
         self._release(skipped_by, queue)
-        if not queue.waiting:
-            return
         if self._executor.may_wait_for_lock():
             statement = _Statement(self._fill)
             self._executor.on_lock.add(statement)
