@@ -174,7 +174,9 @@ class PostgresConversationMemory(Memory):
                 )
             self._pool = OwnPool(target, min_size, max_size, self.timeout)
         self._life: Lifecycle[_Store] = Lifecycle(
-            partial(_open, self._pool, self._shown, self.timeout), _close, self.timeout
+            partial(_open, self._pool, self._shown, self.timeout),
+            lambda store, seconds: store.pool.close(seconds),
+            self.timeout,
         )
 
     async def create_session(
@@ -349,10 +351,6 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
             raise
         await pool.fill()
     return _Store(pool, executor, MessageWriter(executor))
-
-
-async def _close(store: _Store, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
-    await store.pool.close(timeout)
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:

@@ -103,7 +103,6 @@ class OwnPool:
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
         """Wait for statements whose callers are gone, and close what is open, by force after `timeout` seconds."""
         self._closing = True
-        self._stop_trimming()
         for opening in self._openings:
             opening.cancel()
         taken = 0
