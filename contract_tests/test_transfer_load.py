@@ -18,8 +18,7 @@ from transfer_memories import Trigger, add, add_session, everything, make_random
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Status, migrate, migrate_back, server_digests
-from flux_memory.transfer import target as targets
+from flux_memory.transfer import Extent, OnInvalid, Plan, Status, migrate, migrate_back
 
 DEFINITIONS = """
 SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated FROM pg_constraint
@@ -394,21 +393,6 @@ def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: 
     with pytest.raises(MigrationError, match="check the directory"):
         asyncio.run(migrate_back(target, path.parent / "nowhere" / "back.db"))
     assert [file.name for file in path.parent.iterdir()] == ["chat.db"]
-
-
-def test_a_comparison_that_is_given_up_ends(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As over a full disk, while the server sends more digests than are waited for."""
-    make_random(path, sessions=20, messages=1)
-    move(path, target)
-    monkeypatch.setattr(server_digests, "_AHEAD", 1)
-
-    async def work() -> None:
-        async with targets.connected(target) as connection:
-            digests = server_digests.server_digests(connection)
-            await anext(digests)
-            await asyncio.wait_for(digests.aclose(), 20)
-
-    asyncio.run(work())
 
 
 @pytest.mark.parametrize(

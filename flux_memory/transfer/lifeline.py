@@ -41,7 +41,6 @@ async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
         CancelledError: It was cancelled, whatever came of that.
     """
     watch = _Watch(connection, connect)
-    watching = asyncio.create_task(watch.run())
     try:
         async with watch.block:
             yield
@@ -53,11 +52,12 @@ async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
             raise watch.found from error
         raise
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await watch.end()
 
 
 class _Watch:
+    """Watches from a task, and acts from timers: an application that shuts down cancels every task, this one, too."""
+
     def __init__(self, connection: Any, connect: Connect) -> None:
         self.found: ConnectionError | None = None
         """What became of the connection."""
@@ -67,8 +67,20 @@ class _Watch:
         self._owner: Final = asyncio.current_task()
         self._before: Final = self._cancellations()
         self._lost: Final = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: Final = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._let_go)
 
-    async def run(self) -> None:
+    async def end(self) -> None:
+        """Watch no longer."""
+        self._task.remove_done_callback(self._let_go)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """Return when the connection must be dropped."""
         self._connection.add_termination_listener(lambda _: self._lost.set())
         silent = asyncio.create_task(self._silence())
         tasks = [silent, asyncio.create_task(self._held_up()), asyncio.create_task(self._lost.wait())]
@@ -83,11 +95,22 @@ class _Watch:
                 f"nothing has come back for {UNANSWERED * ANSWER:g} s, not on new connections either; nothing is half "
                 "done, run the same command again when it does"
             )
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        # Where all tasks were cancelled, the driver may end by itself first.
+        self._after(GRACE if task.cancelled() else 0, self._terminate)
+
+    def _terminate(self) -> None:
         self._connection.terminate()
-        await asyncio.sleep(GRACE)
+        self._after(GRACE, self._leave)
+
+    def _leave(self) -> None:
         # The driver has not ended it by itself; what it says is more to the point.
         self.found = self.found or ConnectionError("the connection was lost")
         self.block.reschedule(asyncio.get_running_loop().time())
+
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, act)
 
     async def _held_up(self) -> None:
         """Return when the task that has the connection was cancelled, and goes on all the same."""

@@ -31,7 +31,7 @@ from flux_memory.transfer.reading import read_all
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
 from flux_memory.transfer.snapshot import Snapshot, snapshot_of
-from flux_memory.transfer.threads import on_thread
+from flux_memory.transfer.threads import run_in_thread
 from flux_memory.transfer.verify import compare
 
 Result = TypeVar("Result")
@@ -102,7 +102,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         if plan.retry:
             path = stack.enter_context(private_directory()) / "retry.db"
             stopped = threading.Event()
-            await on_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
+            await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with targets.connected(plan.postgres_dsn) as connection:
                 if (await targets.inspect(connection)).sessions:
                     await targets.prepare(connection)
@@ -150,9 +150,11 @@ class _Migration:
                         await targets.analyze(connection)
             with self._phase("Verify", None):
                 await self._verify(connection)
+            with self._phase("Flush", None):
+                await targets.make_durable(connection)
         if plan.extent is Extent.MOVE and report.preflight.refused:
             # Not before the rest is done: until then the same command can be run again.
-            await self._on_thread(self._quarantine)
+            await run_in_thread(self._quarantine, self._snapshot.interrupt, self._quarantine_path.unlink)
 
     def _source(self) -> sources.Source:
         """Return what the file that is open holds."""
@@ -200,11 +202,14 @@ class _Migration:
                     return result
             self._watcher.say("Somebody wrote to the file while it was read; it is read once more")
 
+    @property
+    def _quarantine_path(self) -> Path:
+        assert self._plan.quarantine_file is not None  # noqa: S101 - checked at the beginning
+        return self._plan.quarantine_file
+
     def _quarantine(self) -> None:
-        path = self._plan.quarantine_file
-        assert path is not None  # noqa: S101 - checked at the beginning
-        write_quarantine(path, self._refused())
-        self._report.quarantine = str(path)
+        write_quarantine(self._quarantine_path, self._refused())
+        self._report.quarantine = str(self._quarantine_path)
 
     def _refused(self) -> Iterator[RefusedRow]:
         for row in chain.from_iterable(part.refused() for part in self._parts):
@@ -222,17 +227,17 @@ class _Migration:
         async with AsyncExitStack() as stack:
             others = [targets.connected(self._plan.postgres_dsn) for _ in self._parts[1:]]
             connections = [connection, *[await stack.enter_async_context(other) for other in others]]
-            tasks = [
-                asyncio.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
-                for own, part in zip(connections, self._parts, strict=True)
-            ]
             try:
-                for part in await asyncio.gather(*tasks):
-                    merged.include(part)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
+                        for own, part in zip(connections, self._parts, strict=True)
+                    ]
+            except BaseExceptionGroup as failed:
+                first = failed.exceptions[0]
+                raise first from first.__cause__
+            for task in tasks:
+                merged.include(task.result())
         return merged
 
     async def _verify(self, connection: Any) -> None:
@@ -258,7 +263,7 @@ class _Migration:
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source."""
-        return await on_thread(work, self._snapshot.interrupt)
+        return await run_in_thread(work, self._snapshot.interrupt)
 
 
 def _describe(target: targets.Target, shown: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,10 +47,44 @@ WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
     )
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
-# A deadline or a default of the database's must not stop a long transaction half-way. What keeps alive a connection on
-# which a long statement says nothing also tells the server soon that the client is gone.
+# Keys that the library relies on, by their columns: an administrator may have dropped or disabled one for a bulk load.
+SELECT_MISSING_KEYS: Final = """
+SELECT format('UNIQUE (%s) on %s', array_to_string(columns, ', '), relation)
+FROM (
+    VALUES ('sessions', '{id}'::text[]), ('messages', '{session_id,seq}'), ('messages', '{session_id,id}')
+) AS wanted (relation, columns)
+WHERE NOT EXISTS (
+    SELECT FROM pg_index
+    WHERE indrelid = relation::regclass AND indisunique AND indisvalid AND indpred IS NULL AND columns = ARRAY(
+        SELECT attname::text
+        FROM unnest(indkey::int2[]) WITH ORDINALITY AS key (number, place)
+        JOIN pg_attribute ON attrelid = indrelid AND attnum = number
+        WHERE place <= indnkeyatts
+        ORDER BY place
+    )
+)
+UNION ALL
+SELECT 'FOREIGN KEY (session_id) on messages, ON DELETE CASCADE'
+WHERE NOT EXISTS (
+    SELECT FROM pg_constraint
+    WHERE contype = 'f' AND conrelid = 'messages'::regclass AND confrelid = 'sessions'::regclass
+        AND confdeltype = 'c' AND convalidated
+        AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled = 'D')
+)
+"""
+# Only a transaction that has written to the log waits for it at its end: then for everything before it as well, and
+# for a synchronous standby. A server in recovery shows only what is on its disk, and takes no writes.
+WRITE_TO_LOG: Final = """
+SET LOCAL synchronous_commit = on;
+SET LOCAL client_min_messages = warning;
+SELECT pg_logical_emit_message(TRUE, 'flux_memory', ''::text) WHERE NOT pg_is_in_recovery()
+"""
+# A deadline or a default of the database's must not stop a long transaction half-way; rows that a policy hides would be
+# missed, so that the server refuses instead. What keeps alive a connection on which a long statement says nothing also
+# tells the server soon that the client is gone.
 NO_DEADLINES: Final = """
 SET LOCAL statement_timeout = 0;
+SET LOCAL row_security = off;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL tcp_keepalives_idle = 10;
 SET LOCAL tcp_keepalives_interval = 10;
@@ -179,6 +214,37 @@ async def analyze(connection: Any) -> None:
     """Let the server look at the tables that were filled."""
     async with writing(connection):
         await connection.execute(ANALYZE)
+
+
+async def make_durable(connection: Any) -> None:
+    """Return when everything committed so far is on the server's disk, and on that of a synchronous standby.
+
+    Batches, and an application's own transactions, may have been committed without waiting for the disk.
+
+    Raises:
+        MigrationError: An administrator ended the wait for the standby.
+    """
+    warnings: list[str] = []
+
+    def warn(_: object, message: Any) -> None:
+        warnings.append(message.message)
+
+    connection.add_log_listener(warn)
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(f"{NO_DEADLINES}; {WRITE_TO_LOG}")
+    # The driver calls the listener in the next turn of the event loop.
+    await asyncio.sleep(0)
+    connection.remove_log_listener(warn)
+    if warnings:
+        raise MigrationError(
+            f"the server does not confirm that the rows are on all disks that they have to be on: {warnings[0]}; "
+            "see to the standby, and run again"
+        )
+
+
+async def missing_keys(connection: Any) -> list[str]:
+    """Return the keys that the library relies on and the tables do not have."""
+    return [key for (key,) in await connection.fetch(SELECT_MISSING_KEYS)]
 
 
 @asynccontextmanager
