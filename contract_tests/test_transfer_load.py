@@ -165,6 +165,23 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
         ("UPDATE sessions SET updated_at = now() WHERE id = 'one'", "session's updated_at differs: one"),
         ("UPDATE messages SET seq = 9 WHERE id = 'm3'", "message out of order: m4 of session one"),
         ("UPDATE sessions SET message_count = 9 WHERE id = 'one'", "message_count differs"),
+        (
+            "UPDATE messages SET seq = seq + 100 WHERE session_id = 'one'",
+            "seq does not count the messages from 1 on: one",
+        ),
+        ("UPDATE messages SET seq = 0 WHERE id = 'm3'", "seq does not count the messages from 1 on: one"),
+        ("ALTER TABLE sessions DROP CONSTRAINT sessions_pkey CASCADE", "key missing: UNIQUE (id) on sessions"),
+        ("ALTER TABLE messages DROP CONSTRAINT messages_pkey", "key missing: UNIQUE (session_id, seq) on messages"),
+        (
+            "ALTER TABLE messages DROP CONSTRAINT messages_session_id_id_key; CREATE UNIQUE INDEX ON messages (id)",
+            "key missing: UNIQUE (session_id, id) on messages",
+        ),
+        ("ALTER TABLE messages DROP CONSTRAINT messages_session_id_fkey", "key missing: FOREIGN KEY (session_id)"),
+        ("ALTER TABLE messages DISABLE TRIGGER ALL", "key missing: FOREIGN KEY (session_id)"),
+        (
+            "SET session_replication_role = replica; UPDATE messages SET session_id = 'gone' WHERE id = 'm1'",
+            "messages without their session: gone",
+        ),
         ("UPDATE messages SET metadata = '{\"n\": 1}' WHERE id = 'm3'", "message differs: m3 of session one"),
         ("UPDATE messages SET created_at = created_at + interval '1 us' WHERE id = 'm3'", "message differs: m3"),
         ("UPDATE messages SET content = content || ' ' WHERE id = 'm3'", "message differs: m3 of session one"),

@@ -64,18 +64,19 @@ def publish(unproven: Path, wanted: Path) -> None:
     Raises:
         OSError: The name is taken, or the disk failed; the name is left as it was.
     """
-    _sync(unproven)
+    sync(unproven)
     # Unlike a rename, a link does not replace a file that another process made meanwhile.
     os.link(unproven, wanted)
     try:
         # A new name is on the disk only when its directory is.
-        _sync(wanted.absolute().parent)
+        sync(wanted.absolute().parent)
     except BaseException:
         wanted.unlink()
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file or a directory is on the disk as it is."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

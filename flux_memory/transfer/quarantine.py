@@ -22,7 +22,7 @@ def refuse_unwritable(path: Path) -> None:
     Raises:
         MigrationError: Its directory takes none, or there is one already.
     """
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+    if not os.access(path.absolute().parent, os.R_OK | os.W_OK | os.X_OK):
         raise MigrationError(
             f"the quarantine file {path} cannot be written: its directory is not there, or takes no files of yours; "
             "give --quarantine-file another path"

@@ -54,6 +54,14 @@ INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) 
 COUNT_MESSAGES: Final = """
 UPDATE sessions SET message_count = (SELECT count(*) FROM messages WHERE session_id = sessions.id)
 """
+SELECT_MISNUMBERED: Final = """
+SELECT sessions.id
+FROM sessions
+LEFT JOIN (
+    SELECT session_id, count(*) AS messages, min(seq) AS first, max(seq) AS last FROM messages GROUP BY session_id
+) ON session_id = sessions.id
+WHERE (message_count, ifnull(messages, 0), ifnull(first, 1)) IS NOT (ifnull(last, 0), message_count, 1)
+"""
 _BATCH: Final = 500
 _MOST_BYTES: Final = 4 * 1024 * 1024
 
@@ -222,6 +230,8 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
                 return source
 
             found = await compare_in_transaction(connection, opened, checker, prepared.digests())
+            for (id_,) in await run_in_thread(lambda: db.execute(SELECT_MISNUMBERED).fetchall(), db.interrupt):
+                found.add("messages numbered wrongly in the file", id_)
     report.verification = found
     complete = found.identical and not report.preflight.refused and not found.only_in_target and not found.added_since
     report.status = Status.IDENTICAL if complete else Status.DIFFERENT
