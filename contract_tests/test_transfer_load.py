@@ -170,8 +170,11 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
             "seq does not count the messages from 1 on: one",
         ),
         ("UPDATE messages SET seq = 0 WHERE id = 'm3'", "seq does not count the messages from 1 on: one"),
-        ("ALTER TABLE sessions DROP CONSTRAINT sessions_pkey CASCADE", "key missing: UNIQUE (id) on sessions"),
-        ("ALTER TABLE messages DROP CONSTRAINT messages_pkey", "key missing: UNIQUE (session_id, seq) on messages"),
+        ("ALTER TABLE sessions DROP CONSTRAINT sessions_pkey CASCADE", "key missing: PRIMARY KEY (id) on sessions"),
+        (
+            "ALTER TABLE messages DROP CONSTRAINT messages_pkey",
+            "key missing: PRIMARY KEY (session_id, seq) on messages",
+        ),
         (
             "ALTER TABLE messages DROP CONSTRAINT messages_session_id_id_key; CREATE UNIQUE INDEX ON messages (id)",
             "key missing: UNIQUE (session_id, id) on messages",

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
@@ -152,9 +152,13 @@ class _Migration:
                 await self._verify(connection)
             with self._phase("Flush", None):
                 await targets.make_durable(connection)
-        if plan.extent is Extent.MOVE and report.preflight.refused:
+        path = plan.quarantine_file
+        if path is not None and plan.extent is Extent.MOVE and report.preflight.refused:
             # Not before the rest is done: until then the same command can be run again.
-            await run_in_thread(self._quarantine, self._snapshot.interrupt, self._quarantine_path.unlink)
+            await run_in_thread(
+                lambda: write_quarantine(path, self._refused()), self._snapshot.interrupt, undo=path.unlink
+            )
+            report.quarantine = str(path)
 
     def _source(self) -> sources.Source:
         """Return what the file that is open holds."""
@@ -202,15 +206,6 @@ class _Migration:
                     return result
             self._watcher.say("Somebody wrote to the file while it was read; it is read once more")
 
-    @property
-    def _quarantine_path(self) -> Path:
-        assert self._plan.quarantine_file is not None  # noqa: S101 - checked at the beginning
-        return self._plan.quarantine_file
-
-    def _quarantine(self) -> None:
-        write_quarantine(self._quarantine_path, self._refused())
-        self._report.quarantine = str(self._quarantine_path)
-
     def _refused(self) -> Iterator[RefusedRow]:
         for row in chain.from_iterable(part.refused() for part in self._parts):
             if self._snapshot.interrupted:
@@ -227,17 +222,15 @@ class _Migration:
         async with AsyncExitStack() as stack:
             others = [targets.connected(self._plan.postgres_dsn) for _ in self._parts[1:]]
             connections = [connection, *[await stack.enter_async_context(other) for other in others]]
+            tasks = [
+                asyncio.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
+                for own, part in zip(connections, self._parts, strict=True)
+            ]
             try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
-                        for own, part in zip(connections, self._parts, strict=True)
-                    ]
-            except BaseExceptionGroup as failed:
-                first = failed.exceptions[0]
-                raise first from first.__cause__
-            for task in tasks:
-                merged.include(task.result())
+                for part in await asyncio.gather(*tasks):
+                    merged.include(part)
+            finally:
+                await _end(tasks)
         return merged
 
     async def _verify(self, connection: Any) -> None:
@@ -264,6 +257,20 @@ class _Migration:
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source."""
         return await run_in_thread(work, self._snapshot.interrupt)
+
+
+async def _end(tasks: Sequence[asyncio.Task[Merged]]) -> None:
+    """Cancel tasks, and return when they have ended, however often the wait is cancelled; their errors are known."""
+    cancelled: asyncio.CancelledError | None = None
+    while not all(task.done() for task in tasks):
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _describe(target: targets.Target, shown: str) -> str:

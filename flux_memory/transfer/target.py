@@ -47,28 +47,19 @@ WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
     )
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
-# Keys that the library relies on, by their columns: an administrator may have dropped or disabled one for a bulk load.
+# An administrator may have dropped a key for a bulk load, or have disabled the triggers by which a foreign key works.
 SELECT_MISSING_KEYS: Final = """
-SELECT format('UNIQUE (%s) on %s', array_to_string(columns, ', '), relation)
+SELECT format('%s on %s', definition, relation)
 FROM (
-    VALUES ('sessions', '{id}'::text[]), ('messages', '{session_id,seq}'), ('messages', '{session_id,id}')
-) AS wanted (relation, columns)
-WHERE NOT EXISTS (
-    SELECT FROM pg_index
-    WHERE indrelid = relation::regclass AND indisunique AND indisvalid AND indpred IS NULL AND columns = ARRAY(
-        SELECT attname::text
-        FROM unnest(indkey::int2[]) WITH ORDINALITY AS key (number, place)
-        JOIN pg_attribute ON attrelid = indrelid AND attnum = number
-        WHERE place <= indnkeyatts
-        ORDER BY place
-    )
-)
-UNION ALL
-SELECT 'FOREIGN KEY (session_id) on messages, ON DELETE CASCADE'
+    VALUES
+        ('sessions', 'PRIMARY KEY (id)'),
+        ('messages', 'PRIMARY KEY (session_id, seq)'),
+        ('messages', 'UNIQUE (session_id, id)'),
+        ('messages', 'FOREIGN KEY (session_id) REFERENCES sessions(id) ON DELETE CASCADE')
+) AS wanted (relation, definition)
 WHERE NOT EXISTS (
     SELECT FROM pg_constraint
-    WHERE contype = 'f' AND conrelid = 'messages'::regclass AND confrelid = 'sessions'::regclass
-        AND confdeltype = 'c' AND convalidated
+    WHERE conrelid = relation::regclass AND starts_with(pg_get_constraintdef(oid), definition) AND convalidated
         AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled = 'D')
 )
 """
@@ -82,7 +73,7 @@ SELECT pg_logical_emit_message(TRUE, 'flux_memory', ''::text) WHERE NOT pg_is_in
 # A deadline or a default of the database's must not stop a long transaction half-way; rows that a policy hides would be
 # missed, so that the server refuses instead. What keeps alive a connection on which a long statement says nothing also
 # tells the server soon that the client is gone.
-NO_DEADLINES: Final = """
+TRANSACTION_SETTINGS: Final = """
 SET LOCAL statement_timeout = 0;
 SET LOCAL row_security = off;
 SET LOCAL idle_in_transaction_session_timeout = 0;
@@ -92,7 +83,7 @@ SET LOCAL tcp_keepalives_count = 3
 """
 # The same while an answer is on its way. Only where locks are held and answers are short: a client that is so slow to
 # read would be gone, too.
-WRITING: Final = f"{NO_DEADLINES}; SET LOCAL tcp_user_timeout = '40s'"
+WRITING: Final = f"{TRANSACTION_SETTINGS}; SET LOCAL tcp_user_timeout = '40s'"
 
 CONNECT_SECONDS: Final = 30.0
 
@@ -149,7 +140,7 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> Target:
     """
     # Counting takes its time, too.
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute(NO_DEADLINES)
+        await connection.execute(TRANSACTION_SETTINGS)
         return await _inspect(connection, for_reading=for_reading)
 
 
@@ -231,7 +222,7 @@ async def make_durable(connection: Any) -> None:
 
     connection.add_log_listener(warn)
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute(f"{NO_DEADLINES}; {WRITE_TO_LOG}")
+        await connection.execute(f"{TRANSACTION_SETTINGS}; {WRITE_TO_LOG}")
     # The driver calls the listener in the next turn of the event loop.
     await asyncio.sleep(0)
     connection.remove_log_listener(warn)
@@ -256,7 +247,7 @@ async def reading(connection: Any) -> AsyncIterator[None]:
     """
     transaction = connection.transaction(isolation="repeatable_read", readonly=True)
     await transaction.start()
-    await connection.execute(NO_DEADLINES)
+    await connection.execute(TRANSACTION_SETTINGS)
     yield
     await transaction.commit()
 

@@ -89,7 +89,7 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
             await _write_and_prove(postgres_dsn, unproven, report, watcher)
             if report.status is Status.IDENTICAL:
                 # Not identical before the name is on the disk, too.
-                await run_in_thread(lambda: publish(unproven, sqlite_path), lambda: None, sqlite_path.unlink)
+                await run_in_thread(lambda: publish(unproven, sqlite_path), lambda: None, undo=sqlite_path.unlink)
     except OSError as error:
         raise MigrationError(
             f"{sqlite_path} cannot be written: {error.strerror or error}; check the directory, its rights and its room"
