@@ -265,3 +265,26 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
     asyncio.run(run())
     assert everything(dsn) == before
     assert not path.with_name("back.db").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE messages SET seq = seq + 100 WHERE session_id = 'one'",
+        "UPDATE messages SET seq = 0 WHERE id = 'm3'",
+        "UPDATE sessions SET message_count = 9 WHERE id = 'one'",
+    ],
+)
+def test_the_guide_numbers_messages_anew(path: Path, flux_empty_database: str, damage: str) -> None:
+    """Wrong numbers are found, and what the guide says against them helps."""
+    dsn = flux_empty_database
+    make_file_with_data(path)
+    assert move(path, dsn).status is Status.IDENTICAL
+    before = everything(dsn)
+    asyncio.run(execute(dsn, damage))
+    assert move(path, dsn, extent=Extent.VERIFY).status is Status.DIFFERENT
+    guide = (Path(__file__).parents[1] / "docs" / "migration.md").read_text("utf-8")
+    remedy = guide.partition("### Numbering messages anew")[2].partition("```sql\n")[2].partition("```")[0]
+    asyncio.run(execute(dsn, remedy.replace("'ID'", "'one'")))
+    assert move(path, dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+    assert everything(dsn) == before
