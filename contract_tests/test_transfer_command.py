@@ -67,7 +67,7 @@ def test_quiet_is_quiet_and_the_report_tells_all(path: Path, flux_empty_database
     found = json.loads(report.read_text("utf-8"))
     assert (found["status"], found["exit_code"]) == ("identical", 0)
     assert found["verification"]["target_messages"] == 6
-    assert set(found["seconds"]) == {"preflight", "load", "analyze", "verify"}
+    assert set(found["seconds"]) == {"preflight", "load", "analyze", "verify", "flush"}
     assert ":***@" in found["target"]
 
 
@@ -275,7 +275,7 @@ def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str,
     plain = re.sub(r"\x1b\[[0-9;]*m", "", written)
     assert "\x1b[1A" not in plain, "a line was wrapped and taken back"
     frames = [frame for frame in re.split(r"[\r\n]|\x1b\[2K", plain) if "━" in frame and frame[0].isalpha()]
-    assert {frame.split()[0] for frame in frames} == {"Preflight", "Load", "Keys", "Analyze", "Verify"}
+    assert {frame.split()[0] for frame in frames} == {"Preflight", "Load", "Keys", "Analyze", "Verify", "Flush"}
     assert max(map(len, frames)) <= columns
     assert re.findall(r"^(\w+): (?:8 rows in )?\d+\.\d s", plain.replace("\x1b[2K", "\n"), re.MULTILINE) == [
         "Preflight",
@@ -283,6 +283,7 @@ def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str,
         "Keys",
         "Analyze",
         "Verify",
+        "Flush",
     ]
     assert "Proven identical" in plain
 

@@ -22,7 +22,7 @@ def test_batches_hold_every_row_once_and_stay_small(
     with Prepared() as prepared:
         for number, messages in enumerate(sessions):
             prepared.add_messages(messages)
-            prepared.add_session(SessionDigest(b"id", b"\0" * 32, len(messages), 0), b"session-%d" % number)
+            prepared.add_session(SessionDigest(b"id", b"\0" * 32, len(messages), b"m" * 32), b"session-%d" % number)
         batches = list(prepared.batches(most_rows, most_bytes))
     assert b"".join(piece for batch in batches for piece in batch.messages) == b"".join(map(b"".join, sessions))
     begun = [
@@ -41,7 +41,7 @@ def test_batches_hold_every_row_once_and_stay_small(
 @given(st.lists(MESSAGES, max_size=5))
 def test_rows_that_are_not_kept_leave_their_digests(sessions: list[list[bytes]]) -> None:
     """A dry run and a comparison need no room for rows."""
-    digests = [SessionDigest(b"%d" % n, b"r" * 32, len(rows), n << 200) for n, rows in enumerate(sessions)]
+    digests = [SessionDigest(b"%d" % n, b"r" * 32, len(rows), b"%032d" % n) for n, rows in enumerate(sessions)]
     with Prepared() as prepared:
         prepared.keeps_rows = False
         for digest, messages in zip(digests, sessions, strict=True):
@@ -58,7 +58,7 @@ def test_rows_that_were_sent_take_no_room_any_more(in_batches: bool) -> None:
     rows = [bytes([number]) * 100_000 for number in range(200)]
     with Prepared() as prepared:
         prepared.add_messages(rows)
-        prepared.add_session(SessionDigest(b"id", b"r" * 32, len(rows), 0), b"row")
+        prepared.add_session(SessionDigest(b"id", b"r" * 32, len(rows), b"m" * 32), b"row")
         pieces = (piece for batch in prepared.batches(7, 10**6) for piece in batch.messages)
         sent = b"".join(pieces if in_batches else prepared.pieces("messages"))
         assert sent == b"".join(rows)

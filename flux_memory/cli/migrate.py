@@ -197,11 +197,16 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
+    from flux_memory.transfer.leftovers import sync  # noqa: PLC0415 - not needed for --help
+
     try:
         # The name of a file may be no text; what replaces it then is JSON's own escape.
         path.write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
         )
+        if path.is_file():
+            sync(path)
+            sync(path.absolute().parent)
     except OSError as error:
         raise InvalidInputError(
             f"the report {path} cannot be written: {error.strerror}; give --report another path"

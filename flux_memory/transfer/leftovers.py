@@ -1,4 +1,4 @@
-"""Files that must not stay behind, not even after a process was killed: the next one removes them."""
+"""Files on their way: whole and on the disk before they get their name, or removed, by the next process if need be."""
 
 from __future__ import annotations
 
@@ -56,6 +56,32 @@ def unproven_file(wanted: Path) -> Iterator[Path]:
     finally:
         _remove_database(path)
         os.close(lock)
+
+
+def publish(unproven: Path, wanted: Path) -> None:
+    """Give a finished file its name, and return when both are on the disk.
+
+    Raises:
+        OSError: The name is taken, or the disk failed; the name is left as it was.
+    """
+    sync(unproven)
+    # Unlike a rename, a link does not replace a file that another process made meanwhile.
+    os.link(unproven, wanted)
+    try:
+        # A new name is on the disk only when its directory is.
+        sync(wanted.absolute().parent)
+    except BaseException:
+        wanted.unlink()
+        raise
+
+
+def sync(path: Path) -> None:
+    """Return when a file or a directory is on the disk as it is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_database(path: Path) -> None:

@@ -41,7 +41,6 @@ async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
         CancelledError: It was cancelled, whatever came of that.
     """
     watch = _Watch(connection, connect)
-    watching = asyncio.create_task(watch.run())
     try:
         async with watch.block:
             yield
@@ -53,11 +52,12 @@ async def held(connection: Any, connect: Connect) -> AsyncIterator[None]:
             raise watch.found from error
         raise
     finally:
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await watch.end()
 
 
 class _Watch:
+    """Acts from timers: an application that shuts down cancels every task of its loop, and the driver may hang then."""
+
     def __init__(self, connection: Any, connect: Connect) -> None:
         self.found: ConnectionError | None = None
         """What became of the connection."""
@@ -66,34 +66,55 @@ class _Watch:
         self._connect = connect
         self._owner: Final = asyncio.current_task()
         self._before: Final = self._cancellations()
-        self._lost: Final = asyncio.Event()
+        self._loop: Final = asyncio.get_running_loop()
+        self._ended = False
+        self._timer: asyncio.Handle = self._loop.call_soon(self._look)
+        connection.add_termination_listener(lambda _: self._terminate())
+        self._listen()
 
-    async def run(self) -> None:
-        self._connection.add_termination_listener(lambda _: self._lost.set())
-        silent = asyncio.create_task(self._silence())
-        tasks = [silent, asyncio.create_task(self._held_up()), asyncio.create_task(self._lost.wait())]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        if silent in done:
+    async def end(self) -> None:
+        """Watch no longer."""
+        self._ended = True
+        self._timer.cancel()
+        self._listening.cancel()
+        await asyncio.gather(self._listening, return_exceptions=True)
+
+    def _listen(self) -> None:
+        self._listening = asyncio.create_task(self._silence())
+        self._listening.add_done_callback(self._heard)
+
+    def _heard(self, listening: asyncio.Task[None]) -> None:
+        if self._ended:
+            return
+        if listening.cancelled():
+            self._listen()
+        else:
             self.found = ConnectionError(
                 f"nothing has come back for {UNANSWERED * ANSWER:g} s, not on new connections either; nothing is half "
                 "done, run the same command again when it does"
             )
+            self._terminate()
+
+    def _look(self) -> None:
+        """Terminate the connection when its task was cancelled, and goes on all the same."""
+        if self.cancelled:
+            self._after(GRACE, self._terminate)
+        else:
+            self._after(GRACE / 2, self._look)
+
+    def _terminate(self) -> None:
         self._connection.terminate()
-        await asyncio.sleep(GRACE)
+        self._after(GRACE, self._leave)
+
+    def _leave(self) -> None:
         # The driver has not ended it by itself; what it says is more to the point.
         self.found = self.found or ConnectionError("the connection was lost")
-        self.block.reschedule(asyncio.get_running_loop().time())
+        self.block.reschedule(self._loop.time())
 
-    async def _held_up(self) -> None:
-        """Return when the task that has the connection was cancelled, and goes on all the same."""
-        while not self.cancelled:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(GRACE / 2)
-        await asyncio.sleep(GRACE)
+    def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._timer.cancel()
+        if not self._ended:
+            self._timer = self._loop.call_later(seconds, act)
 
     @property
     def cancelled(self) -> bool:

@@ -26,9 +26,8 @@ SELECT_PROCESS: Final = "SELECT pg_backend_pid()"
 # The planner knows nothing of a staging table; without this it may read the whole target for each batch. What is off
 # counts as expensive, which would start the JIT compiler for each batch, too.
 PLAN_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
-# A crash of the server may lose the last batches, never a part of one; the end waits for the disk for all of them.
+# A crash of the server may lose the last batches, never a part of one. `target.make_durable` waits for all of them.
 COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
-DROP_STAGING: Final = "DROP TABLE flux_memory_staged_sessions, flux_memory_staged_messages"
 
 # In the order of ids, so that two migrations wait for each other rather than deadlock.
 INSERT_SESSIONS: Final = """
@@ -174,8 +173,6 @@ async def merge(connection: Any, prepared: Prepared, *, batch_size: int, advance
         goes_on = batch.goes_on
         if outcome.conflicts:
             last_conflict, _ = outcome.conflicts[-1]
-    if not pooled:
-        await connection.execute(DROP_STAGING)
     return merged
 
 

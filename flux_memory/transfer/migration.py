@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
@@ -31,7 +31,7 @@ from flux_memory.transfer.reading import read_all
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
 from flux_memory.transfer.snapshot import Snapshot, snapshot_of
-from flux_memory.transfer.threads import on_thread
+from flux_memory.transfer.threads import run_in_thread
 from flux_memory.transfer.verify import compare
 
 Result = TypeVar("Result")
@@ -102,7 +102,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         if plan.retry:
             path = stack.enter_context(private_directory()) / "retry.db"
             stopped = threading.Event()
-            await on_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
+            await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with targets.connected(plan.postgres_dsn) as connection:
                 if (await targets.inspect(connection)).sessions:
                     await targets.prepare(connection)
@@ -150,9 +150,15 @@ class _Migration:
                         await targets.analyze(connection)
             with self._phase("Verify", None):
                 await self._verify(connection)
-        if plan.extent is Extent.MOVE and report.preflight.refused:
+            with self._phase("Flush", None):
+                await targets.make_durable(connection)
+        path = plan.quarantine_file
+        if path is not None and plan.extent is Extent.MOVE and report.preflight.refused:
             # Not before the rest is done: until then the same command can be run again.
-            await self._on_thread(self._quarantine)
+            await run_in_thread(
+                lambda: write_quarantine(path, self._refused()), self._snapshot.interrupt, undo=path.unlink
+            )
+            report.quarantine = str(path)
 
     def _source(self) -> sources.Source:
         """Return what the file that is open holds."""
@@ -200,12 +206,6 @@ class _Migration:
                     return result
             self._watcher.say("Somebody wrote to the file while it was read; it is read once more")
 
-    def _quarantine(self) -> None:
-        path = self._plan.quarantine_file
-        assert path is not None  # noqa: S101 - checked at the beginning
-        write_quarantine(path, self._refused())
-        self._report.quarantine = str(path)
-
     def _refused(self) -> Iterator[RefusedRow]:
         for row in chain.from_iterable(part.refused() for part in self._parts):
             if self._snapshot.interrupted:
@@ -230,9 +230,7 @@ class _Migration:
                 for part in await asyncio.gather(*tasks):
                     merged.include(part)
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+                await _end(tasks)
         return merged
 
     async def _verify(self, connection: Any) -> None:
@@ -258,7 +256,21 @@ class _Migration:
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source."""
-        return await on_thread(work, self._snapshot.interrupt)
+        return await run_in_thread(work, self._snapshot.interrupt)
+
+
+async def _end(tasks: Sequence[asyncio.Task[Merged]]) -> None:
+    """Cancel tasks, and return when they have ended, however often the wait is cancelled; their errors are known."""
+    cancelled: asyncio.CancelledError | None = None
+    while not all(task.done() for task in tasks):
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 def _describe(target: targets.Target, shown: str) -> str:

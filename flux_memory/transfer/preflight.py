@@ -18,6 +18,7 @@ from flux_memory.transfer.problems import Kind, Problem, Tally
 from flux_memory.transfer.source import Part, RawRow, Source
 from flux_memory.transfer.wire import (
     MessageRow,
+    MessagesDigest,
     SessionRow,
     copy_field,
     copy_session,
@@ -216,9 +217,10 @@ class _Preflight:
         )
         return count + refused
 
-    def _messages(self, session: SessionRow, raw_session: RawRow, runs: Iterator[_Run]) -> tuple[int, int, int]:
+    def _messages(self, session: SessionRow, raw_session: RawRow, runs: Iterator[_Run]) -> tuple[int, int, bytes]:
         """Take a session's messages; return how many were accepted, how many refused, and the digest."""
-        count = refused = digest = 0
+        count = refused = 0
+        digest = MessagesDigest()
         session_field = copy_field(session.id)
         last = (-(2**63), 0)
         for _, raws, rows in runs:
@@ -235,8 +237,8 @@ class _Preflight:
             prepared, digests = prepare_messages(session_field, count + 1, accepted)
             self._prepared.add_messages(prepared)
             count += len(accepted)
-            digest ^= digests
-        return count, refused, digest
+            digest.update(digests)
+        return count, refused, digest.digest()
 
     def _check_order(self, places: list[tuple[int, int]]) -> tuple[int, int]:
         """Check that times, and rows of one time, do not go backwards; return the last of them."""

@@ -32,8 +32,8 @@ class SessionDigest(NamedTuple):
     row: bytes
     """SHA-256 of the session's own columns, the count aside."""
     count: int  # type: ignore[assignment]  # hides tuple's method, which nobody wants of it
-    messages: int
-    """XOR of the SHA-256 of its messages, each with its place."""
+    messages: bytes
+    """What `wire.MessagesDigest` returns of its messages."""
 
 
 class RefusedRow(NamedTuple):
@@ -88,7 +88,7 @@ class Prepared:
 
     def add_session(self, digest: SessionDigest, row: bytes) -> None:
         """Add the next session, its messages having been added."""
-        head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages.to_bytes(32), len(row))
+        head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages, len(row))
         with _room():
             self._digests.write(head + digest.id)
             if self.keeps_rows:
@@ -183,8 +183,7 @@ class Prepared:
         self._digests.seek(0)
         while head := self._digests.read(_ENTRY.size):
             length, row, count, messages, row_length = _ENTRY.unpack(head)
-            digest = SessionDigest(self._digests.read(length), row, count, int.from_bytes(messages))
-            yield digest, row_length
+            yield SessionDigest(self._digests.read(length), row, count, messages), row_length
 
     def _next_lengths(self, most: int, most_bytes: int) -> array[int]:
         """Return the lengths of the next messages, up to the one that reaches so many bytes."""

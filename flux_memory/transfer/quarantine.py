@@ -8,9 +8,10 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from flux_memory.errors import MigrationError
+from flux_memory.transfer.leftovers import publish, unproven_file
 from flux_memory.transfer.prepared import RefusedRow
 from flux_memory.transfer.source import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
 
@@ -21,7 +22,7 @@ def refuse_unwritable(path: Path) -> None:
     Raises:
         MigrationError: Its directory takes none, or there is one already.
     """
-    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+    if not os.access(path.absolute().parent, os.R_OK | os.W_OK | os.X_OK):
         raise MigrationError(
             f"the quarantine file {path} cannot be written: its directory is not there, or takes no files of yours; "
             "give --quarantine-file another path"
@@ -33,24 +34,20 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def write_quarantine(path: Path, rows: Iterable[RefusedRow]) -> None:
-    """Write refused rows to a file that is made for its owner alone, and put it on the disk.
+    """Write refused rows to a file for its owner alone, which appears once it is whole and on the disk.
 
     Each line has `table`, `problems`, `row`, and for a message the `session` it belongs to, as the source holds it.
     Bytes that are not text stand as `{"base64": ...}`.
 
     Raises:
-        MigrationError: The file came up meanwhile, or cannot be written to its end, and is not there.
+        MigrationError: Another process made the file meanwhile, or it cannot be written to its end; it is not there.
     """
     try:
-        with _create(path) as file:
-            try:
+        with unproven_file(path) as unproven:
+            with unproven.open("w", encoding="utf-8", errors="strict") as file:
                 for row in rows:
                     file.write(json.dumps(_entry(row), ensure_ascii=False, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            except BaseException:
-                path.unlink()
-                raise
+            publish(unproven, path)
     except OSError as error:
         raise MigrationError(
             f"the quarantine file {path} cannot be written: {error.strerror}; give --quarantine-file another path, "
@@ -68,10 +65,6 @@ def _entry(refused: RefusedRow) -> dict[str, Any]:
     if refused.session is not None:
         entry["session"] = _as_json(SESSION_FIELDS, refused.session)
     return entry
-
-
-def _create(path: Path) -> TextIO:
-    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w", encoding="utf-8", errors="strict")
 
 
 def _as_json(names: tuple[str, ...], row: RawRow) -> dict[str, Any]:

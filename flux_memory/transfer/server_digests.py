@@ -2,69 +2,86 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 from flux_memory.transfer.prepared import SessionDigest
-from flux_memory.transfer.wire import MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
+from flux_memory.transfer.wire import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
 
-# COPY, since a cursor would keep the server from using more than one process.
+# Parallel workers compute the digests of messages and sort them. The aggregates get them in the subquery's order; where
+# they did not, the session would seem to differ and be compared row by row. A full join, since messages without a
+# session are to be found.
 SELECT_DIGESTS: Final = f"""
-SELECT
-    convert_to(sessions.id::text, 'UTF8'),
-    {SESSION_DIGEST},
-    coalesce(proven.count, 0),
-    sessions.message_count,
-    proven.messages
-FROM sessions
-LEFT JOIN (
+WITH in_order AS (
+    SELECT session_id, seq / {GROUP_MESSAGES} AS part, seq, {MESSAGE_DIGEST} AS digest
+    FROM messages
+    ORDER BY session_id, part, seq
+), parts AS (
     SELECT
         session_id,
-        count(*),
-        bit_xor(('x' || encode({MESSAGE_DIGEST}, 'hex'))::bit(256)) AS messages
-    FROM messages
+        part,
+        count(*) AS messages,
+        min(seq) AS first,
+        max(seq) AS last,
+        sha256(string_agg(digest, '')) AS digest
+    FROM in_order
+    GROUP BY session_id, part
+), proven AS (
+    SELECT
+        session_id,
+        sum(messages)::bigint AS messages,
+        min(first) = 1 AND max(last) = sum(messages) AS numbered,
+        sha256(string_agg(digest, '' ORDER BY part)) AS digest
+    FROM parts
     GROUP BY session_id
-) AS proven ON proven.session_id = sessions.id
-ORDER BY sessions.id::text COLLATE "C"
+)
+SELECT
+    convert_to(coalesce(sessions.id, proven.session_id)::text, 'UTF8') AS id,
+    CASE WHEN sessions.id IS NOT NULL THEN {SESSION_DIGEST} END,
+    coalesce(proven.messages, 0),
+    coalesce(proven.digest, sha256('')),
+    sessions.message_count IS NOT DISTINCT FROM coalesce(proven.messages, 0),
+    coalesce(proven.numbered, proven.session_id IS NULL)
+FROM sessions
+FULL JOIN proven ON proven.session_id = sessions.id
+ORDER BY coalesce(sessions.id, proven.session_id)::text COLLATE "C"
 """  # noqa: S608 - constants of ours
 
-_AHEAD: Final = 1_000
-_BITS: Final = 4
-"""Bytes before the bits of a `bit(n)`: how many there are."""
+_TRUE: Final = b"\x01"
 
 
-async def server_digests(connection: Any) -> AsyncGenerator[tuple[SessionDigest, int], None]:
-    """Return each session's digest with the message count its row claims."""
-    queue: asyncio.Queue[tuple[SessionDigest, int] | Exception | None] = asyncio.Queue(_AHEAD)
+class ServerSession(NamedTuple):
+    """What the server says of a session."""
+
+    digest: SessionDigest
+    exists: bool
+    """Whether there is such a session; messages may have lost theirs."""
+    counted: bool
+    """Whether its counter is the number of its messages."""
+    numbered: bool
+    """Whether its messages are numbered from 1 without a gap."""
+
+
+async def read_digests(connection: Any, take: Callable[[ServerSession], None]) -> None:
+    """Pass on each session as the server sends it.
+
+    Within COPY, since a cursor would keep the server from using more than one process.
+    """
     reader = CopyReader()
 
     async def receive(data: bytes) -> None:
         for row in reader.rows(data):
-            await queue.put(_digest(row))
+            take(_session(row))
 
-    async def run() -> None:
-        # Where it is cancelled nobody takes anything out of the queue any more.
-        try:
-            await connection.copy_from_query(SELECT_DIGESTS, output=receive, format="binary")
-        except Exception as error:  # noqa: BLE001 - raised where the digests are read
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    task = asyncio.create_task(run())
-    try:
-        while (item := await queue.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+    await connection.copy_from_query(SELECT_DIGESTS, output=receive, format="binary")
 
 
-def _digest(row: list[bytes | None]) -> tuple[SessionDigest, int]:
-    id_, digest, count, counter, bits = row
-    assert id_ is not None and digest is not None and count is not None and counter is not None  # noqa: PT018, S101 - never NULL
-    messages = int.from_bytes(bits[_BITS:]) if bits is not None else 0
-    return SessionDigest(id_, digest, int.from_bytes(count), messages), int.from_bytes(counter, signed=True)
+def _session(row: list[bytes | None]) -> ServerSession:
+    id_, digest, count, messages, counted, numbered = row
+    assert count is not None and messages is not None  # noqa: PT018, S101 - never NULL
+    return ServerSession(
+        SessionDigest(id_ or b"", digest or b"", int.from_bytes(count), messages),
+        exists=digest is not None,
+        counted=counted == _TRUE,
+        numbered=numbered == _TRUE,
+    )

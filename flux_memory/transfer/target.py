@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,10 +47,35 @@ WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
     )
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
-# A deadline or a default of the database's must not stop a long transaction half-way. What keeps alive a connection on
-# which a long statement says nothing also tells the server soon that the client is gone.
-NO_DEADLINES: Final = """
+# An administrator may have dropped a key for a bulk load, or have disabled the triggers by which a foreign key works.
+SELECT_MISSING_KEYS: Final = """
+SELECT format('%s on %s', definition, relation)
+FROM (
+    VALUES
+        ('sessions', 'PRIMARY KEY (id)'),
+        ('messages', 'PRIMARY KEY (session_id, seq)'),
+        ('messages', 'UNIQUE (session_id, id)'),
+        ('messages', 'FOREIGN KEY (session_id) REFERENCES sessions(id) ON DELETE CASCADE')
+) AS wanted (relation, definition)
+WHERE NOT EXISTS (
+    SELECT FROM pg_constraint
+    WHERE conrelid = relation::regclass AND starts_with(pg_get_constraintdef(oid), definition) AND convalidated
+        AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled = 'D')
+)
+"""
+# Only a transaction that has written to the log waits for it at its end: then for everything before it as well, and
+# for a synchronous standby. A server in recovery shows only what is on its disk, and takes no writes.
+WRITE_TO_LOG: Final = """
+SET LOCAL synchronous_commit = on;
+SET LOCAL client_min_messages = warning;
+SELECT pg_logical_emit_message(TRUE, 'flux_memory', ''::text) WHERE NOT pg_is_in_recovery()
+"""
+# A deadline or a default of the database's must not stop a long transaction half-way; rows that a policy hides would be
+# missed, so that the server refuses instead. What keeps alive a connection on which a long statement says nothing also
+# tells the server soon that the client is gone.
+TRANSACTION_SETTINGS: Final = """
 SET LOCAL statement_timeout = 0;
+SET LOCAL row_security = off;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL tcp_keepalives_idle = 10;
 SET LOCAL tcp_keepalives_interval = 10;
@@ -57,7 +83,7 @@ SET LOCAL tcp_keepalives_count = 3
 """
 # The same while an answer is on its way. Only where locks are held and answers are short: a client that is so slow to
 # read would be gone, too.
-WRITING: Final = f"{NO_DEADLINES}; SET LOCAL tcp_user_timeout = '40s'"
+WRITING: Final = f"{TRANSACTION_SETTINGS}; SET LOCAL tcp_user_timeout = '40s'"
 
 CONNECT_SECONDS: Final = 30.0
 
@@ -114,7 +140,7 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> Target:
     """
     # Counting takes its time, too.
     async with connection.transaction(isolation="read_committed"):
-        await connection.execute(NO_DEADLINES)
+        await connection.execute(TRANSACTION_SETTINGS)
         return await _inspect(connection, for_reading=for_reading)
 
 
@@ -181,6 +207,37 @@ async def analyze(connection: Any) -> None:
         await connection.execute(ANALYZE)
 
 
+async def make_durable(connection: Any) -> None:
+    """Return when everything committed so far is on the server's disk, and on that of a synchronous standby.
+
+    Batches, and an application's own transactions, may have been committed without waiting for the disk.
+
+    Raises:
+        MigrationError: An administrator ended the wait for the standby.
+    """
+    warnings: list[str] = []
+
+    def warn(_: object, message: Any) -> None:
+        warnings.append(message.message)
+
+    connection.add_log_listener(warn)
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(f"{TRANSACTION_SETTINGS}; {WRITE_TO_LOG}")
+    # The driver calls the listener in the next turn of the event loop.
+    await asyncio.sleep(0)
+    connection.remove_log_listener(warn)
+    if warnings:
+        raise MigrationError(
+            f"the server does not confirm that the rows are on all disks that they have to be on: {warnings[0]}; "
+            "see to the standby, and run again"
+        )
+
+
+async def missing_keys(connection: Any) -> list[str]:
+    """Return the keys that the library relies on and the tables do not have."""
+    return [key for (key,) in await connection.fetch(SELECT_MISSING_KEYS)]
+
+
 @asynccontextmanager
 async def reading(connection: Any) -> AsyncIterator[None]:
     """Begin a transaction that reads one state, and that no limit of the database's stops half-way.
@@ -190,7 +247,7 @@ async def reading(connection: Any) -> AsyncIterator[None]:
     """
     transaction = connection.transaction(isolation="repeatable_read", readonly=True)
     await transaction.start()
-    await connection.execute(NO_DEADLINES)
+    await connection.execute(TRANSACTION_SETTINGS)
     yield
     await transaction.commit()
 

@@ -1,46 +1,67 @@
-"""Work that blocks, on a thread: a cancellation ends it, and waits until it has ended."""
+"""Blocking work on a thread that always ends before the call does."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final, TypeVar
 
 Result = TypeVar("Result")
 
-_AGAIN: Final = 0.05
-"""Seconds after which work that goes on is stopped again."""
+_AGAIN_SECONDS: Final = 0.05
+"""Pause between two attempts to stop the work."""
 
 
-async def on_thread(work: Callable[[], Result], stop: Callable[[], object]) -> Result:
-    """Run work on a thread.
+async def run_in_thread(
+    work: Callable[[], Result], stop: Callable[[], object], undo: Callable[[], object] | None = None
+) -> Result:
+    """Run blocking work on a thread, and end only after the thread has ended.
 
-    Whoever lets go of what the work uses, such as a SQLite connection, while it runs, crashes the process. So a
-    cancellation is passed on only when the work has ended.
+    The caller may therefore close what the work uses, such as a SQLite connection; closing it under a running thread
+    crashes the process. This holds however often the call is cancelled. The thread is not a task, so cancelling every
+    task of the event loop does not end the wait for it.
 
     Args:
-        work: What blocks.
-        stop: Makes it end soon, by whatever error; called from the event loop's thread, again and again, since what
-            comes between two statements stops neither.
+        work: Blocks.
+        stop: Makes the work end soon, by any error. Called from the event loop's thread after a cancellation, and
+            repeatedly, since an interrupt that arrives between two statements stops neither.
+        undo: Takes back the work if it succeeds although the call was cancelled.
     """
-    begun = threading.Event()
+    loop = asyncio.get_running_loop()
+    outcome: Future[Result] = Future()
+    ended = loop.create_future()
 
-    def begin() -> Result:
-        begun.set()
-        return work()
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised by the call
+            outcome.set_exception(error)
+        # The loop may be closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(ended.set_result, None)
 
-    working = asyncio.ensure_future(asyncio.to_thread(begin))
+    cancelled: asyncio.CancelledError | None = None
+    thread = threading.Thread(target=run, name="flux-memory-transfer")
+    thread.start()
     try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        while not working.done():
-            stop()
-            if not begun.is_set():
-                # Others keep all threads busy.
-                working.cancel()
-            await asyncio.wait([working], timeout=_AGAIN)
-        with suppress(BaseException):
-            working.result()
-        raise
+        while not outcome.done():
+            try:
+                await asyncio.wait([ended], timeout=_AGAIN_SECONDS if cancelled else None)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            if cancelled and not outcome.done():
+                stop()
+    finally:
+        # The thread is still at work only if the loop was abandoned, where nothing can be awaited any more.
+        while thread.is_alive():
+            if not outcome.done():
+                stop()
+            thread.join(_AGAIN_SECONDS)
+    if cancelled is None:
+        return outcome.result()
+    if undo is not None and outcome.exception() is None:
+        undo()
+    raise cancelled

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
 from flux_memory.transfer.checked import RowChecker
 from flux_memory.transfer.prepared import Prepared, SessionDigest
-from flux_memory.transfer.server_digests import server_digests
+from flux_memory.transfer.server_digests import ServerSession, read_digests
 from flux_memory.transfer.source import Source
-from flux_memory.transfer.target import reading
+from flux_memory.transfer.target import missing_keys, reading
 from flux_memory.transfer.times import text as time_text
 from flux_memory.transfer.wire import (
     MESSAGE_DIGEST,
     MessageRow,
+    MessagesDigest,
     SessionRow,
     message_digest,
     prepare_messages,
@@ -88,7 +88,10 @@ async def compare(
         digests: What was taken of it.
     """
     async with reading(connection):
-        return await compare_in_transaction(connection, source, checker, digests)
+        found = await compare_in_transaction(connection, source, checker, digests)
+        for key in await missing_keys(connection):
+            found.add("key missing", key)
+        return found
 
 
 async def compare_in_transaction(
@@ -97,8 +100,9 @@ async def compare_in_transaction(
     """Compare within the transaction that is open, so that it is the caller's snapshot that is compared."""
     found = Comparison()
     with Prepared() as differing:
-        async with aclosing(server_digests(connection)) as theirs:
-            await _compare_digests(found, digests, theirs, differing)
+        both = _SideBySide(found, digests, differing)
+        await read_digests(connection, both.take)
+        both.end()
         rows: Source | None = None
         for digest in differing.digests():
             if rows is None:
@@ -107,39 +111,48 @@ async def compare_in_transaction(
     return found
 
 
-async def _compare_digests(
-    found: Comparison,
-    mine: Iterator[SessionDigest],
-    theirs: AsyncIterator[tuple[SessionDigest, int]],
-    differing: Prepared,
-) -> None:
-    """Walk both sides in the order of ids; put aside what differs."""
-    own = next(mine, None)
-    async for their, counter in theirs:
-        found.target_sessions += 1
+class _SideBySide:
+    """Walks both sides in the order of ids; puts aside what differs."""
+
+    def __init__(self, found: Comparison, mine: Iterator[SessionDigest], differing: Prepared) -> None:
+        self._found = found
+        self._mine = mine
+        self._own = next(mine, None)
+        self._differing = differing
+
+    def take(self, session: ServerSession) -> None:
+        """Compare the server's next session."""
+        found, their = self._found, session.digest
         found.target_messages += their.count
-        if counter != their.count:
+        if not session.exists:
+            found.add("messages without their session", their.id.decode())
+            return
+        found.target_sessions += 1
+        if not session.counted:
             found.add("message_count differs from the messages there are", their.id.decode())
-        while own is not None and own.id < their.id:
-            _missing(found, own)
-            own = next(mine, None)
-        if own is None or own.id != their.id:
+        if not session.numbered:
+            found.add("seq does not count the messages from 1 on", their.id.decode())
+        while self._own is not None and self._own.id < their.id:
+            self._missing(self._own)
+        if self._own is None or self._own.id != their.id:
             found.only_in_target += 1
-            continue
+            return
         found.sessions += 1
-        found.messages += own.count
-        if own != their:
-            differing.add_session(own, b"")
-        own = next(mine, None)
-    while own is not None:
-        _missing(found, own)
-        own = next(mine, None)
+        found.messages += self._own.count
+        if self._own != their:
+            self._differing.add_session(self._own, b"")
+        self._own = next(self._mine, None)
 
+    def end(self) -> None:
+        """The server has no more."""
+        while self._own is not None:
+            self._missing(self._own)
 
-def _missing(found: Comparison, own: SessionDigest) -> None:
-    found.sessions += 1
-    found.messages += own.count
-    found.add("session missing", f"{own.id.decode()} with {own.count} messages")
+    def _missing(self, own: SessionDigest) -> None:
+        self._found.sessions += 1
+        self._found.messages += own.count
+        self._found.add("session missing", f"{own.id.decode()} with {own.count} messages")
+        self._own = next(self._mine, None)
 
 
 async def _compare_session(
@@ -151,10 +164,11 @@ async def _compare_session(
     if not isinstance(session, SessionRow):
         found.add("session differs, and is not in the file as it is now", session_id)
         return
-    matched = last = count = digests = 0
+    matched = last = count = 0
+    in_file = MessagesDigest()
     rows = (row for row in map(checker.message, source.messages_of(session_id)) if isinstance(row, MessageRow))
     while together := list(islice(rows, _AT_ONCE)):
-        digests ^= prepare_messages(b"", count + 1, together)[1]
+        in_file.update(prepare_messages(b"", count + 1, together)[1])
         count += len(together)
         some = {row.id.decode(): message_digest(0, row) for row in together}
         there = await connection.fetch(SELECT_MESSAGES, session_id, [*some])
@@ -175,7 +189,7 @@ async def _compare_session(
     found.added_since += added
     for column in _differing_columns(session, await connection.fetchrow(SELECT_SESSION, session_id), added):
         found.add(f"session's {column} differs", session_id)
-    if own != SessionDigest(own.id, session_digest(session), count, digests):
+    if own != SessionDigest(own.id, session_digest(session), count, in_file.digest()):
         # What is there now proves nothing of what was read.
         found.add("session differs, and was changed in the file since it was read", session_id)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +17,13 @@ from flux_memory.schema import sqlite as schema
 from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
 from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.leftovers import unproven_file
+from flux_memory.transfer.leftovers import publish, unproven_file
 from flux_memory.transfer.merge import Merged
 from flux_memory.transfer.preflight import preflight
 from flux_memory.transfer.prepared import Prepared
 from flux_memory.transfer.progress import Nobody, Watcher
 from flux_memory.transfer.report import Report, Status
-from flux_memory.transfer.threads import on_thread
+from flux_memory.transfer.threads import run_in_thread
 from flux_memory.transfer.times import text as time_text
 from flux_memory.transfer.verify import compare_in_transaction
 from flux_memory.transfer.wire import CopyReader
@@ -56,6 +54,14 @@ INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) 
 COUNT_MESSAGES: Final = """
 UPDATE sessions SET message_count = (SELECT count(*) FROM messages WHERE session_id = sessions.id)
 """
+SELECT_MISNUMBERED: Final = """
+SELECT sessions.id
+FROM sessions
+LEFT JOIN (
+    SELECT session_id, count(*) AS messages, min(seq) AS first, max(seq) AS last FROM messages GROUP BY session_id
+) ON session_id = sessions.id
+WHERE (message_count, ifnull(messages, 0), ifnull(first, 1)) IS NOT (ifnull(last, 0), message_count, 1)
+"""
 _BATCH: Final = 500
 _MOST_BYTES: Final = 4 * 1024 * 1024
 
@@ -82,8 +88,8 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
         with unproven_file(sqlite_path) as unproven:
             await _write_and_prove(postgres_dsn, unproven, report, watcher)
             if report.status is Status.IDENTICAL:
-                # Unlike a rename, a link does not overwrite a file that came up meanwhile.
-                os.link(unproven, sqlite_path)
+                # Not identical before the name is on the disk, too.
+                await run_in_thread(lambda: publish(unproven, sqlite_path), lambda: None, undo=sqlite_path.unlink)
     except OSError as error:
         raise MigrationError(
             f"{sqlite_path} cannot be written: {error.strerror or error}; check the directory, its rights and its room"
@@ -125,8 +131,7 @@ async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
         messages = _Inserting(db, INSERT_MESSAGE, _message, watcher)
         await connection.copy_from_query(SELECT_MESSAGES, output=messages.receive, format="binary")
         await messages.flush()
-        await on_thread(lambda: _finish(db), db.interrupt)
-    await asyncio.to_thread(_sync, path)
+        await run_in_thread(lambda: _finish(db), db.interrupt)
     return Merged(sessions.rows, messages.rows)
 
 
@@ -162,7 +167,7 @@ class _Inserting:
         """Insert what has gathered."""
         rows, self._gathered, self._size = self._gathered, [], 0
         if rows:
-            await on_thread(lambda: self._insert(rows), self._db.interrupt)
+            await run_in_thread(lambda: self._insert(rows), self._db.interrupt)
             self.rows += len(rows)
             self._watcher.advance(len(rows))
 
@@ -210,15 +215,6 @@ def _finish(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
-def _sync(path: Path) -> None:
-    for name, flags in ((path, os.O_RDWR), (path.parent, os.O_RDONLY)):
-        descriptor = os.open(name, flags)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 async def _verify(connection: Any, path: Path, report: Report) -> None:
     """Read the file as a migration would, and compare it with the snapshot it was made from."""
     with closing(_open_to_read(path)) as db:
@@ -226,7 +222,7 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
         checker = RowChecker(UTC)
         with Prepared() as prepared:
             prepared.keeps_rows = False
-            report.preflight = await on_thread(
+            report.preflight = await run_in_thread(
                 lambda: preflight(source, checker, prepared, lambda _: None, sources.EVERYTHING), source.interrupt
             )
 
@@ -234,6 +230,8 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
                 return source
 
             found = await compare_in_transaction(connection, opened, checker, prepared.digests())
+            for (id_,) in await run_in_thread(lambda: db.execute(SELECT_MISNUMBERED).fetchall(), db.interrupt):
+                found.add("messages numbered wrongly in the file", id_)
     report.verification = found
     complete = found.identical and not report.preflight.refused and not found.only_in_target and not found.added_since
     report.status = Status.IDENTICAL if complete else Status.DIFFERENT

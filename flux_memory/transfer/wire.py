@@ -1,8 +1,8 @@
 """Rows as bytes: what COPY reads and writes, and the digest that proves two rows equal.
 
-A digest is SHA-256 over the row as PostgreSQL's `record_send` writes it, which the server computes for itself. A
-session's messages are proven by the XOR of their digests, which holds one value however many there are: each digest
-covers the message's place, so that order is part of it.
+A row's digest is SHA-256 over the row as PostgreSQL's `record_send` writes it, which the server computes for itself. A
+message's digest covers its place in the session. The digest of a session's messages is a hash over their digests in
+order; a sum of digests, such as their XOR, can be forged with other messages.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ MESSAGE_DIGEST: Final = (
     "sha256(record_send(ROW("
     "messages.seq, messages.created_at, messages.id::text, messages.role, messages.content, messages.metadata)))"
 )
+
+GROUP_MESSAGES: Final = 1000
+"""Places that are hashed together before their hashes are: a server that hashes a long session holds only one group."""
+_DIGEST_BYTES: Final = 32
 
 _INT8: Final = 20
 _TEXT: Final = 25
@@ -121,19 +125,45 @@ def session_digest(row: SessionRow) -> bytes:
 
 def message_digest(seq: int, row: MessageRow) -> bytes:
     """Return what the server computes by `MESSAGE_DIGEST`."""
-    return prepare_messages(b"", seq, [row])[1].to_bytes(32)
+    return prepare_messages(b"", seq, [row])[1][0]
 
 
-def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow]) -> tuple[list[bytes], int]:
-    """Return messages that follow one another as COPY reads them, and the XOR of their digests.
+class MessagesDigest:
+    """The digest of a session's messages, which are given in their order."""
+
+    def __init__(self) -> None:
+        self._groups = sha256()
+        self._group = bytearray()
+        # Places begin with 1.
+        self._size = (GROUP_MESSAGES - 1) * _DIGEST_BYTES
+
+    def update(self, digests: Iterable[bytes]) -> None:
+        """Take the digests of the next messages."""
+        self._group += b"".join(digests)
+        while len(self._group) >= self._size:
+            self._end_group()
+
+    def digest(self) -> bytes:
+        """Return the digest of all messages; no more can be given."""
+        if self._group:
+            self._end_group()
+        return self._groups.digest()
+
+    def _end_group(self) -> None:
+        self._groups.update(sha256(self._group[: self._size]).digest())
+        del self._group[: self._size]
+        self._size = GROUP_MESSAGES * _DIGEST_BYTES
+
+
+def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow]) -> tuple[list[bytes], list[bytes]]:
+    """Return messages that follow one another as COPY reads them, and their digests.
 
     Args:
         session_field: The id of their session, as `copy_field` returns it.
         first: The place of the first.
         rows: The messages; their columns come as in `MESSAGE_COLUMNS`.
     """
-    prepared = []
-    digests = 0
+    prepared, digests = [], []
     length_of = _FIELD_LENGTHS
     for seq, (id_, role, content, metadata, created_at) in enumerate(rows, first):
         id_length, role_length = length_of[len(id_)], length_of[len(role)]
@@ -169,7 +199,7 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow
             metadata,
         )
         prepared.append(b"".join(copied))
-        digests ^= int.from_bytes(sha256(b"".join(digested)).digest())
+        digests.append(sha256(b"".join(digested)).digest())
     return prepared, digests
 
 

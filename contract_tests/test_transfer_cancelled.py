@@ -1,0 +1,219 @@
+"""Every task of the event loop is cancelled beside a migration, as applications do that shut down: nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from raw_postgres import connected, execute, with_parameter
+from test_transfer_interrupted import OTHER, waiting_for_lock
+from test_transfer_load import make_tables
+from transfer_memories import Trigger, everything, make_random, move
+
+from flux_memory import FluxMemoryError
+from flux_memory.testkit import Proxy
+from flux_memory.transfer import Plan, Status, lifeline, migrate
+from flux_memory.transfer.threads import run_in_thread
+
+# Runs a migration again and again; each time all tasks are cancelled at another moment, once or several times, and the
+# loop ends. Says what was left behind, on stderr.
+CHILD = """
+import asyncio, gc, itertools, os, random, sys, threading, time
+from pathlib import Path
+from flux_memory.transfer import Extent, Plan, migrate, migrate_back, snapshot
+
+how, path, dsn, work, seed, rounds = sys.argv[1:]
+rng = random.Random(seed)
+path, work = Path(path), Path(work)
+os.cpu_count = lambda: 2
+
+def transfer(number):
+    snapshot._LARGE = 0 if number % 2 else 10**12
+    if how == "back":
+        (work / "back.db").unlink(missing_ok=True)
+        return migrate_back(dsn, work / "back.db")
+    return migrate(Plan(path, dsn, Extent.VERIFY if how == "verify" else Extent.MOVE, batch_size=50))
+
+async def cancelled(number, turns, seconds, times):
+    me, task = asyncio.current_task(), asyncio.create_task(transfer(number))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if seconds:
+        await asyncio.wait([task], timeout=seconds)
+    for _ in range(times):
+        for one in asyncio.all_tasks() - {me}:
+            one.cancel()
+        await asyncio.sleep(rng.choice([0, 0, 0.001, 0.06]))
+    if task.done() and not task.cancelled():
+        # It was quicker.
+        task.result()
+
+def left():
+    # The processes that read the file are waited for; so are threads.
+    try:
+        os.waitpid(-1, os.WNOHANG)
+        yield "a process"
+    except ChildProcessError:
+        pass
+    yield from (f"thread {thread.name}" for thread in threading.enumerate() if thread is not threading.main_thread())
+    yield from (f"file {name}" for name in os.listdir(os.environ["TMPDIR"]))
+    yield from (f"file {file.name}" for file in work.iterdir() if file.name != "back.db")
+    if (open_now := len(os.listdir("/proc/self/fd"))) > opened:
+        yield f"{open_now - opened} open files"
+
+def unraisable(found):
+    print("unraisable:", repr(found.exc_value), found.object, file=sys.stderr)
+
+sys.unraisablehook = unraisable
+began = time.monotonic()
+asyncio.run(cancelled(1, 0, 60, 0))
+took = time.monotonic() - began
+gc.collect()
+opened = len(os.listdir("/proc/self/fd"))
+for number in range(int(rounds)):
+    turns, seconds = (number // 2, 0) if number < 12 else (0, rng.uniform(0, took))
+    asyncio.run(cancelled(number, turns, seconds, rng.choice([0, 1, 1, 2, 5])))
+    gc.collect()
+    for what in left():
+        print(f"round {number}, after {turns} turns or {seconds:.3f} s: left {what}", file=sys.stderr)
+print("done")
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cancelled") / "chat.db"
+    make_random(path, sessions=40, messages=4000)
+    return path
+
+
+def child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    """Run a script in a process of its own, where a crash ends no test run; with its exit code, stdout and stderr."""
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    command = [sys.executable, "-X", "faulthandler", "-W", "error::ResourceWarning", "-c", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("how", ["empty", "beside others", "verify", "back"])
+def test_all_tasks_are_cancelled_at_any_moment(
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """No crash, no warning; no thread, process, connection or file is left; and the next run completes."""
+    dsn = flux_postgres_clean_dsn
+    make_tables(dsn)
+    asyncio.run(execute(dsn, "DELETE FROM sessions", *([OTHER] if how == "beside others" else [])))
+    if how in {"verify", "back"}:
+        assert move(path, dsn).status is Status.IDENTICAL
+    (work := tmp_path / "work").mkdir()
+    # The driver leaves an exception behind where the question for TLS is cancelled.
+    plain = with_parameter(dsn, "sslmode=disable")
+    code, output, errors = child(CHILD, how, path, plain, work, 1, 28, tmp_path=tmp_path, monkeypatch=monkeypatch)
+    assert errors == ""
+    assert (code, output) == (0, "done\n")
+    assert move(path, dsn).status is Status.IDENTICAL
+    assert len(everything(dsn)[1]) == 4000
+
+
+def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_clean_dsn: str) -> None:
+    """A task that cancels all others, and is the one that migrates: the call ends, and nothing waits for ever."""
+    dsn = flux_postgres_clean_dsn
+
+    async def run() -> None:
+        me = asyncio.current_task()
+
+        def cancel_others() -> None:
+            for task in asyncio.all_tasks() - {me}:
+                task.cancel()
+
+        for phase in ("Load", "Verify", "Flush"):
+            for statements in ((), (OTHER,)):
+                await execute(dsn, "DELETE FROM sessions", *statements)
+                trigger = Trigger(phase, lambda: asyncio.get_running_loop().call_later(0.01, cancel_others))
+                try:
+                    async with asyncio.timeout(20):
+                        await migrate(Plan(path, dsn, batch_size=50), trigger)
+                except TimeoutError:
+                    raise
+                except (FluxMemoryError, asyncio.CancelledError):
+                    # Its helpers were cancelled.
+                    pass
+
+    make_tables(dsn)
+    asyncio.run(run())
+    assert move(path, dsn).status is Status.IDENTICAL
+
+
+def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_empty_database: str) -> None:
+    """The driver would wait for an answer to its ROLLBACK, and the task that watches it is cancelled as well."""
+    dsn = flux_empty_database
+    make_tables(dsn)
+
+    async def run(proxy: Proxy) -> float:
+        async with connected(dsn) as connection:
+            await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
+            migrating = asyncio.create_task(migrate(Plan(path, proxy.dsn)))
+            await waiting_for_lock(connection)
+            proxy.silence()
+            began = time.monotonic()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.wait([migrating], timeout=30)
+            assert migrating.cancelled()
+            return time.monotonic() - began
+
+    with Proxy(dsn) as proxy:
+        assert asyncio.run(run(proxy)) < lifeline.ANSWER
+
+
+def test_a_thread_has_ended_when_its_call_does() -> None:
+    """However often, and whatever, is cancelled; the work is told to stop until it does."""
+    stops = threading.Semaphore(0)
+    at_work = asyncio.Event()
+    loop: asyncio.AbstractEventLoop
+    ended = threading.Event()
+
+    def work() -> None:
+        loop.call_soon_threadsafe(at_work.set)
+        for _ in range(3):
+            assert stops.acquire(timeout=10)
+        ended.set()
+
+    async def run() -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        task = asyncio.create_task(run_in_thread(work, stops.release))
+        await at_work.wait()
+        while not task.done():
+            for one in asyncio.all_tasks() - {asyncio.current_task()}:
+                one.cancel()
+            await asyncio.sleep(0)
+        assert task.cancelled()
+        assert ended.is_set()
+
+    asyncio.run(run())
+
+
+def test_a_thread_has_ended_when_its_call_is_abandoned() -> None:
+    """As where the event loop is closed under it: nothing can be awaited any more."""
+    stop, at_work, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        at_work.set()
+        assert stop.wait(10)
+        ended.set()
+
+    async def run() -> None:
+        call = run_in_thread(work, stop.set)
+        call.send(None)
+        assert at_work.wait(10)
+        call.close()
+        assert ended.is_set()
+
+    asyncio.run(run())
