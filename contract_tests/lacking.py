@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from distant import DistantMemory, Switch
+
 from flux_memory import BackendUnavailableError, InvalidInputError, Memory
 from flux_memory.testkit import Capability, ReferenceMemory, ReferenceStore
 
@@ -34,10 +36,10 @@ _PARAMETERS: Final = {
 _TIMES: Final = ("created_at", "updated_at")
 
 
-def lacking(lacks: Capability, directory: Path) -> Callable[[], Memory]:
-    """Return a factory of handles on one store that lacks some capabilities."""
+def lacking(lacks: Capability, directory: Path, switch: Switch | None = None) -> Callable[[], Memory]:
+    """Return a factory of handles on one store, behind a switch if one is given, that lacks some capabilities."""
     store = ReferenceStore(None if Capability.DURABLE in lacks else directory / "reference.json")
-    memory: Any = ReferenceMemory
+    memory: Any = DistantMemory if switch else ReferenceMemory
     if lacks & (Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES):
         alone = Capability.SEVERAL_HANDLES in lacks
         shared = {"lock": directory / "lock", "alone": alone, "held": []}
@@ -47,7 +49,7 @@ def lacking(lacks: Capability, directory: Path) -> Callable[[], Memory]:
         memory = type(f"No{str(capability.name).title()}", (memory,), members)
     blank = ("id",) if Capability.MESSAGE_IDS in lacks else ()
     memory = type("Blanking", (memory,), _blanking(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ())))
-    return lambda: memory(store)
+    return lambda: memory(store, *([switch] if switch else []))
 
 
 def _refusing(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
@@ -102,8 +104,8 @@ class _Exclusive:
     held: ClassVar[list[Any]]
     """The handles of this process."""
 
-    def __init__(self, store: ReferenceStore) -> None:
-        super().__init__(store)  # type: ignore[call-arg]  # the reference model comes next
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)  # the reference model comes next
         if self.alone and self.held:
             raise BackendUnavailableError("the store is in use by another handle")
         self._file = self.held[0]._file if self.held else self.lock.open("w")

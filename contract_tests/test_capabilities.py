@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bound_stores import damage_reference, verdict
+from distant import DistantMemory, Switch, never_away
 from lacking import lacking
 
 from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, ReferenceMemory, ReferenceStore, known_failure
@@ -15,7 +16,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 pytest_plugins = ["pytester"]
 
-CLAIMS = ("FM-CAP-001", "FM-CAP-002", "FM-CAP-003")
+CLAIMS = ("FM-CAP-001", "FM-CAP-002", "FM-CAP-003", "FM-CAP-004")
 NEEDY = "FM-ORD-006"
 """A clause that needs the cursor, and nothing else."""
 
@@ -69,7 +70,14 @@ def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> 
     """It holds on a backend that has what the clause says it needs, and nothing else."""
     claimed = CLAUSES[clause_id].needs
     path = tmp_path / "reference.json"
-    store = StoreUnderTest(lacking(~claimed, tmp_path), capabilities=claimed, corrupt_message=damage_reference(path))
+    switch = Switch()
+    open_memory = lacking(~claimed, tmp_path, switch)
+    store = StoreUnderTest(
+        open_memory,
+        capabilities=claimed,
+        corrupt_message=damage_reference(path),
+        outages=switch.outages(open_memory) if Capability.OUTAGES in claimed else (),
+    )
     assert verdict(clause_id, store) is None
 
 
@@ -80,7 +88,9 @@ def test_claimed_and_lacking(capability: Capability, tmp_path: Path) -> None:
     for clause_id in CLAIMS:
         directory = tmp_path / clause_id
         directory.mkdir()
-        problems.append(str(verdict(clause_id, StoreUnderTest(lacking(capability, directory)))))
+        open_memory = lacking(capability, directory)
+        store = StoreUnderTest(open_memory, outages=never_away(open_memory))
+        problems.append(str(verdict(clause_id, store)))
     assert any(f"{capability.name} is claimed, and " in problem for problem in problems), problems
 
 
@@ -90,7 +100,12 @@ def test_works_and_is_not_claimed(capability: Capability, tmp_path: Path) -> Non
     problems = []
     for clause_id in CLAIMS:
         shared = ReferenceStore(tmp_path / f"{clause_id}.json")
-        store = StoreUnderTest(lambda shared=shared: ReferenceMemory(shared), capabilities=ALL & ~capability)  # type: ignore[misc]  # a lambda's default
+        switch = Switch()
+        store = StoreUnderTest(
+            lambda shared=shared: ReferenceMemory(shared),  # type: ignore[misc]  # a lambda's default
+            capabilities=ALL & ~capability,
+            outages=switch.outages(lambda shared=shared, switch=switch: DistantMemory(shared, switch)),  # type: ignore[misc]
+        )
         problems.append(str(verdict(clause_id, store)))
     assert any(f"{capability.name} is not claimed, and works" in problem for problem in problems), problems
 
@@ -124,9 +139,9 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
 
 def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
     """Whoever reads the report sees what was claimed, and what was found."""
-    within = "capabilities = ALL & ~Capability.TITLES"
+    within = "capabilities = ALL & ~(Capability.TITLES | Capability.OUTAGES)"
     run(pytester, "-k", "FM-CAP", "--flux-report=report", within=within).assert_outcomes(
-        passed=2, failed=1, deselected=len(OURS) - 3
+        passed=3, failed=1, deselected=len(OURS) - 4
     )
     evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
     found = {each["name"]: (each["claimed"], each["outcome"]) for each in evidence["backends"][0]["capabilities"]}

@@ -11,11 +11,13 @@ from bound_stores import Corrupt, damage_sqlite
 from independent import IndependentMemory
 
 import flux_memory
-from flux_memory.testkit import MemoryContract
+from flux_memory.testkit import ALL, Capability, MemoryContract
 
 
 class TestIndependent(MemoryContract):
     backend = "Independent"
+    # It knows no deadlines: it takes nothing of the library but its errors.
+    capabilities = ALL & ~Capability.OUTAGES
 
     @pytest.fixture
     def memory_factory(self, tmp_path: Path) -> Callable[[], IndependentMemory]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Final
 
 import pytest
 from bound_stores import Corrupt, check, damage_postgres, written_at
+from distant import distant_postgres
 from raw_postgres import execute, rows, until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import MemoryContract
+from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import ClockAt, StoreUnderTest
 
 DAMAGES: Final = {
@@ -39,6 +41,11 @@ class TestPostgreSQL(MemoryContract):
     @pytest.fixture
     def clock_at(self, flux_postgres_clean_dsn: str) -> ClockAt:
         return written_at(flux_postgres_clean_dsn)
+
+    @pytest.fixture
+    def outages(self, flux_postgres_clean_dsn: str) -> Iterator[Sequence[Outage]]:
+        with distant_postgres(flux_postgres_clean_dsn) as outages:
+            yield outages
 
     @pytest.fixture
     def corrupt_message(self, flux_postgres_clean_dsn: str) -> Corrupt:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from distant import DistantMemory, Switch
 
 from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.outages import Outage
 
 
 class TestReference(MemoryContract):
@@ -18,6 +20,11 @@ class TestReference(MemoryContract):
     def memory_factory(self, tmp_path: Path) -> Callable[[], ReferenceMemory]:
         store = ReferenceStore(tmp_path / "reference.json")
         return lambda: ReferenceMemory(store)
+
+    @pytest.fixture
+    def outages(self, tmp_path: Path) -> Sequence[Outage]:
+        store, switch = ReferenceStore(tmp_path / "reference.json"), Switch()
+        return switch.outages(lambda: DistantMemory(store, switch))
 
     @pytest.fixture
     def corrupt_message(self, tmp_path: Path) -> Callable[[str, str], Awaitable[None]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import pytest
 from bound_stores import Corrupt, check, damage_sqlite
+from distant import locked_sqlite
 
 from flux_memory import ConversationMemory
 from flux_memory.testkit import MemoryContract
+from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
 DAMAGES: Final = {
@@ -33,6 +35,10 @@ class TestSQLite(MemoryContract):
     @pytest.fixture
     def memory_factory(self, path: Path) -> Callable[[], ConversationMemory]:
         return lambda: ConversationMemory(path)
+
+    @pytest.fixture
+    def outages(self, path: Path) -> Sequence[Outage]:
+        return locked_sqlite(path)
 
     @pytest.fixture
     def corrupt_message(self, path: Path) -> Corrupt:

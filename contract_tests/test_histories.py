@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import sqlite3
-from collections import defaultdict
+import time
+from asyncio import CancelledError
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from flux_memory import (
     ConflictError,
     ConversationMemory,
     Memory,
+    OutcomeUnknownError,
     PostgresConversationMemory,
     SessionNotFoundError,
 )
@@ -35,9 +40,11 @@ from flux_memory.testkit.histories import (
     Sent,
     Stored,
     StoredSession,
+    call_as_anyone,
     check,
     read_stored,
 )
+from flux_memory.testkit.mutants import broken
 
 NUMBERS = "SELECT session_id, seq, id FROM messages"
 
@@ -211,11 +218,13 @@ async def test_a_recorder_tells_failed_from_unknown(tmp_path: Path) -> None:
         session = await memory.create_session("t", {"k": (1, 2.0)}, user_id="u")
         await memory.add_message(session, "user", "first", {"k": -0.0})
         await memory.add_messages(session, [{"role": "user", "content": "x"}, {"role": "user", "content": "\u20ac"}])
-        for inner.after in (False, True):
-            for error in (BackendUnavailableError("gone"), asyncio.CancelledError(), OSError("foreign")):
-                inner.error = error
-                with pytest.raises(type(error)):
-                    await memory.add_message(session, "user", f"{inner.after} {error!r}")
+        for inner.after, error in [
+            (False, BackendUnavailableError("gone")),
+            *((after, error()) for after in (False, True) for error in (OutcomeUnknownError, CancelledError, OSError)),
+        ]:
+            inner.error = error
+            with pytest.raises(type(error)):
+                await memory.add_message(session, "user", f"{inner.after} {error!r}")
         inner.error = None
         with pytest.raises(SessionNotFoundError):
             await memory.add_message("nowhere", "user", "x")
@@ -231,9 +240,113 @@ async def test_a_recorder_tells_failed_from_unknown(tmp_path: Path) -> None:
         stored = await read_stored(memory)
     journal.close()
     history = History.read(tmp_path)
-    assert (history.count("acknowledged"), history.count("failed"), history.count("unknown")) == (6, 2, 6)
+    assert (history.count("acknowledged"), history.count("failed"), history.count("unknown")) == (6, 3, 6)
     assert [violation.kind for violation in check(history, stored)] == ["foreign error"] * 2
     assert 0 < history.longest_call() <= history.longest_outage() < 10
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("unknown", "expected"),
+    [({}, ["refused but stored"]), ({"unknown": (asyncio.CancelledError, BackendUnavailableError)}, [])],
+    ids=["by default", "told otherwise"],
+)
+async def test_an_unavailable_store_has_not_stored(unknown: Any, expected: list[str], tmp_path: Path) -> None:
+    """A plain `BackendUnavailableError` is a refusal: a store that has the message all the same broke its promise."""
+    inner = Failing(ReferenceStore())
+    with closing(Journal(tmp_path / "w.jsonl")) as journal:
+        async with Recorder(inner, journal, "w", **unknown) as memory:
+            session = await memory.create_session()
+            inner.error, inner.after = BackendUnavailableError("gone"), True
+            with pytest.raises(BackendUnavailableError):
+                await memory.add_message(session, "user", "stored")
+            stored = await read_stored(memory)
+    assert [violation.kind for violation in check(History.read(tmp_path), stored)] == expected
+
+
+MIXED: Any = [
+    (ReferenceMemory, None),
+    (broken("StoresWhatItRefused", ReferenceMemory), "refused but stored"),
+    (broken("LooksAtTheClockLast", ReferenceMemory), "refused but stored"),
+    (broken("RefusedBatchesAreStored", ReferenceMemory), "refused but stored"),
+    (broken("BatchHalfApplied", ReferenceMemory), "half stored"),
+    (broken("ForgetsTheIdWhenCancelled", ReferenceMemory), "from nowhere"),
+]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("sound", "kind"), MIXED, ids=lambda each: getattr(each, "__name__", None))
+async def test_callers_of_every_kind_find_what_is_broken(sound: Any, kind: str | None, tmp_path: Path) -> None:
+    """With deadlines, cancellations and start times mixed on one handle, the checker sees each broken promise."""
+    store = ReferenceStore()
+    with closing(Journal(tmp_path / "w.jsonl")) as journal:
+        async with Recorder(Slow(sound(store)), journal, "w") as memory:
+            session = await memory.create_session()
+
+            async def work(worker: int) -> list[str]:
+                chance = random.Random(worker)
+                add = partial(add_something, memory, session, chance)
+                return [await call_as_anyone(add, chance) for _ in range(20)]
+
+            endings = Counter(ending for each in await asyncio.gather(*map(work, range(16))) for ending in each)
+    async with ReferenceMemory(store) as reader:
+        found = check(History.read(tmp_path), await read_stored(reader))
+    assert set(endings) >= {"answered", "left"}
+    assert {violation.kind for violation in found} == ({kind} if kind else set())
+
+
+class Slow:
+    """A memory whose event loop is held up now and then, for longer than the shortest deadline."""
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+        self._calls = 0
+
+    def __getattr__(self, method: str) -> Any:
+        bound = getattr(self._memory, method)
+
+        async def slow(*args: Any, **kwargs: Any) -> Any:
+            self._calls += 1
+            if self._calls % 20 == 0:
+                asyncio.get_running_loop().call_soon(time.sleep, 0.025)
+            await asyncio.sleep(0)
+            return await bound(*args, **kwargs)
+
+        return slow
+
+
+def add_something(memory: Memory, session: str, chance: random.Random) -> Awaitable[Any]:
+    if chance.random() < 0.3:
+        return memory.add_messages(session, [{"role": "user", "content": str(chance.random())} for _ in range(3)])
+    return memory.add_message(session, "user", str(chance.random()))
+
+
+@pytest.mark.asyncio
+async def test_a_caller_with_the_handles_deadline_is_told_everything() -> None:
+    """Only callers that brought a deadline of their own may be refused; any other error is the test's concern."""
+    chance = random.Random(1)
+    endings: Counter[str] = Counter()
+
+    async def unavailable() -> None:
+        raise BackendUnavailableError("gone")
+
+    for _ in range(1_000):
+        try:
+            endings[await call_as_anyone(unavailable, chance)] += 1
+        except BackendUnavailableError:
+            endings["raised"] += 1
+    assert min(endings[name] for name in ("refused", "raised", "left")) > 5
+
+    async def waits() -> None:
+        await asyncio.Event().wait()
+
+    asking = asyncio.ensure_future(call_as_anyone(waits, random.Random(2)))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from bound_stores import damage_reference, verdict
+from distant import DistantMemory, Switch
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
@@ -21,11 +22,13 @@ Record = Callable[[str, object], None]
 # A broken memory may leave calls that nobody awaits, and handles that nobody closes.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# Clauses that need a clock or a damaged row are tried on the reference, whose store gives both.
+# Clauses that need a clock, a damaged row or an outage are tried on the reference, whose store gives all of them.
 ANYWHERE = [
     name
     for name, mutant in MUTANTS.items()
-    if not mutant.reference_only and mutant.caught_by not in {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-TIM-001"}
+    if not mutant.reference_only
+    and not CLAUSES[mutant.caught_by].away
+    and mutant.caught_by not in {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-TIM-001"}
 ]
 
 
@@ -41,8 +44,13 @@ def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property
     record_property(MUTANT, f"{name} on the reference")
     path = tmp_path / "reference.json"
     shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF", "FM-CAP-003")) else None)
-    memory = broken(name, ReferenceMemory)
-    store = StoreUnderTest(lambda: memory(shared), corrupt_message=damage_reference(path))
+    memory, switch = broken(name, ReferenceMemory), Switch()
+    distant = broken(name, DistantMemory)
+    store = StoreUnderTest(
+        lambda: memory(shared),
+        corrupt_message=damage_reference(path),
+        outages=switch.outages(lambda: distant(shared, switch)),
+    )
     assert verdict(MUTANTS[name].caught_by, store) is not None
 
 

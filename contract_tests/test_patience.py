@@ -230,7 +230,7 @@ def test_a_run_ends_and_shows_the_line_that_blocks(pytester: pytest.Pytester) ->
     pytester.makepyfile(BINDING)
     options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
     result = pytester.runpytest_subprocess(*options, "-k", "ORD-001")
-    result.assert_outcomes(failed=1, deselected=147)
+    result.assert_outcomes(failed=1, deselected=158)
     result.stdout.fnmatch_lines(
         [
             "*never.wait()  # and nobody sets it",

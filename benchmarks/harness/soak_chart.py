@@ -42,7 +42,7 @@ def _calls(axis: Any, phase: dict[str, Any]) -> None:
         for name, count in sample["ended"].items():
             if name == "ok":
                 answered[second] += count
-            elif name != "cancelled":
+            elif name not in {"refused", "left"}:
                 failed[second] += count
     seconds = range(int(phase["seconds"]) + 1)
     most = max([*answered.values(), 1])

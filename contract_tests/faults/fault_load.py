@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -12,11 +14,9 @@ from typing import Any, Final, Self
 from fault_report import Fault
 from raw_postgres import rows
 
-from flux_memory import BackendUnavailableError, OutcomeUnknownError, PostgresConversationMemory
-from flux_memory.testkit.histories import History, Journal, Recorder, read_stored
+from flux_memory import BackendUnavailableError, PostgresConversationMemory
+from flux_memory.testkit.histories import History, Journal, Recorder, call_as_anyone, read_stored
 
-NOT_KNOWN: Final = (asyncio.CancelledError, OutcomeUnknownError)
-"""After these a write may be stored; after every other error it must not be."""
 _NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
 _MESSAGES_A_SESSION: Final = 60
 _PATIENCE: Final = 40.0
@@ -24,6 +24,9 @@ _PATIENCE: Final = 40.0
 
 class Load:
     """Tasks on one memory that add, read, rename and begin anew, until they are told to stop.
+
+    Their calls have different deadlines and begin at different moments, and some are cancelled. `unavailable` has the
+    errors of the calls with the memory's own deadline.
 
     Args:
         memory: Whose calls are recorded.
@@ -37,7 +40,7 @@ class Load:
         self.acknowledged = 0
         self.unavailable: list[BackendUnavailableError] = []
         self._journal = Journal(directory / "load.jsonl")
-        self._memory = Recorder(memory, self._journal, "load", unknown=NOT_KNOWN)
+        self._memory = Recorder(memory, self._journal, "load")
         self._writers = writers
         self._stopping = False
         self._progress = asyncio.Event()
@@ -79,16 +82,25 @@ class Load:
         return History.read(self.directory)
 
     async def _write(self, number: int) -> None:
-        turn = 0
+        turn, chance = 0, random.Random(number)
         while not self._stopping:
             session = f"{number}-{turn}"
             turn += 1
-            if not await self._done(self._memory.create_session(f"of {number}", session_id=session)):
+            try:
+                await self._memory.create_session(f"of {number}", session_id=session)
+            except BackendUnavailableError as error:
+                await self._wait_after(error)
                 continue
+            self._count()
             for position in range(_MESSAGES_A_SESSION):
                 if self._stopping:
                     return
-                await self._done(self._one_of_many(session, position))
+                call = partial(self._one_of_many, session, position)
+                try:
+                    if await call_as_anyone(call, chance) == "answered":
+                        self._count()
+                except BackendUnavailableError as error:
+                    await self._wait_after(error)
 
     def _one_of_many(self, session: str, position: int) -> Awaitable[Any]:
         text = f"{session} {position}"
@@ -100,17 +112,14 @@ class Load:
             return self._memory.add_messages(session, [{"role": "user", "content": f"{text} {n}"} for n in range(3)])
         return self._memory.add_message(session, "user", text, {"n": position})
 
-    async def _done(self, call: Awaitable[Any]) -> bool:
-        try:
-            await call
-        except BackendUnavailableError as error:
-            self.unavailable.append(error)
-            # As a caller does who was told to come again later.
-            await asyncio.sleep(0.05)
-            return False
+    async def _wait_after(self, error: BackendUnavailableError) -> None:
+        self.unavailable.append(error)
+        # As a caller does who was told to come again later.
+        await asyncio.sleep(0.05)
+
+    def _count(self) -> None:
         self.acknowledged += 1
         self._progress.set()
-        return True
 
 
 async def judge(fault: Fault, dsn: str, history: History) -> None:

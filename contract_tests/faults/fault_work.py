@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +17,10 @@ import pytest
 from fault_report import Fault
 from raw_postgres import OPEN, named, rows, until_none
 
-from flux_memory import ConversationMemory, FluxMemoryError, Memory, OutcomeUnknownError, PostgresConversationMemory
-from flux_memory.testkit.histories import History, Journal, Recorder, Stored, read_stored
+from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
+from flux_memory.testkit.histories import History, Journal, Recorder, Stored, call_as_anyone, read_stored
 
 NUMBERS: Final = "SELECT session_id, seq, id FROM messages ORDER BY session_id, seq"
-UNKNOWN: Final = (asyncio.CancelledError, OutcomeUnknownError)
-"""All that leaves it open whether a write was stored; after any other error of ours it is not."""
 
 
 def on_each(name: str) -> pytest.MarkDecorator:
@@ -94,8 +93,11 @@ async def write(
     calls: int | None = None,
     told: Callable[[object], None] = lambda _: None,
     gives_up: bool = True,
+    patient: bool = False,
 ) -> None:
     """Let some tasks write to sessions of their own and to one they share, for ever or so many calls each.
+
+    The calls have different deadlines and begin at different moments, and some are cancelled.
 
     Args:
         memory: Where to.
@@ -105,16 +107,21 @@ async def write(
         calls: How many each makes, after its session's creation.
         told: Called once everybody has written something.
         gives_up: End at the first error; otherwise errors of ours are what the test is about.
+        patient: Each call has the handle's deadline, and none is cancelled.
     """
-    recorder = Recorder(memory, journal, worker, unknown=UNKNOWN)
+    recorder = Recorder(memory, journal, worker)
     shared = await recorder.create_session(f"shared by {worker}", session_id=f"{worker}-shared"[:36])
 
     async def one(task: int) -> None:
         rng = random.Random(f"{worker}{task}")
         own = await recorder.create_session(f"of {worker}", {"task": task})
         for call in itertools.count() if calls is None else range(calls):
+            session = rng.choice((own, shared))
             try:
-                await _call(recorder, rng.choice((own, shared)), rng)
+                if patient:
+                    await _call(recorder, session, rng)
+                else:
+                    await call_as_anyone(partial(_call, recorder, session, rng), rng)
             except FluxMemoryError:
                 if gives_up:
                     raise

@@ -13,7 +13,7 @@ from contextlib import closing
 
 import pytest
 from fault_report import Fault
-from fault_work import UNKNOWN, Store, on_each, write
+from fault_work import Store, on_each, write
 from raw_postgres import rows
 
 from flux_memory import Memory
@@ -95,7 +95,7 @@ def test_a_storm_of_cancellations_leaves_nothing_half_done(store: Store, fault: 
         rng = random.Random(round_)
         journal = Journal(store.journal(round_) / "storm.jsonl")
         async with store.open() as memory:
-            recorder = Recorder(memory, journal, str(round_), unknown=UNKNOWN)
+            recorder = Recorder(memory, journal, str(round_))
             session = await recorder.create_session()
             for _ in range(10):
                 calls = [

@@ -16,13 +16,13 @@ PREAMBLE: Final = """
 import asyncio, gc, os, sys, time
 sys.path[:0] = sys.argv[4:]
 from pathlib import Path
-from fault_work import UNKNOWN, Store
+from fault_work import Store
 from flux_memory import FluxMemoryError
 from flux_memory.testkit.histories import Journal, Recorder
 
 store = Store(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
 memory = store.open(timeout=8)
-recorder = Recorder(memory, Journal(store.journal(0) / f"{os.getpid()}.jsonl"), "parent", unknown=UNKNOWN)
+recorder = Recorder(memory, Journal(store.journal(0) / f"{os.getpid()}.jsonl"), "parent")
 """
 
 CLOSED_LOOP: Final = (
@@ -75,7 +75,7 @@ async def in_child():
             print("refused:", error)
     await memory.close()
     async with store.open() as own:
-        mine = Recorder(own, Journal(store.journal(0) / f"{os.getpid()}.jsonl"), "child", unknown=UNKNOWN)
+        mine = Recorder(own, Journal(store.journal(0) / f"{os.getpid()}.jsonl"), "child")
         await mine.add_message("s", "user", "from the child")
 
 def child():
@@ -173,7 +173,7 @@ who = "child" if pid == 0 else "parent"
 
 async def main():
     async with memory:
-        mine = Recorder(memory, Journal(store.journal(0) / f"{os.getpid()}.jsonl"), who, unknown=UNKNOWN)
+        mine = Recorder(memory, Journal(store.journal(0) / f"{os.getpid()}.jsonl"), who)
         await mine.create_session(session_id=who)
         for number in range(20):
             await mine.add_message(who, "user", str(number))

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 from fault_report import Fault
 from fault_told import CONTENTS
-from fault_work import UNKNOWN, Store, on_each
+from fault_work import Store, on_each
 from raw_postgres import OPEN, named, rows, until_none
 from waiting import comes_true
 
@@ -72,7 +72,7 @@ async def still_works(memory: Memory, turn: object) -> None:
 async def filled(store: Store, journal: Journal) -> None:
     """Make the sessions."""
     async with store.open() as memory:
-        recorder = Recorder(memory, journal, "before", unknown=UNKNOWN)
+        recorder = Recorder(memory, journal, "before")
         for session in SESSIONS:
             await recorder.create_session(session_id=session)
 
@@ -100,7 +100,7 @@ def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, 
         for turn in range(41):
             async with store.open() as inner:
                 await inner.count_sessions()
-                memory = Recorder(inner, journal, "burst", unknown=UNKNOWN)
+                memory = Recorder(inner, journal, "burst")
                 calls = burst(memory, turn)
                 await until_moment(turn, calls)
                 await cancel_everything()
@@ -118,7 +118,7 @@ def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: 
         for turn in range(41):
             async with store.open() as inner:
                 await inner.count_sessions()
-                memory = Recorder(inner, journal, "burst", unknown=UNKNOWN)
+                memory = Recorder(inner, journal, "burst")
                 with deadline(4):
                     calls = burst(memory, turn)
                 await until_moment(turn, calls)
@@ -141,7 +141,7 @@ def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, 
     async def work(journal: Journal) -> None:
         rng = random.Random(3)
         async with store.open() as inner:
-            memory = Recorder(inner, journal, "burst", unknown=UNKNOWN)
+            memory = Recorder(inner, journal, "burst")
             for number in range(40):
                 calls = [
                     *burst(memory, number),
@@ -162,7 +162,7 @@ def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fa
 
     async def work(journal: Journal) -> None:
         inner = store.open()
-        memory = Recorder(inner, journal, "worker", unknown=UNKNOWN)
+        memory = Recorder(inner, journal, "worker")
         begun = asyncio.Event()
 
         async def worker(number: int) -> None:
@@ -203,7 +203,7 @@ def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
     async def work(journal: Journal) -> None:
         for moment in OPENING_MOMENTS:
             async with store.open() as inner:
-                memory = Recorder(inner, journal, "opener", unknown=UNKNOWN)
+                memory = Recorder(inner, journal, "opener")
                 calls = [
                     asyncio.ensure_future(memory.add_message(SESSIONS[number], "user", f"{moment}"))
                     for number in range(callers)
@@ -275,7 +275,7 @@ def test_a_close_that_was_cancelled_can_be_called_again(
             threads = threading.active_count()
             inner = store.open()
             await inner.count_sessions()
-            memory = Recorder(inner, journal, "closing", unknown=UNKNOWN)
+            memory = Recorder(inner, journal, "closing")
             calls = burst(memory, moment) if busy else []
             if busy:
                 await until_moment(3, calls)
@@ -308,7 +308,7 @@ def test_a_second_closer_is_not_cancelled_with_the_first(store: Store, fault: Fa
     async def work(journal: Journal) -> None:
         for turn in range(10):
             inner = store.open()
-            memory = Recorder(inner, journal, "closing", unknown=UNKNOWN)
+            memory = Recorder(inner, journal, "closing")
             await memory.add_message("s0", "user", f"{turn}")
             adding = asyncio.ensure_future(memory.add_message("s0", "user", f"{turn} in flight"))
             await asyncio.sleep(0)

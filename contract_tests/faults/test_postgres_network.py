@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_load import NOT_KNOWN, Load, judge, through
+from fault_load import Load, judge, through
 from fault_report import Fault
 from raw_postgres import rows, until_none
 
@@ -114,11 +114,11 @@ async def test_a_black_hole_at_each_stage(
     """Every call ends within a second of its deadline, a cancelled one too; afterwards the handle works again."""
     journal = Journal(tmp_path / "journal.jsonl")
     async with PostgresConversationMemory(flux_empty_database) as direct:
-        made = Recorder(direct, journal, "before", unknown=NOT_KNOWN)
+        made = Recorder(direct, journal, "before")
         session = await made.create_session()
         await made.add_message(session, "user", "before")
     async with PostgresConversationMemory(proxy.dsn, timeout=1, min_size=1) as inner:
-        memory = Recorder(inner, journal, "through", unknown=NOT_KNOWN)
+        memory = Recorder(inner, journal, "through")
         if stage in {"parse", "bind", "execute", "sync"}:
             await memory.get_history(session)
         proxy.silence(stage)
@@ -193,7 +193,7 @@ async def test_a_slow_network(proxy: Proxy, flux_empty_database: str, fault: Fau
     journal = Journal(tmp_path / "journal.jsonl")
     proxy.slow(20_000)
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as inner:
-        memory = Recorder(inner, journal, "slow", unknown=NOT_KNOWN)
+        memory = Recorder(inner, journal, "slow")
         session = await memory.create_session()
         await asyncio.gather(*(memory.add_message(session, "user", f"{n}" * 100) for n in range(5)))
         assert len(await memory.get_history(session)) == 5
@@ -337,7 +337,7 @@ async def test_a_storm_of_cancellations(proxy: Proxy, flux_empty_database: str, 
     """Calls cancelled at any moment are stored whole or not at all, and hold neither locks nor connections."""
     journal = Journal(tmp_path / "journal.jsonl")
     async with PostgresConversationMemory(proxy.dsn, max_size=4) as inner:
-        memory = Recorder(inner, journal, "stormy", unknown=NOT_KNOWN)
+        memory = Recorder(inner, journal, "stormy")
         session = await memory.create_session()
         for turn in fault.rounds(60, 1000):
             calls = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fault_cluster import cluster, meanwhile
-from fault_load import NOT_KNOWN, Load, judge, through
+from fault_load import Load, judge, through
 from fault_report import Fault
 from raw_postgres import connected, execute, rows
 from small_disk import fill, small_disk
@@ -223,7 +223,7 @@ async def fill_the_data_disk(fault: Fault, file: Path) -> None:
         dsn = with_database(own.admin_dsn, "full_disk")
         journal = Journal(file)
         async with PostgresConversationMemory(dsn) as inner:
-            memory = Recorder(inner, journal, "writer", unknown=NOT_KNOWN)
+            memory = Recorder(inner, journal, "writer")
             session = await memory.create_session()
             filler = fill(disk, leave=2_000_000)
             # Of random digits, or it would be compressed.
@@ -256,7 +256,7 @@ async def fill_the_wal_disk(fault: Fault, file: Path) -> None:
         await meanwhile(own.start)
         journal = Journal(file)
         async with PostgresConversationMemory(own.dsn) as inner:
-            memory = Recorder(inner, journal, "writer", unknown=NOT_KNOWN)
+            memory = Recorder(inner, journal, "writer")
             session = await memory.create_session()
             filler = fill(disk, leave=4_000_000)
             with deadline(2), pytest.raises(BackendUnavailableError):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 from fault_report import Fault
-from fault_work import UNKNOWN, Store
+from fault_work import Store
 from raw_sqlite import on_the_thread
 from small_disk import small_disk
 
@@ -41,7 +41,7 @@ async def fill_and_make_room(
     """Fill a store twice; in between, everything can be read, and once there is room, written."""
     journal = Journal(store.journal(round_) / "full.jsonl")
     async with store.open() as memory:
-        recorder = Recorder(memory, journal, str(round_), unknown=UNKNOWN)
+        recorder = Recorder(memory, journal, str(round_))
         await recorder.create_session(session_id="s")
         await no_room(memory)
         assert SAYS in await fill(recorder)

@@ -13,7 +13,6 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from fault_work import UNKNOWN
 from ordinary_user import ordinary_user
 from raw_sqlite import on_the_thread
 
@@ -251,7 +250,7 @@ def test_a_file_that_is_changed_from_under_a_handle_is_an_error(tmp_path: Path, 
     async def use() -> None:
         journal = Journal(tmp_path / "journal.jsonl")
         async with ConversationMemory(path, timeout=20) as memory:
-            recorder = Recorder(memory, journal, "open", unknown=UNKNOWN)
+            recorder = Recorder(memory, journal, "open")
             await recorder.create_session(session_id="first")
             await recorder.add_message("first", "user", "before" * 1000)
             damage(path)

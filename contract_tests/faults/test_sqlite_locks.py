@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from fault_work import UNKNOWN, Store, write
+from fault_work import Store, write
 from raw_sqlite import change, on_the_thread
 
 from flux_memory import BackendUnavailableError, ConversationMemory, NewMessage, OutcomeUnknownError, deadline
@@ -70,7 +70,7 @@ def test_a_held_write_lock_fails_writes_and_no_reads(store: Store, fault: Fault)
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
         async with store.open() as memory:
-            recorder = Recorder(memory, journal, "held", unknown=UNKNOWN)
+            recorder = Recorder(memory, journal, "held")
             await recorder.add_message(SESSION, "user", "before")
             with held(Path(store.where), *WRITE_LOCK):
                 batch: list[NewMessage] = [{"role": "user", "content": "x"}] * 3
@@ -102,7 +102,7 @@ def test_an_exclusive_lock_is_waited_for_within_the_deadline(store: Store, fault
         journal = Journal(store.journal(0) / "held.jsonl")
         with held(Path(store.where), *EXCLUSIVE) as holder:
             async with store.open(timeout=timeout) as memory:
-                recorder = Recorder(memory, journal, "held", unknown=UNKNOWN)
+                recorder = Recorder(memory, journal, "held")
                 calls = [
                     asyncio.ensure_future(recorder.get_history(SESSION)),
                     asyncio.ensure_future(recorder.add_message(SESSION, "user", "x")),
@@ -132,7 +132,7 @@ def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
         async with store.open() as memory:
-            await write(memory, journal, "patient", tasks=4, calls=15)
+            await write(memory, journal, "patient", tasks=4, calls=15, patient=True)
 
     ended = threading.Event()
 
@@ -165,7 +165,7 @@ def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: 
         journal = Journal(store.journal(0) / "held.jsonl")
         with ExitStack() as stack:
             async with store.open() as memory:
-                recorder = Recorder(memory, journal, "held", unknown=UNKNOWN)
+                recorder = Recorder(memory, journal, "held")
                 await recorder.get_history(SESSION)
                 stack.enter_context(held(Path(store.where), *WRITE_LOCK))
                 waiting = asyncio.ensure_future(recorder.add_message(SESSION, "user", "x"))
@@ -199,7 +199,7 @@ def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: 
         journal = Journal(store.journal(0) / "hanging.jsonl")
         async with store.open() as memory:
             assert isinstance(memory, ConversationMemory)
-            recorder = Recorder(memory, journal, "hanging", unknown=UNKNOWN)
+            recorder = Recorder(memory, journal, "hanging")
             change(
                 Path(store.where),
                 "CREATE TRIGGER hanging BEFORE INSERT ON messages WHEN new.content = 'hang' BEGIN SELECT hang(); END",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.claims import known_failure
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
+    from flux_memory.testkit.contract.outages import Outage, network_outages
     from flux_memory.testkit.proxy import Proxy
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
@@ -20,11 +21,13 @@ __all__ = [
     "Capability",
     "Clause",
     "MemoryContract",
+    "Outage",
     "Proxy",
     "ReferenceMemory",
     "ReferenceStore",
     "clause",
     "known_failure",
+    "network_outages",
 ]
 
 _HOME: Final = {
@@ -32,9 +35,11 @@ _HOME: Final = {
     "Capability": "capabilities",
     "known_failure": "claims",
     "MemoryContract": "contract",
+    "Outage": "contract.outages",
     "Proxy": "proxy",
     "ReferenceMemory": "reference",
     "ReferenceStore": "reference",
+    "network_outages": "contract.outages",
 }
 
 

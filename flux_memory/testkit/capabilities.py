@@ -7,9 +7,9 @@ A binding claims everything unless it says less:
 
 A call that needs something not claimed raises `InvalidInputError`, with the method or the argument in its message,
 before anything is stored; `close()` comes first, as ever. What is not a call (ids, times, durability, several handles
-or processes) must not be there either: it is refused with an error of the family, or has no effect. The clauses
-FM-CAP hold a backend to both; what works and is not claimed fails them. A clause that needs something not claimed
-does not count, and clauses that need nothing always count.
+or processes, outages) must not be there either: it is refused with an error of the family, or has no effect. The
+clauses FM-CAP hold a backend to both; what works and is not claimed fails them. A clause that needs something not
+claimed does not count, and clauses that need nothing always count.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Capability(Flag):
     DURABLE = auto()
     SEVERAL_HANDLES = auto()
     SEVERAL_PROCESSES = auto()
+    OUTAGES = auto()
 
     @property
     def words(self) -> str:
@@ -64,5 +65,6 @@ MEANING: Final[dict[Capability, str]] = {
     Capability.DURABLE: "What was acknowledged outlives the process that wrote it.",
     Capability.SEVERAL_HANDLES: "Several handles of one process share the store.",
     Capability.SEVERAL_PROCESSES: "Several processes share the store.",
+    Capability.OUTAGES: "The store can be out of reach for a while; a call waits for it until its deadline.",
 }
 """Each capability in a sentence."""

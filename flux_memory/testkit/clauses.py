@@ -33,6 +33,7 @@ GROUPS: Final = {
     "BAT": "Batches",
     "CON": "Concurrency",
     "CAN": "Cancellation",
+    "DLN": "Deadlines",
     "LIF": "Lifecycle",
     "DUR": "Durability, processes",
     "MOD": "Everything together",
@@ -55,6 +56,7 @@ class Clause:
     home: str
     test: Test
     fresh: bool
+    away: bool
     since: str
     needs: Capability
 
@@ -84,6 +86,7 @@ def clause(
     loses: str,
     needs: Capability = NOTHING,
     fresh: bool = False,
+    away: bool = False,
     since: str = "1.0",
 ) -> Callable[[Test], Test]:
     """Make a method of a contract class the clause with this id.
@@ -98,6 +101,7 @@ def clause(
         loses: What users lose when it does not, as a sentence.
         needs: What a backend may lack, and then this clause does not count.
         fresh: It needs a store on which nobody has ever opened a handle.
+        away: It takes the store out of reach, by the binding's `outages`.
         since: The version of the contract that added it. What a minor version adds is advisory until the next one.
 
     Raises:
@@ -117,7 +121,7 @@ def clause(
                 # In a class that inherits both, one would hide the other.
                 raise ValueError(f"the clauses {known.id} and {clause_id} have one name, {function.__name__}")
         test = _closing(function)
-        CLAUSES[clause_id] = Clause(clause_id, promise, loses, home, test, fresh, since, needs)
+        CLAUSES[clause_id] = Clause(clause_id, promise, loses, home, test, fresh, away, since, needs)
         if inspect.iscoroutinefunction(test):
             test = pytest.mark.asyncio(loop_scope="function")(test)
         # pytest collects a function with this mark whatever `python_functions` says.

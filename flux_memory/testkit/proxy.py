@@ -70,6 +70,11 @@ class Proxy:
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
 
+    def interrupt(self) -> None:
+        """Refuse and reset every connection, as a server that is away does, until `heal`."""
+        self.refuse()
+        self.reset()
+
     def reset(self) -> None:
         """Reset every open connection, on both sides."""
         for connection in self._now_open():
@@ -81,6 +86,7 @@ class Proxy:
 
     def forget(self) -> None:
         """Swallow every byte of the connections that are open now, as a firewall does; new ones work."""
+        self._rule = _Rule()
         for connection in self._now_open():
             connection.silent = True
 

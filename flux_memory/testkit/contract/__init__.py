@@ -6,6 +6,7 @@ from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.capabilities import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
 from flux_memory.testkit.contract.limits import LimitsContract
@@ -29,6 +30,7 @@ class MemoryContract(
     WorkersContract,
     DurabilityContract,
     LifecycleContract,
+    DeadlinesContract,
     CancellationContract,
     ConcurrencyContract,
     BatchesContract,

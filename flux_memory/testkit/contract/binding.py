@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.claims import capabilities_of, refuse_replacements
 from flux_memory.testkit.clauses import CLAUSES
+from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import (
     ClockAt,
     CorruptMessage,
@@ -56,6 +59,11 @@ class Binding:
         return None
 
     @pytest.fixture
+    def outages(self) -> Sequence[Outage]:
+        """Return the ways in which the store can be out of reach, each with handles that notice it."""
+        return ()
+
+    @pytest.fixture
     def flux_clause(self) -> str | None:
         """The clause's id; each clause is parametrised with its own."""
         return None
@@ -75,11 +83,13 @@ class Binding:
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         # A store that nobody has ever used can be costly: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
+        away = flux_clause is not None and CLAUSES[flux_clause].away
         return StoreUnderTest(
             memory_factory,
             fresh_factory=request.getfixturevalue("fresh_memory_factory") if fresh else None,
             clock_at=clock_at,
             corrupt_message=corrupt_message,
+            outages=request.getfixturevalue("outages") if away else (),
             capabilities=capabilities_of(request.node),
             thorough=request.config.option.flux_model == "thorough",
             seed=int(seed) if seed.isdecimal() else None,

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import warnings
+from collections.abc import Iterable
 from typing import Any, Final
 
 import pytest
 
-from flux_memory import Memory
+from flux_memory import Memory, MemoryClosedError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.stepping import cancelled_everywhere
+from flux_memory.testkit.contract.ledger import Ledger
+from flux_memory.testkit.contract.lifecycle import open_things, resource_warnings
+from flux_memory.testkit.contract.stepping import TURNS, cancelled_everywhere, turns_of_the_loop
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 STORM: Final = 32
 """More calls than a pool has connections."""
+AFTER_SECONDS: Final = 10.0
+"""The deadline of a call that follows a cancellation: more than it takes, and a failure is seen soon."""
+EACH_TURN: Final = (*range(14), 17, 21, 34, 55, 89)
+"""Turns of the event loop after which every task is cancelled."""
+CLOSED_AT_ONCE: Final = 3
+"""Handles whose closing is cancelled in the same turn."""
 
 
 class CancellationContract(Binding):
@@ -309,6 +320,122 @@ class CancellationContract(Binding):
                 await handles.pop().close()
             stored = [row["id"] for row in await reader.get_history(session)]
             assert attempt.cancelled or str(attempt.number) in stored
+
+    @clause(
+        "FM-CAN-013",
+        promise="An add that is cancelled in the turn in which it was made is not stored, alone or beside others.",
+        loses="A message that was withdrawn before it was sent is in the conversation.",
+    )
+    async def test_cancelled_at_once(self, store: StoreUnderTest) -> None:
+        memory = store.open_plain()
+        session, kept = await memory.create_session(), list[str]()
+        for beside in (0, 3):
+            for count in (1, 8):
+                name = f"{count} beside {beside}"
+                others = [asyncio.ensure_future(memory.add_message(session, "user", name)) for _ in range(beside)]
+                doomed = [asyncio.ensure_future(memory.add_message(session, "user", "doomed")) for _ in range(count)]
+                for task in doomed:
+                    task.cancel()
+                assert all(isinstance(outcome, str) for outcome in await gather_outcomes(*others))
+                await gather_outcomes(*doomed)
+                # What may still be under way in the session is over when this one is.
+                await memory.add_message(session, "user", name)
+                kept += [name] * (beside + 1)
+        assert contents(await memory.get_history(session)) == kept
+
+    @clause(
+        "FM-CAN-014",
+        promise="When every task of the event loop is cancelled, at whatever turn, the handle still adds, reads and "
+        "closes, and loses nothing.",
+        loses="An application that cancels all tasks and then saves what is left saves nothing.",
+    )
+    async def test_every_task_cancelled(self, store: StoreUnderTest) -> None:
+        ours = asyncio.all_tasks()
+        memory = store.open()
+        ledger = Ledger(await memory.create_session())
+        for turns in TURNS:
+            calls: list[asyncio.Task[Any]] = [ledger.adding(memory, f"{turns}-{number}") for number in range(6)]
+            calls += [asyncio.ensure_future(memory.get_history(ledger.session)) for _ in range(2)]
+            await _cancel_all(calls, turns, spared=ours)
+            again = f"{turns} turns, and again"
+            assert await ledger.add(memory, again, within=AFTER_SECONDS), f"not added after a cancellation at {turns}"
+            assert again in contents(await memory.get_history(ledger.session))
+        await memory.close()
+        await ledger.judge(store)
+
+    @clause(
+        "FM-CAN-015",
+        promise="When every task is cancelled while a handle opens, at whatever turn, the next call opens it.",
+        loses="A worker that was told to stop in its first second answers that its memory is closed, for good.",
+        needs=Capability.SEVERAL_HANDLES,
+    )
+    async def test_every_task_cancelled_while_opening(self, store: StoreUnderTest) -> None:
+        ours = asyncio.all_tasks()
+        for turns in TURNS:
+            memory = store.open()
+            calls: list[asyncio.Task[Any]] = [asyncio.ensure_future(memory.create_session()) for _ in range(2)]
+            calls.append(asyncio.ensure_future(memory.get_history("no session")))
+            await _cancel_all(calls, turns, spared=ours)
+            ledger = Ledger(await memory.create_session())
+            assert await ledger.add(memory, "first", within=AFTER_SECONDS)
+            assert contents(await memory.get_history(ledger.session)) == ["first"]
+            await memory.close()
+
+    @clause(
+        "FM-CAN-016",
+        promise="When every task is cancelled while a handle closes, `close()` called again closes it: no acknowledged "
+        "write is lost, and no thread, file or connection stays open.",
+        loses="A shutdown that was interrupted leaves connections behind, or an interpreter that does not exit.",
+        needs=Capability.SEVERAL_HANDLES,
+    )
+    async def test_every_task_cancelled_while_closing(self, store: StoreUnderTest) -> None:
+        reader = store.open()
+        ledger = Ledger(await reader.create_session())
+        await self._close_in_two_steps(store, ledger, "once", TURNS[:3])
+        # What earlier clauses left would be collected in between, and hide as much that is new.
+        gc.collect()
+        before = open_things()
+        await self._close_in_two_steps(store, ledger, "and once more", TURNS)
+        deadline = time.monotonic() + AFTER_SECONDS
+        # What is opened once for all handles may stay. Threads end a little later.
+        while any(now - then >= CLOSED_AT_ONCE for now, then in zip(open_things(), before, strict=True)):
+            assert time.monotonic() < deadline, f"handles closed at the second time left threads or files: {before}"
+            gc.collect()
+            await asyncio.sleep(0.01)
+        # Drops the handles: one that was not closed says so when it is collected.
+        await store.close()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            gc.collect()
+        assert not (left := resource_warnings(caught)), f"of handles that were closed again: {left[0]}"
+        await ledger.judge(store)
+
+    @staticmethod
+    async def _close_in_two_steps(store: StoreUnderTest, ledger: Ledger, name: str, turns: Iterable[int]) -> None:
+        ours = asyncio.all_tasks()
+        for each in turns:
+            handles = [store.open() for _ in range(CLOSED_AT_ONCE)]
+            adds = [ledger.adding(memory, f"{name} {each}-{at}") for at, memory in enumerate(handles)]
+            assert all(await asyncio.gather(*adds))
+            calls: list[asyncio.Task[Any]] = [
+                ledger.adding(memory, f"{name} {each}-{at} beside") for at, memory in enumerate(handles)
+            ]
+            await turns_of_the_loop(2)
+            calls += [asyncio.ensure_future(memory.close()) for memory in handles]
+            await _cancel_all(calls, each, spared=ours)
+            for memory in handles:
+                (outcome,) = await gather_outcomes(memory.close())
+                assert outcome is None, f"a close that was cancelled at turn {each} cannot be repeated: {outcome!r}"
+                with pytest.raises(MemoryClosedError):
+                    await memory.get_history(ledger.session)
+
+
+async def _cancel_all(calls: list[asyncio.Task[Any]], turns: int, *, spared: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel every task of the loop after so many turns, but for those spared, and wait for the calls' end."""
+    await turns_of_the_loop(turns)
+    for task in asyncio.all_tasks().difference(spared):
+        task.cancel()
+    await gather_outcomes(*calls)
 
 
 _ATTEMPTS = 60

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from flux_memory import FluxMemoryError, InvalidInputError, Memory
+from flux_memory import BackendUnavailableError, FluxMemoryError, InvalidInputError, Memory, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.outages import RETRY_PAUSE_SECONDS, Outage
 from flux_memory.testkit.contract.processes import Child, Tell
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -52,6 +54,10 @@ CALLS: Final[dict[Capability, list[Call]]] = {
     Capability.CLEAR_ALL: [("clear_all", "clear_all", lambda memory, _: memory.clear_all())],
 }
 """The calls that need a capability. What they do is the other clauses' concern."""
+_AWAY_SECONDS: Final = 0.2
+"""The deadline of a call while the store is out of reach."""
+_BACK_SECONDS: Final = 5.0
+"""Far more than a call may outlive that deadline, or may take once the store is back."""
 
 
 class CapabilitiesContract(Binding):
@@ -121,6 +127,51 @@ class CapabilitiesContract(Binding):
         stays = True
         store.found(Capability.SEVERAL_PROCESSES, seen_after(store.fork(write)))
         store.check_claims()
+
+    @clause(
+        "FM-CAP-004",
+        promise="In an outage a write raises `BackendUnavailableError` by its deadline, and calls work again after it, "
+        "where claimed, and only there.",
+        loses="A service hangs with its database, or stays broken when the database is back.",
+        away=True,
+    )
+    async def test_outages_are_as_claimed(self, store: StoreUnderTest) -> None:
+        found = "is not there"
+        if Capability.OUTAGES in store.capabilities or store.has_outages:
+            for outage in store.outages(lossy=False):
+                async with store.open_through(outage) as memory:
+                    found = await _found_of(outage, memory)
+                if found != "works":
+                    break
+        store.found(Capability.OUTAGES, found)
+        store.check_claims()
+
+
+async def _found_of(outage: Outage, memory: Memory) -> str:
+    session = await memory.create_session()
+    async with outage.away():
+        try:
+            with deadline(_AWAY_SECONDS):
+                await asyncio.wait_for(memory.add_message(session, "user", "away"), _BACK_SECONDS)
+        except BackendUnavailableError:
+            pass
+        except TimeoutError:
+            return f"goes on waiting after the deadline ({outage.name})"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is not what is documented
+            return f"raises {type(error).__name__} ({outage.name})"
+        else:
+            return "is not there"
+    ends = time.monotonic() + _BACK_SECONDS
+    while time.monotonic() < ends:
+        try:
+            with deadline(_BACK_SECONDS / 10):
+                await memory.add_message(session, "user", "back")
+        except BackendUnavailableError:
+            # Of several connections each may have been lost, and a handle may reconnect in a task of its own.
+            await asyncio.sleep(RETRY_PAUSE_SECONDS)
+            continue
+        return "works"
+    return f"does not end for the handle ({outage.name})"
 
 
 async def _found(method: str, argument: str, call: Awaitable[Any]) -> str:

@@ -162,12 +162,12 @@ class LifecycleContract(Binding):
         await self._use_and_close(store)
         # What earlier clauses left would be collected in between, and hide as much that is new.
         gc.collect()
-        before = _open_things()
+        before = open_things()
         await self._use_and_close(store)
         deadline = time.monotonic() + 10
         # What is opened once for all handles may stay; what is opened for each may not. Threads end a little later.
-        while any(now - then >= HANDLES for now, then in zip(_open_things(), before, strict=True)):
-            assert time.monotonic() < deadline, f"{HANDLES} closed handles left threads or files: {_open_things()}"
+        while any(now - then >= HANDLES for now, then in zip(open_things(), before, strict=True)):
+            assert time.monotonic() < deadline, f"{HANDLES} closed handles left threads or files: {open_things()}"
             gc.collect()
             await asyncio.sleep(0.01)
 
@@ -192,10 +192,10 @@ class LifecycleContract(Binding):
                 warnings.simplefilter("always")
                 await asyncio.to_thread(asyncio.run, use())
                 deadline = time.monotonic() + 5
-                while not _resource_warnings(caught) and time.monotonic() < deadline:
+                while not resource_warnings(caught) and time.monotonic() < deadline:
                     gc.collect()
                     await asyncio.sleep(0.01)
-                tell(_resource_warnings(caught))
+                tell(resource_warnings(caught))
 
         # run_together also waits for the process to exit by itself.
         ((warned,),) = run_together(store.fork(forget))
@@ -282,10 +282,12 @@ class LifecycleContract(Binding):
         assert await memory.get_history(damaged) == []
 
 
-def _open_things() -> tuple[int, int]:
+def open_things() -> tuple[int, int]:
+    """Return how many threads and file descriptors this process has."""
     descriptors = Path("/dev/fd")
     return threading.active_count(), len(list(descriptors.iterdir())) if descriptors.exists() else 0
 
 
-def _resource_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
+def resource_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
+    """Return what the `ResourceWarning`s among these say."""
     return [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)]

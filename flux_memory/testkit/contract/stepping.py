@@ -16,7 +16,8 @@ _TOO_MANY: Final = (
     f"the call suspended more than {_MOST_POINTS} times on a store with a handful of rows: it never ends, or it waits "
     "for each of many things, among them perhaps what is not this store's, as a scan of all keys does"
 )
-_TURNS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+TURNS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+"""Turns of the event loop after which a call is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,9 @@ async def cancelled_everywhere(
                 break
         else:
             raise AssertionError(_TOO_MANY)
-    for turns in _TURNS:
+    for turns in TURNS:
         task = asyncio.ensure_future(call(number))
-        for _ in range(turns):
-            await asyncio.sleep(0)
+        await turns_of_the_loop(turns)
         task.cancel()
         yield Attempt(number, *await _outcome(task))
         number += 1
@@ -63,6 +63,12 @@ async def cancelled_everywhere(
 async def cut_short(call: Coroutine[Any, Any, Result], point: int, when: When) -> Result:
     """Await a call and cancel it at its suspension number `point`, as `cancelled_everywhere` does."""
     return await _CancelAt(call, point, when).run()
+
+
+async def turns_of_the_loop(number: int) -> None:
+    """Let the event loop turn so many times."""
+    for _ in range(number):
+        await asyncio.sleep(0)
 
 
 async def _outcome(task: asyncio.Task[Result]) -> tuple[bool, Result | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeVar, cast
@@ -14,6 +14,7 @@ import pytest
 from flux_memory import Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
+from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.patience import CLOSE_SECONDS, BlockedError, Patience, unblocked
 from flux_memory.testkit.recorder import Transcript, awaitable
@@ -46,6 +47,7 @@ class StoreUnderTest:
         clock_at: What is written inside this context bears the moment it is given.
         corrupt_message: Makes one stored message unreadable, behind the backend's back; takes the ids of its session
             and of itself.
+        outages: The ways in which the store can be out of reach.
         capabilities: What the backend claims.
         thorough: The model explores for ten minutes instead of seconds.
         seed: The model's chance begins with it.
@@ -59,6 +61,7 @@ class StoreUnderTest:
         fresh_factory: Factory | None = None,
         clock_at: ClockAt = clock_of_this_process,
         corrupt_message: CorruptMessage | None = None,
+        outages: Sequence[Outage] = (),
         capabilities: Capability = ALL,
         thorough: bool = False,
         seed: int | None = None,
@@ -77,6 +80,7 @@ class StoreUnderTest:
         """What chance began with, for whoever wants the same run again."""
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
+        self._outages = outages
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
 
@@ -87,6 +91,35 @@ class StoreUnderTest:
     def open_fresh(self) -> Memory:
         """Open one more handle on the store that nobody has used."""
         return self._record(self.fresh_factory())
+
+    def open_plain(self) -> Memory:
+        """Open one more handle without a recorder, which would call the method only when the call is awaited."""
+        memory = self.factory()
+        self._opened.append(memory)
+        return memory
+
+    def open_through(self, outage: Outage) -> Memory:
+        """Open one more handle on the store, by a way that the outage interrupts."""
+        return self._record(outage.open())
+
+    @property
+    def has_outages(self) -> bool:
+        """Whether the binding can put the store out of reach."""
+        return bool(self._outages)
+
+    def outages(self, *, lossy: bool = True) -> Sequence[Outage]:
+        """Return the ways in which the store can be out of reach; without any the clause is unverified.
+
+        Args:
+            lossy: Also those that lose connections: a handle takes a second to notice, and another one to close.
+        """
+        found = [outage for outage in self._outages if lossy or not outage.loses_connections]
+        if not found:
+            pytest.skip(
+                "unverified: override the fixture outages to put the store out of reach, "
+                "or leave OUTAGES out of what is claimed"
+            )
+        return found
 
     def _record(self, memory: Memory) -> Memory:
         if inspect.iscoroutine(memory):

@@ -6,6 +6,7 @@ memory = Recorder(open_memory(), journal, worker="1")       # a `Memory`; tasks,
 violations = check(History.read(directory), await read_stored(memory))
 """
 
+from flux_memory.testkit.histories.callers import call_as_anyone
 from flux_memory.testkit.histories.check import check
 from flux_memory.testkit.histories.journal import History, Journal, Operation, Sent
 from flux_memory.testkit.histories.recorder import Recorder
@@ -22,6 +23,7 @@ __all__ = [
     "Stored",
     "StoredSession",
     "Violation",
+    "call_as_anyone",
     "check",
     "read_stored",
 ]

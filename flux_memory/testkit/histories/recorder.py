@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from flux_memory import BackendUnavailableError, FluxMemoryError, Memory, Message, Metadata, NewMessage, Session
+from flux_memory import FluxMemoryError, Memory, Message, Metadata, NewMessage, OutcomeUnknownError, Session
 from flux_memory.testkit.histories.journal import Journal, Operation, Sent
 from flux_memory.testkit.reference.values import plain_json
 
-UNKNOWN: Final[tuple[type[BaseException], ...]] = (asyncio.CancelledError, BackendUnavailableError)
-"""Errors that do not say that nothing was done."""
+UNKNOWN: Final[tuple[type[BaseException], ...]] = (asyncio.CancelledError, OutcomeUnknownError)
+"""Errors after which a write may be stored or not. A plain `BackendUnavailableError` says that it is not."""
 
 
 class Recorder:
@@ -27,7 +27,8 @@ class Recorder:
         memory: Does the work.
         journal: Where it is recorded; recorders of one process may share it.
         worker: Who is calling, for people.
-        unknown: Errors after which a write may be stored or not; any other error of ours says that it is not.
+        unknown: Errors after which a write may be stored or not; after any other error of ours it must not be. With
+            `BackendUnavailableError` here, a backend that does not know the difference is held to less.
     """
 
     def __init__(

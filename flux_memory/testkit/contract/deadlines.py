@@ -1,0 +1,240 @@
+"""Clauses that protect calls with deadlines: refused is not stored, and no caller pays for a neighbour's patience."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Final
+
+from flux_memory import Memory, deadline
+from flux_memory.testkit.capabilities import Capability
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.ledger import LONG_SECONDS, Ledger
+from flux_memory.testkit.contract.outages import RETRY_PAUSE_SECONDS
+from flux_memory.testkit.contract.stepping import turns_of_the_loop
+from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
+
+CALLERS: Final = 20
+CALLS: Final = 12
+MIXED_SECONDS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.05, LONG_SECONDS)
+"""Deadlines around the time that an add takes, on stores near and far."""
+STALL_SECONDS: Final = 0.02
+"""A deadline that passes while the event loop stands still."""
+STALLED_TURNS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17)
+"""Turns of the event loop before it stands still: enough for an add to be on its way."""
+SHORT_SECONDS: Final = 0.2
+"""The deadline of an impatient call, while the store is away."""
+PATIENT_SECONDS: Final = 10.0
+"""That of its patient neighbour."""
+FIRST_SECONDS: Final = 0.05
+"""That of the call before both."""
+STAGGERED_SECONDS: Final = (FIRST_SECONDS, PATIENT_SECONDS, 0.1, 0.15, PATIENT_SECONDS, 0.2)
+"""Deadlines of calls that begin together: one passes after the other, and each may make room for calls behind it."""
+GRACE_SECONDS: Final = 1.0
+"""By how much a call may outlive its deadline, cancelled or not."""
+OWN_SECONDS: Final = 5.0
+"""Far more than an impatient call may take, and far less than its patient neighbour waits."""
+RETRY_SECONDS: Final = 0.5
+"""The deadline of a call after an outage; a handle may have several connections that are lost."""
+SETTLING_SECONDS: Final = 1.0
+"""How long a patient call is watched once the store is back; then it is cancelled."""
+
+
+class DeadlinesContract(Binding):
+    """What is promised of calls that wait, of those that no longer do, and of their neighbours."""
+
+    @clause(
+        "FM-DLN-001",
+        promise="A call that is refused is not stored, then or later, whatever the deadlines of the calls beside it.",
+        loses="Under load an application is told that nothing was stored, sends again, and the message is there twice.",
+    )
+    async def test_mixed_deadlines(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        ledger = Ledger(await memory.create_session())
+
+        async def call(caller: int) -> None:
+            chance = random.Random(caller)  # noqa: S311 - the same calls each time
+            for number in range(CALLS):
+                await turns_of_the_loop(chance.randrange(6))
+                texts = [f"{caller}-{number}"]
+                if Capability.BATCH in store.capabilities and chance.random() < 0.2:
+                    texts += [f"{caller}-{number}-{more}" for more in "ab"]
+                await ledger.add(memory, *texts, within=chance.choice(MIXED_SECONDS))
+
+        await asyncio.gather(*map(call, range(CALLERS)))
+        await memory.close()
+        await ledger.judge(store)
+
+    @clause(
+        "FM-DLN-002",
+        promise="A call whose deadline passes while the event loop stands still is not refused if it was stored.",
+        loses="One slow function in the application, and messages that were stored are reported as not stored.",
+    )
+    async def test_stalled_loop(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        ledger = Ledger(await memory.create_session())
+        for turns in STALLED_TURNS:
+            adds = [
+                ledger.adding(memory, f"{turns}-{number}", within=STALL_SECONDS if number % 2 else LONG_SECONDS)
+                for number in range(8)
+            ]
+            await turns_of_the_loop(turns)
+            # The answers arrive meanwhile; then answer and deadline are found in one turn of the loop.
+            time.sleep(STALL_SECONDS * 1.5)  # noqa: ASYNC251 - that is the stall
+            await asyncio.gather(*adds)
+        await memory.close()
+        await ledger.judge(store)
+
+    @clause(
+        "FM-DLN-003",
+        promise="A call that was refused while the store was out of reach is not stored when the store is back, "
+        "whatever calls beside it still wait.",
+        loses="After an outage each message that was sent again is in the conversation twice.",
+        needs=Capability.OUTAGES,
+        away=True,
+    )
+    async def test_refused_during_an_outage(self, store: StoreUnderTest) -> None:
+        for outage in store.outages(lossy=False):
+            memory = store.open_through(outage)
+            ledgers = [Ledger(await memory.create_session()) for _ in range(3)]
+            for warm in (1, CALLS):
+                # A handle that has used one connection, and one that has used many.
+                await asyncio.gather(*(ledgers[n % 3].add(memory, f"before {warm} {n}") for n in range(warm)))
+                adds: dict[asyncio.Task[bool], float] = {}
+                async with outage.away():
+                    for wave in range(3):
+                        for number, within in enumerate(STAGGERED_SECONDS):
+                            name = f"{warm} {wave} {number}"
+                            adds |= {ledger.adding(memory, name, within=within): within for ledger in ledgers}
+                        await turns_of_the_loop(4)
+                    impatient = [add for add, within in adds.items() if within < PATIENT_SECONDS]
+                    await asyncio.wait(impatient, timeout=OWN_SECONDS)
+                await _settle(list(adds))
+            await memory.close()
+            for ledger in ledgers:
+                await ledger.judge(store)
+
+    @clause(
+        "FM-DLN-004",
+        promise="A call ends by its own deadline, whatever the deadlines of the calls beside it.",
+        loses="A request that may take a second takes a minute, because a background job may.",
+        needs=Capability.OUTAGES,
+        away=True,
+    )
+    async def test_own_deadline(self, store: StoreUnderTest) -> None:
+        for outage in store.outages():
+            memory = store.open_through(outage)
+            session = await memory.create_session()
+            async with outage.away():
+                patient = _calls(memory, session, PATIENT_SECONDS)
+                impatient = _calls(memory, session, SHORT_SECONDS)
+                _, late = await asyncio.wait(impatient, timeout=OWN_SECONDS)
+            await _settle([*patient, *impatient], seconds=0)
+            await memory.close()
+            assert not late, (
+                f"{outage.name}: {len(late)} of {len(impatient)} calls with a deadline of {SHORT_SECONDS} s had not "
+                f"ended after {OWN_SECONDS} s, beside calls with one of {PATIENT_SECONDS} s"
+            )
+
+    @clause(
+        "FM-DLN-005",
+        promise="Once the store is back new calls are answered, whatever calls for other sessions still wait.",
+        loses="One lost connection, and a conversation stays shut for as long as an unrelated caller has patience.",
+        needs=Capability.OUTAGES,
+        away=True,
+    )
+    async def test_new_calls_after_an_outage(self, store: StoreUnderTest) -> None:
+        for outage in store.outages():
+            memory = store.open_through(outage)
+            # At once, so that a handle with several connections has opened some.
+            own, other, third, _ = map(Ledger, await asyncio.gather(*(memory.create_session() for _ in range(4))))
+            async with outage.away():
+                # What arrives behind the first add may wait for it, and then be sent together.
+                impatient = [third.adding(memory, "first", within=FIRST_SECONDS)]
+                await turns_of_the_loop(4)
+                patient = [other.adding(memory, f"patient {n}", within=PATIENT_SECONDS) for n in range(2)]
+                impatient += [own.adding(memory, f"impatient {n}", within=SHORT_SECONDS) for n in range(2)]
+                await asyncio.wait(impatient, timeout=OWN_SECONDS)
+            tries, ends = 0, time.monotonic() + OWN_SECONDS
+            while not await own.add(memory, f"try {tries}", within=RETRY_SECONDS):
+                assert time.monotonic() < ends, f"{outage.name}: {tries + 1} adds in {OWN_SECONDS} s were refused"
+                tries += 1
+                await asyncio.sleep(RETRY_PAUSE_SECONDS)
+            await _settle([*patient, *impatient], seconds=0)
+            await memory.close()
+            await own.judge(store)
+
+    @clause(
+        "FM-DLN-006",
+        promise="A cancelled call takes effect by its deadline or never, made alone or with others: what was cancelled "
+        "while the store was out of reach is not stored when it is back.",
+        loses="A message that was withdrawn appears in the conversation once the network is up again.",
+        needs=Capability.OUTAGES | Capability.SEVERAL_HANDLES,
+        away=True,
+    )
+    async def test_cancelled_during_an_outage(self, store: StoreUnderTest) -> None:
+        for outage in store.outages(lossy=False):
+            handles = shared, alone, _ = [store.open_through(outage) for _ in range(3)]
+            ledger, other, third = [Ledger(await shared.create_session()) for _ in range(3)]
+            assert await ledger.add(alone, "before")
+            async with outage.away():
+                # What arrives behind the first add may wait for it, and then be sent together.
+                first = third.adding(shared, "first", within=FIRST_SECONDS)
+                await turns_of_the_loop(4)
+                beside = [each.adding(shared, "kept", within=PATIENT_SECONDS) for each in (ledger, other)]
+                doomed = {f"behind {n}": ledger.adding(shared, f"behind {n}", within=SHORT_SECONDS) for n in range(4)}
+                for turns in (1, 3, 30):
+                    made = {
+                        text: ledger.adding(handle, text, within=SHORT_SECONDS)
+                        # One by itself, and several that find their handle unopened.
+                        for handle, count in zip(handles[1:], (1, 4), strict=True)
+                        for text in (f"{count} at {turns}, {number}" for number in range(count))
+                    }
+                    await turns_of_the_loop(turns)
+                    _cancel(made.values())
+                    doomed |= made
+                await asyncio.wait([first], timeout=OWN_SECONDS)
+                await turns_of_the_loop(30)
+                _cancel(doomed.values())
+                await asyncio.wait(doomed.values(), timeout=OWN_SECONDS)
+                # No call may take effect any more: the store was away, and all deadlines have passed.
+                await asyncio.sleep(SHORT_SECONDS + GRACE_SECONDS)
+            ledger.rule_out(doomed, f"CancelledError during the outage {outage.name!r}")
+            await _settle([first, *doomed.values(), *beside])
+            for handle in handles:
+                await handle.close()
+            for each in (ledger, other, third):
+                await each.judge(store)
+
+
+def _cancel(tasks: Iterable[asyncio.Task[bool]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _calls(memory: Memory, session: str, seconds: float) -> Sequence[asyncio.Task[Any]]:
+    """Begin calls of several kinds with this deadline."""
+
+    async def within(call: Coroutine[Any, Any, Any]) -> Any:
+        with deadline(seconds):
+            return await call
+
+    calls: Iterable[Any] = (
+        memory.add_message(session, "user", f"within {seconds} s"),
+        memory.add_message(session, "user", f"within {seconds} s, too"),
+        memory.create_session(),
+        memory.get_history(session),
+        memory.delete_session("no session"),
+    )
+    return [asyncio.ensure_future(within(call)) for call in calls]
+
+
+async def _settle(calls: Sequence[asyncio.Task[Any]], seconds: float = SETTLING_SECONDS) -> None:
+    """Wait for calls, and cancel those that do not end: their deadline may be far off."""
+    await asyncio.wait(calls, timeout=seconds)
+    for call in calls:
+        call.cancel()
+    await gather_outcomes(*calls)
