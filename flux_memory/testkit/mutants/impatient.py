@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, deadline
-from flux_memory.deadlines import seconds_for
+from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
 # ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
