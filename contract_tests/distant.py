@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
-from flux_memory.deadlines import seconds_for
+from flux_memory.backends.deadlines import seconds_for
 from raw_postgres import connected
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, PostgresConversationMemory

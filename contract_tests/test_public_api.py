@@ -77,7 +77,7 @@ def test_the_backends_have_the_signatures_of_the_protocol(backend: type) -> None
 def test_the_errors_are_one_family_and_fit_the_standard_ones() -> None:
     """`except FluxMemoryError` catches all; each is also what a caller without the library would expect."""
     errors = [value for name in flux_memory.__all__ if name.endswith("Error") for value in [getattr(flux_memory, name)]]
-    assert len(errors) == 9
+    assert len(errors) == 10
     assert all(issubclass(error, FluxMemoryError) for error in errors)
     assert issubclass(flux_memory.InvalidInputError, ValueError)
     assert issubclass(flux_memory.SessionNotFoundError, LookupError)

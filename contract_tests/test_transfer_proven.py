@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from flux_memory.migrate_command import migrate as command
+from flux_memory.cli.migrate import migrate as command
 from original_application import make_file, make_file_with_data
 from raw_postgres import execute, role, rows
 from transfer_memories import add, add_session, everything, move

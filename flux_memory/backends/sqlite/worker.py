@@ -81,8 +81,9 @@ class SQLiteWorker:
     def abandon(self) -> None:
         """End the thread without waiting for it, from any thread."""
         self._given_up = True
-        if not self._ended.done():
-            self._send(self._close_on_thread)
+        # To the thread that is there: at the interpreter's end it may be gone, and starting another one would hang.
+        if self._driver is not None and not self._ended.done():
+            self._driver._tx.put_nowait((None, self._close_on_thread))  # noqa: SLF001
 
     async def finish(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Let the thread do what is queued, close the connection, and wait for both. Safe to call again.
