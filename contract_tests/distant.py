@@ -9,10 +9,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
-from flux_memory.backends.deadlines import seconds_for
 from raw_postgres import connected
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, PostgresConversationMemory
+from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit import Proxy, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.lifecycle import EVERY_CALL
 from flux_memory.testkit.contract.outages import Outage, network_outages

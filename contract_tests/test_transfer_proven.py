@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from flux_memory.cli.migrate import migrate as command
 from original_application import make_file, make_file_with_data
 from raw_postgres import execute, role, rows
 from transfer_memories import add, add_session, everything, move
 
 from flux_memory import FluxMemoryError
+from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, migrate_back, verify, way_back
 from flux_memory.transfer.wire import GROUP_MESSAGES

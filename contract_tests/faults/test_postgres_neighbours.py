@@ -306,6 +306,33 @@ async def test_renames_of_held_sessions_stop_no_rename_of_a_free_one(flux_empty_
 
 
 @pytest.mark.asyncio
+@pytest.mark.fault("sessions held by others", backend="postgres")
+@pytest.mark.parametrize("call", ["create_session", "clear_all"])
+async def test_creations_and_clears_that_wait_for_others_stop_no_read(flux_empty_database: str, call: str) -> None:
+    """As many as the pool has connections: ids that an open transaction has inserted, sessions that it holds."""
+    await make_sessions(flux_empty_database, ["free"])
+    async with PostgresConversationMemory(named(flux_empty_database), max_size=4) as memory:
+        await quiet(memory, flux_empty_database, ["free"], close=False)
+        async with connected(flux_empty_database) as other, other.transaction():
+            await other.execute(
+                "INSERT INTO sessions (id, created_at, updated_at) SELECT 'new ' || n, now(), now() "
+                "FROM generate_series(0, 5) AS n"
+            )
+            await other.execute("SELECT FROM sessions WHERE id = 'free' FOR UPDATE")
+            calls = [
+                memory.create_session(session_id=f"new {n}") if call == "create_session" else memory.clear_all()
+                for n in range(6)
+            ]
+            waiting = [asyncio.ensure_future(each) for each in calls]
+            await asyncio.wait(waiting, timeout=0.3)
+            with deadline(4):
+                took = [await seconds(memory.get_history("free")), await seconds(memory.create_session())]
+            assert not any(each.done() for each in waiting)
+        await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+        assert max(took) < SOON, took
+
+
+@pytest.mark.asyncio
 @pytest.mark.fault("thousands of adds to held sessions", backend="postgres")
 @pytest.mark.parametrize("sessions", [1, 100])
 async def test_thousands_that_wait_for_held_sessions_do_not_slow_down_a_read(

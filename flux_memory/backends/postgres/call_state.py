@@ -31,6 +31,7 @@ class CallState:
     def sending(self) -> None:
         """Note that a statement is about to be sent."""
         self.sent = True
+        self.blocked = False
 
     def failed(self, error: Exception, *, lost: bool) -> None:
         """Note how a statement failed: its answer was lost, or else the server refused it."""

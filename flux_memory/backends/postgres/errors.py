@@ -195,7 +195,8 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
 def _too_late(shown: str, timeout: float, state: CallState, trouble: Exception | None) -> BackendUnavailableError:
     if state.writes and state.unknown:
         return _unknown(shown, f"did not answer within {timeout:g} s")
-    trouble = trouble or state.trouble
+    if trouble is None and not state.blocked:
+        trouble = state.trouble
     if state.sent:
         what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="
     elif trouble is not None:

@@ -191,7 +191,13 @@ class PostgresConversationMemory(Memory):
         row = records.new_session(session_id, user_id, title, metadata)
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
-        if not await self._run(state, lambda store: store.executor.run(state, insert)):
+
+        async def create(store: _Store) -> bool:
+            # An id of the caller's may be that of a session whose creation is not committed yet.
+            run = store.executor.run if session_id is None else store.executor.run_on_any_lock
+            return await run(state, insert)
+
+        if not await self._run(state, create):
             raise ConflictError(records.taken_session(row.id))
         return row.id
 
@@ -284,7 +290,9 @@ class PostgresConversationMemory(Memory):
     async def clear_all(self) -> None:
         self._life.check_open()
         state = CallState(writes=True)
-        await self._run(state, lambda store: store.executor.run(state, methodcaller("execute", DELETE_SESSIONS)))
+        await self._run(
+            state, lambda store: store.executor.run_on_any_lock(state, methodcaller("execute", DELETE_SESSIONS))
+        )
 
     async def close(self) -> None:
         await self._life.close()

@@ -77,14 +77,15 @@ class RetryingExecutor:
         self._max_on_lock = max(pool.max_size // 2, 1)
         self.on_lock: set[object] = set()
         """What may be waiting for a row lock, each on a connection; the other connections are left for the rest."""
+        self._on_any_lock = asyncio.Semaphore(max(pool.max_size - self._max_on_lock - 1, 1))
 
     async def run(self, attempts: Attempts, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Call `work` with a connection and return its result."""
         tried = 0
         while True:
             connection = await self._pool.take()
-            attempts.sending()
             try:
+                attempts.sending()
                 result = await work(connection)
             except Exception as error:
                 if isinstance(error, TimeoutError):
@@ -110,6 +111,12 @@ class RetryingExecutor:
     def may_wait_for_lock(self) -> bool:
         """Return whether one more statement may wait for a row lock."""
         return len(self.on_lock) < self._max_on_lock
+
+    async def run_on_any_lock(self, state: CallState, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        """Run a write that cannot skip what is locked, and leave a connection to the calls that need no lock."""
+        state.blocked = True
+        async with self._on_any_lock:
+            return await self.run(state, work)
 
     async def run_on_session(self, state: CallState, sql: str, *values: object) -> bool:
         """Run a write that needs a session's lock, and return whether it found the session.
