@@ -137,7 +137,7 @@ LEAKS = {
     ),
     "a variable of ours": (
         "from flux_memory import FluxMemoryError, records\n"
-        "    try: records.new_message('user', PASSWORD + '\\0', {}, None)\n"
+        "    try: records.check_new_message('user', PASSWORD + '\\0', {}, None)\n"
         "    except FluxMemoryError: pass"
     ),
     "the command line": (

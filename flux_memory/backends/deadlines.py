@@ -27,7 +27,7 @@ def deadline(seconds: float) -> Iterator[None]:
     Raises:
         InvalidInputError: It is not a positive, finite number.
     """
-    token = _SECONDS.set(records.seconds("seconds", seconds))
+    token = _SECONDS.set(records.check_seconds("seconds", seconds))
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from flux_memory.dsn import SecretText, masked, parse
+from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import FluxMemoryError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -146,12 +146,12 @@ def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Re
         raise click.UsageError("there is no PostgreSQL database; give --postgres-dsn, or set POSTGRES_DSN")
     dsn = options["postgres_dsn"] or settings.require_postgres_dsn()
     # Before a large file is read.
-    parse(dsn)
+    parse_dsn(dsn)
     if options["to_sqlite"]:
         return partial(migrate_back, dsn, Path(options["to_sqlite"]))
     plan = _plan(options, dsn, Path(options["retry"] or options["sqlite_path"] or settings.sqlite_path))
     if not (options["yes"] or options["dry_run"] or options["verify"]) and sys.stdin.isatty():
-        click.confirm(f"Move {plan.sqlite_path} to {masked(dsn)}?", abort=True)
+        click.confirm(f"Move {plan.sqlite_path} to {mask_dsn(dsn)}?", abort=True)
     return partial(transfer, plan)
 
 

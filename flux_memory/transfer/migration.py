@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from flux_memory import dsn as dsns
+from flux_memory.dsn import mask_dsn
 from flux_memory.errors import FluxMemoryError, MigrationError
 from flux_memory.transfer import source as sources
 from flux_memory.transfer import target as targets
@@ -96,7 +96,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         raise MigrationError("there is no quarantine file; say where refused rows go")
     if plan.quarantine_file is not None and plan.extent is Extent.MOVE:
         refuse_unwritable(plan.quarantine_file)
-    report = Report(str(plan.sqlite_path), dsns.masked(plan.postgres_dsn))
+    report = Report(str(plan.sqlite_path), mask_dsn(plan.postgres_dsn))
     with ExitStack() as stack:
         path = plan.sqlite_path
         if plan.retry:

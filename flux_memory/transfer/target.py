@@ -10,9 +10,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from flux_memory import dsn as dsns
 from flux_memory.backends.postgres.errors import translated
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, mask_dsn, parse_dsn, rotate_hosts
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
@@ -107,14 +106,14 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
         FluxMemoryError: The server cannot be reached, or was lost; the message says what to do.
     """
     dsn = SecretText(dsn)
-    parsed = dsns.parse(dsn)
+    parsed = parse_dsn(dsn)
     url = parsed.url
-    with translated(dsns.masked(dsn), CONNECT_SECONDS):
+    with translated(mask_dsn(dsn), CONNECT_SECONDS):
 
         async def connect(seconds: float) -> Any:
             nonlocal url
             # The next attempt begins with another host: this one may be there no more.
-            chosen, url = url, dsns.other_host_first(url)
+            chosen, url = url, rotate_hosts(url)
             return await asyncpg.connect(chosen, **{**parsed.arguments, "timeout": seconds})
 
         connection = await connect(parsed.arguments.get("timeout", CONNECT_SECONDS))
@@ -123,7 +122,7 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
                 yield connection
         except asyncpg.DiskFullError as error:
             raise MigrationError(
-                f"PostgreSQL at {dsns.masked(dsn)}: the server's disk is full; nothing is half done. Make room there, "
+                f"PostgreSQL at {mask_dsn(dsn)}: the server's disk is full; nothing is half done. Make room there, "
                 "and run the same command again"
             ) from error
         finally:

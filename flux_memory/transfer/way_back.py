@@ -10,8 +10,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 
-from flux_memory import dsn as dsns
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, mask_dsn
 from flux_memory.errors import MigrationError
 from flux_memory.schema import sqlite as schema
 from flux_memory.transfer import source as sources
@@ -83,7 +82,7 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
     postgres_dsn = SecretText(postgres_dsn)
     _refuse_existing(sqlite_path)
     watcher = watcher or Nobody()
-    report = Report(dsns.masked(postgres_dsn), str(sqlite_path))
+    report = Report(mask_dsn(postgres_dsn), str(sqlite_path))
     try:
         with unproven_file(sqlite_path) as unproven:
             await _write_and_prove(postgres_dsn, unproven, report, watcher)

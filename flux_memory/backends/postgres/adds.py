@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from flux_memory import records
-from flux_memory.errors import ConflictError, FluxMemoryError, SessionNotFoundError
+from flux_memory.errors import FluxMemoryError
 from flux_memory.records import MessageRow
 
 # The session's row lock puts concurrent adds in a line; the counter it guards gives each its number. A message that
@@ -144,7 +144,7 @@ async def add(
 
 def _outcome(session_id: str, *, found: bool, taken: str | None) -> Outcome | FluxMemoryError:
     if not found:
-        return SessionNotFoundError(records.no_session(session_id))
+        return records.session_not_found(session_id)
     if taken is not None:
-        return ConflictError(records.taken_id(session_id, taken))
+        return records.message_id_taken(session_id, taken)
     return Outcome.STORED

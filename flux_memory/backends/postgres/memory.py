@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import asyncpg
 
-from flux_memory import dsn as dsns
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
@@ -20,15 +19,13 @@ from flux_memory.backends.postgres.errors import translated
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.backends.postgres.writer import MessageWriter
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import (
-    ConflictError,
     InvalidInputError,
     InvalidTypeError,
-    SessionNotFoundError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import metadata as json_metadata
+from flux_memory.records import json_metadata
 
 Result = TypeVar("Result")
 
@@ -153,7 +150,7 @@ class PostgresConversationMemory(Memory):
         timeout: float = 30.0,
         pool: asyncpg.Pool | None = None,
     ) -> None:
-        self.timeout: Final = records.seconds("timeout", timeout)
+        self.timeout: Final = records.check_seconds("timeout", timeout)
         if pool is not None:
             if not (callable(getattr(pool, "acquire", None)) and callable(getattr(pool, "release", None))):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
@@ -166,9 +163,12 @@ class PostgresConversationMemory(Memory):
                 dsn = load_settings().require_postgres_dsn()
             # This frame, too, is in the traceback of a DSN that is refused.
             dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
-            target = dsns.parse(dsn)
-            self._shown = dsns.masked(dsn)
-            if not 0 <= records.count("min_size", min_size) <= records.count("max_size", max_size) or not max_size:
+            target = parse_dsn(dsn)
+            self._shown = mask_dsn(dsn)
+            if (
+                not 0 <= records.check_count("min_size", min_size) <= records.check_count("max_size", max_size)
+                or not max_size
+            ):
                 raise InvalidInputError(
                     f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
                 )
@@ -188,7 +188,7 @@ class PostgresConversationMemory(Memory):
         user_id: str = "",
     ) -> str:
         self._life.check_open()
-        row = records.new_session(session_id, user_id, title, metadata)
+        row = records.check_new_session(session_id, user_id, title, metadata)
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
@@ -198,7 +198,7 @@ class PostgresConversationMemory(Memory):
             return await run(state, insert)
 
         if not await self._run(state, create):
-            raise ConflictError(records.taken_session(row.id))
+            raise records.session_id_taken(row.id)
         return row.id
 
     async def add_message(
@@ -211,32 +211,32 @@ class PostgresConversationMemory(Memory):
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        row = records.new_message(role, content, metadata, message_id)
-        session = records.existing_session(session_id)
+        row = records.check_new_message(role, content, metadata, message_id)
+        session = records.check_session_id(session_id)
         await self._add(session, [row])
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        batch = records.new_batch(messages)
-        session = records.existing_session(session_id)
-        await self._add(session, records.unique(batch))
+        batch = records.check_batch(messages)
+        session = records.check_session_id(session_id)
+        await self._add(session, records.drop_repeats(batch))
         return [row.id for row in batch]
 
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
-        most = records.limit(limit)
-        cursor = None if before is None else records.lookup("before", before)
+        session = records.find_id("session_id", session_id)
+        most = records.check_limit(limit)
+        cursor = None if before is None else records.find_id("before", before)
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return records.messages(session, rows)
+        return records.build_messages(session, rows)
 
     async def get_sessions(
         self,
@@ -247,8 +247,8 @@ class PostgresConversationMemory(Memory):
         metadata: Metadata | None = None,
     ) -> list[Session]:
         self._life.check_open()
-        page = (records.limit(limit), records.count("offset", offset))
-        user = None if user_id is None else records.lookup("user_id", user_id)
+        page = (records.check_limit(limit), records.check_count("offset", offset))
+        user = None if user_id is None else records.find_id("user_id", user_id)
         part = None if metadata is None else json_metadata.encode(metadata)
         if user_id is not None and user is None:
             return []
@@ -260,15 +260,15 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
         else:
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return records.sessions(rows)
+        return records.build_sessions(rows)
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is None:
             return None
         rows = await self._rows(SELECT_SESSION, session)
-        return records.session(rows[0]) if rows else None
+        return records.build_session(rows[0]) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -276,14 +276,14 @@ class PostgresConversationMemory(Memory):
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
-        new_title = records.new_title(title)
-        session = records.existing_session(session_id)
+        new_title = records.check_title(title)
+        session = records.check_session_id(session_id)
         if not await self._write_session(UPDATE_TITLE, session, new_title):
-            raise SessionNotFoundError(records.no_session(session))
+            raise records.session_not_found(session)
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is not None:
             await self._write_session(DELETE_SESSION, session)
 

@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from flux_memory import dsn as dsns
 from flux_memory.backends.lifecycle import CLOSED
 from flux_memory.backends.postgres.errors import passes
 from flux_memory.backends.postgres.retry import GRACE, is_closed, pause, terminate
+from flux_memory.dsn import Dsn, rotate_hosts
 from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
 from flux_memory.schema import postgres as schema
 
@@ -45,8 +45,8 @@ class OwnPool:
         timeout: The deadline of the handle in seconds.
     """
 
-    def __init__(self, target: dsns.Dsn, min_size: int, max_size: int, timeout: float) -> None:
-        self.many_hosts = dsns.other_host_first(target.url) != target.url
+    def __init__(self, target: Dsn, min_size: int, max_size: int, timeout: float) -> None:
+        self.many_hosts = rotate_hosts(target.url) != target.url
         self._url = target.url
         # The statements are few and stay the same. A lifetime would keep those of every lost connection for as long,
         # by a timer each.
@@ -98,7 +98,7 @@ class OwnPool:
             self._drop(self._idle.pop().connection)
         self._expired = set(self._open)
         # Where no role is asked for in the DSN, the next host may have the one that is needed.
-        self._url = dsns.other_host_first(self._url)
+        self._url = rotate_hosts(self._url)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
         """Wait for statements whose callers are gone, and close what is open, by force after `timeout` seconds."""
@@ -210,7 +210,7 @@ class OwnPool:
             raise InvalidInputError(f"the DSN has a host that cannot be one: {error}; mend its name") from error
         except TimeoutError as error:
             # The next attempt begins with another host: behind this one there may be nothing at all.
-            self._url = dsns.other_host_first(self._url)
+            self._url = rotate_hosts(self._url)
             self.trouble = ConnectionError(f"no connection within {self._arguments['timeout']:.3g} s")
             raise self.trouble from error
         except Exception as error:

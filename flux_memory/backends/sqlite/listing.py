@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from flux_memory import records
-from flux_memory.records import metadata as json_metadata
+from flux_memory.records import json_metadata
 
 Rows = list[tuple[Any, ...]]
 Fetch = Callable[[str, dict[str, object]], Rows]

@@ -21,15 +21,12 @@ from flux_memory.backends.sqlite.queue import Work, not_begun
 from flux_memory.backends.sqlite.worker import LOCK_SLICE, SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
-    ConflictError,
     FluxMemoryError,
     InvalidInputError,
     InvalidTypeError,
-    SessionNotFoundError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import metadata as json_metadata
-from flux_memory.records import timestamps
+from flux_memory.records import json_metadata, timestamps
 from flux_memory.schema import sqlite as schema
 
 Result = TypeVar("Result")
@@ -119,7 +116,7 @@ class ConversationMemory(Memory):
         self.db_path: Final = path
         if "://" in self.db_path:
             raise InvalidInputError("db_path is a URL; give the path alone, such as ./data/sqlite.db")
-        self.timeout: Final = records.seconds("timeout", timeout)
+        self.timeout: Final = records.check_seconds("timeout", timeout)
         self._life: Lifecycle[SQLiteWorker] = Lifecycle(
             partial(_open_worker, self.db_path, self.timeout), SQLiteWorker.finish, self.timeout
         )
@@ -133,7 +130,9 @@ class ConversationMemory(Memory):
         user_id: str = "",
     ) -> str:
         self._life.check_open()
-        return await self._write(partial(_create_session, records.new_session(session_id, user_id, title, metadata)))
+        return await self._write(
+            partial(_create_session, records.check_new_session(session_id, user_id, title, metadata))
+        )
 
     async def add_message(
         self,
@@ -145,8 +144,8 @@ class ConversationMemory(Memory):
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        row = records.new_message(role, content, metadata, message_id)
-        session = records.existing_session(session_id)
+        row = records.check_new_message(role, content, metadata, message_id)
+        session = records.check_session_id(session_id)
         if message_id is None:
             await self._write(partial(_add_message, session, row))
         else:
@@ -155,25 +154,25 @@ class ConversationMemory(Memory):
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        batch = records.new_batch(messages)
-        session = records.existing_session(session_id)
-        await self._write(partial(_add_messages, session, records.unique(batch)))
+        batch = records.check_batch(messages)
+        session = records.check_session_id(session_id)
+        await self._write(partial(_add_messages, session, records.drop_repeats(batch)))
         return [row.id for row in batch]
 
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
-        most = records.limit(limit)
-        cursor = None if before is None else records.lookup("before", before)
+        session = records.find_id("session_id", session_id)
+        most = records.check_limit(limit)
+        cursor = None if before is None else records.find_id("before", before)
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
             rows = partial(_fetch, SELECT_HISTORY, (session, most))
         else:
             rows = partial(_fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
-        return await self._records(most, rows, partial(records.messages, session))
+        return await self._records(most, rows, partial(records.build_messages, session))
 
     async def get_sessions(
         self,
@@ -184,20 +183,20 @@ class ConversationMemory(Memory):
         metadata: Metadata | None = None,
     ) -> list[Session]:
         self._life.check_open()
-        most, skipped = records.limit(limit), records.count("offset", offset)
-        user = None if user_id is None else records.lookup("user_id", user_id)
+        most, skipped = records.check_limit(limit), records.check_count("offset", offset)
+        user = None if user_id is None else records.find_id("user_id", user_id)
         part = None if metadata is None else json_metadata.encode(metadata)
         if user_id is not None and user is None:
             return []
-        return await self._records(most, partial(_page, most, skipped, user, part), records.sessions)
+        return await self._records(most, partial(_page, most, skipped, user, part), records.build_sessions)
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is None:
             return None
         rows = await self._read(partial(_fetch, SELECT_SESSION, (session,)))
-        return records.session(rows[0]) if rows else None
+        return records.build_session(rows[0]) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -206,12 +205,12 @@ class ConversationMemory(Memory):
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
-        new_title = records.new_title(title)
-        await self._write(partial(_update_title, records.existing_session(session_id), new_title))
+        new_title = records.check_title(title)
+        await self._write(partial(_update_title, records.check_session_id(session_id), new_title))
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is not None:
             await self._write(partial(_execute, DELETE_SESSION, (session,)))
 
@@ -357,7 +356,7 @@ def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
     now = timestamps.utc_now()
     values = (row.id, row.user_id, row.title, now, now, row.metadata)
     if db.execute(INSERT_SESSION, values).rowcount == 0:
-        raise ConflictError(records.taken_session(row.id))
+        raise records.session_id_taken(row.id)
     return row.id
 
 
@@ -375,18 +374,18 @@ def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connectio
 def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
     session = _fetch(SELECT_COUNTER, (session_id,), db)
     if not session:
-        raise SessionNotFoundError(records.no_session(session_id))
+        raise records.session_not_found(session_id)
     fresh = []
     for row in rows:
         stored = _fetch(SELECT_SAME_ID, (session_id, row.id), db)
         if not stored:
             fresh.append(row)
         elif not row.same_as(*stored[0]):
-            raise ConflictError(records.taken_id(session_id, row.id))
+            raise records.message_id_taken(session_id, row.id)
     if not fresh:
         return
     ((count, updated_at),) = session
-    now = max(records.session_time(session_id, updated_at), timestamps.utc_now())
+    now = max(records.check_session_time(session_id, updated_at), timestamps.utc_now())
     db.executemany(
         INSERT_MESSAGE,
         [
@@ -399,7 +398,7 @@ def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.C
 
 def _update_title(session_id: str, title: str, db: sqlite3.Connection) -> None:
     if db.execute(UPDATE_TITLE, (title, timestamps.utc_now(), session_id)).rowcount == 0:
-        raise SessionNotFoundError(records.no_session(session_id))
+        raise records.session_not_found(session_id)
 
 
 def _execute(sql: str, values: tuple[Any, ...], db: sqlite3.Connection) -> None:
