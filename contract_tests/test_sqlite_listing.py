@@ -43,9 +43,17 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield db
 
 
+def page(limit: int, offset: int, user_id: str | None, part: str, db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """Return a page; like the worker, end the transaction of the read."""
+    try:
+        return backend._page(limit, offset, user_id, part, db)
+    finally:
+        db.rollback()
+
+
 def listed(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = None, limit: int = 50) -> list[str]:
     """Return the ids that a filter finds."""
-    return [row[0] for row in backend._page(limit, 0, user_id, json_metadata.encode(part), db)]
+    return [row[0] for row in page(limit, 0, user_id, json_metadata.encode(part), db)]
 
 
 def rows_left(db: sqlite3.Connection) -> int:
@@ -91,12 +99,12 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
             if json_metadata.contains(text, wanted) and user_id in {None, user}
         ]
         found: list[str] = []
-        while page := backend._page(50, len(found), user_id, wanted, db):
-            found += [row[0] for row in page]
+        while rows := page(50, len(found), user_id, wanted, db):
+            found += [row[0] for row in rows]
         assert found == expected
-        everything = backend._page(records.MAX_COUNT, 0, user_id, wanted, db)
+        everything = page(records.MAX_COUNT, 0, user_id, wanted, db)
         assert [row[0] for row in everything] == expected
-        assert backend._page(0, 0, user_id, wanted, db) == []
+        assert page(0, 0, user_id, wanted, db) == []
 
 
 def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None:
