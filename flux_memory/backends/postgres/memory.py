@@ -1,4 +1,4 @@
-"""Conversation memory in PostgreSQL, through an asyncpg pool."""
+"""`PostgresConversationMemory`: a `Memory` in PostgreSQL, and the SQL of its methods."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ from flux_memory.records import json_metadata
 Result = TypeVar("Result")
 
 _OPENING_SHARE: Final = 0.9
-"""Of the deadline, for the opening: whoever waits for it learns what is wrong, not only that it takes long."""
+"""Share of the deadline for opening; the rest lets waiting callers report the cause instead of a timeout."""
 _PREPARING_SHARE: Final = 0.8
+"""Share of the deadline for checking the database and its schema; then the connection is dropped."""
 
-# Times go out as text in the records' form, and JSON crosses the wire as text both ways: a borrowed pool may have
-# codecs of its own, and text is what the records need. A time before Christ keeps its BC, which tells it from others.
+# Times and JSON cross the wire as text: a borrowed pool may have codecs of its own, and the records need text. A time
+# before Christ keeps its BC, so that it is not read as a later one.
 
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata, creation_id)
@@ -79,8 +80,8 @@ LIMIT $1 OFFSET $2
 SELECT_PAGE: Final = SELECT_SESSIONS + NEWEST_FIRST
 SELECT_PAGE_OF_USER: Final = SELECT_SESSIONS + "WHERE user_id = $3" + NEWEST_FIRST
 SELECT_PAGE_BY_METADATA: Final = SELECT_SESSIONS + "WHERE metadata @> $3::text::jsonb" + NEWEST_FIRST
-# OFFSET 0 is a fence: the user's sessions are walked in order and tested one by one, until the page is full. Left to
-# itself the planner reads every session that has the metadata, whoever's it is.
+# OFFSET 0 is an optimizer fence: PostgreSQL walks the user's sessions in order and tests each until the page is full.
+# Without it, the planner reads the sessions of all users that have the metadata.
 OWN_SESSIONS: Final = """
 WITH sessions AS NOT MATERIALIZED (
     SELECT *
@@ -93,7 +94,7 @@ SELECT_PAGE_OF_USER_BY_METADATA: Final = (
     OWN_SESSIONS + SELECT_SESSIONS + "WHERE metadata @> $4::text::jsonb\nLIMIT $1 OFFSET $2"
 )
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
-# What needs the lock of one session skips it if it is locked, and says so: done, and exists.
+# Each skips the session if it is locked, and returns whether the write was done, and whether the session exists.
 UPDATE_TITLE: Final = """
 WITH locked AS (
     SELECT id
@@ -123,7 +124,7 @@ WITH locked AS (
 )
 SELECT EXISTS (SELECT 1 FROM deleted), EXISTS (SELECT 1 FROM sessions WHERE id = $1)
 """
-# Not TRUNCATE, which deadlocks with adders that hold a session's row and want the messages' table.
+# Not TRUNCATE, which deadlocks with adds that hold a session's row and wait for the messages' table.
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
 
@@ -133,8 +134,8 @@ class PostgresConversationMemory(Memory):
     Args:
         dsn: `postgresql://user:password@host:5432/database`; by default the settings' `POSTGRES_DSN`.
         min_size: Connections opened at once, and kept.
-        max_size: Connections at most; further calls wait for one.
-        timeout: Seconds within which a call ends, unless `flux_memory.deadline()` says otherwise.
+        max_size: The largest number of connections; further calls wait for one.
+        timeout: Seconds within which a call ends, unless `flux_memory.deadline()` overrides it.
         pool: An asyncpg pool to borrow; it is never closed, and `dsn` is not read.
 
     Raises:
@@ -161,7 +162,7 @@ class PostgresConversationMemory(Memory):
                 from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
 
                 dsn = load_settings().require_postgres_dsn()
-            # This frame, too, is in the traceback of a DSN that is refused.
+            # An invalid DSN's traceback shows the variables of this frame, too.
             dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
             target = parse_dsn(dsn)
             self._shown = mask_dsn(dsn)
@@ -193,7 +194,7 @@ class PostgresConversationMemory(Memory):
         insert = partial(_insert_session, row, str(uuid4()), state)
 
         async def create(store: _Store) -> bool:
-            # An id of the caller's may be that of a session whose creation is not committed yet.
+            # A concurrent call may create a session with the caller's id, and hold its lock until it commits.
             run = store.executor.run if session_id is None else store.executor.run_on_any_lock
             return await run(state, insert)
 
@@ -297,7 +298,7 @@ class PostgresConversationMemory(Memory):
     async def close(self) -> None:
         await self._life.close()
         if not self._life.forked:
-            # Also what was opened for nothing, where the opening failed.
+            # An opening that failed may have left connections.
             self._pool.terminate()
 
     async def __aenter__(self) -> Self:
@@ -321,17 +322,17 @@ class PostgresConversationMemory(Memory):
         await self._run(state, lambda store: store.writer.add(session_id, rows, state))
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
-        """Run one statement that only reads, and return its rows."""
+        """Run a read and return its rows."""
         state = CallState(writes=False)
         return await self._run(state, lambda store: store.executor.run(state, methodcaller("fetch", sql, *values)))
 
     async def _write_session(self, sql: str, *values: object) -> bool:
-        """Run one statement that changes one session and may run twice; return whether the session exists."""
+        """Run an idempotent write to one session; return whether the session exists."""
         state = CallState(writes=True)
         return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
     async def _run(self, state: CallState, call: Callable[[_Store], Awaitable[Result]]) -> Result:
-        """Make a call within its deadline, on the store that the handle has opened."""
+        """Run a call within its deadline on the open store."""
         seconds = seconds_for(self.timeout)
         with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
@@ -339,7 +340,7 @@ class PostgresConversationMemory(Memory):
 
 
 class _Store(NamedTuple):
-    """What a handle opens."""
+    """The pool of a handle, and the two ways to use it."""
 
     pool: OwnPool | BorrowedPool
     executor: RetryingExecutor
@@ -362,7 +363,7 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:
-    """Store a session and return whether it is stored, by this attempt or by an earlier one whose reply was lost."""
+    """Store a session; return whether this attempt stored it, or an earlier one whose reply was lost."""
     stored = await connection.fetch(INSERT_SESSION, *row, creation_id)
     if not stored and state.lost:
         stored = await connection.fetch(SELECT_OWN_SESSION, row.id, creation_id)
