@@ -204,7 +204,7 @@ async def test_the_full_check_reports_a_method_that_does_not_keep_its_promise(pa
     """What comes back is compared with what was stored; the scratch session goes all the same."""
     async with Forgetful(path) as memory:
         report = CheckReport("sqlite", "")
-        with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned something else than was stored"):
+        with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned other data than was stored"):
             await check_methods(memory, report)
         assert report.full == METHODS[:5]
         assert await memory.count_sessions() == 0

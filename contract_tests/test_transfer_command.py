@@ -186,7 +186,7 @@ def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
     """A large file takes a while, a look at the DSN does not."""
     result = call("--sqlite-path", path, "--postgres-dsn", "mysql://u:secret@h/d")
     assert result.exit_code == 1
-    assert "only PostgreSQL is spoken here" in result.output
+    assert "only PostgreSQL is supported" in result.output
     assert "Found" not in result.output
 
 
