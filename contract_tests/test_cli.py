@@ -53,7 +53,7 @@ def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "Backend     sqlite\n" in result.stdout
     assert "Target      ./data/sqlite.db (does not exist yet)\n" in result.stdout
-    assert "Schema      none yet: made at first use\n" in result.stdout
+    assert "Schema      none yet: created at first use\n" in result.stdout
     assert result.stdout.endswith("\nOK\n")
     assert "Round trip" not in result.stdout
     assert "Full check" not in result.stdout
@@ -111,7 +111,7 @@ def test_postgres_masked_and_counted(environment: pytest.MonkeyPatch, flux_empty
     report = json.loads(result.stdout)
     assert report["ok"] is True
     assert report["backend"] == "postgres"
-    assert report["schema"] == "none yet: made at first use"
+    assert report["schema"] == "none yet: created at first use"
     assert report["round_trip_ms"] > 0
     assert asyncio.run(contents(flux_empty_database)) == []
     result = check("--full")
