@@ -12,7 +12,7 @@ _FORM: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.AS
 _DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte).isdecimal() else byte for byte in range(256))
 _FORM_OF_DIGITS: Final = "0000-00-00T00:00:00.000000+00:00"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECONDS_FROM: Final = 100_000_000_000
+_FIRST_MILLISECONDS: Final = 100_000_000_000
 """The first epoch number that counts milliseconds: in seconds it would be after the year 5000."""
 
 
@@ -72,7 +72,7 @@ def parse(value: object, naive: tzinfo = UTC) -> str:
                 return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=naive))
             value = float(value) if "." in value else int(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            unit = "milliseconds" if abs(value) >= _MILLISECONDS_FROM else "seconds"
+            unit = "milliseconds" if abs(value) >= _FIRST_MILLISECONDS else "seconds"
             return utc_text(_EPOCH + timedelta(**{unit: value}))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{value!r:.60} is not a time: {error}") from error
