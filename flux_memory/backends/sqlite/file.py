@@ -17,7 +17,7 @@ from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 _TRUSTED_SECONDS: Final = 0.05
 """Seconds until a read verifies the file again, and a write the log's times."""
 _TRUNCATED: Final = (
-    "{} was truncated while it was open; stop the process that cut it, copy the rest with -wal, restore a backup"
+    "{} was truncated while it was open; stop the process that cut it, copy the rest with -wal, and restore a backup"
 )
 
 
