@@ -18,8 +18,8 @@ def page(result: dict[str, Any]) -> str:
         f"{about['system']}, Python {about['python']}, PostgreSQL {about['server']}, default durability; load "
         f"{about['load_before']} before. Medians of {len(result['rounds'])} rounds. In each round every way ran "
         "once, after the disk and the server had finished the pending work of the one before (sync, CHECKPOINT). An "
-        "uncounted move before the first round made the server create its log files, which it reuses. Ratios are medians "
-        "of the ratios within the rounds."
+        "uncounted move before the first round made the server create its log files, which it reuses. Ratios are "
+        "medians of the ratios within the rounds."
     )
     lines = [
         "# SQLite to PostgreSQL",
