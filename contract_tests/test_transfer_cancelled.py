@@ -17,7 +17,8 @@ from transfer_memories import Trigger, everything, make_random, move
 
 from flux_memory import FluxMemoryError
 from flux_memory.testkit import Proxy
-from flux_memory.transfer import Plan, Status, lifeline, migrate
+from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer.target import watchdog as lifeline
 from flux_memory.transfer.threads import run_in_thread
 
 # Runs a migration again and again; each time all tasks are cancelled at another moment, once or several times, and the
@@ -25,7 +26,8 @@ from flux_memory.transfer.threads import run_in_thread
 CHILD = """
 import asyncio, gc, itertools, os, random, sys, threading, time
 from pathlib import Path
-from flux_memory.transfer import Extent, Plan, migrate, migrate_back, snapshot
+from flux_memory.transfer import Extent, Plan, migrate, migrate_back
+from flux_memory.transfer.source import snapshot
 
 how, path, dsn, work, seed, rounds = sys.argv[1:]
 rng = random.Random(seed)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.rows.validate import RowChecker
 
 USUAL = ("s", "id", "user", "Hello", '{"a": 1.5, "bb": "x"}', "2026-01-31T12:00:00.5", 0, 1)
 VALUES: list[list[Any]] = [

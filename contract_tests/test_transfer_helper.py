@@ -19,13 +19,14 @@ from test_transfer_load import make_tables
 from transfer_memories import add, add_session, everything, make_random, move
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Report, Status, helper, snapshot
-from flux_memory.transfer import preflight as preflight_module
-from flux_memory.transfer import source as sources
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.preflight import preflight
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.snapshot import snapshot_of
+from flux_memory.transfer import Extent, OnInvalid, Report, Status
+from flux_memory.transfer.rows.spool import Prepared
+from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.source import helper, snapshot
+from flux_memory.transfer.source import preflight as preflight_module
+from flux_memory.transfer.source import reader as sources
+from flux_memory.transfer.source.preflight import preflight
+from flux_memory.transfer.source.snapshot import snapshot_of
 
 
 @pytest.fixture

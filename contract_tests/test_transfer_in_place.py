@@ -22,10 +22,11 @@ from small_disk import small_files
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
 
 from flux_memory.errors import BackendUnavailableError, MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, quarantine, snapshot
-from flux_memory.transfer.prepared import RefusedRow
-from flux_memory.transfer.reading import read_all
-from flux_memory.transfer.snapshot import Snapshot, snapshot_of
+from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, quarantine
+from flux_memory.transfer.rows.spool import RefusedRow
+from flux_memory.transfer.source import snapshot
+from flux_memory.transfer.source.helper import read_all
+from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 
 SESSIONS, MESSAGES = 20, 5000
 COUNT = "SELECT count(*) FROM messages"

@@ -22,13 +22,15 @@ from test_transfer_load import make_tables
 from transfer_memories import everything, make_random, move
 from waiting import until
 
-from flux_memory.transfer import Plan, Status, migrate, migrate_back, way_back
+from flux_memory.transfer import Plan, Status, migrate, migrate_back
+from flux_memory.transfer import to_sqlite as way_back
 
 # The migration kills itself after so many rows of so many reports.
 CHILD = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from flux_memory.transfer import Plan, migrate, snapshot
+from flux_memory.transfer import Plan, migrate
+from flux_memory.transfer.source import snapshot
 path, dsn, large, rows = sys.argv[1:]
 snapshot._LARGE = int(large)
 class Watcher:
@@ -274,7 +276,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     script = """
 import os, signal, sys
-from flux_memory.transfer.leftovers import private_directory
+from flux_memory.transfer.tempfiles import private_directory
 with private_directory() as directory:
     (directory / "snapshot.db").write_text("people's words")
     print(directory, flush=True)

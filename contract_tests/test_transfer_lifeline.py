@@ -21,7 +21,8 @@ from waiting import until
 from flux_memory import BackendUnavailableError
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.servers import Server, start_server
-from flux_memory.transfer import Plan, Status, lifeline, migrate
+from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer.target import watchdog as lifeline
 
 BACKENDS = """
 SELECT pid FROM pg_stat_activity

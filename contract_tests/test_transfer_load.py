@@ -279,7 +279,7 @@ def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) 
 
 def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction left open by an application is said to be the reason."""
-    monkeypatch.setattr("flux_memory.transfer.load._LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
+    monkeypatch.setattr("flux_memory.transfer.target.load._LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
     make_file_with_data(path)
     make_tables(target)
 

@@ -18,9 +18,9 @@ from original_application import add_sessions, make_file
 from transfer_memories import Trigger, add, add_session, everything, move
 
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.transfer import Extent, Kind, OnInvalid, Plan, Report, Status, migrate, retry
-from flux_memory.transfer.prepared import RefusedRow
+from flux_memory.transfer import Extent, Kind, OnInvalid, Plan, Report, Status, migrate, quarantine
 from flux_memory.transfer.quarantine import write_quarantine
+from flux_memory.transfer.rows.spool import RefusedRow
 
 Db = sqlite3.Connection
 JSON = "metadata"
@@ -310,7 +310,7 @@ def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.M
     session = {"id": "s", "created_at": "2026-01-01T00:00:00", "updated_at": "2026-01-01T00:00:00"}
     line = json.dumps({"table": "sessions", "problems": [], "row": session})
     path.write_text(f"{line}\n" * 300_000)
-    begun, lines, row = threading.Event(), itertools.count(), retry._row
+    begun, lines, row = threading.Event(), itertools.count(), quarantine._row
 
     def counted(*arguments: Any) -> Any:
         next(lines)
@@ -326,7 +326,7 @@ def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.M
             await retrying
         return next(lines)
 
-    monkeypatch.setattr(retry, "_row", counted)
+    monkeypatch.setattr(quarantine, "_row", counted)
     read = asyncio.run(run())
     assert read < 300_000
     # The run has waited for all threads.
@@ -337,8 +337,8 @@ def test_a_retry_looks_its_sessions_up(tmp_path: Path) -> None:
     """Each refused message brings its session; to compare each with all would take a day of a hundred thousand."""
     path, scratch = tmp_path / "empty.jsonl", tmp_path / "scratch.db"
     path.touch()
-    retry.to_scratch(path, scratch, lambda: False)
+    quarantine.to_scratch(path, scratch, lambda: False)
     with closing(sqlite3.connect(scratch)) as db:
         db.executescript("CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at)")
-        plan = [row[-1] for row in db.execute(f"EXPLAIN QUERY PLAN {retry.ADD_CONTEXTS}")]
+        plan = [row[-1] for row in db.execute(f"EXPLAIN QUERY PLAN {quarantine.ADD_CONTEXTS}")]
     assert any("INDEX sessions_by_id (id=?)" in step for step in plan), plan

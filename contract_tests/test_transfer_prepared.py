@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_memory.transfer.prepared import Prepared, SessionDigest
+from flux_memory.transfer.rows.spool import Prepared, SessionDigest
 
 MESSAGES = st.lists(st.integers(1, 40).map(lambda length: b"m" * length), max_size=9)
 

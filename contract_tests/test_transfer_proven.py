@@ -23,8 +23,10 @@ from transfer_memories import add, add_session, everything, move
 from flux_memory import FluxMemoryError
 from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, migrate_back, verify, way_back
-from flux_memory.transfer.wire import GROUP_MESSAGES
+from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, migrate_back
+from flux_memory.transfer import to_sqlite as way_back
+from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES
+from flux_memory.transfer.target import verify
 
 DIGESTS = """
 SELECT

@@ -23,10 +23,10 @@ from transfer_memories import add, add_session, everything, make_random, move
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.records import timestamps
 from flux_memory.transfer import Extent, Status, migrate_back
-from flux_memory.transfer.canonical import Canonicalizer
-from flux_memory.transfer.problems import RefusedError
-from flux_memory.transfer.times import microseconds
-from flux_memory.transfer.times import text as time_text
+from flux_memory.transfer.rows.canonical import Canonicalizer
+from flux_memory.transfer.rows.postgres_time import microseconds
+from flux_memory.transfer.rows.postgres_time import text as time_text
+from flux_memory.transfer.rows.problems import RefusedError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=40) | st.sampled_from(
     [

@@ -22,9 +22,10 @@ from small_disk import small_files
 from waiting import until
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Plan, migrate, snapshot
-from flux_memory.transfer import source as sources
-from flux_memory.transfer.snapshot import snapshot_of
+from flux_memory.transfer import Plan, migrate
+from flux_memory.transfer.source import reader as sources
+from flux_memory.transfer.source import snapshot
+from flux_memory.transfer.source.snapshot import snapshot_of
 
 COUNT = "SELECT count(*) FROM sessions"
 

@@ -18,7 +18,8 @@ from transfer_memories import Trigger, everything, make_random, move
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, PostgresConversationMemory
 from flux_memory.testkit import Proxy
-from flux_memory.transfer import Plan, Status, lifeline, migrate
+from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer.target import watchdog as lifeline
 
 SESSIONS, MESSAGES = 30, 2000
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"

@@ -21,7 +21,7 @@ from flux_memory.transfer import Plan, Status, migrate
 
 # The command as it is, but for its patience with locks.
 COMMAND: Final = """
-from flux_memory.transfer import snapshot
+from flux_memory.transfer.source import snapshot
 snapshot._BUSY_SECONDS = 0.5
 from flux_memory.cli.migrate import migrate
 migrate()

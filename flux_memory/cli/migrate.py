@@ -197,7 +197,7 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
-    from flux_memory.transfer.leftovers import sync  # noqa: PLC0415 - not needed for --help
+    from flux_memory.transfer.tempfiles import sync  # noqa: PLC0415 - not needed for --help
 
     try:
         # The name of a file may be no text; what replaces it then is JSON's own escape.

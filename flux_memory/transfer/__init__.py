@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from flux_memory.transfer.migration import Extent, OnInvalid, Plan, migrate
-    from flux_memory.transfer.problems import Kind, Tally
     from flux_memory.transfer.progress import Watcher
     from flux_memory.transfer.report import Report, Status
-    from flux_memory.transfer.way_back import migrate_back
+    from flux_memory.transfer.rows.problems import Kind, Tally
+    from flux_memory.transfer.to_sqlite import migrate_back
 
 __all__ = ["Extent", "Kind", "OnInvalid", "Plan", "Report", "Status", "Tally", "Watcher", "migrate", "migrate_back"]
 
 _MODULES: Final = {
     "Extent": "migration",
-    "Kind": "problems",
+    "Kind": "rows.problems",
     "OnInvalid": "migration",
     "Plan": "migration",
     "Report": "report",
     "Status": "report",
-    "Tally": "problems",
+    "Tally": "rows.problems",
     "Watcher": "progress",
     "migrate": "migration",
-    "migrate_back": "way_back",
+    "migrate_back": "to_sqlite",
 }
 
 

@@ -17,22 +17,21 @@ from typing import Any, Final, TypeVar
 
 from flux_memory import dsn as dsns
 from flux_memory.errors import FluxMemoryError, MigrationError
-from flux_memory.transfer import source as sources
-from flux_memory.transfer import target as targets
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.leftovers import private_directory
-from flux_memory.transfer.load import load
-from flux_memory.transfer.merge import Merged, merge
-from flux_memory.transfer.preflight import Findings
-from flux_memory.transfer.prepared import Prepared, RefusedRow, all_digests
 from flux_memory.transfer.progress import Nobody, Watcher
-from flux_memory.transfer.quarantine import refuse_unwritable, write_quarantine
-from flux_memory.transfer.reading import read_all
+from flux_memory.transfer.quarantine import add_sessions_of_target, refuse_unwritable, to_scratch, write_quarantine
 from flux_memory.transfer.report import Report, Status
-from flux_memory.transfer.retry import add_sessions_of_target, to_scratch
-from flux_memory.transfer.snapshot import Snapshot, snapshot_of
+from flux_memory.transfer.rows.spool import Prepared, RefusedRow, all_digests
+from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.source import reader as sources
+from flux_memory.transfer.source.helper import read_all
+from flux_memory.transfer.source.preflight import Findings
+from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
+from flux_memory.transfer.target import server as targets
+from flux_memory.transfer.target.load import load
+from flux_memory.transfer.target.merge import Merged, merge
+from flux_memory.transfer.target.verify import compare
+from flux_memory.transfer.tempfiles import private_directory
 from flux_memory.transfer.threads import run_in_thread
-from flux_memory.transfer.verify import compare
 
 Result = TypeVar("Result")
 
@@ -185,7 +184,7 @@ class _Migration:
 
     def _read(self) -> tuple[Findings, list[Prepared]]:
         return read_all(
-            self._snapshot,
+            self._snapshot.helper,
             self._source(),
             self._checker,
             self._prepared,

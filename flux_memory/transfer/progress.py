@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+Advance = Callable[[int], None]
+"""Counts rows that are done; fewer than 0 where they are read again."""
 
 
 class Watcher(Protocol):

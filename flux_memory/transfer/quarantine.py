@@ -6,14 +6,53 @@ import base64
 import json
 import math
 import os
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.leftovers import publish, unproven_file
-from flux_memory.transfer.prepared import RefusedRow
-from flux_memory.transfer.source import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
+from flux_memory.transfer.rows.raw import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
+from flux_memory.transfer.rows.spool import RefusedRow
+from flux_memory.transfer.tempfiles import publish, unproven_file
+
+# No keys and no types: what was refused once must be taken as it is, to be refused again by the same rules.
+SCRATCH: Final = """
+CREATE TABLE sessions (id, user_id, title, metadata, created_at, updated_at);
+CREATE TABLE messages (session_id, id, role, content, metadata, created_at);
+CREATE INDEX messages_by_session ON messages (session_id, created_at);
+CREATE INDEX sessions_by_id ON sessions (id);
+CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at);
+"""
+INSERT_SESSION: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_CONTEXT: Final = "INSERT INTO contexts VALUES (?, ?, ?, ?, ?, ?)"
+# A session that was refused itself is there as a row of its own, mended; the others are as in the source.
+ADD_CONTEXTS: Final = """
+INSERT INTO sessions
+SELECT DISTINCT * FROM contexts WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id IS contexts.id)
+"""
+INSERT_MESSAGE: Final = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)"
+SELECT_HOMELESS: Final = """
+SELECT DISTINCT session_id FROM messages
+WHERE typeof(session_id) = 'text'
+  AND session_id > ?
+  AND session_id NOT IN (SELECT id FROM sessions WHERE id IS NOT NULL)
+ORDER BY session_id
+LIMIT ?
+"""
+SELECT_TARGET_SESSIONS: Final = """
+SELECT
+    id,
+    user_id,
+    title,
+    metadata::text,
+    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+FROM sessions
+WHERE id = ANY($1)
+"""
+_AT_ONCE: Final = 1_000
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -81,4 +120,80 @@ def _value(value: object) -> object:
             return {"text_base64": base64.b64encode(value.encode("utf-8", "surrogateescape")).decode()}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
+    return value
+
+
+async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
+    """Add the target's own sessions to which the file's messages belong: an orphan may have got a new home."""
+    with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
+        last = ""
+        while ids := [id_ for (id_,) in db.execute(SELECT_HOMELESS, (last, _AT_ONCE))]:
+            last = ids[-1]
+            # What no PostgreSQL text can hold is no session's id there.
+            found = await connection.fetch(SELECT_TARGET_SESSIONS, [id_ for id_ in ids if "\x00" not in id_])
+            db.executemany(INSERT_SESSION, [tuple(row) for row in found])
+
+
+def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
+    """Make a SQLite file of a quarantine file, so that mended rows move as any others do.
+
+    Args:
+        path: The quarantine file.
+        scratch: The file to make.
+        stopped: Whether to give up, asked at each line.
+
+    Raises:
+        MigrationError: The file cannot be read; the message names the line. Or it was given up.
+    """
+    with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
+        db.executescript(SCRATCH)
+        db.execute("BEGIN")
+        for number, entry in _entries(path):
+            if stopped():
+                raise MigrationError(f"{path} was not read to its end: cancelled")
+            try:
+                if entry["table"] == "sessions":
+                    db.execute(INSERT_SESSION, _row(SESSION_FIELDS, entry["row"]))
+                elif entry["table"] == "messages":
+                    db.execute(INSERT_MESSAGE, _row(MESSAGE_FIELDS, entry["row"]))
+                else:
+                    raise ValueError("'table' must be 'sessions' or 'messages'")
+                if "session" in entry:
+                    db.execute(INSERT_CONTEXT, _row(SESSION_FIELDS, entry["session"]))
+            except (KeyError, TypeError, ValueError, OverflowError, sqlite3.Error) as error:
+                raise MigrationError(f"line {number} of {path} is not a quarantined row: {error}; mend it") from error
+        db.execute(ADD_CONTEXTS)
+        db.execute("COMMIT")
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    entry = json.loads(line.decode())
+                    if not isinstance(entry, dict):
+                        raise MigrationError(f"line {number} of {path} is not a JSON object; mend it")
+                    yield number, entry
+    except OSError as error:
+        raise MigrationError(f"{path} cannot be read: {error.strerror}; check --retry") from error
+    except (ValueError, RecursionError) as error:
+        raise MigrationError(f"line {number} of {path} is not JSON in UTF-8: {error}; mend it") from error
+
+
+def _row(names: tuple[str, ...], row: Any) -> tuple[Any, ...]:
+    if not isinstance(row, dict):
+        raise TypeError("'row' and 'session' must be JSON objects")
+    if unknown := set(row) - set(names):
+        raise ValueError(f"unknown columns {sorted(unknown)}")
+    return tuple(_from_json(row.get(name)) for name in names)
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        ((kind, inner),) = value.items()
+        if kind == "float":
+            return float(inner)
+        # Text that is no UTF-8 cannot be bound; as a BLOB it is refused again until it is mended.
+        return base64.b64decode(inner, validate=True)
     return value

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from flux_memory.transfer.merge import Merged
-from flux_memory.transfer.preflight import Findings
-from flux_memory.transfer.verify import Comparison
+from flux_memory.transfer.source.preflight import Findings
+from flux_memory.transfer.target.merge import Merged
+from flux_memory.transfer.target.verify import Comparison
 
 
 class Status(StrEnum):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import private_copy
-from flux_memory.transfer.helper import Helper
-from flux_memory.transfer.leftovers import private_directory
+from flux_memory.transfer.source import probe_process as private_copy
+from flux_memory.transfer.source.helper import Helper
+from flux_memory.transfer.tempfiles import private_directory
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CACHE: Final = "PRAGMA cache_size = -4000"

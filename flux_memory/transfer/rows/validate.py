@@ -7,11 +7,11 @@ from datetime import tzinfo
 from typing import Final
 
 from flux_memory.records.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
-from flux_memory.transfer.canonical import Canonicalizer
-from flux_memory.transfer.problems import Kind, Problem, RefusedError
-from flux_memory.transfer.source import RawRow
-from flux_memory.transfer.times import all_microseconds, microseconds
-from flux_memory.transfer.wire import MessageRow, SessionRow
+from flux_memory.transfer.rows.canonical import Canonicalizer
+from flux_memory.transfer.rows.pgcopy import MessageRow, SessionRow
+from flux_memory.transfer.rows.postgres_time import all_microseconds, microseconds
+from flux_memory.transfer.rows.problems import Kind, Problem, RefusedError
+from flux_memory.transfer.rows.raw import RawRow
 
 _SURELY_SMALL: Final = MAX_CONTENT_BYTES // 4
 _NEW: Final = tuple.__new__

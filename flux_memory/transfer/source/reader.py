@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from functools import partial
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from flux_memory.errors import MigrationError
 from flux_memory.schema import VERSION_TABLE, adopted_version, missing
 from flux_memory.schema import sqlite as schema
-from flux_memory.transfer.times import microseconds
+from flux_memory.transfer.rows.postgres_time import microseconds
+from flux_memory.transfer.rows.raw import RawRow
 
 SELECT_TABLES: Final = (
     "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -34,12 +35,6 @@ _KNOWN: Final = {
 }
 _DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
 """Tables and views of the library that say nothing which the rows do not."""
-
-SESSION_FIELDS: Final = ("id", "user_id", "title", "metadata", "created_at", "updated_at")
-MESSAGE_FIELDS: Final = ("session_id", "id", "role", "content", "metadata", "created_at")
-
-RawRow = tuple[Any, ...]
-"""A row as SQLite holds it: its fields as above, whether a row before has the same id, and the rowid."""
 
 
 class Part(NamedTuple):

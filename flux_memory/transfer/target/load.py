@@ -8,11 +8,11 @@ from typing import Any, Final
 import asyncpg
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.preflight import Advance, Findings
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.progress import Watcher
-from flux_memory.transfer.target import writing
-from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.progress import Advance, Watcher
+from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.spool import Prepared
+from flux_memory.transfer.source.preflight import Findings
+from flux_memory.transfer.target.server import writing
 
 # One migration at a time; a second one finds the first one's rows and goes on from there.
 LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"

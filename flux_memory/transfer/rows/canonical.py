@@ -11,8 +11,8 @@ from json.encoder import encode_basestring as quote
 from typing import Any, Final, NoReturn
 
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
-from flux_memory.transfer.problems import Kind, RefusedError
-from flux_memory.transfer.shapes import Shapes
+from flux_memory.transfer.rows.json_templates import Shapes
+from flux_memory.transfer.rows.problems import Kind, RefusedError
 
 _WHITESPACE: Final = " \t\n\r"
 _SURELY_SMALL: Final = MAX_METADATA_BYTES // 4

@@ -7,7 +7,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from flux_memory.transfer.source import RawRow
+from flux_memory.transfer.rows.raw import RawRow
 
 Messages = TypeVar("Messages", bound=tuple[Any, ...])
 

@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from flux_memory.transfer.preflight import Advance
-from flux_memory.transfer.prepared import Batch, Prepared
-from flux_memory.transfer.target import WRITING
-from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.progress import Advance
+from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.spool import Batch, Prepared
+from flux_memory.transfer.target.server import WRITING
 
 CREATE_STAGING: Final = """
 CREATE TEMP TABLE flux_memory_staged_sessions ON COMMIT DELETE ROWS AS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -11,12 +11,8 @@ from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.conversations import conversations
-from flux_memory.transfer.prepared import Prepared, RefusedRow, SessionDigest
-from flux_memory.transfer.problems import Kind, Problem, Tally
-from flux_memory.transfer.source import Part, RawRow, Source
-from flux_memory.transfer.wire import (
+from flux_memory.transfer.progress import Advance
+from flux_memory.transfer.rows.pgcopy import (
     MessageRow,
     MessagesDigest,
     SessionRow,
@@ -25,6 +21,12 @@ from flux_memory.transfer.wire import (
     prepare_messages,
     session_digest,
 )
+from flux_memory.transfer.rows.problems import Kind, Problem, Tally
+from flux_memory.transfer.rows.raw import RawRow
+from flux_memory.transfer.rows.spool import Prepared, RefusedRow, SessionDigest
+from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.source.conversations import conversations
+from flux_memory.transfer.source.reader import Part, Source
 
 _STEP: Final = 2048
 """Rows between two reports of progress."""
@@ -32,8 +34,6 @@ _TOGETHER: Final = 128
 """Messages that are checked together, whatever their sessions are."""
 _MOST_BYTES: Final = 1024 * 1024
 """Fewer are, where they reach so many bytes."""
-
-Advance = Callable[[int], None]
 
 
 @dataclass

@@ -10,11 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from flux_memory.errors import FluxMemoryError
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.preflight import Findings, preflight
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.snapshot import connect
-from flux_memory.transfer.source import Layout, Part, Source
+from flux_memory.transfer.rows.spool import Prepared
+from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.source.preflight import Findings, preflight
+from flux_memory.transfer.source.reader import Layout, Part, Source
+from flux_memory.transfer.source.snapshot import connect
 
 
 class _Answering:

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import IO, Final, NamedTuple, Self
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.holes import give_back
-from flux_memory.transfer.problems import Problem
-from flux_memory.transfer.source import RawRow
+from flux_memory.transfer.rows.problems import Problem
+from flux_memory.transfer.rows.punch_hole import give_back
+from flux_memory.transfer.rows.raw import RawRow
 
 _ENTRY: Final = Struct(">I32sQ32sI")
 _FILES: Final = 5

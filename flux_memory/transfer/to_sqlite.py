@@ -14,19 +14,19 @@ from flux_memory import dsn as dsns
 from flux_memory.dsn import SecretText
 from flux_memory.errors import MigrationError
 from flux_memory.schema import sqlite as schema
-from flux_memory.transfer import source as sources
-from flux_memory.transfer import target as targets
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.leftovers import publish, unproven_file
-from flux_memory.transfer.merge import Merged
-from flux_memory.transfer.preflight import preflight
-from flux_memory.transfer.prepared import Prepared
 from flux_memory.transfer.progress import Nobody, Watcher
 from flux_memory.transfer.report import Report, Status
+from flux_memory.transfer.rows.pgcopy import CopyReader
+from flux_memory.transfer.rows.postgres_time import text as time_text
+from flux_memory.transfer.rows.spool import Prepared
+from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.source import reader as sources
+from flux_memory.transfer.source.preflight import preflight
+from flux_memory.transfer.target import server as targets
+from flux_memory.transfer.target.merge import Merged
+from flux_memory.transfer.target.verify import compare_in_transaction
+from flux_memory.transfer.tempfiles import publish, unproven_file
 from flux_memory.transfer.threads import run_in_thread
-from flux_memory.transfer.times import text as time_text
-from flux_memory.transfer.verify import compare_in_transaction
-from flux_memory.transfer.wire import CopyReader
 
 SELECT_SESSIONS: Final = """
 SELECT id, user_id, title, created_at, updated_at, metadata::text

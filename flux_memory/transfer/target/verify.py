@@ -7,13 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.prepared import Prepared, SessionDigest
-from flux_memory.transfer.server_digests import ServerSession, read_digests
-from flux_memory.transfer.source import Source
-from flux_memory.transfer.target import missing_keys, reading
-from flux_memory.transfer.times import text as time_text
-from flux_memory.transfer.wire import (
+from flux_memory.transfer.rows.pgcopy import (
     MESSAGE_DIGEST,
     MessageRow,
     MessagesDigest,
@@ -22,6 +16,12 @@ from flux_memory.transfer.wire import (
     prepare_messages,
     session_digest,
 )
+from flux_memory.transfer.rows.postgres_time import text as time_text
+from flux_memory.transfer.rows.spool import Prepared, SessionDigest
+from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.source.reader import Source
+from flux_memory.transfer.target.server import missing_keys, reading
+from flux_memory.transfer.target.server_digests import ServerSession, read_digests
 
 SELECT_SESSION: Final = """
 SELECT

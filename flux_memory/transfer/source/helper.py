@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import tzinfo
 from multiprocessing.connection import Pipe
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.preflight import Advance, Findings
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.source import Layout, Part
+from flux_memory.transfer.progress import Advance
+from flux_memory.transfer.rows.spool import Prepared
+from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.source.preflight import Findings, preflight
+from flux_memory.transfer.source.reader import EVERYTHING, Layout, Part, Source
 
 
 class Helper:
@@ -28,7 +32,7 @@ class Helper:
         self._pipe, theirs = Pipe()
         descriptors = [theirs.fileno(), *self.prepared.descriptors]
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-            [sys.executable, "-P", "-m", "flux_memory.transfer.helper_process", *map(str, descriptors)],
+            [sys.executable, "-P", "-m", "flux_memory.transfer.source.helper_process", *map(str, descriptors)],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -72,3 +76,45 @@ class Helper:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def read_all(
+    helper: Helper | None,
+    source: Source,
+    checker: RowChecker,
+    prepared: Prepared,
+    advance: Advance,
+    *,
+    keeps_rows: bool,
+) -> tuple[Findings, list[Prepared]]:
+    """Preflight a source, and return what was found with the parts that follow one another.
+
+    Args:
+        helper: Has opened the same state, if the file is large.
+        source: What is read.
+        checker: Checks them.
+        prepared: Takes them, or those of the first half.
+        advance: Told how many rows were read.
+        keeps_rows: Whether they are to be loaded.
+    """
+    prepared.keeps_rows = keeps_rows
+    middle = None if helper is None else source.middle()
+    if helper is None or middle is None:
+        return preflight(source, checker, prepared, advance, EVERYTHING), [prepared]
+    lock = Lock()
+
+    def advance_both(rows: int) -> None:
+        with lock:
+            advance(rows)
+
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(
+            helper.preflight, source.layout, source.naive, Part(first=middle), advance_both, keeps_rows=keeps_rows
+        )
+        try:
+            found = preflight(source, checker, prepared, advance_both, Part(end=middle))
+        except BaseException:
+            helper.kill()
+            raise
+        found.include(second.result())
+    return found, [prepared, helper.prepared]

@@ -16,7 +16,7 @@ from flux_memory.dsn import SecretText
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
-from flux_memory.transfer import lifeline
+from flux_memory.transfer.target import watchdog as lifeline
 
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"

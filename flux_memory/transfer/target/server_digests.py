@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from flux_memory.transfer.prepared import SessionDigest
-from flux_memory.transfer.wire import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
+from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
+from flux_memory.transfer.rows.spool import SessionDigest
 
 # Parallel workers compute the digests of messages and sort them. The aggregates get them in the subquery's order; where
 # they did not, the session would seem to differ and be compared row by row. A full join, since messages without a
