@@ -18,7 +18,7 @@ from transfer_memories import Trigger, everything, make_random, move
 from flux_memory import FluxMemoryError
 from flux_memory.testkit import Proxy
 from flux_memory.transfer import Plan, Status, migrate
-from flux_memory.transfer.target import watchdog as lifeline
+from flux_memory.transfer.target import watchdog
 from flux_memory.transfer.threads import run_in_thread
 
 # Runs a migration again and again; each time all tasks are cancelled at another moment, once or several times, and the
@@ -26,7 +26,7 @@ from flux_memory.transfer.threads import run_in_thread
 CHILD = """
 import asyncio, gc, itertools, os, random, sys, threading, time
 from pathlib import Path
-from flux_memory.transfer import Extent, Plan, migrate, migrate_back
+from flux_memory.transfer import Mode, Plan, migrate, migrate_back
 from flux_memory.transfer.source import snapshot
 
 how, path, dsn, work, seed, rounds = sys.argv[1:]
@@ -35,11 +35,12 @@ path, work = Path(path), Path(work)
 os.cpu_count = lambda: 2
 
 def transfer(number):
-    snapshot._LARGE = 0 if number % 2 else 10**12
+    snapshot._HELPER_MIN_BYTES = 0 if number % 2 else 10**12
     if how == "back":
         (work / "back.db").unlink(missing_ok=True)
         return migrate_back(dsn, work / "back.db")
-    return migrate(Plan(path, dsn, Extent.VERIFY if how == "verify" else Extent.MOVE, batch_size=50))
+    mode = Mode.VERIFY if how == "verify" else Mode.MOVE
+    return migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=mode, batch_size=50))
 
 async def cancelled(number, turns, seconds, times):
     me, task = asyncio.current_task(), asyncio.create_task(transfer(number))
@@ -140,7 +141,7 @@ def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_c
                 trigger = Trigger(phase, lambda: asyncio.get_running_loop().call_later(0.01, cancel_others))
                 try:
                     async with asyncio.timeout(20):
-                        await migrate(Plan(path, dsn, batch_size=50), trigger)
+                        await migrate(Plan(sqlite_path=path, postgres_dsn=dsn, batch_size=50), trigger)
                 except TimeoutError:
                     raise
                 except (FluxMemoryError, asyncio.CancelledError):
@@ -160,7 +161,7 @@ def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_em
     async def run(proxy: Proxy) -> float:
         async with connected(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            migrating = asyncio.create_task(migrate(Plan(path, proxy.dsn)))
+            migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
             await waiting_for_lock(connection)
             proxy.silence()
             began = time.monotonic()
@@ -171,7 +172,7 @@ def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_em
             return time.monotonic() - began
 
     with Proxy(dsn) as proxy:
-        assert asyncio.run(run(proxy)) < lifeline.ANSWER
+        assert asyncio.run(run(proxy)) < watchdog.PROBE_TIMEOUT_SECONDS
 
 
 def test_a_thread_has_ended_when_its_call_does() -> None:

@@ -22,7 +22,7 @@ from small_disk import small_files
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
 
 from flux_memory.errors import BackendUnavailableError, MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, quarantine
+from flux_memory.transfer import Mode, OnInvalid, Plan, Report, Status, migrate, quarantine
 from flux_memory.transfer.rows.spool import RefusedRow
 from flux_memory.transfer.source import snapshot
 from flux_memory.transfer.source.helper import read_all
@@ -47,7 +47,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
 def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the file, and however many processors there are."""
-    monkeypatch.setattr(snapshot, "_LARGE", 0)
+    monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: request.param)
 
 
@@ -75,7 +75,7 @@ def append(path: Path) -> None:
 
 
 def watched(path: Path, dsn: str, watcher: Trigger, **plan: Any) -> Report:
-    return asyncio.run(migrate(Plan(path, dsn, **plan), watcher))
+    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan), watcher))
 
 
 @pytest.mark.parametrize("empty", [(), ("chat.db-journal", "chat.db-wal")], ids=["alone", "beside empty files"])
@@ -141,7 +141,7 @@ def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
     """Whoever keeps it reads the file as it was then."""
     with snapshot_of(path) as opened:
         opened.open()
-        opened.keep()
+        opened.freeze()
         append(path)
         assert not opened.renew()
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
@@ -188,7 +188,7 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
     write(path, *(f"UPDATE sessions SET title = 'another' WHERE id = '{id_}'" for id_ in ids))
     age(path)
     gone = f"DELETE FROM sessions WHERE id = '{ids[0]}'"
-    report = watched(path, dsn, Trigger("Verify", lambda: write(path, gone)), extent=Extent.VERIFY)
+    report = watched(path, dsn, Trigger("Verify", lambda: write(path, gone)), mode=Mode.VERIFY)
     assert report.status is Status.DIFFERENT
     assert report.verification is not None
     assert report.verification.first_differences == [
@@ -209,7 +209,7 @@ def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_cl
         f"UPDATE sessions SET title = '{title}' WHERE id = '{one}'",
         f"UPDATE sessions SET title = 'another' WHERE id = '{other}'",
     )
-    report = watched(path, dsn, Trigger("Verify", lambda: write(path, *swap)), extent=Extent.VERIFY)
+    report = watched(path, dsn, Trigger("Verify", lambda: write(path, *swap)), mode=Mode.VERIFY)
     assert report.status is Status.DIFFERENT
     assert report.verification is not None
     assert report.verification.first_differences == [
@@ -244,19 +244,19 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     write(path, "UPDATE sessions SET title = 'another'")
     age(path)
     ended = threading.Event()
-    keep = Snapshot.keep
+    freeze = Snapshot.freeze
 
-    def keep_and_tell(opened: Snapshot) -> None:
+    def freeze_and_signal(opened: Snapshot) -> None:
         try:
-            keep(opened)
+            freeze(opened)
         finally:
             ended.set()
 
-    monkeypatch.setattr(Snapshot, "keep", keep_and_tell)
+    monkeypatch.setattr(Snapshot, "freeze", freeze_and_signal)
 
     async def run() -> None:
         lock = Trigger("Verify", lambda: application.execute("BEGIN EXCLUSIVE"))
-        migration = asyncio.create_task(migrate(Plan(path, dsn, Extent.VERIFY), lock))
+        migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=Mode.VERIFY), lock))
         await asyncio.wait([migration], timeout=1)
         assert lock.acted
         migration.cancel()
@@ -286,7 +286,7 @@ def test_a_cancellation_waits_until_nothing_is_read(
     monkeypatch.setattr("flux_memory.transfer.migration.read_all", read_later)
 
     async def run() -> None:
-        migration = asyncio.create_task(migrate(Plan(path, flux_postgres_clean_dsn)))
+        migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn)))
         await asyncio.to_thread(begun.wait)
         migration.cancel()
         asyncio.get_running_loop().call_later(0.1, cancelled.set)
@@ -307,7 +307,9 @@ def test_a_migration_does_not_need_the_loops_threads(path: Path) -> None:
         try:
             # The file is read before the server is asked for.
             with pytest.raises(BackendUnavailableError):
-                await asyncio.wait_for(migrate(Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere")), 20)
+                await asyncio.wait_for(
+                    migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere")), 20
+                )
         finally:
             free.set()
             await busy
@@ -340,7 +342,12 @@ def test_a_cancelled_quarantine_leaves_no_file(
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(Snapshot, "interrupt", interrupt_and_tell)
         monkeypatch.setattr(quarantine, "_entry", cancel_and_go_on)
-        plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=refused)
+        plan = Plan(
+            sqlite_path=path,
+            postgres_dsn=flux_postgres_clean_dsn,
+            on_invalid=OnInvalid.QUARANTINE,
+            quarantine_file=refused,
+        )
         migration = asyncio.create_task(migrate(plan))
         await asyncio.wait([migration])
         assert migration.cancelled()
@@ -390,7 +397,7 @@ def test_an_application_that_writes_all_the_time_is_no_hindrance(
         try:
             for _ in range(5):
                 age(path)
-                report = await migrate(Plan(path, flux_postgres_clean_dsn))
+                report = await migrate(Plan(sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn))
                 assert report.status is Status.IDENTICAL
                 assert report.preflight.messages % 3 == 0
         finally:

@@ -22,8 +22,7 @@ from test_transfer_load import make_tables
 from transfer_memories import everything, make_random, move
 from waiting import until
 
-from flux_memory.transfer import Plan, Status, migrate, migrate_back
-from flux_memory.transfer import to_sqlite as way_back
+from flux_memory.transfer import Plan, Status, migrate, migrate_back, to_sqlite
 
 # The migration kills itself after so many rows of so many reports.
 CHILD = """
@@ -32,7 +31,7 @@ from pathlib import Path
 from flux_memory.transfer import Plan, migrate
 from flux_memory.transfer.source import snapshot
 path, dsn, large, rows = sys.argv[1:]
-snapshot._LARGE = int(large)
+snapshot._HELPER_MIN_BYTES = int(large)
 class Watcher:
     left = int(rows)
     def phase(self, name, rows): self.advance(1)
@@ -40,7 +39,7 @@ class Watcher:
     def advance(self, rows):
         self.left -= rows
         if self.left < 0: os.kill(os.getpid(), signal.SIGKILL)
-asyncio.run(migrate(Plan(Path(path), dsn, batch_size=50), Watcher()))
+asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, batch_size=50), Watcher()))
 """
 OTHERS = """
 SELECT count(*) FROM pg_stat_activity
@@ -236,7 +235,7 @@ def test_an_interrupted_way_back_waits_for_its_thread(
     dsn = flux_postgres_clean_dsn
     asyncio.run(execute(dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
     assert move(path, dsn).status is Status.IDENTICAL
-    finish = way_back._finish
+    finish = to_sqlite._finish
     at_work = threading.Event()
 
     def slow(db: sqlite3.Connection) -> None:
@@ -258,7 +257,7 @@ def test_an_interrupted_way_back_waits_for_its_thread(
         assert ended.is_set()
 
     ended = threading.Event()
-    monkeypatch.setattr(way_back, "_finish", slow)
+    monkeypatch.setattr(to_sqlite, "_finish", slow)
     asyncio.run(run())
     assert list(tmp_path.iterdir()) == []
 
@@ -378,7 +377,7 @@ def test_a_cancelled_call_leaves_nothing_open(path: Path, flux_empty_database: s
 
     async def cancel_in(name: str) -> None:
         watcher = CancelIn(name)
-        watcher.task = asyncio.create_task(migrate(Plan(path, dsn), watcher))
+        watcher.task = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn), watcher))
         with pytest.raises(asyncio.CancelledError):
             await watcher.task
 

@@ -22,7 +22,7 @@ from flux_memory import BackendUnavailableError
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.servers import Server, start_server
 from flux_memory.transfer import Plan, Status, migrate
-from flux_memory.transfer.target import watchdog as lifeline
+from flux_memory.transfer.target import watchdog
 
 BACKENDS = """
 SELECT pid FROM pg_stat_activity
@@ -40,19 +40,19 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing comes back for longer than any silence, but the server still takes connections."""
-    monkeypatch.setattr(lifeline, "EVERY", 0.05)
+    monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.05)
     dsn = flux_empty_database
     make_tables(dsn)
 
     async def run() -> Status:
         async with connected(dsn) as other, connected(dsn) as observer:
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            migrating = asyncio.create_task(migrate(Plan(path, dsn)))
+            migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn)))
             await waiting_for_lock(other)
             before = await observer.fetchval(CONNECTED)
 
             async def asked_often() -> bool:
-                return migrating.done() or await observer.fetchval(CONNECTED) > before + 4 * lifeline.UNANSWERED
+                return migrating.done() or await observer.fetchval(CONNECTED) > before + 4 * watchdog.MAX_SILENT_PROBES
 
             await until(asked_often)
             await other.execute("COMMIT")
@@ -65,14 +65,14 @@ def test_a_refused_connection_is_an_answer(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No new connections for a while, and what is open goes on: something comes back, so that nothing is silent."""
-    monkeypatch.setattr(lifeline, "EVERY", 0.01)
+    monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.01)
     dsn = flux_empty_database
     make_tables(dsn)
 
     async def run(proxy: Proxy) -> Status:
         async with connected(dsn) as other:
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            migrating = asyncio.create_task(migrate(Plan(path, proxy.dsn)))
+            migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
             await waiting_for_lock(other)
             proxy.refuse()
             # Many times as long as so many attempts take.
@@ -90,15 +90,15 @@ def test_a_silent_network_ends_a_migration(
     """Neither its connection nor new ones bring an answer; what breaks in each phase is in `faults/`."""
     dsn = flux_empty_database
     make_tables(dsn)
-    monkeypatch.setattr(lifeline, "EVERY", 0.1)
+    monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.1)
     with Proxy(dsn) as proxy:
 
         def silence() -> None:
             proxy.silence()
-            monkeypatch.setattr(lifeline, "ANSWER", 0.2)
+            monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_SECONDS", 0.2)
 
         with pytest.raises(BackendUnavailableError, match=r"nothing has come back.*not on new connections either"):
-            asyncio.run(migrate(Plan(path, proxy.dsn), Trigger("Load", silence)))
+            asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn), Trigger("Load", silence)))
     assert move(path, dsn).status is Status.IDENTICAL
 
 
@@ -122,7 +122,7 @@ def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux
         code, errors, seconds = asyncio.run(interrupt(proxy))
     assert code == 1
     assert errors.startswith("Interrupted. Nothing is half done")
-    assert seconds < lifeline.ANSWER, "it took as long as an interrupt that nobody heeds"
+    assert seconds < watchdog.PROBE_TIMEOUT_SECONDS, "it took as long as an interrupt that nobody heeds"
     assert move(path, dsn).status is Status.IDENTICAL
 
 
@@ -161,7 +161,7 @@ def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, ser
             await asyncio.sleep(0.3)
             return trigger.acted and trigger.rows == before
 
-        migrating = asyncio.create_task(migrate(Plan(large, proxy.dsn), trigger))
+        migrating = asyncio.create_task(migrate(Plan(sqlite_path=large, postgres_dsn=proxy.dsn), trigger))
         await until(backend)
         os.kill(stopped[0], signal.SIGSTOP)
         await until(stuck)

@@ -18,7 +18,7 @@ from transfer_memories import Trigger, add, add_session, everything, make_random
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Status, migrate, migrate_back
+from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate, migrate_back
 
 DEFINITIONS = """
 SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated FROM pg_constraint
@@ -82,7 +82,7 @@ def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) ->
             return [row["id"] for row in await memory.get_history("one")]
 
     assert asyncio.run(go_on()) == ["m3", "m4", "m1", "m6", "next"]
-    report = move(path, target, extent=Extent.VERIFY)
+    report = move(path, target, mode=Mode.VERIFY)
     assert report.status is Status.IDENTICAL
     assert report.verification is not None
     assert report.verification.added_since == 1
@@ -131,7 +131,7 @@ def test_no_room_for_what_differs_is_said(path: Path, target: str) -> None:
     limited = ExitStack()
     verifying = Trigger("Verify", lambda: limited.enter_context(small_files()))
     with limited, pytest.raises(MigrationError, match=r"cannot hold the rows on their way.*TMPDIR"):
-        asyncio.run(migrate(Plan(path, target, extent=Extent.VERIFY), verifying))
+        asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=target, mode=Mode.VERIFY), verifying))
 
 
 @pytest.mark.parametrize("column", ["title", "metadata", "user_id", "created_at"])
@@ -195,7 +195,7 @@ def test_verification_sees_every_kind_of_damage(path: Path, target: str, damage:
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, damage))
-    report = move(path, target, extent=Extent.VERIFY)
+    report = move(path, target, mode=Mode.VERIFY)
     assert (report.status, report.exit_code) == (Status.DIFFERENT, 1)
     assert report.verification is not None
     assert any(found.startswith(says) for found in report.verification.first_differences)
@@ -217,7 +217,7 @@ def test_the_original_applications_tables_are_added_to(path: Path, target: str, 
 def test_several_migrations_at_once_are_one(path: Path, target: str) -> None:
     """They wait for one another; each proves the same result."""
     make_random(path, sessions=20, messages=300)
-    reports = run(*(lambda: migrate(Plan(path, target)) for _ in range(4)))
+    reports = run(*(lambda: migrate(Plan(sqlite_path=path, postgres_dsn=target)) for _ in range(4)))
     assert {report.status for report in reports} == {Status.IDENTICAL}
     sessions, messages = everything(target)
     assert (len(sessions), len(messages)) == (20, 300)
@@ -240,7 +240,10 @@ def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: 
         return added
 
     async def migrations() -> list[Any]:
-        plans = [Plan(path, target, batch_size=7), Plan(path, target, batch_size=11)]
+        plans = [
+            Plan(sqlite_path=path, postgres_dsn=target, batch_size=7),
+            Plan(sqlite_path=path, postgres_dsn=target, batch_size=11),
+        ]
         try:
             return await asyncio.gather(*(migrate(plan) for plan in plans))
         finally:
@@ -267,10 +270,10 @@ def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) 
         async with ConversationMemory(path) as memory:
             await memory.create_session(session_id="busy")
             writing = asyncio.create_task(application(memory))
-            statuses = [(await migrate(Plan(path, target))).status for _ in range(3)]
+            statuses = [(await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status for _ in range(3)]
             stop.set()
             await writing
-            statuses.append((await migrate(Plan(path, target))).status)
+            statuses.append((await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status)
         return statuses
 
     assert set(asyncio.run(migrations())) == {Status.IDENTICAL}
@@ -286,7 +289,7 @@ def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeyp
     async def work() -> None:
         async with connected(target) as connection, connection.transaction():
             await connection.fetch("SELECT * FROM messages")
-            await migrate(Plan(path, target))
+            await migrate(Plan(sqlite_path=path, postgres_dsn=target))
 
     with pytest.raises(MigrationError, match="pg_stat_activity"):
         asyncio.run(work())
@@ -309,7 +312,7 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
         assert move(path, dsn).status is Status.IDENTICAL
 
 
-@pytest.mark.parametrize("extent", [Extent.PREFLIGHT, Extent.MOVE])
+@pytest.mark.parametrize("mode", [Mode.PREFLIGHT, Mode.MOVE])
 @pytest.mark.parametrize(
     ("lacking", "says"),
     [
@@ -319,7 +322,7 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
     ],
 )
 def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
-    path: Path, target: str, lacking: str, says: str, extent: Extent
+    path: Path, target: str, lacking: str, says: str, mode: Mode
 ) -> None:
     """A dry run does not promise what the move cannot do."""
     make_file_with_data(path)
@@ -335,7 +338,7 @@ def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
             )
         )
         with pytest.raises(SchemaError, match=says.format(database=database)):
-            move(path, dsn, extent=extent)
+            move(path, dsn, mode=mode)
     assert everything(target) == ([], [])
 
 
@@ -345,7 +348,7 @@ def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
     assert move(path, target).status is Status.IDENTICAL
     held = path.with_name("held.jsonl")
     held.write_text("of the migration")
-    comparison = {"extent": Extent.VERIFY, "on_invalid": OnInvalid.QUARANTINE, "quarantine_file": held}
+    comparison = {"mode": Mode.VERIFY, "on_invalid": OnInvalid.QUARANTINE, "quarantine_file": held}
     with role(target) as (name, dsn):
         asyncio.run(execute(target, f"GRANT SELECT ON flux_memory_schema TO {name}"))
         with pytest.raises(SchemaError, match="GRANT SELECT ON sessions, messages"):

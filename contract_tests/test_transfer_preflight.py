@@ -18,7 +18,7 @@ from original_application import add_sessions, make_file
 from transfer_memories import Trigger, add, add_session, everything, move
 
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.transfer import Extent, Kind, OnInvalid, Plan, Report, Status, migrate, quarantine
+from flux_memory.transfer import Mode, OnInvalid, Plan, ProblemKind, Report, Status, migrate, quarantine
 from flux_memory.transfer.quarantine import write_quarantine
 from flux_memory.transfer.rows.spool import RefusedRow
 
@@ -37,49 +37,64 @@ def session_and_message(db: Db) -> None:
     add(db, "x", "b")
 
 
-PROBLEMS: list[tuple[str, str, Kind, Callable[[Db], Any]]] = [
-    ("orphan", "messages", Kind.ORPHAN, lambda db: add(db, "bad", "gone")),
-    ("null-id", "messages", Kind.NULL_ID, lambda db: add(db, None, "one")),
-    ("null-session-id", "sessions", Kind.NULL_ID, lambda db: add_session(db, None)),
-    ("empty-id", "messages", Kind.BAD_LENGTH_ID, lambda db: add(db, "", "one")),
-    ("long-id", "messages", Kind.BAD_LENGTH_ID, lambda db: add(db, "x" * 37, "one")),
-    ("nul", "messages", Kind.NUL, lambda db: add(db, "bad", "one", content="a\x00b")),
-    ("nul-in-json", "messages", Kind.NUL, lambda db: add(db, "bad", "one", metadata='{"a": "\\u0000"}')),
-    ("nul-in-key", "messages", Kind.NUL, lambda db: add(db, "bad", "one", metadata='{"\\u0000": 1}')),
-    ("surrogate", "messages", Kind.LONE_SURROGATE, lambda db: raw(db, "content", b"\xed\xa0\x80")),
-    ("surrogate-in-json", "messages", Kind.LONE_SURROGATE, lambda db: add(db, "b", "one", metadata='{"a": "\\ud800"}')),
-    ("utf8", "messages", Kind.BAD_UTF8, lambda db: raw(db, "content", b"caf\xe9")),
-    ("utf8-in-title", "sessions", Kind.BAD_UTF8, lambda db: raw(db, "title", b"caf\xe9")),
-    ("blob", "messages", Kind.BLOB, lambda db: add(db, "bad", "one", content=b"\x00\x01")),
-    ("blob-json", "messages", Kind.BLOB, lambda db: add(db, "bad", "one", metadata=b"{}")),
-    ("json", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{'a': 1}")),
-    ("json-rest", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{} {}")),
-    ("json-empty", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="")),
-    ("json-list", "messages", Kind.NOT_AN_OBJECT, lambda db: add(db, "bad", "one", metadata="[1]")),
-    ("json-null", "sessions", Kind.NOT_AN_OBJECT, lambda db: add_session(db, "bad", metadata="null")),
-    ("nan", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": NaN}')),
-    ("nan-after-space", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata=' {"a": NaN}')),
-    ("infinity", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": -Infinity}')),
-    ("1e400", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata='{"a": 1e400}')),
-    ("digits", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}')),
-    ("deep", "messages", Kind.TOO_DEEP, lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 150 + "]" * 150 + "}")),
+PROBLEMS: list[tuple[str, str, ProblemKind, Callable[[Db], Any]]] = [
+    ("orphan", "messages", ProblemKind.ORPHAN, lambda db: add(db, "bad", "gone")),
+    ("null-id", "messages", ProblemKind.NULL_ID, lambda db: add(db, None, "one")),
+    ("null-session-id", "sessions", ProblemKind.NULL_ID, lambda db: add_session(db, None)),
+    ("empty-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: add(db, "", "one")),
+    ("long-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: add(db, "x" * 37, "one")),
+    ("nul", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", content="a\x00b")),
+    ("nul-in-json", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", metadata='{"a": "\\u0000"}')),
+    ("nul-in-key", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", metadata='{"\\u0000": 1}')),
+    ("surrogate", "messages", ProblemKind.LONE_SURROGATE, lambda db: raw(db, "content", b"\xed\xa0\x80")),
+    (
+        "surrogate-in-json",
+        "messages",
+        ProblemKind.LONE_SURROGATE,
+        lambda db: add(db, "b", "one", metadata='{"a": "\\ud800"}'),
+    ),
+    ("utf8", "messages", ProblemKind.BAD_UTF8, lambda db: raw(db, "content", b"caf\xe9")),
+    ("utf8-in-title", "sessions", ProblemKind.BAD_UTF8, lambda db: raw(db, "title", b"caf\xe9")),
+    ("blob", "messages", ProblemKind.BLOB, lambda db: add(db, "bad", "one", content=b"\x00\x01")),
+    ("blob-json", "messages", ProblemKind.BLOB, lambda db: add(db, "bad", "one", metadata=b"{}")),
+    ("json", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{'a': 1}")),
+    ("json-rest", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{} {}")),
+    ("json-empty", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="")),
+    ("json-list", "messages", ProblemKind.NOT_AN_OBJECT, lambda db: add(db, "bad", "one", metadata="[1]")),
+    ("json-null", "sessions", ProblemKind.NOT_AN_OBJECT, lambda db: add_session(db, "bad", metadata="null")),
+    ("nan", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": NaN}')),
+    ("nan-after-space", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata=' {"a": NaN}')),
+    ("infinity", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": -Infinity}')),
+    ("1e400", "messages", ProblemKind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata='{"a": 1e400}')),
+    (
+        "digits",
+        "messages",
+        ProblemKind.NUMBER_OUT_OF_RANGE,
+        lambda db: add(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}'),
+    ),
+    (
+        "deep",
+        "messages",
+        ProblemKind.TOO_DEEP,
+        lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 150 + "]" * 150 + "}"),
+    ),
     (
         "abyss",
         "messages",
-        Kind.TOO_DEEP,
+        ProblemKind.TOO_DEEP,
         lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 99999 + "]" * 99999 + "}"),
     ),
-    ("time", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="yesterday")),
-    ("month-13", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="2026-13-01T00:00:00")),
-    ("year-10000", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when=1e18)),
-    ("year-10000-in-utc", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "b", "one", when=LATEST)),
-    ("year-0-in-utc", "sessions", Kind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated=EARLIEST)),
-    ("session-time", "sessions", Kind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated="never")),
-    ("empty-role", "messages", Kind.EMPTY_ROLE, lambda db: add(db, "bad", "one", role="")),
+    ("time", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="yesterday")),
+    ("month-13", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="2026-13-01T00:00:00")),
+    ("year-10000", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when=1e18)),
+    ("year-10000-in-utc", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "b", "one", when=LATEST)),
+    ("year-0-in-utc", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated=EARLIEST)),
+    ("session-time", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated="never")),
+    ("empty-role", "messages", ProblemKind.EMPTY_ROLE, lambda db: add(db, "bad", "one", role="")),
     (
         "its-session",
         "messages",
-        Kind.SESSION_REFUSED,
+        ProblemKind.SESSION_REFUSED,
         session_and_message,
     ),
 ]
@@ -97,7 +112,7 @@ def raw(db: Db, column: str, value: bytes) -> None:
     ("table", "kind", "spoil"), [case[1:] for case in PROBLEMS], ids=[case[0] for case in PROBLEMS]
 )
 def test_each_problem_is_found_refused_and_quarantined_whole(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: Kind, spoil: Callable[[Db], Any]
+    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: ProblemKind, spoil: Callable[[Db], Any]
 ) -> None:
     """By default nothing is moved; with a quarantine all the rest is, and the row can be mended and loaded."""
     with closing(make_file(path)) as db:
@@ -164,7 +179,10 @@ def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path
     report = move(
         path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=path.with_suffix(".q")
     )
-    assert found(report) == {("sessions", str(Kind.DUPLICATE_ID)): 1, ("messages", str(Kind.DUPLICATE_ID)): 1}
+    assert found(report) == {
+        ("sessions", str(ProblemKind.DUPLICATE_ID)): 1,
+        ("messages", str(ProblemKind.DUPLICATE_ID)): 1,
+    }
     assert [row[3] for row in everything(flux_postgres_clean_dsn)[1]] == ["first"]
 
 
@@ -172,9 +190,9 @@ def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None
     """Not even the tables are made."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
-    assert move(path, flux_empty_database, extent=Extent.PREFLIGHT).status is Status.READY
+    assert move(path, flux_empty_database, mode=Mode.PREFLIGHT).status is Status.READY
     with pytest.raises(SchemaError, match="no conversation memory"):
-        move(path, flux_empty_database, extent=Extent.VERIFY)
+        move(path, flux_empty_database, mode=Mode.VERIFY)
 
 
 def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> None:
@@ -248,7 +266,9 @@ def test_interrupted_with_a_quarantine_the_same_command_completes(
     """Its file is written once the rest is done, so that a second run does not find the first one's in its way."""
     make_file_with_an_orphan(path)
     held = tmp_path / "held.jsonl"
-    plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+    plan = Plan(
+        sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held
+    )
     with pytest.raises(RuntimeError, match="interrupted"):
         asyncio.run(migrate(plan, Trigger(phase, interrupt)))
     report = asyncio.run(migrate(plan))
@@ -267,7 +287,12 @@ def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
     """Before anything is moved; and if it comes too late, what was moved is skipped by the next run."""
     make_file_with_an_orphan(path)
     directory = tmp_path / "mounted"
-    plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=directory / "held")
+    plan = Plan(
+        sqlite_path=path,
+        postgres_dsn=flux_postgres_clean_dsn,
+        on_invalid=OnInvalid.QUARANTINE,
+        quarantine_file=directory / "held",
+    )
     with pytest.raises(MigrationError, match="give --quarantine-file another path"):
         asyncio.run(migrate(plan))
     assert everything(flux_postgres_clean_dsn) == ([], [])
@@ -318,7 +343,7 @@ def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.M
         return row(*arguments)
 
     async def run() -> int:
-        plan = Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere", retry=True)
+        plan = Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere", retry=True)
         retrying = asyncio.create_task(migrate(plan))
         await asyncio.to_thread(begun.wait)
         retrying.cancel()

@@ -23,8 +23,7 @@ from transfer_memories import add, add_session, everything, move
 from flux_memory import FluxMemoryError
 from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, migrate_back
-from flux_memory.transfer import to_sqlite as way_back
+from flux_memory.transfer import Mode, OnInvalid, Plan, Report, Status, migrate, migrate_back, to_sqlite
 from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES
 from flux_memory.transfer.target import verify
 
@@ -69,7 +68,7 @@ def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empt
     forged = summing_to_nothing({seq: int.from_bytes(own) ^ int.from_bytes(other) for seq, own, other in digests})
     assert len(forged) > 50
     asyncio.run(execute(dsn, FORGE.format(",".join(map(str, forged)))))
-    report = move(path, dsn, extent=Extent.VERIFY)
+    report = move(path, dsn, mode=Mode.VERIFY)
     assert report.status is Status.DIFFERENT
     assert report.verification is not None
     assert report.verification.differences == {"message differs": len(forged)}
@@ -194,7 +193,9 @@ def make(path: Path, dsn: str) -> None:
 async def producing(kind: str, path: Path, dsn: str, made: Path) -> Report:
     if kind == "way back":
         return await migrate_back(dsn, made)
-    return await migrate(Plan(path, dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=made))
+    return await migrate(
+        Plan(sqlite_path=path, postgres_dsn=dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=made)
+    )
 
 
 def produce(kind: str, path: Path, dsn: str, made: Path) -> Status:
@@ -222,13 +223,13 @@ def test_the_way_back_checks_the_numbers_in_its_file(
     """The library goes on from them, and the content alone does not show them."""
     make_file_with_data(path)
     assert move(path, flux_empty_database).status is Status.IDENTICAL
-    finish = way_back._finish
+    finish = to_sqlite._finish
 
     def finish_badly(db: sqlite3.Connection) -> None:
         finish(db)
         db.execute(damage)
 
-    monkeypatch.setattr(way_back, "_finish", finish_badly)
+    monkeypatch.setattr(to_sqlite, "_finish", finish_badly)
     report = asyncio.run(migrate_back(flux_empty_database, path.with_name("back.db")))
     assert report.status is Status.DIFFERENT
     assert not path.with_name("back.db").exists()
@@ -254,8 +255,8 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
             try:
                 for work in (
                     migrate_back(own, path.with_name("back.db")),
-                    migrate(Plan(path, own)),
-                    migrate(Plan(path, own, Extent.VERIFY)),
+                    migrate(Plan(sqlite_path=path, postgres_dsn=own)),
+                    migrate(Plan(sqlite_path=path, postgres_dsn=own, mode=Mode.VERIFY)),
                 ):
                     with pytest.raises(FluxMemoryError, match="row-level security"):
                         await work
@@ -284,9 +285,9 @@ def test_the_guide_numbers_messages_anew(path: Path, flux_empty_database: str, d
     assert move(path, dsn).status is Status.IDENTICAL
     before = everything(dsn)
     asyncio.run(execute(dsn, damage))
-    assert move(path, dsn, extent=Extent.VERIFY).status is Status.DIFFERENT
+    assert move(path, dsn, mode=Mode.VERIFY).status is Status.DIFFERENT
     guide = (Path(__file__).parents[1] / "docs" / "migration.md").read_text("utf-8")
     remedy = guide.partition("### Numbering messages anew")[2].partition("```sql\n")[2].partition("```")[0]
     asyncio.run(execute(dsn, remedy.replace("'ID'", "'one'")))
-    assert move(path, dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+    assert move(path, dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
     assert everything(dsn) == before

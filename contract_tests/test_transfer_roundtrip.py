@@ -22,11 +22,10 @@ from transfer_memories import add, add_session, everything, make_random, move
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.records import timestamps
-from flux_memory.transfer import Extent, Status, migrate_back
+from flux_memory.transfer import Mode, Status, migrate_back
 from flux_memory.transfer.rows.canonical import Canonicalizer
-from flux_memory.transfer.rows.postgres_time import microseconds
-from flux_memory.transfer.rows.postgres_time import text as time_text
-from flux_memory.transfer.rows.problems import RefusedError
+from flux_memory.transfer.rows.postgres_time import microseconds, time_text
+from flux_memory.transfer.rows.problems import InvalidValueError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=40) | st.sampled_from(
     [
@@ -208,7 +207,7 @@ def test_a_shape_that_was_seen_before_changes_nothing(texts: list[str]) -> None:
     def outcome(canonicalizer: Canonicalizer, text: str) -> str:
         try:
             return canonicalizer.canonical(text)
-        except RefusedError as error:
+        except InvalidValueError as error:
             return str(error.kind)
 
     experienced = Canonicalizer()
@@ -219,7 +218,7 @@ def test_a_shape_that_was_seen_before_changes_nothing(texts: list[str]) -> None:
 @given(st.text() | st.recursive(st.none() | st.floats(), st.lists).map(json.dumps))
 def test_no_text_breaks_the_canonicalizer(text: str) -> None:
     """It gives JSON or says why not; nothing else."""
-    with suppress(RefusedError, UnicodeEncodeError):
+    with suppress(InvalidValueError, UnicodeEncodeError):
         assert isinstance(json.loads(Canonicalizer().canonical(text)), dict)
 
 
@@ -287,7 +286,7 @@ def test_a_thousand_messages_move_there_and_back(tmp_path: Path, flux_postgres_c
     assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
     before = everything(flux_postgres_clean_dsn)
     assert asyncio.run(migrate_back(flux_postgres_clean_dsn, tmp_path / "back.db")).status is Status.IDENTICAL
-    assert move(tmp_path / "back.db", flux_postgres_clean_dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+    assert move(tmp_path / "back.db", flux_postgres_clean_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
     empty(flux_postgres_clean_dsn)
     assert move(tmp_path / "back.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
     assert everything(flux_postgres_clean_dsn) == before

@@ -76,7 +76,7 @@ def test_a_killed_server_is_started_and_the_migration_run_again(
     asyncio.run(execute(dsn, *([OTHER] if populated else [])))
     trigger = Trigger(phase, lambda: kill(server), after_rows=rows)
     with pytest.raises(FluxMemoryError, match="PostgreSQL"):
-        asyncio.run(migrate(Plan(path, dsn), trigger))
+        asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn), trigger))
     assert trigger.acted
     start_again(server)
     complete(path, dsn, kept=populated)

@@ -23,8 +23,7 @@ from waiting import until
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Plan, migrate
-from flux_memory.transfer.source import reader as sources
-from flux_memory.transfer.source import snapshot
+from flux_memory.transfer.source import reader, snapshot
 from flux_memory.transfer.source.snapshot import snapshot_of
 
 COUNT = "SELECT count(*) FROM sessions"
@@ -264,7 +263,9 @@ def test_waiting_for_a_lock_can_be_cancelled(path: Path, shared: bool) -> None:
     make_file_with_data(path)
 
     async def run() -> None:
-        migration = asyncio.create_task(migrate(Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere")))
+        migration = asyncio.create_task(
+            migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere"))
+        )
         await asyncio.wait([migration], timeout=1)
         migration.cancel()
         done, _ = await asyncio.wait([migration], timeout=10)
@@ -318,15 +319,15 @@ def test_ctrl_c_on_a_terminal_is_for_one_process(path: Path) -> None:
     make_file_with_data(path)
 
     async def asked() -> bool:
-        return waiting._asked is not None
+        return waiting._probe is not None
 
     with closing(sqlite3.connect(path, isolation_level=None)) as application, ThreadPoolExecutor(1) as pool:
         application.execute("BEGIN EXCLUSIVE")
         with snapshot_of(path) as waiting:
             opening = pool.submit(waiting.open)
             asyncio.run(until(asked))
-            assert waiting._asked is not None
-            assert os.getpgid(waiting._asked.pid) != os.getpgrp()
+            assert waiting._probe is not None
+            assert os.getpgid(waiting._probe.pid) != os.getpgrp()
             waiting.interrupt()
             assert isinstance(opening.exception(), MigrationError)
 
@@ -351,7 +352,7 @@ def test_a_damaged_schema_is_said_though_python_cannot_read_it(path: Path, damag
     content[at : at + len(damage)] = damage
     path.write_bytes(content)
     with pytest.raises(MigrationError, match="is damaged; copy it"), opened(path) as db:
-        sources.inspect(db)
+        reader.inspect_source(db)
     if damage.startswith(b"CR\x80"):
         with pytest.raises(MigrationError, match="is damaged; copy it"):
             snapshot.connect(path, "mode=ro")

@@ -31,7 +31,7 @@ ORDER BY id COLLATE "C"
 
 def move(path: Path, dsn: str, **plan: Any) -> Report:
     """Migrate, on an event loop of its own."""
-    return asyncio.run(migrate(Plan(path, dsn, **plan)))
+    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan)))
 
 
 def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:

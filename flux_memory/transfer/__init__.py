@@ -9,17 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from flux_memory.transfer.migration import Extent, OnInvalid, Plan, migrate
+    from flux_memory.transfer.migration import Mode, OnInvalid, Plan, migrate
     from flux_memory.transfer.progress import Watcher
     from flux_memory.transfer.report import Report, Status
-    from flux_memory.transfer.rows.problems import Kind, Tally
+    from flux_memory.transfer.rows.problems import ProblemKind, Tally
     from flux_memory.transfer.to_sqlite import migrate_back
 
-__all__ = ["Extent", "Kind", "OnInvalid", "Plan", "Report", "Status", "Tally", "Watcher", "migrate", "migrate_back"]
+__all__ = [
+    "Mode",
+    "OnInvalid",
+    "Plan",
+    "ProblemKind",
+    "Report",
+    "Status",
+    "Tally",
+    "Watcher",
+    "migrate",
+    "migrate_back",
+]
 
 _MODULES: Final = {
-    "Extent": "migration",
-    "Kind": "rows.problems",
+    "Mode": "migration",
+    "ProblemKind": "rows.problems",
     "OnInvalid": "migration",
     "Plan": "migration",
     "Report": "report",

@@ -22,7 +22,7 @@ class Watcher(Protocol):
         """Pass on a line of text."""
 
 
-class Nobody:
+class NullWatcher:
     """Watches nothing."""
 
     def phase(self, name: str, rows: int | None) -> None:

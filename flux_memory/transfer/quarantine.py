@@ -33,7 +33,7 @@ INSERT INTO sessions
 SELECT DISTINCT * FROM contexts WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id IS contexts.id)
 """
 INSERT_MESSAGE: Final = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)"
-SELECT_HOMELESS: Final = """
+SELECT_ORPHANED: Final = """
 SELECT DISTINCT session_id FROM messages
 WHERE typeof(session_id) = 'text'
   AND session_id > ?
@@ -52,7 +52,7 @@ SELECT
 FROM sessions
 WHERE id = ANY($1)
 """
-_AT_ONCE: Final = 1_000
+_PAGE_SESSIONS: Final = 1_000
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -127,7 +127,7 @@ async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
     """Add the target's own sessions to which the file's messages belong: an orphan may have got a new home."""
     with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
         last = ""
-        while ids := [id_ for (id_,) in db.execute(SELECT_HOMELESS, (last, _AT_ONCE))]:
+        while ids := [id_ for (id_,) in db.execute(SELECT_ORPHANED, (last, _PAGE_SESSIONS))]:
             last = ids[-1]
             # What no PostgreSQL text can hold is no session's id there.
             found = await connection.fetch(SELECT_TARGET_SESSIONS, [id_ for id_ in ids if "\x00" not in id_])

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from flux_memory.transfer.source.preflight import Findings
-from flux_memory.transfer.target.merge import Merged
+from flux_memory.transfer.source.preflight import PreflightResult
+from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.verify import Comparison
 
 
@@ -37,8 +37,8 @@ class Report:
     target: str
     """With no password in it."""
     status: Status = Status.DIFFERENT
-    preflight: Findings = field(default_factory=Findings)
-    moved: Merged | None = None
+    preflight: PreflightResult = field(default_factory=PreflightResult)
+    moved: MergeResult | None = None
     verification: Comparison | None = None
     quarantine: str | None = None
     """The file that holds the refused rows."""

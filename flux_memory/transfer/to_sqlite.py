@@ -10,20 +10,19 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 
-from flux_memory import dsn as dsns
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, masked
 from flux_memory.errors import MigrationError
 from flux_memory.schema import sqlite as schema
-from flux_memory.transfer.progress import Nobody, Watcher
+from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.rows.pgcopy import CopyReader
-from flux_memory.transfer.rows.postgres_time import text as time_text
-from flux_memory.transfer.rows.spool import Prepared
-from flux_memory.transfer.rows.validate import RowChecker
-from flux_memory.transfer.source import reader as sources
+from flux_memory.transfer.rows.postgres_time import time_text
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.preflight import preflight
-from flux_memory.transfer.target import server as targets
-from flux_memory.transfer.target.merge import Merged
+from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
+from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
 from flux_memory.transfer.target.verify import compare_in_transaction
 from flux_memory.transfer.tempfiles import publish, unproven_file
 from flux_memory.transfer.threads import run_in_thread
@@ -62,8 +61,8 @@ LEFT JOIN (
 ) ON session_id = sessions.id
 WHERE (message_count, ifnull(messages, 0), ifnull(first, 1)) IS NOT (ifnull(last, 0), message_count, 1)
 """
-_BATCH: Final = 500
-_MOST_BYTES: Final = 4 * 1024 * 1024
+_BATCH_ROWS: Final = 500
+_BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | None = None) -> Report:
@@ -82,8 +81,8 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
     """
     postgres_dsn = SecretText(postgres_dsn)
     _refuse_existing(sqlite_path)
-    watcher = watcher or Nobody()
-    report = Report(dsns.masked(postgres_dsn), str(sqlite_path))
+    watcher = watcher or NullWatcher()
+    report = Report(masked(postgres_dsn), str(sqlite_path))
     try:
         with unproven_file(sqlite_path) as unproven:
             await _write_and_prove(postgres_dsn, unproven, report, watcher)
@@ -100,10 +99,10 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
 
 
 async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, watcher: Watcher) -> None:
-    async with targets.connected(postgres_dsn) as connection:
-        found = await targets.inspect(connection, for_reading=True)
+    async with open_connection(postgres_dsn) as connection:
+        found = await inspect_target(connection, for_reading=True)
         watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {report.source}")
-        async with targets.reading(connection):
+        async with read_transaction(connection):
             began = time.monotonic()
             watcher.phase("Load", found.sessions + found.messages)
             report.moved = await _write(connection, unproven, watcher)
@@ -119,23 +118,23 @@ def _refuse_existing(path: Path) -> None:
         raise MigrationError(f"{path} exists and is not overwritten; move it away, or give another name")
 
 
-async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
+async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
         schema.bring_up_to_date(db)
         # A file that is not proven is thrown away, so nothing waits for the disk before the end.
         db.execute("PRAGMA synchronous = OFF")
         db.execute("BEGIN")
-        sessions = _Inserting(db, INSERT_SESSION, _session, watcher)
+        sessions = _Inserter(db, INSERT_SESSION, _session, watcher)
         await connection.copy_from_query(SELECT_SESSIONS, output=sessions.receive, format="binary")
         await sessions.flush()
-        messages = _Inserting(db, INSERT_MESSAGE, _message, watcher)
+        messages = _Inserter(db, INSERT_MESSAGE, _message, watcher)
         await connection.copy_from_query(SELECT_MESSAGES, output=messages.receive, format="binary")
         await messages.flush()
         await run_in_thread(lambda: _finish(db), db.interrupt)
-    return Merged(sessions.rows, messages.rows)
+    return MergeResult(sessions.rows, messages.rows)
 
 
-class _Inserting:
+class _Inserter:
     """Rows as COPY sends them, gathered and inserted."""
 
     def __init__(
@@ -160,7 +159,7 @@ class _Inserting:
                     "which has no meaning there; set it to '', or metadata to '{}', first"
                 )
             self._gathered.append(self._convert(values))
-        if len(self._gathered) >= _BATCH or self._size >= _MOST_BYTES:
+        if len(self._gathered) >= _BATCH_ROWS or self._size >= _BATCH_BYTES:
             await self.flush()
 
     async def flush(self) -> None:
@@ -218,18 +217,18 @@ def _finish(db: sqlite3.Connection) -> None:
 async def _verify(connection: Any, path: Path, report: Report) -> None:
     """Read the file as a migration would, and compare it with the snapshot it was made from."""
     with closing(_open_to_read(path)) as db:
-        source = sources.Source(db, sources.inspect(db))
-        checker = RowChecker(UTC)
-        with Prepared() as prepared:
-            prepared.keeps_rows = False
+        source = Source(db, inspect_source(db))
+        validator = RowValidator(UTC)
+        with Spool() as spool:
+            spool.keeps_rows = False
             report.preflight = await run_in_thread(
-                lambda: preflight(source, checker, prepared, lambda _: None, sources.EVERYTHING), source.interrupt
+                lambda: preflight(source, validator, spool, lambda _: None, EVERYTHING), source.interrupt
             )
 
-            async def opened() -> sources.Source:
+            async def opened() -> Source:
                 return source
 
-            found = await compare_in_transaction(connection, opened, checker, prepared.digests())
+            found = await compare_in_transaction(connection, opened, validator, spool.digests())
             for (id_,) in await run_in_thread(lambda: db.execute(SELECT_MISNUMBERED).fetchall(), db.interrupt):
                 found.add("messages numbered wrongly in the file", id_)
     report.verification = found

@@ -19,13 +19,13 @@ _PATTERNS: Final = {
     type(None): "null",
     list: rf"\[(?:{_ITEM}(?:, {_ITEM})*)?\]",
 }
-_CERTAIN: Final = len("0.12345678901234")
+_EXACT_FLOAT_CHARS: Final = len("0.12345678901234")
 """Characters of a float up to which it has at most 15 digits, so that it is read and written back as it was."""
-_MOST_SHAPES: Final = 16
-_MOST_KEYS: Final = 40
+_MAX_TEMPLATES: Final = 16
+_MAX_KEYS: Final = 40
 
 
-class _Shape(NamedTuple):
+class _Template(NamedTuple):
     match: Callable[[str], re.Match[str] | None]
     split: Callable[[str], list[str]]
     """Returns what lies between the matches, and after each of these the groups of the match that follows."""
@@ -35,12 +35,12 @@ class _Shape(NamedTuple):
     floats: tuple[int, ...]
 
 
-class Shapes:
+class TemplateCache:
     """Remembers the keys and types of flat objects as `json.dumps` writes them; an application writes few kinds."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[tuple[str, type], ...], _Shape] = {}
-        self._latest: _Shape | None = None
+        self._known: dict[tuple[tuple[str, type], ...], _Template] = {}
+        self._latest: _Template | None = None
 
     def canonical(self, text: str) -> str | None:
         """Return a text in canonical form, if it is of a known shape and can be brought into it safely."""
@@ -52,7 +52,7 @@ class Shapes:
             else:
                 return None
             self._latest = shape
-        if not all(_survive([match[group]]) for group in shape.floats):
+        if not all(_round_trip([match[group]]) for group in shape.floats):
             return None
         return shape.template % tuple([match[group] for group in shape.order])
 
@@ -65,7 +65,7 @@ class Shapes:
         # No match holds a line's end, so that there is one match for each text, and nothing else.
         if parts[::step] != ["", *["\n"] * (len(texts) - 1), ""]:
             return None
-        if not all(_survive(parts[group::step]) for group in shape.floats):
+        if not all(_round_trip(parts[group::step]) for group in shape.floats):
             return None
         template = shape.template
         return [template % values for values in zip(*(parts[group::step] for group in shape.order), strict=True)]
@@ -79,7 +79,7 @@ class Shapes:
         """
         shape = tuple((key, type(item)) for key, item in value.items())
         # Compiling takes as long as a hundred rows do.
-        if len(self._known) >= _MOST_SHAPES or shape in self._known or not 0 < len(shape) <= _MOST_KEYS:
+        if len(self._known) >= _MAX_TEMPLATES or shape in self._known or not 0 < len(shape) <= _MAX_KEYS:
             return
         if any(kind not in _PATTERNS for _, kind in shape):
             return
@@ -87,7 +87,7 @@ class Shapes:
         pairs = (f"{re.escape(written[key])}: ({_PATTERNS[type(item)]})" for key, item in value.items())
         place = {key: number for number, key in enumerate(value, 1)}
         pattern = re.compile(rf"\{{{', '.join(pairs)}\}}")
-        self._known[shape] = _Shape(
+        self._known[shape] = _Template(
             pattern.fullmatch,
             pattern.split,
             "{" + ", ".join(f"{written[key].replace('%', '%%')}: %s" for key in keys) + "}",
@@ -96,6 +96,6 @@ class Shapes:
         )
 
 
-def _survive(floats: Sequence[str]) -> bool:
+def _round_trip(floats: Sequence[str]) -> bool:
     """Tell whether floats are written back as they were read."""
-    return max(map(len, floats)) <= _CERTAIN or all(float.__repr__(float(text)) == text for text in floats)
+    return max(map(len, floats)) <= _EXACT_FLOAT_CHARS or all(float.__repr__(float(text)) == text for text in floats)

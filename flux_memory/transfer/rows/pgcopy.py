@@ -59,7 +59,7 @@ class _FieldLengths(dict[int, bytes]):
 _FIELD_LENGTHS: Final = _FieldLengths((value, _LENGTH(value)) for value in range(4096))
 
 
-class SessionRow(NamedTuple):
+class ValidSession(NamedTuple):
     """A session that was checked; text and canonical metadata as UTF-8, times in microseconds since 2000."""
 
     id: bytes
@@ -70,7 +70,7 @@ class SessionRow(NamedTuple):
     updated_at: int
 
 
-class MessageRow(NamedTuple):
+class ValidMessage(NamedTuple):
     """A message that was checked, in the same forms."""
 
     id: bytes
@@ -85,7 +85,7 @@ def copy_field(value: bytes) -> bytes:
     return _LENGTH(len(value)) + value
 
 
-def copy_session(row: SessionRow, message_count: int) -> bytes:
+def copy_session(row: ValidSession, message_count: int) -> bytes:
     """Return a session as COPY reads it, its columns as in `SESSION_COLUMNS`."""
     return b"".join(
         (
@@ -103,7 +103,7 @@ def copy_session(row: SessionRow, message_count: int) -> bytes:
     )
 
 
-def session_digest(row: SessionRow) -> bytes:
+def session_digest(row: ValidSession) -> bytes:
     """Return what the server computes by `SESSION_DIGEST`."""
     return sha256(
         b"".join(
@@ -123,7 +123,7 @@ def session_digest(row: SessionRow) -> bytes:
     ).digest()
 
 
-def message_digest(seq: int, row: MessageRow) -> bytes:
+def message_digest(seq: int, row: ValidMessage) -> bytes:
     """Return what the server computes by `MESSAGE_DIGEST`."""
     return prepare_messages(b"", seq, [row])[1][0]
 
@@ -155,7 +155,7 @@ class MessagesDigest:
         self._size = GROUP_MESSAGES * _DIGEST_BYTES
 
 
-def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow]) -> tuple[list[bytes], list[bytes]]:
+def prepare_messages(session_field: bytes, first: int, rows: Iterable[ValidMessage]) -> tuple[list[bytes], list[bytes]]:
     """Return messages that follow one another as COPY reads them, and their digests.
 
     Args:
@@ -163,7 +163,7 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow
         first: The place of the first.
         rows: The messages; their columns come as in `MESSAGE_COLUMNS`.
     """
-    prepared, digests = [], []
+    spool, digests = [], []
     length_of = _FIELD_LENGTHS
     for seq, (id_, role, content, metadata, created_at) in enumerate(rows, first):
         id_length, role_length = length_of[len(id_)], length_of[len(role)]
@@ -198,9 +198,9 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow
             _JSONB_VERSION,
             metadata,
         )
-        prepared.append(b"".join(copied))
+        spool.append(b"".join(copied))
         digests.append(sha256(b"".join(digested)).digest())
-    return prepared, digests
+    return spool, digests
 
 
 class CopyReader:

@@ -50,7 +50,7 @@ def all_microseconds(values: Sequence[object], naive: tzinfo = UTC) -> list[int]
     return [microseconds(value, naive) for value in values]
 
 
-def text(value: int) -> str:
+def time_text(value: int) -> str:
     """Return a time in the records' form.
 
     Raises:

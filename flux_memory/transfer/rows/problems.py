@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-_FIRST: Final = 5
+_MAX_NAMED: Final = 5
 """Ids named of each kind of problem."""
 
 
-class Kind(StrEnum):
+class ProblemKind(StrEnum):
     """A kind of problem; the value is how reports name it."""
 
     NULL_ID = "id is NULL"
@@ -37,15 +37,15 @@ class Kind(StrEnum):
 class Problem(NamedTuple):
     """One thing that is wrong with one row."""
 
-    kind: Kind
+    kind: ProblemKind
     column: str
     detail: str
 
 
-class RefusedError(ValueError):
+class InvalidValueError(ValueError):
     """A value that cannot be moved."""
 
-    def __init__(self, kind: Kind, detail: str) -> None:
+    def __init__(self, kind: ProblemKind, detail: str) -> None:
         super().__init__(detail)
         self.kind: Final = kind
 
@@ -55,7 +55,7 @@ class Tally:
     """How often a kind of problem was found in a table, and where first."""
 
     table: str
-    kind: Kind
+    kind: ProblemKind
     count: int = 0
     first: list[str] = field(default_factory=list)
     """The first ids, each with its column and what is wrong."""
@@ -63,10 +63,10 @@ class Tally:
     def add(self, row_id: str, problem: Problem) -> None:
         """Count one."""
         self.count += 1
-        if len(self.first) < _FIRST:
+        if len(self.first) < _MAX_NAMED:
             self.first.append(f"{row_id} ({problem.column}: {problem.detail:.120})")
 
     def include(self, other: Tally) -> None:
         """Add what was counted elsewhere."""
         self.count += other.count
-        self.first = [*self.first, *other.first][:_FIRST]
+        self.first = [*self.first, *other.first][:_MAX_NAMED]

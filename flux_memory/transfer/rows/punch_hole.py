@@ -10,13 +10,13 @@ from typing import Any, Final
 _KEEP_SIZE_AND_PUNCH_HOLE: Final = 0x01 | 0x02
 
 
-def give_back(descriptor: int, offset: int, length: int) -> None:
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
     """Let go of a range, which reads as zeros afterwards; nothing happens where the system or the file cannot."""
     if _fallocate is not None and length > 0:
         _fallocate(descriptor, _KEEP_SIZE_AND_PUNCH_HOLE, offset, length)
 
 
-def _find() -> Callable[..., Any] | None:
+def _find_fallocate() -> Callable[..., Any] | None:
     if sys.platform != "linux":
         return None
     found: Callable[..., Any] | None = getattr(ctypes.CDLL(None), "fallocate64", None)
@@ -25,4 +25,4 @@ def _find() -> Callable[..., Any] | None:
     return found
 
 
-_fallocate: Final = _find()
+_fallocate: Final = _find_fallocate()

@@ -8,17 +8,17 @@ from typing import Final
 
 from flux_memory.records.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.transfer.rows.canonical import Canonicalizer
-from flux_memory.transfer.rows.pgcopy import MessageRow, SessionRow
+from flux_memory.transfer.rows.pgcopy import ValidMessage, ValidSession
 from flux_memory.transfer.rows.postgres_time import all_microseconds, microseconds
-from flux_memory.transfer.rows.problems import Kind, Problem, RefusedError
+from flux_memory.transfer.rows.problems import InvalidValueError, Problem, ProblemKind
 from flux_memory.transfer.rows.raw import RawRow
 
-_SURELY_SMALL: Final = MAX_CONTENT_BYTES // 4
+_SURELY_SMALL_CHARS: Final = MAX_CONTENT_BYTES // 4
 _NEW: Final = tuple.__new__
 """What a named tuple's own constructor calls, without the call in between."""
 
 
-class RowChecker:
+class RowValidator:
     """Checks rows by the library's own limits.
 
     Args:
@@ -29,11 +29,11 @@ class RowChecker:
         self._naive = naive
         self._json = Canonicalizer()
 
-    def session(self, raw: RawRow) -> SessionRow | list[Problem]:
+    def validate_session(self, raw: RawRow) -> ValidSession | list[Problem]:
         """Check a session."""
         id_, user_id, title, metadata, created_at, updated_at, repeated, _ = raw
-        found = _Findings()
-        checked = SessionRow(
+        found = _RowProblems()
+        checked = ValidSession(
             found.id(id_, repeated),
             found.text("user_id", "" if user_id is None else user_id, max_length=MAX_USER_ID_LENGTH),
             found.text("title", "" if title is None else title),
@@ -43,14 +43,14 @@ class RowChecker:
         )
         return found.problems or checked
 
-    def messages(self, raws: Sequence[RawRow]) -> list[MessageRow] | list[MessageRow | list[Problem]]:
+    def validate_messages(self, raws: Sequence[RawRow]) -> list[ValidMessage] | list[ValidMessage | list[Problem]]:
         """Check messages; of their session only the session knows."""
         try:
-            return self._ordinary(raws)
+            return self._validate_columns(raws)
         except ValueError:
-            return [self.message(raw) for raw in raws]
+            return [self.validate_message(raw) for raw in raws]
 
-    def _ordinary(self, raws: Sequence[RawRow]) -> list[MessageRow]:
+    def _validate_columns(self, raws: Sequence[RawRow]) -> list[ValidMessage]:
         """Check messages as nearly all are, column by column.
 
         Raises:
@@ -63,7 +63,7 @@ class RowChecker:
             or {type(text) for text in (*texts, *metadata)} != {str}
             or not 0 < min(map(len, ids)) <= max(map(len, ids)) <= MAX_ID_LENGTH
             or not min(map(len, roles))
-            or max(map(len, texts)) > _SURELY_SMALL
+            or max(map(len, texts)) > _SURELY_SMALL_CHARS
         ):
             raise ValueError
         count = len(raws)
@@ -71,13 +71,13 @@ class RowChecker:
         if len(encoded) != 4 * count:
             raise ValueError
         columns = (encoded[:count], encoded[count : 2 * count], encoded[2 * count : 3 * count], encoded[3 * count :])
-        return [_NEW(MessageRow, row) for row in zip(*columns, all_microseconds(times, self._naive), strict=True)]
+        return [_NEW(ValidMessage, row) for row in zip(*columns, all_microseconds(times, self._naive), strict=True)]
 
-    def message(self, raw: RawRow) -> MessageRow | list[Problem]:
+    def validate_message(self, raw: RawRow) -> ValidMessage | list[Problem]:
         """Check a message; of its session only the session knows."""
         _, id_, role, content, metadata, created_at, repeated, _ = raw
-        found = _Findings()
-        checked = MessageRow(
+        found = _RowProblems()
+        checked = ValidMessage(
             found.id(id_, repeated),
             found.role(role),
             found.text("content", content),
@@ -86,33 +86,33 @@ class RowChecker:
         )
         return found.problems or checked
 
-    def _metadata(self, found: _Findings, value: object) -> bytes:
+    def _metadata(self, found: _RowProblems, value: object) -> bytes:
         raw = found.text("metadata", "{}" if value is None else value)
         if found.has("metadata"):
             return raw
         try:
             return self._json.canonical(raw.decode()).encode()
-        except RefusedError as error:
+        except InvalidValueError as error:
             found.add(error.kind, "metadata", str(error))
         except UnicodeEncodeError:
-            found.add(Kind.LONE_SURROGATE, "metadata", "a lone surrogate, which is not text")
+            found.add(ProblemKind.LONE_SURROGATE, "metadata", "a lone surrogate, which is not text")
         return b""
 
-    def _time(self, found: _Findings, column: str, value: object) -> int:
+    def _time(self, found: _RowProblems, column: str, value: object) -> int:
         try:
             return microseconds(value, self._naive)
         except ValueError as error:
-            found.add(Kind.BAD_TIMESTAMP, column, str(error))
+            found.add(ProblemKind.BAD_TIMESTAMP, column, str(error))
             return 0
 
 
-class _Findings:
+class _RowProblems:
     """What is wrong with one row."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
-    def add(self, kind: Kind, column: str, detail: str) -> None:
+    def add(self, kind: ProblemKind, column: str, detail: str) -> None:
         self.problems.append(Problem(kind, column, detail))
 
     def has(self, column: str) -> bool:
@@ -120,19 +120,19 @@ class _Findings:
 
     def id(self, value: object, repeated: object) -> bytes:
         if value is None:
-            self.add(Kind.NULL_ID, "id", "NULL")
+            self.add(ProblemKind.NULL_ID, "id", "NULL")
             return b""
         if repeated:
-            self.add(Kind.DUPLICATE_ID, "id", "another row has this id and came first")
+            self.add(ProblemKind.DUPLICATE_ID, "id", "another row has this id and came first")
         text = self.text("id", value)
         length = len(text.decode()) if not self.has("id") else 1
         if not 1 <= length <= MAX_ID_LENGTH:
-            self.add(Kind.BAD_LENGTH_ID, "id", f"{length} characters; 1 to {MAX_ID_LENGTH} are allowed")
+            self.add(ProblemKind.BAD_LENGTH_ID, "id", f"{length} characters; 1 to {MAX_ID_LENGTH} are allowed")
         return text
 
     def role(self, value: object) -> bytes:
         if value == "":
-            self.add(Kind.EMPTY_ROLE, "role", "empty")
+            self.add(ProblemKind.EMPTY_ROLE, "role", "empty")
         return self.text("role", value)
 
     def text(self, column: str, value: object, *, max_length: int | None = None) -> bytes:
@@ -140,31 +140,31 @@ class _Findings:
             self.add(*_not_text(column, value))
             return b""
         if (at := value.find("\x00")) >= 0:
-            self.add(Kind.NUL, column, f"at offset {at}")
+            self.add(ProblemKind.NUL, column, f"at offset {at}")
         try:
             raw = value.encode()
         except UnicodeEncodeError as error:
             self.add(_encoding_problem(value), column, f"at offset {error.start}")
             return b""
         if len(raw) > MAX_CONTENT_BYTES:
-            self.add(Kind.TOO_LARGE, column, f"{len(raw):,} bytes; {MAX_CONTENT_BYTES:,} are allowed")
+            self.add(ProblemKind.TOO_LARGE, column, f"{len(raw):,} bytes; {MAX_CONTENT_BYTES:,} are allowed")
         if max_length is not None and len(value) > max_length:
-            self.add(Kind.TOO_LARGE, column, f"{len(value)} characters; {max_length} are allowed")
+            self.add(ProblemKind.TOO_LARGE, column, f"{len(value)} characters; {max_length} are allowed")
         return raw
 
 
 def _not_text(column: str, value: object) -> Problem:
     if value is None:
-        return Problem(Kind.NULL, column, "NULL")
+        return Problem(ProblemKind.NULL, column, "NULL")
     if isinstance(value, bytes):
-        return Problem(Kind.BLOB, column, f"{len(value)} bytes")
-    return Problem(Kind.NOT_TEXT, column, f"{value!r:.40}")
+        return Problem(ProblemKind.BLOB, column, f"{len(value)} bytes")
+    return Problem(ProblemKind.NOT_TEXT, column, f"{value!r:.40}")
 
 
-def _encoding_problem(value: str) -> Kind:
+def _encoding_problem(value: str) -> ProblemKind:
     """Tell a surrogate that was stored as such from bytes that are no UTF-8 in any reading."""
     try:
         value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
-        return Kind.BAD_UTF8
-    return Kind.LONE_SURROGATE
+        return ProblemKind.BAD_UTF8
+    return ProblemKind.LONE_SURROGATE

@@ -12,7 +12,7 @@ from flux_memory.transfer.rows.raw import RawRow
 Messages = TypeVar("Messages", bound=tuple[Any, ...])
 
 
-def conversations(
+def group_by_session(
     sessions: Iterator[RawRow], messages: Iterator[Messages]
 ) -> Iterator[tuple[RawRow | None, Iterator[Messages]]]:
     """Return each session with its messages; messages without a session come with `None`.

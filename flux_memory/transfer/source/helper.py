@@ -14,23 +14,23 @@ from typing import Any
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.progress import Advance
-from flux_memory.transfer.rows.spool import Prepared
-from flux_memory.transfer.rows.validate import RowChecker
-from flux_memory.transfer.source.preflight import Findings, preflight
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source.preflight import PreflightResult, preflight
 from flux_memory.transfer.source.reader import EVERYTHING, Layout, Part, Source
 
 
 class Helper:
-    """The process, as seen from the one that started it. What it reads goes into `prepared`.
+    """The process, as seen from the one that started it. What it reads goes into `spool`.
 
     Raises:
         MigrationError: By any method, where the process says what is wrong, or has ended.
     """
 
     def __init__(self) -> None:
-        self.prepared = Prepared()
+        self.spool = Spool()
         self._pipe, theirs = Pipe()
-        descriptors = [theirs.fileno(), *self.prepared.descriptors]
+        descriptors = [theirs.fileno(), *self.spool.descriptors]
         self._process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
             [sys.executable, "-P", "-m", "flux_memory.transfer.source.helper_process", *map(str, descriptors)],
             pass_fds=descriptors,
@@ -46,9 +46,11 @@ class Helper:
         """Open the file as `snapshot.connect` does; an earlier one is let go."""
         self._ask("open", path, parameters)
 
-    def preflight(self, layout: Layout, naive: tzinfo, part: Part, advance: Advance, *, keeps_rows: bool) -> Findings:
+    def preflight(
+        self, layout: Layout, naive: tzinfo, part: Part, advance: Advance, *, keeps_rows: bool
+    ) -> PreflightResult:
         """Read a part of the source, as `preflight.preflight` does."""
-        found: Findings = self._ask("preflight", layout, naive, part, keeps_rows, advance=advance)
+        found: PreflightResult = self._ask("preflight", layout, naive, part, keeps_rows, advance=advance)
         return found
 
     def kill(self) -> None:
@@ -60,7 +62,7 @@ class Helper:
         self.kill()
         self._process.wait()
         self._pipe.close()
-        self.prepared.close()
+        self.spool.close()
 
     def _ask(self, *question: Any, advance: Advance | None = None) -> Any:
         try:
@@ -81,26 +83,26 @@ class Helper:
 def read_all(
     helper: Helper | None,
     source: Source,
-    checker: RowChecker,
-    prepared: Prepared,
+    validator: RowValidator,
+    spool: Spool,
     advance: Advance,
     *,
     keeps_rows: bool,
-) -> tuple[Findings, list[Prepared]]:
+) -> tuple[PreflightResult, list[Spool]]:
     """Preflight a source, and return what was found with the parts that follow one another.
 
     Args:
         helper: Has opened the same state, if the file is large.
         source: What is read.
-        checker: Checks them.
-        prepared: Takes them, or those of the first half.
+        validator: Checks them.
+        spool: Takes them, or those of the first half.
         advance: Told how many rows were read.
         keeps_rows: Whether they are to be loaded.
     """
-    prepared.keeps_rows = keeps_rows
+    spool.keeps_rows = keeps_rows
     middle = None if helper is None else source.middle()
     if helper is None or middle is None:
-        return preflight(source, checker, prepared, advance, EVERYTHING), [prepared]
+        return preflight(source, validator, spool, advance, EVERYTHING), [spool]
     lock = Lock()
 
     def advance_both(rows: int) -> None:
@@ -112,9 +114,9 @@ def read_all(
             helper.preflight, source.layout, source.naive, Part(first=middle), advance_both, keeps_rows=keeps_rows
         )
         try:
-            found = preflight(source, checker, prepared, advance_both, Part(end=middle))
+            found = preflight(source, validator, spool, advance_both, Part(end=middle))
         except BaseException:
             helper.kill()
             raise
         found.include(second.result())
-    return found, [prepared, helper.prepared]
+    return found, [spool, helper.spool]

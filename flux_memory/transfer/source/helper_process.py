@@ -10,17 +10,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from flux_memory.errors import FluxMemoryError
-from flux_memory.transfer.rows.spool import Prepared
-from flux_memory.transfer.rows.validate import RowChecker
-from flux_memory.transfer.source.preflight import Findings, preflight
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source.preflight import PreflightResult, preflight
 from flux_memory.transfer.source.reader import Layout, Part, Source
 from flux_memory.transfer.source.snapshot import connect
 
 
 class _Answering:
-    def __init__(self, pipe: Connection, prepared: Prepared) -> None:
+    def __init__(self, pipe: Connection, spool: Spool) -> None:
         self._pipe = pipe
-        self._prepared = prepared
+        self._spool = spool
         self._db: sqlite3.Connection | None = None
 
     def open(self, path: Path, parameters: str) -> None:
@@ -28,11 +28,11 @@ class _Answering:
             self._db.close()
         self._db = connect(path, parameters)
 
-    def preflight(self, layout: Layout, naive: tzinfo, part: Part, keeps_rows: bool) -> Findings:
+    def preflight(self, layout: Layout, naive: tzinfo, part: Part, keeps_rows: bool) -> PreflightResult:
         assert self._db is not None  # noqa: S101 - `open` comes first
-        self._prepared.keeps_rows = keeps_rows
+        self._spool.keeps_rows = keeps_rows
         source = Source(self._db, layout, naive)
-        return preflight(source, RowChecker(naive), self._prepared, self._pipe.send, part)
+        return preflight(source, RowValidator(naive), self._spool, self._pipe.send, part)
 
     def run(self) -> None:
         while True:
@@ -48,4 +48,4 @@ if __name__ == "__main__":
     pipe, *files = map(int, sys.argv[1:])
     # Whoever asked is gone.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _Answering(Connection(pipe), Prepared(files)).run()
+        _Answering(Connection(pipe), Spool(files)).run()

@@ -13,31 +13,31 @@ from typing import Any, Final, NamedTuple
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.pgcopy import (
-    MessageRow,
     MessagesDigest,
-    SessionRow,
+    ValidMessage,
+    ValidSession,
     copy_field,
     copy_session,
     prepare_messages,
     session_digest,
 )
-from flux_memory.transfer.rows.problems import Kind, Problem, Tally
+from flux_memory.transfer.rows.problems import Problem, ProblemKind, Tally
 from flux_memory.transfer.rows.raw import RawRow
-from flux_memory.transfer.rows.spool import Prepared, RefusedRow, SessionDigest
-from flux_memory.transfer.rows.validate import RowChecker
-from flux_memory.transfer.source.conversations import conversations
+from flux_memory.transfer.rows.spool import RefusedRow, SessionDigest, Spool
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source.conversations import group_by_session
 from flux_memory.transfer.source.reader import Part, Source
 
-_STEP: Final = 2048
+_PROGRESS_ROWS: Final = 2048
 """Rows between two reports of progress."""
-_TOGETHER: Final = 128
+_CHUNK_MESSAGES: Final = 128
 """Messages that are checked together, whatever their sessions are."""
-_MOST_BYTES: Final = 1024 * 1024
+_CHUNK_BYTES: Final = 1024 * 1024
 """Fewer are, where they reach so many bytes."""
 
 
 @dataclass
-class Findings:
+class PreflightResult:
     """What a preflight found."""
 
     sessions: int = 0
@@ -48,7 +48,7 @@ class Findings:
     refused_messages: int = 0
     ties: int = 0
     """Messages whose time is that of the one before, so that only the order they were written in tells them apart."""
-    tallies: dict[tuple[str, Kind], Tally] = field(default_factory=dict)
+    tallies: dict[tuple[str, ProblemKind], Tally] = field(default_factory=dict)
 
     by_time: bool = False
     """Whether times had to be sorted by what they mean, not by their text."""
@@ -66,7 +66,7 @@ class Findings:
             tally = self.tallies.setdefault((table, problem.kind), Tally(table, problem.kind))
             tally.add(row_id, problem)
 
-    def include(self, other: Findings) -> None:
+    def include(self, other: PreflightResult) -> None:
         """Add what was found in the part that follows."""
         self.sessions += other.sessions
         self.messages += other.messages
@@ -83,13 +83,13 @@ class _OutOfOrderError(Exception):
     """Times of mixed forms, whose text does not sort as they do."""
 
 
-def preflight(source: Source, checker: RowChecker, prepared: Prepared, advance: Advance, part: Part) -> Findings:
+def preflight(source: Source, validator: RowValidator, spool: Spool, advance: Advance, part: Part) -> PreflightResult:
     """Read a part of a source.
 
     Args:
         source: What to read; it learns here how it must be read.
-        checker: Checks the rows.
-        prepared: Takes what can be moved, and what cannot.
+        validator: Checks the rows.
+        spool: Takes what can be moved, and what cannot.
         advance: Told how many rows were read.
         part: Which sessions.
 
@@ -97,11 +97,11 @@ def preflight(source: Source, checker: RowChecker, prepared: Prepared, advance: 
         MigrationError: The file is damaged, or the temporary directory has no room.
     """
     while True:
-        prepared.clear()
-        read = _Progress(advance)
+        spool.clear()
+        read = _RowCounter(advance)
         try:
-            found = _Preflight(source, checker, prepared, read, part).run()
-            prepared.flush()
+            found = _Preflight(source, validator, spool, read, part).run()
+            spool.flush()
         except _OutOfOrderError:
             source.by_time = True
         except sqlite3.OperationalError as error:
@@ -124,7 +124,7 @@ def preflight(source: Source, checker: RowChecker, prepared: Prepared, advance: 
         read.take_back()
 
 
-class _Progress:
+class _RowCounter:
     """Counts rows for the display, which need not hear of each."""
 
     def __init__(self, advance: Advance) -> None:
@@ -145,14 +145,14 @@ class _Run(NamedTuple):
     session_id: Any
     raws: list[RawRow]
     """As the source holds them."""
-    rows: Sequence[MessageRow | list[Problem]]
+    rows: Sequence[ValidMessage | list[Problem]]
     """As they were checked."""
 
 
-def _checked(checker: RowChecker, raws: Iterator[RawRow]) -> Iterator[_Run]:
+def _validated(validator: RowValidator, raws: Iterator[RawRow]) -> Iterator[_Run]:
     """Check messages many at a time: that costs less, and most sessions are short."""
-    for some in _together(raws):
-        rows = checker.messages(some)
+    for some in _chunks(raws):
+        rows = validator.validate_messages(some)
         start = 0
         for session_id, group in groupby(some, key=itemgetter(0)):
             end = start + len(list(group))
@@ -160,13 +160,13 @@ def _checked(checker: RowChecker, raws: Iterator[RawRow]) -> Iterator[_Run]:
             start = end
 
 
-def _together(raws: Iterator[RawRow]) -> Iterator[list[RawRow]]:
+def _chunks(raws: Iterator[RawRow]) -> Iterator[list[RawRow]]:
     some: list[RawRow] = []
     size = 0
     for raw in raws:
         some.append(raw)
         size += getsizeof(raw[3])
-        if len(some) >= _TOGETHER or size >= _MOST_BYTES:
+        if len(some) >= _CHUNK_MESSAGES or size >= _CHUNK_BYTES:
             yield some
             some, size = [], 0
     if some:
@@ -175,22 +175,22 @@ def _together(raws: Iterator[RawRow]) -> Iterator[list[RawRow]]:
 
 class _Preflight:
     def __init__(
-        self, source: Source, checker: RowChecker, prepared: Prepared, progress: _Progress, part: Part
+        self, source: Source, validator: RowValidator, spool: Spool, progress: _RowCounter, part: Part
     ) -> None:
         self._source = source
-        self._checker = checker
-        self._prepared = prepared
+        self._validator = validator
+        self._spool = spool
         self._progress = progress
         self._part = part
-        self._found = Findings()
+        self._found = PreflightResult()
         self._by_text = not source.layout.numbered and not source.by_time
 
-    def run(self) -> Findings:
+    def run(self) -> PreflightResult:
         pending = 0
-        messages = _checked(self._checker, self._source.messages(self._part))
-        for raw_session, runs in conversations(self._source.sessions(self._part), messages):
+        messages = _validated(self._validator, self._source.messages(self._part))
+        for raw_session, runs in group_by_session(self._source.sessions(self._part), messages):
             pending += self._conversation(raw_session, runs) + (raw_session is not None)
-            if pending >= _STEP:
+            if pending >= _PROGRESS_ROWS:
                 self._progress.tell(pending)
                 pending = 0
         self._progress.tell(pending)
@@ -200,31 +200,31 @@ class _Preflight:
         """Take a session with its messages, and return how many of these there were."""
         found = self._found
         if raw_session is None:
-            problem = Problem(Kind.ORPHAN, "session_id", "there is no such session")
+            problem = Problem(ProblemKind.ORPHAN, "session_id", "there is no such session")
             return self._refuse_messages(runs, None, problem)
-        session = self._checker.session(raw_session)
-        if not isinstance(session, SessionRow):
+        session = self._validator.validate_session(raw_session)
+        if not isinstance(session, ValidSession):
             found.refused_sessions += 1
             self._refuse("sessions", str(raw_session[0]), raw_session, None, session)
-            problem = Problem(Kind.SESSION_REFUSED, "session_id", "see the session's own problem")
+            problem = Problem(ProblemKind.SESSION_REFUSED, "session_id", "see the session's own problem")
             return self._refuse_messages(runs, raw_session, problem)
         count, refused, digest = self._messages(session, raw_session, runs)
         found.sessions += 1
         found.messages += count
         found.refused_messages += refused
-        self._prepared.add_session(
+        self._spool.add_session(
             SessionDigest(session.id, session_digest(session), count, digest), copy_session(session, count)
         )
         return count + refused
 
-    def _messages(self, session: SessionRow, raw_session: RawRow, runs: Iterator[_Run]) -> tuple[int, int, bytes]:
+    def _messages(self, session: ValidSession, raw_session: RawRow, runs: Iterator[_Run]) -> tuple[int, int, bytes]:
         """Take a session's messages; return how many were accepted, how many refused, and the digest."""
         count = refused = 0
         digest = MessagesDigest()
         session_field = copy_field(session.id)
         last = (-(2**63), 0)
         for _, raws, rows in runs:
-            accepted = [row for row in rows if type(row) is MessageRow]
+            accepted = [row for row in rows if type(row) is ValidMessage]
             if len(accepted) < len(raws):
                 refused += len(raws) - len(accepted)
                 for raw, row in zip(raws, rows, strict=True):
@@ -232,10 +232,10 @@ class _Preflight:
                         self._refuse("messages", str(raw[1]), raw, raw_session, row)
             if self._by_text:
                 # Refused rows have no time.
-                places = [(row[4], raw[7]) for row, raw in zip(rows, raws, strict=True) if type(row) is MessageRow]
+                places = [(row[4], raw[7]) for row, raw in zip(rows, raws, strict=True) if type(row) is ValidMessage]
                 last = self._check_order([last, *places])
-            prepared, digests = prepare_messages(session_field, count + 1, accepted)
-            self._prepared.add_messages(prepared)
+            spool, digests = prepare_messages(session_field, count + 1, accepted)
+            self._spool.add_messages(spool)
             count += len(accepted)
             digest.update(digests)
         return count, refused, digest.digest()
@@ -260,4 +260,4 @@ class _Preflight:
 
     def _refuse(self, table: str, row_id: str, raw: RawRow, session: RawRow | None, problems: list[Problem]) -> None:
         self._found.add(table, row_id, problems)
-        self._prepared.refuse(RefusedRow(table, raw, session, problems))
+        self._spool.refuse(RefusedRow(table, raw, session, problems))

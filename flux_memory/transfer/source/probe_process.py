@@ -1,10 +1,10 @@
-"""Run as a process of its own: finds out how a SQLite file can be read as it is, or makes a private copy of it.
+"""Runs as a separate process: decides how a SQLite file can be read unchanged, or makes a private copy of it.
 
-A process of its own, because closing a file drops every POSIX lock that a process holds on it: a raw read inside an
-application would take the locks from under its own SQLite connections. Nothing is written next to the file.
+Closing a file drops every POSIX lock that the process holds on it: a raw read inside an application would release the
+locks of the application's own SQLite connections. The process writes nothing next to the file.
 
-Given a file alone, it prints the file's witness: what changes with the next write to it. Given a place for a copy, how
-long to wait for locks, and whether the file may be read in place, it tells by its exit code what is to be read.
+Given only a file, it prints the file's fingerprint, which changes with the next write. Given also a path for a copy, a
+lock timeout in seconds, and whether the file may be read in place, its exit code says which file to read.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ COPIED: Final = 0
 """The copy, which is consistent and needs no recovery."""
 LIVE: Final = 10
 """The file: processes share it through a write-ahead log, whose reader sees one state."""
-AT_REST: Final = 12
-"""The file: nobody is at work on it, which shows when its witness, which is printed, is the same afterwards."""
+IDLE: Final = 12
+"""The file: nobody is at work on it, which shows when its fingerprint, which is printed, is the same afterwards."""
 FAILED: Final = 11
 
 _WAL_FORMAT: Final = 2
@@ -33,10 +33,10 @@ _DEAD_MAN_SWITCH: Final = 128
 """The byte of the `-shm` file on which every connection to a write-ahead log holds a lock."""
 _LINUX_LOCK: Final = struct.Struct("hhqqi4x")
 _DARWIN_LOCK: Final = struct.Struct("qqihh")
-_ATTEMPTS: Final = 5
-_SETTLED: Final = 2_000_000_000
+_MAX_ATTEMPTS: Final = 5
+_SETTLED_NANOSECONDS: Final = 2_000_000_000
 """Nanoseconds after a write from which on the next one gets another time, however coarse the file system's are."""
-_HEADER: Final = 100
+_HEADER_BYTES: Final = 100
 
 _Stat = tuple[int, int, int] | None
 
@@ -47,51 +47,51 @@ def prepare(source: Path, target: Path, busy_seconds: float, *, in_place: bool) 
     Raises:
         OSError, sqlite3.Error: It cannot be read.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         if _is_wal(source) and _in_use(_beside(source, "-shm")):
             # A lock on the file itself is waited for here, where waiting can be ended.
             if lock := _shared_lock(source, busy_seconds):
                 lock.close()
             return LIVE
-        if in_place and (found := _witness_at_rest(source, busy_seconds)):
+        if in_place and (found := _idle_fingerprint(source, busy_seconds)):
             print(found)
-            return AT_REST
+            return IDLE
         if _copy_files(source, target, busy_seconds):
-            _fold_in(target)
+            _recover(target)
             return COPIED
-    raise OSError("an application kept opening and closing the file while it was copied; stop it, or keep it running")
+    raise OSError("an application kept opening and closing the file while it was copied; stop it, or freeze it running")
 
 
-def witness(source: Path) -> str:
+def fingerprint(source: Path) -> str:
     """Return what changes with the next write to a file that was not written to just now.
 
     The file is opened, since a network's file system may show old times to whoever does not.
     """
     with source.open("rb") as file:
-        header, found = file.read(_HEADER), os.fstat(file.fileno())
+        header, found = file.read(_HEADER_BYTES), os.fstat(file.fileno())
     return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {header.hex()}"
 
 
-def _witness_at_rest(source: Path, busy_seconds: float) -> str | None:
-    """Return a file's witness if nobody is at work on it, and nothing of it lies in a log or a journal."""
+def _idle_fingerprint(source: Path, busy_seconds: float) -> str | None:
+    """Return a file's fingerprint if nobody is at work on it, and nothing of it lies in a log or a journal."""
     if _is_wal(source):
-        return None if _holds_something(_beside(source, "-wal")) else _settled_witness(source)
+        return None if _has_content(_beside(source, "-wal")) else _settled_fingerprint(source)
     lock = _shared_lock(source, busy_seconds)
     if lock is None:
         return None
     with closing(lock):
-        return None if _holds_something(_beside(source, "-journal")) else _settled_witness(source)
+        return None if _has_content(_beside(source, "-journal")) else _settled_fingerprint(source)
 
 
-def _holds_something(companion: Path) -> bool:
+def _has_content(companion: Path) -> bool:
     """Tell whether a log or a journal is more than the empty file that some journal modes leave."""
     found = _stat(companion)
     return found is not None and found[1] > 0
 
 
-def _settled_witness(source: Path) -> str | None:
-    found = witness(source)
-    return found if source.stat().st_mtime_ns < time.time_ns() - _SETTLED else None
+def _settled_fingerprint(source: Path) -> str | None:
+    found = fingerprint(source)
+    return found if source.stat().st_mtime_ns < time.time_ns() - _SETTLED_NANOSECONDS else None
 
 
 def _copy_files(source: Path, target: Path, busy_seconds: float) -> bool:
@@ -133,7 +133,7 @@ def _shared_lock(source: Path, busy_seconds: float) -> sqlite3.Connection | None
     return db
 
 
-def _fold_in(target: Path) -> None:
+def _recover(target: Path) -> None:
     """Let SQLite recover the copy, so that the one file is all there is."""
     with closing(sqlite3.connect(target, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = DELETE").fetchone()
@@ -152,11 +152,11 @@ def _in_use(shared_memory: Path) -> bool:
         with shared_memory.open("rb") as file:
             # Asks without taking the lock, which an application that starts just now would trip over.
             if sys.platform == "darwin":
-                asked = _DARWIN_LOCK.pack(_DEAD_MAN_SWITCH, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
-                kind = _DARWIN_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))[3]
+                probe = _DARWIN_LOCK.pack(_DEAD_MAN_SWITCH, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+                kind = _DARWIN_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, probe))[3]
             else:
-                asked = _LINUX_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _DEAD_MAN_SWITCH, 1, 0)
-                kind = _LINUX_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))[0]
+                probe = _LINUX_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _DEAD_MAN_SWITCH, 1, 0)
+                kind = _LINUX_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, probe))[0]
     except FileNotFoundError:
         return False
     return bool(kind != fcntl.F_UNLCK)
@@ -184,7 +184,7 @@ if __name__ == "__main__":
         # SQLite, too, puts a log or a journal beside the file that a link leads to.
         path = Path(name).resolve()
         if not how:
-            print(witness(path))
+            print(fingerprint(path))
             sys.exit()
         sys.exit(prepare(path, Path(how[0]), float(how[1]), in_place=how[2] == "True"))
     except (OSError, sqlite3.Error) as problem:

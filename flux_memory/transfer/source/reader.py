@@ -62,7 +62,7 @@ class Layout:
     """Tables, and columns as `table.column`, that are not the library's."""
 
 
-def inspect(db: sqlite3.Connection) -> Layout:
+def inspect_source(db: sqlite3.Connection) -> Layout:
     """Find out what a file holds.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.source import probe_process as private_copy
+from flux_memory.transfer.source import probe_process
 from flux_memory.transfer.source.helper import Helper
 from flux_memory.transfer.tempfiles import private_directory
 
@@ -25,13 +25,13 @@ _NO_MAPPING: Final = "PRAGMA mmap_size = 0"
 _LIVE: Final = "mode=ro"
 _STILL: Final = "mode=ro&immutable=1"
 _VERSION: Final = "PRAGMA data_version"
-_ATTEMPTS: Final = 50
+_MAX_ATTEMPTS: Final = 50
 """Times that a state is sought in which nobody writes; a commit in between makes it two."""
-_LARGE: Final = 32 * 1024 * 1024
+_HELPER_MIN_BYTES: Final = 32 * 1024 * 1024
 """Bytes of a file from which on a second process is worth its start."""
 _BUSY_SECONDS: Final = 30.0
 """How long to wait for a lock that another process holds."""
-_BUSY: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
+_LOCKED: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
 
 
 @contextmanager
@@ -64,9 +64,9 @@ class Snapshot:
         """Whether nobody wants it any more."""
         self._path: Final = path
         self._db: sqlite3.Connection | None = None
-        self._witness: str | None = None
+        self._fingerprint: str | None = None
         """What the file looked like, where it is read in place and its writers are free to go on."""
-        self._asked: subprocess.Popen[str] | None = None
+        self._probe: subprocess.Popen[str] | None = None
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -94,13 +94,13 @@ class Snapshot:
         Raises:
             MigrationError: The file cannot be read any more.
         """
-        if self._witness is None or self.interrupted or self._ask(self._path)[1] == self._witness:
+        if self._fingerprint is None or self.interrupted or self._run_probe(self._path)[1] == self._fingerprint:
             return False
         self._open(in_place=False)
         return True
 
     @_within_limits()
-    def keep(self) -> None:
+    def freeze(self) -> None:
         """Open the file's present state, so that nobody can change it, unless the one that is open cannot be changed.
 
         The helper keeps what it has read.
@@ -108,7 +108,7 @@ class Snapshot:
         Raises:
             MigrationError: The file cannot be read any more.
         """
-        if self._witness is not None:
+        if self._fingerprint is not None:
             self.db.close()
             check_file(self._path)
             self._read(None, in_place=False)
@@ -117,9 +117,9 @@ class Snapshot:
         """Stop whatever is being read, from another thread."""
         self.interrupted = True
         # Each may be let go at this moment.
-        asked, db, helper = self._asked, self._db, self.helper
-        if asked is not None:
-            asked.kill()
+        probe, db, helper = self._probe, self._db, self.helper
+        if probe is not None:
+            probe.kill()
         if db is not None:
             with suppress(sqlite3.ProgrammingError):
                 db.interrupt()
@@ -136,18 +136,18 @@ class Snapshot:
 
     def _open(self, *, in_place: bool) -> None:
         self.close()
-        if check_file(self._path) >= _LARGE and (os.cpu_count() or 1) > 1:
+        if check_file(self._path) >= _HELPER_MIN_BYTES and (os.cpu_count() or 1) > 1:
             self.helper = Helper()
         self._read(self.helper, in_place=in_place)
 
     def _read(self, helper: Helper | None, *, in_place: bool) -> None:
         with private_directory() as directory:
             copy = directory / "snapshot.db"
-            code, self._witness = self._prepare(copy, in_place=in_place)
-            if code == private_copy.LIVE:
+            code, self._fingerprint = self._prepare(copy, in_place=in_place)
+            if code == probe_process.LIVE:
                 self._join(helper)
             else:
-                read = copy if code == private_copy.COPIED else self._path
+                read = copy if code == probe_process.COPIED else self._path
                 self._db = connect(read, _STILL)
                 if helper is not None:
                     helper.open(read, _STILL)
@@ -160,7 +160,7 @@ class Snapshot:
             return
         with closing(connect(path, _LIVE)) as watch:
             watch.execute("COMMIT")
-            for _ in range(_ATTEMPTS):
+            for _ in range(_MAX_ATTEMPTS):
                 version = watch.execute(_VERSION).fetchone()
                 self._db = connect(path, _LIVE)
                 helper.open(path, _LIVE)
@@ -171,16 +171,16 @@ class Snapshot:
         self._db, self.helper = connect(path, _LIVE), None
 
     def _prepare(self, copy: Path, *, in_place: bool) -> tuple[int, str | None]:
-        code, witness, error = self._ask(self._path.absolute(), copy, _BUSY_SECONDS, in_place)
-        if code not in {private_copy.COPIED, private_copy.LIVE, private_copy.AT_REST}:
+        code, fingerprint, error = self._run_probe(self._path.absolute(), copy, _BUSY_SECONDS, in_place)
+        if code not in {probe_process.COPIED, probe_process.LIVE, probe_process.IDLE}:
             name, _, reason = error.partition("|")
             raise MigrationError(_advice(self._path, name, reason))
-        return code, witness or None
+        return code, fingerprint or None
 
-    def _ask(self, *arguments: object) -> tuple[int, str, str]:
-        """Run `private_copy`; return its exit code and what it said."""
-        self._asked = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-            [sys.executable, "-P", private_copy.__file__, *map(str, arguments)],
+    def _run_probe(self, *arguments: object) -> tuple[int, str, str]:
+        """Run `probe_process`; return its exit code and what it said."""
+        self._probe = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+            [sys.executable, "-P", probe_process.__file__, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -189,9 +189,9 @@ class Snapshot:
             start_new_session=True,
         )
         if self.interrupted:
-            self._asked.kill()
-        said = self._asked.communicate()
-        return self._asked.returncode, said[0].strip(), said[1].strip()
+            self._probe.kill()
+        said = self._probe.communicate()
+        return self._probe.returncode, said[0].strip(), said[1].strip()
 
 
 @contextmanager
@@ -243,7 +243,7 @@ def _unreadable(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> Migrat
 
 def _advice(path: Path, name: str, reason: str) -> str:
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return f"{path} is locked: {_BUSY}"
+        return f"{path} is locked: {_LOCKED}"
     if name == "SQLITE_NOTADB":
         return f"{path} is not a SQLite database; check --sqlite-path"
     if name == "SQLITE_CORRUPT":

@@ -10,9 +10,9 @@ import asyncpg
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
-from flux_memory.transfer.rows.spool import Prepared
-from flux_memory.transfer.source.preflight import Findings
-from flux_memory.transfer.target.server import writing
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.source.preflight import PreflightResult
+from flux_memory.transfer.target.server import write_transaction
 
 # One migration at a time; a second one finds the first one's rows and goes on from there.
 LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"
@@ -63,13 +63,13 @@ WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
 """
 
 _LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '30s'"
-_BYTES_A_KEY: Final = 1000
+_KEY_BYTES: Final = 1000
 """A bound, shared by the server's parallel workers, below which they sort in memory; a key takes a seventh of it."""
-_MOST_MEMORY: Final = 1024 * 1024
+_MAX_MEMORY_KB: Final = 1024 * 1024
 """Kilobytes of maintenance_work_mem."""
 
 
-async def load(connection: Any, parts: Sequence[Prepared], found: Findings, watcher: Watcher) -> bool:
+async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher) -> bool:
     """Fill an empty target, or return `False`, with nothing changed, where it is not empty or not ours to rebuild.
 
     Args:
@@ -78,7 +78,7 @@ async def load(connection: Any, parts: Sequence[Prepared], found: Findings, watc
         found: How many rows there are.
         watcher: Told how many rows were sent, and when the keys are built.
     """
-    async with writing(connection):
+    async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
         if await connection.fetchval(HAS_ROWS) or not await connection.fetchval(IS_PLAIN):
             return False
@@ -93,11 +93,11 @@ async def load(connection: Any, parts: Sequence[Prepared], found: Findings, watc
             ("sessions", SESSION_COLUMNS, found.sessions),
             ("messages", MESSAGE_COLUMNS, found.messages),
         ):
-            data = aiter(_Sending(parts, table, count, watcher.advance))
+            data = aiter(_CopyStream(parts, table, count, watcher.advance))
             await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
         watcher.phase("Keys", None)
-        memory = max(found.messages * _BYTES_A_KEY // 1024, 1024)
-        await connection.execute(RAISE_MEMORY, str(min(memory, _MOST_MEMORY)))
+        memory = max(found.messages * _KEY_BYTES // 1024, 1024)
+        await connection.execute(RAISE_MEMORY, str(min(memory, _MAX_MEMORY_KB)))
         for _, create in reversed(keys):
             await connection.execute(create)
     return True
@@ -114,10 +114,10 @@ async def _lock_tables(connection: Any) -> None:
         ) from error
 
 
-class _Sending:
-    """Prepared rows on their way; progress is told by their bytes."""
+class _CopyStream:
+    """Spool rows on their way; progress is told by their bytes."""
 
-    def __init__(self, parts: Sequence[Prepared], table: str, rows: int, advance: Advance) -> None:
+    def __init__(self, parts: Sequence[Spool], table: str, rows: int, advance: Advance) -> None:
         self._parts = parts
         self._table = table
         self._rows = rows
@@ -128,9 +128,9 @@ class _Sending:
         sent = told = 0
         yield COPY_HEADER
         for part in self._parts:
-            for piece in part.pieces(self._table):
-                yield piece
-                sent += len(piece)
+            for chunk in part.chunks(self._table):
+                yield chunk
+                sent += len(chunk)
                 self._advance(self._rows * sent // size - told)
                 told = self._rows * sent // size
         yield COPY_TRAILER

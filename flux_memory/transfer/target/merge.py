@@ -10,7 +10,7 @@ import asyncpg
 
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
-from flux_memory.transfer.rows.spool import Batch, Prepared
+from flux_memory.transfer.rows.spool import Batch, Spool
 from flux_memory.transfer.target.server import WRITING
 
 CREATE_STAGING: Final = """
@@ -109,17 +109,17 @@ FROM numbered
 JOIN bumped ON bumped.id = numbered.session_id
 """
 
-_ATTEMPTS: Final = 5
-_FIRST: Final = 20
+_MAX_ATTEMPTS: Final = 5
+_MAX_NAMED: Final = 20
 """Ids of conflicts that a report names."""
-_MOST_BYTES: Final = 2 * 1024 * 1024
+_BATCH_BYTES: Final = 2 * 1024 * 1024
 """A batch ends here even if it has fewer messages, so that memory stays the same."""
-_SENT_TOGETHER: Final = 128 * 1024
+_CHUNK_BYTES: Final = 128 * 1024
 """Bytes from which on rows are sent."""
 
 
 @dataclass
-class Merged:
+class MergeResult:
     """What was added to a target, and what was not."""
 
     sessions: int = 0
@@ -134,7 +134,7 @@ class Merged:
     """Messages of sessions in conflict."""
     first_conflicts: list[str] = field(default_factory=list)
 
-    def include(self, other: Merged) -> None:
+    def include(self, other: MergeResult) -> None:
         """Add what was merged of another part."""
         self.sessions += other.sessions
         self.messages += other.messages
@@ -143,40 +143,40 @@ class Merged:
         self.conflicting_sessions += other.conflicting_sessions
         self.conflicting_messages += other.conflicting_messages
         self.held_back += other.held_back
-        self.first_conflicts = [*self.first_conflicts, *other.first_conflicts][:_FIRST]
+        self.first_conflicts = [*self.first_conflicts, *other.first_conflicts][:_MAX_NAMED]
 
     def name(self, kind: str, id_: str) -> None:
         """Name a conflict, if it is one of the first."""
-        if len(self.first_conflicts) < _FIRST:
+        if len(self.first_conflicts) < _MAX_NAMED:
             self.first_conflicts.append(f"{kind} {id_}")
 
 
-async def merge(connection: Any, prepared: Prepared, *, batch_size: int, advance: Advance) -> Merged:
+async def merge(connection: Any, spool: Spool, *, batch_size: int, advance: Advance) -> MergeResult:
     """Add what a target lacks of a part, in committed batches.
 
     Args:
         connection: To a target whose schema is current.
-        prepared: What the preflight left of the part.
+        spool: What the preflight left of the part.
         batch_size: Rows of a batch.
         advance: Told how many rows were committed.
     """
-    merged = Merged()
+    merged = MergeResult()
     pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
     if not pooled:
         await connection.execute(CREATE_STAGING)
     settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
-    goes_on, last_conflict = False, ""
-    for batch in prepared.batches(batch_size, _MOST_BYTES):
+    continues, last_conflict = False, ""
+    for batch in spool.batches(batch_size, _BATCH_BYTES):
         outcome = await _commit(connection, settings, batch)
-        _count(merged, batch, outcome, goes_on, last_conflict)
-        advance(batch.message_count + len(batch.sessions) - goes_on)
-        goes_on = batch.goes_on
+        _count(merged, batch, outcome, continues, last_conflict)
+        advance(batch.message_count + len(batch.sessions) - continues)
+        continues = batch.continues
         if outcome.conflicts:
             last_conflict, _ = outcome.conflicts[-1]
     return merged
 
 
-class _Outcome(NamedTuple):
+class _BatchResult(NamedTuple):
     sessions: int
     messages: int
     skipped: int
@@ -184,7 +184,7 @@ class _Outcome(NamedTuple):
     conflicting_messages: list[str]
 
 
-async def _commit(connection: Any, settings: str, batch: Batch) -> _Outcome:
+async def _commit(connection: Any, settings: str, batch: Batch) -> _BatchResult:
     attempt = 1
     while True:
         try:
@@ -192,12 +192,12 @@ async def _commit(connection: Any, settings: str, batch: Batch) -> _Outcome:
                 await connection.execute(settings)
                 return await _merge_batch(connection, batch)
         except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
-            if attempt == _ATTEMPTS:
+            if attempt == _MAX_ATTEMPTS:
                 raise
         attempt += 1
 
 
-async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
+async def _merge_batch(connection: Any, batch: Batch) -> _BatchResult:
     await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
     await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
     sessions = _rows(await connection.execute(INSERT_SESSIONS))
@@ -205,10 +205,10 @@ async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
     conflicts = [(id_, held) for id_, held in await connection.fetch(TAKE_OUT_SESSIONS_IN_CONFLICT)]
     skipped, differing = await connection.fetchrow(TAKE_OUT_STORED_MESSAGES)
     messages = _rows(await connection.execute(APPEND_MESSAGES))
-    return _Outcome(sessions, messages, skipped, conflicts, differing)
+    return _BatchResult(sessions, messages, skipped, conflicts, differing)
 
 
-def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool, last_conflict: str) -> None:
+def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, continues: bool, last_conflict: str) -> None:
     """Add up a batch; a session that goes on from the last batch was counted there, if in conflict as such."""
     merged.sessions += outcome.sessions
     merged.messages += outcome.messages
@@ -219,24 +219,24 @@ def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool, last_
             merged.conflicting_sessions += 1
             merged.name("session", id_)
         else:
-            goes_on = False
-    merged.skipped_sessions += len(batch.sessions) - goes_on - outcome.sessions - len(outcome.conflicts)
+            continues = False
+    merged.skipped_sessions += len(batch.sessions) - continues - outcome.sessions - len(outcome.conflicts)
     for id_ in outcome.conflicting_messages:
         merged.conflicting_messages += 1
         merged.name("message", id_)
 
 
 async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
-    await connection.copy_to_table(table, source=_pieces(rows), columns=columns, format="binary")
+    await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary")
 
 
-async def _pieces(rows: list[bytes]) -> AsyncIterator[bytes]:
+async def _chunks(rows: list[bytes]) -> AsyncIterator[bytes]:
     """Put rows together as far as that is worth it; all of a batch at once would be there twice, and in the driver."""
     gathered, size = [COPY_HEADER], 0
     for row in rows:
         gathered.append(row)
         size += len(row)
-        if size >= _SENT_TOGETHER:
+        if size >= _CHUNK_BYTES:
             yield b"".join(gathered)
             gathered, size = [], 0
     yield b"".join((*gathered, COPY_TRAILER))

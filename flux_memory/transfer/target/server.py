@@ -10,13 +10,12 @@ from typing import Any, Final
 
 import asyncpg
 
-from flux_memory import dsn as dsns
 from flux_memory.backends.postgres.errors import translated
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, masked, other_host_first, parse
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
-from flux_memory.transfer.target import watchdog as lifeline
+from flux_memory.transfer.target.watchdog import guard
 
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
@@ -100,30 +99,30 @@ class Target:
 
 
 @asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[Any]:
+async def open_connection(dsn: str) -> AsyncIterator[Any]:
     """Connect, and turn the driver's errors into ours until the connection is let go.
 
     Raises:
         FluxMemoryError: The server cannot be reached, or was lost; the message says what to do.
     """
     dsn = SecretText(dsn)
-    parsed = dsns.parse(dsn)
+    parsed = parse(dsn)
     url = parsed.url
-    with translated(dsns.masked(dsn), CONNECT_SECONDS):
+    with translated(masked(dsn), CONNECT_SECONDS):
 
         async def connect(seconds: float) -> Any:
             nonlocal url
             # The next attempt begins with another host: this one may be there no more.
-            chosen, url = url, dsns.other_host_first(url)
+            chosen, url = url, other_host_first(url)
             return await asyncpg.connect(chosen, **{**parsed.arguments, "timeout": seconds})
 
         connection = await connect(parsed.arguments.get("timeout", CONNECT_SECONDS))
         try:
-            async with lifeline.held(connection, connect):
+            async with guard(connection, connect):
                 yield connection
         except asyncpg.DiskFullError as error:
             raise MigrationError(
-                f"PostgreSQL at {dsns.masked(dsn)}: the server's disk is full; nothing is half done. Make room there, "
+                f"PostgreSQL at {masked(dsn)}: the server's disk is full; nothing is half done. Make room there, "
                 "and run the same command again"
             ) from error
         finally:
@@ -131,7 +130,7 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
             connection.terminate()
 
 
-async def inspect(connection: Any, *, for_reading: bool = False) -> Target:
+async def inspect_target(connection: Any, *, for_reading: bool = False) -> Target:
     """Look at a PostgreSQL memory, and refuse one that cannot take rows, or that cannot be read.
 
     Raises:
@@ -195,15 +194,15 @@ async def _refuse_without_rights(connection: Any) -> None:
         )
 
 
-async def prepare(connection: Any) -> None:
+async def prepare_schema(connection: Any) -> None:
     """Make the tables, or adopt the original application's."""
-    async with writing(connection):
+    async with write_transaction(connection):
         await schema.bring_up_to_date(connection)
 
 
 async def analyze(connection: Any) -> None:
     """Let the server look at the tables that were filled."""
-    async with writing(connection):
+    async with write_transaction(connection):
         await connection.execute(ANALYZE)
 
 
@@ -239,7 +238,7 @@ async def missing_keys(connection: Any) -> list[str]:
 
 
 @asynccontextmanager
-async def reading(connection: Any) -> AsyncIterator[None]:
+async def read_transaction(connection: Any) -> AsyncIterator[None]:
     """Begin a transaction that reads one state, and that no limit of the database's stops half-way.
 
     It is not rolled back after an error: of a COPY whose receiver was stopped, the driver may wait for an end that it
@@ -253,7 +252,7 @@ async def reading(connection: Any) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def writing(connection: Any) -> AsyncIterator[None]:
+async def write_transaction(connection: Any) -> AsyncIterator[None]:
     """Begin a transaction that writes, and that no limit of the database's stops half-way."""
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(WRITING)

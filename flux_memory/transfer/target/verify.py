@@ -9,18 +9,18 @@ from typing import Any, Final
 
 from flux_memory.transfer.rows.pgcopy import (
     MESSAGE_DIGEST,
-    MessageRow,
     MessagesDigest,
-    SessionRow,
+    ValidMessage,
+    ValidSession,
     message_digest,
     prepare_messages,
     session_digest,
 )
-from flux_memory.transfer.rows.postgres_time import text as time_text
-from flux_memory.transfer.rows.spool import Prepared, SessionDigest
-from flux_memory.transfer.rows.validate import RowChecker
+from flux_memory.transfer.rows.postgres_time import time_text
+from flux_memory.transfer.rows.spool import SessionDigest, Spool
+from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.reader import Source
-from flux_memory.transfer.target.server import missing_keys, reading
+from flux_memory.transfer.target.server import missing_keys, read_transaction
 from flux_memory.transfer.target.server_digests import ServerSession, read_digests
 
 SELECT_SESSION: Final = """
@@ -40,9 +40,9 @@ FROM messages
 WHERE session_id = $1 AND id = ANY($2)
 """  # noqa: S608 - constants of ours
 
-_FIRST: Final = 20
+_MAX_NAMED: Final = 20
 """Differences that a report names."""
-_AT_ONCE: Final = 1_000
+_PAGE_MESSAGES: Final = 1_000
 """Messages of a session that differs, compared at a time."""
 
 
@@ -72,49 +72,49 @@ class Comparison:
     def add(self, kind: str, id_: str) -> None:
         """Count a difference, and name it if it is one of the first."""
         self.differences[kind] = self.differences.get(kind, 0) + 1
-        if len(self.first_differences) < _FIRST:
+        if len(self.first_differences) < _MAX_NAMED:
             self.first_differences.append(f"{kind}: {id_}")
 
 
 async def compare(
-    connection: Any, source: Callable[[], Awaitable[Source]], checker: RowChecker, digests: Iterator[SessionDigest]
+    connection: Any, source: Callable[[], Awaitable[Source]], validator: RowValidator, digests: Iterator[SessionDigest]
 ) -> Comparison:
     """Compare a SQLite memory, as its digests were taken, with a PostgreSQL memory.
 
     Args:
         connection: To PostgreSQL.
         source: Returns the SQLite memory, for the rows of sessions that differ.
-        checker: Checks its rows.
+        validator: Checks its rows.
         digests: What was taken of it.
     """
-    async with reading(connection):
-        found = await compare_in_transaction(connection, source, checker, digests)
+    async with read_transaction(connection):
+        found = await compare_in_transaction(connection, source, validator, digests)
         for key in await missing_keys(connection):
             found.add("key missing", key)
         return found
 
 
 async def compare_in_transaction(
-    connection: Any, source: Callable[[], Awaitable[Source]], checker: RowChecker, digests: Iterator[SessionDigest]
+    connection: Any, source: Callable[[], Awaitable[Source]], validator: RowValidator, digests: Iterator[SessionDigest]
 ) -> Comparison:
     """Compare within the transaction that is open, so that it is the caller's snapshot that is compared."""
     found = Comparison()
-    with Prepared() as differing:
-        both = _SideBySide(found, digests, differing)
+    with Spool() as differing:
+        both = _DigestComparison(found, digests, differing)
         await read_digests(connection, both.take)
         both.end()
         rows: Source | None = None
         for digest in differing.digests():
             if rows is None:
                 rows = await source()
-            await _compare_session(found, connection, rows, checker, digest)
+            await _compare_session(found, connection, rows, validator, digest)
     return found
 
 
-class _SideBySide:
+class _DigestComparison:
     """Walks both sides in the order of ids; puts aside what differs."""
 
-    def __init__(self, found: Comparison, mine: Iterator[SessionDigest], differing: Prepared) -> None:
+    def __init__(self, found: Comparison, mine: Iterator[SessionDigest], differing: Spool) -> None:
         self._found = found
         self._mine = mine
         self._own = next(mine, None)
@@ -156,18 +156,20 @@ class _SideBySide:
 
 
 async def _compare_session(
-    found: Comparison, connection: Any, source: Source, checker: RowChecker, own: SessionDigest
+    found: Comparison, connection: Any, source: Source, validator: RowValidator, own: SessionDigest
 ) -> None:
     session_id = own.id.decode()
     raw = source.session(session_id)
-    session = None if raw is None else checker.session(raw)
-    if not isinstance(session, SessionRow):
+    session = None if raw is None else validator.validate_session(raw)
+    if not isinstance(session, ValidSession):
         found.add("session differs, and is not in the file as it is now", session_id)
         return
     matched = last = count = 0
     in_file = MessagesDigest()
-    rows = (row for row in map(checker.message, source.messages_of(session_id)) if isinstance(row, MessageRow))
-    while together := list(islice(rows, _AT_ONCE)):
+    rows = (
+        row for row in map(validator.validate_message, source.messages_of(session_id)) if isinstance(row, ValidMessage)
+    )
+    while together := list(islice(rows, _PAGE_MESSAGES)):
         in_file.update(prepare_messages(b"", count + 1, together)[1])
         count += len(together)
         some = {row.id.decode(): message_digest(0, row) for row in together}
@@ -194,7 +196,7 @@ async def _compare_session(
         found.add("session differs, and was changed in the file since it was read", session_id)
 
 
-def _differing_columns(session: SessionRow, stored: tuple[str, ...], added: int) -> list[str]:
+def _differing_columns(session: ValidSession, stored: tuple[str, ...], added: int) -> list[str]:
     mine = (
         session.user_id.decode(),
         session.title.decode(),
