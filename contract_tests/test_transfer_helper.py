@@ -1,4 +1,4 @@
-"""A large file is read by two processes; what they find together is what one would find alone."""
+"""Two processes that read halves of a large file find together what one finds alone."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from flux_memory.transfer.source.snapshot import snapshot_of
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the file, and however few processors there are."""
+    """Use the helper for files of any size, on any number of processors."""
     monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
 def spoil(path: Path) -> None:
-    """Add rows that cannot be moved, in both halves and where ids are no text."""
+    """Add invalid rows in both halves, and rows whose ids are not text."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for number, home in enumerate(["", "gone", "s-0", "s-f", "zz"]):
             add(db, f"bad-{number}", home, metadata="[")
@@ -57,7 +57,7 @@ def findings(report: Report) -> dict[str, Any]:
 def test_two_processes_find_and_move_what_one_does(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch, populated: bool
 ) -> None:
-    """Rows, refused rows, counts and digests; on both paths."""
+    """Rows, refused rows, counts and digests are the same with and without the helper, for load and merge."""
     dsn = flux_postgres_clean_dsn
     make_random(path, sessions=40, messages=1000)
     spoil(path)
@@ -76,7 +76,7 @@ def test_two_processes_find_and_move_what_one_does(
 
 
 def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session may lie in many batches, and a batch may hold many sessions, good ones and bad ones."""
+    """The result does not depend on where chunks end within valid and invalid sessions."""
     make_random(path, sessions=40, messages=300)
     spoil(path)
     results = []
@@ -93,7 +93,7 @@ def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monk
 
 
 def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, two_processes: None) -> None:
-    """A transaction that commits while both open the file is seen by both or by neither."""
+    """Both processes see a transaction that commits while they open the file, or neither does."""
     with closing(make_file(path)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         add_session(db, "a")
@@ -135,7 +135,7 @@ def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, tw
 def test_a_helper_that_is_killed_is_an_error_with_advice(
     path: Path, flux_postgres_clean_dsn: str, two_processes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kernel does when memory runs out; nothing was changed, and the next run completes."""
+    """If the kernel kills the helper, the error says so, nothing was changed, and the next run completes."""
     make_random(path, sessions=40, messages=1000)
     preflight = helper.Helper.preflight
 
@@ -152,7 +152,7 @@ def test_a_helper_that_is_killed_is_an_error_with_advice(
 
 
 def test_a_dry_run_and_a_comparison_use_both(path: Path, flux_postgres_clean_dsn: str, two_processes: None) -> None:
-    """No rows are kept where none are loaded."""
+    """The helper spools no rows for a dry run or a comparison."""
     make_random(path, sessions=40, messages=1000)
     assert move(path, flux_postgres_clean_dsn, mode=Mode.PREFLIGHT).preflight.messages == 1000
     assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL

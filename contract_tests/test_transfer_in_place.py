@@ -1,4 +1,4 @@
-"""A file that nobody is at work on is read in place, without a lock; whoever writes to it meanwhile does no harm."""
+"""A file that no process uses is read in place without a lock; a write meanwhile is detected and handled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COUNT = "SELECT count(*) FROM messages"
 
 @pytest.fixture(params=["DELETE", "WAL"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A file whose application was stopped a while ago."""
+    """A file whose application stopped some time ago."""
     path = tmp_path / "data" / "chat.db"
     path.parent.mkdir()
     make_random(path, sessions=SESSIONS, messages=MESSAGES)
@@ -46,7 +46,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
 def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the file, and however many processors there are."""
+    """With and without the helper, for files of any size."""
     monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: request.param)
 
@@ -59,7 +59,7 @@ def state(path: Path) -> dict[str, tuple[str, int]]:
 
 
 def write(path: Path, *sql: str) -> None:
-    """Write as an application does that starts, writes, and ends; it does not wait for locks."""
+    """Write like an application that starts, writes without waiting for locks, and ends."""
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as db:
         for statement in sql:
             db.execute(statement)
@@ -80,7 +80,7 @@ def watched(path: Path, dsn: str, watcher: Trigger, **plan: Any) -> Report:
 
 @pytest.mark.parametrize("empty", [(), ("chat.db-journal", "chat.db-wal")], ids=["alone", "beside empty files"])
 def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
-    """No room is needed, and the file and its directory stay as they are."""
+    """The read needs no temporary space, and leaves the file and its directory unchanged."""
     for name in empty:
         path.with_name(name).touch()
     before = state(path)
@@ -92,14 +92,14 @@ def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
 
 
 def test_a_file_that_was_written_to_just_now_is_copied(path: Path) -> None:
-    """The next write could leave its time as it is."""
+    """A file written just now is copied, since the next write could leave its mtime unchanged."""
     os.utime(path)
     with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
 def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
-    """What it holds has to be folded in, or rolled back."""
+    """A file with a log or journal is copied, since it needs recovery."""
     wal = path.read_bytes()[18] == 2
     path.with_name("chat.db-wal" if wal else "chat.db-journal").write_bytes(b"x" * 100)
     with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
@@ -107,7 +107,7 @@ def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
 
 
 def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
-    """The state that is open after a write is the new one, and lasts."""
+    """After a write, `renew` opens the new state, which then stays fixed."""
     with snapshot_of(path) as opened:
         opened.open()
         append(path)
@@ -119,7 +119,7 @@ def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
 
 
 def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None:
-    """The application that embeds a migration has the file open, too, in the midst of a transaction."""
+    """An application that embeds a migration may have the file open itself, in a transaction, and keeps its locks."""
     write(path, "PRAGMA journal_mode = DELETE")
     age(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
@@ -138,7 +138,7 @@ def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None
 
 
 def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
-    """Whoever keeps it reads the file as it was then."""
+    """After `freeze` the open state no longer changes."""
     with snapshot_of(path) as opened:
         opened.open()
         opened.freeze()
@@ -155,12 +155,12 @@ REWRITE = ("DELETE FROM messages WHERE rowid % 3 = 0", "UPDATE messages SET cont
 def test_a_write_during_the_preflight_has_it_read_again(
     path: Path, flux_postgres_clean_dsn: str, processes: None, act: Callable[[Path], None], rows: int
 ) -> None:
-    """However much of the file is another one then; what is moved is one state of it, whole."""
+    """Whatever part of the file a write changes, the migration moves one consistent state."""
     dsn = flux_postgres_clean_dsn
     trigger = Trigger("Preflight", lambda: act(path), after_rows=rows)
     report = watched(path, dsn, trigger)
     assert trigger.acted
-    assert trigger.said.count("Somebody wrote to the file while it was read; it is read once more") == 1
+    assert trigger.said.count("Another process wrote to the file while it was read; it is read once more") == 1
     assert report.status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
         stored = db.execute("SELECT id, content FROM messages ORDER BY id").fetchall()
@@ -169,7 +169,7 @@ def test_a_write_during_the_preflight_has_it_read_again(
 
 @pytest.mark.parametrize("phase", ["Load", "Keys", "Verify"])
 def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgres_clean_dsn: str, phase: str) -> None:
-    """What was moved is what was read; a second run brings the rest."""
+    """A write after the preflight is not moved; a second run moves it."""
     dsn = flux_postgres_clean_dsn
     report = watched(path, dsn, Trigger(phase, lambda: append(path)))
     assert report.status is Status.IDENTICAL
@@ -180,7 +180,7 @@ def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgr
 
 
 def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """The rows are read as they are then; a session that has gone is named as such."""
+    """To compare rows, the file is read again; a session deleted since is reported as such."""
     dsn = flux_postgres_clean_dsn
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
@@ -198,7 +198,7 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
 
 
 def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Neither the state that was read nor the one that followed is the target's."""
+    """A session changed since the preflight differs, even if the target equals the file's new state."""
     dsn = flux_postgres_clean_dsn
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
@@ -220,7 +220,7 @@ def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_cl
 def test_what_cannot_be_moved_is_put_aside_though_something_differs(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:
-    """A process that has read half of the file keeps its refused rows until they are written."""
+    """The helper's refused rows are still available after a write, and go to the quarantine file."""
     dsn, refused = flux_postgres_clean_dsn, tmp_path / "refused.jsonl"
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -236,7 +236,7 @@ def test_what_cannot_be_moved_is_put_aside_though_something_differs(
 def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that waits for it ends, and so does the thread that waits for the process."""
+    """A cancellation ends the process that waits for a lock, and the thread that waits for the process."""
     dsn = flux_postgres_clean_dsn
     write(path, "PRAGMA journal_mode = DELETE")
     age(path)
@@ -272,7 +272,7 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
 def test_a_cancellation_waits_until_nothing_is_read(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may come between two statements, and stops what follows nevertheless."""
+    """A cancellation between two statements stops the following reads, too."""
     begun, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
 
     def read_later(*arguments: Any, **options: Any) -> Any:
@@ -298,14 +298,14 @@ def test_a_cancellation_waits_until_nothing_is_read(
 
 
 def test_a_migration_does_not_need_the_loops_threads(path: Path) -> None:
-    """An application may keep all of them busy with something else."""
+    """A migration proceeds while an application keeps the loop's thread pool busy."""
     free = threading.Event()
 
     async def run() -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         busy = asyncio.create_task(asyncio.to_thread(free.wait))
         try:
-            # The file is read before the server is asked for.
+            # The file is read before the connection is opened.
             with pytest.raises(BackendUnavailableError):
                 await asyncio.wait_for(
                     migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere")), 20
@@ -320,7 +320,7 @@ def test_a_migration_does_not_need_the_loops_threads(path: Path) -> None:
 def test_a_cancelled_quarantine_leaves_no_file(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many rows there are to write; half of them would look like all."""
+    """A cancellation never leaves a partial quarantine file, which would look complete."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for number in range(3):
             add(db, f"refused {number}", "nowhere")
@@ -357,14 +357,14 @@ def test_a_cancelled_quarantine_leaves_no_file(
 
 
 def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Nothing is moved of what may be half of it."""
+    """A file truncated before it is read is refused; nothing is moved."""
     with pytest.raises(MigrationError, match="there is no file"):
         watched(path, flux_postgres_clean_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
     assert everything(flux_postgres_clean_dsn) == ([], [])
 
 
 def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Nothing is moved of what is left."""
+    """A file truncated while it is read is refused; nothing is moved."""
     with pytest.raises(MigrationError, match="damaged"):
         watched(path, flux_postgres_clean_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
     assert everything(flux_postgres_clean_dsn) == ([], [])
@@ -373,7 +373,7 @@ def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_c
 def test_an_application_that_writes_all_the_time_is_no_hindrance(
     tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:
-    """Each run moves one state: as many messages in each session, since a transaction adds to all."""
+    """Each run moves one state: all sessions have the same number of messages, since each transaction adds to all."""
     path = tmp_path / "chat.db"
     with closing(make_file(path)) as db:
         for id_ in "abc":

@@ -1,4 +1,4 @@
-"""A migration whose connection leads nowhere ends; one whose server takes its time does not."""
+"""A migration with a lost connection ends; one with a slow server continues."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing comes back for longer than any silence, but the server still takes connections."""
+    """A long statement continues while the server accepts new connections."""
     monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.05)
     dsn = flux_empty_database
     make_tables(dsn)
@@ -64,7 +64,7 @@ def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, mo
 def test_a_refused_connection_is_an_answer(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No new connections for a while, and what is open goes on: something comes back, so that nothing is silent."""
+    """A server that refuses new connections for a while is not silent, and the migration continues."""
     monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.01)
     dsn = flux_empty_database
     make_tables(dsn)
@@ -75,7 +75,7 @@ def test_a_refused_connection_is_an_answer(
             migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
             await waiting_for_lock(other)
             proxy.refuse()
-            # Many times as long as so many attempts take.
+            # Many times the duration of the probes.
             await asyncio.wait([migrating], timeout=0.5)
             await other.execute("COMMIT")
             return (await migrating).status
@@ -87,7 +87,7 @@ def test_a_refused_connection_is_an_answer(
 def test_a_silent_network_ends_a_migration(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither its connection nor new ones bring an answer; what breaks in each phase is in `faults/`."""
+    """If neither its connection nor new ones get an answer, the migration fails; `faults/` covers each phase."""
     dsn = flux_empty_database
     make_tables(dsn)
     monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.1)
@@ -103,7 +103,7 @@ def test_a_silent_network_ends_a_migration(
 
 
 def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux_empty_database: str) -> None:
-    """The driver would wait for an answer to its ROLLBACK; and the next run completes."""
+    """A cancellation ends, although the driver waits for its ROLLBACK, and the next run completes."""
     dsn = flux_empty_database
     make_tables(dsn)
 
@@ -128,7 +128,7 @@ def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More than the buffers between the migration and its server can hold."""
+    """A file larger than the buffers between the migration and its server."""
     path = tmp_path_factory.mktemp("large") / "chat.db"
     make_random(path, sessions=10, messages=1500)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -138,13 +138,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """One whose processes may be stopped."""
+    """A server whose processes the test may stop."""
     with start_server("local") as server:
         yield server
 
 
 def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, server: Server) -> None:
-    """The server reads no further, and then the connection goes: the driver would wait for room for ever."""
+    """A connection lost while the server reads nothing ends the load, although the driver waits for room to send."""
     dsn = server.create_database()
     make_tables(dsn)
     stopped: list[int] = []

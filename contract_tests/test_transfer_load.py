@@ -1,4 +1,4 @@
-"""Loading into a target: at once into an empty one, in batches into one that has rows, beside whoever else writes."""
+"""Load into an empty target and merge into one that has rows, also beside other writers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def target(flux_empty_database: str) -> str:
 
 
 def make_tables(dsn: str) -> None:
-    """Let the library make them."""
+    """Let the library create the tables."""
 
     async def work() -> None:
         async with PostgresConversationMemory(dsn, min_size=1) as memory:
@@ -48,7 +48,7 @@ def make_tables(dsn: str) -> None:
 
 @contextmanager
 def role(dsn: str) -> Iterator[tuple[str, str]]:
-    """Make a role, which all databases of a server share, and return its name and a DSN of its own."""
+    """Create a role, shared by all databases of the server; return its name and its DSN."""
     name = f"role_{uuid4().hex}"
     asyncio.run(execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'word'"))
     scheme, _, rest = dsn.partition("://")
@@ -59,7 +59,7 @@ def role(dsn: str) -> Iterator[tuple[str, str]]:
 
 
 def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
-    """They are taken off for the load; every definition, a hand-made index included, is the same afterwards."""
+    """After the load every key and index, also one made by hand, has the same definition as before."""
     make_tables(target)
     asyncio.run(execute(target, "CREATE INDEX mine ON messages (lower(role)) WHERE seq > 1"))
     before = asyncio.run(rows(target, DEFINITIONS))
@@ -72,7 +72,7 @@ def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
 
 
 def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) -> None:
-    """Counters continue: the next message has the next number."""
+    """The library continues the counters: the next message has the next number."""
     make_file_with_data(path)
     move(path, target)
 
@@ -89,7 +89,7 @@ def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) ->
 
 
 def test_a_second_run_moves_only_what_is_new(path: Path, target: str) -> None:
-    """Rows that are there are skipped; new messages of an old session continue its counter."""
+    """Stored rows are skipped; new messages of a stored session continue its counter."""
     make_file_with_data(path)
     move(path, target)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -108,7 +108,7 @@ def test_a_second_run_moves_only_what_is_new(path: Path, target: str) -> None:
 
 @pytest.mark.parametrize("column", ["role", "content", "metadata", "created_at"])
 def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, column: str) -> None:
-    """It is reported and never overwritten, and the exit code says so."""
+    """A conflict is reported and never overwritten, and the exit code shows it."""
     make_file_with_data(path)
     move(path, target)
     value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
@@ -124,7 +124,7 @@ def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, c
 
 
 def test_no_room_for_what_differs_is_said(path: Path, target: str) -> None:
-    """It is the temporary directory that is full, and no fault of the server or the network."""
+    """A full temporary directory is reported as such, not as a fault of the server or the network."""
     make_random(path, sessions=200, messages=200)
     move(path, target)
     asyncio.run(execute(target, "UPDATE sessions SET title = 'changed'"))
@@ -136,7 +136,7 @@ def test_no_room_for_what_differs_is_said(path: Path, target: str) -> None:
 
 @pytest.mark.parametrize("column", ["title", "metadata", "user_id", "created_at"])
 def test_a_session_with_another_content_keeps_its_messages_back(path: Path, target: str, column: str) -> None:
-    """Nothing is added to what may be somebody else's session."""
+    """Messages are not added to a session in conflict, which may belong to another user."""
     make_file_with_data(path)
     make_tables(target)
     value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
@@ -191,7 +191,7 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
     ],
 )
 def test_verification_sees_every_kind_of_damage(path: Path, target: str, damage: str, says: str) -> None:
-    """By content, not by count; each difference is named."""
+    """Verification compares content, not counts, and names each difference."""
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, damage))
@@ -203,7 +203,7 @@ def test_verification_sees_every_kind_of_damage(path: Path, target: str, damage:
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_the_original_applications_tables_are_added_to(path: Path, target: str, generation: int) -> None:
-    """PostgreSQL tables that the original made, with data in them: upgraded, kept, added to."""
+    """PostgreSQL tables of the original application are upgraded; their rows are kept and added to."""
     asyncio.run(make_original(target, generation=generation))
     kept = asyncio.run(rows(target, "SELECT count(*) FROM messages"))[0][0]
     assert kept
@@ -215,7 +215,7 @@ def test_the_original_applications_tables_are_added_to(path: Path, target: str, 
 
 
 def test_several_migrations_at_once_are_one(path: Path, target: str) -> None:
-    """They wait for one another; each proves the same result."""
+    """Concurrent migrations wait for each other; each proves the same result."""
     make_random(path, sessions=20, messages=300)
     reports = run(*(lambda: migrate(Plan(sqlite_path=path, postgres_dsn=target)) for _ in range(4)))
     assert {report.status for report in reports} == {Status.IDENTICAL}
@@ -224,7 +224,7 @@ def test_several_migrations_at_once_are_one(path: Path, target: str) -> None:
 
 
 def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: str) -> None:
-    """Two, in batches through the same sessions, beside an application that adds to them."""
+    """Two merges and an application that add to the same sessions lose nothing."""
     make_random(path, sessions=5, messages=200)
     with closing(make_file(path.with_name("some.db"), generation=2)) as db:
         add_session(db, "other")
@@ -258,7 +258,7 @@ def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: 
 
 
 def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) -> None:
-    """What it wrote before the snapshot is moved and proven; a second run brings the rest; nothing is lost."""
+    """Writes before the snapshot are moved and proven; a second run moves the rest; nothing is lost."""
     stop = asyncio.Event()
     written: list[str] = []
 
@@ -281,7 +281,7 @@ def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) 
 
 
 def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transaction left open by an application is said to be the reason."""
+    """The error names an application's open transaction as the reason."""
     monkeypatch.setattr("flux_memory.transfer.target.load._LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
     make_file_with_data(path)
     make_tables(target)
@@ -297,7 +297,7 @@ def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeyp
 
 
 def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -> None:
-    """Without the right to rebuild keys, rows go in by batches."""
+    """Without the right to rebuild keys, rows are merged in batches."""
     make_file_with_data(path)
     make_tables(target)
     with role(target) as (name, dsn):
@@ -324,7 +324,7 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
 def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
     path: Path, target: str, lacking: str, says: str, mode: Mode
 ) -> None:
-    """A dry run does not promise what the move cannot do."""
+    """A dry run finds missing rights that the move needs."""
     make_file_with_data(path)
     make_tables(target)
     database = target.rpartition("/")[2].partition("?")[0]
@@ -343,7 +343,7 @@ def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
 
 
 def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
-    """`--verify` writes nothing, and so asks for no right to; nor does a quarantine file stand in its way."""
+    """`--verify` needs no right to write, and ignores an existing quarantine file."""
     make_file_with_data(path)
     assert move(path, target).status is Status.IDENTICAL
     held = path.with_name("held.jsonl")
@@ -368,7 +368,7 @@ def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
 def test_a_target_that_cannot_take_rows_says_why(
     path: Path, target: str, prepare: str, kind: type[FluxMemoryError], says: str
 ) -> None:
-    """No rights, somebody else's tables."""
+    """A target without rights, or with another application's tables, is refused."""
     make_file_with_data(path)
     asyncio.run(execute(target, prepare))
     with role(target) as (_, guest), pytest.raises(kind, match=says):
@@ -376,7 +376,7 @@ def test_a_target_that_cannot_take_rows_says_why(
 
 
 def test_a_newer_target_is_refused(path: Path, target: str) -> None:
-    """A later release's tables are not touched."""
+    """The tables of a later release are left unchanged."""
     make_file_with_data(path)
     make_tables(target)
     asyncio.run(execute(target, "INSERT INTO flux_memory_schema (version, name, checksum) VALUES (99, 'x', 'x')"))
@@ -385,7 +385,7 @@ def test_a_newer_target_is_refused(path: Path, target: str) -> None:
 
 
 def test_a_read_only_target_is_refused_and_can_still_be_read_back(path: Path, target: str) -> None:
-    """A replica takes no rows; the way back reads from it."""
+    """A replica is refused as a target, and accepted as a source."""
     make_file_with_data(path)
     move(path, target)
     name = target.rpartition("/")[2].partition("?")[0]
@@ -396,7 +396,7 @@ def test_a_read_only_target_is_refused_and_can_still_be_read_back(path: Path, ta
 
 
 def test_an_unreachable_target_says_so_and_shows_no_password(path: Path) -> None:
-    """Before anything else is done."""
+    """An invalid plan is refused before any other work."""
     make_file_with_data(path)
     with pytest.raises(BackendUnavailableError, match="nothing listens") as caught:
         move(path, "postgresql://me:secret@127.0.0.1:1/none")
@@ -406,7 +406,7 @@ def test_an_unreachable_target_says_so_and_shows_no_password(path: Path) -> None
 
 
 def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: str) -> None:
-    """A file that is there stays; a directory that is not there is named; no half of a file is left."""
+    """An existing file is kept, a missing directory is named, and no partial file is left."""
     make_file_with_data(path)
     move(path, target)
     before = path.read_bytes()
@@ -428,7 +428,7 @@ def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: 
     ],
 )
 def test_the_way_back_ends_at_once_over_what_no_file_can_hold(path: Path, target: str, damage: str, says: str) -> None:
-    """The driver would wait for ever: the rows came in one piece, and the server has nothing more to say."""
+    """An invalid row ends the export at once, although the driver waits for an end of COPY that it has already seen."""
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, damage))
@@ -443,7 +443,7 @@ def test_the_way_back_ends_at_once_over_what_no_file_can_hold(path: Path, target
 
 
 def test_the_way_back_needs_a_memory(target: str, tmp_path: Path) -> None:
-    """An empty database is not written as an empty file."""
+    """A database without a memory is refused, not exported as an empty file."""
     with pytest.raises(SchemaError, match="no conversation memory"):
         asyncio.run(migrate_back(target, tmp_path / "back.db"))
     assert list(tmp_path.iterdir()) == []

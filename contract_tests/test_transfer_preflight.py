@@ -1,4 +1,4 @@
-"""Every problem of a source is found before the target is touched, and refused rows are never lost."""
+"""The preflight finds every invalid row before the target is changed, and refused rows are never lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flux_memory.transfer.rows.spool import RefusedRow
 Db = sqlite3.Connection
 JSON = "metadata"
 EARLIEST, LATEST = "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59.999999-23:59"
-"""Times that their own zones can show, and UTC cannot."""
+"""Times within the years 1 to 9999 in their own zone, but not in UTC."""
 
 
 def found(report: Report) -> dict[tuple[str, str], int]:
@@ -101,7 +101,7 @@ PROBLEMS: list[tuple[str, str, ProblemKind, Callable[[Db], Any]]] = [
 
 
 def raw(db: Db, column: str, value: bytes) -> None:
-    """Store bytes that are not UTF-8 as TEXT, as other programs do."""
+    """Store bytes that are not UTF-8 as TEXT, as some programs do."""
     if column == "title":
         db.execute("INSERT INTO sessions VALUES ('bad', CAST(? AS TEXT), '2026-01-01', '2026-01-01', '{}')", (value,))
     else:
@@ -114,7 +114,7 @@ def raw(db: Db, column: str, value: bytes) -> None:
 def test_each_problem_is_found_refused_and_quarantined_whole(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: ProblemKind, spoil: Callable[[Db], Any]
 ) -> None:
-    """By default nothing is moved; with a quarantine all the rest is, and the row can be mended and loaded."""
+    """By default nothing is moved. With a quarantine the other rows are, and the corrected row can be loaded later."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         add(db, "good-1", "one", when="2026-01-01T00:00:01")
@@ -135,8 +135,8 @@ def test_each_problem_is_found_refused_and_quarantined_whole(
     assert held.stat().st_mode & 0o777 == 0o600
 
     retried = move(held, flux_postgres_clean_dsn, retry=True)
-    assert retried.status is Status.REFUSED, "a row that is not mended is refused again"
-    held.write_text("".join(json.dumps(mended(entry)) + "\n" for entry in entries), "utf-8")
+    assert retried.status is Status.REFUSED, "a row that is not corrected is refused again"
+    held.write_text("".join(json.dumps(corrected(entry)) + "\n" for entry in entries), "utf-8")
     retried = move(held, flux_postgres_clean_dsn, retry=True)
     assert retried.status is Status.IDENTICAL
     sessions, messages = everything(flux_postgres_clean_dsn)
@@ -144,17 +144,17 @@ def test_each_problem_is_found_refused_and_quarantined_whole(
     assert len(sessions) == 1 + sum(entry["table"] == "sessions" for entry in entries)
 
 
-def mended(entry: dict[str, Any]) -> dict[str, Any]:
+def corrected(entry: dict[str, Any]) -> dict[str, Any]:
     row = entry["row"]
     if entry["table"] == "messages":
         session = "one" if row["session_id"] in {"gone", "one"} else row["session_id"]
-        row |= {"id": "mended", "role": "user", "content": "mended", "session_id": session}
+        row |= {"id": "fixed", "role": "user", "content": "fixed", "session_id": session}
         row |= {"metadata": "{}", "created_at": "2026-01-01"}
         entry.pop("session", None) if session != "one" else None
         if session == "one":
             entry["session"] = one()
     else:
-        row |= {"id": row["id"] or "mended", "title": "mended", "metadata": "{}", "updated_at": "2026-01-01"}
+        row |= {"id": row["id"] or "fixed", "title": "fixed", "metadata": "{}", "updated_at": "2026-01-01"}
     return entry
 
 
@@ -164,7 +164,7 @@ def one() -> dict[str, Any]:
 
 
 def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """The first row counts; the others are refused, not lost."""
+    """The first row with an id is moved; the others are refused, not lost."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.executescript(
             """
@@ -187,7 +187,7 @@ def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path
 
 
 def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None:
-    """Not even the tables are made."""
+    """A dry run and a comparison do not even create the tables."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
     assert move(path, flux_empty_database, mode=Mode.PREFLIGHT).status is Status.READY
@@ -196,7 +196,7 @@ def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None
 
 
 def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Only the order in which they were written tells such messages apart, and it is kept."""
+    """Messages of the same time keep the order in which they were written."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         for id_ in "zyx":
@@ -207,7 +207,7 @@ def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> N
 
 
 def test_what_is_unknown_is_named_and_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Columns and tables of others are left behind only by name."""
+    """Unknown columns and tables are left behind only if they are named."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         db.executescript("ALTER TABLE messages ADD COLUMN rating INT; CREATE TABLE feedback (id TEXT)")
@@ -218,7 +218,7 @@ def test_what_is_unknown_is_named_and_refused(path: Path, flux_postgres_clean_ds
 
 
 def test_a_file_of_another_kind_is_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """A SQLite file without conversations, one with other tables of these names, one in UTF-16, a newer one."""
+    """Files of other applications, in UTF-16, or of a newer schema are refused."""
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE books (title TEXT)")
     with pytest.raises(MigrationError, match="holds no conversation memory"):
@@ -242,7 +242,7 @@ def test_a_file_of_another_kind_is_refused(path: Path, flux_postgres_clean_dsn: 
 
 
 def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """It may hold the only copy of rows that somebody is mending."""
+    """An existing quarantine file may hold the only copy of rows to be corrected."""
     with closing(make_file(path)) as db:
         add(db, "m", "gone")
     held = path.with_name("held")
@@ -263,7 +263,7 @@ def make_file_with_an_orphan(path: Path) -> None:
 def test_interrupted_with_a_quarantine_the_same_command_completes(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, phase: str
 ) -> None:
-    """Its file is written once the rest is done, so that a second run does not find the first one's in its way."""
+    """The quarantine file is written last, so that it does not block the second run after an interruption."""
     make_file_with_an_orphan(path)
     held = tmp_path / "held.jsonl"
     plan = Plan(
@@ -284,7 +284,7 @@ def interrupt() -> None:
 def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
-    """Before anything is moved; and if it comes too late, what was moved is skipped by the next run."""
+    """An unwritable path is refused before the move; if found later, the next run skips the rows already moved."""
     make_file_with_an_orphan(path)
     directory = tmp_path / "mounted"
     plan = Plan(
@@ -305,7 +305,7 @@ def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
 
 
 def test_a_quarantine_file_that_is_not_whole_does_not_stay(tmp_path: Path) -> None:
-    """Where the disk is full, say; it could be taken for all there is."""
+    """A quarantine file that could not be completed, for example on a full disk, is removed."""
 
     def rows() -> Iterator[RefusedRow]:
         yield RefusedRow("messages", ("gone", "orphan"), None, [])
@@ -324,14 +324,14 @@ def test_a_quarantine_file_that_is_not_whole_does_not_stay(tmp_path: Path) -> No
 def test_a_broken_quarantine_file_names_the_line(
     path: Path, flux_postgres_clean_dsn: str, line: str, says: str
 ) -> None:
-    """Whoever mended it by hand is told where."""
+    """An error in a quarantine file edited by hand names the line."""
     path.write_text(line + "\n")
     with pytest.raises(MigrationError, match=says):
         move(path, flux_postgres_clean_dsn, retry=True)
 
 
 def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the file is that it reads first, reading ends with the call."""
+    """A cancelled retry stops reading its file before the call ends."""
     session = {"id": "s", "created_at": "2026-01-01T00:00:00", "updated_at": "2026-01-01T00:00:00"}
     line = json.dumps({"table": "sessions", "problems": [], "row": session})
     path.write_text(f"{line}\n" * 300_000)
@@ -354,12 +354,12 @@ def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(quarantine, "_row", counted)
     read = asyncio.run(run())
     assert read < 300_000
-    # The run has waited for all threads.
+    # `asyncio.run` has waited for all threads.
     assert next(lines) == read + 1
 
 
 def test_a_retry_looks_its_sessions_up(tmp_path: Path) -> None:
-    """Each refused message brings its session; to compare each with all would take a day of a hundred thousand."""
+    """Sessions of refused messages are joined by an index; a nested scan would take a day for 100,000 rows."""
     path, scratch = tmp_path / "empty.jsonl", tmp_path / "scratch.db"
     path.touch()
     quarantine.to_scratch(path, scratch, lambda: False)

@@ -1,4 +1,4 @@
-"""Rows that wait to be sent come back as they were put aside, in batches of any size."""
+"""A spool returns its rows unchanged, in batches of any size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MESSAGES = st.lists(st.integers(1, 40).map(lambda length: b"m" * length), max_si
 def test_batches_hold_every_row_once_and_stay_small(
     sessions: list[list[bytes]], most_rows: int, most_bytes: int
 ) -> None:
-    """Sessions in order, each followed by its messages; never more rows than asked for, nor bytes beyond one row."""
+    """Batches keep the order, and exceed neither the limit of rows nor, by more than one row, that of bytes."""
     with Spool() as prepared:
         for number, messages in enumerate(sessions):
             prepared.add_messages(messages)
@@ -40,7 +40,7 @@ def test_batches_hold_every_row_once_and_stay_small(
 
 @given(st.lists(MESSAGES, max_size=5))
 def test_rows_that_are_not_kept_leave_their_digests(sessions: list[list[bytes]]) -> None:
-    """A dry run and a comparison need no room for rows."""
+    """For a dry run or a comparison, the spool keeps digests but no rows."""
     digests = [SessionDigest(b"%d" % n, b"r" * 32, len(rows), b"%032d" % n) for n, rows in enumerate(sessions)]
     with Spool() as prepared:
         prepared.keeps_rows = False
@@ -54,7 +54,7 @@ def test_rows_that_are_not_kept_leave_their_digests(sessions: list[list[bytes]])
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a file's pages back")
 @pytest.mark.parametrize("in_batches", [False, True], ids=["pieces", "batches"])
 def test_rows_that_were_sent_take_no_room_any_more(in_batches: bool) -> None:
-    """The disk need not write them while the server writes the same; and they arrive whole."""
+    """Rows already read are freed, so that the disk need not write them, and arrive unchanged."""
     rows = [bytes([number]) * 100_000 for number in range(200)]
     with Spool() as prepared:
         prepared.add_messages(rows)

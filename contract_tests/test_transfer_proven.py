@@ -1,4 +1,4 @@
-"""What is called proven cannot be forged, and what a run leaves is on the disk before the run says so."""
+"""A proof cannot be forged, and files are durable before a run reports success."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def summing_to_nothing(vectors: dict[int, int]) -> set[int]:
 
 
 def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empty_database: str) -> None:
-    """Whatever function the digests are put together by: their sum must not be one that can be solved for."""
+    """Different messages with the same XOR of digests do not pass as equal: the combined digest is not a linear sum."""
     dsn = flux_empty_database
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
@@ -78,7 +78,7 @@ def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empt
 def test_both_sides_digest_a_long_session_alike(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, messages: int
 ) -> None:
-    """Digests alone prove it, in groups of any length; rows are compared one by one only where something differs."""
+    """Digests alone prove equal sessions of any length; rows are compared only in sessions that differ."""
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
         add_session(db, "one")
@@ -94,12 +94,12 @@ def test_both_sides_digest_a_long_session_alike(
 
 
 class Disk:
-    """What was put on the disk, in order: the names of files that were synced or linked, and of directories."""
+    """Records syncs of files and directories, and links, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[tuple[str, str]] = []
         self.fails = False
-        """Whether directories cannot be synced."""
+        """Whether a sync of a directory fails."""
         self.before_directory: Callable[[], object] = lambda: None
         self._link, self._fsync = os.link, os.fsync
         monkeypatch.setattr(os, "link", self.link)
@@ -128,7 +128,7 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="only Linux name
 def test_a_file_has_its_name_on_the_disk_before_it_is_spoken_of(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """A power cut after the last word must not take the file, or its name, away."""
+    """File and directory are synced before success is reported, so a power cut loses neither."""
     made = path.with_name("made")
     make(path, flux_empty_database)
     disk = Disk(monkeypatch)
@@ -142,7 +142,7 @@ def test_a_file_has_its_name_on_the_disk_before_it_is_spoken_of(
 def test_a_name_that_cannot_be_put_on_the_disk_is_not_there(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The same command can be run again."""
+    """A file whose directory cannot be synced is removed, so that the same command can be run again."""
     made = path.with_name("made")
     make(path, flux_empty_database)
     disk = Disk(monkeypatch)
@@ -159,7 +159,7 @@ def test_a_name_that_cannot_be_put_on_the_disk_is_not_there(
 def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Or the same command, run again as it says, would find a file that it does not overwrite."""
+    """A cancelled run leaves no file behind that would block the same command."""
     made = path.with_name("made")
     make(path, flux_empty_database)
     disk = Disk(monkeypatch)
@@ -183,7 +183,7 @@ def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(
 
 
 def make(path: Path, dsn: str) -> None:
-    """Make a memory on both sides, and in the file an orphan more."""
+    """Create a memory on both sides, with one more orphan in the file."""
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -204,7 +204,7 @@ def produce(kind: str, path: Path, dsn: str, made: Path) -> Status:
 
 @needs_proc
 def test_a_report_is_on_the_disk(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what remains of the proof."""
+    """The report, the record of the proof, is durable before the command ends."""
     make_file_with_data(path)
     disk = Disk(monkeypatch)
     written = path.with_name("report.json")
@@ -220,7 +220,7 @@ def test_a_report_is_on_the_disk(path: Path, flux_empty_database: str, monkeypat
 def test_the_way_back_checks_the_numbers_in_its_file(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """The library goes on from them, and the content alone does not show them."""
+    """Wrong counters in the new file are found, although its content is right; the library continues from them."""
     make_file_with_data(path)
     assert move(path, flux_empty_database).status is Status.IDENTICAL
     finish = to_sqlite._finish
@@ -236,7 +236,7 @@ def test_the_way_back_checks_the_numbers_in_its_file(
 
 
 def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_empty_database: str) -> None:
-    """Not on the way back, which would prove a part of the memory; and no load takes the tables for empty ones."""
+    """A policy that hides rows is an error: otherwise a part would be proven, or a table with rows taken for empty."""
     dsn = flux_empty_database
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL
@@ -279,7 +279,7 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
     ],
 )
 def test_the_guide_numbers_messages_anew(path: Path, flux_empty_database: str, damage: str) -> None:
-    """Wrong numbers are found, and what the guide says against them helps."""
+    """Wrong seq numbers are found, and the guide's remedy fixes them."""
     dsn = flux_empty_database
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL

@@ -1,6 +1,6 @@
 """Moves conversation memory between SQLite and PostgreSQL, and proves by content that nothing was lost.
 
-Names are imported on first use: the process that helps to read a large file needs few of them.
+Names are imported on first use, since the helper process, which reads half of a large file, needs few of them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""The way from SQLite to PostgreSQL: preflight, load, verify."""
+"""Migrates SQLite to PostgreSQL: preflight, load, verify."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from enum import StrEnum
@@ -44,62 +43,62 @@ Result = TypeVar("Result")
 
 
 class OnInvalid(StrEnum):
-    """What to do about rows that cannot be moved."""
+    """How to treat invalid rows."""
 
     FAIL = "fail"
     QUARANTINE = "quarantine"
 
 
 class Mode(StrEnum):
-    """How far to go."""
+    """How much of a migration to run."""
 
     MOVE = "move"
     PREFLIGHT = "preflight"
-    """Find out what would be done, and change nothing."""
+    """Validate the source, and change nothing."""
     VERIFY = "verify"
     """Compare both sides, and change nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to move, where to, and how."""
+    """The settings of a migration."""
 
     sqlite_path: Path
-    """The SQLite file, or with `retry` a quarantine file."""
+    """The SQLite file; with `retry`, the quarantine file."""
     postgres_dsn: str = field(repr=False)
     mode: Mode = Mode.MOVE
     batch_size: int = 100
-    """Rows of a commit, where the target has rows already."""
+    """Rows per commit if the target already has rows."""
     on_invalid: OnInvalid = OnInvalid.FAIL
     quarantine_file: Path | None = None
-    """Where refused rows go; needed to quarantine, and never overwritten."""
+    """Receives refused rows; required to quarantine, and never overwritten."""
     assume_timezone: tzinfo = UTC
-    """The zone of times that name none."""
+    """The zone of times without an offset."""
     leave_behind: frozenset[str] = frozenset()
-    """Unknown tables, and columns as `table.column`, that need not be moved."""
+    """Unknown tables, and columns as `table.column`, to leave out."""
     retry: bool = False
 
 
 async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
-    """Move a SQLite memory into a PostgreSQL memory, and prove it.
+    """Move a SQLite memory into a PostgreSQL memory, and prove that both have the same content.
 
-    The SQLite file is never changed. Nothing of the target is overwritten. Interrupted at any point, a second run
-    completes to the same result.
+    The SQLite file is never changed. Rows of the target are never overwritten. After an interruption at any point, a
+    second run completes with the same result.
 
     Args:
-        plan: What to do.
-        watcher: Told how it goes.
+        plan: The settings.
+        watcher: Receives the progress.
 
     Returns:
-        What was found, moved and proved; see `Report.status`.
+        The counts and the outcome; see `Report.status`.
 
     Raises:
-        FluxMemoryError: It could not be done; the message says why, and what to do.
+        FluxMemoryError: The migration failed; the message says why, and what to do.
     """
     if plan.batch_size < 1:
         raise MigrationError(f"the batch size is {plan.batch_size}; give 1 or more")
     if plan.on_invalid is OnInvalid.QUARANTINE and plan.quarantine_file is None:
-        raise MigrationError("there is no quarantine file; say where refused rows go")
+        raise MigrationError("there is no quarantine file; set one to receive refused rows")
     if plan.quarantine_file is not None and plan.mode is Mode.MOVE:
         refuse_unwritable(plan.quarantine_file)
     report = Report(str(plan.sqlite_path), masked(plan.postgres_dsn))
@@ -129,7 +128,7 @@ class _Migration:
         self._spool: Final = spool
         self._parts: list[Spool] = []
         self._filled = False
-        """Whether an empty target was filled, of which the server has no statistics yet."""
+        """Whether an empty target was filled, so that the server lacks statistics."""
 
     async def run(self) -> None:
         plan, report = self._plan, self._report
@@ -149,31 +148,31 @@ class _Migration:
                 return
             if plan.mode is Mode.MOVE:
                 await prepare_schema(connection)
-                with self._phase("Load", report.preflight.sessions + report.preflight.messages):
+                with report.phase(self._watcher, "Load", report.preflight.sessions + report.preflight.messages):
                     report.moved = await self._load(connection)
                 if self._filled:
-                    with self._phase("Analyze", None):
+                    with report.phase(self._watcher, "Analyze", None):
                         await analyze(connection)
-            with self._phase("Verify", None):
+            with report.phase(self._watcher, "Verify", None):
                 await self._verify(connection)
-            with self._phase("Flush", None):
+            with report.phase(self._watcher, "Flush", None):
                 await make_durable(connection)
         path = plan.quarantine_file
         if path is not None and plan.mode is Mode.MOVE and report.preflight.refused:
-            # Not before the rest is done: until then the same command can be run again.
+            # Last, since the file is not overwritten: until it exists, the same command can be run again.
             await run_in_thread(
                 lambda: write_quarantine(path, self._refused()), self._snapshot.interrupt, undo=path.unlink
             )
             report.quarantine = str(path)
 
     def _source(self) -> Source:
-        """Return what the file that is open holds."""
+        """Return the open file's rows."""
         layout = inspect_source(self._snapshot.db)
         refuse_unknown(layout, self._plan.leave_behind)
         return Source(self._snapshot.db, layout, self._plan.assume_timezone)
 
     def _frozen_source(self) -> Source:
-        """Return what the file holds, read as it was in the preflight, whatever is written to it from now on."""
+        """Return the file's current rows, unaffected by later writes and read in the preflight's order."""
         found = self._report.preflight
         self._snapshot.freeze()
         source = self._source()
@@ -186,7 +185,7 @@ class _Migration:
         return await self._read_in_thread(lambda: self._source().count())
 
     async def _preflight(self, rows: int) -> None:
-        with self._phase("Preflight", rows):
+        with self._report.phase(self._watcher, "Preflight", rows):
             self._report.preflight, self._parts = await self._read_in_thread(self._read)
 
     def _read(self) -> tuple[PreflightResult, list[Spool]]:
@@ -200,7 +199,7 @@ class _Migration:
         )
 
     async def _retry_if_changed(self, read: Callable[[], Awaitable[Result]]) -> Result:
-        """Read the file; once more, from a copy, where somebody wrote to it meanwhile."""
+        """Read the file; if another process wrote to it meanwhile, read its new state."""
         while True:
             try:
                 result = await read()
@@ -210,7 +209,7 @@ class _Migration:
             else:
                 if not await self._read_in_thread(self._snapshot.renew):
                     return result
-            self._watcher.say("Somebody wrote to the file while it was read; it is read once more")
+            self._watcher.say("Another process wrote to the file while it was read; it is read once more")
 
     def _refused(self) -> Iterator[RefusedRow]:
         for row in chain.from_iterable(part.refused() for part in self._parts):
@@ -223,7 +222,7 @@ class _Migration:
         if await load(connection, self._parts, found, self._watcher):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
-        # Each part by a connection of its own, so that the server, too, works on several processors.
+        # One connection per part, so that the server works on several processors, too.
         merged = MergeResult()
         async with AsyncExitStack() as stack:
             others = [open_connection(self._plan.postgres_dsn) for _ in self._parts[1:]]
@@ -249,24 +248,13 @@ class _Migration:
         else:
             report.status = Status.QUARANTINED if report.preflight.refused else Status.IDENTICAL
 
-    @contextmanager
-    def _phase(self, name: str, rows: int | None) -> Iterator[None]:
-        self._watcher.phase(name, rows)
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            seconds = self._report.seconds
-            # A file that is read once more takes the time of both.
-            seconds[name.lower()] = seconds.get(name.lower(), 0.0) + time.monotonic() - began
-
     async def _read_in_thread(self, work: Callable[[], Result]) -> Result:
-        """Read the source."""
+        """Read the source in a thread that `interrupt` ends."""
         return await run_in_thread(work, self._snapshot.interrupt)
 
 
 async def _cancel_all(tasks: Sequence[asyncio.Task[MergeResult]]) -> None:
-    """Cancel tasks, and return when they have ended, however often the wait is cancelled; their errors are known."""
+    """Cancel tasks and wait for their end, even if the wait is cancelled; `gather` has raised their errors."""
     cancelled: asyncio.CancelledError | None = None
     while not all(task.done() for task in tasks):
         for task in tasks:

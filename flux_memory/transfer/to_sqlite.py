@@ -1,9 +1,8 @@
-"""The way back: a PostgreSQL memory written into a fresh SQLite file, proven by the same digests."""
+"""Migrates PostgreSQL to a new SQLite file, proven by the same digests."""
 
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC
@@ -66,18 +65,18 @@ _BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | None = None) -> Report:
-    """Write a PostgreSQL memory into a fresh SQLite file, and prove it.
+    """Write a PostgreSQL memory to a new SQLite file, and prove that both have the same content.
 
-    The file appears once it is whole and proven; until then there is none. PostgreSQL is not changed, and what
-    applications write meanwhile is not seen.
+    The file appears once it is complete and proven. PostgreSQL is not changed. Later writes of applications are not
+    seen.
 
     Args:
         postgres_dsn: The memory to read.
-        sqlite_path: The file to make; one that is there is not overwritten.
-        watcher: Told how it goes.
+        sqlite_path: The file to create; an existing file is not overwritten.
+        watcher: Receives the progress.
 
     Raises:
-        FluxMemoryError: It could not be done; the message says why, and what to do.
+        FluxMemoryError: The migration failed; the message says why, and what to do.
     """
     postgres_dsn = SecretText(postgres_dsn)
     _refuse_existing(sqlite_path)
@@ -87,7 +86,6 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
         with unproven_file(sqlite_path) as unproven:
             await _write_and_prove(postgres_dsn, unproven, report, watcher)
             if report.status is Status.IDENTICAL:
-                # Not identical before the name is on the disk, too.
                 await run_in_thread(lambda: publish(unproven, sqlite_path), lambda: None, undo=sqlite_path.unlink)
     except OSError as error:
         raise MigrationError(
@@ -103,14 +101,10 @@ async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, wa
         found = await inspect_target(connection, for_reading=True)
         watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {report.source}")
         async with read_transaction(connection):
-            began = time.monotonic()
-            watcher.phase("Load", found.sessions + found.messages)
-            report.moved = await _write(connection, unproven, watcher)
-            report.seconds["load"] = time.monotonic() - began
-            began = time.monotonic()
-            watcher.phase("Verify", None)
-            await _verify(connection, unproven, report)
-            report.seconds["verify"] = time.monotonic() - began
+            with report.phase(watcher, "Load", found.sessions + found.messages):
+                report.moved = await _write(connection, unproven, watcher)
+            with report.phase(watcher, "Verify", None):
+                await _verify(connection, unproven, report)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -121,7 +115,7 @@ def _refuse_existing(path: Path) -> None:
 async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
         schema.bring_up_to_date(db)
-        # A file that is not proven is thrown away, so nothing waits for the disk before the end.
+        # An unproven file is discarded, so only `publish` waits for the disk.
         db.execute("PRAGMA synchronous = OFF")
         db.execute("BEGIN")
         sessions = _Inserter(db, INSERT_SESSION, _session, watcher)
@@ -135,7 +129,7 @@ async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:
 
 
 class _Inserter:
-    """Rows as COPY sends them, gathered and inserted."""
+    """Collects rows from COPY output, and inserts them in batches."""
 
     def __init__(
         self, db: sqlite3.Connection, sql: str, convert: Callable[[Any], tuple[object, ...]], watcher: Watcher
@@ -150,7 +144,7 @@ class _Inserter:
         self._reader = CopyReader()
 
     async def receive(self, data: bytes) -> None:
-        """Take a piece of the output."""
+        """Receive a chunk of the output."""
         self._size += len(data)
         for values in self._reader.rows(data):
             if None in values:
@@ -163,7 +157,7 @@ class _Inserter:
             await self.flush()
 
     async def flush(self) -> None:
-        """Insert what has gathered."""
+        """Insert the collected rows."""
         rows, self._gathered, self._size = self._gathered, [], 0
         if rows:
             await run_in_thread(lambda: self._insert(rows), self._db.interrupt)
@@ -171,7 +165,7 @@ class _Inserter:
             self._watcher.advance(len(rows))
 
     def _insert(self, rows: list[tuple[object, ...]]) -> None:
-        # Returns no cursor: one that is let go by another thread resets the statement while the next rows are bound.
+        # Does not return the cursor: freed in another thread, it would reset the statement while rows are bound.
         self._db.executemany(self._sql, rows)
 
 
@@ -205,7 +199,7 @@ def _time(value: bytes) -> str:
         return time_text(int.from_bytes(value, signed=True))
     except OverflowError:
         raise MigrationError(
-            "the PostgreSQL memory has a time outside the years 1 to 9999, which no backend reads; mend it first"
+            "the PostgreSQL memory has a time outside the years 1 to 9999, which no backend reads; fix it first"
         ) from None
 
 
@@ -215,7 +209,7 @@ def _finish(db: sqlite3.Connection) -> None:
 
 
 async def _verify(connection: Any, path: Path, report: Report) -> None:
-    """Read the file as a migration would, and compare it with the snapshot it was made from."""
+    """Read the file as a migration would, and compare it with the snapshot that it was written from."""
     with closing(_open_to_read(path)) as db:
         source = Source(db, inspect_source(db))
         validator = RowValidator(UTC)

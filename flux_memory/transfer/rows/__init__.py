@@ -1,1 +1,1 @@
-"""Rows on their way: validated, in canonical form, encoded for COPY, spooled to temporary files."""
+"""What happens to a row between the two databases: validate, canonicalize, encode for COPY, spool, digest."""

@@ -1,4 +1,4 @@
-"""The text that PostgreSQL shows for a `jsonb` value, made here, so that both sides can be compared by it."""
+"""Writes JSON exactly as PostgreSQL prints a `jsonb` value, so that both sides can be compared as text."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flux_memory.transfer.rows.problems import InvalidValueError, ProblemKind
 _WHITESPACE: Final = " \t\n\r"
 _SURELY_SMALL_CHARS: Final = MAX_METADATA_BYTES // 4
 _MAX_KEY_ORDERS: Final = 4096
-"""Sets of keys whose order is remembered; an application's metadata has few."""
+"""Cached key orders; an application's metadata has few distinct sets of keys."""
 
 
 class Canonicalizer:
-    """Turns metadata as an application stored it into `jsonb`'s own text.
+    """Converts metadata as an application stored it to the text of the equal `jsonb` value.
 
-    Keys are sorted by length, then by bytes; of two that are equal the last counts. Floats are written out, as the
-    library sends them, so that they stay floats. The text is what goes to the server, too: it is its own `jsonb` form.
+    Keys are sorted by length, then by bytes; the last of two equal keys wins. Floats are written without an exponent,
+    as the library sends them, so that they stay floats. The same text is sent to the server.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Canonicalizer:
         """Return a metadata text in canonical form.
 
         Raises:
-            InvalidValueError: It is not a JSON object that both engines can hold.
+            InvalidValueError: The text is not a JSON object that both engines can store.
         """
         if text == "{}":
             return text
@@ -53,7 +53,7 @@ class Canonicalizer:
         ordered = self._ordered(value) if objects == 1 else self._deeply_ordered(value)
         result = self._encode(ordered)
         if "e+" in result or "e-" in result or "-0.0" in result or "Infinity" in result:
-            # Perhaps only words in a string; then the slow way gives the same.
+            # The match may lie inside a string; then the slow path gives the same text.
             parts: list[str] = []
             _write(ordered, parts)
             result = "".join(parts)
@@ -68,10 +68,10 @@ class Canonicalizer:
         return result
 
     def all_canonical(self, texts: Sequence[str]) -> list[str]:
-        """Do what `canonical` does for each text; at less cost where all are of one shape.
+        """Return what `canonical` returns for each text; faster if one template matches them all.
 
         Raises:
-            InvalidValueError: One of them is not a JSON object that both engines can hold.
+            InvalidValueError: One of the texts is not a JSON object that both engines can store.
         """
         if max(map(len, texts)) <= _SURELY_SMALL_CHARS and (known := self._templates.all_canonical(texts)) is not None:
             return known
@@ -90,7 +90,7 @@ class Canonicalizer:
         except RecursionError:
             raise InvalidValueError(ProblemKind.TOO_DEEP, f"nested deeper than {MAX_METADATA_DEPTH}") from None
         except ValueError:
-            # What int() says of too many digits.
+            # int() refuses this many digits.
             raise InvalidValueError(ProblemKind.NUMBER_OUT_OF_RANGE, "an integer of more than 4,300 digits") from None
         if end != len(trimmed):
             raise InvalidValueError(ProblemKind.BAD_JSON, f"text after the JSON value, at offset {end}")
@@ -116,7 +116,7 @@ class Canonicalizer:
 
 
 def _encoder() -> Callable[[Any], str]:
-    """Return what `JSONEncoder.encode` does, without making a C encoder for each call."""
+    """Return an equivalent of `JSONEncoder.encode` that does not create a C encoder for each call."""
     encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
     if c_make_encoder is None:
         return encoder.encode
@@ -164,7 +164,7 @@ def _float_text(value: float) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Return how deep a value is nested, without recursion."""
+    """Return how deep a value is nested; iterative, since the depth is not limited here."""
     deepest = 0
     left = [(value, 1)]
     while left:

@@ -1,4 +1,4 @@
-"""Metadata of shapes that were seen before, brought into canonical form by matches, without parsing it."""
+"""Canonicalizes metadata by regular expressions made from earlier texts, without parsing it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _ITEM: Final = rf"(?:{_STRING}|{_INTEGER})"
 _PATTERNS: Final = {
     str: _STRING,
     int: _INTEGER,
-    # As `jsonb` shows it, unless it has more digits than a float holds, of which each is asked.
+    # As `jsonb` prints it. `_round_trip` checks those with more digits than a float holds.
     float: r"(?:(?:0|-?[1-9][0-9]{0,16})\.(?:0|[0-9]{0,16}[1-9])|-0\.[0-9]{0,16}[1-9])",
     bool: "true|false",
     type(None): "null",
     list: rf"\[(?:{_ITEM}(?:, {_ITEM})*)?\]",
 }
 _EXACT_FLOAT_CHARS: Final = len("0.12345678901234")
-"""Characters of a float up to which it has at most 15 digits, so that it is read and written back as it was."""
+"""A float of at most this many characters has at most 15 digits, so reading and writing it changes nothing."""
 _MAX_TEMPLATES: Final = 16
 _MAX_KEYS: Final = 40
 
@@ -28,57 +28,57 @@ _MAX_KEYS: Final = 40
 class _Template(NamedTuple):
     match: Callable[[str], re.Match[str] | None]
     split: Callable[[str], list[str]]
-    """Returns what lies between the matches, and after each of these the groups of the match that follows."""
-    template: str
+    """Returns the text between matches, each followed by the groups of the next match."""
+    output: str
     order: tuple[int, ...]
-    """The groups of the match, as the template wants them."""
+    """The groups of the match in the template's order."""
     floats: tuple[int, ...]
 
 
 class TemplateCache:
-    """Remembers the keys and types of flat objects as `json.dumps` writes them; an application writes few kinds."""
+    """Caches a template for each combination of keys and types of flat objects; an application writes few."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[str, type], ...], _Template] = {}
         self._latest: _Template | None = None
 
     def canonical(self, text: str) -> str | None:
-        """Return a text in canonical form, if it is of a known shape and can be brought into it safely."""
-        shape = self._latest
-        if shape is None or (match := shape.match(text)) is None:
-            for shape in self._known.values():
-                if match := shape.match(text):
+        """Return the canonical form of a text, or `None` if no template converts it safely."""
+        template = self._latest
+        if template is None or (match := template.match(text)) is None:
+            for template in self._known.values():
+                if match := template.match(text):
                     break
             else:
                 return None
-            self._latest = shape
-        if not all(_round_trip([match[group]]) for group in shape.floats):
+            self._latest = template
+        if not all(_round_trip([match[group]]) for group in template.floats):
             return None
-        return shape.template % tuple([match[group] for group in shape.order])
+        return template.output % tuple([match[group] for group in template.order])
 
     def all_canonical(self, texts: Sequence[str]) -> list[str] | None:
-        """Do what `canonical` does for each text, if all are of the first one's shape."""
-        if self.canonical(texts[0]) is None or (shape := self._latest) is None:
+        """Return the canonical form of each text, or `None` if the first text's template does not convert them all."""
+        if self.canonical(texts[0]) is None or (template := self._latest) is None:
             return None
-        parts = shape.split("\n".join(texts))
-        step = len(shape.order) + 1
-        # No match holds a line's end, so that there is one match for each text, and nothing else.
+        parts = template.split("\n".join(texts))
+        step = len(template.order) + 1
+        # A match contains no newline, so each text must be exactly one match.
         if parts[::step] != ["", *["\n"] * (len(texts) - 1), ""]:
             return None
-        if not all(_round_trip(parts[group::step]) for group in shape.floats):
+        if not all(_round_trip(parts[group::step]) for group in template.floats):
             return None
-        template = shape.template
-        return [template % values for values in zip(*(parts[group::step] for group in shape.order), strict=True)]
+        output = template.output
+        return [output % values for values in zip(*(parts[group::step] for group in template.order), strict=True)]
 
     def learn(self, value: dict[str, Any], keys: list[str]) -> None:
-        """Remember the shape of a value.
+        """Make a template for objects with the keys and types of a value.
 
         Args:
-            value: What a text said.
+            value: A parsed object.
             keys: Its keys in canonical order.
         """
         shape = tuple((key, type(item)) for key, item in value.items())
-        # Compiling takes as long as a hundred rows do.
+        # Compiling costs as much as 100 rows.
         if len(self._known) >= _MAX_TEMPLATES or shape in self._known or not 0 < len(shape) <= _MAX_KEYS:
             return
         if any(kind not in _PATTERNS for _, kind in shape):
@@ -97,5 +97,5 @@ class TemplateCache:
 
 
 def _round_trip(floats: Sequence[str]) -> bool:
-    """Tell whether floats are written back as they were read."""
+    """Return whether reading and writing the floats leaves their text unchanged."""
     return max(map(len, floats)) <= _EXACT_FLOAT_CHARS or all(float.__repr__(float(text)) == text for text in floats)

@@ -1,4 +1,4 @@
-"""What the one reading of a source leaves for all that follows: rows as COPY reads them, and digests."""
+"""Spools rows in COPY format, digests and refused rows to temporary files, so that the source is read once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LENGTH_BYTES: Final = array("I").itemsize
 
 
 class SessionDigest(NamedTuple):
-    """What proves a session equal."""
+    """Digests that prove a session equal on both sides."""
 
     id: bytes
     row: bytes
-    """SHA-256 of the session's own columns, the count aside."""
-    count: int  # type: ignore[assignment]  # hides tuple's method, which nobody wants of it
+    """SHA-256 of the session's own columns, without the message count."""
+    count: int  # type: ignore[assignment]  # hides an unused method of tuple
     messages: bytes
-    """What `wire.MessagesDigest` returns of its messages."""
+    """From `pgcopy.MessagesDigest`."""
 
 
 class RefusedRow(NamedTuple):
@@ -47,28 +47,29 @@ class RefusedRow(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some sessions with messages of theirs, as COPY reads them."""
+    """Sessions and messages of theirs, in COPY format."""
 
     sessions: list[bytes]
     messages: list[bytes]
-    """Pieces of whole rows."""
+    """Chunks of whole rows."""
     message_count: int
     continues: bool
     """Whether its last session has more messages in the next batch."""
 
 
 class Spool:
-    """The accepted rows of a range of sessions in the order of their ids' bytes, in files that have no name.
+    """The accepted rows of a range of sessions, ordered by the bytes of their ids, in unnamed temporary files.
 
-    No end of the process leaves them behind, and memory stays the same for any number of rows.
+    Unnamed files vanish with the process, even if it is killed. Memory use does not depend on the number of rows.
 
     Args:
-        descriptors: Of another process's `Spool`, to fill it from here; by default the files are made.
+        descriptors: File descriptors of another process's `Spool`, to fill it from this process; by default new files
+            are created.
     """
 
     def __init__(self, descriptors: Iterable[int] = ()) -> None:
         self.keeps_rows = True
-        """Whether rows are kept for a load; digests and refused rows always are."""
+        """Whether accepted rows are kept for a load; digests and refused rows always are."""
         self._files: list[IO[bytes]] = [os.fdopen(number, "w+b", _BUFFER_BYTES) for number in descriptors]
         if not self._files:
             self._files = [_file() for _ in range(_FILE_COUNT)]
@@ -76,18 +77,18 @@ class Spool:
 
     @property
     def descriptors(self) -> list[int]:
-        """For the process that is to fill it."""
+        """The file descriptors to pass to the process that fills the spool."""
         return [file.fileno() for file in self._files]
 
     def clear(self) -> None:
-        """Start anew."""
+        """Delete everything spooled so far."""
         with _explain_full_disk():
             for file in self._files:
                 file.seek(0)
                 file.truncate()
 
     def add_session(self, digest: SessionDigest, row: bytes) -> None:
-        """Add the next session, its messages having been added."""
+        """Add the next session, after its messages."""
         head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages, len(row))
         with _explain_full_disk():
             self._digests.write(head + digest.id)
@@ -95,7 +96,7 @@ class Spool:
                 self._sessions.write(row)
 
     def add_messages(self, rows: list[bytes]) -> None:
-        """Add messages of the session that comes next."""
+        """Add messages of the session that `add_session` adds next."""
         if self.keeps_rows:
             with _explain_full_disk():
                 self._lengths.write(array("I", map(len, rows)))
@@ -107,27 +108,27 @@ class Spool:
             pickle.dump(row, self._refused)
 
     def flush(self) -> None:
-        """Let the process whose files these are read them."""
+        """Write buffered rows, so that the process that owns the files can read them."""
         with _explain_full_disk():
             for file in self._files:
                 file.flush()
 
     def digests(self) -> Iterator[SessionDigest]:
-        """Return each session's digest."""
+        """Iterate over the sessions' digests."""
         self.flush()
         return (digest for digest, _ in self._entries())
 
     def refused(self) -> Iterator[RefusedRow]:
-        """Return what cannot be moved."""
+        """Iterate over the refused rows."""
         self._refused.seek(0)
         while True:
             try:
-                yield pickle.load(self._refused)  # noqa: S301 - from a file that only we could write to
+                yield pickle.load(self._refused)  # noqa: S301 - an unnamed file of our own
             except EOFError:
                 return
 
     def chunks(self, table: str) -> Iterator[bytes]:
-        """Return the rows of `sessions` or `messages` as COPY reads them, cut anywhere; they can be had once."""
+        """Iterate once over the rows of `sessions` or `messages` in COPY format; a chunk may end within a row."""
         file = self._sessions if table == "sessions" else self._messages
         file.seek(0)
         released = 0
@@ -136,14 +137,11 @@ class Spool:
             released = _release(file, released)
 
     def size(self, table: str) -> int:
-        """Return how many bytes `chunks` returns."""
+        """Return the number of bytes that `chunks` yields."""
         return (self._sessions if table == "sessions" else self._messages).seek(0, os.SEEK_END)
 
     def batches(self, max_rows: int, max_bytes: int) -> Iterator[Batch]:
-        """Return the rows in batches of at most so many sessions, so many messages, and about so many bytes.
-
-        They can be had once.
-        """
+        """Iterate once over the rows in batches of at most `max_rows` sessions and messages, and about `max_bytes`."""
         for file in (self._sessions, self._messages, self._lengths):
             file.seek(0)
         batch = Batch([], [], 0, continues=False)
@@ -172,21 +170,21 @@ class Spool:
             yield batch
 
     def close(self) -> None:
-        """Let the files go."""
+        """Close the files, which deletes them."""
         for file in self._files:
-            # What it still holds is of no use any more, and may have no room.
+            # Closing writes the buffer, which may fail on a full disk and is not needed.
             with suppress(OSError):
                 file.close()
 
     def _entries(self) -> Iterator[tuple[SessionDigest, int]]:
-        """Return each session's digest, and the length of its row."""
+        """Iterate over the sessions' digests and the lengths of their rows."""
         self._digests.seek(0)
         while head := self._digests.read(_ENTRY.size):
             length, row, count, messages, row_length = _ENTRY.unpack(head)
             yield SessionDigest(self._digests.read(length), row, count, messages), row_length
 
     def _next_lengths(self, most: int, max_bytes: int) -> array[int]:
-        """Return the lengths of the next messages, up to the one that reaches so many bytes."""
+        """Return the lengths of the next messages, up to the one that reaches `max_bytes`."""
         lengths = array("I", self._lengths.read(most * _LENGTH_BYTES))
         for number, total in enumerate(accumulate(lengths), 1):
             if total >= max_bytes and number < len(lengths):
@@ -204,7 +202,7 @@ class Spool:
 
 
 def _release(file: IO[bytes], start: int) -> int:
-    """Let go of what was read, a good deal at a time; return where it ends."""
+    """Free what was read since `start`, if it is at least `_HOLE_BYTES`; return the offset freed up to."""
     end = file.tell()
     if end - start < _HOLE_BYTES:
         return start
@@ -213,13 +211,13 @@ def _release(file: IO[bytes], start: int) -> int:
 
 
 def all_digests(parts: Iterable[Spool]) -> Iterator[SessionDigest]:
-    """Return the digests of parts that follow one another."""
+    """Iterate over the digests of consecutive parts."""
     return chain.from_iterable(part.digests() for part in parts)
 
 
 @contextmanager
 def _explain_full_disk() -> Iterator[None]:
-    """Say what to do where the disk has none."""
+    """Turn an error of a full disk into advice."""
     try:
         yield
     except OSError as error:

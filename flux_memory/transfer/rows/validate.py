@@ -1,4 +1,4 @@
-"""Rows as the source holds them, turned into rows that can be moved, or into what is wrong with them."""
+"""Validates source rows by the library's limits: each becomes a row to move or a list of problems."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flux_memory.transfer.rows.raw import RawRow
 
 _SURELY_SMALL_CHARS: Final = MAX_CONTENT_BYTES // 4
 _NEW: Final = tuple.__new__
-"""What a named tuple's own constructor calls, without the call in between."""
+"""Creates a named tuple without the cost of its Python constructor."""
 
 
 class RowValidator:
-    """Checks rows by the library's own limits.
+    """Validates rows; remembers key orders and templates of metadata between them.
 
     Args:
-        naive: The zone of times that name none.
+        naive: The zone of times without an offset.
     """
 
     def __init__(self, naive: tzinfo) -> None:
@@ -30,31 +30,31 @@ class RowValidator:
         self._json = Canonicalizer()
 
     def validate_session(self, raw: RawRow) -> ValidSession | list[Problem]:
-        """Check a session."""
+        """Validate a session."""
         id_, user_id, title, metadata, created_at, updated_at, repeated, _ = raw
-        found = _RowProblems()
-        checked = ValidSession(
-            found.id(id_, repeated),
-            found.text("user_id", "" if user_id is None else user_id, max_length=MAX_USER_ID_LENGTH),
-            found.text("title", "" if title is None else title),
-            self._metadata(found, metadata),
-            self._time(found, "created_at", created_at),
-            self._time(found, "updated_at", updated_at),
+        problems = _RowProblems()
+        valid = ValidSession(
+            problems.id(id_, repeated),
+            problems.text("user_id", "" if user_id is None else user_id, max_length=MAX_USER_ID_LENGTH),
+            problems.text("title", "" if title is None else title),
+            self._metadata(problems, metadata),
+            self._time(problems, "created_at", created_at),
+            self._time(problems, "updated_at", updated_at),
         )
-        return found.problems or checked
+        return problems.found or valid
 
     def validate_messages(self, raws: Sequence[RawRow]) -> list[ValidMessage] | list[ValidMessage | list[Problem]]:
-        """Check messages; of their session only the session knows."""
+        """Validate messages, without regard to their sessions."""
         try:
             return self._validate_columns(raws)
         except ValueError:
             return [self.validate_message(raw) for raw in raws]
 
     def _validate_columns(self, raws: Sequence[RawRow]) -> list[ValidMessage]:
-        """Check messages as nearly all are, column by column.
+        """Validate messages column by column, the fast path for ordinary rows.
 
         Raises:
-            ValueError: There may be something wrong with one of them.
+            ValueError: A message may be invalid, or needs the slow path.
         """
         _, ids, roles, contents, metadata, times, repeated, _ = zip(*raws, strict=True)
         texts = (*ids, *roles, *contents)
@@ -74,49 +74,49 @@ class RowValidator:
         return [_NEW(ValidMessage, row) for row in zip(*columns, all_microseconds(times, self._naive), strict=True)]
 
     def validate_message(self, raw: RawRow) -> ValidMessage | list[Problem]:
-        """Check a message; of its session only the session knows."""
+        """Validate a message, without regard to its session."""
         _, id_, role, content, metadata, created_at, repeated, _ = raw
-        found = _RowProblems()
-        checked = ValidMessage(
-            found.id(id_, repeated),
-            found.role(role),
-            found.text("content", content),
-            self._metadata(found, metadata),
-            self._time(found, "created_at", created_at),
+        problems = _RowProblems()
+        valid = ValidMessage(
+            problems.id(id_, repeated),
+            problems.role(role),
+            problems.text("content", content),
+            self._metadata(problems, metadata),
+            self._time(problems, "created_at", created_at),
         )
-        return found.problems or checked
+        return problems.found or valid
 
-    def _metadata(self, found: _RowProblems, value: object) -> bytes:
-        raw = found.text("metadata", "{}" if value is None else value)
-        if found.has("metadata"):
+    def _metadata(self, problems: _RowProblems, value: object) -> bytes:
+        raw = problems.text("metadata", "{}" if value is None else value)
+        if problems.has("metadata"):
             return raw
         try:
             return self._json.canonical(raw.decode()).encode()
         except InvalidValueError as error:
-            found.add(error.kind, "metadata", str(error))
+            problems.add(error.kind, "metadata", str(error))
         except UnicodeEncodeError:
-            found.add(ProblemKind.LONE_SURROGATE, "metadata", "a lone surrogate, which is not text")
+            problems.add(ProblemKind.LONE_SURROGATE, "metadata", "a lone surrogate, which is not text")
         return b""
 
-    def _time(self, found: _RowProblems, column: str, value: object) -> int:
+    def _time(self, problems: _RowProblems, column: str, value: object) -> int:
         try:
             return microseconds(value, self._naive)
         except ValueError as error:
-            found.add(ProblemKind.BAD_TIMESTAMP, column, str(error))
+            problems.add(ProblemKind.BAD_TIMESTAMP, column, str(error))
             return 0
 
 
 class _RowProblems:
-    """What is wrong with one row."""
+    """Collects the problems of one row."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
+        self.found: list[Problem] = []
 
     def add(self, kind: ProblemKind, column: str, detail: str) -> None:
-        self.problems.append(Problem(kind, column, detail))
+        self.found.append(Problem(kind, column, detail))
 
     def has(self, column: str) -> bool:
-        return any(problem.column == column for problem in self.problems)
+        return any(problem.column == column for problem in self.found)
 
     def id(self, value: object, repeated: object) -> bytes:
         if value is None:
@@ -162,7 +162,7 @@ def _not_text(column: str, value: object) -> Problem:
 
 
 def _encoding_problem(value: str) -> ProblemKind:
-    """Tell a surrogate that was stored as such from bytes that are no UTF-8 in any reading."""
+    """Distinguish an encoded surrogate from bytes that are not UTF-8 at all."""
     try:
         value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

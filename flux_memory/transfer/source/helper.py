@@ -1,4 +1,4 @@
-"""A second process that reads the same state of a SQLite file, so that a large one is read on two processors."""
+"""Reads a large SQLite file on two processors: half in this process, half in a helper process."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from flux_memory.transfer.source.reader import EVERYTHING, Layout, Part, Source
 
 
 class Helper:
-    """The process, as seen from the one that started it. What it reads goes into `spool`.
+    """Starts and controls the helper process, which reads into `spool`.
 
     Raises:
-        MigrationError: By any method, where the process says what is wrong, or has ended.
+        MigrationError: From any method: the process reported an error, or has ended.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class Helper:
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # It finds what this process finds; and Ctrl-C on a terminal is for this process to tell it.
+            # The helper must import the same modules. Ctrl-C on a terminal must reach only this process.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,
         )
         theirs.close()
 
     def open(self, path: Path, parameters: str) -> None:
-        """Open the file as `snapshot.connect` does; an earlier one is let go."""
+        """Open a file as `snapshot.connect` does, and close the one opened before."""
         self._ask("open", path, parameters)
 
     def preflight(
@@ -54,11 +54,11 @@ class Helper:
         return found
 
     def kill(self) -> None:
-        """End it, whatever it does; from any thread."""
+        """Kill the process; safe from any thread."""
         self._process.kill()
 
     def close(self) -> None:
-        """End it, and let go of what it read."""
+        """Kill the process, and release the rows that it read."""
         self.kill()
         self._process.wait()
         self._pipe.close()
@@ -73,7 +73,7 @@ class Helper:
         except (EOFError, OSError) as error:
             raise MigrationError(
                 f"the process that reads the second half of the file ended with exit code {self._process.wait()}, "
-                "perhaps for want of memory; nothing was changed, run again"
+                "perhaps for lack of memory; nothing was changed, run again"
             ) from error
         if isinstance(answer, Exception):
             raise answer
@@ -89,15 +89,15 @@ def read_all(
     *,
     keeps_rows: bool,
 ) -> tuple[PreflightResult, list[Spool]]:
-    """Preflight a source, and return what was found with the parts that follow one another.
+    """Preflight a whole source; return the result and the spools, in order.
 
     Args:
-        helper: Has opened the same state, if the file is large.
-        source: What is read.
-        validator: Checks them.
-        spool: Takes them, or those of the first half.
-        advance: Told how many rows were read.
-        keeps_rows: Whether they are to be loaded.
+        helper: A helper that has opened the same state of the file, or `None` for a small file.
+        source: The source to read.
+        validator: Validates rows read by this process.
+        spool: Receives the rows read by this process.
+        advance: Called with the number of rows read.
+        keeps_rows: Whether the rows will be loaded.
     """
     spool.keeps_rows = keeps_rows
     middle = None if helper is None else source.middle()

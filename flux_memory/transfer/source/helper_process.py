@@ -1,4 +1,4 @@
-"""Run as a process of its own: reads a part of a SQLite file for the process that started it, and ends with it."""
+"""Runs as a separate process: reads part of a SQLite file for the process that started it, and ends with it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ class _Answering:
 
 if __name__ == "__main__":
     pipe, *files = map(int, sys.argv[1:])
-    # Whoever asked is gone.
+    # The starting process has ended.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _Answering(Connection(pipe), Spool(files)).run()

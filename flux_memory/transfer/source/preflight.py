@@ -1,4 +1,4 @@
-"""Reads a source once: every problem counted, every session's digest taken, every good row made ready to be sent."""
+"""Reads a source once: counts problems, computes digests of sessions, and spools valid rows for the load."""
 
 from __future__ import annotations
 
@@ -29,45 +29,45 @@ from flux_memory.transfer.source.conversations import group_by_session
 from flux_memory.transfer.source.reader import Part, Source
 
 _PROGRESS_ROWS: Final = 2048
-"""Rows between two reports of progress."""
+"""Rows between two progress reports."""
 _CHUNK_MESSAGES: Final = 128
-"""Messages that are checked together, whatever their sessions are."""
+"""Messages validated together, across sessions."""
 _CHUNK_BYTES: Final = 1024 * 1024
-"""Fewer are, where they reach so many bytes."""
+"""A chunk also ends at this size of its contents."""
 
 
 @dataclass
 class PreflightResult:
-    """What a preflight found."""
+    """Counts of valid and refused rows."""
 
     sessions: int = 0
-    """Sessions that can be moved."""
+    """Valid sessions."""
     messages: int = 0
-    """Messages that can be moved."""
+    """Valid messages."""
     refused_sessions: int = 0
     refused_messages: int = 0
     ties: int = 0
-    """Messages whose time is that of the one before, so that only the order they were written in tells them apart."""
+    """Messages with the time of their predecessor; only rowids give their order."""
     tallies: dict[tuple[str, ProblemKind], Tally] = field(default_factory=dict)
 
     by_time: bool = False
-    """Whether times had to be sorted by what they mean, not by their text."""
+    """Whether the source had to sort times by value, not by text."""
     tolerant: bool = False
-    """Whether some text is not UTF-8."""
+    """Whether the source has text that is not UTF-8."""
 
     @property
     def refused(self) -> int:
-        """Rows that cannot be moved."""
+        """Refused rows."""
         return self.refused_sessions + self.refused_messages
 
     def add(self, table: str, row_id: str, problems: list[Problem]) -> None:
-        """Count what is wrong with one row."""
+        """Count the problems of one row."""
         for problem in problems:
             tally = self.tallies.setdefault((table, problem.kind), Tally(table, problem.kind))
             tally.add(row_id, problem)
 
     def include(self, other: PreflightResult) -> None:
-        """Add what was found in the part that follows."""
+        """Add the result of the next part."""
         self.sessions += other.sessions
         self.messages += other.messages
         self.refused_sessions += other.refused_sessions
@@ -80,21 +80,21 @@ class PreflightResult:
 
 
 class _OutOfOrderError(Exception):
-    """Times of mixed forms, whose text does not sort as they do."""
+    """The text of the times does not sort as the times do, since their forms are mixed."""
 
 
 def preflight(source: Source, validator: RowValidator, spool: Spool, advance: Advance, part: Part) -> PreflightResult:
     """Read a part of a source.
 
     Args:
-        source: What to read; it learns here how it must be read.
-        validator: Checks the rows.
-        spool: Takes what can be moved, and what cannot.
-        advance: Told how many rows were read.
-        part: Which sessions.
+        source: The source; `by_time` and `tolerant` are set on it as needed.
+        validator: Validates the rows.
+        spool: Receives valid and refused rows.
+        advance: Called with the number of rows read; negative before rows are read again.
+        part: The sessions to read.
 
     Raises:
-        MigrationError: The file is damaged, or the temporary directory has no room.
+        MigrationError: The file is damaged, or the temporary directory is full.
     """
     while True:
         spool.clear()
@@ -107,8 +107,8 @@ def preflight(source: Source, validator: RowValidator, spool: Spool, advance: Ad
         except sqlite3.OperationalError as error:
             if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_IOERR:
                 raise MigrationError(
-                    f"the SQLite file cannot be read to its end: {error}; see whether somebody cut it or the disk "
-                    "failed, and run again"
+                    f"the SQLite file cannot be read to its end: {error}; check that it was not truncated and that "
+                    "the disk works, and run again"
                 ) from error
             if "decode to UTF-8" not in str(error) or source.tolerant:
                 raise
@@ -125,7 +125,7 @@ def preflight(source: Source, validator: RowValidator, spool: Spool, advance: Ad
 
 
 class _RowCounter:
-    """Counts rows for the display, which need not hear of each."""
+    """Reports progress, and takes it back before rows are read again."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
@@ -140,17 +140,17 @@ class _RowCounter:
 
 
 class _Run(NamedTuple):
-    """Messages of one session that follow one another."""
+    """Consecutive messages of one session."""
 
     session_id: Any
     raws: list[RawRow]
-    """As the source holds them."""
+    """As stored in the source."""
     rows: Sequence[ValidMessage | list[Problem]]
-    """As they were checked."""
+    """The validated messages, or their problems."""
 
 
 def _validated(validator: RowValidator, raws: Iterator[RawRow]) -> Iterator[_Run]:
-    """Check messages many at a time: that costs less, and most sessions are short."""
+    """Validate messages in chunks across sessions, since most sessions are too short for the fast path to pay off."""
     for some in _chunks(raws):
         rows = validator.validate_messages(some)
         start = 0
@@ -197,7 +197,7 @@ class _Preflight:
         return self._found
 
     def _conversation(self, raw_session: RawRow | None, runs: Iterator[_Run]) -> int:
-        """Take a session with its messages, and return how many of these there were."""
+        """Spool a session with its messages; return the number of messages."""
         found = self._found
         if raw_session is None:
             problem = Problem(ProblemKind.ORPHAN, "session_id", "there is no such session")
@@ -218,7 +218,7 @@ class _Preflight:
         return count + refused
 
     def _messages(self, session: ValidSession, raw_session: RawRow, runs: Iterator[_Run]) -> tuple[int, int, bytes]:
-        """Take a session's messages; return how many were accepted, how many refused, and the digest."""
+        """Spool a session's messages; return the numbers of accepted and refused ones, and the digest."""
         count = refused = 0
         digest = MessagesDigest()
         session_field = copy_field(session.id)
@@ -231,7 +231,7 @@ class _Preflight:
                     if isinstance(row, list):
                         self._refuse("messages", str(raw[1]), raw, raw_session, row)
             if self._by_text:
-                # Refused rows have no time.
+                # Refused rows have no valid time.
                 places = [(row[4], raw[7]) for row, raw in zip(rows, raws, strict=True) if type(row) is ValidMessage]
                 last = self._check_order([last, *places])
             spool, digests = prepare_messages(session_field, count + 1, accepted)
@@ -241,7 +241,7 @@ class _Preflight:
         return count, refused, digest.digest()
 
     def _check_order(self, places: list[tuple[int, int]]) -> tuple[int, int]:
-        """Check that times, and rows of one time, do not go backwards; return the last of them."""
+        """Raise if times, or rowids within a time, decrease; return the last place."""
         if places != sorted(places):
             raise _OutOfOrderError
         times = [time for time, _ in places]

@@ -1,4 +1,4 @@
-"""Adds to a target that has rows: committed batches through a staging table, nothing overwritten."""
+"""Merges rows into a target that has rows: in committed batches, through staging tables, overwriting nothing."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM 
 CREATE TEMP TABLE flux_memory_staged_messages ON COMMIT DELETE ROWS AS
 SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
 """
-# A pooler gives each transaction another server process, of which only the transaction's own tables are known.
+# Behind a pooler each transaction may run in another server process, so it creates its own tables.
 CREATE_STAGING_ANEW: Final = CREATE_STAGING.replace("DELETE ROWS", "DROP")
 SELECT_PROCESS: Final = "SELECT pg_backend_pid()"
-# The planner knows nothing of a staging table; without this it may read the whole target for each batch. What is off
-# counts as expensive, which would start the JIT compiler for each batch, too.
+# Staging tables have no statistics; otherwise the planner may scan the whole target for each batch. Disabled plans get
+# a high cost, which would start the JIT compiler for each batch.
 PLAN_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
-# A crash of the server may lose the last batches, never a part of one. `target.make_durable` waits for all of them.
+# A server crash may lose the last batches, but never part of one. `server.make_durable` waits for all of them.
 COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
 
-# In the order of ids, so that two migrations wait for each other rather than deadlock.
+# Ordered by id, so that two migrations wait for each other instead of deadlocking.
 INSERT_SESSIONS: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 SELECT id, user_id, title, created_at, updated_at, metadata
@@ -37,7 +37,7 @@ FROM flux_memory_staged_sessions
 ORDER BY id COLLATE "C"
 ON CONFLICT (id) DO NOTHING
 """
-# The lock that the library takes to add a message: from here on nobody else adds to these sessions.
+# The library takes the same lock to add a message, so no other client adds to these sessions from here on.
 LOCK_SESSIONS: Final = """
 SELECT count(*)
 FROM (
@@ -47,7 +47,7 @@ FROM (
     FOR NO KEY UPDATE
 ) AS locked
 """
-# Another session's messages would not belong here, so a session in conflict keeps its messages back.
+# A session in conflict is a different session, so its messages are held back.
 TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
 WITH conflicting AS (
     DELETE FROM flux_memory_staged_sessions AS staged
@@ -111,31 +111,31 @@ JOIN bumped ON bumped.id = numbered.session_id
 
 _MAX_ATTEMPTS: Final = 5
 _MAX_NAMED: Final = 20
-"""Ids of conflicts that a report names."""
+"""Conflicting ids that a report names."""
 _BATCH_BYTES: Final = 2 * 1024 * 1024
-"""A batch ends here even if it has fewer messages, so that memory stays the same."""
+"""Size at which a batch ends even with fewer messages, to bound memory use."""
 _CHUNK_BYTES: Final = 128 * 1024
-"""Bytes from which on rows are sent."""
+"""Size at which gathered rows are sent."""
 
 
 @dataclass
 class MergeResult:
-    """What was added to a target, and what was not."""
+    """How many rows were added to a target, skipped, or in conflict."""
 
     sessions: int = 0
     messages: int = 0
     skipped_sessions: int = 0
     skipped_messages: int = 0
-    """Rows that were there with the same content."""
+    """Rows already stored with the same content."""
     conflicting_sessions: int = 0
     conflicting_messages: int = 0
-    """Rows whose id is taken by another content; the target's were left as they were."""
+    """Rows whose id is stored with different content, which was left unchanged."""
     held_back: int = 0
     """Messages of sessions in conflict."""
     first_conflicts: list[str] = field(default_factory=list)
 
     def include(self, other: MergeResult) -> None:
-        """Add what was merged of another part."""
+        """Add the result of another part."""
         self.sessions += other.sessions
         self.messages += other.messages
         self.skipped_sessions += other.skipped_sessions
@@ -152,13 +152,13 @@ class MergeResult:
 
 
 async def merge(connection: Any, spool: Spool, *, batch_size: int, advance: Advance) -> MergeResult:
-    """Add what a target lacks of a part, in committed batches.
+    """Add the missing rows of a part, in committed batches.
 
     Args:
-        connection: To a target whose schema is current.
-        spool: What the preflight left of the part.
-        batch_size: Rows of a batch.
-        advance: Told how many rows were committed.
+        connection: Connected to a target with the current schema.
+        spool: The part.
+        batch_size: Messages per batch.
+        advance: Called with the number of rows committed.
     """
     merged = MergeResult()
     pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
@@ -209,7 +209,7 @@ async def _merge_batch(connection: Any, batch: Batch) -> _BatchResult:
 
 
 def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, continues: bool, last_conflict: str) -> None:
-    """Add up a batch; a session that goes on from the last batch was counted there, if in conflict as such."""
+    """Add up a batch; a session that continues from the previous batch was counted there."""
     merged.sessions += outcome.sessions
     merged.messages += outcome.messages
     merged.skipped_messages += outcome.skipped
@@ -231,7 +231,7 @@ async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: lis
 
 
 async def _chunks(rows: list[bytes]) -> AsyncIterator[bytes]:
-    """Put rows together as far as that is worth it; all of a batch at once would be there twice, and in the driver."""
+    """Join rows into chunks; joining a whole batch would keep it in memory twice, and a third time in the driver."""
     gathered, size = [COPY_HEADER], 0
     for row in rows:
         gathered.append(row)

@@ -1,4 +1,4 @@
-"""Proves by content that a source is in its target: digests side by side, then row by row where they differ."""
+"""Proves that a target holds a source's content: compares digests of sessions, then the rows of those that differ."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ WHERE session_id = $1 AND id = ANY($2)
 _MAX_NAMED: Final = 20
 """Differences that a report names."""
 _PAGE_MESSAGES: Final = 1_000
-"""Messages of a session that differs, compared at a time."""
+"""Messages compared at a time, in a session that differs."""
 
 
 @dataclass
 class Comparison:
-    """What a comparison found, as seen from what was moved."""
+    """Differences between a source and its target."""
 
     sessions: int = 0
     messages: int = 0
-    """What should be there."""
+    """Rows of the source."""
     target_sessions: int = 0
     target_messages: int = 0
-    """What is there."""
+    """Rows of the target."""
     differences: dict[str, int] = field(default_factory=dict)
-    """How often each kind of difference was found."""
+    """The number of differences of each kind."""
     first_differences: list[str] = field(default_factory=list)
     only_in_target: int = 0
-    """Sessions that did not come from here."""
+    """Sessions that are not in the source."""
     added_since: int = 0
-    """Messages of moved sessions that did not come from here."""
+    """Messages of moved sessions that are not in the source."""
 
     @property
     def identical(self) -> bool:
-        """Whether all that should be there is there, in its order, with its content."""
+        """Whether the target holds each row of the source, in order, with its content."""
         return not self.differences
 
     def add(self, kind: str, id_: str) -> None:
@@ -79,13 +79,13 @@ class Comparison:
 async def compare(
     connection: Any, source: Callable[[], Awaitable[Source]], validator: RowValidator, digests: Iterator[SessionDigest]
 ) -> Comparison:
-    """Compare a SQLite memory, as its digests were taken, with a PostgreSQL memory.
+    """Compare digests of a SQLite memory with a PostgreSQL memory.
 
     Args:
-        connection: To PostgreSQL.
-        source: Returns the SQLite memory, for the rows of sessions that differ.
-        validator: Checks its rows.
-        digests: What was taken of it.
+        connection: Connected to PostgreSQL.
+        source: Returns the SQLite memory; called only if sessions differ, to compare their rows.
+        validator: Validates its rows.
+        digests: The digests of its sessions, ordered by id.
     """
     async with read_transaction(connection):
         found = await compare_in_transaction(connection, source, validator, digests)
@@ -97,7 +97,7 @@ async def compare(
 async def compare_in_transaction(
     connection: Any, source: Callable[[], Awaitable[Source]], validator: RowValidator, digests: Iterator[SessionDigest]
 ) -> Comparison:
-    """Compare within the transaction that is open, so that it is the caller's snapshot that is compared."""
+    """Compare in the caller's open transaction, so that both see the same snapshot."""
     found = Comparison()
     with Spool() as differing:
         both = _DigestComparison(found, digests, differing)
@@ -112,7 +112,7 @@ async def compare_in_transaction(
 
 
 class _DigestComparison:
-    """Walks both sides in the order of ids; puts aside what differs."""
+    """Compares both sides in the order of ids; collects sessions that differ."""
 
     def __init__(self, found: Comparison, mine: Iterator[SessionDigest], differing: Spool) -> None:
         self._found = found
@@ -144,7 +144,7 @@ class _DigestComparison:
         self._own = next(self._mine, None)
 
     def end(self) -> None:
-        """The server has no more."""
+        """Count the sessions that the server does not have."""
         while self._own is not None:
             self._missing(self._own)
 
@@ -192,7 +192,7 @@ async def _compare_session(
     for column in _differing_columns(session, await connection.fetchrow(SELECT_SESSION, session_id), added):
         found.add(f"session's {column} differs", session_id)
     if own != SessionDigest(own.id, session_digest(session), count, in_file.digest()):
-        # What is there now proves nothing of what was read.
+        # The file has changed, so its rows now do not show how the rows moved differ.
         found.add("session differs, and was changed in the file since it was read", session_id)
 
 
@@ -206,5 +206,5 @@ def _differing_columns(session: ValidSession, stored: tuple[str, ...], added: in
     )
     names = ("user_id", "title", "metadata", "created_at", "updated_at")
     pairs = zip(names, mine, stored, strict=True)
-    # Who added messages since has changed the time of the last change, too.
+    # Messages added since the migration have advanced updated_at, too.
     return [name for name, own, their in pairs if own != their and not (name == "updated_at" and added and their > own)]

@@ -1,7 +1,7 @@
-"""Lets go of a connection that leads nowhere any more, however long a statement may rightly take.
+"""Terminates a connection to a server that is gone, without limiting the time of a statement.
 
-A statement of a migration can run for hours, so that no deadline tells a server that is gone from one at work. A new
-connection does: a server that still takes one is there.
+A statement of a migration can run for hours, so a deadline cannot distinguish a lost server from a busy one. A new
+connection can: a server that accepts one is alive.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 PROBE_INTERVAL_SECONDS: Final = 10.0
-"""Seconds between two attempts to get another connection."""
+"""Pause between two probes; a probe is a new connection."""
 PROBE_TIMEOUT_SECONDS: Final = 20.0
-"""Seconds that one may take."""
+"""Timeout of a probe."""
 MAX_SILENT_PROBES: Final = 3
-"""So many attempts in a row without an answer are silence."""
+"""Consecutive unanswered probes after which the server counts as lost."""
 GRACE_SECONDS: Final = 1.0
-"""Seconds for the driver to end by itself what was cancelled, or whose connection is lost."""
+"""Time for the driver to end a cancelled call, or a call on a lost connection, by itself."""
 _UNREACHABLE: Final = frozenset((errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN))
 
 Connect = Callable[[float], Awaitable[Any]]
@@ -27,18 +27,18 @@ Connect = Callable[[float], Awaitable[Any]]
 
 @asynccontextmanager
 async def guard(connection: Any, connect: Connect) -> AsyncIterator[None]:
-    """Let go of a connection if it is lost, if its server is silent, or if it holds up a cancellation.
+    """Terminate a connection if it is lost, if its server is silent, or if it delays a cancellation.
 
-    The driver waits for ever for an answer, to a ROLLBACK after a cancellation too, and for room to send more rows
-    even on a connection that was reset.
+    The driver waits without a limit for an answer, also to the ROLLBACK after a cancellation, and for room to send more
+    rows, even on a connection that was reset.
 
     Args:
-        connection: asyncpg's.
-        connect: Makes another one to the same server, within so many seconds.
+        connection: A connection of asyncpg.
+        connect: Opens another connection to the same server, given a timeout in seconds.
 
     Raises:
-        ConnectionError: The block was left, wherever it was; the message says why.
-        CancelledError: It was cancelled, whatever came of that.
+        ConnectionError: The connection was lost, and the block was interrupted; the message says why.
+        CancelledError: The task was cancelled; this error wins over those that follow from it.
     """
     watch = _Watchdog(connection, connect)
     try:
@@ -46,7 +46,7 @@ async def guard(connection: Any, connect: Connect) -> AsyncIterator[None]:
             yield
     except Exception as error:
         if watch.cancelled:
-            # What the driver makes of it: the connection was dropped, or is in the middle of something.
+            # The driver raises other errors: connection dropped, or another operation in progress.
             raise asyncio.CancelledError from error
         if watch.lost is not None:
             raise watch.lost from error
@@ -56,11 +56,11 @@ async def guard(connection: Any, connect: Connect) -> AsyncIterator[None]:
 
 
 class _Watchdog:
-    """Acts from timers: an application that shuts down cancels every task of its loop, and the driver may hang then."""
+    """Acts from timers: an application that shuts down cancels all tasks of its loop, while the driver may hang."""
 
     def __init__(self, connection: Any, connect: Connect) -> None:
         self.lost: ConnectionError | None = None
-        """What became of the connection."""
+        """Why the connection was lost."""
         self.block: Final = asyncio.timeout(None)
         self._connection = connection
         self._connect = connect
@@ -73,7 +73,7 @@ class _Watchdog:
         self._start_probing()
 
     async def end(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._ended = True
         self._timer.cancel()
         self._probing.cancel()
@@ -96,7 +96,7 @@ class _Watchdog:
             self._terminate()
 
     def _check_cancelled(self) -> None:
-        """Terminate the connection when its task was cancelled, and goes on all the same."""
+        """Terminate the connection if its task was cancelled but continues."""
         if self.cancelled:
             self._after(GRACE_SECONDS, self._terminate)
         else:
@@ -107,7 +107,7 @@ class _Watchdog:
         self._after(GRACE_SECONDS, self._abandon)
 
     def _abandon(self) -> None:
-        # The driver has not ended it by itself; what it says is more to the point.
+        # The driver has not raised its own, more precise error.
         self.lost = self.lost or ConnectionError("the connection was lost")
         self.block.reschedule(self._loop.time())
 
@@ -118,28 +118,28 @@ class _Watchdog:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the task that has the connection was cancelled since."""
+        """Whether the task that owns the connection was cancelled since the block began."""
         return self._cancellations() > self._before
 
     def _cancellations(self) -> int:
         return self._owner.cancelling() if self._owner is not None else 0
 
     async def _wait_for_silence(self) -> None:
-        """Return when the server has been silent."""
+        """Return after `MAX_SILENT_PROBES` unanswered probes in a row."""
         unanswered = 0
         while unanswered < MAX_SILENT_PROBES:
             await asyncio.sleep(PROBE_INTERVAL_SECONDS)
             unanswered = 0 if await self._answers() else unanswered + 1
 
     async def _answers(self) -> bool:
-        """Ask the server for another connection. That it refuses is an answer, too: something came back."""
+        """Return whether a new connection gets any answer; a refusal is one, too."""
         try:
             another = await self._connect(PROBE_TIMEOUT_SECONDS)
         except TimeoutError:
             return False
         except OSError as error:
             return error.errno not in _UNREACHABLE
-        except Exception:  # noqa: BLE001 - whatever it says
+        except Exception:  # noqa: BLE001 - any answer counts
             return True
         another.terminate()
         return True
