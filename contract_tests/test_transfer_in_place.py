@@ -155,7 +155,7 @@ REWRITE = ("DELETE FROM messages WHERE rowid % 3 = 0", "UPDATE messages SET cont
 def test_a_write_during_the_preflight_has_it_read_again(
     path: Path, flux_postgres_clean_dsn: str, processes: None, act: Callable[[Path], None], rows: int
 ) -> None:
-    """Whatever part of the file a write changes, the migration moves one consistent state."""
+    """If a write changes any part of the file, the migration still moves one consistent state."""
     dsn = flux_postgres_clean_dsn
     trigger = Trigger("Preflight", lambda: act(path), after_rows=rows)
     report = watched(path, dsn, trigger)
@@ -357,14 +357,14 @@ def test_a_cancelled_quarantine_leaves_no_file(
 
 
 def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """A file truncated before it is read is refused; nothing is moved."""
+    """A file deleted while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="there is no file"):
         watched(path, flux_postgres_clean_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
     assert everything(flux_postgres_clean_dsn) == ([], [])
 
 
 def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """A file truncated while it is read is refused; nothing is moved."""
+    """A file truncated while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="damaged"):
         watched(path, flux_postgres_clean_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
     assert everything(flux_postgres_clean_dsn) == ([], [])

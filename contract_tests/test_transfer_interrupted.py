@@ -132,12 +132,12 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
         assert everything(dsn) == expected
 
 
-async def gone(dsn: str, whoever: str) -> None:
+async def gone(dsn: str, query: str) -> None:
     """Wait until the server has dropped the connections."""
     async with connected(dsn) as connection:
 
         async def alone() -> bool:
-            return not await connection.fetchval(whoever)
+            return not await connection.fetchval(query)
 
         await until(alone)
 

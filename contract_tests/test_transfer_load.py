@@ -396,7 +396,7 @@ def test_a_read_only_target_is_refused_and_can_still_be_read_back(path: Path, ta
 
 
 def test_an_unreachable_target_says_so_and_shows_no_password(path: Path) -> None:
-    """An invalid plan is refused before any other work."""
+    """An unreachable server or an invalid DSN is an error that does not show the password."""
     make_file_with_data(path)
     with pytest.raises(BackendUnavailableError, match="nothing listens") as caught:
         move(path, "postgresql://me:secret@127.0.0.1:1/none")

@@ -266,7 +266,7 @@ def test_naive_times_are_of_the_zone_that_is_given(tmp_path: Path, flux_postgres
 
 
 def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Messages with a `seq` keep that order, whatever their times are."""
+    """Messages with a `seq` keep that order, independent of their times."""
 
     async def write() -> list[str]:
         async with ConversationMemory(tmp_path / "chat.db") as memory:

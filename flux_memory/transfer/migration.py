@@ -185,18 +185,14 @@ class _Migration:
         return await self._read_in_thread(lambda: self._source().count())
 
     async def _preflight(self, rows: int) -> None:
-        with self._report.phase(self._watcher, "Preflight", rows):
-            self._report.preflight, self._parts = await self._read_in_thread(self._read)
+        keeps_rows, advance = self._plan.mode is Mode.MOVE, self._watcher.advance
 
-    def _read(self) -> tuple[PreflightResult, list[Spool]]:
-        return read_all(
-            self._snapshot.helper,
-            self._source(),
-            self._validator,
-            self._spool,
-            self._watcher.advance,
-            keeps_rows=self._plan.mode is Mode.MOVE,
-        )
+        def read() -> tuple[PreflightResult, list[Spool]]:
+            source, helper = self._source(), self._snapshot.helper
+            return read_all(helper, source, self._validator, self._spool, advance, keeps_rows=keeps_rows)
+
+        with self._report.phase(self._watcher, "Preflight", rows):
+            self._report.preflight, self._parts = await self._read_in_thread(read)
 
     async def _retry_if_changed(self, read: Callable[[], Awaitable[Result]]) -> Result:
         """Read the file; if another process wrote to it meanwhile, read its new state."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.rows.raw import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
 from flux_memory.transfer.rows.spool import RefusedRow
+from flux_memory.transfer.target.server import SELECT_SESSIONS
 from flux_memory.transfer.tempfiles import publish, unproven_file
 
 # No keys and no types: an uncorrected row must be stored as it is, to be refused again by the same rules.
@@ -40,17 +41,6 @@ WHERE typeof(session_id) = 'text'
   AND session_id NOT IN (SELECT id FROM sessions WHERE id IS NOT NULL)
 ORDER BY session_id
 LIMIT ?
-"""
-SELECT_TARGET_SESSIONS: Final = """
-SELECT
-    id,
-    user_id,
-    title,
-    metadata::text,
-    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
-FROM sessions
-WHERE id = ANY($1)
 """
 _PAGE_SESSIONS: Final = 1_000
 
@@ -130,7 +120,7 @@ async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
         while ids := [id_ for (id_,) in db.execute(SELECT_ORPHANED, (last, _PAGE_SESSIONS))]:
             last = ids[-1]
             # PostgreSQL cannot store a NUL, so no session there has such an id.
-            found = await connection.fetch(SELECT_TARGET_SESSIONS, [id_ for id_ in ids if "\x00" not in id_])
+            found = await connection.fetch(SELECT_SESSIONS, [id_ for id_ in ids if "\x00" not in id_])
             db.executemany(INSERT_SESSION, [tuple(row) for row in found])
 
 

@@ -171,14 +171,7 @@ class _Inserter:
 
 def _session(values: Sequence[bytes]) -> tuple[object, ...]:
     id_, user_id, title, created_at, updated_at, metadata = values
-    return (
-        id_.decode(),
-        user_id.decode(),
-        title.decode(),
-        _time(created_at),
-        _time(updated_at),
-        metadata.decode(),
-    )
+    return id_.decode(), user_id.decode(), title.decode(), _time(created_at), _time(updated_at), metadata.decode()
 
 
 def _message(values: Sequence[bytes]) -> tuple[object, ...]:

@@ -37,7 +37,7 @@ class SessionDigest(NamedTuple):
 
 
 class RefusedRow(NamedTuple):
-    """A row that cannot be moved, as the source holds it."""
+    """A refused row, as stored in the source."""
 
     table: str
     row: RawRow
@@ -72,7 +72,7 @@ class Spool:
         """Whether accepted rows are kept for a load; digests and refused rows always are."""
         self._files: list[IO[bytes]] = [os.fdopen(number, "w+b", _BUFFER_BYTES) for number in descriptors]
         if not self._files:
-            self._files = [_file() for _ in range(_FILE_COUNT)]
+            self._files = [_create_file() for _ in range(_FILE_COUNT)]
         self._digests, self._sessions, self._messages, self._lengths, self._refused = self._files
 
     @property
@@ -227,7 +227,7 @@ def _explain_full_disk() -> Iterator[None]:
         ) from error
 
 
-def _file() -> IO[bytes]:
+def _create_file() -> IO[bytes]:
     try:
         return tempfile.TemporaryFile(prefix="flux-memory-", buffering=_BUFFER_BYTES)
     except OSError as error:

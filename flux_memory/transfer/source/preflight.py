@@ -98,9 +98,9 @@ def preflight(source: Source, validator: RowValidator, spool: Spool, advance: Ad
     """
     while True:
         spool.clear()
-        read = _RowCounter(advance)
+        progress = _ProgressReporter(advance)
         try:
-            found = _Preflight(source, validator, spool, read, part).run()
+            found = _Preflight(source, validator, spool, progress, part).run()
             spool.flush()
         except _OutOfOrderError:
             source.by_time = True
@@ -121,22 +121,22 @@ def preflight(source: Source, validator: RowValidator, spool: Spool, advance: Ad
         else:
             found.by_time, found.tolerant = source.by_time, source.tolerant
             return found
-        read.take_back()
+        progress.take_back()
 
 
-class _RowCounter:
+class _ProgressReporter:
     """Reports progress, and takes it back before rows are read again."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
-        self._told = 0
+        self._reported = 0
 
-    def tell(self, rows: int) -> None:
-        self._told += rows
+    def report(self, rows: int) -> None:
+        self._reported += rows
         self._advance(rows)
 
     def take_back(self) -> None:
-        self._advance(-self._told)
+        self._advance(-self._reported)
 
 
 class _Run(NamedTuple):
@@ -151,31 +151,31 @@ class _Run(NamedTuple):
 
 def _validated(validator: RowValidator, raws: Iterator[RawRow]) -> Iterator[_Run]:
     """Validate messages in chunks across sessions, since most sessions are too short for the fast path to pay off."""
-    for some in _chunks(raws):
-        rows = validator.validate_messages(some)
+    for chunk in _chunks(raws):
+        rows = validator.validate_messages(chunk)
         start = 0
-        for session_id, group in groupby(some, key=itemgetter(0)):
+        for session_id, group in groupby(chunk, key=itemgetter(0)):
             end = start + len(list(group))
-            yield _Run(session_id, some[start:end], rows[start:end])
+            yield _Run(session_id, chunk[start:end], rows[start:end])
             start = end
 
 
 def _chunks(raws: Iterator[RawRow]) -> Iterator[list[RawRow]]:
-    some: list[RawRow] = []
+    chunk: list[RawRow] = []
     size = 0
     for raw in raws:
-        some.append(raw)
+        chunk.append(raw)
         size += getsizeof(raw[3])
-        if len(some) >= _CHUNK_MESSAGES or size >= _CHUNK_BYTES:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
+        if len(chunk) >= _CHUNK_MESSAGES or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 class _Preflight:
     def __init__(
-        self, source: Source, validator: RowValidator, spool: Spool, progress: _RowCounter, part: Part
+        self, source: Source, validator: RowValidator, spool: Spool, progress: _ProgressReporter, part: Part
     ) -> None:
         self._source = source
         self._validator = validator
@@ -191,9 +191,9 @@ class _Preflight:
         for raw_session, runs in group_by_session(self._source.sessions(self._part), messages):
             pending += self._conversation(raw_session, runs) + (raw_session is not None)
             if pending >= _PROGRESS_ROWS:
-                self._progress.tell(pending)
+                self._progress.report(pending)
                 pending = 0
-        self._progress.tell(pending)
+        self._progress.report(pending)
         return self._found
 
     def _conversation(self, raw_session: RawRow | None, runs: Iterator[_Run]) -> int:

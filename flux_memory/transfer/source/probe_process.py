@@ -59,7 +59,7 @@ def prepare(source: Path, target: Path, busy_seconds: float, *, in_place: bool) 
         if _copy_files(source, target, busy_seconds):
             _recover(target)
             return COPIED
-    raise OSError("an application kept opening and closing the file while it was copied; stop it, or freeze it running")
+    raise OSError("an application kept opening and closing the file while it was copied; stop it, or keep it running")
 
 
 def fingerprint(source: Path) -> str:
@@ -152,11 +152,11 @@ def _in_use(shared_memory: Path) -> bool:
         with shared_memory.open("rb") as file:
             # F_GETLK takes no lock, which would disturb an application that starts at this moment.
             if sys.platform == "darwin":
-                probe = _DARWIN_LOCK.pack(_DEAD_MAN_SWITCH, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
-                kind = _DARWIN_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, probe))[3]
+                request = _DARWIN_LOCK.pack(_DEAD_MAN_SWITCH, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+                kind = _DARWIN_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, request))[3]
             else:
-                probe = _LINUX_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _DEAD_MAN_SWITCH, 1, 0)
-                kind = _LINUX_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, probe))[0]
+                request = _LINUX_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _DEAD_MAN_SWITCH, 1, 0)
+                kind = _LINUX_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, request))[0]
     except FileNotFoundError:
         return False
     return bool(kind != fcntl.F_UNLCK)

@@ -143,7 +143,11 @@ class Snapshot:
     def _read(self, helper: Helper | None, *, in_place: bool) -> None:
         with private_directory() as directory:
             copy = directory / "snapshot.db"
-            code, self._fingerprint = self._prepare(copy, in_place=in_place)
+            code, fingerprint, error = self._run_probe(self._path.absolute(), copy, _BUSY_SECONDS, in_place)
+            if code not in {probe_process.COPIED, probe_process.LIVE, probe_process.IDLE}:
+                name, _, reason = error.partition("|")
+                raise MigrationError(_advice(self._path, name, reason))
+            self._fingerprint = fingerprint or None
             if code == probe_process.LIVE:
                 self._join(helper)
             else:
@@ -169,13 +173,6 @@ class Snapshot:
                 self._db.close()
         helper.close()
         self._db, self.helper = connect(path, _LIVE), None
-
-    def _prepare(self, copy: Path, *, in_place: bool) -> tuple[int, str | None]:
-        code, fingerprint, error = self._run_probe(self._path.absolute(), copy, _BUSY_SECONDS, in_place)
-        if code not in {probe_process.COPIED, probe_process.LIVE, probe_process.IDLE}:
-            name, _, reason = error.partition("|")
-            raise MigrationError(_advice(self._path, name, reason))
-        return code, fingerprint or None
 
     def _run_probe(self, *arguments: object) -> tuple[int, str, str]:
         """Run `probe_process`; return its exit code and output."""

@@ -44,6 +44,18 @@ WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
         )
     )
 """
+# Times in the text form of the records.
+SELECT_SESSIONS: Final = """
+SELECT
+    id,
+    user_id,
+    title,
+    metadata::text,
+    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+FROM sessions
+WHERE id = ANY($1)
+"""
 ANALYZE: Final = "ANALYZE sessions, messages"
 # An administrator may have dropped a key for a bulk load, or disabled the triggers that enforce a foreign key.
 SELECT_MISSING_KEYS: Final = """

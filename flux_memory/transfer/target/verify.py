@@ -20,19 +20,9 @@ from flux_memory.transfer.rows.postgres_time import time_text
 from flux_memory.transfer.rows.spool import SessionDigest, Spool
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.reader import Source
-from flux_memory.transfer.target.server import missing_keys, read_transaction
+from flux_memory.transfer.target.server import SELECT_SESSIONS, missing_keys, read_transaction
 from flux_memory.transfer.target.server_digests import ServerSession, read_digests
 
-SELECT_SESSION: Final = """
-SELECT
-    user_id,
-    title,
-    metadata::text,
-    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
-FROM sessions
-WHERE id = $1
-"""
 COUNT_MESSAGES: Final = "SELECT count(*) FROM messages WHERE session_id = $1"
 SELECT_MESSAGES: Final = f"""
 SELECT id, seq, {MESSAGE_DIGEST.replace("messages.seq", "0::bigint")}
@@ -169,34 +159,35 @@ async def _compare_session(
     rows = (
         row for row in map(validator.validate_message, source.messages_of(session_id)) if isinstance(row, ValidMessage)
     )
-    while together := list(islice(rows, _PAGE_MESSAGES)):
-        in_file.update(prepare_messages(b"", count + 1, together)[1])
-        count += len(together)
-        some = {row.id.decode(): message_digest(0, row) for row in together}
-        there = await connection.fetch(SELECT_MESSAGES, session_id, [*some])
-        stored = {id_: (seq, digest) for id_, seq, digest in there}
+    while page := list(islice(rows, _PAGE_MESSAGES)):
+        in_file.update(prepare_messages(b"", count + 1, page)[1])
+        count += len(page)
+        digests = {row.id.decode(): message_digest(0, row) for row in page}
+        stored_rows = await connection.fetch(SELECT_MESSAGES, session_id, [*digests])
+        stored = {id_: (seq, digest) for id_, seq, digest in stored_rows}
         matched += len(stored)
-        for id_, digest in some.items():
+        for id_, digest in digests.items():
             named = f"{id_} of session {session_id}"
             if id_ not in stored:
                 found.add("message missing", named)
                 continue
-            seq, its_digest = stored[id_]
-            if digest != its_digest:
+            seq, stored_digest = stored[id_]
+            if digest != stored_digest:
                 found.add("message differs", named)
             if seq < last:
                 found.add("message out of order", named)
             last = max(last, seq)
     added = await connection.fetchval(COUNT_MESSAGES, session_id) - matched
     found.added_since += added
-    for column in _differing_columns(session, await connection.fetchrow(SELECT_SESSION, session_id), added):
+    _, *stored_session = await connection.fetchrow(SELECT_SESSIONS, [session_id])
+    for column in _differing_columns(session, stored_session, added):
         found.add(f"session's {column} differs", session_id)
     if own != SessionDigest(own.id, session_digest(session), count, in_file.digest()):
         # The file has changed, so its rows now do not show how the rows moved differ.
         found.add("session differs, and was changed in the file since it was read", session_id)
 
 
-def _differing_columns(session: ValidSession, stored: tuple[str, ...], added: int) -> list[str]:
+def _differing_columns(session: ValidSession, stored: list[str], added: int) -> list[str]:
     mine = (
         session.user_id.decode(),
         session.title.decode(),

@@ -122,7 +122,7 @@ def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux
         code, errors, seconds = asyncio.run(interrupt(proxy))
     assert code == 1
     assert errors.startswith("Interrupted. Nothing is half done")
-    assert seconds < watchdog.PROBE_TIMEOUT_SECONDS, "it took as long as an interrupt that nobody heeds"
+    assert seconds < watchdog.PROBE_TIMEOUT_SECONDS, "the interrupt was ignored until the probe timed out"
     assert move(path, dsn).status is Status.IDENTICAL
 
 
