@@ -1,4 +1,4 @@
-"""Files on their way: whole and on the disk before they get their name, or removed, by the next process if need be."""
+"""Temporary files that are removed even after a kill, and files that appear once they are complete and durable."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LOCK: Final = "in-use"
 
 @contextmanager
 def private_directory() -> Iterator[Path]:
-    """Make a temporary directory that only its owner can enter, and remove those that killed processes left.
+    """Create a temporary directory for its owner only, and remove those that killed processes left behind.
 
-    A directory in use holds a file that is locked; the lock goes with the process, however that ends.
+    A directory in use contains a locked file; the lock ends with the process, even if it is killed.
     """
     _remove_old_directories()
     directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -29,7 +29,7 @@ def private_directory() -> Iterator[Path]:
         lock = os.open(directory / "unlocked", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Under this name nobody sees it before it is locked.
+            # Other processes look for the final name, so they never see the file unlocked.
             (directory / "unlocked").rename(directory / _LOCK)
             yield directory
         finally:
@@ -40,9 +40,9 @@ def private_directory() -> Iterator[Path]:
 
 @contextmanager
 def unproven_file(wanted: Path) -> Iterator[Path]:
-    """Make an empty file beside the one that is wanted, and remove those that killed processes left.
+    """Create an empty file beside the wanted one, and remove those that killed processes left behind.
 
-    It is locked while it is in use, and removed at the end with what SQLite put beside it.
+    The file is locked while in use, and removed at the end with SQLite's companion files.
     """
     for old in wanted.parent.glob(f".{glob.escape(wanted.name)}.*.unproven"):
         with suppress(OSError):
@@ -59,16 +59,16 @@ def unproven_file(wanted: Path) -> Iterator[Path]:
 
 
 def publish(unproven: Path, wanted: Path) -> None:
-    """Give a finished file its name, and return when both are on the disk.
+    """Give a complete file its name, and wait until both are on the disk.
 
     Raises:
-        OSError: The name is taken, or the disk failed; the name is left as it was.
+        OSError: The name is taken, or the disk failed; the name is left unchanged.
     """
     sync(unproven)
-    # Unlike a rename, a link does not replace a file that another process made meanwhile.
+    # Unlike a rename, a link does not replace a file that another process has created.
     os.link(unproven, wanted)
     try:
-        # A new name is on the disk only when its directory is.
+        # The name is durable once the directory is.
         sync(wanted.absolute().parent)
     except BaseException:
         wanted.unlink()
@@ -76,7 +76,7 @@ def publish(unproven: Path, wanted: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when a file or a directory is on the disk as it is."""
+    """Wait until a file or a directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -90,7 +90,7 @@ def _remove_database(path: Path) -> None:
 
 
 def _remove_old_directories() -> None:
-    """Remove this user's directories that no process holds any more."""
+    """Remove this user's directories that no process has locked."""
     for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with suppress(OSError):
             if directory.stat(follow_symlinks=False).st_uid == os.getuid() and not _is_locked(directory / _LOCK):

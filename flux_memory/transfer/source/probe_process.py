@@ -1,10 +1,10 @@
-"""Run as a process of its own: finds out how a SQLite file can be read as it is, or makes a private copy of it.
+"""Runs as a separate process: decides how a SQLite file can be read unchanged, or makes a private copy of it.
 
-A process of its own, because closing a file drops every POSIX lock that a process holds on it: a raw read inside an
-application would take the locks from under its own SQLite connections. Nothing is written next to the file.
+Closing a file drops every POSIX lock that the process holds on it: a raw read inside an application would release the
+locks of the application's own SQLite connections. The process writes nothing next to the file.
 
-Given a file alone, it prints the file's witness: what changes with the next write to it. Given a place for a copy, how
-long to wait for locks, and whether the file may be read in place, it tells by its exit code what is to be read.
+Given only a file, it prints the file's fingerprint, which changes with the next write. Given also a path for a copy, a
+lock timeout in seconds, and whether the file may be read in place, its exit code says which file to read.
 """
 
 from __future__ import annotations
@@ -21,89 +21,89 @@ from pathlib import Path
 from typing import Final
 
 COPIED: Final = 0
-"""The copy, which is consistent and needs no recovery."""
+"""Read the copy: it is consistent and needs no recovery."""
 LIVE: Final = 10
-"""The file: processes share it through a write-ahead log, whose reader sees one state."""
-AT_REST: Final = 12
-"""The file: nobody is at work on it, which shows when its witness, which is printed, is the same afterwards."""
+"""Read the file: processes share it through a write-ahead log, so that a reader sees one state."""
+IDLE: Final = 12
+"""Read the file: no process uses it. An unchanged fingerprint proves afterwards that none wrote to it."""
 FAILED: Final = 11
 
 _WAL_FORMAT: Final = 2
 _DEAD_MAN_SWITCH: Final = 128
-"""The byte of the `-shm` file on which every connection to a write-ahead log holds a lock."""
+"""Offset of the byte in the `-shm` file on which each connection to a write-ahead log holds a lock."""
 _LINUX_LOCK: Final = struct.Struct("hhqqi4x")
 _DARWIN_LOCK: Final = struct.Struct("qqihh")
-_ATTEMPTS: Final = 5
-_SETTLED: Final = 2_000_000_000
-"""Nanoseconds after a write from which on the next one gets another time, however coarse the file system's are."""
-_HEADER: Final = 100
+_MAX_ATTEMPTS: Final = 5
+_SETTLED_NANOSECONDS: Final = 2_000_000_000
+"""Nanoseconds after which the next write gets a different mtime, even on a file system with coarse times."""
+_HEADER_BYTES: Final = 100
 
 _Stat = tuple[int, int, int] | None
 
 
 def prepare(source: Path, target: Path, busy_seconds: float, *, in_place: bool) -> int:
-    """Make a SQLite file readable, by a copy with what its log or journal holds if need be; return the exit code.
+    """Copy a SQLite file with its log or journal, unless it can be read in place; return the exit code.
 
     Raises:
-        OSError, sqlite3.Error: It cannot be read.
+        OSError, sqlite3.Error: The file cannot be read.
     """
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         if _is_wal(source) and _in_use(_beside(source, "-shm")):
-            # A lock on the file itself is waited for here, where waiting can be ended.
+            # Wait here for an exclusive lock on the file: this process can be killed, a thread cannot.
             if lock := _shared_lock(source, busy_seconds):
                 lock.close()
             return LIVE
-        if in_place and (found := _witness_at_rest(source, busy_seconds)):
+        if in_place and (found := _idle_fingerprint(source, busy_seconds)):
             print(found)
-            return AT_REST
+            return IDLE
         if _copy_files(source, target, busy_seconds):
-            _fold_in(target)
+            _recover(target)
             return COPIED
     raise OSError("an application kept opening and closing the file while it was copied; stop it, or keep it running")
 
 
-def witness(source: Path) -> str:
-    """Return what changes with the next write to a file that was not written to just now.
+def fingerprint(source: Path) -> str:
+    """Return a text that changes with the next write to the file, unless it was written to within the last seconds.
 
-    The file is opened, since a network's file system may show old times to whoever does not.
+    The file is opened because a network file system may return stale times for a file that is not open.
     """
     with source.open("rb") as file:
-        header, found = file.read(_HEADER), os.fstat(file.fileno())
+        header, found = file.read(_HEADER_BYTES), os.fstat(file.fileno())
     return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {header.hex()}"
 
 
-def _witness_at_rest(source: Path, busy_seconds: float) -> str | None:
-    """Return a file's witness if nobody is at work on it, and nothing of it lies in a log or a journal."""
+def _idle_fingerprint(source: Path, busy_seconds: float) -> str | None:
+    """Return the fingerprint of a file that no process uses and whose log or journal is empty."""
     if _is_wal(source):
-        return None if _holds_something(_beside(source, "-wal")) else _settled_witness(source)
+        return None if _has_content(_beside(source, "-wal")) else _settled_fingerprint(source)
     lock = _shared_lock(source, busy_seconds)
     if lock is None:
         return None
     with closing(lock):
-        return None if _holds_something(_beside(source, "-journal")) else _settled_witness(source)
+        return None if _has_content(_beside(source, "-journal")) else _settled_fingerprint(source)
 
 
-def _holds_something(companion: Path) -> bool:
-    """Tell whether a log or a journal is more than the empty file that some journal modes leave."""
+def _has_content(companion: Path) -> bool:
+    """Return whether a log or journal has content; some journal modes leave an empty file."""
     found = _stat(companion)
     return found is not None and found[1] > 0
 
 
-def _settled_witness(source: Path) -> str | None:
-    found = witness(source)
-    return found if source.stat().st_mtime_ns < time.time_ns() - _SETTLED else None
+def _settled_fingerprint(source: Path) -> str | None:
+    found = fingerprint(source)
+    return found if source.stat().st_mtime_ns < time.time_ns() - _SETTLED_NANOSECONDS else None
 
 
 def _copy_files(source: Path, target: Path, busy_seconds: float) -> bool:
-    """Copy the file and its companions; tell whether nobody wrote to them meanwhile."""
+    """Copy the file and its companions; return whether they stayed unchanged meanwhile."""
     companions = ("-wal",) if _is_wal(source) else ("-journal",)
     before = _stats(source, companions)
-    # Keeps writers of a file without a write-ahead log from changing it; they wait for a lock as they always do.
+    # Blocks writers of a file without a write-ahead log; they wait for the lock as usual.
     lock = None if _is_wal(source) else _shared_lock(source, busy_seconds)
     try:
         for suffix in ("", *companions):
             _beside(target, suffix).unlink(missing_ok=True)
-            # A journal that belongs to a running transaction is not ours to roll back.
+            # Under our lock, a journal belongs to a running transaction and must not be rolled back in the copy.
             if _beside(source, suffix).exists() and not (suffix == "-journal" and lock):
                 shutil.copyfile(_beside(source, suffix), _beside(target, suffix))
     finally:
@@ -114,7 +114,7 @@ def _copy_files(source: Path, target: Path, busy_seconds: float) -> bool:
 
 
 def _shared_lock(source: Path, busy_seconds: float) -> sqlite3.Connection | None:
-    """Hold SQLite's shared lock by an open read; `None` where a crash left a journal that readers cannot roll back."""
+    """Hold SQLite's shared lock by an open read; `None` if a crash left a journal that a reader cannot roll back."""
     db = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=busy_seconds)
     try:
         db.execute("BEGIN")
@@ -133,8 +133,8 @@ def _shared_lock(source: Path, busy_seconds: float) -> sqlite3.Connection | None
     return db
 
 
-def _fold_in(target: Path) -> None:
-    """Let SQLite recover the copy, so that the one file is all there is."""
+def _recover(target: Path) -> None:
+    """Let SQLite recover the copy into its main file."""
     with closing(sqlite3.connect(target, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = DELETE").fetchone()
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -147,16 +147,16 @@ def _is_wal(source: Path) -> bool:
 
 
 def _in_use(shared_memory: Path) -> bool:
-    """Tell whether a process has the write-ahead log open."""
+    """Return whether a process has the write-ahead log open."""
     try:
         with shared_memory.open("rb") as file:
-            # Asks without taking the lock, which an application that starts just now would trip over.
+            # F_GETLK takes no lock, which would disturb an application that starts at this moment.
             if sys.platform == "darwin":
-                asked = _DARWIN_LOCK.pack(_DEAD_MAN_SWITCH, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
-                kind = _DARWIN_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))[3]
+                request = _DARWIN_LOCK.pack(_DEAD_MAN_SWITCH, 1, 0, fcntl.F_WRLCK, os.SEEK_SET)
+                kind = _DARWIN_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, request))[3]
             else:
-                asked = _LINUX_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _DEAD_MAN_SWITCH, 1, 0)
-                kind = _LINUX_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))[0]
+                request = _LINUX_LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _DEAD_MAN_SWITCH, 1, 0)
+                kind = _LINUX_LOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, request))[0]
     except FileNotFoundError:
         return False
     return bool(kind != fcntl.F_UNLCK)
@@ -181,16 +181,16 @@ def _beside(path: Path, suffix: str) -> Path:
 if __name__ == "__main__":
     try:
         name, *how = sys.argv[1:]
-        # SQLite, too, puts a log or a journal beside the file that a link leads to.
+        # SQLite, too, resolves links before it places a log or a journal.
         path = Path(name).resolve()
         if not how:
-            print(witness(path))
+            print(fingerprint(path))
             sys.exit()
         sys.exit(prepare(path, Path(how[0]), float(how[1]), in_place=how[2] == "True"))
     except (OSError, sqlite3.Error) as problem:
         sys.stderr.write(f"{getattr(problem, 'sqlite_errorname', '')}|{problem}")
         sys.exit(FAILED)
     except UnicodeDecodeError:
-        # SQLite's own words, which quote damaged tables.
+        # SQLite's message quotes the damaged schema.
         sys.stderr.write("SQLITE_CORRUPT|")
         sys.exit(FAILED)

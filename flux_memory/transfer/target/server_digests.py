@@ -1,16 +1,16 @@
-"""The digests of a PostgreSQL memory's sessions, computed by the server and streamed in the order of their ids."""
+"""Streams digests of a PostgreSQL memory's sessions, computed by the server, ordered by id."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from flux_memory.transfer.prepared import SessionDigest
-from flux_memory.transfer.wire import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
+from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
+from flux_memory.transfer.rows.spool import SessionDigest
 
-# Parallel workers compute the digests of messages and sort them. The aggregates get them in the subquery's order; where
-# they did not, the session would seem to differ and be compared row by row. A full join, since messages without a
-# session are to be found.
+# Parallel workers compute and sort the digests of messages. The aggregates receive them in the subquery's order; in any
+# other order the session would seem to differ, and be compared row by row. The full join finds messages without a
+# session.
 SELECT_DIGESTS: Final = f"""
 WITH in_order AS (
     SELECT session_id, seq / {GROUP_MESSAGES} AS part, seq, {MESSAGE_DIGEST} AS digest
@@ -51,21 +51,21 @@ _TRUE: Final = b"\x01"
 
 
 class ServerSession(NamedTuple):
-    """What the server says of a session."""
+    """A session as the server sees it."""
 
     digest: SessionDigest
     exists: bool
-    """Whether there is such a session; messages may have lost theirs."""
+    """Whether the session exists; messages may have lost theirs."""
     counted: bool
-    """Whether its counter is the number of its messages."""
+    """Whether `message_count` is the number of its messages."""
     numbered: bool
     """Whether its messages are numbered from 1 without a gap."""
 
 
 async def read_digests(connection: Any, take: Callable[[ServerSession], None]) -> None:
-    """Pass on each session as the server sends it.
+    """Call `take` for each session as it arrives.
 
-    Within COPY, since a cursor would keep the server from using more than one process.
+    COPY is used because the server runs a cursor's query without parallel workers.
     """
     reader = CopyReader()
 

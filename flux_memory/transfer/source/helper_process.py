@@ -1,4 +1,4 @@
-"""Run as a process of its own: reads a part of a SQLite file for the process that started it, and ends with it."""
+"""Runs as a separate process: reads part of a SQLite file for the process that started it, and ends with it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from flux_memory.errors import FluxMemoryError
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.preflight import Findings, preflight
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.snapshot import connect
-from flux_memory.transfer.source import Layout, Part, Source
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source.preflight import PreflightResult, preflight
+from flux_memory.transfer.source.reader import Layout, Part, Source
+from flux_memory.transfer.source.snapshot import connect
 
 
 class _Answering:
-    def __init__(self, pipe: Connection, prepared: Prepared) -> None:
+    def __init__(self, pipe: Connection, spool: Spool) -> None:
         self._pipe = pipe
-        self._prepared = prepared
+        self._spool = spool
         self._db: sqlite3.Connection | None = None
 
     def open(self, path: Path, parameters: str) -> None:
@@ -28,11 +28,11 @@ class _Answering:
             self._db.close()
         self._db = connect(path, parameters)
 
-    def preflight(self, layout: Layout, naive: tzinfo, part: Part, keeps_rows: bool) -> Findings:
+    def preflight(self, layout: Layout, naive: tzinfo, part: Part, keeps_rows: bool) -> PreflightResult:
         assert self._db is not None  # noqa: S101 - `open` comes first
-        self._prepared.keeps_rows = keeps_rows
+        self._spool.keeps_rows = keeps_rows
         source = Source(self._db, layout, naive)
-        return preflight(source, RowChecker(naive), self._prepared, self._pipe.send, part)
+        return preflight(source, RowValidator(naive), self._spool, self._pipe.send, part)
 
     def run(self) -> None:
         while True:
@@ -46,6 +46,6 @@ class _Answering:
 
 if __name__ == "__main__":
     pipe, *files = map(int, sys.argv[1:])
-    # Whoever asked is gone.
+    # The starting process has ended.
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _Answering(Connection(pipe), Prepared(files)).run()
+        _Answering(Connection(pipe), Spool(files)).run()

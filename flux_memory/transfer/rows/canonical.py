@@ -1,4 +1,4 @@
-"""The text that PostgreSQL shows for a `jsonb` value, made here, so that both sides can be compared by it."""
+"""Writes JSON exactly as PostgreSQL prints a `jsonb` value, so that both sides can be compared as text."""
 
 from __future__ import annotations
 
@@ -11,67 +11,69 @@ from json.encoder import encode_basestring as quote
 from typing import Any, Final, NoReturn
 
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
-from flux_memory.transfer.problems import Kind, RefusedError
-from flux_memory.transfer.shapes import Shapes
+from flux_memory.transfer.rows.json_templates import TemplateCache
+from flux_memory.transfer.rows.problems import InvalidValueError, ProblemKind
 
 _WHITESPACE: Final = " \t\n\r"
-_SURELY_SMALL: Final = MAX_METADATA_BYTES // 4
-_MOST_SHAPES: Final = 4096
-"""Sets of keys whose order is remembered; an application's metadata has few."""
+_SURELY_SMALL_CHARS: Final = MAX_METADATA_BYTES // 4
+_MAX_KEY_ORDERS: Final = 4096
+"""Cached key orders; an application's metadata has few distinct sets of keys."""
 
 
 class Canonicalizer:
-    """Turns metadata as an application stored it into `jsonb`'s own text.
+    """Converts metadata as an application stored it to the text of the equal `jsonb` value.
 
-    Keys are sorted by length, then by bytes; of two that are equal the last counts. Floats are written out, as the
-    library sends them, so that they stay floats. The text is what goes to the server, too: it is its own `jsonb` form.
+    Keys are sorted by length, then by bytes; the last of two equal keys wins. Floats are written without an exponent,
+    as the library sends them, so that they stay floats. The same text is sent to the server.
     """
 
     def __init__(self) -> None:
         decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant)
         self._scan: Callable[[str, int], tuple[Any, int]] = decoder.scan_once
         self._encode = _encoder()
-        self._shapes = Shapes()
+        self._templates = TemplateCache()
         self._orders: dict[tuple[str, ...], list[str] | None] = {}
 
     def canonical(self, text: str) -> str:
         """Return a metadata text in canonical form.
 
         Raises:
-            RefusedError: It is not a JSON object that both engines can hold.
+            InvalidValueError: The text is not a JSON object that both engines can store.
         """
         if text == "{}":
             return text
-        if len(text) <= _SURELY_SMALL and (known := self._shapes.canonical(text)) is not None:
+        if len(text) <= _SURELY_SMALL_CHARS and (known := self._templates.canonical(text)) is not None:
             return known
         value = self._parse(text)
         if type(value) is not dict:
-            raise RefusedError(Kind.NOT_AN_OBJECT, f"a JSON {_name(value)} where an object belongs")
+            raise InvalidValueError(ProblemKind.NOT_AN_OBJECT, f"a JSON {_name(value)} where an object belongs")
         objects = text.count("{")
         if objects + text.count("[") > MAX_METADATA_DEPTH and _depth(value) > MAX_METADATA_DEPTH:
-            raise RefusedError(Kind.TOO_DEEP, f"nested deeper than {MAX_METADATA_DEPTH}")
+            raise InvalidValueError(ProblemKind.TOO_DEEP, f"nested deeper than {MAX_METADATA_DEPTH}")
         ordered = self._ordered(value) if objects == 1 else self._deeply_ordered(value)
         result = self._encode(ordered)
         if "e+" in result or "e-" in result or "-0.0" in result or "Infinity" in result:
-            # Perhaps only words in a string; then the slow way gives the same.
+            # The match may lie inside a string; then the slow path gives the same text.
             parts: list[str] = []
             _write(ordered, parts)
             result = "".join(parts)
         if "\\u0000" in result and _has_nul(value):
-            raise RefusedError(Kind.NUL, "a NUL character in a key or a value, which PostgreSQL cannot store")
-        if len(result) > _SURELY_SMALL and len(result.encode("utf-8", "replace")) > MAX_METADATA_BYTES:
-            raise RefusedError(Kind.TOO_LARGE, f"larger than {MAX_METADATA_BYTES:,} bytes as JSON")
+            raise InvalidValueError(
+                ProblemKind.NUL, "a NUL character in a key or a value, which PostgreSQL cannot store"
+            )
+        if len(result) > _SURELY_SMALL_CHARS and len(result.encode("utf-8", "replace")) > MAX_METADATA_BYTES:
+            raise InvalidValueError(ProblemKind.TOO_LARGE, f"larger than {MAX_METADATA_BYTES:,} bytes as JSON")
         if objects == 1:
-            self._shapes.learn(value, list(ordered))
+            self._templates.learn(value, list(ordered))
         return result
 
     def all_canonical(self, texts: Sequence[str]) -> list[str]:
-        """Do what `canonical` does for each text; at less cost where all are of one shape.
+        """Return what `canonical` returns for each text; faster if one template matches them all.
 
         Raises:
-            RefusedError: One of them is not a JSON object that both engines can hold.
+            InvalidValueError: One of the texts is not a JSON object that both engines can store.
         """
-        if max(map(len, texts)) <= _SURELY_SMALL and (known := self._shapes.all_canonical(texts)) is not None:
+        if max(map(len, texts)) <= _SURELY_SMALL_CHARS and (known := self._templates.all_canonical(texts)) is not None:
             return known
         return [self.canonical(text) for text in texts]
 
@@ -79,19 +81,19 @@ class Canonicalizer:
         trimmed = text.strip(_WHITESPACE)
         try:
             value, end = self._scan(trimmed, 0)
-        except RefusedError:
+        except InvalidValueError:
             raise
         except StopIteration as error:
-            raise RefusedError(Kind.BAD_JSON, f"no JSON value at offset {error.value}") from None
+            raise InvalidValueError(ProblemKind.BAD_JSON, f"no JSON value at offset {error.value}") from None
         except json.JSONDecodeError as error:
-            raise RefusedError(Kind.BAD_JSON, str(error)) from None
+            raise InvalidValueError(ProblemKind.BAD_JSON, str(error)) from None
         except RecursionError:
-            raise RefusedError(Kind.TOO_DEEP, f"nested deeper than {MAX_METADATA_DEPTH}") from None
+            raise InvalidValueError(ProblemKind.TOO_DEEP, f"nested deeper than {MAX_METADATA_DEPTH}") from None
         except ValueError:
-            # What int() says of too many digits.
-            raise RefusedError(Kind.NUMBER_OUT_OF_RANGE, "an integer of more than 4,300 digits") from None
+            # int() refuses this many digits.
+            raise InvalidValueError(ProblemKind.NUMBER_OUT_OF_RANGE, "an integer of more than 4,300 digits") from None
         if end != len(trimmed):
-            raise RefusedError(Kind.BAD_JSON, f"text after the JSON value, at offset {end}")
+            raise InvalidValueError(ProblemKind.BAD_JSON, f"text after the JSON value, at offset {end}")
         return value
 
     def _ordered(self, value: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +101,7 @@ class Canonicalizer:
         try:
             order = self._orders[keys]
         except KeyError:
-            if len(self._orders) >= _MOST_SHAPES:
+            if len(self._orders) >= _MAX_KEY_ORDERS:
                 self._orders.clear()
             wanted = sorted(keys, key=_rank)
             order = self._orders[keys] = None if wanted == list(keys) else wanted
@@ -114,7 +116,7 @@ class Canonicalizer:
 
 
 def _encoder() -> Callable[[Any], str]:
-    """Return what `JSONEncoder.encode` does, without making a C encoder for each call."""
+    """Return an equivalent of `JSONEncoder.encode` that does not create a C encoder for each call."""
     encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
     if c_make_encoder is None:
         return encoder.encode
@@ -128,7 +130,7 @@ def _rank(key: str) -> tuple[int, bytes]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise RefusedError(Kind.NAN, f"the number {name}, which JSON does not have")
+    raise InvalidValueError(ProblemKind.NAN, f"the number {name}, which JSON does not have")
 
 
 def _write(value: Any, parts: list[str]) -> None:
@@ -154,7 +156,7 @@ def _write(value: Any, parts: list[str]) -> None:
 
 def _float_text(value: float) -> str:
     if not math.isfinite(value):
-        raise RefusedError(Kind.NUMBER_OUT_OF_RANGE, "a number beyond what a float can hold")
+        raise InvalidValueError(ProblemKind.NUMBER_OUT_OF_RANGE, "a number beyond what a float can hold")
     if value == 0:
         return "0.0"
     text = f"{Decimal(float.__repr__(value)):f}"
@@ -162,7 +164,7 @@ def _float_text(value: float) -> str:
 
 
 def _depth(value: Any) -> int:
-    """Return how deep a value is nested, without recursion."""
+    """Return how deep a value is nested; iterative, since the depth is not limited here."""
     deepest = 0
     left = [(value, 1)]
     while left:

@@ -1,4 +1,4 @@
-"""A migration whose connection leads nowhere ends; one whose server takes its time does not."""
+"""A migration with a lost connection ends; one with a slow server continues."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from waiting import until
 from flux_memory import BackendUnavailableError
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.servers import Server, start_server
-from flux_memory.transfer import Plan, Status, lifeline, migrate
+from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer.target import watchdog
 
 BACKENDS = """
 SELECT pid FROM pg_stat_activity
@@ -38,20 +39,20 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing comes back for longer than any silence, but the server still takes connections."""
-    monkeypatch.setattr(lifeline, "EVERY", 0.05)
+    """A long statement continues while the server accepts new connections."""
+    monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.05)
     dsn = flux_empty_database
     make_tables(dsn)
 
     async def run() -> Status:
         async with connected(dsn) as other, connected(dsn) as observer:
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            migrating = asyncio.create_task(migrate(Plan(path, dsn)))
+            migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn)))
             await waiting_for_lock(other)
             before = await observer.fetchval(CONNECTED)
 
             async def asked_often() -> bool:
-                return migrating.done() or await observer.fetchval(CONNECTED) > before + 4 * lifeline.UNANSWERED
+                return migrating.done() or await observer.fetchval(CONNECTED) > before + 4 * watchdog.MAX_SILENT_PROBES
 
             await until(asked_often)
             await other.execute("COMMIT")
@@ -63,18 +64,18 @@ def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, mo
 def test_a_refused_connection_is_an_answer(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No new connections for a while, and what is open goes on: something comes back, so that nothing is silent."""
-    monkeypatch.setattr(lifeline, "EVERY", 0.01)
+    """A server that refuses new connections for a while is not silent, and the migration continues."""
+    monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.01)
     dsn = flux_empty_database
     make_tables(dsn)
 
     async def run(proxy: Proxy) -> Status:
         async with connected(dsn) as other:
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            migrating = asyncio.create_task(migrate(Plan(path, proxy.dsn)))
+            migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
             await waiting_for_lock(other)
             proxy.refuse()
-            # Many times as long as so many attempts take.
+            # Many times the duration of the probes.
             await asyncio.wait([migrating], timeout=0.5)
             await other.execute("COMMIT")
             return (await migrating).status
@@ -86,23 +87,23 @@ def test_a_refused_connection_is_an_answer(
 def test_a_silent_network_ends_a_migration(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither its connection nor new ones bring an answer; what breaks in each phase is in `faults/`."""
+    """If neither its connection nor new ones get an answer, the migration fails; `faults/` covers each phase."""
     dsn = flux_empty_database
     make_tables(dsn)
-    monkeypatch.setattr(lifeline, "EVERY", 0.1)
+    monkeypatch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.1)
     with Proxy(dsn) as proxy:
 
         def silence() -> None:
             proxy.silence()
-            monkeypatch.setattr(lifeline, "ANSWER", 0.2)
+            monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_SECONDS", 0.2)
 
         with pytest.raises(BackendUnavailableError, match=r"nothing has come back.*not on new connections either"):
-            asyncio.run(migrate(Plan(path, proxy.dsn), Trigger("Load", silence)))
+            asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn), Trigger("Load", silence)))
     assert move(path, dsn).status is Status.IDENTICAL
 
 
 def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux_empty_database: str) -> None:
-    """The driver would wait for an answer to its ROLLBACK; and the next run completes."""
+    """A cancellation ends, although the driver waits for its ROLLBACK, and the next run completes."""
     dsn = flux_empty_database
     make_tables(dsn)
 
@@ -121,13 +122,13 @@ def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux
         code, errors, seconds = asyncio.run(interrupt(proxy))
     assert code == 1
     assert errors.startswith("Interrupted. Nothing is half done")
-    assert seconds < lifeline.ANSWER, "it took as long as an interrupt that nobody heeds"
+    assert seconds < watchdog.PROBE_TIMEOUT_SECONDS, "the interrupt was ignored until the probe timed out"
     assert move(path, dsn).status is Status.IDENTICAL
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More than the buffers between the migration and its server can hold."""
+    """A file larger than the buffers between the migration and its server."""
     path = tmp_path_factory.mktemp("large") / "chat.db"
     make_random(path, sessions=10, messages=1500)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -137,13 +138,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """One whose processes may be stopped."""
+    """A server whose processes the test may stop."""
     with start_server("local") as server:
         yield server
 
 
 def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, server: Server) -> None:
-    """The server reads no further, and then the connection goes: the driver would wait for room for ever."""
+    """A connection lost while the server reads nothing ends the load, although the driver waits for room to send."""
     dsn = server.create_database()
     make_tables(dsn)
     stopped: list[int] = []
@@ -160,7 +161,7 @@ def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, ser
             await asyncio.sleep(0.3)
             return trigger.acted and trigger.rows == before
 
-        migrating = asyncio.create_task(migrate(Plan(large, proxy.dsn), trigger))
+        migrating = asyncio.create_task(migrate(Plan(sqlite_path=large, postgres_dsn=proxy.dsn), trigger))
         await until(backend)
         os.kill(stopped[0], signal.SIGSTOP)
         await until(stuck)

@@ -1,4 +1,4 @@
-"""The PostgreSQL side: reached, inspected without changing it, and brought to the schema that rows are moved into."""
+"""Connects to the PostgreSQL side, inspects it, prepares its schema, and begins transactions without time limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_memory.dsn import SecretText, mask_dsn, parse_dsn, rotate_hosts
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
-from flux_memory.transfer import lifeline
+from flux_memory.transfer.target.watchdog import guard
 
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
@@ -31,8 +31,7 @@ SELECT has_table_privilege('sessions', 'INSERT')
     AND has_table_privilege('sessions', 'UPDATE')
     AND has_table_privilege('messages', 'INSERT')
 """
-# Rows that join others come by way of temporary tables. Where there are none and the tables are the role's own, `load`
-# needs no such table.
+# `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
 NEEDS_TEMPORARY: Final = """
 SELECT quote_ident(current_database())
 WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
@@ -45,8 +44,20 @@ WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
         )
     )
 """
+# Times in the text form of the records.
+SELECT_SESSIONS: Final = """
+SELECT
+    id,
+    user_id,
+    title,
+    metadata::text,
+    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+FROM sessions
+WHERE id = ANY($1)
+"""
 ANALYZE: Final = "ANALYZE sessions, messages"
-# An administrator may have dropped a key for a bulk load, or have disabled the triggers by which a foreign key works.
+# An administrator may have dropped a key for a bulk load, or disabled the triggers that enforce a foreign key.
 SELECT_MISSING_KEYS: Final = """
 SELECT format('%s on %s', definition, relation)
 FROM (
@@ -62,16 +73,16 @@ WHERE NOT EXISTS (
         AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled = 'D')
 )
 """
-# Only a transaction that has written to the log waits for it at its end: then for everything before it as well, and
-# for a synchronous standby. A server in recovery shows only what is on its disk, and takes no writes.
+# A commit waits for the disk and a synchronous standby only if its transaction wrote to the log; then it waits for
+# everything before it, too. A server in recovery shows only durable rows and accepts no writes.
 WRITE_TO_LOG: Final = """
 SET LOCAL synchronous_commit = on;
 SET LOCAL client_min_messages = warning;
 SELECT pg_logical_emit_message(TRUE, 'flux_memory', ''::text) WHERE NOT pg_is_in_recovery()
 """
-# A deadline or a default of the database's must not stop a long transaction half-way; rows that a policy hides would be
-# missed, so that the server refuses instead. What keeps alive a connection on which a long statement says nothing also
-# tells the server soon that the client is gone.
+# Timeouts of the database must not stop a long transaction. With row_security off, the server raises instead of hiding
+# rows behind a policy. Keepalives keep a connection open during a long statement, and show the server soon that a
+# client is gone.
 TRANSACTION_SETTINGS: Final = """
 SET LOCAL statement_timeout = 0;
 SET LOCAL row_security = off;
@@ -80,8 +91,8 @@ SET LOCAL tcp_keepalives_idle = 10;
 SET LOCAL tcp_keepalives_interval = 10;
 SET LOCAL tcp_keepalives_count = 3
 """
-# The same while an answer is on its way. Only where locks are held and answers are short: a client that is so slow to
-# read would be gone, too.
+# Detects a lost client while an answer is in flight. Only for transactions with locks and short answers: a client that
+# reads a long answer slowly would count as lost.
 WRITING: Final = f"{TRANSACTION_SETTINGS}; SET LOCAL tcp_user_timeout = '40s'"
 
 CONNECT_SECONDS: Final = 30.0
@@ -89,21 +100,21 @@ CONNECT_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class Target:
-    """What a target is, before anything of it is changed."""
+    """A target before any change."""
 
     server_version: str
     original: bool
-    """Whether the original application made the tables."""
+    """Whether the tables are those of the original application."""
     sessions: int
     messages: int
 
 
 @asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[Any]:
-    """Connect, and turn the driver's errors into ours until the connection is let go.
+async def open_connection(dsn: str) -> AsyncIterator[Any]:
+    """Connect, and translate the driver's errors until the block ends.
 
     Raises:
-        FluxMemoryError: The server cannot be reached, or was lost; the message says what to do.
+        FluxMemoryError: The server cannot be reached, or the connection was lost; the message says what to do.
     """
     dsn = SecretText(dsn)
     parsed = parse_dsn(dsn)
@@ -112,13 +123,13 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
 
         async def connect(seconds: float) -> Any:
             nonlocal url
-            # The next attempt begins with another host: this one may be there no more.
+            # The next attempt begins with another host: this one may be gone.
             chosen, url = url, rotate_hosts(url)
             return await asyncpg.connect(chosen, **{**parsed.arguments, "timeout": seconds})
 
         connection = await connect(parsed.arguments.get("timeout", CONNECT_SECONDS))
         try:
-            async with lifeline.held(connection, connect):
+            async with guard(connection, connect):
                 yield connection
         except asyncpg.DiskFullError as error:
             raise MigrationError(
@@ -126,18 +137,18 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
                 "and run the same command again"
             ) from error
         finally:
-            # Not close(), which waits for a server that may be gone.
+            # close() would wait for a server that may be gone.
             connection.terminate()
 
 
-async def inspect(connection: Any, *, for_reading: bool = False) -> Target:
-    """Look at a PostgreSQL memory, and refuse one that cannot take rows, or that cannot be read.
+async def inspect_target(connection: Any, *, for_reading: bool = False) -> Target:
+    """Return the state of a PostgreSQL memory; refuse one that cannot be read or, unless `for_reading`, written.
 
     Raises:
-        SchemaError: It is newer than the library, has tables that are not ours, or the role lacks rights.
-        MigrationError: It is read-only.
+        SchemaError: The schema is newer than the library or of another application, or the role lacks rights.
+        MigrationError: The database is read-only.
     """
-    # Counting takes its time, too.
+    # Counting rows may exceed the database's time limits, too.
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(TRANSACTION_SETTINGS)
         return await _inspect(connection, for_reading=for_reading)
@@ -163,7 +174,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     if lacking and schema_name is None:
         raise SchemaError(
             "the role may use no schema that its search_path names; create one, or GRANT USAGE, CREATE ON SCHEMA "
-            "public, or whichever is meant, to the role, or let the schema's owner run the migration"
+            "public, or on the intended schema, to the role, or let the schema's owner run the migration"
         )
     if lacking and not can_create:
         raise SchemaError(
@@ -194,25 +205,25 @@ async def _refuse_without_rights(connection: Any) -> None:
         )
 
 
-async def prepare(connection: Any) -> None:
-    """Make the tables, or adopt the original application's."""
-    async with writing(connection):
+async def prepare_schema(connection: Any) -> None:
+    """Create the tables, or adopt those of the original application."""
+    async with write_transaction(connection):
         await schema.bring_up_to_date(connection)
 
 
 async def analyze(connection: Any) -> None:
-    """Let the server look at the tables that were filled."""
-    async with writing(connection):
+    """Give the server statistics of the filled tables."""
+    async with write_transaction(connection):
         await connection.execute(ANALYZE)
 
 
 async def make_durable(connection: Any) -> None:
-    """Return when everything committed so far is on the server's disk, and on that of a synchronous standby.
+    """Wait until everything committed so far is on the server's disk, and on that of a synchronous standby.
 
-    Batches, and an application's own transactions, may have been committed without waiting for the disk.
+    Batches, and transactions of applications, may have been committed without waiting for the disk.
 
     Raises:
-        MigrationError: An administrator ended the wait for the standby.
+        MigrationError: An administrator cancelled the wait for the standby.
     """
     warnings: list[str] = []
 
@@ -227,22 +238,22 @@ async def make_durable(connection: Any) -> None:
     connection.remove_log_listener(warn)
     if warnings:
         raise MigrationError(
-            f"the server does not confirm that the rows are on all disks that they have to be on: {warnings[0]}; "
-            "see to the standby, and run again"
+            f"the server does not confirm that the rows are on all disks that must hold them: {warnings[0]}; "
+            "check the standby, and run again"
         )
 
 
 async def missing_keys(connection: Any) -> list[str]:
-    """Return the keys that the library relies on and the tables do not have."""
+    """Return the keys that the library requires and the tables lack."""
     return [key for (key,) in await connection.fetch(SELECT_MISSING_KEYS)]
 
 
 @asynccontextmanager
-async def reading(connection: Any) -> AsyncIterator[None]:
-    """Begin a transaction that reads one state, and that no limit of the database's stops half-way.
+async def read_transaction(connection: Any) -> AsyncIterator[None]:
+    """Run a transaction that reads one snapshot, without the database's time limits.
 
-    It is not rolled back after an error: of a COPY whose receiver was stopped, the driver may wait for an end that it
-    has seen already. Whoever made the connection lets go of it, and of the transaction with it.
+    After an error there is no ROLLBACK: if a COPY's receiver was stopped, the driver may wait for an end of the COPY
+    that it has already seen. `open_connection` terminates the connection, and the transaction with it.
     """
     transaction = connection.transaction(isolation="repeatable_read", readonly=True)
     await transaction.start()
@@ -252,8 +263,8 @@ async def reading(connection: Any) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def writing(connection: Any) -> AsyncIterator[None]:
-    """Begin a transaction that writes, and that no limit of the database's stops half-way."""
+async def write_transaction(connection: Any) -> AsyncIterator[None]:
+    """Run a transaction that writes, without the database's time limits."""
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(WRITING)
         yield

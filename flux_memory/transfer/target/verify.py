@@ -1,4 +1,4 @@
-"""Proves by content that a source is in its target: digests side by side, then row by row where they differ."""
+"""Proves that a target holds a source's content: compares digests of sessions, then the rows of those that differ."""
 
 from __future__ import annotations
 
@@ -7,32 +7,22 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.prepared import Prepared, SessionDigest
-from flux_memory.transfer.server_digests import ServerSession, read_digests
-from flux_memory.transfer.source import Source
-from flux_memory.transfer.target import missing_keys, reading
-from flux_memory.transfer.times import text as time_text
-from flux_memory.transfer.wire import (
+from flux_memory.transfer.rows.pgcopy import (
     MESSAGE_DIGEST,
-    MessageRow,
     MessagesDigest,
-    SessionRow,
+    ValidMessage,
+    ValidSession,
     message_digest,
     prepare_messages,
     session_digest,
 )
+from flux_memory.transfer.rows.postgres_time import time_text
+from flux_memory.transfer.rows.spool import SessionDigest, Spool
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source.reader import Source
+from flux_memory.transfer.target.server import SELECT_SESSIONS, missing_keys, read_transaction
+from flux_memory.transfer.target.server_digests import ServerSession, read_digests
 
-SELECT_SESSION: Final = """
-SELECT
-    user_id,
-    title,
-    metadata::text,
-    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
-FROM sessions
-WHERE id = $1
-"""
 COUNT_MESSAGES: Final = "SELECT count(*) FROM messages WHERE session_id = $1"
 SELECT_MESSAGES: Final = f"""
 SELECT id, seq, {MESSAGE_DIGEST.replace("messages.seq", "0::bigint")}
@@ -40,81 +30,81 @@ FROM messages
 WHERE session_id = $1 AND id = ANY($2)
 """  # noqa: S608 - constants of ours
 
-_FIRST: Final = 20
+_MAX_NAMED: Final = 20
 """Differences that a report names."""
-_AT_ONCE: Final = 1_000
-"""Messages of a session that differs, compared at a time."""
+_PAGE_MESSAGES: Final = 1_000
+"""Messages compared at a time, in a session that differs."""
 
 
 @dataclass
 class Comparison:
-    """What a comparison found, as seen from what was moved."""
+    """Differences between a source and its target."""
 
     sessions: int = 0
     messages: int = 0
-    """What should be there."""
+    """Rows of the source."""
     target_sessions: int = 0
     target_messages: int = 0
-    """What is there."""
+    """Rows of the target."""
     differences: dict[str, int] = field(default_factory=dict)
-    """How often each kind of difference was found."""
+    """The number of differences of each kind."""
     first_differences: list[str] = field(default_factory=list)
     only_in_target: int = 0
-    """Sessions that did not come from here."""
+    """Sessions that are not in the source."""
     added_since: int = 0
-    """Messages of moved sessions that did not come from here."""
+    """Messages of moved sessions that are not in the source."""
 
     @property
     def identical(self) -> bool:
-        """Whether all that should be there is there, in its order, with its content."""
+        """Whether the target holds each row of the source, in order, with its content."""
         return not self.differences
 
     def add(self, kind: str, id_: str) -> None:
         """Count a difference, and name it if it is one of the first."""
         self.differences[kind] = self.differences.get(kind, 0) + 1
-        if len(self.first_differences) < _FIRST:
+        if len(self.first_differences) < _MAX_NAMED:
             self.first_differences.append(f"{kind}: {id_}")
 
 
 async def compare(
-    connection: Any, source: Callable[[], Awaitable[Source]], checker: RowChecker, digests: Iterator[SessionDigest]
+    connection: Any, source: Callable[[], Awaitable[Source]], validator: RowValidator, digests: Iterator[SessionDigest]
 ) -> Comparison:
-    """Compare a SQLite memory, as its digests were taken, with a PostgreSQL memory.
+    """Compare digests of a SQLite memory with a PostgreSQL memory.
 
     Args:
-        connection: To PostgreSQL.
-        source: Returns the SQLite memory, for the rows of sessions that differ.
-        checker: Checks its rows.
-        digests: What was taken of it.
+        connection: Connected to PostgreSQL.
+        source: Returns the SQLite memory; called only if sessions differ, to compare their rows.
+        validator: Validates its rows.
+        digests: The digests of its sessions, ordered by id.
     """
-    async with reading(connection):
-        found = await compare_in_transaction(connection, source, checker, digests)
+    async with read_transaction(connection):
+        found = await compare_in_transaction(connection, source, validator, digests)
         for key in await missing_keys(connection):
             found.add("key missing", key)
         return found
 
 
 async def compare_in_transaction(
-    connection: Any, source: Callable[[], Awaitable[Source]], checker: RowChecker, digests: Iterator[SessionDigest]
+    connection: Any, source: Callable[[], Awaitable[Source]], validator: RowValidator, digests: Iterator[SessionDigest]
 ) -> Comparison:
-    """Compare within the transaction that is open, so that it is the caller's snapshot that is compared."""
+    """Compare in the caller's open transaction, so that both see the same snapshot."""
     found = Comparison()
-    with Prepared() as differing:
-        both = _SideBySide(found, digests, differing)
+    with Spool() as differing:
+        both = _DigestComparison(found, digests, differing)
         await read_digests(connection, both.take)
         both.end()
         rows: Source | None = None
         for digest in differing.digests():
             if rows is None:
                 rows = await source()
-            await _compare_session(found, connection, rows, checker, digest)
+            await _compare_session(found, connection, rows, validator, digest)
     return found
 
 
-class _SideBySide:
-    """Walks both sides in the order of ids; puts aside what differs."""
+class _DigestComparison:
+    """Compares both sides in the order of ids; collects sessions that differ."""
 
-    def __init__(self, found: Comparison, mine: Iterator[SessionDigest], differing: Prepared) -> None:
+    def __init__(self, found: Comparison, mine: Iterator[SessionDigest], differing: Spool) -> None:
         self._found = found
         self._mine = mine
         self._own = next(mine, None)
@@ -144,7 +134,7 @@ class _SideBySide:
         self._own = next(self._mine, None)
 
     def end(self) -> None:
-        """The server has no more."""
+        """Count the sessions that the server does not have."""
         while self._own is not None:
             self._missing(self._own)
 
@@ -156,45 +146,48 @@ class _SideBySide:
 
 
 async def _compare_session(
-    found: Comparison, connection: Any, source: Source, checker: RowChecker, own: SessionDigest
+    found: Comparison, connection: Any, source: Source, validator: RowValidator, own: SessionDigest
 ) -> None:
     session_id = own.id.decode()
     raw = source.session(session_id)
-    session = None if raw is None else checker.session(raw)
-    if not isinstance(session, SessionRow):
+    session = None if raw is None else validator.validate_session(raw)
+    if not isinstance(session, ValidSession):
         found.add("session differs, and is not in the file as it is now", session_id)
         return
     matched = last = count = 0
     in_file = MessagesDigest()
-    rows = (row for row in map(checker.message, source.messages_of(session_id)) if isinstance(row, MessageRow))
-    while together := list(islice(rows, _AT_ONCE)):
-        in_file.update(prepare_messages(b"", count + 1, together)[1])
-        count += len(together)
-        some = {row.id.decode(): message_digest(0, row) for row in together}
-        there = await connection.fetch(SELECT_MESSAGES, session_id, [*some])
-        stored = {id_: (seq, digest) for id_, seq, digest in there}
+    rows = (
+        row for row in map(validator.validate_message, source.messages_of(session_id)) if isinstance(row, ValidMessage)
+    )
+    while page := list(islice(rows, _PAGE_MESSAGES)):
+        in_file.update(prepare_messages(b"", count + 1, page)[1])
+        count += len(page)
+        digests = {row.id.decode(): message_digest(0, row) for row in page}
+        stored_rows = await connection.fetch(SELECT_MESSAGES, session_id, [*digests])
+        stored = {id_: (seq, digest) for id_, seq, digest in stored_rows}
         matched += len(stored)
-        for id_, digest in some.items():
+        for id_, digest in digests.items():
             named = f"{id_} of session {session_id}"
             if id_ not in stored:
                 found.add("message missing", named)
                 continue
-            seq, its_digest = stored[id_]
-            if digest != its_digest:
+            seq, stored_digest = stored[id_]
+            if digest != stored_digest:
                 found.add("message differs", named)
             if seq < last:
                 found.add("message out of order", named)
             last = max(last, seq)
     added = await connection.fetchval(COUNT_MESSAGES, session_id) - matched
     found.added_since += added
-    for column in _differing_columns(session, await connection.fetchrow(SELECT_SESSION, session_id), added):
+    _, *stored_session = await connection.fetchrow(SELECT_SESSIONS, [session_id])
+    for column in _differing_columns(session, stored_session, added):
         found.add(f"session's {column} differs", session_id)
     if own != SessionDigest(own.id, session_digest(session), count, in_file.digest()):
-        # What is there now proves nothing of what was read.
+        # The file has changed, so its rows now do not show how the rows moved differ.
         found.add("session differs, and was changed in the file since it was read", session_id)
 
 
-def _differing_columns(session: SessionRow, stored: tuple[str, ...], added: int) -> list[str]:
+def _differing_columns(session: ValidSession, stored: list[str], added: int) -> list[str]:
     mine = (
         session.user_id.decode(),
         session.title.decode(),
@@ -204,5 +197,5 @@ def _differing_columns(session: SessionRow, stored: tuple[str, ...], added: int)
     )
     names = ("user_id", "title", "metadata", "created_at", "updated_at")
     pairs = zip(names, mine, stored, strict=True)
-    # Who added messages since has changed the time of the last change, too.
+    # Messages added since the migration have advanced updated_at, too.
     return [name for name, own, their in pairs if own != their and not (name == "updated_at" and added and their > own)]

@@ -1,4 +1,4 @@
-"""Messages are checked together, where they are as nearly all are; the outcome is that of each one alone."""
+"""Validating messages in chunks gives the same result as validating each one alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flux_memory.transfer.checked import RowChecker
+from flux_memory.transfer.rows.validate import RowValidator
 
 USUAL = ("s", "id", "user", "Hello", '{"a": 1.5, "bb": "x"}', "2026-01-31T12:00:00.5", 0, 1)
 VALUES: list[list[Any]] = [
@@ -47,7 +47,7 @@ def nearly_usual(column: int) -> st.SearchStrategy[tuple[Any, ...]]:
 @example(rows=[USUAL, (*USUAL[:3], "a\0b", *USUAL[4:])])
 @example(rows=[USUAL, (*USUAL[:5], "20260131T120000", *USUAL[6:])])
 def test_messages_together_come_out_as_each_alone(naive: tzinfo, rows: list[tuple[Any, ...]]) -> None:
-    """What is wrong with one is found, whatever comes with it, and nothing is found wrong with the others."""
-    experienced = RowChecker(naive)
+    """The fast path finds the problems of each message, and no problem in its neighbours."""
+    experienced = RowValidator(naive)
     for _ in range(2):
-        assert experienced.messages(rows) == [RowChecker(naive).message(row) for row in rows]
+        assert experienced.validate_messages(rows) == [RowValidator(naive).validate_message(row) for row in rows]

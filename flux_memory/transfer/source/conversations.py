@@ -1,4 +1,4 @@
-"""Sessions with their messages, from two streams: one session at a time, whatever their number."""
+"""Joins the stream of sessions with the stream of messages, one session at a time."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from flux_memory.transfer.source import RawRow
+from flux_memory.transfer.rows.raw import RawRow
 
 Messages = TypeVar("Messages", bound=tuple[Any, ...])
 
 
-def conversations(
+def group_by_session(
     sessions: Iterator[RawRow], messages: Iterator[Messages]
 ) -> Iterator[tuple[RawRow | None, Iterator[Messages]]]:
-    """Return each session with its messages; messages without a session come with `None`.
+    """Iterate over the sessions with their messages; `None` stands for a missing session.
 
-    The messages of one must be read before the next is asked for.
+    The caller must consume a session's messages before it takes the next session.
 
     Args:
-        sessions: In the order of their ids, which come first in each.
-        messages: In the order of their sessions' ids, which come first in each.
+        sessions: Tuples that begin with the session's id, in the order of these ids.
+        messages: Tuples that begin with the session's id, in the order of these ids.
     """
     groups = groupby(messages, key=itemgetter(0))
     session = next(sessions, None)
@@ -40,7 +40,7 @@ def conversations(
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Return what sorts as SQLite does: NULL, numbers, text by its bytes, BLOBs."""
+    """Return a sort key for SQLite's order: NULL, numbers, text by its bytes, BLOBs."""
     if value is None:
         return 0, 0
     if isinstance(value, str):

@@ -1,9 +1,8 @@
-"""The way back: a PostgreSQL memory written into a fresh SQLite file, proven by the same digests."""
+"""Migrates PostgreSQL to a new SQLite file, proven by the same digests."""
 
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC
@@ -13,19 +12,19 @@ from typing import Any, Final
 from flux_memory.dsn import SecretText, mask_dsn
 from flux_memory.errors import MigrationError
 from flux_memory.schema import sqlite as schema
-from flux_memory.transfer import source as sources
-from flux_memory.transfer import target as targets
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.leftovers import publish, unproven_file
-from flux_memory.transfer.merge import Merged
-from flux_memory.transfer.preflight import preflight
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.progress import Nobody, Watcher
+from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.report import Report, Status
+from flux_memory.transfer.rows.pgcopy import CopyReader
+from flux_memory.transfer.rows.postgres_time import time_text
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source.preflight import preflight
+from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
+from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
+from flux_memory.transfer.target.verify import compare_in_transaction
+from flux_memory.transfer.tempfiles import publish, unproven_file
 from flux_memory.transfer.threads import run_in_thread
-from flux_memory.transfer.times import text as time_text
-from flux_memory.transfer.verify import compare_in_transaction
-from flux_memory.transfer.wire import CopyReader
 
 SELECT_SESSIONS: Final = """
 SELECT id, user_id, title, created_at, updated_at, metadata::text
@@ -61,33 +60,32 @@ LEFT JOIN (
 ) ON session_id = sessions.id
 WHERE (message_count, ifnull(messages, 0), ifnull(first, 1)) IS NOT (ifnull(last, 0), message_count, 1)
 """
-_BATCH: Final = 500
-_MOST_BYTES: Final = 4 * 1024 * 1024
+_BATCH_ROWS: Final = 500
+_BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | None = None) -> Report:
-    """Write a PostgreSQL memory into a fresh SQLite file, and prove it.
+    """Write a PostgreSQL memory to a new SQLite file, and prove that both have the same content.
 
-    The file appears once it is whole and proven; until then there is none. PostgreSQL is not changed, and what
-    applications write meanwhile is not seen.
+    The file appears once it is complete and proven. PostgreSQL is not changed. Later writes of applications are not
+    seen.
 
     Args:
         postgres_dsn: The memory to read.
-        sqlite_path: The file to make; one that is there is not overwritten.
-        watcher: Told how it goes.
+        sqlite_path: The file to create; an existing file is not overwritten.
+        watcher: Receives the progress.
 
     Raises:
-        FluxMemoryError: It could not be done; the message says why, and what to do.
+        FluxMemoryError: The migration failed; the message says why, and what to do.
     """
     postgres_dsn = SecretText(postgres_dsn)
     _refuse_existing(sqlite_path)
-    watcher = watcher or Nobody()
+    watcher = watcher or NullWatcher()
     report = Report(mask_dsn(postgres_dsn), str(sqlite_path))
     try:
         with unproven_file(sqlite_path) as unproven:
             await _write_and_prove(postgres_dsn, unproven, report, watcher)
             if report.status is Status.IDENTICAL:
-                # Not identical before the name is on the disk, too.
                 await run_in_thread(lambda: publish(unproven, sqlite_path), lambda: None, undo=sqlite_path.unlink)
     except OSError as error:
         raise MigrationError(
@@ -99,18 +97,14 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
 
 
 async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, watcher: Watcher) -> None:
-    async with targets.connected(postgres_dsn) as connection:
-        found = await targets.inspect(connection, for_reading=True)
+    async with open_connection(postgres_dsn) as connection:
+        found = await inspect_target(connection, for_reading=True)
         watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {report.source}")
-        async with targets.reading(connection):
-            began = time.monotonic()
-            watcher.phase("Load", found.sessions + found.messages)
-            report.moved = await _write(connection, unproven, watcher)
-            report.seconds["load"] = time.monotonic() - began
-            began = time.monotonic()
-            watcher.phase("Verify", None)
-            await _verify(connection, unproven, report)
-            report.seconds["verify"] = time.monotonic() - began
+        async with read_transaction(connection):
+            with report.phase(watcher, "Load", found.sessions + found.messages):
+                report.moved = await _write(connection, unproven, watcher)
+            with report.phase(watcher, "Verify", None):
+                await _verify(connection, unproven, report)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -118,24 +112,24 @@ def _refuse_existing(path: Path) -> None:
         raise MigrationError(f"{path} exists and is not overwritten; move it away, or give another name")
 
 
-async def _write(connection: Any, path: Path, watcher: Watcher) -> Merged:
+async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as db:
         schema.bring_up_to_date(db)
-        # A file that is not proven is thrown away, so nothing waits for the disk before the end.
+        # An unproven file is discarded, so only `publish` waits for the disk.
         db.execute("PRAGMA synchronous = OFF")
         db.execute("BEGIN")
-        sessions = _Inserting(db, INSERT_SESSION, _session, watcher)
+        sessions = _Inserter(db, INSERT_SESSION, _session, watcher)
         await connection.copy_from_query(SELECT_SESSIONS, output=sessions.receive, format="binary")
         await sessions.flush()
-        messages = _Inserting(db, INSERT_MESSAGE, _message, watcher)
+        messages = _Inserter(db, INSERT_MESSAGE, _message, watcher)
         await connection.copy_from_query(SELECT_MESSAGES, output=messages.receive, format="binary")
         await messages.flush()
         await run_in_thread(lambda: _finish(db), db.interrupt)
-    return Merged(sessions.rows, messages.rows)
+    return MergeResult(sessions.rows, messages.rows)
 
 
-class _Inserting:
-    """Rows as COPY sends them, gathered and inserted."""
+class _Inserter:
+    """Collects rows from COPY output, and inserts them in batches."""
 
     def __init__(
         self, db: sqlite3.Connection, sql: str, convert: Callable[[Any], tuple[object, ...]], watcher: Watcher
@@ -150,7 +144,7 @@ class _Inserting:
         self._reader = CopyReader()
 
     async def receive(self, data: bytes) -> None:
-        """Take a piece of the output."""
+        """Receive a chunk of the output."""
         self._size += len(data)
         for values in self._reader.rows(data):
             if None in values:
@@ -159,11 +153,11 @@ class _Inserting:
                     "which has no meaning there; set it to '', or metadata to '{}', first"
                 )
             self._gathered.append(self._convert(values))
-        if len(self._gathered) >= _BATCH or self._size >= _MOST_BYTES:
+        if len(self._gathered) >= _BATCH_ROWS or self._size >= _BATCH_BYTES:
             await self.flush()
 
     async def flush(self) -> None:
-        """Insert what has gathered."""
+        """Insert the collected rows."""
         rows, self._gathered, self._size = self._gathered, [], 0
         if rows:
             await run_in_thread(lambda: self._insert(rows), self._db.interrupt)
@@ -171,20 +165,13 @@ class _Inserting:
             self._watcher.advance(len(rows))
 
     def _insert(self, rows: list[tuple[object, ...]]) -> None:
-        # Returns no cursor: one that is let go by another thread resets the statement while the next rows are bound.
+        # Does not return the cursor: freed in another thread, it would reset the statement while rows are bound.
         self._db.executemany(self._sql, rows)
 
 
 def _session(values: Sequence[bytes]) -> tuple[object, ...]:
     id_, user_id, title, created_at, updated_at, metadata = values
-    return (
-        id_.decode(),
-        user_id.decode(),
-        title.decode(),
-        _time(created_at),
-        _time(updated_at),
-        metadata.decode(),
-    )
+    return id_.decode(), user_id.decode(), title.decode(), _time(created_at), _time(updated_at), metadata.decode()
 
 
 def _message(values: Sequence[bytes]) -> tuple[object, ...]:
@@ -205,7 +192,7 @@ def _time(value: bytes) -> str:
         return time_text(int.from_bytes(value, signed=True))
     except OverflowError:
         raise MigrationError(
-            "the PostgreSQL memory has a time outside the years 1 to 9999, which no backend reads; mend it first"
+            "the PostgreSQL memory has a time outside the years 1 to 9999, which no backend reads; fix it first"
         ) from None
 
 
@@ -215,20 +202,20 @@ def _finish(db: sqlite3.Connection) -> None:
 
 
 async def _verify(connection: Any, path: Path, report: Report) -> None:
-    """Read the file as a migration would, and compare it with the snapshot it was made from."""
+    """Read the file as a migration would, and compare it with the snapshot that it was written from."""
     with closing(_open_to_read(path)) as db:
-        source = sources.Source(db, sources.inspect(db))
-        checker = RowChecker(UTC)
-        with Prepared() as prepared:
-            prepared.keeps_rows = False
+        source = Source(db, inspect_source(db))
+        validator = RowValidator(UTC)
+        with Spool() as spool:
+            spool.keeps_rows = False
             report.preflight = await run_in_thread(
-                lambda: preflight(source, checker, prepared, lambda _: None, sources.EVERYTHING), source.interrupt
+                lambda: preflight(source, validator, spool, lambda _: None, EVERYTHING), source.interrupt
             )
 
-            async def opened() -> sources.Source:
+            async def opened() -> Source:
                 return source
 
-            found = await compare_in_transaction(connection, opened, checker, prepared.digests())
+            found = await compare_in_transaction(connection, opened, validator, spool.digests())
             for (id_,) in await run_in_thread(lambda: db.execute(SELECT_MISNUMBERED).fetchall(), db.interrupt):
                 found.add("messages numbered wrongly in the file", id_)
     report.verification = found

@@ -1,4 +1,4 @@
-"""Fills an empty target: COPY without keys, the keys rebuilt afterwards, all of it in one transaction."""
+"""Fills an empty target in one transaction: drop the keys, COPY the rows, build the keys again."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Final
 import asyncpg
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.preflight import Advance, Findings
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.progress import Watcher
-from flux_memory.transfer.target import writing
-from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.progress import Advance, Watcher
+from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.source.preflight import PreflightResult
+from flux_memory.transfer.target.server import write_transaction
 
-# One migration at a time; a second one finds the first one's rows and goes on from there.
+# Serializes migrations; a second one then finds the first one's rows and merges.
 LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
-# Only plain tables of our own role, that nothing outside refers to, can have their keys taken off for a while.
+# Keys may be dropped only on plain tables of our role to which no other table or index refers.
 IS_PLAIN: Final = """
 SELECT count(*) = 2
     AND bool_and(relkind = 'r' AND relpersistence = 'p' AND pg_has_role(relowner, 'USAGE'))
@@ -39,7 +39,7 @@ SELECT count(*) = 2
 FROM pg_class
 WHERE oid IN ('sessions'::regclass, 'messages'::regclass)
 """
-# Foreign keys first, since they rest on the others; they come back last.
+# Foreign keys depend on the others: dropped first, created last.
 SELECT_CONSTRAINTS: Final = """
 SELECT
     format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
@@ -55,7 +55,7 @@ WHERE indrelid IN ('sessions'::regclass, 'messages'::regclass)
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
 ORDER BY indexrelid::regclass::text
 """
-# Rows written into a table that was emptied in the same transaction can be frozen at once.
+# COPY can freeze rows only in a table truncated in the same transaction.
 EMPTY: Final = "TRUNCATE sessions, messages"
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
@@ -63,22 +63,22 @@ WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
 """
 
 _LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '30s'"
-_BYTES_A_KEY: Final = 1000
-"""A bound, shared by the server's parallel workers, below which they sort in memory; a key takes a seventh of it."""
-_MOST_MEMORY: Final = 1024 * 1024
-"""Kilobytes of maintenance_work_mem."""
+_KEY_BYTES: Final = 1000
+"""Bytes per key of sort memory, so that parallel workers sort in memory; measured use is a seventh of it."""
+_MAX_MEMORY_KB: Final = 1024 * 1024
+"""Upper bound for maintenance_work_mem, in kB."""
 
 
-async def load(connection: Any, parts: Sequence[Prepared], found: Findings, watcher: Watcher) -> bool:
-    """Fill an empty target, or return `False`, with nothing changed, where it is not empty or not ours to rebuild.
+async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher) -> bool:
+    """Fill an empty target; return `False`, with nothing changed, if it has rows or its keys may not be dropped.
 
     Args:
-        connection: To a target whose schema is current.
-        parts: What the preflight left.
-        found: How many rows there are.
-        watcher: Told how many rows were sent, and when the keys are built.
+        connection: Connected to a target with the current schema.
+        parts: The spools, in order.
+        found: The numbers of rows.
+        watcher: Receives the rows sent, and the phase that builds keys.
     """
-    async with writing(connection):
+    async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
         if await connection.fetchval(HAS_ROWS) or not await connection.fetchval(IS_PLAIN):
             return False
@@ -93,11 +93,11 @@ async def load(connection: Any, parts: Sequence[Prepared], found: Findings, watc
             ("sessions", SESSION_COLUMNS, found.sessions),
             ("messages", MESSAGE_COLUMNS, found.messages),
         ):
-            data = aiter(_Sending(parts, table, count, watcher.advance))
+            data = aiter(_CopyStream(parts, table, count, watcher.advance))
             await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
         watcher.phase("Keys", None)
-        memory = max(found.messages * _BYTES_A_KEY // 1024, 1024)
-        await connection.execute(RAISE_MEMORY, str(min(memory, _MOST_MEMORY)))
+        memory = max(found.messages * _KEY_BYTES // 1024, 1024)
+        await connection.execute(RAISE_MEMORY, str(min(memory, _MAX_MEMORY_KB)))
         for _, create in reversed(keys):
             await connection.execute(create)
     return True
@@ -109,15 +109,15 @@ async def _lock_tables(connection: Any) -> None:
         await connection.execute(LOCK_TABLES)
     except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
         raise MigrationError(
-            "an application holds locks on the target's tables, perhaps by a transaction left open (see "
+            "an application holds locks on the target's tables, perhaps in a transaction left open (see "
             "pg_stat_activity); nothing was changed. End it, and run again"
         ) from error
 
 
-class _Sending:
-    """Prepared rows on their way; progress is told by their bytes."""
+class _CopyStream:
+    """Streams spooled rows to COPY; progress follows the bytes sent."""
 
-    def __init__(self, parts: Sequence[Prepared], table: str, rows: int, advance: Advance) -> None:
+    def __init__(self, parts: Sequence[Spool], table: str, rows: int, advance: Advance) -> None:
         self._parts = parts
         self._table = table
         self._rows = rows
@@ -125,12 +125,12 @@ class _Sending:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         size = sum(part.size(self._table) for part in self._parts)
-        sent = told = 0
+        sent = reported = 0
         yield COPY_HEADER
         for part in self._parts:
-            for piece in part.pieces(self._table):
-                yield piece
-                sent += len(piece)
-                self._advance(self._rows * sent // size - told)
-                told = self._rows * sent // size
+            for chunk in part.chunks(self._table):
+                yield chunk
+                sent += len(chunk)
+                self._advance(self._rows * sent // size - reported)
+                reported = self._rows * sent // size
         yield COPY_TRAILER

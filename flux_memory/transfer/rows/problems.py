@@ -1,4 +1,4 @@
-"""What can be wrong with a row, and how problems are counted without keeping them all."""
+"""Reasons to refuse a row, counted without keeping every case in memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-_FIRST: Final = 5
-"""Ids named of each kind of problem."""
+_MAX_NAMED: Final = 5
+"""Row ids that a report names for each kind of problem."""
 
 
-class Kind(StrEnum):
-    """A kind of problem; the value is how reports name it."""
+class ProblemKind(StrEnum):
+    """Why a row is refused; reports print the value."""
 
     NULL_ID = "id is NULL"
     DUPLICATE_ID = "id is there twice"
@@ -35,38 +35,38 @@ class Kind(StrEnum):
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with one row."""
+    """One reason to refuse one row."""
 
-    kind: Kind
+    kind: ProblemKind
     column: str
     detail: str
 
 
-class RefusedError(ValueError):
-    """A value that cannot be moved."""
+class InvalidValueError(ValueError):
+    """A value cannot be moved."""
 
-    def __init__(self, kind: Kind, detail: str) -> None:
+    def __init__(self, kind: ProblemKind, detail: str) -> None:
         super().__init__(detail)
         self.kind: Final = kind
 
 
 @dataclass
 class Tally:
-    """How often a kind of problem was found in a table, and where first."""
+    """How often a kind of problem occurs in a table, with the first cases."""
 
     table: str
-    kind: Kind
+    kind: ProblemKind
     count: int = 0
     first: list[str] = field(default_factory=list)
-    """The first ids, each with its column and what is wrong."""
+    """Ids of the first rows, each with the column and the detail."""
 
     def add(self, row_id: str, problem: Problem) -> None:
-        """Count one."""
+        """Count one case."""
         self.count += 1
-        if len(self.first) < _FIRST:
+        if len(self.first) < _MAX_NAMED:
             self.first.append(f"{row_id} ({problem.column}: {problem.detail:.120})")
 
     def include(self, other: Tally) -> None:
-        """Add what was counted elsewhere."""
+        """Add the counts of the next part of the source."""
         self.count += other.count
-        self.first = [*self.first, *other.first][:_FIRST]
+        self.first = [*self.first, *other.first][:_MAX_NAMED]

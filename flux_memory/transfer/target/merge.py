@@ -1,4 +1,4 @@
-"""Adds to a target that has rows: committed batches through a staging table, nothing overwritten."""
+"""Merges rows into a target that has rows: in committed batches, through staging tables, overwriting nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from flux_memory.transfer.preflight import Advance
-from flux_memory.transfer.prepared import Batch, Prepared
-from flux_memory.transfer.target import WRITING
-from flux_memory.transfer.wire import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.progress import Advance
+from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.spool import Batch, Spool
+from flux_memory.transfer.target.server import WRITING
 
 CREATE_STAGING: Final = """
 CREATE TEMP TABLE flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
@@ -20,16 +20,16 @@ SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM 
 CREATE TEMP TABLE flux_memory_staged_messages ON COMMIT DELETE ROWS AS
 SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
 """
-# A pooler gives each transaction another server process, of which only the transaction's own tables are known.
+# Behind a pooler each transaction may run in another server process, so it creates its own tables.
 CREATE_STAGING_ANEW: Final = CREATE_STAGING.replace("DELETE ROWS", "DROP")
 SELECT_PROCESS: Final = "SELECT pg_backend_pid()"
-# The planner knows nothing of a staging table; without this it may read the whole target for each batch. What is off
-# counts as expensive, which would start the JIT compiler for each batch, too.
+# Staging tables have no statistics; otherwise the planner may scan the whole target for each batch. Disabled plans get
+# a high cost, which would start the JIT compiler for each batch.
 PLAN_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
-# A crash of the server may lose the last batches, never a part of one. `target.make_durable` waits for all of them.
+# A server crash may lose the last batches, but never part of one. `server.make_durable` waits for all of them.
 COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
 
-# In the order of ids, so that two migrations wait for each other rather than deadlock.
+# Ordered by id, so that two migrations wait for each other instead of deadlocking.
 INSERT_SESSIONS: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 SELECT id, user_id, title, created_at, updated_at, metadata
@@ -37,7 +37,7 @@ FROM flux_memory_staged_sessions
 ORDER BY id COLLATE "C"
 ON CONFLICT (id) DO NOTHING
 """
-# The lock that the library takes to add a message: from here on nobody else adds to these sessions.
+# The library takes the same lock to add a message, so no other client adds to these sessions from here on.
 LOCK_SESSIONS: Final = """
 SELECT count(*)
 FROM (
@@ -47,7 +47,7 @@ FROM (
     FOR NO KEY UPDATE
 ) AS locked
 """
-# Another session's messages would not belong here, so a session in conflict keeps its messages back.
+# A session in conflict is a different session, so its messages are held back.
 TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
 WITH conflicting AS (
     DELETE FROM flux_memory_staged_sessions AS staged
@@ -109,33 +109,33 @@ FROM numbered
 JOIN bumped ON bumped.id = numbered.session_id
 """
 
-_ATTEMPTS: Final = 5
-_FIRST: Final = 20
-"""Ids of conflicts that a report names."""
-_MOST_BYTES: Final = 2 * 1024 * 1024
-"""A batch ends here even if it has fewer messages, so that memory stays the same."""
-_SENT_TOGETHER: Final = 128 * 1024
-"""Bytes from which on rows are sent."""
+_MAX_ATTEMPTS: Final = 5
+_MAX_NAMED: Final = 20
+"""Conflicting ids that a report names."""
+_BATCH_BYTES: Final = 2 * 1024 * 1024
+"""Size at which a batch ends even with fewer messages, to bound memory use."""
+_CHUNK_BYTES: Final = 128 * 1024
+"""Size at which gathered rows are sent."""
 
 
 @dataclass
-class Merged:
-    """What was added to a target, and what was not."""
+class MergeResult:
+    """How many rows were added to a target, skipped, or in conflict."""
 
     sessions: int = 0
     messages: int = 0
     skipped_sessions: int = 0
     skipped_messages: int = 0
-    """Rows that were there with the same content."""
+    """Rows already stored with the same content."""
     conflicting_sessions: int = 0
     conflicting_messages: int = 0
-    """Rows whose id is taken by another content; the target's were left as they were."""
+    """Rows whose id is stored with different content, which was left unchanged."""
     held_back: int = 0
     """Messages of sessions in conflict."""
     first_conflicts: list[str] = field(default_factory=list)
 
-    def include(self, other: Merged) -> None:
-        """Add what was merged of another part."""
+    def include(self, other: MergeResult) -> None:
+        """Add the result of another part."""
         self.sessions += other.sessions
         self.messages += other.messages
         self.skipped_sessions += other.skipped_sessions
@@ -143,40 +143,40 @@ class Merged:
         self.conflicting_sessions += other.conflicting_sessions
         self.conflicting_messages += other.conflicting_messages
         self.held_back += other.held_back
-        self.first_conflicts = [*self.first_conflicts, *other.first_conflicts][:_FIRST]
+        self.first_conflicts = [*self.first_conflicts, *other.first_conflicts][:_MAX_NAMED]
 
     def name(self, kind: str, id_: str) -> None:
         """Name a conflict, if it is one of the first."""
-        if len(self.first_conflicts) < _FIRST:
+        if len(self.first_conflicts) < _MAX_NAMED:
             self.first_conflicts.append(f"{kind} {id_}")
 
 
-async def merge(connection: Any, prepared: Prepared, *, batch_size: int, advance: Advance) -> Merged:
-    """Add what a target lacks of a part, in committed batches.
+async def merge(connection: Any, spool: Spool, *, batch_size: int, advance: Advance) -> MergeResult:
+    """Add the missing rows of a part, in committed batches.
 
     Args:
-        connection: To a target whose schema is current.
-        prepared: What the preflight left of the part.
-        batch_size: Rows of a batch.
-        advance: Told how many rows were committed.
+        connection: Connected to a target with the current schema.
+        spool: The part.
+        batch_size: Messages per batch.
+        advance: Called with the number of rows committed.
     """
-    merged = Merged()
+    merged = MergeResult()
     pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
     if not pooled:
         await connection.execute(CREATE_STAGING)
     settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
-    goes_on, last_conflict = False, ""
-    for batch in prepared.batches(batch_size, _MOST_BYTES):
+    continues, last_conflict = False, ""
+    for batch in spool.batches(batch_size, _BATCH_BYTES):
         outcome = await _commit(connection, settings, batch)
-        _count(merged, batch, outcome, goes_on, last_conflict)
-        advance(batch.message_count + len(batch.sessions) - goes_on)
-        goes_on = batch.goes_on
+        _count(merged, batch, outcome, continues, last_conflict)
+        advance(batch.message_count + len(batch.sessions) - continues)
+        continues = batch.continues
         if outcome.conflicts:
             last_conflict, _ = outcome.conflicts[-1]
     return merged
 
 
-class _Outcome(NamedTuple):
+class _BatchResult(NamedTuple):
     sessions: int
     messages: int
     skipped: int
@@ -184,7 +184,7 @@ class _Outcome(NamedTuple):
     conflicting_messages: list[str]
 
 
-async def _commit(connection: Any, settings: str, batch: Batch) -> _Outcome:
+async def _commit(connection: Any, settings: str, batch: Batch) -> _BatchResult:
     attempt = 1
     while True:
         try:
@@ -192,12 +192,12 @@ async def _commit(connection: Any, settings: str, batch: Batch) -> _Outcome:
                 await connection.execute(settings)
                 return await _merge_batch(connection, batch)
         except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
-            if attempt == _ATTEMPTS:
+            if attempt == _MAX_ATTEMPTS:
                 raise
         attempt += 1
 
 
-async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
+async def _merge_batch(connection: Any, batch: Batch) -> _BatchResult:
     await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
     await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
     sessions = _rows(await connection.execute(INSERT_SESSIONS))
@@ -205,11 +205,11 @@ async def _merge_batch(connection: Any, batch: Batch) -> _Outcome:
     conflicts = [(id_, held) for id_, held in await connection.fetch(TAKE_OUT_SESSIONS_IN_CONFLICT)]
     skipped, differing = await connection.fetchrow(TAKE_OUT_STORED_MESSAGES)
     messages = _rows(await connection.execute(APPEND_MESSAGES))
-    return _Outcome(sessions, messages, skipped, conflicts, differing)
+    return _BatchResult(sessions, messages, skipped, conflicts, differing)
 
 
-def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool, last_conflict: str) -> None:
-    """Add up a batch; a session that goes on from the last batch was counted there, if in conflict as such."""
+def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, continues: bool, last_conflict: str) -> None:
+    """Add up a batch; a session that continues from the previous batch was counted there."""
     merged.sessions += outcome.sessions
     merged.messages += outcome.messages
     merged.skipped_messages += outcome.skipped
@@ -219,24 +219,24 @@ def _count(merged: Merged, batch: Batch, outcome: _Outcome, goes_on: bool, last_
             merged.conflicting_sessions += 1
             merged.name("session", id_)
         else:
-            goes_on = False
-    merged.skipped_sessions += len(batch.sessions) - goes_on - outcome.sessions - len(outcome.conflicts)
+            continues = False
+    merged.skipped_sessions += len(batch.sessions) - continues - outcome.sessions - len(outcome.conflicts)
     for id_ in outcome.conflicting_messages:
         merged.conflicting_messages += 1
         merged.name("message", id_)
 
 
 async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
-    await connection.copy_to_table(table, source=_pieces(rows), columns=columns, format="binary")
+    await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary")
 
 
-async def _pieces(rows: list[bytes]) -> AsyncIterator[bytes]:
-    """Put rows together as far as that is worth it; all of a batch at once would be there twice, and in the driver."""
+async def _chunks(rows: list[bytes]) -> AsyncIterator[bytes]:
+    """Join rows into chunks; joining a whole batch would keep it in memory twice, and a third time in the driver."""
     gathered, size = [COPY_HEADER], 0
     for row in rows:
         gathered.append(row)
         size += len(row)
-        if size >= _SENT_TOGETHER:
+        if size >= _CHUNK_BYTES:
             yield b"".join(gathered)
             gathered, size = [], 0
     yield b"".join((*gathered, COPY_TRAILER))

@@ -1,8 +1,8 @@
-"""Rows as bytes: what COPY reads and writes, and the digest that proves two rows equal.
+"""Encodes rows in PostgreSQL's binary COPY format, decodes COPY output, and computes digests of rows.
 
-A row's digest is SHA-256 over the row as PostgreSQL's `record_send` writes it, which the server computes for itself. A
-message's digest covers its place in the session. The digest of a session's messages is a hash over their digests in
-order; a sum of digests, such as their XOR, can be forged with other messages.
+A row's digest is SHA-256 over the row in the format of PostgreSQL's `record_send`, so the server can compute the same
+digest. A message's digest covers its position in the session. The digest of a session's messages hashes their digests
+in order; a commutative sum, such as XOR, could be forged with other messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COPY_TRAILER: Final = b"\xff\xff"
 SESSION_COLUMNS: Final = ("id", "created_at", "updated_at", "message_count", "user_id", "title", "metadata")
 MESSAGE_COLUMNS: Final = ("session_id", "seq", "created_at", "id", "role", "content", "metadata")
 
-# The same columns, in the same order, as the functions below put them together.
+# `session_digest` and `prepare_messages` encode the same columns in the same order.
 SESSION_DIGEST: Final = (
     "sha256(record_send(ROW(sessions.created_at, sessions.updated_at, "
     "sessions.id::text, sessions.user_id, sessions.title, sessions.metadata)))"
@@ -29,7 +29,7 @@ MESSAGE_DIGEST: Final = (
 )
 
 GROUP_MESSAGES: Final = 1000
-"""Places that are hashed together before their hashes are: a server that hashes a long session holds only one group."""
+"""Messages hashed as one group; a session's digest hashes the groups, so the server holds one group in memory."""
 _DIGEST_BYTES: Final = 32
 
 _INT8: Final = 20
@@ -40,17 +40,15 @@ _JSONB_VERSION: Final = b"\x01"
 
 _SEVEN_COLUMNS: Final = b"\x00\x07"
 _LENGTH: Final = Struct(">i").pack
-_TYPED: Final = Struct(">ii").pack
 _TYPED_TEXT: Final = _LENGTH(_TEXT)
 _TYPED_JSONB: Final = _LENGTH(_JSONB)
 _SESSION_NUMBERS: Final = Struct(">iqiqiq").pack
 _MESSAGE_NUMBERS: Final = Struct(">iqiq").pack
-_SESSION_DIGEST_NUMBERS: Final = Struct(">iiiqiiq").pack
-_MESSAGE_DIGEST_NUMBERS: Final = Struct(">iiiqiiq").pack
+_DIGEST_NUMBERS: Final = Struct(">iiiqiiq").pack
 
 
 class _FieldLengths(dict[int, bytes]):
-    """Lengths as the wire has them; the usual ones are at hand."""
+    """Encoded lengths; the common ones are precomputed."""
 
     def __missing__(self, value: int) -> bytes:
         return _LENGTH(value)
@@ -59,8 +57,8 @@ class _FieldLengths(dict[int, bytes]):
 _FIELD_LENGTHS: Final = _FieldLengths((value, _LENGTH(value)) for value in range(4096))
 
 
-class SessionRow(NamedTuple):
-    """A session that was checked; text and canonical metadata as UTF-8, times in microseconds since 2000."""
+class ValidSession(NamedTuple):
+    """A valid session: text and canonical metadata in UTF-8, times in microseconds since 2000."""
 
     id: bytes
     user_id: bytes
@@ -70,8 +68,8 @@ class SessionRow(NamedTuple):
     updated_at: int
 
 
-class MessageRow(NamedTuple):
-    """A message that was checked, in the same forms."""
+class ValidMessage(NamedTuple):
+    """A valid message, encoded alike."""
 
     id: bytes
     role: bytes
@@ -81,70 +79,65 @@ class MessageRow(NamedTuple):
 
 
 def copy_field(value: bytes) -> bytes:
-    """Return a value as COPY reads it: its length before it."""
+    """Encode a value for COPY: its length, then the value."""
     return _LENGTH(len(value)) + value
 
 
-def copy_session(row: SessionRow, message_count: int) -> bytes:
-    """Return a session as COPY reads it, its columns as in `SESSION_COLUMNS`."""
+def copy_session(row: ValidSession, message_count: int) -> bytes:
+    """Encode a session for COPY, with the columns `SESSION_COLUMNS`."""
     return b"".join(
         (
             _SEVEN_COLUMNS,
             copy_field(row.id),
             _SESSION_NUMBERS(8, row.created_at, 8, row.updated_at, 8, message_count),
-            _LENGTH(len(row.user_id)),
-            row.user_id,
-            _LENGTH(len(row.title)),
-            row.title,
-            _LENGTH(len(row.metadata) + 1),
-            _JSONB_VERSION,
-            row.metadata,
+            copy_field(row.user_id),
+            copy_field(row.title),
+            copy_field(_JSONB_VERSION + row.metadata),
         )
     )
 
 
-def session_digest(row: SessionRow) -> bytes:
-    """Return what the server computes by `SESSION_DIGEST`."""
+def session_digest(row: ValidSession) -> bytes:
+    """Compute the digest that the server computes by `SESSION_DIGEST`."""
     return sha256(
         b"".join(
             (
-                _SESSION_DIGEST_NUMBERS(6, _TIMESTAMP, 8, row.created_at, _TIMESTAMP, 8, row.updated_at),
-                _TYPED(_TEXT, len(row.id)),
-                row.id,
-                _TYPED(_TEXT, len(row.user_id)),
-                row.user_id,
-                _TYPED(_TEXT, len(row.title)),
-                row.title,
-                _TYPED(_JSONB, len(row.metadata) + 1),
-                _JSONB_VERSION,
-                row.metadata,
+                _DIGEST_NUMBERS(6, _TIMESTAMP, 8, row.created_at, _TIMESTAMP, 8, row.updated_at),
+                _TYPED_TEXT,
+                copy_field(row.id),
+                _TYPED_TEXT,
+                copy_field(row.user_id),
+                _TYPED_TEXT,
+                copy_field(row.title),
+                _TYPED_JSONB,
+                copy_field(_JSONB_VERSION + row.metadata),
             )
         )
     ).digest()
 
 
-def message_digest(seq: int, row: MessageRow) -> bytes:
-    """Return what the server computes by `MESSAGE_DIGEST`."""
+def message_digest(seq: int, row: ValidMessage) -> bytes:
+    """Compute the digest that the server computes by `MESSAGE_DIGEST`."""
     return prepare_messages(b"", seq, [row])[1][0]
 
 
 class MessagesDigest:
-    """The digest of a session's messages, which are given in their order."""
+    """Computes the digest of a session's messages, given in order."""
 
     def __init__(self) -> None:
         self._groups = sha256()
         self._group = bytearray()
-        # Places begin with 1.
+        # seq begins with 1, so the first group, seq / GROUP_MESSAGES = 0, has one message less.
         self._size = (GROUP_MESSAGES - 1) * _DIGEST_BYTES
 
     def update(self, digests: Iterable[bytes]) -> None:
-        """Take the digests of the next messages."""
+        """Add the digests of the next messages."""
         self._group += b"".join(digests)
         while len(self._group) >= self._size:
             self._end_group()
 
     def digest(self) -> bytes:
-        """Return the digest of all messages; no more can be given."""
+        """Return the digest of all messages; call it last and once."""
         if self._group:
             self._end_group()
         return self._groups.digest()
@@ -155,15 +148,15 @@ class MessagesDigest:
         self._size = GROUP_MESSAGES * _DIGEST_BYTES
 
 
-def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow]) -> tuple[list[bytes], list[bytes]]:
-    """Return messages that follow one another as COPY reads them, and their digests.
+def prepare_messages(session_field: bytes, first: int, rows: Iterable[ValidMessage]) -> tuple[list[bytes], list[bytes]]:
+    """Encode consecutive messages for COPY, with the columns `MESSAGE_COLUMNS`; return them and their digests.
 
     Args:
-        session_field: The id of their session, as `copy_field` returns it.
-        first: The place of the first.
-        rows: The messages; their columns come as in `MESSAGE_COLUMNS`.
+        session_field: The id of their session, encoded by `copy_field`.
+        first: The seq of the first message.
+        rows: The messages.
     """
-    prepared, digests = [], []
+    spool, digests = [], []
     length_of = _FIELD_LENGTHS
     for seq, (id_, role, content, metadata, created_at) in enumerate(rows, first):
         id_length, role_length = length_of[len(id_)], length_of[len(role)]
@@ -183,7 +176,7 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow
             metadata,
         )
         digested = (
-            _MESSAGE_DIGEST_NUMBERS(6, _INT8, 8, seq, _TIMESTAMP, 8, created_at),
+            _DIGEST_NUMBERS(6, _INT8, 8, seq, _TIMESTAMP, 8, created_at),
             _TYPED_TEXT,
             id_length,
             id_,
@@ -198,20 +191,20 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[MessageRow
             _JSONB_VERSION,
             metadata,
         )
-        prepared.append(b"".join(copied))
+        spool.append(b"".join(copied))
         digests.append(sha256(b"".join(digested)).digest())
-    return prepared, digests
+    return spool, digests
 
 
 class CopyReader:
-    """Takes binary COPY output in pieces of any size, and hands out whole rows."""
+    """Decodes binary COPY output that arrives in chunks of any size."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._started = False
 
     def rows(self, data: bytes) -> Iterator[list[bytes | None]]:
-        """Take a piece, and return the rows that it completes; all of them must be read."""
+        """Add a chunk, and yield the rows that it completes; the caller must consume them all."""
         buffer = self._buffer
         buffer += data
         at = 0
@@ -227,7 +220,7 @@ class CopyReader:
 
 
 def _read_row(buffer: bytearray, at: int) -> tuple[list[bytes | None], int] | None:
-    """Return the row at an offset and the offset after it, or `None` where it is not whole or the data ends."""
+    """Return the row at an offset and the offset after it; `None` for an incomplete row or the trailer."""
     if len(buffer) < at + 2:
         return None
     columns = int.from_bytes(buffer[at : at + 2], signed=True)

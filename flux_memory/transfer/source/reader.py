@@ -1,4 +1,4 @@
-"""What a SQLite memory holds: its generation, what in it is unknown, and its rows in the order they were written."""
+"""Reads a SQLite memory: the layout of its tables, unknown parts, and the rows in their order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from functools import partial
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from flux_memory.errors import MigrationError
 from flux_memory.schema import VERSION_TABLE, adopted_version, missing
 from flux_memory.schema import sqlite as schema
-from flux_memory.transfer.times import microseconds
+from flux_memory.transfer.rows.postgres_time import microseconds
+from flux_memory.transfer.rows.raw import RawRow
 
 SELECT_TABLES: Final = (
     "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -33,22 +34,16 @@ _KNOWN: Final = {
     "messages": {"id", "session_id", "seq", "role", "content", "metadata", "created_at"},
 }
 _DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
-"""Tables and views of the library that say nothing which the rows do not."""
-
-SESSION_FIELDS: Final = ("id", "user_id", "title", "metadata", "created_at", "updated_at")
-MESSAGE_FIELDS: Final = ("session_id", "id", "role", "content", "metadata", "created_at")
-
-RawRow = tuple[Any, ...]
-"""A row as SQLite holds it: its fields as above, whether a row before has the same id, and the rowid."""
+"""Tables and views of the library whose content follows from the rows."""
 
 
 class Part(NamedTuple):
-    """A range of sessions, in the order of their ids."""
+    """A range of sessions by id."""
 
     first: str | None = None
-    """The id it begins with; `None` is the beginning, where ids that are no text come."""
+    """First id, inclusive; `None` is the beginning, including ids that are not text."""
     end: str | None = None
-    """The id before which it ends; `None` is the end."""
+    """Last id, exclusive; `None` is the end."""
 
 
 EVERYTHING: Final = Part()
@@ -56,23 +51,23 @@ EVERYTHING: Final = Part()
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tables of a SQLite memory look like."""
+    """Which columns and keys the tables of a SQLite memory have."""
 
     has_user_id: bool
     numbered: bool
-    """Whether messages carry their own order."""
+    """Whether messages have a `seq`."""
     unique_sessions: bool
     unique_messages: bool
     unknown: tuple[str, ...]
-    """Tables, and columns as `table.column`, that are not the library's."""
+    """Tables, and columns as `table.column`, that the library does not know."""
 
 
-def inspect(db: sqlite3.Connection) -> Layout:
-    """Find out what a file holds.
+def inspect_source(db: sqlite3.Connection) -> Layout:
+    """Return the layout of a file.
 
     Raises:
-        MigrationError: It holds no conversation memory that can be read.
-        SchemaError: It is newer than the library, or somebody else's.
+        MigrationError: The file is not a readable conversation memory.
+        SchemaError: The schema is newer than the library, or belongs to another application.
     """
     tables = {name for (name,) in db.execute(SELECT_TABLES)}
     if not tables & set(_KNOWN):
@@ -109,61 +104,61 @@ def inspect(db: sqlite3.Connection) -> Layout:
 
 
 class Source:
-    """The rows of a SQLite memory, sessions in the order of their ids' bytes, messages in the order of a session.
+    """The rows of a SQLite memory: sessions ordered by the bytes of their ids, messages by their place in the session.
 
     Args:
         db: A snapshot.
-        layout: What its tables look like.
-        naive: The zone of times that name none.
+        layout: The layout of its tables.
+        naive: The zone of times without an offset.
     """
 
     def __init__(self, db: sqlite3.Connection, layout: Layout, naive: tzinfo = UTC) -> None:
         self.layout = layout
         self.naive = naive
         self.by_time = False
-        """Sort by the times themselves, not by their text: mixed forms do not sort as text."""
+        """Sort by the times' values; text of mixed forms does not sort by time."""
         self.tolerant = False
-        """Read text that is not UTF-8 as lone surrogates."""
+        """Decode bytes that are not UTF-8 to lone surrogates."""
         self._db = db
         db.create_function("microseconds", 1, partial(_sortable, naive), deterministic=True)
 
     def be_tolerant(self) -> None:
-        """From now on read text that is not UTF-8 as lone surrogates, rather than fail."""
+        """From now on decode bytes that are not UTF-8 to lone surrogates instead of failing."""
         self.tolerant = True
         self._db.text_factory = _tolerant_text
 
     def interrupt(self) -> None:
-        """Stop what is being read, from another thread."""
+        """Stop the running query; safe from any thread."""
         self._db.interrupt()
 
     def count(self) -> tuple[int, int]:
-        """Return how many sessions and how many messages there are."""
+        """Return the numbers of sessions and messages."""
         sessions = self._db.execute("SELECT count(*) FROM sessions").fetchone()[0]
         return sessions, self._db.execute("SELECT count(*) FROM messages").fetchone()[0]
 
     def middle(self) -> str | None:
-        """Return the id of the session that the message in the middle belongs to, if it is an ordinary text."""
+        """Return the session id of the middle message, or `None` if it is not valid text."""
         try:
             (middle,) = self._db.execute(SELECT_MIDDLE).fetchone() or (None,)
         except sqlite3.OperationalError:
-            # Text that is not UTF-8; whoever reads all of it will say so.
+            # The id is not UTF-8; the preflight reports it.
             return None
         return middle if isinstance(middle, str) else None
 
     def sessions(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
-        """Return the sessions."""
+        """Iterate over the sessions."""
         return self._part(self._select_sessions(), "id", part, "rowid")
 
     def session(self, session_id: str) -> RawRow | None:
-        """Return one session."""
+        """Return a session, or `None` if it does not exist."""
         return next(self._rows(f"{self._select_sessions()} WHERE id = ? ORDER BY rowid", session_id), None)
 
     def messages(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
-        """Return the messages session by session."""
+        """Iterate over the messages, session by session."""
         return self._part(self._select_messages(), "session_id", part, self._order())
 
     def messages_of(self, session_id: str) -> Iterator[RawRow]:
-        """Return one session's messages."""
+        """Iterate over a session's messages."""
         return self._rows(f"{self._select_messages()} WHERE session_id = ? ORDER BY {self._order()}", session_id)
 
     def _select_sessions(self) -> str:
@@ -196,7 +191,7 @@ class Source:
             return self._rows(f"{select} WHERE {column} >= ? {by}", part.first)
         if part.end is None:
             return self._rows(f"{select} {by}")
-        # An OR of the two would keep SQLite from reading in the order of its index.
+        # With an OR, SQLite would sort instead of reading in index order.
         return chain(
             self._rows(f"{select} WHERE {column} IS NULL {by}"),
             self._rows(f"{select} WHERE {column} < ? {by}", part.end),
@@ -209,10 +204,10 @@ class Source:
 
 
 def refuse_unknown(layout: Layout, left_behind: Iterable[str]) -> None:
-    """Refuse what would be dropped silently.
+    """Refuse to drop unknown tables and columns silently.
 
     Raises:
-        MigrationError: The file has tables or columns that nobody said to leave behind; the message names them.
+        MigrationError: The file has unknown tables or columns that are not in `left_behind`; the message names them.
     """
     refused = [name for name in layout.unknown if name not in set(left_behind)]
     if refused:

@@ -1,4 +1,4 @@
-"""Times as PostgreSQL's wire has them: microseconds since the year 2000."""
+"""Times in PostgreSQL's binary format: microseconds since 2000-01-01 UTC."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _ISO_LENGTH: Final = len("2026-01-31T23:59:59")
 
 
 def microseconds(value: object, naive: tzinfo = UTC) -> int:
-    """Read a time in any form that `timestamps.parse` reads.
+    """Convert a time in any form that `timestamps.parse` reads.
 
     Raises:
-        ValueError: It is no time, or one outside the years 1 to 9999.
+        ValueError: The value is not a time, or lies outside the years 1 to 9999.
     """
     try:
         delta = _since_epoch(value, naive)
@@ -27,11 +27,11 @@ def microseconds(value: object, naive: tzinfo = UTC) -> int:
 
 
 def _since_epoch(value: object, naive: tzinfo) -> timedelta:
-    # The usual forms, without the detour over text.
+    # The usual forms, without the cost of `timestamps.parse`.
     if type(value) is str and len(value) >= _ISO_LENGTH and value[4] == "-":
         moment = datetime.fromisoformat(value)
         if moment.tzinfo is not None:
-            # Refuse what UTC cannot show, as `parse` does.
+            # `astimezone` raises where UTC leaves the years 1 to 9999, as `parse` does.
             return moment.astimezone(UTC) - _EPOCH if moment.year in {1, 9999} else moment - _EPOCH
         if naive is UTC:
             return moment - _NAIVE_EPOCH
@@ -40,7 +40,7 @@ def _since_epoch(value: object, naive: tzinfo) -> timedelta:
 
 
 def all_microseconds(values: Sequence[object], naive: tzinfo = UTC) -> list[int]:
-    """Do what `microseconds` does for each value; where all are naive texts of the usual form, at less cost."""
+    """Return what `microseconds` returns for each value; faster if all are naive texts of the usual form."""
     try:
         if naive is UTC and {type(value) for value in values} == {str} and {value[4] for value in values} == {"-"}:  # type: ignore[index]  # text
             deltas = [moment - _NAIVE_EPOCH for moment in map(datetime.fromisoformat, values)]  # type: ignore[arg-type]
@@ -50,10 +50,10 @@ def all_microseconds(values: Sequence[object], naive: tzinfo = UTC) -> list[int]
     return [microseconds(value, naive) for value in values]
 
 
-def text(value: int) -> str:
-    """Return a time in the records' form.
+def time_text(value: int) -> str:
+    """Return a time in the text form of the library's records.
 
     Raises:
-        OverflowError: It lies outside the years 1 to 9999.
+        OverflowError: The time lies outside the years 1 to 9999.
     """
     return timestamps.utc_text(_EPOCH + timedelta(microseconds=value))

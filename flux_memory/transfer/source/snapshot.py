@@ -1,4 +1,4 @@
-"""A SQLite file as it was at one moment, read without changing it by a byte and without leaving a file."""
+"""Opens one consistent state of a SQLite file without changing a byte of it or leaving a file behind."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from pathlib import Path
 from typing import Final
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import private_copy
-from flux_memory.transfer.helper import Helper
-from flux_memory.transfer.leftovers import private_directory
+from flux_memory.transfer.source import probe_process
+from flux_memory.transfer.source.helper import Helper
+from flux_memory.transfer.tempfiles import private_directory
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CACHE: Final = "PRAGMA cache_size = -4000"
-# Whoever reads a mapped file that is cut short is killed.
+# Truncating a mapped file kills the process that reads it.
 _NO_MAPPING: Final = "PRAGMA mmap_size = 0"
 _LIVE: Final = "mode=ro"
 _STILL: Final = "mode=ro&immutable=1"
 _VERSION: Final = "PRAGMA data_version"
-_ATTEMPTS: Final = 50
-"""Times that a state is sought in which nobody writes; a commit in between makes it two."""
-_LARGE: Final = 32 * 1024 * 1024
-"""Bytes of a file from which on a second process is worth its start."""
+_MAX_ATTEMPTS: Final = 50
+"""Attempts to open the same state twice; each commit in between costs one."""
+_HELPER_MIN_BYTES: Final = 32 * 1024 * 1024
+"""Size of a file from which a helper process pays off."""
 _BUSY_SECONDS: Final = 30.0
-"""How long to wait for a lock that another process holds."""
-_BUSY: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
+"""Timeout for a lock held by another process."""
+_LOCKED: Final = "another process holds the file's lock; stop it, or wait until its transaction ends, and run again"
 
 
 @contextmanager
 def _within_limits() -> Iterator[None]:
-    """Name the limit that was reached; whoever holds a connection to the target would blame the network."""
+    """Report a limit of the system; `open_connection` would report an OSError as a network error."""
     try:
         yield
     except OSError as error:
         raise MigrationError(
             "the SQLite file cannot be read: the system gives no process or no temporary file for it: "
-            f"{error.strerror}; see to its limits and to TMPDIR, and run again"
+            f"{error.strerror}; check its limits and TMPDIR, and run again"
         ) from error
 
 
 class Snapshot:
-    """A file's state at one moment, once it was opened; what an application writes from then on is not seen.
+    """A file's state at the moment of `open`; later writes are not seen.
 
-    Processes that share the file through a write-ahead log are joined as a reader. A file that nobody is at work on is
-    read in place, without a lock that its writers would have to wait for; `renew` tells whether one came all the same.
-    Any other file is copied; the copy is unlinked before it is read, so that no end of this process leaves it behind.
+    A file that processes share through a write-ahead log is opened as one more reader. A file that no process uses is
+    read in place without a lock, which would block writers; `renew` returns whether a process wrote to it after all.
+    Any other file is copied. The copy is unlinked before it is read, so that it never outlives this process.
 
     Args:
         path: The file.
@@ -59,24 +59,24 @@ class Snapshot:
 
     def __init__(self, path: Path) -> None:
         self.helper: Helper | None = None
-        """A process that has opened the same state, where the file is large."""
+        """A process that has opened the same state of a large file."""
         self.interrupted = False
-        """Whether nobody wants it any more."""
+        """Whether `interrupt` was called."""
         self._path: Final = path
         self._db: sqlite3.Connection | None = None
-        self._witness: str | None = None
-        """What the file looked like, where it is read in place and its writers are free to go on."""
-        self._asked: subprocess.Popen[str] | None = None
+        self._fingerprint: str | None = None
+        """The fingerprint of a file that is read in place without a lock."""
+        self._probe: subprocess.Popen[str] | None = None
 
     @property
     def db(self) -> sqlite3.Connection:
-        """The file, opened."""
+        """The open connection."""
         assert self._db is not None  # noqa: S101 - `open` comes first
         return self._db
 
     @_within_limits()
     def open(self) -> None:
-        """Open the file's present state.
+        """Open the file's current state.
 
         Raises:
             MigrationError: The file cannot be read; the message says what to do.
@@ -89,37 +89,37 @@ class Snapshot:
 
     @_within_limits()
     def renew(self) -> bool:
-        """Tell whether what was read so far is void, since somebody wrote to the file; its new state is open then.
+        """Open the new state if the file was written to, and return whether it was: earlier reads are then invalid.
 
         Raises:
-            MigrationError: The file cannot be read any more.
+            MigrationError: The file can no longer be read.
         """
-        if self._witness is None or self.interrupted or self._ask(self._path)[1] == self._witness:
+        if self._fingerprint is None or self.interrupted or self._run_probe(self._path)[1] == self._fingerprint:
             return False
         self._open(in_place=False)
         return True
 
     @_within_limits()
-    def keep(self) -> None:
-        """Open the file's present state, so that nobody can change it, unless the one that is open cannot be changed.
+    def freeze(self) -> None:
+        """Ensure that the open state cannot change: copy the file, or join its log, if it is read in place.
 
-        The helper keeps what it has read.
+        The helper keeps its rows.
 
         Raises:
-            MigrationError: The file cannot be read any more.
+            MigrationError: The file can no longer be read.
         """
-        if self._witness is not None:
+        if self._fingerprint is not None:
             self.db.close()
             check_file(self._path)
             self._read(None, in_place=False)
 
     def interrupt(self) -> None:
-        """Stop whatever is being read, from another thread."""
+        """Stop all reading, in each process; safe from any thread."""
         self.interrupted = True
-        # Each may be let go at this moment.
-        asked, db, helper = self._asked, self._db, self.helper
-        if asked is not None:
-            asked.kill()
+        # Another thread may clear these attributes meanwhile.
+        probe, db, helper = self._probe, self._db, self.helper
+        if probe is not None:
+            probe.kill()
         if db is not None:
             with suppress(sqlite3.ProgrammingError):
                 db.interrupt()
@@ -127,7 +127,7 @@ class Snapshot:
             helper.kill()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection and the helper."""
         if self._db is not None:
             self._db.close()
         if self.helper is not None:
@@ -136,31 +136,35 @@ class Snapshot:
 
     def _open(self, *, in_place: bool) -> None:
         self.close()
-        if check_file(self._path) >= _LARGE and (os.cpu_count() or 1) > 1:
+        if check_file(self._path) >= _HELPER_MIN_BYTES and (os.cpu_count() or 1) > 1:
             self.helper = Helper()
         self._read(self.helper, in_place=in_place)
 
     def _read(self, helper: Helper | None, *, in_place: bool) -> None:
         with private_directory() as directory:
             copy = directory / "snapshot.db"
-            code, self._witness = self._prepare(copy, in_place=in_place)
-            if code == private_copy.LIVE:
+            code, fingerprint, error = self._run_probe(self._path.absolute(), copy, _BUSY_SECONDS, in_place)
+            if code not in {probe_process.COPIED, probe_process.LIVE, probe_process.IDLE}:
+                name, _, reason = error.partition("|")
+                raise MigrationError(_advice(self._path, name, reason))
+            self._fingerprint = fingerprint or None
+            if code == probe_process.LIVE:
                 self._join(helper)
             else:
-                read = copy if code == private_copy.COPIED else self._path
+                read = copy if code == probe_process.COPIED else self._path
                 self._db = connect(read, _STILL)
                 if helper is not None:
                     helper.open(read, _STILL)
 
     def _join(self, helper: Helper | None) -> None:
-        """Open a file that others write to; the helper's state is the same if nobody committed between the two."""
+        """Join a file in use; both processes see the same state if no commit falls between opening them."""
         path = self._path
         if helper is None:
             self._db = connect(path, _LIVE)
             return
         with closing(connect(path, _LIVE)) as watch:
             watch.execute("COMMIT")
-            for _ in range(_ATTEMPTS):
+            for _ in range(_MAX_ATTEMPTS):
                 version = watch.execute(_VERSION).fetchone()
                 self._db = connect(path, _LIVE)
                 helper.open(path, _LIVE)
@@ -170,36 +174,29 @@ class Snapshot:
         helper.close()
         self._db, self.helper = connect(path, _LIVE), None
 
-    def _prepare(self, copy: Path, *, in_place: bool) -> tuple[int, str | None]:
-        code, witness, error = self._ask(self._path.absolute(), copy, _BUSY_SECONDS, in_place)
-        if code not in {private_copy.COPIED, private_copy.LIVE, private_copy.AT_REST}:
-            name, _, reason = error.partition("|")
-            raise MigrationError(_advice(self._path, name, reason))
-        return code, witness or None
-
-    def _ask(self, *arguments: object) -> tuple[int, str, str]:
-        """Run `private_copy`; return its exit code and what it said."""
-        self._asked = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
-            [sys.executable, "-P", private_copy.__file__, *map(str, arguments)],
+    def _run_probe(self, *arguments: object) -> tuple[int, str, str]:
+        """Run `probe_process`; return its exit code and output."""
+        self._probe = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+            [sys.executable, "-P", probe_process.__file__, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Ctrl-C on a terminal is for this process to tell it; an application may have something else in mind.
+            # Ctrl-C on a terminal must reach only this process, which may handle it in its own way.
             start_new_session=True,
         )
         if self.interrupted:
-            self._asked.kill()
-        said = self._asked.communicate()
-        return self._asked.returncode, said[0].strip(), said[1].strip()
+            self._probe.kill()
+        said = self._probe.communicate()
+        return self._probe.returncode, said[0].strip(), said[1].strip()
 
 
 @contextmanager
 def snapshot_of(path: Path) -> Iterator[Snapshot]:
-    """Return a snapshot to be opened, and let go of it in the end.
+    """Yield a snapshot to open, and close it at the end.
 
     Raises:
-        MigrationError: The file cannot be read, which may show at any time; the message says what to do.
+        MigrationError: The file could not be read inside the block; the message says what to do.
     """
     snapshot = Snapshot(path)
     try:
@@ -211,10 +208,10 @@ def snapshot_of(path: Path) -> Iterator[Snapshot]:
 
 
 def check_file(path: Path) -> int:
-    """Refuse what is not a SQLite database file, and return its size.
+    """Return the size of a readable, non-empty file.
 
     Raises:
-        MigrationError: The message says what it is, and what to do.
+        MigrationError: There is no such file; the message says what to do.
     """
     try:
         if path.is_dir():
@@ -235,7 +232,7 @@ def check_file(path: Path) -> int:
 
 
 def _unreadable(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> MigrationError:
-    # What cannot be decoded are SQLite's own words, which quote damaged tables, or the tables' own names.
+    # A UnicodeDecodeError comes from SQLite's message, which quotes a damaged schema, or from names of tables.
     damaged = isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in str(error)
     name = "SQLITE_CORRUPT" if damaged else getattr(error, "sqlite_errorname", "")
     return MigrationError(_advice(path, name, str(error)))
@@ -243,7 +240,7 @@ def _unreadable(path: Path, error: sqlite3.Error | UnicodeDecodeError) -> Migrat
 
 def _advice(path: Path, name: str, reason: str) -> str:
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return f"{path} is locked: {_BUSY}"
+        return f"{path} is locked: {_LOCKED}"
     if name == "SQLITE_NOTADB":
         return f"{path} is not a SQLite database; check --sqlite-path"
     if name == "SQLITE_CORRUPT":
@@ -255,10 +252,10 @@ def _advice(path: Path, name: str, reason: str) -> str:
 
 
 def connect(path: Path, parameters: str) -> sqlite3.Connection:
-    """Open a file's present state by itself.
+    """Open a file and begin a read transaction, which fixes the state.
 
     Raises:
-        MigrationError: It cannot be opened.
+        MigrationError: The file cannot be opened.
     """
     try:
         db = sqlite3.connect(
@@ -274,7 +271,7 @@ def connect(path: Path, parameters: str) -> sqlite3.Connection:
         db.execute(_CACHE)
         db.execute(_NO_MAPPING)
         db.execute("BEGIN")
-        # The read that takes the snapshot.
+        # The first read takes the snapshot.
         db.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except (sqlite3.Error, UnicodeDecodeError) as error:
         db.close()

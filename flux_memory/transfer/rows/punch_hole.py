@@ -1,4 +1,4 @@
-"""Gives a file's pages back once they were read for the last time, so that the disk need not write them."""
+"""Frees the pages of a file after the last read, so that the disk need not write them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Final
 _KEEP_SIZE_AND_PUNCH_HOLE: Final = 0x01 | 0x02
 
 
-def give_back(descriptor: int, offset: int, length: int) -> None:
-    """Let go of a range, which reads as zeros afterwards; nothing happens where the system or the file cannot."""
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """Free a range, which then reads as zeros; does nothing where the operating or file system lacks support."""
     if _fallocate is not None and length > 0:
         _fallocate(descriptor, _KEEP_SIZE_AND_PUNCH_HOLE, offset, length)
 
 
-def _find() -> Callable[..., Any] | None:
+def _find_fallocate() -> Callable[..., Any] | None:
     if sys.platform != "linux":
         return None
     found: Callable[..., Any] | None = getattr(ctypes.CDLL(None), "fallocate64", None)
@@ -25,4 +25,4 @@ def _find() -> Callable[..., Any] | None:
     return found
 
 
-_fallocate: Final = _find()
+_fallocate: Final = _find_fallocate()
