@@ -62,7 +62,7 @@ MEANING: Final[dict[Capability, str]] = {
     Capability.TITLES: "A session has a title, which can be changed.",
     Capability.CLEAR_ALL: "`clear_all` empties the store.",
     Capability.TIMESTAMPS: "Messages and sessions bear their times.",
-    Capability.DURABLE: "What was acknowledged outlives the process that wrote it.",
+    Capability.DURABLE: "An acknowledged write outlives the process that made it.",
     Capability.SEVERAL_HANDLES: "Several handles of one process share the store.",
     Capability.SEVERAL_PROCESSES: "Several processes share the store.",
     Capability.OUTAGES: "The store can be out of reach for a while; a call waits for it until its deadline.",
