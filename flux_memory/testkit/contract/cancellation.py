@@ -36,8 +36,9 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-001",
-        promise="A cancelled `add_message` is stored whole or not at all; counts stay true and no lock is held.",
-        loses="One user closes a tab; everybody else waits for a lock, or the counts are wrong from then on.",
+        promise="A cancelled `add_message` is stored completely or not at all; counts stay correct and no lock is "
+        "held.",
+        loses="One user closes a tab; then all other users wait for a lock, or message counts stay wrong.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_add_message(self, store: StoreUnderTest) -> None:
@@ -51,7 +52,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-002",
-        promise="A cancelled `add_messages` is stored whole or not at all; counts stay true and no lock is held.",
+        promise="A cancelled `add_messages` is stored completely or not at all; counts stay correct and no lock is "
+        "held.",
         loses="A question is stored without its answer.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
@@ -71,8 +73,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-003",
-        promise="A cancelled `create_session` leaves a whole session or none.",
-        loses="Sessions without an owner or metadata appear.",
+        promise="A cancelled `create_session` leaves a complete session or none.",
+        loses="Sessions appear without an owner or metadata.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -125,7 +127,7 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-005",
-        promise="A cancelled `update_session_title` sets the title or does not.",
+        promise="A cancelled `update_session_title` sets the title or changes nothing.",
         loses="A rename that timed out leaves the session locked.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
@@ -143,8 +145,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-006",
-        promise="A cancelled read leaves the handle working, and later reads get their own answers.",
-        loses="After a timeout a user is shown the answer to somebody else's question.",
+        promise="After a cancelled read, the handle still works, and later reads get their own answers.",
+        loses="After a timeout, a user sees the answer to another user's request.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_reads(self, store: StoreUnderTest) -> None:
@@ -171,7 +173,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-007",
         promise="A cancelled `clear_all` removes everything or nothing.",
-        loses="A clear that timed out leaves half of the data.",
+        loses="A clear that timed out leaves half the data behind.",
         needs=Capability.BATCH
         | Capability.SESSIONS
         | Capability.SESSION_IDS
@@ -206,8 +208,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-008",
-        promise="A first call that is cancelled leaves a handle that opens the store at the next call.",
-        loses="A worker whose first request timed out never serves another one.",
+        promise="If the first call on a handle is cancelled, the next call opens the store.",
+        loses="A worker whose first request timed out never serves another request.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES,
     )
     async def test_first_use(self, store: StoreUnderTest) -> None:
@@ -227,8 +229,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-009",
-        promise="Cancelling one call does not harm calls that run beside it: those acknowledged are stored.",
-        loses="One user's timeout takes other users' messages along.",
+        promise="Cancelling one call does not affect concurrent calls: acknowledged writes are stored.",
+        loses="One user's timeout discards other users' messages.",
     )
     async def test_neighbours(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -247,8 +249,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-010",
-        promise="An add that was cancelled can be retried under its `message_id`: it is then stored exactly once.",
-        loses="After a timeout a message is doubled or lost.",
+        promise="A cancelled add can be retried with its `message_id`, and the message is then stored exactly once.",
+        loses="After a timeout, a message is duplicated or lost.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_retry_after_cancellation(self, store: StoreUnderTest) -> None:
@@ -267,8 +269,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-011",
-        promise="A storm of cancelled calls costs the handle nothing: it goes on serving as many calls as before.",
-        loses="Each timeout takes a connection with it, until none is left.",
+        promise="After many cancelled calls, the handle still serves as many concurrent calls as before.",
+        loses="Each timeout leaks a connection, until none is left.",
         needs=Capability.SESSIONS,
     )
     async def test_storm(self, store: StoreUnderTest) -> None:
@@ -301,8 +303,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-012",
-        promise="A cancelled `close` loses no acknowledged write, and can be called again.",
-        loses="A shutdown that was interrupted loses the last messages.",
+        promise="A cancelled `close()` loses no acknowledged write and can be called again.",
+        loses="An interrupted shutdown loses the last messages.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_close(self, store: StoreUnderTest) -> None:
@@ -323,8 +325,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-013",
-        promise="An add that is cancelled in the turn in which it was made is not stored, alone or beside others.",
-        loses="A message that was withdrawn before it was sent is in the conversation.",
+        promise="An add cancelled in the event loop turn that made it is not stored, alone or beside other adds.",
+        loses="A message that was withdrawn before it was sent appears in the conversation.",
     )
     async def test_cancelled_at_once(self, store: StoreUnderTest) -> None:
         memory = store.open_plain()
@@ -345,9 +347,9 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-014",
-        promise="When every task of the event loop is cancelled, at whatever turn, the handle still adds, reads and "
-        "closes, and loses nothing.",
-        loses="An application that cancels all tasks and then saves what is left saves nothing.",
+        promise="If every task of the event loop is cancelled, at any turn, the handle still adds, reads and closes, "
+        "and loses nothing.",
+        loses="An application that cancels all tasks and then saves its remaining messages cannot save them.",
     )
     async def test_every_task_cancelled(self, store: StoreUnderTest) -> None:
         ours = asyncio.all_tasks()
@@ -365,8 +367,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-015",
-        promise="When every task is cancelled while a handle opens, at whatever turn, the next call opens it.",
-        loses="A worker that was told to stop in its first second answers that its memory is closed, for good.",
+        promise="If every task is cancelled while a handle opens, at any turn, the next call opens it.",
+        loses="A worker that is cancelled during startup reports a closed memory until it is restarted.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_every_task_cancelled_while_opening(self, store: StoreUnderTest) -> None:
@@ -383,9 +385,9 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-016",
-        promise="When every task is cancelled while a handle closes, `close()` called again closes it: no acknowledged "
+        promise="If every task is cancelled while a handle closes, calling `close()` again closes it: no acknowledged "
         "write is lost, and no thread, file or connection stays open.",
-        loses="A shutdown that was interrupted leaves connections behind, or an interpreter that does not exit.",
+        loses="An interrupted shutdown leaks connections, or keeps the interpreter from exiting.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_every_task_cancelled_while_closing(self, store: StoreUnderTest) -> None:

@@ -65,8 +65,9 @@ class CapabilitiesContract(Binding):
 
     @clause(
         "FM-CAP-001",
-        promise="A call that is claimed works; one that is not raises `InvalidInputError` naming method or argument.",
-        loses="A call that is not supported seems to have worked.",
+        promise="A claimed call works; an unclaimed one raises an `InvalidInputError` that names the method or "
+        "argument.",
+        loses="An unsupported call appears to have worked.",
     )
     async def test_calls_are_as_claimed(self, store: StoreUnderTest) -> None:
         for capability, calls in CALLS.items():
@@ -83,8 +84,8 @@ class CapabilitiesContract(Binding):
 
     @clause(
         "FM-CAP-002",
-        promise="Ids, times and several handles are there where they are claimed, and only there.",
-        loses="What looks like an id or a time is none, or two handles spoil each other's work.",
+        promise="Ids, times and several handles work if they are claimed, and only then.",
+        loses="Users rely on ids or times that do not work, or two handles corrupt each other's data.",
     )
     async def test_records_and_handles_are_as_claimed(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -98,8 +99,9 @@ class CapabilitiesContract(Binding):
 
     @clause(
         "FM-CAP-003",
-        promise="Messages outlive their process, and several processes share a store, where claimed, and only there.",
-        loses="A restart, or a second worker, loses conversations.",
+        promise="Messages outlive their process, and several processes can share a store, if that is claimed, and "
+        "only then.",
+        loses="Conversations are lost after a restart, or with a second worker.",
     )
     def test_processes_are_as_claimed(self, store: StoreUnderTest) -> None:
         async def write(open_handle: Callable[[], Memory], tell: Tell) -> None:
@@ -130,9 +132,9 @@ class CapabilitiesContract(Binding):
 
     @clause(
         "FM-CAP-004",
-        promise="In an outage a write raises `BackendUnavailableError` by its deadline, and calls work again after it, "
-        "where claimed, and only there.",
-        loses="A service hangs with its database, or stays broken when the database is back.",
+        promise="If outages are claimed, and only then, a write in an outage raises `BackendUnavailableError` by its "
+        "deadline, and calls work again afterwards.",
+        loses="A service hangs with its database, or stays broken after the database returns.",
         away=True,
     )
     async def test_outages_are_as_claimed(self, store: StoreUnderTest) -> None:

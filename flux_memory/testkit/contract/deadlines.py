@@ -48,8 +48,10 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-001",
-        promise="A call that is refused is not stored, then or later, whatever the deadlines of the calls beside it.",
-        loses="Under load an application is told that nothing was stored, sends again, and the message is there twice.",
+        promise="A call that fails at its deadline is not stored, then or later, whatever the deadlines of concurrent "
+        "calls.",
+        loses="Under load, an application is told that a message was not stored, sends it again, and the message is "
+        "there twice.",
     )
     async def test_mixed_deadlines(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -70,8 +72,8 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-002",
-        promise="A call whose deadline passes while the event loop stands still is not refused if it was stored.",
-        loses="One slow function in the application, and messages that were stored are reported as not stored.",
+        promise="A call whose deadline passes while the event loop is blocked does not fail if it was stored.",
+        loses="After one slow function blocks the event loop, stored messages are reported as not stored.",
     )
     async def test_stalled_loop(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -90,9 +92,9 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-003",
-        promise="A call that was refused while the store was out of reach is not stored when the store is back, "
-        "whatever calls beside it still wait.",
-        loses="After an outage each message that was sent again is in the conversation twice.",
+        promise="A call that fails while the store is unreachable is not stored when the store returns, whatever "
+        "concurrent calls still wait.",
+        loses="After an outage, each message that was sent again is in the conversation twice.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -119,8 +121,8 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-004",
-        promise="A call ends by its own deadline, whatever the deadlines of the calls beside it.",
-        loses="A request that may take a second takes a minute, because a background job may.",
+        promise="A call ends by its own deadline, whatever the deadlines of concurrent calls.",
+        loses="A request with a deadline of one second takes a minute, because a background job has a longer deadline.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -141,8 +143,8 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-005",
-        promise="Once the store is back new calls are answered, whatever calls for other sessions still wait.",
-        loses="One lost connection, and a conversation stays shut for as long as an unrelated caller has patience.",
+        promise="Once the store returns, new calls are answered, even while calls for other sessions still wait.",
+        loses="After one lost connection, a conversation stays blocked until an unrelated call reaches its deadline.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -169,9 +171,9 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-006",
-        promise="A cancelled call takes effect by its deadline or never, made alone or with others: what was cancelled "
-        "while the store was out of reach is not stored when it is back.",
-        loses="A message that was withdrawn appears in the conversation once the network is up again.",
+        promise="A cancelled call takes effect by its deadline or never, alone or beside other calls: if it was "
+        "cancelled while the store was unreachable, it is not stored when the store returns.",
+        loses="A withdrawn message appears in the conversation once the network is back.",
         needs=Capability.OUTAGES | Capability.SEVERAL_HANDLES,
         away=True,
     )

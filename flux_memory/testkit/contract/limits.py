@@ -44,8 +44,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-001",
-        promise="An id given has 1 to 36 characters, whatever their size in bytes; any other length is refused.",
-        loses="An id is cut by one engine, and two sessions become one.",
+        promise="A caller's id has 1 to 36 characters, whatever their size in bytes; other lengths are rejected.",
+        loses="One engine truncates ids, and two sessions become one.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -71,8 +71,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-002",
-        promise="A user's id has at most 255 characters; a longer one is refused.",
-        loses="PostgreSQL cannot index it: the write fails there and nowhere else.",
+        promise="A user id has at most 255 characters; a longer one is rejected.",
+        loses="PostgreSQL cannot index a longer id: the write fails there and nowhere else.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_ids_have_at_most_255_characters(self, store: StoreUnderTest) -> None:
@@ -86,8 +86,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-003",
-        promise="Long content (a megabyte) comes back whole.",
-        loses="Long answers are cut at the end.",
+        promise="Long content (a megabyte) is returned complete.",
+        loses="Long answers are cut off at the end.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_long_content_is_not_cut(self, store: StoreUnderTest) -> None:
@@ -103,8 +103,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-004",
-        promise="Content over the limit in bytes is refused, never cut.",
-        loses="Each engine fails, or cuts the text, at a size of its own.",
+        promise="Content over the byte limit is rejected, never truncated.",
+        loses="Each engine fails, or truncates the text, at a different size.",
         needs=Capability.BATCH,
     )
     async def test_content_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
@@ -122,8 +122,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-005",
-        promise="Metadata over the limit in bytes is refused, never cut.",
-        loses="Each engine fails at a size of its own.",
+        promise="Metadata over the byte limit is rejected, never truncated.",
+        loses="Each engine fails at a different size.",
         needs=Capability.SESSIONS,
     )
     async def test_metadata_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
@@ -135,8 +135,9 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-006",
-        promise="Reading or deleting under an id that nobody has, or can have, finds nothing: `None`, `[]`, no error.",
-        loses="A mistyped link is an internal error instead of an empty page.",
+        promise="Reading or deleting with an id that does not exist, or is not valid, finds nothing: `None`, `[]`, no "
+        "error.",
+        loses="A mistyped link shows an internal error instead of an empty page.",
         needs=Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_lookups_of_nothing_find_nothing(self, store: StoreUnderTest) -> None:
@@ -153,8 +154,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-007",
-        promise="Writing to a session under an id that nobody has, or can have, raises `SessionNotFoundError`.",
-        loses="Messages go nowhere, or the driver's error comes through.",
+        promise="Writing to a session id that does not exist, or is not valid, raises `SessionNotFoundError`.",
+        loses="Messages are lost, or the driver's error reaches the application.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES,
     )
     async def test_writes_to_nowhere_are_not_found(self, store: StoreUnderTest) -> None:
@@ -174,7 +175,7 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-008",
-        promise="An id to look up that is no `str` is refused as a type error that names the argument.",
+        promise="Looking up an id that is not a `str` is a type error that names the argument.",
         loses="A bug in the caller looks like an empty conversation.",
         needs=Capability.BATCH | Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE | Capability.TITLES,
     )

@@ -17,9 +17,9 @@ class ModelContract(Binding):
 
     @clause(
         "FM-MOD-001",
-        promise="Whatever is called, in any order, at once or cancelled half-way, the reference model explains "
-        "every answer.",
-        loses="Combinations that nobody thought of lose messages, answer wrongly or hang.",
+        promise="For any calls, in any order, concurrent or cancelled part-way, the reference model explains every "
+        "answer.",
+        loses="Rare combinations of calls lose messages, return wrong answers or hang.",
         needs=NEEDED,
     )
     def test_the_reference_model_explains_everything(self, store: StoreUnderTest) -> None:

@@ -42,7 +42,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-002",
         promise="The order does not depend on ids or on equal timestamps.",
-        loses="Messages of the same microsecond are shuffled at every read.",
+        loses="Messages of the same microsecond are shuffled on every read.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_ties_keep_their_order(self, store: StoreUnderTest) -> None:
@@ -61,8 +61,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-003",
-        promise="`limit` takes the newest messages and returns them oldest first.",
-        loses="The model is shown the start of a long conversation instead of its end.",
+        promise="`limit` selects the newest messages and returns them oldest first.",
+        loses="The model is given the start of a long conversation instead of its end.",
     )
     async def test_limit_takes_the_newest(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -73,7 +73,7 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-004",
-        promise="`limit=0` is nothing, `None` is all, and more than there is, even beyond 64 bits, is all.",
+        promise="`limit=0` returns nothing; `None`, and any number above the count, even beyond 64 bits, returns all.",
         loses="A limit from a configuration file empties or breaks the history.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR,
     )
@@ -102,8 +102,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-005",
-        promise="A `limit` that is no `int` (`bool` is none) is refused as a type error; a negative one is refused.",
-        loses="`limit=-1` means all on one engine and an error on the other.",
+        promise="A `limit` that is not an `int` (a `bool` is not) is a type error; a negative one is rejected.",
+        loses="`limit=-1` means all messages on one engine and an error on the other.",
     )
     async def test_wrong_limits_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -118,7 +118,7 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-006",
-        promise="`before` pages back through all of a history, with no gap and no repeat.",
+        promise="`before` pages back through the whole history, with no gap and no repeat.",
         loses="Scrolling back skips messages or shows them twice.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR,
     )
@@ -134,7 +134,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-007",
         promise="Paging back has no gap and no repeat while others append.",
-        loses="In a busy conversation, scrolling back skips messages.",
+        loses="Scrolling back in a busy conversation skips messages.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR | Capability.SEVERAL_HANDLES,
     )
     async def test_before_pages_back_while_others_append(self, store: StoreUnderTest) -> None:
@@ -154,8 +154,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-008",
-        promise="`before` with an id that the session does not have gives nothing, another session's id included.",
-        loses="A stale cursor starts again at the newest page, for ever.",
+        promise="`before` with an id that is not in the session returns nothing, even if another session has that id.",
+        loses="A client with a stale cursor starts again at the newest page, forever.",
         needs=Capability.CURSOR,
     )
     async def test_before_an_unknown_message_is_nothing(self, store: StoreUnderTest) -> None:
@@ -190,8 +190,9 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-010",
-        promise="Concurrent writers: everybody sees one order, in which each writer's messages keep theirs.",
-        loses="Two readers of one conversation see two conversations.",
+        promise="All readers see concurrent writers' messages in one order, in which each writer's messages keep "
+        "theirs.",
+        loses="Two readers of one conversation see its messages in different orders.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_writers_keep_their_order(self, store: StoreUnderTest) -> None:
@@ -211,8 +212,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-011",
-        promise="An add that ended before another began comes first, through whichever handle.",
-        loses="The answer, written by another worker, comes before the question.",
+        promise="An add that finished before another began comes first, through any handles.",
+        loses="An answer written by another worker comes before its question.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_two_handles_share_one_order(self, store: StoreUnderTest) -> None:
@@ -225,8 +226,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-012",
-        promise="An add that failed or was refused leaves no hole that a reader could see, and no place taken.",
-        loses="Counts and pages disagree with what is there.",
+        promise="A failed or rejected add leaves no visible gap and takes no place in the order.",
+        loses="Counts and pages disagree with the stored messages.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.CURSOR | Capability.SESSIONS,
     )
     async def test_failed_adds_leave_no_hole(self, store: StoreUnderTest) -> None:
@@ -256,8 +257,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-013",
-        promise="Sessions do not share an order: the messages of one are never in another one's history.",
-        loses="One user reads another one's messages.",
+        promise="Each session has its own order: its messages never appear in another session's history.",
+        loses="One user reads another user's messages.",
     )
     async def test_sessions_do_not_mix(self, store: StoreUnderTest) -> None:
         memory = store.open()

@@ -21,8 +21,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-001",
-        promise="A new session has what was given, and empty text, `{}` and no messages for what was not.",
-        loses="A conversation shows up without its title, its owner or its settings.",
+        promise="A new session has the given values; missing ones are empty text, `{}` and no messages.",
+        loses="A conversation appears without its title, owner or settings.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -41,7 +41,7 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-002",
-        promise="A session is a plain `dict` with exactly the keys of the record, of the record's types.",
+        promise="A session is a plain `dict` with exactly the keys of the record and values of the record's types.",
         loses="Code written for one backend breaks on the other.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
@@ -61,8 +61,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-003",
-        promise="An id made by the library is UUIDv7 text, another one each time, on every handle.",
-        loses="Ids clash, or do not sort by age.",
+        promise="An id made by the library is UUIDv7 text and unique across handles.",
+        loses="Ids collide, or do not sort by age.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
@@ -78,8 +78,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-004",
-        promise="Creating a session under an id that exists raises `ConflictError` and leaves that session as it was.",
-        loses="A conversation is overwritten by a new one.",
+        promise="Creating a session with an existing id raises `ConflictError` and leaves that session unchanged.",
+        loses="A new conversation overwrites an existing one.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -100,7 +100,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-005",
         promise="Adding to a session that does not exist raises `SessionNotFoundError` and stores nothing.",
-        loses="Messages are stored where nobody will ever read them.",
+        loses="Messages are stored where no reader will find them.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_adding_to_nowhere(self, store: StoreUnderTest) -> None:
@@ -122,7 +122,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-006",
         promise="Renaming a session that does not exist raises `SessionNotFoundError` and creates nothing.",
-        loses="A rename that did nothing looks done.",
+        loses="A rename that did nothing appears to have worked.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_renaming_nothing(self, store: StoreUnderTest) -> None:
@@ -167,8 +167,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-008",
-        promise="Deleting a session removes it and exactly its messages.",
-        loses="Deleted messages come back, or somebody else's are gone.",
+        promise="Deleting a session removes it and its messages, and nothing else.",
+        loses="Deleted messages reappear, or another session's messages are gone.",
         needs=Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
@@ -198,7 +198,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-009",
         promise="Deleting a session that does not exist does nothing.",
-        loses="A retried delete is an error, or deletes something else.",
+        loses="A retried delete raises, or deletes something else.",
         needs=Capability.SESSIONS,
     )
     async def test_deleting_nothing(self, store: StoreUnderTest) -> None:
@@ -213,8 +213,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-010",
-        promise="`clear_all` removes every session and every message; the store goes on working.",
-        loses="Data that was to be erased is still there.",
+        promise="`clear_all` removes every session and every message; the store keeps working.",
+        loses="Data that had to be erased is still there.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.USER_SCOPE
@@ -245,8 +245,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-011",
-        promise="`count_sessions` is the number of sessions.",
-        loses="A page counter shows pages that are not there.",
+        promise="`count_sessions` returns the number of sessions.",
+        loses="A pager shows pages that do not exist.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_counting(self, store: StoreUnderTest) -> None:

@@ -34,9 +34,9 @@ class WorkersContract(Binding):
 
     @clause(
         "FM-CON-013",
-        promise="Of what concurrent workers send, retry and cancel, all that was acknowledged is stored whole, once "
-        "and in order, and nothing else is.",
-        loses="In a busy service single messages are lost, doubled or swapped, and nobody can say when.",
+        promise="When concurrent workers send, retry and cancel, every acknowledged message is stored completely, "
+        "once and in order, and nothing else is.",
+        loses="In a busy service, single messages are lost, duplicated or swapped, with no trace of when.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -61,9 +61,9 @@ class WorkersContract(Binding):
 
     @clause(
         "FM-DUR-008",
-        promise="When one of several writing processes is killed and another retries its calls, all that was "
-        "acknowledged is stored whole, once and in order, and nothing else is.",
-        loses="After a crash under load the conversation has holes, or says the same thing twice.",
+        promise="When one of several writing processes is killed and another retries its calls, every acknowledged "
+        "message is stored completely, once and in order, and nothing else is.",
+        loses="After a crash under load, the conversation has gaps or duplicates.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
