@@ -1,4 +1,4 @@
-"""Clauses that protect batches: all or none, in order, and errors that say where."""
+"""Clauses on batches: all or nothing, in order, with errors that name the message."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def numbered(*numbers: int) -> list[Any]:
 
 
 class BatchesContract(Binding):
-    """What is promised of `add_messages`."""
+    """The promises of `add_messages`."""
 
     @clause(
         "FM-BAT-001",
@@ -240,7 +240,7 @@ class BatchesContract(Binding):
 
         async def read() -> None:
             while not done.is_set():
-                # A backend that never suspends must not keep the writers from writing.
+                # Let the writers run even if the backend never suspends.
                 await asyncio.sleep(0)
                 seen.append(len(await other.get_history(session)))
                 found = await other.get_session(session)

@@ -1,4 +1,4 @@
-"""Clauses that protect against cancellation: at every await, a write is whole or absent and the handle works on."""
+"""Clauses on cancellation: at every await, a write is complete or absent and the handle keeps working."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.cancel_points import TURNS, cancelled_everywhere, turns_of_the_loop
 from flux_memory.testkit.contract.ledger import Ledger
 from flux_memory.testkit.contract.lifecycle import open_things, resource_warnings
-from flux_memory.testkit.contract.stepping import TURNS, cancelled_everywhere, turns_of_the_loop
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 STORM: Final = 32
 """More calls than a pool has connections."""
 AFTER_SECONDS: Final = 10.0
-"""The deadline of a call that follows a cancellation: more than it takes, and a failure is seen soon."""
+"""The deadline of a call after a cancellation: longer than it takes, short enough to fail soon."""
 EACH_TURN: Final = (*range(14), 17, 21, 34, 55, 89)
 """Turns of the event loop after which every task is cancelled."""
 CLOSED_AT_ONCE: Final = 3
-"""Handles whose closing is cancelled in the same turn."""
+"""Handles whose `close()` is cancelled in the same turn."""
 
 
 class CancellationContract(Binding):
-    """What is promised of calls that are cancelled (a client that hung up, a timeout)."""
+    """The promises of cancelled calls, after a client disconnects or a timeout expires."""
 
     @clause(
         "FM-CAN-001",
@@ -69,7 +69,7 @@ class CancellationContract(Binding):
         stored = await _holds(store, memory, session, expected, uncertain)
         for number in {text[:-3] for text in uncertain}:
             parts = [text for text in stored if text.isdecimal() and text[:-3] == number]
-            assert len(parts) in {0, 3}, f"of a batch, only {parts} were stored"
+            assert len(parts) in {0, 3}, f"only part of a batch was stored: {parts}"
 
     @clause(
         "FM-CAN-003",
@@ -192,7 +192,7 @@ class CancellationContract(Binding):
             left = await self._left(other)
             deadline = time.monotonic() + 5
             while left not in (nothing, whole) and time.monotonic() < deadline:
-                # Cut short here, it may still come to its end there, between two of these reads.
+                # The store may still complete a cancelled call between two of these reads.
                 left = await self._left(other)
             assert left in ([nothing, whole] if attempt.cancelled else [nothing])
             await memory.clear_all()
@@ -203,7 +203,7 @@ class CancellationContract(Binding):
 
     @staticmethod
     async def _left(memory: Memory) -> list[Any]:
-        """Return how many sessions there are, and what is said in `a` and in `b`."""
+        """Return the number of sessions, and the contents of sessions `a` and `b`."""
         return [await memory.count_sessions(), *[contents(await memory.get_history(session)) for session in "ab"]]
 
     @clause(
@@ -294,12 +294,12 @@ class CancellationContract(Binding):
             assert before is not None
             assert after is not None
             assert set(outcomes) <= {row["id"] for row in history}
-            # A call that was cancelled after it was sent may still be stored between two reads.
+            # A call that was cancelled after it was sent may be stored between two reads.
             if before["message_count"] == after["message_count"]:
                 assert after["message_count"] == len(history)
                 break
         else:
-            pytest.fail("the number of messages never came to rest")
+            pytest.fail("the number of messages never stopped changing")
 
     @clause(
         "FM-CAN-012",
@@ -340,7 +340,7 @@ class CancellationContract(Binding):
                     task.cancel()
                 assert all(isinstance(outcome, str) for outcome in await gather_outcomes(*others))
                 await gather_outcomes(*doomed)
-                # What may still be under way in the session is over when this one is.
+                # Once this call is done, earlier ones in the session are done as well.
                 await memory.add_message(session, "user", name)
                 kept += [name] * (beside + 1)
         assert contents(await memory.get_history(session)) == kept
@@ -394,22 +394,22 @@ class CancellationContract(Binding):
         reader = store.open()
         ledger = Ledger(await reader.create_session())
         await self._close_in_two_steps(store, ledger, "once", TURNS[:3])
-        # What earlier clauses left would be collected in between, and hide as much that is new.
+        # Collect objects of earlier clauses now: collected later, they would hide new leaks.
         gc.collect()
         before = open_things()
         await self._close_in_two_steps(store, ledger, "and once more", TURNS)
         deadline = time.monotonic() + AFTER_SECONDS
-        # What is opened once for all handles may stay. Threads end a little later.
+        # Resources shared by all handles may stay open. Threads end a little later.
         while any(now - then >= CLOSED_AT_ONCE for now, then in zip(open_things(), before, strict=True)):
-            assert time.monotonic() < deadline, f"handles closed at the second time left threads or files: {before}"
+            assert time.monotonic() < deadline, f"handles closed by a second close() left threads or files: {before}"
             gc.collect()
             await asyncio.sleep(0.01)
-        # Drops the handles: one that was not closed says so when it is collected.
+        # Drop the handles: an unclosed one emits a warning when it is collected.
         await store.close()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             gc.collect()
-        assert not (left := resource_warnings(caught)), f"of handles that were closed again: {left[0]}"
+        assert not (left := resource_warnings(caught)), f"handles that were closed again: {left[0]}"
         await ledger.judge(store)
 
     @staticmethod
@@ -427,13 +427,13 @@ class CancellationContract(Binding):
             await _cancel_all(calls, each, spared=ours)
             for memory in handles:
                 (outcome,) = await gather_outcomes(memory.close())
-                assert outcome is None, f"a close that was cancelled at turn {each} cannot be repeated: {outcome!r}"
+                assert outcome is None, f"close() failed after a close() that was cancelled at turn {each}: {outcome!r}"
                 with pytest.raises(MemoryClosedError):
                     await memory.get_history(ledger.session)
 
 
 async def _cancel_all(calls: list[asyncio.Task[Any]], turns: int, *, spared: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel every task of the loop after so many turns, but for those spared, and wait for the calls' end."""
+    """Cancel every task of the loop except the spared ones after some turns, and wait until the calls end."""
     await turns_of_the_loop(turns)
     for task in asyncio.all_tasks().difference(spared):
         task.cancel()
@@ -441,11 +441,11 @@ async def _cancel_all(calls: list[asyncio.Task[Any]], turns: int, *, spared: Ite
 
 
 _ATTEMPTS = 60
-"""Sessions to delete: as many as attempts that a call with two dozen awaits needs."""
+"""Sessions to delete: one for each attempt that a call with two dozen awaits needs."""
 
 
 async def _both_work(memory: Memory, other: Memory, session: str, number: int) -> str:
-    """Write through the handle and through another one, which a lock held would keep waiting."""
+    """Write through the handle and through another one, which would wait for a lock that is still held."""
     await other.create_session(session_id=f"other {number}")
     await other.delete_session(f"other {number}")
     content = f"marker {number}"
@@ -456,7 +456,7 @@ async def _both_work(memory: Memory, other: Memory, session: str, number: int) -
 async def _holds(
     store: StoreUnderTest, memory: Memory, session: str, expected: list[str], uncertain: set[str]
 ) -> list[str]:
-    """Demand, once all is settled, that a history is what was expected, but for what was cancelled."""
+    """Assert that a settled history has the expected messages, and of the cancelled ones each at most once."""
     await memory.close()
     reader = store.open()
     stored = contents(await reader.get_history(session))

@@ -1,4 +1,4 @@
-"""Clauses that protect concurrent use: nothing lost, nothing doubled, no deadlock, no neighbour harmed."""
+"""Clauses on concurrent use: nothing lost or duplicated, no deadlock, and errors stay with their call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 
 
 class ConcurrencyContract(Binding):
-    """What is promised of tasks and handles that work at the same time."""
+    """The promises to tasks and handles that work at the same time."""
 
     @clause(
         "FM-CON-001",
@@ -164,7 +164,7 @@ class ConcurrencyContract(Binding):
             outcomes = await gather_outcomes(*listings, *adds, *batches, *deletions)
             _only(outcomes, SessionNotFoundError)
             for rows in outcomes[: len(listings)]:
-                assert all(type(row) is dict and row["id"] == "s" for row in rows), f"listed beside a deletion: {rows}"
+                assert all(type(row) is dict and row["id"] == "s" for row in rows), f"listed during a deletion: {rows}"
             assert await memory.get_session("s") is None
             await memory.create_session(session_id="s")
             assert await other.get_history("s") == []
@@ -296,7 +296,7 @@ def _message(content: str, **more: str) -> Any:
 
 
 def _only(outcomes: list[object], *expected: type[Exception]) -> None:
-    """Demand that every call succeeded or failed as expected."""
+    """Assert that every call succeeded or failed with an expected error."""
     wrong = [
         outcome for outcome in outcomes if isinstance(outcome, BaseException) and not isinstance(outcome, expected)
     ]

@@ -1,4 +1,4 @@
-"""Clauses that protect acknowledged writes, across handles, processes and sudden death."""
+"""Clauses on acknowledged writes: across handles, processes and `kill -9`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 OpenHandle = Callable[[], Memory]
 
 PROCESSES = 3
-"""More than this machine may have cores, so that they do interrupt each other."""
+"""More processes than this machine is likely to have cores, so that they interrupt each other."""
 KILLED_AFTER = (12, 5, 1)
-"""Acknowledged writes of the processes that are killed; more than one, since who writes late may just have done so."""
+"""Acknowledged writes before a process is killed; several, as a backend that writes late may have written one."""
 
 
 class DurabilityContract(Binding):
-    """What is promised once a call has returned."""
+    """The promises once a call has returned."""
 
     @clause(
         "FM-DUR-001",
@@ -107,7 +107,7 @@ class DurabilityContract(Binding):
                 assert [made for made in ids if made in set(told)] == told
                 assert found is not None
                 assert found["message_count"] == len(ids)
-                # Three messages a round: one add, and a batch that is whole or absent.
+                # Three messages per round: one add, and a batch that is complete or absent.
                 assert len(ids) % 3 in {0, 1}
                 await add_numbered(memory, session, [-1])
 

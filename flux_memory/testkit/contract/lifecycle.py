@@ -1,4 +1,4 @@
-"""Clauses that protect the life of a handle: closing, forgetting to close, other loops, damaged rows."""
+"""Clauses on the life of a handle: closing, missing `close()`, other event loops, damaged rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 from flux_memory.testkit.patience import unblocked
 
 LOOP_SECONDS: Final = 20.0
-"""How long a call on another event loop may take to work or to say why not."""
+"""How long a call on another event loop may take to succeed or raise."""
 HANDLES: Final = 8
 
 EVERY_CALL: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
@@ -40,7 +40,7 @@ EVERY_CALL: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
 
 
 class LifecycleContract(Binding):
-    """What is promised of `close()`, and of handles that were not closed, were moved, or meet damage."""
+    """The promises of `close()`, and of handles that are not closed, change event loops or read damaged rows."""
 
     @clause(
         "FM-LIF-001",
@@ -160,12 +160,12 @@ class LifecycleContract(Binding):
     )
     async def test_closed_handles_leave_nothing_open(self, store: StoreUnderTest) -> None:
         await self._use_and_close(store)
-        # What earlier clauses left would be collected in between, and hide as much that is new.
+        # Collect objects of earlier clauses now: collected later, they would hide new leaks.
         gc.collect()
         before = open_things()
         await self._use_and_close(store)
         deadline = time.monotonic() + 10
-        # What is opened once for all handles may stay; what is opened for each may not. Threads end a little later.
+        # Resources shared by all handles may stay open, those of each handle may not. Threads end a little later.
         while any(now - then >= HANDLES for now, then in zip(open_things(), before, strict=True)):
             assert time.monotonic() < deadline, f"{HANDLES} closed handles left threads or files: {open_things()}"
             gc.collect()
@@ -197,9 +197,9 @@ class LifecycleContract(Binding):
                     await asyncio.sleep(0.01)
                 tell(resource_warnings(caught))
 
-        # run_together also waits for the process to exit by itself.
+        # run_together also waits for the process to exit.
         ((warned,),) = run_together(store.fork(forget))
-        assert warned, "a handle was dropped without close(), and no ResourceWarning said so"
+        assert warned, "a handle was dropped without close() and emitted no ResourceWarning"
 
     @clause(
         "FM-LIF-009",
@@ -213,7 +213,7 @@ class LifecycleContract(Binding):
         def use_on_another_loop(memory: Memory, session: str) -> None:
             try:
                 outcomes.append(asyncio.run(memory.add_message(session, "user", "second loop")))
-            except BaseException as error:  # noqa: BLE001 - judged below, whatever it is
+            except BaseException as error:  # noqa: BLE001 - checked below
                 outcomes.append(error)
 
         async def start() -> tuple[Memory, str]:
@@ -267,7 +267,7 @@ class LifecycleContract(Binding):
         await add_numbered(memory, sound, range(3))
         await memory.close()
         await store.corrupt_message(damaged, ids[1])
-        # A handle that has read none of it yet: what an older one may remember is not what is stored.
+        # A new handle: an older one may have cached the row.
         memory = store.open()
         with pytest.raises(FluxMemoryError) as caught:
             await memory.get_history(damaged)
@@ -283,11 +283,11 @@ class LifecycleContract(Binding):
 
 
 def open_things() -> tuple[int, int]:
-    """Return how many threads and file descriptors this process has."""
+    """Return the number of threads and of file descriptors of this process."""
     descriptors = Path("/dev/fd")
     return threading.active_count(), len(list(descriptors.iterdir())) if descriptors.exists() else 0
 
 
 def resource_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
-    """Return what the `ResourceWarning`s among these say."""
+    """Return the messages of the `ResourceWarning`s among these."""
     return [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)]

@@ -1,4 +1,4 @@
-"""Clauses that protect the shared limits, and look-ups of what cannot exist."""
+"""Clauses on the shared limits, and on lookups of ids that cannot exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flux_memory.testkit.contract.corpus import NOT_TEXTS
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 NOWHERE: Final = ("", "unknown", "x" * (MAX_ID_LENGTH + 1), "x" * 10_000, "nul\x00", "\ud800", "' OR '1'='1", "%")
-"""Ids that no session and no message has, some of which none can have."""
+"""Ids of no session and no message; some are not even valid."""
 
 READS: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
     "session_id of get_session": lambda memory, _, key: memory.get_session(key),
@@ -40,7 +40,7 @@ WRITES: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
 
 
 class LimitsContract(Binding):
-    """What is promised at the edges of ids and sizes."""
+    """The promises at the limits of ids and sizes."""
 
     @clause(
         "FM-LIM-001",
@@ -110,7 +110,7 @@ class LimitsContract(Binding):
     async def test_content_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        # Fewer characters than the limit has bytes, but more bytes.
+        # Below the limit in characters, above it in bytes.
         too_much = "\u20ac" * (MAX_CONTENT_BYTES // 3 + 1)
         with pytest.raises(InvalidInputError, match="content"):
             await memory.add_message(session, "user", too_much)
@@ -164,7 +164,7 @@ class LimitsContract(Binding):
             for call in WRITES.values():
                 with pytest.raises(SessionNotFoundError):
                     await call(memory, key)
-            # What is wrong with the other arguments is told first, whatever the id is.
+            # Invalid arguments are reported first, for any id.
             with pytest.raises(InvalidInputError, match="role"):
                 await memory.add_message(key, "", "text")
             with pytest.raises(InvalidInputError, match=r"messages\[0\]"):

@@ -1,4 +1,4 @@
-"""Clauses that protect the list of sessions: its order, its pages, its counts and its filters."""
+"""Clauses on the list of sessions: its order, pages, counts and filters."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ ARRAYS: Final[Cases] = [
 ]
 
 SESSIONS: Final = 120
-"""More than one page of the default size, and of those that a store reads at once."""
+"""More than a default page, and more than a store is likely to read at once."""
 
 
 class ListingContract(Binding):
-    """What is promised of `get_sessions`."""
+    """The promises of `get_sessions`."""
 
     @clause(
         "FM-LST-001",
@@ -111,7 +111,7 @@ class ListingContract(Binding):
         assert await _ids(memory) == [c, b, a]
         moment = datetime.now(UTC) + timedelta(hours=1)
         for later, session in enumerate((c, b, a)):
-            # A microsecond is a difference, too, where the clock can be set; a session made earlier may win by it.
+            # With a settable clock, one microsecond has to decide, even for a session that was created earlier.
             async with store.clock_at(moment + timedelta(microseconds=later)):
                 await memory.add_message(session, "user", "text")
         rows = await memory.get_sessions()
@@ -323,7 +323,7 @@ async def _ids(memory: Memory) -> list[str]:
 
 
 async def _settle(memory: Memory, session: str) -> None:
-    """Add to a session until its time is later than all others', however coarse the clock is."""
+    """Add to a session until its time is the latest, however coarse the clock is."""
     for number in range(1_000):
         await memory.add_message(session, "user", str(number))
         rows = await memory.get_sessions()
@@ -339,4 +339,4 @@ async def _filters(memory: Memory, cases: Cases) -> None:
     for number, (metadata, wanted, expected) in enumerate(cases):
         found = {row["id"] for row in await memory.get_sessions(None, metadata=wanted)}
         verb = "does not contain" if expected else "contains"
-        assert (str(number) in found) is expected, f"{metadata} {verb} {wanted}, says the filter"
+        assert (str(number) in found) is expected, f"according to the filter, {metadata} {verb} {wanted}"

@@ -1,4 +1,4 @@
-"""Clauses that protect single messages: the record, and retries that store once."""
+"""Clauses on single messages: the record, and retries that store once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGE_KEYS: Final = {"id", "role", "content", "metadata", "created_at"}
 
 
 class MessagesContract(Binding):
-    """What is promised of `add_message`."""
+    """The promises of `add_message`."""
 
     @clause(
         "FM-MSG-001",
@@ -53,7 +53,7 @@ class MessagesContract(Binding):
         for handle in (memory, memory, other):
             returned = await handle.add_message(session, "user", "text", {"a": 1, "b": [1.5]}, message_id="m")
             assert returned == "m"
-        # The same object, written in another order.
+        # The same object, with its keys in a different order.
         assert await memory.add_message(session, "user", "text", {"b": [1.5], "a": 1}, message_id="m") == "m"
         assert contents(await memory.get_history(session)) == ["text"]
         found = await memory.get_session(session)
@@ -122,7 +122,7 @@ class MessagesContract(Binding):
         assert contents(await memory.get_history(sessions[1])) == [sessions[1]]
         if Capability.SESSION_IDS in store.capabilities:
             for mark in SEPARATORS:
-                # Put together with a separator, a session's and a message's id are the same text.
+                # Joined with this separator, both pairs of session and message id give the same text.
                 first, second = ("a", f"b{mark}c"), (f"a{mark}b", "c")
                 for session, message in (first, second):
                     await memory.create_session(session_id=session)

@@ -1,4 +1,4 @@
-"""Clauses that protect metadata: JSON that comes back equal by type and by value, and is nobody's alias."""
+"""Clauses on metadata: JSON that is returned equal by type and value, and never shared with a caller."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
 class MetadataContract(Binding):
-    """What is promised of metadata, of sessions and of messages."""
+    """The promises on metadata of sessions and messages."""
 
     @clause(
         "FM-MET-001",
@@ -288,7 +288,7 @@ async def _round_trips(memory: Memory, cases: dict[str, dict[str, Any]]) -> None
 
 
 async def _refused(memory: Memory, metadata: Any, kind: type[Exception] = InvalidInputError) -> Exception:
-    """Give metadata of any type to every method that takes some; return the last error."""
+    """Pass the metadata to every method that takes metadata; return the last error."""
     for call in (
         lambda: memory.create_session("", metadata),
         lambda: memory.add_message("session", "user", "", metadata),
@@ -297,7 +297,7 @@ async def _refused(memory: Memory, metadata: Any, kind: type[Exception] = Invali
     ):
         with pytest.raises(InvalidInputError) as caught:
             await call()
-        assert isinstance(caught.value, kind), f"{caught.value!r} is no {kind.__name__}"
+        assert isinstance(caught.value, kind), f"{caught.value!r} is not a {kind.__name__}"
         assert "metadata" in str(caught.value), f"{caught.value!r} does not name the argument"
     return caught.value
 

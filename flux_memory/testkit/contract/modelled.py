@@ -1,4 +1,4 @@
-"""The clause that holds a backend against the reference model, call by call, wherever Hypothesis leads."""
+"""The clause that compares a backend with the reference model, on sequences of calls that Hypothesis generates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
 class ModelContract(Binding):
-    """What is promised of calls in any order."""
+    """The promises of calls in any order."""
 
     @clause(
         "FM-MOD-001",

@@ -1,4 +1,4 @@
-"""Clauses that protect the order of a conversation and the pages of its history."""
+"""Clauses on the order of a conversation and the pages of its history."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents, gather_outcomes
 
 NOT_COUNTS: Final[tuple[Any, ...]] = (True, False, 1.0, 0.0, "1", b"1", [1], (), {}, object())
-"""Not an `int`."""
+"""Values that are not an `int`."""
 HUGE_COUNTS: Final = (3, 2**31, 2**63 - 1, 2**63, 2**64, 10**30)
-"""More than there is, some of them more than 64 bits hold."""
+"""Numbers above any count, some of them beyond 64 bits."""
 NEGATIVE_COUNTS: Final = (-1, -(10**30), -(10**5_000))
-"""The last one is longer than Python writes an `int`: an error's message must not fail of it."""
+"""The last one is longer than Python converts to text: building the error message must not fail."""
 
 
 class OrderContract(Binding):
-    """What is promised of `get_history`."""
+    """The promises of `get_history`."""
 
     @clause(
         "FM-ORD-001",
@@ -95,7 +95,7 @@ class OrderContract(Binding):
 
     @staticmethod
     async def _add_many(store: StoreUnderTest, memory: Memory, session: str) -> list[str]:
-        """Add more than a store gives at once that has a limit of its own."""
+        """Add more messages than a store with a limit of its own returns at once."""
         if Capability.BATCH in store.capabilities:
             return await memory.add_messages(session, [{"role": "user", "content": str(n)} for n in range(3, MANY)])
         return await add_numbered(memory, session, range(3, 120))
@@ -143,11 +143,11 @@ class OrderContract(Binding):
         await add_numbered(memory, session, range(20))
         seen: list[str] = []
         page = await memory.get_history(session, 3)
-        for number in range(20, 40):  # seven pages, or no end
+        for number in range(20, 40):  # seven pages are expected
             if not page:
                 break
             seen = contents(page) + seen
-            # Between two reads, and between the parts of one.
+            # Between two reads, and during one.
             reading = memory.get_history(session, 3, before=page[0]["id"])
             page, _ = await asyncio.gather(reading, add_numbered(other, session, [number] * 3))
         assert seen == [str(number) for number in range(20)]
@@ -162,7 +162,7 @@ class OrderContract(Binding):
         memory = store.open()
         mine, other = await memory.create_session(), await memory.create_session()
         await add_numbered(memory, mine, range(3))
-        # Later than all of `mine`, in its own session and in the store.
+        # Later than all of `mine`, in its session and in the store.
         foreign = (await add_numbered(memory, other, range(4)))[-1]
         assert await memory.get_history(mine, before="unknown") == []
         assert await memory.get_history(mine, 2, before=foreign) == []

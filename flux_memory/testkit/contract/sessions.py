@@ -1,4 +1,4 @@
-"""Clauses that protect sessions: what creating, renaming and deleting do, and what they leave alone."""
+"""Clauses on sessions: what creating, renaming and deleting change, and what they do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "me
 
 
 class SessionsContract(Binding):
-    """What is promised of the methods on sessions."""
+    """The promises of the methods on sessions."""
 
     @clause(
         "FM-SES-001",
@@ -114,7 +114,7 @@ class SessionsContract(Binding):
         assert await memory.get_session("nowhere") is None
         assert await memory.get_history("nowhere") == []
         assert await memory.get_sessions() == before
-        # Whoever creates it later must not find messages in it.
+        # A session created later under this id must be empty.
         await memory.create_session(session_id="nowhere")
         assert await memory.get_history("nowhere") == []
         assert await memory.get_history(kept) == []
@@ -153,7 +153,7 @@ class SessionsContract(Binding):
         await add_numbered(memory, session, range(2))
         before = await memory.get_session(session)
         history = await memory.get_history(session)
-        # The declared return value is None; another one would become somebody's interface.
+        # The declared return value is None; callers would come to depend on any other.
         returned: object = await memory.update_session_title(session, "new")  # type: ignore[func-returns-value]
         assert returned is None
         after = await memory.get_session(session)
@@ -176,7 +176,7 @@ class SessionsContract(Binding):
         for session in ("a", "b"):
             await memory.create_session(session_id=session)
             await memory.add_message(session, "user", session, message_id="same id")
-        # On a connection that has just been opened: foreign keys may be a connection's setting.
+        # Through a new connection: enforcing foreign keys may be a setting of each connection.
         await other.delete_session("a")
         assert await memory.get_session("a") is None
         assert await memory.get_history("a") == []

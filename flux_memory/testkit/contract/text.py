@@ -1,4 +1,4 @@
-"""Clauses that protect text: what goes in comes out, byte for byte, and what cannot be kept is refused."""
+"""Clauses on text: it is returned byte for byte, or rejected if it cannot be stored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WITH_TEXT: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
         session, [{"role": "r", "content": "c"}, {"role": "r", "content": "c", "message_id": text}]
     ),
 }
-"""The calls that store text, by the argument that an error must name. They take a session's id and the text."""
+"""The calls that store text, by the argument that an error must name. They take a session id and the text."""
 
 NEEDS: Final = {
     "title": Capability.TITLES,
@@ -47,16 +47,16 @@ NEEDS: Final = {
     "messages[0].content": Capability.BATCH,
     "messages[1].message_id": Capability.BATCH | Capability.IDEMPOTENT_IDS,
 }
-"""What a call of `WITH_TEXT` needs."""
+"""The capabilities that a call of `WITH_TEXT` needs."""
 
 
 async def set_title(memory: Memory, session: str, text: Any) -> None:
-    """Set a session's title; apart from the others, since its argument is named `title` as well."""
+    """Set a session's title; not in `WITH_TEXT`, because its argument is named `title` as well."""
     await memory.update_session_title(session, text)
 
 
 class TextContract(Binding):
-    """What is promised of `title`, `role`, `content`, `user_id` and ids."""
+    """The promises on `title`, `role`, `content`, `user_id` and ids."""
 
     @clause(
         "FM-TXT-001",
@@ -261,6 +261,6 @@ async def _refuses_texts(store: StoreUnderTest, texts: dict[str, int]) -> None:
 
 
 def _calls_with_text(store: StoreUnderTest) -> list[tuple[str, Callable[[Memory, str, Any], Awaitable[Any]]]]:
-    """Return the calls that the backend claims to take."""
+    """Return the calls that the backend claims to support."""
     calls = [*WITH_TEXT.items(), ("title", set_title)]
     return [(argument, call) for argument, call in calls if NEEDS.get(argument, NOTHING) in store.capabilities]

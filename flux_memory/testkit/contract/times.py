@@ -1,4 +1,4 @@
-"""Clauses that protect timestamps: their form, that they never run backwards, and what bumps them."""
+"""Clauses on timestamps: their format, that they never decrease, and which calls update them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TICKS: Final = 1_000
 
 
 class TimesContract(Binding):
-    """What is promised of `created_at` and `updated_at`."""
+    """The promises on `created_at` and `updated_at`."""
 
     @clause(
         "FM-TIM-001",
@@ -39,7 +39,7 @@ class TimesContract(Binding):
         memory = store.open()
         session = await memory.create_session()
         await add_numbered(memory, session, range(3))
-        # A time without a fraction is the one that is easily printed shorter.
+        # A time without a fraction is easily printed in a shorter form.
         async with store.clock_at((datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)):
             await add_numbered(memory, session, range(3, 5))
             await memory.create_session()
@@ -146,7 +146,7 @@ class TimesContract(Binding):
                 if (await _session(memory, session))["updated_at"] > before:
                     break
             else:
-                pytest.fail(f"{TICKS} changes by {change} did not bump updated_at")
+                pytest.fail(f"{TICKS} changes by {change} did not update updated_at")
 
     @clause(
         "FM-TIM-007",
