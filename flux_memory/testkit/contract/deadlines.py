@@ -48,8 +48,8 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-001",
-        promise="A call that fails at its deadline is not stored, then or later, whatever the deadlines of concurrent "
-        "calls.",
+        promise="A call that fails at its deadline is not stored, then or later, regardless of the deadlines of "
+        "concurrent calls.",
         loses="Under load, an application is told that a message was not stored, sends it again, and the message is "
         "there twice.",
     )
@@ -92,7 +92,7 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-003",
-        promise="A call that fails while the store is unreachable is not stored when the store returns, whatever "
+        promise="A call that fails while the store is unreachable is not stored when the store returns, even if "
         "concurrent calls still wait.",
         loses="After an outage, each message that was sent again is in the conversation twice.",
         needs=Capability.OUTAGES,
@@ -121,7 +121,7 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-004",
-        promise="A call ends by its own deadline, whatever the deadlines of concurrent calls.",
+        promise="A call ends by its own deadline, regardless of the deadlines of concurrent calls.",
         loses="A request with a deadline of one second takes a minute, because a background job has a longer deadline.",
         needs=Capability.OUTAGES,
         away=True,

@@ -44,7 +44,7 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-001",
-        promise="A caller's id has 1 to 36 characters, whatever their size in bytes; other lengths are rejected.",
+        promise="A caller's id has 1 to 36 characters of any size in bytes; other lengths are rejected.",
         loses="One engine truncates ids, and two sessions become one.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
@@ -142,7 +142,7 @@ class LimitsContract(Binding):
     )
     async def test_lookups_of_nothing_find_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        session = await memory.create_session(user_id="somebody")
+        session = await memory.create_session(user_id="ann")
         await memory.add_message(session, "user", "text")
         for key in NOWHERE:
             for name, call in READS.items():

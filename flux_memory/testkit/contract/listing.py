@@ -237,11 +237,11 @@ class ListingContract(Binding):
     async def test_user_scope(self, store: StoreUnderTest) -> None:
         memory = store.open()
         ann, bob = [await memory.create_session(user_id=user) for user in ("ann", "bob")]
-        nobody = await memory.create_session()
+        ownerless = await memory.create_session()
         assert [row["id"] for row in await memory.get_sessions(user_id="ann")] == [ann]
         assert [row["id"] for row in await memory.get_sessions(user_id="bob")] == [bob]
-        assert [row["id"] for row in await memory.get_sessions(user_id="")] == [nobody]
-        assert {row["id"] for row in await memory.get_sessions(user_id=None)} == {ann, bob, nobody}
+        assert [row["id"] for row in await memory.get_sessions(user_id="")] == [ownerless]
+        assert {row["id"] for row in await memory.get_sessions(user_id=None)} == {ann, bob, ownerless}
         assert await memory.get_sessions(user_id="an") == []
         for mark in SEPARATORS:
             another = await memory.create_session(user_id=f"ann{mark}bob")

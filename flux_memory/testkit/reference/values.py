@@ -105,5 +105,5 @@ def _is_number(value: object) -> bool:
 
 
 def _exact(number: Any) -> Decimal:
-    # The shortest text of a float counts, because it is what is stored.
+    # The shortest text of a float counts, because that text is stored.
     return Decimal(repr(number)) if isinstance(number, float) else Decimal(number)

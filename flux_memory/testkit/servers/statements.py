@@ -59,7 +59,7 @@ class Statements:
         self._run(self._forget(dsn))
 
     def close(self) -> None:
-        """Close every connection and end the thread. Closing twice is no error."""
+        """Close every connection and end the thread. Closing twice is not an error."""
         if self._loop.is_closed():
             return
         for dsn in list(self._connections):
