@@ -1,4 +1,4 @@
-"""What a store may hold: the reference model's state, beside the calls that were cut off and may yet take effect."""
+"""The possible states of a store: the reference model's data, and cancelled calls that may still take effect."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Sessions = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class State:
     """One state that explains every answer so far."""
 
     sessions: Sessions
     closed: frozenset[int] = frozenset()
     pending: tuple[Answered, ...] = ()
 
-    def after(self, made: Answered) -> World | None:
-        """Return the state once this call took effect, or `None` if its answer would have been another one."""
-        expected, world = self.outcome(made)
-        return world if isinstance(made.answer, CutOff) or difference(expected, made.answer) is None else None
+    def after(self, made: Answered) -> State | None:
+        """Return the state after this call, or `None` if the model would have given a different answer."""
+        expected, state = self.outcome(made)
+        return state if isinstance(made.answer, CutOff) or difference(expected, made.answer) is None else None
 
-    def outcome(self, made: Answered) -> tuple[Answer, World]:
-        """Return the answer that the reference model gives to a call, and the state that it leaves."""
+    def outcome(self, made: Answered) -> tuple[Answer, State]:
+        """Return the reference model's answer to a call, and the state after it."""
         if made.call.method == "close":
             return Returned(None), replace(self, closed=self.closed | {made.handle})
         writes = made.call.method in WRITES
         sessions = _blank(self.sessions) if writes else self.sessions
-        # What was cut off began before its handle was closed.
+        # A cancelled call began before its handle was closed.
         closed = made.handle in self.closed and not isinstance(made.answer, CutOff)
         expected = _reference_answer(sessions, _told(made), closed=closed)
         if made.call.method == "get_sessions":
@@ -44,14 +44,14 @@ class World:
             whole = _reference_answer(sessions, every, closed=closed)
             expected = _in_the_order_seen(whole, expected, made.answer)
         if _contradicts_itself(made):
-            # No promise says which comes first: that the session is missing, or that the batch is wrong.
+            # No promise says which error wins: the missing session or the invalid batch.
             expected = made.answer
         if repeats := self._repeated_id(made):
-            expected = Returned(f"an id that is new, unlike {repeats!r}")
+            expected = Returned(f"a new id, unlike {repeats!r}")
         return expected, replace(self, sessions=_dated(self.sessions, sessions)) if writes else self
 
-    def with_pending(self) -> Iterator[World]:
-        """Yield this state, and those in which calls that were cut off have taken effect."""
+    def with_pending(self) -> Iterator[State]:
+        """Yield this state, and the states in which cancelled calls have taken effect."""
         yield self
         for at, made in enumerate(self.pending):
             without = replace(self, pending=self.pending[:at] + self.pending[at + 1 :])
@@ -59,12 +59,12 @@ class World:
                 yield from applied.with_pending()
 
     def key(self) -> str:
-        """Return a text that is the same for equal states."""
+        """Return a text that equal states share."""
         shown = [repr(self.sessions[name]) for name in sorted(self.sessions)]
         return repr((shown, sorted(self.closed), [id(made) for made in self.pending]))
 
     def _repeated_id(self, made: Answered) -> str | None:
-        """Return an id that the store made though it was taken, which would look like a retry."""
+        """Return an id that the store generated although it was taken, as it would look like a retry."""
         if made.call.method not in {"add_message", "add_messages"} or not isinstance(made.answer, Returned):
             return None
         session = self.sessions.get(str(made.call.arguments.get("session_id")))
@@ -76,36 +76,36 @@ class World:
         return None
 
 
-def explain(worlds: list[World], calls: list[Answered], *, loosely: bool = False) -> list[World]:
-    """Return the states in which a store may be after calls that were made at the same time; none if it cannot be.
+def explain(states: list[State], calls: list[Answered], *, loosely: bool = False) -> list[State]:
+    """Return the possible states of a store after concurrent calls; none if the answers are impossible.
 
-    Some order of the calls has to give each the answer it got. Those that were cut off may take effect at any time.
+    Some order of the calls has to explain each answer. Cancelled calls may take effect at any time.
 
     Args:
-        worlds: The states before.
+        states: The possible states before the calls.
         calls: The calls, with their answers.
-        loosely: A listing may be anything: it is beside a call for which no promise says what listings show.
+        loosely: Accept any listing, as no promise says what it shows during one of these calls.
     """
     cut = tuple(made for made in calls if isinstance(made.answer, CutOff))
     rest = [made for made in calls if made not in cut and not (loosely and _is_listing(made))]
-    found: dict[str, World] = {}
-    for world in worlds:
-        start = replace(world, pending=world.pending + tuple(made for made in cut if made.call.method in WRITES))
+    found: dict[str, State] = {}
+    for state in states:
+        start = replace(state, pending=state.pending + tuple(made for made in cut if made.call.method in WRITES))
         for end in _orders(start, rest, set()):
             found.setdefault(end.key(), end)
     return list(found.values())
 
 
-def _orders(world: World, calls: list[Answered], tried: set[tuple[str, frozenset[int]]]) -> Iterator[World]:
-    """Yield the states after each order of the calls that explains their answers."""
+def _orders(state: State, calls: list[Answered], tried: set[tuple[str, frozenset[int]]]) -> Iterator[State]:
+    """Yield the final state of each order of the calls that explains their answers."""
     if not calls:
-        yield world
+        yield state
         return
-    place = (world.key(), frozenset(map(id, calls)))
+    place = (state.key(), frozenset(map(id, calls)))
     if place in tried:
         return
     tried.add(place)
-    for before in world.with_pending():
+    for before in state.with_pending():
         for at, made in enumerate(calls):
             if (after := before.after(made)) is not None:
                 yield from _orders(after, calls[:at] + calls[at + 1 :], tried)
@@ -116,7 +116,7 @@ def _is_listing(made: Answered) -> bool:
 
 
 def _contradicts_itself(made: Answered) -> bool:
-    """Tell whether a batch was refused that has one id twice, with different contents."""
+    """Return whether a batch was rejected that has one id twice with different contents."""
     if made.call.method != "add_messages" or not isinstance(made.answer, Raised):
         return False
     if not isinstance(made.answer.error, ConflictError | SessionNotFoundError):
@@ -146,9 +146,9 @@ def _reference_answer(sessions: Sessions, call: Call, *, closed: bool) -> Answer
 
 
 def _in_the_order_seen(whole: Answer, expected: Answer, seen: Answer) -> Answer:
-    """Expect a page in the store's order, where times decide that only the store knows, or that are equal.
+    """Return the expected page in the store's order if the times that decide are equal or known only to the store.
 
-    That a page is sorted by its own times is looked at elsewhere.
+    `time_rules` checks that a page is sorted by its own times.
     """
     if not (isinstance(whole, Returned) and isinstance(expected, Returned) and isinstance(seen, Returned)):
         return expected
@@ -172,15 +172,15 @@ def _run(call: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _blank(sessions: Sessions) -> Sessions:
-    """Return a copy to write to, in which times that are not empty were set by the write."""
+    """Return a copy with empty times, so that a write's times can be recognised."""
     return {name: state | {"updated_at": "", "messages": list(state["messages"])} for name, state in sessions.items()}
 
 
 def _dated(before: Sessions, after: Sessions) -> Sessions:
-    """Return the written state with the times of before, and `ANY_TIME` for those that the write set."""
+    """Return the state after a write with its earlier times, and `ANY_TIME` for the times that the write set."""
     dated: Sessions = {}
     for name, state in after.items():
-        # A session that was removed and made again in one go does not exist: each write is one call.
+        # Each write is one call, so no session is removed and created again in between.
         old = before.get(name)
         kept = {message["id"] for message in old["messages"]} if old else set()
         dated[name] = state | {
@@ -195,7 +195,7 @@ def _dated(before: Sessions, after: Sessions) -> Sessions:
 
 
 def _told(made: Answered) -> Call:
-    """Return a call with the ids that the store chose, for the reference model to choose the same."""
+    """Return the call with the ids that the store chose, so that the reference model uses the same."""
     call, answer = made.call, made.answer
     if not isinstance(answer, Returned) or not answer.value:
         return call

@@ -1,4 +1,4 @@
-"""What a history asks of a store: by message and by session, who tried to make it, and who to remove it."""
+"""What a history implies for a store: which calls tried to create or remove each session and message."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from flux_memory.testkit.histories.stored import Stored
 _BEFORE = Operation("before", "before", None, began=-math.inf, ended=-math.inf, outcome="acknowledged")
 
 MessageKey = tuple[str, str]
-"""A session's id and a message's."""
+"""A session's id and a message's id."""
 
 
 @dataclass(slots=True)
 class Attempts:
-    """The calls that tried to make one thing, each with what it sent."""
+    """The calls that tried to create one record, each with what it sent."""
 
     made: list[tuple[Operation, Any]] = field(default_factory=list)
 
     def possible(self) -> list[tuple[Operation, Any]]:
-        """Return those that may have made it."""
+        """Return the calls that may have created it."""
         return [(operation, sent) for operation, sent in self.made if operation.outcome != "failed"]
 
     @property
     def began(self) -> float:
-        """The earliest moment at which it may have been there."""
+        """The earliest time at which it may have existed."""
         return min((operation.began for operation, _ in self.possible()), default=math.inf)
 
     @property
     def there(self) -> float:
-        """The moment from which on it must have been there, unless it was removed; infinite if it need not be."""
+        """The time from which on it must have existed, unless it was removed; infinite if it need not exist."""
         return min(
             (operation.ended for operation, _ in self.made if operation.outcome == "acknowledged"), default=math.inf
         )
 
     @property
     def over(self) -> float:
-        """The moment from which on no call can make it any more."""
+        """The time from which on no call can create it any more."""
         return max((_effect(operation) for operation, _ in self.possible()), default=-math.inf)
 
 
-class Asked:
-    """A history, by what it is about."""
+class Expected:
+    """The calls of a history, grouped by the session, title or message that they affect."""
 
     def __init__(self, history: History, before: Stored | None = None) -> None:
         self.history = history
@@ -79,13 +79,13 @@ class Asked:
         return [*self._deletions[session], *self._deletions[None]]
 
     def must_be_there(self, session: str, attempts: Attempts) -> bool:
-        """Tell whether something was acknowledged that nothing can have removed since."""
+        """Return whether a record was acknowledged and cannot have been removed since."""
         return attempts.there < math.inf and all(
             _effect(deletion) < attempts.began for deletion in self.deletions(session)
         )
 
     def must_be_gone(self, session: str, attempts: Attempts) -> bool:
-        """Tell whether something was removed by an acknowledged call, and nothing can have made it since."""
+        """Return whether an acknowledged call removed a record, and no call can have created it since."""
         return any(
             deletion.outcome == "acknowledged" and attempts.over < deletion.began
             for deletion in self.deletions(session)
@@ -93,5 +93,5 @@ class Asked:
 
 
 def _effect(operation: Operation) -> float:
-    """Return the moment from which on a call can take effect no more."""
+    """Return the time from which on a call can no longer take effect."""
     return operation.ended if operation.outcome == "acknowledged" else math.inf

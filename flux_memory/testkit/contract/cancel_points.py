@@ -1,4 +1,4 @@
-"""Cancels a call at every place where it can be cancelled: by stepping its coroutine, not by sleeping."""
+"""Cancels a call at every point where it suspends: by stepping its coroutine, not by sleeping."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final, Generic, Literal, TypeVar
 Result = TypeVar("Result")
 When = Literal["asleep", "awoken", "turns"]
 
-_MOST_POINTS: Final = 100
-"""More suspensions than any call has: a call that still suspends is one that never ends."""
+_MAX_POINTS: Final = 100
+"""More suspensions than any call needs: a call that suspends more often never ends."""
 _TOO_MANY: Final = (
-    f"the call suspended more than {_MOST_POINTS} times on a store with a handful of rows: it never ends, or it waits "
-    "for each of many things, among them perhaps what is not this store's, as a scan of all keys does"
+    f"the call suspended more than {_MAX_POINTS} times on a store with a few rows: it never ends, or it awaits many "
+    "items one by one, perhaps items of other stores, as a scan of all keys does"
 )
 TURNS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """Turns of the event loop after which a call is cancelled."""
@@ -22,7 +22,7 @@ TURNS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 
 @dataclass(frozen=True, slots=True)
 class Attempt(Generic[Result]):
-    """One call that was to be cancelled."""
+    """One call that may have been cancelled."""
 
     number: int
     cancelled: bool
@@ -32,18 +32,18 @@ class Attempt(Generic[Result]):
 async def cancelled_everywhere(
     call: Callable[[int], Coroutine[Any, Any, Result]],
 ) -> AsyncIterator[Attempt[Result]]:
-    """Make the call again and again, each time cancelled at another place, and yield each attempt's outcome.
+    """Repeat the call, cancelled at a different point each time, and yield the outcome of each attempt.
 
-    The places are each suspension of the caller, once as soon as the call sleeps there, and once when what it waits for
-    has just come and the call has not yet run on (the result is then lost on the way); and after so many turns of the
-    event loop, which finds what runs in other tasks and threads.
+    Each suspension is cancelled twice: as soon as the call sleeps there, and when the awaited result has arrived but
+    the call has not resumed (so the result is lost). Further attempts are cancelled after a number of event loop
+    turns, which reaches work in other tasks and threads.
 
     Args:
-        call: Makes the coroutine; takes the attempt's number.
+        call: Makes the coroutine, given the number of the attempt.
     """
     number = 0
     for when in ("asleep", "awoken"):
-        for point in range(_MOST_POINTS):
+        for point in range(_MAX_POINTS):
             stepped = _CancelAt(call(number), point, when)
             outcome = await _outcome(asyncio.ensure_future(stepped.run()))
             yield Attempt(number, *outcome)
@@ -61,12 +61,12 @@ async def cancelled_everywhere(
 
 
 async def cut_short(call: Coroutine[Any, Any, Result], point: int, when: When) -> Result:
-    """Await a call and cancel it at its suspension number `point`, as `cancelled_everywhere` does."""
+    """Await a call and cancel it at suspension number `point`; see `cancelled_everywhere`."""
     return await _CancelAt(call, point, when).run()
 
 
 async def turns_of_the_loop(number: int) -> None:
-    """Let the event loop turn so many times."""
+    """Let the event loop turn this many times."""
     for _ in range(number):
         await asyncio.sleep(0)
 
@@ -91,7 +91,7 @@ class _CancelAt(Generic[Result]):
     def __await__(self) -> Generator[Any, Any, Result]:
         steps = self._call.__await__()
         error: BaseException | None = None
-        for suspension in range(_MOST_POINTS * 2):
+        for suspension in range(_MAX_POINTS * 2):
             try:
                 awaited = next(steps) if error is None else steps.throw(error)
             except StopIteration as end:
@@ -102,7 +102,7 @@ class _CancelAt(Generic[Result]):
             try:
                 error = None
                 yield awaited
-            except BaseException as thrown:  # noqa: BLE001 - it belongs to the call, which decides what to do with it
+            except BaseException as thrown:  # noqa: BLE001 - passed on to the call, which handles or raises it
                 error = thrown
         raise AssertionError(_TOO_MANY)
 
@@ -112,7 +112,7 @@ class _CancelAt(Generic[Result]):
         if task is None:
             raise RuntimeError("not in a task")
         if self._when == "awoken" and asyncio.isfuture(awaited):
-            # Added before the task's own callback, so it runs first.
+            # Added before the task's own callback, and therefore run before it.
             awaited.add_done_callback(lambda _: task.cancel())
         else:
             asyncio.get_running_loop().call_soon(task.cancel)
