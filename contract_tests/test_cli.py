@@ -191,7 +191,7 @@ DSN_FAILURES: dict[str, tuple[Callable[[str], str], str]] = {
         "the host is not found; check its name",
     ),
     "authentication": (lambda dsn: dsn.replace(secret_of(dsn), "s3cret"), "check the user and the password in the DSN"),
-    "unknown database": (lambda dsn: elsewhere(dsn, database="nowhere"), "create the database, or mend its name"),
+    "unknown database": (lambda dsn: elsewhere(dsn, database="nowhere"), "create the database, or correct its name"),
     "TLS demanded": (lambda dsn: with_parameter(dsn, "sslmode=require"), "sslmode in the DSN"),
     "asyncpg in the scheme": (lambda dsn: dsn.replace("postgresql://", "postgresql+asyncpg://"), "remove '+asyncpg'"),
     "wrong scheme": (lambda dsn: dsn.replace("postgresql://", "mysql://"), "write postgresql://user:password@host"),

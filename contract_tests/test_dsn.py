@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_memory import dsn as dsns
+from flux_memory.dsn import mask_dsn, parse_dsn, rotate_hosts
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 
 SPECIAL = st.text(st.sampled_from("/@?#:&=%+,;[]$ '\"\\é漢") | st.characters(codec="utf-8"), max_size=3)
@@ -31,7 +31,7 @@ TOKENS = ("qTok1q", "qTok2q", "qTok3q")
 )
 def test_what_asyncpg_takes_passes_unchanged(dsn: str) -> None:
     """TCP, Unix sockets, several hosts, IPv6, TLS: a DSN that is right reaches the driver as it is."""
-    url, arguments = dsns.parse(dsn)
+    url, arguments = parse_dsn(dsn)
     assert url == dsn
     assert arguments == {}
 
@@ -50,7 +50,7 @@ def test_what_asyncpg_takes_passes_unchanged(dsn: str) -> None:
 )
 def test_parameters_of_other_drivers_become_arguments(query: str, arguments: dict[str, float], left: str) -> None:
     """What the server would refuse, and has an equivalent here, is translated."""
-    assert dsns.parse(f"postgresql://h/d?{query}") == (f"postgresql://h/d{left}", arguments)
+    assert parse_dsn(f"postgresql://h/d?{query}") == (f"postgresql://h/d{left}", arguments)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_parameters_of_other_drivers_become_arguments(query: str, arguments: dic
 def test_a_parameter_without_effect_is_refused_with_advice(parameter: str, advice: str) -> None:
     """Nothing that was asked for is ignored silently."""
     with pytest.raises(InvalidInputError, match=rf"parameter '{parameter.split('=', maxsplit=1)[0]}'.*{advice}"):
-        dsns.parse(f"postgresql://h/d?{parameter}")
+        parse_dsn(f"postgresql://h/d?{parameter}")
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_a_parameter_without_effect_is_refused_with_advice(parameter: str, advic
 def test_a_number_that_is_none_is_refused(parameter: str) -> None:
     """A deadline is a positive number of seconds."""
     with pytest.raises(InvalidInputError, match="'connect_timeout' is not a number of seconds, more than 0"):
-        dsns.parse(f"postgresql://h/d?{parameter}")
+        parse_dsn(f"postgresql://h/d?{parameter}")
 
 
 @pytest.mark.parametrize("size", ["-1", "many", "1.5"])
 def test_a_cache_size_that_is_none_is_refused(size: str) -> None:
     """A size is a whole number, 0 or more."""
     with pytest.raises(InvalidInputError, match="'statement_cache_size' is not a whole number, 0 or more"):
-        dsns.parse(f"postgresql://h/d?statement_cache_size={size}")
+        parse_dsn(f"postgresql://h/d?statement_cache_size={size}")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_cache_size_that_is_none_is_refused(size: str) -> None:
 def test_a_wrong_dsn_is_refused_with_advice_and_without_its_password(dsn: str, says: str) -> None:
     """The message says what to write, and shows nothing of what may be a password."""
     with pytest.raises(InvalidInputError) as caught:
-        dsns.parse(dsn)
+        parse_dsn(dsn)
     assert says in str(caught.value)
     assert "secret" not in repr(caught.value)
     assert caught.value.__cause__ is None
@@ -136,7 +136,7 @@ def test_a_wrong_dsn_is_refused_with_advice_and_without_its_password(dsn: str, s
 def test_a_password_with_an_unescaped_character_is_refused(password: str) -> None:
     """Such a DSN would name another host or database; the message says how to write the character."""
     with pytest.raises(InvalidInputError, match="write them as %2F") as caught:
-        dsns.parse(f"postgresql://user:{password}@host/db")
+        parse_dsn(f"postgresql://user:{password}@host/db")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
@@ -144,7 +144,7 @@ def test_a_password_with_an_unescaped_character_is_refused(password: str) -> Non
 def test_a_dsn_that_is_no_text_is_a_type_error(value: object) -> None:
     """A DSN is text; bytes are not guessed at."""
     with pytest.raises(InvalidTypeError, match="dsn must be a str"):
-        dsns.parse(value)
+        parse_dsn(value)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_dsn_that_is_no_text_is_a_type_error(value: object) -> None:
 )
 def test_what_is_shown_of_a_dsn(dsn: str, shown: str) -> None:
     """All that helps to find a mistake, and no password; in doubt less is shown."""
-    assert dsns.masked(dsn) == shown
+    assert mask_dsn(dsn) == shown
 
 
 @given(
@@ -180,9 +180,9 @@ def test_no_part_of_a_password_is_shown(between: list[str], escaped: bool, query
     """Whatever stands in a password, raw or escaped, not even a piece of it gets through the mask."""
     password = between[0] + "".join(token + special for token, special in zip(TOKENS, between[1:], strict=True))
     written = quote(password, safe="") if escaped else password
-    shown = dsns.masked(f"postgresql://user:{written}@host:5432/db{query}")
+    shown = mask_dsn(f"postgresql://user:{written}@host:5432/db{query}")
     assert not any(token in shown for token in TOKENS)
-    shown = dsns.masked(
+    shown = mask_dsn(
         f"postgresql://user@host:5432/db{query or '?a=b'}&password={quote(password, safe='@:/?#=')}&port=1"
     )
     assert not any(token in shown for token in TOKENS)
@@ -193,10 +193,10 @@ def test_no_part_of_a_password_is_shown(between: list[str], escaped: bool, query
 )
 def test_no_text_at_all_breaks_the_parser(text: str, start: str) -> None:
     """Any text either passes or is refused by an error of ours, and can be masked."""
-    dsns.masked(start + text)
+    mask_dsn(start + text)
     refusal = ""
     try:
-        dsns.parse(start + text + "@h/d")
+        parse_dsn(start + text + "@h/d")
     except InvalidInputError as error:
         refusal = repr(error)
     assert "qTok1q" not in refusal
@@ -213,4 +213,4 @@ def test_no_text_at_all_breaks_the_parser(text: str, start: str) -> None:
 )
 def test_the_first_host_goes_last(dsn: str, expected: str) -> None:
     """After a host that does not answer, the next one is tried first; everything else stays."""
-    assert dsns.other_host_first(dsn) == expected
+    assert rotate_hosts(dsn) == expected

@@ -64,7 +64,10 @@ async def failure(dsn: str, **arguments: Any) -> FluxMemoryError:
     ("change", "says"),
     [
         ({"host": "no-such-host.invalid"}, "the host is not found; check its name"),
-        ({"database": "no_such_database"}, 'database "no_such_database" does not exist; create the database, or mend'),
+        (
+            {"database": "no_such_database"},
+            'database "no_such_database" does not exist; create the database, or correct',
+        ),
     ],
 )
 async def test_a_wrong_address_says_what_is_wrong(flux_postgres_dsn: str, change: dict[str, str], says: str) -> None:
@@ -198,7 +201,7 @@ async def test_a_parameter_that_the_server_does_not_know(flux_postgres_dsn: str)
     assert "the server does not know a parameter of the DSN; remove it" in str(error)
     error = await failure(with_parameter(flux_postgres_dsn, "datestyle=nonsense"))
     assert isinstance(error, InvalidInputError)
-    assert "has a wrong value; mend it" in str(error)
+    assert "has an invalid value; correct it" in str(error)
 
 
 @pytest.mark.asyncio
@@ -226,10 +229,10 @@ async def test_a_borrowed_pool_stays_its_owners(flux_postgres_clean_dsn: str) ->
         assert pool.get_idle_size() == pool.get_size()
         assert await pool.fetchval("SELECT count(*) FROM messages") == 10
     async with PostgresConversationMemory(pool=pool) as memory:
-        with pytest.raises(BackendUnavailableError, match="a borrowed pool: pool is closed; hand in an open one"):
+        with pytest.raises(BackendUnavailableError, match="a borrowed pool: pool is closed; pass an open one"):
             await memory.count_sessions()
     async with PostgresConversationMemory(pool=asyncpg.create_pool(flux_postgres_clean_dsn)) as memory:
-        with pytest.raises(BackendUnavailableError, match="pool is not initialized; hand in an open one, of 'await"):
+        with pytest.raises(BackendUnavailableError, match="pool is not initialized; pass an open one, from 'await"):
             await memory.count_sessions()
 
 

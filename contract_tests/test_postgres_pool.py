@@ -12,9 +12,9 @@ import pytest_asyncio
 from raw_postgres import CONNECTIONS, OPEN, execute, rows, until_none
 
 from flux_memory import PostgresConversationMemory
-from flux_memory import dsn as dsns
 from flux_memory.backends.postgres import pool as postgres_pool
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.dsn import parse_dsn
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 
@@ -114,7 +114,7 @@ async def test_a_call_that_waits_for_a_connection_is_told_that_the_pool_is_close
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        target = dsns.parse(f"postgresql://user:secret@127.0.0.1:{port}/db?sslmode=disable")
+        target = parse_dsn(f"postgresql://user:secret@127.0.0.1:{port}/db?sslmode=disable")
         pool = postgres_pool.OwnPool(target, 0, 1, 30.0)
         call = asyncio.create_task(pool.take())
         await reached.wait()
@@ -130,7 +130,7 @@ async def test_a_connection_that_is_lost_to_a_close_is_not_replaced(
 ) -> None:
     """A closed pool has no connections: a caller that was about to get an old one is told that the memory is closed."""
     monkeypatch.setattr(postgres_pool, "_SUSPECT_SECONDS", -1.0)
-    pool = postgres_pool.OwnPool(dsns.parse(flux_postgres_clean_dsn), 1, 1, 5.0)
+    pool = postgres_pool.OwnPool(parse_dsn(flux_postgres_clean_dsn), 1, 1, 5.0)
     pool.put_back(await pool.take())
     taking = asyncio.create_task(pool.take())
     await asyncio.sleep(0)
@@ -145,7 +145,7 @@ async def test_a_caller_that_outlived_its_cancellation_outlives_that_of_an_openi
     flux_postgres_clean_dsn: str,
 ) -> None:
     """A task that saves what is left when it is cancelled gets a connection, though the opening is cancelled too."""
-    pool = postgres_pool.OwnPool(dsns.parse(flux_postgres_clean_dsn), 0, 1, 5.0)
+    pool = postgres_pool.OwnPool(parse_dsn(flux_postgres_clean_dsn), 0, 1, 5.0)
 
     async def save_what_is_left() -> Any:
         try:

@@ -8,7 +8,7 @@ import pytest
 
 from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
-from flux_memory.records import metadata
+from flux_memory.records import json_metadata
 from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.reference import arguments as reference
 
@@ -19,7 +19,7 @@ SESSION = ("s1", "ann", "Trip", WHEN, WHEN, '{"a": 1}', 3)
 
 def test_a_session_gets_an_id_of_its_own_where_none_is_given() -> None:
     """Ids made by the library are UUIDv7: 36 characters, different, and in the order in which they were made."""
-    made = [records.new_session(None, "", "", None).id for _ in range(50)]
+    made = [records.check_new_session(None, "", "", None).id for _ in range(50)]
     assert made == sorted(set(made))
     assert all(len(id_) == 36 and id_[14] == "7" for id_ in made)
 
@@ -32,13 +32,13 @@ def test_a_session_gets_an_id_of_its_own_where_none_is_given() -> None:
         ([7], r"messages\[0\] must be a mapping, not int"),
         ([{"role": "user", "content": "x"}, {"role": "user"}], r"messages\[1\] has no 'content'"),
         ([{"role": "user", "content": "x", "id": "1"}], r"messages\[0\] has the unknown key 'id'; known are"),
-        ([{"role": "", "content": "x"}], r"messages\[0\]\.role is empty; name who speaks"),
+        ([{"role": "", "content": "x"}], r"messages\[0\]\.role is empty; name the speaker"),
     ],
 )
 def test_a_wrong_batch_is_told_what_is_wrong(batch: object, says: str) -> None:
     """The message says which element, which key, and what may be given."""
     with pytest.raises(InvalidInputError, match=says):
-        records.new_batch(batch)
+        records.check_batch(batch)
 
 
 def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
@@ -47,7 +47,7 @@ def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
     room = MAX_CONTENT_BYTES - len("user") - len("{}") - MAX_ID_LENGTH
     fits = [{"role": "user", "content": "x" * room}] * parts
     too_large = [*fits[1:], {"role": "user", "content": "x" * (room - 1) + "é"}]
-    for new_batch in (records.new_batch, reference.drafts):
+    for new_batch in (records.check_batch, reference.drafts):
         assert len(new_batch(fits)) == parts
         with pytest.raises(InvalidInputError, match="messages are larger than"):
             new_batch(too_large)
@@ -56,13 +56,13 @@ def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
 def test_a_batch_that_repeats_a_message_stores_it_once() -> None:
     """The same id with the same content is a retry; with another content it is a conflict."""
     same = {"role": "user", "content": "x", "metadata": {"n": 1}, "message_id": "m"}
-    rows = records.new_batch(
+    rows = records.check_batch(
         [same, {**same, "metadata": {"n": 1.0}}, {"role": "user", "content": "y", "message_id": "n"}]
     )
     assert [row.id for row in rows] == ["m", "m", "n"]
-    assert [row.id for row in records.unique(rows)] == ["m", "n"]
+    assert [row.id for row in records.drop_repeats(rows)] == ["m", "n"]
     with pytest.raises(ConflictError, match="two messages with the id 'm'"):
-        records.new_batch([same, {**same, "content": "y"}])
+        records.check_batch([same, {**same, "content": "y"}])
 
 
 @pytest.mark.parametrize(
@@ -71,19 +71,19 @@ def test_a_batch_that_repeats_a_message_stores_it_once() -> None:
 def test_a_wrong_count_is_told_what_is_right(value: object, says: str) -> None:
     """The message says what may be given."""
     with pytest.raises(InvalidInputError, match=says):
-        records.count("offset", value)
+        records.check_count("offset", value)
 
 
 def test_a_number_too_long_to_be_written_is_refused_as_any_other() -> None:
     """Python does not write integers of more than 4,300 digits: the message must not fail where the check did not."""
     with pytest.raises(InvalidInputError, match="limit is a value of type int; it must be 0 or more"):
-        records.limit(-(10**5000))
+        records.check_limit(-(10**5000))
     with pytest.raises(InvalidInputError, match="unknown key a value of type int"):
-        records.new_batch([{"role": "user", "content": "x", 10**5000: 1}])
+        records.check_batch([{"role": "user", "content": "x", 10**5000: 1}])
     with pytest.raises(InvalidInputError, match="timeout is a value of type int; it must be more than 0 and finite"):
-        records.seconds("timeout", 10**5000)
+        records.check_seconds("timeout", 10**5000)
     with pytest.raises(InvalidInputError, match="it must be more than 0 and finite"):
-        records.seconds("timeout", 10**400)
+        records.check_seconds("timeout", 10**400)
 
 
 def test_a_session_that_cannot_be_there_is_named_by_its_text() -> None:
@@ -96,7 +96,7 @@ def test_a_session_that_cannot_be_there_is_named_by_its_text() -> None:
             return "LIES"
 
     with pytest.raises(SessionNotFoundError, match=r"there is no session 'a\\x00'"):
-        records.existing_session(Shouting("a\x00"))
+        records.check_session_id(Shouting("a\x00"))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_corrupt_message_is_named(column: int, value: object) -> None:
     """A row that cannot be read raises an error of ours with its id and its session's, and keeps the cause."""
     row = (*MESSAGE[:column], value, *MESSAGE[column + 1 :])
     with pytest.raises(FluxMemoryError, match=r"^message 'm1' of session 's1' cannot be read") as caught:
-        records.messages("s1", [row])
+        records.build_messages("s1", [row])
     assert caught.value.__cause__ is not None
 
 
@@ -126,12 +126,12 @@ def test_a_corrupt_session_is_named(column: int, value: object) -> None:
     """A session that cannot be read raises an error of ours with its id."""
     row = (*SESSION[:column], value, *SESSION[column + 1 :])
     with pytest.raises(FluxMemoryError, match=r"^session 's1' cannot be read"):
-        records.session(row)
+        records.build_session(row)
 
 
 def test_null_metadata_is_an_empty_object() -> None:
     """The original's column allows NULL."""
-    (message,) = records.messages("s1", [(*MESSAGE[:3], None, WHEN)])
+    (message,) = records.build_messages("s1", [(*MESSAGE[:3], None, WHEN)])
     assert message == {"id": "m1", "role": "user", "content": "Hello", "metadata": {}, "created_at": WHEN}
 
 
@@ -141,7 +141,7 @@ def test_a_corrupt_message_is_named_among_many(place: int) -> None:
     rows: list[tuple[Any, ...]] = [(f"m{n}", *MESSAGE[1:]) for n in range(300)]
     rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}")
     with pytest.raises(FluxMemoryError, match=f"^message 'm{place}' of session 's1' cannot be read"):
-        records.messages("s1", rows)
+        records.build_messages("s1", rows)
 
 
 @pytest.mark.parametrize("place", [0, 127, 128, 299])
@@ -149,17 +149,17 @@ def test_a_corrupt_session_is_named_among_many(place: int) -> None:
     """As for messages; sound ones come in their order, one by one or together, NULL metadata among them."""
     rows: list[tuple[Any, ...]] = [(f"s{n}", *SESSION[1:]) for n in range(300)]
     rows[place] = (*rows[place][:5], None, 3)
-    assert records.sessions(rows) == [records.session(row) for row in rows]
+    assert records.build_sessions(rows) == [records.build_session(row) for row in rows]
     rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}", *SESSION[5:])
     with pytest.raises(FluxMemoryError, match=f"^session 's{place}' cannot be read"):
-        records.sessions(rows)
+        records.build_sessions(rows)
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1, 10**30, 1e22, 0.1, -1.5e-300])
 def test_numbers_of_a_page_keep_type_and_value(number: float) -> None:
     """Integers beyond 64 bits come back exactly, and so does everything beside them; newest first becomes last."""
     values = [{"n": 1}, {"n": [number]}, {}, {"n": 1.0}]
-    rows = [(f"m{n}", "user", "Hello", metadata.encode(value), WHEN) for n, value in enumerate(values)]
-    found = records.messages("s1", rows)
+    rows = [(f"m{n}", "user", "Hello", json_metadata.encode(value), WHEN) for n, value in enumerate(values)]
+    found = records.build_messages("s1", rows)
     assert [message["id"] for message in found] == ["m3", "m2", "m1", "m0"]
     assert repr([message["metadata"] for message in reversed(found)]) == repr(values)

@@ -52,7 +52,7 @@ class Dsn(NamedTuple):
     """Arguments for `asyncpg.connect` that stood in the DSN as parameters it does not read."""
 
 
-def parse(dsn: object) -> Dsn:
+def parse_dsn(dsn: object) -> Dsn:
     """Check a DSN and take out of it what asyncpg wants as arguments.
 
     Raises:
@@ -110,7 +110,7 @@ def _parse(dsn: str) -> Dsn:
     return Dsn(SecretText(url), arguments)
 
 
-def masked(dsn: str) -> str:
+def mask_dsn(dsn: str) -> str:
     """Return a DSN that can be shown: every password in it is `***`."""
     scheme, separator, rest = dsn.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
@@ -128,8 +128,8 @@ def masked(dsn: str) -> str:
     return shown + rest[end:]
 
 
-def other_host_first(url: SecretText) -> SecretText:
-    """Return a DSN that `parse` made with its first host last; the same if it names one host."""
+def rotate_hosts(url: SecretText) -> SecretText:
+    """Return a DSN that `parse_dsn` made with its first host last; the same if it names one host."""
     scheme, separator, rest = url.partition("://")
     end = next((at for at, character in enumerate(rest) if character in "/?"), len(rest))
     user, at, hosts = rest[:end].rpartition("@")

@@ -72,14 +72,14 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     Raises:
         FluxMemoryError: It cannot be used; the message says what to do.
     """
-    from flux_memory import dsn as dsns  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres import pool as postgres_pool  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres.call_state import CallState  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres.errors import translated  # noqa: PLC0415 - only the driver in use
+    from flux_memory.dsn import mask_dsn, parse_dsn  # noqa: PLC0415 - only the driver in use
 
     dsn = SecretText(dsn)
-    target = dsns.parse(dsn)
-    report = CheckReport("postgres", dsns.masked(dsn))
+    target = parse_dsn(dsn)
+    report = CheckReport("postgres", mask_dsn(dsn))
     pool = postgres_pool.OwnPool(target, 2, _MAX_SIZE, timeout)
     state = CallState(writes=False)
     try:

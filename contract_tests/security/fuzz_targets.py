@@ -28,10 +28,10 @@ from flux_memory import (
     InvalidInputError,
     Memory,
     PostgresConversationMemory,
-    dsn,
 )
+from flux_memory.dsn import mask_dsn, parse_dsn
 from flux_memory.settings import load_settings
-from flux_memory.transfer import Extent, Plan, migrate
+from flux_memory.transfer import Mode, Plan, migrate
 
 SECONDS: Final = 20.0
 """Longer than that is a hang."""
@@ -236,14 +236,14 @@ def dsn_parser(pieces: list[str], other: Any) -> None:
     tried["dsn_parser"] += 1
     written = "".join(pieces)
     with suppress(FluxMemoryError):
-        dsn.parse(written if other is None else other)
+        parse_dsn(written if other is None else other)
     # Hypothesis takes constants from the code around, too.
     assume(MARKER not in written)
-    dsn.masked(written)
+    mask_dsn(written)
     with_password = f"postgresql://user:{MARKER}@{written}"
-    assert MARKER not in dsn.masked(with_password)
+    assert MARKER not in mask_dsn(with_password)
     try:
-        parsed = dsn.parse(with_password)
+        parsed = parse_dsn(with_password)
     except InvalidInputError as error:
         assert MARKER not in f"{error} {error!r}"  # noqa: PT017 - taking it is fine, too
     else:
@@ -330,7 +330,7 @@ def legacy_file(
     path.write_bytes(content[:length])
     before = path.read_bytes()
     with suppress(FluxMemoryError):
-        place.runner.run(_bounded(migrate(Plan(path, place.dsn, Extent.PREFLIGHT))))
+        place.runner.run(_bounded(migrate(Plan(sqlite_path=path, postgres_dsn=place.dsn, mode=Mode.PREFLIGHT))))
     assert path.read_bytes() == before
     place.runner.run(_bounded(_adopt(path)))
 
@@ -389,7 +389,9 @@ def quarantine_file(written: list[bytes]) -> None:
     path = place.directory / "quarantine.jsonl"
     path.write_bytes(b"\n".join(written))
     with suppress(FluxMemoryError):
-        place.runner.run(_bounded(migrate(Plan(path, place.dsn, Extent.PREFLIGHT, retry=True))))
+        place.runner.run(
+            _bounded(migrate(Plan(sqlite_path=path, postgres_dsn=place.dsn, mode=Mode.PREFLIGHT, retry=True)))
+        )
 
 
 TARGETS: Final[dict[str, Callable[[], None]]] = {

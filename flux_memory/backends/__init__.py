@@ -1,1 +1,1 @@
-"""The memories: one module for each engine, and what holds a handle together."""
+"""The two memories, a package for each engine, and the lifecycle and deadlines that they share."""

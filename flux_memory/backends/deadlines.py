@@ -1,4 +1,4 @@
-"""How long a call may take: the handle's `timeout`, or less or more of it for the calls of one block."""
+"""Sets the deadline of the calls in a block, in place of the `timeout` of their handles."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _SECONDS: Final[ContextVar[float | None]] = ContextVar("flux_memory_deadline", d
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Give each call in the block this long, whatever the `timeout` of its handle is.
+    """Give each call in the block this deadline instead of the `timeout` of its handle.
 
-    It holds for the task that enters it and for those it starts. Of nested blocks the innermost counts.
+    It holds for the task that enters the block and for tasks started in it. Of nested blocks the innermost counts.
 
         with deadline(2):
             await memory.add_message(session, "user", "Hello")
 
     Args:
-        seconds: Within which each call of the block ends.
+        seconds: The time within which each call ends.
 
     Raises:
-        InvalidInputError: It is not a positive, finite number.
+        InvalidInputError: `seconds` is not a positive, finite number.
     """
-    token = _SECONDS.set(records.seconds("seconds", seconds))
+    token = _SECONDS.set(records.check_seconds("seconds", seconds))
     try:
         yield
     finally:
@@ -35,6 +35,6 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def seconds_for(timeout: float) -> float:
-    """Return the seconds that a call has on a handle with this timeout."""
+    """Return the seconds that a call on a handle with this timeout has."""
     override = _SECONDS.get()
     return timeout if override is None else override

@@ -1,4 +1,4 @@
-"""The life of a handle: opened once by whoever comes first, used on one event loop, closed once."""
+"""Opens a handle's resource at its first call, binds it to one event loop, and closes it once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from flux_memory.errors import FluxMemoryError, MemoryClosedError
 Resource = TypeVar("Resource")
 
 CLOSED: Final = "this memory is closed; open another one"
-_TOGETHER: Final = 0.1
-"""Seconds within which callers come together, and share what becomes of an opening."""
-_LEAST: Final = 1.0
-"""Seconds that closing itself may take, however long the calls in flight took."""
+_SHARED_OPENING_SECONDS: Final = 0.1
+"""Seconds after the start of an opening within which a call shares its failure; later calls retry."""
+_MIN_CLOSE_SECONDS: Final = 1.0
+"""Seconds that closing may take even if the calls in flight used up all the time."""
 
 
 class Lifecycle(Generic[Resource]):
-    """Owns what a handle opens lazily: a worker thread, a pool.
+    """Owns the resource that a handle opens lazily: a worker thread or a pool.
 
     Args:
-        open_resource: Opens it; called by the first user, and again after a failure.
-        close_resource: Closes it, once nothing is in flight or the grace is over, within so many seconds.
-        grace: Seconds that `close()` may take, or `_LEAST` more where calls in flight take all of them.
+        open_resource: Opens the resource; called at the first call, and again after a failure.
+        close_resource: Closes the resource within a number of seconds, once no call is in flight or the grace is over.
+        grace: Seconds that `close()` may take, plus `_MIN_CLOSE_SECONDS` if calls in flight take all of them.
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class Lifecycle(Generic[Resource]):
         self._opening_began = 0.0
         self._closing: asyncio.Task[None] | None = None
         self.resource: Resource | None = None
-        """What is open now, if anything is; it stays here until it is closed."""
+        """The open resource, if any, until it is closed."""
         self._in_flight = 0
         self._idle = asyncio.Event()
         self.forked = False
         self.closed = False
         self._ended = False
-        """Set by `close()` when it stops waiting for calls: nothing is opened or handed out any more."""
-        _LIVES.add(self)
+        """`close()` has stopped waiting for calls: `opened()` raises from now on."""
+        _LIFECYCLES.add(self)
 
     def check_open(self) -> None:
-        """Raise `MemoryClosedError` after `close()`, and `FluxMemoryError` where it belongs to a parent process."""
+        """Raise `MemoryClosedError` after `close()`, and `FluxMemoryError` if the handle is a parent process's."""
         if self.closed:
             raise MemoryClosedError(CLOSED)
         if self.forked:
@@ -63,11 +63,11 @@ class Lifecycle(Generic[Resource]):
             )
 
     async def opened(self) -> Resource:
-        """Return the resource; the first caller begins to open it, and all who come meanwhile wait for that.
+        """Return the resource; the first caller starts to open it, and later ones wait for the same opening.
 
         Raises:
             FluxMemoryError: The handle belongs to another event loop.
-            MemoryClosedError: `close()` gave up waiting before the opening was done.
+            MemoryClosedError: `close()` stopped waiting before the resource was open.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -77,14 +77,14 @@ class Lifecycle(Generic[Resource]):
                     "create one memory for each event loop"
                 )
             self._loop = loop
-        # An opening that began earlier has less time left than this call, and may fail for lack of it: tried again.
-        earlier = self._opening if loop.time() - self._opening_began > _TOGETHER else None
+        # An earlier opening has less time left than this call: if it fails, this call starts another.
+        earlier = self._opening if loop.time() - self._opening_began > _SHARED_OPENING_SECONDS else None
         while not self._ended:
             if self.resource is not None:
                 return self.resource
             opening = self._opening or self._begin_opening(loop)
-            # It neither cancels the opening with this caller, nor this caller with the opening: that one is cancelled
-            # with every other task of the loop, and begins anew for a caller that is left.
+            # A cancelled caller does not cancel the opening, nor the other way round: an application may cancel every
+            # task, and a caller that still waits starts another opening.
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is not None and opening is not earlier:
                 opening.result()
@@ -97,19 +97,19 @@ class Lifecycle(Generic[Resource]):
         return self._opening
 
     def _finish_opening(self, opening: asyncio.Task[Resource]) -> None:
-        """Runs before any caller wakes, also where the task was cancelled before its first step."""
+        """Store the resource: as a callback, before any caller wakes, even if the task never ran."""
         if opening is not self._opening:
             return
         self._opening = None
-        # Asking for the exception also keeps asyncio from logging it where every caller is gone.
+        # Retrieving the exception also keeps asyncio from logging it if every caller is gone.
         if not opening.cancelled() and opening.exception() is None:
             self.resource = opening.result()
 
     def leave_to_parent(self) -> None:
-        """Let go of what was opened before this process was forked; what was not opened yet can be opened here."""
+        """Leave the resource to the parent process; a handle that was not used before the fork stays usable."""
         if self._loop is None:
             return
-        _PARENTS.append((self, self.resource))
+        _PARENT_RESOURCES.append((self, self.resource))
         self.resource = None
         self._loop = self._opening = self._closing = None
         self._in_flight = 0
@@ -129,7 +129,7 @@ class Lifecycle(Generic[Resource]):
     async def close(self) -> None:
         """Refuse new calls, wait for those in flight, close the resource.
 
-        Safe to call again, also at once; after a close that was cancelled it continues.
+        Safe to call again, also concurrently; after a cancelled close the next one continues.
         """
         self.closed = True
         loop = asyncio.get_running_loop()
@@ -154,19 +154,19 @@ class Lifecycle(Generic[Resource]):
         self._ended = True
         if self._loop is loop and self._opening is not None:
             self._opening.cancel()
-            await asyncio.wait([self._opening], timeout=_LEAST)
+            await asyncio.wait([self._opening], timeout=_MIN_CLOSE_SECONDS)
         if self.resource is not None:
-            await self._close_resource(self.resource, max(end - loop.time(), _LEAST))
+            await self._close_resource(self.resource, max(end - loop.time(), _MIN_CLOSE_SECONDS))
             self.resource = None
 
 
-_LIVES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()
-_PARENTS: list[Any] = []
-"""What a parent process opened, kept to the end of this one: destroyed here, it would be shut down there."""
+_LIFECYCLES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()
+_PARENT_RESOURCES: list[Any] = []
+"""The parent process's resources; they are never destroyed here, which would shut down the parent's connections."""
 
 
 def _leave_all_to_parent() -> None:
-    for life in list(_LIVES):
+    for life in list(_LIFECYCLES):
         life.leave_to_parent()
 
 
@@ -175,6 +175,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def warn_never_closed(handle: object) -> None:
-    """Warn, from a handle's `__del__`, that `close()` was forgotten."""
+    """Warn, from a handle's `__del__`, that it was not closed."""
     message = f"{handle!r} was never closed; use 'async with' or close()"
     warnings.warn(message, ResourceWarning, stacklevel=3, source=handle)

@@ -1,4 +1,4 @@
-"""Arguments in, records out: the one place that checks a call and builds a `Message` or a `Session`."""
+"""Checks the arguments of a call and builds its `Message` and `Session` records, for both backends."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from flux_memory.errors import (
     SessionNotFoundError,
 )
 from flux_memory.protocol import Message, Session
-from flux_memory.records import metadata as json_metadata
-from flux_memory.records import timestamps
+from flux_memory.records import json_metadata, timestamps
 from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.records.text import find_unstorable, require_id, require_str, require_text, shown
 
@@ -26,15 +25,15 @@ else:
     from uuid6 import uuid7
 
 MAX_COUNT: Final = 2**63 - 1
-"""The largest `limit` or `offset` an engine takes; more is no more than all."""
+"""The largest `limit` or `offset` that an engine takes."""
 
-_ROWS_TOGETHER: Final = 128
-"""Rows whose texts are checked at once; more would need more memory."""
+_CHUNK_ROWS: Final = 128
+"""Rows that are checked column by column at once; more would need more memory."""
 _BATCH_KEYS: Final = frozenset({"role", "content", "metadata", "message_id"})
 
 
 class SessionRow(NamedTuple):
-    """A session to be stored, checked; metadata as JSON text."""
+    """A checked session to store; its metadata is JSON text."""
 
     id: str
     user_id: str
@@ -43,7 +42,7 @@ class SessionRow(NamedTuple):
 
 
 class MessageRow(NamedTuple):
-    """A message to be stored, checked; metadata as JSON text."""
+    """A checked message to store; its metadata is JSON text."""
 
     id: str
     role: str
@@ -51,7 +50,7 @@ class MessageRow(NamedTuple):
     metadata: str
 
     def same_as(self, role: str, content: str, metadata: str | None) -> bool:
-        """Tell whether a stored message has this content, so that adding it again is a retry.
+        """Return whether a stored message has this content, which makes adding it again a retry.
 
         Raises:
             FluxMemoryError: The stored message is corrupt.
@@ -65,26 +64,28 @@ class MessageRow(NamedTuple):
             raise FluxMemoryError(f"the stored message {self.id!r} cannot be read: {error}") from error
 
 
-def new_session(session_id: object, user_id: object, title: object, metadata: object) -> SessionRow:
+def check_new_session(session_id: object, user_id: object, title: object, metadata: object) -> SessionRow:
     """Check the arguments of `create_session`."""
     return SessionRow(
         _own_id("session_id", session_id),
         require_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH),
-        new_title(title),
+        check_title(title),
         json_metadata.encode(metadata),
     )
 
 
-def new_title(title: object) -> str:
+def check_title(title: object) -> str:
     """Check a title."""
     return require_text("title", title, max_bytes=MAX_CONTENT_BYTES)
 
 
-def new_message(role: object, content: object, metadata: object, message_id: object, place: str = "") -> MessageRow:
+def check_new_message(
+    role: object, content: object, metadata: object, message_id: object, place: str = ""
+) -> MessageRow:
     """Check the arguments of `add_message`; `place` names the element of a batch."""
     role = require_text(f"{place}role", role, max_bytes=MAX_CONTENT_BYTES)
     if not role:
-        raise InvalidInputError(f"{place}role is empty; name who speaks, such as 'user' or 'assistant'")
+        raise InvalidInputError(f"{place}role is empty; name the speaker, such as 'user' or 'assistant'")
     return MessageRow(
         _own_id(f"{place}message_id", message_id),
         role,
@@ -93,12 +94,12 @@ def new_message(role: object, content: object, metadata: object, message_id: obj
     )
 
 
-def new_batch(messages: object) -> list[MessageRow]:
+def check_batch(messages: object) -> list[MessageRow]:
     """Check the argument of `add_messages`.
 
     Raises:
-        InvalidInputError: An element is not a message; the message names it. Or all are too large together.
-        ConflictError: Two elements have one id and not one content.
+        InvalidInputError: An element is not a message, which the error names, or the batch is too large.
+        ConflictError: Two elements have the same id and different contents.
     """
     if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
         raise InvalidTypeError(f"messages must be a sequence of mappings, not {type(messages).__name__}")
@@ -113,50 +114,52 @@ def new_batch(messages: object) -> list[MessageRow]:
     return rows
 
 
-def unique(rows: Iterable[MessageRow]) -> list[MessageRow]:
-    """Return a checked batch without its repeats, in order."""
+def drop_repeats(rows: Iterable[MessageRow]) -> list[MessageRow]:
+    """Return a checked batch without its repeated messages, in order."""
     return list({row.id: row for row in rows}.values())
 
 
-def lookup(name: str, value: object) -> str | None:
-    """Check an id to look up; `None` for one that cannot be stored and so is nowhere.
+def find_id(name: str, value: object) -> str | None:
+    """Check an id to look up; `None` for one that cannot be stored, so that no record has it.
 
     Raises:
-        InvalidTypeError: It is not a `str`.
+        InvalidTypeError: The id is not a `str`.
     """
     text = require_str(name, value)
     return None if find_unstorable(text) else text
 
 
-def existing_session(session_id: object) -> str:
+def check_session_id(session_id: object) -> str:
     """Check the id of a session to be changed.
 
     Raises:
-        SessionNotFoundError: No session can have it.
+        SessionNotFoundError: The id cannot be stored, so that no session has it.
     """
     text = require_str("session_id", session_id)
     if find_unstorable(text):
-        raise SessionNotFoundError(no_session(text))
+        raise session_not_found(text)
     return text
 
 
-def no_session(session_id: str) -> str:
-    """Say that a session does not exist."""
-    return f"there is no session {session_id!r:.80}; create_session() makes one"
+def session_not_found(session_id: str) -> SessionNotFoundError:
+    """Return the error of a call to a session that does not exist."""
+    return SessionNotFoundError(f"there is no session {session_id!r:.80}; create_session() makes one")
 
 
-def taken_session(session_id: str) -> str:
-    """Say that a session id is taken."""
-    return f"a session with the id {session_id!r} exists; it is left as it was"
+def session_id_taken(session_id: str) -> ConflictError:
+    """Return the error of creating a session whose id is taken."""
+    return ConflictError(f"a session with the id {session_id!r} exists; it is left as it was")
 
 
-def taken_id(session_id: str, message_id: str) -> str:
-    """Say that a message id is taken."""
-    return f"session {session_id!r} has another message with the id {message_id!r}; give this one an id of its own"
+def message_id_taken(session_id: str, message_id: str) -> ConflictError:
+    """Return the error of adding a message whose id is taken by another content."""
+    return ConflictError(
+        f"session {session_id!r} has another message with the id {message_id!r}; give this one an id of its own"
+    )
 
 
-def count(name: str, value: object) -> int:
-    """Check a `limit` or an `offset` and cut it to what an engine takes."""
+def check_count(name: str, value: object) -> int:
+    """Check a `limit`, an `offset` or a size, and cap it at `MAX_COUNT`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidTypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 0:
@@ -164,7 +167,7 @@ def count(name: str, value: object) -> int:
     return min(int(value), MAX_COUNT)
 
 
-def seconds(name: str, value: object) -> float:
+def check_seconds(name: str, value: object) -> float:
     """Check a deadline in seconds."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InvalidTypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
@@ -174,20 +177,20 @@ def seconds(name: str, value: object) -> float:
     return float(value)
 
 
-def limit(value: object) -> int:
-    """Check a `limit`; `None` is all."""
-    return MAX_COUNT if value is None else count("limit", value)
+def check_limit(value: object) -> int:
+    """Check a `limit`; `None` means all."""
+    return MAX_COUNT if value is None else check_count("limit", value)
 
 
-def messages(session_id: str, rows: Sequence[Sequence[Any]]) -> list[Message]:
+def build_messages(session_id: str, rows: Sequence[Sequence[Any]]) -> list[Message]:
     """Build records, oldest first, from rows of (id, role, content, metadata, created_at), newest first.
 
     Raises:
         FluxMemoryError: A row is corrupt; the message names it.
     """
     result: list[Message] = []
-    for at in range(len(rows), 0, -_ROWS_TOGETHER):
-        some = rows[max(at - _ROWS_TOGETHER, 0) : at][::-1]
+    for at in range(len(rows), 0, -_CHUNK_ROWS):
+        some = rows[max(at - _CHUNK_ROWS, 0) : at][::-1]
         try:
             result += _sound_messages(some)
         except (ValueError, TypeError, RecursionError):
@@ -196,7 +199,7 @@ def messages(session_id: str, rows: Sequence[Sequence[Any]]) -> list[Message]:
 
 
 def _sound_messages(rows: Sequence[Sequence[Any]]) -> list[Message]:
-    """Build records, checking column by column, which is several times as fast as row by row.
+    """Build records, checked column by column: several times as fast as row by row.
 
     Raises:
         ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
@@ -227,8 +230,8 @@ def _message(session_id: str, row: Sequence[Any]) -> Message:
         raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
 
 
-def session(row: Sequence[Any]) -> Session:
-    """Build a record from (id, user_id, title, created_at, updated_at, metadata, message_count) as stored.
+def build_session(row: Sequence[Any]) -> Session:
+    """Build a record from a row of (id, user_id, title, created_at, updated_at, metadata, message_count).
 
     Raises:
         FluxMemoryError: The row is corrupt; the message names it.
@@ -250,24 +253,24 @@ def session(row: Sequence[Any]) -> Session:
         raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
 
 
-def sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
-    """Build records from rows, in their order.
+def build_sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
+    """Build records from rows as `build_session` takes them, in their order.
 
     Raises:
         FluxMemoryError: A row is corrupt; the message names it.
     """
     result: list[Session] = []
-    for at in range(0, len(rows), _ROWS_TOGETHER):
-        some = rows[at : at + _ROWS_TOGETHER]
+    for at in range(0, len(rows), _CHUNK_ROWS):
+        some = rows[at : at + _CHUNK_ROWS]
         try:
             result += _sound_sessions(some)
         except (ValueError, TypeError, RecursionError):
-            result += map(session, some)
+            result += map(build_session, some)
     return result
 
 
 def _sound_sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
-    """Build records, checking column by column.
+    """Build records, checked column by column.
 
     Raises:
         ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
@@ -291,8 +294,8 @@ def _sound_sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
     ]
 
 
-def session_time(session_id: str, value: object) -> str:
-    """Return a session's time as stored.
+def check_session_time(session_id: str, value: object) -> str:
+    """Return a session's stored time if it has the records' form.
 
     Raises:
         FluxMemoryError: The row is corrupt; the message names it.
@@ -314,7 +317,7 @@ def _batch_element(item: object, place: str) -> MessageRow:
         raise InvalidInputError(f"{place} has the unknown key {shown(unknown[0])}; known are {sorted(_BATCH_KEYS)}")
     if missing := [key for key in ("role", "content") if key not in item]:
         raise InvalidInputError(f"{place} has no {missing[0]!r}")
-    return new_message(item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.")
+    return check_new_message(item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.")
 
 
 def _all_text(*columns: tuple[Any, ...]) -> tuple[tuple[str, ...], ...]:

@@ -1,1 +1,1 @@
-"""The backend for PostgreSQL: a pool, and statements that are run again where that is safe."""
+"""The PostgreSQL backend: a connection pool, and statements that are retried where that is safe."""

@@ -1,4 +1,4 @@
-"""The statements that add messages, and what their answers mean."""
+"""Adds messages to sessions by one SQL statement, for one call or for many, and reads the outcome of each."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from flux_memory import records
-from flux_memory.errors import ConflictError, FluxMemoryError, SessionNotFoundError
+from flux_memory.errors import FluxMemoryError
 from flux_memory.records import MessageRow
 
-# The session's row lock puts concurrent adds in a line; the counter it guards gives each its number. A message that
-# is already there stops the update, so that a retry changes nothing. Two retries at once: the second breaks the
-# unique key, fails whole, and finds the message when it is run again.
+# The session's row lock serializes concurrent adds, and the counter in that row numbers them. A message that is already
+# stored stops the update, so that a retry changes nothing. Of two concurrent retries the second violates the unique
+# key, fails as a whole, and finds the message when it runs again.
 ADD_MESSAGE: Final = """
 WITH stored AS (
     SELECT role = $3 AND content = $4 AND coalesce(metadata, '{}') = $5::text::jsonb AS same
@@ -32,11 +32,11 @@ WITH stored AS (
 SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 """
 
-# The same for several calls, each with its own outcome. It skips sessions that are locked, and returns them: a locked
-# session must not keep the others waiting, and statements that do not wait cannot deadlock.
+# The same for several calls, each with its own outcome. Locked sessions are skipped and returned: they must not delay
+# the others, and statements that do not wait cannot deadlock.
 #
-# `(SELECT $n)` hides the arrays' lengths from the planner. It would find that a plan for just so many rows costs less
-# than one for any number, and make a new one each time, which takes several times as long as the statement itself.
+# `(SELECT $n)` hides the arrays' lengths from the planner, which would otherwise make a custom plan for each length.
+# Planning takes several times as long as the statement itself.
 ADD_MESSAGES: Final = """
 WITH item AS (
     SELECT *
@@ -102,25 +102,25 @@ ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FO
 
 
 class Outcome(Enum):
-    """How an add ended that was not refused."""
+    """The outcome of an add that was not refused."""
 
     STORED = auto()
     LOCKED = auto()
-    """Its session was locked, and it was skipped."""
+    """The session was locked, so the call was skipped."""
 
 
 async def add(
     connection: Any, calls: Sequence[tuple[str, Sequence[MessageRow]]], *, wait: bool
 ) -> list[Outcome | FluxMemoryError]:
-    """Store calls by one statement, each whole or not at all.
+    """Store calls by one statement, each as a whole or not at all.
 
     Args:
         connection: An asyncpg connection.
-        calls: The session and the rows of each call; no session has two rows with one id.
-        wait: Whether to wait for the lock of a session, or to skip it.
+        calls: The session and the rows of each call; the rows of one session have different ids.
+        wait: Whether to wait for locked sessions, or to skip them.
 
     Returns:
-        The outcome of each call, or the error that it is refused with.
+        The outcome of each call, or the error that refuses it.
     """
     if wait and len(calls) == len(calls[0][1]) == 1:
         ((session_id, (row,)),) = calls
@@ -132,7 +132,7 @@ async def add(
     sql = ADD_MESSAGES_WAITING if wait else ADD_MESSAGES
     ((found, locked, refused, taken),) = await connection.fetch(sql, sessions, *columns)
     first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
-    # A session that is not there after the wait for its lock was deleted meanwhile; the statement's snapshot is older.
+    # After a wait for locks, `locked` may name a session that was deleted meanwhile: the snapshot is older.
     known, skipped = set(found), set() if wait else set(locked)
     return [
         Outcome.LOCKED
@@ -144,7 +144,7 @@ async def add(
 
 def _outcome(session_id: str, *, found: bool, taken: str | None) -> Outcome | FluxMemoryError:
     if not found:
-        return SessionNotFoundError(records.no_session(session_id))
+        return records.session_not_found(session_id)
     if taken is not None:
-        return ConflictError(records.taken_id(session_id, taken))
+        return records.message_id_taken(session_id, taken)
     return Outcome.STORED

@@ -1,10 +1,10 @@
-"""How far one call has got: what decides whether a write that ends by an error may be stored."""
+"""Tracks how far a call has got, which decides whether a failed write may have been stored."""
 
 from __future__ import annotations
 
 
 class CallState:
-    """What is known of one call. Calls that share a statement each have their own.
+    """The progress of one call. Calls that share a statement each have their own.
 
     Args:
         writes: Whether the call is a write.
@@ -15,17 +15,17 @@ class CallState:
     def __init__(self, *, writes: bool) -> None:
         self.writes = writes
         self.sent = False
-        """A statement for it was sent and not answered, or was answered in full."""
+        """A statement for it was sent, and has not failed."""
         self.lost = False
         """A statement for it was sent and its answer was lost."""
         self.blocked = False
-        """It waits behind a lock or an earlier add to its session, not for a connection."""
+        """It waits for a lock or for an earlier add to its session, not for a connection."""
         self.trouble: Exception | None = None
-        """Why its last statement failed."""
+        """The error of its last statement that failed."""
 
     @property
     def unknown(self) -> bool:
-        """Whether the server may have done what was asked for."""
+        """Whether the server may have carried out the call."""
         return self.sent or self.lost
 
     def sending(self) -> None:

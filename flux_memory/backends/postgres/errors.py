@@ -1,4 +1,4 @@
-"""asyncpg's errors: which of them pass, and what each becomes: one table."""
+"""Translates asyncpg's errors into the library's, by one table, and knows which of them are transient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ssl
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
@@ -20,12 +20,15 @@ from flux_memory.errors import (
     SchemaError,
 )
 
+if TYPE_CHECKING:
+    from flux_memory.backends.postgres.retry import Pool
+
 ROLLED_BACK_FOR_ANOTHER: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
 )
-"""The server undid the statement because of another one; run again, it sees what that one did."""
+"""The server rolled the statement back because of another one; a retry sees the changes of that one."""
 
 _LASTING: Final = (
     asyncpg.exceptions.ClientConfigurationError,
@@ -42,17 +45,10 @@ _PASSING: Final = (
 
 
 def passes(error: Exception) -> bool:
-    """Tell whether an attempt to connect that failed so may succeed later, with nothing mended."""
-    # A pooler says everything by this one class: also that its server is not there, or that it has no room.
+    """Return whether an attempt to connect with this error may succeed later, without a fix."""
+    # A pooler uses this one class for every error, also for a server that is down and for a full pool.
     refused_for_good = isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)
     return isinstance(error, _PASSING) and not isinstance(error, _LASTING) and not refused_for_good
-
-
-class Troubled(Protocol):
-    """A pool that may be unable to connect."""
-
-    trouble: Exception | None
-    """Why the last attempt to connect failed; `None` if it did not."""
 
 
 _Causes = type[BaseException] | tuple[type[BaseException], ...]
@@ -66,7 +62,7 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (
         asyncpg.InvalidCatalogNameError,
         BackendUnavailableError,
-        "create the database, or mend its name in the DSN",
+        "create the database, or correct its name in the DSN",
     ),
     (asyncpg.TooManyConnectionsError, BackendUnavailableError, "lower max_size=, or raise max_connections"),
     (asyncpg.CannotConnectNowError, BackendUnavailableError, "the server is starting or stopping; retry"),
@@ -77,7 +73,7 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     ),
     (asyncpg.InsufficientResourcesError, BackendUnavailableError, "the server lacks resources; retry later"),
     (asyncpg.OperatorInterventionError, BackendUnavailableError, "the server ended the call; retry"),
-    (asyncpg.LockNotAvailableError, BackendUnavailableError, "a lock was not to be had; retry"),
+    (asyncpg.LockNotAvailableError, BackendUnavailableError, "another transaction holds a lock; retry"),
     (asyncpg.TransactionRollbackError, BackendUnavailableError, "the server rolled the call back; retry"),
     (
         asyncpg.ReadOnlySQLTransactionError,
@@ -86,7 +82,7 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     ),
     (asyncpg.InsufficientPrivilegeError, SchemaError, "grant the role what it lacks"),
     (asyncpg.UndefinedTableError, SchemaError, "the tables are gone; open a new memory to make them"),
-    (asyncpg.UndefinedColumnError, SchemaError, "the tables were changed by hand; put them back"),
+    (asyncpg.UndefinedColumnError, SchemaError, "the tables were changed by hand; restore them"),
     (
         asyncpg.UndefinedObjectError,
         InvalidInputError,
@@ -100,7 +96,7 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (
         asyncpg.InvalidParameterValueError,
         InvalidInputError,
-        "a parameter of the DSN has a wrong value; mend it",
+        "a parameter of the DSN has an invalid value; correct it",
     ),
     (
         (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError),
@@ -117,13 +113,13 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
         BackendUnavailableError,
         "the server or a pooler refused the connection's parameters; remove them from the DSN",
     ),
-    (asyncpg.exceptions.ClientConfigurationError, InvalidInputError, "mend the DSN"),
+    (asyncpg.exceptions.ClientConfigurationError, InvalidInputError, "correct the DSN"),
     (asyncpg.PostgresConnectionError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.InterfaceError, BackendUnavailableError, "the connection was lost; retry"),
     (
         asyncpg.TargetServerAttributeNotMatched,
         BackendUnavailableError,
-        "no host of the DSN is what target_session_attrs asks for; promote one, or mend that",
+        "no host of the DSN matches target_session_attrs; promote one, or change that parameter",
     ),
     (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.PostgresError, FluxMemoryError, "see the cause"),
@@ -147,20 +143,18 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (ConnectionError, BackendUnavailableError, "check the network, and host, port and sslmode in the DSN"),
     (OSError, BackendUnavailableError, "check the network, and the host and port in the DSN"),
 )
-"""The driver's errors, the special before the general: our error for each, and what to do."""
+"""asyncpg's errors, subclasses first: the library's error for each, and the advice in its message."""
 
 
 @contextmanager
-def translated(
-    shown: str, timeout: float, state: CallState | None = None, pool: Troubled | None = None
-) -> Iterator[None]:
-    """Turn the driver's errors, and the network's, into ours.
+def translated(shown: str, timeout: float, state: CallState | None = None, pool: Pool | None = None) -> Iterator[None]:
+    """Translate the errors of the driver and of the network into the library's.
 
     Args:
         shown: The masked DSN.
-        timeout: The deadline in seconds, for the message of a call that did not end by it.
-        state: How far the call has got; by default it is taken for a read.
-        pool: Where its connections are from.
+        timeout: The deadline in seconds, for the message of a call that passed it.
+        state: The state of the call; by default that of a read.
+        pool: The pool that the call takes connections from.
     """
     try:
         yield
@@ -179,15 +173,15 @@ def translated(
 
 
 def _said(error: Exception) -> str:
-    # The message alone: a DETAIL may quote what is stored, and asyncpg's own HINTs are for who calls it directly. The
-    # cause has both.
+    # Only the message: a DETAIL may quote stored data, and asyncpg's HINTs address its direct callers. The cause has
+    # both.
     return str(error.args[0] if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) else error)
 
 
 def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
-    # asyncpg has one class for what is wrong with a pool, with a connection and with a call.
+    # asyncpg has one class for the errors of pools, connections and calls.
     if isinstance(error, asyncpg.InterfaceError) and str(error).startswith("pool is "):
-        return BackendUnavailableError, "hand in an open one, of 'await asyncpg.create_pool()', and close it last"
+        return BackendUnavailableError, "pass an open one, from 'await asyncpg.create_pool()', and close it last"
     found = ((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
     return next(found, (BackendUnavailableError, "see the cause"))
 
@@ -207,7 +201,7 @@ def _too_late(shown: str, timeout: float, state: CallState, trouble: Exception |
             "pg_stat_activity, or raise timeout="
         )
     else:
-        what = f"no connection was free within {timeout:g} s; raise max_size= or timeout=, or find what holds them"
+        what = f"no connection was free within {timeout:g} s; raise max_size= or timeout=, or find their users"
     return BackendUnavailableError(f"PostgreSQL at {shown}: {what}" + ". Nothing was stored" * state.writes)
 
 
@@ -221,8 +215,8 @@ def _unknown(shown: str, what: str) -> OutcomeUnknownError:
 def _clear_frames(error: BaseException, module: str) -> None:
     """Clear the variables of a package's frames in the tracebacks of an error and its causes: they hold passwords.
 
-    Files and lines stay in the traceback. Frames of other packages are left alone: clearing a suspended frame, such as
-    that of a task which caught the error, would end it.
+    Files and lines stay in the traceback. Frames of other packages stay as they are: clearing a suspended frame, such
+    as that of a task which caught the error, would end it.
     """
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
@@ -232,7 +226,7 @@ def _clear_frames(error: BaseException, module: str) -> None:
             seen.add(id(one))
             for frame, _ in traceback.walk_tb(one.__traceback__):
                 if frame.f_globals.get("__name__", "").partition(".")[0] == module:
-                    # It raises where the frame still runs.
+                    # A frame that still runs raises.
                     with suppress(RuntimeError):
                         frame.clear()
             chain += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]

@@ -1,4 +1,4 @@
-"""Conversation memory in PostgreSQL, through an asyncpg pool."""
+"""`PostgresConversationMemory`: a `Memory` in PostgreSQL, and the SQL of its methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import asyncpg
 
-from flux_memory import dsn as dsns
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
@@ -20,24 +19,23 @@ from flux_memory.backends.postgres.errors import translated
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.backends.postgres.writer import MessageWriter
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import (
-    ConflictError,
     InvalidInputError,
     InvalidTypeError,
-    SessionNotFoundError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import metadata as json_metadata
+from flux_memory.records import json_metadata
 
 Result = TypeVar("Result")
 
 _OPENING_SHARE: Final = 0.9
-"""Of the deadline, for the opening: whoever waits for it learns what is wrong, not only that it takes long."""
+"""Share of the deadline for opening; the rest lets waiting callers report the cause instead of a timeout."""
 _PREPARING_SHARE: Final = 0.8
+"""Share of the deadline for checking the database and its schema; then the connection is dropped."""
 
-# Times go out as text in the records' form, and JSON crosses the wire as text both ways: a borrowed pool may have
-# codecs of its own, and text is what the records need. A time before Christ keeps its BC, which tells it from others.
+# Times and JSON cross the wire as text: a borrowed pool may have codecs of its own, and the records need text. A time
+# before Christ keeps its BC, so that it is not read as a later one.
 
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata, creation_id)
@@ -82,8 +80,8 @@ LIMIT $1 OFFSET $2
 SELECT_PAGE: Final = SELECT_SESSIONS + NEWEST_FIRST
 SELECT_PAGE_OF_USER: Final = SELECT_SESSIONS + "WHERE user_id = $3" + NEWEST_FIRST
 SELECT_PAGE_BY_METADATA: Final = SELECT_SESSIONS + "WHERE metadata @> $3::text::jsonb" + NEWEST_FIRST
-# OFFSET 0 is a fence: the user's sessions are walked in order and tested one by one, until the page is full. Left to
-# itself the planner reads every session that has the metadata, whoever's it is.
+# OFFSET 0 is an optimizer fence: PostgreSQL walks the user's sessions in order and tests each until the page is full.
+# Without it, the planner reads the sessions of all users that have the metadata.
 OWN_SESSIONS: Final = """
 WITH sessions AS NOT MATERIALIZED (
     SELECT *
@@ -96,7 +94,7 @@ SELECT_PAGE_OF_USER_BY_METADATA: Final = (
     OWN_SESSIONS + SELECT_SESSIONS + "WHERE metadata @> $4::text::jsonb\nLIMIT $1 OFFSET $2"
 )
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
-# What needs the lock of one session skips it if it is locked, and says so: done, and exists.
+# Each skips the session if it is locked, and returns whether the write was done, and whether the session exists.
 UPDATE_TITLE: Final = """
 WITH locked AS (
     SELECT id
@@ -126,7 +124,7 @@ WITH locked AS (
 )
 SELECT EXISTS (SELECT 1 FROM deleted), EXISTS (SELECT 1 FROM sessions WHERE id = $1)
 """
-# Not TRUNCATE, which deadlocks with adders that hold a session's row and want the messages' table.
+# Not TRUNCATE, which deadlocks with adds that hold a session's row and wait for the messages' table.
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
 
@@ -136,8 +134,8 @@ class PostgresConversationMemory(Memory):
     Args:
         dsn: `postgresql://user:password@host:5432/database`; by default the settings' `POSTGRES_DSN`.
         min_size: Connections opened at once, and kept.
-        max_size: Connections at most; further calls wait for one.
-        timeout: Seconds within which a call ends, unless `flux_memory.deadline()` says otherwise.
+        max_size: The largest number of connections; further calls wait for one.
+        timeout: Seconds within which a call ends, unless `flux_memory.deadline()` overrides it.
         pool: An asyncpg pool to borrow; it is never closed, and `dsn` is not read.
 
     Raises:
@@ -153,7 +151,7 @@ class PostgresConversationMemory(Memory):
         timeout: float = 30.0,
         pool: asyncpg.Pool | None = None,
     ) -> None:
-        self.timeout: Final = records.seconds("timeout", timeout)
+        self.timeout: Final = records.check_seconds("timeout", timeout)
         if pool is not None:
             if not (callable(getattr(pool, "acquire", None)) and callable(getattr(pool, "release", None))):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
@@ -164,11 +162,14 @@ class PostgresConversationMemory(Memory):
                 from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
 
                 dsn = load_settings().require_postgres_dsn()
-            # This frame, too, is in the traceback of a DSN that is refused.
+            # An invalid DSN's traceback shows the variables of this frame, too.
             dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
-            target = dsns.parse(dsn)
-            self._shown = dsns.masked(dsn)
-            if not 0 <= records.count("min_size", min_size) <= records.count("max_size", max_size) or not max_size:
+            target = parse_dsn(dsn)
+            self._shown = mask_dsn(dsn)
+            if (
+                not 0 <= records.check_count("min_size", min_size) <= records.check_count("max_size", max_size)
+                or not max_size
+            ):
                 raise InvalidInputError(
                     f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
                 )
@@ -188,17 +189,17 @@ class PostgresConversationMemory(Memory):
         user_id: str = "",
     ) -> str:
         self._life.check_open()
-        row = records.new_session(session_id, user_id, title, metadata)
+        row = records.check_new_session(session_id, user_id, title, metadata)
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
         async def create(store: _Store) -> bool:
-            # An id of the caller's may be that of a session whose creation is not committed yet.
+            # A concurrent call may create a session with the caller's id, and hold its lock until it commits.
             run = store.executor.run if session_id is None else store.executor.run_on_any_lock
             return await run(state, insert)
 
         if not await self._run(state, create):
-            raise ConflictError(records.taken_session(row.id))
+            raise records.session_id_taken(row.id)
         return row.id
 
     async def add_message(
@@ -211,32 +212,32 @@ class PostgresConversationMemory(Memory):
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        row = records.new_message(role, content, metadata, message_id)
-        session = records.existing_session(session_id)
+        row = records.check_new_message(role, content, metadata, message_id)
+        session = records.check_session_id(session_id)
         await self._add(session, [row])
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        batch = records.new_batch(messages)
-        session = records.existing_session(session_id)
-        await self._add(session, records.unique(batch))
+        batch = records.check_batch(messages)
+        session = records.check_session_id(session_id)
+        await self._add(session, records.drop_repeats(batch))
         return [row.id for row in batch]
 
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
-        most = records.limit(limit)
-        cursor = None if before is None else records.lookup("before", before)
+        session = records.find_id("session_id", session_id)
+        most = records.check_limit(limit)
+        cursor = None if before is None else records.find_id("before", before)
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return records.messages(session, rows)
+        return records.build_messages(session, rows)
 
     async def get_sessions(
         self,
@@ -247,8 +248,8 @@ class PostgresConversationMemory(Memory):
         metadata: Metadata | None = None,
     ) -> list[Session]:
         self._life.check_open()
-        page = (records.limit(limit), records.count("offset", offset))
-        user = None if user_id is None else records.lookup("user_id", user_id)
+        page = (records.check_limit(limit), records.check_count("offset", offset))
+        user = None if user_id is None else records.find_id("user_id", user_id)
         part = None if metadata is None else json_metadata.encode(metadata)
         if user_id is not None and user is None:
             return []
@@ -260,15 +261,15 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
         else:
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return records.sessions(rows)
+        return records.build_sessions(rows)
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is None:
             return None
         rows = await self._rows(SELECT_SESSION, session)
-        return records.session(rows[0]) if rows else None
+        return records.build_session(rows[0]) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -276,14 +277,14 @@ class PostgresConversationMemory(Memory):
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
-        new_title = records.new_title(title)
-        session = records.existing_session(session_id)
+        new_title = records.check_title(title)
+        session = records.check_session_id(session_id)
         if not await self._write_session(UPDATE_TITLE, session, new_title):
-            raise SessionNotFoundError(records.no_session(session))
+            raise records.session_not_found(session)
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is not None:
             await self._write_session(DELETE_SESSION, session)
 
@@ -297,7 +298,7 @@ class PostgresConversationMemory(Memory):
     async def close(self) -> None:
         await self._life.close()
         if not self._life.forked:
-            # Also what was opened for nothing, where the opening failed.
+            # An opening that failed may have left connections.
             self._pool.terminate()
 
     async def __aenter__(self) -> Self:
@@ -321,17 +322,17 @@ class PostgresConversationMemory(Memory):
         await self._run(state, lambda store: store.writer.add(session_id, rows, state))
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
-        """Run one statement that only reads, and return its rows."""
+        """Run a read and return its rows."""
         state = CallState(writes=False)
         return await self._run(state, lambda store: store.executor.run(state, methodcaller("fetch", sql, *values)))
 
     async def _write_session(self, sql: str, *values: object) -> bool:
-        """Run one statement that changes one session and may run twice; return whether the session exists."""
+        """Run an idempotent write to one session; return whether the session exists."""
         state = CallState(writes=True)
         return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
     async def _run(self, state: CallState, call: Callable[[_Store], Awaitable[Result]]) -> Result:
-        """Make a call within its deadline, on the store that the handle has opened."""
+        """Run a call within its deadline on the open store."""
         seconds = seconds_for(self.timeout)
         with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
@@ -339,7 +340,7 @@ class PostgresConversationMemory(Memory):
 
 
 class _Store(NamedTuple):
-    """What a handle opens."""
+    """The pool of a handle, and the two ways to use it."""
 
     pool: OwnPool | BorrowedPool
     executor: RetryingExecutor
@@ -362,7 +363,7 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:
-    """Store a session and return whether it is stored, by this attempt or by an earlier one whose reply was lost."""
+    """Store a session; return whether this attempt stored it, or an earlier one whose reply was lost."""
     stored = await connection.fetch(INSERT_SESSION, *row, creation_id)
     if not stored and state.lost:
         stored = await connection.fetch(SELECT_OWN_SESSION, row.id, creation_id)

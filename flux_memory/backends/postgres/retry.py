@@ -1,4 +1,4 @@
-"""Runs statements on pooled connections, and runs them again where that is safe."""
+"""Runs statements on pooled connections, and retries them where that is safe."""
 
 from __future__ import annotations
 
@@ -17,46 +17,49 @@ from flux_memory.backends.postgres.errors import ROLLED_BACK_FOR_ANOTHER
 
 Result = TypeVar("Result")
 
-GRACE: Final = 1.0
-"""Seconds that a server has to end what was given up, or to say goodbye; then its connection is dropped."""
+SERVER_GRACE_SECONDS: Final = 1.0
+"""Seconds that the server has to cancel a statement or to close a connection; then the connection is dropped."""
 _REFUSALS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError)
-"""On a living connection these say that the statement was not carried out; an error in decoding a reply does not."""
-_SAME_KEY: Final = 5
-"""How often a statement runs that broke a unique key: two retries of one message, of which the second finds it."""
+"""Errors which, on an open connection, mean that the statement had no effect; one in decoding a reply does not."""
+_UNIQUE_ATTEMPTS: Final = 5
+"""Attempts at a statement that violates a unique key: of two concurrent retries the second finds the message."""
 LOCKED_SECONDS: Final = 0.05
-"""Seconds until locked sessions are tried again, where no further statement may wait for a lock."""
-_FIRST_PAUSE: Final = 0.02
-_LONGEST_PAUSE: Final = 1.0
+"""Seconds until locked sessions are tried again, if no further statement may wait for a lock."""
+_FIRST_BACKOFF_SECONDS: Final = 0.02
+_MAX_BACKOFF_SECONDS: Final = 1.0
 
 
 class Pool(Protocol):
-    """Where connections are from. One that `take` returned is given to `put_back` once, in whatever state it is."""
+    """A source of connections. Each one that `take` returns goes to `put_back` once, in any state."""
 
     many_hosts: bool
+    """Whether the DSN names several hosts."""
+    trouble: Exception | None
+    """The error of the last attempt to connect; `None` if it succeeded."""
 
     @property
     def max_size(self) -> int:
-        """Return how many connections there are at most."""
+        """The largest number of connections."""
         ...
 
     async def take(self) -> Any:
-        """Return a connection, waiting for one as long as the caller does."""
+        """Return a connection; wait for one without a limit of its own."""
         ...
 
     def put_back(self, connection: Any) -> asyncio.Future[Any] | None:
-        """Take a connection back, or drop it if it is closed; return what is worth waiting for before the next one."""
+        """Take a connection back, or drop it if it is closed; return the release to await before the next `take`."""
         ...
 
     def expire(self) -> None:
-        """Replace every connection before it is used again: the server is not what it was."""
+        """Replace every connection before its next use: the server has changed its role."""
         ...
 
 
 class Attempts(Protocol):
-    """What is told how a statement fares: the state of one call, or all calls that share the statement."""
+    """The observer of a statement: the state of its one call, or all calls that share it."""
 
     def sending(self) -> None:
-        """Note that a connection is there and a statement is about to be sent."""
+        """Note that a statement is about to be sent; the connection for it is open."""
         ...
 
     def failed(self, error: Exception, *, lost: bool) -> None:
@@ -65,10 +68,10 @@ class Attempts(Protocol):
 
 
 class RetryingExecutor:
-    """Runs statements, each on a connection of its own, each atomic by itself.
+    """Runs statements, each on a connection of its own and atomic by itself.
 
-    A statement must do no harm when it runs twice: one whose connection was lost is run again, because the server may
-    or may not have carried it out. The caller's deadline ends it all.
+    A statement must be idempotent: if its connection is lost, it runs again, although the server may have carried it
+    out. Retries end only with the caller's deadline.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -76,7 +79,7 @@ class RetryingExecutor:
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
         self.on_lock: set[object] = set()
-        """What may be waiting for a row lock, each on a connection; the other connections are left for the rest."""
+        """The calls and statements that may wait for a row lock, each on a connection; others need the rest."""
         self._on_any_lock = asyncio.Semaphore(max(pool.max_size - self._max_on_lock - 1, 1))
 
     async def run(self, attempts: Attempts, work: Callable[[Any], Awaitable[Result]]) -> Result:
@@ -96,7 +99,7 @@ class RetryingExecutor:
                 attempts.failed(error, lost=closed or not isinstance(error, _REFUSALS))
                 self._pool.put_back(connection)
                 tried += 1
-                if not closed and not self._may_pass(error, tried):
+                if not closed and not self._may_succeed(error, tried):
                     raise
             except BaseException:
                 self._give_up(connection)
@@ -106,14 +109,14 @@ class RetryingExecutor:
                     await asyncio.wait([returning])
                 return result
             if tried > 1:
-                await pause(tried)
+                await back_off(tried)
 
     def may_wait_for_lock(self) -> bool:
         """Return whether one more statement may wait for a row lock."""
         return len(self.on_lock) < self._max_on_lock
 
     async def run_on_any_lock(self, state: CallState, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Run a write that cannot skip what is locked, and leave a connection to the calls that need no lock."""
+        """Run a write that cannot skip locked rows; leave a connection to calls that need no lock."""
         state.blocked = True
         async with self._on_any_lock:
             return await self.run(state, work)
@@ -123,7 +126,7 @@ class RetryingExecutor:
 
         Args:
             state: The state of the call.
-            sql: Skips the session if it is locked; returns whether the write was done, and whether the session exists.
+            sql: Skips a locked session; returns whether the write was done, and whether the session exists.
             values: The parameters of the statement.
         """
         while True:
@@ -134,25 +137,25 @@ class RetryingExecutor:
                 ((done, exists),) = await self.run(state, attempt)
             finally:
                 self.on_lock.discard(state)
-            # After the wait for its lock, a session that the statement's snapshot has was deleted meanwhile.
+            # After a wait for its lock, a session that was not written was deleted meanwhile.
             if done or waits or not exists:
                 return bool(done)
             state.sent = False
             state.blocked = True
             await asyncio.sleep(LOCKED_SECONDS)
 
-    def _may_pass(self, error: Exception, tried: int) -> bool:
-        """Return whether a statement that the server refused may succeed when it is run again."""
+    def _may_succeed(self, error: Exception, tried: int) -> bool:
+        """Return whether a statement that the server refused may succeed if it runs again."""
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            # After a fail-over: the server became a replica, and its successor is elsewhere, or behind the same name.
+            # After a fail-over the server is a replica; the new primary is another host, or has taken the same name.
             self._pool.expire()
             return self._pool.many_hosts or tried == 1
         if isinstance(error, asyncpg.UniqueViolationError):
-            return tried < _SAME_KEY
+            return tried < _UNIQUE_ATTEMPTS
         return isinstance(error, ROLLED_BACK_FOR_ANOTHER)
 
     def _give_up(self, connection: Any) -> None:
-        """Put a connection back once the server has ended the statement that it was told to cancel.
+        """Put a connection back once the server has ended its cancelled statement.
 
         The callback owns the connection: the task may be cancelled before its first step.
         """
@@ -164,33 +167,33 @@ class RetryingExecutor:
     def _put_back_or_drop(self, connection: Any, waiting: asyncio.Task[None]) -> None:
         self._recovering.discard(waiting)
         if waiting.cancelled() or waiting.exception() is not None:
-            # Through a network that swallows packets neither side would ever hear of the cancellation.
+            # A network that drops packets would hide the cancellation from both sides for ever.
             terminate(connection)
         self._pool.put_back(connection)
 
 
 async def _wait_until_idle(connection: Any) -> None:
-    async with asyncio.timeout(GRACE):
+    async with asyncio.timeout(SERVER_GRACE_SECONDS):
         await connection.execute("SELECT 1")
 
 
-async def pause(tried: int) -> None:
-    """Wait before the next attempt, the longer the more there were, and not as long as others do."""
-    longest = min(_FIRST_PAUSE * 2 ** min(tried, 10), _LONGEST_PAUSE)
+async def back_off(tried: int) -> None:
+    """Back off before the next attempt: exponential, with jitter."""
+    longest = min(_FIRST_BACKOFF_SECONDS * 2 ** min(tried, 10), _MAX_BACKOFF_SECONDS)
     await asyncio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - no secret
 
 
 def is_closed(connection: Any) -> bool:
-    """Tell whether a connection is of no more use."""
+    """Return whether a connection is closed, or was lost."""
     try:
         return bool(connection.is_closed())
     except asyncpg.InterfaceError:
-        # It was lost, and the pool has taken it back.
+        # A borrowed pool has taken the lost connection back.
         return True
 
 
 def terminate(connection: Any) -> None:
-    """Drop a connection without a word to the server."""
-    # A connection of a closed event loop cannot be closed any more; it goes with its socket.
+    """Drop a connection without notifying the server."""
+    # A connection of a closed event loop can no longer be closed; its socket closes with it.
     with suppress(asyncpg.InterfaceError, RuntimeError):
         connection.terminate()

@@ -1,4 +1,4 @@
-"""Adds to PostgreSQL: calls that wait while others are in flight go out together, as one statement."""
+"""Batches adds to PostgreSQL: calls that wait while others are in flight share the next statement."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.records import MessageRow
 
 MAX_IN_FLIGHT: Final = 2
-"""Shared statements in flight: the server works on one while the callers of the other are answered and call again."""
+"""Statements in flight: the server works on one while the callers of the other are answered and call again."""
 MIN_BATCH: Final = 16
-"""Calls that go out as one statement rather than two: a second statement costs more than it saves."""
+"""Calls up to which one statement costs less than two."""
 BATCH_ROWS: Final = 256
-"""Rows of one statement, so that readers and other handles get their turn."""
+"""Rows of one statement; more would delay readers and other handles."""
 BATCH_CHARACTERS: Final = 1_000_000
-"""Characters of one statement, for the same reason."""
+"""Characters of one statement; more would delay readers and other handles."""
 SLOT_SECONDS: Final = 0.02
-"""Seconds until a statement in flight makes room for another: it waits for a lock, or the server is far."""
+"""Seconds until a statement in flight makes room for the next: it waits for a lock, or on a slow network."""
 
 
 class _Call:
-    """One `add_message` or `add_messages`: all its rows or none."""
+    """One `add_message` or `add_messages`: all its rows are stored, or none."""
 
     __slots__ = ("alone", "future", "queue", "rows", "state")
 
@@ -38,7 +38,7 @@ class _Call:
         self.state = state
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.alone = False
-        """The server refused a statement that it shared, so it gets one of its own."""
+        """The server refused a statement that it shared; the next one is its own."""
 
     def settle(self, error: Exception | None) -> None:
         """Answer the caller, if it still waits."""
@@ -49,12 +49,12 @@ class _Call:
             self.future.set_result(None)
         else:
             self.future.set_exception(error)
-            # Retrieved: asyncio would log it where the caller, which sends the statement itself, is cancelled first.
+            # Marks it as retrieved: asyncio would log it if the caller, which sends the statement, is cancelled first.
             self.future.exception()
 
 
 class _SessionQueue:
-    """The unanswered adds to one session, in order: those in the statement in flight, then those that wait."""
+    """The unanswered adds to one session, in order: those in flight, then those that wait."""
 
     __slots__ = ("in_flight", "session_id", "statement", "waiting")
 
@@ -62,28 +62,28 @@ class _SessionQueue:
         self.session_id = session_id
         self.waiting: dict[_Call, None] = {}
         self.in_flight: dict[_Call, None] = {}
-        """Calls of the statement whose callers still wait. When none is left, the next calls can be sent."""
+        """Calls of the statement whose callers still wait. Once it is empty, the next calls can be sent."""
         self.statement: _Statement | None = None
 
 
 class _Statement:
-    """One statement and the calls in it, chosen when it is sent from the callers who still wait.
+    """One statement and the calls in it.
 
     Args:
-        fill: Takes calls into the statement if it has none yet.
+        fill: Takes the ready calls into the statement once it has a connection.
     """
 
     __slots__ = ("_fill", "gathered", "queues", "slot", "task")
 
     task: asyncio.Task[None]
-    """Sends it; the caller of an add that is sent at once does so itself."""
+    """Runs the statement, unless its caller does so in `_send_at_once`."""
 
-    def __init__(self, fill: Callable[[_Statement], None]) -> None:
+    def __init__(self, fill: Callable[[_Statement], None] | None = None) -> None:
         self._fill = fill
         self.queues: dict[_SessionQueue, None] = {}
-        """Its sessions with callers who still wait."""
+        """Its sessions with callers that still wait."""
         self.gathered = 0
-        """How many calls it took from the queues."""
+        """The number of calls that it took from the queues."""
         self.slot: asyncio.TimerHandle | None = None
 
     def calls(self) -> list[_Call]:
@@ -91,8 +91,10 @@ class _Statement:
         return [call for queue in self.queues for call in queue.in_flight if not call.future.done()]
 
     def sending(self) -> None:
-        """Choose the calls, unless this is a second attempt, and note in each that it is sent."""
-        self._fill(self)
+        """Take the calls before the first attempt, and note in each that it is sent."""
+        if (fill := self._fill) is not None:
+            self._fill = None
+            fill(self)
         for call in self.calls():
             call.state.sending()
 
@@ -103,14 +105,14 @@ class _Statement:
 
 
 class MessageWriter:
-    """Sends a call at once, or together with those that gather while others are in flight; it never waits for company.
+    """Sends a call at once if none is in flight, and otherwise in a batch with the calls that gather meanwhile.
 
-    A session's messages are stored in the order of the calls. A call whose caller leaves before it is sent is not
-    stored; one that was sent is stored whole or not at all. A statement ends when its last caller has left, and the
-    next calls to a session wait no longer than callers wait for the statement before.
+    A session's messages are stored in the order of the calls. A call whose caller is cancelled before it is sent is not
+    stored; one that was sent is stored as a whole or not at all. A statement without callers is cancelled, and a
+    session's next calls are sent as soon as its callers in the statement before are gone.
 
-    A shared statement skips locked sessions. Each of these gets a statement that waits for the lock; where too many
-    statements wait for locks, it is tried again a moment later.
+    A shared statement skips locked sessions. Each of these gets a statement that waits for the lock, or is tried again
+    after `LOCKED_SECONDS` if too many statements wait for locks.
 
     Args:
         executor: Runs the statements.
@@ -120,17 +122,17 @@ class MessageWriter:
         self._executor = executor
         self._queues: dict[str, _SessionQueue] = {}
         self._ready: OrderedDict[_SessionQueue, None] = OrderedDict()
-        """Sessions whose waiting calls can be sent; the session that waits longest is first."""
+        """Sessions whose waiting calls can be sent, the one that has waited longest first."""
         self._locked: dict[_SessionQueue, None] = {}
         """Sessions that were locked, until they are tried again."""
         self._waiting = 0
         self._gathered = 0
-        """Calls in flight that waited before."""
+        """Calls in flight that came from the queues."""
         self._slots: set[_Statement] = set()
         self._next: _Statement | None = None
-        """The statement that takes the ready calls as soon as it has a connection."""
+        """The statement that waits for a connection, and then takes the ready calls."""
         self._expecting_refill = False
-        """A shared statement has just ended: its callers may call again in a moment, and shall share the next one."""
+        """A shared statement has just ended: its callers may call again at once, and share the next one."""
 
     async def add(self, session_id: str, rows: Sequence[MessageRow], state: CallState) -> None:
         """Store the rows at the end of a session's history.
@@ -142,10 +144,10 @@ class MessageWriter:
 
         Raises:
             SessionNotFoundError: The session does not exist.
-            ConflictError: An id is taken by another content.
+            ConflictError: The session has a message with an id of the rows and another content.
         """
         queue = self._queues.get(session_id)
-        # Behind the calls that wait: a caller who calls again at once must not overtake them for ever.
+        # A caller that calls again at once must not overtake the calls that wait.
         idle = not (queue or self._slots or self._ready or self._expecting_refill)
         if queue is None:
             queue = self._queues[session_id] = _SessionQueue(session_id)
@@ -157,15 +159,15 @@ class MessageWriter:
         queue.waiting[call] = None
         self._waiting += 1
         self._line_up(queue)
-        self._go_on()
+        self._send_next()
         try:
             await call.future
         finally:
             self._leave(call)
 
     async def _send_at_once(self, call: _Call) -> None:
-        """Send a call from its caller's own task, which saves starting one."""
-        statement = _Statement(self._fill)
+        """Send a call from its caller's task, which is cheaper than a new one."""
+        statement = _Statement()
         self._board(statement, call)
         self._occupy_slot(statement)
         self._executor.on_lock.add(statement)
@@ -177,7 +179,7 @@ class MessageWriter:
         call.future.result()
 
     def _leave(self, call: _Call) -> None:
-        """Forget a call whose caller waits no more, and stop work that was for such calls alone."""
+        """Forget a call whose caller has stopped waiting; cancel a statement that has no other calls."""
         queue = call.queue
         if call in queue.waiting:
             del queue.waiting[call]
@@ -189,12 +191,12 @@ class MessageWriter:
             del queue.in_flight[call]
             if not queue.in_flight and (statement := queue.statement) is not None:
                 self._release(statement, queue)
-                self._go_on()
+                self._send_next()
                 if not statement.queues:
                     statement.task.cancel()
 
     def _line_up(self, queue: _SessionQueue) -> None:
-        """Put a session where its waiting calls belong, and forget it when it has no calls."""
+        """Add a session with waiting calls to the ready ones; forget one without calls."""
         if queue.statement is not None:
             return
         if not queue.waiting:
@@ -204,8 +206,8 @@ class MessageWriter:
         elif queue not in self._locked:
             self._ready[queue] = None
 
-    def _go_on(self) -> None:
-        """Send the next statement if calls are ready and there is room."""
+    def _send_next(self) -> None:
+        """Start the next statement if calls are ready and there is room for it."""
         if self._ready and self._next is None and self._has_room():
             self._next = statement = _Statement(self._fill)
             self._slots.add(statement)
@@ -218,7 +220,7 @@ class MessageWriter:
     def _start(self, statement: _Statement) -> None:
         sending = self._executor.run(statement, partial(self._send, statement))
         statement.task = asyncio.get_running_loop().create_task(sending)
-        # A callback cleans up, since a task that is cancelled before its first step never does.
+        # Cleanup is in a callback: a task that is cancelled before its first step runs no `finally`.
         statement.task.add_done_callback(partial(self._ended, statement))
 
     def _occupy_slot(self, statement: _Statement) -> None:
@@ -227,12 +229,10 @@ class MessageWriter:
 
     def _free_slot(self, statement: _Statement) -> None:
         self._slots.discard(statement)
-        self._go_on()
+        self._send_next()
 
     def _fill(self, statement: _Statement) -> None:
         """Take ready calls into the next statement, which has a connection now."""
-        if statement is not self._next:
-            return
         self._next = None
         self._expecting_refill = False
         self._occupy_slot(statement)
@@ -245,20 +245,20 @@ class MessageWriter:
         self._gathered += statement.gathered
         if statement.gathered == 1 and self._executor.may_wait_for_lock():
             self._executor.on_lock.add(statement)
-        self._go_on()
+        self._send_next()
 
     def _take(self, statement: _Statement, queue: _SessionQueue, room: list[int]) -> None:
-        """Take a session's first waiting calls into a statement, as many as there is room for and at least one.
+        """Take a session's first waiting calls into a statement: at least one, and more while there is room.
 
         Args:
             statement: The statement.
             queue: The session, which has waiting calls and is in no statement.
-            room: How many calls, rows and characters are left; is lowered.
+            room: The calls, rows and characters that are left; is lowered.
         """
         ids: set[str] = set()
         for call in list(islice(queue.waiting, BATCH_ROWS)):
             own = {row.id for row in call.rows}
-            # A retry of a message of this statement has to see it stored.
+            # A retry of a message in this statement must find the message stored.
             if queue.in_flight and (call.alone or min(room) <= 0 or not ids.isdisjoint(own)):
                 break
             ids |= own
@@ -277,7 +277,7 @@ class MessageWriter:
         statement.queues[call.queue] = None
 
     def _release(self, statement: _Statement, queue: _SessionQueue) -> None:
-        """Take a session out of a statement; calls that it did not answer wait again, before later ones."""
+        """Take a session out of a statement; its unanswered calls wait again, before later ones."""
         if queue.in_flight:
             self._waiting += len(queue.in_flight)
             queue.waiting = {**queue.in_flight, **queue.waiting}
@@ -303,15 +303,15 @@ class MessageWriter:
             self._wait_for_lock(statement, queue)
 
     def _wait_for_lock(self, skipped_by: _Statement, queue: _SessionQueue) -> None:
-        """Send the calls to a locked session by a statement that waits for the lock, or try again a moment later."""
+        """Send a call to a locked session by a statement that waits for the lock, or try again later."""
         for call in queue.in_flight:
             call.state.sent = False
             call.state.blocked = True
         self._release(skipped_by, queue)
         if self._executor.may_wait_for_lock():
-            statement = _Statement(self._fill)
+            statement = _Statement()
             self._executor.on_lock.add(statement)
-            # One call alone, so that its caller can end it and the calls behind it are not sent yet.
+            # One call only, so that its caller can cancel the statement before later calls are sent.
             self._take(statement, queue, [1, BATCH_ROWS, BATCH_CHARACTERS])
             self._gathered += statement.gathered
             self._start(statement)
@@ -324,19 +324,19 @@ class MessageWriter:
     def _try_locked(self) -> None:
         self._ready.update(self._locked)
         self._locked.clear()
-        self._go_on()
+        self._send_next()
 
     def _ended(self, statement: _Statement, task: asyncio.Task[None]) -> None:
-        """Settle or send again the calls that a statement's task left unanswered."""
+        """Settle the calls that a statement left unanswered, or queue them again."""
         error = None if task.cancelled() else task.exception()
         calls = statement.calls()
         if statement is self._next:
-            # It has not got a connection, and the same is true of all that are ready.
+            # It got no connection, so that all ready calls fail with it.
             calls = [call for queue in self._ready for call in queue.waiting]
         for call in calls:
             call.state.lost = call.state.unknown
             if isinstance(error, Exception):
-                # A refused call fails alone, so its neighbours are sent again.
+                # One call was refused: each is sent again on its own.
                 if len(calls) == 1 or statement is self._next:
                     call.settle(error)
                 call.alone = True
@@ -353,4 +353,4 @@ class MessageWriter:
         self._expecting_refill = statement.gathered > 1
         for queue in [*statement.queues]:
             self._release(statement, queue)
-        self._go_on()
+        self._send_next()

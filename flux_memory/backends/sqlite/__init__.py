@@ -1,1 +1,1 @@
-"""The backend for SQLite: one file, one connection, one thread."""
+"""The SQLite backend: one connection on one thread, and a file that is watched while it is open."""

@@ -1,4 +1,4 @@
-"""sqlite3's errors turned into ours: one table."""
+"""Translates sqlite3's errors into the library's, by one table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ADVICE: Final = {
     ),
     sqlite3.SQLITE_ERROR: (
         SchemaError,
-        "the tables are not as the library makes them: the file is damaged, or was changed by hand",
+        "the tables differ from those that the library creates: the file is damaged, or was changed by hand",
     ),
     sqlite3.SQLITE_NOTADB: (SchemaError, "the file is not a SQLite database; check the path"),
     sqlite3.SQLITE_CORRUPT: (
@@ -43,26 +43,26 @@ _ADVICE: Final = {
         "the file is damaged; copy it, then try the sqlite3 shell's .recover",
     ),
 }
-"""SQLite's primary result codes: our error for each, and what to do."""
+"""The library's error, and the advice in its message, by SQLite's primary result code."""
 
 
 def is_busy(error: BaseException | None) -> bool:
-    """Tell whether somebody else's lock was in the way."""
+    """Return whether another connection's lock was in the way."""
     return _primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell whether the error says nothing of the file, only of a lock or a deadline."""
+    """Return whether a lock or a deadline caused the error, so that the file itself may be sound."""
     return is_busy(error) or _primary_code(error) == sqlite3.SQLITE_INTERRUPT
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Tell whether the file, or what must be made beside it, cannot be written."""
+    """Return whether the file, or a file that SQLite needs beside it, cannot be written."""
     return _primary_code(error) in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 
 def leaves_commit_unknown(error: BaseException) -> bool:
-    """Return whether a COMMIT that failed so may have taken effect, or may yet be found on the disk after a crash."""
+    """Return whether a COMMIT with this error may have taken effect, now or after a crash."""
     return not isinstance(error, sqlite3.Error) or _primary_code(error) == sqlite3.SQLITE_IOERR
 
 
@@ -72,14 +72,14 @@ def _primary_code(error: BaseException | None) -> int:
 
 @contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turn the driver's errors, and the file system's, into ours."""
+    """Translate the errors of the driver and of the file system into the library's."""
     try:
         yield
     except sqlite3.Error as error:
         kind, advice = _ADVICE.get(_primary_code(error), (FluxMemoryError, "see the cause"))
         raise kind(f"SQLite on {path}: {error}: {advice}") from error
     except UnicodeDecodeError as error:
-        # SQLite's own words, which quote damaged tables.
+        # The message of an SQLite error that quotes a damaged table.
         kind, advice = _ADVICE[sqlite3.SQLITE_CORRUPT]
         raise kind(f"SQLite on {path}: {error.object.decode(errors='backslashreplace')}: {advice}") from error
     except FluxMemoryError:

@@ -1,4 +1,4 @@
-"""The file of a SQLite memory: made for its owner alone, and watched while it is open."""
+"""Creates the file of a SQLite memory for its owner alone, and watches it while it is open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_memory.backends.sqlite.errors import is_passing
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
 _TRUSTED_SECONDS: Final = 0.05
-"""Seconds for which reads trust that the file is still what it was, and writes that its log is."""
+"""Seconds until a read verifies the file again, and a write the log's times."""
 _TRUNCATED: Final = (
     "{} was truncated while it was open; stop what did it, copy what is left, -wal included, and restore a backup"
 )
@@ -24,12 +24,12 @@ _TRUNCATED: Final = (
 class OpenFile:
     """Notices that an open file was replaced, deleted, emptied or truncated.
 
-    SQLite itself goes on with a file that has lost its name: what it acknowledges then is in no store.
+    SQLite itself continues on a file that has lost its name, and acknowledges writes that no store will have.
 
     Args:
-        path: The file; `:memory:` is watched by nobody.
+        path: The file; `:memory:` is not watched.
         db: The connection to it.
-        frozen: The file was opened as one that nobody changes.
+        frozen: The connection takes the file for immutable.
     """
 
     def __init__(self, path: str, db: sqlite3.Connection, *, frozen: bool = False) -> None:
@@ -45,24 +45,24 @@ class OpenFile:
         self._committed = time.time_ns()
 
     def verify_before_read(self) -> None:
-        """Do what `verify` does, unless that was done a moment ago."""
+        """Call `verify`, unless it has just succeeded."""
         if not self._just_verified():
             self.verify()
 
     def verify_before_write(self) -> None:
-        """Do what `verify` does; of the log only that it is there and no smaller, where that was done a moment ago.
+        """Call `verify`; if it has just succeeded, check only inodes and sizes, and of the log only its size.
 
-        Since Linux 6.13 a file that was asked for its times gets finer ones at its next change, which makes the flush
-        of a commit by a third slower. Each commit changes the log, and no other file.
+        Since Linux 6.13 a `stat` of a file makes its next change take a finer timestamp, which slows the flush of a
+        commit by a third. A commit changes the log and no other file.
         """
         if not (self._just_verified() and self._seems_whole()):
             self.verify()
 
     def verify(self) -> None:
-        """Make sure that the file and its log are those that were opened, and whole.
+        """Check that the file and its log are those that were opened, and whole.
 
         Raises:
-            FluxMemoryError: They are not; the message says what to do.
+            FluxMemoryError: One of them was replaced, deleted, changed or truncated.
             sqlite3.Error: A lock or a deadline ended the check before its verdict; the next call checks again.
         """
         self._verified = -math.inf
@@ -73,22 +73,22 @@ class OpenFile:
             found[self._path].st_mtime_ns != self._known_stats[self._path].st_mtime_ns or _size(self._log)
         ):
             raise BackendUnavailableError(
-                f"{self._path} was opened as a file that nobody changes, and somebody did; open the store again"
+                f"{self._path} was opened as a file that no process changes, and it was changed; open the store again"
             )
         shrunk = any(stat.st_size < self._known_sizes[name] for name, stat in found.items())
         if shrunk and not self._is_whole():
             self._truncated = True
             raise FluxMemoryError(_TRUNCATED.format(self._path))
-        # Not before the verdict: what is known now is what tells the next call that something was cut.
+        # Only after the verdict: a check that a lock ended must find the same truncation next time.
         self._known_stats = found
         self._known_sizes = {name: stat.st_size for name, stat in found.items()}
         self._verified = time.monotonic()
 
     def note_commit(self) -> None:
-        """Remember the time and the log's size: who changes the log later is somebody else.
+        """Remember the time and the log's size; a later change of the log is another process's.
 
-        It never fails: what was committed is stored, whatever cannot be found out about the log, as when the process
-        has no file descriptor left.
+        It never raises: the commit is stored, even if the log's size cannot be read because the process has no file
+        descriptor left.
         """
         self._committed = time.time_ns()
         if self._log in self._known_sizes:
@@ -129,9 +129,9 @@ class OpenFile:
         )
 
     def _checkpoint(self) -> None:
-        """Put what the log holds into the file that is open, wherever that is now.
+        """Checkpoint the log into the file that is open, under its new name if it has one.
 
-        Left where it is, the log would be applied to the file that has the name next, and damage it. Skipped if another
+        SQLite would apply a log that is left behind to the next file of this name, and damage that. Skipped if another
         process wrote to the log, which may by now belong to the new file.
         """
         with suppress(sqlite3.Error, OSError):
@@ -139,9 +139,9 @@ class OpenFile:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _is_whole(self) -> bool:
-        """Return whether every page is there: VACUUM makes a file smaller too, and a checkpoint its log."""
+        """Return whether every page is there: VACUUM also makes the file smaller, and a checkpoint the log."""
         if not _size(self._path):
-            # Whoever opens it next throws the log away.
+            # The next process to open it discards the log.
             return False
         self._db.execute("PRAGMA shrink_memory")
         try:
@@ -153,49 +153,49 @@ class OpenFile:
 
 
 def make_private(path: Path) -> None:
-    """Make a missing file, and its directory, for their owner alone: conversations are nobody else's business.
+    """Create a missing file and its directories with access for their owner alone.
 
     Raises:
-        FluxMemoryError: The file was emptied, and what its write-ahead log holds would be lost.
-        OSError: It cannot be made.
+        FluxMemoryError: The file is empty or missing beside a write-ahead log, whose contents would be lost.
+        OSError: The file cannot be created.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
     if _size(f"{path}-wal") and not _size(path):
         raise FluxMemoryError(
             f"{path} is empty or missing and {path}-wal beside it is not: the file was lost. Restore a backup of it; "
-            "or move what is there away, and a new store is made"
+            "or move both away, and a new store is created"
         )
     if path.exists():
         return
-    # Each by itself: mkdir(parents=True) gives the mode to the last one only.
+    # One by one: mkdir(parents=True) applies the mode to the last one only.
     for directory in reversed(path.parents):
         directory.mkdir(mode=0o700, exist_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
 
 
 def refuse_cut_page(path: str, db: sqlite3.Connection) -> None:
-    """Refuse a file that ends within a page: SQLite would take the rest of the page for zeros.
+    """Refuse a file that ends within a page: SQLite would read the rest of the page as zeros.
 
     Raises:
-        FluxMemoryError: It does, and no log is there that may hold the page.
+        FluxMemoryError: The file ends within a page, and has no log that may hold the page.
     """
     size = 0 if path == ":memory:" else _size(path)
     if size % db.execute("PRAGMA page_size").fetchone()[0] and not _size(f"{path}-wal"):
         raise FluxMemoryError(
-            f"{path} ends in the middle of a page: the file is damaged, somebody cut it; keep it, and restore a backup"
+            f"{path} ends in the middle of a page: the file was cut and is damaged; keep it, and restore a backup"
         )
 
 
 def can_only_be_read(path: str) -> bool:
-    """Tell whether everything is in the one file, and nobody here may write beside it."""
+    """Return whether the file has no log, and this process may read it but not write in its directory."""
     return (
         os.access(path, os.R_OK) and not os.access(Path(path).absolute().parent, os.W_OK) and not _size(f"{path}-wal")
     )
 
 
 def _size_alone(path: str) -> int:
-    """Return a file's size without asking for its times."""
+    """Return a file's size without a `stat`; see `verify_before_write`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.lseek(descriptor, 0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Pages of sessions in a SQLite memory: by activity, of a user, by metadata."""
+"""Selects a page of sessions in a SQLite memory: by activity, by user, by metadata."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from flux_memory import records
-from flux_memory.records import metadata as json_metadata
+from flux_memory.records import json_metadata
 
 Rows = list[tuple[Any, ...]]
 Fetch = Callable[[str, dict[str, object]], Rows]
@@ -20,14 +20,14 @@ FROM sessions
 """
 OF_USER: Final = "user_id = :user_id"
 NEWEST_FIRST: Final = "ORDER BY updated_at DESC, id DESC\nLIMIT :limit OFFSET :offset"
-# The inner limit is a fence: the newest are walked in order and tested one by one, until the page is full.
+# The inner LIMIT is an optimizer fence: SQLite walks the newest in order and tests each until the page is full.
 SELECT_AMONG_NEWEST: Final = """
 SELECT *
 FROM ({sessions} ORDER BY updated_at DESC, id DESC LIMIT :most) AS sessions
 WHERE {has}
 LIMIT :limit OFFSET :offset
 """
-# The signs keep SQLite from walking another index than the candidates'.
+# The unary plus signs keep SQLite from using another index than that of the candidates.
 SELECT_CANDIDATES: Final = """
 SELECT *
 FROM (
@@ -41,15 +41,15 @@ LIMIT :limit OFFSET :offset
 COUNT_UP_TO: Final = "SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {condition} LIMIT :most)"
 ENTRY: Final = "key = :key{n} AND member = :member{n} AND value IN (:value{n}, :other{n})"
 HAS_ENTRY: Final = "EXISTS (SELECT 1 FROM session_metadata WHERE {entry} AND session_id = sessions.id)"
-# As bytes, since sqlite3 cannot hand over text that is not UTF-8: one corrupt row would end the listing.
+# As bytes: sqlite3 cannot pass text that is not UTF-8 to a function, so one corrupt row would end the listing.
 CONTAINS: Final = "jsonb_contains(CAST(metadata AS BLOB), :metadata)"
 
-_FIRST_TRY: Final = 4
-"""Sessions looked at for each one of the page before the other way is tried."""
-_MOST_ENTRIES: Final = 8
-"""Entries that the keys are asked for; the test of the whole follows anyway."""
-_CUT: Final = 100
-"""Characters of a key or a text in `session_metadata`."""
+_FIRST_WALK_FACTOR: Final = 4
+"""Sessions tested for each one of the page in the first walk; each further walk tests as many times more."""
+_INDEXED_ENTRIES: Final = 8
+"""Entries of the filter that are looked up in `session_metadata`; the whole filter is tested anyway."""
+_KEY_CHARACTERS: Final = 100
+"""Characters that `session_metadata` keeps of a key or a text."""
 
 
 def page(fetch: Fetch, limit: int, offset: int, user_id: str | None, part: str | None) -> Rows:
@@ -58,8 +58,8 @@ def page(fetch: Fetch, limit: int, offset: int, user_id: str | None, part: str |
     Args:
         fetch: Runs a statement.
         limit: How many.
-        offset: How many to pass over.
-        user_id: Only this user's.
+        offset: How many to skip.
+        user_id: Only this user's sessions.
         part: Only sessions whose metadata contains this JSON object.
     """
     values: dict[str, object] = {"limit": limit, "offset": offset, "user_id": user_id}
@@ -70,14 +70,14 @@ def page(fetch: Fetch, limit: int, offset: int, user_id: str | None, part: str |
 
 
 def _by_metadata(fetch: Fetch, values: dict[str, object], of_user: str, wanted: int) -> Rows:
-    """Walk the newest sessions where many match, and sort the matching ones where few do: whatever ends first.
+    """Walk the newest sessions if many match, or sort the matching ones if few do.
 
-    How many match is not known before, so that both are tried with a bound that grows. What that costs at most
-    depends on the square root of the number of sessions.
+    The number of matches is not known in advance, so both are tried with a growing bound. The worst case costs as much
+    as the square root of the number of sessions.
     """
     sessions = f"{SELECT_SESSIONS}{of_user and 'WHERE ' + of_user}"
     entries = []
-    for n, entry in enumerate(islice(_entries(json_metadata.read_exactly(str(values["metadata"]))), _MOST_ENTRIES)):
+    for n, entry in enumerate(islice(_entries(json_metadata.read_exactly(str(values["metadata"]))), _INDEXED_ENTRIES)):
         entries.append(ENTRY.format(n=n))
         values |= {f"key{n}": entry.key, f"member{n}": entry.member, f"value{n}": entry.value, f"other{n}": entry.other}
     has = " AND ".join([*(HAS_ENTRY.format(entry=entry) for entry in entries), CONTAINS])
@@ -86,7 +86,7 @@ def _by_metadata(fetch: Fetch, values: dict[str, object], of_user: str, wanted: 
         return fetch(walk, values | {"most": -1})
     most = max(wanted, 1)
     while True:
-        most = min(most * _FIRST_TRY, records.MAX_COUNT)
+        most = min(most * _FIRST_WALK_FACTOR, records.MAX_COUNT)
         values["most"] = most
         for rarest in entries:
             if _count(fetch, "session_metadata", rarest, values) < most:
@@ -106,36 +106,36 @@ def _count(fetch: Fetch, table: str, condition: str, values: dict[str, object]) 
 
 
 class _Entry(NamedTuple):
-    """What a row of `session_metadata` has at least for metadata to match; see the schema file that makes the rows."""
+    """A row of `session_metadata` that every match has; `schema/sqlite/0004_session_metadata.sql` makes the rows."""
 
     key: str
     member: str
     value: str
     other: str
-    """The other value that stands for the same, or `value` again."""
+    """The second form of an equal value, or `value` again."""
 
 
 def _entries(part: dict[str, Any]) -> Iterator[_Entry]:
     for key, item in part.items():
         if isinstance(item, dict) and item:
-            inner = [("." + name[:_CUT], value) for name, value in item.items()]
+            inner = [("." + name[:_KEY_CHARACTERS], value) for name, value in item.items()]
         elif isinstance(item, list) and item:
             inner = [("[]", value) for value in item]
         else:
             inner = [("", item)]
         for member, value in inner:
-            yield _Entry(key[:_CUT], member, *_forms(value))
+            yield _Entry(key[:_KEY_CHARACTERS], member, *_forms(value))
 
 
 def _forms(value: object) -> tuple[str, str]:
     if isinstance(value, str):
-        form = '"' + value[:_CUT]
+        form = '"' + value[:_KEY_CHARACTERS]
     elif value is None:
         form = "null"
     elif isinstance(value, bool):
         form = "true" if value else "false"
     elif isinstance(value, int | Decimal):
-        # Equal as numbers: 5, 5.0 and 5e0, of which only the first is an integer in SQLite.
+        # 5, 5.0 and 5e0 are equal, and only the first is an integer in SQLite.
         return "#", str(int(value)) if value == int(value) else "#"
     else:
         form = "array" if isinstance(value, list) else "object"

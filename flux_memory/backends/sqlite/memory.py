@@ -1,4 +1,4 @@
-"""Conversation memory in one SQLite file, through aiosqlite."""
+"""`ConversationMemory`: a `Memory` in one SQLite file, and the SQL of its methods."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ from flux_memory.backends.sqlite import listing
 from flux_memory.backends.sqlite.errors import is_busy, is_read_only, translated
 from flux_memory.backends.sqlite.file import OpenFile, can_only_be_read, make_private, refuse_cut_page
 from flux_memory.backends.sqlite.queue import Work, not_begun
-from flux_memory.backends.sqlite.worker import LOCK_SLICE, SQLiteWorker
+from flux_memory.backends.sqlite.worker import LOCK_SECONDS, SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
-    ConflictError,
     FluxMemoryError,
     InvalidInputError,
     InvalidTypeError,
-    SessionNotFoundError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import metadata as json_metadata
-from flux_memory.records import timestamps
+from flux_memory.records import json_metadata, timestamps
 from flux_memory.schema import sqlite as schema
 
 Result = TypeVar("Result")
@@ -40,7 +37,7 @@ INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO NOTHING
 """
-# The pattern keeps a corrupt time from becoming a message's: max() compares texts.
+# max() compares texts: the pattern keeps a corrupt time from becoming a message's.
 BUMP_COUNTER: Final = """
 UPDATE sessions
 SET message_count = message_count + 1, updated_at = max(updated_at, ?)
@@ -77,15 +74,15 @@ COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
-_FEW_ROWS: Final = 256
-"""Records that are made on the event loop, within a millisecond."""
-_OPENING_PAUSE: Final = 0.01
-"""Seconds between two attempts at a file that somebody else is opening."""
+_INLINE_ROWS: Final = 256
+"""Records that are built on the event loop, within a millisecond."""
+_REOPEN_SECONDS: Final = 0.01
+"""Seconds before the next attempt to open a file that another process is opening."""
 
 _CONNECTION: Final[dict[str, Any]] = {
-    "timeout": LOCK_SLICE,
+    "timeout": LOCK_SECONDS,
     "isolation_level": None,
-    # One thread uses it; another one closes it after a fork.
+    # One thread uses it; after a fork the child's main thread closes it.
     "check_same_thread": False,
 }
 
@@ -94,8 +91,8 @@ class ConversationMemory(Memory):
     """A `Memory` in a SQLite file, safe for any number of tasks, handles and processes on one machine.
 
     Args:
-        db_path: The file, made where it is missing; `:memory:` is a store of this handle alone. By default the file
-            that the settings name.
+        db_path: The file, created if it is missing; `:memory:` is a store of this handle alone. By default the file
+            in the settings.
         timeout: Seconds within which a call ends, waiting for other processes' locks included.
 
     Raises:
@@ -119,7 +116,7 @@ class ConversationMemory(Memory):
         self.db_path: Final = path
         if "://" in self.db_path:
             raise InvalidInputError("db_path is a URL; give the path alone, such as ./data/sqlite.db")
-        self.timeout: Final = records.seconds("timeout", timeout)
+        self.timeout: Final = records.check_seconds("timeout", timeout)
         self._life: Lifecycle[SQLiteWorker] = Lifecycle(
             partial(_open_worker, self.db_path, self.timeout), SQLiteWorker.finish, self.timeout
         )
@@ -133,7 +130,9 @@ class ConversationMemory(Memory):
         user_id: str = "",
     ) -> str:
         self._life.check_open()
-        return await self._write(partial(_create_session, records.new_session(session_id, user_id, title, metadata)))
+        return await self._write(
+            partial(_create_session, records.check_new_session(session_id, user_id, title, metadata))
+        )
 
     async def add_message(
         self,
@@ -145,8 +144,8 @@ class ConversationMemory(Memory):
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        row = records.new_message(role, content, metadata, message_id)
-        session = records.existing_session(session_id)
+        row = records.check_new_message(role, content, metadata, message_id)
+        session = records.check_session_id(session_id)
         if message_id is None:
             await self._write(partial(_add_message, session, row))
         else:
@@ -155,25 +154,25 @@ class ConversationMemory(Memory):
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        batch = records.new_batch(messages)
-        session = records.existing_session(session_id)
-        await self._write(partial(_add_messages, session, records.unique(batch)))
+        batch = records.check_batch(messages)
+        session = records.check_session_id(session_id)
+        await self._write(partial(_add_messages, session, records.drop_repeats(batch)))
         return [row.id for row in batch]
 
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
-        most = records.limit(limit)
-        cursor = None if before is None else records.lookup("before", before)
+        session = records.find_id("session_id", session_id)
+        most = records.check_limit(limit)
+        cursor = None if before is None else records.find_id("before", before)
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
             rows = partial(_fetch, SELECT_HISTORY, (session, most))
         else:
             rows = partial(_fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
-        return await self._records(most, rows, partial(records.messages, session))
+        return await self._records(most, rows, partial(records.build_messages, session))
 
     async def get_sessions(
         self,
@@ -184,20 +183,20 @@ class ConversationMemory(Memory):
         metadata: Metadata | None = None,
     ) -> list[Session]:
         self._life.check_open()
-        most, skipped = records.limit(limit), records.count("offset", offset)
-        user = None if user_id is None else records.lookup("user_id", user_id)
+        most, skipped = records.check_limit(limit), records.check_count("offset", offset)
+        user = None if user_id is None else records.find_id("user_id", user_id)
         part = None if metadata is None else json_metadata.encode(metadata)
         if user_id is not None and user is None:
             return []
-        return await self._records(most, partial(_page, most, skipped, user, part), records.sessions)
+        return await self._records(most, partial(_page, most, skipped, user, part), records.build_sessions)
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is None:
             return None
         rows = await self._read(partial(_fetch, SELECT_SESSION, (session,)))
-        return records.session(rows[0]) if rows else None
+        return records.build_session(rows[0]) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -206,12 +205,12 @@ class ConversationMemory(Memory):
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
-        new_title = records.new_title(title)
-        await self._write(partial(_update_title, records.existing_session(session_id), new_title))
+        new_title = records.check_title(title)
+        await self._write(partial(_update_title, records.check_session_id(session_id), new_title))
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.lookup("session_id", session_id)
+        session = records.find_id("session_id", session_id)
         if session is not None:
             await self._write(partial(_execute, DELETE_SESSION, (session,)))
 
@@ -240,12 +239,12 @@ class ConversationMemory(Memory):
     async def _records(
         self, most: int, rows: Work[list[tuple[Any, ...]]], build: Callable[[list[tuple[Any, ...]]], list[Record]]
     ) -> list[Record]:
-        """Read rows and make records of them.
+        """Read rows and build records from them.
 
-        A few are made here, since what another processor has made is slow to take over; many on the worker's thread,
-        so that the event loop goes on.
+        Many records are built on the worker's thread, so that the event loop goes on. A few are built here: the loop's
+        processor would be slow to fetch them from another processor's cache.
         """
-        if most <= _FEW_ROWS:
+        if most <= _INLINE_ROWS:
             return build(await self._read(rows))
         return await self._read(lambda db: build(rows(db)))
 
@@ -260,7 +259,7 @@ class ConversationMemory(Memory):
             return await worker.write(work, timeout)
 
     async def _worker(self) -> tuple[SQLiteWorker, float]:
-        """Return the worker, and the seconds of the call's deadline that its opening has left."""
+        """Return the open worker, and the seconds that are left of the call's deadline."""
         seconds = seconds_for(self.timeout)
         if self._life.resource is not None:
             return await self._life.opened(), seconds
@@ -280,7 +279,7 @@ async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYN
 
 
 def _connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
-    """Open the file on the worker's thread, again until the deadline while others are opening it."""
+    """Open the file on the worker's thread; retry until the deadline while other processes open it."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -288,37 +287,39 @@ def _connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
         except sqlite3.OperationalError as error:
             if not is_busy(error) or time.monotonic() >= deadline:
                 raise
-            # A change of the journal mode does not wait for locks by itself.
-            time.sleep(_OPENING_PAUSE)
+            # SQLite itself does not wait for a lock to change the journal mode.
+            time.sleep(_REOPEN_SECONDS)
 
 
 def _connect_once(path: str) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and checked, and bring its schema up to date."""
     if sqlite3.sqlite_version_info < (3, 35):
-        raise FluxMemoryError(f"SQLite 3.35 or newer is needed, and this Python has {sqlite3.sqlite_version}")
+        raise FluxMemoryError(
+            f"SQLite 3.35 or newer is needed, and this Python has {sqlite3.sqlite_version}; use a newer Python"
+        )
     if path != ":memory:":
         make_private(Path(path))
     try:
-        return _prepared(path, sqlite3.connect(path, **_CONNECTION))
+        return _prepare(path, sqlite3.connect(path, **_CONNECTION))
     except sqlite3.OperationalError as error:
         if not is_read_only(error) or not can_only_be_read(path):
             raise
-    # Even a reader makes files beside it, unless it knows that there are no writers.
+    # Even a reader creates files beside it, unless the file is immutable.
     uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
-    return _prepared(path, sqlite3.connect(uri, uri=True, **_CONNECTION), frozen=True)
+    return _prepare(path, sqlite3.connect(uri, uri=True, **_CONNECTION), frozen=True)
 
 
-def _prepared(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tuple[sqlite3.Connection, OpenFile]:
+def _prepare(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tuple[sqlite3.Connection, OpenFile]:
     try:
         _require(db, "synchronous", "FULL", (2,))
         _require(db, "foreign_keys", "ON", (1,))
         db.create_function("jsonb_contains", 2, _contains, deterministic=True)
         refuse_cut_page(path, db)
-        # First the schema, so that a file that is somebody else's is refused before its journal mode is changed.
+        # The schema first: another program's file is refused before its journal mode changes.
         schema.bring_up_to_date(db)
         if not frozen:
-            _write_ahead(path, db)
-            # Makes the log, which is to be watched.
+            _use_write_ahead_log(path, db)
+            # Creates the log, so that `OpenFile` can watch it.
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         return db, OpenFile(path, db, frozen=frozen)
     except BaseException:
@@ -326,11 +327,11 @@ def _prepared(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tup
         raise
 
 
-def _write_ahead(path: str, db: sqlite3.Connection) -> None:
+def _use_write_ahead_log(path: str, db: sqlite3.Connection) -> None:
     try:
         _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
     except sqlite3.OperationalError as error:
-        # A file that can only be read needs no log, and a write says why it cannot be.
+        # A read-only file needs no log; a write to it fails with SQLite's reason.
         if not is_read_only(error):
             raise
 
@@ -343,7 +344,7 @@ def _contains(stored: bytes | None, part: str) -> bool:
 
 
 def _require(db: sqlite3.Connection, pragma: str, value: str, expected: tuple[object, ...]) -> None:
-    """Set a pragma unless it is set, and make sure: SQLite ignores what it cannot do."""
+    """Set a pragma and read it back: SQLite ignores a value that it cannot set."""
     if db.execute(f"PRAGMA {pragma}").fetchone()[0] in expected:
         return
     db.execute(f"PRAGMA {pragma} = {value}")
@@ -357,15 +358,15 @@ def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
     now = timestamps.utc_now()
     values = (row.id, row.user_id, row.title, now, now, row.metadata)
     if db.execute(INSERT_SESSION, values).rowcount == 0:
-        raise ConflictError(records.taken_session(row.id))
+        raise records.session_id_taken(row.id)
     return row.id
 
 
 def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connection) -> None:
-    """Add a message whose id the library has just made, so that there is none to compare it with."""
+    """Add a message whose id is new, so that no stored message can have it."""
     counter = db.execute(BUMP_COUNTER, (timestamps.utc_now(), session_id)).fetchall()
     if not counter:
-        # No such session, or one whose time is corrupt: this finds out which.
+        # The session does not exist, or its time is corrupt: `_add_messages` raises the right error.
         _add_messages(session_id, [row], db)
         return
     ((seq, now),) = counter
@@ -375,18 +376,18 @@ def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connectio
 def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
     session = _fetch(SELECT_COUNTER, (session_id,), db)
     if not session:
-        raise SessionNotFoundError(records.no_session(session_id))
+        raise records.session_not_found(session_id)
     fresh = []
     for row in rows:
         stored = _fetch(SELECT_SAME_ID, (session_id, row.id), db)
         if not stored:
             fresh.append(row)
         elif not row.same_as(*stored[0]):
-            raise ConflictError(records.taken_id(session_id, row.id))
+            raise records.message_id_taken(session_id, row.id)
     if not fresh:
         return
     ((count, updated_at),) = session
-    now = max(records.session_time(session_id, updated_at), timestamps.utc_now())
+    now = max(records.check_session_time(session_id, updated_at), timestamps.utc_now())
     db.executemany(
         INSERT_MESSAGE,
         [
@@ -399,7 +400,7 @@ def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.C
 
 def _update_title(session_id: str, title: str, db: sqlite3.Connection) -> None:
     if db.execute(UPDATE_TITLE, (title, timestamps.utc_now(), session_id)).rowcount == 0:
-        raise SessionNotFoundError(records.no_session(session_id))
+        raise records.session_not_found(session_id)
 
 
 def _execute(sql: str, values: tuple[Any, ...], db: sqlite3.Connection) -> None:
@@ -412,7 +413,7 @@ def _fetch(sql: str, values: tuple[Any, ...] | dict[str, Any], db: sqlite3.Conne
     except sqlite3.OperationalError as error:
         if "decode to UTF-8" not in str(error):
             raise
-    # Read the bytes, so that the record that is corrupt can be named.
+    # Read bytes, so that the error can name the corrupt record.
     db.text_factory = bytes
     try:
         rows = db.execute(sql, values).fetchall()
@@ -427,15 +428,10 @@ def _page(
     def fetch(sql: str, values: dict[str, object]) -> list[tuple[Any, ...]]:
         return _fetch(sql, values, db)
 
-    if part is None:
-        return listing.page(fetch, limit, offset, user_id, part)
-    # A filter takes several statements, which have to see one state of the file.
-    db.execute("BEGIN")
-    try:
-        return listing.page(fetch, limit, offset, user_id, part)
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+    if part is not None:
+        # A filter takes several statements, which must see one state of the file. The worker ends the transaction.
+        db.execute("BEGIN")
+    return listing.page(fetch, limit, offset, user_id, part)
 
 
 def _decoded(cell: object) -> object:

@@ -1,4 +1,4 @@
-"""Calls that wait for SQLite's thread, and what their callers are told: the thread's outcome, or a refusal."""
+"""Queues calls for SQLite's thread and gives their callers the thread's outcome, or a refusal at the deadline."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from flux_memory.errors import BackendUnavailableError, OutcomeUnknownError
 
 Result = TypeVar("Result")
 Work = Callable[[sqlite3.Connection], Result]
-"""Runs on the thread. A write raises errors of ours only before it has changed anything."""
+"""Runs on the thread. A write raises a `FluxMemoryError` only before it has changed anything."""
 
 GRACE_SECONDS: Final = 0.5
-"""How long past its deadline a call waits for its outcome, once the thread has taken it."""
+"""Seconds that a call which the thread has taken waits for its outcome after its deadline."""
 
 
 class Queue:
     """Calls that wait for the thread, in order.
 
     The thread takes a job out to run it; the caller takes it out to leave. Each is one atomic operation, so only one
-    of them gets it: a call that was refused or cancelled while it waited is not run.
+    of them gets the job: a call that was refused or cancelled while it waited does not run.
     """
 
     def __init__(self, *, writes: bool) -> None:
         self.writes: Final = writes
         self.lock_error: BaseException | None = None
-        """What SQLite says of another process's lock, while the calls wait for that."""
+        """SQLite's error about another process's lock, while the calls wait for that lock."""
         self._jobs: OrderedDict[Job[Any], bool] = OrderedDict()
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class Queue:
         return job
 
     def put_back(self, job: Job[Any]) -> None:
-        """Put a job that was taken out before all others."""
+        """Put a job that was taken out back at the front."""
         self._jobs[job] = True
         with suppress(KeyError):
             self._jobs.move_to_end(job, last=False)
@@ -75,7 +75,7 @@ class Job(Generic[Result]):
         self.error: BaseException | None = None
 
     async def outcome(self) -> Result:
-        """Wait for the outcome, or leave the queue."""
+        """Wait for the outcome; a caller that is cancelled leaves the queue."""
         self.timer = self.future.get_loop().call_later(self.timeout, self._expire)
         try:
             return await self.future
@@ -88,11 +88,11 @@ class Job(Generic[Result]):
         return self.future.done() or time.monotonic() >= self.deadline
 
     def refusal(self) -> BaseException:
-        """Return the error of a call that was not run."""
+        """Return the error of a call that did not run."""
         return self.queue.lock_error or BackendUnavailableError(not_begun(self.timeout))
 
     def settle(self) -> None:
-        """Tell the caller the outcome, on its event loop."""
+        """Give the caller the outcome; runs on its event loop."""
         if self.future.done():
             return
         if self.error is None:
@@ -100,7 +100,7 @@ class Job(Generic[Result]):
         elif isinstance(self.error, Exception):
             self.future.set_exception(self.error)
         else:
-            # Raised here as it is, a SystemExit would end the event loop.
+            # A SystemExit that is raised on the event loop would end it.
             error = BackendUnavailableError(
                 f"SQLite's thread was interrupted by {self.error!r}, and nothing was stored; call again"
             )
@@ -108,7 +108,7 @@ class Job(Generic[Result]):
             self.future.set_exception(error)
 
     def _expire(self, *, last: bool = False) -> None:
-        """Refuse the call at its deadline if the thread has not taken it; otherwise give the thread a moment more."""
+        """Refuse the call at its deadline, or give the thread `GRACE_SECONDS` more if it has taken the call."""
         if self.answered or self.future.done():
             self.settle()
         elif self.queue.withdraw(self):
@@ -119,7 +119,7 @@ class Job(Generic[Result]):
             self.future.set_exception(
                 OutcomeUnknownError(
                     f"SQLite did not answer within {self.timeout:g} s; whether the call took effect is not known. "
-                    "Raise timeout=, or look for what keeps the disk busy"
+                    "Raise timeout=, or find the process that keeps the disk busy"
                 )
             )
         else:
@@ -127,11 +127,11 @@ class Job(Generic[Result]):
 
 
 def deliver(jobs: list[Job[Any]]) -> None:
-    """Have outcomes told on the event loop; called on the thread."""
+    """Settle jobs on the event loop; called on the thread."""
     for job in jobs:
         job.answered = True
     if jobs:
-        # A closed event loop has no callers left to tell.
+        # A closed event loop has no callers left.
         with suppress(RuntimeError):
             jobs[0].future.get_loop().call_soon_threadsafe(_settle, jobs)
 
@@ -142,8 +142,8 @@ def _settle(jobs: list[Job[Any]]) -> None:
 
 
 def not_begun(timeout: float) -> str:
-    """Return the message of a call that ended before its turn came."""
+    """Return the error message of a call whose deadline passed before the thread ran it."""
     return (
-        f"SQLite did not answer within {timeout:g} s, and nothing was stored; raise timeout=, or look for what keeps "
-        "the file or the disk busy"
+        f"SQLite did not answer within {timeout:g} s, and nothing was stored; raise timeout=, or find the process "
+        "that keeps the file or the disk busy"
     )

@@ -1,4 +1,4 @@
-"""One SQLite connection on one thread: calls that gather go there together, writes into one durable transaction."""
+"""Runs calls on one SQLite connection in one thread: those that gather run together, writes in one transaction."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
 
-_MOST_TOGETHER: Final = 256
-"""Reads that the thread answers in a row, and writes of one transaction; more would keep others waiting."""
+BATCH_CALLS: Final = 256
+"""Reads that the thread runs before it looks for writes, and writes of one transaction."""
 _READS_SECONDS: Final = 0.002
-"""Seconds after which reads that are done get their answers, though others that came along are not done."""
+"""Seconds after which finished reads are answered, though others of their batch still wait."""
 _WRITES_SECONDS: Final = 0.05
-"""Seconds after which a transaction ends though more writes wait; a write that takes longer does not share one."""
-LOCK_SLICE: Final = 0.02
-"""Seconds for which SQLite waits for a lock at a time; in between, reads get their turn."""
-_REST_WITHIN: Final = 5.0
-"""Seconds that a fork waits for the thread to come to rest."""
-_STEPS: Final = 1000
-"""Instructions of SQLite's virtual machine between two looks at the clock."""
+"""Seconds after which a transaction ends though more writes wait; a longer write has one of its own."""
+LOCK_SECONDS: Final = 0.02
+"""Seconds that SQLite waits for a lock at a time; reads get their turn in between."""
+_FORK_SECONDS: Final = 5.0
+"""Seconds that a fork waits for the thread to pause."""
+_CLOCK_INSTRUCTIONS: Final = 1000
+"""Instructions of SQLite's virtual machine between two checks of the clock."""
 
 
 class SQLiteWorker:
     """A connection on aiosqlite's thread, with two ways in: `read` and `write`.
 
-    A job runs whole on the thread or not at all, so a caller that is cancelled leaves nothing half done. No transaction
-    stays open between two reads, nor after a transaction of writes that failed.
+    A job runs whole on the thread or not at all, so a caller that is cancelled leaves nothing half done. The thread
+    rolls back a transaction that a read leaves open.
     """
 
     def __init__(self, opener: Callable[[], tuple[sqlite3.Connection, OpenFile]]) -> None:
@@ -49,13 +49,13 @@ class SQLiteWorker:
         self._driver: aiosqlite.Connection | None = None
         self._reads = Queue(writes=False)
         self._writes = Queue(writes=True)
-        self._together = _MOST_TOGETHER
+        self._batch_limit = BATCH_CALLS
         self._called = False
         self._given_up = False
         self._running_job: Job[Any] | None = None
         self._answers: list[Job[Any]] = []
-        self._others_until = math.inf
-        """The `time.monotonic()` until which calls that are done wait for the one that runs."""
+        self._answer_at = math.inf
+        """The `time.monotonic()` at which finished calls stop waiting for the one that runs."""
         self._at_rest = threading.Lock()
         self._ended: Future[None] = Future()
         _WORKERS.add(self)
@@ -81,19 +81,19 @@ class SQLiteWorker:
     def abandon(self) -> None:
         """End the thread without waiting for it, from any thread."""
         self._given_up = True
-        # To the thread that is there: at the interpreter's end it may be gone, and starting another one would hang.
+        # Not `_send`, which may start a thread: at the interpreter's end that would hang.
         if self._driver is not None and not self._ended.done():
             self._driver._tx.put_nowait((None, self._close_on_thread))  # noqa: SLF001
 
     async def finish(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
-        """Let the thread do what is queued, close the connection, and wait for both. Safe to call again.
+        """Run the queued calls, close the connection, and wait for both. Safe to call again.
 
-        What still waits for a lock after `timeout` seconds, or is not done reading, is given up.
+        Calls that still run or wait for a lock after `timeout` seconds are given up.
         """
         closed = asyncio.get_running_loop().create_future()
-        self._ended.add_done_callback(partial(_tell, closed))
+        self._ended.add_done_callback(partial(_notify_closed, closed))
         if not self._ended.done():
-            # A call of this very moment is queued, and the thread is told of it only once the loop is idle.
+            # The thread may not know of a queued call yet: `_call` tells it once the loop is idle.
             self._send(self._run_gathered)
             self._send(self._close_on_thread)
         await asyncio.wait([closed], timeout=timeout)
@@ -103,15 +103,15 @@ class SQLiteWorker:
             self._driver._thread.join(GRACE_SECONDS)  # noqa: SLF001 - aiosqlite does not wait for its thread
 
     def close_copy(self) -> None:
-        """Close a forked child's copy of the connection, which leaves the parent's alone."""
+        """Close the connection; in a forked child that closes the child's copy only."""
         with suppress(sqlite3.Error):
             if self._db is not None:
                 self._db.close()
                 self._db = None
 
     def _send(self, function: Callable[[], object]) -> None:
-        """Have the thread run a function. A stray exception may have ended the thread: then it gets another one."""
-        # aiosqlite has no public way to run a function of ours, nor to make its thread a daemon, without which a
+        """Run a function on the thread; start another thread if a stray exception has ended it."""
+        # aiosqlite has no public way to run a function on its thread, nor to make the thread a daemon. Without that, a
         # handle that was never closed would keep the interpreter from ending.
         if self._driver is None or not self._driver._thread.is_alive():  # noqa: SLF001
             self._driver = aiosqlite.Connection(partial(sqlite3.connect, ":memory:"), iter_chunk_size=64)
@@ -125,26 +125,26 @@ class SQLiteWorker:
         self._driver._tx.put_nowait((None, function))  # noqa: SLF001
 
     def _open_on_thread(self, job: Job[None]) -> None:
-        # Kept here, not handed over: the caller may be gone by now, and it must still be closed.
+        # Stored by the thread: the caller may be gone by now, and the connection must still be closed.
         try:
             with self._at_rest:
                 self._db, self._file = self._opener()
-                self._db.set_progress_handler(self._stops, _STEPS)
+                self._db.set_progress_handler(self._must_interrupt, _CLOCK_INSTRUCTIONS)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error
         deliver([job])
 
-    def _stops(self) -> bool:
-        """Return whether the statement that runs is to stop: SQLite asks this again and again."""
+    def _must_interrupt(self) -> bool:
+        """Return whether SQLite must interrupt the statement that runs."""
         if (job := self._running_job) is None:
             return False
-        if time.monotonic() >= self._others_until:
+        if time.monotonic() >= self._answer_at:
             if job.queue.writes:
                 return True
             self._answer()
-        return self._ends(job)
+        return self._is_given_up(job)
 
-    def _ends(self, job: Job[Any]) -> bool:
+    def _is_given_up(self, job: Job[Any]) -> bool:
         return self._given_up or job.given_up()
 
     def _close_on_thread(self) -> None:
@@ -165,18 +165,18 @@ class SQLiteWorker:
         job.queue.append(job)
         if not self._called:
             self._called = True
-            # Once the event loop has nothing else to do: calls that are made until then come along, and the thread
-            # does not compete with the loop for the interpreter.
+            # Once the loop is idle: calls made until then join the batch, and the thread does not compete with the
+            # loop for the interpreter.
             job.future.get_loop().call_soon(self._send, self._run_gathered)
         try:
             return await job.outcome()
         finally:
             if not job.answered:
-                # The thread may have missed that it was called: the next call does it again.
+                # The thread may never have been woken; the next call wakes it again.
                 self._called = False
 
     def _run_gathered(self) -> None:
-        # From here on a new call calls the thread again; all that were made before are in the queues.
+        # Every call so far is in a queue; a later one wakes the thread again.
         self._called = False
         self._reads.lock_error = self._writes.lock_error = None
         if (db := self._db) is None:
@@ -184,45 +184,45 @@ class SQLiteWorker:
         try:
             while (self._reads or self._writes) and not self._given_up:
                 with self._at_rest:
-                    # Writes that wait for a lock keep no read waiting.
+                    # Reads first: writes may wait for a lock.
                     self._run_reads(db)
                     if self._writes:
                         self._run_writes(db)
         except BaseException:
-            # A stray one, such as a SystemExit from another thread: the thread goes on with the calls that wait.
+            # A stray exception, such as another thread's SystemExit: the waiting calls still run.
             self._send(self._run_gathered)
             _roll_back(db)
             raise
 
     def _run_reads(self, db: sqlite3.Connection) -> None:
-        """Answer the reads that wait, up to the first that needs a lock which another process holds."""
-        for _ in range(min(len(self._reads), _MOST_TOGETHER)):
+        """Run the waiting reads, up to the first that is locked out by another process."""
+        for _ in range(min(len(self._reads), BATCH_CALLS)):
             if (job := self._reads.take()) is None:
                 break
             self._attempt(job, db)
             _roll_back(db)
             self._reads.lock_error = job.error if is_busy(job.error) else None
-            if self._reads.lock_error is not None and not self._ends(job):
+            if self._reads.lock_error is not None and not self._is_given_up(job):
                 self._reads.put_back(job)
                 break
             now = time.monotonic()
             if not self._answers:
-                self._others_until = now + _READS_SECONDS
+                self._answer_at = now + _READS_SECONDS
             self._answers.append(job)
-            if now >= self._others_until:
+            if now >= self._answer_at:
                 self._answer()
         self._answer()
 
     def _answer(self) -> None:
-        # Results that are delivered and dropped make room for those that are read next.
-        answers, self._answers, self._others_until = self._answers, [], math.inf
+        # Dropped here, delivered results free their memory before the next reads.
+        answers, self._answers, self._answer_at = self._answers, [], math.inf
         deliver(answers)
 
     def _run_writes(self, db: sqlite3.Connection) -> None:
-        """Run the writes that wait in one transaction and answer them; leave them in the queue while it is locked.
+        """Run the waiting writes in one transaction and answer them; they stay queued while the file is locked.
 
-        A write fails only as the first of its transaction. One that fails behind others, or takes too long for them,
-        is run again after a transaction of those before it.
+        A write fails only if it is the first of its transaction. One that fails after others, or takes too long, runs
+        again after the others are committed.
         """
         if not self._begin(db):
             return
@@ -233,7 +233,7 @@ class SQLiteWorker:
             committing = True
             db.execute("COMMIT")
             self._file.note_commit()
-            self._together = _MOST_TOGETHER
+            self._batch_limit = BATCH_CALLS
         except BaseException as error:  # noqa: BLE001 - the callers get it
             with suppress(sqlite3.Error):
                 _roll_back(db)
@@ -245,7 +245,7 @@ class SQLiteWorker:
                 )
                 outcome.__cause__ = error
             elif len(jobs) > 1:
-                self._together = len(jobs) // 2 if committing else len(jobs) - 1
+                self._batch_limit = len(jobs) // 2 if committing else len(jobs) - 1
                 for job in reversed(jobs):
                     self._writes.put_back(job)
                 return
@@ -254,7 +254,7 @@ class SQLiteWorker:
         deliver(jobs)
 
     def _begin(self, db: sqlite3.Connection) -> bool:
-        """Return whether the transaction began; if not, the first write fails, or all wait for the lock."""
+        """Begin a transaction; return `False` if the first write failed, or if all wait for the lock."""
         try:
             _roll_back(db)
             self._file.verify_before_write()
@@ -271,25 +271,25 @@ class SQLiteWorker:
         return True
 
     def _attempt_together(self, jobs: list[Job[Any]], db: sqlite3.Connection) -> None:
-        """Add the writes that share the transaction to `jobs`, each as it is run."""
+        """Run writes in the open transaction and add each to `jobs`."""
         until = time.monotonic() + _WRITES_SECONDS
         try:
-            while len(jobs) < self._together and (not jobs or time.monotonic() < until):
+            while len(jobs) < self._batch_limit and (not jobs or time.monotonic() < until):
                 if (job := self._writes.take()) is None:
                     break
                 jobs.append(job)
                 self._attempt(job, db)
                 if job.error is not None and not isinstance(job.error, FluxMemoryError):
                     raise job.error
-                self._others_until = until
+                self._answer_at = until
         finally:
-            self._others_until = math.inf
+            self._answer_at = math.inf
 
     def _attempt(self, job: Job[Any], db: sqlite3.Connection) -> None:
         self._running_job = job
         job.error = None
         try:
-            if self._ends(job):
+            if self._is_given_up(job):
                 raise BackendUnavailableError(not_begun(job.timeout))
             if not job.queue.writes:
                 self._file.verify_before_read()
@@ -301,38 +301,38 @@ class SQLiteWorker:
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
-    """End a transaction that a failure left open."""
+    """Roll back the transaction, if one is open."""
     if db.in_transaction:
         db.execute("ROLLBACK")
 
 
-def _tell(closed: asyncio.Future[None], _: Future[None]) -> None:
+def _notify_closed(closed: asyncio.Future[None], _: Future[None]) -> None:
     with suppress(RuntimeError):
         closed.get_loop().call_soon_threadsafe(closed.set_result, None)
 
 
 _WORKERS: Final[weakref.WeakSet[SQLiteWorker]] = weakref.WeakSet()
-_STOPPED: Final[list[SQLiteWorker]] = []
-"""The workers that wait for a fork that is under way."""
+_PAUSED: Final[list[SQLiteWorker]] = []
+"""The workers that are paused while the process forks."""
 
 
-def _stop_all() -> None:
+def _pause_workers() -> None:
     for worker in list(_WORKERS):
-        if worker._at_rest.acquire(timeout=_REST_WITHIN):  # noqa: SLF001 - the same module
-            _STOPPED.append(worker)
+        if worker._at_rest.acquire(timeout=_FORK_SECONDS):  # noqa: SLF001 - the same module
+            _PAUSED.append(worker)
 
 
-def _go_on() -> None:
-    while _STOPPED:
-        _STOPPED.pop()._at_rest.release()  # noqa: SLF001 - the same module
+def _release_workers() -> None:
+    while _PAUSED:
+        _PAUSED.pop()._at_rest.release()  # noqa: SLF001 - the same module
 
 
-def _close_in_child() -> None:
-    while _STOPPED:
-        _STOPPED.pop().close_copy()
+def _close_copies() -> None:
+    while _PAUSED:
+        _PAUSED.pop().close_copy()
 
 
 if hasattr(os, "register_at_fork"):
-    # SQLite keeps a process's locks in memory, which a child would take for its own: that it holds them, and that it
-    # must wait for them. So nothing is under way while the process is copied, and the copy is closed.
-    os.register_at_fork(before=_stop_all, after_in_parent=_go_on, after_in_child=_close_in_child)
+    # SQLite keeps a process's locks in memory, and a child would believe that it holds the parent's. So no call runs
+    # while the process is copied, and the child closes its copy of the connection.
+    os.register_at_fork(before=_pause_workers, after_in_parent=_release_workers, after_in_child=_close_copies)
