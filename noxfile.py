@@ -1,4 +1,4 @@
-"""The project's jobs. `nox -l` lists them; what follows `--` is passed on."""
+"""The project's jobs. `nox -l` lists them; arguments after `--` are passed on."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ def install(session: nox.Session, group: str) -> None:
 
 @nox.session
 def contract(session: nox.Session) -> None:
-    """Run the contract on SQLite and on a throwaway PostgreSQL, and print who keeps it."""
+    """Run the contract on SQLite and on a throwaway PostgreSQL, and print a table of the results."""
     install(session, "test")
     session.run("pytest", *CONTRACT, "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test but the faults, the contract included; nothing is skipped for want of a server."""
+    """Run every test except the faults, including the contract; a missing server fails its tests."""
     install(session, "test")
     session.run(*TESTS, *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Break servers, networks, disks and processes; print what was lost. `-- --long` for all the rounds."""
+    """Break servers, networks, disks and processes, and print the losses. `-- --long` for all rounds."""
     install(session, "test")
     session.run("pytest", FAULTS, "-n", "2", "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def matrix(session: nox.Session) -> None:
-    """Run the same tests on each Python that the package is for."""
+    """Run the same tests on each supported Python."""
     install(session, "test")
     session.run(*TESTS, *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Measure which branches of the package the tests take; fails below 95 %."""
+    """Measure the branch coverage of the package; fails below 95 %."""
     install(session, "coverage")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", *TESTS, *session.posargs)
@@ -84,7 +84,7 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure throughput and growth; fails where a target is missed. `-- --full` for every contender."""
+    """Measure throughput; fails if a target is missed. `-- --full` for every contender, and for growth."""
     install(session, "bench")
     session.run("python", "benchmarks/pool_throughput.py", *session.posargs)
     if "--full" in session.posargs:
@@ -93,33 +93,33 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Look for known vulnerabilities in the dependencies, and for risky code; fails where either cannot be told."""
+    """Look for known vulnerabilities in the dependencies and for risky code; fails if it cannot check either."""
     install(session, "audit")
     session.run("bandit", "--quiet", "--configfile", "pyproject.toml", "--recursive", "flux_memory")
     installed = Path(session.create_tmp()) / "installed.txt"
     frozen = session.run("python", "-m", "pip", "freeze", "--exclude-editable", silent=True, log=False)
     installed.write_text(str(frozen), encoding="utf-8")
-    # --strict: a package that the advisory service does not know, or cannot be asked about, fails the run.
+    # --strict: fail if the advisory service does not know a package or does not answer.
     session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", f"--requirement={installed}", *session.posargs)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Try random input on all that takes input from outside, two minutes by default; `-- --minutes=N` for more."""
+    """Feed random input to everything that takes outside input, for two minutes; `-- --minutes=N` for more."""
     install(session, "fuzz")
     session.run("python", "contract_tests/security/fuzz.py", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Break what can break under 256 users, for two minutes by default; `-- --minutes=N` for more."""
+    """Run 256 users while servers, networks and processes break, for two minutes; `-- --minutes=N` for more."""
     install(session, "soak")
     session.run("python", "benchmarks/soak.py", *session.posargs)
 
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Run the contract on published stores, and write their scorecard; what they do not keep is no failure."""
+    """Run the contract on published stores, and write their scorecard; failing clauses do not fail the session."""
     session.install("-r", "contract_tests/peers/requirements.txt", "-e", ".[testkit,embedded]")
     report = str(Path(session.create_tmp()) / "report")
     session.run(
@@ -132,7 +132,7 @@ def peers(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Look at the HTML report in a headless Chromium; needs chromium and chromedriver, as Debian has them."""
+    """Test the HTML report in a headless Chromium; needs Debian's chromium and chromium-driver."""
     install(session, "browser")
     session.run(
         *("pytest", "contract_tests/test_evidence_page.py", "-q", "-rs", *session.posargs),
@@ -148,7 +148,7 @@ def image(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the wheel and the sdist, check both, and use the wheel in an empty environment."""
+    """Build the wheel and the sdist, check both, and test the wheel in an empty environment."""
     install(session, "build")
     dist = Path(session.create_tmp()) / "dist"
     for old in dist.glob("*"):

@@ -1,4 +1,4 @@
-"""How cost grows: pages with the rows behind them, memory with a burst; and what a handle and an import cost."""
+"""Measures how pages grow with rows and memory with a burst, and the cost of a handle and of the import."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from harness.markdown import ENGINES, table
 RESULTS: Final = Path(__file__).parent / "results"
 FEW: Final = 1_000
 MOST_TIMES: Final = 2.0
-"""A page may take this many times as long as among few rows."""
+"""Ratio: a page among many rows may take this many times as long as among few."""
 NOTHING: Final = 0.2
-"""Milliseconds of difference that nobody can measure on a shared machine, let alone notice."""
+"""Milliseconds: smaller differences cannot be measured on a shared machine."""
 MOST_GROWN_MB: Final = 100.0
 MOST_IMPORT_MS: Final = 30.0
 PAGE: Final = 50
@@ -47,7 +47,7 @@ Call = Callable[[], Awaitable[object]]
 
 
 def calls_of(memory: Memory, rows: int) -> dict[str, Call]:
-    """Return what is measured."""
+    """Return the measured calls by name."""
 
     def listing(options: dict[str, Any]) -> Call:
         return lambda: memory.get_sessions(PAGE, **options)
@@ -62,7 +62,7 @@ def calls_of(memory: Memory, rows: int) -> dict[str, Call]:
 
 
 async def open_filled(engine: str, rows: int, server: Server, directory: Path) -> Memory:
-    """Return a handle on as many sessions, and one more that has as many messages."""
+    """Return a handle on a store with `rows` sessions, and one more session with `rows` messages."""
     memory: Memory
     if engine == "postgres":
         dsn = server.create_database()
@@ -78,7 +78,7 @@ async def open_filled(engine: str, rows: int, server: Server, directory: Path) -
 
 
 async def measure_growth(engine: str, many: int, server: Server, directory: Path) -> dict[str, dict[str, float]]:
-    """Return the milliseconds of each call among few rows and among many, measured in turns."""
+    """Return the milliseconds of each call among few rows and among many, measured alternately."""
     stores = {rows: await open_filled(engine, rows, server, directory) for rows in (FEW, many)}
     calls = {rows: calls_of(memory, rows) for rows, memory in stores.items()}
     found = {}
@@ -104,7 +104,7 @@ async def _turn(call: Call) -> float:
 
 
 def within_bounds(result: dict[str, Any]) -> list[str]:
-    """Return what is not, in words."""
+    """Return a sentence for each figure that is out of bounds."""
     bad = []
     for engine, calls in result["growth"].items():
         for name, each in calls.items():
@@ -119,7 +119,7 @@ def within_bounds(result: dict[str, Any]) -> list[str]:
 
 
 def tables(result: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """Return the result as tables by title; the first row is the head."""
+    """Return the result as tables by title; the first row is the header."""
     many = f"{result['rows']:,}"
     growth = [
         [
@@ -154,10 +154,12 @@ def document(result: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--rows", type=click.IntRange(FEW), default=1_000_000, show_default=True, help="Many of them.")
+@click.option(
+    "--rows", type=click.IntRange(FEW), default=1_000_000, show_default=True, help="Rows of the large stores."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default="benchmarks/results")
 def main(*, rows: int, out: Path) -> None:
-    """Measure, print, write growth.json and growth.md; fail where a bound is broken."""
+    """Measure, print, and write growth.json and growth.md; fail if a figure is out of bounds."""
     console = Console()
     result: dict[str, Any] = {"about": machine.about(), "rows": rows, "growth": {}, "burst": {}, "idle_mb": {}}
     result["import"] = footprint.import_time()

@@ -1,4 +1,4 @@
-"""SQLite to PostgreSQL: seconds and memory, between the server's own limit and what people use today."""
+"""Measures migrations from SQLite to PostgreSQL, against the server's own limit and the tools that people use today."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ GATES: Final = (
 
 
 @click.command()
-@click.option("--messages", default=1_000_000, show_default=True, help="Of about 780 bytes each.")
-@click.option("--rounds", default=3, show_default=True, help="Medians are of so many.")
-@click.option("--many", default=5_000_000, show_default=True, help="Small messages, for the memory; 0 leaves it out.")
+@click.option("--messages", default=1_000_000, show_default=True, help="Messages of about 780 bytes.")
+@click.option("--rounds", default=3, show_default=True, help="Number of rounds.")
+@click.option(
+    "--many", default=5_000_000, show_default=True, help="Small messages for the measurement of memory; 0 skips it."
+)
 @click.option("--seed", default=2026, show_default=True)
-@click.option("--without", multiple=True, metavar="NAME", help="Leave out a contender.")
+@click.option("--without", multiple=True, metavar="NAME", help="Skip a contender.")
 @click.option("--write/--no-write", default=True, show_default=True, help="Write to results/.")
 def main(*, messages: int, rounds: int, many: int, seed: int, without: tuple[str, ...], write: bool) -> None:
     """Measure, print a table, write JSON and a chart."""
@@ -53,10 +55,10 @@ def main(*, messages: int, rounds: int, many: int, seed: int, without: tuple[str
         directory.chmod(0o777)
         about["server"] = f"{server.version} ({server.origin})"
         source = directory / "source.db"
-        console.print(f"making {messages:,} messages")
+        console.print(f"generating {messages:,} messages")
         memories.make(source, messages=messages, sessions=max(messages // 100, 1), seed=seed)
         result["bytes"] = source.stat().st_size
-        # Does not count: it leaves log files for the server to use again, which a new one has to make first.
+        # Not counted: it makes the server create its log files, which it reuses afterwards.
         movers.ALL[OURS].run(server, source, directory)
         contenders = {name: mover for name, mover in movers.ALL.items() if name not in without and mover.there()}
         for number in range(rounds):
@@ -83,7 +85,7 @@ def _memory(server: Any, directory: Path, sizes: tuple[int, ...], console: Conso
     found = {}
     for size in sizes:
         path = directory / "small.db"
-        console.print(f"making {size:,} small messages")
+        console.print(f"generating {size:,} small messages")
         memories.make_small(path, messages=size, sessions=max(size // 100, 1))
         movers.settle(server)
         taken = movers.ALL[OURS].run(server, path, directory)
@@ -114,7 +116,7 @@ def _medians(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _ratios(result: dict[str, Any]) -> dict[str, float]:
-    """Return medians of the ratios within each round: a machine that others use is as slow for both."""
+    """Return the medians of the ratios within each round: load on the machine slows both sides alike."""
 
     def over(part: Any, whole: Any) -> float:
         return float(statistics.median(part(taken) / whole(taken) for taken in result["rounds"]))
@@ -151,5 +153,5 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     if shutil.which("pgloader") is None:
-        click.echo("pgloader is not there and is left out: apt-get install pgloader", err=True)
+        click.echo("pgloader is not installed and is skipped: apt-get install pgloader", err=True)
     main()

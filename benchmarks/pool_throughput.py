@@ -1,4 +1,4 @@
-"""Calls a second on both backends, between the ceilings of the engines and what people use today."""
+"""Measures calls a second on both backends, against the engines' ceilings and the stores that people use today."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUSY: Final = 64
 
 
 def short_turns(runners: dict[tuple[str, str], Runner]) -> list[Turn]:
-    """Return what the gates need and what bounds them, and nothing else."""
+    """Return only the turns that the gates and their bounds need."""
     wanted = {(gate.engine, gate.work, name) for gate in GATES for name in (gate.base, OURS)}
     wanted |= {(limit.engine, limit.work, limit.name) for limit in LIMITS}
     return [
@@ -37,19 +37,19 @@ def short_turns(runners: dict[tuple[str, str], Runner]) -> list[Turn]:
 
 
 def full_turns(entries: list[Entry], runners: dict[tuple[str, str], Runner]) -> list[Turn]:
-    """Return every contender, work and concurrency."""
+    """Return a turn for every contender, work and concurrency."""
     return [
         Turn(entry.name, Case(entry.engine, work, concurrency, POOL), runners[entry.name, entry.engine])
         for entry in entries
         for work in entry.works
         for concurrency in FULL_CONCURRENCY
-        # pgbench wants a connection for each client.
+        # pgbench needs a connection for each client.
         if entry.load or concurrency <= BUSY
     ]
 
 
 def pool_turns(field: Field, ours: Entry) -> list[Turn]:
-    """Return the library with pools of other sizes."""
+    """Return turns of the library with other pool sizes."""
     return [
         Turn(ours.name, Case("postgres", work, BUSY, size), runner)
         for size in POOL_SIZES
@@ -69,17 +69,17 @@ def write(run: Run, directory: Path, name: str) -> None:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="One round of half a second: shows that everything works.")
-@click.option("--full", is_flag=True, help="Every contender, work, concurrency and pool size; some forty minutes.")
-@click.option("--rounds", type=click.IntRange(1), help="By default 5.")
-@click.option("--seconds", type=float, help="Of each measurement; by default 0.8, with --full 2.")
+@click.option("--quick", is_flag=True, help="One round of half a second, as a smoke test.")
+@click.option("--full", is_flag=True, help="Every contender, work, concurrency and pool size; about forty minutes.")
+@click.option("--rounds", type=click.IntRange(1), help="Number of rounds; by default 5.")
+@click.option("--seconds", type=float, help="Duration of each measurement; by default 0.8, with --full 2.")
 @click.option("--seed", type=int, default=2026, show_default=True)
-@click.option("--engine", type=click.Choice(["postgres", "sqlite"]), help="Only this one.")
-@click.option("--peers/--no-peers", "with_peers", default=True, help="Measure what people use today, too.")
-@click.option("--peers-python", help="An interpreter that has peers.txt; by default an environment is made.")
+@click.option("--engine", type=click.Choice(["postgres", "sqlite"]), help="Measure only this engine.")
+@click.option("--peers/--no-peers", "with_peers", default=True, help="Also measure the stores that people use today.")
+@click.option("--peers-python", help="An interpreter with the packages of peers.txt; by default a cached environment.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default="benchmarks/results")
-@click.option("--compare", "older", type=click.Path(exists=True, path_type=Path), help="Fail where a ratio got worse.")
-@click.option("--gates/--no-gates", default=True, help="Fail where a target is missed.")
+@click.option("--compare", "older", type=click.Path(exists=True, path_type=Path), help="Fail if a ratio got worse.")
+@click.option("--gates/--no-gates", default=True, help="Fail if a target is missed.")
 def main(
     *,
     quick: bool,

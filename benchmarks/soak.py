@@ -1,8 +1,8 @@
 """A soak: 256 users on one handle, then on four processes, on each backend, while something breaks every few seconds.
 
-`nox -s soak`, `-- --minutes=30` for a long one. In the end what was acknowledged is held against what is stored, and
-every process against leaks of memory, connections, threads, tasks and file descriptors. Figures and a chart go to
-`benchmarks/results/`. Fails where a promise was not kept.
+`nox -s soak`; `-- --minutes=30` for a long one. At the end it compares acknowledged writes with stored ones, and checks
+each process for leaks of memory, connections, threads, tasks and file descriptors. Figures and a chart go to
+`benchmarks/results/`. Fails if a promise was broken.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ USERS: Final = 256
 TIMEOUT: Final = 10.0
 """The deadline of a call, in seconds."""
 LATENESS: Final = 1.0
-"""Seconds by which a call may outlive its deadline."""
+"""Seconds that a call may exceed its deadline."""
 PAUSE: Final = (2.0, 4.0)
-"""Seconds between two faults."""
+"""Seconds between two faults, minimum and maximum."""
 STARTING: Final = 15.0
-"""Seconds that the processes have to begin, before anything breaks."""
+"""Seconds for the processes to start, before the first fault."""
 QUIET: Final = 4.0
-"""Seconds without a fault in the end."""
+"""Seconds without a fault at the end."""
 GROWTH: Final = (1.05, 8.0)
-"""Memory of a process in the last third of its time against the second: a factor, and megabytes besides."""
+"""Allowed memory of a process in its last third of the time against the second: a factor, plus megabytes."""
 
 SELECT_NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
 SELECT_OPEN: Final = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'soak'"
@@ -76,21 +76,21 @@ Faults = dict[str, Callable[[], object]]
 
 @dataclass
 class Store:
-    """Where a phase's conversations are."""
+    """The store of a phase."""
 
     engine: str
     target: str
-    """What the users are given."""
+    """The DSN or path for the users."""
     direct: str
-    """The same without anything between that breaks."""
+    """The DSN or path that no fault affects."""
     faults: Faults
 
     def open(self) -> Memory:
-        """Open a handle that nothing breaks."""
+        """Open a handle that no fault affects."""
         return PostgresConversationMemory(self.direct) if self.engine == "postgres" else ConversationMemory(self.direct)
 
     async def numbers(self) -> Numbers:
-        """Read every message's number, past the library."""
+        """Read every message's number, bypassing the library."""
         found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
         if self.engine == "postgres":
             connection = await asyncpg.connect(self.direct)
@@ -104,12 +104,12 @@ class Store:
         return found
 
     async def connections(self) -> int:
-        """Return how many connections of the users' the server still has, after a moment to notice their end."""
+        """Return how many of the users' connections remain on the server, after at most 5 s to notice their end."""
         if self.engine != "postgres":
             return 0
         connection = await asyncpg.connect(self.direct)
         until = time.monotonic() + 5
-        while (count := await connection.fetchval(SELECT_OPEN)) and time.monotonic() < until:  # noqa: ASYNC110 - the server's
+        while (count := await connection.fetchval(SELECT_OPEN)) and time.monotonic() < until:  # noqa: ASYNC110 - the server has no event for it
             await asyncio.sleep(0.1)
         await connection.close()
         return int(count)
@@ -117,7 +117,7 @@ class Store:
 
 @dataclass
 class Phase:
-    """What one phase did and saw."""
+    """The faults and figures of one phase."""
 
     title: str
     engine: str
@@ -125,10 +125,10 @@ class Phase:
     seconds: float
     began: float = field(default_factory=time.monotonic)
     faults: list[tuple[float, str]] = field(default_factory=list)
-    """When, in seconds since the beginning, and what."""
+    """Seconds since the beginning, and the name of the fault."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
-    """By how they ended."""
+    """Calls by outcome."""
     longest_call: float = 0.0
     longest_outage: float = 0.0
     messages: int = 0
@@ -136,7 +136,7 @@ class Phase:
 
 
 def leaks(name: str, before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """Say what a process still has after `close()` that it had not before."""
+    """Return a sentence for each kind of resource that a process leaked."""
     return [
         f"{name} leaks {kind}: {before[kind]} before, {after[kind]} after close()"
         for kind in before
@@ -145,7 +145,7 @@ def leaks(name: str, before: dict[str, int], after: dict[str, int]) -> list[str]
 
 
 def growth(name: str, used: list[float]) -> list[str]:
-    """Say if memory, in megabytes a second, still grows when a third of the time is over; a short time says nothing."""
+    """Return a sentence if memory, sampled in megabytes, still grows in the last third of a run of 15 s or more."""
     third = len(used) // 3
     if third < 5:
         return []
@@ -156,7 +156,7 @@ def growth(name: str, used: list[float]) -> list[str]:
 
 
 class Process:
-    """A process with users, its samples read by a thread."""
+    """A process with users; a thread reads its samples."""
 
     def __init__(self, orders: Orders, log: Path) -> None:
         self.orders = orders
@@ -173,19 +173,19 @@ class Process:
                 cwd=BENCHMARKS,
             )
         assert self._process.stdin is not None
-        # Not on the command line: it has a password.
+        # Not on the command line: the target contains a password.
         self._process.stdin.write(json.dumps(asdict(orders)))
         self._process.stdin.close()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self.killed = True
         self._process.send_signal(signal.SIGKILL)
 
     def finish(self, seconds: float) -> list[str]:
-        """Wait for its end and return what is wrong with it."""
+        """Wait for the process to end; return its problems."""
         name = self.orders.name
         try:
             code = self._process.wait(timeout=seconds)
@@ -206,7 +206,7 @@ class Process:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                # The last line of a process that was killed may be half a line.
+                # The last line of a killed process may be torn.
                 if line.endswith("\n"):
                     told = json.loads(line)
                     if "after" in told:
@@ -217,7 +217,7 @@ class Process:
 
 @contextmanager
 def postgres(directory: Path) -> Iterator[Store]:
-    """A server of its own behind a proxy."""
+    """Start a server behind a proxy."""
     with cluster() as own, Proxy(own.dsn) as proxy:
         separator = "&" if "?" in proxy.dsn else "?"
         yield Store("postgres", f"{proxy.dsn}{separator}application_name=soak", own.dsn, _postgres_faults(own, proxy))
@@ -250,7 +250,7 @@ def _postgres_faults(own: Cluster, proxy: Proxy) -> Faults:
 
 @contextmanager
 def sqlite(directory: Path) -> Iterator[Store]:
-    """A file."""
+    """Yield a store in a new file."""
     path = str(directory / "soak.db")
 
     def run(program: str) -> Callable[[], object]:
@@ -290,7 +290,7 @@ def soak(engine: str, processes: int, seconds: float, seed: int, log: Path) -> P
                 running.append(start(f"process {len(running) + len(ended) + 1}"))
 
             faults["a process killed"] = replace
-        # The first use of a handle has its own, shorter patience with a server that is not there.
+        # A new handle waits less for a server that is down, so let each connect first.
         comes_true(lambda: all(process.samples for process in running), seconds=STARTING)
         _break(phase, faults, until - QUIET, random.Random(seed))
         for process in [*ended, *running]:
@@ -301,7 +301,7 @@ def soak(engine: str, processes: int, seconds: float, seed: int, log: Path) -> P
 
 
 def _break(phase: Phase, faults: Faults, until: float, chance: random.Random) -> None:
-    """Break something every few seconds; each in its turn, in an order of chance."""
+    """Inject a fault every few seconds, each once per cycle in random order."""
     waiting: list[str] = []
     while time.monotonic() < until:
         time.sleep(chance.uniform(*PAUSE))
@@ -338,12 +338,12 @@ async def _judge(phase: Phase, store: Store, journals: Path) -> None:
 
 
 @click.command()
-@click.option("--minutes", default=2.0, show_default=True, help="All together; each backend gets half.")
-@click.option("--backend", type=click.Choice(["sqlite", "postgres"]), multiple=True, help="Only this one.")
-@click.option("--seed", type=int, default=None, help="Of the faults' order; by default another one each time.")
+@click.option("--minutes", default=2.0, show_default=True, help="Total duration; each backend gets half.")
+@click.option("--backend", type=click.Choice(["sqlite", "postgres"]), multiple=True, help="Soak only this backend.")
+@click.option("--seed", type=int, default=None, help="Seed of the faults' order; by default random.")
 @click.option("--out", type=click.Path(path_type=Path), default=BENCHMARKS / "results", show_default=True)
 def main(minutes: float, backend: tuple[str, ...], seed: int | None, out: Path) -> None:
-    """Soak the backends, print and write what was seen, and fail where a promise was not kept."""
+    """Soak the backends, print and write the results, and fail if a promise was broken."""
     seed = random.randrange(1_000_000) if seed is None else seed
     engines = backend or ("postgres", "sqlite")
     seconds = minutes * 60 / len(engines) / 2
@@ -369,7 +369,7 @@ def main(minutes: float, backend: tuple[str, ...], seed: int | None, out: Path) 
         log.unlink()
     result = {"about": about, "phases": [asdict(phase) for phase in phases]}
     (out / "soak.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    from harness import soak_chart  # noqa: PLC0415 - matplotlib is for people
+    from harness import soak_chart  # noqa: PLC0415 - matplotlib is slow to load
 
     soak_chart.draw(result, out / "soak.png")
     click.echo(f"Written: {out / 'soak.json'}, soak.png")

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Sees to it that a Docker engine answers and that images can be built, on a Debian machine where this user is root.
+# Makes sure that a Docker engine answers and that images can be built, on a Debian machine as root.
 #
 #     containers/engine.sh
 #
-# Installs docker.io and debootstrap when they are missing and starts dockerd in the background when no engine
-# answers. The engine runs on after the script; its pid is in $FLUX_MEMORY_DOCKERD_PIDFILE (/tmp/dockerd.pid), its
-# output beside it. An engine that answers already is left alone.
+# Installs docker.io and debootstrap if they are missing, and starts dockerd in the background if no engine answers.
+# The engine keeps running after the script; its pid is in $FLUX_MEMORY_DOCKERD_PIDFILE (/tmp/dockerd.pid), its
+# output beside it. An engine that already answers is not touched.
 set -euo pipefail
 
 pidfile=${FLUX_MEMORY_DOCKERD_PIDFILE:-/tmp/dockerd.pid}
@@ -31,7 +31,7 @@ install_missing() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# Succeeds once the engine answers; fails as soon as it has ended, or after a minute.
+# Succeeds once the engine answers; fails when it exits, or after a minute.
 start() {
     rm -f "$pidfile"
     setsid dockerd --pidfile "$pidfile" "$@" </dev/null >"$log" 2>&1 &
@@ -49,7 +49,7 @@ install_missing
 if ! answers; then
     [ "$(id -u)" = 0 ] || fail "no Docker engine answers; run this as root to start one"
     mountpoint -q /sys/fs/cgroup || cgroupfs-mount
-    # A kernel without overlayfs is served by plain copies, slow but sure.
+    # Kernels without overlayfs use plain copies, which are slow but work.
     start || start --storage-driver=vfs || { tail -n 20 "$log" >&2; fail "dockerd does not start"; }
 fi
 echo "Docker $(docker version --format '{{.Server.Version}}') answers"

@@ -15,16 +15,16 @@ from flux_memory.testkit.clauses import GROUPS
 PROJECT: Final = Path(__file__).parents[1]
 PLACE: Final = PROJECT / "docs" / "contract"
 COMMAND: Final = f"python {Path(__file__).relative_to(PROJECT)}"
-MADE: Final = f"<!-- Made from the clauses by `{COMMAND}`: change those, not this. -->"
+MADE: Final = f"<!-- Generated from the clauses by `{COMMAND}`: edit the clauses, not this page. -->"
 
 INDEX: Final = """\
 {made}
 
 # The contract, clause by clause
 
-What every memory promises, and what its users lose when a promise is broken: {count} clauses, contract
-{version}. Each is one test with an id that never changes. `pytest -k FM-ORD-003` runs one of them on your
-backend, `pytest -k FM-ORD` a group; [the guide](../test-your-own-backend.md) shows how to get there.
+What every memory promises, and what users lose if a promise is broken: {count} clauses, contract {version}. Each
+clause is a test with an id that never changes. `pytest -k FM-ORD-003` runs one of them on your backend,
+`pytest -k FM-ORD` a group; [the guide](../test-your-own-backend.md) shows how to set this up.
 
 | clauses | protect | |
 |---|---|---|
@@ -41,7 +41,7 @@ PAGE: Final = """\
 
 {clauses}
 """
-ABOUT_NEEDS: Final = "asked of a backend that claims: {needs}"
+ABOUT_NEEDS: Final = "only for backends that claim: {needs}"
 ABOUT_SINCE: Final = "since contract {since}"
 
 
@@ -57,7 +57,7 @@ def pages() -> dict[str, str]:
 
 
 def write() -> None:
-    """Write the pages, and remove those of groups that are no more."""
+    """Write the pages, and remove those of groups that no longer exist."""
     PLACE.mkdir(exist_ok=True)
     made = pages()
     for name, content in made.items():
@@ -68,7 +68,7 @@ def write() -> None:
 
 
 def _shipped(group: str) -> Iterator[Clause]:
-    """Give the kit's own clauses of a group: in a test run there may be others."""
+    """Yield the kit's clauses of a group; a test run may register others."""
     for clause_id, clause in sorted(CLAUSES.items()):
         if clause_id.startswith(f"FM-{group}-") and clause.home.startswith(MemoryContract.__module__):
             yield clause

@@ -12,7 +12,7 @@ from bound_stores import verdict
 
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore, clause
 from flux_memory.testkit.clauses import GROUPS
-from flux_memory.testkit.contract.stepping import cancelled_everywhere
+from flux_memory.testkit.contract.cancel_points import cancelled_everywhere
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
@@ -158,7 +158,7 @@ def test_a_factory_that_is_a_coroutine_is_named() -> None:
         return ReferenceMemory(ReferenceStore())
 
     found = verdict("FM-ORD-001", StoreUnderTest(connect))  # type: ignore[arg-type]
-    assert "memory_factory gave a coroutine, not a memory: it must be a plain function" in str(found)
+    assert "memory_factory returned a coroutine, not a memory: make it a plain function" in str(found)
 
 
 def test_a_reproduction_tells_event_loops_apart() -> None:

@@ -31,7 +31,7 @@ from flux_memory.testkit.contract.model.calls import (
 from flux_memory.testkit.contract.model.claimed import NEEDED
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, explore
 from flux_memory.testkit.contract.model.machine import Finding
-from flux_memory.testkit.contract.model.worlds import World, explain
+from flux_memory.testkit.contract.model.states import State, explain
 from flux_memory.testkit.mutants import MUTANTS, broken
 
 # A broken memory may leave handles that nobody closes.
@@ -165,11 +165,11 @@ def made(method: str, answer: Answer, **arguments: Any) -> Answered:
     return Answered(0, Call(method, arguments), answer)
 
 
-def after(*groups: Sequence[Answered]) -> list[World]:
-    worlds = [World({})]
+def after(*groups: Sequence[Answered]) -> list[State]:
+    states = [State({})]
     for group in groups:
-        worlds = explain(worlds, list(group))
-    return worlds
+        states = explain(states, list(group))
+    return states
 
 
 CREATE = made("create_session", Returned("s"), session_id="s")

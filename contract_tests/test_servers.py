@@ -272,7 +272,7 @@ def test_external_server_needs_a_role_that_creates_databases(local_server: Serve
         ("mysql://a:hush@b/c", "postgresql://"),
         ("postgresql://a:hush/b@c/d", "write them as %2F"),
         ("postgresql://a:b@hush@c/d", "write them as %2F"),
-        ("hush", "no such choice"),
+        ("hush", "unknown choice"),
     ],
 )
 def test_a_choice_that_does_not_work_is_said_without_its_password(dsn: str, said: str) -> None:

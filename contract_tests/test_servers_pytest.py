@@ -182,7 +182,7 @@ def test_a_wrong_choice_is_a_usage_error(project: pytest.Pytester, choice: str) 
     """Promise: a misspelt choice stops the run, rather than skipping its tests, and shows no password."""
     result = project.runpytest_subprocess(f"--flux-postgres={choice}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--flux-postgres: * is none of auto, docker, local, off and no DSN*"])
+    result.stderr.fnmatch_lines(["*--flux-postgres: * is not one of auto, docker, local, off or a DSN*"])
     assert ("'dokcer'" in result.stderr.str()) == (choice == "dokcer")
     assert "hush" not in result.stdout.str() + result.stderr.str()
 

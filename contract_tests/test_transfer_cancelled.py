@@ -1,4 +1,4 @@
-"""Every task of the event loop is cancelled beside a migration, as applications do that shut down: nothing is left."""
+"""An application that shuts down cancels every task of the event loop: a migration ends and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from transfer_memories import Trigger, everything, make_random, move
 
 from flux_memory import FluxMemoryError
 from flux_memory.testkit import Proxy
-from flux_memory.transfer import Plan, Status, lifeline, migrate
+from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer.target import watchdog
 from flux_memory.transfer.threads import run_in_thread
 
-# Runs a migration again and again; each time all tasks are cancelled at another moment, once or several times, and the
-# loop ends. Says what was left behind, on stderr.
+# Runs a migration repeatedly. Each time all tasks are cancelled at another moment, once or several times, and the loop
+# ends. Prints leftovers to stderr.
 CHILD = """
 import asyncio, gc, itertools, os, random, sys, threading, time
 from pathlib import Path
-from flux_memory.transfer import Extent, Plan, migrate, migrate_back, snapshot
+from flux_memory.transfer import Mode, Plan, migrate, migrate_back
+from flux_memory.transfer.source import snapshot
 
 how, path, dsn, work, seed, rounds = sys.argv[1:]
 rng = random.Random(seed)
@@ -33,11 +35,12 @@ path, work = Path(path), Path(work)
 os.cpu_count = lambda: 2
 
 def transfer(number):
-    snapshot._LARGE = 0 if number % 2 else 10**12
+    snapshot._HELPER_MIN_BYTES = 0 if number % 2 else 10**12
     if how == "back":
         (work / "back.db").unlink(missing_ok=True)
         return migrate_back(dsn, work / "back.db")
-    return migrate(Plan(path, dsn, Extent.VERIFY if how == "verify" else Extent.MOVE, batch_size=50))
+    mode = Mode.VERIFY if how == "verify" else Mode.MOVE
+    return migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=mode, batch_size=50))
 
 async def cancelled(number, turns, seconds, times):
     me, task = asyncio.current_task(), asyncio.create_task(transfer(number))
@@ -50,11 +53,11 @@ async def cancelled(number, turns, seconds, times):
             one.cancel()
         await asyncio.sleep(rng.choice([0, 0, 0.001, 0.06]))
     if task.done() and not task.cancelled():
-        # It was quicker.
+        # It finished before the cancellation.
         task.result()
 
 def left():
-    # The processes that read the file are waited for; so are threads.
+    # Processes that read the file, and threads, must have been waited for.
     try:
         os.waitpid(-1, os.WNOHANG)
         yield "a process"
@@ -93,7 +96,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
-    """Run a script in a process of its own, where a crash ends no test run; with its exit code, stdout and stderr."""
+    """Run a script in its own process, where a crash does not end the test run; return exit code, stdout and stderr."""
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     command = [sys.executable, "-X", "faulthandler", "-W", "error::ResourceWarning", "-c", *map(str, arguments)]
@@ -105,14 +108,14 @@ def child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_all_tasks_are_cancelled_at_any_moment(
     path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """No crash, no warning; no thread, process, connection or file is left; and the next run completes."""
+    """There is no crash and no warning; no thread, process, connection or file is left; the next run completes."""
     dsn = flux_postgres_clean_dsn
     make_tables(dsn)
     asyncio.run(execute(dsn, "DELETE FROM sessions", *([OTHER] if how == "beside others" else [])))
     if how in {"verify", "back"}:
         assert move(path, dsn).status is Status.IDENTICAL
     (work := tmp_path / "work").mkdir()
-    # The driver leaves an exception behind where the question for TLS is cancelled.
+    # The driver leaves an exception behind if its TLS request is cancelled.
     plain = with_parameter(dsn, "sslmode=disable")
     code, output, errors = child(CHILD, how, path, plain, work, 1, 28, tmp_path=tmp_path, monkeypatch=monkeypatch)
     assert errors == ""
@@ -122,7 +125,7 @@ def test_all_tasks_are_cancelled_at_any_moment(
 
 
 def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """A task that cancels all others, and is the one that migrates: the call ends, and nothing waits for ever."""
+    """A task that migrates and cancels all others ends; the call does not hang."""
     dsn = flux_postgres_clean_dsn
 
     async def run() -> None:
@@ -138,11 +141,11 @@ def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_c
                 trigger = Trigger(phase, lambda: asyncio.get_running_loop().call_later(0.01, cancel_others))
                 try:
                     async with asyncio.timeout(20):
-                        await migrate(Plan(path, dsn, batch_size=50), trigger)
+                        await migrate(Plan(sqlite_path=path, postgres_dsn=dsn, batch_size=50), trigger)
                 except TimeoutError:
                     raise
                 except (FluxMemoryError, asyncio.CancelledError):
-                    # Its helpers were cancelled.
+                    # The watchdog's tasks were cancelled.
                     pass
 
     make_tables(dsn)
@@ -151,14 +154,14 @@ def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_c
 
 
 def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_empty_database: str) -> None:
-    """The driver would wait for an answer to its ROLLBACK, and the task that watches it is cancelled as well."""
+    """A cancellation ends, although the driver waits for its ROLLBACK and the watchdog's task is cancelled, too."""
     dsn = flux_empty_database
     make_tables(dsn)
 
     async def run(proxy: Proxy) -> float:
         async with connected(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            migrating = asyncio.create_task(migrate(Plan(path, proxy.dsn)))
+            migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
             await waiting_for_lock(connection)
             proxy.silence()
             began = time.monotonic()
@@ -169,11 +172,11 @@ def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_em
             return time.monotonic() - began
 
     with Proxy(dsn) as proxy:
-        assert asyncio.run(run(proxy)) < lifeline.ANSWER
+        assert asyncio.run(run(proxy)) < watchdog.PROBE_TIMEOUT_SECONDS
 
 
 def test_a_thread_has_ended_when_its_call_does() -> None:
-    """However often, and whatever, is cancelled; the work is told to stop until it does."""
+    """However often the call is cancelled, it returns after the thread has ended, and repeats `stop` until then."""
     stops = threading.Semaphore(0)
     at_work = asyncio.Event()
     loop: asyncio.AbstractEventLoop
@@ -201,7 +204,7 @@ def test_a_thread_has_ended_when_its_call_does() -> None:
 
 
 def test_a_thread_has_ended_when_its_call_is_abandoned() -> None:
-    """As where the event loop is closed under it: nothing can be awaited any more."""
+    """The thread has ended even if the event loop is closed during the call."""
     stop, at_work, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""`flux-memory migrate`: flags, exit codes and the words a person reads."""
+"""`flux-memory migrate`: flags, exit codes and output."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def call(*arguments: object) -> Result:
 
 
 def test_a_migration_says_what_it_found_moved_and_proved(path: Path, flux_empty_database: str) -> None:
-    """The original's wording, plain lines where nobody watches, one closing line, exit code 0."""
+    """Without a terminal the output is plain lines in the original's wording, and the exit code is 0."""
     result = call("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
     assert result.exit_code == 0, result.output
     assert "Found 2 sessions, 6 messages" in result.output
@@ -52,7 +52,7 @@ def test_a_migration_says_what_it_found_moved_and_proved(path: Path, flux_empty_
 
 
 def test_the_settings_name_both_sides(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without flags the settings count."""
+    """Without flags the settings apply."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite+aiosqlite:///{path}")
     monkeypatch.setenv("POSTGRES_DSN", flux_empty_database)
     assert call("--quiet").exit_code == 0
@@ -60,7 +60,7 @@ def test_the_settings_name_both_sides(path: Path, flux_empty_database: str, monk
 
 
 def test_quiet_is_quiet_and_the_report_tells_all(path: Path, flux_empty_database: str) -> None:
-    """For scripts: nothing on the terminal, everything in JSON, no password."""
+    """With --quiet --report the terminal stays empty, and the JSON has everything but the password."""
     report = path.with_name("report.json")
     result = call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--quiet", "--report", report)
     assert (result.exit_code, result.output) == (0, "")
@@ -72,7 +72,7 @@ def test_quiet_is_quiet_and_the_report_tells_all(path: Path, flux_empty_database
 
 
 def test_a_dry_run_then_a_verification(path: Path, flux_empty_database: str) -> None:
-    """Neither changes anything; the second finds what is missing."""
+    """--dry-run and --verify change nothing; --verify finds missing rows."""
     sides = ("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
     dry = call(*sides, "--dry-run")
     assert dry.exit_code == 0
@@ -87,7 +87,7 @@ def test_a_dry_run_then_a_verification(path: Path, flux_empty_database: str) -> 
 
 
 def test_a_quarantine_is_mended_and_retried(path: Path, flux_empty_database: str) -> None:
-    """Exit code 3, with the command that goes on."""
+    """A quarantine gives exit code 3, and the output names the command that loads the corrected rows."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add(db, "orphan", "gone")
     sides = ("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
@@ -110,7 +110,7 @@ def test_a_quarantine_is_mended_and_retried(path: Path, flux_empty_database: str
 
 
 def test_a_retry_reads_times_as_the_migration_did(path: Path, flux_empty_database: str) -> None:
-    """The command that goes on names the zone: without it the session of a refused row is another one, in conflict."""
+    """The named retry command includes the zone; without it the session of a refused row would be in conflict."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add(db, "bad", "one", metadata="{")
     options = ("--postgres-dsn", flux_empty_database, "--assume-timezone", "Asia/Seoul")
@@ -124,7 +124,7 @@ def test_a_retry_reads_times_as_the_migration_did(path: Path, flux_empty_databas
 
 
 def test_a_comparison_puts_no_rows_aside(path: Path, flux_empty_database: str) -> None:
-    """After `--verify` there is no quarantine file to mend, and none is named."""
+    """`--verify` writes no quarantine file, and names none."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add(db, "orphan", "gone")
     options = ("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--on-invalid", "quarantine")
@@ -135,7 +135,7 @@ def test_a_comparison_puts_no_rows_aside(path: Path, flux_empty_database: str) -
 
 
 def test_orphans_do_not_count_as_sessions(path: Path, flux_empty_database: str) -> None:
-    """The preflight's rows are those that were found, so that its bar ends where they do."""
+    """The preflight announces as many rows as it reads, so that its bar ends at 100 %."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add(db, "orphan", "gone")
     looked = call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--dry-run")
@@ -144,7 +144,7 @@ def test_orphans_do_not_count_as_sessions(path: Path, flux_empty_database: str) 
 
 
 def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
-    """Written, proven, and never over a file that is there."""
+    """--to-sqlite writes and proves a file, and never overwrites one."""
     call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--quiet")
     back = path.with_name("back.db")
     assert call("--to-sqlite", back, "--postgres-dsn", flux_empty_database).exit_code == 0
@@ -158,7 +158,7 @@ def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
 def test_an_empty_option_is_no_wish_for_the_settings_own(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    """A variable that is not set in a script must not move another file, or move it elsewhere."""
+    """An empty value, from an unset variable in a script, is an error instead of a default."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite+aiosqlite:///{path}")
     monkeypatch.setenv("POSTGRES_DSN", flux_empty_database)
     result = call(option, "", "--quiet")
@@ -168,7 +168,7 @@ def test_an_empty_option_is_no_wish_for_the_settings_own(
 
 
 def test_a_target_that_nobody_named_is_wrong_usage(path: Path) -> None:
-    """Both ways to name it are told."""
+    """Without a target, the error names both ways to set it."""
     result = call("--sqlite-path", path)
     assert result.exit_code == 2
     assert "give --postgres-dsn, or set POSTGRES_DSN" in result.output
@@ -176,14 +176,14 @@ def test_a_target_that_nobody_named_is_wrong_usage(path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--sqlite-path", "--to-sqlite"])
 def test_a_url_is_no_path(path: Path, option: str) -> None:
-    """What belongs to DATABASE_URL is not taken for a directory with a strange name."""
+    """A URL given as a path is refused, not treated as a directory."""
     result = call(option, f"sqlite+aiosqlite:///{path}", "--postgres-dsn", "postgresql://127.0.0.1:1/none")
     assert result.exit_code == 2
     assert f"{option} is a URL; give the path alone" in " ".join(result.output.split())
 
 
 def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
-    """A large file takes a while, a look at the DSN does not."""
+    """A wrong DSN is refused before a large file is read."""
     result = call("--sqlite-path", path, "--postgres-dsn", "mysql://u:secret@h/d")
     assert result.exit_code == 1
     assert "only PostgreSQL is supported" in result.output
@@ -191,7 +191,7 @@ def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
 
 
 def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_traceback(path: Path) -> None:
-    """A directory that is missing before anything is moved; a path that is none, beside what went wrong."""
+    """An unwritable report is an error before the move; after it, the error is shown beside the outcome."""
     dsn = "postgresql://u:secret@no-such-host.invalid/db"
     early = call("--sqlite-path", path, "--postgres-dsn", dsn, "--report", path.with_name("missing") / "report.json")
     assert early.exit_code == 2
@@ -207,7 +207,7 @@ def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_tracebac
     "content", [None, b"precious", b'{\n  "precious": true\n}'], ids=["the memory", "text", "JSON"]
 )
 def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path, content: bytes | None) -> None:
-    """The memory itself, named twice by mistake, was all that a user had. It is told before anything is done."""
+    """A report path that is not a report, such as the memory itself, is refused before any work."""
     other = path
     if content is not None:
         other = path.with_name("other")
@@ -220,7 +220,7 @@ def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path, content: b
 
 
 def test_a_report_takes_the_place_of_an_earlier_one(path: Path, flux_empty_database: str) -> None:
-    """A failure's, a move's, and a file that somebody made for it."""
+    """A report, or an empty file, is overwritten by the next report."""
     report = path.with_name("report.json")
     report.touch()
     for dsn, code in (("postgresql://u@127.0.0.1:1/none", 1), (flux_empty_database, 0), (flux_empty_database, 0)):
@@ -229,7 +229,7 @@ def test_a_report_takes_the_place_of_an_earlier_one(path: Path, flux_empty_datab
 
 
 def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
-    """Exit code 1, what to do, no password."""
+    """A failure gives exit code 1 and advice, without the password."""
     report = path.with_name("report.json")
     dsn = "postgresql://me:secret@127.0.0.1:1/none"
     result = call("--sqlite-path", path, "--postgres-dsn", dsn, "--quiet", "--report", report)
@@ -240,7 +240,7 @@ def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
 
 
 def test_a_report_of_a_file_whose_name_is_no_text_is_json(tmp_path: Path) -> None:
-    """Names of files are bytes: the report shows those that are not UTF-8 by JSON's escapes."""
+    """The report escapes file names that are not UTF-8."""
     path, report = tmp_path / "\udcff.db", tmp_path / "report.json"
     result = call("--sqlite-path", path, "--postgres-dsn", "postgresql://u@127.0.0.1:1/none", "--report", report)
     assert result.exit_code == 1
@@ -249,7 +249,7 @@ def test_a_report_of_a_file_whose_name_is_no_text_is_json(tmp_path: Path) -> Non
 
 
 def on_a_terminal(columns: int, *arguments: object, typed: bytes = b"", code: int = 0) -> str:
-    """Run the command on a terminal of its own, type there, and return all that it wrote."""
+    """Run the command on its own terminal, type input, and return its output."""
     command = [sys.executable, "-m", "flux_memory", "migrate", *map(str, arguments)]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
@@ -260,7 +260,7 @@ def on_a_terminal(columns: int, *arguments: object, typed: bytes = b"", code: in
         os.close(theirs)
         os.write(ours, typed)
         written = b""
-        with suppress(OSError):  # what a terminal says that nobody holds any more
+        with suppress(OSError):  # raised by a terminal that its process has closed
             while piece := os.read(ours, 65536):
                 written += piece
     os.close(ours)
@@ -270,7 +270,7 @@ def on_a_terminal(columns: int, *arguments: object, typed: bytes = b"", code: in
 
 @pytest.mark.parametrize("columns", [60, 100])
 def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str, columns: int) -> None:
-    """Whatever its width; and what each phase took stays to be read."""
+    """On a terminal of any width, the duration of each phase stays visible."""
     written = on_a_terminal(columns, "--yes", "--sqlite-path", path, "--postgres-dsn", flux_empty_database)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", written)
     assert "\x1b[1A" not in plain, "a line was wrapped and taken back"
@@ -292,7 +292,7 @@ def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str,
 def test_a_terminal_is_asked_before_anything_is_drawn_on_it(
     path: Path, flux_empty_database: str, answer: str, code: int
 ) -> None:
-    """The question says how to answer, and no bar wipes it away, or the answer."""
+    """The confirmation shows how to answer, and no progress bar overwrites it."""
     written = on_a_terminal(
         100, "--sqlite-path", path, "--postgres-dsn", flux_empty_database, typed=f"{answer}\n".encode(), code=code
     )
@@ -317,6 +317,6 @@ def test_a_terminal_is_asked_before_anything_is_drawn_on_it(
     ],
 )
 def test_wrong_usage_is_exit_code_2(path: Path, arguments: tuple[str, ...]) -> None:
-    """Before anything is opened."""
+    """Options that exclude each other are refused before any file or connection is opened."""
     dsn = "postgresql://127.0.0.1:1/none"
     assert call("--postgres-dsn", dsn, *arguments).exit_code == 2

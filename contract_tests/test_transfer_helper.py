@@ -1,4 +1,4 @@
-"""A large file is read by two processes; what they find together is what one would find alone."""
+"""Two processes that read halves of a large file find together what one finds alone."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from test_transfer_load import make_tables
 from transfer_memories import add, add_session, everything, make_random, move
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Report, Status, helper, snapshot
-from flux_memory.transfer import preflight as preflight_module
-from flux_memory.transfer import source as sources
-from flux_memory.transfer.checked import RowChecker
-from flux_memory.transfer.preflight import preflight
-from flux_memory.transfer.prepared import Prepared
-from flux_memory.transfer.snapshot import snapshot_of
+from flux_memory.transfer import Mode, OnInvalid, Report, Status
+from flux_memory.transfer.rows.spool import Spool
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source import helper, reader, snapshot
+from flux_memory.transfer.source import preflight as preflight_module
+from flux_memory.transfer.source.preflight import preflight
+from flux_memory.transfer.source.snapshot import snapshot_of
 
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the file, and however few processors there are."""
-    monkeypatch.setattr(snapshot, "_LARGE", 0)
+    """Use the helper for files of any size, on any number of processors."""
+    monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
 def spoil(path: Path) -> None:
-    """Add rows that cannot be moved, in both halves and where ids are no text."""
+    """Add invalid rows in both halves, and rows whose ids are not text."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for number, home in enumerate(["", "gone", "s-0", "s-f", "zz"]):
             add(db, f"bad-{number}", home, metadata="[")
@@ -57,7 +57,7 @@ def findings(report: Report) -> dict[str, Any]:
 def test_two_processes_find_and_move_what_one_does(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch, populated: bool
 ) -> None:
-    """Rows, refused rows, counts and digests; on both paths."""
+    """Rows, refused rows, counts and digests are the same with and without the helper, for load and merge."""
     dsn = flux_postgres_clean_dsn
     make_random(path, sessions=40, messages=1000)
     spoil(path)
@@ -66,7 +66,7 @@ def test_two_processes_find_and_move_what_one_does(
     results = []
     for large in (10**12, 0):
         asyncio.run(execute(dsn, "DELETE FROM sessions", *([OTHER] if populated else [])))
-        monkeypatch.setattr(snapshot, "_LARGE", large)
+        monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", large)
         held = path.with_name(f"held-{large}")
         report = move(path, dsn, batch_size=7, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
         assert report.status is Status.QUARANTINED
@@ -76,16 +76,16 @@ def test_two_processes_find_and_move_what_one_does(
 
 
 def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session may lie in many batches, and a batch may hold many sessions, good ones and bad ones."""
+    """The result does not depend on where chunks end within valid and invalid sessions."""
     make_random(path, sessions=40, messages=300)
     spoil(path)
     results = []
     for together in (1, 3, 100, 1000):
-        monkeypatch.setattr(preflight_module, "_TOGETHER", together)
-        with closing(sqlite3.connect(path)) as db, Prepared() as prepared:
-            source = sources.Source(db, sources.inspect(db))
-            found = preflight(source, RowChecker(UTC), prepared, lambda _: None, sources.EVERYTHING)
-            rows = [b"".join(prepared.pieces(table)) for table in ("sessions", "messages")]
+        monkeypatch.setattr(preflight_module, "_CHUNK_MESSAGES", together)
+        with closing(sqlite3.connect(path)) as db, Spool() as prepared:
+            source = reader.Source(db, reader.inspect_source(db))
+            found = preflight(source, RowValidator(UTC), prepared, lambda _: None, reader.EVERYTHING)
+            rows = [b"".join(prepared.chunks(table)) for table in ("sessions", "messages")]
             results.append((found, [*prepared.digests()], [*prepared.refused()], rows))
     assert results[0][0].messages == 300
     assert results[0][0].refused_messages == 8
@@ -93,7 +93,7 @@ def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monk
 
 
 def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, two_processes: None) -> None:
-    """A transaction that commits while both open the file is seen by both or by neither."""
+    """Both processes see a transaction that commits while they open the file, or neither does."""
     with closing(make_file(path)) as db:
         db.execute("PRAGMA journal_mode = WAL")
         add_session(db, "a")
@@ -118,12 +118,12 @@ def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, tw
                 opened.open()
                 found = []
                 assert opened.helper is not None
-                layout = sources.inspect(opened.db)
-                with Prepared() as mine:
-                    source = sources.Source(opened.db, layout)
+                layout = reader.inspect_source(opened.db)
+                with Spool() as mine:
+                    source = reader.Source(opened.db, layout)
                     found = [
-                        preflight(source, RowChecker(UTC), mine, lambda _: None, sources.Part(end="m")),
-                        opened.helper.preflight(layout, UTC, sources.Part(first="m"), lambda _: None, keeps_rows=False),
+                        preflight(source, RowValidator(UTC), mine, lambda _: None, reader.Part(end="m")),
+                        opened.helper.preflight(layout, UTC, reader.Part(first="m"), lambda _: None, keeps_rows=False),
                     ]
                 assert found[0].messages == found[1].messages
                 assert found[0].sessions == found[1].sessions == 1
@@ -135,7 +135,7 @@ def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, tw
 def test_a_helper_that_is_killed_is_an_error_with_advice(
     path: Path, flux_postgres_clean_dsn: str, two_processes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kernel does when memory runs out; nothing was changed, and the next run completes."""
+    """If the kernel kills the helper, the error says so, nothing was changed, and the next run completes."""
     make_random(path, sessions=40, messages=1000)
     preflight = helper.Helper.preflight
 
@@ -152,8 +152,8 @@ def test_a_helper_that_is_killed_is_an_error_with_advice(
 
 
 def test_a_dry_run_and_a_comparison_use_both(path: Path, flux_postgres_clean_dsn: str, two_processes: None) -> None:
-    """No rows are kept where none are loaded."""
+    """The helper spools no rows for a dry run or a comparison."""
     make_random(path, sessions=40, messages=1000)
-    assert move(path, flux_postgres_clean_dsn, extent=Extent.PREFLIGHT).preflight.messages == 1000
+    assert move(path, flux_postgres_clean_dsn, mode=Mode.PREFLIGHT).preflight.messages == 1000
     assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
-    assert move(path, flux_postgres_clean_dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+    assert move(path, flux_postgres_clean_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL

@@ -1,4 +1,4 @@
-"""A file that nobody is at work on is read in place, without a lock; whoever writes to it meanwhile does no harm."""
+"""A file that no process uses is read in place without a lock; a write meanwhile is detected and handled."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ import pytest
 from original_application import make_file
 from small_disk import small_files
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
+from waiting import comes_true
 
 from flux_memory.errors import BackendUnavailableError, MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, quarantine, snapshot
-from flux_memory.transfer.prepared import RefusedRow
-from flux_memory.transfer.reading import read_all
-from flux_memory.transfer.snapshot import Snapshot, snapshot_of
+from flux_memory.transfer import Mode, OnInvalid, Plan, Report, Status, migrate, quarantine
+from flux_memory.transfer.rows.spool import RefusedRow
+from flux_memory.transfer.source import snapshot
+from flux_memory.transfer.source.helper import read_all
+from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 
 SESSIONS, MESSAGES = 20, 5000
 COUNT = "SELECT count(*) FROM messages"
@@ -33,7 +35,7 @@ COUNT = "SELECT count(*) FROM messages"
 
 @pytest.fixture(params=["DELETE", "WAL"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A file whose application was stopped a while ago."""
+    """A file whose application stopped some time ago."""
     path = tmp_path / "data" / "chat.db"
     path.parent.mkdir()
     make_random(path, sessions=SESSIONS, messages=MESSAGES)
@@ -45,8 +47,8 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
 def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the file, and however many processors there are."""
-    monkeypatch.setattr(snapshot, "_LARGE", 0)
+    """With and without the helper, for files of any size."""
+    monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: request.param)
 
 
@@ -58,7 +60,7 @@ def state(path: Path) -> dict[str, tuple[str, int]]:
 
 
 def write(path: Path, *sql: str) -> None:
-    """Write as an application does that starts, writes, and ends; it does not wait for locks."""
+    """Write like an application that starts, writes without waiting for locks, and ends."""
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as db:
         for statement in sql:
             db.execute(statement)
@@ -74,12 +76,12 @@ def append(path: Path) -> None:
 
 
 def watched(path: Path, dsn: str, watcher: Trigger, **plan: Any) -> Report:
-    return asyncio.run(migrate(Plan(path, dsn, **plan), watcher))
+    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan), watcher))
 
 
 @pytest.mark.parametrize("empty", [(), ("chat.db-journal", "chat.db-wal")], ids=["alone", "beside empty files"])
 def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
-    """No room is needed, and the file and its directory stay as they are."""
+    """The read needs no temporary space, and leaves the file and its directory unchanged."""
     for name in empty:
         path.with_name(name).touch()
     before = state(path)
@@ -91,14 +93,14 @@ def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
 
 
 def test_a_file_that_was_written_to_just_now_is_copied(path: Path) -> None:
-    """The next write could leave its time as it is."""
+    """A file written just now is copied, since the next write could leave its mtime unchanged."""
     os.utime(path)
     with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
 def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
-    """What it holds has to be folded in, or rolled back."""
+    """A file with a log or journal is copied, since it needs recovery."""
     wal = path.read_bytes()[18] == 2
     path.with_name("chat.db-wal" if wal else "chat.db-journal").write_bytes(b"x" * 100)
     with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
@@ -106,7 +108,7 @@ def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
 
 
 def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
-    """The state that is open after a write is the new one, and lasts."""
+    """After a write, `renew` opens the new state, which then stays fixed."""
     with snapshot_of(path) as opened:
         opened.open()
         append(path)
@@ -118,7 +120,7 @@ def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
 
 
 def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None:
-    """The application that embeds a migration has the file open, too, in the midst of a transaction."""
+    """An application that embeds a migration may have the file open itself, in a transaction, and keeps its locks."""
     write(path, "PRAGMA journal_mode = DELETE")
     age(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
@@ -137,10 +139,10 @@ def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None
 
 
 def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
-    """Whoever keeps it reads the file as it was then."""
+    """After `freeze` the open state no longer changes."""
     with snapshot_of(path) as opened:
         opened.open()
-        opened.keep()
+        opened.freeze()
         append(path)
         assert not opened.renew()
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
@@ -154,12 +156,12 @@ REWRITE = ("DELETE FROM messages WHERE rowid % 3 = 0", "UPDATE messages SET cont
 def test_a_write_during_the_preflight_has_it_read_again(
     path: Path, flux_postgres_clean_dsn: str, processes: None, act: Callable[[Path], None], rows: int
 ) -> None:
-    """However much of the file is another one then; what is moved is one state of it, whole."""
+    """If a write changes any part of the file, the migration still moves one consistent state."""
     dsn = flux_postgres_clean_dsn
     trigger = Trigger("Preflight", lambda: act(path), after_rows=rows)
     report = watched(path, dsn, trigger)
     assert trigger.acted
-    assert trigger.said.count("Somebody wrote to the file while it was read; it is read once more") == 1
+    assert trigger.said.count("Another process wrote to the file while it was read; it is read once more") == 1
     assert report.status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
         stored = db.execute("SELECT id, content FROM messages ORDER BY id").fetchall()
@@ -168,7 +170,7 @@ def test_a_write_during_the_preflight_has_it_read_again(
 
 @pytest.mark.parametrize("phase", ["Load", "Keys", "Verify"])
 def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgres_clean_dsn: str, phase: str) -> None:
-    """What was moved is what was read; a second run brings the rest."""
+    """A write after the preflight is not moved; a second run moves it."""
     dsn = flux_postgres_clean_dsn
     report = watched(path, dsn, Trigger(phase, lambda: append(path)))
     assert report.status is Status.IDENTICAL
@@ -179,7 +181,7 @@ def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgr
 
 
 def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """The rows are read as they are then; a session that has gone is named as such."""
+    """To compare rows, the file is read again; a session deleted since is reported as such."""
     dsn = flux_postgres_clean_dsn
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
@@ -187,7 +189,7 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
     write(path, *(f"UPDATE sessions SET title = 'another' WHERE id = '{id_}'" for id_ in ids))
     age(path)
     gone = f"DELETE FROM sessions WHERE id = '{ids[0]}'"
-    report = watched(path, dsn, Trigger("Verify", lambda: write(path, gone)), extent=Extent.VERIFY)
+    report = watched(path, dsn, Trigger("Verify", lambda: write(path, gone)), mode=Mode.VERIFY)
     assert report.status is Status.DIFFERENT
     assert report.verification is not None
     assert report.verification.first_differences == [
@@ -197,7 +199,7 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
 
 
 def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Neither the state that was read nor the one that followed is the target's."""
+    """A session changed since the preflight differs, even if the target equals the file's new state."""
     dsn = flux_postgres_clean_dsn
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
@@ -208,7 +210,7 @@ def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_cl
         f"UPDATE sessions SET title = '{title}' WHERE id = '{one}'",
         f"UPDATE sessions SET title = 'another' WHERE id = '{other}'",
     )
-    report = watched(path, dsn, Trigger("Verify", lambda: write(path, *swap)), extent=Extent.VERIFY)
+    report = watched(path, dsn, Trigger("Verify", lambda: write(path, *swap)), mode=Mode.VERIFY)
     assert report.status is Status.DIFFERENT
     assert report.verification is not None
     assert report.verification.first_differences == [
@@ -219,7 +221,7 @@ def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_cl
 def test_what_cannot_be_moved_is_put_aside_though_something_differs(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:
-    """A process that has read half of the file keeps its refused rows until they are written."""
+    """The helper's refused rows are still available after a write, and go to the quarantine file."""
     dsn, refused = flux_postgres_clean_dsn, tmp_path / "refused.jsonl"
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -235,7 +237,7 @@ def test_what_cannot_be_moved_is_put_aside_though_something_differs(
 def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that waits for it ends, and so does the thread that waits for the process."""
+    """A cancellation ends the process that waits for a lock, and the thread that waits for the process."""
     dsn = flux_postgres_clean_dsn
     write(path, "PRAGMA journal_mode = DELETE")
     age(path)
@@ -243,21 +245,23 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     write(path, "UPDATE sessions SET title = 'another'")
     age(path)
     ended = threading.Event()
-    keep = Snapshot.keep
+    freeze = Snapshot.freeze
 
-    def keep_and_tell(opened: Snapshot) -> None:
+    def freeze_and_signal(opened: Snapshot) -> None:
         try:
-            keep(opened)
+            freeze(opened)
         finally:
             ended.set()
 
-    monkeypatch.setattr(Snapshot, "keep", keep_and_tell)
+    monkeypatch.setattr(Snapshot, "freeze", freeze_and_signal)
 
     async def run() -> None:
         lock = Trigger("Verify", lambda: application.execute("BEGIN EXCLUSIVE"))
-        migration = asyncio.create_task(migrate(Plan(path, dsn, Extent.VERIFY), lock))
+        migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=Mode.VERIFY), lock))
+        assert await asyncio.to_thread(comes_true, lambda: lock.acted or migration.done())
+        # Perhaps it waits for the lock by now; a cancellation ends it before that, too.
         await asyncio.wait([migration], timeout=1)
-        assert lock.acted
+        assert not migration.done()
         migration.cancel()
         done, _ = await asyncio.wait([migration], timeout=10)
         assert done
@@ -271,7 +275,7 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
 def test_a_cancellation_waits_until_nothing_is_read(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may come between two statements, and stops what follows nevertheless."""
+    """A cancellation between two statements stops the following reads, too."""
     begun, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
 
     def read_later(*arguments: Any, **options: Any) -> Any:
@@ -285,7 +289,7 @@ def test_a_cancellation_waits_until_nothing_is_read(
     monkeypatch.setattr("flux_memory.transfer.migration.read_all", read_later)
 
     async def run() -> None:
-        migration = asyncio.create_task(migrate(Plan(path, flux_postgres_clean_dsn)))
+        migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn)))
         await asyncio.to_thread(begun.wait)
         migration.cancel()
         asyncio.get_running_loop().call_later(0.1, cancelled.set)
@@ -297,16 +301,18 @@ def test_a_cancellation_waits_until_nothing_is_read(
 
 
 def test_a_migration_does_not_need_the_loops_threads(path: Path) -> None:
-    """An application may keep all of them busy with something else."""
+    """A migration proceeds while an application keeps the loop's thread pool busy."""
     free = threading.Event()
 
     async def run() -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         busy = asyncio.create_task(asyncio.to_thread(free.wait))
         try:
-            # The file is read before the server is asked for.
+            # The file is read before the connection is opened.
             with pytest.raises(BackendUnavailableError):
-                await asyncio.wait_for(migrate(Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere")), 20)
+                await asyncio.wait_for(
+                    migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere")), 20
+                )
         finally:
             free.set()
             await busy
@@ -317,7 +323,7 @@ def test_a_migration_does_not_need_the_loops_threads(path: Path) -> None:
 def test_a_cancelled_quarantine_leaves_no_file(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many rows there are to write; half of them would look like all."""
+    """A cancellation never leaves a partial quarantine file, which would look complete."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for number in range(3):
             add(db, f"refused {number}", "nowhere")
@@ -339,7 +345,12 @@ def test_a_cancelled_quarantine_leaves_no_file(
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(Snapshot, "interrupt", interrupt_and_tell)
         monkeypatch.setattr(quarantine, "_entry", cancel_and_go_on)
-        plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=refused)
+        plan = Plan(
+            sqlite_path=path,
+            postgres_dsn=flux_postgres_clean_dsn,
+            on_invalid=OnInvalid.QUARANTINE,
+            quarantine_file=refused,
+        )
         migration = asyncio.create_task(migrate(plan))
         await asyncio.wait([migration])
         assert migration.cancelled()
@@ -349,14 +360,14 @@ def test_a_cancelled_quarantine_leaves_no_file(
 
 
 def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Nothing is moved of what may be half of it."""
+    """A file deleted while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="there is no file"):
         watched(path, flux_postgres_clean_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
     assert everything(flux_postgres_clean_dsn) == ([], [])
 
 
 def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Nothing is moved of what is left."""
+    """A file truncated while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="damaged"):
         watched(path, flux_postgres_clean_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
     assert everything(flux_postgres_clean_dsn) == ([], [])
@@ -365,7 +376,7 @@ def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_c
 def test_an_application_that_writes_all_the_time_is_no_hindrance(
     tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:
-    """Each run moves one state: as many messages in each session, since a transaction adds to all."""
+    """Each run moves one state: all sessions have the same number of messages, since each transaction adds to all."""
     path = tmp_path / "chat.db"
     with closing(make_file(path)) as db:
         for id_ in "abc":
@@ -389,7 +400,7 @@ def test_an_application_that_writes_all_the_time_is_no_hindrance(
         try:
             for _ in range(5):
                 age(path)
-                report = await migrate(Plan(path, flux_postgres_clean_dsn))
+                report = await migrate(Plan(sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn))
                 assert report.status is Status.IDENTICAL
                 assert report.preflight.messages % 3 == 0
         finally:

@@ -1,4 +1,4 @@
-"""A migration that is killed at any point is completed by a second run, to exactly the same result."""
+"""After a kill at any point, a second run completes a migration with exactly the same result."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from test_transfer_load import make_tables
 from transfer_memories import everything, make_random, move
 from waiting import until
 
-from flux_memory.transfer import Plan, Status, migrate, migrate_back, way_back
+from flux_memory.transfer import Plan, Status, migrate, migrate_back, to_sqlite
 
-# The migration kills itself after so many rows of so many reports.
+# The migration kills itself after a given number of rows and reports.
 CHILD = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from flux_memory.transfer import Plan, migrate, snapshot
+from flux_memory.transfer import Plan, migrate
+from flux_memory.transfer.source import snapshot
 path, dsn, large, rows = sys.argv[1:]
-snapshot._LARGE = int(large)
+snapshot._HELPER_MIN_BYTES = int(large)
 class Watcher:
     left = int(rows)
     def phase(self, name, rows): self.advance(1)
@@ -38,7 +39,7 @@ class Watcher:
     def advance(self, rows):
         self.left -= rows
         if self.left < 0: os.kill(os.getpid(), signal.SIGKILL)
-asyncio.run(migrate(Plan(Path(path), dsn, batch_size=50), Watcher()))
+asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, batch_size=50), Watcher()))
 """
 OTHERS = """
 SELECT count(*) FROM pg_stat_activity
@@ -51,7 +52,7 @@ INTERRUPTED = (
 )
 POINTS = 20
 MOST_ROUNDS = 4 * POINTS
-"""Half of them after random numbers of rows, half after random times."""
+"""Half of the kills after random numbers of rows, half after random times."""
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +67,13 @@ def random_numbers() -> random.Random:
 
 
 def killed_at_row(path: Path, dsn: str, rows: int, *, helped: bool) -> bool:
-    """Run a migration that kills itself, and tell whether it did."""
+    """Run a migration that kills itself, and return whether it did."""
     command = [sys.executable, "-c", CHILD, str(path), dsn, "0" if helped else str(10**12), str(rows)]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
 
 
 def killed_after(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Kill a process after some time, and tell whether it still ran."""
+    """Kill a process after some time, and return whether it was still running."""
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -82,7 +83,7 @@ def killed_after(process: subprocess.Popen[str], seconds: float) -> bool:
 
 
 def duration(process: subprocess.Popen[str]) -> float:
-    """Return how long a process takes that succeeds."""
+    """Return the duration of a process that succeeds."""
     began = time.monotonic()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -90,7 +91,7 @@ def duration(process: subprocess.Popen[str]) -> float:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command as a person does."""
+    """Start the command in its own process."""
     command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -101,7 +102,7 @@ def start_there(path: Path, dsn: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
 def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str, populated: bool) -> None:
-    """`kill -9` at random points of the reading, the loading and the proving."""
+    """A second run completes after `kill -9` at a random point of preflight, load or verification."""
     dsn = flux_postgres_clean_dsn
     make_tables(dsn)
     before = [OTHER] if populated else []
@@ -116,7 +117,7 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
         asyncio.run(execute(dsn, "DELETE FROM sessions", *before))
         if rounds % 2:
             killed = killed_after(start_there(path, dsn), rng.uniform(seconds / 4, seconds))
-            # One that was quicker shows how quick it can be.
+            # It finished first: its duration is a better bound.
             seconds *= 1 if killed else 0.9
         else:
             killed = killed_at_row(path, dsn, rng.randrange(2 * 3040), helped=rounds % 4 == 0)
@@ -131,12 +132,12 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
         assert everything(dsn) == expected
 
 
-async def gone(dsn: str, whoever: str) -> None:
-    """Wait until the server has noticed that they are gone."""
+async def gone(dsn: str, query: str) -> None:
+    """Wait until the server has dropped the connections."""
     async with connected(dsn) as connection:
 
         async def alone() -> bool:
-            return not await connection.fetchval(whoever)
+            return not await connection.fetchval(query)
 
         await until(alone)
 
@@ -144,7 +145,7 @@ async def gone(dsn: str, whoever: str) -> None:
 def test_the_way_back_is_killed_anywhere_and_run_again(
     path: Path, flux_postgres_clean_dsn: str, tmp_path: Path
 ) -> None:
-    """There is no file, or the whole and proven one; nothing is left beside it by the run that completes."""
+    """After a kill there is no file, or the proven one; the run that completes leaves nothing else behind."""
     dsn = flux_postgres_clean_dsn
     make_tables(dsn)
     asyncio.run(execute(dsn, "DELETE FROM sessions"))
@@ -160,7 +161,7 @@ def test_the_way_back_is_killed_anywhere_and_run_again(
         back.unlink()
         process = start("--to-sqlite", back, "--postgres-dsn", dsn)
         killed = killed_after(process, rng.uniform(seconds / 4, seconds))
-        # One that was quicker shows how quick it can be.
+        # It finished first: its duration is a better bound.
         seconds *= 1 if killed else 0.9
         kills += killed
         for file in tmp_path.iterdir():
@@ -175,7 +176,7 @@ def test_the_way_back_is_killed_anywhere_and_run_again(
 def test_interrupted_anywhere_it_says_so(
     path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, direction: str
 ) -> None:
-    """Ctrl-C, also while a thread is in the middle of a statement: one sentence, and nothing is left behind."""
+    """Ctrl-C, also while a thread runs a statement, prints one sentence and leaves nothing behind."""
     dsn, back = flux_postgres_clean_dsn, tmp_path / "back.db"
     make_tables(dsn)
     asyncio.run(execute(dsn, "DELETE FROM sessions"))
@@ -197,7 +198,7 @@ def test_interrupted_anywhere_it_says_so(
             asyncio.run(execute(dsn, "DELETE FROM sessions"))
         _, (code, output, errors) = on_its_way(begin(), rng.uniform(0, seconds))
         if "Proven identical" in output:
-            # It was quicker, and was interrupted at most when there was nothing left to do.
+            # It finished before the signal, or had nothing left to do.
             seconds *= 0.95
             assert errors == ""
             continue
@@ -215,7 +216,7 @@ def on_its_way(process: subprocess.Popen[str], seconds: float) -> tuple[float, t
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
-        # Not before it has begun to work.
+        # Wait until it has begun to work.
         output = process.stdout.readline()
         began = time.monotonic()
         try:
@@ -230,11 +231,11 @@ def on_its_way(process: subprocess.Popen[str], seconds: float) -> tuple[float, t
 def test_an_interrupted_way_back_waits_for_its_thread(
     path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file must not be closed while a thread writes to it or reads it: that crashes the process."""
+    """The file is closed after the thread that uses it has ended; otherwise the process crashes."""
     dsn = flux_postgres_clean_dsn
     asyncio.run(execute(dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
     assert move(path, dsn).status is Status.IDENTICAL
-    finish = way_back._finish
+    finish = to_sqlite._finish
     at_work = threading.Event()
 
     def slow(db: sqlite3.Connection) -> None:
@@ -242,7 +243,7 @@ def test_an_interrupted_way_back_waits_for_its_thread(
         try:
             db.execute("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
         finally:
-            # The connection is there until the thread has ended.
+            # The connection stays open until the thread has ended.
             db.execute("SELECT 1")
             ended.set()
         finish(db)
@@ -256,7 +257,7 @@ def test_an_interrupted_way_back_waits_for_its_thread(
         assert ended.is_set()
 
     ended = threading.Event()
-    monkeypatch.setattr(way_back, "_finish", slow)
+    monkeypatch.setattr(to_sqlite, "_finish", slow)
     asyncio.run(run())
     assert list(tmp_path.iterdir()) == []
 
@@ -269,12 +270,12 @@ def contents(path: Path) -> list[Any]:
 def test_what_a_killed_run_left_is_removed_by_the_next(
     path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A private copy is for its owner alone, and goes unless its process lives."""
+    """A private copy is readable by its owner only, and is removed unless its process is alive."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     script = """
 import os, signal, sys
-from flux_memory.transfer.leftovers import private_directory
+from flux_memory.transfer.tempfiles import private_directory
 with private_directory() as directory:
     (directory / "snapshot.db").write_text("people's words")
     print(directory, flush=True)
@@ -296,7 +297,7 @@ with private_directory() as directory:
 
 
 async def waiting_for_lock(connection: Any) -> int:
-    """Wait until the migration waits for a lock, and return its server process."""
+    """Wait until the migration waits for a lock, and return the pid of its server process."""
     async with asyncio.timeout(20):
         while True:
             pid = await connection.fetchval(
@@ -310,7 +311,7 @@ async def waiting_for_lock(connection: Any) -> int:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_within_a_second_with_advice(path: Path, flux_postgres_clean_dsn: str, how: int) -> None:
-    """Even while it waits for the server; and the next run completes."""
+    """A migration that waits for the server can be cancelled, and the next run completes."""
     dsn = flux_postgres_clean_dsn
     make_tables(dsn)
 
@@ -334,7 +335,7 @@ def test_an_interrupt_ends_within_a_second_with_advice(path: Path, flux_postgres
 
 
 def test_a_lost_server_is_an_error_with_advice(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """The connection is cut in the middle: exit 1, a sentence, no traceback; the next run completes."""
+    """A connection cut during the run gives exit code 1 and a sentence, no traceback; the next run completes."""
     dsn = flux_postgres_clean_dsn
     make_tables(dsn)
 
@@ -355,7 +356,7 @@ def test_a_lost_server_is_an_error_with_advice(path: Path, flux_postgres_clean_d
 
 
 def test_a_cancelled_call_leaves_nothing_open(path: Path, flux_empty_database: str) -> None:
-    """The API cancels as any coroutine: no transaction, no connection, no thread stays behind."""
+    """A cancelled call of the API leaves no transaction, connection or thread behind."""
     dsn = flux_empty_database
     make_tables(dsn)
 
@@ -376,7 +377,7 @@ def test_a_cancelled_call_leaves_nothing_open(path: Path, flux_empty_database: s
 
     async def cancel_in(name: str) -> None:
         watcher = CancelIn(name)
-        watcher.task = asyncio.create_task(migrate(Plan(path, dsn), watcher))
+        watcher.task = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn), watcher))
         with pytest.raises(asyncio.CancelledError):
             await watcher.task
 

@@ -1,4 +1,4 @@
-"""Loading into a target: at once into an empty one, in batches into one that has rows, beside whoever else writes."""
+"""Load into an empty target and merge into one that has rows, also beside other writers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transfer_memories import Trigger, add, add_session, everything, make_random
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Status, migrate, migrate_back
+from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate, migrate_back
 
 DEFINITIONS = """
 SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated FROM pg_constraint
@@ -37,7 +37,7 @@ def target(flux_empty_database: str) -> str:
 
 
 def make_tables(dsn: str) -> None:
-    """Let the library make them."""
+    """Let the library create the tables."""
 
     async def work() -> None:
         async with PostgresConversationMemory(dsn, min_size=1) as memory:
@@ -48,7 +48,7 @@ def make_tables(dsn: str) -> None:
 
 @contextmanager
 def role(dsn: str) -> Iterator[tuple[str, str]]:
-    """Make a role, which all databases of a server share, and return its name and a DSN of its own."""
+    """Create a role, shared by all databases of the server; return its name and its DSN."""
     name = f"role_{uuid4().hex}"
     asyncio.run(execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'word'"))
     scheme, _, rest = dsn.partition("://")
@@ -59,7 +59,7 @@ def role(dsn: str) -> Iterator[tuple[str, str]]:
 
 
 def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
-    """They are taken off for the load; every definition, a hand-made index included, is the same afterwards."""
+    """After the load every key and index, also one made by hand, has the same definition as before."""
     make_tables(target)
     asyncio.run(execute(target, "CREATE INDEX mine ON messages (lower(role)) WHERE seq > 1"))
     before = asyncio.run(rows(target, DEFINITIONS))
@@ -72,7 +72,7 @@ def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
 
 
 def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) -> None:
-    """Counters continue: the next message has the next number."""
+    """The library continues the counters: the next message has the next number."""
     make_file_with_data(path)
     move(path, target)
 
@@ -82,14 +82,14 @@ def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) ->
             return [row["id"] for row in await memory.get_history("one")]
 
     assert asyncio.run(go_on()) == ["m3", "m4", "m1", "m6", "next"]
-    report = move(path, target, extent=Extent.VERIFY)
+    report = move(path, target, mode=Mode.VERIFY)
     assert report.status is Status.IDENTICAL
     assert report.verification is not None
     assert report.verification.added_since == 1
 
 
 def test_a_second_run_moves_only_what_is_new(path: Path, target: str) -> None:
-    """Rows that are there are skipped; new messages of an old session continue its counter."""
+    """Stored rows are skipped; new messages of a stored session continue its counter."""
     make_file_with_data(path)
     move(path, target)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -108,7 +108,7 @@ def test_a_second_run_moves_only_what_is_new(path: Path, target: str) -> None:
 
 @pytest.mark.parametrize("column", ["role", "content", "metadata", "created_at"])
 def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, column: str) -> None:
-    """It is reported and never overwritten, and the exit code says so."""
+    """A conflict is reported and never overwritten, and the exit code shows it."""
     make_file_with_data(path)
     move(path, target)
     value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
@@ -124,19 +124,19 @@ def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, c
 
 
 def test_no_room_for_what_differs_is_said(path: Path, target: str) -> None:
-    """It is the temporary directory that is full, and no fault of the server or the network."""
+    """A full temporary directory is reported as such, not as a fault of the server or the network."""
     make_random(path, sessions=200, messages=200)
     move(path, target)
     asyncio.run(execute(target, "UPDATE sessions SET title = 'changed'"))
     limited = ExitStack()
     verifying = Trigger("Verify", lambda: limited.enter_context(small_files()))
     with limited, pytest.raises(MigrationError, match=r"cannot hold the rows on their way.*TMPDIR"):
-        asyncio.run(migrate(Plan(path, target, extent=Extent.VERIFY), verifying))
+        asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=target, mode=Mode.VERIFY), verifying))
 
 
 @pytest.mark.parametrize("column", ["title", "metadata", "user_id", "created_at"])
 def test_a_session_with_another_content_keeps_its_messages_back(path: Path, target: str, column: str) -> None:
-    """Nothing is added to what may be somebody else's session."""
+    """Messages are not added to a session in conflict, which may belong to another user."""
     make_file_with_data(path)
     make_tables(target)
     value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
@@ -191,11 +191,11 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
     ],
 )
 def test_verification_sees_every_kind_of_damage(path: Path, target: str, damage: str, says: str) -> None:
-    """By content, not by count; each difference is named."""
+    """Verification compares content, not counts, and names each difference."""
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, damage))
-    report = move(path, target, extent=Extent.VERIFY)
+    report = move(path, target, mode=Mode.VERIFY)
     assert (report.status, report.exit_code) == (Status.DIFFERENT, 1)
     assert report.verification is not None
     assert any(found.startswith(says) for found in report.verification.first_differences)
@@ -203,7 +203,7 @@ def test_verification_sees_every_kind_of_damage(path: Path, target: str, damage:
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_the_original_applications_tables_are_added_to(path: Path, target: str, generation: int) -> None:
-    """PostgreSQL tables that the original made, with data in them: upgraded, kept, added to."""
+    """PostgreSQL tables of the original application are upgraded; their rows are kept and added to."""
     asyncio.run(make_original(target, generation=generation))
     kept = asyncio.run(rows(target, "SELECT count(*) FROM messages"))[0][0]
     assert kept
@@ -215,16 +215,16 @@ def test_the_original_applications_tables_are_added_to(path: Path, target: str, 
 
 
 def test_several_migrations_at_once_are_one(path: Path, target: str) -> None:
-    """They wait for one another; each proves the same result."""
+    """Concurrent migrations wait for each other; each proves the same result."""
     make_random(path, sessions=20, messages=300)
-    reports = run(*(lambda: migrate(Plan(path, target)) for _ in range(4)))
+    reports = run(*(lambda: migrate(Plan(sqlite_path=path, postgres_dsn=target)) for _ in range(4)))
     assert {report.status for report in reports} == {Status.IDENTICAL}
     sessions, messages = everything(target)
     assert (len(sessions), len(messages)) == (20, 300)
 
 
 def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: str) -> None:
-    """Two, in batches through the same sessions, beside an application that adds to them."""
+    """Two merges and an application that add to the same sessions lose nothing."""
     make_random(path, sessions=5, messages=200)
     with closing(make_file(path.with_name("some.db"), generation=2)) as db:
         add_session(db, "other")
@@ -240,7 +240,10 @@ def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: 
         return added
 
     async def migrations() -> list[Any]:
-        plans = [Plan(path, target, batch_size=7), Plan(path, target, batch_size=11)]
+        plans = [
+            Plan(sqlite_path=path, postgres_dsn=target, batch_size=7),
+            Plan(sqlite_path=path, postgres_dsn=target, batch_size=11),
+        ]
         try:
             return await asyncio.gather(*(migrate(plan) for plan in plans))
         finally:
@@ -255,7 +258,7 @@ def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: 
 
 
 def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) -> None:
-    """What it wrote before the snapshot is moved and proven; a second run brings the rest; nothing is lost."""
+    """Writes before the snapshot are moved and proven; a second run moves the rest; nothing is lost."""
     stop = asyncio.Event()
     written: list[str] = []
 
@@ -267,10 +270,10 @@ def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) 
         async with ConversationMemory(path) as memory:
             await memory.create_session(session_id="busy")
             writing = asyncio.create_task(application(memory))
-            statuses = [(await migrate(Plan(path, target))).status for _ in range(3)]
+            statuses = [(await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status for _ in range(3)]
             stop.set()
             await writing
-            statuses.append((await migrate(Plan(path, target))).status)
+            statuses.append((await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status)
         return statuses
 
     assert set(asyncio.run(migrations())) == {Status.IDENTICAL}
@@ -278,15 +281,15 @@ def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) 
 
 
 def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transaction left open by an application is said to be the reason."""
-    monkeypatch.setattr("flux_memory.transfer.load._LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
+    """The error names an application's open transaction as the reason."""
+    monkeypatch.setattr("flux_memory.transfer.target.load._LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
     make_file_with_data(path)
     make_tables(target)
 
     async def work() -> None:
         async with connected(target) as connection, connection.transaction():
             await connection.fetch("SELECT * FROM messages")
-            await migrate(Plan(path, target))
+            await migrate(Plan(sqlite_path=path, postgres_dsn=target))
 
     with pytest.raises(MigrationError, match="pg_stat_activity"):
         asyncio.run(work())
@@ -294,7 +297,7 @@ def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeyp
 
 
 def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -> None:
-    """Without the right to rebuild keys, rows go in by batches."""
+    """Without the right to rebuild keys, rows are merged in batches."""
     make_file_with_data(path)
     make_tables(target)
     with role(target) as (name, dsn):
@@ -309,7 +312,7 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
         assert move(path, dsn).status is Status.IDENTICAL
 
 
-@pytest.mark.parametrize("extent", [Extent.PREFLIGHT, Extent.MOVE])
+@pytest.mark.parametrize("mode", [Mode.PREFLIGHT, Mode.MOVE])
 @pytest.mark.parametrize(
     ("lacking", "says"),
     [
@@ -319,9 +322,9 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
     ],
 )
 def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
-    path: Path, target: str, lacking: str, says: str, extent: Extent
+    path: Path, target: str, lacking: str, says: str, mode: Mode
 ) -> None:
-    """A dry run does not promise what the move cannot do."""
+    """A dry run finds missing rights that the move needs."""
     make_file_with_data(path)
     make_tables(target)
     database = target.rpartition("/")[2].partition("?")[0]
@@ -335,17 +338,17 @@ def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
             )
         )
         with pytest.raises(SchemaError, match=says.format(database=database)):
-            move(path, dsn, extent=extent)
+            move(path, dsn, mode=mode)
     assert everything(target) == ([], [])
 
 
 def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
-    """`--verify` writes nothing, and so asks for no right to; nor does a quarantine file stand in its way."""
+    """`--verify` needs no right to write, and ignores an existing quarantine file."""
     make_file_with_data(path)
     assert move(path, target).status is Status.IDENTICAL
     held = path.with_name("held.jsonl")
     held.write_text("of the migration")
-    comparison = {"extent": Extent.VERIFY, "on_invalid": OnInvalid.QUARANTINE, "quarantine_file": held}
+    comparison = {"mode": Mode.VERIFY, "on_invalid": OnInvalid.QUARANTINE, "quarantine_file": held}
     with role(target) as (name, dsn):
         asyncio.run(execute(target, f"GRANT SELECT ON flux_memory_schema TO {name}"))
         with pytest.raises(SchemaError, match="GRANT SELECT ON sessions, messages"):
@@ -365,7 +368,7 @@ def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
 def test_a_target_that_cannot_take_rows_says_why(
     path: Path, target: str, prepare: str, kind: type[FluxMemoryError], says: str
 ) -> None:
-    """No rights, somebody else's tables."""
+    """A target without rights, or with another application's tables, is refused."""
     make_file_with_data(path)
     asyncio.run(execute(target, prepare))
     with role(target) as (_, guest), pytest.raises(kind, match=says):
@@ -373,7 +376,7 @@ def test_a_target_that_cannot_take_rows_says_why(
 
 
 def test_a_newer_target_is_refused(path: Path, target: str) -> None:
-    """A later release's tables are not touched."""
+    """The tables of a later release are left unchanged."""
     make_file_with_data(path)
     make_tables(target)
     asyncio.run(execute(target, "INSERT INTO flux_memory_schema (version, name, checksum) VALUES (99, 'x', 'x')"))
@@ -382,7 +385,7 @@ def test_a_newer_target_is_refused(path: Path, target: str) -> None:
 
 
 def test_a_read_only_target_is_refused_and_can_still_be_read_back(path: Path, target: str) -> None:
-    """A replica takes no rows; the way back reads from it."""
+    """A replica is refused as a target, and accepted as a source."""
     make_file_with_data(path)
     move(path, target)
     name = target.rpartition("/")[2].partition("?")[0]
@@ -393,7 +396,7 @@ def test_a_read_only_target_is_refused_and_can_still_be_read_back(path: Path, ta
 
 
 def test_an_unreachable_target_says_so_and_shows_no_password(path: Path) -> None:
-    """Before anything else is done."""
+    """An unreachable server or an invalid DSN is an error that does not show the password."""
     make_file_with_data(path)
     with pytest.raises(BackendUnavailableError, match="nothing listens") as caught:
         move(path, "postgresql://me:secret@127.0.0.1:1/none")
@@ -403,7 +406,7 @@ def test_an_unreachable_target_says_so_and_shows_no_password(path: Path) -> None
 
 
 def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: str) -> None:
-    """A file that is there stays; a directory that is not there is named; no half of a file is left."""
+    """An existing file is kept, a missing directory is named, and no partial file is left."""
     make_file_with_data(path)
     move(path, target)
     before = path.read_bytes()
@@ -425,7 +428,7 @@ def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: 
     ],
 )
 def test_the_way_back_ends_at_once_over_what_no_file_can_hold(path: Path, target: str, damage: str, says: str) -> None:
-    """The driver would wait for ever: the rows came in one piece, and the server has nothing more to say."""
+    """An invalid row ends the export at once, although the driver waits for an end of COPY that it has already seen."""
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, damage))
@@ -440,7 +443,7 @@ def test_the_way_back_ends_at_once_over_what_no_file_can_hold(path: Path, target
 
 
 def test_the_way_back_needs_a_memory(target: str, tmp_path: Path) -> None:
-    """An empty database is not written as an empty file."""
+    """A database without a memory is refused, not exported as an empty file."""
     with pytest.raises(SchemaError, match="no conversation memory"):
         asyncio.run(migrate_back(target, tmp_path / "back.db"))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Every problem of a source is found before the target is touched, and refused rows are never lost."""
+"""The preflight finds every invalid row before the target is changed, and refused rows are never lost."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from original_application import add_sessions, make_file
 from transfer_memories import Trigger, add, add_session, everything, move
 
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.transfer import Extent, Kind, OnInvalid, Plan, Report, Status, migrate, retry
-from flux_memory.transfer.prepared import RefusedRow
+from flux_memory.transfer import Mode, OnInvalid, Plan, ProblemKind, Report, Status, migrate, quarantine
 from flux_memory.transfer.quarantine import write_quarantine
+from flux_memory.transfer.rows.spool import RefusedRow
 
 Db = sqlite3.Connection
 JSON = "metadata"
 EARLIEST, LATEST = "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59.999999-23:59"
-"""Times that their own zones can show, and UTC cannot."""
+"""Times within the years 1 to 9999 in their own zone, but not in UTC."""
 
 
 def found(report: Report) -> dict[tuple[str, str], int]:
@@ -37,56 +37,71 @@ def session_and_message(db: Db) -> None:
     add(db, "x", "b")
 
 
-PROBLEMS: list[tuple[str, str, Kind, Callable[[Db], Any]]] = [
-    ("orphan", "messages", Kind.ORPHAN, lambda db: add(db, "bad", "gone")),
-    ("null-id", "messages", Kind.NULL_ID, lambda db: add(db, None, "one")),
-    ("null-session-id", "sessions", Kind.NULL_ID, lambda db: add_session(db, None)),
-    ("empty-id", "messages", Kind.BAD_LENGTH_ID, lambda db: add(db, "", "one")),
-    ("long-id", "messages", Kind.BAD_LENGTH_ID, lambda db: add(db, "x" * 37, "one")),
-    ("nul", "messages", Kind.NUL, lambda db: add(db, "bad", "one", content="a\x00b")),
-    ("nul-in-json", "messages", Kind.NUL, lambda db: add(db, "bad", "one", metadata='{"a": "\\u0000"}')),
-    ("nul-in-key", "messages", Kind.NUL, lambda db: add(db, "bad", "one", metadata='{"\\u0000": 1}')),
-    ("surrogate", "messages", Kind.LONE_SURROGATE, lambda db: raw(db, "content", b"\xed\xa0\x80")),
-    ("surrogate-in-json", "messages", Kind.LONE_SURROGATE, lambda db: add(db, "b", "one", metadata='{"a": "\\ud800"}')),
-    ("utf8", "messages", Kind.BAD_UTF8, lambda db: raw(db, "content", b"caf\xe9")),
-    ("utf8-in-title", "sessions", Kind.BAD_UTF8, lambda db: raw(db, "title", b"caf\xe9")),
-    ("blob", "messages", Kind.BLOB, lambda db: add(db, "bad", "one", content=b"\x00\x01")),
-    ("blob-json", "messages", Kind.BLOB, lambda db: add(db, "bad", "one", metadata=b"{}")),
-    ("json", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{'a': 1}")),
-    ("json-rest", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{} {}")),
-    ("json-empty", "messages", Kind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="")),
-    ("json-list", "messages", Kind.NOT_AN_OBJECT, lambda db: add(db, "bad", "one", metadata="[1]")),
-    ("json-null", "sessions", Kind.NOT_AN_OBJECT, lambda db: add_session(db, "bad", metadata="null")),
-    ("nan", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": NaN}')),
-    ("nan-after-space", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata=' {"a": NaN}')),
-    ("infinity", "messages", Kind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": -Infinity}')),
-    ("1e400", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata='{"a": 1e400}')),
-    ("digits", "messages", Kind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}')),
-    ("deep", "messages", Kind.TOO_DEEP, lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 150 + "]" * 150 + "}")),
+PROBLEMS: list[tuple[str, str, ProblemKind, Callable[[Db], Any]]] = [
+    ("orphan", "messages", ProblemKind.ORPHAN, lambda db: add(db, "bad", "gone")),
+    ("null-id", "messages", ProblemKind.NULL_ID, lambda db: add(db, None, "one")),
+    ("null-session-id", "sessions", ProblemKind.NULL_ID, lambda db: add_session(db, None)),
+    ("empty-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: add(db, "", "one")),
+    ("long-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: add(db, "x" * 37, "one")),
+    ("nul", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", content="a\x00b")),
+    ("nul-in-json", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", metadata='{"a": "\\u0000"}')),
+    ("nul-in-key", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", metadata='{"\\u0000": 1}')),
+    ("surrogate", "messages", ProblemKind.LONE_SURROGATE, lambda db: raw(db, "content", b"\xed\xa0\x80")),
+    (
+        "surrogate-in-json",
+        "messages",
+        ProblemKind.LONE_SURROGATE,
+        lambda db: add(db, "b", "one", metadata='{"a": "\\ud800"}'),
+    ),
+    ("utf8", "messages", ProblemKind.BAD_UTF8, lambda db: raw(db, "content", b"caf\xe9")),
+    ("utf8-in-title", "sessions", ProblemKind.BAD_UTF8, lambda db: raw(db, "title", b"caf\xe9")),
+    ("blob", "messages", ProblemKind.BLOB, lambda db: add(db, "bad", "one", content=b"\x00\x01")),
+    ("blob-json", "messages", ProblemKind.BLOB, lambda db: add(db, "bad", "one", metadata=b"{}")),
+    ("json", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{'a': 1}")),
+    ("json-rest", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{} {}")),
+    ("json-empty", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="")),
+    ("json-list", "messages", ProblemKind.NOT_AN_OBJECT, lambda db: add(db, "bad", "one", metadata="[1]")),
+    ("json-null", "sessions", ProblemKind.NOT_AN_OBJECT, lambda db: add_session(db, "bad", metadata="null")),
+    ("nan", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": NaN}')),
+    ("nan-after-space", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata=' {"a": NaN}')),
+    ("infinity", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": -Infinity}')),
+    ("1e400", "messages", ProblemKind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata='{"a": 1e400}')),
+    (
+        "digits",
+        "messages",
+        ProblemKind.NUMBER_OUT_OF_RANGE,
+        lambda db: add(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}'),
+    ),
+    (
+        "deep",
+        "messages",
+        ProblemKind.TOO_DEEP,
+        lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 150 + "]" * 150 + "}"),
+    ),
     (
         "abyss",
         "messages",
-        Kind.TOO_DEEP,
+        ProblemKind.TOO_DEEP,
         lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 99999 + "]" * 99999 + "}"),
     ),
-    ("time", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="yesterday")),
-    ("month-13", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="2026-13-01T00:00:00")),
-    ("year-10000", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when=1e18)),
-    ("year-10000-in-utc", "messages", Kind.BAD_TIMESTAMP, lambda db: add(db, "b", "one", when=LATEST)),
-    ("year-0-in-utc", "sessions", Kind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated=EARLIEST)),
-    ("session-time", "sessions", Kind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated="never")),
-    ("empty-role", "messages", Kind.EMPTY_ROLE, lambda db: add(db, "bad", "one", role="")),
+    ("time", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="yesterday")),
+    ("month-13", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="2026-13-01T00:00:00")),
+    ("year-10000", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when=1e18)),
+    ("year-10000-in-utc", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "b", "one", when=LATEST)),
+    ("year-0-in-utc", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated=EARLIEST)),
+    ("session-time", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated="never")),
+    ("empty-role", "messages", ProblemKind.EMPTY_ROLE, lambda db: add(db, "bad", "one", role="")),
     (
         "its-session",
         "messages",
-        Kind.SESSION_REFUSED,
+        ProblemKind.SESSION_REFUSED,
         session_and_message,
     ),
 ]
 
 
 def raw(db: Db, column: str, value: bytes) -> None:
-    """Store bytes that are not UTF-8 as TEXT, as other programs do."""
+    """Store bytes that are not UTF-8 as TEXT, as some programs do."""
     if column == "title":
         db.execute("INSERT INTO sessions VALUES ('bad', CAST(? AS TEXT), '2026-01-01', '2026-01-01', '{}')", (value,))
     else:
@@ -97,9 +112,9 @@ def raw(db: Db, column: str, value: bytes) -> None:
     ("table", "kind", "spoil"), [case[1:] for case in PROBLEMS], ids=[case[0] for case in PROBLEMS]
 )
 def test_each_problem_is_found_refused_and_quarantined_whole(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: Kind, spoil: Callable[[Db], Any]
+    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: ProblemKind, spoil: Callable[[Db], Any]
 ) -> None:
-    """By default nothing is moved; with a quarantine all the rest is, and the row can be mended and loaded."""
+    """By default nothing is moved. With a quarantine the other rows are, and the corrected row can be loaded later."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         add(db, "good-1", "one", when="2026-01-01T00:00:01")
@@ -120,8 +135,8 @@ def test_each_problem_is_found_refused_and_quarantined_whole(
     assert held.stat().st_mode & 0o777 == 0o600
 
     retried = move(held, flux_postgres_clean_dsn, retry=True)
-    assert retried.status is Status.REFUSED, "a row that is not mended is refused again"
-    held.write_text("".join(json.dumps(mended(entry)) + "\n" for entry in entries), "utf-8")
+    assert retried.status is Status.REFUSED, "a row that is not corrected is refused again"
+    held.write_text("".join(json.dumps(corrected(entry)) + "\n" for entry in entries), "utf-8")
     retried = move(held, flux_postgres_clean_dsn, retry=True)
     assert retried.status is Status.IDENTICAL
     sessions, messages = everything(flux_postgres_clean_dsn)
@@ -129,17 +144,17 @@ def test_each_problem_is_found_refused_and_quarantined_whole(
     assert len(sessions) == 1 + sum(entry["table"] == "sessions" for entry in entries)
 
 
-def mended(entry: dict[str, Any]) -> dict[str, Any]:
+def corrected(entry: dict[str, Any]) -> dict[str, Any]:
     row = entry["row"]
     if entry["table"] == "messages":
         session = "one" if row["session_id"] in {"gone", "one"} else row["session_id"]
-        row |= {"id": "mended", "role": "user", "content": "mended", "session_id": session}
+        row |= {"id": "fixed", "role": "user", "content": "fixed", "session_id": session}
         row |= {"metadata": "{}", "created_at": "2026-01-01"}
         entry.pop("session", None) if session != "one" else None
         if session == "one":
             entry["session"] = one()
     else:
-        row |= {"id": row["id"] or "mended", "title": "mended", "metadata": "{}", "updated_at": "2026-01-01"}
+        row |= {"id": row["id"] or "fixed", "title": "fixed", "metadata": "{}", "updated_at": "2026-01-01"}
     return entry
 
 
@@ -149,7 +164,7 @@ def one() -> dict[str, Any]:
 
 
 def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """The first row counts; the others are refused, not lost."""
+    """The first row with an id is moved; the others are refused, not lost."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.executescript(
             """
@@ -164,21 +179,24 @@ def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path
     report = move(
         path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=path.with_suffix(".q")
     )
-    assert found(report) == {("sessions", str(Kind.DUPLICATE_ID)): 1, ("messages", str(Kind.DUPLICATE_ID)): 1}
+    assert found(report) == {
+        ("sessions", str(ProblemKind.DUPLICATE_ID)): 1,
+        ("messages", str(ProblemKind.DUPLICATE_ID)): 1,
+    }
     assert [row[3] for row in everything(flux_postgres_clean_dsn)[1]] == ["first"]
 
 
 def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None:
-    """Not even the tables are made."""
+    """A dry run and a comparison do not even create the tables."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
-    assert move(path, flux_empty_database, extent=Extent.PREFLIGHT).status is Status.READY
+    assert move(path, flux_empty_database, mode=Mode.PREFLIGHT).status is Status.READY
     with pytest.raises(SchemaError, match="no conversation memory"):
-        move(path, flux_empty_database, extent=Extent.VERIFY)
+        move(path, flux_empty_database, mode=Mode.VERIFY)
 
 
 def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Only the order in which they were written tells such messages apart, and it is kept."""
+    """Messages of the same time keep the order in which they were written."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         for id_ in "zyx":
@@ -189,7 +207,7 @@ def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> N
 
 
 def test_what_is_unknown_is_named_and_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Columns and tables of others are left behind only by name."""
+    """Unknown columns and tables are left behind only if they are named."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         db.executescript("ALTER TABLE messages ADD COLUMN rating INT; CREATE TABLE feedback (id TEXT)")
@@ -200,7 +218,7 @@ def test_what_is_unknown_is_named_and_refused(path: Path, flux_postgres_clean_ds
 
 
 def test_a_file_of_another_kind_is_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """A SQLite file without conversations, one with other tables of these names, one in UTF-16, a newer one."""
+    """Files of other applications, in UTF-16, or of a newer schema are refused."""
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE books (title TEXT)")
     with pytest.raises(MigrationError, match="holds no conversation memory"):
@@ -224,7 +242,7 @@ def test_a_file_of_another_kind_is_refused(path: Path, flux_postgres_clean_dsn: 
 
 
 def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """It may hold the only copy of rows that somebody is mending."""
+    """An existing quarantine file may hold the only copy of rows to be corrected."""
     with closing(make_file(path)) as db:
         add(db, "m", "gone")
     held = path.with_name("held")
@@ -245,10 +263,12 @@ def make_file_with_an_orphan(path: Path) -> None:
 def test_interrupted_with_a_quarantine_the_same_command_completes(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, phase: str
 ) -> None:
-    """Its file is written once the rest is done, so that a second run does not find the first one's in its way."""
+    """The quarantine file is written last, so that it does not block the second run after an interruption."""
     make_file_with_an_orphan(path)
     held = tmp_path / "held.jsonl"
-    plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+    plan = Plan(
+        sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held
+    )
     with pytest.raises(RuntimeError, match="interrupted"):
         asyncio.run(migrate(plan, Trigger(phase, interrupt)))
     report = asyncio.run(migrate(plan))
@@ -264,10 +284,15 @@ def interrupt() -> None:
 def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
-    """Before anything is moved; and if it comes too late, what was moved is skipped by the next run."""
+    """An unwritable path is refused before the move; if found later, the next run skips the rows already moved."""
     make_file_with_an_orphan(path)
     directory = tmp_path / "mounted"
-    plan = Plan(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=directory / "held")
+    plan = Plan(
+        sqlite_path=path,
+        postgres_dsn=flux_postgres_clean_dsn,
+        on_invalid=OnInvalid.QUARANTINE,
+        quarantine_file=directory / "held",
+    )
     with pytest.raises(MigrationError, match="give --quarantine-file another path"):
         asyncio.run(migrate(plan))
     assert everything(flux_postgres_clean_dsn) == ([], [])
@@ -280,7 +305,7 @@ def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
 
 
 def test_a_quarantine_file_that_is_not_whole_does_not_stay(tmp_path: Path) -> None:
-    """Where the disk is full, say; it could be taken for all there is."""
+    """A quarantine file that could not be completed, for example on a full disk, is removed."""
 
     def rows() -> Iterator[RefusedRow]:
         yield RefusedRow("messages", ("gone", "orphan"), None, [])
@@ -299,18 +324,18 @@ def test_a_quarantine_file_that_is_not_whole_does_not_stay(tmp_path: Path) -> No
 def test_a_broken_quarantine_file_names_the_line(
     path: Path, flux_postgres_clean_dsn: str, line: str, says: str
 ) -> None:
-    """Whoever mended it by hand is told where."""
+    """An error in a quarantine file edited by hand names the line."""
     path.write_text(line + "\n")
     with pytest.raises(MigrationError, match=says):
         move(path, flux_postgres_clean_dsn, retry=True)
 
 
 def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the file is that it reads first, reading ends with the call."""
+    """A cancelled retry stops reading its file before the call ends."""
     session = {"id": "s", "created_at": "2026-01-01T00:00:00", "updated_at": "2026-01-01T00:00:00"}
     line = json.dumps({"table": "sessions", "problems": [], "row": session})
     path.write_text(f"{line}\n" * 300_000)
-    begun, lines, row = threading.Event(), itertools.count(), retry._row
+    begun, lines, row = threading.Event(), itertools.count(), quarantine._row
 
     def counted(*arguments: Any) -> Any:
         next(lines)
@@ -318,7 +343,7 @@ def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.M
         return row(*arguments)
 
     async def run() -> int:
-        plan = Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere", retry=True)
+        plan = Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere", retry=True)
         retrying = asyncio.create_task(migrate(plan))
         await asyncio.to_thread(begun.wait)
         retrying.cancel()
@@ -326,19 +351,19 @@ def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.M
             await retrying
         return next(lines)
 
-    monkeypatch.setattr(retry, "_row", counted)
+    monkeypatch.setattr(quarantine, "_row", counted)
     read = asyncio.run(run())
     assert read < 300_000
-    # The run has waited for all threads.
+    # `asyncio.run` has waited for all threads.
     assert next(lines) == read + 1
 
 
 def test_a_retry_looks_its_sessions_up(tmp_path: Path) -> None:
-    """Each refused message brings its session; to compare each with all would take a day of a hundred thousand."""
+    """Sessions of refused messages are joined by an index; a nested scan would take a day for 100,000 rows."""
     path, scratch = tmp_path / "empty.jsonl", tmp_path / "scratch.db"
     path.touch()
-    retry.to_scratch(path, scratch, lambda: False)
+    quarantine.to_scratch(path, scratch, lambda: False)
     with closing(sqlite3.connect(scratch)) as db:
         db.executescript("CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at)")
-        plan = [row[-1] for row in db.execute(f"EXPLAIN QUERY PLAN {retry.ADD_CONTEXTS}")]
+        plan = [row[-1] for row in db.execute(f"EXPLAIN QUERY PLAN {quarantine.ADD_CONTEXTS}")]
     assert any("INDEX sessions_by_id (id=?)" in step for step in plan), plan

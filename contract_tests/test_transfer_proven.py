@@ -1,4 +1,4 @@
-"""What is called proven cannot be forged, and what a run leaves is on the disk before the run says so."""
+"""A proof cannot be forged, and files are durable before a run reports success."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from transfer_memories import add, add_session, everything, move
 from flux_memory import FluxMemoryError
 from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, OnInvalid, Plan, Report, Status, migrate, migrate_back, verify, way_back
-from flux_memory.transfer.wire import GROUP_MESSAGES
+from flux_memory.transfer import Mode, OnInvalid, Plan, Report, Status, migrate, migrate_back, to_sqlite
+from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES
+from flux_memory.transfer.target import verify
 
 DIGESTS = """
 SELECT
@@ -54,7 +55,7 @@ def summing_to_nothing(vectors: dict[int, int]) -> set[int]:
 
 
 def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empty_database: str) -> None:
-    """Whatever function the digests are put together by: their sum must not be one that can be solved for."""
+    """Different messages with the same XOR of digests do not pass as equal: the combined digest is not a linear sum."""
     dsn = flux_empty_database
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
@@ -67,7 +68,7 @@ def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empt
     forged = summing_to_nothing({seq: int.from_bytes(own) ^ int.from_bytes(other) for seq, own, other in digests})
     assert len(forged) > 50
     asyncio.run(execute(dsn, FORGE.format(",".join(map(str, forged)))))
-    report = move(path, dsn, extent=Extent.VERIFY)
+    report = move(path, dsn, mode=Mode.VERIFY)
     assert report.status is Status.DIFFERENT
     assert report.verification is not None
     assert report.verification.differences == {"message differs": len(forged)}
@@ -77,7 +78,7 @@ def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empt
 def test_both_sides_digest_a_long_session_alike(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, messages: int
 ) -> None:
-    """Digests alone prove it, in groups of any length; rows are compared one by one only where something differs."""
+    """Digests alone prove equal sessions of any length; rows are compared only in sessions that differ."""
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
         add_session(db, "one")
@@ -93,12 +94,12 @@ def test_both_sides_digest_a_long_session_alike(
 
 
 class Disk:
-    """What was put on the disk, in order: the names of files that were synced or linked, and of directories."""
+    """Records syncs of files and directories, and links, in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[tuple[str, str]] = []
         self.fails = False
-        """Whether directories cannot be synced."""
+        """Whether a sync of a directory fails."""
         self.before_directory: Callable[[], object] = lambda: None
         self._link, self._fsync = os.link, os.fsync
         monkeypatch.setattr(os, "link", self.link)
@@ -127,7 +128,7 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="only Linux name
 def test_a_file_has_its_name_on_the_disk_before_it_is_spoken_of(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """A power cut after the last word must not take the file, or its name, away."""
+    """File and directory are synced before success is reported, so a power cut loses neither."""
     made = path.with_name("made")
     make(path, flux_empty_database)
     disk = Disk(monkeypatch)
@@ -141,7 +142,7 @@ def test_a_file_has_its_name_on_the_disk_before_it_is_spoken_of(
 def test_a_name_that_cannot_be_put_on_the_disk_is_not_there(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """The same command can be run again."""
+    """A file whose directory cannot be synced is removed, so that the same command can be run again."""
     made = path.with_name("made")
     make(path, flux_empty_database)
     disk = Disk(monkeypatch)
@@ -158,7 +159,7 @@ def test_a_name_that_cannot_be_put_on_the_disk_is_not_there(
 def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Or the same command, run again as it says, would find a file that it does not overwrite."""
+    """A cancelled run leaves no file behind that would block the same command."""
     made = path.with_name("made")
     make(path, flux_empty_database)
     disk = Disk(monkeypatch)
@@ -182,7 +183,7 @@ def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(
 
 
 def make(path: Path, dsn: str) -> None:
-    """Make a memory on both sides, and in the file an orphan more."""
+    """Create a memory on both sides, with one more orphan in the file."""
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -192,7 +193,9 @@ def make(path: Path, dsn: str) -> None:
 async def producing(kind: str, path: Path, dsn: str, made: Path) -> Report:
     if kind == "way back":
         return await migrate_back(dsn, made)
-    return await migrate(Plan(path, dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=made))
+    return await migrate(
+        Plan(sqlite_path=path, postgres_dsn=dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=made)
+    )
 
 
 def produce(kind: str, path: Path, dsn: str, made: Path) -> Status:
@@ -201,7 +204,7 @@ def produce(kind: str, path: Path, dsn: str, made: Path) -> Status:
 
 @needs_proc
 def test_a_report_is_on_the_disk(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what remains of the proof."""
+    """The report, the record of the proof, is durable before the command ends."""
     make_file_with_data(path)
     disk = Disk(monkeypatch)
     written = path.with_name("report.json")
@@ -217,23 +220,23 @@ def test_a_report_is_on_the_disk(path: Path, flux_empty_database: str, monkeypat
 def test_the_way_back_checks_the_numbers_in_its_file(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """The library goes on from them, and the content alone does not show them."""
+    """Wrong counters in the new file are found, although its content is right; the library continues from them."""
     make_file_with_data(path)
     assert move(path, flux_empty_database).status is Status.IDENTICAL
-    finish = way_back._finish
+    finish = to_sqlite._finish
 
     def finish_badly(db: sqlite3.Connection) -> None:
         finish(db)
         db.execute(damage)
 
-    monkeypatch.setattr(way_back, "_finish", finish_badly)
+    monkeypatch.setattr(to_sqlite, "_finish", finish_badly)
     report = asyncio.run(migrate_back(flux_empty_database, path.with_name("back.db")))
     assert report.status is Status.DIFFERENT
     assert not path.with_name("back.db").exists()
 
 
 def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_empty_database: str) -> None:
-    """Not on the way back, which would prove a part of the memory; and no load takes the tables for empty ones."""
+    """A policy that hides rows is an error: otherwise a part would be proven, or a table with rows taken for empty."""
     dsn = flux_empty_database
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL
@@ -252,8 +255,8 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
             try:
                 for work in (
                     migrate_back(own, path.with_name("back.db")),
-                    migrate(Plan(path, own)),
-                    migrate(Plan(path, own, Extent.VERIFY)),
+                    migrate(Plan(sqlite_path=path, postgres_dsn=own)),
+                    migrate(Plan(sqlite_path=path, postgres_dsn=own, mode=Mode.VERIFY)),
                 ):
                     with pytest.raises(FluxMemoryError, match="row-level security"):
                         await work
@@ -276,15 +279,15 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
     ],
 )
 def test_the_guide_numbers_messages_anew(path: Path, flux_empty_database: str, damage: str) -> None:
-    """Wrong numbers are found, and what the guide says against them helps."""
+    """Wrong seq numbers are found, and the guide's remedy fixes them."""
     dsn = flux_empty_database
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL
     before = everything(dsn)
     asyncio.run(execute(dsn, damage))
-    assert move(path, dsn, extent=Extent.VERIFY).status is Status.DIFFERENT
+    assert move(path, dsn, mode=Mode.VERIFY).status is Status.DIFFERENT
     guide = (Path(__file__).parents[1] / "docs" / "migration.md").read_text("utf-8")
     remedy = guide.partition("### Numbering messages anew")[2].partition("```sql\n")[2].partition("```")[0]
     asyncio.run(execute(dsn, remedy.replace("'ID'", "'one'")))
-    assert move(path, dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+    assert move(path, dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
     assert everything(dsn) == before

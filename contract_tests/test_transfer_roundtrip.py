@@ -1,4 +1,4 @@
-"""Memories of every kind move both ways, and every field of every row arrives as an application would read it."""
+"""Memories of every kind move both ways, and each field arrives as an application reads it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from transfer_memories import add, add_session, everything, make_random, move
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.records import timestamps
-from flux_memory.transfer import Extent, Status, migrate_back
-from flux_memory.transfer.canonical import Canonicalizer
-from flux_memory.transfer.problems import RefusedError
-from flux_memory.transfer.times import microseconds
-from flux_memory.transfer.times import text as time_text
+from flux_memory.transfer import Mode, Status, migrate_back
+from flux_memory.transfer.rows.canonical import Canonicalizer
+from flux_memory.transfer.rows.postgres_time import microseconds, time_text
+from flux_memory.transfer.rows.problems import InvalidValueError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=40) | st.sampled_from(
     [
@@ -56,13 +55,13 @@ METADATA = st.dictionaries(TEXT, JSON, max_size=5)
 SPELLINGS = st.sampled_from(
     [{}, {"ensure_ascii": False}, {"separators": (",", ":")}, {"indent": 2}, {"sort_keys": True, "ensure_ascii": False}]
 )
-# In a column of text eight digits are a date, so that seconds are told from dates from 1974 on.
+# In a TEXT column eight digits are a date, so seconds are unambiguous only from 1974 on.
 MOMENTS = st.datetimes(datetime(1974, 1, 1), datetime(2200, 1, 1))  # noqa: DTZ001 - naive, as the original wrote them
 
 
 @st.composite
 def times(draw: st.DrawFn) -> str | int:
-    """A time in any of the forms that files in the field have."""
+    """A time in one of the forms found in existing files."""
     moment = draw(MOMENTS)
     form = draw(st.sampled_from(["naive", "utc", "short", "z", "space", "offset", "seconds", "milliseconds", "digits"]))
     seconds = int(moment.replace(tzinfo=UTC).timestamp())
@@ -98,7 +97,7 @@ ON_A_DATABASE = settings(
 def test_every_field_arrives(
     flux_postgres_clean_dsn: str, sessions: Any, messages: Any, generation: int, batch_size: int | None
 ) -> None:
-    """On both paths, there and back: text, JSON with its types, times, and the order of messages."""
+    """Text, JSON with its types, times and order survive load or merge, and the way back."""
     dsn = flux_postgres_clean_dsn
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "chat.db"
@@ -130,12 +129,12 @@ def test_every_field_arrives(
 
 
 def _stored(when: str | int) -> str:
-    """What a column of type TEXT makes of a number."""
+    """Return what a TEXT column stores for a number."""
     return str(when)
 
 
 def _typed(value: Any) -> Any:
-    """JSON such that 1, 1.0 and True differ, and -0.0 does not."""
+    """Return JSON in which 1, 1.0 and True differ, and -0.0 and 0.0 do not."""
     if isinstance(value, dict):
         return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -180,7 +179,7 @@ def empty(dsn: str) -> None:
 def test_the_canonical_text_is_what_the_server_shows(
     flux_postgres_clean_dsn: str, metadata: Any, spelling: Any
 ) -> None:
-    """Both sides are compared by it, so it has to be the same to the byte."""
+    """The canonical text equals PostgreSQL's byte for byte, since both sides are compared by it."""
     written = json.dumps(metadata, **spelling)
     canonical = Canonicalizer().canonical(written)
     ((shown,),) = asyncio.run(rows(flux_postgres_clean_dsn, "SELECT $1::text::jsonb::text", canonical))
@@ -203,12 +202,12 @@ FLAT_TEXTS = st.tuples(FLAT, SPELLINGS).map(lambda pair: json.dumps(pair[0], **p
 @example(['{"a": 1}', '{"a": -0}', '{"a": 1, "a": 2}', '{"a": 01}', '{"a": 1}\n'])
 @example(['{"bb": "x", "a": [1, "y"]}', '{"bb": "x\ty", "a": []}', '{"bb": "\\"", "a": [1,2]}'])
 def test_a_shape_that_was_seen_before_changes_nothing(texts: list[str]) -> None:
-    """Metadata is brought into form by one match where its shape is known, and by parsing it where not."""
+    """A template and the parser give the same canonical text."""
 
     def outcome(canonicalizer: Canonicalizer, text: str) -> str:
         try:
             return canonicalizer.canonical(text)
-        except RefusedError as error:
+        except InvalidValueError as error:
             return str(error.kind)
 
     experienced = Canonicalizer()
@@ -218,8 +217,8 @@ def test_a_shape_that_was_seen_before_changes_nothing(texts: list[str]) -> None:
 
 @given(st.text() | st.recursive(st.none() | st.floats(), st.lists).map(json.dumps))
 def test_no_text_breaks_the_canonicalizer(text: str) -> None:
-    """It gives JSON or says why not; nothing else."""
-    with suppress(RefusedError, UnicodeEncodeError):
+    """The canonicalizer returns JSON or refuses the text; it never raises another error."""
+    with suppress(InvalidValueError, UnicodeEncodeError):
         assert isinstance(json.loads(Canonicalizer().canonical(text)), dict)
 
 
@@ -228,7 +227,7 @@ def test_no_text_breaks_the_canonicalizer(text: str) -> None:
     ['{"a":1.50}', '{"a":1E2}', '{"a":-0}', '{"a":-0.0}', '{"a":1e-5}', '{"a":1,"a":2}', ' {"a" : 1}\n', '{"a":1e5}'],
 )
 def test_numbers_spelled_in_other_ways_keep_their_type(tmp_path: Path, flux_postgres_clean_dsn: str, text: str) -> None:
-    """Whatever program wrote the JSON: what Python read from it before, it reads after."""
+    """Python reads the same value from the canonical text as from the original."""
     with closing(make_file(tmp_path / "chat.db")) as db:
         add_session(db, "a", metadata=text)
         add(db, "m", "a", metadata=text)
@@ -240,7 +239,7 @@ def test_numbers_spelled_in_other_ways_keep_their_type(tmp_path: Path, flux_post
 
 @given(times())
 def test_the_fast_reading_of_times_agrees_with_the_library(when: str | int) -> None:
-    """There is one meaning of a time; the shortcut must not have another."""
+    """The fast path reads each time as `timestamps.parse` does."""
     assert time_text(microseconds(when)) == timestamps.parse(when)
 
 
@@ -248,7 +247,7 @@ def test_the_fast_reading_of_times_agrees_with_the_library(when: str | int) -> N
     "when", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", math.inf, "20260205", None, b""]
 )
 def test_times_that_are_none_are_refused_by_both(when: Any) -> None:
-    """What `parse` refuses, the shortcut refuses."""
+    """The fast path refuses each value that `timestamps.parse` refuses."""
     for read in (microseconds, timestamps.parse):
         if when == "20260205":
             continue
@@ -257,7 +256,7 @@ def test_times_that_are_none_are_refused_by_both(when: Any) -> None:
 
 
 def test_naive_times_are_of_the_zone_that_is_given(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
-    """For an application that wrote local time."""
+    """Times without an offset are read in the given zone."""
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - for this test alone
 
     make_file_with_data(tmp_path / "chat.db")
@@ -267,7 +266,7 @@ def test_naive_times_are_of_the_zone_that_is_given(tmp_path: Path, flux_postgres
 
 
 def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Messages written by the library carry their order; their times do not matter."""
+    """Messages with a `seq` keep that order, independent of their times."""
 
     async def write() -> list[str]:
         async with ConversationMemory(tmp_path / "chat.db") as memory:
@@ -281,13 +280,13 @@ def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_postgre
 
 
 def test_a_thousand_messages_move_there_and_back(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
-    """Several pieces of COPY data, many sessions; the second generation's columns."""
+    """A file with many sessions, several chunks of COPY data, survives both ways."""
     make_random(tmp_path / "chat.db", sessions=100, messages=1000)
     empty(flux_postgres_clean_dsn)
     assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
     before = everything(flux_postgres_clean_dsn)
     assert asyncio.run(migrate_back(flux_postgres_clean_dsn, tmp_path / "back.db")).status is Status.IDENTICAL
-    assert move(tmp_path / "back.db", flux_postgres_clean_dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+    assert move(tmp_path / "back.db", flux_postgres_clean_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
     empty(flux_postgres_clean_dsn)
     assert move(tmp_path / "back.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
     assert everything(flux_postgres_clean_dsn) == before
@@ -295,7 +294,7 @@ def test_a_thousand_messages_move_there_and_back(tmp_path: Path, flux_postgres_c
 
 
 def test_the_original_applications_real_file_moves(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
-    """66 sessions and 30 messages, proven."""
+    """The original application's database, 66 sessions and 30 messages, is moved and proven."""
     legacy = os.environ.get("FLUX_MEMORY_LEGACY_DB")
     if legacy is None:
         pytest.skip("FLUX_MEMORY_LEGACY_DB names no file")

@@ -1,4 +1,4 @@
-"""A server that dies in the middle of a migration: a sentence, and the next run completes."""
+"""If the server dies during a migration, the error is one sentence, and the next run completes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """One that may be killed."""
+    """A server that the test may kill."""
     with start_server("local") as server:
         yield server
 
 
 def kill(server: Server) -> None:
-    """End the server's first process; the others notice it and end."""
+    """Kill the server's first process; the others notice it and end."""
     (pid,) = _processes_in(directory(server))
     os.kill(pid, signal.SIGKILL)
 
@@ -48,7 +48,7 @@ def directory(server: Server) -> Path:
 
 
 def start_again(server: Server) -> None:
-    """Start it on its data, as after a power cut."""
+    """Start the server on its data, as after a power cut."""
     top = directory(server)
     layout = local_servers._Layout(top)
     copied = top / "programs" / "bin" / "postgres"
@@ -56,7 +56,7 @@ def start_again(server: Server) -> None:
     command = ["/bin/sh", "-c", local_servers._IN_BACKGROUND, str(program), str(layout.data), str(layout.log)]
 
     async def started() -> bool:
-        # Refused until the last process of the old one is gone; its first may stay a zombie, and its locks with it.
+        # Refused until the last old process has ended; the first may stay a zombie and keep its locks.
         for lock in (layout.data / "postmaster.pid", *layout.home.glob(".s.PGSQL.*.lock")):
             lock.unlink(missing_ok=True)
         process = run_as(server_account(), command, local_servers._ENVIRONMENT)
@@ -70,20 +70,20 @@ def start_again(server: Server) -> None:
 def test_a_killed_server_is_started_and_the_migration_run_again(
     path: Path, server: Server, phase: str, rows: int, populated: bool
 ) -> None:
-    """`kill -9` of PostgreSQL while rows are read, loaded and proven; on both paths."""
+    """The next run completes after `kill -9` of PostgreSQL in each phase, for load and merge."""
     dsn = server.create_database()
     make_tables(dsn)
     asyncio.run(execute(dsn, *([OTHER] if populated else [])))
     trigger = Trigger(phase, lambda: kill(server), after_rows=rows)
     with pytest.raises(FluxMemoryError, match="PostgreSQL"):
-        asyncio.run(migrate(Plan(path, dsn), trigger))
+        asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn), trigger))
     assert trigger.acted
     start_again(server)
     complete(path, dsn, kept=populated)
 
 
 def complete(path: Path, dsn: str, *, kept: bool) -> None:
-    """Run it again; everything is there, once."""
+    """Run the migration again; each row is stored once."""
     assert move(path, dsn).status is Status.IDENTICAL
     sessions, messages = everything(dsn)
     assert (len(sessions), len(messages)) == (3000 + kept, 6000)
@@ -91,7 +91,7 @@ def complete(path: Path, dsn: str, *, kept: bool) -> None:
 
 
 def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) -> None:
-    """Exit code 1 and a sentence, no traceback."""
+    """The command ends with exit code 1 and a sentence, without a traceback."""
     dsn = server.create_database()
     make_tables(dsn)
 
@@ -102,7 +102,7 @@ def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) ->
             await waiting_for_lock(connection)
             kill(server)
             _, errors = await asyncio.to_thread(process.communicate, timeout=60)
-            # What is left of our own connection.
+            # The server process of our own connection.
             connection.terminate()
             return process.returncode, errors
 

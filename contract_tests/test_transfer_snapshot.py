@@ -1,4 +1,4 @@
-"""The SQLite file that is moved is never changed, not by a byte and not by a file left beside it."""
+"""A migration changes no byte of the SQLite file, and leaves no file beside it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from small_disk import small_files
 from waiting import until
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Plan, migrate, snapshot
-from flux_memory.transfer import source as sources
-from flux_memory.transfer.snapshot import snapshot_of
+from flux_memory.transfer import Plan, migrate
+from flux_memory.transfer.source import reader, snapshot
+from flux_memory.transfer.source.snapshot import snapshot_of
 
 COUNT = "SELECT count(*) FROM sessions"
 
@@ -58,13 +58,13 @@ def write_ahead(path: Path) -> None:
 
 
 def killed_while(path: Path, script: str) -> None:
-    """Run a script on the file in a process that then dies without closing it."""
+    """Run a script on the file in a process that dies without closing it."""
     script = f"import os, sqlite3\ndb = sqlite3.connect({str(path)!r}, isolation_level=None)\n{script}\nos._exit(9)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
 
 
 def test_an_ordinary_file_is_left_as_it_was(path: Path) -> None:
-    """A file with a rollback journal: nothing changes, no file appears."""
+    """A file in rollback-journal mode stays unchanged, and no file appears beside it."""
     make_file_with_data(path)
     before = state(path.parent)
     assert count(path) == 2
@@ -72,7 +72,7 @@ def test_an_ordinary_file_is_left_as_it_was(path: Path) -> None:
 
 
 def test_a_closed_write_ahead_file_is_left_as_it_was(path: Path) -> None:
-    """A plain reader would leave -wal and -shm files beside it."""
+    """Reading a file in WAL mode leaves no -wal or -shm file beside it."""
     make_file_with_data(path)
     write_ahead(path)
     before = state(path.parent)
@@ -82,7 +82,7 @@ def test_a_closed_write_ahead_file_is_left_as_it_was(path: Path) -> None:
 
 
 def test_the_log_of_a_killed_application_is_read_and_left_alone(path: Path) -> None:
-    """What is only in the write-ahead log counts; recovery happens in a copy."""
+    """Rows that are only in the write-ahead log are read, after recovery in a copy."""
     make_file_with_data(path)
     write_ahead(path)
     killed_while(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
@@ -93,7 +93,7 @@ def test_the_log_of_a_killed_application_is_read_and_left_alone(path: Path) -> N
 
 
 def test_a_log_without_its_index_is_read(path: Path) -> None:
-    """As files are after a copy of the database and its log alone."""
+    """A database copied with its log but without its -shm file is read."""
     make_file_with_data(path)
     write_ahead(path)
     killed_while(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
@@ -106,7 +106,7 @@ def test_a_log_without_its_index_is_read(path: Path) -> None:
 @pytest.mark.parametrize("to_directory", [False, True], ids=["to the file", "to its directory"])
 @pytest.mark.parametrize("killed", [False, True], ids=["at work", "killed"])
 def test_the_log_of_a_file_behind_a_link_is_read(path: Path, killed: bool, to_directory: bool) -> None:
-    """It lies beside the file itself."""
+    """For a link, the log beside the link's target is read."""
     make_file_with_data(path)
     write_ahead(path)
     link = path.parent.with_name("link")
@@ -123,7 +123,7 @@ def test_the_log_of_a_file_behind_a_link_is_read(path: Path, killed: bool, to_di
 
 
 def test_a_transaction_that_a_crash_left_half_done_is_not_read(path: Path) -> None:
-    """A hot journal is rolled back in a copy; the file and its journal stay for the application to recover."""
+    """A hot journal is rolled back in a copy; the file and its journal are left for the application."""
     make_file_with_data(path)
     killed_while(
         path,
@@ -139,7 +139,7 @@ def test_a_transaction_that_a_crash_left_half_done_is_not_read(path: Path) -> No
 
 
 def test_what_is_written_later_is_not_seen_and_not_kept_waiting(path: Path) -> None:
-    """A live write-ahead log is shared: one snapshot, while the application goes on."""
+    """A migration reads one snapshot from a live write-ahead log while the application writes."""
     make_file_with_data(path)
     write_ahead(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
@@ -153,7 +153,7 @@ def test_what_is_written_later_is_not_seen_and_not_kept_waiting(path: Path) -> N
 
 
 def test_a_writer_without_a_log_is_not_kept_waiting(path: Path) -> None:
-    """The original application's files have no write-ahead log; a reader's lock would fail its writes."""
+    """A read does not block the original application, whose files have no write-ahead log."""
     make_file_with_data(path)
     with opened(path) as db, closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as application:
         add_sessions(application, "three")
@@ -162,7 +162,7 @@ def test_a_writer_without_a_log_is_not_kept_waiting(path: Path) -> None:
 
 
 def test_the_locks_of_the_same_process_hold(path: Path) -> None:
-    """Closing a file drops all of a process's POSIX locks on it; the snapshot must not open it by itself."""
+    """Taking a snapshot keeps the application's POSIX locks, which closing the file in this process would drop."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
         application.execute("BEGIN IMMEDIATE")
@@ -174,7 +174,7 @@ def test_the_locks_of_the_same_process_hold(path: Path) -> None:
 
 
 def test_a_copy_goes_before_it_is_read(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the process ends, no copy of people's conversations stays in the temporary directory."""
+    """However the process ends, no copy of the conversations stays in the temporary directory."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
@@ -185,7 +185,7 @@ def test_a_copy_goes_before_it_is_read(path: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_read_only_directory_is_enough(path: Path) -> None:
-    """The operator may give us a backup that nobody may write to."""
+    """A backup on a read-only path can be migrated."""
     make_file_with_data(path)
     write_ahead(path)
     path.chmod(0o444)
@@ -203,7 +203,7 @@ def ordinary_user_can_reach(path: Path) -> closing[_Reachable]:
 
 
 class _Reachable:
-    """pytest's directories are their owner's alone; for the length of a test they can be passed through."""
+    """Lets another user traverse pytest's directories, which are private, during a test."""
 
     def __init__(self, path: Path) -> None:
         self._closed = [parent for parent in path.parents if parent.stat().st_mode & 0o001 == 0]
@@ -226,7 +226,7 @@ class _Reachable:
     ],
 )
 def test_what_is_no_memory_has_a_sentence_of_its_own(path: Path, make: object, says: str) -> None:
-    """Missing, a directory, empty, something else."""
+    """The error says whether the file is missing, a directory, empty or not a database."""
     make(path)  # type: ignore[operator]
     with pytest.raises(MigrationError, match=says):
         count(path)
@@ -234,13 +234,13 @@ def test_what_is_no_memory_has_a_sentence_of_its_own(path: Path, make: object, s
 
 @pytest.mark.parametrize("name", ["a\0b.db", "a\ud800b.db"])
 def test_a_name_that_no_file_can_have_is_refused(name: str, tmp_path: Path) -> None:
-    """As of a DATABASE_URL with %00 in it."""
+    """A NUL in the path, as from a DATABASE_URL with %00, is an error that names the path."""
     with pytest.raises(MigrationError, match="cannot be a file's name"):
         count(tmp_path / name)
 
 
 def test_an_unreadable_file_says_so(path: Path) -> None:
-    """Whoever runs it as the wrong user learns it."""
+    """Run as the wrong user, the command reports the missing permission."""
     make_file_with_data(path)
     path.chmod(0)
     with ordinary_user_can_reach(path), ordinary_user(), pytest.raises(MigrationError, match="no permission"):
@@ -248,7 +248,7 @@ def test_an_unreadable_file_says_so(path: Path) -> None:
 
 
 def test_a_locked_file_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that keeps the exclusive lock is named as the reason."""
+    """The error names another process's exclusive lock as the reason."""
     make_file_with_data(path)
     monkeypatch.setattr(snapshot, "_BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
@@ -259,11 +259,13 @@ def test_a_locked_file_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("shared", [False, True], ids=["no log", "a log that it shared"])
 def test_waiting_for_a_lock_can_be_cancelled(path: Path, shared: bool) -> None:
-    """Ctrl-C is not kept waiting by what another process does."""
+    """Ctrl-C ends the wait for another process's lock."""
     make_file_with_data(path)
 
     async def run() -> None:
-        migration = asyncio.create_task(migrate(Plan(path, "postgresql://nobody@127.0.0.1:1/nowhere")))
+        migration = asyncio.create_task(
+            migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere"))
+        )
         await asyncio.wait([migration], timeout=1)
         migration.cancel()
         done, _ = await asyncio.wait([migration], timeout=10)
@@ -282,7 +284,7 @@ def test_waiting_for_a_lock_can_be_cancelled(path: Path, shared: bool) -> None:
 
 
 def test_a_damaged_file_says_so(path: Path) -> None:
-    """A file that is cut short is named as damaged."""
+    """A truncated file is reported as damaged."""
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
         add_sessions(db, *(f"s{n}" for n in range(2000)))
@@ -293,45 +295,45 @@ def test_a_damaged_file_says_so(path: Path) -> None:
 
 
 def test_no_room_for_a_copy_says_so(path: Path) -> None:
-    """A full temporary directory is named, with the way out."""
+    """The error names a full temporary directory and the remedy."""
     make_file_with_data(path)
     with small_files(), pytest.raises(MigrationError, match="TMPDIR"):
         count(path)
 
 
 def test_no_more_processes_says_so(path: Path) -> None:
-    """A limit on open files leaves none for the pipes to another process."""
+    """The error names the limit on open files if no pipe to the probe process can be opened."""
     make_file_with_data(path)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with path.open() as file, snapshot_of(path) as opened:
         resource.setrlimit(resource.RLIMIT_NOFILE, (file.fileno() + 4, limits[1]))
         try:
-            with pytest.raises(MigrationError, match="Too many open files; see to its limits"):
+            with pytest.raises(MigrationError, match="Too many open files; check its limits"):
                 opened.open()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_ctrl_c_on_a_terminal_is_for_one_process(path: Path) -> None:
-    """An application that goes on in spite of it goes on with its migration, too."""
+    """Ctrl-C does not reach the probe process, so an application that handles it can continue the migration."""
     make_file_with_data(path)
 
     async def asked() -> bool:
-        return waiting._asked is not None
+        return waiting._probe is not None
 
     with closing(sqlite3.connect(path, isolation_level=None)) as application, ThreadPoolExecutor(1) as pool:
         application.execute("BEGIN EXCLUSIVE")
         with snapshot_of(path) as waiting:
             opening = pool.submit(waiting.open)
             asyncio.run(until(asked))
-            assert waiting._asked is not None
-            assert os.getpgid(waiting._asked.pid) != os.getpgrp()
+            assert waiting._probe is not None
+            assert os.getpgid(waiting._probe.pid) != os.getpgrp()
             waiting.interrupt()
             assert isinstance(opening.exception(), MigrationError)
 
 
 def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:
-    """The original's own file, where one is given."""
+    """The original application's file, if one is given, stays unchanged."""
     legacy = os.environ.get("FLUX_MEMORY_LEGACY_DB")
     if legacy is None:
         pytest.skip("FLUX_MEMORY_LEGACY_DB names no file")
@@ -343,14 +345,14 @@ def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"CR\x80ATE TABLE sessions", b"CREATE TABLE sessions (\x80"])
 def test_a_damaged_schema_is_said_though_python_cannot_read_it(path: Path, damage: bytes) -> None:
-    """SQLite quotes what is damaged, or takes it for a name."""
+    """A damaged schema whose text SQLite quotes in its error is reported as damage."""
     make_file_with_data(path)
     content = bytearray(path.read_bytes())
     at = content.index(b"CREATE TABLE sessions")
     content[at : at + len(damage)] = damage
     path.write_bytes(content)
     with pytest.raises(MigrationError, match="is damaged; copy it"), opened(path) as db:
-        sources.inspect(db)
+        reader.inspect_source(db)
     if damage.startswith(b"CR\x80"):
         with pytest.raises(MigrationError, match="is damaged; copy it"):
             snapshot.connect(path, "mode=ro")

@@ -1,4 +1,4 @@
-"""What the tests of transfers share: memories of every kind, made and read without the code under test."""
+"""Helpers for the tests of transfers: create and read memories without the code under test."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ORDER BY id COLLATE "C"
 
 
 def move(path: Path, dsn: str, **plan: Any) -> Report:
-    """Migrate, on an event loop of its own."""
-    return asyncio.run(migrate(Plan(path, dsn, **plan)))
+    """Migrate on a new event loop."""
+    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan)))
 
 
 def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """All that a target holds, the order of messages included; nothing where it has no tables yet."""
+    """Return all rows of a target, messages in order; nothing if it has no tables."""
 
     async def read() -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         if await rows(dsn, "SELECT WHERE to_regclass('sessions') IS NULL"):
@@ -46,7 +46,7 @@ def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
 
 
 def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Run coroutines side by side."""
+    """Run coroutines concurrently."""
 
     async def together() -> list[Any]:
         return await asyncio.gather(*(one() for one in work))
@@ -55,7 +55,7 @@ def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 def make_random(path: Path, *, sessions: int, messages: int, seed: int = 1) -> None:
-    """Make a file of the original application with as many rows, written in no order of ids or times."""
+    """Create a file of the original application, with rows in random order of ids and times."""
     rng = random.Random(seed)
     with closing(make_file(path, generation=2)) as db:
         db.execute("BEGIN")
@@ -70,14 +70,14 @@ def make_random(path: Path, *, sessions: int, messages: int, seed: int = 1) -> N
 
 
 def add_session(db: sqlite3.Connection, id_: object, **columns: Any) -> None:
-    """Store a session, whatever its values."""
+    """Store a session, with valid or invalid values."""
     when = columns.get("when", "2026-02-05T15:17:45.407069")
     metadata = columns.get("metadata", "{}")
     db.execute(INSERT_SESSION, (id_, columns.get("title", "title"), when, columns.get("updated", when), metadata))
 
 
 def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) -> None:
-    """Store a message, whatever its values."""
+    """Store a message, with valid or invalid values."""
     db.execute(
         INSERT_MESSAGE,
         (
@@ -92,12 +92,12 @@ def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) ->
 
 
 def age(path: Path) -> None:
-    """Let a file's last write be long ago."""
+    """Set a file's mtime to long ago."""
     os.utime(path, (1_000_000_000, 1_000_000_000))
 
 
 class Trigger:
-    """A watcher that acts once a phase has begun, or is on its way."""
+    """A watcher that acts when a phase has begun, or after some of its rows."""
 
     def __init__(self, name: str, act: Callable[[], object], *, after_rows: int = 0) -> None:
         self._name = name
@@ -107,7 +107,7 @@ class Trigger:
         self.acted = False
         self.said: list[str] = []
         self.rows = 0
-        """How many it was told of, in all phases."""
+        """Rows reported in all phases."""
 
     def phase(self, name: str, rows: int | None) -> None:
         self._phase = name

@@ -1,1 +1,1 @@
-"""What the benchmarks share."""
+"""The harness of the benchmarks: contenders, rounds, results and charts."""

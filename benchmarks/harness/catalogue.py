@@ -1,4 +1,4 @@
-"""The contenders by name: where they run, what they do, and what they do not do."""
+"""The catalogue of contenders: their engine, their workloads, and the features they lack."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Entry:
     """`ours`, `ceiling` or `peer`."""
     works: tuple[str, ...]
     lacks: str = ""
-    """What it does not do that ours does, for its place beside the figure."""
+    """Features that the library has and this contender lacks, printed with the figures."""
     own_environment: bool = False
-    """It is installed where the library is not; see `peers.txt`."""
+    """Whether it runs in the peers' environment, without the library; see `peers.txt`."""
     gated: bool = False
-    """The gates need it, so that the short run has it too."""
+    """Whether a gate needs it; the short run includes it then."""
 
 
 ALL: Final = (
@@ -43,7 +43,7 @@ ALL: Final = (
         "",
         "ceiling",
         ("add", "history", "list"),
-        "a C program that sends the library's own statements, prepared, and throws the rows away",
+        "a C program that sends the library's own statements, prepared, and discards the rows",
         gated=True,
     ),
     Entry(
@@ -52,7 +52,7 @@ ALL: Final = (
         "raw_asyncpg:RawAsyncpg",
         "ceiling",
         ("add", "history", "list"),
-        "the library's own statements on kept connections; input is not checked, rows stay driver's rows",
+        "the library's own statements on kept connections; input is not checked, rows are not converted",
         gated=True,
     ),
     Entry(
@@ -116,7 +116,7 @@ ALL: Final = (
         "raw_sqlite:SQLiteOnAThread",
         "ceiling",
         ("add", "history"),
-        "the same calls handed to one thread and back, so that the event loop goes on; nothing is shared or checked",
+        "the same calls handed to one thread and back, without blocking the event loop; nothing is shared or checked",
         gated=True,
     ),
     Entry(
@@ -125,7 +125,7 @@ ALL: Final = (
         "openai_agents:SQLite",
         "peer",
         ("add", "history", "mix"),
-        "no metadata, no message ids, no listing; WAL, and synchronous as SQLite was built, which is mostly FULL",
+        "no metadata, no message ids, no listing; WAL, and SQLite's built-in default for synchronous, usually FULL",
         own_environment=True,
         gated=True,
     ),

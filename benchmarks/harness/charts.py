@@ -1,4 +1,4 @@
-"""A run as charts that need no text beside them: PNG to look at, SVG for pages."""
+"""Draws a run as self-explanatory charts: PNG for viewing, SVG for pages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from harness.markdown import ENGINES, WORKS, times
 from harness.results import Case, Run
 
 _COLOURS: Final = {"ours": "#1f6feb", "ceiling": "#6e7781", "peer": "#bf8700"}
-_ROLES: Final = {"ours": "this library", "ceiling": "ceiling: what the engine can do", "peer": "used today"}
+_ROLES: Final = {"ours": "this library", "ceiling": "ceiling of the engine", "peer": "used today"}
 _WIDTH: Final = 9.0
 
 
 def draw(run: Run, directory: Path) -> list[Path]:
-    """Draw what the run has and return the files."""
+    """Draw every chart that the run has figures for; return the files."""
     mpl.use("Agg")
-    # Fixed ids, so that a chart that did not change is the same file.
+    # Fixed ids: an unchanged chart gives the same file.
     mpl.rcParams.update({"svg.hashsalt": "flux-memory", "font.size": 9, "axes.spines.right": False})
     mpl.rcParams.update({"axes.spines.top": False, "font.family": "DejaVu Sans"})
     files = []
@@ -67,7 +67,7 @@ def _bars(axis: Any, run: Run, case: Case, entries: Sequence[Entry]) -> None:
             label += f"  (ours {times(ratio.median)}x)"
         axis.text((value or 0) + most * 0.02, place, label, va="center", fontsize=7.5)
     axis.set_yticks(range(len(entries)), [each.name for each in entries])
-    # Not invert_yaxis(): the axes share it, and each call would turn it over again.
+    # Not invert_yaxis(): the axes share y, and each call would invert it again.
     axis.set_ylim(len(entries) - 0.5, -0.5)
     axis.set_xlim(0, most * 1.75)
     callers = "1 caller" if case.concurrency == 1 else f"{case.concurrency} callers at once"

@@ -1,4 +1,4 @@
-"""The field of a run: a server and files, a store for each contender, and the processes that use them."""
+"""The field of a run: a server, a directory for files, and a store and a process for each contender."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.processes import Runner, Worker
 
 OURS_ON_POSTGRES: Final = "flux:FluxPostgres"
 _ROOM: Final = {"max_connections": "400"}
-"""For the pools of all contenders, which stay open, and pgbench's clients."""
+"""Server settings: room for pgbench's clients and the pools of all contenders, which stay open."""
 
 
 class Field:
-    """Makes contenders ready to be measured. Use `prepared`."""
+    """Opens and fills contenders. Created by `prepared`."""
 
     def __init__(self, server: Server, directory: Path, peers: str, seed: int, stack: ExitStack) -> None:
         self.server = server
@@ -31,12 +31,12 @@ class Field:
         self._stores = 0
 
     def open(self, entry: Entry, connections: int, *, long: bool = True) -> Runner:
-        """Start a contender on a store of its own, filled.
+        """Start a contender on its own store, and fill the store.
 
         Args:
-            entry: Who.
-            connections: How many it may use.
-            long: With sessions that have a history.
+            entry: The contender.
+            connections: The size of its pool.
+            long: Whether to add sessions with a long history.
         """
         if not entry.load:
             return self._open_pgbench()
@@ -64,13 +64,13 @@ class Field:
 
 @contextmanager
 def prepared(peers: str, seed: int) -> Iterator[Field]:
-    """Start a server as durable as PostgreSQL comes, and end everything at the end.
+    """Start a server with PostgreSQL's default durability; stop it and all contenders at the end.
 
     Args:
         peers: The interpreter of the peers' environment.
-        seed: Of what the stores are filled with.
+        seed: The seed of the stored messages.
     """
-    # On a disk: /tmp may be memory, where durability costs nothing.
+    # Not in /tmp, which may be in memory, where durability costs nothing.
     disk = "/var/tmp" if Path("/var/tmp").is_dir() else None
     with (
         start_server("local", durable=True, settings=_ROOM) as server,
@@ -83,7 +83,7 @@ def prepared(peers: str, seed: int) -> Iterator[Field]:
 def open_all(
     field: Field, entries: Sequence[Entry], connections: int, progress: Callable[[str], None]
 ) -> dict[tuple[str, str], Runner]:
-    """Open contenders, by name and engine."""
+    """Open contenders; return them by name and engine."""
     runners = {}
     for entry in entries:
         progress(f"filling the store of {entry.name} ({entry.engine})")

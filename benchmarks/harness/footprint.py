@@ -1,4 +1,4 @@
-"""What the library costs besides calls: its import, an idle handle, a burst. Each is measured in a fresh process."""
+"""Measures the cost of the import, an idle handle and a burst, each in a fresh process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IMPORTS: Final = 11
 HANDLES: Final = 20
 BURST: Final = 10_000
 LAZY: Final = ("asyncpg", "aiosqlite", "sqlite3", "pydantic", "click", "rich", "pytest")
-"""What `import flux_memory` leaves alone."""
+"""Modules that `import flux_memory` must not load."""
 
 
 def import_time() -> dict[str, Any]:
-    """Return the milliseconds that `import flux_memory` adds to Python's start, and what it loaded too early."""
+    """Return the milliseconds of `import flux_memory`, and the modules of `LAZY` that it loaded."""
     program = f"import flux_memory, sys; print([name for name in {LAZY} if name in sys.modules])"
     said, taken = "", []
     for _ in range(IMPORTS):
@@ -37,7 +37,7 @@ def import_time() -> dict[str, Any]:
 
 
 def idle_handle(engine: str, target: str) -> float:
-    """Return the megabytes that a handle adds which was opened and does nothing."""
+    """Return the megabytes that an opened, idle handle adds."""
     return float(_in_a_process("idle", engine, target)["mb"])
 
 
@@ -64,7 +64,7 @@ def _open(engine: str, target: str) -> Memory:
 
 async def _idle(engine: str, target: str) -> dict[str, Any]:
     async with _open(engine, target) as memory:
-        # The driver is loaded, the schema is there.
+        # Loads the driver and creates the schema.
         await memory.count_sessions()
     before = resident_mb()
     handles = [_open(engine, target) for _ in range(HANDLES)]

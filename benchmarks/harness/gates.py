@@ -1,4 +1,4 @@
-"""What the library must reach: its ratios to the ceilings and to what people use today."""
+"""The targets of the library: its ratios to the ceilings and to the stores that people use today."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONCURRENCY: Final = (1, 10, 64)
 
 
 class Gate(NamedTuple):
-    """One line of the table: at least this many times as many calls a second, by concurrency."""
+    """One line of the table: the minimum ratio of calls a second to the base, by concurrency."""
 
     engine: str
     work: str
@@ -32,7 +32,7 @@ GATES: Final = (
 
 
 class Limit(NamedTuple):
-    """What the library builds on, against the base of a gate: one call at a time gets no further than this."""
+    """The layer below the library against the base of a gate: calls that share nothing cannot exceed this ratio."""
 
     engine: str
     work: str
@@ -49,7 +49,7 @@ LIMITS: Final = (
     Limit("sqlite", "add", "sqlite3, on a thread", "openai-agents SQLiteSession"),
     Limit("sqlite", "history", "sqlite3, on a thread", "sqlite3, raw"),
 )
-"""Where a target lies beyond them, the calls have to share statements and commits to reach it."""
+"""Upper bounds: a target beyond its bound needs calls that share statements and commits."""
 
 
 class Outcome(NamedTuple):
@@ -63,12 +63,12 @@ class Outcome(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Not measured is not passed."""
+        """Return whether the target was reached; a missing measurement fails."""
         return self.reached is not None and self.reached >= self.target
 
 
 def outcomes(run: Run) -> list[Outcome]:
-    """Return each gate at each concurrency; of one engine only where the run was asked for that."""
+    """Return each gate at each concurrency, for the engines of the run."""
     found = []
     for gate in GATES:
         if run.about.get("engine") not in {None, gate.engine}:

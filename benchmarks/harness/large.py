@@ -1,4 +1,4 @@
-"""Fills stores that the library has made with very many rows, by the engines' own means."""
+"""Fills the library's tables with millions of rows, by one SQL statement per table."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ SESSIONS_OF_USER: Final = 100
 LONG: Final = "long"
 """The id of the session that has many messages."""
 
-# One statement each: the engines make the rows. Half of the sessions are "en", a hundred have the same tenant, each
-# has a number of its own.
+# Half of the sessions are "en", a hundred share a tenant, and each has its own number.
 POSTGRES_SESSIONS: Final = f"""
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 SELECT
@@ -76,12 +75,12 @@ def message_id(number: int) -> str:
 
 
 async def fill_postgres(dsn: str, *, sessions: int, messages: int) -> None:
-    """Add sessions, and one more that has many messages, to tables that are there."""
+    """Add sessions, and one session with many messages, to existing tables."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(POSTGRES_SESSIONS, sessions)
         await connection.execute(POSTGRES_LONG_SESSION, messages)
-        # What autovacuum does within a minute of such growth.
+        # Autovacuum would do the same within a minute.
         await connection.execute("VACUUM (ANALYZE) sessions")
         await connection.execute("VACUUM (ANALYZE) messages")
     finally:
@@ -89,7 +88,7 @@ async def fill_postgres(dsn: str, *, sessions: int, messages: int) -> None:
 
 
 def fill_sqlite(path: Path, *, sessions: int, messages: int) -> None:
-    """Add sessions, and one more that has many messages, to tables that are there."""
+    """Add sessions, and one session with many messages, to existing tables."""
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("BEGIN")
     db.execute(SQLITE_SESSIONS, {"count": sessions})

@@ -1,4 +1,4 @@
-"""What a run was measured on."""
+"""Describes the machine of a run, and whether it was idle."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def about() -> dict[str, Any]:
 
 
 def load() -> float:
-    """Return how many processes wanted a core in the last minute; a quiet machine has less than one."""
+    """Return the load average of the last minute; a quiet machine has less than one."""
     return round(os.getloadavg()[0], 2)
 
 
 def unrest(about: dict[str, Any]) -> str | None:
-    """Say why the figures of a run are not to be trusted; None where the machine was quiet before it."""
+    """Return why the figures of a run are not reliable; None if the machine was quiet before it."""
     if about["load_before"] <= about["cores"] / 2:
         return None
     return (
         f"The machine was not quiet: load {about['load_before']} on {about['cores']} cores before the run. "
-        "Whoever has more processes gets more of the cores; measure again."
+        "Contenders with more processes get more of the cores; measure again."
     )
 
 

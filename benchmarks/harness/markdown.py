@@ -1,4 +1,4 @@
-"""A run as Markdown."""
+"""Writes a run as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WORKS: Final = {
 }
 ENGINES: Final = {"postgres": "PostgreSQL", "sqlite": "SQLite"}
 _BETWEEN: Final = (
-    "What the targets lie between: the driver or a thread alone, one call a statement, against the same. A call that "
-    "shares nothing gets no further, whatever the library does."
+    "Bounds of the targets: the bare driver or a bare thread, one statement per call, against the same bases. A call "
+    "that shares nothing cannot exceed them."
 )
 
 
@@ -45,7 +45,7 @@ def document(run: Run) -> str:
     ]
     for engine, work in parts(run):
         lines += ["", f"## {ENGINES[engine]}: {WORKS[work]}", "", *_figure_table(run, engine, work)]
-    lines += ["", "## What the others do not do", ""]
+    lines += ["", "## Features that the others lack", ""]
     lines += [f"- {name}: {lacks}." for name, lacks in run.lacks.items()]
     lines += ["", "## Versions", ""]
     for name, versions in run.versions.items():
@@ -69,12 +69,12 @@ def _trust(run: Run) -> str:
         return unrest
     noise = typical_error([ratio for _, _, ratio in run.ratios()])
     if not math.isfinite(noise):
-        return "One round: the ratios are not to be trusted."
+        return "One round: the ratios are not reliable."
     return f"Half of the ratios are known to {noise:.0%} or better (one standard error)."
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Return a table, figures to the right."""
+    """Yield the lines of a table with right-aligned figures."""
     yield "| " + " | ".join(head) + " |"
     yield "|---" + "|---:" * (len(head) - 1) + "|"
     for row in rows:
@@ -87,7 +87,7 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def times(value: float | None) -> str:
-    """Return a ratio, as exact as it is worth."""
+    """Return a ratio with two decimals below 10, none above."""
     if value is None:
         return "not measured"
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
@@ -124,7 +124,7 @@ def parts(run: Run) -> list[tuple[str, str]]:
 
 
 def places(run: Run, engine: str, work: str) -> list[tuple[Case, str]]:
-    """Return who was measured at what, ours first in each case."""
+    """Return the measured pairs of case and contender, ours first in each case."""
     found = [place for place in run.figures if place[0][:2] == (engine, work)]
     return sorted(found, key=lambda place: (place[0], place[1] != OURS))
 

@@ -1,4 +1,4 @@
-"""A migration run as a page of Markdown and as a chart."""
+"""Writes a migration run as a page of Markdown and as a chart."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def page(result: dict[str, Any]) -> str:
         f"{result['messages']:,} messages, {result['bytes'] / 1e6:,.0f} MB of SQLite, seed {result['seed']}. Measured "
         f"{about['at']} at {about['commit']}, on {about['cores']} cores ({about['cpu']}, {about['memory_gb']} GB), "
         f"{about['system']}, Python {about['python']}, PostgreSQL {about['server']}, default durability; load "
-        f"{about['load_before']} before. Medians of {len(result['rounds'])} rounds, in each of which every way had its "
-        "turn, after the disk and the server had finished what was left of the one before (sync, CHECKPOINT); before "
-        "the first, one move that does not count had the server make its log files, which it uses again. Ratios are "
+        f"{about['load_before']} before. Medians of {len(result['rounds'])} rounds. In each round every way ran "
+        "once, after the disk and the server had finished the pending work of the one before (sync, CHECKPOINT). An "
+        "uncounted move before the first round made the server create its log files, which it reuses. Ratios are "
         "medians of the ratios within the rounds."
     )
     lines = [
@@ -36,7 +36,7 @@ def page(result: dict[str, Any]) -> str:
     for target in result["targets"]:
         met = "met" if target["met"] else "**missed**"
         lines.append(f"| {target['target']} | {target['wanted']} | {target['measured']:.2f} | {met} |")
-    lines += ["", "Memory is the sum of the peaks of the process and of the one that helps it to read."]
+    lines += ["", "Memory is the sum of the peaks of the process and of its helper process for reading."]
     lines += [f"- {int(size):,} messages: {megabytes:.0f} MB" for size, megabytes in result["memory"].items()]
     if unrest := machine.unrest(about):
         lines += ["", unrest]
@@ -44,8 +44,8 @@ def page(result: dict[str, Any]) -> str:
 
 
 def draw(medians: dict[str, dict[str, Any]], messages: int, path: Path) -> None:
-    """Draw how long each way took; preflight and verification are shown apart."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - only who draws needs it
+    """Draw the seconds of each way, the load apart from preflight and verification."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - only for drawing
 
     names = list(medians)[::-1]
     figure = Figure(figsize=(9, 0.6 * len(names) + 1.6), layout="constrained")

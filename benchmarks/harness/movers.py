@@ -1,4 +1,4 @@
-"""Ways to move a SQLite memory into PostgreSQL, each into a database of its own."""
+"""Ways to move a SQLite memory into PostgreSQL, each into its own database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PGLOADER: Final = "pgloader"
 DUCKDB: Final = "DuckDB"
 DUCKDB_EXTENSIONS: Final = ("sqlite_scanner", "postgres_scanner")
 FIGURES: Final = ("seconds", "preflight", "verify", "total", "mb")
-"""What a way is measured by: seconds of the load, of what comes before and after, of all of it; MB of memory."""
+"""Figures of a way: seconds of the load, the preflight, the verification and the total; megabytes of memory."""
 
 TABLES: Final = """
 CREATE TABLE sessions (
@@ -71,8 +71,8 @@ def peak(pid):
         return next((int(line.split()[1]) for line in file if line.startswith("VmHWM")), 0)
 
 def watch():
-    # A process that ends takes its peak along, at last as a zombie that says nothing any more; and what the system
-    # keeps of it counts its parent's pages, too.
+    # Sampled while children live: a zombie no longer reports its peak, and the parent's rusage of it includes the
+    # parent's own pages.
     while not done.wait(0.05):
         for thread in glob.glob("/proc/self/task/*/children"):
             try:
@@ -85,7 +85,8 @@ peaks, done = {}, threading.Event()
 watching = threading.Thread(target=watch)
 watching.start()
 began = time.monotonic()
-report = asyncio.run(migrate(Plan(Path(sys.argv[1]), sys.argv[2], batch_size=int(sys.argv[3]))))
+plan = Plan(sqlite_path=Path(sys.argv[1]), postgres_dsn=sys.argv[2], batch_size=int(sys.argv[3]))
+report = asyncio.run(migrate(plan))
 total = time.monotonic() - began
 done.set()
 watching.join()
@@ -101,10 +102,10 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Mover:
-    """A way to move."""
+    """One way to move."""
 
     run: Callable[[Any, Path, Path], Figures]
-    """Given the server, the source and a directory, returns the seconds and what else is known."""
+    """Moves the source to the server, with a directory for files; returns the figures."""
     there: Callable[[], bool] = lambda: True
     """Whether it is installed."""
 
@@ -118,7 +119,7 @@ def _fresh(server: Any, work: Callable[[str], Any]) -> Any:
 
 
 def settle(server: Any) -> None:
-    """Let the disk and the server finish what was left for later, so that nobody pays for whoever came before."""
+    """Flush the disk and checkpoint the server, so that no mover pays for the one before."""
     os.sync()
     _fresh(server, lambda dsn: _execute(dsn, "CHECKPOINT"))
 
@@ -164,7 +165,7 @@ def _populated(server: Any, source: Path, directory: Path) -> Figures:
 
 
 def _write_limit_files(dsn: str, directory: Path) -> None:
-    """Let the server write what it will read for the limit: the same rows in the same order."""
+    """Let the server write the files that the limit reads: the same rows in the same order."""
     columns = {
         "sessions": "id, title, created_at, updated_at, metadata, user_id, message_count",
         "messages": "id, session_id, role, content, metadata, created_at, seq",
@@ -182,7 +183,7 @@ def _limit(server: Any, _source: Path, directory: Path) -> Figures:
 
 
 def _original(server: Any, source: Path, _directory: Path) -> Figures:
-    """What the original application did: a hundred rows, then the next hundred, through parameters."""
+    """Move as the original application did: batches of a hundred rows, by `executemany`."""
 
     async def work(dsn: str) -> Figures:
         connection = await asyncpg.connect(dsn)
@@ -214,7 +215,7 @@ def _pgloader(server: Any, source: Path, directory: Path) -> Figures:
     def work(dsn: str) -> Figures:
         script.write_text(
             f"LOAD DATABASE FROM sqlite://{source} INTO {dsn} WITH include drop, create tables, create indexes, "
-            # Its defaults exhaust the memory that Debian's build may use.
+            # The defaults exhaust the heap of Debian's build.
             "prefetch rows = 1000, concurrency = 1;"
         )
         began = time.monotonic()
@@ -252,11 +253,11 @@ def _duckdb(server: Any, source: Path, directory: Path) -> Figures:
 
 
 def _has_duckdb() -> bool:
-    # DuckDB downloads its extensions; where they are installed as packages, it need not.
+    # Extensions installed as packages save DuckDB the download.
     return all(map(find_spec, ("duckdb_extensions", *(f"duckdb_extension_{name}" for name in DUCKDB_EXTENSIONS))))
 
 
-# Ours first: it leaves the files that the limit reads.
+# Ours is first: it writes the files that the limit reads.
 ALL: Final[dict[str, Mover]] = {
     OURS: Mover(_ours),
     LIMIT: Mover(_limit),

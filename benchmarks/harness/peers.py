@@ -1,4 +1,4 @@
-"""The peers' environment: a virtual environment with what `peers.txt` lists, made once and kept."""
+"""The peers' virtual environment with the packages of `peers.txt`, created once and cached."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ REQUIREMENTS: Final = BENCHMARKS / "peers.txt"
 
 
 def directory() -> Path:
-    """Return where environments are kept: the user's cache."""
+    """Return the environment's directory, in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     wanted = REQUIREMENTS.read_bytes() + sys.version.encode()
     return Path(cache) / "flux-memory" / f"peers-{hashlib.sha256(wanted).hexdigest()[:12]}"
 
 
 def python() -> str:
-    """Return the interpreter of the environment, making it where it is missing."""
+    """Return the environment's interpreter; create the environment if it is missing."""
     home = directory()
     found = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ready = home / "ready"

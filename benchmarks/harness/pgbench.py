@@ -37,17 +37,17 @@ _SCRIPTS: Final = {
     ),
     "list": ("", SELECT_PAGE, ("limit", "offset")),
 }
-"""By work: what sets the variables of a call, the statement, and which variable is $1, $2, ..."""
+"""By work: the commands that set the variables of a call, the statement, and the variables for $1, $2, ..."""
 
 _WARM_UP: Final = 0.5
-"""Seconds in which each connection prepares, and the server reads its catalogue."""
+"""Seconds for each connection to prepare the statement, and for the server to fill its catalogue caches."""
 
 
 def program() -> str:
     """Return the path of pgbench: beside the server's programs, or on the path.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: pgbench is not installed.
     """
     beside = find_binaries().directory / "pgbench"
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"))
@@ -60,8 +60,8 @@ def program() -> str:
 class Pgbench:
     """Runs a script against a database that the library made and filled.
 
-    pgbench knows no warm-up, and the time it is given includes its connecting. So it runs for longer and logs each
-    call, and the calls of a window in the middle are counted.
+    pgbench has no warm-up, and its run time includes connecting. So it runs for longer and logs each call; only calls
+    in a window in the middle count.
     """
 
     def __init__(self, dsn: str, directory: Path) -> None:
@@ -111,9 +111,9 @@ class Pgbench:
 
 
 def script(work: str) -> str:
-    """Return what pgbench runs: the library's statement with variables for its parameters."""
+    """Return pgbench's script: the library's statement with variables for its parameters."""
     prelude, statement, names = _SCRIPTS[work]
-    # pgbench takes a colon in a literal for a variable too; the planner folds this back into one constant.
+    # pgbench substitutes :NAME in literals, too; the planner folds this expression back into one constant.
     text = re.sub(r":(?=[A-Z])", "' || chr(58) || '", statement.strip())
     text = re.sub(r"\$(\d+)", lambda match: f":{names[int(match[1]) - 1]}", text)
     return f"{prelude}{text};\n"
@@ -130,7 +130,7 @@ def _figure(directory: Path, seconds: float, cpu: float) -> dict[str, Any]:
     begin = min(ends) + _WARM_UP
     end = begin + seconds
     if max(ends) < end:
-        # It connected more slowly than before; what is left is a measurement all the same, if a short one.
+        # It connected more slowly than before: measure the rest, at least the second half.
         end = max(ends)
         begin = min(begin, (min(ends) + end) / 2)
     measured = sorted(micros for at, micros in zip(ends, taken, strict=True) if begin <= at <= end)

@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, behind one call: measure."""
+"""Runs each contender in its own process, behind one call: `measure`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BENCHMARKS: Final = Path(__file__).parents[1]
 
 
 class Runner(Protocol):
-    """Something that can be measured."""
+    """A contender that can be measured."""
 
     def versions(self) -> dict[str, str]:
-        """Name the packages that matter, and their versions."""
+        """Return the versions of the packages that it measures."""
         ...
 
     def measure(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -24,8 +24,8 @@ class Runner(Protocol):
         ...
 
 
-class WorkerFailed(Exception):  # noqa: N818 - what happened
-    """A contender's process ended or could not begin; what it said is in the log it shares with us."""
+class WorkerFailed(Exception):  # noqa: N818 - named after the event
+    """A contender's process ended or did not start; its stderr is in the log."""
 
 
 class Worker:
@@ -33,15 +33,15 @@ class Worker:
 
     Args:
         load: `module:Class` below `harness.contenders`.
-        python: The interpreter of the environment that has what it needs.
-        log: What the process prints.
+        python: The interpreter of the contender's environment.
+        log: The file for the process's stderr.
     """
 
     def __init__(self, load: str, python: str, log: Path) -> None:
         self._load = load
         self._log = log
         self._versions: dict[str, str] = {}
-        # A peer's configuration must come from nowhere but here.
+        # The caller's environment must not configure a peer.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "POSTGRES_"))}
         with log.open("ab") as errors:
             self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What the rounds say: ratios within rounds, their medians, how far they can be trusted, and when one got worse."""
+"""Statistics of rounds: ratios within rounds, their medians and errors, and significant drops."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from statistics import median, stdev
 from typing import Final
 
 _MEDIAN_AGAINST_MEAN: Final = math.sqrt(math.pi / 2)
-"""How much more a median varies than a mean."""
+"""Ratio of the standard error of a median to that of a mean."""
 _CERTAIN: Final = 3.0
-"""Standard errors beyond which a change is no accident."""
+"""Standard errors: a larger change is significant."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ratio:
 
 
 def within_rounds(ours: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Divide round by round; a round in which either did nothing says nothing."""
+    """Divide round by round; skip rounds in which either made no calls."""
     return [one / other for one, other in zip(ours, base, strict=True) if one > 0 and other > 0]
 
 
@@ -32,10 +32,10 @@ def summary(ratios: Sequence[float]) -> Ratio:
     """Return the median of ratios and its error.
 
     Raises:
-        ValueError: There are none.
+        ValueError: the sequence is empty.
     """
     if not ratios:
-        raise ValueError("no round in which both contenders did something")
+        raise ValueError("no round in which both contenders made calls")
     if len(ratios) < 2:
         return Ratio(ratios[0], math.inf)
     spread = stdev(map(math.log, ratios))
@@ -43,11 +43,11 @@ def summary(ratios: Sequence[float]) -> Ratio:
 
 
 def typical_error(ratios: Sequence[Ratio]) -> float:
-    """Return the noise of a run: no single row is trusted to be quieter, few rounds agree by luck."""
+    """Return the noise of a run: the median error. A smaller error of a single row may be luck in a few rounds."""
     return median(each.error for each in ratios) if ratios else 0.0
 
 
 def got_worse(new: Ratio, old: Ratio, *, new_noise: float = 0.0, old_noise: float = 0.0) -> bool:
-    """Tell whether a ratio fell by more than both runs' noise explains."""
+    """Return whether a ratio fell by more than the noise of both runs."""
     error = math.hypot(max(new.error, new_noise), max(old.error, old_noise))
     return math.log(new.median / old.median) < -_CERTAIN * error

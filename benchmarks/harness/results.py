@@ -1,4 +1,4 @@
-"""The result of a run: figures by contender and round, and what follows from them. It is what the JSON holds."""
+"""The result of a run, as stored in JSON: figures by contender and round, their medians and ratios."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT: Final = 1
 
 
 class Case(NamedTuple):
-    """What is measured, whoever does it."""
+    """One measured combination, the same for each contender."""
 
     engine: str
     work: str
@@ -22,16 +22,16 @@ class Case(NamedTuple):
     pool: int
 
     def __str__(self) -> str:
-        """Name it for people."""
+        """Return a readable name."""
         return f"{self.engine} {self.work} c={self.concurrency} pool={self.pool}"
 
 
 @dataclass
 class Run:
-    """Everything that one run measured."""
+    """The measurements of one run."""
 
     about: dict[str, Any]
-    """When, where, on what, how long, how often, from which seed."""
+    """Time, commit, machine, durations, rounds and seed."""
     figures: dict[tuple[Case, str], list[dict[str, Any]]] = field(default_factory=dict)
     """By case and contender: a figure for each round."""
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Run:
         return median(values) if values else None
 
     def ratio(self, case: Case, base: str, of: str = OURS) -> Ratio | None:
-        """Return one contender, ours by default, against another; None where one of them was not measured."""
+        """Return the ratio of one contender, ours by default, to another; None if either was not measured."""
         one, other = self.figures.get((case, of)), self.figures.get((case, base))
         if not one or not other:
             return None
@@ -55,13 +55,13 @@ class Run:
         return summary(ratios) if ratios else None
 
     def ratios(self) -> Iterator[tuple[Case, str, Ratio]]:
-        """Return ours against everybody, in every case."""
+        """Yield our ratio to each other contender, in every case."""
         for case, contender in self.figures:
             if contender != OURS and (ratio := self.ratio(case, contender)):
                 yield case, contender, ratio
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the value that `from_json` reads."""
         return {
             "format": FORMAT,
             "about": self.about,
@@ -79,7 +79,7 @@ def from_json(value: dict[str, Any]) -> Run:
     """Read a run.
 
     Raises:
-        ValueError: It has another format.
+        ValueError: the value has another format.
     """
     if value.get("format") != FORMAT:
         raise ValueError(f"the file has format {value.get('format')!r}, and this program reads {FORMAT}")
@@ -91,7 +91,7 @@ def from_json(value: dict[str, Any]) -> Run:
 
 
 class Change(NamedTuple):
-    """A ratio of two runs."""
+    """A ratio in two runs."""
 
     case: Case
     base: str
@@ -101,7 +101,7 @@ class Change(NamedTuple):
 
 
 def compare(old: Run, new: Run) -> list[Change]:
-    """Return the ratios that both runs have; those that fell by more than the noise are marked."""
+    """Return the ratios that both runs have; mark those that fell by more than the noise."""
     before = {(case, base): ratio for case, base, ratio in old.ratios()}
     after = {(case, base): ratio for case, base, ratio in new.ratios()}
     noise = {"old_noise": typical_error(list(before.values())), "new_noise": typical_error(list(after.values()))}

@@ -1,4 +1,4 @@
-"""Rounds: in each, every contender does everything once, in an order of its own."""
+"""Runs rounds: each measures every contender in every case once, in random order."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def measure(
     """Measure every turn in every round.
 
     Args:
-        run: Gets the figures.
-        turns: What is to be measured.
-        rounds: How often.
-        seconds: How long each measurement lasts.
-        seed: Of the order and of the calls. All contenders of a case make the same calls in a round.
-        progress: Told before each measurement.
+        run: Receives the figures.
+        turns: The measurements of each round.
+        rounds: The number of rounds.
+        seconds: The duration of each measurement.
+        seed: The seed of the order and of the calls. All contenders of a case make the same calls in a round.
+        progress: Called before each measurement.
     """
     rng = random.Random(seed)
     for number in range(rounds):
@@ -50,7 +50,7 @@ def measure(
 
 
 def _order(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
-    """Shuffle the cases, and the contenders of each: whom a ratio compares follow one another."""
+    """Shuffle the cases, and the contenders within each, so that compared contenders run close together."""
     cases = sorted({turn.case for turn in turns})
     rng.shuffle(cases)
     order: list[Turn] = []

@@ -1,4 +1,4 @@
-"""What is stored and asked for: seeded, and the same for every contender."""
+"""Generates the stored messages and the calls from a seed, the same for every contender."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 
 HISTORY_LIMIT: Final = 50
 LONG_SESSIONS: Final = 5
-"""Sessions that have a history when the measurements begin."""
+"""Number of sessions with a long history."""
 LONG_HISTORY: Final = 1_000
-"""Messages of each of them."""
+"""Messages of each long session."""
 SHORT_SESSIONS: Final = {"postgres": 1_000, "sqlite": 100}
-"""Sessions that adds are spread over: enough that they rarely meet, and as few as the peers' open files allow."""
+"""Number of sessions for adds: enough that adds rarely collide, and few enough for the peers' open files."""
 _FIRST_SHORT: Final = 1_000_000_000_000_000_000
 _FIRST_LONG: Final = 2_000_000_000_000_000_000
 _CONTENT: Final = 500
@@ -28,7 +28,7 @@ _WORDS: Final = (
 
 
 class Sample(NamedTuple):
-    """One message: content of some 500 characters, metadata of some 150 bytes."""
+    """One message: content of about 500 characters, metadata of about 150 bytes."""
 
     role: str
     content: str
@@ -44,28 +44,28 @@ class Pick(NamedTuple):
 
 
 def short_session(number: int) -> str:
-    """Return the id of a session that adds go to; its digits fit a pgbench variable."""
+    """Return the id of a session for adds; its digits fit a pgbench variable."""
     return str(_FIRST_SHORT + number)
 
 
 def long_session(number: int) -> str:
-    """Return the id of a session that has a history."""
+    """Return the id of a session with a long history."""
     return str(_FIRST_LONG + number)
 
 
 def samples(seed: int | str, count: int = _POOL) -> list[Sample]:
-    """Return messages."""
+    """Return random messages."""
     rng = random.Random(seed)
     return [_sample(rng, number) for number in range(count)]
 
 
 def picks(engine: str, work: str, seed: int | str) -> Iterator[Pick]:
-    """Return the calls of a measurement, without end.
+    """Return an endless iterator over the calls of a measurement.
 
     Args:
         engine: `postgres` or `sqlite`.
-        work: `add`, `history`, `mix` (of five calls four read a history and one adds to it) or `list`.
-        seed: Of the random numbers.
+        work: `add`, `history`, `mix` (four reads of a history for each add) or `list`.
+        seed: The seed of the random numbers.
     """
     rng = random.Random(seed)
     pool = samples(seed)

@@ -1,4 +1,4 @@
-"""A soak as a chart: calls answered and failed a second, faults as lines, and the memory of each process below."""
+"""Draws a soak: calls answered and failed a second, faults as lines, and the memory of each process below."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 _ANSWERED, _FAILED, _FAULT = "#1f6feb", "#cf222e", "#8c959f"
 _MOST_NAMED = 30
-"""Faults; more of them are lines without names."""
+"""Number of faults up to which each is named."""
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -38,7 +38,7 @@ def _calls(axis: Any, phase: dict[str, Any]) -> None:
     answered: defaultdict[int, int] = defaultdict(int)
     failed: defaultdict[int, int] = defaultdict(int)
     for sample in phase["samples"]:
-        second = round(sample["at"] - 1)  # it tells of the second before it
+        second = round(sample["at"] - 1)  # a sample covers the second before it
         for name, count in sample["ended"].items():
             if name == "ok":
                 answered[second] += count
@@ -54,7 +54,7 @@ def _calls(axis: Any, phase: dict[str, Any]) -> None:
         [failed[each] for each in seconds],
         color=_FAILED,
         align="edge",
-        label="calls failed, with an error of ours",
+        label="calls failed, with an error of the library",
     )
     named = len(phase["faults"]) <= _MOST_NAMED
     for at, name in phase["faults"]:

@@ -1,7 +1,7 @@
-"""One process of a soak: many users on one handle, sampled every second, and looked over for leaks in the end.
+"""One process of a soak: many users on one handle, sampled every second, and checked for leaks at the end.
 
-Run as `python -m harness.soaking '{...}'` with the fields of `Orders`. Prints one line of JSON a second, and a last one
-with what is left after `close()`.
+Reads the fields of `Orders` as JSON from stdin. Prints one line of JSON a second, and a last one with the resources
+that are left after `close()`.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from harness.worker import resident_mb
 THINKING: Final = 0.3
 """Mean seconds between two calls of a user."""
 CALLS: Final = {"add": 12, "batch": 3, "newest": 4, "all": 1, "sessions": 2, "title": 1, "delete": 0.4}
-"""How often each kind of call is made, against the others."""
+"""Relative frequency of each kind of call."""
 
 
 @dataclass
 class Orders:
-    """What a process is to do."""
+    """The orders of one process."""
 
     engine: str
     target: str
-    """A DSN, or a file."""
+    """A DSN, or the path of a file."""
     shared: str
     """A session that all users add to."""
     users: int
@@ -53,7 +53,7 @@ class Orders:
 
 
 class Soak:
-    """The users of one process, and what they saw."""
+    """The users of one process, and the outcomes of their calls."""
 
     def __init__(self, memory: Memory, orders: Orders) -> None:
         self.memory = memory
@@ -118,14 +118,14 @@ class Soak:
 
 
 def tell(**line: Any) -> None:
-    """Print a line for the process that started this one."""
+    """Print a line of JSON for the parent process."""
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
 def _held() -> dict[str, int]:
     return {
-        # One of them is the listing's own.
+        # Includes the descriptor of the listing itself.
         "files": len(os.listdir("/dev/fd")),  # noqa: PTH208 - a count, every second
         "threads": threading.active_count(),
         "tasks": len(asyncio.all_tasks()),
@@ -133,7 +133,7 @@ def _held() -> dict[str, int]:
 
 
 async def _soak(orders: Orders) -> None:
-    # What an event loop keeps for good once a thread or a name look-up was needed is there before we count.
+    # Start the event loop's default executor before counting: it stays until the end.
     await asyncio.to_thread(os.getpid)
     with closing(Journal(Path(orders.journals) / f"{orders.name}.jsonl")) as journal:
         before = _held()
@@ -147,10 +147,10 @@ async def _soak(orders: Orders) -> None:
         began = time.monotonic()
         await memory.close()
         closing_took = time.monotonic() - began
-        # Sockets and threads that were told to end may take a moment.
+        # Sockets and threads may take a moment to end.
         patience = time.monotonic() + 5
         gc.collect()
-        while (after := _held()) != before and time.monotonic() < patience:  # noqa: ASYNC110 - the system's
+        while (after := _held()) != before and time.monotonic() < patience:  # noqa: ASYNC110 - the system has no event for it
             await asyncio.sleep(0.05)
     tell(name=orders.name, orders=asdict(orders) | {"target": ""}, before=before, after=after, closing=closing_took)
 

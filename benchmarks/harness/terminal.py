@@ -1,4 +1,4 @@
-"""What a run shows while it runs, and at its end."""
+"""Shows the progress of a run on the terminal, and its tables at the end."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from harness.results import Case, Change, Run
 
 
 class Watch:
-    """A progress bar that says what is going on."""
+    """A progress bar with a description."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None)
 
     def expect(self, steps: int) -> None:
-        """Say how many steps there will be."""
+        """Set the total number of steps."""
         self._progress.update(self._task, total=steps)
 
     def say(self, what: str) -> None:
-        """Say what is being made ready."""
+        """Show the current preparation."""
         self._progress.update(self._task, description=what)
 
     def step(self, what: str) -> None:
-        """Say what is being measured now."""
+        """Advance by one step, and show its description."""
         self._progress.update(self._task, advance=1, description=what)
 
 
 @contextmanager
 def watching(console: Console) -> Iterator[Watch]:
-    """Show a bar."""
+    """Show a progress bar."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -79,7 +79,7 @@ def _cells(run: Run, case: Case, name: str) -> list[str]:
 
 
 def show_gates(console: Console, run: Run) -> bool:
-    """Print the targets and whether they were reached; return whether all were."""
+    """Print the targets and the reached ratios; return whether all were reached."""
     table = Table(title="Targets: ours / theirs, calls a second", title_justify="left")
     table.add_column("work")
     for concurrency in CONCURRENCY:

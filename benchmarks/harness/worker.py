@@ -1,4 +1,4 @@
-"""The process of one contender: fills a store and runs measurements, told by lines of JSON. Standard library only."""
+"""The process of one contender: fills a store and runs measurements on orders in JSON. Standard library only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LISTED: Final = 50
 
 
 class _Window:
-    """What happens between the end of the warm-up and the end of the measurement."""
+    """The calls between the end of the warm-up and the end of the measurement."""
 
     def __init__(self) -> None:
         self.latencies: list[int] = []
@@ -53,7 +53,7 @@ class _Window:
 
 
 def resident_mb() -> float:
-    """Return the memory of this process; where the system does not tell, the most it ever had."""
+    """Return the resident memory of this process; its peak if the system has no `/proc`."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -62,7 +62,7 @@ def resident_mb() -> float:
 
 
 async def fill(contender: Contender, engine: str, seed: int, *, long: bool) -> None:
-    """Make the sessions, and make sure that a history reads back."""
+    """Create the sessions, and check that a history can be read back."""
     pool = samples.samples(seed, samples.LONG_HISTORY)
     wanted = [(samples.short_session(n), pool[:0]) for n in range(samples.SHORT_SESSIONS[engine])]
     if long:
@@ -82,7 +82,7 @@ async def fill(contender: Contender, engine: str, seed: int, *, long: bool) -> N
 
 
 async def measure(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
-    """Run calls for a fixed time and return what they took."""
+    """Run calls for a fixed time and return their figures."""
     calls = samples.picks(task["engine"], task["work"], task["seed"])
     call = _call_of(contender, task["work"])
     if contender.synchronous:
@@ -96,9 +96,9 @@ async def measure(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
             began = time.perf_counter_ns()
             try:
                 await call(pick)
-            except Exception as error:  # noqa: BLE001 - a contender's failures are a figure too
+            except Exception as error:  # noqa: BLE001 - failures are counted
                 window.errors.append(f"{type(error).__name__}: {error}"[:300])
-                # A call that fails at once would keep the clock from being looked at.
+                # Yield: a loop of immediate failures would block the timer.
                 await asyncio.sleep(0)
             else:
                 window.latencies.append(time.perf_counter_ns() - began)
@@ -135,7 +135,7 @@ def _call_of(contender: Contender, work: str) -> Callable[[Pick], Reply]:
 
 
 async def serve(contender: Contender, orders: Any, answer: Callable[[dict[str, Any]], None]) -> None:
-    """Do what each line says until the lines end."""
+    """Execute each order until the input ends."""
     for line in orders:
         order = json.loads(line)
         if order["do"] == "open":
@@ -148,12 +148,12 @@ async def serve(contender: Contender, orders: Any, answer: Callable[[dict[str, A
 
 
 def main() -> None:
-    # What a contender prints is not an answer.
+    # Keep stdout for answers: a contender's own prints go to stderr.
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     run = asyncio.run
     with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - where it is installed
+        import uvloop  # noqa: PLC0415 - optional
 
         run = uvloop.run
     run(serve(load(sys.argv[1]), sys.stdin, lambda value: print(json.dumps(value), file=answers)))

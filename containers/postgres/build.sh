@@ -1,10 +1,10 @@
 #!/bin/bash
-# Builds a throwaway PostgreSQL image from Debian's packages: no image registry is asked for anything.
+# Builds a throwaway PostgreSQL image from Debian's packages, without an image registry.
 #
 #     containers/postgres/build.sh [--force] [TAG]          default: flux-memory/postgres:15
 #
-# An image that was built from this recipe before is kept; --force builds it again. Wants root (debootstrap), a
-# running Docker engine, and debootstrap. DEBOOTSTRAP_MIRROR names another mirror of Debian's packages.
+# Keeps an image that was already built from this recipe; --force rebuilds it. Needs root, a running Docker engine and
+# debootstrap. DEBOOTSTRAP_MIRROR names another mirror of Debian's packages.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -39,7 +39,7 @@ root=$work/root
 debootstrap --variant=minbase --include=postgresql-15 "$suite" "$root" ${DEBOOTSTRAP_MIRROR:+"$DEBOOTSTRAP_MIRROR"} \
     >"$work/log" 2>&1 || { tail -n 30 "$work/log" >&2; fail "debootstrap failed"; }
 
-# The package makes a cluster of its own; ours is made at the first start, with the password given then.
+# Remove the package's cluster; the entry point creates one at the first start, with the password given then.
 rm -rf "$root"/var/lib/postgresql/15 "$root"/etc/postgresql/15 \
     "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,locale}/* "$root"/var/log/*
 install -m 755 "$here/entrypoint.sh" "$root/usr/local/bin/docker-entrypoint.sh"

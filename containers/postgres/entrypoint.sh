@@ -1,7 +1,7 @@
 #!/bin/sh
-# Entry point of the throwaway PostgreSQL image: makes the cluster at the first start, then becomes the server.
-# POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB, POSTGRES_INITDB_ARGS and PGDATA mean what they mean to the official
-# image, and arguments that begin with a dash are options of the server.
+# Entry point of the throwaway PostgreSQL image: creates the cluster at the first start, then becomes the server.
+# POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB, POSTGRES_INITDB_ARGS and PGDATA have the same meaning as in the official
+# image; arguments that begin with a dash are options of the server.
 set -eu
 
 case "${1:-postgres}" in
@@ -22,13 +22,13 @@ database=${POSTGRES_DB:-$user}
 
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     if [ -z "${POSTGRES_PASSWORD:-}" ]; then
-        echo "POSTGRES_PASSWORD is not set: give the container one." >&2
+        echo "POSTGRES_PASSWORD is not set; pass it to the container." >&2
         exit 1
     fi
     password_file=$(mktemp)
     trap 'rm -f "$password_file"' EXIT
     printf '%s\n' "$POSTGRES_PASSWORD" >"$password_file"
-    # Unquoted on purpose: several options, separated by blanks.
+    # Unquoted on purpose: several options, separated by spaces.
     # shellcheck disable=SC2086
     initdb --username="$user" --pwfile="$password_file" --encoding=UTF8 --locale=C.UTF-8 \
         --auth-local=trust --auth-host=scram-sha-256 ${POSTGRES_INITDB_ARGS:-}
@@ -36,7 +36,7 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     trap - EXIT
     echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
     if [ "$database" != postgres ]; then
-        # Single-user mode: no second start of the server, and nobody can connect before the database is there.
+        # Single-user mode: does not start the server twice, and accepts no connections before the database exists.
         printf 'CREATE DATABASE "%s";\n' "$(printf '%s' "$database" | sed 's/"/""/g')" |
             postgres --single -c fsync=off -D "$PGDATA" postgres >/dev/null
     fi

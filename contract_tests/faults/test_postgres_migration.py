@@ -18,7 +18,8 @@ from transfer_memories import Trigger, everything, make_random, move
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, PostgresConversationMemory
 from flux_memory.testkit import Proxy
-from flux_memory.transfer import Plan, Status, lifeline, migrate
+from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer.target import watchdog
 
 SESSIONS, MESSAGES = 30, 2000
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
@@ -118,7 +119,7 @@ def aside(work: Callable[[], object]) -> None:
 def silence(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on nothing comes through; the patience of a test is shorter."""
     proxy.silence()
-    monkeypatch.setattr(lifeline, "ANSWER", 0.3)
+    monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_SECONDS", 0.3)
 
 
 BREAKS: Final[dict[str, Callable[[Proxy, str, pytest.MonkeyPatch], None]]] = {
@@ -163,13 +164,13 @@ def broken_in(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_: str
     asyncio.run(execute(dsn, CLEAN))
     asyncio.run(prepared(dsn, before))
     with monkeypatch.context() as patch, Proxy(dsn) as proxy:
-        patch.setattr(lifeline, "EVERY", 0.1)
+        patch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.1)
         trigger = Trigger(
             name, lambda: BREAKS[break_](proxy, dsn, patch), after_rows=500 if name in {"Preflight", "Load"} else 0
         )
         began = time.monotonic()
         with pytest.raises(BackendUnavailableError) as caught:
-            asyncio.run(migrate(Plan(path, proxy.dsn, batch_size=50), trigger))
+            asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn, batch_size=50), trigger))
         took = time.monotonic() - began
     assert trigger.acted
     assert ("nothing has come back" in str(caught.value)) is (break_ == "black hole")

@@ -20,7 +20,7 @@ from transfer_memories import Trigger, everything, make_random, move
 from waiting import until
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer import Extent, Plan, Status, migrate, migrate_back
+from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
 
 SESSIONS, MESSAGES = 20, 400
 WITHOUT_WAITING: Final = "ALTER ROLE CURRENT_USER SET synchronous_commit = off"
@@ -67,7 +67,7 @@ def resumed(path: Path, own: Cluster) -> None:
 def compared(path: Path, own: Cluster) -> None:
     """Nothing is moved, and the rows are called proven all the same."""
     interrupted(path, own)
-    assert move(path, own.dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+    assert move(path, own.dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
 
 
 def interrupted(path: Path, own: Cluster) -> None:
@@ -75,7 +75,7 @@ def interrupted(path: Path, own: Cluster) -> None:
 
     async def run() -> None:
         trigger = Trigger("Verify", lambda: task.cancel())  # noqa: PLW0108 - the task is not there yet
-        task = asyncio.create_task(migrate(Plan(path, own.dsn, batch_size=50), trigger))
+        task = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=own.dsn, batch_size=50), trigger))
         with suppress(asyncio.CancelledError):
             await task
         assert task.cancelled()
@@ -122,17 +122,19 @@ def standby() -> Iterator[tuple[Cluster, Cluster]]:
 
 
 @pytest.mark.fault("migration: synchronous standby away", backend="postgres")
-@pytest.mark.parametrize("extent", [Extent.MOVE, Extent.VERIFY])
+@pytest.mark.parametrize("mode", [Mode.MOVE, Mode.VERIFY])
 def test_the_proof_waits_for_a_synchronous_standby(
-    path: Path, standby: tuple[Cluster, Cluster], fault: Fault, extent: Extent
+    path: Path, standby: tuple[Cluster, Cluster], fault: Fault, mode: Mode
 ) -> None:
     """What was proven is there on the standby that takes over in the next moment."""
     primary, replica = standby
-    if extent is Extent.VERIFY:
+    if mode is Mode.VERIFY:
         interrupted(path, primary)
 
     async def run() -> Status:
-        migrating = asyncio.create_task(migrate(Plan(path, primary.dsn, extent, batch_size=50)))
+        migrating = asyncio.create_task(
+            migrate(Plan(sqlite_path=path, postgres_dsn=primary.dsn, mode=mode, batch_size=50))
+        )
 
         async def waits() -> bool:
             return migrating.done() or bool(await rows(primary.dsn, WAITING))
@@ -158,7 +160,7 @@ def test_a_wait_for_the_standby_that_is_given_up_is_no_proof(
     primary, replica = standby
 
     async def run() -> Any:
-        migrating = asyncio.create_task(migrate(Plan(path, primary.dsn, batch_size=50)))
+        migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=primary.dsn, batch_size=50)))
 
         async def given_up() -> bool:
             return migrating.done() or bool(
@@ -181,6 +183,6 @@ def test_a_replica_can_be_compared_and_read_back(path: Path, tmp_path: Path, fau
     with pair() as (primary, replica, _):
         directly(path, primary)
         asyncio.run(caught_up(primary, replica))
-        assert move(path, replica.dsn, extent=Extent.VERIFY).status is Status.IDENTICAL
+        assert move(path, replica.dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
         assert asyncio.run(migrate_back(replica.dsn, tmp_path / "back.db")).status is Status.IDENTICAL
     fault.add(acknowledged=SESSIONS + MESSAGES)

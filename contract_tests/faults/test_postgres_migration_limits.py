@@ -60,7 +60,7 @@ def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_datab
         async with by_default(dsn, **LIMITS), connected(dsn) as other:
             await other.execute("SET idle_in_transaction_session_timeout = 0")
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            migrating = asyncio.create_task(migrate(Plan(path, dsn)))
+            migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn)))
             await waiting_for_lock(other)
 
             async def waited() -> bool:
@@ -86,7 +86,7 @@ def test_a_lock_that_is_not_to_be_had(path: Path, flux_empty_database: str, faul
         async with by_default(dsn, lock_timeout="100ms"), connected(dsn) as other, other.transaction():
             await other.execute("SELECT FROM sessions ORDER BY id DESC LIMIT 1 FOR UPDATE")
             with pytest.raises(BackendUnavailableError, match="another transaction holds a lock"):
-                await migrate(Plan(path, dsn, batch_size=50))
+                await migrate(Plan(sqlite_path=path, postgres_dsn=dsn, batch_size=50))
 
     asyncio.run(run())
     assert move(path, dsn, batch_size=50).status is Status.IDENTICAL
@@ -134,7 +134,7 @@ def test_a_full_data_disk_is_named_and_room_is_enough_to_go_on(
     asyncio.run(prepared(dsn, others))
     trigger = Trigger(phase, lambda: fill(disk))
     with pytest.raises(MigrationError, match=FULL):
-        asyncio.run(migrate(Plan(longer, dsn), trigger))
+        asyncio.run(migrate(Plan(sqlite_path=longer, postgres_dsn=dsn), trigger))
     if phase == "Load" and not others:
         assert everything(dsn) == ([], [])
     (disk / "filler").unlink()
@@ -182,7 +182,7 @@ def test_a_full_wal_disk(tmp_path: Path, fault: Fault) -> None:
         asyncio.run(prepared(own.dsn, []))
         trigger = Trigger("Load", lambda: fill(wal))
         with pytest.raises(FluxMemoryError):
-            asyncio.run(migrate(Plan(path, own.dsn), trigger))
+            asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=own.dsn), trigger))
         (wal / "filler").unlink()
         # It may be on its way down, up again, or gone.
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -211,7 +211,7 @@ def test_the_pooler_ends(
     through = with_parameter(behind(dsn, pooler), "statement_cache_size=0")
     trigger = Trigger("Load", lambda: pooler.end(how), after_rows=500)
     with pytest.raises(BackendUnavailableError):
-        asyncio.run(migrate(Plan(path, through, batch_size=50), trigger))
+        asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=through, batch_size=50), trigger))
     assert trigger.acted
     pooler.start()
     assert move(path, through, batch_size=50).status is Status.IDENTICAL
@@ -232,7 +232,7 @@ def test_others_share_the_pooler(path: Path, pooler: Pooler, flux_empty_database
                 await asyncio.gather(*(memory.count_sessions() for _ in range(8)))
 
     async def run() -> Status:
-        migrating = asyncio.create_task(migrate(Plan(path, through, batch_size=20)))
+        migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=through, batch_size=20)))
         await chat(migrating)
         return (await migrating).status
 
@@ -248,7 +248,7 @@ def test_a_replica_is_promoted(path: Path, fault: Fault) -> None:
         asyncio.run(caught_up(primary, replica))
         trigger = Trigger("Load", lambda: primary.end(signal.SIGKILL), after_rows=500)
         with pytest.raises(BackendUnavailableError):
-            asyncio.run(migrate(Plan(path, both, batch_size=50), trigger))
+            asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=both, batch_size=50), trigger))
         assert trigger.acted
         replica.promote()
         assert move(path, both, batch_size=50).status is Status.IDENTICAL

@@ -21,7 +21,7 @@ from flux_memory.transfer import Plan, Status, migrate
 
 # The command as it is, but for its patience with locks.
 COMMAND: Final = """
-from flux_memory.transfer import snapshot
+from flux_memory.transfer.source import snapshot
 snapshot._BUSY_SECONDS = 0.5
 from flux_memory.cli.migrate import migrate
 migrate()
@@ -131,7 +131,9 @@ def test_a_source_that_is_cut_while_it_is_read(
                     lambda end: Path(f"{whole}{end}").write_bytes(Path(f"{path}{end}").read_bytes()), suffix
                 )
             cut = Trigger(phase, lambda: (os.truncate(path, PAGE), os.truncate(f"{path}-wal", PAGE)))
-            (outcome,) = await asyncio.gather(migrate(Plan(path, dsn), cut), return_exceptions=True)
+            (outcome,) = await asyncio.gather(
+                migrate(Plan(sqlite_path=path, postgres_dsn=dsn), cut), return_exceptions=True
+            )
             if isinstance(outcome, BaseException):
                 assert isinstance(outcome, FluxMemoryError)
                 assert "damaged" in str(outcome) or "cannot be read" in str(outcome)

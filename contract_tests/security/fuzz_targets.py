@@ -31,7 +31,7 @@ from flux_memory import (
 )
 from flux_memory.dsn import mask_dsn, parse_dsn
 from flux_memory.settings import load_settings
-from flux_memory.transfer import Extent, Plan, migrate
+from flux_memory.transfer import Mode, Plan, migrate
 
 SECONDS: Final = 20.0
 """Longer than that is a hang."""
@@ -330,7 +330,7 @@ def legacy_file(
     path.write_bytes(content[:length])
     before = path.read_bytes()
     with suppress(FluxMemoryError):
-        place.runner.run(_bounded(migrate(Plan(path, place.dsn, Extent.PREFLIGHT))))
+        place.runner.run(_bounded(migrate(Plan(sqlite_path=path, postgres_dsn=place.dsn, mode=Mode.PREFLIGHT))))
     assert path.read_bytes() == before
     place.runner.run(_bounded(_adopt(path)))
 
@@ -389,7 +389,9 @@ def quarantine_file(written: list[bytes]) -> None:
     path = place.directory / "quarantine.jsonl"
     path.write_bytes(b"\n".join(written))
     with suppress(FluxMemoryError):
-        place.runner.run(_bounded(migrate(Plan(path, place.dsn, Extent.PREFLIGHT, retry=True))))
+        place.runner.run(
+            _bounded(migrate(Plan(sqlite_path=path, postgres_dsn=place.dsn, mode=Mode.PREFLIGHT, retry=True)))
+        )
 
 
 TARGETS: Final[dict[str, Callable[[], None]]] = {

@@ -39,7 +39,12 @@ def test_what_a_migration_leaves_is_its_owners(tmp_path: Path, flux_postgres_cle
     made = tmp_path / "made"
     made.mkdir()
     quarantine = made / "rows.jsonl"
-    plan = Plan(source, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=quarantine)
+    plan = Plan(
+        sqlite_path=source,
+        postgres_dsn=flux_postgres_clean_dsn,
+        on_invalid=OnInvalid.QUARANTINE,
+        quarantine_file=quarantine,
+    )
     asyncio.run(migrate(plan))
     asyncio.run(migrate_back(flux_postgres_clean_dsn, made / "back.db"))
     assert json.loads(quarantine.read_text(encoding="utf-8").splitlines()[0])["row"]["id"] == "orphan"

@@ -40,6 +40,6 @@ def test_a_feedback_file_is_refused(tmp_path: Path) -> None:
     path.write_text(line * 3, encoding="utf-8")
     place = fuzz_targets.place
     with pytest.raises(fuzz_targets.FluxMemoryError, match=r"line 1 .* is not a quarantined row"):
-        place.runner.run(fuzz_targets.migrate(fuzz_targets.Plan(path, place.dsn, retry=True)))
+        place.runner.run(fuzz_targets.migrate(fuzz_targets.Plan(sqlite_path=path, postgres_dsn=place.dsn, retry=True)))
     with pytest.raises(fuzz_targets.FluxMemoryError, match="is not a SQLite database"):
-        place.runner.run(fuzz_targets.migrate(fuzz_targets.Plan(path, place.dsn)))
+        place.runner.run(fuzz_targets.migrate(fuzz_targets.Plan(sqlite_path=path, postgres_dsn=place.dsn)))

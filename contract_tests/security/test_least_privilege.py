@@ -115,7 +115,7 @@ async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, 
         path = tmp_path / f"{number}.db"
         async with ConversationMemory(path) as memory:
             await memory.add_message(await memory.create_session(), "user", "one")
-        assert (await migrate(Plan(path, roles.owner))).status is Status.IDENTICAL
+        assert (await migrate(Plan(sqlite_path=path, postgres_dsn=roles.owner))).status is Status.IDENTICAL
     async with PostgresConversationMemory(roles.reader) as memory:
         assert await memory.count_sessions() == 2
 

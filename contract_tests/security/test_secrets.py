@@ -57,7 +57,7 @@ async def every_error(dsn: str, file: Path) -> list[FluxMemoryError]:
         memory.get_sessions,
         lambda: check_postgres(dsn, 3),
         lambda: migrate_back(dsn, file),
-        lambda: migrate(Plan(file, dsn, retry=True)),
+        lambda: migrate(Plan(sqlite_path=file, postgres_dsn=dsn, retry=True)),
     ]
     errors = []
     for way in ways:
@@ -117,7 +117,12 @@ def test_no_repr_shows_the_password(file: Path) -> None:
     """Handles, settings and plans are logged, and their reprs have no password."""
     dsn = f"postgresql://user:{MARKER}@host/db"
     settings = Settings(database_backend="postgres", postgres_dsn=dsn, database_url=dsn)  # type: ignore[arg-type]
-    for value in (PostgresConversationMemory(dsn), settings, settings.require_postgres_dsn(), Plan(file, dsn)):
+    for value in (
+        PostgresConversationMemory(dsn),
+        settings,
+        settings.require_postgres_dsn(),
+        Plan(sqlite_path=file, postgres_dsn=dsn),
+    ):
         assert MARKER not in f"{value!r}"
         assert MARKER not in repr(vars(value) if hasattr(value, "_life") else value)
     assert settings.require_postgres_dsn() == dsn

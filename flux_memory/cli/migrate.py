@@ -156,7 +156,7 @@ def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Re
 
 
 def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
-    from flux_memory.transfer import Extent, OnInvalid, Plan  # noqa: PLC0415 - drivers cost more than --help may
+    from flux_memory.transfer import Mode, OnInvalid, Plan  # noqa: PLC0415 - drivers cost more than --help may
 
     try:
         zone = UTC if options["assume_timezone"] == "UTC" else ZoneInfo(options["assume_timezone"])
@@ -168,16 +168,16 @@ def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
     quarantine = options["quarantine_file"]
     if quarantine is None and options["on_invalid"] == "quarantine":
         quarantine = f"{source.stem}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.quarantine.jsonl"
-    extent = Extent.PREFLIGHT if options["dry_run"] else Extent.VERIFY if options["verify"] else Extent.MOVE
+    mode = Mode.PREFLIGHT if options["dry_run"] else Mode.VERIFY if options["verify"] else Mode.MOVE
     return Plan(
-        source,
-        dsn,
-        extent,
-        options["batch_size"],
-        OnInvalid(options["on_invalid"]),
-        None if quarantine is None else Path(quarantine),
-        zone,
-        frozenset(options["leave_behind"]),
+        sqlite_path=source,
+        postgres_dsn=dsn,
+        mode=mode,
+        batch_size=options["batch_size"],
+        on_invalid=OnInvalid(options["on_invalid"]),
+        quarantine_file=None if quarantine is None else Path(quarantine),
+        assume_timezone=zone,
+        leave_behind=frozenset(options["leave_behind"]),
         retry=bool(options["retry"]),
     )
 
@@ -197,7 +197,7 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
-    from flux_memory.transfer.leftovers import sync  # noqa: PLC0415 - not needed for --help
+    from flux_memory.transfer.tempfiles import sync  # noqa: PLC0415 - not needed for --help
 
     try:
         # A file name may not be text; its bytes become JSON escapes.

@@ -1,6 +1,6 @@
 """Moves conversation memory between SQLite and PostgreSQL, and proves by content that nothing was lost.
 
-Names are imported on first use: the process that helps to read a large file needs few of them.
+Names are imported on first use, since the helper process, which reads half of a large file, needs few of them.
 """
 
 from __future__ import annotations
@@ -9,25 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from flux_memory.transfer.migration import Extent, OnInvalid, Plan, migrate
-    from flux_memory.transfer.problems import Kind, Tally
+    from flux_memory.transfer.migration import Mode, OnInvalid, Plan, migrate
     from flux_memory.transfer.progress import Watcher
     from flux_memory.transfer.report import Report, Status
-    from flux_memory.transfer.way_back import migrate_back
+    from flux_memory.transfer.rows.problems import ProblemKind, Tally
+    from flux_memory.transfer.to_sqlite import migrate_back
 
-__all__ = ["Extent", "Kind", "OnInvalid", "Plan", "Report", "Status", "Tally", "Watcher", "migrate", "migrate_back"]
+__all__ = [
+    "Mode",
+    "OnInvalid",
+    "Plan",
+    "ProblemKind",
+    "Report",
+    "Status",
+    "Tally",
+    "Watcher",
+    "migrate",
+    "migrate_back",
+]
 
 _MODULES: Final = {
-    "Extent": "migration",
-    "Kind": "problems",
+    "Mode": "migration",
+    "ProblemKind": "rows.problems",
     "OnInvalid": "migration",
     "Plan": "migration",
     "Report": "report",
     "Status": "report",
-    "Tally": "problems",
+    "Tally": "rows.problems",
     "Watcher": "progress",
     "migrate": "migration",
-    "migrate_back": "way_back",
+    "migrate_back": "to_sqlite",
 }
 
 

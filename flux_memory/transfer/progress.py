@@ -1,31 +1,35 @@
-"""What a transfer tells whoever watches it."""
+"""The interface through which a transfer reports its progress."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
+
+Advance = Callable[[int], None]
+"""Called with a number of rows done; negative before rows are read again."""
 
 
 class Watcher(Protocol):
-    """Told of phases and rows, the rows from any thread."""
+    """Receives phases, rows and lines; `advance` is called from any thread."""
 
     def phase(self, name: str, rows: int | None) -> None:
-        """Begin a phase of so many rows, where that is known."""
+        """Begin a phase; `rows` is its number of rows, or `None` if unknown."""
 
     def advance(self, rows: int) -> None:
-        """Count rows that are done."""
+        """Add to the number of rows done; negative before rows are read again."""
 
     def say(self, line: str) -> None:
-        """Pass on a line of text."""
+        """Show a line of text."""
 
 
-class Nobody:
-    """Watches nothing."""
+class NullWatcher:
+    """Ignores all progress."""
 
     def phase(self, name: str, rows: int | None) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def advance(self, rows: int) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def say(self, line: str) -> None:
-        """Ignore it."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Where refused rows go, whole, one JSON object a line, for people to mend."""
+"""Writes refused rows to a file to be corrected by hand, one JSON object per line, and reads them again."""
 
 from __future__ import annotations
 
@@ -6,25 +6,54 @@ import base64
 import json
 import math
 import os
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.leftovers import publish, unproven_file
-from flux_memory.transfer.prepared import RefusedRow
-from flux_memory.transfer.source import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
+from flux_memory.transfer.rows.raw import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
+from flux_memory.transfer.rows.spool import RefusedRow
+from flux_memory.transfer.target.server import SELECT_SESSIONS
+from flux_memory.transfer.tempfiles import publish, unproven_file
+
+# No keys and no types: an uncorrected row must be stored as it is, to be refused again by the same rules.
+SCRATCH: Final = """
+CREATE TABLE sessions (id, user_id, title, metadata, created_at, updated_at);
+CREATE TABLE messages (session_id, id, role, content, metadata, created_at);
+CREATE INDEX messages_by_session ON messages (session_id, created_at);
+CREATE INDEX sessions_by_id ON sessions (id);
+CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at);
+"""
+INSERT_SESSION: Final = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_CONTEXT: Final = "INSERT INTO contexts VALUES (?, ?, ?, ?, ?, ?)"
+# A context is the session of a refused message. If it was refused itself, its corrected row is in the file and wins.
+ADD_CONTEXTS: Final = """
+INSERT INTO sessions
+SELECT DISTINCT * FROM contexts WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id IS contexts.id)
+"""
+INSERT_MESSAGE: Final = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)"
+SELECT_ORPHANED: Final = """
+SELECT DISTINCT session_id FROM messages
+WHERE typeof(session_id) = 'text'
+  AND session_id > ?
+  AND session_id NOT IN (SELECT id FROM sessions WHERE id IS NOT NULL)
+ORDER BY session_id
+LIMIT ?
+"""
+_PAGE_SESSIONS: Final = 1_000
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Refuse, before anything is read, a place where no quarantine file can be made.
+    """Refuse, before any row is read, a path where no quarantine file can be created.
 
     Raises:
-        MigrationError: Its directory takes none, or there is one already.
+        MigrationError: The file exists, or its directory is missing or not writable.
     """
     if not os.access(path.absolute().parent, os.R_OK | os.W_OK | os.X_OK):
         raise MigrationError(
-            f"the quarantine file {path} cannot be written: its directory is not there, or takes no files of yours; "
+            f"the quarantine file {path} cannot be written: its directory does not exist, or you may not write to it; "
             "give --quarantine-file another path"
         )
     if path.exists():
@@ -34,13 +63,13 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def write_quarantine(path: Path, rows: Iterable[RefusedRow]) -> None:
-    """Write refused rows to a file for its owner alone, which appears once it is whole and on the disk.
+    """Write refused rows to a file that only its owner can read, and that appears once it is complete and durable.
 
-    Each line has `table`, `problems`, `row`, and for a message the `session` it belongs to, as the source holds it.
-    Bytes that are not text stand as `{"base64": ...}`.
+    Each line has `table`, `problems`, `row`, and for a message the `session` it belongs to, as stored in the source.
+    Bytes that are not text are written as `{"base64": ...}`.
 
     Raises:
-        MigrationError: Another process made the file meanwhile, or it cannot be written to its end; it is not there.
+        MigrationError: The file cannot be written completely, or another process has created it; none is left behind.
     """
     try:
         with unproven_file(path) as unproven:
@@ -81,4 +110,80 @@ def _value(value: object) -> object:
             return {"text_base64": base64.b64encode(value.encode("utf-8", "surrogateescape")).decode()}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
+    return value
+
+
+async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
+    """Add sessions of the target to which messages of the file belong: an orphan may have a session there by now."""
+    with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
+        last = ""
+        while ids := [id_ for (id_,) in db.execute(SELECT_ORPHANED, (last, _PAGE_SESSIONS))]:
+            last = ids[-1]
+            # PostgreSQL cannot store a NUL, so no session there has such an id.
+            found = await connection.fetch(SELECT_SESSIONS, [id_ for id_ in ids if "\x00" not in id_])
+            db.executemany(INSERT_SESSION, [tuple(row) for row in found])
+
+
+def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
+    """Convert a quarantine file to a SQLite file, so that corrected rows are moved like any others.
+
+    Args:
+        path: The quarantine file.
+        scratch: The file to create.
+        stopped: Called for each line; returns whether to stop.
+
+    Raises:
+        MigrationError: The file cannot be read, and the message names the line; or the conversion was stopped.
+    """
+    with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
+        db.executescript(SCRATCH)
+        db.execute("BEGIN")
+        for number, entry in _entries(path):
+            if stopped():
+                raise MigrationError(f"{path} was not read to its end: cancelled")
+            try:
+                if entry["table"] == "sessions":
+                    db.execute(INSERT_SESSION, _row(SESSION_FIELDS, entry["row"]))
+                elif entry["table"] == "messages":
+                    db.execute(INSERT_MESSAGE, _row(MESSAGE_FIELDS, entry["row"]))
+                else:
+                    raise ValueError("'table' must be 'sessions' or 'messages'")
+                if "session" in entry:
+                    db.execute(INSERT_CONTEXT, _row(SESSION_FIELDS, entry["session"]))
+            except (KeyError, TypeError, ValueError, OverflowError, sqlite3.Error) as error:
+                raise MigrationError(f"line {number} of {path} is not a quarantined row: {error}; fix it") from error
+        db.execute(ADD_CONTEXTS)
+        db.execute("COMMIT")
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    entry = json.loads(line.decode())
+                    if not isinstance(entry, dict):
+                        raise MigrationError(f"line {number} of {path} is not a JSON object; fix it")
+                    yield number, entry
+    except OSError as error:
+        raise MigrationError(f"{path} cannot be read: {error.strerror}; check --retry") from error
+    except (ValueError, RecursionError) as error:
+        raise MigrationError(f"line {number} of {path} is not JSON in UTF-8: {error}; fix it") from error
+
+
+def _row(names: tuple[str, ...], row: Any) -> tuple[Any, ...]:
+    if not isinstance(row, dict):
+        raise TypeError("'row' and 'session' must be JSON objects")
+    if unknown := set(row) - set(names):
+        raise ValueError(f"unknown columns {sorted(unknown)}")
+    return tuple(_from_json(row.get(name)) for name in names)
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        ((kind, inner),) = value.items()
+        if kind == "float":
+            return float(inner)
+        # Text that is not UTF-8 cannot be bound; as a BLOB it is refused again until it is corrected.
+        return base64.b64decode(inner, validate=True)
     return value

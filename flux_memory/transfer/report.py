@@ -1,29 +1,33 @@
-"""What a transfer did, for people and for programs."""
+"""The outcome of a transfer, for people and programs."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from flux_memory.transfer.merge import Merged
-from flux_memory.transfer.preflight import Findings
-from flux_memory.transfer.verify import Comparison
+from flux_memory.transfer.progress import Watcher
+from flux_memory.transfer.source.preflight import PreflightResult
+from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.verify import Comparison
 
 
 class Status(StrEnum):
     """How a transfer ended."""
 
     IDENTICAL = "identical"
-    """Everything was moved, or was there, and is proven equal."""
+    """Every row was moved, or was there already, and is proven equal."""
     READY = "ready"
-    """A dry run found nothing in the way."""
+    """A dry run found no obstacle."""
     REFUSED = "refused"
-    """Rows cannot be moved as they are; nothing was changed."""
+    """Some rows are invalid; nothing was changed."""
     QUARANTINED = "quarantined"
-    """Everything else was moved and is proven equal; the refused rows are in the quarantine file."""
+    """All valid rows were moved and are proven equal; refused rows are in the quarantine file."""
     DIFFERENT = "different"
-    """Something is missing or has another content on the other side."""
+    """A row is missing on the other side, or has different content there."""
 
 
 _EXIT_CODES = {Status.IDENTICAL: 0, Status.READY: 0, Status.REFUSED: 1, Status.DIFFERENT: 1, Status.QUARANTINED: 3}
@@ -31,30 +35,40 @@ _EXIT_CODES = {Status.IDENTICAL: 0, Status.READY: 0, Status.REFUSED: 1, Status.D
 
 @dataclass
 class Report:
-    """What a transfer found, moved and proved."""
+    """The counts and the outcome of a transfer."""
 
     source: str
     target: str
-    """With no password in it."""
+    """The DSN is shown without its password."""
     status: Status = Status.DIFFERENT
-    preflight: Findings = field(default_factory=Findings)
-    moved: Merged | None = None
+    preflight: PreflightResult = field(default_factory=PreflightResult)
+    moved: MergeResult | None = None
     verification: Comparison | None = None
     quarantine: str | None = None
-    """The file that holds the refused rows."""
+    """The quarantine file, if one was written."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """How long each phase took."""
+    """Duration of each phase."""
+
+    @contextmanager
+    def phase(self, watcher: Watcher, name: str, rows: int | None) -> Iterator[None]:
+        """Announce a phase, and add its duration to `seconds`."""
+        watcher.phase(name, rows)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            # A repeated phase, such as the preflight of a file that changed, adds to the time of the first.
+            self.seconds[name.lower()] = self.seconds.get(name.lower(), 0.0) + time.monotonic() - began
 
     @property
     def exit_code(self) -> int:
-        """0 proven identical, 1 failed or different, 3 done with rows in quarantine."""
+        """0: success; 1: refused or different; 3: moved, with rows in quarantine."""
         return _EXIT_CODES[self.status]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON can hold it."""
-        problems = [asdict(tally) for tally in self.preflight.tallies.values()]
-        found = asdict(self.preflight)
-        found["tallies"] = problems
+        """Return the report as a dict that JSON can represent."""
+        # The keys of the dict are tuples, which JSON does not have.
+        found = asdict(self.preflight) | {"tallies": [asdict(tally) for tally in self.preflight.tallies.values()]}
         return {
             "source": self.source,
             "target": self.target,

@@ -1,4 +1,4 @@
-"""Blocking work on a thread that always ends before the call does."""
+"""Runs blocking work in a thread that always ends before the call returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is measured: one class for each way of keeping conversations. Only the standard library is imported here."""
+"""The contenders: one class for each way of storing conversations. This module imports only the standard library."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any, Protocol
 from harness.samples import Sample
 
 Reply = Any
-"""What a call gives back: something to await, or from a synchronous contender its result."""
+"""The return value of a call: an awaitable, or the result of a synchronous contender."""
 
 
 class Contender(Protocol):
-    """One way of keeping conversations, in a process of its own.
+    """One way of storing conversations, in its own process.
 
-    `synchronous` says that `add`, `history` and `listing` are plain functions: their calls follow one another,
-    whatever concurrency is asked for.
+    `synchronous` means that `add`, `history` and `listing` are plain functions: their calls run one after another,
+    at any concurrency.
     """
 
     synchronous: bool
 
     async def open(self, target: str, connections: int) -> None:
-        """Open an empty store: a DSN or the path of a file, and how many connections it may use."""
+        """Open an empty store, given a DSN or the path of a file, and the size of the pool."""
         ...
 
     async def fill(self, session: str, samples: Sequence[Sample]) -> None:
-        """Make a session that has these messages."""
+        """Create a session with these messages."""
         ...
 
     def add(self, session: str, sample: Sample) -> Reply:
-        """Append one message; it is durable afterwards, as far as the contender cares."""
+        """Append one message, as durably as the contender does by default."""
         ...
 
     def history(self, session: str, limit: int) -> Reply:
@@ -39,25 +39,25 @@ class Contender(Protocol):
         ...
 
     def listing(self, limit: int) -> Reply:
-        """Return the sessions of the newest activity; asked of those alone that the catalogue has list them."""
+        """Return the sessions with the newest activity; called only if the catalogue lists `list`."""
         ...
 
     def versions(self) -> dict[str, str]:
-        """Name the packages that matter, and their versions."""
+        """Return the versions of the packages that it measures."""
         ...
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         ...
 
 
 class Partial:
-    """What a contender has unless it says otherwise. It need not list sessions."""
+    """Defaults of a contender."""
 
     synchronous = False
 
     def versions(self) -> dict[str, str]:
-        """Name nothing."""
+        """Return no versions."""
         return {}
 
 

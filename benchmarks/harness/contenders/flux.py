@@ -42,7 +42,7 @@ class _Flux(Partial):
 
 
 class FluxPostgres(_Flux):
-    """`PostgresConversationMemory`, its pool as large as asked for and open from the start."""
+    """`PostgresConversationMemory`, with a fixed pool that is open from the start."""
 
     async def open(self, target: str, connections: int) -> None:
         self.memory = PostgresConversationMemory(target, min_size=connections, max_size=connections)
@@ -52,7 +52,7 @@ class FluxPostgres(_Flux):
 
 
 class FluxPostgresUnflushed(FluxPostgres):
-    """The same with `synchronous_commit=off`, which forgets acknowledged messages when the server crashes."""
+    """The same with `synchronous_commit=off`, which loses acknowledged messages when the server crashes."""
 
     async def open(self, target: str, connections: int) -> None:
         connection = await asyncpg.connect(target)
@@ -63,7 +63,7 @@ class FluxPostgresUnflushed(FluxPostgres):
 
 
 class FluxSQLite(_Flux):
-    """`ConversationMemory`: WAL and synchronous=FULL, which is how it comes."""
+    """`ConversationMemory` with its defaults: WAL and synchronous=FULL."""
 
     async def open(self, target: str, connections: int) -> None:
         self.memory = ConversationMemory(Path(target))

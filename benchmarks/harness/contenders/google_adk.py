@@ -18,13 +18,13 @@ _USER = "user"
 
 
 class ADK(Partial):
-    """One service, its pool as large as asked for."""
+    """One service with a fixed pool."""
 
     async def open(self, target: str, connections: int) -> None:
         url = target.replace("postgresql://", "postgresql+asyncpg://", 1)
         self.service = DatabaseSessionService(url, pool_size=connections, max_overflow=0)
         self.sessions: dict[str, Any] = {}
-        # Eight first sessions at once would race to the user's row.
+        # Creates the user's row; eight concurrent first sessions would race for it.
         await self.service.create_session(app_name=_APP, user_id=_USER, session_id="first")
 
     async def fill(self, session: str, samples: Sequence[Sample]) -> None:
@@ -41,7 +41,7 @@ class ADK(Partial):
         )
         kept = self.sessions[session]
         await self.service.append_event(kept, event)
-        # It also collects every event in memory, which a server would not let grow.
+        # The object also collects every event in memory, which a server would not allow to grow.
         kept.events.clear()
 
     async def history(self, session: str, limit: int) -> Sequence[object]:

@@ -16,7 +16,7 @@ _TABLE = "chat_history"
 
 
 class History(Partial):
-    """Connections are shared, objects are not: its documentation calls making them fast."""
+    """Shares connections, not history objects: its documentation calls creating these fast."""
 
     async def open(self, target: str, connections: int) -> None:
         self.pool = AsyncConnectionPool(target, min_size=connections, max_size=connections, open=False)

@@ -1,4 +1,4 @@
-"""llama-index: `SQLAlchemyChatStore`, which its documentation names as the one to replace all other chat stores."""
+"""llama-index: `SQLAlchemyChatStore`, which its documentation recommends over all other chat stores."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.samples import Sample
 
 
 class ChatStore(Partial):
-    """One store, its pool as large as asked for."""
+    """One store with a fixed pool."""
 
     async def open(self, target: str, connections: int) -> None:
         url = target.replace("postgresql://", "postgresql+asyncpg://", 1)
         self.engine = create_async_engine(url, pool_size=connections, max_overflow=0)
         self.store = SQLAlchemyChatStore(table_name="chat", async_database_uri=url, async_engine=self.engine)
-        # The first call makes the table; eight at once would race to it.
+        # Creates the table; eight concurrent first calls would race for it.
         await self.store.get_messages("none")
 
     async def fill(self, session: str, samples: Sequence[Sample]) -> None:
@@ -30,7 +30,7 @@ class ChatStore(Partial):
         await self.store.add_message(session, _message(sample))
 
     async def history(self, session: str, limit: int) -> Sequence[object]:
-        # Its own limit takes the oldest.
+        # Its own limit returns the oldest messages.
         found: list[object] = await self.store.get_messages(session)
         return found[-limit:]
 

@@ -1,4 +1,4 @@
-"""openai-agents: a session object for each conversation, as its documentation has it; one engine serves them all."""
+"""openai-agents: a session object for each conversation, as in its documentation; all share one engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.samples import Sample
 
 class _OpenAI(Partial, ABC):
     def __init__(self) -> None:
-        # Kept: a web application that makes one for each request pays for that as well.
+        # Cached: a web application that creates one per request pays for that as well.
         self.sessions: dict[str, Any] = {}
 
     @abstractmethod
@@ -25,7 +25,7 @@ class _OpenAI(Partial, ABC):
         return self.sessions[session]
 
     async def fill(self, session: str, samples: Sequence[Sample]) -> None:
-        # Without items it would store nothing, not even the session.
+        # Without items it does not even store the session.
         items = [_item(each) for each in samples] or [{"role": "system", "content": ""}]
         await self.session(session).add_items(items)
 
@@ -36,14 +36,14 @@ class _OpenAI(Partial, ABC):
         return self.session(session).get_items(limit=limit)
 
     async def close(self) -> None:
-        """Leave the files to the end of the process."""
+        """Leave the files open until the process ends."""
 
     def versions(self) -> dict[str, str]:
         return installed("openai-agents")
 
 
 class SQLAlchemy(_OpenAI):
-    """`SQLAlchemySession` on asyncpg, the pool as large as asked for."""
+    """`SQLAlchemySession` on asyncpg, with a fixed pool."""
 
     async def open(self, target: str, connections: int) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - not for the SQLite sessions

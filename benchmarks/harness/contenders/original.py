@@ -1,4 +1,4 @@
-"""The way of the application that this library replaces: a connection or a transaction for each call."""
+"""The method of the application that this library replaces: a connection or a transaction for each call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CREATE INDEX idx_messages_session ON messages(session_id, created_at);
 
 
 class SQLite(Partial):
-    """aiosqlite, a new connection for each call, the journal that SQLite has by default."""
+    """aiosqlite with a new connection for each call, and SQLite's default journal."""
 
     async def open(self, target: str, connections: int) -> None:
         self.target = target
@@ -37,7 +37,7 @@ class SQLite(Partial):
             await db.executescript(SCHEMA.format(time="TEXT", json="TEXT"))
 
     async def fill(self, session: str, samples: Sequence[Sample]) -> None:
-        # The harness makes several at once, and SQLite lets one write; so does the busy handler, for five seconds.
+        # The harness fills several sessions at once and SQLite has one writer: wait longer than the default 5 s.
         async with aiosqlite.connect(self.target, timeout=60) as db:
             now = _now().isoformat()
             await db.execute("INSERT INTO sessions VALUES (?, '', ?, ?, '{}')", (session, now, now))
@@ -70,11 +70,11 @@ class SQLite(Partial):
         return installed("aiosqlite")
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: each call closes its connection."""
 
 
 class Postgres(Partial):
-    """asyncpg's pool, an explicit transaction of two statements for each add."""
+    """asyncpg's pool, and an explicit transaction of two statements for each add."""
 
     async def open(self, target: str, connections: int) -> None:
         self.pool = await asyncpg.create_pool(target, min_size=connections, max_size=connections)

@@ -18,7 +18,7 @@ from harness.samples import Sample, as_json
 
 
 class RawAsyncpg(Partial):
-    """The library's tables and statements, one call a statement; rows are not made into records."""
+    """The library's tables and statements, one statement per call, without conversion of rows to records."""
 
     async def open(self, target: str, connections: int) -> None:
         async with PostgresConversationMemory(target) as memory:

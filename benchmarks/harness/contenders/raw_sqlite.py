@@ -1,4 +1,4 @@
-"""The ceiling of SQLite: `sqlite3` called synchronously, with as little around it as gives the same result."""
+"""The ceiling of SQLite: `sqlite3` called synchronously, with the minimum of code for the same result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SELECT id, role, content, metadata, created_at FROM messages WHERE session_id = 
 
 
 class RawSQLite(Partial):
-    """The library's tables and promises, a transaction for each add, one caller at a time."""
+    """The library's tables and promises, one transaction per add, one caller at a time."""
 
     synchronous = True
 
@@ -81,7 +81,7 @@ class RawSQLite(Partial):
 
 
 class SQLiteOnAThread(Partial):
-    """The same on a thread of its own, each call by itself: what it costs that the event loop does not stand still."""
+    """The same on its own thread, one call at a time: measures the cost of not blocking the event loop."""
 
     async def open(self, target: str, connections: int) -> None:
         self.raw = RawSQLite()
@@ -89,7 +89,7 @@ class SQLiteOnAThread(Partial):
         self.calls: SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self.thread = threading.Thread(target=self._serve)
         self.thread.start()
-        # Its connection belongs to the thread.
+        # The connection belongs to the thread.
         await self._call(lambda: asyncio.run(self.raw.open(target, connections)))
 
     def _serve(self) -> None:

@@ -43,13 +43,13 @@ class MemoryContract(
     MetadataContract,
     TextContract,
 ):
-    """Everything a `Memory` promises. Subclass it, and give the fixture `memory_factory`.
+    """Everything that a `Memory` promises. Subclass it and define the fixture `memory_factory`.
 
         class TestMine(MemoryContract):
             @pytest.fixture
             def memory_factory(self, tmp_path):
                 return lambda: MyMemory(tmp_path / "chat.db")
 
-    Each call of what the fixture returns opens one more handle on the same store, which is empty at first. See
-    `Binding` for the fixtures that may be overridden.
+    Each call of the factory opens another handle on the same store, which is empty at first. See `Binding` for
+    the fixtures that may be overridden.
     """

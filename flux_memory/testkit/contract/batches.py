@@ -1,4 +1,4 @@
-"""Clauses that protect batches: all or none, in order, and errors that say where."""
+"""Clauses on batches: all or nothing, in order, with errors that name the message."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def numbered(*numbers: int) -> list[Any]:
 
 
 class BatchesContract(Binding):
-    """What is promised of `add_messages`."""
+    """The promises of `add_messages`."""
 
     @clause(
         "FM-BAT-001",
-        promise="A batch is stored in the order given, and the ids are returned in that order.",
-        loses="A question and its answer, stored together, change places.",
+        promise="A batch is stored in the given order, and the ids are returned in that order.",
+        loses="A question and its answer, stored together, swap places.",
         needs=Capability.BATCH,
     )
     async def test_a_batch_keeps_its_order(self, store: StoreUnderTest) -> None:
@@ -55,8 +55,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-002",
-        promise="A message of a batch may have metadata and a `message_id`; `None` is as if they were missing.",
-        loses="What an add of one message stores is lost when the message comes in a batch.",
+        promise="A message in a batch may have metadata and a `message_id`; `None` means the same as leaving them out.",
+        loses="Messages that are added in a batch lose their metadata or their ids.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_IDS,
     )
     async def test_a_batch_has_metadata_and_ids(self, store: StoreUnderTest) -> None:
@@ -77,8 +77,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-003",
-        promise="A batch with one bad message is refused whole; the error names the message and the key.",
-        loses="Half a batch is stored, and a retry stores it twice.",
+        promise="A batch with one invalid message is rejected as a whole; the error names the message and the key.",
+        loses="Half a batch is stored, and a retry stores that half twice.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_a_bad_message_refuses_the_batch(self, store: StoreUnderTest) -> None:
@@ -104,8 +104,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-004",
-        promise="A batch with one conflict is refused whole, wherever in the batch it stands.",
-        loses="Half a batch is stored, and nobody knows which half.",
+        promise="A batch with one conflict is rejected as a whole, wherever the conflict is in the batch.",
+        loses="Half a batch is stored, and the caller cannot find out which half.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_a_conflict_refuses_the_batch(self, store: StoreUnderTest) -> None:
@@ -128,8 +128,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-005",
-        promise="A batch for a session that does not exist raises `SessionNotFoundError`, an empty batch too.",
-        loses="A batch is lost, and nobody is told.",
+        promise="A batch for a session that does not exist raises `SessionNotFoundError`, even if the batch is empty.",
+        loses="A batch is lost without an error.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_a_batch_for_nowhere(self, store: StoreUnderTest) -> None:
@@ -143,7 +143,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-006",
         promise="An empty batch returns `[]` and changes nothing.",
-        loses="A call that said nothing moves a conversation to the top.",
+        loses="A call that adds nothing moves a conversation to the top of the list.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_an_empty_batch_changes_nothing(self, store: StoreUnderTest) -> None:
@@ -158,8 +158,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-007",
-        promise="A batch is any iterable of mappings; text, bytes, one mapping and other types are type errors.",
-        loses="One message given in place of a list is taken apart key by key.",
+        promise="A batch is any iterable of mappings; text, bytes, a single mapping and other types are type errors.",
+        loses="A single message passed instead of a list is iterated key by key.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
     )
     async def test_a_batch_is_an_iterable_of_mappings(self, store: StoreUnderTest) -> None:
@@ -180,8 +180,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-008",
-        promise="A retried batch is stored once: what is there already is not stored again, what is missing is.",
-        loses="A retried batch says everything twice, or is refused for ever.",
+        promise="A retried batch is stored once: messages that are already stored are skipped, missing ones are added.",
+        loses="A retried batch duplicates its messages, or fails forever.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -203,8 +203,9 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-009",
-        promise="One id twice in a batch: stored once if the contents agree, else `ConflictError` and nothing stored.",
-        loses="Of two messages of a batch one is dropped, and nobody is told.",
+        promise="If an id occurs twice in a batch, it is stored once if the contents agree; otherwise `ConflictError` "
+        "is raised and nothing is stored.",
+        loses="One of two messages in a batch is dropped without an error.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_one_id_twice_in_a_batch(self, store: StoreUnderTest) -> None:
@@ -227,8 +228,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-010",
-        promise="Batches of concurrent writers are not interleaved, and no reader sees half of one.",
-        loses="An answer stands between another question and its answer.",
+        promise="Batches from concurrent writers are not interleaved, and no reader sees half a batch.",
+        loses="An answer lands between another question and its answer.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_batches_stay_together(self, store: StoreUnderTest) -> None:
@@ -239,7 +240,7 @@ class BatchesContract(Binding):
 
         async def read() -> None:
             while not done.is_set():
-                # A backend that never suspends must not keep the writers from writing.
+                # Let the writers run even if the backend never suspends.
                 await asyncio.sleep(0)
                 seen.append(len(await other.get_history(session)))
                 found = await other.get_session(session)

@@ -1,4 +1,4 @@
-"""How a backend is bound to the contract: the fixtures that a subclass gives or overrides."""
+"""Binds a backend to the contract: the fixtures that a subclass provides or overrides."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PATIENCE = pytest.StashKey[Patience]()
 
 
 class Binding:
-    """The fixtures behind every clause. A subclass gives `memory_factory`; the others may be overridden.
+    """The fixtures behind every clause. A subclass provides `memory_factory` and may override the others.
 
-    `backend` names the column in the closing table; by default it is the name of the class. `backend_version` is what
-    the report says of its version. `capabilities` is what the backend claims; see `Capability`.
+    `backend` names the column in the closing table; it defaults to the name of the class. `backend_version` is the
+    version shown in the report. `capabilities` is what the backend claims; see `Capability`.
     """
 
     backend: str | None = None
@@ -34,38 +34,38 @@ class Binding:
     capabilities: Capability = ALL
 
     def __init_subclass__(cls) -> None:
-        """Refuse a subclass that overrides or deletes a clause, or whose claims are none."""
+        """Reject a subclass that overrides or deletes a clause, or whose claims are not a `Capability`."""
         super().__init_subclass__()
         refuse_replacements(cls)
         if not isinstance(cls.capabilities, Capability):
             raise TypeError(
                 f"{cls.__name__}.capabilities is a {type(cls.capabilities).__name__}; "
-                "write ALL & ~(Capability.BATCH | ...), what the backend lacks"
+                "write ALL & ~(Capability.BATCH | ...) with what the backend lacks"
             )
 
     @pytest.fixture
     def fresh_memory_factory(self, memory_factory: Factory) -> Factory:
-        """As `memory_factory`, for a store on which nobody has ever opened a handle."""
+        """Like `memory_factory`, for a store on which no handle has ever been opened."""
         return memory_factory
 
     @pytest.fixture
     def clock_at(self) -> ClockAt:
-        """Return a context in which what is written bears a given moment; override it if a server has the clock."""
+        """Return a context manager that sets the time of writes; override it if a server provides the clock."""
         return clock_of_this_process
 
     @pytest.fixture
     def corrupt_message(self) -> CorruptMessage | None:
-        """Return an async function that spoils one stored message, given the ids of its session and of itself."""
+        """Return an async function that damages one stored message, given its session's id and its own."""
         return None
 
     @pytest.fixture
     def outages(self) -> Sequence[Outage]:
-        """Return the ways in which the store can be out of reach, each with handles that notice it."""
+        """Return the outages that the binding can cause, each with handles that are affected by it."""
         return ()
 
     @pytest.fixture
     def flux_clause(self) -> str | None:
-        """The clause's id; each clause is parametrised with its own."""
+        """The clause's id; each clause is parametrised with its id."""
         return None
 
     @pytest.fixture
@@ -77,11 +77,11 @@ class Binding:
         corrupt_message: CorruptMessage | None,
         flux_clause: str | None,
     ) -> StoreUnderTest:
-        """The store that a clause works on."""
+        """The store that a clause tests."""
         if not hasattr(request.config.option, "flux_without"):
-            pytest.fail("the contract needs its plugin: -p flux_memory where plugins are not loaded by themselves")
+            pytest.fail("the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off")
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
-        # A store that nobody has ever used can be costly: a whole database.
+        # A fresh store can be expensive: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
         away = flux_clause is not None and CLAUSES[flux_clause].away
         return StoreUnderTest(

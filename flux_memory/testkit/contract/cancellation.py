@@ -1,4 +1,4 @@
-"""Clauses that protect against cancellation: at every await, a write is whole or absent and the handle works on."""
+"""Clauses on cancellation: at every await, a write is complete or absent and the handle keeps working."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.cancel_points import TURNS, cancelled_everywhere, turns_of_the_loop
 from flux_memory.testkit.contract.ledger import Ledger
 from flux_memory.testkit.contract.lifecycle import open_things, resource_warnings
-from flux_memory.testkit.contract.stepping import TURNS, cancelled_everywhere, turns_of_the_loop
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 STORM: Final = 32
 """More calls than a pool has connections."""
 AFTER_SECONDS: Final = 10.0
-"""The deadline of a call that follows a cancellation: more than it takes, and a failure is seen soon."""
+"""The deadline of a call after a cancellation: longer than it takes, short enough to fail soon."""
 EACH_TURN: Final = (*range(14), 17, 21, 34, 55, 89)
 """Turns of the event loop after which every task is cancelled."""
 CLOSED_AT_ONCE: Final = 3
-"""Handles whose closing is cancelled in the same turn."""
+"""Handles whose `close()` is cancelled in the same turn."""
 
 
 class CancellationContract(Binding):
-    """What is promised of calls that are cancelled (a client that hung up, a timeout)."""
+    """The promises of cancelled calls, after a client disconnects or a timeout expires."""
 
     @clause(
         "FM-CAN-001",
-        promise="A cancelled `add_message` is stored whole or not at all; counts stay true and no lock is held.",
-        loses="One user closes a tab; everybody else waits for a lock, or the counts are wrong from then on.",
+        promise="A cancelled `add_message` is stored completely or not at all; counts stay correct and no lock is "
+        "held.",
+        loses="One user closes a tab; then all other users wait for a lock, or message counts stay wrong.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_add_message(self, store: StoreUnderTest) -> None:
@@ -51,7 +52,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-002",
-        promise="A cancelled `add_messages` is stored whole or not at all; counts stay true and no lock is held.",
+        promise="A cancelled `add_messages` is stored completely or not at all; counts stay correct and no lock is "
+        "held.",
         loses="A question is stored without its answer.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
@@ -67,12 +69,12 @@ class CancellationContract(Binding):
         stored = await _holds(store, memory, session, expected, uncertain)
         for number in {text[:-3] for text in uncertain}:
             parts = [text for text in stored if text.isdecimal() and text[:-3] == number]
-            assert len(parts) in {0, 3}, f"of a batch, only {parts} were stored"
+            assert len(parts) in {0, 3}, f"only part of a batch was stored: {parts}"
 
     @clause(
         "FM-CAN-003",
-        promise="A cancelled `create_session` leaves a whole session or none.",
-        loses="Sessions without an owner or metadata appear.",
+        promise="A cancelled `create_session` leaves a complete session or none.",
+        loses="Sessions appear without an owner or metadata.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -125,7 +127,7 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-005",
-        promise="A cancelled `update_session_title` sets the title or does not.",
+        promise="A cancelled `update_session_title` sets the title or changes nothing.",
         loses="A rename that timed out leaves the session locked.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
@@ -143,8 +145,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-006",
-        promise="A cancelled read leaves the handle working, and later reads get their own answers.",
-        loses="After a timeout a user is shown the answer to somebody else's question.",
+        promise="After a cancelled read, the handle still works, and later reads get their own answers.",
+        loses="After a timeout, a user sees the answer to another user's request.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_reads(self, store: StoreUnderTest) -> None:
@@ -171,7 +173,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-007",
         promise="A cancelled `clear_all` removes everything or nothing.",
-        loses="A clear that timed out leaves half of the data.",
+        loses="A clear that timed out leaves half the data behind.",
         needs=Capability.BATCH
         | Capability.SESSIONS
         | Capability.SESSION_IDS
@@ -190,7 +192,7 @@ class CancellationContract(Binding):
             left = await self._left(other)
             deadline = time.monotonic() + 5
             while left not in (nothing, whole) and time.monotonic() < deadline:
-                # Cut short here, it may still come to its end there, between two of these reads.
+                # The store may still complete a cancelled call between two of these reads.
                 left = await self._left(other)
             assert left in ([nothing, whole] if attempt.cancelled else [nothing])
             await memory.clear_all()
@@ -201,13 +203,13 @@ class CancellationContract(Binding):
 
     @staticmethod
     async def _left(memory: Memory) -> list[Any]:
-        """Return how many sessions there are, and what is said in `a` and in `b`."""
+        """Return the number of sessions, and the contents of sessions `a` and `b`."""
         return [await memory.count_sessions(), *[contents(await memory.get_history(session)) for session in "ab"]]
 
     @clause(
         "FM-CAN-008",
-        promise="A first call that is cancelled leaves a handle that opens the store at the next call.",
-        loses="A worker whose first request timed out never serves another one.",
+        promise="If the first call on a handle is cancelled, the next call opens the store.",
+        loses="A worker whose first request timed out never serves another request.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES,
     )
     async def test_first_use(self, store: StoreUnderTest) -> None:
@@ -227,8 +229,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-009",
-        promise="Cancelling one call does not harm calls that run beside it: those acknowledged are stored.",
-        loses="One user's timeout takes other users' messages along.",
+        promise="Cancelling one call does not affect concurrent calls: acknowledged writes are stored.",
+        loses="One user's timeout discards other users' messages.",
     )
     async def test_neighbours(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -247,8 +249,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-010",
-        promise="An add that was cancelled can be retried under its `message_id`: it is then stored exactly once.",
-        loses="After a timeout a message is doubled or lost.",
+        promise="A cancelled add can be retried with its `message_id`, and the message is then stored exactly once.",
+        loses="After a timeout, a message is duplicated or lost.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_retry_after_cancellation(self, store: StoreUnderTest) -> None:
@@ -267,8 +269,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-011",
-        promise="A storm of cancelled calls costs the handle nothing: it goes on serving as many calls as before.",
-        loses="Each timeout takes a connection with it, until none is left.",
+        promise="After many cancelled calls, the handle still serves as many concurrent calls as before.",
+        loses="Each timeout leaks a connection, until none is left.",
         needs=Capability.SESSIONS,
     )
     async def test_storm(self, store: StoreUnderTest) -> None:
@@ -292,17 +294,17 @@ class CancellationContract(Binding):
             assert before is not None
             assert after is not None
             assert set(outcomes) <= {row["id"] for row in history}
-            # A call that was cancelled after it was sent may still be stored between two reads.
+            # A call that was cancelled after it was sent may be stored between two reads.
             if before["message_count"] == after["message_count"]:
                 assert after["message_count"] == len(history)
                 break
         else:
-            pytest.fail("the number of messages never came to rest")
+            pytest.fail("the number of messages never stopped changing")
 
     @clause(
         "FM-CAN-012",
-        promise="A cancelled `close` loses no acknowledged write, and can be called again.",
-        loses="A shutdown that was interrupted loses the last messages.",
+        promise="A cancelled `close()` loses no acknowledged write and can be called again.",
+        loses="An interrupted shutdown loses the last messages.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_close(self, store: StoreUnderTest) -> None:
@@ -323,8 +325,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-013",
-        promise="An add that is cancelled in the turn in which it was made is not stored, alone or beside others.",
-        loses="A message that was withdrawn before it was sent is in the conversation.",
+        promise="An add cancelled in the event loop turn that made it is not stored, alone or beside other adds.",
+        loses="A message that was withdrawn before it was sent appears in the conversation.",
     )
     async def test_cancelled_at_once(self, store: StoreUnderTest) -> None:
         memory = store.open_plain()
@@ -338,16 +340,16 @@ class CancellationContract(Binding):
                     task.cancel()
                 assert all(isinstance(outcome, str) for outcome in await gather_outcomes(*others))
                 await gather_outcomes(*doomed)
-                # What may still be under way in the session is over when this one is.
+                # Once this call is done, earlier ones in the session are done as well.
                 await memory.add_message(session, "user", name)
                 kept += [name] * (beside + 1)
         assert contents(await memory.get_history(session)) == kept
 
     @clause(
         "FM-CAN-014",
-        promise="When every task of the event loop is cancelled, at whatever turn, the handle still adds, reads and "
-        "closes, and loses nothing.",
-        loses="An application that cancels all tasks and then saves what is left saves nothing.",
+        promise="If every task of the event loop is cancelled, at any turn, the handle still adds, reads and closes, "
+        "and loses nothing.",
+        loses="An application that cancels all tasks and then saves its remaining messages cannot save them.",
     )
     async def test_every_task_cancelled(self, store: StoreUnderTest) -> None:
         ours = asyncio.all_tasks()
@@ -365,8 +367,8 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-015",
-        promise="When every task is cancelled while a handle opens, at whatever turn, the next call opens it.",
-        loses="A worker that was told to stop in its first second answers that its memory is closed, for good.",
+        promise="If every task is cancelled while a handle opens, at any turn, the next call opens it.",
+        loses="A worker that is cancelled during startup reports a closed memory until it is restarted.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_every_task_cancelled_while_opening(self, store: StoreUnderTest) -> None:
@@ -383,31 +385,31 @@ class CancellationContract(Binding):
 
     @clause(
         "FM-CAN-016",
-        promise="When every task is cancelled while a handle closes, `close()` called again closes it: no acknowledged "
+        promise="If every task is cancelled while a handle closes, calling `close()` again closes it: no acknowledged "
         "write is lost, and no thread, file or connection stays open.",
-        loses="A shutdown that was interrupted leaves connections behind, or an interpreter that does not exit.",
+        loses="An interrupted shutdown leaks connections, or keeps the interpreter from exiting.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_every_task_cancelled_while_closing(self, store: StoreUnderTest) -> None:
         reader = store.open()
         ledger = Ledger(await reader.create_session())
         await self._close_in_two_steps(store, ledger, "once", TURNS[:3])
-        # What earlier clauses left would be collected in between, and hide as much that is new.
+        # Collect objects of earlier clauses now: collected later, they would hide new leaks.
         gc.collect()
         before = open_things()
         await self._close_in_two_steps(store, ledger, "and once more", TURNS)
         deadline = time.monotonic() + AFTER_SECONDS
-        # What is opened once for all handles may stay. Threads end a little later.
+        # Resources shared by all handles may stay open. Threads end a little later.
         while any(now - then >= CLOSED_AT_ONCE for now, then in zip(open_things(), before, strict=True)):
-            assert time.monotonic() < deadline, f"handles closed at the second time left threads or files: {before}"
+            assert time.monotonic() < deadline, f"handles closed by a second close() left threads or files: {before}"
             gc.collect()
             await asyncio.sleep(0.01)
-        # Drops the handles: one that was not closed says so when it is collected.
+        # Drop the handles: an unclosed one emits a warning when it is collected.
         await store.close()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             gc.collect()
-        assert not (left := resource_warnings(caught)), f"of handles that were closed again: {left[0]}"
+        assert not (left := resource_warnings(caught)), f"handles that were closed again: {left[0]}"
         await ledger.judge(store)
 
     @staticmethod
@@ -425,13 +427,13 @@ class CancellationContract(Binding):
             await _cancel_all(calls, each, spared=ours)
             for memory in handles:
                 (outcome,) = await gather_outcomes(memory.close())
-                assert outcome is None, f"a close that was cancelled at turn {each} cannot be repeated: {outcome!r}"
+                assert outcome is None, f"close() failed after a close() that was cancelled at turn {each}: {outcome!r}"
                 with pytest.raises(MemoryClosedError):
                     await memory.get_history(ledger.session)
 
 
 async def _cancel_all(calls: list[asyncio.Task[Any]], turns: int, *, spared: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel every task of the loop after so many turns, but for those spared, and wait for the calls' end."""
+    """Cancel every task of the loop except the spared ones after some turns, and wait until the calls end."""
     await turns_of_the_loop(turns)
     for task in asyncio.all_tasks().difference(spared):
         task.cancel()
@@ -439,11 +441,11 @@ async def _cancel_all(calls: list[asyncio.Task[Any]], turns: int, *, spared: Ite
 
 
 _ATTEMPTS = 60
-"""Sessions to delete: as many as attempts that a call with two dozen awaits needs."""
+"""Sessions to delete: one for each attempt that a call with two dozen awaits needs."""
 
 
 async def _both_work(memory: Memory, other: Memory, session: str, number: int) -> str:
-    """Write through the handle and through another one, which a lock held would keep waiting."""
+    """Write through the handle and through another one, which would wait for a lock that is still held."""
     await other.create_session(session_id=f"other {number}")
     await other.delete_session(f"other {number}")
     content = f"marker {number}"
@@ -454,7 +456,7 @@ async def _both_work(memory: Memory, other: Memory, session: str, number: int) -
 async def _holds(
     store: StoreUnderTest, memory: Memory, session: str, expected: list[str], uncertain: set[str]
 ) -> list[str]:
-    """Demand, once all is settled, that a history is what was expected, but for what was cancelled."""
+    """Assert that a settled history has the expected messages, and of the cancelled ones each at most once."""
     await memory.close()
     reader = store.open()
     stored = contents(await reader.get_history(session))

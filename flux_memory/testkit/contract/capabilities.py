@@ -1,4 +1,4 @@
-"""Clauses that hold a backend to its claims: what is claimed works, what is not is refused or is not there."""
+"""Clauses on claims: a claimed capability works, an unclaimed one is rejected or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flux_memory.testkit.contract.processes import Child, Tell
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 Call = tuple[str, str, Callable[[Memory, str], Awaitable[Any]]]
-"""A method, the argument that it is about, and the call; the text is a session's id."""
+"""A method, the argument that the claim is about, and the call; the text is a session's id."""
 
 CALLS: Final[dict[Capability, list[Call]]] = {
     Capability.BATCH: [
@@ -53,38 +53,39 @@ CALLS: Final[dict[Capability, list[Call]]] = {
     ],
     Capability.CLEAR_ALL: [("clear_all", "clear_all", lambda memory, _: memory.clear_all())],
 }
-"""The calls that need a capability. What they do is the other clauses' concern."""
+"""The calls that need a capability. Other clauses check what they do."""
 _AWAY_SECONDS: Final = 0.2
-"""The deadline of a call while the store is out of reach."""
+"""The deadline of a call while the store is unreachable."""
 _BACK_SECONDS: Final = 5.0
-"""Far more than a call may outlive that deadline, or may take once the store is back."""
+"""Much longer than a call may overrun that deadline, or may take once the store is back."""
 
 
 class CapabilitiesContract(Binding):
-    """What is promised of claims."""
+    """The promises of the backend's claims."""
 
     @clause(
         "FM-CAP-001",
-        promise="A call that is claimed works; one that is not raises `InvalidInputError` naming method or argument.",
-        loses="A call that is not supported seems to have worked.",
+        promise="A claimed call works; an unclaimed one raises an `InvalidInputError` that names the method or "
+        "argument.",
+        loses="An unsupported call appears to have worked.",
     )
     async def test_calls_are_as_claimed(self, store: StoreUnderTest) -> None:
         for capability, calls in CALLS.items():
             before = len(store.transcript.calls)
-            # A refusal that came too late must not spoil what comes after.
+            # A late rejection must not spoil the following calls.
             memory = store.open()
             session = await memory.create_session()
             found = [await _found(method, argument, call(memory, session)) for method, argument, call in calls]
             await memory.close()
             if store.found(capability, "; ".join(dict.fromkeys(found))):
-                # What is as claimed reproduces nothing.
+                # Calls that behaved as claimed do not belong in the reproduction.
                 del store.transcript.calls[before:]
         store.check_claims()
 
     @clause(
         "FM-CAP-002",
-        promise="Ids, times and several handles are there where they are claimed, and only there.",
-        loses="What looks like an id or a time is none, or two handles spoil each other's work.",
+        promise="Ids, times and several handles work if they are claimed, and only then.",
+        loses="Users rely on ids or times that do not work, or two handles corrupt each other's data.",
     )
     async def test_records_and_handles_are_as_claimed(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -98,8 +99,9 @@ class CapabilitiesContract(Binding):
 
     @clause(
         "FM-CAP-003",
-        promise="Messages outlive their process, and several processes share a store, where claimed, and only there.",
-        loses="A restart, or a second worker, loses conversations.",
+        promise="Messages outlive their process, and several processes can share a store, if that is claimed, and "
+        "only then.",
+        loses="Conversations are lost after a restart, or with a second worker.",
     )
     def test_processes_are_as_claimed(self, store: StoreUnderTest) -> None:
         async def write(open_handle: Callable[[], Memory], tell: Tell) -> None:
@@ -130,9 +132,9 @@ class CapabilitiesContract(Binding):
 
     @clause(
         "FM-CAP-004",
-        promise="In an outage a write raises `BackendUnavailableError` by its deadline, and calls work again after it, "
-        "where claimed, and only there.",
-        loses="A service hangs with its database, or stays broken when the database is back.",
+        promise="If outages are claimed, and only then, a write in an outage raises `BackendUnavailableError` by its "
+        "deadline, and calls work again afterwards.",
+        loses="A service hangs with its database, or stays broken after the database returns.",
         away=True,
     )
     async def test_outages_are_as_claimed(self, store: StoreUnderTest) -> None:
@@ -156,8 +158,8 @@ async def _found_of(outage: Outage, memory: Memory) -> str:
         except BackendUnavailableError:
             pass
         except TimeoutError:
-            return f"goes on waiting after the deadline ({outage.name})"
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is not what is documented
+            return f"keeps waiting after the deadline ({outage.name})"
+        except Exception as error:  # noqa: BLE001 - any other error is undocumented
             return f"raises {type(error).__name__} ({outage.name})"
         else:
             return "is not there"
@@ -167,11 +169,11 @@ async def _found_of(outage: Outage, memory: Memory) -> str:
             with deadline(_BACK_SECONDS / 10):
                 await memory.add_message(session, "user", "back")
         except BackendUnavailableError:
-            # Of several connections each may have been lost, and a handle may reconnect in a task of its own.
+            # Each of several connections may be lost, and a handle may reconnect in a background task.
             await asyncio.sleep(RETRY_PAUSE_SECONDS)
             continue
         return "works"
-    return f"does not end for the handle ({outage.name})"
+    return f"never ends for the handle ({outage.name})"
 
 
 async def _found(method: str, argument: str, call: Awaitable[Any]) -> str:
@@ -179,7 +181,7 @@ async def _found(method: str, argument: str, call: Awaitable[Any]) -> str:
         await call
     except InvalidInputError as error:
         return "refused" if method in str(error) or argument in str(error) else f"{method} does not say what is wrong"
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is not what is documented
+    except Exception as error:  # noqa: BLE001 - any other error is undocumented
         return f"{method} raises {type(error).__name__}"
     return "works"
 
@@ -189,6 +191,6 @@ async def _seen(open_handle: Callable[[], Memory], session: str) -> str:
         history = await open_handle().get_history(session)
     except FluxMemoryError:
         return "refused"
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is not what is documented
+    except Exception as error:  # noqa: BLE001 - any other error is undocumented
         return f"raises {type(error).__name__}"
     return "works" if [row["content"] for row in history] == ["text"] else "is not there"

@@ -1,4 +1,4 @@
-"""A clock that stands still at a chosen moment, for the Python code of this process."""
+"""A clock that is stopped at a chosen moment, for the Python code of this process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Final, Self
 from unittest.mock import patch
 
 UNSET_CLOCK: Final = (
-    "unverified: the times are not from datetime.now() or time.time(); override the fixture clock_at to set the clock "
-    "that they are from"
+    "unverified: the times do not come from datetime.now() or time.time(); override the fixture clock_at to set "
+    "the backend's clock"
 )
 
 
 @contextmanager
 def python_clock_at(moment: datetime) -> Iterator[None]:
-    """Make `datetime.now`, `datetime.utcnow` and `time.time` answer with this moment, wherever they were imported.
+    """Make `datetime.now`, `datetime.utcnow` and `time.time` return this moment, wherever they were imported.
 
-    `time.time_ns` and the monotonic clocks go on: ids and event loops live by them.
+    `time.time_ns` and the monotonic clocks keep running: ids and event loops need them.
     """
     real = datetime
 

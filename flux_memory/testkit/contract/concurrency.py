@@ -1,4 +1,4 @@
-"""Clauses that protect concurrent use: nothing lost, nothing doubled, no deadlock, no neighbour harmed."""
+"""Clauses on concurrent use: nothing lost or duplicated, no deadlock, and errors stay with their call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 
 
 class ConcurrencyContract(Binding):
-    """What is promised of tasks and handles that work at the same time."""
+    """The promises to tasks and handles that work at the same time."""
 
     @clause(
         "FM-CON-001",
@@ -31,8 +31,8 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-002",
-        promise="First use may race: many handles on a new store all succeed, reads and writes alike.",
-        loses="A service with several workers fails at its first start.",
+        promise="First use may race: many handles on a new store all succeed, for reads and writes.",
+        loses="A service with several workers fails on its first start.",
         fresh=True,
         needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
@@ -47,8 +47,8 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-003",
-        promise="Concurrent adds through one handle are all stored, once, with true counts.",
-        loses="Messages of users who write at the same time are lost.",
+        promise="Concurrent adds through one handle are all stored exactly once, and counts are correct.",
+        loses="Messages from users who write at the same time are lost.",
         needs=Capability.SESSIONS,
     )
     async def test_concurrent_adds_through_one_handle(self, store: StoreUnderTest) -> None:
@@ -57,7 +57,7 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-004",
-        promise="Concurrent adds through several handles are all stored, once, with true counts.",
+        promise="Concurrent adds through several handles are all stored exactly once, and counts are correct.",
         loses="Two workers lose each other's messages.",
         needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
@@ -67,8 +67,8 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-005",
-        promise="What one handle has written, all other handles see at once.",
-        loses="A user reloads, lands on another worker, and the message is gone.",
+        promise="A write through one handle is immediately visible to all other handles.",
+        loses="A user reloads, reaches another worker, and the message is gone.",
         needs=Capability.SESSIONS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
     async def test_handles_see_each_other(self, store: StoreUnderTest) -> None:
@@ -89,8 +89,8 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-006",
-        promise="Calls that fail do not harm their neighbours: what was acknowledged is stored, what failed is not.",
-        loses="One user's error rolls back another one's message.",
+        promise="Failing calls do not affect concurrent calls: acknowledged writes are stored, failed ones are not.",
+        loses="One user's error rolls back another user's message.",
         needs=Capability.BATCH
         | Capability.IDEMPOTENT_IDS
         | Capability.SESSION_IDS
@@ -133,7 +133,7 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-007",
-        promise="Of concurrent creations under one id one succeeds, the others conflict.",
+        promise="If an id is created concurrently, one creation succeeds and the others raise `ConflictError`.",
         loses="Two conversations share an id, or one overwrites the other.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
@@ -148,8 +148,9 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-008",
-        promise="Deleting a session while others add to it: each add is stored or not found, and nothing stays behind.",
-        loses="A deadlock, or messages of a deleted conversation that come back.",
+        promise="If a session is deleted during adds, each add is stored or raises `SessionNotFoundError`, and no "
+        "message remains.",
+        loses="Calls deadlock, or messages of a deleted conversation reappear.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_deleting_beside_adders(self, store: StoreUnderTest) -> None:
@@ -163,7 +164,7 @@ class ConcurrencyContract(Binding):
             outcomes = await gather_outcomes(*listings, *adds, *batches, *deletions)
             _only(outcomes, SessionNotFoundError)
             for rows in outcomes[: len(listings)]:
-                assert all(type(row) is dict and row["id"] == "s" for row in rows), f"listed beside a deletion: {rows}"
+                assert all(type(row) is dict and row["id"] == "s" for row in rows), f"listed during a deletion: {rows}"
             assert await memory.get_session("s") is None
             await memory.create_session(session_id="s")
             assert await other.get_history("s") == []
@@ -171,7 +172,7 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-009",
-        promise="`clear_all` while others create and add neither deadlocks nor leaves messages behind.",
+        promise="`clear_all` during concurrent creations and adds neither deadlocks nor leaves messages behind.",
         loses="Clearing a busy store blocks every user.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.CLEAR_ALL | Capability.SEVERAL_HANDLES,
     )
@@ -190,8 +191,9 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-010",
-        promise="All methods at once, on two handles, end without a deadlock; every error is a `FluxMemoryError`.",
-        loses="Under load, calls fail with errors of the driver that nobody handles.",
+        promise="All methods called concurrently on two handles finish without a deadlock; every error is a "
+        "`FluxMemoryError`.",
+        loses="Under load, calls fail with driver errors that applications do not handle.",
         needs=Capability.BATCH
         | Capability.IDEMPOTENT_IDS
         | Capability.SESSIONS
@@ -222,8 +224,8 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-011",
-        promise="Whatever a call is given and whatever state it meets, the error is a `FluxMemoryError`.",
-        loses="Applications must catch the errors of every driver there is.",
+        promise="For any arguments and any state of the store, every error is a `FluxMemoryError`.",
+        loses="Applications have to catch the errors of every driver.",
         needs=Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_foreign_errors_never_escape(self, store: StoreUnderTest) -> None:
@@ -271,8 +273,8 @@ class ConcurrencyContract(Binding):
 
     @clause(
         "FM-CON-012",
-        promise="A call that failed does not poison the handle: the next one works.",
-        loses="After one error a worker fails until it is restarted.",
+        promise="A failed call does not break the handle: the next call works.",
+        loses="After one error, a worker fails until it is restarted.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSION_IDS,
     )
     async def test_failures_do_not_poison(self, store: StoreUnderTest) -> None:
@@ -294,7 +296,7 @@ def _message(content: str, **more: str) -> Any:
 
 
 def _only(outcomes: list[object], *expected: type[Exception]) -> None:
-    """Demand that every call succeeded or failed as expected."""
+    """Assert that every call succeeded or failed with an expected error."""
     wrong = [
         outcome for outcome in outcomes if isinstance(outcome, BaseException) and not isinstance(outcome, expected)
     ]

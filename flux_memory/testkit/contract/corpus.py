@@ -1,4 +1,4 @@
-"""The torture corpus: texts and JSON on which storage engines, drivers and codecs are known to differ."""
+"""The torture corpus: texts and JSON that storage engines, drivers and codecs are known to treat differently."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ TEXTS: Final[dict[str, str]] = {
     "case that folds": "I\u0130\u0131i \u00df\u1e9e",
     "long": "0123456789 \u20ac" * 4_000,
 }
-"""Byte-exact, each of them."""
+"""Texts that have to be kept byte for byte."""
 
 NAMES: Final = {name: text for name, text in TEXTS.items() if 1 <= len(text) <= MAX_ID_LENGTH}
-"""The texts that may be ids."""
+"""The texts that are valid ids."""
 
 LOOKALIKES: Final = (
     "caf\u00e9",
@@ -62,20 +62,20 @@ LOOKALIKES: Final = (
     "A",
     "\uff41",
 )
-"""Texts that some engine, collation or pattern takes for one another."""
+"""Texts that some engine, collation or pattern considers equal."""
 
 NUL_TEXTS: Final = {"\x00": 0, "end\x00": 3, "\u20ac\x00text": 1}
-"""Texts with a NUL, and its offset in characters."""
+"""Texts with a NUL, and the offset of the NUL in characters."""
 
 SURROGATE_TEXTS: Final = {"\ud800": 0, "ab\udfff": 2, "\U0001f44d\udc80x": 1}
-"""Texts with a lone surrogate, and its offset in characters."""
+"""Texts with a lone surrogate, and the offset of the surrogate in characters."""
 
 NOT_TEXTS: Final[tuple[Any, ...]] = (True, False, 0, 7, 1.5, b"bytes", bytearray(b"x"), ["a"], {"a": 1}, object())
-"""Not a `str`. `None` is missing: for some arguments it means the default."""
+"""Values that are not a `str`. `None` is left out: for some arguments it means the default."""
 
 
 class Shout(str):
-    """A `str` subclass that looks like another text to whom asks it nicely."""
+    """A `str` subclass whose `str()` and `repr()` show a different text."""
 
     __slots__ = ()
 
@@ -87,13 +87,13 @@ class Shout(str):
 
 
 class Colour(StrEnum):
-    """A `str` that is an enum's member."""
+    """A `str` that is an enum member."""
 
     RED = "red"
 
 
 class Rank(IntEnum):
-    """An `int` that is an enum's member."""
+    """An `int` that is an enum member."""
 
     FIRST = 1
 
@@ -108,7 +108,7 @@ class Ratio(float):
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """Return metadata of this depth, lists and objects by turns; `{}` is 1 deep."""
+    """Return metadata of this depth, alternating lists and objects; `{}` is 1 deep."""
     value: Any = {} if depth % 2 else []
     for level in range(depth - 1, 0, -1):
         value = {"a": value} if level % 2 else [value]
@@ -117,7 +117,7 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def random_doubles(count: int) -> list[float]:
-    """Return finite doubles of all magnitudes, the same ones each time."""
+    """Return finite doubles of all magnitudes, the same ones on every call."""
     source = random.Random(20_000)  # noqa: S311 - a sample, not a secret
     doubles: list[float] = []
     while len(doubles) < count:
@@ -142,7 +142,7 @@ METADATA: Final[dict[str, dict[str, Any]]] = {
     "text that looks like JSON": {"a": '{"b": 1}', "b": "null", "c": "1.0", "d": '"x"', "e": "\\u0041"},
     "many keys": {f"key {number}": number for number in range(500)},
 }
-"""Each comes back equal by type and by value, at every depth."""
+"""Metadata that has to be returned equal by type and value, at every depth."""
 
 INTEGERS: Final = (
     0,
@@ -188,7 +188,7 @@ FLOATS: Final = (
     1e-7,
     1.1e-300,
 )
-"""Finite floats; those of 1e16 and up are integers by value, which engines make of them."""
+"""Finite floats; those of 1e16 and above have integer values, and some engines turn them into integers."""
 
 UNUSUAL_MAPPINGS: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     "read-only view": (MappingProxyType({"a": MappingProxyType({"b": 1})}), {"a": {"b": 1}}),
@@ -201,19 +201,19 @@ UNUSUAL_MAPPINGS: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     "subclasses as keys": ({Shout("x"): 1, Colour.RED: 2}, {"x": 1, "red": 2}),
     "tuples": ({"t": (1, (2, ()), [(3,)])}, {"t": [1, [2, []], [[3]]]}),
 }
-"""What may be given, and what comes back: plain types only."""
+"""Accepted metadata, and the plain types that are returned for it."""
 
 NOT_OBJECTS: Final[tuple[Any, ...]] = ([], [("a", 1)], (), "", "{}", 0, 1, 1.5, False, True, b"{}", {1}, object())
-"""Not a mapping, so not metadata."""
+"""Values that are not mappings, and therefore not metadata."""
 
 NOT_JSON: Final[tuple[Any, ...]] = (object(), b"bytes", {1, 2}, 1j, range(3), Exception, nested)
-"""Not JSON at any depth."""
+"""Values that are not JSON, at any depth."""
 
 _DEPTH: Final = MAX_METADATA_DEPTH
 
 
 def buried(value: object) -> list[dict[str, Any]]:
-    """Return metadata that holds a value at several places and depths."""
+    """Return metadata objects that hold a value in several places and depths."""
     deep: Any = value
     for _ in range(_DEPTH // 4):
         deep = [{"k": deep}]
@@ -221,7 +221,7 @@ def buried(value: object) -> list[dict[str, Any]]:
 
 
 def same(one: object, other: object) -> bool:
-    """Tell whether two JSON values are equal by type and by value, at every depth: 1, 1.0 and True differ."""
+    """Return whether two JSON values are equal by type and value, at every depth: 1, 1.0 and True differ."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict) and isinstance(other, dict):

@@ -1,4 +1,4 @@
-"""Clauses that protect calls with deadlines: refused is not stored, and no caller pays for a neighbour's patience."""
+"""Clauses on deadlines: a failed call is not stored, and no call waits for another call's deadline."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ from flux_memory import Memory, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
 from flux_memory.testkit.contract.ledger import LONG_SECONDS, Ledger
 from flux_memory.testkit.contract.outages import RETRY_PAUSE_SECONDS
-from flux_memory.testkit.contract.stepping import turns_of_the_loop
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
 CALLERS: Final = 20
 CALLS: Final = 12
 MIXED_SECONDS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.05, LONG_SECONDS)
-"""Deadlines around the time that an add takes, on stores near and far."""
+"""Deadlines around the duration of an add, on local and remote stores."""
 STALL_SECONDS: Final = 0.02
-"""A deadline that passes while the event loop stands still."""
+"""A deadline that passes while the event loop is blocked."""
 STALLED_TURNS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17)
-"""Turns of the event loop before it stands still: enough for an add to be on its way."""
+"""Turns of the event loop before it is blocked: enough for an add to be under way."""
 SHORT_SECONDS: Final = 0.2
-"""The deadline of an impatient call, while the store is away."""
+"""The deadline of an impatient call during an outage."""
 PATIENT_SECONDS: Final = 10.0
-"""That of its patient neighbour."""
+"""The deadline of a concurrent patient call."""
 FIRST_SECONDS: Final = 0.05
-"""That of the call before both."""
+"""The deadline of the call before both."""
 STAGGERED_SECONDS: Final = (FIRST_SECONDS, PATIENT_SECONDS, 0.1, 0.15, PATIENT_SECONDS, 0.2)
-"""Deadlines of calls that begin together: one passes after the other, and each may make room for calls behind it."""
+"""Deadlines of calls that begin together: they pass one by one, and each may make room for queued calls."""
 GRACE_SECONDS: Final = 1.0
-"""By how much a call may outlive its deadline, cancelled or not."""
+"""By how much a call may overrun its deadline, cancelled or not."""
 OWN_SECONDS: Final = 5.0
-"""Far more than an impatient call may take, and far less than its patient neighbour waits."""
+"""Much longer than an impatient call may take, and much shorter than a patient call waits."""
 RETRY_SECONDS: Final = 0.5
-"""The deadline of a call after an outage; a handle may have several connections that are lost."""
+"""The deadline of a call after an outage; a handle may have several lost connections."""
 SETTLING_SECONDS: Final = 1.0
-"""How long a patient call is watched once the store is back; then it is cancelled."""
+"""How long a patient call may take once the store is back, before it is cancelled."""
 
 
 class DeadlinesContract(Binding):
-    """What is promised of calls that wait, of those that no longer do, and of their neighbours."""
+    """The promises to calls with deadlines, and to the calls that run beside them."""
 
     @clause(
         "FM-DLN-001",
-        promise="A call that is refused is not stored, then or later, whatever the deadlines of the calls beside it.",
-        loses="Under load an application is told that nothing was stored, sends again, and the message is there twice.",
+        promise="A call that fails at its deadline is not stored, then or later, regardless of the deadlines of "
+        "concurrent calls.",
+        loses="Under load, an application is told that a message was not stored, sends it again, and the message is "
+        "there twice.",
     )
     async def test_mixed_deadlines(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -70,8 +72,8 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-002",
-        promise="A call whose deadline passes while the event loop stands still is not refused if it was stored.",
-        loses="One slow function in the application, and messages that were stored are reported as not stored.",
+        promise="A call whose deadline passes while the event loop is blocked does not fail if it was stored.",
+        loses="After one slow function blocks the event loop, stored messages are reported as not stored.",
     )
     async def test_stalled_loop(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -82,7 +84,7 @@ class DeadlinesContract(Binding):
                 for number in range(8)
             ]
             await turns_of_the_loop(turns)
-            # The answers arrive meanwhile; then answer and deadline are found in one turn of the loop.
+            # The answers arrive meanwhile, so the loop sees the answer and the deadline in the same turn.
             time.sleep(STALL_SECONDS * 1.5)  # noqa: ASYNC251 - that is the stall
             await asyncio.gather(*adds)
         await memory.close()
@@ -90,9 +92,9 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-003",
-        promise="A call that was refused while the store was out of reach is not stored when the store is back, "
-        "whatever calls beside it still wait.",
-        loses="After an outage each message that was sent again is in the conversation twice.",
+        promise="A call that fails while the store is unreachable is not stored when the store returns, even if "
+        "concurrent calls still wait.",
+        loses="After an outage, each message that was sent again is in the conversation twice.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -101,7 +103,7 @@ class DeadlinesContract(Binding):
             memory = store.open_through(outage)
             ledgers = [Ledger(await memory.create_session()) for _ in range(3)]
             for warm in (1, CALLS):
-                # A handle that has used one connection, and one that has used many.
+                # First with one connection in use, then with many.
                 await asyncio.gather(*(ledgers[n % 3].add(memory, f"before {warm} {n}") for n in range(warm)))
                 adds: dict[asyncio.Task[bool], float] = {}
                 async with outage.away():
@@ -119,8 +121,8 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-004",
-        promise="A call ends by its own deadline, whatever the deadlines of the calls beside it.",
-        loses="A request that may take a second takes a minute, because a background job may.",
+        promise="A call ends by its own deadline, regardless of the deadlines of concurrent calls.",
+        loses="A request with a deadline of one second takes a minute, because a background job has a longer deadline.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -141,18 +143,18 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-005",
-        promise="Once the store is back new calls are answered, whatever calls for other sessions still wait.",
-        loses="One lost connection, and a conversation stays shut for as long as an unrelated caller has patience.",
+        promise="Once the store returns, new calls are answered, even while calls for other sessions still wait.",
+        loses="After one lost connection, a conversation stays blocked until an unrelated call reaches its deadline.",
         needs=Capability.OUTAGES,
         away=True,
     )
     async def test_new_calls_after_an_outage(self, store: StoreUnderTest) -> None:
         for outage in store.outages():
             memory = store.open_through(outage)
-            # At once, so that a handle with several connections has opened some.
+            # Concurrently, so that a handle with several connections has opened some.
             own, other, third, _ = map(Ledger, await asyncio.gather(*(memory.create_session() for _ in range(4))))
             async with outage.away():
-                # What arrives behind the first add may wait for it, and then be sent together.
+                # Adds behind the first one may wait for it and then be sent together.
                 impatient = [third.adding(memory, "first", within=FIRST_SECONDS)]
                 await turns_of_the_loop(4)
                 patient = [other.adding(memory, f"patient {n}", within=PATIENT_SECONDS) for n in range(2)]
@@ -160,7 +162,7 @@ class DeadlinesContract(Binding):
                 await asyncio.wait(impatient, timeout=OWN_SECONDS)
             tries, ends = 0, time.monotonic() + OWN_SECONDS
             while not await own.add(memory, f"try {tries}", within=RETRY_SECONDS):
-                assert time.monotonic() < ends, f"{outage.name}: {tries + 1} adds in {OWN_SECONDS} s were refused"
+                assert time.monotonic() < ends, f"{outage.name}: {tries + 1} adds failed within {OWN_SECONDS} s"
                 tries += 1
                 await asyncio.sleep(RETRY_PAUSE_SECONDS)
             await _settle([*patient, *impatient], seconds=0)
@@ -169,9 +171,9 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-006",
-        promise="A cancelled call takes effect by its deadline or never, made alone or with others: what was cancelled "
-        "while the store was out of reach is not stored when it is back.",
-        loses="A message that was withdrawn appears in the conversation once the network is up again.",
+        promise="A cancelled call takes effect by its deadline or never, alone or beside other calls: if it was "
+        "cancelled while the store was unreachable, it is not stored when the store returns.",
+        loses="A withdrawn message appears in the conversation once the network is back.",
         needs=Capability.OUTAGES | Capability.SEVERAL_HANDLES,
         away=True,
     )
@@ -181,7 +183,7 @@ class DeadlinesContract(Binding):
             ledger, other, third = [Ledger(await shared.create_session()) for _ in range(3)]
             assert await ledger.add(alone, "before")
             async with outage.away():
-                # What arrives behind the first add may wait for it, and then be sent together.
+                # Adds behind the first one may wait for it and then be sent together.
                 first = third.adding(shared, "first", within=FIRST_SECONDS)
                 await turns_of_the_loop(4)
                 beside = [each.adding(shared, "kept", within=PATIENT_SECONDS) for each in (ledger, other)]
@@ -189,7 +191,7 @@ class DeadlinesContract(Binding):
                 for turns in (1, 3, 30):
                     made = {
                         text: ledger.adding(handle, text, within=SHORT_SECONDS)
-                        # One by itself, and several that find their handle unopened.
+                        # One call alone, and several on a handle that is not open yet.
                         for handle, count in zip(handles[1:], (1, 4), strict=True)
                         for text in (f"{count} at {turns}, {number}" for number in range(count))
                     }
@@ -200,7 +202,7 @@ class DeadlinesContract(Binding):
                 await turns_of_the_loop(30)
                 _cancel(doomed.values())
                 await asyncio.wait(doomed.values(), timeout=OWN_SECONDS)
-                # No call may take effect any more: the store was away, and all deadlines have passed.
+                # No call may take effect any more: the store was unreachable until all deadlines had passed.
                 await asyncio.sleep(SHORT_SECONDS + GRACE_SECONDS)
             ledger.rule_out(doomed, f"CancelledError during the outage {outage.name!r}")
             await _settle([first, *doomed.values(), *beside])
@@ -216,7 +218,7 @@ def _cancel(tasks: Iterable[asyncio.Task[bool]]) -> None:
 
 
 def _calls(memory: Memory, session: str, seconds: float) -> Sequence[asyncio.Task[Any]]:
-    """Begin calls of several kinds with this deadline."""
+    """Start calls of several kinds with this deadline."""
 
     async def within(call: Coroutine[Any, Any, Any]) -> Any:
         with deadline(seconds):
@@ -233,7 +235,7 @@ def _calls(memory: Memory, session: str, seconds: float) -> Sequence[asyncio.Tas
 
 
 async def _settle(calls: Sequence[asyncio.Task[Any]], seconds: float = SETTLING_SECONDS) -> None:
-    """Wait for calls, and cancel those that do not end: their deadline may be far off."""
+    """Wait for calls, and cancel those that do not end, because their deadlines may be far away."""
     await asyncio.wait(calls, timeout=seconds)
     for call in calls:
         call.cancel()

@@ -1,4 +1,4 @@
-"""Clauses that protect acknowledged writes, across handles, processes and sudden death."""
+"""Clauses on acknowledged writes: across handles, processes and `kill -9`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 OpenHandle = Callable[[], Memory]
 
 PROCESSES = 3
-"""More than this machine may have cores, so that they do interrupt each other."""
+"""More processes than this machine is likely to have cores, so that they interrupt each other."""
 KILLED_AFTER = (12, 5, 1)
-"""Acknowledged writes of the processes that are killed; more than one, since who writes late may just have done so."""
+"""Acknowledged writes before a process is killed; several, as a backend that writes late may have written one."""
 
 
 class DurabilityContract(Binding):
-    """What is promised once a call has returned."""
+    """The promises once a call has returned."""
 
     @clause(
         "FM-DUR-001",
-        promise="An acknowledged write is there after the store is closed and opened again.",
+        promise="An acknowledged write is still there after the store is closed and reopened.",
         loses="A restart loses messages.",
         needs=Capability.BATCH
         | Capability.SESSIONS
@@ -52,8 +52,8 @@ class DurabilityContract(Binding):
 
     @clause(
         "FM-DUR-002",
-        promise="Another process sees an acknowledged write, and this one sees what the other wrote.",
-        loses="A service with several workers shows different conversations to the same user.",
+        promise="Another process sees an acknowledged write, and this process sees what the other one wrote.",
+        loses="A service with several workers shows a user different conversations from one request to the next.",
         needs=Capability.TITLES | Capability.DURABLE,
     )
     def test_another_process_sees_it(self, store: StoreUnderTest) -> None:
@@ -76,8 +76,8 @@ class DurabilityContract(Binding):
 
     @clause(
         "FM-DUR-003",
-        promise="An acknowledged write survives the `kill -9` of the process that wrote it.",
-        loses="A crashed worker takes the conversation's end with it.",
+        promise="An acknowledged write survives `kill -9` of the process that wrote it.",
+        loses="A crashing worker loses the end of a conversation.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.DURABLE,
     )
     def test_kill_9_loses_nothing_acknowledged(self, store: StoreUnderTest) -> None:
@@ -107,7 +107,7 @@ class DurabilityContract(Binding):
                 assert [made for made in ids if made in set(told)] == told
                 assert found is not None
                 assert found["message_count"] == len(ids)
-                # Three messages a round: one add, and a batch that is whole or absent.
+                # Three messages per round: one add, and a batch that is complete or absent.
                 assert len(ids) % 3 in {0, 1}
                 await add_numbered(memory, session, [-1])
 
@@ -116,7 +116,7 @@ class DurabilityContract(Binding):
     @clause(
         "FM-DUR-004",
         promise="First use may race: several processes on a new store all succeed.",
-        loses="A service with several processes fails at its first start.",
+        loses="A service with several processes fails on its first start.",
         fresh=True,
         needs=Capability.SESSIONS | Capability.DURABLE | Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
@@ -138,8 +138,8 @@ class DurabilityContract(Binding):
 
     @clause(
         "FM-DUR-005",
-        promise="Processes that add at the same time lose nothing, see one order, and each finds its own messages "
-        "in theirs.",
+        promise="Processes that add concurrently lose nothing and see one order, in which each process's messages "
+        "keep theirs.",
         loses="Messages of users who are served by different processes are lost or shuffled.",
         needs=Capability.MESSAGE_IDS
         | Capability.SESSIONS
@@ -169,8 +169,8 @@ class DurabilityContract(Binding):
 
     @clause(
         "FM-DUR-006",
-        promise="Ids made in processes that were forked from one another are all different.",
-        loses="Two workers make the same id, and a message is taken for a retry of another one.",
+        promise="Ids made in forked processes are all different.",
+        loses="Two workers make the same id, and a message is mistaken for a retry of another.",
         needs=Capability.MESSAGE_IDS | Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
     def test_forked_processes_make_different_ids(self, store: StoreUnderTest) -> None:
@@ -191,8 +191,9 @@ class DurabilityContract(Binding):
 
     @clause(
         "FM-DUR-007",
-        promise="Processes that send the same message under one `message_id` store it once; another content conflicts.",
-        loses="A message retried through another worker is doubled.",
+        promise="Processes that send the same message with one `message_id` store it once; different content raises "
+        "`ConflictError`.",
+        loses="A message retried through another worker is stored twice.",
         needs=Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.DURABLE

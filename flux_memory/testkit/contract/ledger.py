@@ -1,4 +1,4 @@
-"""What callers sent to one session and were told, by the text of the messages: ids are not needed."""
+"""A record of adds to one session and their outcomes, by the text of the messages: no ids are needed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.histories import History, Operation, Sent, Stored, StoredSession, check
 
 LONG_SECONDS = 30.0
-"""The deadline of a call that has none of its own."""
+"""The deadline of a call without a short one."""
 
 
 class Ledger:
-    """The adds to one session. No two messages may have one text."""
+    """The adds to one session. Every message needs a different text."""
 
     def __init__(self, session: str) -> None:
         self.session = session
@@ -48,7 +48,7 @@ class Ledger:
             caller = asyncio.current_task()
             if caller is not None and caller.cancelling():
                 raise
-            pytest.fail(f"the add of {texts} was cancelled, and its caller was not")
+            pytest.fail(f"the add of {texts} raised CancelledError, but its caller was not cancelled")
         except OutcomeUnknownError:
             return False
         except BackendUnavailableError as error:
@@ -58,19 +58,19 @@ class Ledger:
         return True
 
     def adding(self, memory: Memory, *texts: str, within: float = LONG_SECONDS) -> asyncio.Task[bool]:
-        """Begin to add, as a task."""
+        """Start an add as a task."""
         return asyncio.ensure_future(self.add(memory, *texts, within=within))
 
     def rule_out(self, texts: Container[str], why: str) -> None:
-        """Demand that of these messages none is stored but those that were acknowledged."""
+        """Assert that of these messages only the acknowledged ones are stored."""
         for at, operation in enumerate(self._operations):
             if operation.outcome == "unknown" and operation.messages[0].content in texts:
                 self._end(at, outcome="failed", error=why)
 
     async def judge(self, store: StoreUnderTest) -> None:
-        """Hold what callers were told against what is stored. All calls have ended, and their handles are closed."""
+        """Compare the outcomes with the store. All calls must have ended, and their handles must be closed."""
         async with store.open() as memory:
-            # A write that is still under way in the session is over when this one is.
+            # Once this write is done, earlier ones in the session are done as well.
             assert await self.add(memory, "the last message")
             history = await memory.get_history(self.session)
             record: Any = {"metadata": {}, "user_id": "", "title": "", "message_count": len(history)}

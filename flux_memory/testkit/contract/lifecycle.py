@@ -1,4 +1,4 @@
-"""Clauses that protect the life of a handle: closing, forgetting to close, other loops, damaged rows."""
+"""Clauses on the life of a handle: closing, missing `close()`, other event loops, damaged rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 from flux_memory.testkit.patience import unblocked
 
 LOOP_SECONDS: Final = 20.0
-"""How long a call on another event loop may take to work or to say why not."""
+"""How long a call on another event loop may take to succeed or raise."""
 HANDLES: Final = 8
 
 EVERY_CALL: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
@@ -40,12 +40,12 @@ EVERY_CALL: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
 
 
 class LifecycleContract(Binding):
-    """What is promised of `close()`, and of handles that were not closed, were moved, or meet damage."""
+    """The promises of `close()`, and of handles that are not closed, change event loops or read damaged rows."""
 
     @clause(
         "FM-LIF-001",
-        promise="`close()` may be called again, also at the same time, and on a handle that was never used.",
-        loses="A shutdown in which two parts of an application close one memory raises.",
+        promise="`close()` can be called again, concurrently, and on a handle that was never used.",
+        loses="Shutdown raises if two parts of an application close the same memory.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_close_is_idempotent(self, store: StoreUnderTest) -> None:
@@ -57,8 +57,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-002",
-        promise="After `close()` every call raises `MemoryClosedError`, whether the handle was used before or not.",
-        loses="A call after shutdown hangs, or opens the store again behind everybody's back.",
+        promise="After `close()`, every call raises `MemoryClosedError`, whether or not the handle was used before.",
+        loses="A call after shutdown hangs, or silently reopens the store.",
         needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_calls_after_close(self, store: StoreUnderTest) -> None:
@@ -74,8 +74,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-003",
-        promise="After `close()` a call raises `MemoryClosedError` even when its arguments are wrong.",
-        loses="The error sends whoever debugs it the wrong way.",
+        promise="After `close()`, a call raises `MemoryClosedError` even if its arguments are invalid.",
+        loses="The error points to the arguments, and debugging starts in the wrong place.",
     )
     async def test_wrong_calls_after_close(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -91,8 +91,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-004",
-        promise="`async with` gives the memory itself, closes it at the end, and lets errors through.",
-        loses="Errors are swallowed, or handles stay open.",
+        promise="`async with` yields the memory itself, closes it at the end, and lets exceptions through.",
+        loses="Exceptions are swallowed, or handles stay open.",
     )
     async def test_async_with(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -116,8 +116,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-005",
-        promise="Calls in flight at `close()`: each is stored and acknowledged, or raises and is not stored.",
-        loses="A restart loses the messages of the moment, although they were acknowledged.",
+        promise="A call in flight at `close()` is stored and acknowledged, or raises and is not stored.",
+        loses="A restart loses messages that were acknowledged.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_close_loses_no_acknowledged_write(self, store: StoreUnderTest) -> None:
@@ -138,8 +138,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-006",
-        promise="Closing one handle does not disturb another on the same store.",
-        loses="One worker's shutdown breaks the others.",
+        promise="Closing one handle does not disturb other handles on the same store.",
+        loses="One worker's shutdown breaks the other workers.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_closing_one_of_two(self, store: StoreUnderTest) -> None:
@@ -154,18 +154,18 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-007",
-        promise="Closed handles leave no thread and no file or connection open.",
+        promise="A closed handle leaves no thread, file or connection open.",
         loses="A service that opens a handle for each request runs out of file descriptors.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_closed_handles_leave_nothing_open(self, store: StoreUnderTest) -> None:
         await self._use_and_close(store)
-        # What earlier clauses left would be collected in between, and hide as much that is new.
+        # Collect objects of earlier clauses now: collected later, they would hide new leaks.
         gc.collect()
         before = open_things()
         await self._use_and_close(store)
         deadline = time.monotonic() + 10
-        # What is opened once for all handles may stay; what is opened for each may not. Threads end a little later.
+        # Resources shared by all handles may stay open, those of each handle may not. Threads end a little later.
         while any(now - then >= HANDLES for now, then in zip(open_things(), before, strict=True)):
             assert time.monotonic() < deadline, f"{HANDLES} closed handles left threads or files: {open_things()}"
             gc.collect()
@@ -179,8 +179,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-008",
-        promise="A handle that was never closed warns with a `ResourceWarning`, and does not keep the process alive.",
-        loses="Scripts hang at their end.",
+        promise="A handle that was never closed emits a `ResourceWarning` and does not keep the process alive.",
+        loses="Scripts hang at exit.",
         needs=Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
     def test_a_forgotten_handle_warns(self, store: StoreUnderTest) -> None:
@@ -197,14 +197,15 @@ class LifecycleContract(Binding):
                     await asyncio.sleep(0.01)
                 tell(resource_warnings(caught))
 
-        # run_together also waits for the process to exit by itself.
+        # run_together also waits for the process to exit.
         ((warned,),) = run_together(store.fork(forget))
-        assert warned, "a handle was dropped without close(), and no ResourceWarning said so"
+        assert warned, "a handle was dropped without close() and emitted no ResourceWarning"
 
     @clause(
         "FM-LIF-009",
-        promise="A handle used from a second event loop beside the first works or raises a `FluxMemoryError`, at once.",
-        loses="A web framework that runs several loops hangs, and nothing says why.",
+        promise="A handle used from a second event loop, while the first still runs, works or raises a "
+        "`FluxMemoryError` immediately.",
+        loses="A web framework with several event loops hangs without an error.",
     )
     def test_two_loops_at_once(self, store: StoreUnderTest) -> None:
         outcomes: list[object] = []
@@ -212,7 +213,7 @@ class LifecycleContract(Binding):
         def use_on_another_loop(memory: Memory, session: str) -> None:
             try:
                 outcomes.append(asyncio.run(memory.add_message(session, "user", "second loop")))
-            except BaseException as error:  # noqa: BLE001 - judged below, whatever it is
+            except BaseException as error:  # noqa: BLE001 - checked below
                 outcomes.append(error)
 
         async def start() -> tuple[Memory, str]:
@@ -233,9 +234,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-010",
-        promise="A handle used again after its event loop has ended works or raises a `FluxMemoryError`; it never "
-        "hangs.",
-        loses="The second `asyncio.run` of a script hangs.",
+        promise="A handle used after its event loop has ended works or raises a `FluxMemoryError`; it never hangs.",
+        loses="The second `asyncio.run` in a script hangs.",
     )
     def test_one_loop_after_another(self, store: StoreUnderTest) -> None:
         async def move(open_handle: Callable[[], Memory], tell: Tell) -> None:
@@ -256,8 +256,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-011",
-        promise="One damaged row raises a `FluxMemoryError` that names it; everything else stays readable.",
-        loses="One bad byte makes a whole history, or every history, unreadable.",
+        promise="A damaged row raises a `FluxMemoryError` that names it; everything else stays readable.",
+        loses="One damaged byte makes a whole history, or every history, unreadable.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR | Capability.SESSIONS | Capability.DURABLE,
     )
     async def test_one_damaged_row(self, store: StoreUnderTest) -> None:
@@ -267,7 +267,7 @@ class LifecycleContract(Binding):
         await add_numbered(memory, sound, range(3))
         await memory.close()
         await store.corrupt_message(damaged, ids[1])
-        # A handle that has read none of it yet: what an older one may remember is not what is stored.
+        # A new handle: an older one may have cached the row.
         memory = store.open()
         with pytest.raises(FluxMemoryError) as caught:
             await memory.get_history(damaged)
@@ -283,11 +283,11 @@ class LifecycleContract(Binding):
 
 
 def open_things() -> tuple[int, int]:
-    """Return how many threads and file descriptors this process has."""
+    """Return the number of threads and of file descriptors of this process."""
     descriptors = Path("/dev/fd")
     return threading.active_count(), len(list(descriptors.iterdir())) if descriptors.exists() else 0
 
 
 def resource_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
-    """Return what the `ResourceWarning`s among these say."""
+    """Return the messages of the `ResourceWarning`s among these."""
     return [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)]

@@ -1,4 +1,4 @@
-"""Clauses that protect the shared limits, and look-ups of what cannot exist."""
+"""Clauses on the shared limits, and on lookups of ids that cannot exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flux_memory.testkit.contract.corpus import NOT_TEXTS
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 NOWHERE: Final = ("", "unknown", "x" * (MAX_ID_LENGTH + 1), "x" * 10_000, "nul\x00", "\ud800", "' OR '1'='1", "%")
-"""Ids that no session and no message has, some of which none can have."""
+"""Ids of no session and no message; some are not even valid."""
 
 READS: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
     "session_id of get_session": lambda memory, _, key: memory.get_session(key),
@@ -40,12 +40,12 @@ WRITES: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
 
 
 class LimitsContract(Binding):
-    """What is promised at the edges of ids and sizes."""
+    """The promises at the limits of ids and sizes."""
 
     @clause(
         "FM-LIM-001",
-        promise="An id given has 1 to 36 characters, whatever their size in bytes; any other length is refused.",
-        loses="An id is cut by one engine, and two sessions become one.",
+        promise="A caller's id has 1 to 36 characters of any size in bytes; other lengths are rejected.",
+        loses="One engine truncates ids, and two sessions become one.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -71,8 +71,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-002",
-        promise="A user's id has at most 255 characters; a longer one is refused.",
-        loses="PostgreSQL cannot index it: the write fails there and nowhere else.",
+        promise="A user id has at most 255 characters; a longer one is rejected.",
+        loses="PostgreSQL cannot index a longer id: the write fails there and nowhere else.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_ids_have_at_most_255_characters(self, store: StoreUnderTest) -> None:
@@ -86,8 +86,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-003",
-        promise="Long content (a megabyte) comes back whole.",
-        loses="Long answers are cut at the end.",
+        promise="Long content (a megabyte) is returned complete.",
+        loses="Long answers are cut off at the end.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_long_content_is_not_cut(self, store: StoreUnderTest) -> None:
@@ -103,14 +103,14 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-004",
-        promise="Content over the limit in bytes is refused, never cut.",
-        loses="Each engine fails, or cuts the text, at a size of its own.",
+        promise="Content over the byte limit is rejected, never truncated.",
+        loses="Each engine fails, or truncates the text, at a different size.",
         needs=Capability.BATCH,
     )
     async def test_content_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        # Fewer characters than the limit has bytes, but more bytes.
+        # Below the limit in characters, above it in bytes.
         too_much = "\u20ac" * (MAX_CONTENT_BYTES // 3 + 1)
         with pytest.raises(InvalidInputError, match="content"):
             await memory.add_message(session, "user", too_much)
@@ -122,8 +122,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-005",
-        promise="Metadata over the limit in bytes is refused, never cut.",
-        loses="Each engine fails at a size of its own.",
+        promise="Metadata over the byte limit is rejected, never truncated.",
+        loses="Each engine fails at a different size.",
         needs=Capability.SESSIONS,
     )
     async def test_metadata_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
@@ -135,13 +135,14 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-006",
-        promise="Reading or deleting under an id that nobody has, or can have, finds nothing: `None`, `[]`, no error.",
-        loses="A mistyped link is an internal error instead of an empty page.",
+        promise="Reading or deleting with an id that does not exist, or is not valid, finds nothing: `None`, `[]`, no "
+        "error.",
+        loses="A mistyped link shows an internal error instead of an empty page.",
         needs=Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_lookups_of_nothing_find_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        session = await memory.create_session(user_id="somebody")
+        session = await memory.create_session(user_id="ann")
         await memory.add_message(session, "user", "text")
         for key in NOWHERE:
             for name, call in READS.items():
@@ -153,8 +154,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-007",
-        promise="Writing to a session under an id that nobody has, or can have, raises `SessionNotFoundError`.",
-        loses="Messages go nowhere, or the driver's error comes through.",
+        promise="Writing to a session id that does not exist, or is not valid, raises `SessionNotFoundError`.",
+        loses="Messages are lost, or the driver's error reaches the application.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES,
     )
     async def test_writes_to_nowhere_are_not_found(self, store: StoreUnderTest) -> None:
@@ -163,7 +164,7 @@ class LimitsContract(Binding):
             for call in WRITES.values():
                 with pytest.raises(SessionNotFoundError):
                     await call(memory, key)
-            # What is wrong with the other arguments is told first, whatever the id is.
+            # Invalid arguments are reported first, for any id.
             with pytest.raises(InvalidInputError, match="role"):
                 await memory.add_message(key, "", "text")
             with pytest.raises(InvalidInputError, match=r"messages\[0\]"):
@@ -174,7 +175,7 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-008",
-        promise="An id to look up that is no `str` is refused as a type error that names the argument.",
+        promise="Looking up an id that is not a `str` is a type error that names the argument.",
         loses="A bug in the caller looks like an empty conversation.",
         needs=Capability.BATCH | Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE | Capability.TITLES,
     )

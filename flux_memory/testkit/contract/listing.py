@@ -1,4 +1,4 @@
-"""Clauses that protect the list of sessions: its order, its pages, its counts and its filters."""
+"""Clauses on the list of sessions: its order, pages, counts and filters."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ ARRAYS: Final[Cases] = [
 ]
 
 SESSIONS: Final = 120
-"""More than one page of the default size, and of those that a store reads at once."""
+"""More than a default page, and more than a store is likely to read at once."""
 
 
 class ListingContract(Binding):
-    """What is promised of `get_sessions`."""
+    """The promises of `get_sessions`."""
 
     @clause(
         "FM-LST-001",
-        promise="Sessions are listed by activity, the newest first: creation, adds, batches and titles count.",
-        loses="The conversation just used is not where the user looks for it.",
+        promise="Sessions are listed by activity, newest first: creations, adds, batches and renames count.",
+        loses="The conversation a user just used is not at the top of the list.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_newest_activity_first(self, store: StoreUnderTest) -> None:
@@ -111,7 +111,7 @@ class ListingContract(Binding):
         assert await _ids(memory) == [c, b, a]
         moment = datetime.now(UTC) + timedelta(hours=1)
         for later, session in enumerate((c, b, a)):
-            # A microsecond is a difference, too, where the clock can be set; a session made earlier may win by it.
+            # With a settable clock, one microsecond has to decide, even for a session that was created earlier.
             async with store.clock_at(moment + timedelta(microseconds=later)):
                 await memory.add_message(session, "user", "text")
         rows = await memory.get_sessions()
@@ -119,8 +119,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-002",
-        promise="Sessions of the same time have one order, however the list is cut into pages.",
-        loses="Pages overlap: a session shows twice and another never.",
+        promise="Sessions with equal times have one order, however the list is split into pages.",
+        loses="Pages overlap: one session appears twice and another never.",
         needs=Capability.TIMESTAMPS | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_ties_have_one_order(self, store: StoreUnderTest) -> None:
@@ -139,7 +139,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-003",
         promise="`limit` and `offset` page through all sessions with no gap and no repeat; past the end is `[]`.",
-        loses="Some conversations can never be reached.",
+        loses="Some conversations are on no page of the list.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_pages_are_complete(self, store: StoreUnderTest) -> None:
@@ -156,8 +156,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-004",
-        promise="`limit` is 50 by default; 0 is nothing, `None` and more than there is are all.",
-        loses="A list is cut, or a page is too large, and nobody asked for it.",
+        promise="`limit` defaults to 50; 0 returns nothing; `None`, and any number above the count, returns all.",
+        loses="A list is cut off, or a page is much larger than the caller asked for.",
         needs=Capability.SESSIONS,
     )
     async def test_list_limits_at_the_edges(self, store: StoreUnderTest) -> None:
@@ -173,8 +173,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-005",
-        promise="A `limit` or `offset` that is no `int` is refused as a type error; a negative one is refused.",
-        loses="A wrong page number is an empty list on one engine and an error on the other.",
+        promise="A `limit` or `offset` that is not an `int` is a type error; a negative one is rejected.",
+        loses="A wrong page number gives an empty list on one engine and an error on the other.",
         needs=Capability.SESSIONS,
     )
     async def test_wrong_counts_are_refused(self, store: StoreUnderTest) -> None:
@@ -196,8 +196,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-006",
-        promise="Sessions without messages are listed, and count 0.",
-        loses="A conversation just begun cannot be found.",
+        promise="Sessions without messages are listed, with a count of 0.",
+        loses="A conversation that was just started cannot be found.",
         needs=Capability.SESSIONS,
     )
     async def test_empty_sessions_are_listed(self, store: StoreUnderTest) -> None:
@@ -209,8 +209,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-007",
-        promise="`message_count` is the true count after adds, batches, retries and refusals.",
-        loses="A list shows counts that a reader can disprove.",
+        promise="`message_count` is correct after adds, batches, retries and rejections.",
+        loses="The list shows a different number of messages than the conversation has.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_message_count_is_true(self, store: StoreUnderTest) -> None:
@@ -230,18 +230,18 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-008",
-        promise="`user_id` lists one user's sessions, `None` everybody's, the empty one those of nobody in particular.",
-        loses="Users see conversations that are not theirs.",
+        promise="`user_id` lists one user's sessions; `None` lists every user's, and `\"\"` those without an owner.",
+        loses="Users see other users' conversations.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_scope(self, store: StoreUnderTest) -> None:
         memory = store.open()
         ann, bob = [await memory.create_session(user_id=user) for user in ("ann", "bob")]
-        nobody = await memory.create_session()
+        ownerless = await memory.create_session()
         assert [row["id"] for row in await memory.get_sessions(user_id="ann")] == [ann]
         assert [row["id"] for row in await memory.get_sessions(user_id="bob")] == [bob]
-        assert [row["id"] for row in await memory.get_sessions(user_id="")] == [nobody]
-        assert {row["id"] for row in await memory.get_sessions(user_id=None)} == {ann, bob, nobody}
+        assert [row["id"] for row in await memory.get_sessions(user_id="")] == [ownerless]
+        assert {row["id"] for row in await memory.get_sessions(user_id=None)} == {ann, bob, ownerless}
         assert await memory.get_sessions(user_id="an") == []
         for mark in SEPARATORS:
             another = await memory.create_session(user_id=f"ann{mark}bob")
@@ -259,7 +259,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-009",
         promise="A metadata filter compares scalars by type and value; a missing key is not `None`.",
-        loses="A filter finds what it should not, or misses what it should find.",
+        loses="A filter returns sessions that do not match, or misses sessions that do.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_scalars(self, store: StoreUnderTest) -> None:
@@ -267,8 +267,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-010",
-        promise="A metadata filter compares numbers by their value, to the last digit: 1 finds 1.0.",
-        loses="A filter by a long number finds somebody else's session.",
+        promise="A metadata filter compares numbers by value, to the last digit: 1 finds 1.0.",
+        loses="A filter by a long number finds another user's session.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_numbers(self, store: StoreUnderTest) -> None:
@@ -276,8 +276,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-011",
-        promise="A metadata filter finds objects that contain it, at any depth; an empty one finds all.",
-        loses="A filter works only while nobody adds a second key.",
+        promise="A metadata filter finds objects that contain it, at any depth; an empty filter finds all.",
+        loses="A filter stops matching once a session gets a second key.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_objects(self, store: StoreUnderTest) -> None:
@@ -285,7 +285,7 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-012",
-        promise="A metadata filter takes arrays as `jsonb @>` does: neither order nor repeats count, nesting does.",
+        promise="A metadata filter compares arrays like `jsonb @>`: order and repeats do not count, nesting does.",
         loses="A filter by tags works on one engine only.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
@@ -294,8 +294,8 @@ class ListingContract(Binding):
 
     @clause(
         "FM-LST-013",
-        promise="Filters apply before `limit` and `offset`, and a session must match all of them.",
-        loses="A filtered list has pages with holes, or shows other users' sessions.",
+        promise="Filters apply before `limit` and `offset`, and a session has to match all of them.",
+        loses="A filtered list has incomplete pages, or shows other users' sessions.",
         needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.METADATA_FILTER | Capability.USER_SCOPE,
     )
     async def test_filters_come_before_pages(self, store: StoreUnderTest) -> None:
@@ -323,7 +323,7 @@ async def _ids(memory: Memory) -> list[str]:
 
 
 async def _settle(memory: Memory, session: str) -> None:
-    """Add to a session until its time is later than all others', however coarse the clock is."""
+    """Add to a session until its time is the latest, however coarse the clock is."""
     for number in range(1_000):
         await memory.add_message(session, "user", str(number))
         rows = await memory.get_sessions()
@@ -339,4 +339,4 @@ async def _filters(memory: Memory, cases: Cases) -> None:
     for number, (metadata, wanted, expected) in enumerate(cases):
         found = {row["id"] for row in await memory.get_sessions(None, metadata=wanted)}
         verb = "does not contain" if expected else "contains"
-        assert (str(number) in found) is expected, f"{metadata} {verb} {wanted}, says the filter"
+        assert (str(number) in found) is expected, f"according to the filter, {metadata} {verb} {wanted}"

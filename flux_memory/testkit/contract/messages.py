@@ -1,4 +1,4 @@
-"""Clauses that protect single messages: the record, and retries that store once."""
+"""Clauses on single messages: the record, and retries that store once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MESSAGE_KEYS: Final = {"id", "role", "content", "metadata", "created_at"}
 
 
 class MessagesContract(Binding):
-    """What is promised of `add_message`."""
+    """The promises of `add_message`."""
 
     @clause(
         "FM-MSG-001",
-        promise="A message is a plain `dict` with exactly the keys of the record, of the record's types.",
+        promise="A message is a plain `dict` with exactly the keys of the record and values of the record's types.",
         loses="Code written for one backend breaks on the other.",
         needs=Capability.MESSAGE_METADATA,
     )
@@ -39,8 +39,8 @@ class MessagesContract(Binding):
 
     @clause(
         "FM-MSG-002",
-        promise="Adding the same content again under the same `message_id` stores it once and returns the id.",
-        loses="A retry after a lost answer says everything twice.",
+        promise="Adding the same content again with the same `message_id` stores it once and returns the id.",
+        loses="A retry after a lost response stores the message twice.",
         needs=Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.MESSAGE_METADATA
@@ -53,7 +53,7 @@ class MessagesContract(Binding):
         for handle in (memory, memory, other):
             returned = await handle.add_message(session, "user", "text", {"a": 1, "b": [1.5]}, message_id="m")
             assert returned == "m"
-        # The same object, written in another order.
+        # The same object, with its keys in a different order.
         assert await memory.add_message(session, "user", "text", {"b": [1.5], "a": 1}, message_id="m") == "m"
         assert contents(await memory.get_history(session)) == ["text"]
         found = await memory.get_session(session)
@@ -62,7 +62,7 @@ class MessagesContract(Binding):
 
     @clause(
         "FM-MSG-003",
-        promise="A retry changes nothing: neither the order, nor a time, nor a count.",
+        promise="A retry changes nothing: not the order, the times or the count.",
         loses="A retry moves an old message to the end, or an old session to the top.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
@@ -78,8 +78,9 @@ class MessagesContract(Binding):
 
     @clause(
         "FM-MSG-004",
-        promise="Another content, role or metadata under one `message_id` raises `ConflictError`; nothing changes.",
-        loses="Of two different messages one is dropped, and nobody is told.",
+        promise="Different content, role or metadata with a stored `message_id` raises `ConflictError`; nothing "
+        "changes.",
+        loses="One of two different messages is dropped without an error.",
         needs=Capability.IDEMPOTENT_IDS
         | Capability.MESSAGE_METADATA
         | Capability.SESSIONS
@@ -121,7 +122,7 @@ class MessagesContract(Binding):
         assert contents(await memory.get_history(sessions[1])) == [sessions[1]]
         if Capability.SESSION_IDS in store.capabilities:
             for mark in SEPARATORS:
-                # Put together with a separator, a session's and a message's id are the same text.
+                # Joined with this separator, both pairs of session and message id give the same text.
                 first, second = ("a", f"b{mark}c"), (f"a{mark}b", "c")
                 for session, message in (first, second):
                     await memory.create_session(session_id=session)
@@ -134,7 +135,7 @@ class MessagesContract(Binding):
     @clause(
         "FM-MSG-006",
         promise="Concurrent retries of one message, on several handles, store it once and all return its id.",
-        loses="An impatient client's message appears as often as it was sent.",
+        loses="If a client sends a message several times at once, it appears several times.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_retries_store_once(self, store: StoreUnderTest) -> None:
@@ -150,8 +151,9 @@ class MessagesContract(Binding):
 
     @clause(
         "FM-MSG-007",
-        promise="Of concurrent adds of different contents under one `message_id` one is stored, the others conflict.",
-        loses="Two messages share an id, or one is acknowledged and gone.",
+        promise="If different contents are added concurrently with one `message_id`, one is stored and the others "
+        "raise `ConflictError`.",
+        loses="Two messages share an id, or one is acknowledged and lost.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_conflicts_store_one(self, store: StoreUnderTest) -> None:
@@ -168,9 +170,9 @@ class MessagesContract(Binding):
 
     @clause(
         "FM-MSG-008",
-        promise="To a retry, numbers in metadata are the same if their values are: 1 for 1.0, at any depth; what was "
-        "stored first stays.",
-        loses="A client whose language has one kind of number cannot send a message again.",
+        promise="A retry compares numbers in metadata by value, at any depth: 1 equals 1.0; the value stored first is "
+        "kept.",
+        loses="A client whose language has only one number type cannot retry a message.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
     )
     async def test_a_retry_compares_numbers_by_value(self, store: StoreUnderTest) -> None:

@@ -1,4 +1,4 @@
-"""Clauses that protect metadata: JSON that comes back equal by type and by value, and is nobody's alias."""
+"""Clauses on metadata: JSON that is returned equal by type and value, and never shared with a caller."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
 class MetadataContract(Binding):
-    """What is promised of metadata, of sessions and of messages."""
+    """The promises on metadata of sessions and messages."""
 
     @clause(
         "FM-MET-001",
-        promise="A message's metadata comes back equal by type and by value, at every depth.",
-        loses="Citations, token counts and flags come back as something else.",
+        promise="A message's metadata is returned equal by type and value, at every depth.",
+        loses="Citations, token counts and flags change their type or value.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_message_metadata_round_trips(self, store: StoreUnderTest) -> None:
@@ -42,8 +42,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-002",
-        promise="A session's metadata comes back equal by type and by value, from `get_session` and `get_sessions`.",
-        loses="A session's settings come back as something else.",
+        promise="A session's metadata is returned equal by type and value, by `get_session` and `get_sessions`.",
+        loses="A session's settings change their type or value.",
         needs=Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_session_metadata_round_trips(self, store: StoreUnderTest) -> None:
@@ -58,8 +58,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-003",
-        promise="A float stays a float and keeps its value, those of 1e16 and up included.",
-        loses="Scores and costs become integers, as `jsonb` makes of them.",
+        promise="A float stays a float and keeps its value, including floats of 1e16 and above.",
+        loses="Scores and costs become integers, as in `jsonb`.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_floats_stay_floats(self, store: StoreUnderTest) -> None:
@@ -68,8 +68,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-004",
-        promise="An integer stays an integer and is exact to 4,300 digits; a longer one is refused.",
-        loses="Large ids change their last digits.",
+        promise="An integer stays an integer, exact to 4,300 digits; a longer one is rejected.",
+        loses="The last digits of large ids change.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_integers_are_exact(self, store: StoreUnderTest) -> None:
@@ -80,7 +80,7 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-005",
-        promise="-0.0 comes back as 0.0.",
+        promise="-0.0 is returned as 0.0.",
         loses="The same conversation compares unequal on two engines.",
         needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
@@ -96,8 +96,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-006",
-        promise="Tuples come back as lists; mappings and subclasses of `str`, `int`, `float` as the plain types.",
-        loses="An application gets types back that it cannot serialise.",
+        promise="Tuples are returned as lists; mappings and subclasses of `str`, `int` and `float` as the plain types.",
+        loses="An application gets back types that it cannot serialise.",
         needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_unusual_types_come_back_plain(self, store: StoreUnderTest) -> None:
@@ -113,8 +113,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-007",
-        promise="`None` is `{}`, and so is no metadata at all.",
-        loses="Every reader has to handle two kinds of nothing.",
+        promise="`None` and missing metadata are both stored as `{}`.",
+        loses="Every reader has to handle both `None` and `{}`.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_none_is_an_empty_object(self, store: StoreUnderTest) -> None:
@@ -132,7 +132,7 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-008",
-        promise="Metadata that is no mapping is refused as a type error: lists, strings, numbers, `False`.",
+        promise="Metadata that is not a mapping is a type error: lists, strings, numbers, `False`.",
         loses="A list is stored where every reader expects an object.",
         needs=Capability.BATCH
         | Capability.MESSAGE_METADATA
@@ -147,8 +147,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-009",
-        promise="A key that is no `str` is refused, at any depth.",
-        loses="1 and '1' collapse into one key, and a value is gone.",
+        promise="A key that is not a `str` is rejected, at any depth.",
+        loses="The keys 1 and '1' become one, and a value is lost.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_keys_are_text(self, store: StoreUnderTest) -> None:
@@ -159,8 +159,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-010",
-        promise="NaN and the infinities are refused, at any depth.",
-        loses="Such numbers turn into null, or into text that no JSON reader accepts.",
+        promise="NaN and the infinities are rejected, at any depth.",
+        loses="They become null, or text that no JSON reader accepts.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_only_finite_numbers(self, store: StoreUnderTest) -> None:
@@ -171,8 +171,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-011",
-        promise="A NUL in a key or a value is refused, at any depth; the error names its offset.",
-        loses="SQLite keeps it and PostgreSQL fails: the data cannot move.",
+        promise="A NUL in a key or a value is rejected, at any depth; the error names its offset.",
+        loses="SQLite stores it and PostgreSQL fails, so the data cannot be migrated.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
     )
     async def test_nul_in_metadata_is_refused(self, store: StoreUnderTest) -> None:
@@ -180,8 +180,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-012",
-        promise="A lone surrogate in a key or a value is refused, at any depth; the error names its offset.",
-        loses="Half an emoji makes a row that can be written and not read.",
+        promise="A lone surrogate in a key or a value is rejected, at any depth; the error names its offset.",
+        loses="Half an emoji creates a row that can be written but not read.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
     )
     async def test_lone_surrogates_in_metadata_are_refused(self, store: StoreUnderTest) -> None:
@@ -189,7 +189,7 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-013",
-        promise="What JSON does not have is refused as a type error, at any depth: bytes, sets, dates, objects.",
+        promise="Values that JSON does not have (bytes, sets, dates, objects) are type errors, at any depth.",
         loses="Values are stored as their `repr`.",
         needs=Capability.BATCH
         | Capability.MESSAGE_METADATA
@@ -205,8 +205,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-014",
-        promise="Metadata may be nested 100 deep and comes back; deeper is refused.",
-        loses="Deep metadata can be written and overflows the reader's stack.",
+        promise="Metadata may be nested 100 levels deep; deeper metadata is rejected.",
+        loses="Deep metadata can be written, but overflows the reader's stack.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_nesting_of_one_hundred(self, store: StoreUnderTest) -> None:
@@ -220,8 +220,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-015",
-        promise="The caller's metadata is not changed.",
-        loses="A dict that an application goes on using has changed under its hands.",
+        promise="The caller's metadata is not modified.",
+        loses="A dict that an application still uses changes unexpectedly.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -243,8 +243,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-016",
-        promise="What comes back is a fresh object each time: changing it, or the argument, changes nothing stored.",
-        loses="One caller's edit shows up in another one's history.",
+        promise="Each read returns a new object: changing it, or the argument, does not change stored data.",
+        loses="One caller's edit appears in another caller's history.",
         needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_nothing_is_aliased(self, store: StoreUnderTest) -> None:
@@ -269,8 +269,8 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-017",
-        promise="Large metadata (a megabyte) comes back.",
-        loses="Retrieved documents kept beside an answer are lost.",
+        promise="Large metadata (a megabyte) is returned complete.",
+        loses="Retrieved documents stored with an answer are lost.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_large_metadata_round_trips(self, store: StoreUnderTest) -> None:
@@ -288,7 +288,7 @@ async def _round_trips(memory: Memory, cases: dict[str, dict[str, Any]]) -> None
 
 
 async def _refused(memory: Memory, metadata: Any, kind: type[Exception] = InvalidInputError) -> Exception:
-    """Give metadata of any type to every method that takes some; return the last error."""
+    """Pass the metadata to every method that takes metadata; return the last error."""
     for call in (
         lambda: memory.create_session("", metadata),
         lambda: memory.add_message("session", "user", "", metadata),
@@ -297,7 +297,7 @@ async def _refused(memory: Memory, metadata: Any, kind: type[Exception] = Invali
     ):
         with pytest.raises(InvalidInputError) as caught:
             await call()
-        assert isinstance(caught.value, kind), f"{caught.value!r} is no {kind.__name__}"
+        assert isinstance(caught.value, kind), f"{caught.value!r} is not a {kind.__name__}"
         assert "metadata" in str(caught.value), f"{caught.value!r} does not name the argument"
     return caught.value
 

@@ -1,4 +1,4 @@
-"""The clause that holds a backend against the reference model, call by call, wherever Hypothesis leads."""
+"""The clause that compares a backend with the reference model, on sequences of calls that Hypothesis generates."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
 class ModelContract(Binding):
-    """What is promised of calls in any order."""
+    """The promises of calls in any order."""
 
     @clause(
         "FM-MOD-001",
-        promise="Whatever is called, in any order, at once or cancelled half-way, the reference model explains "
-        "every answer.",
-        loses="Combinations that nobody thought of lose messages, answer wrongly or hang.",
+        promise="For any calls, in any order, concurrent or cancelled part-way, the reference model explains every "
+        "answer.",
+        loses="Rare combinations of calls lose messages, return wrong answers or hang.",
         needs=NEEDED,
     )
     def test_the_reference_model_explains_everything(self, store: StoreUnderTest) -> None:

@@ -1,4 +1,4 @@
-"""Clauses that protect the order of a conversation and the pages of its history."""
+"""Clauses on the order of a conversation and the pages of its history."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents, gather_outcomes
 
 NOT_COUNTS: Final[tuple[Any, ...]] = (True, False, 1.0, 0.0, "1", b"1", [1], (), {}, object())
-"""Not an `int`."""
+"""Values that are not an `int`."""
 HUGE_COUNTS: Final = (3, 2**31, 2**63 - 1, 2**63, 2**64, 10**30)
-"""More than there is, some of them more than 64 bits hold."""
+"""Numbers above any count, some of them beyond 64 bits."""
 NEGATIVE_COUNTS: Final = (-1, -(10**30), -(10**5_000))
-"""The last one is longer than Python writes an `int`: an error's message must not fail of it."""
+"""The last one is longer than Python converts to text: building the error message must not fail."""
 
 
 class OrderContract(Binding):
-    """What is promised of `get_history`."""
+    """The promises of `get_history`."""
 
     @clause(
         "FM-ORD-001",
@@ -42,7 +42,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-002",
         promise="The order does not depend on ids or on equal timestamps.",
-        loses="Messages of the same microsecond are shuffled at every read.",
+        loses="Messages of the same microsecond are shuffled on every read.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_ties_keep_their_order(self, store: StoreUnderTest) -> None:
@@ -61,8 +61,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-003",
-        promise="`limit` takes the newest messages and returns them oldest first.",
-        loses="The model is shown the start of a long conversation instead of its end.",
+        promise="`limit` selects the newest messages and returns them oldest first.",
+        loses="The model is given the start of a long conversation instead of its end.",
     )
     async def test_limit_takes_the_newest(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -73,7 +73,7 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-004",
-        promise="`limit=0` is nothing, `None` is all, and more than there is, even beyond 64 bits, is all.",
+        promise="`limit=0` returns nothing; `None`, and any number above the count, even beyond 64 bits, returns all.",
         loses="A limit from a configuration file empties or breaks the history.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR,
     )
@@ -95,15 +95,15 @@ class OrderContract(Binding):
 
     @staticmethod
     async def _add_many(store: StoreUnderTest, memory: Memory, session: str) -> list[str]:
-        """Add more than a store gives at once that has a limit of its own."""
+        """Add more messages than a store with a limit of its own returns at once."""
         if Capability.BATCH in store.capabilities:
             return await memory.add_messages(session, [{"role": "user", "content": str(n)} for n in range(3, MANY)])
         return await add_numbered(memory, session, range(3, 120))
 
     @clause(
         "FM-ORD-005",
-        promise="A `limit` that is no `int` (`bool` is none) is refused as a type error; a negative one is refused.",
-        loses="`limit=-1` means all on one engine and an error on the other.",
+        promise="A `limit` that is not an `int` (a `bool` is not) is a type error; a negative one is rejected.",
+        loses="`limit=-1` means all messages on one engine and an error on the other.",
     )
     async def test_wrong_limits_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -118,7 +118,7 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-006",
-        promise="`before` pages back through all of a history, with no gap and no repeat.",
+        promise="`before` pages back through the whole history, with no gap and no repeat.",
         loses="Scrolling back skips messages or shows them twice.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR,
     )
@@ -134,7 +134,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-007",
         promise="Paging back has no gap and no repeat while others append.",
-        loses="In a busy conversation, scrolling back skips messages.",
+        loses="Scrolling back in a busy conversation skips messages.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR | Capability.SEVERAL_HANDLES,
     )
     async def test_before_pages_back_while_others_append(self, store: StoreUnderTest) -> None:
@@ -143,26 +143,26 @@ class OrderContract(Binding):
         await add_numbered(memory, session, range(20))
         seen: list[str] = []
         page = await memory.get_history(session, 3)
-        for number in range(20, 40):  # seven pages, or no end
+        for number in range(20, 40):  # seven pages are expected
             if not page:
                 break
             seen = contents(page) + seen
-            # Between two reads, and between the parts of one.
+            # Between two reads, and during one.
             reading = memory.get_history(session, 3, before=page[0]["id"])
             page, _ = await asyncio.gather(reading, add_numbered(other, session, [number] * 3))
         assert seen == [str(number) for number in range(20)]
 
     @clause(
         "FM-ORD-008",
-        promise="`before` with an id that the session does not have gives nothing, another session's id included.",
-        loses="A stale cursor starts again at the newest page, for ever.",
+        promise="`before` with an id that is not in the session returns nothing, even if another session has that id.",
+        loses="A client with a stale cursor starts again at the newest page, forever.",
         needs=Capability.CURSOR,
     )
     async def test_before_an_unknown_message_is_nothing(self, store: StoreUnderTest) -> None:
         memory = store.open()
         mine, other = await memory.create_session(), await memory.create_session()
         await add_numbered(memory, mine, range(3))
-        # Later than all of `mine`, in its own session and in the store.
+        # Later than all of `mine`, in its session and in the store.
         foreign = (await add_numbered(memory, other, range(4)))[-1]
         assert await memory.get_history(mine, before="unknown") == []
         assert await memory.get_history(mine, 2, before=foreign) == []
@@ -190,8 +190,9 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-010",
-        promise="Concurrent writers: everybody sees one order, in which each writer's messages keep theirs.",
-        loses="Two readers of one conversation see two conversations.",
+        promise="All readers see concurrent writers' messages in one order, in which each writer's messages keep "
+        "theirs.",
+        loses="Two readers of one conversation see its messages in different orders.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_writers_keep_their_order(self, store: StoreUnderTest) -> None:
@@ -211,8 +212,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-011",
-        promise="An add that ended before another began comes first, through whichever handle.",
-        loses="The answer, written by another worker, comes before the question.",
+        promise="An add that finished before another began comes first, through any handles.",
+        loses="An answer written by another worker comes before its question.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_two_handles_share_one_order(self, store: StoreUnderTest) -> None:
@@ -225,8 +226,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-012",
-        promise="An add that failed or was refused leaves no hole that a reader could see, and no place taken.",
-        loses="Counts and pages disagree with what is there.",
+        promise="A failed or rejected add leaves no visible gap and takes no place in the order.",
+        loses="Counts and pages disagree with the stored messages.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.CURSOR | Capability.SESSIONS,
     )
     async def test_failed_adds_leave_no_hole(self, store: StoreUnderTest) -> None:
@@ -256,8 +257,8 @@ class OrderContract(Binding):
 
     @clause(
         "FM-ORD-013",
-        promise="Sessions do not share an order: the messages of one are never in another one's history.",
-        loses="One user reads another one's messages.",
+        promise="Each session has its own order: its messages never appear in another session's history.",
+        loses="One user reads another user's messages.",
     )
     async def test_sessions_do_not_mix(self, store: StoreUnderTest) -> None:
         memory = store.open()

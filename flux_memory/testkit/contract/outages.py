@@ -1,4 +1,4 @@
-"""Outages: the ways in which a binding can put its store out of reach for a while."""
+"""Outages: the ways in which a binding can make its store unreachable for a while."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from flux_memory import Memory
 from flux_memory.testkit.proxy import Proxy
 
 RETRY_PAUSE_SECONDS = 0.05
-"""Between two tries of a caller that was refused; the event loop turns meanwhile."""
+"""The pause between two attempts of a call that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """One way in which the store can be out of reach: a network that is cut, a lock that another client holds."""
+    """One way in which the store can be unreachable: a broken network, a lock that another client holds."""
 
     name: str
     open: Callable[[], Memory]
-    """Opens one more handle on the store, by a way that the outage interrupts."""
+    """Opens another handle on the store, over a path that the outage interrupts."""
     away: Callable[[], AbstractAsyncContextManager[None]]
-    """In this context no write of such a handle gets through; after it, each new call does."""
+    """A context in which no write of such a handle reaches the store; after it, every new call does."""
     loses_connections: bool = False
-    """Connections that were open during the outage stay silent after it."""
+    """Connections that were open during the outage remain silent after it."""
 
 
 def network_outages(proxy: Proxy, open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
-    """Return the outages of a store behind a proxy: a server that is down, and a network that swallows everything.
+    """Return the outages of a store behind a proxy: a server that is down, and a network that drops all packets.
 
     Args:
-        proxy: Stands before the store's server.
+        proxy: The proxy in front of the store's server.
         open_memory: Opens a handle through the proxy.
     """
 
@@ -48,7 +48,7 @@ def network_outages(proxy: Proxy, open_memory: Callable[[], Memory]) -> tuple[Ou
         try:
             yield
         finally:
-            # The connections of the outage stay silent, as after a firewall forgot them.
+            # Connections of the outage remain silent, as if a firewall had dropped their state.
             proxy.forget()
 
     return (

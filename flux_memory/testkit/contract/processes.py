@@ -1,4 +1,4 @@
-"""Real processes for clauses: forked, so that a binding's factory may be a lambda; told when to go, heard, killed."""
+"""Real processes for clauses: started, read from and killed. Forked, so that a binding's factory may be a lambda."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from flux_memory import Memory
 
 Tell = Callable[[object], None]
 Work = Callable[[Callable[[], Memory], Tell], Awaitable[None]]
-"""Runs in the child on a fresh event loop: opens handles by the first argument, reports by the second."""
+"""Runs in the child on a new event loop: the first argument opens handles, the second reports values."""
 
 CHILD_SECONDS: Final = 30.0
 """How long a child may be silent, or take to exit."""
 
 
 class Child:
-    """A forked process that does some work once it is told to go, and tells what it saw."""
+    """A forked process that waits for `go()`, does some work and reports values."""
 
     def __init__(self, factory: Callable[[], Memory], work: Work) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
@@ -32,24 +32,24 @@ class Child:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(theirs, self._connection, factory, work), daemon=True)
         with warnings.catch_warnings():
-            # Python 3.12 and later warn of threads beside a fork; here no thread of a handle is alive.
+            # Python 3.12 and later warn about forks with running threads; no handle has a running thread here.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
         theirs.close()
 
     def go(self) -> None:
-        """Let the work begin."""
+        """Start the work."""
         self._connection.send("go")
 
     def hear(self) -> Any:
-        """Return the next thing told.
+        """Return the next reported value.
 
         Raises:
-            EOFError: The child is gone and has told everything.
+            EOFError: The child has exited, and all of its reports were read.
         """
         if not self._connection.poll(CHILD_SECONDS):
             self.kill()
-            pytest.fail(f"another process was silent for {CHILD_SECONDS:.0f} s: its call hangs")
+            pytest.fail(f"another process reported nothing for {CHILD_SECONDS:.0f} s: its call hangs")
         kind, value = self._connection.recv()
         if kind == "failed":
             self.finish()
@@ -57,7 +57,7 @@ class Child:
         return value
 
     def finish(self) -> list[Any]:
-        """Return what is still untold, once the child has exited by itself."""
+        """Wait until the child exits, and return its remaining reports."""
         told: list[Any] = []
         try:
             while True:
@@ -67,12 +67,12 @@ class Child:
         self._process.join(CHILD_SECONDS)
         if self._process.exitcode is None:
             self.kill()
-            pytest.fail(f"another process did not exit within {CHILD_SECONDS:.0f} s of its work's end")
+            pytest.fail(f"another process did not exit within {CHILD_SECONDS:.0f} s after its work")
         self._connection.close()
         return told
 
     def kill(self) -> list[Any]:
-        """End the child as `kill -9` does; return what it had told."""
+        """Kill the child with SIGKILL, and return its reports."""
         self._process.kill()
         self._process.join(CHILD_SECONDS)
         told: list[Any] = []
@@ -85,7 +85,7 @@ class Child:
 
 
 def run_together(*children: Child) -> list[list[Any]]:
-    """Let the children go at the same time; return what each told, in their order."""
+    """Start the children's work at the same time; return the reports of each, in order."""
     for child in children:
         child.go()
     return [child.finish() for child in children]
@@ -96,8 +96,8 @@ def _main(connection: Connection, parents: Connection, factory: Callable[[], Mem
     connection.recv()
     try:
         asyncio.run(_work(connection, factory, work))
-    except BaseException as error:  # noqa: BLE001 - the parent reports it, whatever it is
-        # What happened comes first: a report shows the beginning.
+    except BaseException as error:  # noqa: BLE001 - the parent reports it
+        # The error comes first, because reports show only the beginning.
         connection.send(("failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     connection.close()
 

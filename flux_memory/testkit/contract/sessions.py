@@ -1,4 +1,4 @@
-"""Clauses that protect sessions: what creating, renaming and deleting do, and what they leave alone."""
+"""Clauses on sessions: what creating, renaming and deleting change, and what they do not."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "me
 
 
 class SessionsContract(Binding):
-    """What is promised of the methods on sessions."""
+    """The promises of the methods on sessions."""
 
     @clause(
         "FM-SES-001",
-        promise="A new session has what was given, and empty text, `{}` and no messages for what was not.",
-        loses="A conversation shows up without its title, its owner or its settings.",
+        promise="A new session has the given values; missing ones are empty text, `{}` and no messages.",
+        loses="A conversation appears without its title, owner or settings.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -41,7 +41,7 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-002",
-        promise="A session is a plain `dict` with exactly the keys of the record, of the record's types.",
+        promise="A session is a plain `dict` with exactly the keys of the record and values of the record's types.",
         loses="Code written for one backend breaks on the other.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
@@ -61,8 +61,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-003",
-        promise="An id made by the library is UUIDv7 text, another one each time, on every handle.",
-        loses="Ids clash, or do not sort by age.",
+        promise="An id made by the library is UUIDv7 text and unique across handles.",
+        loses="Ids collide, or do not sort by age.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
@@ -78,8 +78,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-004",
-        promise="Creating a session under an id that exists raises `ConflictError` and leaves that session as it was.",
-        loses="A conversation is overwritten by a new one.",
+        promise="Creating a session with an existing id raises `ConflictError` and leaves that session unchanged.",
+        loses="A new conversation overwrites an existing one.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -100,7 +100,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-005",
         promise="Adding to a session that does not exist raises `SessionNotFoundError` and stores nothing.",
-        loses="Messages are stored where nobody will ever read them.",
+        loses="Messages are stored where no reader will find them.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_adding_to_nowhere(self, store: StoreUnderTest) -> None:
@@ -114,7 +114,7 @@ class SessionsContract(Binding):
         assert await memory.get_session("nowhere") is None
         assert await memory.get_history("nowhere") == []
         assert await memory.get_sessions() == before
-        # Whoever creates it later must not find messages in it.
+        # A session created later under this id must be empty.
         await memory.create_session(session_id="nowhere")
         assert await memory.get_history("nowhere") == []
         assert await memory.get_history(kept) == []
@@ -122,7 +122,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-006",
         promise="Renaming a session that does not exist raises `SessionNotFoundError` and creates nothing.",
-        loses="A rename that did nothing looks done.",
+        loses="A rename that did nothing appears to have worked.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_renaming_nothing(self, store: StoreUnderTest) -> None:
@@ -153,7 +153,7 @@ class SessionsContract(Binding):
         await add_numbered(memory, session, range(2))
         before = await memory.get_session(session)
         history = await memory.get_history(session)
-        # The declared return value is None; another one would become somebody's interface.
+        # The declared return value is None; callers would come to depend on any other.
         returned: object = await memory.update_session_title(session, "new")  # type: ignore[func-returns-value]
         assert returned is None
         after = await memory.get_session(session)
@@ -167,8 +167,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-008",
-        promise="Deleting a session removes it and exactly its messages.",
-        loses="Deleted messages come back, or somebody else's are gone.",
+        promise="Deleting a session removes it and its messages, and nothing else.",
+        loses="Deleted messages reappear, or another session's messages are gone.",
         needs=Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
@@ -176,7 +176,7 @@ class SessionsContract(Binding):
         for session in ("a", "b"):
             await memory.create_session(session_id=session)
             await memory.add_message(session, "user", session, message_id="same id")
-        # On a connection that has just been opened: foreign keys may be a connection's setting.
+        # Through a new connection: enforcing foreign keys may be a setting of each connection.
         await other.delete_session("a")
         assert await memory.get_session("a") is None
         assert await memory.get_history("a") == []
@@ -198,7 +198,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-009",
         promise="Deleting a session that does not exist does nothing.",
-        loses="A retried delete is an error, or deletes something else.",
+        loses="A retried delete raises, or deletes something else.",
         needs=Capability.SESSIONS,
     )
     async def test_deleting_nothing(self, store: StoreUnderTest) -> None:
@@ -213,8 +213,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-010",
-        promise="`clear_all` removes every session and every message; the store goes on working.",
-        loses="Data that was to be erased is still there.",
+        promise="`clear_all` removes every session and every message; the store keeps working.",
+        loses="Data that had to be erased is still there.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.USER_SCOPE
@@ -245,8 +245,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-011",
-        promise="`count_sessions` is the number of sessions.",
-        loses="A page counter shows pages that are not there.",
+        promise="`count_sessions` returns the number of sessions.",
+        loses="A pager shows pages that do not exist.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_counting(self, store: StoreUnderTest) -> None:

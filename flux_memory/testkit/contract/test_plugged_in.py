@@ -34,12 +34,12 @@ def find_factory(config: pytest.Config) -> Callable[[Path], Memory]:
     """Return the callable that `--flux-memory-factory` names.
 
     Raises:
-        pytest.UsageError: There is none.
+        pytest.UsageError: The option does not name a callable.
     """
     name: str = config.option.flux_memory_factory
     here = str(config.invocation_params.dir)
     if here not in sys.path:
-        # As `python -m pytest` does: what is named may be a module beside one's own tests.
+        # As `python -m pytest` does: the module may be beside the project's tests.
         sys.path.insert(0, here)
     try:
         found = resolve_name(name)

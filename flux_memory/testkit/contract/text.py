@@ -1,4 +1,4 @@
-"""Clauses that protect text: what goes in comes out, byte for byte, and what cannot be kept is refused."""
+"""Clauses on text: it is returned byte for byte, or rejected if it cannot be stored."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WITH_TEXT: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
         session, [{"role": "r", "content": "c"}, {"role": "r", "content": "c", "message_id": text}]
     ),
 }
-"""The calls that store text, by the argument that an error must name. They take a session's id and the text."""
+"""The calls that store text, by the argument that an error must name. They take a session id and the text."""
 
 NEEDS: Final = {
     "title": Capability.TITLES,
@@ -47,21 +47,21 @@ NEEDS: Final = {
     "messages[0].content": Capability.BATCH,
     "messages[1].message_id": Capability.BATCH | Capability.IDEMPOTENT_IDS,
 }
-"""What a call of `WITH_TEXT` needs."""
+"""The capabilities that a call of `WITH_TEXT` needs."""
 
 
 async def set_title(memory: Memory, session: str, text: Any) -> None:
-    """Set a session's title; apart from the others, since its argument is named `title` as well."""
+    """Set a session's title; not in `WITH_TEXT`, because its argument is named `title` as well."""
     await memory.update_session_title(session, text)
 
 
 class TextContract(Binding):
-    """What is promised of `title`, `role`, `content`, `user_id` and ids."""
+    """The promises on `title`, `role`, `content`, `user_id` and ids."""
 
     @clause(
         "FM-TXT-001",
-        promise="A message's content comes back byte for byte: emoji, NFC and NFD, CRLF, BOM, spaces, SQL, empty.",
-        loses="What a user or a model said is silently changed; a prompt built from it is another prompt.",
+        promise="A message's content is returned byte for byte: emoji, NFC and NFD, CRLF, BOM, spaces, SQL, empty.",
+        loses="The words of a user or a model change silently, and so does the prompt built from them.",
     )
     async def test_content_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -74,8 +74,8 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-002",
-        promise="A title comes back byte for byte, from `create_session` as from `update_session_title`.",
-        loses="Users see another title than the one they typed.",
+        promise="A title is returned byte for byte, whether `create_session` or `update_session_title` set it.",
+        loses="Users see a different title from the one they typed.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_title_is_byte_exact(self, store: StoreUnderTest) -> None:
@@ -92,7 +92,7 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-003",
-        promise="A role comes back byte for byte; any text but the empty one is a role.",
+        promise="A role is returned byte for byte; any text except the empty text is a role.",
         loses="Messages change their speaker, or an application's own roles are lost.",
         needs=Capability.BATCH,
     )
@@ -105,8 +105,8 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-004",
-        promise="A user's id comes back byte for byte, and selects that user's sessions only.",
-        loses="One user sees another one's conversations.",
+        promise="A user id is returned byte for byte and selects only that user's sessions.",
+        loses="One user sees another user's conversations.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
@@ -119,8 +119,8 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-005",
-        promise="A session's id is compared byte for byte: no case folding, normalisation, trimming or patterns.",
-        loses="Two conversations become one, or one is found under another's name.",
+        promise="Session ids are compared byte for byte: no case folding, normalisation, trimming or patterns.",
+        loses="Two conversations become one, or one is found under another's id.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES,
     )
     async def test_session_ids_are_exact(self, store: StoreUnderTest) -> None:
@@ -135,8 +135,8 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-006",
-        promise="A message's id is compared byte for byte, by retries and by `before`.",
-        loses="A message is taken for a retry of another one and dropped.",
+        promise="Message ids are compared byte for byte, by retries and by `before`.",
+        loses="A message is mistaken for a retry of another and dropped.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.CURSOR,
     )
     async def test_message_ids_are_exact(self, store: StoreUnderTest) -> None:
@@ -152,8 +152,9 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-007",
-        promise="A `str` subclass is taken for the text it holds and comes back as plain `str`.",
-        loses="Enum members and marked-up strings leak into storage, or are stored as their display text.",
+        promise="A `str` subclass is stored as the text it holds and returned as plain `str`.",
+        loses="Enum members and marked-up strings are stored as their display text, or returned as types the reader "
+        "does not expect.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -181,23 +182,23 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-008",
-        promise="Text with a NUL is refused; the error names the argument and the offset.",
-        loses="One engine cuts the text at the NUL, another fails in the driver.",
+        promise="Text with a NUL is rejected; the error names the argument and the offset.",
+        loses="One engine truncates the text at the NUL, another fails in the driver.",
     )
     async def test_nul_is_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store, NUL_TEXTS)
 
     @clause(
         "FM-TXT-009",
-        promise="Text with a lone surrogate is refused; the error names the argument and the offset.",
-        loses="Half an emoji breaks the write in the driver, or can be written and never read.",
+        promise="Text with a lone surrogate is rejected; the error names the argument and the offset.",
+        loses="Half an emoji fails in the driver, or can be written but never read.",
     )
     async def test_lone_surrogates_are_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store, SURROGATE_TEXTS)
 
     @clause(
         "FM-TXT-010",
-        promise="What is no `str` is refused as a type error that names the argument; nothing is converted.",
+        promise="A value that is not a `str` is a type error that names the argument; nothing is converted.",
         loses="`1` becomes '1' on one engine and an error on the other.",
     )
     async def test_other_types_are_refused(self, store: StoreUnderTest) -> None:
@@ -216,8 +217,8 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-011",
-        promise="An empty role is refused.",
-        loses="Messages without a speaker reach the model, which refuses the whole conversation.",
+        promise="An empty role is rejected.",
+        loses="Messages without a speaker reach the model, which rejects the whole conversation.",
     )
     async def test_empty_role_is_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -231,7 +232,7 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-012",
-        promise="Refused input is refused before anything is written: nothing is stored, nothing is bumped.",
+        promise="Invalid input is rejected before anything is written: nothing is stored, and no time changes.",
         loses="An error leaves half a message, or a session that looks active.",
         needs=Capability.SESSIONS,
     )
@@ -260,6 +261,6 @@ async def _refuses_texts(store: StoreUnderTest, texts: dict[str, int]) -> None:
 
 
 def _calls_with_text(store: StoreUnderTest) -> list[tuple[str, Callable[[Memory, str, Any], Awaitable[Any]]]]:
-    """Return the calls that the backend claims to take."""
+    """Return the calls that the backend claims to support."""
     calls = [*WITH_TEXT.items(), ("title", set_title)]
     return [(argument, call) for argument, call in calls if NEEDS.get(argument, NOTHING) in store.capabilities]

@@ -1,4 +1,4 @@
-"""Clauses that protect timestamps: their form, that they never run backwards, and what bumps them."""
+"""Clauses on timestamps: their format, that they never decrease, and which calls update them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ TICKS: Final = 1_000
 
 
 class TimesContract(Binding):
-    """What is promised of `created_at` and `updated_at`."""
+    """The promises on `created_at` and `updated_at`."""
 
     @clause(
         "FM-TIM-001",
         promise="Times are UTC text, `YYYY-MM-DDTHH:MM:SS.ffffff+00:00`, always 32 characters.",
-        loses="Sorting or comparing times as text goes wrong whenever the microseconds are zero.",
+        loses="Times with zero microseconds are sorted and compared wrongly as text.",
         needs=Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_times_have_one_form(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
         await add_numbered(memory, session, range(3))
-        # A time without a fraction is the one that is easily printed shorter.
+        # A time without a fraction is easily printed in a shorter form.
         async with store.clock_at((datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)):
             await add_numbered(memory, session, range(3, 5))
             await memory.create_session()
@@ -48,8 +48,8 @@ class TimesContract(Binding):
 
     @clause(
         "FM-TIM-002",
-        promise="Times are true, whatever the time zone of the process.",
-        loses="Conversations are hours off wherever a server does not run on UTC.",
+        promise="Times are correct in any time zone of the process.",
+        loses="Conversations are hours off on servers that do not run on UTC.",
         needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS | Capability.SEVERAL_HANDLES,
     )
     async def test_times_do_not_depend_on_the_time_zone(self, store: StoreUnderTest) -> None:
@@ -65,7 +65,7 @@ class TimesContract(Binding):
 
     @clause(
         "FM-TIM-003",
-        promise="`created_at` never decreases along a history, whatever the clock does.",
+        promise="`created_at` never decreases along a history, even if the clock is set back.",
         loses="A transcript shows an answer before its question.",
         needs=Capability.BATCH | Capability.TIMESTAMPS,
     )
@@ -85,8 +85,8 @@ class TimesContract(Binding):
 
     @clause(
         "FM-TIM-004",
-        promise="`updated_at` never decreases, whatever the clock does.",
-        loses="A conversation just used sinks in the list.",
+        promise="`updated_at` never decreases, even if the clock is set back.",
+        loses="A conversation that was just used sinks in the list.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_updated_at_never_decreases(self, store: StoreUnderTest) -> None:
@@ -109,8 +109,8 @@ class TimesContract(Binding):
 
     @clause(
         "FM-TIM-005",
-        promise="`updated_at` is the time of the newest change: a message's or a batch's `created_at`, or the title's.",
-        loses="The list of conversations is not in the order in which they were used.",
+        promise="`updated_at` is the time of the newest change: the `created_at` of a message or batch, or the rename.",
+        loses="The list of conversations is not in the order of their last use.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_updated_at_is_the_newest_change(self, store: StoreUnderTest) -> None:
@@ -127,8 +127,8 @@ class TimesContract(Binding):
 
     @clause(
         "FM-TIM-006",
-        promise="A new title bumps `updated_at`, and so does every add.",
-        loses="A conversation renamed or continued stays at the bottom of the list.",
+        promise="A rename updates `updated_at`, and so does every add.",
+        loses="A renamed or continued conversation stays at the bottom of the list.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_changes_bump_updated_at(self, store: StoreUnderTest) -> None:
@@ -146,12 +146,12 @@ class TimesContract(Binding):
                 if (await _session(memory, session))["updated_at"] > before:
                     break
             else:
-                pytest.fail(f"{TICKS} changes by {change} did not bump updated_at")
+                pytest.fail(f"{TICKS} changes by {change} did not update updated_at")
 
     @clause(
         "FM-TIM-007",
         promise="Reads change nothing.",
-        loses="Looking at a conversation moves it to the top of the list.",
+        loses="Opening a conversation moves it to the top of the list.",
         needs=Capability.CURSOR | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_reads_change_nothing(self, store: StoreUnderTest) -> None:
@@ -170,7 +170,7 @@ class TimesContract(Binding):
 
     @clause(
         "FM-TIM-008",
-        promise="A change touches the times of its own session only.",
+        promise="A change affects the times of its own session only.",
         loses="Unrelated conversations jump to the top of the list.",
         needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )

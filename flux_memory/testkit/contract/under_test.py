@@ -1,4 +1,4 @@
-"""The store a clause works on: opens recorded handles, closes them, starts processes, sets clocks."""
+"""The store that a clause tests: opens recorded handles, closes them, starts processes, sets clocks."""
 
 from __future__ import annotations
 
@@ -25,33 +25,32 @@ ClockAt = Callable[[datetime], AbstractAsyncContextManager[None]]
 CorruptMessage = Callable[[str, str], Awaitable[None]]
 
 SEPARATORS: Final = (":", "/", "|", "#", "-", "_", ".", ",", " ", "\x1f")
-"""What stores put between the parts of a key, and ids may contain."""
+"""Separators that stores put between the parts of a key, and that ids may contain."""
 
 MANY: Final = 3_000
-"""More messages than a store takes or gives at once that has a limit nobody thinks of: a page, a script's arguments."""
+"""More messages than fit a hidden limit of a store, such as a page or the arguments of a script."""
 
 
 @asynccontextmanager
 async def clock_of_this_process(moment: datetime) -> AsyncIterator[None]:
-    """Show this moment to every Python code of this process that asks for the time."""
+    """Set the clock of this process's Python code to this moment."""
     with python_clock_at(moment):
         yield
 
 
 class StoreUnderTest:
-    """One store, empty at first, and everything a clause does to it from outside.
+    """One store, empty at first, and the operations of a clause that go past its handles.
 
     Args:
-        factory: Each call opens one more handle on the store.
-        fresh_factory: The same for a store that no handle has ever been opened on.
-        clock_at: What is written inside this context bears the moment it is given.
-        corrupt_message: Makes one stored message unreadable, behind the backend's back; takes the ids of its session
-            and of itself.
-        outages: The ways in which the store can be out of reach.
+        factory: Each call opens another handle on the store.
+        fresh_factory: The same for a store on which no handle has ever been opened.
+        clock_at: A context that sets the time of writes to the given moment.
+        corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
+        outages: The ways in which the store can be unreachable.
         capabilities: What the backend claims.
-        thorough: The model explores for ten minutes instead of seconds.
-        seed: The model's chance begins with it.
-        patience: How long a clause may take, in this run.
+        thorough: Explore the model for ten minutes instead of seconds.
+        seed: The random seed of the model.
+        patience: How long a clause may take in this run.
     """
 
     def __init__(
@@ -72,12 +71,12 @@ class StoreUnderTest:
         self.clock_at = clock_at
         self.capabilities = capabilities
         self.claims: list[dict[str, Any]] = []
-        """What was found out of each capability: its `name`, whether `claimed`, the `outcome`."""
+        """The finding on each capability: its `name`, whether it is `claimed`, the `outcome`."""
         self.thorough = thorough
         self.seed = seed
         self.patience = patience or Patience()
         self.seeds: dict[str, int] = {}
-        """What chance began with, for whoever wants the same run again."""
+        """The random seed that was used, to repeat the run."""
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._outages = outages
@@ -85,39 +84,39 @@ class StoreUnderTest:
         self._false_claims: list[str] = []
 
     def open(self) -> Memory:
-        """Open one more handle; it is closed when the clause ends."""
+        """Open another handle; it is closed when the clause ends."""
         return self._record(self.factory())
 
     def open_fresh(self) -> Memory:
-        """Open one more handle on the store that nobody has used."""
+        """Open another handle on the store that was never used before."""
         return self._record(self.fresh_factory())
 
     def open_plain(self) -> Memory:
-        """Open one more handle without a recorder, which would call the method only when the call is awaited."""
+        """Open another handle without a recorder, which would call a method only when the call is awaited."""
         memory = self.factory()
         self._opened.append(memory)
         return memory
 
     def open_through(self, outage: Outage) -> Memory:
-        """Open one more handle on the store, by a way that the outage interrupts."""
+        """Open another handle on the store, over a path that the outage interrupts."""
         return self._record(outage.open())
 
     @property
     def has_outages(self) -> bool:
-        """Whether the binding can put the store out of reach."""
+        """Whether the binding can make the store unreachable."""
         return bool(self._outages)
 
     def outages(self, *, lossy: bool = True) -> Sequence[Outage]:
-        """Return the ways in which the store can be out of reach; without any the clause is unverified.
+        """Return the ways in which the store can be unreachable; without any, the clause is unverified.
 
         Args:
-            lossy: Also those that lose connections: a handle takes a second to notice, and another one to close.
+            lossy: Include outages that lose connections: a handle needs a second to notice and another to close.
         """
         found = [outage for outage in self._outages if lossy or not outage.loses_connections]
         if not found:
             pytest.skip(
-                "unverified: override the fixture outages to put the store out of reach, "
-                "or leave OUTAGES out of what is claimed"
+                "unverified: override the fixture outages to make the store unreachable, "
+                "or remove OUTAGES from the claims"
             )
         return found
 
@@ -125,7 +124,7 @@ class StoreUnderTest:
         if inspect.iscoroutine(memory):
             memory.close()
             raise TypeError(
-                "memory_factory gave a coroutine, not a memory: it must be a plain function; connect at the first call"
+                "memory_factory returned a coroutine, not a memory: make it a plain function; connect on first use"
             )
         self._opened.append(memory)
         return cast("Memory", self.transcript.record(memory))
@@ -133,13 +132,13 @@ class StoreUnderTest:
     async def corrupt_message(self, session_id: str, message_id: str) -> None:
         """Make one stored message unreadable."""
         if self._corrupt_message is None:
-            pytest.skip("unverified: override the fixture corrupt_message to write past the backend")
+            pytest.skip("unverified: override the fixture corrupt_message to damage a row without the backend")
         await self._corrupt_message(session_id, message_id)
 
     def found(self, capability: Capability, outcome: str) -> bool:
-        """Note what a capability was found to be: `works`, `refused`, `is not there`, or something worse.
+        """Note the outcome for a capability: `works`, `refused`, `is not there`, or an error.
 
-        Return whether that is what is claimed.
+        Return whether it agrees with the claim.
         """
         claimed = capability in self.capabilities
         self.claims.append({"name": capability.words, "claimed": claimed, "outcome": outcome})
@@ -151,19 +150,19 @@ class StoreUnderTest:
         return False
 
     def check_claims(self) -> None:
-        """Fail if something was found to be other than claimed."""
+        """Fail if a finding disagrees with the claims."""
         if self._false_claims:
             pytest.fail("\n".join(self._false_claims))
 
     async def close(self, *, quietly: bool = False) -> None:
-        """Close every handle that was opened, each within a bounded time."""
+        """Close every open handle, each within a bounded time."""
         problems: list[str] = []
         if quietly:
             _hush()
         while self._opened:
             try:
                 closing = asyncio.ensure_future(awaitable("close", self._opened.pop().close()))
-            except Exception as error:  # noqa: BLE001 - as of a close() that is no coroutine; what failed before matters
+            except Exception as error:  # noqa: BLE001 - for example, close() is not a coroutine; an earlier failure takes precedence
                 problems.append(f"close() raised {error!r}")
                 continue
             seconds = self.patience.close_seconds
@@ -177,14 +176,14 @@ class StoreUnderTest:
                 continue
             if not done:
                 self.patience.lose_at_close()
-                problems.append(f"close() was not done within {seconds:.0f} s")
+                problems.append(f"close() did not end within {seconds:.0f} s")
             elif raised := closing.exception():
                 problems.append(f"close() raised {raised!r}")
         if problems and not quietly:
             pytest.fail("; ".join(problems))
 
     def run(self, main: Callable[[], Awaitable[Result]]) -> Result:
-        """Run a part of a synchronous clause on an event loop of its own, and close the handles it opened."""
+        """Run part of a synchronous clause on a new event loop, and close the handles it opened."""
 
         async def bounded() -> Result:
             try:
@@ -197,14 +196,14 @@ class StoreUnderTest:
             await self.close()
             return result
 
-        # With a factory of its own the runner leaves alone the loop that pytest-asyncio may have set.
+        # With its own factory, the runner does not touch the loop that pytest-asyncio may have set.
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             return runner.run(bounded())
 
     def fork(self, work: Work, *, fresh: bool = False) -> Child:
-        """Start a process that waits for its `go()`, then does this work with a handle of its own.
+        """Start a process that waits for `go()`, then does this work with its own handle.
 
-        Only while no handle of this process is open: a file's locks and a server's connections must not be inherited.
+        No handle of this process may be open: the child must not inherit file locks and server connections.
         """
         if self._opened:
             raise RuntimeError("a clause forked while it held a handle")
@@ -212,23 +211,23 @@ class StoreUnderTest:
 
 
 def _hush() -> None:
-    """Let the running loop say nothing of tasks left behind: they fail, too, and what came first is reported.
+    """Stop the running loop from reporting abandoned tasks: the first failure is already reported.
 
-    They would speak when they are collected, whatever runs then.
+    The reports would appear during later tests, when the tasks are collected.
     """
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
 
 
 async def add_numbered(memory: Memory, session_id: str, numbers: Iterable[int]) -> list[str]:
-    """Add one message for each number, one after the other, and return their ids."""
+    """Add a message for each number, one after the other, and return their ids."""
     return [await memory.add_message(session_id, "user", str(number)) for number in numbers]
 
 
 def contents(history: list[Message]) -> list[str]:
-    """Return what the messages say."""
+    """Return the contents of the messages."""
     return [message["content"] for message in history]
 
 
 async def gather_outcomes(*calls: Awaitable[Any]) -> list[Any]:
-    """Run calls concurrently; return results, and exceptions in their places."""
+    """Run calls concurrently; return their results and exceptions in order."""
     return await asyncio.gather(*calls, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Clauses that hold all that several workers did and were told against what the store has in the end."""
+"""Clauses on several workers: all their calls and outcomes, checked against the final state of the store."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.cancel_points import When, cut_short
 from flux_memory.testkit.contract.processes import Tell, Work
-from flux_memory.testkit.contract.stepping import When, cut_short
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.histories import History, Journal, Recorder, check, read_stored
 
 WORKERS: Final = 4
 CALLS: Final = 24
-"""What each worker does: enough for every kind of call to meet every other."""
+"""Calls of each worker: enough for every kind of call to run beside every other."""
 HEARD: Final = 6
-"""How many calls a process that is to be killed has ended before."""
+"""How many calls a process has finished before it is killed."""
 
 
 class WorkersContract(Binding):
-    """What is promised of all calls of all workers together."""
+    """The promises of all calls of all workers together."""
 
     @clause(
         "FM-CON-013",
-        promise="Of what concurrent workers send, retry and cancel, all that was acknowledged is stored whole, once "
-        "and in order, and nothing else is.",
-        loses="In a busy service single messages are lost, doubled or swapped, and nobody can say when.",
+        promise="When concurrent workers send, retry and cancel, every acknowledged message is stored completely, "
+        "once and in order, and nothing else is.",
+        loses="In a busy service, single messages are lost, duplicated or swapped, with no trace of when.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -51,7 +51,7 @@ class WorkersContract(Binding):
             kept, doomed = [await handles[0].create_session() for _ in "kd"]
             await asyncio.gather(*(_work(handles, (kept, kept, doomed), worker) for worker in range(WORKERS)))
             for memory in handles:
-                # A handle that goes by what it has read before does not see what the other one adds.
+                # A handle that caches what it read would miss the other handle's adds.
                 await asyncio.gather(*(handle.get_history(kept) for handle in handles))
                 await memory.add_message(kept, "user", "last")
                 await asyncio.gather(*(handle.get_history(kept) for handle in handles))
@@ -61,9 +61,9 @@ class WorkersContract(Binding):
 
     @clause(
         "FM-DUR-008",
-        promise="When one of several writing processes is killed and another retries its calls, all that was "
-        "acknowledged is stored whole, once and in order, and nothing else is.",
-        loses="After a crash under load the conversation has holes, or says the same thing twice.",
+        promise="When one of several writing processes is killed and another retries its calls, every acknowledged "
+        "message is stored completely, once and in order, and nothing else is.",
+        loses="After a crash under load, the conversation has gaps or duplicates.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -113,7 +113,7 @@ def _journals() -> Iterator[Path]:
 
 
 async def _work(handles: Sequence[Memory], sessions: Sequence[str], worker: int, tell: Tell = lambda _: None) -> None:
-    """Add, read and be cut off; what was cut off, and now and then what was not, is sent again by another handle."""
+    """Add, read and get cancelled; another handle resends the cancelled adds and some of the others."""
     chance = random.Random(worker)  # noqa: S311 - the same calls each time
     for number in range(CALLS):
         memory, other = chance.sample([*handles, *handles], 2)
@@ -127,7 +127,7 @@ async def _work(handles: Sequence[Memory], sessions: Sequence[str], worker: int,
             if await _cut(add(memory), chance) or chance.random() < 1 / 3:
                 await _tolerating(add(other))
         elif kind == "batch":
-            # Not sent again: then the second one would be what completes it.
+            # Not resent: the second add would complete a partial one.
             await _cut(memory.add_messages(session, numbered(number, number + 1)), chance)
         elif kind == "delete" and len(sessions) > 1 and number > CALLS / 2:
             await memory.delete_session(sessions[-1])
@@ -137,7 +137,7 @@ async def _work(handles: Sequence[Memory], sessions: Sequence[str], worker: int,
 
 
 async def _cut(call: Any, chance: random.Random) -> bool:
-    """Make a call, some of them cut off at one of their suspensions; tell whether this one was."""
+    """Make a call, possibly cancelled at one of its suspensions; return whether it was."""
     point = chance.choice((0, 0, 1, 2, 4, 8, 16))
     when: When = "asleep" if chance.random() < 1 / 2 else "awoken"
     task = asyncio.ensure_future(_tolerating(cut_short(call, point, when)))
@@ -148,13 +148,13 @@ async def _cut(call: Any, chance: random.Random) -> bool:
 
 
 async def _tolerating(call: Any) -> None:
-    """Await a call, which may be to a session that another worker has deleted."""
+    """Await a call whose session another worker may have deleted."""
     with suppress(SessionNotFoundError):
         await call
 
 
 async def _send_again(memory: Recorder, history: History) -> None:
-    """Retry each add that a killed process was at."""
+    """Retry each add that a killed process had in flight."""
     for operation in history.operations:
         if operation.outcome == "unknown" and operation.method == "add_message":
             (sent,) = operation.messages

@@ -1,7 +1,7 @@
-"""A checker for histories: what workers asked for and were told, held against what a store has in the end.
+"""A checker for histories: compares the calls of workers, and their outcomes, with the final state of a store.
 
 journal = Journal(directory / f"{worker}.jsonl")
-memory = Recorder(open_memory(), journal, worker="1")       # a `Memory`; tasks, handles, processes alike
+memory = Recorder(open_memory(), journal, worker="1")       # a `Memory`, for tasks, handles and processes
 ...                                                         # faults, cancellations, kill -9
 violations = check(History.read(directory), await read_stored(memory))
 """

@@ -1,4 +1,4 @@
-"""Callers as an application has them: they begin at different moments, have different deadlines, and some leave."""
+"""Callers as in a real application: they start at different times, with different deadlines, and some leave."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any, Final, Literal
 from flux_memory import BackendUnavailableError, deadline
 
 Ending = Literal["answered", "refused", "left"]
-"""`refused`: the call had a deadline of its own, and it passed. `left`: the call was cancelled."""
+"""`refused`: the call had its own deadline, which passed. `left`: the call was cancelled."""
 
 DEADLINES_SECONDS: Final = (0.02, 0.2, 4.0, None)
-"""The deadlines of callers; `None` is the handle's."""
+"""The deadlines of callers; `None` is the handle's deadline."""
 LEAVING: Final = 0.15
-"""The share of callers that leave, if they have no answer by then."""
+"""The share of callers that leave unless they are answered first."""
 _BEGIN_TURNS: Final = 6
-"""Turns of the event loop within which a call begins."""
+"""A call begins within this many turns of the event loop."""
 _LEAVE_TURNS: Final = (0, 1, 2, 3, 5, 8, 13, 21, 34, 55)
 """Turns after which a caller leaves."""
 
 
 async def call_as_anyone(call: Callable[[], Awaitable[Any]], chance: Random) -> Ending:
-    """Make a call as any caller might: at a random turn of the loop, with a random deadline, or cancelled on the way.
+    """Make a call as any caller might: at a random turn of the loop, with a random deadline, or cancelled.
 
     Args:
         call: Makes the call.
-        chance: Chooses the caller.
+        chance: The random generator that chooses the caller.
 
     Returns:
-        How the call ended. An error of a call with the handle's deadline is raised, and every error that does not
-        say that the store was unavailable.
+        How the call ended. A call with the handle's deadline raises every error; with its own deadline, every error
+        except `BackendUnavailableError`.
     """
     await _turns(chance.randrange(_BEGIN_TURNS))
     seconds = chance.choice(DEADLINES_SECONDS)
@@ -53,7 +53,7 @@ async def call_as_anyone(call: Callable[[], Awaitable[Any]], chance: Random) -> 
             raise
         return "left"
     finally:
-        # Nothing is left behind where the caller itself was cancelled.
+        # Leave no task behind if the caller itself was cancelled.
         calling.cancel()
     return "answered"
 

@@ -1,4 +1,4 @@
-"""Holds what a store has in the end against what was asked of it and what was answered."""
+"""Compares the final state of a store with the calls made on it and their outcomes."""
 
 from __future__ import annotations
 
@@ -8,58 +8,58 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from flux_memory import Message
-from flux_memory.testkit.histories.asked import Asked
+from flux_memory.testkit.histories.expected import Expected
 from flux_memory.testkit.histories.journal import History, Operation, Sent
 from flux_memory.testkit.histories.stored import Stored, StoredSession
 from flux_memory.testkit.histories.violations import Violation
 
 
 def check(history: History, stored: Stored, before: Stored | None = None) -> list[Violation]:
-    """Return every promise that was not kept; nothing if all were.
+    """Return every broken promise.
 
-    Acknowledged is a subset of stored, refused and stored have nothing in common, nothing is half stored, and the
-    order of each session agrees with real time for calls that did not overlap.
+    Every acknowledged write is stored, no failed one is, no batch is stored in part, and the order of each session
+    agrees with real time for calls that did not overlap.
 
     Args:
-        history: What the workers did. Nobody else may have written.
-        stored: What the store had when they were done.
-        before: What it had when they began, if it was not empty.
+        history: The calls of the workers. Other clients must not have written.
+        stored: The state of the store after them.
+        before: The state of the store before them, if it was not empty.
     """
-    asked = Asked(history, before)
-    return [violation for part in _PARTS for violation in part(asked, stored)]
+    expected = Expected(history, before)
+    return [violation for part in _PARTS for violation in part(expected, stored)]
 
 
-def _errors(asked: Asked, _: Stored) -> Iterator[Violation]:
-    for operation in asked.history.operations:
+def _errors(expected: Expected, _: Stored) -> Iterator[Violation]:
+    for operation in expected.history.operations:
         if operation.foreign:
-            yield Violation("foreign error", f"{_shown(operation)} raised {operation.error}, which is none of ours")
+            yield Violation("foreign error", f"{_shown(operation)} raised {operation.error}, not a library error")
 
 
-def _sessions(asked: Asked, stored: Stored) -> Iterator[Violation]:
-    for name, attempts in asked.sessions.items():
-        if name not in stored.sessions and asked.must_be_there(name, attempts):
-            yield Violation("lost", f"session {name!r} was acknowledged and is not stored")
+def _sessions(expected: Expected, stored: Stored) -> Iterator[Violation]:
+    for name, attempts in expected.sessions.items():
+        if name not in stored.sessions and expected.must_be_there(name, attempts):
+            yield Violation("lost", f"session {name!r} was acknowledged but is not stored")
     for name, session in stored.sessions.items():
-        attempts = asked.sessions[name]
+        attempts = expected.sessions[name]
         if not attempts.made:
-            # Its creation was not recorded; a session that no call names at all is somebody else's.
-            if all(operation.session != name for operation in asked.history.operations):
-                yield Violation("from nowhere", f"session {name!r} is stored, and no call created it")
+            # Its creation was not recorded; a session that no call names came from elsewhere.
+            if all(operation.session != name for operation in expected.history.operations):
+                yield Violation("from nowhere", f"session {name!r} is stored, but no call created it")
             continue
         if not attempts.possible():
-            yield Violation("refused but stored", f"session {name!r} is stored, and its creation was refused")
-        elif asked.must_be_gone(name, attempts):
-            yield Violation("undeleted", f"session {name!r} was deleted, which was acknowledged, and is stored")
+            yield Violation("refused but stored", f"session {name!r} is stored, but its creation failed")
+        elif expected.must_be_gone(name, attempts):
+            yield Violation("undeleted", f"session {name!r} is stored, but its deletion was acknowledged")
         else:
-            yield from _session_as_sent(asked, name, session)
+            yield from _session_as_sent(expected, name, session)
 
 
-def _session_as_sent(asked: Asked, name: str, session: StoredSession) -> Iterator[Violation]:
+def _session_as_sent(expected: Expected, name: str, session: StoredSession) -> Iterator[Violation]:
     record = session.record
-    sent = [fields for _, fields in asked.sessions[name].possible()]
+    sent = [fields for _, fields in expected.sessions[name].possible()]
     if not any(_same(record["metadata"], one["metadata"]) and record["user_id"] == one["user_id"] for one in sent):
-        yield Violation("altered", f"session {name!r} is not as it was sent: {record!r:.300}")
-    titles = asked.titles[name].possible()
+        yield Violation("altered", f"session {name!r} differs from what was sent: {record!r:.300}")
+    titles = expected.titles[name].possible()
     current = [
         title
         for one, title in titles
@@ -71,45 +71,45 @@ def _session_as_sent(asked: Asked, name: str, session: StoredSession) -> Iterato
         )
 
 
-def _messages(asked: Asked, stored: Stored) -> Iterator[Violation]:
+def _messages(expected: Expected, stored: Stored) -> Iterator[Violation]:
     found = {(name, message["id"]) for name, session in stored.sessions.items() for message in session.history}
-    for (name, made), attempts in asked.messages.items():
-        if (name, made) not in found and asked.must_be_there(name, attempts):
-            yield Violation("lost", f"message {made!r} of session {name!r} was acknowledged and is not stored")
+    for (name, made), attempts in expected.messages.items():
+        if (name, made) not in found and expected.must_be_there(name, attempts):
+            yield Violation("lost", f"message {made!r} of session {name!r} was acknowledged but is not stored")
     for name, session in stored.sessions.items():
         for message in session.history:
-            yield from _message_as_sent(asked, name, message)
+            yield from _message_as_sent(expected, name, message)
 
 
-def _message_as_sent(asked: Asked, name: str, message: Message) -> Iterator[Violation]:
-    attempts = asked.messages[name, message["id"]]
+def _message_as_sent(expected: Expected, name: str, message: Message) -> Iterator[Violation]:
+    attempts = expected.messages[name, message["id"]]
     what = f"message {message['id']!r} of session {name!r}"
     if not attempts.made:
-        yield Violation("from nowhere", f"{what} is stored, and no call sent it")
+        yield Violation("from nowhere", f"{what} is stored, but no call sent it")
     elif not attempts.possible():
-        yield Violation("refused but stored", f"{what} is stored, and it was refused with {attempts.made[0][0].error}")
-    elif asked.must_be_gone(name, attempts):
-        yield Violation("undeleted", f"{what} was deleted, which was acknowledged, and is stored")
+        yield Violation("refused but stored", f"{what} is stored, but its add failed with {attempts.made[0][0].error}")
+    elif expected.must_be_gone(name, attempts):
+        yield Violation("undeleted", f"{what} is stored, but its deletion was acknowledged")
     elif not any(_as_sent(message, sent) for _, sent in attempts.possible()):
         yield Violation("altered", f"{what} is not as it was sent: {message!r:.300}")
 
 
-def _batches(asked: Asked, stored: Stored) -> Iterator[Violation]:
+def _batches(expected: Expected, stored: Stored) -> Iterator[Violation]:
     places = _places(stored)
-    for operation in asked.history.operations:
+    for operation in expected.history.operations:
         if operation.outcome == "failed" or len(operation.messages) < 2:
             continue
         name = operation.session or ""
-        # What another call sent as well may be stored by that one.
-        own = [sent.id for sent in operation.messages if len(asked.messages[name, sent.id].possible()) == 1]
+        # Skip messages that another call sent as well: that call may have stored them.
+        own = [sent.id for sent in operation.messages if len(expected.messages[name, sent.id].possible()) == 1]
         there = [places[name, made] for made in own if (name, made) in places]
         if 0 < len(there) < len(own):
-            yield Violation("half stored", f"of {_shown(operation)} {len(there)} of {len(own)} messages are stored")
+            yield Violation("half stored", f"{len(there)} of {len(own)} messages of {_shown(operation)} are stored")
         if there != sorted(there):
-            yield Violation("out of order", f"the messages of {_shown(operation)} are stored in another order")
+            yield Violation("out of order", f"the messages of {_shown(operation)} are stored in a different order")
 
 
-def _order(asked: Asked, stored: Stored) -> Iterator[Violation]:
+def _order(expected: Expected, stored: Stored) -> Iterator[Violation]:
     for name, session in stored.sessions.items():
         ids = [message["id"] for message in session.history]
         for made, times in Counter(ids).items():
@@ -117,11 +117,11 @@ def _order(asked: Asked, stored: Stored) -> Iterator[Violation]:
                 yield Violation("doubled", f"message {made!r} of session {name!r} is stored {times} times")
         earliest, earliest_id = math.inf, ""
         for made in reversed(ids):
-            attempts = asked.messages[name, made]
+            attempts = expected.messages[name, made]
             if earliest < attempts.began < math.inf:
                 yield Violation(
                     "out of order",
-                    f"in session {name!r}, {made!r} stands before {earliest_id!r}, which was acknowledged "
+                    f"in session {name!r}, {made!r} comes before {earliest_id!r}, which was acknowledged "
                     f"{attempts.began - earliest:.6f} s before the other was sent",
                 )
             if attempts.there < earliest:
@@ -131,17 +131,17 @@ def _order(asked: Asked, stored: Stored) -> Iterator[Violation]:
             yield Violation("out of order", f"created_at decreases along the history of session {name!r}")
 
 
-def _counts(_: Asked, stored: Stored) -> Iterator[Violation]:
+def _counts(_: Expected, stored: Stored) -> Iterator[Violation]:
     for name, session in stored.sessions.items():
         told, real = session.record["message_count"], len(session.history)
         if told != real:
-            yield Violation("miscounted", f"session {name!r} has {real} messages and counts {told}")
+            yield Violation("miscounted", f"session {name!r} has {real} messages but a count of {told}")
 
 
-def _numbers(_: Asked, stored: Stored) -> Iterator[Violation]:
+def _numbers(_: Expected, stored: Stored) -> Iterator[Violation]:
     for name, rows in (stored.numbers or {}).items():
         if name not in stored.sessions:
-            yield Violation("undeleted", f"session {name!r} is gone, and {len(rows)} of its messages are stored")
+            yield Violation("undeleted", f"session {name!r} is gone, but {len(rows)} of its messages are stored")
             continue
         numbers = sorted(number for number, _ in rows)
         for number, times in Counter(numbers).items():
@@ -156,23 +156,25 @@ def _numbers(_: Asked, stored: Stored) -> Iterator[Violation]:
             yield Violation("out of order", f"the history of session {name!r} is not in the order of its numbers")
 
 
-def _reads(asked: Asked, stored: Stored) -> Iterator[Violation]:
-    """Look at reads of whole histories that nothing was removed from: each saw a beginning of the final one."""
+def _reads(expected: Expected, stored: Stored) -> Iterator[Violation]:
+    """Check reads of complete histories without deletions: each has to be a prefix of the final history."""
     finals = {name: [message["id"] for message in one.history] for name, one in stored.sessions.items()}
-    for operation in asked.history.operations:
+    for operation in expected.history.operations:
         name = operation.session or ""
-        if operation.seen is None or name not in finals or asked.deletions(name):
+        if operation.seen is None or name not in finals or expected.deletions(name):
             continue
         final, seen = finals[name], list(operation.seen)
         if seen != final[: len(seen)]:
-            yield Violation("wrong read", f"{_shown(operation)} saw messages that are not stored, or in another order")
+            yield Violation("wrong read", f"{_shown(operation)} saw messages that are not stored or in another order")
             continue
-        late = next((made for made in final[len(seen) :] if asked.messages[name, made].there < operation.began), None)
+        late = next(
+            (made for made in final[len(seen) :] if expected.messages[name, made].there < operation.began), None
+        )
         if late is not None:
             yield Violation("wrong read", f"{_shown(operation)} did not see {late!r}, acknowledged before it began")
 
 
-_PARTS: Final[Sequence[Callable[[Asked, Stored], Iterator[Violation]]]] = (
+_PARTS: Final[Sequence[Callable[[Expected, Stored], Iterator[Violation]]]] = (
     _errors,
     _sessions,
     _messages,
@@ -199,7 +201,7 @@ def _as_sent(message: Message, sent: Sent) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Tell whether two JSON values are equal by type and value."""
+    """Return whether two JSON values are equal by type and value."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

@@ -1,4 +1,4 @@
-"""What workers did: one line of JSON before each call and one after it, so that a killed process's record survives."""
+"""The calls of workers: one line of JSON before each call and one after it, so that it survives a killed process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 Outcome = Literal["acknowledged", "failed", "unknown"]
-"""`failed`: an error that says that nothing was done. `unknown`: cancelled, killed, or an error that does not know."""
+"""`failed`: an error that guarantees that nothing was stored. `unknown`: cancelled, killed, or any other error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call of one worker, between two moments of the machine's monotonic clock, in seconds."""
+    """One call of one worker; its start and end are seconds of the machine's monotonic clock."""
 
     worker: str
     method: str
@@ -39,9 +39,9 @@ class Operation:
     error: str | None = None
     """The class of the error."""
     foreign: bool = False
-    """The error is none of the library's."""
+    """The error is not a library error."""
     messages: tuple[Sent, ...] = ()
-    """What an add sent."""
+    """The messages that an add sent."""
     fields: dict[str, Any] | None = None
     """The title, metadata and user that `create_session` or `update_session_title` sent."""
     seen: tuple[str, ...] | None = None
@@ -50,13 +50,13 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Everything that the workers did."""
+    """All calls of the workers."""
 
     operations: tuple[Operation, ...]
 
     @classmethod
     def read(cls, *places: Path) -> Self:
-        """Read journals; of a directory, all of them. A last line that a killed process did not finish is left out."""
+        """Read journals, or all journals of a directory. An unfinished last line of a killed process is ignored."""
         files = [file for place in places for file in (sorted(place.glob("*.jsonl")) if place.is_dir() else [place])]
         operations = [operation for file in files for operation in _operations(file)]
         return cls(tuple(sorted(operations, key=lambda operation: operation.began)))
@@ -66,11 +66,11 @@ class History:
         return sum(operation.outcome == outcome for operation in self.operations)
 
     def longest_call(self) -> float:
-        """Return the seconds of the longest call that ended."""
+        """Return the duration in seconds of the longest call that ended."""
         return max((one.ended - one.began for one in self.operations if one.ended < math.inf), default=0.0)
 
     def longest_outage(self) -> float:
-        """Return the longest time in seconds in which calls were under way or failed, and none was acknowledged."""
+        """Return the longest time in seconds in which calls were made but none was acknowledged."""
         if not self.operations:
             return 0.0
         answers = sorted(one.ended for one in self.operations if one.outcome == "acknowledged")
@@ -80,7 +80,7 @@ class History:
 
 
 class Journal:
-    """A worker's record on file. Each line is with the operating system before the call goes on."""
+    """A worker's journal file. Each line is handed to the operating system before the call continues."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
@@ -88,7 +88,7 @@ class Journal:
         self._calls = 0
 
     def begin(self, operation: Operation) -> str:
-        """Note that a call begins, and return its number."""
+        """Record the start of a call, and return its number."""
         self._calls += 1
         number = f"{self._prefix}-{self._calls}"
         written = asdict(operation)
@@ -105,7 +105,7 @@ class Journal:
         foreign: bool = False,
         seen: Iterable[str] | None = None,
     ) -> None:
-        """Note how a call ended."""
+        """Record how a call ended."""
         ended: dict[str, Any] = {"end": number, "ended": time.monotonic(), "outcome": outcome}
         if error is not None:
             ended |= {"error": type(error).__qualname__, "foreign": foreign}
@@ -118,7 +118,7 @@ class Journal:
         os.close(self._file)
 
     def _write(self, line: dict[str, Any]) -> None:
-        # One write of one line: processes may share a file.
+        # A single write per line: processes may share a file.
         os.write(self._file, json.dumps(line).encode() + b"\n")
 
 

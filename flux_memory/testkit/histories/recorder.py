@@ -14,21 +14,21 @@ from flux_memory.testkit.histories.journal import Journal, Operation, Sent
 from flux_memory.testkit.reference.values import plain_json
 
 UNKNOWN: Final[tuple[type[BaseException], ...]] = (asyncio.CancelledError, OutcomeUnknownError)
-"""Errors after which a write may be stored or not. A plain `BackendUnavailableError` says that it is not."""
+"""Errors after which a write may or may not be stored. A plain `BackendUnavailableError` means that it is not."""
 
 
 class Recorder:
-    """A `Memory` whose writes, and reads of whole histories, are recorded.
+    """A `Memory` that records its writes and its reads of complete histories.
 
-    Messages and sessions get ids here where the caller gives none: what was sent by a call that never returned could
-    not be recognised otherwise. Arguments must be valid.
+    The recorder generates missing ids of messages and sessions, to recognise what a call sent that never returned.
+    Arguments must be valid.
 
     Args:
-        memory: Does the work.
-        journal: Where it is recorded; recorders of one process may share it.
-        worker: Who is calling, for people.
-        unknown: Errors after which a write may be stored or not; after any other error of ours it must not be. With
-            `BackendUnavailableError` here, a backend that does not know the difference is held to less.
+        memory: The memory to call.
+        journal: The journal to write to; recorders of one process may share it.
+        worker: The name of the caller, for reports.
+        unknown: Errors after which a write may or may not be stored; after any other library error it must not be.
+            Add `BackendUnavailableError` for a backend that cannot distinguish the two.
     """
 
     def __init__(

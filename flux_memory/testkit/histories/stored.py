@@ -1,4 +1,4 @@
-"""What a store has in the end, read through a handle and, where a binding can, past the backend."""
+"""The final state of a store, read through a handle and, if the binding can, without the backend."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from flux_memory import Memory, Message, Session
 
 Numbers = Mapping[str, Sequence[tuple[int, str]]]
-"""Of each session, by its id: the number and the id of each of its messages, as they are in the store."""
+"""By session id: the number and the id of each stored message."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """One session and all its messages, in their order."""
+    """A session and all its messages, in order."""
 
     record: Session
     history: Sequence[Message]
@@ -21,19 +21,19 @@ class StoredSession:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Everything in a store, while nobody writes to it."""
+    """Everything in a store, read while no client writes to it."""
 
     sessions: Mapping[str, StoredSession]
     numbers: Numbers | None = None
-    """Where a raw reader gave them."""
+    """The numbers found by a raw reader, if there is one."""
 
 
 async def read_stored(memory: Memory, numbers: Numbers | None = None) -> Stored:
     """Read everything through a handle.
 
     Args:
-        memory: A handle that nobody else uses, best a new one.
-        numbers: What a raw reader of the binding found, to look for gaps and repeats.
+        memory: A handle without other users, preferably a new one.
+        numbers: The numbers found by the binding's raw reader, to check for gaps and repeats.
     """
     sessions = await memory.get_sessions(None)
     return Stored({row["id"]: StoredSession(row, await memory.get_history(row["id"])) for row in sessions}, numbers)

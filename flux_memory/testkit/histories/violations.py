@@ -1,4 +1,4 @@
-"""What can be wrong between a history and a store, each with a sentence for people."""
+"""The ways in which a store can contradict a history, each with a sentence for reports."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Kind = Literal[
     "wrong read",
     "foreign error",
 ]
-"""`lost`: acknowledged, not stored. `from nowhere`: stored, asked for by nobody. `undeleted`: deleted, still stored."""
+"""`lost`: acknowledged, not stored. `from nowhere`: stored, never sent. `undeleted`: deleted, still stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One promise that was not kept."""
+    """One broken promise."""
 
     kind: Kind
     sentence: str

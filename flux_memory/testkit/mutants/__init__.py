@@ -1,4 +1,4 @@
-"""Deliberately broken memories: each is the proof that the clause named for its break bites."""
+"""Deliberately broken memories: each proves that its clause catches the break."""
 
 from flux_memory.testkit.mutants import (
     cancelled,

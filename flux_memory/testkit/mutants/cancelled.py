@@ -1,4 +1,4 @@
-"""Memories that break under cancellation: half of a write, a lock that stays, a neighbour that dies too."""
+"""Memories that break under cancellation: partial writes, locks that stay, neighbours cancelled as well."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, ClassVar
 from flux_memory import BackendUnavailableError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 DEADLINE = 0.2
-"""Seconds until a call that waits for a lock gives up: the clauses must not take minutes to fail."""
+"""How long a call waits for a lock; short, so that clauses fail quickly."""
 
 
 class _LeaksALock(Sound):
-    """Takes a lock of the whole store, and gives it back only when nothing happens in between."""
+    """Locks the whole store, and releases the lock only if the call is not interrupted."""
 
     taken: ClassVar[bool] = False
 
@@ -87,7 +87,7 @@ class ClearsTheTitleFirst(Sound):
 
 @caught_by("FM-CAN-006")
 class AnswersTheCallBefore(Sound):
-    """One queue of answers: a caller that left takes none, and all later ones get their predecessor's."""
+    """Reads answers from one queue: after a cancelled call, each caller gets the previous call's answer."""
 
     def _answers(self) -> Any:
         return self.__dict__.setdefault("answers", [])
@@ -135,7 +135,7 @@ class OpensOnce(Sound):
     async def _opened(self, call: Awaitable[Any]) -> Any:
         if self.opening:
             call.close()  # type: ignore[attr-defined]  # it is a coroutine
-            raise BackendUnavailableError("the opening was never finished")
+            raise BackendUnavailableError("the memory was never opened completely")
         self.opening = True
         await asyncio.sleep(0)
         self.opening = False
@@ -144,7 +144,7 @@ class OpensOnce(Sound):
 
 @caught_by("FM-CAN-009")
 class CancelsItsNeighbours(Sound):
-    """Gathers concurrent adds in one task that each of the callers awaits, and so cancels."""
+    """Runs concurrent adds in one task, which every caller awaits and can therefore cancel."""
 
     gathered: asyncio.Task[None] | None = None
 
@@ -182,7 +182,7 @@ class ForgetsTheIdWhenCancelled(Sound):
 
 @caught_by("FM-CAN-011")
 class LeaksConnections(Sound):
-    """A pool of ten, from which a cancelled call takes one for ever."""
+    """A pool of ten connections that loses one with every cancelled call."""
 
     free = 10
 
@@ -217,7 +217,7 @@ class ClosesOnce(Sound):
 
     async def close(self) -> None:
         if self.closing:
-            raise BackendUnavailableError("close() was begun and never finished")
+            raise BackendUnavailableError("close() was started but never finished")
         self.closing = True
         await asyncio.sleep(0)
         await super().close()

@@ -1,4 +1,4 @@
-"""The list of breaks: a mixin that spoils a sound memory, and the clause that must say so."""
+"""The catalogue of breaks: a mixin that breaks a sound memory, and the clause that has to catch it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     Sound = ReferenceMemory
 else:
     Sound = object
-"""What a mixin spoils, for type checkers: at run time any memory's class may stand there."""
+"""The base of mixins, for type checkers; at run time a mixin is combined with the class of any memory."""
 
 Mixin = TypeVar("Mixin", bound=type)
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One break: what is broken, by what, and which clause catches it."""
+    """One break: its name, its mixin, and the clause that catches it."""
 
     name: str
     caught_by: str
@@ -30,15 +30,15 @@ class Mutant:
 
 
 MUTANTS: Final[dict[str, Mutant]] = {}
-"""Every break, by its name."""
+"""Every break by its name."""
 
 
 def caught_by(clause_id: str, *, reference_only: bool = False) -> Callable[[Mixin], Mixin]:
-    """Enter a mixin in the catalogue.
+    """Add a mixin to the catalogue.
 
     Args:
-        clause_id: The clause that is named for the break.
-        reference_only: It reaches into the reference model's store; other breaks spoil any memory.
+        clause_id: The clause that has to catch the break.
+        reference_only: The mixin uses the store of the reference model; other mixins break any memory.
     """
 
     def register(mixin: Mixin) -> Mixin:
@@ -52,7 +52,7 @@ def caught_by(clause_id: str, *, reference_only: bool = False) -> Callable[[Mixi
 def broken(name: str, sound: type) -> Any:
     """Return a broken copy of a memory's class."""
     mixin = MUTANTS[name].mixin
-    # What the handles of one broken store share must not be shared with the next one.
+    # State shared by the handles of one broken store must not leak into the next one.
     inherited = {key: value for each in reversed(mixin.__mro__) for key, value in vars(each).items()}
     shared = {key: copy.deepcopy(value) for key, value in inherited.items() if isinstance(value, dict | set | Random)}
     return type(f"{name}{sound.__name__}", (mixin, sound), shared)

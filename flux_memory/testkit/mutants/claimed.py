@@ -1,4 +1,4 @@
-"""Memories that are not what they claim to be."""
+"""Memories that do not do what they claim."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flux_memory import InvalidInputError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.mutants.lived import KeepsToItsProcess
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 @caught_by("FM-CAP-001")

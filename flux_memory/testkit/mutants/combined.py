@@ -1,4 +1,4 @@
-"""Breaks that show only where several calls come together."""
+"""Breaks that show only in combinations of calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
 @caught_by("FM-MOD-001")
 class BackwardsOnceRenamed(Sound):
-    """A batch is stored backwards, but only in a session that was renamed."""
+    """Stores a batch backwards, but only in a renamed session."""
 
     _renamed: ClassVar[dict[Any, bool]] = {}
 

@@ -1,4 +1,4 @@
-"""Memories that break where calls have deadlines, all tasks are cancelled, or the store is out of reach."""
+"""Memories that break if calls have deadlines, all tasks are cancelled, or the store is unreachable."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from flux_memory import BackendUnavailableError, FluxMemoryError, deadline
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 LONG_SECONDS = 30.0
-"""The deadline of a call that has none of its own."""
+"""The deadline of a call without one."""
 
 
 class _WorksInATask(Sound):
-    """Does the work in a task that its caller's deadline, or cancellation, does not reach."""
+    """Works in a task that ignores the caller's deadline and cancellation."""
 
     after_seconds = 0.0
 
@@ -55,7 +55,7 @@ class RefusedBatchesAreStored(Sound):
 
 @caught_by("FM-DLN-002")
 class LooksAtTheClockLast(Sound):
-    """Stores, and then refuses if the deadline has passed meanwhile."""
+    """Stores, and then fails if the deadline has passed meanwhile."""
 
     async def add_message(self, *args: Any, **kwargs: Any) -> Any:
         before, seconds = time.monotonic(), seconds_for(LONG_SECONDS)
@@ -69,12 +69,12 @@ class LooksAtTheClockLast(Sound):
 
 @caught_by("FM-DLN-003")
 class SendsForCallersThatAreGone(_WorksInATask):
-    """What waits for the store is sent once it is back, though its caller was refused."""
+    """Sends waiting writes once the store is back, although their callers got an error."""
 
 
 @caught_by("FM-DLN-004")
 class WaitsAsLongAsItsNeighbours(Sound):
-    """Gives each call the longest deadline among those under way."""
+    """Gives each call the longest deadline of all calls in flight."""
 
     until = 0.0
 
@@ -87,7 +87,7 @@ class WaitsAsLongAsItsNeighbours(Sound):
 
 @caught_by("FM-DLN-005")
 class OneCallAtATime(Sound):
-    """Keeps every session shut while a call of one of them waits."""
+    """Blocks every session while a call of one session waits."""
 
     async def add_message(self, *args: Any, **kwargs: Any) -> Any:
         lock = self.__dict__.setdefault("one_at_a_time", asyncio.Lock())
@@ -104,7 +104,7 @@ class OneCallAtATime(Sound):
 
 @caught_by("FM-DLN-006")
 class SendsWhatWasCancelled(Sound):
-    """Ends with its caller's deadline, but not with its caller."""
+    """Ends at the caller's deadline, but ignores cancellation."""
 
     async def add_message(self, *args: Any, **kwargs: Any) -> Any:
         with deadline(LONG_SECONDS):
@@ -121,7 +121,7 @@ class SendsWhatWasCancelled(Sound):
 
 @caught_by("FM-CAN-013")
 class BeginsBeforeItIsAwaited(Sound):
-    """A method that is no coroutine: the work has begun when the caller gets something to await."""
+    """A plain method instead of a coroutine: the work starts before the caller awaits it."""
 
     def add_message(self, *args: Any, **kwargs: Any) -> Any:
         return asyncio.shield(asyncio.ensure_future(super().add_message(*args, **kwargs)))
@@ -129,7 +129,7 @@ class BeginsBeforeItIsAwaited(Sound):
 
 @caught_by("FM-CAN-014")
 class OneTaskDoesAllTheWork(Sound):
-    """A task takes calls off a queue; once it was cancelled, no call is answered."""
+    """A single task takes calls from a queue; after it is cancelled, no call is answered."""
 
     async def add_message(self, *args: Any, **kwargs: Any) -> Any:
         queue = self.__dict__.setdefault("queue", asyncio.Queue())
@@ -152,7 +152,7 @@ class OneTaskDoesAllTheWork(Sound):
 
 @caught_by("FM-CAN-014")
 class CountsCallsInATask(Sound):
-    """Limits how many calls are under way; a call that is cancelled in its first step stays counted."""
+    """Limits the calls in flight; a call that is cancelled in its first step stays counted."""
 
     under_way = 0
 
@@ -171,7 +171,7 @@ class CountsCallsInATask(Sound):
 
 
 class _OpensInATask(Sound):
-    """Opens in a task that every caller awaits, and keeps it, however it ended."""
+    """Opens in a task that every caller awaits, and keeps the task even if it was cancelled."""
 
     async def create_session(self, *args: Any, **kwargs: Any) -> Any:
         await self._opened()
@@ -195,7 +195,7 @@ class OpensOnceAtMost(_OpensInATask):
 
 @caught_by("FM-CAN-016")
 class ClosesInATaskThatMayDie(Sound):
-    """Closes in a task, and takes it for closed once the task has ended, however it did."""
+    """Closes in a task, and considers the memory closed even if the task was cancelled."""
 
     async def close(self) -> None:
         if "closing" not in self.__dict__:
@@ -210,7 +210,7 @@ class ClosesInATaskThatMayDie(Sound):
 
 @caught_by("FM-CAP-004")
 class BrokenByAnOutage(Sound):
-    """Never tries again once the store was out of reach."""
+    """Never reconnects after an outage."""
 
     broken = False
 

@@ -1,4 +1,4 @@
-"""Memories that are found out only by all that was sent to them, and what of it is there in the end."""
+"""Memories whose breaks show only in the journal of all calls and the final state of the store."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.mutants.lived import RetriesKnownHereOnly, WritesWhenItCloses
 from flux_memory.testkit.mutants.raced import StaleHandles
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 @caught_by("FM-CON-013")
 class AcknowledgesBeforeTheCommit(Sound):
-    """Writes in the background, while the caller believes it done."""
+    """Acknowledges a write and stores it in the background."""
 
     async def add_message(self, session_id: Any, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
         if message_id is None:

@@ -1,4 +1,4 @@
-"""Memories that break the list of sessions and its filters."""
+"""Memories that break the list of sessions or its filters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 @caught_by("FM-LST-001")
@@ -19,7 +19,7 @@ class OldestFirst(Sound):
 
 @caught_by("FM-LST-001", reference_only=True)
 class CoarseScores(Sound):
-    """Sorts by a number that has lost its last digits; of those that have become equal the later id comes first."""
+    """Sorts by a score that lost its last digits; among equal scores, the later id comes first."""
 
     async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
         rows = await super().get_sessions(None, **filters)
@@ -46,7 +46,7 @@ class TiesAtRandom(_OrdersTies):
 
 @caught_by("FM-LST-002")
 class TiesDependOnThePage(_OrdersTies):
-    """As a database that sorts otherwise when it needs only the first rows."""
+    """Like a database that sorts differently if it needs only the first rows."""
 
     def order(self, rows: Any, limit: Any) -> None:
         if limit is not None and limit < len(rows):
@@ -67,7 +67,7 @@ class NoDefaultLimit(Sound):
 
 @caught_by("FM-LST-004")
 class ListsOneHundred(Sound):
-    """As a store that scans so many at once, and where nobody asks it to go on."""
+    """Like a store that scans a fixed number of keys, with a client that never continues the scan."""
 
     async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
         rows = (await super().get_sessions(None, **filters))[:100]
@@ -76,7 +76,7 @@ class ListsOneHundred(Sound):
 
 @caught_by("FM-LST-004")
 class ListsOneTwice(Sound):
-    """As a cursor of a hash table that grows while it is scanned."""
+    """Like the cursor of a hash table that grows during the scan."""
 
     async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
         rows = await super().get_sessions(None, **filters)
@@ -92,7 +92,7 @@ class NegativeIsAll(Sound):
 
 @caught_by("FM-LST-006")
 class InnerJoin(Sound):
-    """Lists and counts what has messages."""
+    """Lists and counts only sessions with messages."""
 
     async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
         return [row for row in await super().get_sessions(*args, **kwargs) if row["message_count"]]
@@ -126,7 +126,7 @@ class UsersByPrefix(Sound):
 
 @caught_by("FM-LST-008")
 class UsersAsFolders(Sound):
-    """Keys are `user:session`, and a user's are those that begin so."""
+    """Uses `user:session` as keys, and finds a user's sessions by prefix."""
 
     async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
         rows = await super().get_sessions(*args, **kwargs)
@@ -135,7 +135,7 @@ class UsersAsFolders(Sound):
 
 @caught_by("FM-LST-008")
 class OwnSessionsByCreation(Sound):
-    """Has one list for all and one for each user, and only the first is kept in the order of activity."""
+    """Keeps a list of all sessions and one for each user; only the first is sorted by activity."""
 
     async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
         rows = await super().get_sessions(*args, user_id=user_id, **kwargs)
@@ -144,7 +144,7 @@ class OwnSessionsByCreation(Sound):
 
 @caught_by("FM-LST-008")
 class DeletedSessionsTakePlaces(Sound):
-    """A user's list still has what was deleted; it is left out when a page is read, and the page is short."""
+    """Keeps deleted sessions in a user's list and skips them when reading, so pages are too short."""
 
     gone: ClassVar[Counter[str]] = Counter()
 
@@ -163,7 +163,7 @@ class DeletedSessionsTakePlaces(Sound):
 
 
 def _contains(whole: Any, part: Any) -> bool:
-    """Contain as Python compares: `True` is 1."""
+    """Compare like Python: `True` is 1."""
     if isinstance(whole, dict) and isinstance(part, dict):
         return all(key in whole and _contains(whole[key], item) for key, item in part.items())
     if isinstance(whole, list) and isinstance(part, list):
@@ -172,7 +172,7 @@ def _contains(whole: Any, part: Any) -> bool:
 
 
 def _in_order(whole: Any, part: Any) -> bool:
-    """Contain arrays that are equal only."""
+    """Contain only equal arrays."""
     if isinstance(whole, dict) and isinstance(part, dict):
         return all(key in whole and _in_order(whole[key], item) for key, item in part.items())
     return type(whole) is type(part) and bool(whole == part)
@@ -234,7 +234,7 @@ class FilterAfterPage(Sound):
 
 @caught_by("FM-LST-013")
 class FiltersTheNewestOnly(Sound):
-    """Looks for what is wanted among the hundred sessions that were used last."""
+    """Filters only the hundred sessions that were used last."""
 
     async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
         newest = {row["id"] for row in await super().get_sessions(100)}

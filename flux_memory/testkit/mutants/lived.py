@@ -1,4 +1,4 @@
-"""Memories that break the life of a handle, and durability."""
+"""Memories that break the life of a handle, or durability."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID
 from flux_memory import BackendUnavailableError, FluxMemoryError, MemoryClosedError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 @caught_by("FM-LIF-001")
@@ -78,7 +78,7 @@ class ClosesThemAll(Sound):
 
 @caught_by("FM-LIF-007")
 class LeavesASelectorOpen(Sound):
-    """Closes what it stores in, and forgets the file that woke it up."""
+    """Closes its store, but leaks the file of its selector."""
 
     left: ClassVar[dict[int, selectors.BaseSelector]] = {}
 
@@ -132,7 +132,7 @@ class DamageIsSkipped(Sound):
 
 
 class _WritesLater(Sound):
-    """Acknowledges at once, and writes when somebody looks."""
+    """Acknowledges immediately, and writes on the next read."""
 
     def _queue(self) -> Any:
         return self.__dict__.setdefault("queue", [])
@@ -167,7 +167,7 @@ class WritesWhenItCloses(_WritesLater):
 
 @caught_by("FM-DUR-002")
 class KeepsToItsProcess(Sound):
-    """A cache that knows of no writer but its own process."""
+    """A cache that ignores writes of other processes."""
 
     written: ClassVar[set[str]] = set()
 
@@ -182,7 +182,7 @@ class KeepsToItsProcess(Sound):
 
 @caught_by("FM-DUR-004")
 class ProcessesRaceToCreateTables(Sound):
-    """Whoever finds an empty store creates the tables, and fails where another one has done so meanwhile."""
+    """Creates the tables if the store is empty, and fails if another process did so meanwhile."""
 
     async def create_session(self, *args: Any, **kwargs: Any) -> Any:
         empty = await super().count_sessions() == 0

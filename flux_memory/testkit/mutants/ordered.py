@@ -1,4 +1,4 @@
-"""Memories that break order, pages and times."""
+"""Memories that break order, pages or times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 @caught_by("FM-ORD-001")
@@ -45,7 +45,7 @@ class LimitOf64Bits(Sound):
 
 @caught_by("FM-ORD-004")
 class AllIsOneThousand(Sound):
-    """As a server that cuts what it gives at so many rows, and says nothing."""
+    """Like a server that silently limits the rows of a result."""
 
     async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
         return await super().get_history(session_id, 1_000 if limit is None else limit, before=before)
@@ -70,7 +70,7 @@ class BeforeIsInclusive(Sound):
 
 @caught_by("FM-ORD-007")
 class PagesByOffsetFromTheEnd(Sound):
-    """Remembers how far back it has paged, not where it was."""
+    """Remembers the distance from the end of the history instead of the position."""
 
     async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
         if before is None or limit is None:
@@ -84,7 +84,7 @@ class PagesByOffsetFromTheEnd(Sound):
 
 @caught_by("FM-ORD-007")
 class PagesInTwoReads(Sound):
-    """Finds the place of `before` from the end by one read, and cuts the page from the end by another."""
+    """Finds the distance of `before` from the end in one read, and cuts the page in another."""
 
     async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
         if before is None or limit is None:
@@ -106,7 +106,7 @@ class UnknownCursorStartsAgain(Sound):
 
 @caught_by("FM-ORD-008")
 class CursorOfAnySession(Sound):
-    """Looks up the place of `before` by the message's id alone."""
+    """Looks up `before` by message id without the session."""
 
     async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
         for session in await super().get_sessions(None):
@@ -133,7 +133,7 @@ class OrderedByClock(Sound):
 
 @caught_by("FM-ORD-010")
 class OwnMessagesLast(Sound):
-    """As a client that appends what it sends to its own copy of the history."""
+    """Like a client that appends its messages to a local copy of the history."""
 
     async def add_message(self, *args: Any, **kwargs: Any) -> Any:
         made = await super().add_message(*args, **kwargs)
@@ -147,7 +147,7 @@ class OwnMessagesLast(Sound):
 
 @caught_by("FM-ORD-011")
 class NumbersInBlocks(Sound):
-    """Each handle has taken a block of numbers ahead, so that all that one has added comes before all of the next."""
+    """Reserves a block of numbers for each handle, so one handle's messages all come before another's."""
 
     writers: ClassVar[dict[int, int]] = {}
     blocks: ClassVar[dict[str, int]] = {}
@@ -198,7 +198,7 @@ class NaiveTimes(Sound):
 
 @caught_by("FM-TIM-001")
 class ShortTimes(Sound):
-    """`isoformat()` without `timespec`: no fraction where it is zero."""
+    """`isoformat()` without `timespec`: no fraction if it is zero."""
 
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
         rows = await super().get_history(*args, **kwargs)

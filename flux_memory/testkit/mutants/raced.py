@@ -1,4 +1,4 @@
-"""Memories that break when tasks, handles or processes work at the same time."""
+"""Memories that break when tasks, handles or processes work concurrently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from flux_memory import BackendUnavailableError, ConflictError, FluxMemoryError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 class _CreatesTablesOnce(Sound):
@@ -65,7 +65,7 @@ class AddsWriteBackWhatTheyRead(_WritesBackWhatItRead):
 
 @caught_by("FM-CON-004", reference_only=True)
 class HandlesWriteBackWhatTheyRead(_WritesBackWhatItRead):
-    """Sound within one handle, whose adds wait for each other."""
+    """Correct within one handle, where adds are serialised."""
 
     async def add_message(self, *args: Any, **kwargs: Any) -> Any:
         lock = self.__dict__.setdefault("lock", asyncio.Lock())
@@ -75,7 +75,7 @@ class HandlesWriteBackWhatTheyRead(_WritesBackWhatItRead):
 
 @caught_by("FM-CON-005")
 class StaleHandles(Sound):
-    """Keeps a history that it has read until it adds to it itself."""
+    """Caches a history until this handle adds to it."""
 
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         cache = self.__dict__.setdefault("cache", {})
@@ -91,7 +91,7 @@ class StaleHandles(Sound):
 
 @caught_by("FM-CON-006", reference_only=True)
 class RollbackTakesNeighbours(Sound):
-    """One open transaction for all: whoever fails rolls back what others have added since."""
+    """One open transaction for all calls: a failing call rolls back what others added since."""
 
     async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         with self._store.reading() as sessions:
@@ -108,7 +108,7 @@ class RollbackTakesNeighbours(Sound):
 
 @caught_by("FM-CON-007")
 class CreationsOverwrite(Sound):
-    """Sound where one creation comes after another; one that began beside others wins over them."""
+    """Correct for sequential creations; of concurrent ones, the last overwrites the others."""
 
     creating: ClassVar[dict[str, int]] = {}
 
@@ -130,7 +130,7 @@ class CreationsOverwrite(Sound):
 
 @caught_by("FM-CON-008")
 class DeletesWhatItSaw(Sound):
-    """Messages that are on their way while a session is being deleted stay, for the next one with its id."""
+    """Messages added during a deletion stay, and appear in the next session with that id."""
 
     adding: ClassVar[dict[str, int]] = {}
     left: ClassVar[dict[str, int]] = {}
@@ -158,7 +158,7 @@ class DeletesWhatItSaw(Sound):
 
 @caught_by("FM-CON-008")
 class ListsWhatIsGone(Sound):
-    """Reads which sessions there are, and then each of them."""
+    """Reads the ids of the sessions first, and then each session."""
 
     async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
         rows = await super().get_sessions(*args, **kwargs)
@@ -168,7 +168,7 @@ class ListsWhatIsGone(Sound):
 
 @caught_by("FM-CON-009")
 class ClearingDeadlocks(Sound):
-    """TRUNCATE wants all that adders hold, and adders want what it holds."""
+    """TRUNCATE waits for the locks of adds, and adds wait for its lock."""
 
     adding: ClassVar[int] = 0
 

@@ -1,4 +1,4 @@
-"""Memories that break sessions, messages, batches and retries."""
+"""Memories that break sessions, messages, batches or retries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 from flux_memory import ConflictError, FluxMemoryError, SessionNotFoundError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 @caught_by("FM-SES-001")
@@ -87,7 +87,7 @@ class RenamesNothingQuietly(Sound):
 
 @caught_by("FM-SES-006")
 class RenamingBringsBack(Sound):
-    """Looks whether the session is there, and writes whatever became of it."""
+    """Checks that the session exists, and then writes without checking again."""
 
     async def update_session_title(self, session_id: Any, title: Any) -> None:
         found = await super().get_session(session_id)
@@ -115,7 +115,7 @@ class RenamingLosesMetadata(Sound):
 
 @caught_by("FM-SES-008")
 class DeletesTheSessionOnly(Sound):
-    """As SQLite does on a connection whose foreign keys are off."""
+    """Like SQLite on a connection with foreign keys off."""
 
     left: ClassVar[dict[str, Any]] = {}
 
@@ -130,7 +130,7 @@ class DeletesTheSessionOnly(Sound):
 
 @caught_by("FM-SES-008")
 class OwnersStayListed(Sound):
-    """The list of a user's sessions is kept apart, and deleting a session forgets it."""
+    """Keeps the list of a user's sessions separately, and does not update it on deletion."""
 
     owners: ClassVar[dict[str, set[str]]] = {}
 
@@ -163,7 +163,7 @@ class ClearsOnePage(Sound):
 
 @caught_by("FM-SES-010")
 class IdsOutliveClearing(Sound):
-    """What it knows of retries is kept apart, and clearing forgets it."""
+    """Keeps the known message ids separately, and does not remove them on `clear_all`."""
 
     known: ClassVar[set[tuple[str, str]]] = set()
 
@@ -237,7 +237,7 @@ class RetriesCompareContentOnly(Sound):
 
 @caught_by("FM-MSG-008")
 class RetriesCompareTheText(Sound):
-    """Compares metadata as it is written: 1 is not 1.0."""
+    """Compares metadata as text: 1 is not 1.0."""
 
     async def add_message(
         self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
@@ -260,7 +260,7 @@ class MessageIdsAreGlobal(Sound):
 
 @caught_by("FM-MSG-005")
 class IdsRunTogether(Sound):
-    """What it knows of retries is kept under `session:message`."""
+    """Keeps the known message ids under the key `session:message`."""
 
     known: ClassVar[dict[str, str]] = {}
 
@@ -345,7 +345,7 @@ class BatchIsALoop(Sound):
 
 @caught_by("FM-BAT-004")
 class LongBatchesInParts(Sound):
-    """So many at once is what a statement, a script or a request takes."""
+    """Splits batches that exceed the limit of a statement, a script or a request."""
 
     async def add_messages(self, session_id: Any, messages: Any) -> Any:
         if not isinstance(messages, list) or len(messages) <= 1_000:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Memories that break text and the limits of ids and sizes."""
+"""Memories that break text, or the limits of ids and sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from flux_memory import InvalidInputError, SessionNotFoundError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
-# ruff: noqa: D101, D102 - the names say what is broken; the methods are those of `Memory`
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 class _ChangesContent(Sound):

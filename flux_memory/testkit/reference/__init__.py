@@ -1,4 +1,4 @@
-"""The reference model: the contract in plain Python, with no engine underneath, to judge backends and clauses by."""
+"""The reference model: the contract in plain Python, without an engine, to check backends and clauses against."""
 
 from flux_memory.testkit.reference.memory import ReferenceMemory
 from flux_memory.testkit.reference.store import ReferenceStore

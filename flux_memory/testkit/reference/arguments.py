@@ -1,4 +1,4 @@
-"""What the reference model accepts; written from the contract, not from the library."""
+"""Argument checks of the reference model, written from the contract and independent of the library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class WrongTypeError(InvalidInputError, TypeError):
 
 
 class Draft(NamedTuple):
-    """A message to add, checked; without an id where none was given."""
+    """A checked message to add; its id is `None` if the caller gave none."""
 
     id: str | None
     role: str
@@ -64,7 +64,7 @@ def metadata(name: str, value: object) -> dict[str, Any]:
 
 
 def count(name: str, value: object) -> int:
-    """Return a number of rows."""
+    """Return a checked number of rows."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise WrongTypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 0:

@@ -1,4 +1,4 @@
-"""The reference model's handle: each method as short as the promise it keeps."""
+"""The reference model's handle: each method in the plainest code that keeps its promises."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ else:
 
 
 class ReferenceMemory:
-    """A `Memory` that is right by being plain."""
+    """A `Memory` in code that is plain enough to be correct by inspection."""
 
     def __init__(self, store: ReferenceStore) -> None:
         self._store = store
@@ -186,7 +186,7 @@ class ReferenceMemory:
                 if stored is message:
                     added.append(message)
                 elif not same_content(stored, message):
-                    raise ConflictError(f"message {message['id']!r} has another content")
+                    raise ConflictError(f"message {message['id']!r} has different content")
             if added:
                 state["messages"] += added
                 state["updated_at"] = moment
@@ -194,7 +194,7 @@ class ReferenceMemory:
 
 
 def now() -> str:
-    """Return the present in the records' form."""
+    """Return the current time in the format of records."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
@@ -204,14 +204,14 @@ def new_id() -> str:
 
 
 def existing(sessions: Sessions, session_id: str) -> dict[str, Any]:
-    """Return a session that must be there."""
+    """Return a session, which has to exist."""
     if session_id not in sessions:
         raise SessionNotFoundError(f"there is no session {session_id!r:.60}")
     return sessions[session_id]
 
 
 def refuse_contradictions(batch: list[arguments.Draft]) -> None:
-    """Refuse a batch that has one id twice, with different contents, whatever the store has."""
+    """Reject a batch that has one id twice with different contents."""
     first: dict[str, arguments.Draft] = {}
     for one in batch:
         if one.id is not None and not same_content(first.setdefault(one.id, one)._asdict(), one._asdict()):
@@ -234,7 +234,7 @@ def session_record(state: dict[str, Any]) -> Session:
 def message_record(stored: dict[str, Any]) -> Message:
     """Return a message as callers see it."""
     if not isinstance(stored["metadata"], dict):
-        raise FluxMemoryError(f"message {stored['id']!r} is damaged: its metadata is no object")
+        raise FluxMemoryError(f"message {stored['id']!r} is damaged: its metadata is not an object")
     return {
         "id": stored["id"],
         "role": stored["role"],
@@ -245,7 +245,7 @@ def message_record(stored: dict[str, Any]) -> Message:
 
 
 def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether adding one message where the other is would be a retry."""
+    """Return whether adding one message over the other is a retry."""
     return (one["role"], one["content"]) == (other["role"], other["content"]) and values.equal(
         one["metadata"], other["metadata"]
     )

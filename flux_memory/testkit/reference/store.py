@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 Sessions = dict[str, dict[str, Any]]
-"""Each session's record by its id, its messages under `messages`."""
+"""Each session's record by its id, with its messages under the key `messages`."""
 
 
 class ReferenceStore:
-    """What the handles of one store share.
+    """The data that the handles of one store share.
 
     Args:
-        path: A file that keeps it beyond this process; by default it lives in memory.
+        path: A file that keeps the data beyond this process; by default it is in memory.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -28,13 +28,13 @@ class ReferenceStore:
 
     @contextmanager
     def reading(self) -> Iterator[Sessions]:
-        """Give the sessions as they are now."""
+        """Yield the current sessions."""
         with self._lock:
             yield self._load() if self._path else self._sessions
 
     @contextmanager
     def writing(self) -> Iterator[Sessions]:
-        """Give the sessions to change; they are kept if the block ends well. Blocks check first, then change."""
+        """Yield the sessions to change; changes are kept if the block succeeds. Blocks check first, then change."""
         with self._lock:
             if self._path is None:
                 yield self._sessions
@@ -53,7 +53,7 @@ class ReferenceStore:
         return sessions
 
     def _save(self, sessions: Sessions) -> None:
-        """Replace the file at once, so that a reader or a crash sees the old state or the new one."""
+        """Replace the file atomically, so that a reader, or a crash, leaves the old state or the new one."""
         assert self._path is not None
         written = self._path.with_suffix(".new")
         with written.open("w", encoding="utf-8") as file:
@@ -65,9 +65,9 @@ class ReferenceStore:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    import fcntl  # noqa: PLC0415 - only stores on file need it, and Windows has none
+    import fcntl  # noqa: PLC0415 - only file stores need it, and Windows does not have it
 
-    # Opened each time: a lock belongs to the open file, which a forked process would share.
+    # Opened each time: the lock belongs to the open file, which a forked process would share.
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""JSON and text in the reference model: what can be stored, and what contains what."""
+"""JSON and text in the reference model: which values can be stored, and which contain each other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NotJsonError(Exception):
 
 
 def problem_of_text(text: str) -> str | None:
-    """Say what in a text cannot be stored, and where."""
+    """Return what in a text cannot be stored, and where."""
     if "\x00" in text:
         return f"a NUL at offset {text.index(chr(0))}"
     try:
@@ -31,20 +31,20 @@ def problem_of_text(text: str) -> str | None:
 
 
 def problem_of_size(metadata: dict[str, Any]) -> str | None:
-    """Say that metadata is too large."""
+    """Return the problem if metadata is too large."""
     return f"larger than {MAX_METADATA_BYTES} bytes" if size(metadata) > MAX_METADATA_BYTES else None
 
 
 def size(metadata: dict[str, Any]) -> int:
-    """Return how many bytes metadata has as JSON."""
+    """Return the size of metadata as JSON, in bytes."""
     return len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def plain_json(value: object, depth: int = 1) -> Any:
-    """Return a copy made of plain types; -0.0 is 0.0, a tuple is a list.
+    """Return a copy made of plain types; -0.0 becomes 0.0, a tuple a list.
 
     Raises:
-        NotJsonError: It is not JSON that can be stored.
+        NotJsonError: The value is not JSON that can be stored.
     """
     if isinstance(value, Mapping):
         _check_depth(depth)
@@ -81,7 +81,7 @@ def _plain_scalar(value: object) -> Any:
 
 
 def contains(whole: object, part: object) -> bool:
-    """Tell whether one JSON value contains another, as PostgreSQL's `jsonb @>` does below the top level."""
+    """Return whether one JSON value contains another, like PostgreSQL's `jsonb @>` below the top level."""
     if isinstance(whole, dict) and isinstance(part, dict):
         return all(key in whole and contains(whole[key], item) for key, item in part.items())
     if isinstance(whole, list) and isinstance(part, list):
@@ -90,7 +90,7 @@ def contains(whole: object, part: object) -> bool:
 
 
 def equal(one: object, other: object) -> bool:
-    """Tell whether two JSON values are equal: numbers by their exact value, and `True` is no number."""
+    """Return whether two JSON values are equal: numbers by their exact value; `True` is not a number."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -105,5 +105,5 @@ def _is_number(value: object) -> bool:
 
 
 def _exact(number: Any) -> Decimal:
-    # Of a float the shortest text counts: it is what is stored.
+    # The shortest text of a float counts, because that text is stored.
     return Decimal(repr(number)) if isinstance(number, float) else Decimal(number)

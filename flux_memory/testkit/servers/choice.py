@@ -1,4 +1,4 @@
-"""Which server a run gets: the providers in their order, and why the better ones were passed over."""
+"""Chooses the server of a run: the providers in order of preference, and why the preferred ones were skipped."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ DEFAULT_IMAGE: Final = "postgres:16-alpine"
 
 
 def default_image() -> str:
-    """Return the image of the environment's variable, or the official one."""
+    """Return the image that the environment variable names, or the official one."""
     return os.environ.get(IMAGE_VARIABLE) or DEFAULT_IMAGE
 
 
 def launch(choice: str, wishes: Wishes, mark: str) -> Started:
-    """Start or find the server of a choice.
+    """Start or find the chosen server.
 
     Args:
         choice: `auto`, `docker`, `local`, `off` or a DSN.
         wishes: How to start it.
-        mark: The owner's; see `ownership`.
+        mark: The owner's mark; see `ownership`.
 
     Raises:
-        ServerUnavailable: There is none; the message says why, for each way that was tried.
+        ServerUnavailable: No server is available; the message says why for each provider.
     """
     began = time.monotonic()
     sweep_directories()
@@ -57,12 +57,12 @@ def _provide(choice: str, wishes: Wishes, mark: str) -> tuple[Running, tuple[str
     if choice == "off":
         raise ServerUnavailable("PostgreSQL is switched off for this run")
     if "://" in choice:
-        return external.attach(choice, "the DSN given", wishes), ()
-    raise ServerUnavailable(f"no such choice of a server: {choice!r}; it is auto, docker, local, off or a DSN")
+        return external.attach(choice, "the given DSN", wishes), ()
+    raise ServerUnavailable(f"unknown choice of a server: {choice!r}; choose auto, docker, local, off or a DSN")
 
 
 def _provide_best(wishes: Wishes, mark: str) -> tuple[Running, tuple[str, ...]]:
-    # A DSN that was set on purpose and does not work is an error, no reason to test against something else.
+    # A DSN that was set on purpose and does not work is an error, not a reason to use a different server.
     if dsn := os.environ.get(external.DSN_VARIABLE):
         return external.attach(dsn, external.DSN_VARIABLE, wishes), ()
     try:
@@ -87,12 +87,12 @@ def start_server(
 
     Args:
         choice: `auto`, `docker`, `local` or a DSN.
-        image: For Docker; by default the variable FLUX_MEMORY_TEST_IMAGE, then `postgres:16-alpine`.
-        durable: Keep PostgreSQL's own durability, on a disk: what a benchmark measures.
-        settings: More settings of `postgresql.conf`. A server that somebody else runs is refused then.
+        image: The Docker image; defaults to the variable FLUX_MEMORY_TEST_IMAGE, then to `postgres:16-alpine`.
+        durable: Keep PostgreSQL's default durability, on a disk, as benchmarks need.
+        settings: More settings of `postgresql.conf`. An external server is rejected if there are any.
 
     Raises:
-        ServerUnavailable: There is none; the message says why.
+        ServerUnavailable: No server is available; the message says why.
     """
     wishes = Wishes(image or default_image(), durable=durable, settings=settings or {})
     started = launch(choice, wishes, own_mark())

@@ -1,6 +1,6 @@
 """A throwaway PostgreSQL in a container, through testcontainers."""
 
-# ruff: noqa: PLC0415 - testcontainers is optional, and slow to import where no engine is wanted
+# ruff: noqa: PLC0415 - testcontainers is optional and slow to import
 from __future__ import annotations
 
 import secrets
@@ -39,11 +39,11 @@ class ContainerServer:
 
     @property
     def socket_dsn(self) -> None:
-        """None: the socket stays within the container."""
+        """None, because the socket is inside the container."""
         return
 
     def log_tail(self, lines: int) -> str:
-        """Return the newest lines that the container has printed."""
+        """Return the newest lines of the container's output."""
         from docker.errors import DockerException
 
         try:
@@ -54,13 +54,13 @@ class ContainerServer:
             return f"(the container's log cannot be read: {error})"
 
     def stop(self) -> None:
-        """Remove the container, and the volumes that it came with."""
+        """Remove the container and its volumes."""
         with docker_engine() as engine:
             _remove(engine, self.container)
 
 
 def start(wishes: Wishes, mark: str) -> ContainerServer:
-    """Start a container and wait until its server answers; an image that is not there is pulled."""
+    """Start a container and wait until its server answers; pull the image if it is missing."""
     with docker_engine() as engine:
         _sweep(engine)
     with _reaper_off():
@@ -101,12 +101,12 @@ def _start(wishes: Wishes, mark: str) -> ContainerServer:
 
 
 def _publishes_on_loopback(client: Any) -> bool:
-    """Tell whether a port published on the engine's loopback is on ours too; any other engine has to use another."""
+    """Return whether the engine's loopback is ours, so that ports can be published on it alone."""
     from testcontainers.core.config import ConnectionMode
 
     if client.get_connection_mode() == ConnectionMode.docker_host and client.host() in _LOOPBACK:
         return True
-    # What looks like a container may be the engine's own host: then the bridge's first address is one of ours.
+    # An apparent container may be the engine's host: then the bridge's first address is one of ours.
     for subnet in client.client.api.inspect_network("bridge")["IPAM"]["Config"] or ():
         bridge = next(ip_network(subnet["Subnet"]).hosts())
         with suppress(OSError), socket.socket() as probe:
@@ -116,7 +116,7 @@ def _publishes_on_loopback(client: Any) -> bool:
 
 
 def _wait_until_ready(container: Any, dsn: str) -> None:
-    # From here, not by psql within the container: the port's way out is part of what has to work.
+    # From here, not by psql in the container: the published port has to work too.
     deadline = time.monotonic() + _PATIENCE
     with closing(Statements()) as statements:
         while True:
@@ -126,7 +126,7 @@ def _wait_until_ready(container: Any, dsn: str) -> None:
                 container.reload()
                 if container.status != "running" or time.monotonic() > deadline:
                     printed = container.get_wrapped_container().logs(tail=15).decode(errors="replace")
-                    raise ServerUnavailable(f"the container ended or never answered: {printed}") from error
+                    raise ServerUnavailable(f"the container exited or never answered: {printed}") from error
                 time.sleep(0.02)
             else:
                 return
@@ -134,7 +134,7 @@ def _wait_until_ready(container: Any, dsn: str) -> None:
 
 @contextmanager
 def docker_engine() -> Iterator[Any]:
-    """Connect to the engine that testcontainers would use."""
+    """Connect to the engine that testcontainers uses."""
     try:
         from docker.errors import DockerException
         from testcontainers.core.docker_client import DockerClient, get_docker_host
@@ -154,7 +154,7 @@ def docker_engine() -> Iterator[Any]:
 
 
 def _knock(host: str) -> None:
-    """Fail early where no engine listens: the client would leave an open socket behind, and a ResourceWarning."""
+    """Fail early if no engine listens: the client would leak a socket and cause a ResourceWarning."""
     url = urlsplit(host)
     if url.scheme == "unix":
         with socket.socket(socket.AF_UNIX) as probe:
@@ -166,7 +166,7 @@ def _knock(host: str) -> None:
 
 @contextmanager
 def _reaper_off() -> Iterator[None]:
-    """Keep testcontainers' own cleaner out: it is one more image to pull, and the owner's label does its work."""
+    """Disable testcontainers' cleaner: it needs another image, and the owner's label replaces it."""
     from testcontainers.core.config import testcontainers_config
 
     was = testcontainers_config.ryuk_disabled
@@ -178,7 +178,7 @@ def _reaper_off() -> Iterator[None]:
 
 
 def _sweep(engine: Any) -> None:
-    """Remove the containers of runs that no longer live."""
+    """Remove the containers of runs that have ended."""
     for container in engine.api.containers(all=True, filters={"label": _OWNER_LABEL}):
         if is_dead(container["Labels"][_OWNER_LABEL]):
             _remove(engine, container["Id"])
@@ -192,12 +192,12 @@ def _remove(engine: Any, container: str) -> None:
     except NotFound:
         return
     except APIError as error:
-        # Another run removes it just now.
+        # Another run is removing it.
         if error.status_code != HTTPStatus.CONFLICT:
             raise
 
 
 def _short(error: BaseException) -> str:
-    # What the engine says, without the request that it says it to.
+    # The engine's explanation without the request.
     said = str(getattr(error, "explanation", None) or error).strip()
     return said.splitlines()[0] if said else type(error).__name__

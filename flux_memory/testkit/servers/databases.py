@@ -1,4 +1,4 @@
-"""The databases that one process makes on a server, uses and drops, and those that a killed one left there."""
+"""Creates and drops the databases of one process on a server, and drops those of killed processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flux_memory.testkit.servers.statements import NotAnswered, Statements
 
 _PREFIX: Final = "flux_memory_test"
 _PASSWORD: Final = re.compile(r"(?<=://)([^:/@]*:)[^/]*(?=@)|(?<=[?&])(password=)[^&]*")
-# While a process lives it holds an advisory lock on the token in its databases' names, so that a later run, wherever
-# it runs, can tell what was left behind: a killed process lets go of its locks.
+# A process holds an advisory lock on the token in its databases' names. The lock of a killed process is released, so a
+# later run on any machine recognises its databases.
 _HOLD: Final = "SELECT pg_advisory_lock(hashtext($1), hashtext('flux-memory'))"
 _TRY: Final = "SELECT pg_try_advisory_lock(hashtext($1), hashtext('flux-memory'))"
 _LET_GO: Final = "SELECT pg_advisory_unlock(hashtext($1), hashtext('flux-memory'))"
@@ -37,7 +37,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type 
 
 
 class Databases:
-    """Databases of this process on one server."""
+    """The databases of this process on one server."""
 
     def __init__(self, maintenance_dsn: str) -> None:
         self._maintenance = maintenance_dsn
@@ -53,7 +53,7 @@ class Databases:
             raise
 
     def create(self) -> str:
-        """Make an empty database and return its DSN."""
+        """Create an empty database and return its DSN."""
         self._made += 1
         name = f"{_PREFIX}_{self._token}_{self._made}"
         self._statements.execute(self._maintenance, f'CREATE DATABASE "{name}" TEMPLATE template0')
@@ -61,55 +61,55 @@ class Databases:
         return with_database(self._maintenance, name)
 
     def drop(self, dsn: str) -> None:
-        """Drop a database that `create` made, whoever is connected to it."""
+        """Drop a database made by `create`, ending all connections to it."""
         name = database_of(dsn)
         if name not in self._names:
-            raise ValueError(f"{name!r} is not a database that this run made")
+            raise ValueError(f"{name!r} is not a database of this run")
         self._statements.forget(with_database(self._maintenance, name))
         self._statements.execute(self._maintenance, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         self._names.discard(name)
 
     def keep(self, dsn: str) -> str:
-        """Copy a database that `create` made, under a name that no run drops, and return the copy's DSN."""
+        """Copy a database made by `create` to a name that no run drops, and return the copy's DSN."""
         name = database_of(dsn)
         copy = f"flux_memory_kept_{name.removeprefix(_PREFIX + '_')}_{secrets.token_hex(3)}"
         own = with_database(self._maintenance, name)
-        # A database that somebody is connected to cannot be copied.
+        # A database with connections cannot be copied.
         self._statements.fetch_value(own, _END_OTHERS)
         self._statements.forget(own)
         self._statements.execute(self._maintenance, f'CREATE DATABASE "{copy}" TEMPLATE "{name}"')
         return with_database(self._maintenance, copy)
 
     def empty(self, dsn: str) -> None:
-        """Delete every session, and with it every message, of a database that `create` made."""
+        """Delete every session, and so every message, in a database made by `create`."""
         if database_of(dsn) not in self._names:
-            raise ValueError(f"{database_of(dsn)!r} is not a database that this run made")
+            raise ValueError(f"{database_of(dsn)!r} is not a database of this run")
         try:
             self._statements.execute(dsn, _EMPTY)
         except asyncpg.LockNotAvailableError:
-            # A test that failed may have left a transaction open.
+            # A failed test may have left a transaction open.
             self._statements.fetch_value(dsn, _END_OTHERS)
             self._statements.execute(dsn, _EMPTY)
 
     def close(self) -> None:
-        """Drop what was made and close the connections, also when the server is gone."""
+        """Drop the databases and close the connections, even if the server is gone."""
         try:
             for name in sorted(self._names):
                 self.drop(with_database(self._maintenance, name))
         except (NotAnswered, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            # A server that does not answer any more is a later run's to clean up.
+            # A later run cleans up a server that no longer answers.
             self._names.clear()
         finally:
             self._statements.close()
 
     def _sweep(self) -> None:
-        """Drop what processes that no longer live have left on the server."""
+        """Drop the databases of processes that have ended."""
         for name in self._statements.fetch_column(self._maintenance, _ALL_OURS):
             token = name.split("_")[3]
             if token == self._token or not self._statements.fetch_value(self._maintenance, _TRY, token):
                 continue
             try:
-                # Without FORCE: where somebody is connected, somebody is alive.
+                # Without FORCE: a connection means that a process still uses it.
                 self._statements.execute(self._maintenance, f'DROP DATABASE IF EXISTS "{name}"')
             except (asyncpg.ObjectInUseError, asyncpg.InsufficientPrivilegeError):
                 pass

@@ -1,4 +1,4 @@
-"""A run's temporary directories: named after their owner, removed with every process that works in them."""
+"""A run's temporary directories: named after their owner, removed together with the processes that use them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _PREFIX = "fm-"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - names there are random and the owner is checked
 _ROOMY = 1 << 30
 _LONGEST_ROOT = 50
-"""A Unix socket's path has some 100 bytes, and our part of it takes about 50."""
+"""The path of a Unix socket is limited to about 100 bytes, and our part needs about 50."""
 _PATIENCE = 10.0
 
 
 def new_directory(mark: str, *, in_memory: bool = False, executable: bool = False) -> Path:
-    """Make a directory that only this user can enter.
+    """Create a directory that only this user can enter.
 
     Args:
-        mark: The owner's.
-        in_memory: Prefer a file system in memory when there is room.
-        executable: Programs will be put in it and run.
+        mark: The owner's mark.
+        in_memory: Prefer a file system in memory if it has space.
+        executable: Programs will be run from it.
     """
     root = _root()
     if in_memory and _is_roomy(_SHARED_MEMORY) and not (executable and _forbids_programs(_SHARED_MEMORY)):
@@ -37,19 +37,19 @@ def new_directory(mark: str, *, in_memory: bool = False, executable: bool = Fals
 
 
 def named_directory(mark: str, name: str) -> Path:
-    """Return the path of a directory that several processes of one run agree on, without making it."""
+    """Return the path of a directory that the processes of one run share, without creating it."""
     return _root() / f"{_PREFIX}{mark}-{name}"
 
 
 def sweep_directories() -> list[Path]:
-    """Remove what runs that no longer live have left behind; return what was removed."""
+    """Remove the directories of runs that have ended; return the removed ones."""
     return [path for path in _ours() if _owner_is_dead(path) and remove_directory(path)]
 
 
 def remove_directory(path: Path) -> bool:
-    """End the processes that work in the directory, then remove it. Someone else may be doing the same."""
+    """End the processes that use the directory, then remove it. Another run may be doing the same."""
     deadline = time.monotonic() + _PATIENCE
-    # Immediate shutdown first: PostgreSQL then ends its children and lets go of its shared memory.
+    # Immediate shutdown first: PostgreSQL then ends its children and releases its shared memory.
     strength = signal.SIGQUIT
     while path.exists():
         for pid in _processes_in(path):
@@ -87,7 +87,7 @@ def _ours() -> Iterator[Path]:
         if root.is_dir():
             for path in root.glob(f"{_PREFIX}*"):
                 with suppress(FileNotFoundError):
-                    # Nobody else's, and no link that leads elsewhere.
+                    # Owned by this user and not a link.
                     if path.lstat().st_uid == os.geteuid() and path.is_dir() and not path.is_symlink():
                         yield path
 
@@ -97,7 +97,7 @@ def _owner_is_dead(path: Path) -> bool:
 
 
 def _processes_in(path: Path) -> Iterator[int]:
-    """Yield the processes that name the directory on their command line: `initdb`, and the server's main one."""
+    """Yield the processes with the directory on their command line: `initdb` and the main server process."""
     wanted = f"{path}/"
     for pid, command in _commands():
         if wanted in command and pid != os.getpid():
@@ -108,7 +108,7 @@ def _commands() -> Iterator[tuple[int, str]]:
     proc = Path("/proc")
     if not (proc / "self/cmdline").exists():
         listed = subprocess.run(
-            ["ps", "-axww", "-o", "pid=,command="],  # noqa: S607 - its place differs between systems
+            ["ps", "-axww", "-o", "pid=,command="],  # noqa: S607 - its path differs between systems
             capture_output=True,
             text=True,
             check=True,

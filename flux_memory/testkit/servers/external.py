@@ -1,4 +1,4 @@
-"""A PostgreSQL that somebody else runs: each run works in databases of its own, and touches no other."""
+"""An external PostgreSQL: each run creates its own databases and does not touch others."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ _IS_DURABLE: Final = "SELECT current_setting('fsync')::bool AND current_setting(
 
 @dataclass(frozen=True)
 class ExternalServer:
-    """A server that was there before the run and stays."""
+    """A server that exists before the run and stays after it."""
 
     dsn: str
     origin: str
 
     @property
     def socket_dsn(self) -> str | None:
-        """The DSN itself where it names a socket's directory."""
+        """The DSN itself if it names a socket directory."""
         parts = urlsplit(self.dsn)
         host = parts.hostname or dict(parse_qsl(parts.query)).get("host", "")
         return self.dsn if host.startswith("/") else None
 
     def log_tail(self, lines: int) -> str:
-        """Return nothing: the log is its owner's."""
+        """Return nothing: the log belongs to the server's owner."""
         return ""
 
     def stop(self) -> None:
-        """Do nothing: the server is its owner's."""
+        """Do nothing: the owner stops the server."""
 
 
 def attach(dsn: str, named_by: str, wishes: Wishes) -> ExternalServer:
-    """Look whether the server answers and lets us create databases."""
+    """Check that the server answers and lets the role create databases."""
     if urlsplit(dsn).scheme not in {"postgresql", "postgres"}:
         raise ServerUnavailable(f"{named_by}: the DSN must begin with postgresql://")
     if urlsplit(dsn).netloc.count("@") > 1:
-        # The driver would end the password at the first, and look up the rest of it as a host.
+        # The driver would end the password at the first '@' and look up the rest of it as a host.
         raise ServerUnavailable(f"{named_by}: the DSN has two '@'; {ESCAPE}")
     if wishes.settings:
-        raise ServerUnavailable(f"{named_by}: settings can be given only to a server that is started for the run")
+        raise ServerUnavailable(f"{named_by}: settings need a server that is started for the run")
     with closing(Statements()) as statements:
         try:
             may_create = statements.fetch_value(dsn, _MAY_CREATE)

@@ -1,6 +1,6 @@
-"""The pytest side of the throwaway PostgreSQL: fixtures that yield DSNs, the run's header, logs of failed tests."""
+"""The pytest side of the throwaway PostgreSQL: DSN fixtures, the run's header, logs of failed tests."""
 
-# ruff: noqa: PLC0415 - every pytest run imports this module: what is heavy waits until a test needs it
+# ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait until a test needs them
 from __future__ import annotations
 
 import os
@@ -29,7 +29,7 @@ _DSN_VARIABLE: Final = "FLUX_MEMORY_TEST_DSN"
 def flux_postgres_server(request: pytest.FixtureRequest) -> Server:
     """The run's PostgreSQL, shared by all xdist workers.
 
-    Without one the test fails if it is required or was named, and is skipped otherwise.
+    If there is none, the test fails if a server is required or was named; otherwise it is skipped.
     """
     from flux_memory.testkit.servers.running import ServerUnavailable
 
@@ -43,14 +43,14 @@ def flux_postgres_server(request: pytest.FixtureRequest) -> Server:
 
 
 def _is_named(config: pytest.Config) -> bool:
-    """Tell whether somebody asked for one server, so that to pass over it would hide a mistake."""
+    """Return whether the user named a server, so that skipping would hide a mistake."""
     choice: str = config.option.flux_postgres
     return choice != "off" and (choice != "auto" or bool(os.environ.get(_DSN_VARIABLE)))
 
 
 @pytest.fixture(scope="session")
 def flux_postgres_dsn(flux_postgres_server: Server) -> Iterator[str]:
-    """A database of this worker's own; what one test leaves there, the next one finds."""
+    """A database of this worker; tests see what earlier tests left there."""
     dsn = flux_postgres_server.create_database()
     yield dsn
     flux_postgres_server.drop_database(dsn)
@@ -58,14 +58,14 @@ def flux_postgres_dsn(flux_postgres_server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def flux_postgres_clean_dsn(flux_postgres_server: Server, flux_postgres_dsn: str) -> str:
-    """This worker's own database, with no sessions in it. The tables stay: the fastest isolation there is."""
+    """This worker's database without sessions. The tables stay, which makes this the fastest isolation."""
     flux_postgres_server.empty_database(flux_postgres_dsn)
     return flux_postgres_dsn
 
 
 @pytest.fixture
 def flux_empty_database(flux_postgres_server: Server) -> Iterator[str]:
-    """A fresh database without a single table, dropped after the test."""
+    """A new database without tables, dropped after the test."""
     dsn = flux_postgres_server.create_database()
     yield dsn
     flux_postgres_server.drop_database(dsn)
@@ -76,13 +76,13 @@ _ANNOUNCED: Final = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse a choice that is none, and agree with the workers on the run's name."""
+    """Reject an unknown choice, and agree with the workers on the run's name."""
     choice: str = config.option.flux_postgres
     if choice not in _CHOICES and not choice.startswith(_DSNS):
-        # What was meant as a DSN may hold a password.
-        said = repr(choice) if choice.isalnum() else "what is given"
+        # A malformed DSN may contain a password.
+        said = repr(choice) if choice.isalnum() else "the value"
         raise pytest.UsageError(
-            f"--flux-postgres: {said} is none of {', '.join(_CHOICES)} and no DSN, postgresql://user:password@host/database"
+            f"--flux-postgres: {said} is not one of {', '.join(_CHOICES)} or a DSN, postgresql://user:password@host/database"
         )
     config.stash[_IDENTITY] = getattr(config, "workerinput", {}).get(_FROM_CONTROLLER) or (
         os.getpid(),
@@ -92,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Under xdist: tell a worker what the controller has agreed to."""
+    """Pass the controller's run to an xdist worker."""
     node.workerinput[_FROM_CONTROLLER] = list(node.config.stash[_IDENTITY])
 
 
@@ -106,7 +106,7 @@ def _run_of(config: pytest.Config) -> PostgresRun:
 
 
 def _run_in_use(config: pytest.Config) -> PostgresRun | None:
-    """Return the run if any of its processes has asked for the server; costs next to nothing where none has."""
+    """Return the run if any of its processes requested the server; cheap if none has."""
     from flux_memory.testkit.servers.directories import named_directory
     from flux_memory.testkit.servers.ownership import mark_of
 
@@ -124,7 +124,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if any(_SERVER_FIXTURE in getattr(item, "fixturenames", ()) for item in session.items):
         from flux_memory.testkit.servers.running import ServerUnavailable
 
-        # The fixture says it again, and decides between skipping and failing.
+        # The fixture raises it again and decides whether to skip or fail.
         with suppress(ServerUnavailable):
             _run_of(session.config).server()
 
@@ -136,7 +136,7 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any) -> None:
-    """Under xdist the controller collects nothing; the first worker to be ready has started the server."""
+    """Name the server under xdist: the controller collects nothing, and the first ready worker started the server."""
     reporter = node.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and reporter.verbosity >= 0:
         for line in _announcement(node.config):
@@ -145,7 +145,7 @@ def pytest_xdist_node_collection_finished(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name a server that was started late, by `getfixturevalue`."""
+    """Name a server that `getfixturevalue` started late."""
     for line in _announcement(config):
         terminalreporter.write_line(line)
 
@@ -160,7 +160,7 @@ def _announcement(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the tail of the server's log to the report of a failed test that used the server, and keep its database."""
+    """Add the end of the server's log to the report of a failed test that used it, and keep the test's database."""
     report = yield
     if report.failed and _SERVER_FIXTURE in getattr(item, "fixturenames", ()):
         if report.when == "call" and item.config.option.flux_keep_databases:
@@ -171,7 +171,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _keep_databases(item: pytest.Item) -> Iterator[str]:
-    """Yield the DSNs under which the databases of a failed test are to be found from now on."""
+    """Yield the DSNs of the kept copies of a failed test's databases."""
     import asyncpg
 
     from flux_memory.testkit.servers.statements import NotAnswered
@@ -186,7 +186,7 @@ def _keep_databases(item: pytest.Item) -> Iterator[str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let go of the server; the controller stops it, also one that a killed worker has started."""
+    """Release the server; the controller stops it, even if a killed worker started it."""
     if (run := _run_in_use(config)) is not None:
         run.close()
         if config.stash[_IDENTITY][0] == os.getpid():

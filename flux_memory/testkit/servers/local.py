@@ -1,4 +1,4 @@
-"""A throwaway PostgreSQL from programs on this machine: everything in one directory, nothing kept."""
+"""A throwaway PostgreSQL from local binaries: everything is in one directory and nothing is kept."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _PORTS_TRIED: Final = 5
 _ENVIRONMENT: Final = {
     "PATH": os.defpath,
     "LC_ALL": "C",
-    # Without it initdb compares this machine's clock with every time zone there is.
+    # Without it, initdb compares this machine's clock with every time zone.
     "TZ": "UTC",
 }
-# The shell goes away at once, so that the server is nobody's child here: the run that started it may end first.
+# The shell exits immediately, so the server is not our child: the process that started it may end first.
 _IN_BACKGROUND: Final = '"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!'
 
 
@@ -64,7 +64,7 @@ class _Layout:
 
     @property
     def home(self) -> Path:
-        """The account's own part, which also has the socket."""
+        """The account's subdirectory, which also holds the socket."""
         return self.top / "pg"
 
     @property
@@ -77,7 +77,7 @@ class _Layout:
 
 
 def start(wishes: Wishes, mark: str) -> LocalServer:
-    """Make a cluster and start it."""
+    """Create a cluster and start it."""
     found = find_binaries()
     account = server_account()
     reachable = within_reach(found, account)
@@ -128,7 +128,7 @@ def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishe
             "listen_addresses": "127.0.0.1",
             "port": str(port),
             "unix_socket_directories": str(layout.home),
-            # In the data directory, not in /dev/shm, where a server that was killed would leave it.
+            # In the data directory: in /dev/shm a killed server would leave it behind.
             "dynamic_shared_memory_type": "mmap",
             **wishes.configuration(),
         }
@@ -138,7 +138,7 @@ def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishe
         pid = int(started.stdout)
         if _becomes_ready(layout, pid):
             return port, pid
-        # Somebody was faster between our look at the port and the server's.
+        # Another process took the port after we checked it.
         if "Address already in use" not in (said := _tail(layout.log, 15)):
             raise ServerUnavailable(f"the server of {binaries.origin} did not start:\n{said}")
     raise ServerUnavailable(f"no free port in {_PORTS_TRIED} attempts")
@@ -148,7 +148,7 @@ def _becomes_ready(layout: _Layout, pid: int) -> bool:
     status = layout.data / "postmaster.pid"
     deadline = time.monotonic() + _PATIENCE
     while is_running(pid) and time.monotonic() < deadline:
-        # The eighth line is there for pg_ctl, for just this purpose.
+        # The server writes its status to the eighth line, for pg_ctl.
         if status.exists() and status.read_text().splitlines()[7:8] == ["ready   "]:
             return True
         time.sleep(0.005)
@@ -170,7 +170,7 @@ def _free_port() -> int:
 def _tail(log: Path, lines: int) -> str:
     try:
         with log.open("rb") as file:
-            # Enough for the lines wanted, however long the log has grown.
+            # Enough for the requested lines, however long the log is.
             file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * lines))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
     except FileNotFoundError:

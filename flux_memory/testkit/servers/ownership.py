@@ -1,4 +1,4 @@
-"""Marks that say which process owns a throwaway thing, so that a later run knows what was left behind."""
+"""Marks that name the owning process of a throwaway resource, so that a later run can remove leftovers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def own_mark() -> str:
 
 
 def mark_of(pid: int) -> str:
-    """Return a process's mark: host, pid and start time, fit for a file name and for a label."""
+    """Return a process's mark: host, pid and start time, usable in file names and labels."""
     return f"{_host()}-{pid}-{_start_of(pid)}"
 
 
 def is_dead(mark: str) -> bool:
-    """Tell whether the process of the mark has ended. What belongs to another host counts as alive."""
+    """Return whether the process of the mark has ended. Processes of other hosts count as alive."""
     try:
         host, pid, start = mark.split("-")
         return host == _host() and _start_of(int(pid)) != start
@@ -32,13 +32,13 @@ def is_dead(mark: str) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether there is such a process; one that nobody has reaped yet has ended."""
+    """Return whether the process exists and is not a zombie."""
     return _start_of(pid) is not None
 
 
 @cache
 def _host() -> str:
-    # A pid means something within one boot and one pid namespace only; engines and /dev/shm can be shared by more.
+    # A pid is valid in one boot and one pid namespace only; engines and /dev/shm can be shared by several.
     boot = _PROC / "sys/kernel/random/boot_id"
     namespace = _PROC / "self/ns/pid"
     seen = [
@@ -56,14 +56,14 @@ def _start_of(pid: int) -> str | None:
         stat = (_PROC / str(pid) / "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name, in brackets, may hold blanks and brackets.
+    # The name, in parentheses, may contain spaces and parentheses.
     state, *fields = stat.rpartition(")")[2].split()
     return None if state in {"Z", "X"} else fields[18]
 
 
 def _start_by_ps(pid: int) -> str | None:
     seen = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],  # noqa: S607 - its place differs between systems
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],  # noqa: S607 - its path differs between systems
         capture_output=True,
         text=True,
         check=False,

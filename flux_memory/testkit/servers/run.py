@@ -1,4 +1,4 @@
-"""What one process of a pytest run, the controller or an xdist worker, knows of the run's server."""
+"""The server of a pytest run as one of its processes sees it: the controller or an xdist worker."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from flux_memory.testkit.servers.sharing import SharedServer
 
 
 class PostgresRun:
-    """The run's server as this process sees it. It starts when the first process of the run asks for it."""
+    """The run's server. It starts when the first process of the run requests it."""
 
     def __init__(self, owner: int, name: str, choice: str, image: str | None) -> None:
-        """Make nothing yet.
+        """Prepare the run without starting a server.
 
         Args:
             owner: The pid of the controller, which stops the server.
-            name: The run's own, the same in all its processes.
-            choice: As `--flux-postgres` says.
-            image: As `--flux-postgres-image` says.
+            name: The run's name, the same in all its processes.
+            choice: The value of `--flux-postgres`.
+            image: The value of `--flux-postgres-image`.
         """
         self._mark = mark_of(owner)
         self._agreement = SharedServer(named_directory(self._mark, name))
@@ -30,7 +30,7 @@ class PostgresRun:
         self._unavailable: ServerUnavailable | None = None
 
     def server(self) -> Server:
-        """Return the run's server, started by now."""
+        """Return the run's server; start it if necessary."""
         if self._unavailable is not None:
             raise self._unavailable
         if self._server is None:
@@ -44,7 +44,7 @@ class PostgresRun:
         return self._server
 
     def keep(self, dsn: str) -> str:
-        """Copy a database of this run, let the server outlive the run, and return the copy's DSN."""
+        """Copy a database of this run, keep the server running after the run, and return the copy's DSN."""
         kept = self.server().keep_database(dsn)
         self._agreement.outlive()
         return kept
@@ -54,7 +54,7 @@ class PostgresRun:
         return self._server.log_tail(lines) if self._server is not None else ""
 
     def report(self) -> str | None:
-        """Say which server runs, or why there is none; None as long as no process of the run has asked."""
+        """Return which server runs, or why none does; None until a process of the run requests it."""
         try:
             started = self._agreement.look()
         except ServerUnavailable as error:
@@ -62,10 +62,10 @@ class PostgresRun:
         return str(started) if started is not None else None
 
     def close(self) -> None:
-        """Let go of the server, which runs on."""
+        """Release the server, which keeps running."""
         if self._server is not None:
             self._server.close()
 
     def stop(self) -> None:
-        """Stop the server, whichever process started it, unless it is to outlive the run."""
+        """Stop the server, whichever process started it, unless it is kept after the run."""
         self._agreement.stop()

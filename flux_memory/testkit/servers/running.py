@@ -1,4 +1,4 @@
-"""What a provider hands back: a started server as plain data, so that another process of the run can attach."""
+"""A started server as plain data, so that another process of the run can attach to it."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class ServerUnavailable(Exception):  # noqa: N818 - a state of the machine, as often skipped over as raised
-    """There is no PostgreSQL to be had in the way asked for; the message says why, and what to do."""
+class ServerUnavailable(Exception):  # noqa: N818 - a state of the machine, handled as often as raised
+    """The requested PostgreSQL is not available; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """How a server is to be started."""
+    """How to start a server."""
 
     image: str
     durable: bool = False
-    """True: on a disk with PostgreSQL's own durability, as a benchmark needs it. False: as fast as can be."""
+    """True: on a disk with PostgreSQL's default durability, as benchmarks need. False: as fast as possible."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Settings of `postgresql.conf` that the server gets besides."""
+    """Additional settings of `postgresql.conf`."""
 
     def configuration(self) -> dict[str, str]:
-        """Return every setting to give the server, wherever it runs."""
-        # Commits stay synchronous: a server that is killed, not the machine, keeps what it acknowledged.
+        """Return all settings of the server, for every provider."""
+        # Commits stay synchronous, so that acknowledged writes survive if the server, not the machine, is killed.
         fast = {} if self.durable else {"fsync": "off", "full_page_writes": "off"}
         return {"max_connections": "200", "log_checkpoints": "off", **fast, **self.settings}
 
 
 class Running(Protocol):
-    """A server that runs. Every implementation is a dataclass whose fields survive JSON."""
+    """A running server. Every implementation is a dataclass with fields that can be stored as JSON."""
 
     @property
     def dsn(self) -> str:
@@ -38,34 +38,34 @@ class Running(Protocol):
 
     @property
     def socket_dsn(self) -> str | None:
-        """The same through a Unix socket, where there is one."""
+        """The same database through a Unix socket, if there is one."""
         ...
 
     @property
     def origin(self) -> str:
-        """Where the server is from, for people."""
+        """Where the server comes from, for reports."""
         ...
 
     def log_tail(self, lines: int) -> str:
-        """Return the newest lines of the server's log; nothing where it cannot be read."""
+        """Return the newest lines of the server's log, or nothing if it cannot be read."""
         ...
 
     def stop(self) -> None:
-        """Stop the server and remove what it used. Stopping twice is no error."""
+        """Stop the server and remove its files. Stopping twice is not an error."""
         ...
 
 
 @dataclass(frozen=True)
 class Started:
-    """A server that a run has got, and how."""
+    """The server of a run, and how it was chosen."""
 
     running: Running
     version: str
     seconds: float
     passed_over: tuple[str, ...] = ()
-    """Why `auto` did not take what it would have preferred."""
+    """Why `auto` skipped the providers that it prefers."""
 
     def __str__(self) -> str:
-        """Say what runs, where it is from, and what was passed over."""
+        """Return what runs, where it comes from, and what was skipped."""
         text = f"{self.version}, from {self.running.origin}, ready in {self.seconds:.1f} s"
         return text + "".join(f" ({reason})" for reason in self.passed_over)

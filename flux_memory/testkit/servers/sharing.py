@@ -1,4 +1,4 @@
-"""One server for all processes of a run: whoever needs it first starts it, the run's owner stops it."""
+"""Shares one server between the processes of a run: the first one to need it starts it, the run's owner stops it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROVIDERS: Final[dict[str, Callable[..., Running]]] = {
 
 
 class SharedServer:
-    """The agreement, kept in a directory that all processes of the run name alike."""
+    """The shared server, recorded in a directory whose path all processes of the run derive."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -37,14 +37,14 @@ class SharedServer:
         return self._directory / "outlives"
 
     def outlive(self) -> None:
-        """Let the server run on when the run ends. The next run to start one here stops it: its owner is dead then."""
+        """Keep the server running after the run. The next run that starts one here stops it, as its owner has ended."""
         self._outlives.touch()
 
     def attach(self, start: Callable[[], Started]) -> Started:
-        """Return the run's server; `start` it if nobody has. That it cannot be started is remembered too."""
+        """Return the run's server; call `start` if no process has. A failed start is remembered too."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         if self._directory.stat().st_uid != os.geteuid():
-            raise ServerUnavailable(f"{self._directory} belongs to somebody else")
+            raise ServerUnavailable(f"{self._directory} belongs to another user")
         with self._locked():
             if (found := self.look()) is not None:
                 return found
@@ -61,7 +61,7 @@ class SharedServer:
             return started
 
     def look(self) -> Started | None:
-        """Return the run's server if somebody has started it."""
+        """Return the run's server if a process has started it."""
         if not self._state.exists():
             return None
         state = json.loads(self._state.read_text())
@@ -71,10 +71,10 @@ class SharedServer:
         return Started(running, state["version"], state["seconds"], tuple(state["passed_over"]))
 
     def stop(self) -> None:
-        """Stop the server if there is one and it is not to outlive the run, and forget the agreement."""
+        """Stop the server, unless it is kept after the run, and remove the record."""
         if not self._directory.exists():
             return
-        # A worker that is still starting it finishes first.
+        # Wait for a worker that is still starting it.
         with self._locked():
             try:
                 found = self.look()
@@ -85,7 +85,7 @@ class SharedServer:
         remove_directory(self._directory)
 
     def _write(self, state: dict[str, Any]) -> None:
-        # In one step: the controller looks without the lock.
+        # Atomically: the controller reads without the lock.
         draft = self._state.with_suffix(".draft")
         draft.write_text(json.dumps(state))
         draft.replace(self._state)

@@ -1,4 +1,4 @@
-"""Statements from synchronous code: one thread, one event loop, one kept connection a database."""
+"""Runs statements from synchronous code: one thread, one event loop, one kept connection per database."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LOST: Final = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-"""All the ways in which asyncpg says that the connection is gone."""
-ESCAPE: Final = "where the password has '/', '@', ':', '#' or '?', write them as %2F, %40, %3A, %23, %3F"
+"""The errors that asyncpg raises if a connection is lost."""
+ESCAPE: Final = "if the password contains '/', '@', ':', '#' or '?', write them as %2F, %40, %3A, %23, %3F"
 
 
-class NotAnswered(Exception):  # noqa: N818 - says what happened, the cause says why
+class NotAnswered(Exception):  # noqa: N818 - a state, with the error as its cause
     """The server did not accept a connection."""
 
 
 class Statements:
-    """Runs statements on an event loop of its own, so that nothing is bound to the loop of a test."""
+    """Runs statements on its own event loop, so that nothing is bound to the loop of a test."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -38,7 +38,7 @@ class Statements:
         self._greetings: dict[str, tuple[str, tuple[object, ...]]] = {}
 
     def greet(self, dsn: str, query: str, *arguments: object) -> None:
-        """Connect, and run the query now and whenever the connection has to be made again."""
+        """Connect, and run the query now and after every reconnect."""
         self._greetings[dsn] = (query, arguments)
         self._run(self._connection(dsn))
 
@@ -59,7 +59,7 @@ class Statements:
         self._run(self._forget(dsn))
 
     def close(self) -> None:
-        """Close every connection and end the thread. Closing twice is no error."""
+        """Close every connection and end the thread. Closing twice is not an error."""
         if self._loop.is_closed():
             return
         for dsn in list(self._connections):
@@ -75,7 +75,7 @@ class Statements:
         try:
             return await getattr(await self._connection(dsn), method)(*arguments, timeout=_PATIENCE)
         except _LOST:
-            # A test may have ended every connection there was, this one included.
+            # A test may have terminated all connections, including this one.
             await self._forget(dsn)
         try:
             return await getattr(await self._connection(dsn), method)(*arguments, timeout=_PATIENCE)
@@ -110,5 +110,5 @@ async def _connect(dsn: str) -> Any:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise NotAnswered(said[0]) from error
     except ValueError:
-        # Its message shows a piece of the DSN, which may be one of the password.
-        raise NotAnswered("the DSN cannot be read; " + ESCAPE) from None
+        # asyncpg's message quotes part of the DSN, possibly part of the password.
+        raise NotAnswered("the DSN cannot be parsed; " + ESCAPE) from None

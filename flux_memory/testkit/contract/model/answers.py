@@ -1,4 +1,4 @@
-"""What makes two answers the same: records by type and value, errors by their family and the argument they name."""
+"""Compares answers: records by type and value, errors by their public class and the argument they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flux_memory.testkit.contract.corpus import same
 from flux_memory.testkit.contract.model.calls import Answer, Raised, Returned
 
 ANY_TIME: Final = "?"
-"""In an expected record: a time that the call set, so that only the store knows it. Sorts after every time."""
+"""In an expected record: a time that the store chose. Sorts after every real time."""
 TIMES: Final = frozenset({"created_at", "updated_at"})
 
 _FAMILIES: Final = (
@@ -33,7 +33,7 @@ _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2
 
 
 class Difference(NamedTuple):
-    """The first place where two answers differ: where it is, as code behind the call, and what is there."""
+    """The first difference between two answers: its place, as code that follows the call, and both values."""
 
     place: str
     expected: Any
@@ -41,32 +41,32 @@ class Difference(NamedTuple):
 
 
 def family(error: BaseException) -> tuple[str, bool]:
-    """Return the public class of an error, and whether it is a type error too."""
+    """Return the public class of an error, and whether it is also a type error."""
     known = next((kind.__name__ for kind in _FAMILIES if isinstance(error, kind)), type(error).__qualname__)
     return known, isinstance(error, TypeError)
 
 
 def argument_of(error: BaseException) -> str | None:
-    """Return the argument that an `InvalidInputError` names first."""
+    """Return the first argument that an `InvalidInputError` names."""
     found = _ARGUMENT.match(str(error)) if isinstance(error, InvalidInputError) else None
     return found.group() if found else None
 
 
 def difference(expected: Answer, seen: Answer) -> Difference | None:
-    """Return where an answer is not the expected one."""
+    """Return the first difference from the expected answer, or `None`."""
     if isinstance(expected, Returned) and isinstance(seen, Returned):
         return _first_difference(expected.value, seen.value)
     if isinstance(expected, Raised) and isinstance(seen, Raised):
         if family(expected.error) != family(seen.error):
             return Difference("", expected.error, seen.error)
         argument = argument_of(expected.error)
-        # The words are each backend's own; the argument's name is promised.
+        # Each backend words its messages; only the argument's name is promised.
         return None if argument is None or argument in str(seen.error) else Difference("", expected.error, seen.error)
     return Difference("", _bare(expected), _bare(seen))
 
 
 def is_time(value: object) -> bool:
-    """Tell whether a value has the form of a record's time."""
+    """Return whether a value has the format of a record's time."""
     return type(value) is str and _TIME.fullmatch(value) is not None
 
 

@@ -1,4 +1,4 @@
-"""Calls as data: what is called with which arguments, what came of it, and the code that does the same."""
+"""Calls as data: the method, its arguments and the answer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from flux_memory import Memory
-from flux_memory.testkit.contract.stepping import When, cut_short
+from flux_memory.testkit.contract.cancel_points import When, cut_short
 from flux_memory.testkit.patience import BlockedError, unblocked
 
 HANG_SECONDS: Final = 20.0
-"""A call takes milliseconds; one that takes this long hangs."""
+"""A call that takes this long hangs; calls usually take milliseconds."""
 
 WRITES: Final = frozenset(
     {"create_session", "add_message", "add_messages", "update_session_title", "delete_session", "clear_all"}
@@ -21,7 +21,7 @@ WRITES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """Stands in a call for an id that is there when the call is made: number `at`, counted round."""
+    """A placeholder for an id that exists when the call is made: number `at`, modulo the number of ids."""
 
     kind: Literal["session", "message"]
     at: int
@@ -29,7 +29,7 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a call is cancelled; see `flux_memory.testkit.contract.stepping`."""
+    """Where a call is cancelled; see `flux_memory.testkit.contract.cancel_points`."""
 
     point: int
     when: When
@@ -37,7 +37,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a method; its arguments by name, in which `Pick` may stand for ids."""
+    """A method call with its arguments by name; a `Pick` may take the place of an id."""
 
     method: str
     arguments: Mapping[str, Any]
@@ -59,7 +59,7 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class CutOff:
-    """The call was cancelled, so what came of it is not known."""
+    """The call was cancelled, so its outcome is unknown."""
 
 
 Answer = Returned | Raised | CutOff
@@ -67,7 +67,7 @@ Answer = Returned | Raised | CutOff
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A call on a handle, and what came of it; no `Pick` is left in the arguments."""
+    """A call on a handle and its answer; its arguments no longer contain a `Pick`."""
 
     handle: int
     call: Call
@@ -75,11 +75,11 @@ class Answered:
 
 
 Known = Mapping[str, Sequence[str]]
-"""The ids of the sessions that are there, each with those of its messages."""
+"""The ids of the existing sessions, each with the ids of its messages."""
 
 
 def resolved(call: Call, known: Known) -> Call:
-    """Return the call with ids in the places of every `Pick`; those of messages are of the call's own session."""
+    """Return the call with an id for every `Pick`; message ids come from the call's session."""
     arguments = dict(call.arguments)
     if "session_id" in arguments:
         arguments["session_id"] = _picked(arguments["session_id"], list(known))
@@ -104,7 +104,7 @@ def _picked(value: Any, ids: Sequence[str]) -> Any:
 
 
 def made_by(call: Call, answer: Answer) -> list[str | None]:
-    """Return the ids that a call was answered with; `None` in the place of one that the caller chose."""
+    """Return the ids in a call's answer, with `None` for each id that the caller chose."""
     if not isinstance(answer, Returned) or call.method not in {"create_session", "add_message", "add_messages"}:
         return []
     if call.method == "add_messages":
@@ -118,7 +118,7 @@ def made_by(call: Call, answer: Answer) -> list[str | None]:
 
 
 async def at_once(calls: Sequence[tuple[Memory, Call, Cut | None]], *, patience: float = HANG_SECONDS) -> list[Answer]:
-    """Make calls at the same time, cancel those that are to be cut, and return their answers in order.
+    """Make calls at the same time, cancel those with a `Cut`, and return their answers in order.
 
     Raises:
         HangError: A call did not end in time.
@@ -139,7 +139,7 @@ async def at_once(calls: Sequence[tuple[Memory, Call, Cut | None]], *, patience:
         methods = " or ".join(sorted({call.method for _, call, _ in calls}))
         raise HangError(f"{methods}: {error}") from None
     finally:
-        # Also where it raises: an error that nobody has looked at is told once its task is collected.
+        # Also if this raises: asyncio logs errors that were never retrieved when their tasks are collected.
         answers = [_answer(task) for task in tasks if task.done()]
     return answers
 

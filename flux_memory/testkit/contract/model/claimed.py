@@ -1,4 +1,4 @@
-"""What of a call a backend can be asked for, by what it claims: the clauses on claims see to the rest."""
+"""Reduces calls to what a backend claims; the clauses on claims check the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model.calls import WRITES, Call, Cut
 
 NEEDED: Final = Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.TIMESTAMPS
-"""Without these the model could not tell what a store holds."""
+"""Without these capabilities the model cannot determine what a store holds."""
 
 _METHODS: Final = {
     "add_messages": Capability.BATCH,
@@ -33,7 +33,7 @@ Item = tuple[int, Call, Cut | None]
 
 
 def claimed(item: Item, claims: Capability) -> Item | None:
-    """Return the call without what is not claimed, or `None` if nothing is left of it."""
+    """Return the call without its unclaimed parts, or `None` if nothing remains."""
     handle, call, cut = item
     if call.method in _METHODS and _METHODS[call.method] not in claims:
         return None
@@ -45,7 +45,7 @@ def claimed(item: Item, claims: Capability) -> Item | None:
         ]
     if Capability.SEVERAL_HANDLES not in claims:
         handle = 0
-    # Of a write that was cut off one has to see whether it took effect, and that it will not do so later on.
+    # After a cancelled write, reads have to show whether it took effect, and that it does not take effect later.
     needed = Capability.DURABLE
     if call.method in {"add_message", "add_messages"}:
         needed |= Capability.IDEMPOTENT_IDS

@@ -1,4 +1,4 @@
-"""Lets the state machine loose on a store, for as long as a profile says, and returns the shortest finding."""
+"""Runs the state machine on a store for as long as a profile allows, and returns the shortest finding."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from flux_memory.testkit.contract.model.reduction import reduced
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How much is tried: rounds of examples, each of so many steps, until the seconds are over."""
+    """How much to explore: rounds of examples, each with a number of steps, until the time is over."""
 
     examples: int
     steps: int
     seconds: float = 0.0
     seed: int = 0
     shrinking: float = 20.0
-    """For how many seconds a shorter example of what was found is looked for."""
+    """How many seconds to search for a shorter example of a finding."""
 
 
 FAST: Final = Profile(examples=24, steps=20, seed=20_260, shrinking=5.0)
-"""A few seconds, and the same examples each time, so that a run does not fail for what changed elsewhere."""
+"""A few seconds, with the same examples each time, so that unrelated changes do not make a run fail."""
 
 
 def thorough() -> Profile:
-    """Return a profile of ten minutes, of other examples each time."""
+    """Return a profile of ten minutes, with different examples each time."""
     return Profile(examples=150, steps=40, seconds=600.0, seed=random.SystemRandom().randrange(2**32))
 
 
 def explore(factory: Callable[[], Memory], profile: Profile = FAST, claims: Capability = ALL) -> Finding | None:
-    """Try a store, and return the shortest sequence of calls that no promise explains, if there is one.
+    """Explore a store, and return the shortest sequence of calls that violates a promise, if there is one.
 
     Args:
-        factory: Each call opens one more handle on the same store, which this empties.
-        profile: How much is tried.
-        claims: What the store has; nothing else is asked of it.
+        factory: Each call opens another handle on the same store, which this function empties.
+        profile: How much to explore.
+        claims: What the store claims; other calls are not made.
     """
     findings = Findings(profile.shrinking)
     run_machine(lambda: MemoryMachine(factory, findings, claims), profile, lambda: findings.shortest is not None)
@@ -53,17 +53,17 @@ def explore(factory: Callable[[], Memory], profile: Profile = FAST, claims: Capa
 
 
 def run_machine(machine: Callable[[], RuleBasedStateMachine], profile: Profile, found: Callable[[], bool]) -> None:
-    """Run a state machine as a profile says, until it has found something.
+    """Run a state machine as a profile says, until it finds something.
 
     Raises:
-        Exception: The machine itself is broken.
+        Exception: The machine itself failed.
     """
     until = time.monotonic() + profile.seconds
     seed = profile.seed
     chosen = settings(
         max_examples=profile.examples,
         stateful_step_count=profile.steps,
-        # What was found last time shows by the seed; a database would be one more directory in the project.
+        # The seed repeats a finding; a database would add a directory to the project.
         database=None,
         deadline=None,
         derandomize=False,
@@ -81,8 +81,8 @@ def run_machine(machine: Callable[[], RuleBasedStateMachine], profile: Profile, 
         try:
             run_state_machine_as_test(start, settings=chosen)  # type: ignore[arg-type]
         except (Exception, EnoughError):
-            # Timing decides what concurrent calls do, so a smaller example may not fail again, which is an error of
-            # its own to Hypothesis; what was seen counts.
+            # Concurrent calls depend on timing, so a smaller example may pass, which Hypothesis reports as an error.
+            # The finding counts all the same.
             if not found():
                 raise
             return

@@ -1,4 +1,4 @@
-"""What Hypothesis makes calls of: values of every kind that is promised or refused, small ones first."""
+"""Hypothesis strategies for calls: valid and invalid values of every kind, small ones first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_memory.testkit.contract.model.calls import WRITES, Call, Cut, Pick
 Group = Sequence[tuple[int, Call, Cut | None]]
 
 _NAMES: Final = ("a", "b", "c")
-"""Few, so that calls meet the same session and the same message."""
+"""Few names, so that calls often share a session or a message."""
 _ODD_NAMES: Final = tuple(sorted({*corpus.NAMES.values(), *corpus.LOOKALIKES, "é" * MAX_ID_LENGTH}))
 _NOWHERE: Final = ("nowhere", "", "x" * (MAX_ID_LENGTH + 1), "a\x00", "\ud800")
 
@@ -53,7 +53,7 @@ _few: Final = st.sampled_from(
 
 
 def _weighted(*weights: tuple[int, SearchStrategy[Any]]) -> SearchStrategy[Any]:
-    """Draw from strategies, each as often as its weight says."""
+    """Draw from strategies in proportion to their weights."""
     return st.sampled_from([strategy for weight, strategy in weights for _ in range(weight)]).flatmap(
         lambda chosen: chosen
     )
@@ -187,12 +187,12 @@ _REFUSED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "update_session_title": {"session_id": _NOT_TEXT, "title": _NOT_STORABLE},
     "delete_session": {"session_id": _NOT_TEXT},
 }
-"""For each argument what is refused; one at a time, since no promise says which of two is named."""
+"""The invalid values of each argument; a call gets only one, as no promise says which of two is reported."""
 
 
 @st.composite
 def _spoilt(draw: st.DrawFn) -> Call:
-    """Draw a call with one argument that is refused."""
+    """Draw a call with one invalid argument."""
     call = draw(st.one_of(_add, _create, _add_batch, _history, _listing, _retitle, _session, _delete))
     refused = _REFUSED[call.method]
     name = draw(st.sampled_from(sorted(refused)))
@@ -205,7 +205,7 @@ def _spoilt(draw: st.DrawFn) -> Call:
 
 
 changes: Final = st.one_of(st.just({}), st.sampled_from([{"content": "z"}, {"role": "z"}, {"metadata": {"k": 9}}]))
-"""Of a message that is sent again."""
+"""The changes to a message that is sent again."""
 
 handles: Final = st.integers(0, 1)
 first_sessions: Final = st.lists(st.sampled_from(_NAMES[:2]), unique=True, max_size=2)
@@ -238,7 +238,7 @@ def _member(draw: st.DrawFn) -> tuple[int, Call, Cut | None]:
 
 
 def _recognisable(draw: st.DrawFn, call: Call) -> Call:
-    """Return a call whose ids are all chosen: nobody is told those that a call makes which is cut off."""
+    """Return the call with ids chosen by the caller: a cancelled call cannot return generated ones."""
     arguments = dict(call.arguments)
     own = st.sampled_from(_NAMES)
     if call.method == "create_session":

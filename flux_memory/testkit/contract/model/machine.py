@@ -1,4 +1,4 @@
-"""The state machine: makes calls on two handles of one store, and holds every answer against the reference model."""
+"""The state machine: makes calls on two handles of one store, and compares every answer with the reference model."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ from flux_memory.testkit.contract.model.calls import (
 )
 from flux_memory.testkit.contract.model.claimed import Item, claimed
 from flux_memory.testkit.contract.model.script import Script
-from flux_memory.testkit.contract.model.times import Rows, adopted, problem_of_times, unsorted
-from flux_memory.testkit.contract.model.worlds import World, explain
+from flux_memory.testkit.contract.model.states import State, explain
+from flux_memory.testkit.contract.model.time_rules import Rows, adopted, problem_of_times, unsorted
 from flux_memory.testkit.patience import BlockedError, unblocked
 
 HANDLES: Final = 2
-_MOST_PENDING: Final = 2
-"""Calls that were cut off and may yet take effect; with more of them, everything explains everything."""
+_MAX_PENDING: Final = 2
+"""Cancelled calls that may still take effect; with more of them, almost any state could be explained."""
 _HANG_AGAIN_SECONDS: Final = 2.0
-"""Once a call has hung, smaller examples are looked for with less patience."""
+"""The timeout of calls after one has hung, in the search for smaller examples."""
 
 _STEPS_OF_A_HANDLE: Final = 5
-"""Opening is the costliest call of all."""
+"""A handle is reopened after this many steps at the earliest: opening is the most expensive call."""
 
 EVERYTHING: Final = Call("get_sessions", {"limit": None})
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A rule that was followed, to be followed again."""
+    """A step of the machine that can be replayed."""
 
     rule: str
     arguments: Mapping[str, Any]
 
     def take(self, machine: MemoryMachine) -> None:
-        """Follow the rule."""
+        """Replay the step."""
         getattr(machine, self.rule)(**self.arguments)
 
     def simpler(self) -> Iterator[Step]:
-        """Yield steps with less in them."""
+        """Yield simpler versions of the step."""
         if self.rule == "start" and self.arguments["names"]:
             yield Step("start", {"names": self.arguments["names"][:-1]})
         if self.rule == "reopen" and self.arguments["late"] is not None:
@@ -78,7 +78,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """An answer that the model does not explain, and the code that leads to it."""
+    """An answer that the model cannot explain, and the code that leads to it."""
 
     sentence: str
     code: str
@@ -87,10 +87,10 @@ class Finding:
 
 
 class Findings:
-    """The findings of a run; the shortest one is the one to show.
+    """Keeps the shortest finding of a run.
 
     Args:
-        shrinking: For how many seconds a shorter one is looked for.
+        shrinking: How many seconds to search for a shorter one.
     """
 
     def __init__(self, shrinking: float) -> None:
@@ -100,27 +100,27 @@ class Findings:
         self._enough = math.inf
 
     def add(self, finding: Finding) -> None:
-        """Keep a finding if it is not longer than the others."""
+        """Keep a finding if it is at most as long as the shortest."""
         self._enough = min(self._enough, time.monotonic() + self._shrinking)
         if self.shortest is None or finding.lines <= self.shortest.lines:
             self.shortest = finding
 
     def raise_if_enough(self) -> None:
-        """End the run when smaller examples have been looked for long enough."""
+        """End the run if the time to search for smaller examples is over."""
         if time.monotonic() > self._enough:
             raise EnoughError
 
 
 class EnoughError(BaseException):
-    """Ends a run of Hypothesis from within; it takes any `Exception` for one more failure."""
+    """Ends a run of Hypothesis from within, which treats an `Exception` as another failure."""
 
 
 class UnexplainedError(AssertionError):
-    """The store did what no promise allows."""
+    """The store broke a promise."""
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """Two handles on one store, an event loop of its own, and the states that explain every answer so far."""
+    """Two handles on one store, an event loop, and the states that explain every answer so far."""
 
     def __init__(self, factory: Callable[[], Memory], findings: Findings, claims: Capability) -> None:
         findings.raise_if_enough()
@@ -130,7 +130,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self._findings = findings
         self._runner = asyncio.Runner()
         self._handles: dict[int, Memory] = {}
-        self._worlds = [World({})]
+        self._states = [State({})]
         self._script = Script()
         self._steps: list[Step] = []
         self._told: list[Call] = []
@@ -146,7 +146,7 @@ class MemoryMachine(RuleBasedStateMachine):
         for _, call, _ in self._claimed([(0, Call("clear_all", {}), None)]) or self._deletions():
             self._do(call)
         if left := self._do(EVERYTHING):
-            self._fail(f"a store that was emptied has sessions: {left!r:.200}")
+            self._fail(f"a store that was cleared has sessions: {left!r:.200}")
         for name in names:
             self._call(0, Call("create_session", {"session_id": name}))
 
@@ -158,14 +158,14 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(handle=generated.handles, call=generated.reads)
     def read(self, handle: int, call: Call) -> None:
-        """Read something, or ask for what is refused."""
+        """Read something, or make an invalid call."""
         self._steps.append(Step("read", {"handle": handle, "call": call}))
         self._call_if_claimed(handle, call)
 
     @precondition(lambda self: self._told)
     @rule(handle=generated.handles, at=st.integers(0, 5), changes=generated.changes)
     def retry(self, handle: int, at: int, changes: Mapping[str, Any]) -> None:
-        """Send a message again under its id, as it was or with another content."""
+        """Send a message again with its id, unchanged or with different content."""
         self._steps.append(Step("retry", {"handle": handle, "at": at, "changes": changes}))
         if self._told:
             call = self._told[-1 - at % len(self._told)]
@@ -173,7 +173,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(group=generated.groups)
     def at_once(self, group: generated.Group) -> None:
-        """Make several calls at the same time, some of which are cancelled on their way."""
+        """Make several calls at the same time, some of which are cancelled."""
         self._steps.append(Step("at_once", {"group": group}))
         items = [(handle, self._resolved(call), cut) for handle, call, cut in self._claimed(group)]
         if not items:
@@ -181,14 +181,14 @@ class MemoryMachine(RuleBasedStateMachine):
         answers = self._make(items)
         self._script.group(items, answers)
         self._learn([Answered(handle, call, answer) for (handle, call, _), answer in zip(items, answers, strict=True)])
-        if any(len(world.pending) > _MOST_PENDING for world in self._worlds):
+        if any(len(state.pending) > _MAX_PENDING for state in self._states):
             self._settle()
 
     @precondition(lambda self: Capability.DURABLE in self._claims)
     @precondition(lambda self: self._steps_since_reopening >= _STEPS_OF_A_HANDLE)
     @rule(handle=generated.handles, late=st.one_of(st.none(), generated.calls))
     def reopen(self, handle: int, late: Call | None) -> None:
-        """Close a handle, call it all the same, and open another one in its place."""
+        """Close a handle, call it after that, and open another handle in its place."""
         self._steps.append(Step("reopen", {"handle": handle, "late": late}))
         self._steps_since_reopening = 0
         if Capability.SEVERAL_HANDLES not in self._claims:
@@ -197,18 +197,18 @@ class MemoryMachine(RuleBasedStateMachine):
             self._close(handle)
             if late is not None:
                 self._call_if_claimed(handle, late)
-        if handle not in self._handles or handle in self._worlds[0].closed:
-            # Where it was the only one, a look at the store has opened another one.
+        if handle not in self._handles or handle in self._states[0].closed:
+            # A read of the store may have reopened it, if it was the only handle.
             self._open(handle)
         self._observe(alone=self._certain)
 
     def teardown(self) -> None:
-        """Close what is open, also after a failure."""
+        """Close all handles, also after a failure."""
         for memory in self._handles.values():
             try:
                 with unblocked(self._findings.patience):
                     self._runner.run(asyncio.wait_for(memory.close(), self._findings.patience))
-            except (Exception, BlockedError) as error:  # noqa: BLE001 - a failure that came first is the one to report
+            except (Exception, BlockedError) as error:  # noqa: BLE001 - an earlier failure is the one to report
                 if self._findings.shortest is None:
                     self._fail(f"close() raised {error!r}")
         self._runner.close()
@@ -220,7 +220,7 @@ class MemoryMachine(RuleBasedStateMachine):
         return [(0, Call("delete_session", {"session_id": row["id"]}), None) for row in self._do(EVERYTHING)]
 
     def _do(self, call: Call) -> Any:
-        """Make a call that has to work whatever the store holds, which the model does not know yet."""
+        """Make a call that has to succeed in any state, while the model does not know the state yet."""
         (answer,) = self._make([(0, call, None)])
         if isinstance(answer, Returned):
             return answer.value
@@ -240,13 +240,13 @@ class MemoryMachine(RuleBasedStateMachine):
         self._learn([Answered(handle, made, answer)])
 
     def _resolved(self, call: Call) -> Call:
-        sessions = self._worlds[0].sessions
+        sessions = self._states[0].sessions
         return resolved(call, {name: [m["id"] for m in sessions[name]["messages"]] for name in sessions})
 
     def _open(self, handle: int) -> Memory:
         self._handles[handle] = self._factory()
         self._script.open(handle)
-        self._worlds = [replace(world, closed=world.closed - {handle}) for world in self._worlds]
+        self._states = [replace(state, closed=state.closed - {handle}) for state in self._states]
         return self._handles[handle]
 
     def _close(self, handle: int) -> None:
@@ -256,14 +256,14 @@ class MemoryMachine(RuleBasedStateMachine):
         self._judge([Answered(handle, closing, answer)])
 
     def _settle(self) -> None:
-        """Close and open every handle: after that, nothing that was cut off can take effect any more."""
+        """Close and reopen every handle: after that, no cancelled call can take effect any more."""
         handles = list(self._handles)
         for handle in handles:
             self._close(handle)
         for handle in handles:
             self._open(handle)
         self._observe(alone=False)
-        self._worlds = _distinct([replace(world, pending=()) for world in self._worlds])
+        self._states = _distinct([replace(state, pending=()) for state in self._states])
         self._observe(alone=False)
 
     def _make(self, items: Sequence[tuple[int, Call, Cut | None]]) -> list[Answer]:
@@ -278,49 +278,49 @@ class MemoryMachine(RuleBasedStateMachine):
             self._fail(str(error))
 
     def _learn(self, made: list[Answered]) -> None:
-        """Judge calls and take over what they changed."""
+        """Judge calls and adopt their changes."""
         alone = len(made) == 1 and self._certain
-        before = self._worlds[0].sessions
+        before = self._states[0].sessions
         self._steps_since_reopening += 1
         self._judge(made)
         self._observe(alone=alone, before=before)
 
     def _judge(self, made: list[Answered], *, note: bool = False) -> None:
         clearing = len(made) > 1 and any(one.call.method == "clear_all" for one in made)
-        worlds = explain(self._worlds, made, loosely=clearing)
-        if not worlds:
+        states = explain(self._states, made, loosely=clearing)
+        if not states:
             self._unexplained(made, note=note)
         for one in made:
             if one.call.method != "get_sessions" or not isinstance(one.answer, Returned):
                 continue
             if problem := unsorted(one.answer.value):
                 self._fail(problem)
-        self._worlds = worlds
+        self._states = states
 
     def _observe(self, *, alone: bool, before: dict[str, Any] | None = None) -> None:
-        """Read everything through one handle after the other, and take over its times."""
-        earlier = self._worlds[0].sessions if before is None else before
-        # Between two reads, a call that was cut off may take effect: what they say of times need not fit together.
-        self._certain = not any(world.pending for world in self._worlds)
+        """Read everything, alternating between the handles, and adopt the times."""
+        earlier = self._states[0].sessions if before is None else before
+        # A cancelled call may take effect between two reads, so their times may not agree.
+        self._certain = not any(state.pending for state in self._states)
         rows = cast("Rows", self._read(EVERYTHING))
         names = {row["id"] for row in rows}
-        # Beside those that are listed, those that went: nothing of them may be left.
+        # Also read removed sessions: they must have no messages.
         gone = earlier.keys() - names
         histories = {
             name: cast("Rows", self._read(Call("get_history", {"session_id": name}))) for name in sorted(names | gone)
         }
         if not self._certain:
             return
-        problems = [problem_of_times(world, earlier, rows, histories, alone=alone) for world in self._worlds]
+        problems = [problem_of_times(state, earlier, rows, histories, alone=alone) for state in self._states]
         if all(problems):
             self._script.expect(f"# then: {problems[0]}")
             self._fail(str(problems[0]))
-        possible = [world for world, problem in zip(self._worlds, problems, strict=True) if problem is None]
-        self._worlds = _distinct([adopted(world, rows, histories) for world in possible])
+        possible = [state for state, problem in zip(self._states, problems, strict=True) if problem is None]
+        self._states = _distinct([adopted(state, rows, histories) for state in possible])
 
     def _read(self, call: Call) -> Any:
         self._reader += 1
-        opened = [handle for handle in self._handles if handle not in self._worlds[0].closed]
+        opened = [handle for handle in self._handles if handle not in self._states[0].closed]
         if not opened:
             self._open(0)
             opened = [0]
@@ -331,9 +331,9 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def _unexplained(self, made: list[Answered], *, note: bool) -> None:
         if len(made) > 1:
-            self._fail("no order of the calls made at the same time explains what they returned and raised")
+            self._fail("no order of these concurrent calls explains what they returned and raised")
         (one,) = made
-        expected, _ = self._worlds[0].outcome(one)
+        expected, _ = self._states[0].outcome(one)
         found = difference(expected, one.answer) or Difference("", expected, one.answer)
         code = self._script.code(one.handle, one.call)
         if not isinstance(expected, Returned) or not isinstance(one.answer, Returned):
@@ -361,5 +361,5 @@ def _told(answer: Answer) -> str:
     return f"{answer.value!r:.200}" if isinstance(answer, Returned) else "cancelled"
 
 
-def _distinct(worlds: list[World]) -> list[World]:
-    return list({world.key(): world for world in worlds}.values())
+def _distinct(states: list[State]) -> list[State]:
+    return list({state.key(): state for state in states}.values())

@@ -1,4 +1,4 @@
-"""Shortens what Hypothesis found where timing decides: it drops steps, calls and cuts for as long as it still fails."""
+"""Shortens findings that depend on timing: drops steps, calls and cancellations while the finding remains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model.machine import Finding, Findings, MemoryMachine, Step, UnexplainedError
 
 _TRIES = 3
-"""How often a shorter sequence may go well before it counts as one that does not fail."""
+"""How often a shorter sequence has to pass before it is discarded."""
 
 
 def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float, claims: Capability) -> Finding:
-    """Return the shortest finding that was reached within the time."""
+    """Return the shortest finding within the time."""
     until = time.monotonic() + seconds
     shorter = True
     while shorter:
@@ -43,7 +43,7 @@ def _replayed(factory: Callable[[], Memory], steps: tuple[Step, ...], claims: Ca
 
 
 def _shorter(steps: tuple[Step, ...]) -> Iterator[tuple[Step, ...]]:
-    """Yield sequences with less in them, those that lose most first; the first step opens the store."""
+    """Yield shorter sequences, the shortest first; all keep the first step, which opens the store."""
     size = len(steps) // 2
     while size:
         for at in range(1, len(steps), size):

@@ -1,4 +1,4 @@
-"""Writes calls down as a test that can be pasted into a downstream project."""
+"""Writes calls as a test that can be pasted into a downstream project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flux_memory.testkit.contract.model.calls import Answer, Call, Cut, CutOff, 
 
 
 class Script:
-    """The code of one example, line by line. Ids that the store made become variables."""
+    """The code of one example, line by line. Ids made by the store become variables."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -22,12 +22,12 @@ class Script:
         return len(self._lines)
 
     def open(self, handle: int) -> None:
-        """Note that a handle was opened."""
+        """Add the opening of a handle."""
         self._handles.append(f"memory_{handle + 1}")
         self._lines.append(f"{self._handles[-1]} = memory_factory()")
 
     def call(self, handle: int, call: Call, answer: Answer) -> None:
-        """Note a call that was made by itself."""
+        """Add a single call."""
         code = self.code(handle, call)
         if isinstance(answer, Raised):
             self._lines.append(f"with suppress(Exception):  # {_said(answer.error)}")
@@ -37,14 +37,14 @@ class Script:
             self._lines.append(f"{self._target(call, answer)}{code}")
 
     def group(self, items: Sequence[tuple[int, Call, Cut | None]], answers: Sequence[Answer]) -> None:
-        """Note calls that were made at the same time."""
+        """Add concurrent calls."""
         self._imports.add("import asyncio")
         lines = []
         for (handle, call, cut), answer in zip(items, answers, strict=True):
             code = self.code(handle, call).removeprefix("await ")
             if cut is not None:
                 code = f"cut_short({code}, {cut.point}, {cut.when!r})"
-                self._imports.add("from flux_memory.testkit.contract.stepping import cut_short")
+                self._imports.add("from flux_memory.testkit.contract.cancel_points import cut_short")
             lines.append(f"    {code},  # {_outcome(answer)}")
         targets = ", ".join(
             self._target(call, answer).removesuffix(" = ") or "_"
@@ -53,7 +53,7 @@ class Script:
         self._lines += [f"{targets} = await asyncio.gather(", *lines, "    return_exceptions=True,", ")"]
 
     def expect(self, line: str) -> None:
-        """Note what should hold."""
+        """Add a line that says what was expected."""
         self._lines.append(line)
 
     def code(self, handle: int, call: Call) -> str:
@@ -62,7 +62,7 @@ class Script:
         return f"await memory_{handle + 1}.{call.method}({arguments})"
 
     def shown(self, value: Any) -> str:
-        """Return a value as code; ids that the store made by their variables."""
+        """Return a value as code; an id made by the store becomes its variable."""
         if type(value) is list:
             return "[" + ", ".join(map(self.shown, value)) + "]"
         if type(value) is dict:
@@ -79,7 +79,7 @@ class Script:
         return f"{imports}\n\n\n@pytest.mark.asyncio\nasync def test_reproduction(memory_factory):\n{body}\n"
 
     def _target(self, call: Call, answer: Answer) -> str:
-        """Return what stands left of a call: variables for the ids that the store made."""
+        """Return the assignment before a call: variables for the ids made by the store."""
         made = made_by(call, answer)
         if not any(made):
             return ""
@@ -89,7 +89,7 @@ class Script:
 
 
 def _literal(value: Any) -> str:
-    """Return a value as code, also one whose `repr` is none or is long."""
+    """Return a value as code, even if its `repr` is not code or is long."""
     if type(value) is float and not math.isfinite(value):
         return f'float("{value}")'
     if type(value) is int and abs(value) >= 10**4300:

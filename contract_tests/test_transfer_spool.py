@@ -1,0 +1,66 @@
+"""A spool returns its rows unchanged, in batches of any size."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_memory.transfer.rows.spool import SessionDigest, Spool
+
+MESSAGES = st.lists(st.integers(1, 40).map(lambda length: b"m" * length), max_size=9)
+
+
+@given(st.lists(MESSAGES, max_size=8), st.integers(1, 5), st.integers(1, 100))
+def test_batches_hold_every_row_once_and_stay_small(
+    sessions: list[list[bytes]], most_rows: int, most_bytes: int
+) -> None:
+    """Batches keep the order, and exceed neither the limit of rows nor, by more than one row, that of bytes."""
+    with Spool() as prepared:
+        for number, messages in enumerate(sessions):
+            prepared.add_messages(messages)
+            prepared.add_session(SessionDigest(b"id", b"\0" * 32, len(messages), b"m" * 32), b"session-%d" % number)
+        batches = list(prepared.batches(most_rows, most_bytes))
+    assert b"".join(piece for batch in batches for piece in batch.messages) == b"".join(map(b"".join, sessions))
+    begun = [
+        row
+        for batch, continues in zip(batches, [False, *(batch.continues for batch in batches)], strict=False)
+        for row in batch.sessions[continues:]
+    ]
+    assert begun == [b"session-%d" % number for number in range(len(sessions))]
+    assert sum(batch.message_count for batch in batches) == sum(map(len, sessions))
+    for batch in batches:
+        assert 0 < len(batch.sessions) <= most_rows
+        assert batch.message_count <= most_rows
+        assert sum(map(len, batch.messages)) < most_bytes + 40
+
+
+@given(st.lists(MESSAGES, max_size=5))
+def test_rows_that_are_not_kept_leave_their_digests(sessions: list[list[bytes]]) -> None:
+    """For a dry run or a comparison, the spool keeps digests but no rows."""
+    digests = [SessionDigest(b"%d" % n, b"r" * 32, len(rows), b"%032d" % n) for n, rows in enumerate(sessions)]
+    with Spool() as prepared:
+        prepared.keeps_rows = False
+        for digest, messages in zip(digests, sessions, strict=True):
+            prepared.add_messages(messages)
+            prepared.add_session(digest, b"row")
+        assert list(prepared.digests()) == digests
+        assert prepared.size("sessions") == prepared.size("messages") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a file's pages back")
+@pytest.mark.parametrize("in_batches", [False, True], ids=["pieces", "batches"])
+def test_rows_that_were_sent_take_no_room_any_more(in_batches: bool) -> None:
+    """Rows already read are freed, so that the disk need not write them, and arrive unchanged."""
+    rows = [bytes([number]) * 100_000 for number in range(200)]
+    with Spool() as prepared:
+        prepared.add_messages(rows)
+        prepared.add_session(SessionDigest(b"id", b"r" * 32, len(rows), b"m" * 32), b"row")
+        pieces = (piece for batch in prepared.batches(7, 10**6) for piece in batch.messages)
+        sent = b"".join(pieces if in_batches else prepared.chunks("messages"))
+        assert sent == b"".join(rows)
+        left = os.fstat(prepared.descriptors[2]).st_blocks * 512
+    assert left < len(sent) // 2

@@ -1,0 +1,1 @@
+"""Reads a SQLite memory without changing it, and validates each row."""

@@ -1,0 +1,229 @@
+"""Reads a SQLite memory: the layout of its tables, unknown parts, and the rows in their order."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, tzinfo
+from functools import partial
+from itertools import chain
+from typing import Final, NamedTuple
+
+from flux_memory.errors import MigrationError
+from flux_memory.schema import VERSION_TABLE, adopted_version, missing
+from flux_memory.schema import sqlite as schema
+from flux_memory.transfer.rows.postgres_time import microseconds
+from flux_memory.transfer.rows.raw import RawRow
+
+SELECT_TABLES: Final = (
+    "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+)
+SELECT_UNIQUE: Final = """
+SELECT group_concat(columns.name)
+FROM pragma_index_list(?) AS list, pragma_index_info(list.name) AS columns
+WHERE list."unique" AND NOT list.partial
+GROUP BY list.name
+"""
+SELECT_MIDDLE: Final = """
+SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
+"""
+
+_KNOWN: Final = {
+    "sessions": {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"},
+    "messages": {"id", "session_id", "seq", "role", "content", "metadata", "created_at"},
+}
+_DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
+"""Tables and views of the library whose content follows from the rows."""
+
+
+class Part(NamedTuple):
+    """A range of sessions by id."""
+
+    first: str | None = None
+    """First id, inclusive; `None` is the beginning, including ids that are not text."""
+    end: str | None = None
+    """Last id, exclusive; `None` is the end."""
+
+
+EVERYTHING: Final = Part()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns and keys the tables of a SQLite memory have."""
+
+    has_user_id: bool
+    numbered: bool
+    """Whether messages have a `seq`."""
+    unique_sessions: bool
+    unique_messages: bool
+    unknown: tuple[str, ...]
+    """Tables, and columns as `table.column`, that the library does not know."""
+
+
+def inspect_source(db: sqlite3.Connection) -> Layout:
+    """Return the layout of a file.
+
+    Raises:
+        MigrationError: The file is not a readable conversation memory.
+        SchemaError: The schema is newer than the library, or belongs to another application.
+    """
+    tables = {name for (name,) in db.execute(SELECT_TABLES)}
+    if not tables & set(_KNOWN):
+        raise MigrationError(
+            "the file has neither a table 'sessions' nor a table 'messages', so it holds no conversation memory; "
+            "check --sqlite-path"
+        )
+    columns = {table: {name for (name,) in db.execute(schema.SELECT_COLUMNS, (table,))} for table in _KNOWN}
+    applied = schema.applied_versions(db)
+    if applied:
+        missing("sqlite", applied)
+    else:
+        known = {table: names & (_KNOWN[table] - {"seq", "message_count"}) for table, names in columns.items()}
+        if adopted_version(known) == 0:
+            raise MigrationError(
+                "the tables 'sessions' and 'messages' are not conversation memory; check --sqlite-path"
+            )
+    encoding = db.execute("PRAGMA encoding").fetchone()[0]
+    if encoding != "UTF-8":
+        raise MigrationError(
+            f"the file stores text as {encoding}; make one in UTF-8 with: sqlite3 OLD .dump | sqlite3 NEW"
+        )
+    unknown = sorted(tables - set(_KNOWN) - _DERIVED) + sorted(
+        f"{table}.{name}" for table, names in columns.items() for name in names - _KNOWN[table]
+    )
+    unique = {table: {key for (key,) in db.execute(SELECT_UNIQUE, (table,))} for table in _KNOWN}
+    return Layout(
+        has_user_id="user_id" in columns["sessions"],
+        numbered="seq" in columns["messages"],
+        unique_sessions="id" in unique["sessions"],
+        unique_messages=bool(unique["messages"] & {"id", "session_id,id", "id,session_id"}),
+        unknown=tuple(unknown),
+    )
+
+
+class Source:
+    """The rows of a SQLite memory: sessions ordered by the bytes of their ids, messages by their place in the session.
+
+    Args:
+        db: A snapshot.
+        layout: The layout of its tables.
+        naive: The zone of times without an offset.
+    """
+
+    def __init__(self, db: sqlite3.Connection, layout: Layout, naive: tzinfo = UTC) -> None:
+        self.layout = layout
+        self.naive = naive
+        self.by_time = False
+        """Sort by the times' values; text of mixed forms does not sort by time."""
+        self.tolerant = False
+        """Decode bytes that are not UTF-8 to lone surrogates."""
+        self._db = db
+        db.create_function("microseconds", 1, partial(_sortable, naive), deterministic=True)
+
+    def be_tolerant(self) -> None:
+        """From now on decode bytes that are not UTF-8 to lone surrogates instead of failing."""
+        self.tolerant = True
+        self._db.text_factory = _tolerant_text
+
+    def interrupt(self) -> None:
+        """Stop the running query; safe from any thread."""
+        self._db.interrupt()
+
+    def count(self) -> tuple[int, int]:
+        """Return the numbers of sessions and messages."""
+        sessions = self._db.execute("SELECT count(*) FROM sessions").fetchone()[0]
+        return sessions, self._db.execute("SELECT count(*) FROM messages").fetchone()[0]
+
+    def middle(self) -> str | None:
+        """Return the session id of the middle message, or `None` if it is not valid text."""
+        try:
+            (middle,) = self._db.execute(SELECT_MIDDLE).fetchone() or (None,)
+        except sqlite3.OperationalError:
+            # The id is not UTF-8; the preflight reports it.
+            return None
+        return middle if isinstance(middle, str) else None
+
+    def sessions(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
+        """Iterate over the sessions."""
+        return self._part(self._select_sessions(), "id", part, "rowid")
+
+    def session(self, session_id: str) -> RawRow | None:
+        """Return a session, or `None` if it does not exist."""
+        return next(self._rows(f"{self._select_sessions()} WHERE id = ? ORDER BY rowid", session_id), None)
+
+    def messages(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
+        """Iterate over the messages, session by session."""
+        return self._part(self._select_messages(), "session_id", part, self._order())
+
+    def messages_of(self, session_id: str) -> Iterator[RawRow]:
+        """Iterate over a session's messages."""
+        return self._rows(f"{self._select_messages()} WHERE session_id = ? ORDER BY {self._order()}", session_id)
+
+    def _select_sessions(self) -> str:
+        user = "user_id" if self.layout.has_user_id else "''"
+        repeated = "0" if self.layout.unique_sessions else "row_number() OVER (PARTITION BY id ORDER BY rowid) > 1"
+        return (
+            f"SELECT id, {user}, title, metadata, created_at, updated_at, {repeated}, rowid "  # noqa: S608 - ours
+            "FROM sessions"
+        )
+
+    def _select_messages(self) -> str:
+        repeated = (
+            "0"
+            if self.layout.unique_messages
+            else f"row_number() OVER (PARTITION BY session_id, id ORDER BY {self._order()}) > 1"
+        )
+        return (
+            f"SELECT session_id, id, role, content, metadata, created_at, {repeated}, rowid "  # noqa: S608 - ours
+            "FROM messages"
+        )
+
+    def _order(self) -> str:
+        if self.layout.numbered:
+            return "seq"
+        return "microseconds(created_at), rowid" if self.by_time else "created_at, rowid"
+
+    def _part(self, select: str, column: str, part: Part, order: str) -> Iterator[RawRow]:
+        by = f"ORDER BY {column}, {order}"
+        if part.first is not None:
+            return self._rows(f"{select} WHERE {column} >= ? {by}", part.first)
+        if part.end is None:
+            return self._rows(f"{select} {by}")
+        # With an OR, SQLite would sort instead of reading in index order.
+        return chain(
+            self._rows(f"{select} WHERE {column} IS NULL {by}"),
+            self._rows(f"{select} WHERE {column} < ? {by}", part.end),
+        )
+
+    def _rows(self, sql: str, *values: str) -> Iterator[RawRow]:
+        cursor = self._db.cursor()
+        cursor.arraysize = 64
+        return iter(cursor.execute(sql, values))
+
+
+def refuse_unknown(layout: Layout, left_behind: Iterable[str]) -> None:
+    """Refuse to drop unknown tables and columns silently.
+
+    Raises:
+        MigrationError: The file has unknown tables or columns that are not in `left_behind`; the message names them.
+    """
+    refused = [name for name in layout.unknown if name not in set(left_behind)]
+    if refused:
+        options = " ".join(f"--leave-behind {name}" for name in refused)
+        raise MigrationError(
+            f"the file has tables or columns that conversation memory does not know: {', '.join(refused)}. They would "
+            f"not be moved; save what you need of them, then run again with {options}"
+        )
+
+
+def _sortable(naive: tzinfo, value: object) -> int:
+    try:
+        return microseconds(value, naive)
+    except ValueError:
+        return 0
+
+
+def _tolerant_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")

@@ -1,0 +1,1 @@
+"""Loads rows into a PostgreSQL memory, and verifies them there."""

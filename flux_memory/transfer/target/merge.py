@@ -1,0 +1,246 @@
+"""Merges rows into a target that has rows: in committed batches, through staging tables, overwriting nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from flux_memory.transfer.progress import Advance
+from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.spool import Batch, Spool
+from flux_memory.transfer.target.server import WRITING
+
+CREATE_STAGING: Final = """
+CREATE TEMP TABLE flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
+SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM sessions WITH NO DATA;
+
+CREATE TEMP TABLE flux_memory_staged_messages ON COMMIT DELETE ROWS AS
+SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
+"""
+# Behind a pooler each transaction may run in another server process, so it creates its own tables.
+CREATE_STAGING_ANEW: Final = CREATE_STAGING.replace("DELETE ROWS", "DROP")
+SELECT_PROCESS: Final = "SELECT pg_backend_pid()"
+# Staging tables have no statistics; otherwise the planner may scan the whole target for each batch. Disabled plans get
+# a high cost, which would start the JIT compiler for each batch.
+PLAN_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
+# A server crash may lose the last batches, but never part of one. `server.make_durable` waits for all of them.
+COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
+
+# Ordered by id, so that two migrations wait for each other instead of deadlocking.
+INSERT_SESSIONS: Final = """
+INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+SELECT id, user_id, title, created_at, updated_at, metadata
+FROM flux_memory_staged_sessions
+ORDER BY id COLLATE "C"
+ON CONFLICT (id) DO NOTHING
+"""
+# The library takes the same lock to add a message, so no other client adds to these sessions from here on.
+LOCK_SESSIONS: Final = """
+SELECT count(*)
+FROM (
+    SELECT FROM sessions
+    WHERE id IN (SELECT id FROM flux_memory_staged_sessions)
+    ORDER BY id COLLATE "C"
+    FOR NO KEY UPDATE
+) AS locked
+"""
+# A session in conflict is a different session, so its messages are held back.
+TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
+WITH conflicting AS (
+    DELETE FROM flux_memory_staged_sessions AS staged
+    USING sessions
+    WHERE sessions.id = staged.id
+        AND (sessions.user_id, sessions.title, sessions.created_at, sessions.metadata)
+            IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
+    RETURNING staged.id
+), held_back AS (
+    DELETE FROM flux_memory_staged_messages
+    WHERE session_id IN (SELECT id FROM conflicting)
+    RETURNING session_id
+)
+SELECT id, (SELECT count(*) FROM held_back WHERE session_id = id) FROM conflicting ORDER BY id COLLATE "C"
+"""
+TAKE_OUT_STORED_MESSAGES: Final = """
+WITH stored AS (
+    SELECT
+        staged.session_id,
+        staged.id,
+        staged.seq,
+        (same.role, same.content, same.metadata, same.created_at)
+            IS DISTINCT FROM (staged.role, staged.content, staged.metadata, staged.created_at) AS differs
+    FROM flux_memory_staged_messages AS staged,
+        LATERAL (
+            SELECT * FROM messages WHERE messages.session_id = staged.session_id AND messages.id = staged.id LIMIT 1
+        ) AS same
+), taken_out AS (
+    DELETE FROM flux_memory_staged_messages AS staged
+    USING stored
+    WHERE staged.session_id = stored.session_id AND staged.seq = stored.seq
+)
+SELECT
+    count(*) FILTER (WHERE NOT differs),
+    coalesce(array_agg(id ORDER BY session_id, seq) FILTER (WHERE differs), '{}')
+FROM stored
+"""
+APPEND_MESSAGES: Final = """
+WITH numbered AS (
+    SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY seq) AS place
+    FROM flux_memory_staged_messages
+), counted AS (
+    SELECT session_id, count(*) AS messages FROM flux_memory_staged_messages GROUP BY session_id
+), bumped AS (
+    UPDATE sessions
+    SET message_count = message_count + coalesce(staged.messages, 0),
+        updated_at = greatest(sessions.updated_at, staged.updated_at)
+    FROM (
+        SELECT id, updated_at, messages
+        FROM flux_memory_staged_sessions
+        LEFT JOIN counted ON counted.session_id = id
+    ) AS staged
+    WHERE sessions.id = staged.id AND (staged.messages > 0 OR staged.updated_at > sessions.updated_at)
+    RETURNING sessions.id, message_count - coalesce(staged.messages, 0) AS before
+)
+INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
+SELECT session_id, numbered.id, before + place, role, content, metadata, created_at
+FROM numbered
+JOIN bumped ON bumped.id = numbered.session_id
+"""
+
+_MAX_ATTEMPTS: Final = 5
+_MAX_NAMED: Final = 20
+"""Conflicting ids that a report names."""
+_BATCH_BYTES: Final = 2 * 1024 * 1024
+"""Size at which a batch ends even with fewer messages, to bound memory use."""
+_CHUNK_BYTES: Final = 128 * 1024
+"""Size at which gathered rows are sent."""
+
+
+@dataclass
+class MergeResult:
+    """How many rows were added to a target, skipped, or in conflict."""
+
+    sessions: int = 0
+    messages: int = 0
+    skipped_sessions: int = 0
+    skipped_messages: int = 0
+    """Rows already stored with the same content."""
+    conflicting_sessions: int = 0
+    conflicting_messages: int = 0
+    """Rows whose id is stored with different content, which was left unchanged."""
+    held_back: int = 0
+    """Messages of sessions in conflict."""
+    first_conflicts: list[str] = field(default_factory=list)
+
+    def include(self, other: MergeResult) -> None:
+        """Add the result of another part."""
+        self.sessions += other.sessions
+        self.messages += other.messages
+        self.skipped_sessions += other.skipped_sessions
+        self.skipped_messages += other.skipped_messages
+        self.conflicting_sessions += other.conflicting_sessions
+        self.conflicting_messages += other.conflicting_messages
+        self.held_back += other.held_back
+        self.first_conflicts = [*self.first_conflicts, *other.first_conflicts][:_MAX_NAMED]
+
+    def name(self, kind: str, id_: str) -> None:
+        """Name a conflict, if it is one of the first."""
+        if len(self.first_conflicts) < _MAX_NAMED:
+            self.first_conflicts.append(f"{kind} {id_}")
+
+
+async def merge(connection: Any, spool: Spool, *, batch_size: int, advance: Advance) -> MergeResult:
+    """Add the missing rows of a part, in committed batches.
+
+    Args:
+        connection: Connected to a target with the current schema.
+        spool: The part.
+        batch_size: Messages per batch.
+        advance: Called with the number of rows committed.
+    """
+    merged = MergeResult()
+    pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
+    if not pooled:
+        await connection.execute(CREATE_STAGING)
+    settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
+    continues, last_conflict = False, ""
+    for batch in spool.batches(batch_size, _BATCH_BYTES):
+        outcome = await _commit(connection, settings, batch)
+        _count(merged, batch, outcome, continues, last_conflict)
+        advance(batch.message_count + len(batch.sessions) - continues)
+        continues = batch.continues
+        if outcome.conflicts:
+            last_conflict, _ = outcome.conflicts[-1]
+    return merged
+
+
+class _BatchResult(NamedTuple):
+    sessions: int
+    messages: int
+    skipped: int
+    conflicts: list[tuple[str, int]]
+    conflicting_messages: list[str]
+
+
+async def _commit(connection: Any, settings: str, batch: Batch) -> _BatchResult:
+    attempt = 1
+    while True:
+        try:
+            async with connection.transaction(isolation="read_committed", readonly=False):
+                await connection.execute(settings)
+                return await _merge_batch(connection, batch)
+        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+            if attempt == _MAX_ATTEMPTS:
+                raise
+        attempt += 1
+
+
+async def _merge_batch(connection: Any, batch: Batch) -> _BatchResult:
+    await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
+    await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
+    sessions = _rows(await connection.execute(INSERT_SESSIONS))
+    await connection.fetch(LOCK_SESSIONS)
+    conflicts = [(id_, held) for id_, held in await connection.fetch(TAKE_OUT_SESSIONS_IN_CONFLICT)]
+    skipped, differing = await connection.fetchrow(TAKE_OUT_STORED_MESSAGES)
+    messages = _rows(await connection.execute(APPEND_MESSAGES))
+    return _BatchResult(sessions, messages, skipped, conflicts, differing)
+
+
+def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, continues: bool, last_conflict: str) -> None:
+    """Add up a batch; a session that continues from the previous batch was counted there."""
+    merged.sessions += outcome.sessions
+    merged.messages += outcome.messages
+    merged.skipped_messages += outcome.skipped
+    for id_, held in outcome.conflicts:
+        merged.held_back += held
+        if id_ != last_conflict:
+            merged.conflicting_sessions += 1
+            merged.name("session", id_)
+        else:
+            continues = False
+    merged.skipped_sessions += len(batch.sessions) - continues - outcome.sessions - len(outcome.conflicts)
+    for id_ in outcome.conflicting_messages:
+        merged.conflicting_messages += 1
+        merged.name("message", id_)
+
+
+async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
+    await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary")
+
+
+async def _chunks(rows: list[bytes]) -> AsyncIterator[bytes]:
+    """Join rows into chunks; joining a whole batch would keep it in memory twice, and a third time in the driver."""
+    gathered, size = [COPY_HEADER], 0
+    for row in rows:
+        gathered.append(row)
+        size += len(row)
+        if size >= _CHUNK_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    yield b"".join((*gathered, COPY_TRAILER))
+
+
+def _rows(status: str) -> int:
+    return int(status.rpartition(" ")[2])

@@ -1,0 +1,270 @@
+"""Connects to the PostgreSQL side, inspects it, prepares its schema, and begins transactions without time limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+
+from flux_memory.backends.postgres.errors import translated
+from flux_memory.dsn import SecretText, mask_dsn, parse_dsn, rotate_hosts
+from flux_memory.errors import MigrationError, SchemaError
+from flux_memory.schema import missing
+from flux_memory.schema import postgres as schema
+from flux_memory.transfer.target.watchdog import guard
+
+SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
+SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
+SELECT_RIGHTS: Final = """
+SELECT
+    has_schema_privilege(current_schema(), 'CREATE'),
+    pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
+    current_schema()
+"""
+MAY_READ: Final = "SELECT has_table_privilege('sessions', 'SELECT') AND has_table_privilege('messages', 'SELECT')"
+MAY_WRITE: Final = """
+SELECT has_table_privilege('sessions', 'INSERT')
+    AND has_table_privilege('sessions', 'UPDATE')
+    AND has_table_privilege('messages', 'INSERT')
+"""
+# `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
+NEEDS_TEMPORARY: Final = """
+SELECT quote_ident(current_database())
+WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
+    AND (
+        EXISTS (SELECT FROM sessions)
+        OR EXISTS (SELECT FROM messages)
+        OR EXISTS (
+            SELECT FROM pg_class
+            WHERE oid IN ('sessions'::regclass, 'messages'::regclass) AND NOT pg_has_role(relowner, 'USAGE')
+        )
+    )
+"""
+# Times in the text form of the records.
+SELECT_SESSIONS: Final = """
+SELECT
+    id,
+    user_id,
+    title,
+    metadata::text,
+    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+FROM sessions
+WHERE id = ANY($1)
+"""
+ANALYZE: Final = "ANALYZE sessions, messages"
+# An administrator may have dropped a key for a bulk load, or disabled the triggers that enforce a foreign key.
+SELECT_MISSING_KEYS: Final = """
+SELECT format('%s on %s', definition, relation)
+FROM (
+    VALUES
+        ('sessions', 'PRIMARY KEY (id)'),
+        ('messages', 'PRIMARY KEY (session_id, seq)'),
+        ('messages', 'UNIQUE (session_id, id)'),
+        ('messages', 'FOREIGN KEY (session_id) REFERENCES sessions(id) ON DELETE CASCADE')
+) AS wanted (relation, definition)
+WHERE NOT EXISTS (
+    SELECT FROM pg_constraint
+    WHERE conrelid = relation::regclass AND starts_with(pg_get_constraintdef(oid), definition) AND convalidated
+        AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled = 'D')
+)
+"""
+# A commit waits for the disk and a synchronous standby only if its transaction wrote to the log; then it waits for
+# everything before it, too. A server in recovery shows only durable rows and accepts no writes.
+WRITE_TO_LOG: Final = """
+SET LOCAL synchronous_commit = on;
+SET LOCAL client_min_messages = warning;
+SELECT pg_logical_emit_message(TRUE, 'flux_memory', ''::text) WHERE NOT pg_is_in_recovery()
+"""
+# Timeouts of the database must not stop a long transaction. With row_security off, the server raises instead of hiding
+# rows behind a policy. Keepalives keep a connection open during a long statement, and show the server soon that a
+# client is gone.
+TRANSACTION_SETTINGS: Final = """
+SET LOCAL statement_timeout = 0;
+SET LOCAL row_security = off;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL tcp_keepalives_idle = 10;
+SET LOCAL tcp_keepalives_interval = 10;
+SET LOCAL tcp_keepalives_count = 3
+"""
+# Detects a lost client while an answer is in flight. Only for transactions with locks and short answers: a client that
+# reads a long answer slowly would count as lost.
+WRITING: Final = f"{TRANSACTION_SETTINGS}; SET LOCAL tcp_user_timeout = '40s'"
+
+CONNECT_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target before any change."""
+
+    server_version: str
+    original: bool
+    """Whether the tables are those of the original application."""
+    sessions: int
+    messages: int
+
+
+@asynccontextmanager
+async def open_connection(dsn: str) -> AsyncIterator[Any]:
+    """Connect, and translate the driver's errors until the block ends.
+
+    Raises:
+        FluxMemoryError: The server cannot be reached, or the connection was lost; the message says what to do.
+    """
+    dsn = SecretText(dsn)
+    parsed = parse_dsn(dsn)
+    url = parsed.url
+    with translated(mask_dsn(dsn), CONNECT_SECONDS):
+
+        async def connect(seconds: float) -> Any:
+            nonlocal url
+            # The next attempt begins with another host: this one may be gone.
+            chosen, url = url, rotate_hosts(url)
+            return await asyncpg.connect(chosen, **{**parsed.arguments, "timeout": seconds})
+
+        connection = await connect(parsed.arguments.get("timeout", CONNECT_SECONDS))
+        try:
+            async with guard(connection, connect):
+                yield connection
+        except asyncpg.DiskFullError as error:
+            raise MigrationError(
+                f"PostgreSQL at {mask_dsn(dsn)}: the server's disk is full; nothing is half done. Make room there, "
+                "and run the same command again"
+            ) from error
+        finally:
+            # close() would wait for a server that may be gone.
+            connection.terminate()
+
+
+async def inspect_target(connection: Any, *, for_reading: bool = False) -> Target:
+    """Return the state of a PostgreSQL memory; refuse one that cannot be read or, unless `for_reading`, written.
+
+    Raises:
+        SchemaError: The schema is newer than the library or of another application, or the role lacks rights.
+        MigrationError: The database is read-only.
+    """
+    # Counting rows may exceed the database's time limits, too.
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(TRANSACTION_SETTINGS)
+        return await _inspect(connection, for_reading=for_reading)
+
+
+async def _inspect(connection: Any, *, for_reading: bool) -> Target:
+    version, encoding = await connection.fetchrow(SELECT_SERVER)
+    if encoding != "UTF8":
+        raise SchemaError(
+            f"the target's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
+        )
+    can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
+    if read_only and not for_reading:
+        raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
+    applied = await schema.applied_versions(connection)
+    lacking = missing("postgres", applied)
+    has_tables = [bool(await connection.fetchval(SELECT_TABLE, table)) for table in ("sessions", "messages")]
+    if for_reading and lacking:
+        raise SchemaError(
+            "the database has no conversation memory of this version; open it once with the library, or run: "
+            "flux-memory check --full"
+        )
+    if lacking and schema_name is None:
+        raise SchemaError(
+            "the role may use no schema that its search_path names; create one, or GRANT USAGE, CREATE ON SCHEMA "
+            "public, or on the intended schema, to the role, or let the schema's owner run the migration"
+        )
+    if lacking and not can_create:
+        raise SchemaError(
+            f"the role may not create tables in the target's schema {schema_name}; GRANT CREATE ON SCHEMA "
+            f"{schema_name} to it, or let its owner run the migration"
+        )
+    sessions = messages = 0
+    if all(has_tables):
+        if not await connection.fetchval(MAY_READ):
+            raise SchemaError("the role may not read the target's tables; GRANT SELECT ON sessions, messages to it")
+        if not for_reading:
+            await _refuse_without_rights(connection)
+        sessions = await connection.fetchval("SELECT count(*) FROM sessions")
+        messages = await connection.fetchval("SELECT count(*) FROM messages")
+    return Target(version, original=any(has_tables) and not applied, sessions=sessions, messages=messages)
+
+
+async def _refuse_without_rights(connection: Any) -> None:
+    if not await connection.fetchval(MAY_WRITE):
+        raise SchemaError(
+            "the role may not write to the target's tables; GRANT INSERT ON sessions, messages and UPDATE ON sessions "
+            "to it, or let their owner run the migration"
+        )
+    if (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
+        raise SchemaError(
+            "the role may not create temporary tables, by which rows join those that are there; GRANT TEMPORARY ON "
+            f"DATABASE {database} to it"
+        )
+
+
+async def prepare_schema(connection: Any) -> None:
+    """Create the tables, or adopt those of the original application."""
+    async with write_transaction(connection):
+        await schema.bring_up_to_date(connection)
+
+
+async def analyze(connection: Any) -> None:
+    """Give the server statistics of the filled tables."""
+    async with write_transaction(connection):
+        await connection.execute(ANALYZE)
+
+
+async def make_durable(connection: Any) -> None:
+    """Wait until everything committed so far is on the server's disk, and on that of a synchronous standby.
+
+    Batches, and transactions of applications, may have been committed without waiting for the disk.
+
+    Raises:
+        MigrationError: An administrator cancelled the wait for the standby.
+    """
+    warnings: list[str] = []
+
+    def warn(_: object, message: Any) -> None:
+        warnings.append(message.message)
+
+    connection.add_log_listener(warn)
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute(f"{TRANSACTION_SETTINGS}; {WRITE_TO_LOG}")
+    # The driver calls the listener in the next turn of the event loop.
+    await asyncio.sleep(0)
+    connection.remove_log_listener(warn)
+    if warnings:
+        raise MigrationError(
+            f"the server does not confirm that the rows are on all disks that must hold them: {warnings[0]}; "
+            "check the standby, and run again"
+        )
+
+
+async def missing_keys(connection: Any) -> list[str]:
+    """Return the keys that the library requires and the tables lack."""
+    return [key for (key,) in await connection.fetch(SELECT_MISSING_KEYS)]
+
+
+@asynccontextmanager
+async def read_transaction(connection: Any) -> AsyncIterator[None]:
+    """Run a transaction that reads one snapshot, without the database's time limits.
+
+    After an error there is no ROLLBACK: if a COPY's receiver was stopped, the driver may wait for an end of the COPY
+    that it has already seen. `open_connection` terminates the connection, and the transaction with it.
+    """
+    transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+    await transaction.start()
+    await connection.execute(TRANSACTION_SETTINGS)
+    yield
+    await transaction.commit()
+
+
+@asynccontextmanager
+async def write_transaction(connection: Any) -> AsyncIterator[None]:
+    """Run a transaction that writes, without the database's time limits."""
+    async with connection.transaction(isolation="read_committed", readonly=False):
+        await connection.execute(WRITING)
+        yield
