@@ -243,10 +243,11 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     write(path, "UPDATE sessions SET title = 'another'")
     age(path)
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
     freeze = Snapshot.freeze
 
     def freeze_and_signal(opened: Snapshot) -> None:
+        begun.set()
         try:
             freeze(opened)
         finally:
@@ -257,7 +258,7 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     async def run() -> None:
         lock = Trigger("Verify", lambda: application.execute("BEGIN EXCLUSIVE"))
         migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=Mode.VERIFY), lock))
-        await asyncio.wait([migration], timeout=1)
+        assert await asyncio.to_thread(begun.wait, 30)
         assert lock.acted
         migration.cancel()
         done, _ = await asyncio.wait([migration], timeout=10)
