@@ -43,7 +43,7 @@ async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
     report = await check_sqlite(str(path), 10)
     assert report.backend == "sqlite"
     assert report.target == f"{path} (does not exist yet)"
-    assert report.schema == "none yet: made at first use"
+    assert report.schema == "none yet: created at first use"
     assert (report.sessions, report.messages, report.round_trip_ms) == (0, 0, None)
     assert snapshot(path.parent) == {}
 
@@ -88,7 +88,7 @@ async def test_a_file_in_use_is_counted(path: Path) -> None:
 async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
     """`:memory:` is no file."""
     report = await check_sqlite(":memory:", 10)
-    assert (report.target, report.schema) == (":memory:", "none yet: made at first use")
+    assert (report.target, report.schema) == (":memory:", "none yet: created at first use")
 
 
 @pytest.mark.asyncio
@@ -96,7 +96,7 @@ async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
     """As `touch` makes it."""
     await asyncio.to_thread(path.touch)
     report = await check_sqlite(str(path), 10)
-    assert report.schema == "none yet: made at first use"
+    assert report.schema == "none yet: created at first use"
     assert report.round_trip_ms is not None
 
 
@@ -121,7 +121,7 @@ async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, sp
 async def test_a_database_is_only_looked_at(flux_empty_database: str) -> None:
     """Fresh, of the original application, and current: described, counted, not changed."""
     report = await check_postgres(flux_empty_database, 10)
-    assert report.schema == "none yet: made at first use"
+    assert report.schema == "none yet: created at first use"
     assert report.server.startswith("PostgreSQL 1")
     assert report.pool == "2 of 10 connections open"
     assert ":***@" in report.target
@@ -204,7 +204,7 @@ async def test_the_full_check_reports_a_method_that_does_not_keep_its_promise(pa
     """What comes back is compared with what was stored; the scratch session goes all the same."""
     async with Forgetful(path) as memory:
         report = CheckReport("sqlite", "")
-        with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned something else than was stored"):
+        with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned other data than was stored"):
             await check_methods(memory, report)
         assert report.full == METHODS[:5]
         assert await memory.count_sessions() == 0

@@ -53,7 +53,7 @@ def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "Backend     sqlite\n" in result.stdout
     assert "Target      ./data/sqlite.db (does not exist yet)\n" in result.stdout
-    assert "Schema      none yet: made at first use\n" in result.stdout
+    assert "Schema      none yet: created at first use\n" in result.stdout
     assert result.stdout.endswith("\nOK\n")
     assert "Round trip" not in result.stdout
     assert "Full check" not in result.stdout
@@ -111,7 +111,7 @@ def test_postgres_masked_and_counted(environment: pytest.MonkeyPatch, flux_empty
     report = json.loads(result.stdout)
     assert report["ok"] is True
     assert report["backend"] == "postgres"
-    assert report["schema"] == "none yet: made at first use"
+    assert report["schema"] == "none yet: created at first use"
     assert report["round_trip_ms"] > 0
     assert asyncio.run(contents(flux_empty_database)) == []
     result = check("--full")
@@ -314,7 +314,7 @@ def test_a_directory_that_cannot_be_written_says_what_to_do(environment: pytest.
     ("variables", "advice"),
     [
         ({"DATABASE_BACKEND": "mysql"}, "the setting database_backend is wrong"),
-        ({"DATABASE_BACKEND": "postgres"}, "there is no POSTGRES_DSN; set it to"),
+        ({"DATABASE_BACKEND": "postgres"}, "POSTGRES_DSN is not set; set it to"),
         ({"DATABASE_URL": "postgresql://u:s3cret@h/d"}, "set DATABASE_BACKEND=postgres and POSTGRES_DSN"),
     ],
 )
@@ -378,7 +378,7 @@ def test_a_role_that_may_not_make_the_tables_is_told_so(flux_empty_database: str
             )
             for result in (plain, full):
                 assert result.exit_code == 1
-                assert "sees no tables there and may not make any" in result.stderr
+                assert "sees no tables there and may not create any" in result.stderr
                 assert "grant the role what it lacks" in result.stderr
 
     asyncio.run(both())

@@ -114,4 +114,4 @@ def test_a_schema_in_words(dialect: str) -> None:
     assert described(dialect, everything, 0) == f"version {newest}, current"
     assert described(dialect, behind, 0) == f"version {newest - 1}, 1 behind: upgraded at first use"
     assert described(dialect, {}, 1) == "the original application's, generation 1: adopted in place at first use"
-    assert described(dialect, {}, 0) == "none yet: made at first use"
+    assert described(dialect, {}, 0) == "none yet: created at first use"

@@ -170,7 +170,7 @@ def test_a_url_that_is_not_of_sqlite_says_what_to_write(environment: Environment
 def test_a_missing_dsn_says_what_to_set(environment: Environment, value: str | None) -> None:
     """The backend without its DSN: the error names the variable and shows the form."""
     environment(DATABASE_BACKEND="postgres", **({} if value is None else {"POSTGRES_DSN": value}))
-    with pytest.raises(InvalidInputError, match="there is no POSTGRES_DSN; set it to postgresql://"):
+    with pytest.raises(InvalidInputError, match="POSTGRES_DSN is not set; set it to postgresql://"):
         load_settings().require_postgres_dsn()
 
 

@@ -131,7 +131,7 @@ def test_a_comparison_puts_no_rows_aside(path: Path, flux_empty_database: str) -
     assert call(*options, "--quarantine-file", "held.jsonl").exit_code == 3
     compared = call(*options, "--verify")
     assert compared.exit_code == 3
-    assert compared.output.endswith("\nProven identical, but for the rows above that cannot be moved.\n")
+    assert compared.output.endswith("\nProven identical, except for the rows above that cannot be moved.\n")
 
 
 def test_orphans_do_not_count_as_sessions(path: Path, flux_empty_database: str) -> None:
@@ -186,7 +186,7 @@ def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
     """A wrong DSN is refused before a large file is read."""
     result = call("--sqlite-path", path, "--postgres-dsn", "mysql://u:secret@h/d")
     assert result.exit_code == 1
-    assert "only PostgreSQL is spoken here" in result.output
+    assert "only PostgreSQL is supported" in result.output
     assert "Found" not in result.output
 
 
@@ -195,7 +195,7 @@ def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_tracebac
     dsn = "postgresql://u:secret@no-such-host.invalid/db"
     early = call("--sqlite-path", path, "--postgres-dsn", dsn, "--report", path.with_name("missing") / "report.json")
     assert early.exit_code == 2
-    assert "--report: there is no such directory; make it first" in early.output
+    assert "--report: the directory does not exist; create it first" in early.output
     late = call("--sqlite-path", path, "--postgres-dsn", dsn, "--quiet", "--report", path.parent)
     assert late.exit_code == 1
     assert isinstance(late.exception, SystemExit)
@@ -215,7 +215,7 @@ def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path, content: b
     before = other.read_bytes()
     result = call("--sqlite-path", path, "--postgres-dsn", "postgresql://u@127.0.0.1:1/none", "--report", other)
     assert result.exit_code == 2
-    assert f"--report: {other} is no report, and is not overwritten; give another path" in result.output
+    assert f"--report: {other} is not a report, and is not overwritten; give another path" in result.output
     assert other.read_bytes() == before
 
 

@@ -1,7 +1,7 @@
-"""Conversation memory for LLM applications: the same on SQLite and PostgreSQL.
+"""Conversation memory for LLM applications, with the same behaviour on SQLite and PostgreSQL.
 
-Names are imported on first use, so that importing the package costs little and a driver is loaded only by whom
-it serves.
+The public names of the library. Each is imported on first use, so that importing the package is cheap and loads only
+the driver in use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m flux_memory` is the command line."""
+"""Runs the command line for `python -m flux_memory`."""
 
 from flux_memory.cli import run
 

@@ -1,4 +1,4 @@
-"""PostgreSQL DSNs: checked before they reach a driver, and shown without their passwords."""
+"""Checks PostgreSQL DSNs before they reach the driver, and masks their passwords for messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REFUSED: Final = {
 
 
 class SecretText(str):
-    """A text with a secret in it, such as a DSN with its password. Its repr is `'***'`, also in a frame's variables."""
+    """A text that holds a secret, such as a DSN with a password. Its repr is `'***'`, also in a traceback."""
 
     __slots__ = ()
 
@@ -49,14 +49,14 @@ class Dsn(NamedTuple):
 
     url: SecretText
     arguments: dict[str, Any]
-    """Arguments for `asyncpg.connect` that stood in the DSN as parameters it does not read."""
+    """Arguments for `asyncpg.connect`, from parameters of the DSN that asyncpg does not read."""
 
 
 def parse_dsn(dsn: object) -> Dsn:
-    """Check a DSN and take out of it what asyncpg wants as arguments.
+    """Check a DSN, and move the parameters that asyncpg takes as arguments out of it.
 
     Raises:
-        InvalidInputError: It is not a PostgreSQL DSN, or has a parameter that would not do what it says. The message
+        InvalidInputError: The text is not a PostgreSQL DSN, or has a parameter that would have no effect. The message
             never shows a password.
     """
     if not isinstance(dsn, str):
@@ -65,7 +65,7 @@ def parse_dsn(dsn: object) -> Dsn:
     try:
         return _parse(dsn)
     except InvalidInputError as error:
-        # The frames that took it to pieces hold the password.
+        # The variables of the parser's frames hold the password.
         raise error.with_traceback(None) from None
 
 
@@ -80,15 +80,15 @@ def _parse(dsn: str) -> Dsn:
         advice = (
             f"remove '+{scheme.partition('+')[2]}': the driver is always asyncpg"
             if driver
-            else "only PostgreSQL is spoken here: write postgresql://user:password@host:5432/database"
+            else "only PostgreSQL is supported: write postgresql://user:password@host:5432/database"
         )
         raise InvalidInputError(f"the DSN has the scheme '{scheme}://'; {advice}")
     if not dsn.isprintable():
-        raise InvalidInputError("the DSN has a line break or another character that cannot be seen; remove it")
+        raise InvalidInputError("the DSN has a line break or another invisible character; remove it")
     try:
         parts = urlsplit(dsn)
     except ValueError:
-        # Its message quotes the password.
+        # The error's message quotes the password.
         raise InvalidInputError(f"the DSN cannot be read; {_ESCAPE}") from None
     _check_unescaped(parts)
     _check_hosts(parts.netloc.rpartition("@")[2])
@@ -102,7 +102,7 @@ def _parse(dsn: str) -> Dsn:
             try:
                 arguments[argument] = convert(value)
             except ValueError:
-                raise InvalidInputError(f"the DSN's parameter '{name}' is not {wanted}; mend it") from None
+                raise InvalidInputError(f"the DSN's parameter '{name}' is not {wanted}; correct it") from None
         else:
             kept.append((name, value))
     address = dsn.partition("?")[0]
@@ -111,12 +111,12 @@ def _parse(dsn: str) -> Dsn:
 
 
 def mask_dsn(dsn: str) -> str:
-    """Return a DSN that can be shown: every password in it is `***`."""
+    """Return a DSN in which every password is `***`."""
     scheme, separator, rest = dsn.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
         return _MASK
     hidden = [found.span("value") for found in _PARAMETER.finditer(rest) if unquote(found["name"]).lower() in _SECRETS]
-    # A password may have an unescaped '/', '?', '#', ':' or '@': all from the first ':' to the last '@' may be it.
+    # The password may have an unescaped '/', '?', '#', ':' or '@', so it may reach from the first ':' to the last '@'.
     colon, at = rest.find(":"), rest.rfind("@")
     if 0 <= colon < at:
         hidden.append((colon + 1, at))
@@ -129,7 +129,7 @@ def mask_dsn(dsn: str) -> str:
 
 
 def rotate_hosts(url: SecretText) -> SecretText:
-    """Return a DSN that `parse_dsn` made with its first host last; the same if it names one host."""
+    """Return a DSN from `parse_dsn` with its first host moved to the end."""
     scheme, separator, rest = url.partition("://")
     end = next((at for at, character in enumerate(rest) if character in "/?"), len(rest))
     user, at, hosts = rest[:end].rpartition("@")
@@ -138,18 +138,18 @@ def rotate_hosts(url: SecretText) -> SecretText:
 
 
 def _check_unescaped(parts: SplitResult) -> None:
-    """Raise `InvalidInputError` where a character of the password was taken for the end of the host."""
+    """Raise `InvalidInputError` if a character of the password was read as the end of the host."""
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    # The driver ends the password at the first '@', and would look up the rest of it as a host's name.
+    # asyncpg ends the password at the first '@', and would look up the rest as a host name.
     if parts.fragment or parts.netloc.count("@") > 1 or any("@" in text for text in (parts.path, *names)):
-        raise InvalidInputError(f"the DSN has an '@' or a '#' where none belongs; {_ESCAPE}")
+        raise InvalidInputError(f"the DSN has an unescaped '@' or '#'; {_ESCAPE}")
 
 
 def _check_hosts(hosts: str) -> None:
     for host in hosts.split(",") if hosts else ():
         _, colon, port = host.rpartition("]")[2].rpartition(":")
         if not host or (colon and port and not _is_port(unquote(port))):
-            raise InvalidInputError(f"the DSN has a host without a name, or a port that is none; {_ESCAPE}")
+            raise InvalidInputError(f"the DSN has an empty host name or an invalid port; {_ESCAPE}")
 
 
 def _is_port(text: str) -> bool:
@@ -176,4 +176,4 @@ _TRANSLATED: Final[dict[str, tuple[str, Callable[[str], float], str]]] = {
     "statement_cache_size": ("statement_cache_size", _cache_size, _COUNT),
     "prepared_statement_cache_size": ("statement_cache_size", _cache_size, _COUNT),
 }
-"""Parameters of other drivers: asyncpg's argument for each, how to read it, and what it has to be."""
+"""Parameters of other drivers: asyncpg's argument for each, its converter, and the expected value in words."""

@@ -1,15 +1,15 @@
-"""The exception family: everything the library raises on purpose derives from `FluxMemoryError`.
+"""Defines the library's exceptions, which all derive from `FluxMemoryError`.
 
-A driver's exception never escapes; it stays in `__cause__`. Messages say what to do and never show a password.
+A driver's exception never escapes; it stays in `__cause__`. Messages name the next step and never show a password.
 """
 
 
 class FluxMemoryError(Exception):
-    """The base of the family, and the error of a stored row that cannot be read."""
+    """The base of all errors; raised itself for a stored row that cannot be read."""
 
 
 class InvalidInputError(FluxMemoryError, ValueError):
-    """An argument breaks a promise of the contract; raised before any I/O, so nothing was stored."""
+    """An argument breaks the contract; raised before any I/O, so nothing was stored."""
 
 
 class InvalidTypeError(InvalidInputError, TypeError):
@@ -21,11 +21,11 @@ class SessionNotFoundError(FluxMemoryError, LookupError):
 
 
 class ConflictError(FluxMemoryError):
-    """The id given is taken: a session's, or a message's with another content. Nothing was stored."""
+    """The id is taken by another session, or by a message with another content; nothing was stored."""
 
 
 class MemoryClosedError(FluxMemoryError):
-    """The memory was closed. Open another handle."""
+    """The memory was closed; open another one."""
 
 
 class BackendUnavailableError(FluxMemoryError, ConnectionError):
@@ -36,7 +36,7 @@ class BackendUnavailableError(FluxMemoryError, ConnectionError):
 
 
 class OutcomeUnknownError(BackendUnavailableError):
-    """A write was sent and not acknowledged: it may or may not be stored. Retry with the same ids, or look."""
+    """A write was sent but not acknowledged: it may or may not be stored. Retry with the same ids, or read back."""
 
 
 class SchemaError(FluxMemoryError):
@@ -44,4 +44,4 @@ class SchemaError(FluxMemoryError):
 
 
 class MigrationError(FluxMemoryError):
-    """A transfer between backends stopped; the message says where, and how to go on."""
+    """A transfer between backends stopped; the message names the place and the next step."""

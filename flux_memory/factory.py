@@ -1,4 +1,4 @@
-"""`create_memory()`: the backend that the settings choose."""
+"""Creates the memory of the backend that the settings choose."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
 
 
 def create_memory(settings: Settings | None = None) -> Memory:
-    """Make a memory; nothing is opened before its first use.
+    """Create a memory; it connects at its first call.
 
     Args:
         settings: By default those of the environment and `.env`.
 
     Raises:
-        InvalidInputError: The settings are wrong; the message names the one to mend.
+        InvalidInputError: A setting is invalid; the message names it.
     """
     from flux_memory.settings import Settings, load_settings  # noqa: PLC0415 - costs more than the rest of the package
 
     if settings is None:
         settings = load_settings()
     if not isinstance(settings, Settings):
-        # A DSN has a password, and some tools print a traceback with the variables of its frames.
+        # The argument may be a DSN with a password, and some tools print the variables of a traceback's frames.
         given, settings = type(settings).__name__, None
         raise InvalidTypeError(
             f"settings must be of the type Settings or None, not {given}; a path is for ConversationMemory(), a DSN "

@@ -1,4 +1,4 @@
-"""The connection check: what is configured, whether it answers, and what lies there."""
+"""Checks a configured store for `flux-memory check`: connection, schema, contents, and every method."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE'
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 
 _ROUND_TRIPS: Final = 5
-_MAX_SIZE: Final = 10
+_POOL_CONNECTIONS: Final = 10
 
 
 @dataclass
 class CheckReport:
-    """What a check found, in the order in which it is shown. Passwords are masked."""
+    """The results of a check, in the order of the output. Passwords are masked."""
 
     backend: str
     target: str
@@ -45,32 +45,32 @@ class CheckReport:
 
 
 async def check_sqlite(path: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - given to SQLite
-    """Look at a SQLite file without making it or changing it.
+    """Check a SQLite file without creating or changing it.
 
     Args:
         path: The file, or `:memory:`.
-        timeout: Seconds to wait for somebody else's lock.
+        timeout: Seconds to wait for another process's lock.
 
     Raises:
-        FluxMemoryError: It cannot be used; the message says what to do.
+        FluxMemoryError: The store cannot be used; the message names the next step.
     """
     from flux_memory.backends.sqlite.errors import translated  # noqa: PLC0415 - only the driver in use
 
     report = CheckReport("sqlite", path, server=f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread")
     with translated(path):
-        # Off the event loop: a lock held by somebody else is waited for.
+        # Not on the event loop: SQLite waits for another process's lock.
         return await asyncio.to_thread(_look_at_file, Path(path), timeout, report)
 
 
 async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - part of what is reported
-    """Look at a PostgreSQL database without changing it.
+    """Check a PostgreSQL database without changing it.
 
     Args:
-        dsn: As `PostgresConversationMemory` takes it.
-        timeout: Seconds within which all of it ends.
+        dsn: A DSN as for `PostgresConversationMemory`.
+        timeout: Seconds within which the check ends.
 
     Raises:
-        FluxMemoryError: It cannot be used; the message says what to do.
+        FluxMemoryError: The store cannot be used; the message names the next step.
     """
     from flux_memory.backends.postgres import pool as postgres_pool  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres.call_state import CallState  # noqa: PLC0415 - only the driver in use
@@ -80,7 +80,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     dsn = SecretText(dsn)
     target = parse_dsn(dsn)
     report = CheckReport("postgres", mask_dsn(dsn))
-    pool = postgres_pool.OwnPool(target, 2, _MAX_SIZE, timeout)
+    pool = postgres_pool.OwnPool(target, 2, _POOL_CONNECTIONS, timeout)
     state = CallState(writes=False)
     try:
         with translated(report.target, timeout, state, pool):
@@ -88,7 +88,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
                 connection = await pool.take()
                 state.sending()
                 await pool.fill()
-                report.pool = f"{pool.size} of {_MAX_SIZE} connections open"
+                report.pool = f"{pool.size} of {_POOL_CONNECTIONS} connections open"
                 await _look_at_server(connection, report)
                 pool.put_back(connection)
                 await pool.close(timeout)
@@ -101,14 +101,14 @@ async def check_methods(memory: Memory, report: CheckReport) -> None:
     """Create, read back and remove a scratch session through every public method but `clear_all`.
 
     Raises:
-        FluxMemoryError: A method failed, or what came back is not what was stored.
+        FluxMemoryError: A method failed, or returned other data than was stored.
     """
     title, metadata = "flux-memory check", {"check": True, "number": 1.0, "text": "ünï 漢字"}
 
     async def call(name: str, expected: Callable[[Any], bool], result: Awaitable[Any]) -> Any:
         value = await result
         if not expected(value):
-            raise FluxMemoryError(f"{name}() returned something else than was stored; please report this as a bug")
+            raise FluxMemoryError(f"{name}() returned other data than was stored; please report this as a bug")
         report.full.append(name)
         return value
 
@@ -161,7 +161,7 @@ def _look_at_file(file: Path, timeout: float, report: CheckReport) -> CheckRepor
             f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
             "Give the process rights there"
         )
-    # Not mode=ro: a reader that may not write leaves the journal's files behind.
+    # Not mode=ro: such a reader leaves the log's files behind.
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout)) as db:
         db.execute("PRAGMA query_only = ON")
         applied = schema.applied_versions(db)
@@ -191,8 +191,8 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
         report.sessions, report.messages = await connection.fetchrow(COUNTS)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
-            f"PostgreSQL at {report.target}: the role sees no tables there and may not make any; make them as their "
-            "owner by flux-memory check --full, and grant the role what it lacks"
+            f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
+            "their owner with flux-memory check --full, and grant the role what it lacks"
         )
     times = []
     for _ in range(_ROUND_TRIPS):

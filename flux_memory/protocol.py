@@ -1,4 +1,4 @@
-"""What a memory is: the `Memory` protocol and the records it returns."""
+"""Defines the `Memory` protocol, with the full documentation of its methods, and the records that they return."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Session(TypedDict):
     title: str
     created_at: str
     updated_at: str
-    """The time of the newest change: an add, a batch or a new title. Same form as `created_at`."""
+    """The time of the last add or change of title. Same form as `created_at`."""
     metadata: dict[str, Any]
     message_count: int
 
@@ -51,13 +51,14 @@ class NewMessage(TypedDict):
 class Memory(Protocol):
     """Conversation memory: sessions, their messages in order, and JSON metadata.
 
-    Every implementation gives the same outcome for the same call. All methods raise `InvalidInputError` for input
-    that breaks the contract (also a `TypeError` where the type is wrong) before any I/O, `MemoryClosedError` after
-    `close()`, and `BackendUnavailableError` when the store cannot be reached within the deadline: the handle's, or that
-    of `flux_memory.deadline()`. A write that may be stored all the same raises `OutcomeUnknownError`, which is one.
+    Every implementation gives the same outcome for the same call. All methods raise `InvalidInputError` for an invalid
+    argument (also a `TypeError` if its type is wrong) before any I/O, `MemoryClosedError` after `close()`, and
+    `BackendUnavailableError` when the store cannot be reached within the deadline: the handle's, or that of
+    `flux_memory.deadline()`. A write that was sent but not acknowledged raises its subclass `OutcomeUnknownError`: it
+    may or may not be stored.
 
-    Text is stored byte for byte; NUL and lone surrogates are refused. Metadata round-trips by type and value;
-    its key order is not kept. What is returned is always a fresh object.
+    Text is stored byte for byte; NUL and lone surrogates are refused. Metadata round-trips by type and value; its key
+    order is not kept. Every returned object is new.
     """
 
     async def create_session(
@@ -74,7 +75,7 @@ class Memory(Protocol):
             title: Any text.
             metadata: A JSON object; `None` is `{}`.
             session_id: An id of 1 to 36 characters; a UUIDv7 by default.
-            user_id: Whom the session belongs to, at most 255 characters; see `get_sessions`.
+            user_id: The owner of the session, at most 255 characters; see `get_sessions`.
 
         Raises:
             ConflictError: A session with this id exists; it is left as it was.
@@ -90,34 +91,33 @@ class Memory(Protocol):
         *,
         message_id: str | None = None,
     ) -> str:
-        """Append one message to a session and return its id. Once it returns, the message is durable.
+        """Append one message to a session and return its id; by then the message is durable.
 
-        The message and the session's `updated_at` change together or not at all.
+        The message is stored together with the session's `updated_at`, or not at all.
 
         Args:
             session_id: A session that exists.
-            role: Any text but the empty one: `user`, `assistant`, `system`, `tool`, ...
+            role: Any text that is not empty: `user`, `assistant`, `system`, `tool`, ...
             content: Any text.
             metadata: A JSON object; `None` is `{}`.
-            message_id: An id of 1 to 36 characters, unique within the session. Given, a retry is safe: the same
-                role, content and metadata (1 and 1.0 are the same) again return the same id and change nothing. By
-                default a UUIDv7.
+            message_id: An id of 1 to 36 characters, unique within the session; by default a UUIDv7. With an id a retry
+                is safe: the same role, content and metadata (1 equals 1.0) return the same id and change nothing.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session does not exist.
             ConflictError: The session has another message with this id.
         """
         ...
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
-        """Append a batch, all or none, in the order given, and return the ids in that order.
+        """Append a batch, all of it or nothing, in the given order, and return the ids in that order.
 
-        The batch has one `updated_at`. An empty batch changes nothing. Messages whose `message_id` is already there
-        with the same content are not stored again. It has at most 256 MiB.
+        The batch has at most 256 MiB and one `updated_at`. An empty batch changes nothing. A message whose `message_id`
+        is stored with the same content is not stored again.
 
         Raises:
-            SessionNotFoundError: There is no such session.
-            ConflictError: An id given is taken by another content; nothing of the batch is stored.
+            SessionNotFoundError: The session does not exist.
+            ConflictError: The session has another message with a given id; nothing of the batch is stored.
         """
         ...
 
@@ -127,10 +127,10 @@ class Memory(Protocol):
         """Return the newest `limit` messages, oldest first, in the order in which they were added.
 
         Args:
-            session_id: A session's id; an unknown one gives `[]`.
-            limit: How many, 0 or more; `None` is all.
-            before: A message's id: only messages that were added before it. An unknown one gives `[]`. Passing the
-                id of the oldest message seen pages back with no gap and no repeat while others append.
+            session_id: A session's id; an unknown one returns `[]`.
+            limit: The largest number of messages, 0 or more; `None` means all.
+            before: A message's id: only messages that were added before it; an unknown one returns `[]`. Passing the id
+                of the oldest message seen pages back with no gap and no repeat while other calls append.
         """
         ...
 
@@ -142,18 +142,18 @@ class Memory(Protocol):
         user_id: str | None = None,
         metadata: Metadata | None = None,
     ) -> list[Session]:
-        """Return sessions, the newest activity first.
+        """Return sessions, the most recently changed first.
 
         Args:
-            limit: How many, 0 or more; `None` is all.
-            offset: How many to pass over, 0 or more; past the end gives `[]`.
-            user_id: Only this user's sessions; `None` is everybody's.
+            limit: The largest number of sessions, 0 or more; `None` means all.
+            offset: The number of sessions to skip, 0 or more; past the end the result is `[]`.
+            user_id: Only this user's sessions; `None` means those of all users.
             metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it.
         """
         ...
 
     async def get_session(self, session_id: str) -> Session | None:
-        """Return one session, or `None` where there is none."""
+        """Return one session, or `None` if it does not exist."""
         ...
 
     async def count_sessions(self) -> int:
@@ -164,12 +164,12 @@ class Memory(Protocol):
         """Change a session's title and its `updated_at`.
 
         Raises:
-            SessionNotFoundError: There is no such session.
+            SessionNotFoundError: The session does not exist.
         """
         ...
 
     async def delete_session(self, session_id: str) -> None:
-        """Remove a session and its messages. An unknown id is no error, so that a retry is safe."""
+        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe."""
         ...
 
     async def clear_all(self) -> None:
@@ -177,7 +177,7 @@ class Memory(Protocol):
         ...
 
     async def close(self) -> None:
-        """Wait a bounded time for what is in flight and let go of the store. Closing twice is no error."""
+        """Wait a bounded time for calls in flight, and release the store. Closing twice is not an error."""
         ...
 
     async def __aenter__(self) -> Self:

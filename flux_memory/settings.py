@@ -1,4 +1,4 @@
-"""Configuration from the environment and from `.env`."""
+"""Reads the configuration from the environment and from `.env`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def _names(field: str) -> AliasChoices:
 
 
 class Settings(BaseSettings):
-    """Which backend a memory uses, and where.
+    """The backend of a memory, and the address of its store.
 
-    Each is read from the environment, then from `.env` in the working directory; the name with the prefix
-    `FLUX_MEMORY_` wins over the one without. Unknown keys there are not an error; an unknown keyword is one, since it
-    would be a setting that silently does nothing. A password never shows in a repr.
+    Each setting is read from the environment, then from `.env` in the working directory; the name with the prefix
+    `FLUX_MEMORY_` wins over the one without. Unknown keys there are ignored, as other programs use them; an unknown
+    keyword argument raises. A password never shows in a repr.
 
     Raises:
-        InvalidInputError: A keyword is none of the settings.
+        InvalidInputError: A keyword argument is not a setting.
     """
 
     model_config = SettingsConfigDict(
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     database_url: str = Field(
         default="sqlite+aiosqlite:///./data/sqlite.db", validation_alias=_names("database_url"), repr=False
     )
-    """The SQLite file: `sqlite+aiosqlite:///` and a path. Not in the repr, since platforms put other DSNs here."""
+    """The SQLite file: `sqlite+aiosqlite:///` and a path. Not in the repr: hosting platforms set it to DSNs."""
     postgres_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_dsn"))
     """`postgresql://user:password@host:5432/database`."""
 
@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the sources as they are, and refuse keywords that nothing reads."""
+        """Refuse unknown keyword arguments; keep the sources."""
         fields = list(settings_cls.model_fields)
         known = {*fields, *(f"flux_memory_{name}" for name in fields)}
         if unknown := sorted(init_settings().keys() - known):
@@ -66,18 +66,18 @@ class Settings(BaseSettings):
         """The path that `database_url` names.
 
         Raises:
-            InvalidInputError: It is not a SQLite URL, or one that names nothing.
+            InvalidInputError: `database_url` is not a SQLite URL, or names no file.
         """
         scheme, _, rest = self.database_url.partition("://")
         if scheme not in {"sqlite", "sqlite+aiosqlite"}:
             raise InvalidInputError(
-                "DATABASE_URL is no SQLite URL and the backend is sqlite; write "
+                "DATABASE_URL is not a SQLite URL and the backend is sqlite; write "
                 "sqlite+aiosqlite:///./data/sqlite.db, or set DATABASE_BACKEND=postgres and POSTGRES_DSN"
             )
         path = unquote(rest.partition("?")[0])
         if path == "/":
             raise InvalidInputError(
-                "DATABASE_URL names no file, perhaps by a variable that is not set; write "
+                "DATABASE_URL names no file, perhaps because a variable is not set; write "
                 "sqlite+aiosqlite:///./data/sqlite.db, or sqlite+aiosqlite:///:memory: for a store that ends with its "
                 "handle"
             )
@@ -87,13 +87,10 @@ class Settings(BaseSettings):
         """Return the DSN with its password; its repr shows neither.
 
         Raises:
-            InvalidInputError: There is none.
+            InvalidInputError: `postgres_dsn` is not set.
         """
         if self.postgres_dsn is None or not self.postgres_dsn.get_secret_value():
-            raise InvalidInputError(
-                "PostgreSQL is asked for and there is no POSTGRES_DSN; set it to "
-                "postgresql://user:password@host:5432/database"
-            )
+            raise InvalidInputError("POSTGRES_DSN is not set; set it to postgresql://user:password@host:5432/database")
         return SecretText(self.postgres_dsn.get_secret_value())
 
 
@@ -101,18 +98,18 @@ def load_settings(**overrides: str) -> Settings:
     """Read the settings of the environment and `.env`.
 
     Args:
-        overrides: Fields that win over both.
+        overrides: Fields that take precedence.
 
     Raises:
-        InvalidInputError: One is wrong; the message names it.
+        InvalidInputError: A setting is invalid; the message names it.
     """
     try:
         return Settings.model_validate({**Settings().model_dump(), **overrides})
     except UnicodeDecodeError:
-        # Its repr shows the file, passwords included.
+        # The error's repr shows the file, passwords included.
         raise InvalidInputError("the file .env is not UTF-8; save it as UTF-8") from None
     except OSError as error:
-        raise InvalidInputError(f"the file .env cannot be read ({error.strerror}); check who may") from error
+        raise InvalidInputError(f"the file .env cannot be read ({error.strerror}); check its permissions") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise InvalidInputError(f"the setting {first['loc'][0]} is wrong: {first['msg']}") from None

@@ -1,4 +1,4 @@
-"""The command line: `flux-memory`, also `python -m flux_memory`."""
+"""Assembles the command line `flux-memory` from its commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ main.add_command(contract)
 
 
 def run() -> None:
-    """Run the program. Once its work is done Ctrl-C ends it at once: while it exits, Python would show a traceback."""
+    """Run the program. While it exits, Ctrl-C ends it at once, without Python's traceback."""
     try:
         main(prog_name="flux-memory")
     finally:

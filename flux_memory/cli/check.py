@@ -1,4 +1,4 @@
-"""`flux-memory check`: does the configured backend work, and what does it hold?"""
+"""The command `flux-memory check`: shows whether the configured backend works, and what it holds."""
 
 from __future__ import annotations
 
@@ -21,25 +21,28 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="See whether the configured backend works.")
-@click.option("--sqlite-path", metavar="FILE", help="Check this SQLite file, whatever the settings say.")
+@click.option("--sqlite-path", metavar="FILE", help="Check this SQLite file instead of the settings' store.")
 @click.option(
-    "--postgres-dsn", type=SecretText, metavar="DSN", help="Check this PostgreSQL database, whatever the settings say."
+    "--postgres-dsn",
+    type=SecretText,
+    metavar="DSN",
+    help="Check this PostgreSQL database instead of the settings' store.",
 )
 @click.option(
     "--timeout", default=10.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds that a call may take."
 )
-@click.option("--full", is_flag=True, help="Also write, read back and remove a scratch session; makes the schema.")
+@click.option("--full", is_flag=True, help="Also write, read back and remove a scratch session; creates the schema.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, full: bool, as_json: bool) -> None:
-    """Check the configured backend: does it answer, and what lies there?
+    """Check whether the configured backend answers, and show what it holds.
 
     Settings come from the environment and .env: DATABASE_BACKEND, DATABASE_URL, POSTGRES_DSN, each also with the
-    prefix FLUX_MEMORY_. Without --full nothing is made or changed. Exits with 0 if all is well and 1 if not.
+    prefix FLUX_MEMORY_. Without --full nothing is created or changed. Exits with 0 if all is well and 1 if not.
     """
     if sqlite_path is not None and postgres_dsn is not None:
         raise click.UsageError("give --sqlite-path or --postgres-dsn, not both")
     if sqlite_path is not None and (not sqlite_path or find_unstorable(sqlite_path)):
-        raise click.UsageError("--sqlite-path is empty, or no text; give the path of a file, in UTF-8")
+        raise click.UsageError("--sqlite-path is empty or not text; give the path of a file, in UTF-8")
     try:
         report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full))
     except FluxMemoryError as error:
@@ -69,18 +72,18 @@ async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckRepo
     from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
     from flux_memory.health import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
 
-    async def look() -> CheckReport:
+    async def check_store() -> CheckReport:
         if settings.database_backend == "postgres":
             return await check_postgres(settings.require_postgres_dsn(), timeout)
         return await check_sqlite(settings.sqlite_path, timeout)
 
-    memory = create_memory(settings)  # refuses what a program would have refused
+    memory = create_memory(settings)  # raises the errors that an application would get
     with deadline(timeout):
-        report = await look()
+        report = await check_store()
         if full:
             async with memory:
                 await check_methods(memory, report)
-            report = dataclasses.replace(await look(), full=report.full)
+            report = dataclasses.replace(await check_store(), full=report.full)
     return report
 
 

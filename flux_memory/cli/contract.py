@@ -1,4 +1,4 @@
-"""`flux-memory contract`: what runs of the contract have found out, and what changed between two."""
+"""The command `flux-memory contract`: shows what changed between two reports of the contract."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 @click.group(short_help="Work with reports of the contract.")
 def contract() -> None:
-    """Work with what `pytest --flux-report=DIR` has written."""
+    """Work with reports that `pytest --flux-report=DIR` has written."""
 
 
-@contract.command(short_help="Say what changed between two reports.")
+@contract.command(short_help="Show what changed between two reports.")
 @click.argument("old", type=click.Path(exists=True, path_type=Path))
 @click.argument("new", type=click.Path(exists=True, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def diff(old: Path, new: Path, *, as_json: bool) -> None:
-    """Say which clauses fail, hold, are new, gone or slower in NEW that did not in OLD.
+    """Show the clauses that fail, hold, are new, gone or slower in NEW, compared with OLD.
 
-    Each is a directory that `pytest --flux-report` has written, or the contract.json in it. Exits with 1 when
-    something that held is no longer seen to hold, with 2 when a file cannot be read, and with 0 otherwise.
+    Each is a directory that `pytest --flux-report` has written, or the contract.json in it. Exits with 1 if a clause
+    that held is no longer seen to hold, with 2 if a file cannot be read, and with 0 otherwise.
     """
     from flux_memory.testkit.evidence.diff import compare  # noqa: PLC0415 - other commands do not need it
 
@@ -75,7 +75,7 @@ def _section(
     if not changes:
         return
     click.secho(f"\n{title}: {len(changes)}", fg=colour, bold=True)
-    # A backend that came or went is one piece of news, not one a clause.
+    # A backend in only one report gets one line, not one for each clause.
     for backend, count in Counter(change.backend for change in changes if change.backend not in in_both).items():
         click.echo(f"  {backend}, in one of the two reports only: {count}")
     for change in changes:

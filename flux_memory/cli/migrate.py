@@ -1,4 +1,4 @@
-"""The command `flux-memory migrate`: options in, a transfer's progress and verdict out."""
+"""The command `flux-memory migrate`: checks the options, runs the transfer and shows its verdict."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _REPORTS_BEGIN = (b'{\n  "source": ', b'{\n  "status": ')
-"""A report, and what is left of one where the migration failed."""
+"""The beginnings of a report: of a migration that ended, and of one that failed."""
 _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result."
 
 
 @click.command(short_help="Move a SQLite memory to PostgreSQL, with proof.")
-@click.option("--sqlite-path", metavar="FILE", help="The SQLite file; by default the one that the settings name.")
+@click.option("--sqlite-path", metavar="FILE", help="The SQLite file; by default the one in the settings.")
 @click.option(
     "--postgres-dsn",
     type=SecretText,
@@ -41,32 +41,32 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
     default=100,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Rows of a commit, where the target has rows already.",
+    help="Rows of a commit, if the target already has rows.",
 )
-@click.option("--dry-run", is_flag=True, help="Preflight only: say what would be done, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Preflight only: show what would be done, change nothing.")
 @click.option("--verify", is_flag=True, help="Compare both sides, change nothing.")
 @click.option("--to-sqlite", metavar="FILE", help="The way back: write the PostgreSQL memory into a fresh SQLite file.")
-@click.option("--retry", metavar="FILE", help="Load the rows of a quarantine file, after mending them.")
+@click.option("--retry", metavar="FILE", help="Load the corrected rows of a quarantine file.")
 @click.option(
     "--on-invalid",
     default="fail",
     show_default=True,
     type=click.Choice(["fail", "quarantine"]),
-    help="Rows that cannot be moved: stop, or move the rest and write them to a file.",
+    help="For rows that cannot be moved: stop, or write them to a file and move the rest.",
 )
 @click.option(
-    "--quarantine-file", metavar="FILE", help="Where they go; by default a new file in the working directory."
+    "--quarantine-file", metavar="FILE", help="The file for them; by default a new one in the working directory."
 )
-@click.option("--assume-timezone", default="UTC", show_default=True, help="The zone of times that name none.")
-@click.option("--leave-behind", multiple=True, metavar="NAME", help="An unknown table, or table.column, not to move.")
+@click.option("--assume-timezone", default="UTC", show_default=True, help="The time zone of times without one.")
+@click.option("--leave-behind", multiple=True, metavar="NAME", help="An unknown table, or table.column, to leave out.")
 @click.option("--report", metavar="FILE", help="Write a report as JSON.")
-@click.option("--yes", is_flag=True, help="Do not ask. Away from a terminal nothing is asked.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation, which is asked for on a terminal only.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def migrate(**options: Any) -> None:
     """Move a SQLite memory to PostgreSQL, and prove that nothing was lost.
 
     The SQLite file is only read. Exits with 0 if both sides are proven identical, 1 if it failed or they differ, 2
-    for wrong usage, 3 if it is done with rows in quarantine.
+    for wrong usage, 3 if rows are in quarantine.
     """
     _check_usage(options)
     from flux_memory.cli.migrate_display import Display  # noqa: PLC0415 - rich costs more than --help may
@@ -101,7 +101,7 @@ def migrate(**options: Any) -> None:
 
 def _check_usage(options: dict[str, Any]) -> None:
     for name, value in options.items():
-        # As of a variable that is not set: the settings' own file or database is not what was meant.
+        # An unset shell variable gives an empty option, which must not mean the settings' file or database.
         if value == "":
             raise click.UsageError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
     for name in ("sqlite_path", "to_sqlite"):
@@ -112,23 +112,23 @@ def _check_usage(options: dict[str, Any]) -> None:
     if sum(bool(options[name]) for name in ("dry_run", "verify", "to_sqlite")) > 1:
         raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
     if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):
-        raise click.UsageError("--retry takes the place of --sqlite-path, and goes one way only")
+        raise click.UsageError("--retry replaces --sqlite-path and excludes --to-sqlite; leave those out")
     if options["to_sqlite"] and options["sqlite_path"]:
-        raise click.UsageError("--to-sqlite names the file to make; it reads no --sqlite-path, leave that out")
+        raise click.UsageError("--to-sqlite names the file to create and reads no SQLite file; leave out --sqlite-path")
     if options["report"]:
         _check_report(Path(options["report"]))
 
 
 def _check_report(path: Path) -> None:
-    """Refuse what a report would take the place of, if it is none: the memory itself may be named by mistake."""
+    """Refuse to overwrite a file that is not a report: it may be the memory itself."""
     wrong = None
     try:
         if not path.absolute().parent.is_dir():
-            wrong = "there is no such directory; make it first"
+            wrong = "the directory does not exist; create it first"
         elif path.is_file() and path.stat().st_size:
             with path.open("rb") as file:
                 if not file.read(32).startswith(_REPORTS_BEGIN):
-                    wrong = f"{path} is no report, and is not overwritten; give another path"
+                    wrong = f"{path} is not a report, and is not overwritten; give another path"
     except OSError as error:
         wrong = f"{path} cannot be read: {error.strerror}; give another path"
     if wrong is not None:
@@ -136,16 +136,16 @@ def _check_report(path: Path) -> None:
 
 
 def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Report]]:
-    """Ask what there is to ask, while nothing else draws on the terminal, and return what is to be run."""
+    """Ask for confirmation, before the display draws on the terminal, and return the transfer to run."""
     from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than --help may
-    from flux_memory.transfer import migrate as transfer  # noqa: PLC0415 - and so do drivers
+    from flux_memory.transfer import migrate as transfer  # noqa: PLC0415 - so do drivers
     from flux_memory.transfer import migrate_back  # noqa: PLC0415
 
     settings = load_settings()
     if options["postgres_dsn"] is None and settings.postgres_dsn is None:
         raise click.UsageError("there is no PostgreSQL database; give --postgres-dsn, or set POSTGRES_DSN")
     dsn = options["postgres_dsn"] or settings.require_postgres_dsn()
-    # Before a large file is read.
+    # An invalid DSN is refused before a large file is read.
     parse_dsn(dsn)
     if options["to_sqlite"]:
         return partial(migrate_back, dsn, Path(options["to_sqlite"]))
@@ -183,14 +183,14 @@ def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
 
 
 async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
-    """Let SIGTERM end the work as cleanly as SIGINT does. Neither says anything of work that is done."""
+    """Cancel the work on SIGTERM as on SIGINT, unless it is done."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def end(*_: object) -> None:
         if task is not None and not task.done():
             loop.call_soon_threadsafe(task.cancel)
 
-    # Not the loop's own handlers, which go with it, before its work is told of.
+    # Not the event loop's handlers, which end with the loop, before the verdict is shown.
     for number in _ENDING:
         signal.signal(number, end)
     return await work
@@ -200,7 +200,7 @@ def _write_report(path: Path, report: dict[str, Any]) -> None:
     from flux_memory.transfer.tempfiles import sync  # noqa: PLC0415 - not needed for --help
 
     try:
-        # The name of a file may be no text; what replaces it then is JSON's own escape.
+        # A file name may not be text; its bytes become JSON escapes.
         path.write_text(
             json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
         )

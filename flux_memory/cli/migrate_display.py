@@ -1,4 +1,4 @@
-"""What a person sees of a transfer: phases, a progress bar, the table and the closing line."""
+"""Shows a transfer on the terminal: its phases, a progress bar, the table and the closing line."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _CLOSING: Final = {
     Status.IDENTICAL: "Proven identical: every session and message is there, in order, with its content.",
     Status.READY: "Ready: {ready}. Run again without --dry-run to move it.",
     Status.REFUSED: (
-        "Stopped before anything was changed: the rows above cannot be moved. Mend them, or run again with "
-        "--on-invalid=quarantine to go on with the rest."
+        "Stopped before anything was changed: the rows above cannot be moved. Correct them, or run again with "
+        "--on-invalid=quarantine to move the rest."
     ),
-    Status.QUARANTINED: "Done and proven, but for the rows in {quarantine}. Mend them there, then run: {retry}",
-    Status.DIFFERENT: "DIFFERENT: see the list above. Nothing was overwritten; settle these rows, then run again.",
+    Status.QUARANTINED: "Done and proven, except for the rows in {quarantine}. Correct them there, then run: {retry}",
+    Status.DIFFERENT: "DIFFERENT: see the list above. Nothing was overwritten; correct these rows, then run again.",
 }
-_COMPARED: Final = "Proven identical, but for the rows above that cannot be moved."
-"""Where rows were only compared, and none was put aside."""
+_COMPARED: Final = "Proven identical, except for the rows above that cannot be moved."
+"""The closing line after `--verify`, which writes no quarantine file."""
 
-_WIDE: Final = 80
-"""Columns of a terminal from which on there is room for the rate."""
+_RATE_COLUMNS: Final = 80
+"""Columns that the terminal needs to show the rate."""
 
 
 class _Rows(ProgressColumn):
-    """How many rows are done; nothing of a phase that counts none."""
+    """The number of rows done; empty in a phase that counts no rows."""
 
     def render(self, task: Task) -> Text:
         done = "" if task.total is None else f"{task.completed:,.0f}/{task.total:,.0f}"
@@ -55,7 +55,7 @@ class _Rate(ProgressColumn):
 
 
 class _Time(ProgressColumn):
-    """The time left; of a phase that counts no rows the time it has taken."""
+    """The time left, or the time taken in a phase that counts no rows."""
 
     _left = TimeRemainingColumn()
     _taken = TimeElapsedColumn()
@@ -65,12 +65,12 @@ class _Time(ProgressColumn):
 
 
 class Display:
-    """Watches a transfer: a progress bar on a terminal, plain lines elsewhere, nothing if quiet."""
+    """Shows a transfer: a progress bar on a terminal, plain lines elsewhere, nothing if quiet."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._console = Console()
-        rate = (_Rate(),) if self._console.width >= _WIDE else ()
+        rate = (_Rate(),) if self._console.width >= _RATE_COLUMNS else ()
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(),
@@ -86,7 +86,7 @@ class Display:
         self._began = 0.0
 
     def phase(self, name: str, rows: int | None) -> None:
-        """Begin a phase; the last one has ended."""
+        """End the last phase and begin another."""
         self._end_phase()
         self._name, self._rows, self._began = name, 0, time.monotonic()
         if not self._progress.disable:
@@ -105,11 +105,11 @@ class Display:
             self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def verdict(self, report: Report, reading: Sequence[str] = ()) -> None:
-        """Print what was found and proved, and one closing line.
+        """Print the findings and one closing line.
 
         Args:
-            report: Of the transfer that has ended.
-            reading: The options by which it read the rows; a retry has to read them alike.
+            report: The report of the transfer.
+            reading: The options that decided how rows were read; a retry needs the same.
         """
         for tally in report.preflight.tallies.values():
             self.say(f"  {tally.count:,} {tally.table}: {tally.kind}. First: {'; '.join(tally.first)}")

@@ -1,4 +1,4 @@
-"""JSON metadata: one text form that both engines keep exactly, and `jsonb`'s rules for comparing it."""
+"""Writes metadata as JSON text that both engines keep exactly, and compares it by `jsonb`'s rules."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _INT_BOUND: Final = 10**4300
 def encode(value: object, name: str = "metadata") -> str:
     """Return the JSON text of a metadata argument; `None` is `{}`.
 
-    Floats of 1e16 and up are written out with `.0`, since `jsonb` would turn `1e+22` into an integer; -0.0 is
-    written as 0.0, since `jsonb` has no negative zero. Nothing of the argument is kept.
+    Floats of 1e16 and up are written in full with `.0`, since `jsonb` would turn `1e+22` into an integer; -0.0 is
+    written as 0.0, since `jsonb` has no negative zero.
 
     Raises:
-        InvalidInputError: It is not a JSON object that both engines can hold; the message names the place.
+        InvalidInputError: The value is not a JSON object that both engines can hold; the message names the place.
     """
     if value is None:
         return "{}"
@@ -46,10 +46,10 @@ def encode(value: object, name: str = "metadata") -> str:
 
 
 def decode(text: str | None) -> dict[str, Any]:
-    """Return the object a stored text stands for; NULL is `{}`.
+    """Return the object of a stored text; NULL is `{}`.
 
     Raises:
-        ValueError: It is not a JSON object.
+        ValueError: The text is not a JSON object.
     """
     if text is None or text == "{}":
         return {}
@@ -62,10 +62,10 @@ def decode(text: str | None) -> dict[str, Any]:
 
 
 def decode_all(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what `decode` would for each text, at less cost.
+    """Return the object of each text, faster than `decode` one by one.
 
     Raises:
-        ValueError: One of them is not a JSON object.
+        ValueError: A text is not a JSON object.
     """
     read = decode if _may_have_long_numbers(",".join(texts)) else orjson.loads
     values = list(map(read, texts))
@@ -75,22 +75,22 @@ def decode_all(texts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_exactly(text: str) -> Any:
-    """Return what a text stands for, numbers with a fraction or an exponent as `Decimal`.
+    """Return the value of a JSON text; numbers with a fraction or an exponent are `Decimal`.
 
     Raises:
-        ValueError: It is not JSON.
-        RecursionError: It is nested too deeply to be read.
+        ValueError: The text is not JSON.
+        RecursionError: The text is nested too deeply.
     """
     return _EXACT_READER.decode(text)
 
 
 def equal(one: str, other: str) -> bool:
-    """Tell whether two texts are equal as `jsonb`: key order and `1` against `1.0` make no difference."""
+    """Return whether two texts are equal as `jsonb`: key order does not count, and `1` equals `1.0`."""
     return one == other or _equal(read_exactly(one), read_exactly(other))
 
 
 def contains(text: str, part: str) -> bool:
-    """Tell whether one text contains another as PostgreSQL's `jsonb @>` has it; invalid JSON contains nothing."""
+    """Return whether a text contains a part, as PostgreSQL's `jsonb @>` defines it; invalid JSON contains nothing."""
     try:
         return _contains(read_exactly(text), read_exactly(part))
     except (ValueError, RecursionError):
@@ -98,12 +98,12 @@ def contains(text: str, part: str) -> bool:
 
 
 def _may_have_long_numbers(text: str) -> bool:
-    """Tell whether the standard reader is needed: orjson reads integers beyond 64 bits as floats."""
+    """Return whether the standard reader is needed: orjson reads integers beyond 64 bits as floats."""
     return _LONG_NUMBER in text.encode().translate(_DIGITS_TO_ZERO)
 
 
 class _RefusedError(Exception):
-    """A value that cannot be stored; its place is put together on the way out, so that good values pay nothing."""
+    """A value that cannot be stored. Its place is built on the way out, so that valid values cost nothing."""
 
     def __init__(self, reason: str, kind: type[InvalidInputError] = InvalidInputError) -> None:
         super().__init__(reason)
@@ -193,7 +193,7 @@ _EXACT_READER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=_ref
 
 
 def _kind(value: object) -> type:
-    """Return the JSON type; Decimal and int are one, bool is its own."""
+    """Return the JSON type: Decimal and int are the same, bool is its own."""
     return int if isinstance(value, Decimal) else type(value)
 
 
@@ -213,6 +213,6 @@ def _contains(value: Any, part: Any) -> bool:
     if isinstance(part, dict):
         return all(key in value and _contains(value[key], item) for key, item in part.items())
     if isinstance(part, list):
-        # Order and repeats do not count: each element needs some element that holds it.
+        # Order and repeats do not count: each element of the part needs one that contains it.
         return all(any(_contains(candidate, item) for candidate in value) for item in part)
     return bool(value == part)

@@ -1,4 +1,4 @@
-"""The limits that both backends share, below what either engine can hold. Over a limit is refused, never cut."""
+"""Defines the size limits that both backends share; a larger value is refused, never truncated."""
 
 from typing import Final
 
@@ -13,4 +13,4 @@ MAX_METADATA_BYTES: Final = 16 * 1024 * 1024
 MAX_METADATA_DEPTH: Final = 100
 """Nesting of metadata: `{}` is 1 deep, `{"a": []}` is 2."""
 MAX_BATCH_BYTES: Final = 256 * 1024 * 1024
-"""Bytes of a batch: of its ids, roles, contents and metadata. PostgreSQL takes a batch in one piece, below 1 GB."""
+"""Bytes of a batch's ids, roles, contents and metadata. PostgreSQL takes a batch as one message, below 1 GB."""

@@ -1,4 +1,4 @@
-"""Text that both engines keep byte for byte: what they cannot store, and checks of text arguments."""
+"""Checks text arguments: both engines must be able to store them byte for byte."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from flux_memory.errors import InvalidInputError, InvalidTypeError
 
 
 def find_unstorable(value: str) -> str | None:
-    """Say what in a text cannot be stored, and where, or return `None`.
+    """Return a description of the first character that cannot be stored, or `None`.
 
-    PostgreSQL has no NUL in `text`, and lone surrogates have no UTF-8 form.
+    PostgreSQL's `text` has no NUL, and lone surrogates have no UTF-8 form.
     """
     if (at := value.find("\x00")) >= 0:
         return f"a NUL character at offset {at}, which PostgreSQL cannot store; remove it"
@@ -21,10 +21,10 @@ def find_unstorable(value: str) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return the beginning of a value's repr, for a message; of any value, those too that have none."""
+    """Return the beginning of a value's repr for an error message, even if the repr raises."""
     try:
         return f"{value!r:.80}"
-    except Exception:  # noqa: BLE001 - an integer of more than 4,300 digits, or a repr that is not ours
+    except Exception:  # noqa: BLE001 - an integer of more than 4,300 digits, or a repr that raises
         return f"a value of type {type(value).__name__}"
 
 
@@ -32,7 +32,7 @@ def require_str(name: str, value: object) -> str:
     """Return a text as plain `str`, so that a subclass does not leak into a record.
 
     Raises:
-        InvalidTypeError: It is not a `str`.
+        InvalidTypeError: The value is not a `str`.
     """
     if type(value) is str:
         return value
@@ -45,7 +45,7 @@ def require_text(name: str, value: object, *, max_bytes: int) -> str:
     """Return a text that both engines can hold.
 
     Raises:
-        InvalidInputError: It has a NUL or a lone surrogate, or is larger than `max_bytes` of UTF-8.
+        InvalidInputError: The text has a NUL or a lone surrogate, or is larger than `max_bytes` of UTF-8.
     """
     text = require_str(name, value)
     if reason := find_unstorable(text):
@@ -59,7 +59,7 @@ def require_id(name: str, value: object, *, max_length: int, min_length: int = 1
     """Return an id that both engines can hold.
 
     Raises:
-        InvalidInputError: Its length is out of bounds, or it has a NUL or a lone surrogate.
+        InvalidInputError: The id's length is out of bounds, or it has a NUL or a lone surrogate.
     """
     text = require_str(name, value)
     if not min_length <= len(text) <= max_length:

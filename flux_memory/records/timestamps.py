@@ -1,4 +1,4 @@
-"""Times as the records show them: UTC text of 32 characters that sorts as the times do."""
+"""Writes and reads the times of the records: UTC text of 32 characters, which sorts by time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _FORM: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00", re.AS
 _DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte).isdecimal() else byte for byte in range(256))
 _FORM_OF_DIGITS: Final = "0000-00-00T00:00:00.000000+00:00"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECONDS_FROM: Final = 100_000_000_000
-"""An epoch number from here on counts milliseconds: in seconds it would lie beyond the year 5000."""
+_FIRST_MILLISECONDS: Final = 100_000_000_000
+"""The first epoch number that counts milliseconds: in seconds it would be after the year 5000."""
 
 
 def utc_now() -> str:
-    """Return the present."""
+    """Return the current time in the records' form."""
     return utc_text(datetime.now(UTC))
 
 
@@ -30,7 +30,7 @@ def check(text: object) -> str:
     """Return a stored time if it has the records' form.
 
     Raises:
-        ValueError: It has not.
+        ValueError: The value does not have the records' form.
     """
     if type(text) is str and _FORM.fullmatch(text):
         datetime.fromisoformat(text)
@@ -42,9 +42,9 @@ def check_all(texts: Sequence[str]) -> None:
     """Do what `check` does for each text, at less cost.
 
     Raises:
-        ValueError: One of them has not the records' form.
+        ValueError: A text does not have the records' form.
     """
-    # No time of the form has a line's end, so that none can stand for two, nor two for one.
+    # The form has no line break, so that joined texts match only if each matches.
     form = "\n".join([_FORM_OF_DIGITS] * len(texts)).encode()
     if "\n".join(texts).encode().translate(_DIGITS_TO_ZERO) != form:
         raise ValueError("a text is not a time in the records' form")
@@ -53,17 +53,17 @@ def check_all(texts: Sequence[str]) -> None:
 
 
 def parse(value: object, naive: tzinfo = UTC) -> str:
-    """Read a time in any form the original application wrote, and return it in the records' form.
+    """Read a time in any form that the original application wrote, and return it in the records' form.
 
-    Those are ISO 8601 text, naive or with an offset or `Z`, with or without a fraction, and seconds or
-    milliseconds since 1970 as a number or its digits.
+    The forms are ISO 8601 text, naive or with an offset or `Z`, with or without a fraction, and seconds or milliseconds
+    since 1970 as a number or its digits.
 
     Args:
-        value: What the database holds.
-        naive: The zone of a text that names none.
+        value: The stored value.
+        naive: The time zone of a text without one.
 
     Raises:
-        ValueError: It is no time, or one outside the years 1 to 9999.
+        ValueError: The value is not a time, or is outside the years 1 to 9999.
     """
     try:
         if isinstance(value, str):
@@ -72,7 +72,7 @@ def parse(value: object, naive: tzinfo = UTC) -> str:
                 return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=naive))
             value = float(value) if "." in value else int(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            unit = "milliseconds" if abs(value) >= _MILLISECONDS_FROM else "seconds"
+            unit = "milliseconds" if abs(value) >= _FIRST_MILLISECONDS else "seconds"
             return utc_text(_EPOCH + timedelta(**{unit: value}))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{value!r:.60} is not a time: {error}") from error
@@ -80,5 +80,5 @@ def parse(value: object, naive: tzinfo = UTC) -> str:
 
 
 def _is_number(text: str) -> bool:
-    # Eight digits are a date in ISO 8601's basic form; an epoch has nine or more until 1973 is of interest.
+    # Eight digits are a date in ISO 8601's basic form; an epoch number since 1973 has nine or more.
     return len(text) > len("YYYYMMDD") and text.replace(".", "", 1).isdecimal() and text.isascii()

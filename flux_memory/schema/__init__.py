@@ -1,8 +1,8 @@
-"""The schema's history: numbered files per dialect that are never changed, and what of them a database lacks.
+"""Knows the numbered schema files of each dialect, and which of them a database lacks.
 
-A fresh database replays all files; there is no second description of the schema. The first two are the schema of
-the original application, generation by generation, so that a database it made is taken over by recording the files
-it already has.
+The files never change, and a fresh database replays all of them: there is no second description of the schema. The
+first two are the two generations of the original application's schema; its database is adopted by recording the files
+that it already has.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def missing(dialect: str, applied: Mapping[int, str]) -> list[SchemaFile]:
         applied: The checksums that the database recorded, by version.
 
     Raises:
-        SchemaError: The database is newer than the library, or was made by files other than ours.
+        SchemaError: The database is newer than the library, or has recorded other checksums.
     """
     steps = history(dialect)
     if applied and max(applied) > steps[-1].version:
@@ -71,12 +71,12 @@ def missing(dialect: str, applied: Mapping[int, str]) -> list[SchemaFile]:
 
 
 def described(dialect: str, applied: Mapping[int, str], original_version: int) -> str:
-    """Say in a few words which schema a database has.
+    """Describe the schema of a database in a few words.
 
     Args:
         dialect: `sqlite` or `postgres`.
         applied: The checksums that the database recorded, by version.
-        original_version: Where there are none, what `adopted_version` returns.
+        original_version: The result of `adopted_version` if there are none.
 
     Raises:
         SchemaError: As `missing` does.
@@ -88,20 +88,20 @@ def described(dialect: str, applied: Mapping[int, str], original_version: int) -
         )
     if original_version:
         return f"the original application's, generation {original_version}: adopted in place at first use"
-    return "none yet: made at first use"
+    return "none yet: created at first use"
 
 
 def adopted_version(columns: Mapping[str, set[str]]) -> int:
-    """Return which generation of the original application made the tables of a database without a version table.
+    """Return the schema version of a database without a version table, by the columns of its tables.
 
     Args:
-        columns: The columns of `sessions` and of `messages`; a table that is missing has none.
+        columns: The columns of `sessions` and of `messages`; a missing table has none.
 
     Returns:
-        0 for a database that has neither table, else the version that stands for that generation.
+        The version of the original application's generation that made the tables; 0 if the database has neither.
 
     Raises:
-        SchemaError: The tables are somebody else's.
+        SchemaError: Another program made the tables.
     """
     sessions, messages = columns["sessions"], columns["messages"]
     if not sessions and not messages:
@@ -115,6 +115,6 @@ def adopted_version(columns: Mapping[str, set[str]]) -> int:
     if unknown := messages - _ORIGINAL_MESSAGES:
         raise SchemaError(
             f"the table 'messages' has columns that the original application did not make: "
-            f"{', '.join(sorted(unknown))}; move them to a table of your own, so that nothing is lost"
+            f"{', '.join(sorted(unknown))}; move them to another table, so that nothing is lost"
         )
     return 2 if "user_id" in sessions else 1

@@ -30,12 +30,12 @@ ROLLED_BACK_FOR_ANOTHER: Final = (
 )
 """The server rolled the statement back because of another one; a retry sees the changes of that one."""
 
-_LASTING: Final = (
+_PERMANENT: Final = (
     asyncpg.exceptions.ClientConfigurationError,
     ssl.SSLCertVerificationError,
     PermissionError,
 )
-_PASSING: Final = (
+_TRANSIENT: Final = (
     OSError,
     asyncpg.TooManyConnectionsError,
     asyncpg.OperatorInterventionError,
@@ -44,11 +44,11 @@ _PASSING: Final = (
 )
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Return whether an attempt to connect with this error may succeed later, without a fix."""
     # A pooler uses this one class for every error, also for a server that is down and for a full pool.
     refused_for_good = isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)
-    return isinstance(error, _PASSING) and not isinstance(error, _LASTING) and not refused_for_good
+    return isinstance(error, _TRANSIENT) and not isinstance(error, _PERMANENT) and not refused_for_good
 
 
 _Causes = type[BaseException] | tuple[type[BaseException], ...]
@@ -163,16 +163,16 @@ def translated(shown: str, timeout: float, state: CallState | None = None, pool:
     except TimeoutError as error:
         _clear_frames(error, asyncpg.__name__)
         trouble = pool.trouble if pool is not None else None
-        raise _too_late(shown, timeout, state or CallState(writes=False), trouble) from error
+        raise _deadline_error(shown, timeout, state or CallState(writes=False), trouble) from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         _clear_frames(error, asyncpg.__name__)
         if state is not None and state.writes and state.unknown:
-            raise _unknown(shown, f"the connection was lost, and then: {_said(error)}") from error
+            raise _outcome_unknown(shown, f"the connection was lost, and then: {_message(error)}") from error
         kind, advice = _advice(error)
-        raise kind(f"PostgreSQL at {shown}: {_said(error)}; {advice}") from error
+        raise kind(f"PostgreSQL at {shown}: {_message(error)}; {advice}") from error
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     # Only the message: a DETAIL may quote stored data, and asyncpg's HINTs address its direct callers. The cause has
     # both.
     return str(error.args[0] if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) else error)
@@ -186,15 +186,15 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     return next(found, (BackendUnavailableError, "see the cause"))
 
 
-def _too_late(shown: str, timeout: float, state: CallState, trouble: Exception | None) -> BackendUnavailableError:
+def _deadline_error(shown: str, timeout: float, state: CallState, trouble: Exception | None) -> BackendUnavailableError:
     if state.writes and state.unknown:
-        return _unknown(shown, f"did not answer within {timeout:g} s")
+        return _outcome_unknown(shown, f"did not answer within {timeout:g} s")
     if trouble is None and not state.blocked:
         trouble = state.trouble
     if state.sent:
         what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="
     elif trouble is not None:
-        what = f"{_said(trouble)}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
+        what = f"{_message(trouble)}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
     elif state.blocked:
         what = (
             f"a lock, or an earlier write to the session, was in the way for {timeout:g} s; look for locks in "
@@ -205,7 +205,7 @@ def _too_late(shown: str, timeout: float, state: CallState, trouble: Exception |
     return BackendUnavailableError(f"PostgreSQL at {shown}: {what}" + ". Nothing was stored" * state.writes)
 
 
-def _unknown(shown: str, what: str) -> OutcomeUnknownError:
+def _outcome_unknown(shown: str, what: str) -> OutcomeUnknownError:
     return OutcomeUnknownError(
         f"PostgreSQL at {shown}: {what}; whether the call took effect is not known. "
         "Retry with the same ids, look for locks in pg_stat_activity, or raise timeout="

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory.backends.lifecycle import CLOSED
-from flux_memory.backends.postgres.errors import passes
+from flux_memory.backends.postgres.errors import is_transient
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, back_off, is_closed, terminate
 from flux_memory.dsn import Dsn, rotate_hosts
 from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
@@ -186,7 +186,7 @@ class OwnPool:
             except Exception as error:
                 never_answered = isinstance(error, OSError) and not self._has_answered
                 late = loop.time() - began > self._first_contact_seconds
-                if self._closing or not passes(error) or (never_answered and late):
+                if self._closing or not is_transient(error) or (never_answered and late):
                     self._permits.release()
                     raise
             tried += 1
@@ -284,7 +284,7 @@ class BorrowedPool:
                 connection = await self._pool.acquire()
             except Exception as error:
                 self.trouble = error
-                if not passes(error):
+                if not is_transient(error):
                     raise
             else:
                 self.trouble = None

@@ -51,7 +51,7 @@ def is_busy(error: BaseException | None) -> bool:
     return _primary_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether a lock or a deadline caused the error, so that the file itself may be sound."""
     return is_busy(error) or _primary_code(error) == sqlite3.SQLITE_INTERRUPT
 

@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from flux_memory.backends.sqlite.errors import is_passing
+from flux_memory.backends.sqlite.errors import is_transient
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
 _TRUSTED_SECONDS: Final = 0.05
 """Seconds until a read verifies the file again, and a write the log's times."""
 _TRUNCATED: Final = (
-    "{} was truncated while it was open; stop what did it, copy what is left, -wal included, and restore a backup"
+    "{} was truncated while it was open; stop the process that cut it, copy the rest with -wal, and restore a backup"
 )
 
 
@@ -147,7 +147,7 @@ class OpenFile:
         try:
             return bool(self._db.execute("PRAGMA quick_check(1)").fetchone() == ("ok",))
         except sqlite3.Error as error:
-            if is_passing(error):
+            if is_transient(error):
                 raise
             return False
 

@@ -1,4 +1,4 @@
-"""Brings a PostgreSQL database's schema up to date, the original application's included, in one transaction."""
+"""Upgrades the schema of a PostgreSQL database, also the original application's, in one transaction."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, Final
 from flux_memory.errors import SchemaError
 from flux_memory.schema import SchemaFile, adopted_version, history, missing
 
-# A name's hash, so that no other user of advisory locks in the database takes the same by chance.
+# The hash of a name: other users of advisory locks in the database are unlikely to take the same number.
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0))"
-# Not to_regclass() alone: it may answer from the session's cache that the table is missing when another session has
-# just made it. Reading a catalogue brings the cache up to date.
+# Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes
+# the cache.
 HAS_VERSION_TABLE: Final = """
 SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'flux_memory_schema' AND pg_table_is_visible(oid))
 """
@@ -38,17 +38,17 @@ _EXPECTED_TYPES: Final = {
 
 
 async def bring_up_to_date(connection: Any) -> None:
-    """Apply what the database lacks, all or nothing. Where it is current, no DDL runs and no lock is taken.
+    """Apply the files that the database lacks, all or none. If it lacks none, no DDL runs and no lock is taken.
 
     Args:
         connection: An asyncpg connection outside a transaction.
 
     Raises:
-        SchemaError: The database is newer than the library, or has tables that are not ours; it is left as it was.
+        SchemaError: The database is newer than the library, or has another program's tables; it is left as it was.
     """
     if not missing("postgres", await applied_versions(connection)):
         return
-    # A default of REPEATABLE READ would show us the state before we waited for the lock.
+    # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(LOCK)
         applied = await applied_versions(connection)
@@ -62,17 +62,17 @@ async def bring_up_to_date(connection: Any) -> None:
 
 
 async def applied_versions(connection: Any) -> dict[int, str]:
-    """Return the checksums of the files applied, by version; none for a database without a version table."""
+    """Return the checksums of the applied files by version; none for a database without a version table."""
     if not await connection.fetchval(HAS_VERSION_TABLE):
         return {}
     return {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
 
 
 async def original_version(connection: Any) -> int:
-    """Return the version that the tables of a database without a version table stand for; 0 where there are none.
+    """Return the version of the original application's tables; 0 if there are none.
 
     Raises:
-        SchemaError: The tables are not the original application's.
+        SchemaError: Another program made the tables.
     """
     types = {
         table: {name: kind for name, kind in await connection.fetch(SELECT_COLUMNS, table)}  # noqa: C416 - Records

@@ -1,4 +1,4 @@
-"""Brings a SQLite file's schema up to date, files of the original application included, in one transaction."""
+"""Upgrades the schema of a SQLite file, also the original application's, in one transaction."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ NORMALIZE_USER: Final = "UPDATE sessions SET user_id = '' WHERE user_id IS NULL"
 
 
 def bring_up_to_date(db: sqlite3.Connection) -> None:
-    """Apply what the file lacks, all or nothing. A file that is current is only read.
+    """Apply the schema files that the file lacks, all or none. If it lacks none, it is only read.
 
     Args:
         db: A connection in autocommit mode.
 
     Raises:
-        SchemaError: The file is newer than the library, belongs to something else, or has rows that cannot be
-            adopted; it is left as it was.
+        SchemaError: The file is newer than the library, is another program's, or has rows that cannot be adopted; it
+            is left as it was.
     """
     if not missing("sqlite", applied_versions(db)):
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        # Somebody else may have done it while we waited for the lock.
+        # Another process may have upgraded the file during the wait for the lock.
         applied = applied_versions(db)
         if not applied:
             db.execute(CREATE_VERSION_TABLE)
@@ -80,17 +80,17 @@ def bring_up_to_date(db: sqlite3.Connection) -> None:
 
 
 def applied_versions(db: sqlite3.Connection) -> dict[int, str]:
-    """Return the checksums of the files applied, by version; none for a file without a version table."""
+    """Return the checksums of the applied files by version; none for a file without a version table."""
     if db.execute(HAS_VERSION_TABLE).fetchone() is None:
         return {}
     return dict(db.execute(SELECT_VERSIONS).fetchall())
 
 
 def original_version(db: sqlite3.Connection) -> int:
-    """Return the version that the tables of a file without a version table stand for; 0 where there are none.
+    """Return the version of the original application's tables; 0 if there are none.
 
     Raises:
-        SchemaError: The tables are not the original application's.
+        SchemaError: Another program made the tables.
     """
     columns = {table: {name for (name,) in db.execute(SELECT_COLUMNS, (table,))} for table in ("sessions", "messages")}
     return adopted_version(columns)
@@ -102,16 +102,16 @@ def _record(db: sqlite3.Connection, step: SchemaFile) -> str:
 
 
 def _adopt(db: sqlite3.Connection) -> int:
-    """Make an original application's rows fit the schema's history, and return the version they stand for.
+    """Convert an original application's rows to the records' form, and return the version of its tables.
 
-    Times become UTC text of one form, naive ones taken as UTC. Messages whose session is gone, which the original
+    Times become UTC text of one form; naive times are read as UTC. Messages without a session, which the original
     allowed, move to the table `orphaned_messages`.
     """
     version = original_version(db)
     if version == 0:
         return 0
     if db.execute(SELECT_NULL_IDS).fetchone()[0]:
-        raise SchemaError("the original database has rows whose id is NULL; give each an id of its own, then retry")
+        raise SchemaError("the original database has rows whose id is NULL; give each its own id, then retry")
     if db.execute(COUNT_ORPHANS).fetchone()[0]:
         for statement in SET_ORPHANS_ASIDE:
             db.execute(statement)
@@ -130,13 +130,13 @@ def _adopt(db: sqlite3.Connection) -> int:
     if problems:
         raise SchemaError(
             f"the original database has {len(problems)} times that cannot be read, the first in {problems[0]}; "
-            "mend them, then retry. Nothing was changed"
+            "correct them, then retry. Nothing was changed"
         )
     return version
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Split a script; sqlite3's executescript() would commit the transaction it runs in."""
+    """Split a script into statements; sqlite3's executescript() would commit the open transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
