@@ -133,9 +133,15 @@ def clause(
 
 
 def _closing(function: Test) -> Test:
-    """Bound a clause in time, and close its handles on the loop on which it used them."""
+    """Bound a clause in time, close its handles on the loop on which it used them, and note that it came to its end."""
     if not inspect.iscoroutinefunction(function):
-        return function
+
+        @functools.wraps(function)
+        def run_plain(self: object, store: StoreUnderTest) -> None:
+            function(self, store)
+            store.finished = True
+
+        return run_plain
 
     @functools.wraps(function)
     async def run(self: object, store: StoreUnderTest) -> None:
@@ -153,5 +159,6 @@ def _closing(function: Test) -> Test:
                 pytest.fail(f"the clause was not done within {seconds:.0f} s: a call hangs")
             raise
         await store.close()
+        store.finished = True
 
     return run

@@ -47,6 +47,20 @@ def pytest_configure(config: pytest.Config) -> None:
         named_capabilities(config.option.flux_without)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Expect every clause of a class one of whose clauses was collected, also those that are deselected later."""
+    if clause_of(item) and isinstance(binding := getattr(item, "cls", None), type):
+        from flux_memory.testkit.evidence.run import RUN
+
+        item.config.stash[RUN].expect(backend_of(item), _clauses_of(binding))
+
+
+@cache
+def _clauses_of(binding: type) -> frozenset[str]:
+    members = (member for base in binding.__mro__ for member in vars(base).values())
+    return frozenset(member.flux_clause_id for member in members if hasattr(member, "flux_clause_id"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let a clause's id and backend travel with its report, and refuse runs that cannot check clauses."""
@@ -60,16 +74,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _prepare(item: pytest.Item, clause_id: str) -> None:
     from flux_memory.testkit import clauses
-    from flux_memory.testkit.claims import why_known
-    from flux_memory.testkit.evidence.judge import excuse_if_advisory, leave_out_if_not_claimed
+    from flux_memory.testkit.evidence.judge import excuse
 
     item.user_properties += [(CLAUSE, clause_id), (BACKEND, backend_of(item))]
     if (backend_version := getattr(getattr(item, "cls", None), "backend_version", None)) is not None:
         item.user_properties.append((BACKEND_VERSION, str(backend_version)))
-    if (reason := why_known(item, clause_id)) is not None:
-        item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-    leave_out_if_not_claimed(item, clauses.CLAUSES[clause_id])
-    excuse_if_advisory(item, clauses.CLAUSES[clause_id], clauses.CONTRACT_VERSION)
+    excuse(item, clauses.CLAUSES[clause_id], clauses.CONTRACT_VERSION)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -106,8 +116,9 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
             yield str(error)
     # A clause can also be replaced after its class was made.
     yield from filter(None, map(_replaced, clauses))
-    if any(not mark.kwargs.get("reason") for item in clauses for mark in item.iter_markers("xfail")):
-        yield "a clause that is expected to fail has a reason: @known_failure(clause_id, reason=...) above the class"
+    from flux_memory.testkit.evidence.judge import ONLY_KNOWN_FAILURE, has_other_xfail
+
+    yield from (f"{item.nodeid}: {ONLY_KNOWN_FAILURE}" for item in clauses if has_other_xfail(item))
 
 
 def _replaced(item: pytest.Item) -> str | None:
@@ -143,7 +154,7 @@ def pytest_runtest_makereport(
     if clause_id is None:
         return report
     from flux_memory.testkit.clauses import CLAUSES
-    from flux_memory.testkit.evidence.judge import fail_if_strict, result_of
+    from flux_memory.testkit.evidence.judge import correct, result_of
 
     clause = CLAUSES[clause_id]
     funcargs: dict[str, Any] = getattr(item, "funcargs", {})
@@ -157,8 +168,9 @@ def pytest_runtest_makereport(
         report.user_properties += [
             (SEED, [f"{name} on {backend_of(item)}", seed]) for name, seed in store.seeds.items()
         ]
-    reproduction = store.transcript.text() if report.outcome != "passed" and store and store.transcript.calls else ""
-    if (result := result_of(call, report, reproduction)) is not None:
+    reproduction = store.transcript.text() if call.excinfo is not None and store and store.transcript.calls else ""
+    result = result_of(item, call, reproduction)
+    if result is not None:
         report.user_properties.append((RESULT, result))
     if report.failed and call.excinfo is not None:
         lines = [
@@ -169,5 +181,6 @@ def pytest_runtest_makereport(
         if reproduction:
             lines += ["to reproduce:", "", reproduction]
         report.sections.append((f"{clause_id} does not hold for {backend_of(item)}", "\n".join(lines)))
-    fail_if_strict(item, clause_id, report)
+    if result is not None:
+        correct(report, clause_id, result, strict=item.config.option.flux_strict)
     return report

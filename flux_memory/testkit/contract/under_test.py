@@ -78,6 +78,8 @@ class StoreUnderTest:
         self.patience = patience or Patience()
         self.seeds: dict[str, int] = {}
         """What chance began with, for whoever wants the same run again."""
+        self.finished = False
+        """Whether a clause ran on this store to its end."""
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._outages = outages

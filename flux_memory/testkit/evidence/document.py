@@ -36,11 +36,18 @@ class Result:
     """Code that shows it, where the clause failed."""
     test: str = ""
     """The test's node id."""
+    known: bool = False
+    """Whether it failed as the binding declares by `known_failure`."""
 
     @property
     def holds(self) -> bool:
         """Whether the promise was seen to be kept."""
         return self.outcome == "held"
+
+    @property
+    def fails_the_run(self) -> bool:
+        """Whether the run has to fail because of it."""
+        return self.outcome == "failed" and not self.known
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +147,10 @@ def worst(results: Iterable[Result]) -> Result:
 
 
 def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
-    """Return in a few words what these results amount to, and the worst outcome that counts."""
+    """Return in a few words what these results amount to, and the worst outcome that counts.
+
+    The outcome is `held` only if at least one clause held.
+    """
     outcomes = [result.outcome for result in results]
     asked = len(outcomes) - outcomes.count("not claimed")
     for outcome in AGAINST:
@@ -148,7 +158,8 @@ def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
             return f"{count} of {asked} {outcome}", outcome
     others: tuple[Outcome, ...] = ("advisory", "not claimed")
     counted = "".join(f", {count} {outcome}" for outcome in others if (count := outcomes.count(outcome)))
-    return f"{outcomes.count('held')} hold{counted}", "held"
+    held = outcomes.count("held")
+    return (f"{held} hold{counted}", "held") if held else (f"none held{counted}", "unverified")
 
 
 def read_evidence(path: Path) -> Evidence:

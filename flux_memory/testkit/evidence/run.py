@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.evidence.document import Evidence
 
 RUN: Final = pytest.StashKey["RunEvidence"]()
+_EXPECTED: Final = "flux_expected"
 _SEED_OPTIONS: Final = {"hypothesis": "hypothesis_seed", "pytest-randomly": "randomly_seed"}
 
 
@@ -56,11 +58,24 @@ class RunEvidence:
     def __init__(self, config: pytest.Config, directory: Path | None) -> None:
         self.collector: Collector | None = None
         """None as long as the run has had no clause."""
+        self._expected: dict[str, set[str]] = {}
+        """The ids of the clauses that each backend is bound to."""
+        self._objections: list[str] = []
         self._written: list[Path] = []
         self._config = config
         self._directory = directory
         self._started = datetime.now(UTC)
         self._began = time.monotonic()
+
+    def expect(self, backend: str, clause_ids: Iterable[str]) -> None:
+        """Note the clauses that a backend is bound to."""
+        self._expected.setdefault(backend, set()).update(clause_ids)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        """Take over what a worker of xdist has collected."""
+        for backend, clause_ids in getattr(node, "workeroutput", {}).get(_EXPECTED, {}).items():
+            self.expect(backend, clause_ids)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in one phase of a test."""
@@ -73,12 +88,39 @@ class RunEvidence:
         self.collector.add(report)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
-        """Write the files."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the files, and fail a run that would pass although its clauses did not."""
+        if hasattr(self._config, "workeroutput"):
+            self._config.workeroutput[_EXPECTED] = {name: sorted(ids) for name, ids in self._expected.items()}
+            return
         if self._directory is not None and self.collector is not None and self.collector.backends:
             from flux_memory.testkit.evidence.files import write_files
 
             self._written = write_files(self.evidence(self.collector), self._directory)
+        if session.exitstatus == pytest.ExitCode.OK and not self._config.option.collectonly:
+            self._objections = list(self._object())
+            if self._objections:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _object(self) -> Iterator[str]:
+        """Yield why a run whose reports are all green does not pass."""
+        found = {} if self.collector is None else {name: b.results for name, b in self.collector.backends.items()}
+        outcomes = {result.outcome for results in found.values() for result in results.values()}
+        if outcomes and outcomes <= {"unverified", "not claimed"}:
+            yield "no clause could be checked"
+        if self._config.option.flux_strict and not self._expected:
+            yield "the run is strict, and has no clause"
+        for name, expected in self._expected.items():
+            results = found.get(name, {})
+            if failed := [clause_id for clause_id, result in results.items() if result.fails_the_run]:
+                yield f"{name}: a plugin or a conftest.py reported as passed what failed: {', '.join(failed)}"
+            if self._config.option.flux_strict:
+                if missing := expected - results.keys():
+                    yield f"{name}: the run is strict, and {len(missing)} of {len(expected)} clauses did not run"
+                if unverified := [each for each, result in results.items() if result.outcome == "unverified"]:
+                    yield f"{name}: the run is strict, and these clauses are unverified: {', '.join(unverified)}"
+                if results and not any(result.holds for result in results.values()):
+                    yield f"{name}: the run is strict, and no clause held"
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -90,6 +132,8 @@ class RunEvidence:
         if self._directory is not None:
             names = ", ".join(path.name for path in self._written) or "nothing: the run had no clause"
             terminalreporter.write_line(f"flux-memory: report in {self._directory}: {names}")
+        for objection in self._objections:
+            terminalreporter.write_line(f"flux-memory: the run fails: {objection}", red=True)
 
     def evidence(self, collector: Collector) -> Evidence:
         """Return what was found out as a document."""

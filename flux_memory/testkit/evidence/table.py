@@ -25,7 +25,7 @@ def write_table(terminal: pytest.TerminalReporter, evidence: Evidence) -> None:
             if result.outcome in {"failed", "advisory", "unverified"}:
                 # A failure's reason is above, with its reproduction; its test's name is what one needs next.
                 why = result.test if result.outcome == "failed" else result.reason
-                why = result.reason if result.reason.startswith("known: ") else why
+                why = result.reason if result.known else why
                 line = f"{result.outcome}: {clause.id} on {backend.name}: {' '.join(why.split())}"
                 terminal.write_line(line, red=result.outcome == "failed", yellow=result.outcome != "failed")
     terminal.write_line("")
