@@ -79,5 +79,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--flux-strict",
         action="store_true",
-        help="A clause that could not be checked fails the run.",
+        help="A clause that was not checked, or was deselected, fails the run.",
     )
