@@ -1,6 +1,6 @@
-"""What a clause's test says in a pytest run: what it found out, why a failure matters and how to reproduce it."""
+"""The hooks on a clause's test: they attach its result to the report, with the cost and a reproduction of a failure."""
 
-# ruff: noqa: PLC0415 - every pytest run imports this module: what is heavy waits until there is a clause
+# ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait for the first clause
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
@@ -26,7 +26,7 @@ _SERVER_FIXTURE: Final = "flux_postgres_server"
 
 
 def clause_of(item: pytest.Item) -> str | None:
-    """Return the id of the clause that a test is, if it is one."""
+    """Return the id of a test's clause, or None if the test is not a clause."""
     callspec = getattr(item, "callspec", None)
     return None if callspec is None else callspec.params.get(CLAUSE)
 
@@ -40,7 +40,7 @@ def backend_of(item: pytest.Item) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse names of capabilities that there are not, before any worker of xdist has started."""
+    """Refuse unknown names of capabilities before any xdist worker starts."""
     if config.option.flux_without:
         from flux_memory.testkit.claims import named_capabilities
 
@@ -48,9 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Expect every clause of a class one of whose clauses was collected, also those that are deselected later."""
+    """Note all clauses of a binding, including those that are deselected later."""
     if clause_of(item) and isinstance(binding := getattr(item, "cls", None), type):
-        from flux_memory.testkit.evidence.run import RUN
+        from flux_memory.testkit.run_evidence import RUN
 
         item.config.stash[RUN].expect(backend_of(item), _clauses_of(binding))
 
@@ -63,11 +63,11 @@ def _clauses_of(binding: type) -> frozenset[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let a clause's id and backend travel with its report, and refuse runs that cannot check clauses."""
+    """Attach a clause's id, backend and excuse to its item, and refuse runs that cannot check clauses."""
     clauses = [item for item in items if clause_of(item)]
     for item in clauses:
         _prepare(item, str(clause_of(item)))
-    # An error here would be an internal error of an xdist worker; there each clause fails at its setup instead.
+    # In an xdist worker this would be an internal error, so each clause fails at its setup instead.
     if clauses and not hasattr(config, "workerinput") and (reason := _cannot_run(clauses)):
         raise pytest.UsageError(reason)
 
@@ -97,24 +97,24 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     if not hasattr(config.option, "asyncio_mode") or find_spec("hypothesis") is None:
         yield (
             "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]', "
-            "and -p asyncio where plugins are not loaded by themselves"
+            "and -p asyncio if plugins are not loaded automatically"
         )
     if config.pluginmanager.hasplugin("anyio") and _anyio_mode(config) == "auto":
         yield (
-            "anyio_mode=auto takes the contract's tests away from pytest-asyncio; "
+            "anyio_mode=auto takes the contract's tests from pytest-asyncio; "
             "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"
         )
     if plugged_in := [item for item in clauses if item.path.name == _PLUGGED_IN]:
         if not config.option.flux_memory_factory:
             yield (
-                "which memory? Say --flux-memory-factory=module:callable; the callable takes an empty directory "
-                "(pathlib.Path) and returns a handle on the store there"
+                "the contract has no memory to test: pass --flux-memory-factory=module:callable; the callable takes an "
+                "empty directory (pathlib.Path) and returns a handle on the store there"
             )
         try:
             plugged_in[0].module.find_factory(config)  # type: ignore[attr-defined]
         except pytest.UsageError as error:
             yield str(error)
-    # A clause can also be replaced after its class was made.
+    # The class itself refuses this when it is created; a clause can be replaced later.
     yield from filter(None, map(_replaced, clauses))
     from flux_memory.testkit.evidence.judge import ONLY_KNOWN_FAILURE, has_other_xfail
 
@@ -140,7 +140,7 @@ def _anyio_mode(config: pytest.Config) -> object:
     try:
         return config.getini("anyio_mode")
     except ValueError:
-        # Older versions have no modes.
+        # Older versions of anyio have no modes.
         return None
 
 
@@ -148,7 +148,7 @@ def _anyio_mode(config: pytest.Config) -> object:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say of a failed clause what was promised, what users lose, what was seen, and how to see it again."""
+    """Attach the result, and to a failure the promise, the cost to users, the error and a reproduction."""
     report = yield
     clause_id = clause_of(item)
     if clause_id is None:

@@ -11,7 +11,7 @@ import pytest
 from flux_memory.testkit.claims import capabilities_of, why_known
 from flux_memory.testkit.evidence.collect import presentable
 from flux_memory.testkit.evidence.document import Outcome, Result
-from flux_memory.testkit.evidence.versions import is_binding
+from flux_memory.testkit.versions import is_binding
 
 if TYPE_CHECKING:
     from flux_memory.testkit.clauses import Clause

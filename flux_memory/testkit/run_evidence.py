@@ -1,6 +1,6 @@
-"""The evidence of this run: collects it, and writes it where `--flux-report` says."""
+"""The evidence of a pytest run: collects it, writes the files of `--flux-report`, and fails a run that lacks it."""
 
-# ruff: noqa: PLC0415 - every pytest run imports this module: what is heavy waits until there is a clause
+# ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait for the first clause
 from __future__ import annotations
 
 import os
@@ -24,11 +24,11 @@ _SEED_OPTIONS: Final = {"hypothesis": "hypothesis_seed", "pytest-randomly": "ran
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot be honoured before anything runs, and begin to collect."""
+    """Check `--flux-contract` and `--flux-report` before any test runs, and start collecting."""
     pinned: str | None = config.option.flux_contract
     if pinned is not None:
         from flux_memory.testkit.clauses import CONTRACT_VERSION
-        from flux_memory.testkit.evidence.versions import check_pin
+        from flux_memory.testkit.versions import check_pin
 
         try:
             check_pin(pinned, CONTRACT_VERSION)
@@ -46,18 +46,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _directory(config: pytest.Config) -> Path | None:
     wanted: str | None = config.option.flux_report
-    # A worker's reports travel to the controller, which writes.
+    # An xdist worker sends its reports to the controller, which writes the files.
     if wanted is None or hasattr(config, "workerinput"):
         return None
     return config.invocation_params.dir / Path(wanted).expanduser()
 
 
 class RunEvidence:
-    """What this process has seen of the run; xdist's controller sees all of it."""
+    """The results that this process has seen; xdist's controller sees all of them."""
 
     def __init__(self, config: pytest.Config, directory: Path | None) -> None:
         self.collector: Collector | None = None
-        """None as long as the run has had no clause."""
+        """None until the first report of a clause."""
         self._expected: dict[str, set[str]] = {}
         """The ids of the clauses that each backend is bound to."""
         self._objections: list[str] = []
@@ -73,12 +73,12 @@ class RunEvidence:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
-        """Take over what a worker of xdist has collected."""
+        """Note the clauses that an xdist worker has collected."""
         for backend, clause_ids in getattr(node, "workeroutput", {}).get(_EXPECTED, {}).items():
             self.expect(backend, clause_ids)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take in one phase of a test."""
+        """Add one phase of a test."""
         if self.collector is None:
             if not any(name in {CLAUSE, MUTANT} for name, _ in report.user_properties):
                 return
@@ -89,7 +89,7 @@ class RunEvidence:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the files, and fail a run that would pass although its clauses did not."""
+        """Write the files, and fail a run that is green although its clauses are not."""
         if hasattr(self._config, "workeroutput"):
             self._config.workeroutput[_EXPECTED] = {name: sorted(ids) for name, ids in self._expected.items()}
             return
@@ -98,12 +98,12 @@ class RunEvidence:
 
             self._written = write_files(self.evidence(self.collector), self._directory)
         if session.exitstatus == pytest.ExitCode.OK and not self._config.option.collectonly:
-            self._objections = list(self._object())
+            self._objections = list(self._find_objections())
             if self._objections:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _object(self) -> Iterator[str]:
-        """Yield why a run whose reports are all green does not pass."""
+    def _find_objections(self) -> Iterator[str]:
+        """Yield the reasons why a green run must fail."""
         found = {} if self.collector is None else {name: b.results for name, b in self.collector.backends.items()}
         outcomes = {result.outcome for results in found.values() for result in results.values()}
         if outcomes and outcomes <= {"unverified", "not claimed"}:
@@ -124,7 +124,7 @@ class RunEvidence:
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Close a run that had clauses with a table of them, and say what was written, or that nothing was."""
+        """Print the table of clauses, the files that were written, and why the run fails although it is green."""
         if self.collector is not None and self.collector.backends:
             from flux_memory.testkit.evidence.table import write_table
 
@@ -136,7 +136,7 @@ class RunEvidence:
             terminalreporter.write_line(f"flux-memory: the run fails: {objection}", red=True)
 
     def evidence(self, collector: Collector) -> Evidence:
-        """Return what was found out as a document."""
+        """Return the evidence of the run."""
         from flux_memory.testkit.clauses import CONTRACT_VERSION, GROUPS
         from flux_memory.testkit.evidence.document import Evidence
         from flux_memory.testkit.evidence.surroundings import environment
@@ -160,7 +160,7 @@ class RunEvidence:
 
 
 def words_of_the_contract() -> dict[str, dict[str, str]]:
-    """Return the words of every clause that the kit ships, by id."""
+    """Return the texts of the kit's own clauses, by id."""
     from flux_memory.testkit.clauses import CLAUSES
     from flux_memory.testkit.contract import MemoryContract
 
