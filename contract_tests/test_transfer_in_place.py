@@ -20,7 +20,6 @@ import pytest
 from original_application import make_file
 from small_disk import small_files
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
-from waiting import comes_true
 
 from flux_memory.errors import BackendUnavailableError, MigrationError
 from flux_memory.transfer import Mode, OnInvalid, Plan, Report, Status, migrate, quarantine
