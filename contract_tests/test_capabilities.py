@@ -123,9 +123,10 @@ def test_a_lack_that_raises_another_error(tmp_path: Path) -> None:
 
 
 def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) -> None:
-    """It is no pass and no failure, not under --flux-strict either, and the report says what it needs."""
+    """It counts neither as a pass nor as a failure, and the report names the capability that it needs."""
     within = "capabilities = ALL & ~Capability.CURSOR"
-    result = run(pytester, "-k", f"{NEEDY} or ORD-003", "--flux-strict", "--flux-report=report", within=within)
+    result = run(pytester, "-k", f"{NEEDY} or ORD-003", "--flux-report=report", within=within)
+    assert result.ret == 0
     result.assert_outcomes(passed=1, skipped=1, deselected=len(OURS) - 2)
     assert outcome(pytester, NEEDY) | {"test": "", "seconds": 0.0} == {
         "outcome": "not claimed",
@@ -133,6 +134,7 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
         "reproduction": "",
         "test": "",
         "seconds": 0.0,
+        "known": False,
     }
     result.stdout.fnmatch_lines(["not claimed *1"])
 
@@ -207,13 +209,6 @@ def test_a_known_failure_has_a_clause_and_a_reason(clause_id: str, reason: str, 
     """Nobody declares a failure without saying of what, and why."""
     with pytest.raises(ValueError, match=message):
         known_failure(clause_id, reason=reason)
-
-
-def test_an_xfail_without_a_reason_is_refused(pytester: pytest.Pytester) -> None:
-    """A mark on the whole class does not switch the contract off."""
-    result = run(pytester, above="@pytest.mark.xfail")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*a clause that is expected to fail has a reason*"])
 
 
 def test_unverified_is_never_a_pass(pytester: pytest.Pytester) -> None:

@@ -49,7 +49,7 @@ def test_two_clauses_with_one_id(registry: None) -> None:
 
     def test_another(self: object, store: StoreUnderTest) -> None: ...
 
-    with pytest.raises(ValueError, match="have one id, FM-ORD-003"):
+    with pytest.raises(ValueError, match="have the same id, FM-ORD-003"):
         clause("FM-ORD-003", promise="P.", loses="L.")(test_another)
 
 
@@ -58,14 +58,14 @@ def test_two_clauses_with_one_name(registry: None) -> None:
 
     def test_limit_takes_the_newest(self: object, store: StoreUnderTest) -> None: ...
 
-    with pytest.raises(ValueError, match="FM-ORD-003 and FM-ORD-999 have one name"):
+    with pytest.raises(ValueError, match="FM-ORD-003 and FM-ORD-999 have the same name"):
         clause("FM-ORD-999", promise="P.", loses="L.")(test_limit_takes_the_newest)
 
 
 @pytest.mark.parametrize("clause_id", ["ORD-1", "FM-ORD-1", "FM-XYZ-001", "fm-ord-001"])
 def test_malformed_ids(clause_id: str) -> None:
     """Ids have one form, and a group that has a name."""
-    with pytest.raises(ValueError, match="is no clause id"):
+    with pytest.raises(ValueError, match="is not a clause id"):
         clause(clause_id, promise="P.", loses="L.")
 
 
@@ -141,14 +141,16 @@ def test_a_method_that_is_no_coroutine_is_named() -> None:
 
 
 def test_a_method_that_is_missing_is_explained() -> None:
-    """What a backend cannot do, it refuses; it does not leave it out."""
+    """A backend refuses a call that it does not support; it does not leave the method out."""
 
     class Less:
         async def close(self) -> None: ...
 
     found = verdict("FM-ORD-001", StoreUnderTest(Less))  # type: ignore[arg-type]
     assert isinstance(found, AttributeError)
-    assert found.__notes__ == ["A memory has every method of `flux_memory.Memory`; what it cannot do, it refuses."]
+    assert found.__notes__ == [
+        "A memory has every method of `flux_memory.Memory`; it raises InvalidInputError if unsupported."
+    ]
 
 
 def test_a_factory_that_is_a_coroutine_is_named() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from flux_memory.testkit import CLAUSES, CONTRACT_VERSION, MemoryContract
 from flux_memory.testkit.evidence.document import Evidence, NotEvidence, Result, read_evidence, verdict
-from flux_memory.testkit.evidence.versions import check_pin, is_binding, parse_version
+from flux_memory.testkit.versions import check_pin, is_binding, parse_version
 
 pytest_plugins = ["pytester"]
 

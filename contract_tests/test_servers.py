@@ -72,7 +72,7 @@ def test_every_provider_gives_databases_of_ones_own(server: Server, statements: 
     server.drop_database(first)
     with pytest.raises(NotAnswered, match="does not exist"):
         closing_statements(first)
-    with pytest.raises(ValueError, match="not a database that this run made"):
+    with pytest.raises(ValueError, match="not a database of this run"):
         server.drop_database(server.dsn)
 
 
@@ -97,7 +97,7 @@ def test_emptying_keeps_tables_and_other_databases(server: Server, statements: S
     statements.execute(dsn, "CREATE TABLE sessions (id int); INSERT INTO sessions VALUES (1)")
     server.empty_database(dsn)
     assert statements.fetch_value(dsn, "SELECT count(*) FROM sessions") == 0
-    with pytest.raises(ValueError, match="not a database that this run made"):
+    with pytest.raises(ValueError, match="not a database of this run"):
         server.empty_database(server.dsn)
 
 

@@ -20,7 +20,6 @@ import pytest
 from original_application import make_file
 from small_disk import small_files
 from transfer_memories import Trigger, add, add_session, age, everything, make_random
-from waiting import comes_true
 
 from flux_memory.errors import BackendUnavailableError, MigrationError
 from flux_memory.transfer import Mode, OnInvalid, Plan, Report, Status, migrate, quarantine
@@ -244,10 +243,11 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     assert watched(path, dsn, Trigger("", lambda: None)).status is Status.IDENTICAL
     write(path, "UPDATE sessions SET title = 'another'")
     age(path)
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
     freeze = Snapshot.freeze
 
     def freeze_and_signal(opened: Snapshot) -> None:
+        begun.set()
         try:
             freeze(opened)
         finally:
@@ -258,10 +258,8 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     async def run() -> None:
         lock = Trigger("Verify", lambda: application.execute("BEGIN EXCLUSIVE"))
         migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=Mode.VERIFY), lock))
-        assert await asyncio.to_thread(comes_true, lambda: lock.acted or migration.done())
-        # Perhaps it waits for the lock by now; a cancellation ends it before that, too.
-        await asyncio.wait([migration], timeout=1)
-        assert not migration.done()
+        assert await asyncio.to_thread(begun.wait, 30)
+        assert lock.acted
         migration.cancel()
         done, _ = await asyncio.wait([migration], timeout=10)
         assert done

@@ -1,4 +1,4 @@
-"""The kit that proves a backend: the contract, its clauses and a reference model. Names load on first use."""
+"""The test kit: the contract, its clauses and a reference model. Names are imported on first use."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""What a backend may lack, as a typed set, so that it can say so instead of failing.
+"""Capabilities: the features that a backend may declare missing, as a typed set.
 
-A binding claims everything unless it says less:
+A binding claims all of them by default:
 
     class TestMine(MemoryContract):
         capabilities = ALL & ~(Capability.METADATA_FILTER | Capability.USER_SCOPE)
 
-A call that needs something not claimed raises `InvalidInputError`, with the method or the argument in its message,
-before anything is stored; `close()` comes first, as ever. What is not a call (ids, times, durability, several handles
-or processes, outages) must not be there either: it is refused with an error of the family, or has no effect. The
-clauses FM-CAP hold a backend to both; what works and is not claimed fails them. A clause that needs something not
-claimed does not count, and clauses that need nothing always count.
+A call that needs an unclaimed capability raises `InvalidInputError` before it stores anything, with the method or the
+argument in the message; on a closed handle the error for that comes first. Capabilities that are not calls (ids, times,
+durability, several handles or processes, outages) must be absent as well: refused with a `FluxMemoryError`, or without
+effect. The clauses FM-CAP check both directions, so an unclaimed capability that works fails. A clause that needs an
+unclaimed capability does not count; clauses that need none always count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 
 
 class Capability(Flag):
-    """What a backend may lack. Order, text, limits and closing are no capabilities: every memory has them."""
+    """A feature that a backend may lack. Order, text, limits and closing are required of every memory."""
 
     BATCH = auto()
     MESSAGE_IDS = auto()
@@ -41,7 +41,7 @@ class Capability(Flag):
 
     @property
     def words(self) -> str:
-        """The names of the members in it, for people."""
+        """The names of its members, as shown in reports."""
         return ", ".join(str(each.name).lower().replace("_", " ") for each in self)
 
 

@@ -1,4 +1,4 @@
-"""What a binding says of its backend: what it does not claim, and which clauses are known not to hold."""
+"""What a binding declares of its backend: the capabilities it claims, and the clauses known to fail."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import pytest
 
 from flux_memory.testkit.capabilities import ALL, NOTHING, Capability
+from flux_memory.testkit.clauses import CLAUSES
 
 Binding = TypeVar("Binding", bound=type)
 
@@ -16,7 +17,7 @@ _KNOWN_FAILURES: Final = "flux_known_failures"
 
 
 def capabilities_of(item: pytest.Item) -> Capability:
-    """Return what the backend of a clause claims, less what `--flux-without` names."""
+    """Return the capabilities that a clause's backend claims, without those that `--flux-without` names."""
     claimed: Capability = getattr(getattr(item, "cls", None), "capabilities", ALL)
     return claimed & ~named_capabilities(item.config.option.flux_without or "")
 
@@ -25,7 +26,7 @@ def named_capabilities(names: str) -> Capability:
     """Return the capabilities of a list such as `batch,several-handles`.
 
     Raises:
-        pytest.UsageError: There is no capability of a name given.
+        pytest.UsageError: a name is not a capability.
     """
     named = NOTHING
     for name in names.replace(",", " ").split():
@@ -38,15 +39,14 @@ def named_capabilities(names: str) -> Capability:
 
 
 def known_failure(clause_id: str, *, reason: str) -> Callable[[Binding], Binding]:
-    """Declare, above a contract's subclass, that a clause does not hold, and why. It runs, and is reported as known.
+    """Declare, above a subclass of the contract, that a clause does not hold, and why.
 
-    Once it holds it fails the run, so that the declaration goes.
+    The clause still runs and is reported as a known failure. Once it holds, it fails the run until the declaration is
+    removed.
 
     Raises:
-        ValueError: There is no such clause, or no reason.
+        ValueError: the clause does not exist, or the reason is empty.
     """
-    from flux_memory.testkit.clauses import CLAUSES  # noqa: PLC0415 - the clauses' module need not know this one
-
     if clause_id not in CLAUSES:
         raise ValueError(f"there is no clause {clause_id}")
     if not reason.strip():
@@ -60,23 +60,23 @@ def known_failure(clause_id: str, *, reason: str) -> Callable[[Binding], Binding
 
 
 def why_known(item: pytest.Item, clause_id: str) -> str | None:
-    """Return the reason that `known_failure` gives for a clause."""
+    """Return the reason of a clause's `known_failure`, if it is declared."""
     reasons: dict[str, str] = getattr(getattr(item, "cls", None), _KNOWN_FAILURES, {})
     return reasons.get(clause_id)
 
 
 def refuse_replacements(binding: type) -> None:
-    """Refuse a contract's subclass that overrides or deletes a clause.
+    """Check that a subclass of the contract neither overrides nor deletes a clause.
 
     Raises:
-        TypeError: It does.
+        TypeError: the subclass replaces a clause.
     """
     for base in binding.__mro__:
         for name, member in vars(base).items():
             clause_id: Any = getattr(member, "flux_clause_id", None)
             if clause_id is not None and inspect.getattr_static(binding, name) is not member:
                 raise TypeError(
-                    f"{binding.__name__} replaces {name}, which is the clause {clause_id}. Where it does not hold, "
-                    f'write @known_failure("{clause_id}", reason="...") above the class; where the backend lacks '
-                    "what it needs, say so in `capabilities`"
+                    f"{binding.__name__} replaces {name}, which is the clause {clause_id}. If it does not hold, write "
+                    f'@known_failure("{clause_id}", reason="...") above the class; if it needs a capability that the '
+                    "backend lacks, leave that out of `capabilities`"
                 )

@@ -1,4 +1,4 @@
-"""A clause: one promise of the contract, as one pytest test whose id never changes."""
+"""The registry of clauses. A clause is one promise of the contract, as one pytest test with a permanent id."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 import pytest
 
 from flux_memory.testkit.capabilities import NOTHING, Capability
-from flux_memory.testkit.evidence.versions import parse_version
-from flux_memory.testkit.patience import BlockedError, unblocked
-
-if TYPE_CHECKING:
-    from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.patience import BlockedError, Patience, unblocked
+from flux_memory.testkit.versions import parse_version
 
 CONTRACT_VERSION: Final = "1.0"
 
@@ -39,16 +36,26 @@ GROUPS: Final = {
     "MOD": "Everything together",
     "CAP": "Claims",
 }
-"""The middle part of a clause's id, and what it protects."""
+"""The middle part of a clause's id, and the title of its group."""
 
-Test = Callable[[Any, "StoreUnderTest"], Awaitable[None] | None]
+Test = Callable[[Any, Any], Awaitable[None] | None]
+"""A method of a contract class, and its `store`: the contract's `StoreUnderTest`, which this module does not import."""
 
 _ID: Final = re.compile(r"FM-(?P<group>[A-Z]{3})-[0-9]{3}")
 
 
+class _Store(Protocol):
+    """What a clause's wrapper uses of the store under test."""
+
+    patience: Patience
+    finished: bool
+
+    async def close(self, *, quietly: bool = False) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One promise, what users lose without it, and the test that checks it."""
+    """One promise, the cost to users if it is broken, and the test that checks it."""
 
     id: str
     promise: str
@@ -62,20 +69,20 @@ class Clause:
 
     @property
     def group(self) -> str:
-        """What the clause protects, for people."""
+        """The title of the clause's group."""
         return group_of(self.id)
 
     def words(self) -> dict[str, str]:
-        """Return what people are told of the clause besides its id."""
+        """Return the texts that reports show beside the id."""
         return {"group": self.group, "since": self.since, "promise": self.promise, "loses": self.loses}
 
 
 CLAUSES: Final[dict[str, Clause]] = {}
-"""Every clause that was imported, by its id."""
+"""Every imported clause, by id."""
 
 
 def group_of(clause_id: str) -> str:
-    """Return what the clause with this id protects, for people."""
+    """Return the title of the group of the clause with this id."""
     return GROUPS[clause_id.split("-")[1]]
 
 
@@ -89,42 +96,42 @@ def clause(
     away: bool = False,
     since: str = "1.0",
 ) -> Callable[[Test], Test]:
-    """Make a method of a contract class the clause with this id.
+    """Register a method of a contract class as the clause with this id.
 
-    The method takes the `store` under test. It becomes one pytest node named `test_...[clause_id]`, collected and
-    run alike under every asyncio mode, default loop scope and naming convention of the project that runs it. Its
-    handles are closed when it ends.
+    The method takes the `store` under test. It becomes one pytest node named `test_...[clause_id]`, independent of the
+    asyncio mode, the default loop scope and the naming convention of the project that runs it. Its handles are closed
+    when it ends.
 
     Args:
-        clause_id: `FM-` group `-` number; it never changes and is never used again for anything else.
-        promise: What a backend keeps, as a sentence.
-        loses: What users lose when it does not, as a sentence.
-        needs: What a backend may lack, and then this clause does not count.
-        fresh: It needs a store on which nobody has ever opened a handle.
-        away: It takes the store out of reach, by the binding's `outages`.
-        since: The version of the contract that added it. What a minor version adds is advisory until the next one.
+        clause_id: `FM-` group `-` number. It never changes and is never reused.
+        promise: The promise to users, as a sentence.
+        loses: What users lose if a backend breaks it, as a sentence.
+        needs: The capabilities that the clause needs; without them it does not count.
+        fresh: The clause needs a store on which no handle was ever opened.
+        away: The clause puts the store out of reach, by the binding's `outages`.
+        since: The version of the contract that added it. A clause of a minor version is advisory until the next one.
 
     Raises:
-        ValueError: The id or the version is malformed, or another clause has it, or the method's name.
+        ValueError: the id or the version is malformed, or another clause has the id or the method's name.
     """
     match = _ID.fullmatch(clause_id)
     if match is None or match["group"] not in GROUPS:
-        raise ValueError(f"{clause_id!r} is no clause id; write FM-GRP-000 with a group of {sorted(GROUPS)}")
+        raise ValueError(f"{clause_id!r} is not a clause id; write FM-GRP-000 with a group of {sorted(GROUPS)}")
     parse_version(since)
 
     def register(function: Test) -> Test:
         home = f"{function.__module__}.{function.__qualname__}"
         for known in CLAUSES.values():
             if known.home != home and clause_id == known.id:
-                raise ValueError(f"the clauses {known.home} and {home} have one id, {clause_id}")
+                raise ValueError(f"the clauses {known.home} and {home} have the same id, {clause_id}")
             if known.home != home and function.__name__ == known.home.rpartition(".")[2]:
-                # In a class that inherits both, one would hide the other.
-                raise ValueError(f"the clauses {known.id} and {clause_id} have one name, {function.__name__}")
+                # In a class that inherits both, one hides the other.
+                raise ValueError(f"the clauses {known.id} and {clause_id} have the same name, {function.__name__}")
         test = _closing(function)
         CLAUSES[clause_id] = Clause(clause_id, promise, loses, home, test, fresh, away, since, needs)
         if inspect.iscoroutinefunction(test):
             test = pytest.mark.asyncio(loop_scope="function")(test)
-        # pytest collects a function with this mark whatever `python_functions` says.
+        # pytest collects a function with this attribute under any `python_functions`.
         test.__test__ = True  # type: ignore[attr-defined]
         test.flux_clause_id = clause_id  # type: ignore[attr-defined]
         return pytest.mark.parametrize("flux_clause", [pytest.param(clause_id, id=clause_id)])(test)
@@ -133,12 +140,18 @@ def clause(
 
 
 def _closing(function: Test) -> Test:
-    """Bound a clause in time, and close its handles on the loop on which it used them."""
+    """Limit a clause's time, close its handles on the loop that used them, and record that it ran to its end."""
     if not inspect.iscoroutinefunction(function):
-        return function
+
+        @functools.wraps(function)
+        def run_plain(self: object, store: _Store) -> None:
+            function(self, store)
+            store.finished = True
+
+        return run_plain
 
     @functools.wraps(function)
-    async def run(self: object, store: StoreUnderTest) -> None:
+    async def run(self: object, store: _Store) -> None:
         seconds = store.patience.seconds
         try:
             with unblocked(seconds):
@@ -153,5 +166,6 @@ def _closing(function: Test) -> Test:
                 pytest.fail(f"the clause was not done within {seconds:.0f} s: a call hangs")
             raise
         await store.close()
+        store.finished = True
 
     return run

@@ -1,4 +1,4 @@
-"""Two backends side by side: the same generated calls have to get the same answers, errors included."""
+"""Compares two backends: the same generated calls must get the same answers, including errors."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from flux_memory.testkit.contract.model.exploration import FAST, Profile, run_ma
 from flux_memory.testkit.contract.model.machine import Finding, Findings, UnexplainedError
 from flux_memory.testkit.contract.model.script import Script
 
-_STEPS_OF_A_HANDLE: Final = 5
-"""Opening is the costliest call of all."""
+_REOPEN_AFTER_STEPS: Final = 5
+"""Calls on a handle before it may be reopened: opening costs more than any other call."""
 
 Factory = Callable[[], Memory]
 
 
 class Differential:
-    """Compares two backends, call by call. Each call of a factory opens one more handle on its store.
+    """Compares two backends call by call. Each call of a factory opens another handle on its store.
 
     Args:
         one: Opens handles on the first store, which is emptied.
         other: The same for the second one.
-        names: What the two are called in a finding.
+        names: The names of the two in a finding.
     """
 
     def __init__(self, one: Factory, other: Factory, *, names: tuple[str, str] = ("one", "other")) -> None:
@@ -37,10 +37,10 @@ class Differential:
         self._names = names
 
     def explore(self, profile: Profile = FAST) -> Finding | None:
-        """Return the shortest sequence of calls that the two answer differently, if there is one.
+        """Return the shortest sequence of calls that the two answer differently, if one is found.
 
-        Ids that the stores made are told apart by when they were made, times by whether they have their form; errors
-        by the class of ours and the argument that they name.
+        Generated ids compare by the order in which they were made, times by their format, and errors by their
+        flux-memory class and the argument that they name.
         """
         findings = Findings(profile.shrinking)
         run_machine(
@@ -50,7 +50,7 @@ class Differential:
 
 
 class _Side:
-    """One of the two stores: its handles, and names for the ids that it made."""
+    """One of the two stores: its handles, and names for its generated ids."""
 
     def __init__(self, factory: Factory) -> None:
         self._factory = factory
@@ -59,7 +59,7 @@ class _Side:
         self._names: dict[str, str] = {}
 
     async def answer(self, handle: int, call: Call) -> Answer:
-        """Make a call and give names to the ids that it made."""
+        """Make a call and name the ids that it generated."""
         (answer,) = await at_once([(self._handle(handle), resolved(call, self.known), None)])
         for made in made_by(call, answer):
             if made is not None:
@@ -125,7 +125,7 @@ class _Machine(RuleBasedStateMachine):
 
     @rule(handle=generated.handles, call=generated.writes)
     def write(self, handle: int, call: Call) -> None:
-        """Change something, and compare what the stores then have."""
+        """Make a write on both sides, then compare the whole stores."""
         self._compare(handle, call)
         one, other = (self._runner.run(side.look()) for side in self._sides)
         if found := difference(one, other):
@@ -133,13 +133,13 @@ class _Machine(RuleBasedStateMachine):
 
     @rule(handle=generated.handles, call=generated.reads)
     def read(self, handle: int, call: Call) -> None:
-        """Read something, or ask for what is refused."""
+        """Make a read, or a call that is refused, on both sides."""
         self._compare(handle, call)
 
-    @precondition(lambda self: self._steps_since_reopening >= _STEPS_OF_A_HANDLE)
+    @precondition(lambda self: self._steps_since_reopening >= _REOPEN_AFTER_STEPS)
     @rule(handle=generated.handles, late=st.one_of(st.none(), generated.calls))
     def reopen(self, handle: int, late: Call | None) -> None:
-        """Close a handle on both sides, call it all the same, and let the next call open another one."""
+        """Close a handle on both sides, perhaps call it once more, and let the next call open another one."""
         self._steps_since_reopening = 0
         self._compare(handle, Call("close", {}))
         if late is not None:

@@ -1,4 +1,4 @@
-"""How long a clause waits for a backend, be it that a call never ends, or that it blocks the event loop for ever."""
+"""Time limits for calls that hang, and an interrupt for calls that block the event loop."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from types import FrameType
 from typing import Final, NoReturn
 
 CLAUSE_SECONDS: Final = 60.0
-"""A clause takes a fraction of a second; one that takes this long hangs."""
+"""Limit for a clause, which normally takes a fraction of a second."""
 CLOSE_SECONDS: Final = 15.0
-"""How long a handle may take to close."""
+"""Limit for closing a handle."""
 _SECONDS_ONCE_HUNG: Final = 10.0
 _CLOSE_SECONDS_ONCE_HUNG: Final = 3.0
-"""Every clause closes its handles, so that each of them would wait."""
-_GRACE: Final = 2.0
-"""For how long a loop that is not blocked may take to end a call by itself."""
-_AGAIN: Final = 1.0
-"""When the next thing that blocks the same loop is ended."""
+"""Much shorter: every clause closes its handles, so each one would wait the full limit."""
+_GRACE_SECONDS: Final = 2.0
+"""Extra time in which a loop that is not blocked ends the call by its own timeout."""
+_REPEAT_SECONDS: Final = 1.0
+"""Interval of the next interrupts, for further calls that block the same loop."""
 
 
 class Patience:
-    """How long the clauses of a run may take: most hang for one reason, so that the first to hang waits for all."""
+    """The time limits of a run. They are short after the first hang: the next ones most likely have the same cause."""
 
     def __init__(self) -> None:
         self.seconds = CLAUSE_SECONDS
         self.close_seconds = CLOSE_SECONDS
 
     def lose(self) -> None:
-        """Wait less for the clauses that follow."""
+        """Shorten the limit of the next clauses."""
         self.seconds = min(self.seconds, _SECONDS_ONCE_HUNG)
 
     def lose_at_close(self) -> None:
-        """Wait less for the handles that are closed from now on."""
+        """Shorten the limit for closing the next handles."""
         self.close_seconds = min(self.close_seconds, _CLOSE_SECONDS_ONCE_HUNG)
 
 
 class BlockedError(BaseException):
-    """The event loop stood still. Raised where it did, so that the traceback ends at what blocks it.
+    """The event loop was blocked. The traceback ends at the call that blocks it.
 
-    No `Exception`: a backend makes what it likes of those.
+    It is not an `Exception`, because a backend may catch those.
     """
 
 
 @contextmanager
 def unblocked(seconds: float) -> Iterator[None]:
-    """End what blocks the event loop, which no timeout of asyncio can: raise `BlockedError` in the midst of it.
+    """Interrupt a call that blocks the event loop by raising `BlockedError` in it; a timeout of asyncio cannot.
 
-    Python can do so in the main thread and on POSIX only. A timer of somebody else, as pytest-timeout's, is left alone.
+    This works in the main thread on POSIX only. It does nothing while another timer runs, such as pytest-timeout's.
 
     Args:
-        seconds: After which a timeout of the loop would have ended the call, if it could.
+        seconds: The timeout of the loop, which has to have expired first.
     """
     if not _can_interrupt():
         yield
@@ -61,7 +61,7 @@ def unblocked(seconds: float) -> Iterator[None]:
     began = time.monotonic()
     alarm = _Alarm(seconds)
     outer_alarm = signal.signal(signal.SIGALRM, alarm)
-    outer_seconds, outer_again = signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE, _AGAIN)
+    outer_seconds, outer_again = signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_SECONDS, _REPEAT_SECONDS)
     try:
         yield
     finally:
@@ -69,9 +69,9 @@ def unblocked(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, outer_alarm)
         if outer_seconds:
             left = outer_seconds - (time.monotonic() - began)
-            signal.setitimer(signal.ITIMER_REAL, max(left, _AGAIN), outer_again)
+            signal.setitimer(signal.ITIMER_REAL, max(left, _REPEAT_SECONDS), outer_again)
         if alarm.first is not None:
-            # Whatever came of it, a timeout perhaps.
+            # It replaces the error that the interrupt led to, such as a timeout.
             raise alarm.first
 
 

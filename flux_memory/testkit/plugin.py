@@ -1,6 +1,6 @@
-"""The pytest11 entry point: the options, and the names of the modules with the hooks and fixtures behind them.
+"""The pytest11 entry point: the options, and the names of the modules with the hooks and fixtures.
 
-Every pytest run in an environment with this package imports it: nothing heavy here, nor in the modules it names.
+Every pytest run in an environment with this package imports it, so neither it nor those modules import anything heavy.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from typing import Final
 
 import pytest
 
-# Before the contract is imported, or its failures would be bare assertion errors.
+# Required before the contract is imported; otherwise its failures are bare assertion errors.
 pytest.register_assert_rewrite("flux_memory.testkit.contract")
 
 pytest_plugins: Final = [
     "flux_memory.testkit.servers.fixtures",
-    "flux_memory.testkit.evidence.run",
+    "flux_memory.testkit.run_evidence",
     "flux_memory.testkit.report",
 ]
 
@@ -26,8 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--flux-postgres",
         default="auto",
         metavar="auto|docker|local|off|DSN",
-        help="Where the throwaway PostgreSQL is from. auto: FLUX_MEMORY_TEST_DSN, then Docker, then local binaries. "
-        "One that is named and is not there fails the tests that need it.",
+        help="The source of the throwaway PostgreSQL. auto: FLUX_MEMORY_TEST_DSN, then Docker, then local binaries. "
+        "If a named source is not available, the tests that need it fail.",
     )
     group.addoption(
         "--flux-postgres-image",
@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--flux-postgres-required",
         action="store_true",
-        help="A test that needs PostgreSQL fails, instead of being skipped, also when `auto` finds none.",
+        help="A test that needs PostgreSQL fails instead of being skipped if `auto` finds none.",
     )
     group.addoption(
         "--flux-keep-databases",
@@ -50,13 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--flux-memory-factory",
         default=None,
         metavar="MODULE:CALLABLE",
-        help="The memory for `pytest --pyargs flux_memory.testkit.contract`: an empty directory in, a handle out.",
+        help="The memory for `pytest --pyargs flux_memory.testkit.contract`: a directory in, a handle out.",
     )
     group.addoption(
         "--flux-without",
         default=None,
         metavar="NAMES",
-        help="Capabilities that the memory does not claim, as batch,titles: their clauses do not count.",
+        help="Capabilities that the memory does not claim, such as batch,titles; their clauses do not count.",
     )
     group.addoption(
         "--flux-model",
@@ -68,16 +68,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--flux-report",
         default=None,
         metavar="DIR",
-        help="Write there what the run found out of each clause: JSON, Markdown, an HTML page and an SVG badge.",
+        help="Write the results of the clauses into this directory: JSON, Markdown, an HTML page and an SVG badge.",
     )
     group.addoption(
         "--flux-contract",
         default=None,
         metavar="VERSION",
-        help="Hold backends to this version of the contract, as 1.0; a newer clause that fails does not fail the run.",
+        help="Hold backends to this version of the contract, such as 1.0; newer clauses do not fail the run.",
     )
     group.addoption(
         "--flux-strict",
         action="store_true",
-        help="A clause that could not be checked fails the run.",
+        help="A clause that was not checked, or was deselected, fails the run.",
     )

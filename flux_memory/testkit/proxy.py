@@ -12,7 +12,7 @@ from typing import Final, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
 Stage = Literal["startup", "authentication", "parse", "bind", "execute", "sync", "query"]
-"""A message of the client's: the simple protocol has `query`, the extended one `parse` to `sync`, which commits."""
+"""A message of the client: `query` in the simple protocol; `parse` to `sync`, which commits, in the extended one."""
 
 _TYPES: Final[dict[Stage, bytes]] = {
     "startup": b"",
@@ -23,23 +23,23 @@ _TYPES: Final[dict[Stage, bytes]] = {
     "sync": b"S",
     "query": b"Q",
 }
-_TLS_WANTED: Final = 80877103
-_CHUNK: Final = 65536
+_TLS_REQUEST: Final = 80877103
+_CHUNK_BYTES: Final = 65536
 
 
 class Proxy:
-    """Stands between a client and a server on its own threads, so that nothing is bound to an event loop.
+    """A proxy between a client and a server. It runs in threads of its own, independent of any event loop.
 
         with Proxy(dsn) as proxy:
             memory = PostgresConversationMemory(proxy.dsn)
-            proxy.silence()      # from now on every byte is swallowed, in both directions
+            proxy.silence()      # from now on every byte is dropped, in both directions
             ...
             proxy.heal()
 
-    The messages of a connection with TLS cannot be read: stages need a server or a DSN without.
+    Stages need a connection without TLS, because the proxy has to read the messages.
 
     Args:
-        dsn: The server's, with a host and a port.
+        dsn: The DSN of the server, with a host and a port.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -54,24 +54,24 @@ class Proxy:
         self.port: Final = self._listen(0)
         user, at, _ = parts.netloc.rpartition("@")
         self.dsn: Final = urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}"))
-        """The server's database, through the proxy."""
+        """The DSN of the same database through the proxy."""
 
     @property
     def connections(self) -> int:
-        """How many connections go through the proxy now."""
+        """The number of open connections."""
         return len(self._open)
 
     def refuse(self) -> None:
-        """Accept no new connection; those that are open go on."""
+        """Refuse new connections; open ones continue."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            # Closing alone does not wake the thread that accepts.
+            # Closing alone does not wake the accepting thread.
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
 
     def interrupt(self) -> None:
-        """Refuse and reset every connection, as a server that is away does, until `heal`."""
+        """Refuse new connections and reset open ones, like a server that is down, until `heal`."""
         self.refuse()
         self.reset()
 
@@ -81,29 +81,29 @@ class Proxy:
             self._end(connection)
 
     def silence(self, stage: Stage | None = None) -> None:
-        """Swallow every byte, in both directions: at once, or in each connection from its next `stage` on."""
+        """Drop every byte, in both directions: at once, or in each connection from its next `stage` on."""
         self._rule = _Silence(stage)
 
     def forget(self) -> None:
-        """Swallow every byte of the connections that are open now, as a firewall does; new ones work."""
+        """Drop every byte of the connections that are open now, like a firewall; new connections work."""
         self._rule = _Rule()
         for connection in self._now_open():
             connection.silent = True
 
     def lose_reply(self, stage: Stage, *, containing: bytes = b"", times: int = 1) -> None:
-        """Let the server carry out the next messages of a stage, lose its answer, and reset the connection."""
+        """Let the server execute the next messages of a stage, then drop its answer and reset the connection."""
         self._rule = _LostReply(stage, containing, times)
 
     def slow(self, bytes_per_second: float) -> None:
-        """Pass a few bytes at a time."""
+        """Limit the rate in both directions."""
         self._rule = _Slow(bytes_per_second)
 
     def cut(self, after: int) -> None:
-        """Reset the connection that passes the `after`-th byte from now on, in whatever direction; later ones work."""
+        """Reset the connection that carries the `after`-th byte from now on, in either direction; later ones work."""
         self._rule = _Cut(after)
 
     def heal(self) -> None:
-        """Break nothing any more. What was swallowed stays lost: connections that were silent are reset."""
+        """Restore the network. Dropped bytes stay lost, so silent connections are reset."""
         self._rule = _Rule()
         for connection in self._now_open():
             if connection.silent:
@@ -112,7 +112,7 @@ class Proxy:
             self._listen(self.port)
 
     def close(self) -> None:
-        """Stop; open connections are reset."""
+        """Stop the proxy and reset open connections."""
         self._closed = True
         self.refuse()
         self.reset()
@@ -154,7 +154,7 @@ class Proxy:
             try:
                 server = socket.create_connection(self._target, timeout=10)
             except OSError:
-                # What a server that is down looks like through a proxy.
+                # A client sees a server that is down as a reset.
                 _reset(client)
                 continue
             server.settimeout(None)
@@ -171,14 +171,14 @@ class Proxy:
     def _pump(self, connection: _Connection, *, upwards: bool) -> None:
         source = connection.client if upwards else connection.server
         try:
-            while data := source.recv(_CHUNK):
+            while data := source.recv(_CHUNK_BYTES):
                 for piece in connection.messages(data) if upwards else [data]:
                     if not connection.silent:
                         self._rule.passes(connection, piece, upwards=upwards)
         except OSError:
             pass
         else:
-            # Nor does the other side hear of an end that was swallowed.
+            # The end of a silent connection is dropped, too.
             if connection.silent:
                 return
             connection.close()
@@ -186,7 +186,7 @@ class Proxy:
 
 
 class _Connection:
-    """One client's connection, and the server's behind it."""
+    """A client's connection to the proxy, with the proxy's own to the server."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
@@ -197,7 +197,7 @@ class _Connection:
         self._rest = b""
 
     def messages(self, data: bytes) -> list[bytes]:
-        """Return the messages of the client's that are complete by now."""
+        """Add bytes from the client and return the messages that are now complete."""
         self._rest += data
         found: list[bytes] = []
         while True:
@@ -210,35 +210,35 @@ class _Connection:
             message, self._rest = self._rest[: head + length], self._rest[head + length :]
             if not self._started:
                 (code,) = struct.unpack_from("!i", message, 4)
-                self._started = code != _TLS_WANTED
+                self._started = code != _TLS_REQUEST
             found.append(message)
 
     def at(self, stage: Stage, message: bytes) -> bool:
-        """Tell whether a client's message is of a stage. A packet without a type begins with a zero byte."""
+        """Return whether a client's message belongs to a stage. A packet without a type begins with a zero byte."""
         return message[:1] == (_TYPES[stage] or b"\x00")
 
     def send(self, data: bytes, *, upwards: bool) -> None:
-        """Pass bytes on."""
+        """Forward bytes."""
         (self.server if upwards else self.client).sendall(data)
 
     def close(self) -> None:
-        """End the connection on both sides, in order."""
+        """Shut the connection down on both sides."""
         for each in (self.client, self.server):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
 
     def reset(self) -> None:
-        """End it on both sides without order."""
+        """Reset the connection on both sides."""
         for each in (self.client, self.server):
             _reset(each)
 
 
 class _Rule:
-    """What happens to what comes by: it is passed on."""
+    """What the proxy does with traffic; the base class forwards it."""
 
     def passes(self, connection: _Connection, data: bytes, *, upwards: bool) -> None:
-        """Deal with a message of the client's, or with some bytes of the server's."""
+        """Handle one message of the client, or some bytes of the server."""
         connection.send(data, upwards=upwards)
 
 
@@ -263,11 +263,11 @@ class _LostReply(_Rule):
         if upwards:
             if self._left > 0 and connection.at(self._stage, data) and self._containing in data:
                 self._left -= 1
-                # Before the message is sent: the answer may come at once, on the other thread.
+                # Set before sending: the answer may arrive at once, on the other thread.
                 connection.awaiting_reply = True
             connection.send(data, upwards=True)
         elif connection.awaiting_reply:
-            # The server has answered, so it is done.
+            # The answer shows that the server has executed the message.
             connection.reset()
         else:
             connection.send(data, upwards=False)
@@ -294,7 +294,7 @@ class _Cut(_Rule):
             before, self._left = self._left, self._left - len(data)
         if 0 <= before < len(data):
             connection.send(data[:before], upwards=upwards)
-            # Or the reset would overtake the bytes.
+            # Otherwise the reset overtakes the bytes.
             time.sleep(0.002)
             connection.reset()
         else:
@@ -304,6 +304,6 @@ class _Cut(_Rule):
 def _reset(each: socket.socket) -> None:
     with suppress(OSError):
         each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # A thread that reads from it would keep it open.
+        # A reading thread would keep the socket open.
         each.shutdown(socket.SHUT_RD)
     each.close()

@@ -1,4 +1,4 @@
-"""A transparent recorder of the calls made on handles, to print a failure's reproduction as code."""
+"""Records the calls made on handles, and prints them as code that reproduces a failure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, Self
 
-_SHOWN: Final = 24
-"""Lines of a reproduction; what came earlier is counted."""
-_RUN: Final = 4
-"""Calls of one kind in a row that are all shown; more are counted."""
+_SHOWN_LINES: Final = 24
+"""Lines of a reproduction; earlier ones are only counted."""
+_SHOWN_CALLS: Final = 4
+"""Consecutive calls of one kind that are all shown; of more, the middle ones are only counted."""
 
 
 class _Short(reprlib.Repr):
-    """`repr`, cut short; of any value, those too that have none."""
+    """A short `repr` of any value, including an int that is too long for `repr`."""
 
     def repr_int(self, x: int, level: int) -> str:
         return super().repr_int(x, level) if abs(x) < 10**300 else f"<an int of {x.bit_length()} bits>"
@@ -54,7 +54,7 @@ class Call:
 
 @dataclass(slots=True)
 class Transcript:
-    """The calls of one test, in the order in which they began."""
+    """The calls of one test, ordered by their start."""
 
     calls: list[Call] = field(default_factory=list)
     _handles: int = 0
@@ -63,12 +63,12 @@ class Transcript:
     _loops: dict[str, asyncio.AbstractEventLoop] = field(default_factory=dict)
 
     def record(self, memory: Any) -> RecordedMemory:
-        """Return a handle that behaves as this one and is recorded."""
+        """Return a handle that forwards to this one and records its calls."""
         self._handles += 1
         return RecordedMemory(memory, f"memory_{self._handles}", self)
 
     def begin(self, handle: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Note that a call begins."""
+        """Record the start of a call."""
         arguments = [self._show(value) for value in args]
         arguments += [f"{name}={self._show(value)}" for name, value in kwargs.items()]
         loop = asyncio.get_running_loop()
@@ -79,7 +79,7 @@ class Transcript:
         return call
 
     def end(self, call: Call, result: object = None, error: BaseException | None = None) -> None:
-        """Note how a call ended."""
+        """Record the result or the error of a call."""
         self._running -= 1
         if isinstance(error, asyncio.CancelledError):
             call.outcome, call.failed = "cancelled", True
@@ -87,7 +87,7 @@ class Transcript:
             call.outcome, call.failed = f"{type(error).__name__}: {error!s:.150}", True
         elif call.method in {"create_session", "add_message"} and isinstance(result, str):
             call.outcome = ""
-            # An id that the caller chose stands in the arguments already.
+            # An id that the caller chose is already among the arguments.
             if repr(result) not in call.arguments and result not in self._names:
                 kind = "session" if call.method == "create_session" else "message"
                 call.name = self._names[result] = f"{kind}_{len(self._names) + 1}"
@@ -95,9 +95,9 @@ class Transcript:
             call.outcome = "" if result is None else f"-> {_short.repr(result)}"
 
     def text(self) -> str:
-        """Return the calls as code that can be pasted into a test, shortened."""
+        """Return the calls, shortened, as code to paste into a test."""
         lines = list(self._lines())
-        hidden = len(lines) - _SHOWN
+        hidden = len(lines) - _SHOWN_LINES
         if hidden > 0:
             lines = [f"# ... {hidden} lines before", *lines[hidden:]]
         handles = sorted({call.handle for call in self.calls}, key=lambda name: int(name.split("_")[1]))
@@ -108,10 +108,10 @@ class Transcript:
         used = set(re.findall(r"\b(?:session|message)_[0-9]+\b", " ".join(call.arguments for call in self.calls)))
         for _, grouped in groupby(self.calls, key=lambda call: (call.handle, call.method, call.failed)):
             run = list(grouped)
-            shown = run if len(run) <= _RUN else run[:2]
+            shown = run if len(run) <= _SHOWN_CALLS else run[:2]
             for call in shown:
                 yield call.code(named=call.name in used)
-            if len(run) > _RUN:
+            if len(run) > _SHOWN_CALLS:
                 if more := len(run) - len(shown) - 1:
                     yield f"# ... {more} more calls of {run[0].method}"
                 yield run[-1].code(named=run[-1].name in used)
@@ -121,10 +121,10 @@ class Transcript:
 
 
 def awaitable(method: str, answer: Any) -> Any:
-    """Return what a method answered if it can be awaited.
+    """Return the awaitable that a method returned.
 
     Raises:
-        TypeError: It cannot, since the method is no coroutine.
+        TypeError: the method returned something else; it is not a coroutine function.
     """
     if not inspect.isawaitable(answer):
         raise TypeError(f"{method}() gave a {type(answer).__name__} at once: a memory's methods are `async def`")
@@ -132,7 +132,7 @@ def awaitable(method: str, answer: Any) -> Any:
 
 
 class RecordedMemory:
-    """A handle whose calls are recorded. It adds no suspension of its own, so cancellation works as without it."""
+    """A handle that records its calls. It adds no suspension point, so cancellation is unchanged."""
 
     def __init__(self, memory: Any, name: str, transcript: Transcript) -> None:
         self._memory = memory
@@ -165,5 +165,7 @@ class RecordedMemory:
         try:
             return getattr(self._memory, method)
         except AttributeError as error:
-            error.add_note("A memory has every method of `flux_memory.Memory`; what it cannot do, it refuses.")
+            error.add_note(
+                "A memory has every method of `flux_memory.Memory`; it raises InvalidInputError if unsupported."
+            )
             raise

@@ -1,6 +1,6 @@
-"""What a clause's test says in a pytest run: what it found out, why a failure matters and how to reproduce it."""
+"""The hooks on a clause's test: they attach its result to the report, with the cost and a reproduction of a failure."""
 
-# ruff: noqa: PLC0415 - every pytest run imports this module: what is heavy waits until there is a clause
+# ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait for the first clause
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
@@ -26,7 +26,7 @@ _SERVER_FIXTURE: Final = "flux_postgres_server"
 
 
 def clause_of(item: pytest.Item) -> str | None:
-    """Return the id of the clause that a test is, if it is one."""
+    """Return the id of a test's clause, or None if the test is not a clause."""
     callspec = getattr(item, "callspec", None)
     return None if callspec is None else callspec.params.get(CLAUSE)
 
@@ -40,36 +40,46 @@ def backend_of(item: pytest.Item) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse names of capabilities that there are not, before any worker of xdist has started."""
+    """Refuse unknown names of capabilities before any xdist worker starts."""
     if config.option.flux_without:
         from flux_memory.testkit.claims import named_capabilities
 
         named_capabilities(config.option.flux_without)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Note all clauses of a binding, including those that are deselected later."""
+    if clause_of(item) and isinstance(binding := getattr(item, "cls", None), type):
+        from flux_memory.testkit.run_evidence import RUN
+
+        item.config.stash[RUN].expect(backend_of(item), _clauses_of(binding))
+
+
+@cache
+def _clauses_of(binding: type) -> frozenset[str]:
+    members = (member for base in binding.__mro__ for member in vars(base).values())
+    return frozenset(member.flux_clause_id for member in members if hasattr(member, "flux_clause_id"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let a clause's id and backend travel with its report, and refuse runs that cannot check clauses."""
+    """Attach a clause's id, backend and excuse to its item, and refuse runs that cannot check clauses."""
     clauses = [item for item in items if clause_of(item)]
     for item in clauses:
         _prepare(item, str(clause_of(item)))
-    # An error here would be an internal error of an xdist worker; there each clause fails at its setup instead.
+    # In an xdist worker this would be an internal error, so each clause fails at its setup instead.
     if clauses and not hasattr(config, "workerinput") and (reason := _cannot_run(clauses)):
         raise pytest.UsageError(reason)
 
 
 def _prepare(item: pytest.Item, clause_id: str) -> None:
     from flux_memory.testkit import clauses
-    from flux_memory.testkit.claims import why_known
-    from flux_memory.testkit.evidence.judge import excuse_if_advisory, leave_out_if_not_claimed
+    from flux_memory.testkit.evidence.judge import excuse
 
     item.user_properties += [(CLAUSE, clause_id), (BACKEND, backend_of(item))]
     if (backend_version := getattr(getattr(item, "cls", None), "backend_version", None)) is not None:
         item.user_properties.append((BACKEND_VERSION, str(backend_version)))
-    if (reason := why_known(item, clause_id)) is not None:
-        item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
-    leave_out_if_not_claimed(item, clauses.CLAUSES[clause_id])
-    excuse_if_advisory(item, clauses.CLAUSES[clause_id], clauses.CONTRACT_VERSION)
+    excuse(item, clauses.CLAUSES[clause_id], clauses.CONTRACT_VERSION)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -87,27 +97,28 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     if not hasattr(config.option, "asyncio_mode") or find_spec("hypothesis") is None:
         yield (
             "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]', "
-            "and -p asyncio where plugins are not loaded by themselves"
+            "and -p asyncio if plugins are not loaded automatically"
         )
     if config.pluginmanager.hasplugin("anyio") and _anyio_mode(config) == "auto":
         yield (
-            "anyio_mode=auto takes the contract's tests away from pytest-asyncio; "
+            "anyio_mode=auto takes the contract's tests from pytest-asyncio; "
             "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"
         )
     if plugged_in := [item for item in clauses if item.path.name == _PLUGGED_IN]:
         if not config.option.flux_memory_factory:
             yield (
-                "which memory? Say --flux-memory-factory=module:callable; the callable takes an empty directory "
-                "(pathlib.Path) and returns a handle on the store there"
+                "the contract has no memory to test: pass --flux-memory-factory=module:callable; the callable takes an "
+                "empty directory (pathlib.Path) and returns a handle on the store there"
             )
         try:
             plugged_in[0].module.find_factory(config)  # type: ignore[attr-defined]
         except pytest.UsageError as error:
             yield str(error)
-    # A clause can also be replaced after its class was made.
+    # The class itself refuses this when it is created; a clause can be replaced later.
     yield from filter(None, map(_replaced, clauses))
-    if any(not mark.kwargs.get("reason") for item in clauses for mark in item.iter_markers("xfail")):
-        yield "a clause that is expected to fail has a reason: @known_failure(clause_id, reason=...) above the class"
+    from flux_memory.testkit.evidence.judge import ONLY_KNOWN_FAILURE, has_other_xfail
+
+    yield from (f"{item.nodeid}: {ONLY_KNOWN_FAILURE}" for item in clauses if has_other_xfail(item))
 
 
 def _replaced(item: pytest.Item) -> str | None:
@@ -129,7 +140,7 @@ def _anyio_mode(config: pytest.Config) -> object:
     try:
         return config.getini("anyio_mode")
     except ValueError:
-        # Older versions have no modes.
+        # Older versions of anyio have no modes.
         return None
 
 
@@ -137,13 +148,13 @@ def _anyio_mode(config: pytest.Config) -> object:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say of a failed clause what was promised, what users lose, what was seen, and how to see it again."""
+    """Attach the result, and to a failure the promise, the cost to users, the error and a reproduction."""
     report = yield
     clause_id = clause_of(item)
     if clause_id is None:
         return report
     from flux_memory.testkit.clauses import CLAUSES
-    from flux_memory.testkit.evidence.judge import fail_if_strict, result_of
+    from flux_memory.testkit.evidence.judge import correct, result_of
 
     clause = CLAUSES[clause_id]
     funcargs: dict[str, Any] = getattr(item, "funcargs", {})
@@ -157,8 +168,9 @@ def pytest_runtest_makereport(
         report.user_properties += [
             (SEED, [f"{name} on {backend_of(item)}", seed]) for name, seed in store.seeds.items()
         ]
-    reproduction = store.transcript.text() if report.outcome != "passed" and store and store.transcript.calls else ""
-    if (result := result_of(call, report, reproduction)) is not None:
+    reproduction = store.transcript.text() if call.excinfo is not None and store and store.transcript.calls else ""
+    result = result_of(item, call, reproduction)
+    if result is not None:
         report.user_properties.append((RESULT, result))
     if report.failed and call.excinfo is not None:
         lines = [
@@ -169,5 +181,6 @@ def pytest_runtest_makereport(
         if reproduction:
             lines += ["to reproduce:", "", reproduction]
         report.sections.append((f"{clause_id} does not hold for {backend_of(item)}", "\n".join(lines)))
-    fail_if_strict(item, clause_id, report)
+    if result is not None:
+        correct(report, clause_id, result, strict=item.config.option.flux_strict)
     return report

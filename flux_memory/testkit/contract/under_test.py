@@ -77,6 +77,8 @@ class StoreUnderTest:
         self.patience = patience or Patience()
         self.seeds: dict[str, int] = {}
         """The random seed that was used, to repeat the run."""
+        self.finished = False
+        """Whether a clause ran on this store to its end."""
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._outages = outages

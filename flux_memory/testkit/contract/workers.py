@@ -25,7 +25,7 @@ from flux_memory.testkit.histories import History, Journal, Recorder, check, rea
 WORKERS: Final = 4
 CALLS: Final = 24
 """Calls of each worker: enough for every kind of call to run beside every other."""
-HEARD: Final = 6
+CALLS_BEFORE_KILL: Final = 6
 """How many calls a process has finished before it is killed."""
 
 
@@ -92,7 +92,7 @@ class WorkersContract(Binding):
             killed, *others = [store.fork(working(worker)) for worker in range(3)]
             for child in (killed, *others):
                 child.go()
-            for _ in range(HEARD):
+            for _ in range(CALLS_BEFORE_KILL):
                 killed.hear()
             killed.kill()
             for child in others:

@@ -1,1 +1,1 @@
-"""Evidence: what a run found out about each clause, as JSON, Markdown, a page and a badge, and what changed since."""
+"""Evidence: the result of each clause in a run, as JSON, Markdown, a page and a badge, and the diff of two runs."""

@@ -1,4 +1,4 @@
-"""The evidence as an SVG badge: the contract's version, and whether every backend of the run keeps it."""
+"""The evidence as an SVG badge: the version of the contract and the verdict over all backends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _COLOURS: Final[dict[Outcome, str]] = {
     "unverified": "#9a6700",
     "not run": "#59636e",
 }
-_CHARACTER: Final = 6.4
-"""The width that text is fitted to, so that a badge looks the same in any font."""
-_PADDING: Final = 8
+_CHARACTER_PIXELS: Final = 6.4
+"""Text is stretched to this width per character, so that a badge looks the same in any font."""
+_PADDING_PIXELS: Final = 8
 
 _SVG: Final = """\
 <svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{label}: {text}">
@@ -32,11 +32,11 @@ _SVG: Final = """\
 
 
 def badge(evidence: Evidence) -> str:
-    """Return the badge. A clause counts as kept where every backend of the run keeps it."""
+    """Return the badge. A clause counts as held if it holds on every backend of the run."""
     label = f"flux-memory contract {evidence.pinned or evidence.contract}"
     text, outcome = verdict(worst(clause.results.values()) for clause in evidence.clauses)
-    label_width, text_width = (round(len(each) * _CHARACTER) for each in (label, text))
-    left, right = label_width + 2 * _PADDING, text_width + 2 * _PADDING
+    label_width, text_width = (round(len(each) * _CHARACTER_PIXELS) for each in (label, text))
+    left, right = label_width + 2 * _PADDING_PIXELS, text_width + 2 * _PADDING_PIXELS
     return _SVG.format(
         width=left + right,
         left=left,

@@ -1,4 +1,4 @@
-"""Collects what the reports of a run's tests say of clauses, also of those that ran in xdist's workers."""
+"""Collects the results of clauses from the reports of a run, including those of xdist workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def presentable(text: str) -> str:
-    """Return the text without passwords of DSNs, and such that every file can hold it."""
+    """Return the text with passwords of DSNs masked, and with control characters and surrogates escaped."""
     masked = _PASSWORD.sub(r"\1***@", text)
     shown = _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", masked)
     return shown.encode("utf-8", "backslashreplace").decode()
@@ -51,17 +51,17 @@ class BackendOutcomes:
     version: str | None = None
     capabilities: dict[str, CapabilityEvidence] = field(default_factory=dict)
     around: dict[str, float] = field(default_factory=dict)
-    """What setting up and clearing up has cost, by test."""
+    """Seconds of setup and teardown, by test."""
 
     @property
     def isolation_seconds(self) -> float | None:
-        """The median cost of setting a clause up and clearing up after it."""
+        """The median time of a clause's setup and teardown."""
         return median(self.around.values()) if self.around else None
 
     def add(self, clause_id: str, report: pytest.TestReport, found: Result | None) -> None:
-        """Take in one phase of a clause's test; the worst of what the phases found counts."""
+        """Add one phase of a clause's test; the worst result of the phases counts."""
         self.seconds += report.duration
-        # What is skipped at its setup costs nothing, and would pull the median down.
+        # A test that is skipped at its setup costs nothing and would lower the median.
         if report.when == "setup" and report.passed:
             self.around[report.nodeid] = report.duration
         elif report.when == "teardown" and report.nodeid in self.around:
@@ -73,18 +73,18 @@ class BackendOutcomes:
 
 @dataclass(slots=True)
 class Collector:
-    """What the run has found out so far."""
+    """The results of a run so far."""
 
     backends: dict[str, BackendOutcomes] = field(default_factory=dict)
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
-    """The words of each clause that ran: `group`, `since`, `promise`, `loses`."""
+    """The texts of each clause that ran: `group`, `since`, `promise`, `loses`."""
     seeds: dict[str, str] = field(default_factory=dict)
     mutants: dict[str, bool] = field(default_factory=dict)
     """Whether each broken backend was caught."""
     _begun: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, report: pytest.TestReport) -> None:
-        """Take in one phase of a test."""
+        """Add one phase of a test."""
         said: dict[str, Any] = dict(report.user_properties)
         self.seeds.update((str(name), str(value)) for name, value in _all(SEED, report))
         if MUTANT in said and (report.when == "call" or not report.passed):
@@ -95,7 +95,7 @@ class Collector:
             self.facts.setdefault(said[CLAUSE], {}).update(said.get(FACTS, {}))
             self._add_phase(report, said)
         elif report.failed and report.nodeid in self._begun:
-            # A worker that died has left nothing but the name of the test that it was at.
+            # The report of a crashed worker has only the name of its last test.
             backend, clause_id = self._begun[report.nodeid]
             crash = Result("failed", reason=presentable(str(report.longrepr)), test=report.nodeid)
             self.backends[backend].add(clause_id, report, crash)
@@ -111,7 +111,7 @@ class Collector:
         outcomes.add(said[CLAUSE], report, found)
 
     def backend_evidence(self) -> list[BackendEvidence]:
-        """Return what is known of each backend, apart from its clauses."""
+        """Return the evidence of each backend without its clauses."""
         return [
             BackendEvidence(
                 name=name,
@@ -128,8 +128,8 @@ class Collector:
         """Return each clause with its results.
 
         Args:
-            wanted: The words of the clauses that every backend is expected to run; what did not run is said so.
-            order: The groups' parts of the ids, in the order to show them.
+            wanted: The texts of the clauses that every backend should run; those without a result are `not run`.
+            order: The group parts of the ids, in display order.
         """
         words = {**self.facts, **wanted}
         begun = set(self._begun.values())
@@ -144,7 +144,7 @@ class Collector:
         return clauses
 
     def mutant_evidence(self) -> MutantEvidence | None:
-        """Return how many broken backends were caught; None where none was tried."""
+        """Return how many broken backends were caught; None if the run tried none."""
         if not self.mutants:
             return None
         survivors = sorted(name for name, caught in self.mutants.items() if not caught)

@@ -1,4 +1,4 @@
-"""What changed between two runs' evidence, clause by clause."""
+"""Compares the evidence of two runs, clause by clause."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Final
 from flux_memory.testkit.evidence.document import Evidence, Outcome, Result
 
 SLOWER: Final = 2.0
-"""A clause is slower when it takes this many times as long ..."""
+"""Ratio of times from which a clause counts as slower, if `NOTICEABLE` is exceeded, too."""
 NOTICEABLE: Final = 0.25
-"""... and at least so many seconds more; below that a busy machine says as much."""
+"""Seconds of difference from which a clause counts as slower; a smaller one is noise on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Change:
     clause: str
     backend: str
     before: Outcome | None
-    """None where the older evidence does not have it."""
+    """None if the older evidence does not have the clause."""
     after: Outcome | None
     promise: str
     reason: str = ""
@@ -30,34 +30,34 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Every change, by its kind."""
+    """Every change, by kind."""
 
     failing: list[Change] = field(default_factory=list)
-    """Held, and fails now."""
+    """Held before, fails now."""
     lost: list[Change] = field(default_factory=list)
-    """Held, and is not seen to hold now: unverified, not run, no longer claimed, or without its backend."""
+    """Held before, now unverified, not run, not claimed, or without its backend."""
     fixed: list[Change] = field(default_factory=list)
-    """Holds now, and was not seen to before."""
+    """Holds now, did not before."""
     other: list[Change] = field(default_factory=list)
-    """Held neither before nor now, for another reason than before."""
+    """Did not hold before nor now, but with another outcome."""
     added: list[Change] = field(default_factory=list)
-    """New in the contract, or of a new backend."""
+    """New in the contract, or on a new backend."""
     removed: list[Change] = field(default_factory=list)
-    """No longer in the contract, or never held by a backend that is gone."""
+    """No longer in the contract, or did not hold on a backend that was removed."""
     slower: list[Change] = field(default_factory=list)
 
     @property
     def is_worse(self) -> bool:
-        """Whether something that held is no longer seen to hold."""
+        """Whether a clause that held no longer holds."""
         return bool(self.failing or self.lost)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the changes as plain data for JSON."""
         return {"worse": self.is_worse, **asdict(self)}
 
 
 def compare(old: Evidence, new: Evidence) -> Difference:
-    """Return what changed from one run to another."""
+    """Return the changes from the old run to the new one."""
     difference = Difference()
     before, after = _by_clause_and_backend(old), _by_clause_and_backend(new)
     promises = {clause.id: clause.promise for clause in (*old.clauses, *new.clauses)}
@@ -87,7 +87,7 @@ def compare(old: Evidence, new: Evidence) -> Difference:
 
 
 def _place_held(change: Change, has: Result | None, difference: Difference) -> None:
-    """Put what held before where it belongs."""
+    """Sort in the change of a clause that held before."""
     if has is None:
         difference.lost.append(change)
     elif has.outcome in {"failed", "advisory"}:

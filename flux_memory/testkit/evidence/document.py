@@ -9,43 +9,50 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
 FORMAT: Final = 1
-"""The form of the JSON. Keys may be added to it; a reader passes over those it does not know."""
+"""The version of the JSON's structure. Added keys do not change it; readers ignore unknown keys."""
 FILE_NAME: Final = "contract.json"
 
 Outcome = Literal["held", "failed", "advisory", "unverified", "not claimed", "not run"]
-"""`advisory`: failed, in a contract that is newer than the one the backend is held to. `not claimed`: it needs a
-capability that the backend says it lacks."""
+"""`advisory`: failed, but newer than the contract that the backend is held to. `not claimed`: the clause needs a
+capability that the backend does not claim."""
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 T = TypeVar("T")
 
 
-class NotEvidence(ValueError):  # noqa: N818 - says what the file is
-    """A file is no evidence of a run, or of a newer form."""
+class NotEvidence(ValueError):  # noqa: N818 - states what the file is
+    """The file is not the evidence of a run, or has a newer format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run found out about one clause on one backend."""
+    """The result of one clause on one backend."""
 
     outcome: Outcome
     seconds: float = 0.0
     reason: str = ""
-    """Why it did not hold; empty where it did."""
+    """Why the clause did not hold; empty if it did."""
     reproduction: str = ""
-    """Code that shows it, where the clause failed."""
+    """Code that reproduces a failure."""
     test: str = ""
     """The test's node id."""
+    known: bool = False
+    """Whether it failed as the binding declares by `known_failure`."""
 
     @property
     def holds(self) -> bool:
-        """Whether the promise was seen to be kept."""
+        """Whether the clause held."""
         return self.outcome == "held"
+
+    @property
+    def fails_the_run(self) -> bool:
+        """Whether the run must fail because of this result."""
+        return self.outcome == "failed" and not self.known
 
 
 @dataclass(frozen=True, slots=True)
 class ClauseEvidence:
-    """One clause, and its result on each backend."""
+    """One clause and its results by backend."""
 
     id: str
     group: str
@@ -57,7 +64,7 @@ class ClauseEvidence:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityEvidence:
-    """What a backend says of itself, and whether that is so."""
+    """One capability of a backend, as claimed and as found."""
 
     name: str
     claimed: bool
@@ -66,7 +73,7 @@ class CapabilityEvidence:
 
     @property
     def as_claimed(self) -> bool:
-        """Whether the backend is as it says."""
+        """Whether the finding matches the claim."""
         return self.outcome in ({"works"} if self.claimed else {"refused", "is not there"})
 
 
@@ -79,7 +86,7 @@ class BackendEvidence:
     server: str | None = None
     seconds: float = 0.0
     isolation_seconds: float | None = None
-    """The median of what it cost to set a clause up and to clear up after it."""
+    """The median time of a clause's setup and teardown."""
     capabilities: list[CapabilityEvidence] = field(default_factory=list)
 
 
@@ -99,7 +106,7 @@ class Evidence:
     contract: str
     """The contract's version."""
     pinned: str | None
-    """The version that the backends were held to, where one was asked for."""
+    """The version of `--flux-contract`, if given."""
     started: str
     seconds: float
     environment: dict[str, str]
@@ -110,7 +117,7 @@ class Evidence:
     format: int = FORMAT
 
     def results_of(self, backend: str) -> Iterator[tuple[ClauseEvidence, Result]]:
-        """Yield the clauses of a backend."""
+        """Return the clauses of a backend with their results."""
         return ((clause, clause.results[backend]) for clause in self.clauses if backend in clause.results)
 
     def count(self, backend: str, outcome: Outcome) -> int:
@@ -125,22 +132,22 @@ class Evidence:
         return groups
 
     def to_json(self) -> str:
-        """Return the text of the file."""
+        """Return the JSON text."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 AGAINST: Final[tuple[Outcome, ...]] = ("failed", "unverified", "not run")
-"""The outcomes with which a backend is not seen to keep the contract, the worst first."""
+"""The outcomes that count against a backend, worst first."""
 _WORST_FIRST: Final[tuple[Outcome, ...]] = (*AGAINST, "advisory", "not claimed", "held")
 
 
 def worst(results: Iterable[Result]) -> Result:
-    """Return the result that weighs most."""
+    """Return the result with the worst outcome."""
     return min(results, key=lambda result: _WORST_FIRST.index(result.outcome))
 
 
 def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
-    """Return in a few words what these results amount to, and the worst outcome that counts."""
+    """Return a summary of these results and their worst outcome, which is `held` only if a clause held."""
     outcomes = [result.outcome for result in results]
     asked = len(outcomes) - outcomes.count("not claimed")
     for outcome in AGAINST:
@@ -148,15 +155,16 @@ def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
             return f"{count} of {asked} {outcome}", outcome
     others: tuple[Outcome, ...] = ("advisory", "not claimed")
     counted = "".join(f", {count} {outcome}" for outcome in others if (count := outcomes.count(outcome)))
-    return f"{outcomes.count('held')} hold{counted}", "held"
+    held = outcomes.count("held")
+    return (f"{held} hold{counted}", "held") if held else (f"none held{counted}", "unverified")
 
 
 def read_evidence(path: Path) -> Evidence:
-    """Read what a run wrote: the JSON file, or the directory it is in.
+    """Read the JSON file of a run, given its path or its directory.
 
     Raises:
-        NotEvidence: The file is something else, or of a newer form.
-        OSError: The file cannot be read.
+        NotEvidence: the file is not evidence, or has a newer format.
+        OSError: the file cannot be read.
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:

@@ -11,7 +11,7 @@ from flux_memory.testkit.evidence.page import page
 
 
 def write_files(evidence: Evidence, directory: Path) -> list[Path]:
-    """Write the evidence in each of its forms, over what an earlier run left, and return the files."""
+    """Write the evidence in each format, overwriting an earlier run's, and return the paths."""
     texts = {
         FILE_NAME: evidence.to_json(),
         "contract.md": markdown(evidence),

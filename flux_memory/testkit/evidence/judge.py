@@ -1,69 +1,112 @@
-"""Decides what one phase of a clause's test says of the clause, and what it does to the run."""
+"""Judges one phase of a clause's test: what it shows of the clause, and what the test's report has to say."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import unittest
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from flux_memory.testkit.claims import capabilities_of
+from flux_memory.testkit.claims import capabilities_of, why_known
 from flux_memory.testkit.evidence.collect import presentable
-from flux_memory.testkit.evidence.versions import is_binding
+from flux_memory.testkit.evidence.document import Outcome, Result
+from flux_memory.testkit.versions import is_binding
 
 if TYPE_CHECKING:
     from flux_memory.testkit.clauses import Clause
-    from flux_memory.testkit.evidence.document import Outcome
 
-_ADVISORY: Final = "advisory: "
-_ABSENT: Final = "not claimed: "
-_LONGEST: Final = 600
+_REASON_CHARACTERS: Final = 600
+_SKIPS: Final = (pytest.skip.Exception, unittest.SkipTest)
+ONLY_KNOWN_FAILURE: Final = (
+    "only @known_failure(clause_id, reason=...) above the class may declare that a clause fails; "
+    "remove the xfail from it"
+)
 
 
-def excuse_if_advisory(item: pytest.Item, clause: Clause, current: str) -> None:
-    """Let a clause that a backend is not yet held to run, and fail without failing the run."""
+@dataclass(frozen=True, slots=True)
+class Excuse:
+    """Why a clause may be skipped, or may fail without failing the run. Only the kit gives one."""
+
+    outcome: Outcome
+    """`not claimed` for a skip; `failed` (known) or `advisory` for a failure."""
+    reason: str
+    mark: pytest.Mark
+    """The mark that makes pytest do so."""
+
+
+EXCUSE: Final = pytest.StashKey[Excuse]()
+
+
+def excuse(item: pytest.Item, clause: Clause, current: str) -> None:
+    """Mark a clause that needs what is not claimed, is known to fail, or is newer than the backend is held to."""
     pinned: str | None = item.config.option.flux_contract
-    if not is_binding(clause.since, current=current, pinned=pinned):
-        held_to = f"the run is pinned to {pinned}" if pinned else "binding from the next minor version on"
-        item.add_marker(pytest.mark.xfail(reason=f"{_ADVISORY}since {clause.since}, {held_to}", strict=False))
-
-
-def leave_out_if_not_claimed(item: pytest.Item, clause: Clause) -> None:
-    """Do not run a clause that needs what the backend does not claim; FM-CAP holds the backend to that."""
     if missing := clause.needs & ~capabilities_of(item):
-        item.add_marker(pytest.mark.skip(reason=f"{_ABSENT}{missing.words}"))
+        _excuse(item, "not claimed", missing.words, pytest.mark.skip(reason=f"not claimed: {missing.words}"))
+    elif (known := why_known(item, clause.id)) is not None:
+        _excuse(item, "failed", known, pytest.mark.xfail(reason=known, strict=True))
+    elif not is_binding(clause.since, current=current, pinned=pinned):
+        held_to = f"the run is pinned to {pinned}" if pinned else "binding from the next minor version on"
+        reason = f"since {clause.since}, {held_to}"
+        _excuse(item, "advisory", reason, pytest.mark.xfail(reason=f"advisory: {reason}", strict=False))
 
 
-def result_of(call: pytest.CallInfo[None], report: pytest.TestReport, reproduction: str) -> dict[str, str] | None:
-    """Return the outcome, and the reason and the reproduction where there are any; None if there is none yet."""
-    excuse: str | None = getattr(report, "wasxfail", None)
-    if report.passed:
-        # That it could be set up, or cleared up after, says nothing yet.
-        return {"outcome": "held"} if report.when == "call" else None
-    outcome: Outcome = "failed"
-    if report.skipped and excuse is None:
-        why = presentable(_why_skipped(report))
-        if why.startswith(_ABSENT):
-            return {"outcome": "not claimed", "reason": why.removeprefix(_ABSENT)}
-        return {"outcome": "unverified", "reason": why}
-    seen = call.excinfo.exconly() if call.excinfo is not None else str(report.longrepr)
-    reason = f"{seen:.{_LONGEST}}"
-    if excuse is not None and excuse.startswith(_ADVISORY):
-        outcome = "advisory"
-        reason = f"{reason} ({excuse.removeprefix(_ADVISORY)})"
-    elif excuse is not None:
-        reason = f"known: {excuse}" if excuse else f"known: {reason}"
-    return {"outcome": outcome, "reason": presentable(reason), "reproduction": presentable(reproduction)}
+def _excuse(item: pytest.Item, outcome: Outcome, reason: str, mark: pytest.MarkDecorator) -> None:
+    item.add_marker(mark)
+    item.stash[EXCUSE] = Excuse(outcome, reason, mark.mark)
 
 
-def fail_if_strict(item: pytest.Item, clause_id: str, report: pytest.TestReport) -> None:
-    """Under `--flux-strict`, turn the skip of a clause into a failure."""
-    if not item.config.option.flux_strict or not report.skipped or hasattr(report, "wasxfail"):
+def has_other_xfail(item: pytest.Item) -> bool:
+    """Return whether a test has an xfail mark that the kit did not add."""
+    given = item.stash.get(EXCUSE, None)
+    return any(given is None or mark is not given.mark for mark in item.iter_markers("xfail"))
+
+
+def result_of(item: pytest.Item, call: pytest.CallInfo[None], reproduction: str) -> dict[str, Any] | None:
+    """Return the fields of the phase's `Result`; None if it shows nothing yet.
+
+    The result follows from what was raised and from the kit's own excuse, never from a report, which any plugin may
+    change, nor from the text of a reason.
+    """
+    given = item.stash.get(EXCUSE, None)
+    raised = None if call.excinfo is None else call.excinfo.value
+    if has_other_xfail(item) or isinstance(raised, pytest.xfail.Exception):
+        return {"outcome": "failed", "reason": ONLY_KNOWN_FAILURE}
+    if isinstance(raised, _SKIPS):
+        if given is not None and given.outcome == "not claimed":
+            return {"outcome": "not claimed", "reason": given.reason}
+        return {"outcome": "unverified", "reason": presentable(str(raised).removeprefix("unverified: "))}
+    if call.excinfo is None:
+        return _result_without_error(item, given) if call.when == "call" else None
+    result: dict[str, Any] = {"outcome": "failed", "reproduction": presentable(reproduction)}
+    reason = f"{call.excinfo.exconly():.{_REASON_CHARACTERS}}"
+    if given is not None and given.outcome == "advisory":
+        result["outcome"] = "advisory"
+        reason = f"{reason} ({given.reason})"
+    elif given is not None and given.outcome == "failed":
+        result["known"] = True
+        reason = f"known: {given.reason}"
+    return {**result, "reason": presentable(reason)}
+
+
+def _result_without_error(item: pytest.Item, given: Excuse | None) -> dict[str, Any]:
+    store = getattr(item, "funcargs", {}).get("store")
+    if store is None or not store.finished:
+        return {"outcome": "failed", "reason": "the clause did not run to its end, and no error was reported"}
+    if given is not None and given.outcome == "failed":
+        return {"outcome": "failed", "reason": f"the clause holds; remove its @known_failure ({given.reason})"}
+    return {"outcome": "held"}
+
+
+def correct(report: pytest.TestReport, clause_id: str, result: dict[str, Any], *, strict: bool) -> None:
+    """Make a report fail if its result fails the run: an unexcused failure, or in a strict run an unverified clause."""
+    if report.failed:
         return
-    if not _why_skipped(report).startswith(_ABSENT):
-        report.outcome = "failed"
-        report.longrepr = f"{clause_id} is unverified, and the run is strict: {_why_skipped(report)}"
-
-
-def _why_skipped(report: pytest.TestReport) -> str:
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    return reason.removeprefix("Skipped: ").removeprefix("unverified: ")
+    if result["outcome"] == "unverified" and strict:
+        report.longrepr = f"{clause_id} is unverified, and the run is strict: {result['reason']}"
+    elif Result(**result).fails_the_run:
+        report.longrepr = f"{clause_id}: {result['reason']}"
+        vars(report).pop("wasxfail", None)
+    else:
+        return
+    report.outcome = "failed"

@@ -1,4 +1,4 @@
-"""The evidence as Markdown: for a pull request's comment, a release's notes, a job's summary."""
+"""The evidence as Markdown, for pull request comments, release notes and job summaries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flux_memory.testkit.evidence.document import (
 )
 
 _SIGNS: Final = {"held": "✓", "failed": "✗ failed", "advisory": "! advisory", "unverified": "? unverified"}
-# Outside of code, a reason is somebody else's text: none of it may become markup.
+# Reasons are arbitrary text; outside of code blocks they are escaped.
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 
@@ -130,7 +130,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _words(text: str) -> str:
-    """Return a clause's own words, in which backquotes mean code."""
+    """Return a clause's text, in which backquotes mean code."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""The evidence as one HTML page, with no script and nothing from elsewhere; a filter by outcome is done in CSS."""
+"""The evidence as one self-contained HTML page without scripts; CSS filters by outcome."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _whys(clause: ClauseEvidence) -> Iterator[str]:
 
 
 def _shown_for(clause: ClauseEvidence) -> set[Outcome]:
-    """Return the choices of the filter that show a clause: what it came to on any backend; held is held on all."""
+    """Return the filter choices that show a clause: its outcomes on all backends; `held` only if it held on each."""
     outcomes: set[Outcome] = {result.outcome for result in clause.results.values()}
     if len(outcomes) > 1:
         outcomes.discard("held")
@@ -220,5 +220,5 @@ def _anchor(title: str) -> str:
 
 
 def _words(text: str) -> str:
-    """Return a clause's own words, in which backquotes mean code."""
+    """Return a clause's text, in which backquotes mean code."""
     return _CODE.sub(r"<code>\1</code>", escape(text))

@@ -1,6 +1,6 @@
-"""The names under which a test's report carries what it found out, from any worker to the run's end.
+"""The names of the `user_properties` that carry results in test reports, also from xdist workers.
 
-A JUnit file shows those that belong to the item. Every pytest run imports this module: nothing else here.
+A JUnit file shows those of the item. Every pytest run imports this module, so it imports nothing heavy.
 """
 
 from typing import Final
@@ -10,11 +10,11 @@ BACKEND: Final = "flux_backend"
 BACKEND_VERSION: Final = "flux_backend_version"
 SERVER: Final = "flux_server"
 FACTS: Final = "flux_facts"
-"""The clause's own words: the controller has not imported the clauses that a downstream project adds."""
+"""The clause's texts: the xdist controller does not import the clauses of downstream projects."""
 RESULT: Final = "flux_result"
 CAPABILITY: Final = "flux_capability"
 """`{"name": ..., "claimed": ..., "outcome": ...}`, from a test of a contract class."""
 SEED: Final = "flux_seed"
 """`[name, value]`, from any test: `record_property("flux_seed", ["model", 42])`."""
 MUTANT: Final = "flux_mutant"
-"""The name of a broken backend, from a test that passes when it is caught."""
+"""The name of a broken backend, from a test that passes if the backend is caught."""

@@ -1,4 +1,4 @@
-"""What a run ran on: versions of Python, the platform and the packages that matter."""
+"""The environment of a run: versions of Python, the platform and the relevant packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES: Final = ("flux-memory", "pytest", "pytest-asyncio", "pytest-xdist", "
 
 
 def environment(config: pytest.Config) -> dict[str, str]:
-    """Return names and versions, in the order to show them."""
+    """Return names and versions in display order."""
     found = {"flux-memory": "", "Python": platform.python_version(), "SQLite": sqlite3.sqlite_version}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The closing table of a run in the terminal: clauses by group and backend, and why what did not hold did not."""
+"""The closing table in the terminal: clauses by group and backend, and why the others did not hold."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def write_table(terminal: pytest.TerminalReporter, evidence: Evidence) -> None:
     for backend in evidence.backends:
         for clause, result in evidence.results_of(backend.name):
             if result.outcome in {"failed", "advisory", "unverified"}:
-                # A failure's reason is above, with its reproduction; its test's name is what one needs next.
+                # A failure's reason is printed above, so the line names its test.
                 why = result.test if result.outcome == "failed" else result.reason
-                why = result.reason if result.reason.startswith("known: ") else why
+                why = result.reason if result.known else why
                 line = f"{result.outcome}: {clause.id} on {backend.name}: {' '.join(why.split())}"
                 terminal.write_line(line, red=result.outcome == "failed", yellow=result.outcome != "failed")
     terminal.write_line("")
@@ -45,7 +45,7 @@ class _Table:
         self._left = max(len(title) for title in (*evidence.by_group(), "isolation, median ms"))
 
     def write(self) -> None:
-        """Write heading, groups and sums."""
+        """Write the heading, the groups and the sums."""
         self._line("", self._names)
         for title, clauses in self._evidence.by_group().items():
             cells = [_cell(clauses, name) for name in self._names]

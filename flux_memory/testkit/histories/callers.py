@@ -15,7 +15,7 @@ Ending = Literal["answered", "refused", "left"]
 
 DEADLINES_SECONDS: Final = (0.02, 0.2, 4.0, None)
 """The deadlines of callers; `None` is the handle's deadline."""
-LEAVING: Final = 0.15
+LEAVING_SHARE: Final = 0.15
 """The share of callers that leave unless they are answered first."""
 _BEGIN_TURNS: Final = 6
 """A call begins within this many turns of the event loop."""
@@ -37,7 +37,7 @@ async def call_as_anyone(call: Callable[[], Awaitable[Any]], chance: Random) -> 
     await _turns(chance.randrange(_BEGIN_TURNS))
     seconds = chance.choice(DEADLINES_SECONDS)
     calling = asyncio.ensure_future(_within(seconds, call))
-    leaves = chance.random() < LEAVING
+    leaves = chance.random() < LEAVING_SHARE
     try:
         if leaves:
             await _turns(chance.choice(_LEAVE_TURNS))

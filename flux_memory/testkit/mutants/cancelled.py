@@ -11,7 +11,7 @@ from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
 # ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
-DEADLINE = 0.2
+LOCK_SECONDS = 0.2
 """How long a call waits for a lock; short, so that clauses fail quickly."""
 
 
@@ -28,7 +28,7 @@ class _LeaksALock(Sound):
         for _ in range(500):
             if not kind.taken:
                 break
-            await asyncio.sleep(DEADLINE / 500)
+            await asyncio.sleep(LOCK_SECONDS / 500)
         else:
             call.close()  # type: ignore[attr-defined]  # it is a coroutine
             raise BackendUnavailableError("database is locked")
@@ -194,7 +194,7 @@ class LeaksConnections(Sound):
 
     async def _pooled(self, call: Awaitable[Any]) -> Any:
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(LOCK_SECONDS):
                 while self.free == 0:  # noqa: ASYNC110 - a pool without events is part of the break
                     await asyncio.sleep(0)
         except TimeoutError:

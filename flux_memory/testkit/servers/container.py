@@ -25,8 +25,8 @@ _MEMORY: Final = "/flux-memory"
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 _LOOPBACK: Final = {"localhost", "127.0.0.1", "::1"}
 _LOOPBACK_ONLY: Final[Any] = ("127.0.0.1",)
-_ENGINE_PATIENCE: Final = 10
-_PATIENCE: Final = 60.0
+_ENGINE_SECONDS: Final = 10
+_START_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _publishes_on_loopback(client: Any) -> bool:
 
 def _wait_until_ready(container: Any, dsn: str) -> None:
     # From here, not by psql in the container: the published port has to work too.
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _START_SECONDS
     with closing(Statements()) as statements:
         while True:
             try:
@@ -142,7 +142,7 @@ def docker_engine() -> Iterator[Any]:
         raise ServerUnavailable("testcontainers is not installed: pip install 'flux-memory[containers]'") from error
     _knock(get_docker_host() or _DEFAULT_HOST)
     try:
-        engine = DockerClient(timeout=_ENGINE_PATIENCE).client
+        engine = DockerClient(timeout=_ENGINE_SECONDS).client
     except DockerException as error:
         raise ServerUnavailable(f"no Docker engine answers: {_short(error)}") from error
     with closing(engine):

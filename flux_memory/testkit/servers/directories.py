@@ -16,10 +16,10 @@ from flux_memory.testkit.servers.ownership import is_dead, is_running
 
 _PREFIX = "fm-"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - names there are random and the owner is checked
-_ROOMY = 1 << 30
-_LONGEST_ROOT = 50
+_MIN_FREE_BYTES = 1 << 30
+_MAX_ROOT_BYTES = 50
 """The path of a Unix socket is limited to about 100 bytes, and our part needs about 50."""
-_PATIENCE = 10.0
+_SHUTDOWN_SECONDS = 10.0
 
 
 def new_directory(mark: str, *, in_memory: bool = False, executable: bool = False) -> Path:
@@ -48,14 +48,14 @@ def sweep_directories() -> list[Path]:
 
 def remove_directory(path: Path) -> bool:
     """End the processes that use the directory, then remove it. Another run may be doing the same."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _SHUTDOWN_SECONDS
     # Immediate shutdown first: PostgreSQL then ends its children and releases its shared memory.
     strength = signal.SIGQUIT
     while path.exists():
         for pid in _processes_in(path):
             with suppress(ProcessLookupError):
                 os.kill(pid, strength)
-        _wait_until_ended(path, deadline=time.monotonic() + _PATIENCE / 3)
+        _wait_until_ended(path, deadline=time.monotonic() + _SHUTDOWN_SECONDS / 3)
         shutil.rmtree(path, ignore_errors=True)
         if time.monotonic() > deadline:
             return False
@@ -71,11 +71,11 @@ def _wait_until_ended(path: Path, deadline: float) -> None:
 
 def _root() -> Path:
     root = Path(tempfile.gettempdir())
-    return root if len(str(root)) <= _LONGEST_ROOT else Path("/tmp")  # noqa: S108 - as above
+    return root if len(str(root)) <= _MAX_ROOT_BYTES else Path("/tmp")  # noqa: S108 - as above
 
 
 def _is_roomy(root: Path) -> bool:
-    return root.is_dir() and os.access(root, os.W_OK | os.X_OK) and shutil.disk_usage(root).free >= _ROOMY
+    return root.is_dir() and os.access(root, os.W_OK | os.X_OK) and shutil.disk_usage(root).free >= _MIN_FREE_BYTES
 
 
 def _forbids_programs(root: Path) -> bool:

@@ -26,7 +26,7 @@ from flux_memory.testkit.servers.ownership import is_running
 from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
 
 _ROLE: Final = "postgres"
-_PATIENCE: Final = 60.0
+_START_SECONDS: Final = 60.0
 _PORTS_TRIED: Final = 5
 _ENVIRONMENT: Final = {
     "PATH": os.defpath,
@@ -146,7 +146,7 @@ def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishe
 
 def _becomes_ready(layout: _Layout, pid: int) -> bool:
     status = layout.data / "postmaster.pid"
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _START_SECONDS
     while is_running(pid) and time.monotonic() < deadline:
         # The server writes its status to the eighth line, for pg_ctl.
         if status.exists() and status.read_text().splitlines()[7:8] == ["ready   "]:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 _T = TypeVar("_T")
-_PATIENCE: Final = 30.0
+_STATEMENT_SECONDS: Final = 30.0
 _LOST: Final = (
     ConnectionError,
     asyncpg.AdminShutdownError,
@@ -73,12 +73,12 @@ class Statements:
 
     async def _call(self, dsn: str, method: str, *arguments: object) -> Any:
         try:
-            return await getattr(await self._connection(dsn), method)(*arguments, timeout=_PATIENCE)
+            return await getattr(await self._connection(dsn), method)(*arguments, timeout=_STATEMENT_SECONDS)
         except _LOST:
             # A test may have terminated all connections, including this one.
             await self._forget(dsn)
         try:
-            return await getattr(await self._connection(dsn), method)(*arguments, timeout=_PATIENCE)
+            return await getattr(await self._connection(dsn), method)(*arguments, timeout=_STATEMENT_SECONDS)
         except _LOST as error:
             raise NotAnswered(f"the connection was lost twice: {error}") from error
 
@@ -97,13 +97,13 @@ class Statements:
             self._connections[dsn] = connection
             if dsn in self._greetings:
                 query, arguments = self._greetings[dsn]
-                await connection.fetchval(query, *arguments, timeout=_PATIENCE)
+                await connection.fetchval(query, *arguments, timeout=_STATEMENT_SECONDS)
         return connection
 
 
 async def _connect(dsn: str) -> Any:
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_STATEMENT_SECONDS):
             return await asyncpg.connect(dsn)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # A timeout is an OSError.

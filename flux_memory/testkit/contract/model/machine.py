@@ -41,7 +41,7 @@ _MAX_PENDING: Final = 2
 _HANG_AGAIN_SECONDS: Final = 2.0
 """The timeout of calls after one has hung, in the search for smaller examples."""
 
-_STEPS_OF_A_HANDLE: Final = 5
+_MIN_STEPS_PER_HANDLE: Final = 5
 """A handle is reopened after this many steps at the earliest: opening is the most expensive call."""
 
 EVERYTHING: Final = Call("get_sessions", {"limit": None})
@@ -185,7 +185,7 @@ class MemoryMachine(RuleBasedStateMachine):
             self._settle()
 
     @precondition(lambda self: Capability.DURABLE in self._claims)
-    @precondition(lambda self: self._steps_since_reopening >= _STEPS_OF_A_HANDLE)
+    @precondition(lambda self: self._steps_since_reopening >= _MIN_STEPS_PER_HANDLE)
     @rule(handle=generated.handles, late=st.one_of(st.none(), generated.calls))
     def reopen(self, handle: int, late: Call | None) -> None:
         """Close a handle, call it after that, and open another handle in its place."""

@@ -9,7 +9,7 @@ from flux_memory import Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model.machine import Finding, Findings, MemoryMachine, Step, UnexplainedError
 
-_TRIES = 3
+_REPLAYS = 3
 """How often a shorter sequence has to pass before it is discarded."""
 
 
@@ -29,7 +29,7 @@ def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float, cla
 
 
 def _replayed(factory: Callable[[], Memory], steps: tuple[Step, ...], claims: Capability) -> Finding | None:
-    for _ in range(_TRIES):
+    for _ in range(_REPLAYS):
         findings = Findings(0)
         machine = MemoryMachine(factory, findings, claims)
         try:

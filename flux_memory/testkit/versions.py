@@ -1,4 +1,4 @@
-"""Versions of the contract: what a clause's age means for the verdict."""
+"""Versions of the contract: whether a clause of a given version is binding."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ def parse_version(version: str) -> tuple[int, int]:
     """Return the two numbers of a version.
 
     Raises:
-        ValueError: It is not of the form `1.0`.
+        ValueError: the version is not of the form `1.0`.
     """
     match = _VERSION.fullmatch(version)
     if match is None:
-        raise ValueError(f"{version!r} is no version of the contract; write 1.0")
+        raise ValueError(f"{version!r} is not a version of the contract; write 1.0")
     return int(match[1]), int(match[2])
 
 
 def is_binding(since: str, *, current: str, pinned: str | None) -> bool:
-    """Tell whether a backend is held to a clause.
+    """Return whether a clause is binding for a backend.
 
-    A clause that a minor version adds is advisory until the next one, so that an update of the kit alone turns no
-    green run red. Who pins a version is held to exactly that one.
+    A clause that a minor version adds is advisory until the next one, so that an update of the kit alone never turns a
+    green run red. A pinned run is held to exactly its version.
     """
     if pinned is not None:
         return parse_version(since) <= parse_version(pinned)
@@ -33,10 +33,10 @@ def is_binding(since: str, *, current: str, pinned: str | None) -> bool:
 
 
 def check_pin(pinned: str, current: str) -> None:
-    """Refuse a pin that this release cannot honour.
+    """Check that this release has the pinned version.
 
     Raises:
-        ValueError: It is malformed, of another major version, or newer than what this release has.
+        ValueError: the pin is malformed, of another major version, or newer than this release's contract.
     """
     wanted, now = parse_version(pinned), parse_version(current)
     if wanted[0] != now[0] or wanted > now:

@@ -1,10 +1,11 @@
-"""The evidence of this run: collects it, and writes it where `--flux-report` says."""
+"""The evidence of a pytest run: collects it, writes the files of `--flux-report`, and fails a run that lacks it."""
 
-# ruff: noqa: PLC0415 - every pytest run imports this module: what is heavy waits until there is a clause
+# ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait for the first clause
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
     from flux_memory.testkit.evidence.document import Evidence
 
 RUN: Final = pytest.StashKey["RunEvidence"]()
+_EXPECTED: Final = "flux_expected"
 _SEED_OPTIONS: Final = {"hypothesis": "hypothesis_seed", "pytest-randomly": "randomly_seed"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot be honoured before anything runs, and begin to collect."""
+    """Check `--flux-contract` and `--flux-report` before any test runs, and start collecting."""
     pinned: str | None = config.option.flux_contract
     if pinned is not None:
         from flux_memory.testkit.clauses import CONTRACT_VERSION
-        from flux_memory.testkit.evidence.versions import check_pin
+        from flux_memory.testkit.versions import check_pin
 
         try:
             check_pin(pinned, CONTRACT_VERSION)
@@ -44,26 +46,39 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _directory(config: pytest.Config) -> Path | None:
     wanted: str | None = config.option.flux_report
-    # A worker's reports travel to the controller, which writes.
+    # An xdist worker sends its reports to the controller, which writes the files.
     if wanted is None or hasattr(config, "workerinput"):
         return None
     return config.invocation_params.dir / Path(wanted).expanduser()
 
 
 class RunEvidence:
-    """What this process has seen of the run; xdist's controller sees all of it."""
+    """The results that this process has seen; xdist's controller sees all of them."""
 
     def __init__(self, config: pytest.Config, directory: Path | None) -> None:
         self.collector: Collector | None = None
-        """None as long as the run has had no clause."""
+        """None until the first report of a clause."""
+        self._expected: dict[str, set[str]] = {}
+        """The ids of the clauses that each backend is bound to."""
+        self._objections: list[str] = []
         self._written: list[Path] = []
         self._config = config
         self._directory = directory
         self._started = datetime.now(UTC)
         self._began = time.monotonic()
 
+    def expect(self, backend: str, clause_ids: Iterable[str]) -> None:
+        """Note the clauses that a backend is bound to."""
+        self._expected.setdefault(backend, set()).update(clause_ids)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: object) -> None:
+        """Note the clauses that an xdist worker has collected."""
+        for backend, clause_ids in getattr(node, "workeroutput", {}).get(_EXPECTED, {}).items():
+            self.expect(backend, clause_ids)
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take in one phase of a test."""
+        """Add one phase of a test."""
         if self.collector is None:
             if not any(name in {CLAUSE, MUTANT} for name, _ in report.user_properties):
                 return
@@ -73,16 +88,43 @@ class RunEvidence:
         self.collector.add(report)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
-        """Write the files."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the files, and fail a run that is green although its clauses are not."""
+        if hasattr(self._config, "workeroutput"):
+            self._config.workeroutput[_EXPECTED] = {name: sorted(ids) for name, ids in self._expected.items()}
+            return
         if self._directory is not None and self.collector is not None and self.collector.backends:
             from flux_memory.testkit.evidence.files import write_files
 
             self._written = write_files(self.evidence(self.collector), self._directory)
+        if session.exitstatus == pytest.ExitCode.OK and not self._config.option.collectonly:
+            self._objections = list(self._find_objections())
+            if self._objections:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _find_objections(self) -> Iterator[str]:
+        """Yield the reasons why a green run must fail."""
+        found = {} if self.collector is None else {name: b.results for name, b in self.collector.backends.items()}
+        outcomes = {result.outcome for results in found.values() for result in results.values()}
+        if outcomes and outcomes <= {"unverified", "not claimed"}:
+            yield "no clause could be checked"
+        if self._config.option.flux_strict and not self._expected:
+            yield "the run is strict, and has no clause"
+        for name, expected in self._expected.items():
+            results = found.get(name, {})
+            if failed := [clause_id for clause_id, result in results.items() if result.fails_the_run]:
+                yield f"{name}: a plugin or a conftest.py reported as passed what failed: {', '.join(failed)}"
+            if self._config.option.flux_strict:
+                if missing := expected - results.keys():
+                    yield f"{name}: the run is strict, and {len(missing)} of {len(expected)} clauses did not run"
+                if unverified := [each for each, result in results.items() if result.outcome == "unverified"]:
+                    yield f"{name}: the run is strict, and these clauses are unverified: {', '.join(unverified)}"
+                if results and not any(result.holds for result in results.values()):
+                    yield f"{name}: the run is strict, and no clause held"
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Close a run that had clauses with a table of them, and say what was written, or that nothing was."""
+        """Print the table of clauses, the files that were written, and why the run fails although it is green."""
         if self.collector is not None and self.collector.backends:
             from flux_memory.testkit.evidence.table import write_table
 
@@ -90,9 +132,11 @@ class RunEvidence:
         if self._directory is not None:
             names = ", ".join(path.name for path in self._written) or "nothing: the run had no clause"
             terminalreporter.write_line(f"flux-memory: report in {self._directory}: {names}")
+        for objection in self._objections:
+            terminalreporter.write_line(f"flux-memory: the run fails: {objection}", red=True)
 
     def evidence(self, collector: Collector) -> Evidence:
-        """Return what was found out as a document."""
+        """Return the evidence of the run."""
         from flux_memory.testkit.clauses import CONTRACT_VERSION, GROUPS
         from flux_memory.testkit.evidence.document import Evidence
         from flux_memory.testkit.evidence.surroundings import environment
@@ -116,7 +160,7 @@ class RunEvidence:
 
 
 def words_of_the_contract() -> dict[str, dict[str, str]]:
-    """Return the words of every clause that the kit ships, by id."""
+    """Return the texts of the kit's own clauses, by id."""
     from flux_memory.testkit.clauses import CLAUSES
     from flux_memory.testkit.contract import MemoryContract
 
