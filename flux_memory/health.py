@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
 from flux_memory.schema import described
 
@@ -72,15 +72,13 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     Raises:
         FluxMemoryError: The store cannot be used; the message names the next step.
     """
-    from flux_memory.backends.postgres import pool as postgres_pool  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres.call_state import CallState  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres.errors import translated  # noqa: PLC0415 - only the driver in use
-    from flux_memory.dsn import mask_dsn, parse_dsn  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres.pool import OwnPool  # noqa: PLC0415 - only the driver in use
 
     dsn = SecretText(dsn)
-    target = parse_dsn(dsn)
     report = CheckReport("postgres", mask_dsn(dsn))
-    pool = postgres_pool.OwnPool(target, 2, _POOL_CONNECTIONS, timeout)
+    pool = OwnPool(parse_dsn(dsn), 2, _POOL_CONNECTIONS, timeout)
     state = CallState(writes=False)
     try:
         with translated(report.target, timeout, state, pool):
