@@ -50,21 +50,21 @@ ALL: Final = ~NOTHING
 
 MEANING: Final[dict[Capability, str]] = {
     Capability.BATCH: "`add_messages` adds several messages, all or none.",
-    Capability.MESSAGE_IDS: "A message has an id; `add_message` returns it and `get_history` shows it.",
+    Capability.MESSAGE_IDS: "A message has an id, returned when it is added and shown in its history.",
     Capability.IDEMPOTENT_IDS: "`message_id` makes a retry safe.",
     Capability.MESSAGE_METADATA: "A message has metadata.",
-    Capability.CURSOR: "`before` pages back through a history.",
-    Capability.SESSIONS: "Sessions can be looked up, listed and counted; adding to a missing one fails.",
+    Capability.CURSOR: "`before` pages backwards through a history.",
+    Capability.SESSIONS: "Sessions can be looked up, listed and counted; a missing one is an error.",
     Capability.SESSION_IDS: "`session_id` names a new session.",
     Capability.SESSION_METADATA: "A session has metadata.",
     Capability.METADATA_FILTER: "`get_sessions` filters sessions by their metadata.",
-    Capability.USER_SCOPE: "A session belongs to a user, and `get_sessions` lists one user's.",
-    Capability.TITLES: "A session has a title, which can be changed.",
+    Capability.USER_SCOPE: "A session belongs to a user, and `get_sessions` lists those of one user.",
+    Capability.TITLES: "A session has a title that can be changed.",
     Capability.CLEAR_ALL: "`clear_all` empties the store.",
     Capability.TIMESTAMPS: "Messages and sessions have timestamps.",
-    Capability.DURABLE: "An acknowledged write outlives the process that made it.",
+    Capability.DURABLE: "Acknowledged writes outlive the process that made them.",
     Capability.SEVERAL_HANDLES: "Several handles of one process share the store.",
     Capability.SEVERAL_PROCESSES: "Several processes share the store.",
-    Capability.OUTAGES: "The store can be out of reach for a while; a call waits for it until its deadline.",
+    Capability.OUTAGES: "The store can be unreachable for a while; a call waits for it until its deadline.",
 }
 """Each capability in a sentence."""
