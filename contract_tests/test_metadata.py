@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from raw_postgres import rows
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
-from flux_memory.records import json_metadata
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+from flux_memory.records.metadata import contains, decode_metadata, encode_metadata, equal
 from flux_memory.testkit.contract import listing
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
@@ -70,7 +70,7 @@ def nested(depth: int) -> dict[str, Any]:
 @given(OBJECTS)
 def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
     """Every JSON object round-trips by type and value; -0.0 becomes 0.0."""
-    assert typed(json_metadata.decode(json_metadata.encode(value))) == typed(value)
+    assert typed(decode_metadata(encode_metadata(value))) == typed(value)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
 )
 def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
     """One text form for both engines: floats stay floats, tuples become lists, any mapping is an object."""
-    assert json_metadata.encode(value) == text
+    assert encode_metadata(value) == text
 
 
 @pytest.mark.parametrize(
@@ -122,34 +122,34 @@ def test_what_both_engines_cannot_keep_is_refused_with_its_place(
 ) -> None:
     """Nothing is dropped, rounded or turned into null on the way; the message says where to look."""
     with pytest.raises(kind, match=says):
-        json_metadata.encode(value)
+        encode_metadata(value)
 
 
 def test_the_size_is_counted_in_bytes_of_json() -> None:
     """Larger than the shared limit is refused, never cut."""
     fits = "é" * ((MAX_METADATA_BYTES - len('{"a":""}')) // 2)
-    assert len(json_metadata.encode({"a": fits}).encode()) == MAX_METADATA_BYTES
+    assert len(encode_metadata({"a": fits}).encode()) == MAX_METADATA_BYTES
     with pytest.raises(InvalidInputError, match="metadata is larger than"):
-        json_metadata.encode({"a": fits + "x"})
+        encode_metadata({"a": fits + "x"})
 
 
 @pytest.mark.parametrize("text", [None, "{}"])
 def test_an_empty_object_is_a_fresh_one_too(text: str | None) -> None:
     """Whoever fills it fills nobody else's."""
-    assert json_metadata.decode(text) is not json_metadata.decode(text)
+    assert decode_metadata(text) is not decode_metadata(text)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '"x"', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1} x'])
 def test_a_stored_text_that_is_no_object_is_an_error(text: str) -> None:
     """Corrupt metadata is never taken for an empty object, and never contained in or by anything."""
     with pytest.raises(ValueError):  # noqa: PT011 - json's message or ours; the caller names the row
-        json_metadata.decode(text)
+        decode_metadata(text)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": NaN}', '{"a": Infinity}', "[" * 100_000])
 def test_invalid_json_contains_nothing(text: str) -> None:
     """One corrupt row does not break a filtered listing."""
-    assert not json_metadata.contains(text, "{}")
+    assert not contains(text, "{}")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_invalid_json_contains_nothing(text: str) -> None:
 )
 def test_containment_is_that_of_jsonb(value: dict[str, Any], part: dict[str, Any], expected: bool) -> None:
     """The clauses' own cases, without the tables that SQLite looks into first and that hide what is wrong here."""
-    assert json_metadata.contains(json_metadata.encode(value), json_metadata.encode(part)) is expected
+    assert contains(encode_metadata(value), encode_metadata(part)) is expected
 
 
 def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: str) -> None:
@@ -171,9 +171,7 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
     @settings(max_examples=300, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(SMALL_OBJECTS, SMALL_OBJECTS, st.randoms(use_true_random=False))
     def collect(value: dict[str, Any], other: dict[str, Any], chance: random.Random) -> None:
-        pairs.extend(
-            (json_metadata.encode(value), json_metadata.encode(part)) for part in (other, pruned(value, chance))
-        )
+        pairs.extend((encode_metadata(value), encode_metadata(part)) for part in (other, pruned(value, chance)))
 
     collect()
     columns = [[one for one, _ in pairs], [other for _, other in pairs]]
@@ -188,8 +186,8 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
     assert len(answers) == len(pairs) > 500
     assert {holds for holds, _ in answers} == {same for _, same in answers} == {True, False}
     for (one, other), (holds, same) in zip(pairs, answers, strict=True):
-        assert json_metadata.contains(one, other) is holds, (one, other)
-        assert json_metadata.equal(one, other) is same, (one, other)
+        assert contains(one, other) is holds, (one, other)
+        assert equal(one, other) is same, (one, other)
 
 
 def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> None:
@@ -205,7 +203,7 @@ def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> Non
         objects.append(value)
 
     collect()
-    texts = [json_metadata.encode(value) for value in objects]
+    texts = [encode_metadata(value) for value in objects]
     stored = asyncio.run(
         rows(
             flux_postgres_dsn,
@@ -214,7 +212,7 @@ def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> Non
         )
     )
     for value, (text,) in zip(objects, stored, strict=True):
-        assert typed(json_metadata.decode(text)) == typed(json.loads(json.dumps(value)))
+        assert typed(decode_metadata(text)) == typed(json.loads(json.dumps(value)))
 
 
 def pruned(value: Any, chance: random.Random) -> Any:

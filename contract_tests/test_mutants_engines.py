@@ -17,7 +17,7 @@ from flux_memory.backends.postgres import memory as postgres
 from flux_memory.backends.sqlite import listing as sqlite_listing
 from flux_memory.backends.sqlite import memory as sqlite
 from flux_memory.backends.sqlite.listing import CONTAINS
-from flux_memory.records import json_metadata, text, timestamps
+from flux_memory.records import metadata, text, timestamps
 from flux_memory.schema import postgres as postgres_schema
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.evidence.properties import MUTANT
@@ -74,8 +74,8 @@ def without_zone(sound: Callable[..., list[Session]]) -> Callable[..., list[Sess
 VALUES = {
     "NUL is let through": Break("FM-TXT-008", text, "find_unstorable", "", lambda _: lambda value: None),
     "roles may be empty": Break("FM-TXT-011", records, "require_text", "", without_empty),
-    "NaN is let through": Break("FM-MET-010", json_metadata, "_encode_float", "", lambda _: repr),
-    "-0.0 is kept": Break("FM-MET-005", json_metadata, "_encode_float", "", lambda _: repr),
+    "NaN is let through": Break("FM-MET-010", metadata, "_encode_float", "", lambda _: repr),
+    "-0.0 is kept": Break("FM-MET-005", metadata, "_encode_float", "", lambda _: repr),
     "times without a zone": Break("FM-TIM-001", timestamps, "check", "", lambda _: lambda value: value[:26]),
     "times without a zone in a listing": Break("FM-TIM-001", records, "_sound_sessions", "", without_zone),
 }
@@ -122,7 +122,7 @@ POSTGRES = {
     "the clock decides": Break("FM-TIM-004", postgres, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
     "ties at random": Break("FM-LST-002", postgres, "SELECT_PAGE", 'id COLLATE "C" DESC', "random()"),
     "the filter is equality": Break("FM-LST-011", postgres, "SELECT_PAGE_BY_METADATA", "@>", "="),
-    "large floats lose their point": Break("FM-MET-003", json_metadata, "_encode_float", "", lambda _: repr),
+    "large floats lose their point": Break("FM-MET-003", metadata, "_encode_float", "", lambda _: repr),
     "creating replaces": Break("FM-SES-004", postgres, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
     "deleting empties the title": Break(
         "FM-SES-008", postgres, "DELETE_SESSION", "DELETE FROM sessions", "UPDATE sessions SET title = ''"

@@ -8,8 +8,8 @@ import pytest
 
 from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
-from flux_memory.records import json_metadata
 from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
+from flux_memory.records.metadata import encode_metadata
 from flux_memory.testkit.reference import arguments as reference
 
 WHEN = "2026-02-05T12:00:00.000000+00:00"
@@ -159,7 +159,7 @@ def test_a_corrupt_session_is_named_among_many(place: int) -> None:
 def test_numbers_of_a_page_keep_type_and_value(number: float) -> None:
     """Integers beyond 64 bits come back exactly, and so does everything beside them; newest first becomes last."""
     values = [{"n": 1}, {"n": [number]}, {}, {"n": 1.0}]
-    rows = [(f"m{n}", "user", "Hello", json_metadata.encode(value), WHEN) for n, value in enumerate(values)]
+    rows = [(f"m{n}", "user", "Hello", encode_metadata(value), WHEN) for n, value in enumerate(values)]
     found = records.build_messages("s1", rows)
     assert [message["id"] for message in found] == ["m3", "m2", "m1", "m0"]
     assert repr([message["metadata"] for message in reversed(found)]) == repr(values)

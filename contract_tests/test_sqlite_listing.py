@@ -16,7 +16,7 @@ from original_application import INSERT_SESSION, make_file
 
 from flux_memory import records
 from flux_memory.backends.sqlite import memory as backend
-from flux_memory.records import json_metadata
+from flux_memory.records.metadata import contains, encode_metadata
 
 KEYS = st.sampled_from(["a", "b", "é", 'q"\\', "[]", "a" * 101, "a" * 102])
 SCALARS = st.one_of(
@@ -53,7 +53,7 @@ def page(limit: int, offset: int, user_id: str | None, part: str, db: sqlite3.Co
 
 def listed(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = None, limit: int = 50) -> list[str]:
     """Return the ids that a filter finds."""
-    return [row[0] for row in page(limit, 0, user_id, json_metadata.encode(part), db)]
+    return [row[0] for row in page(limit, 0, user_id, encode_metadata(part), db)]
 
 
 def rows_left(db: sqlite3.Connection) -> int:
@@ -69,10 +69,10 @@ def test_the_filter_finds_what_contains_it(
     """Neither the rows that stand for metadata nor the way taken make a difference, escapes in JSON neither."""
     with closing(backend._connect(":memory:", 5)[0]) as db:
         for number, value in enumerate([*objects, part]):
-            text = json.dumps(value) if escaped else json_metadata.encode(value)
+            text = json.dumps(value) if escaped else encode_metadata(value)
             db.execute(INSERT, (str(number), "ann", WHEN.format(number), text))
         stored = dict(db.execute("SELECT id, metadata FROM sessions ORDER BY updated_at DESC"))
-        expected = [id_ for id_, text in stored.items() if json_metadata.contains(text, json_metadata.encode(part))]
+        expected = [id_ for id_, text in stored.items() if contains(text, encode_metadata(part))]
         assert expected[0] == str(len(objects))
         assert listed(db, part) == expected
         assert listed(db, part, "ann") == expected
@@ -88,15 +88,15 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
     db.execute("BEGIN")
     for number in range(3_000):
         match = number * matching // 3_000 != (number + 1) * matching // 3_000
-        text = json_metadata.encode({"lang": "ko" if match else "en", "number": number})
+        text = encode_metadata({"lang": "ko" if match else "en", "number": number})
         db.execute(INSERT, (f"{number:04}", f"user-{number % 3}", WHEN.format(number), text))
     db.execute("COMMIT")
-    wanted = json_metadata.encode({"lang": "ko"})
+    wanted = encode_metadata({"lang": "ko"})
     for user_id in (None, "user-1"):
         expected = [
             id_
             for id_, user, text in db.execute("SELECT id, user_id, metadata FROM sessions ORDER BY updated_at DESC")
-            if json_metadata.contains(text, wanted) and user_id in {None, user}
+            if contains(text, wanted) and user_id in {None, user}
         ]
         found: list[str] = []
         while rows := page(50, len(found), user_id, wanted, db):
@@ -111,7 +111,7 @@ def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None
     """What others delete between the statements of one page hides nothing that was there all along."""
     matching = [f"match-{number}" for number in range(4)]
     for number, id_ in enumerate([*matching, *(f"other-{number:02}" for number in range(36))]):
-        text = json_metadata.encode({"lang": "ko" if id_ in matching else "en"})
+        text = encode_metadata({"lang": "ko" if id_ in matching else "en"})
         db.execute(INSERT, (id_, "ann", WHEN.format(number), text))
         db.execute(INSERT, (f"bob-{id_}", "bob", WHEN.format(number), '{"lang":"ko"}'))
 

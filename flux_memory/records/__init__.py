@@ -15,8 +15,9 @@ from flux_memory.errors import (
     SessionNotFoundError,
 )
 from flux_memory.protocol import Message, Session
-from flux_memory.records import json_metadata, timestamps
+from flux_memory.records import timestamps
 from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.records.metadata import decode_all_metadata, decode_metadata, encode_metadata, equal
 from flux_memory.records.text import find_unstorable, require_id, require_str, require_text, shown
 
 if sys.version_info >= (3, 14):
@@ -59,7 +60,7 @@ class MessageRow(NamedTuple):
         try:
             if not type(role) is type(content) is type(metadata) is str:
                 raise TypeError(_not_text(role, content, metadata))
-            return (self.role, self.content) == (role, content) and json_metadata.equal(self.metadata, metadata)
+            return (self.role, self.content) == (role, content) and equal(self.metadata, metadata)
         except (ValueError, TypeError, RecursionError) as error:
             raise FluxMemoryError(f"the stored message {self.id!r} cannot be read: {error}") from error
 
@@ -70,7 +71,7 @@ def check_new_session(session_id: object, user_id: object, title: object, metada
         _own_id("session_id", session_id),
         require_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH),
         check_title(title),
-        json_metadata.encode(metadata),
+        encode_metadata(metadata),
     )
 
 
@@ -90,7 +91,7 @@ def check_new_message(
         _own_id(f"{place}message_id", message_id),
         role,
         require_text(f"{place}content", content, max_bytes=MAX_CONTENT_BYTES),
-        json_metadata.encode(metadata, f"{place}metadata"),
+        encode_metadata(metadata, f"{place}metadata"),
     )
 
 
@@ -209,7 +210,7 @@ def _sound_messages(rows: Sequence[Sequence[Any]]) -> list[Message]:
     return [
         {"id": id_, "role": role, "content": content, "metadata": value, "created_at": created_at}
         for id_, role, content, value, created_at in zip(
-            ids, roles, contents, json_metadata.decode_all(metadata), times, strict=True
+            ids, roles, contents, decode_all_metadata(metadata), times, strict=True
         )
     ]
 
@@ -223,7 +224,7 @@ def _message(session_id: str, row: Sequence[Any]) -> Message:
             "id": id_,
             "role": role,
             "content": content,
-            "metadata": json_metadata.decode(metadata),
+            "metadata": decode_metadata(metadata),
             "created_at": timestamps.check(created_at),
         }
     except (ValueError, TypeError, RecursionError) as error:
@@ -246,7 +247,7 @@ def build_session(row: Sequence[Any]) -> Session:
             "title": title,
             "created_at": timestamps.check(created_at),
             "updated_at": timestamps.check(updated_at),
-            "metadata": json_metadata.decode(metadata),
+            "metadata": decode_metadata(metadata),
             "message_count": message_count,
         }
     except (ValueError, TypeError, RecursionError) as error:
@@ -289,7 +290,7 @@ def _sound_sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
             "message_count": message_count,
         }
         for id_, user_id, title, created_at, updated_at, value, message_count in zip(
-            ids, users, titles, created, updated, json_metadata.decode_all(metadata), counts, strict=True
+            ids, users, titles, created, updated, decode_all_metadata(metadata), counts, strict=True
         )
     ]
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from flux_memory import records
-from flux_memory.records import json_metadata
+from flux_memory.records.metadata import read_exactly
 
 Rows = list[tuple[Any, ...]]
 Fetch = Callable[[str, dict[str, object]], Rows]
@@ -77,7 +77,7 @@ def _by_metadata(fetch: Fetch, values: dict[str, object], of_user: str, wanted: 
     """
     sessions = f"{SELECT_SESSIONS}{of_user and 'WHERE ' + of_user}"
     entries = []
-    for n, entry in enumerate(islice(_entries(json_metadata.read_exactly(str(values["metadata"]))), _INDEXED_ENTRIES)):
+    for n, entry in enumerate(islice(_entries(read_exactly(str(values["metadata"]))), _INDEXED_ENTRIES)):
         entries.append(ENTRY.format(n=n))
         values |= {f"key{n}": entry.key, f"member{n}": entry.member, f"value{n}": entry.value, f"other{n}": entry.other}
     has = " AND ".join([*(HAS_ENTRY.format(entry=entry) for entry in entries), CONTAINS])

@@ -26,7 +26,8 @@ from flux_memory.errors import (
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import json_metadata, timestamps
+from flux_memory.records import timestamps
+from flux_memory.records.metadata import contains, encode_metadata
 from flux_memory.schema import sqlite as schema
 
 Result = TypeVar("Result")
@@ -185,7 +186,7 @@ class ConversationMemory(Memory):
         self._life.check_open()
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
         user = None if user_id is None else records.find_id("user_id", user_id)
-        part = None if metadata is None else json_metadata.encode(metadata)
+        part = None if metadata is None else encode_metadata(metadata)
         if user_id is not None and user is None:
             return []
         return await self._records(most, partial(_page, most, skipped, user, part), records.build_sessions)
@@ -338,7 +339,7 @@ def _use_write_ahead_log(path: str, db: sqlite3.Connection) -> None:
 
 def _contains(stored: bytes | None, part: str) -> bool:
     try:
-        return stored is not None and json_metadata.contains(stored.decode(), part)
+        return stored is not None and contains(stored.decode(), part)
     except UnicodeDecodeError:
         return False
 

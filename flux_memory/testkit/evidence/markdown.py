@@ -84,7 +84,7 @@ def _not_held(evidence: Evidence) -> Iterator[str]:
         if result.outcome in {"failed", "advisory", "unverified"}
     ]
     if shown:
-        yield "## What was not seen to hold"
+        yield "## Not held"
     for clause, name, result in shown:
         yield f"\n### {clause.id} on {_plain(name)}: {result.outcome}\n"
         yield f"- Promised: {_words(clause.promise)}"

@@ -16,6 +16,7 @@ from flux_memory.testkit.servers.running import ServerUnavailable
 
 BINDIR_VARIABLE: Final = "FLUX_MEMORY_PG_BINDIR"
 _WANTED: Final = ("initdb", "postgres")
+_UNPRIVILEGED_USERS: Final = ("postgres", "nobody")
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ def server_account() -> Account:
     """Return this user, or an existing unprivileged user if this is root."""
     if os.geteuid() != 0:
         return Account(os.geteuid(), os.getegid())
-    for name in ("postgres", "nobody"):
+    for name in _UNPRIVILEGED_USERS:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
         return Account(entry.pw_uid, entry.pw_gid)
-    raise ServerUnavailable("PostgreSQL does not run as root, and there is no user 'postgres' or 'nobody' to run it as")
+    raise ServerUnavailable(
+        f"PostgreSQL does not run as root; create one of the users {', '.join(_UNPRIVILEGED_USERS)}"
+    )
 
 
 def run_as(account: Account, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -21,7 +21,7 @@ _INT_BOUND: Final = 10**4300
 """Python reads and writes integers of up to 4,300 digits (`sys.get_int_max_str_digits`)."""
 
 
-def encode(value: object, name: str = "metadata") -> str:
+def encode_metadata(value: object, name: str = "metadata") -> str:
     """Return the JSON text of a metadata argument; `None` is `{}`.
 
     Floats of 1e16 and up are written in full with `.0`, since `jsonb` would turn `1e+22` into an integer; -0.0 is
@@ -45,7 +45,7 @@ def encode(value: object, name: str = "metadata") -> str:
     return text
 
 
-def decode(text: str | None) -> dict[str, Any]:
+def decode_metadata(text: str | None) -> dict[str, Any]:
     """Return the object of a stored text; NULL is `{}`.
 
     Raises:
@@ -61,13 +61,13 @@ def decode(text: str | None) -> dict[str, Any]:
     return value
 
 
-def decode_all(texts: Sequence[str]) -> list[dict[str, Any]]:
+def decode_all_metadata(texts: Sequence[str]) -> list[dict[str, Any]]:
     """Return the object of each text, faster than `decode` one by one.
 
     Raises:
         ValueError: A text is not a JSON object.
     """
-    read = decode if _may_have_long_numbers(",".join(texts)) else orjson.loads
+    read = decode_metadata if _may_have_long_numbers(",".join(texts)) else orjson.loads
     values = list(map(read, texts))
     if set(map(type, values)) - {dict}:
         raise ValueError("a text is not a JSON object")
