@@ -195,6 +195,9 @@ class CancellationContract(Binding):
                 # The store may still complete a cancelled call between two of these reads.
                 left = await self._left(other)
             assert left in ([nothing, whole] if attempt.cancelled else [nothing])
+            # What the cancelled call has sent may arrive late, but not after its handle is closed.
+            await memory.close()
+            memory = store.open()
             await memory.clear_all()
             for session in "ab":
                 await other.create_session(session_id=session)
