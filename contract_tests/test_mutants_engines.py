@@ -16,6 +16,7 @@ from flux_memory.backends.postgres import adds as postgres_adds
 from flux_memory.backends.postgres import memory as postgres
 from flux_memory.backends.sqlite import listing as sqlite_listing
 from flux_memory.backends.sqlite import memory as sqlite
+from flux_memory.backends.sqlite import opening
 from flux_memory.backends.sqlite.listing import CONTAINS
 from flux_memory.records import metadata, text, timestamps
 from flux_memory.schema import postgres as postgres_schema
@@ -95,8 +96,8 @@ SQLITE = {
     "the filter is equality": Break("FM-LST-011", sqlite_listing, "CONTAINS", CONTAINS, "metadata = :metadata"),
     "the filter asks the index only": Break("FM-LST-012", sqlite_listing, "CONTAINS", CONTAINS, "TRUE"),
     "creating replaces": Break("FM-SES-004", sqlite, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
-    "foreign keys are off": Break("FM-SES-008", sqlite, "_require", "", without_foreign_keys),
-    "foreign keys are on in the first connection": Break("FM-SES-008", sqlite, "_require", "", foreign_keys_once),
+    "foreign keys are off": Break("FM-SES-008", opening, "_require", "", without_foreign_keys),
+    "foreign keys are on in the first connection": Break("FM-SES-008", opening, "_require", "", foreign_keys_once),
     "clearing spares one": Break("FM-SES-010", sqlite, "DELETE_SESSIONS", "sessions", "sessions WHERE rowid > 1"),
     "retries compare the role only": Break(
         "FM-MSG-004",

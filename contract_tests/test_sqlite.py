@@ -17,7 +17,7 @@ from ordinary_user import ordinary_user
 from raw_sqlite import on_the_thread
 
 from flux_memory import ConversationMemory
-from flux_memory.backends.sqlite import memory as backend
+from flux_memory.backends.sqlite import opening
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
@@ -37,7 +37,7 @@ def test_a_pragma_that_does_not_take_is_an_error() -> None:
     """SQLite ignores what it cannot do; we do not."""
     says = "cannot set journal_mode to WAL here, it stays memory"
     with closing(sqlite3.connect(":memory:")) as db, pytest.raises(BackendUnavailableError, match=says):
-        backend._require(db, "journal_mode", "WAL", ("wal",))
+        opening._require(db, "journal_mode", "WAL", ("wal",))
 
 
 @pytest.mark.asyncio

@@ -16,6 +16,7 @@ from original_application import INSERT_SESSION, make_file
 
 from flux_memory import records
 from flux_memory.backends.sqlite import memory as backend
+from flux_memory.backends.sqlite.opening import connect
 from flux_memory.records.metadata import contains, encode_metadata
 
 KEYS = st.sampled_from(["a", "b", "é", 'q"\\', "[]", "a" * 101, "a" * 102])
@@ -39,7 +40,7 @@ SELECT id, user_id, time, time, metadata FROM (SELECT ? AS id, ? AS user_id, ? A
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     """The connection of a backend, on an empty file."""
-    with closing(backend._connect(str(tmp_path / "chat.db"), 5)[0]) as db:
+    with closing(connect(str(tmp_path / "chat.db"), 5)[0]) as db:
         yield db
 
 
@@ -67,7 +68,7 @@ def test_the_filter_finds_what_contains_it(
     objects: list[dict[str, Any]], part: dict[str, Any], *, escaped: bool
 ) -> None:
     """Neither the rows that stand for metadata nor the way taken make a difference, escapes in JSON neither."""
-    with closing(backend._connect(":memory:", 5)[0]) as db:
+    with closing(connect(":memory:", 5)[0]) as db:
         for number, value in enumerate([*objects, part]):
             text = json.dumps(value) if escaped else encode_metadata(value)
             db.execute(INSERT, (str(number), "ann", WHEN.format(number), text))
@@ -171,7 +172,7 @@ def test_an_adopted_files_metadata_is_found(tmp_path: Path, generation: int) -> 
     with closing(make_file(path, generation=generation)) as original:
         for id_, text in (("old", json.dumps({"언어": "한국어", "n": [1]})), ("null", None), ("bad", "{")):
             original.execute(INSERT_SESSION, (id_, "", "2026-01-01T00:00:00", "2026-01-01T00:00:00", text))
-    with closing(backend._connect(str(path), 5)[0]) as db:
+    with closing(connect(str(path), 5)[0]) as db:
         assert listed(db, {"언어": "한국어"}) == ["old"]
         assert listed(db, {"n": [1.0]}) == ["old"]
         assert listed(db, {}) == ["old", "null"]

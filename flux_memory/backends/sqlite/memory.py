@@ -8,27 +8,24 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.sqlite import listing
-from flux_memory.backends.sqlite.errors import is_busy, is_read_only, translated
-from flux_memory.backends.sqlite.file import OpenFile, can_only_be_read, make_private, refuse_cut_page
+from flux_memory.backends.sqlite.errors import translated
+from flux_memory.backends.sqlite.opening import connect
 from flux_memory.backends.sqlite.queue import Work, not_begun
-from flux_memory.backends.sqlite.worker import LOCK_SECONDS, SQLiteWorker
+from flux_memory.backends.sqlite.worker import SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
-    FluxMemoryError,
     InvalidInputError,
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import timestamps
-from flux_memory.records.metadata import contains, encode_metadata
-from flux_memory.schema import sqlite as schema
+from flux_memory.records.metadata import encode_metadata
 
 Result = TypeVar("Result")
 Record = TypeVar("Record")
@@ -77,15 +74,6 @@ DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
 _INLINE_ROWS: Final = 256
 """Records that are built on the event loop, within a millisecond."""
-_REOPEN_SECONDS: Final = 0.01
-"""Seconds before the next attempt to open a file that another process is opening."""
-
-_CONNECTION: Final[dict[str, Any]] = {
-    "timeout": LOCK_SECONDS,
-    "isolation_level": None,
-    # One thread uses it; after a fork the child's main thread closes it.
-    "check_same_thread": False,
-}
 
 
 class ConversationMemory(Memory):
@@ -274,85 +262,9 @@ class ConversationMemory(Memory):
 
 
 async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
-    worker = SQLiteWorker(partial(_connect, path, timeout))
+    worker = SQLiteWorker(partial(connect, path, timeout))
     await worker.open(timeout)
     return worker
-
-
-def _connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
-    """Open the file on the worker's thread; retry until the deadline while other processes open it."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            return _connect_once(path)
-        except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() >= deadline:
-                raise
-            # SQLite itself does not wait for a lock to change the journal mode.
-            time.sleep(_REOPEN_SECONDS)
-
-
-def _connect_once(path: str) -> tuple[sqlite3.Connection, OpenFile]:
-    """Open the file, durable and checked, and bring its schema up to date."""
-    if sqlite3.sqlite_version_info < (3, 35):
-        raise FluxMemoryError(
-            f"SQLite 3.35 or newer is needed, and this Python has {sqlite3.sqlite_version}; use a newer Python"
-        )
-    if path != ":memory:":
-        make_private(Path(path))
-    try:
-        return _prepare(path, sqlite3.connect(path, **_CONNECTION))
-    except sqlite3.OperationalError as error:
-        if not is_read_only(error) or not can_only_be_read(path):
-            raise
-    # Even a reader creates files beside it, unless the file is immutable.
-    uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
-    return _prepare(path, sqlite3.connect(uri, uri=True, **_CONNECTION), frozen=True)
-
-
-def _prepare(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tuple[sqlite3.Connection, OpenFile]:
-    try:
-        _require(db, "synchronous", "FULL", (2,))
-        _require(db, "foreign_keys", "ON", (1,))
-        db.create_function("jsonb_contains", 2, _contains, deterministic=True)
-        refuse_cut_page(path, db)
-        # The schema first: another program's file is refused before its journal mode changes.
-        schema.bring_up_to_date(db)
-        if not frozen:
-            _use_write_ahead_log(path, db)
-            # Creates the log, so that `OpenFile` can watch it.
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        return db, OpenFile(path, db, frozen=frozen)
-    except BaseException:
-        db.close()
-        raise
-
-
-def _use_write_ahead_log(path: str, db: sqlite3.Connection) -> None:
-    try:
-        _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
-    except sqlite3.OperationalError as error:
-        # A read-only file needs no log; a write to it fails with SQLite's reason.
-        if not is_read_only(error):
-            raise
-
-
-def _contains(stored: bytes | None, part: str) -> bool:
-    try:
-        return stored is not None and contains(stored.decode(), part)
-    except UnicodeDecodeError:
-        return False
-
-
-def _require(db: sqlite3.Connection, pragma: str, value: str, expected: tuple[object, ...]) -> None:
-    """Set a pragma and read it back: SQLite ignores a value that it cannot set."""
-    if db.execute(f"PRAGMA {pragma}").fetchone()[0] in expected:
-        return
-    db.execute(f"PRAGMA {pragma} = {value}")
-    if (found := db.execute(f"PRAGMA {pragma}").fetchone()[0]) not in expected:
-        raise BackendUnavailableError(
-            f"SQLite cannot set {pragma} to {value} here, it stays {found}; use a file on a local disk"
-        )
 
 
 def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:

@@ -181,12 +181,12 @@ class CancellationContract(Binding):
         | Capability.SEVERAL_HANDLES,
     )
     async def test_clear_all(self, store: StoreUnderTest) -> None:
-        memory, other = store.open(), store.open()
+        handles, other = [store.open()], store.open()
 
         for session in "ab":
-            await memory.create_session(session_id=session)
-            await memory.add_messages(session, numbered(0, 1))
-        async for attempt in cancelled_everywhere(lambda _: memory.clear_all()):
+            await other.create_session(session_id=session)
+            await other.add_messages(session, numbered(0, 1))
+        async for attempt in cancelled_everywhere(lambda _: handles[-1].clear_all()):
             nothing: Any = [0, [], []]
             whole = [2, ["0", "1"], ["0", "1"]]
             left = await self._left(other)
@@ -196,9 +196,9 @@ class CancellationContract(Binding):
                 left = await self._left(other)
             assert left in ([nothing, whole] if attempt.cancelled else [nothing])
             # What the cancelled call has sent may arrive late, but not after its handle is closed.
-            await memory.close()
-            memory = store.open()
-            await memory.clear_all()
+            await handles[-1].close()
+            handles.append(store.open())
+            await handles[-1].clear_all()
             for session in "ab":
                 await other.create_session(session_id=session)
                 assert await other.get_history(session) == []
