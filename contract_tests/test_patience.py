@@ -151,7 +151,7 @@ def test_the_first_handle_that_does_not_close_waits_for_all(monkeypatch: pytest.
     monkeypatch.setattr("flux_memory.testkit.patience._CLOSE_SECONDS_ONCE_HUNG", 0.05)
     store = impatient(Open)
     store.patience.close_seconds = 0.1
-    assert "close() was not done within" in str(verdict(ONE_HANDLE, store))
+    assert "close() did not end within" in str(verdict(ONE_HANDLE, store))
     assert store.patience.close_seconds == 0.05
 
 

@@ -268,7 +268,7 @@ def test_plugins_named_by_hand(pytester: pytest.Pytester, monkeypatch: pytest.Mo
         pytester.runpytest_subprocess("-k", ASYNC, *named)
         for named in (("-p", "asyncio"), ("-p", "flux_memory"), ("-p", "flux_memory", "-p", "pytest_asyncio.plugin"))
     )
-    only_asyncio.stdout.fnmatch_lines(["*the contract needs its plugin: -p flux_memory *"])
+    only_asyncio.stdout.fnmatch_lines(["*the contract needs its pytest plugin: pass -p flux_memory *"])
     only_ours.stderr.fnmatch_lines(["*-p asyncio if plugins are not loaded automatically"])
     assert both.parseoutcomes()["passed"] == 1
 
