@@ -90,8 +90,10 @@ class RunEvidence:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files, and fail a run that is green although its clauses are not."""
-        if hasattr(self._config, "workeroutput"):
-            self._config.workeroutput[_EXPECTED] = {name: sorted(ids) for name, ids in self._expected.items()}
+        # pytest-xdist gives its workers this attribute, and carries its content to the main process.
+        output: dict[str, object] | None = getattr(self._config, "workeroutput", None)
+        if output is not None:
+            output[_EXPECTED] = {name: sorted(ids) for name, ids in self._expected.items()}
             return
         if self._directory is not None and self.collector is not None and self.collector.backends:
             from flux_memory.testkit.evidence.files import write_files
