@@ -291,16 +291,14 @@ class MessageWriter:
         if not calls:
             return
         batch = [(call.queue.session_id, call.rows) for call in calls]
-        locked: dict[_SessionQueue, None] = {}
-        for call, outcome in zip(
-            calls, await add(connection, batch, wait=statement in self._executor.on_lock), strict=True
-        ):
-            if outcome is Outcome.LOCKED:
-                locked[call.queue] = None
-            else:
+        outcomes = await add(connection, batch, wait=statement in self._executor.on_lock)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            if outcome is not Outcome.LOCKED:
                 call.settle(None if outcome is Outcome.STORED else outcome)
-        for queue in locked.keys() & statement.queues.keys():
-            self._wait_for_lock(statement, queue)
+        if Outcome.LOCKED in outcomes:
+            locked = {call.queue for call, outcome in zip(calls, outcomes, strict=True) if outcome is Outcome.LOCKED}
+            for queue in locked & statement.queues.keys():
+                self._wait_for_lock(statement, queue)
 
     def _wait_for_lock(self, skipped_by: _Statement, queue: _SessionQueue) -> None:
         """Send a call to a locked session by a statement that waits for the lock, or try again later."""
