@@ -90,7 +90,7 @@ def interrupted(path: Path, own: Cluster) -> None:
 def test_what_was_proven_is_there_when_the_server_comes_back(
     path: Path, own: Cluster, fault: Fault, before: list[str], by: Callable[[Path, Cluster], None], others: list[str]
 ) -> None:
-    """Whatever the role's setting, on every way to the proof."""
+    """Every path to the proof waits for the disk, regardless of the role's setting."""
     asyncio.run(execute(own.dsn, CLEAN, *before))
     asyncio.run(prepared(own.dsn, others))
     for _ in fault.rounds(1, 20):

@@ -142,7 +142,7 @@ def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None
                 db.execute("BEGIN IMMEDIATE")
                 time.sleep(0.02)
                 db.execute("COMMIT")
-                # SQLite's locks are not fair: whoever asks without a pause always gets them.
+                # SQLite's locks are not fair: a client that asks without a pause always gets them.
                 time.sleep(0.005)
 
     before = asyncio.run(store.settled())
