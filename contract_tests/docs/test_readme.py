@@ -24,7 +24,7 @@ from flux_memory.testkit.capabilities import MEANING
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.servers import Server
 
-PROJECT: Final = Path(__file__).parents[1]
+PROJECT: Final = Path(__file__).parents[2]
 README: Final = PROJECT / "README.md"
 TEST_KIT: Final = PROJECT / "docs/test-kit.md"
 PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/**/*.md"))]
