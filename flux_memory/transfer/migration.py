@@ -26,7 +26,8 @@ from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.source.reader import Source, inspect_source, refuse_unknown
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 from flux_memory.transfer.target.load import load
-from flux_memory.transfer.target.merge import MergeResult, merge
+from flux_memory.transfer.target.merge import BATCH_BYTES, MergeResult, merge
+from flux_memory.transfer.target.rehearsal import rehearse
 from flux_memory.transfer.target.server import (
     Target,
     analyze,
@@ -34,6 +35,7 @@ from flux_memory.transfer.target.server import (
     make_durable,
     open_connection,
     prepare_schema,
+    rehearsal,
 )
 from flux_memory.transfer.target.verify import compare
 from flux_memory.transfer.tempfiles import private_directory
@@ -54,7 +56,7 @@ class Mode(StrEnum):
 
     MOVE = "move"
     PREFLIGHT = "preflight"
-    """Validate the source, and change nothing."""
+    """Validate the source, rehearse the move, and change nothing."""
     VERIFY = "verify"
     """Compare both sides, and change nothing."""
 
@@ -110,8 +112,9 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
             await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with open_connection(plan.postgres_dsn) as connection:
                 if (await inspect_target(connection)).sessions:
-                    await prepare_schema(connection)
-                    await add_sessions_of_target(path, connection)
+                    async with rehearsal(connection):
+                        await prepare_schema(connection)
+                        await add_sessions_of_target(path, connection)
         snapshot = stack.enter_context(snapshot_of(path))
         with Spool() as spool:
             await _Migration(plan, report, snapshot, spool, watcher or NullWatcher()).run()
@@ -144,7 +147,8 @@ class _Migration:
                 report.status = Status.REFUSED
                 return
             if plan.mode is Mode.PREFLIGHT:
-                report.status = Status.READY
+                with report.phase(self._watcher, "Rehearse", None):
+                    await self._rehearse(connection)
                 return
             if plan.mode is Mode.MOVE:
                 await prepare_schema(connection)
@@ -171,8 +175,11 @@ class _Migration:
         refuse_unknown(layout, self._plan.leave_behind)
         return Source(self._snapshot.db, layout, self._plan.assume_timezone)
 
-    def _frozen_source(self) -> Source:
+    async def _open_frozen(self) -> Source:
         """Return the file's current rows, unaffected by later writes and read in the preflight's order."""
+        return await self._read_in_thread(self._freeze)
+
+    def _freeze(self) -> Source:
         found = self._report.preflight
         self._snapshot.freeze()
         source = self._source()
@@ -213,6 +220,16 @@ class _Migration:
                 raise MigrationError("it was cancelled")
             yield row
 
+    async def _rehearse(self, connection: Any) -> None:
+        report = self._report
+        differences = await rehearse(
+            connection, self._parts, report.preflight, self._open_frozen, self._validator, watcher=self._watcher
+        )
+        if differences.identical:
+            report.status = Status.READY
+        else:
+            report.verification = differences
+
     async def _load(self, connection: Any) -> MergeResult:
         found, advance = self._report.preflight, self._watcher.advance
         if await load(connection, self._parts, found, self._watcher):
@@ -224,7 +241,7 @@ class _Migration:
             others = [open_connection(self._plan.postgres_dsn) for _ in self._parts[1:]]
             connections = [connection, *[await stack.enter_async_context(other) for other in others]]
             tasks = [
-                asyncio.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
+                asyncio.create_task(merge(own, part.batches(self._plan.batch_size, BATCH_BYTES), advance=advance))
                 for own, part in zip(connections, self._parts, strict=True)
             ]
             try:
@@ -236,9 +253,7 @@ class _Migration:
 
     async def _verify(self, connection: Any) -> None:
         report = self._report
-        report.verification = await compare(
-            connection, lambda: self._read_in_thread(self._frozen_source), self._validator, all_digests(self._parts)
-        )
+        report.verification = await compare(connection, self._open_frozen, self._validator, all_digests(self._parts))
         if not report.verification.identical:
             report.status = Status.DIFFERENT
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +10,7 @@ import asyncpg
 
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
-from flux_memory.transfer.rows.spool import Batch, Spool
+from flux_memory.transfer.rows.spool import Batch
 from flux_memory.transfer.target.server import WRITING
 
 CREATE_STAGING: Final = """
@@ -112,7 +112,9 @@ JOIN bumped ON bumped.id = numbered.session_id
 _MAX_ATTEMPTS: Final = 5
 _MAX_NAMED: Final = 20
 """Conflicting ids that a report names."""
-_BATCH_BYTES: Final = 2 * 1024 * 1024
+BATCH_ROWS: Final = 10_000
+"""Messages of a batch that is not committed by itself."""
+BATCH_BYTES: Final = 2 * 1024 * 1024
 """Size at which a batch ends even with fewer messages, to bound memory use."""
 _CHUNK_BYTES: Final = 128 * 1024
 """Size at which gathered rows are sent."""
@@ -151,13 +153,12 @@ class MergeResult:
             self.first_conflicts.append(f"{kind} {id_}")
 
 
-async def merge(connection: Any, spool: Spool, *, batch_size: int, advance: Advance) -> MergeResult:
+async def merge(connection: Any, batches: Iterable[Batch], *, advance: Advance) -> MergeResult:
     """Add the missing rows of a part, in committed batches.
 
     Args:
         connection: Connected to a target with the current schema.
-        spool: The part.
-        batch_size: Messages per batch.
+        batches: The rows, in the order of the sessions' ids.
         advance: Called with the number of rows committed.
     """
     merged = MergeResult()
@@ -166,7 +167,7 @@ async def merge(connection: Any, spool: Spool, *, batch_size: int, advance: Adva
         await connection.execute(CREATE_STAGING)
     settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
     continues, last_conflict = False, ""
-    for batch in spool.batches(batch_size, _BATCH_BYTES):
+    for batch in batches:
         outcome = await _commit(connection, settings, batch)
         _count(merged, batch, outcome, continues, last_conflict)
         advance(batch.message_count + len(batch.sessions) - continues)
@@ -198,8 +199,8 @@ async def _commit(connection: Any, settings: str, batch: Batch) -> _BatchResult:
 
 
 async def _merge_batch(connection: Any, batch: Batch) -> _BatchResult:
-    await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
-    await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
+    await copy_rows(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
+    await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
     sessions = _rows(await connection.execute(INSERT_SESSIONS))
     await connection.fetch(LOCK_SESSIONS)
     conflicts = [(id_, held) for id_, held in await connection.fetch(TAKE_OUT_SESSIONS_IN_CONFLICT)]
@@ -226,7 +227,8 @@ def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, continues: 
         merged.name("message", id_)
 
 
-async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
+async def copy_rows(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
+    """Send rows to a table."""
     await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary")
 
 

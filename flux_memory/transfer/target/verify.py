@@ -30,6 +30,14 @@ FROM messages
 WHERE session_id = $1 AND id = ANY($2)
 """  # noqa: S608 - constants of ours
 
+_CHANGED_BY_A_MOVE: Final = frozenset(
+    {
+        "session missing",
+        "message missing",
+        "session differs, and is not in the file as it is now",
+        "session differs, and was changed in the file since it was read",
+    }
+)
 _MAX_NAMED: Final = 20
 """Differences that a report names."""
 _PAGE_MESSAGES: Final = 1_000
@@ -54,6 +62,10 @@ class Comparison:
     added_since: int = 0
     """Messages of moved sessions that are not in the source."""
 
+    def __post_init__(self) -> None:
+        self.ahead = False
+        """Whether a move is yet to come: what it changes in the target is not a difference."""
+
     @property
     def identical(self) -> bool:
         """Whether the target holds each row of the source, in order, with its content."""
@@ -61,6 +73,8 @@ class Comparison:
 
     def add(self, kind: str, id_: str) -> None:
         """Count a difference, and name it if it is one of the first."""
+        if self.ahead and kind in _CHANGED_BY_A_MOVE:
+            return
         self.differences[kind] = self.differences.get(kind, 0) + 1
         if len(self.first_differences) < _MAX_NAMED:
             self.first_differences.append(f"{kind}: {id_}")
@@ -85,10 +99,16 @@ async def compare(
 
 
 async def compare_in_transaction(
-    connection: Any, source: Callable[[], Awaitable[Source]], validator: RowValidator, digests: Iterator[SessionDigest]
+    connection: Any,
+    source: Callable[[], Awaitable[Source]],
+    validator: RowValidator,
+    digests: Iterator[SessionDigest],
+    *,
+    ahead: bool = False,
 ) -> Comparison:
-    """Compare in the caller's open transaction, so that both see the same snapshot."""
+    """Compare in the caller's open transaction, so that both see the same snapshot; see `Comparison.ahead`."""
     found = Comparison()
+    found.ahead = ahead
     with Spool() as differing:
         both = _DigestComparison(found, digests, differing)
         await read_digests(connection, both.take)
@@ -177,17 +197,22 @@ async def _compare_session(
             if seq < last:
                 found.add("message out of order", named)
             last = max(last, seq)
+    # The session before its messages: an add in between does not look like a change of the session.
+    stored_row = await connection.fetchrow(SELECT_SESSIONS, [session_id])
+    if stored_row is None:
+        found.add("session missing", session_id)
+        return
+    _, *stored_session = stored_row
     added = await connection.fetchval(COUNT_MESSAGES, session_id) - matched
     found.added_since += added
-    _, *stored_session = await connection.fetchrow(SELECT_SESSIONS, [session_id])
-    for column in _differing_columns(session, stored_session, added):
+    for column in _differing_columns(session, stored_session, added, ahead=found.ahead):
         found.add(f"session's {column} differs", session_id)
     if own != SessionDigest(own.id, session_digest(session), count, in_file.digest()):
         # The file has changed, so its rows now do not show how the rows moved differ.
         found.add("session differs, and was changed in the file since it was read", session_id)
 
 
-def _differing_columns(session: ValidSession, stored: list[str], added: int) -> list[str]:
+def _differing_columns(session: ValidSession, stored: list[str], added: int, *, ahead: bool) -> list[str]:
     mine = (
         session.user_id.decode(),
         session.title.decode(),
@@ -197,5 +222,9 @@ def _differing_columns(session: ValidSession, stored: list[str], added: int) -> 
     )
     names = ("user_id", "title", "metadata", "created_at", "updated_at")
     pairs = zip(names, mine, stored, strict=True)
-    # Messages added since the migration have advanced updated_at, too.
-    return [name for name, own, their in pairs if own != their and not (name == "updated_at" and added and their > own)]
+    # Messages added since the migration have advanced updated_at, too. A move advances it to that of the file.
+    return [
+        name
+        for name, own, their in pairs
+        if own != their and not (name == "updated_at" and ((added and their > own) or (ahead and their < own)))
+    ]
