@@ -1,4 +1,4 @@
-"""Fills an empty target in one transaction: drop the keys, COPY the rows, build the keys again."""
+"""Fills a target in one transaction: drop the keys and old rows, COPY the rows, build the keys again."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any, Final
 
 import asyncpg
 
-from flux_memory.errors import MigrationError
+from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.source.preflight import PreflightResult
+from flux_memory.transfer.target.moves import LOCK_MIGRATIONS, MoveRecord
 from flux_memory.transfer.target.server import write_transaction
 
-# Serializes migrations; a second one then finds the first one's rows and merges.
-LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
 # Keys may be dropped only on plain tables of our role to which no other table or index refers.
@@ -57,6 +56,21 @@ ORDER BY indexrelid::regclass::text
 """
 # COPY can freeze rows only in a table truncated in the same transaction.
 EMPTY: Final = "TRUNCATE sessions, messages"
+# Messages go with their sessions.
+DELETE_ROWS: Final = "DELETE FROM sessions"
+COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+IS_OWNER: Final = """
+SELECT bool_and(pg_has_role(relowner, 'USAGE'))
+FROM pg_class
+WHERE oid IN ('sessions'::regclass, 'messages'::regclass)
+"""
+# Deleting a session would delete the rows of such a table, or fail.
+SELECT_REFERRING: Final = """
+SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
+FROM pg_constraint
+WHERE contype = 'f' AND confrelid IN ('sessions'::regclass, 'messages'::regclass)
+    AND conrelid NOT IN ('sessions'::regclass, 'messages'::regclass)
+"""
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
 WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
@@ -69,7 +83,9 @@ _MAX_MEMORY_KB: Final = 1024 * 1024
 """Upper bound for maintenance_work_mem, in kB."""
 
 
-async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher) -> bool:
+async def load(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> bool:
     """Fill an empty target; return `False`, with nothing changed, if it has rows or its keys may not be dropped.
 
     Args:
@@ -77,6 +93,7 @@ async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, 
         parts: The spools, in order.
         found: The numbers of rows.
         watcher: Receives the rows sent, and the phase that builds keys.
+        record: Receives the sessions.
     """
     async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
@@ -85,22 +102,71 @@ async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, 
         await _lock_tables(connection)
         if await connection.fetchval(HAS_ROWS):
             return False
-        keys = [*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)]
-        for drop, _ in keys:
-            await connection.execute(drop)
-        await connection.execute(EMPTY)
-        for table, columns, count in (
-            ("sessions", SESSION_COLUMNS, found.sessions),
-            ("messages", MESSAGE_COLUMNS, found.messages),
-        ):
-            data = aiter(_CopyStream(parts, table, count, watcher.advance))
-            await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
-        watcher.phase("Keys", None)
-        memory = max(found.messages * _KEY_BYTES // 1024, 1024)
-        await connection.execute(RAISE_MEMORY, str(min(memory, _MAX_MEMORY_KB)))
-        for _, create in reversed(keys):
-            await connection.execute(create)
+        await _fill(connection, parts, found, watcher, record, plain=True)
     return True
+
+
+async def replace(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> tuple[int, int]:
+    """Replace all rows of a target, in the caller's transaction; return the numbers of sessions and messages before.
+
+    Args: as those of `load`.
+    """
+    await connection.execute(LOCK_MIGRATIONS)
+    await _lock_tables(connection)
+    sessions, messages = await connection.fetchrow(COUNT_ROWS)
+    plain = await connection.fetchval(IS_PLAIN)
+    await _fill(connection, parts, found, watcher, record, plain=plain)
+    return sessions, messages
+
+
+async def refuse_to_replace(connection: Any) -> None:
+    """Refuse a target whose rows cannot be replaced.
+
+    Raises:
+        SchemaError: The role does not own the tables, or other tables refer to them; the message says what to do.
+    """
+    if not await connection.fetchval(IS_OWNER):
+        raise SchemaError(
+            "the role does not own the target's tables, whose rows only their owner may replace; let the owner run "
+            "the migration, or leave out --replace"
+        )
+    if tables := await connection.fetchval(SELECT_REFERRING):
+        raise SchemaError(
+            f"other tables refer to the target's sessions or messages ({tables}), and replacing these would delete "
+            "rows there; drop their foreign keys for the time of the move, or leave out --replace"
+        )
+
+
+async def _fill(
+    connection: Any,
+    parts: Sequence[Spool],
+    found: PreflightResult,
+    watcher: Watcher,
+    record: MoveRecord | None,
+    *,
+    plain: bool,
+) -> None:
+    """Put rows into the locked tables in place of theirs; `plain` is whether their keys may be dropped for it."""
+    keys = [*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)] if plain else []
+    for drop, _ in keys:
+        await connection.execute(drop)
+    await connection.execute(EMPTY if plain else DELETE_ROWS)
+    for table, columns, count in (
+        ("sessions", SESSION_COLUMNS, found.sessions),
+        ("messages", MESSAGE_COLUMNS, found.messages),
+    ):
+        data = aiter(_CopyStream(parts, table, count, watcher.advance))
+        await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=plain)
+    watcher.phase("Keys", None)
+    memory = max(found.messages * _KEY_BYTES // 1024, 1024)
+    await connection.execute(RAISE_MEMORY, str(min(memory, _MAX_MEMORY_KB)))
+    for _, create in reversed(keys):
+        await connection.execute(create)
+    if record is not None:
+        await record.add_every_session(connection)
+        await record.add_move(connection, found.sessions, found.messages)
 
 
 async def _lock_tables(connection: Any) -> None:
