@@ -205,6 +205,8 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
             await _refuse_without_rights(connection)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
+        if not for_reading:
+            await _refuse_without_record(connection)
     return Target(version, any(has_tables) and not applied, sessions, messages, all(has_tables))
 
 
@@ -214,17 +216,20 @@ async def _refuse_without_rights(connection: Any) -> None:
             "the role may not write to the target's tables; GRANT INSERT ON sessions, messages and UPDATE ON sessions "
             "to it, or let their owner run the migration"
         )
-    if await connection.fetchval(HAS_RECORD) and not (
-        await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD)
-    ):
-        raise SchemaError(
-            "the role may not use the target's record of moves, which shows what was deleted since; GRANT SELECT, "
-            "INSERT ON flux_memory_moves, flux_memory_moved_sessions to it, or let their owner run the migration"
-        )
     if (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
         raise SchemaError(
             "the role may not create temporary tables, by which rows join those that are there; GRANT TEMPORARY ON "
             f"DATABASE {database} to it"
+        )
+
+
+async def _refuse_without_record(connection: Any) -> None:
+    if await connection.fetchval(HAS_RECORD) and not (
+        await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD)
+    ):
+        raise SchemaError(
+            "the role may not use the target's record of moves, which tells what was deleted since; GRANT SELECT, "
+            "INSERT ON flux_memory_moves, flux_memory_moved_sessions to it, or let their owner run the migration"
         )
 
 
