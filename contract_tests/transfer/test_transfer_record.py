@@ -328,7 +328,7 @@ def test_a_role_that_may_not_use_the_record_is_refused(deleted: Path, target: st
 
 
 def test_a_target_of_an_earlier_release_gets_its_record(deleted: Path, target: str) -> None:
-    """Without a record a run cannot know of deletions; it records the sessions that it finds, and the next run knows."""
+    """Without a record a run knows of no deletion; it records the sessions that it finds, for the next run."""
     asyncio.run(execute(target, FORGET))
     assert move(deleted, target).status is Status.IDENTICAL
     assert asyncio.run(rows(target, RECORDED)) == [("one",), ("two",)]

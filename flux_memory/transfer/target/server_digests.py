@@ -8,6 +8,7 @@ from uuid import UUID
 
 from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
 from flux_memory.transfer.rows.spool import SessionDigest
+from flux_memory.transfer.target.copy_out import copy_out
 
 # Parallel workers compute and sort the digests of messages. The aggregates receive them in the subquery's order; in any
 # other order the session would seem to differ, and be compared row by row. The full joins find messages without a
@@ -96,7 +97,7 @@ async def read_digests(connection: Any, take: Callable[[ServerSession], None], s
     if sources is not None:
         await connection.execute(SET_SOURCES, sources)
     query = SELECT_DIGESTS.format(moved=NONE_MOVED if sources is None else MOVED)
-    await connection.copy_from_query(query, output=receive, format="binary")
+    await copy_out(connection, query, receive)
 
 
 def _session(row: list[bytes | None]) -> ServerSession:
