@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from flux_memory.transfer.migration import Mode, OnInvalid, Plan, migrate
+    from flux_memory.transfer.migration import migrate
+    from flux_memory.transfer.plan import Mode, OnInvalid, Plan
     from flux_memory.transfer.progress import Watcher
     from flux_memory.transfer.report import Report, Status
     from flux_memory.transfer.rows.problems import ProblemKind, Tally
@@ -29,10 +30,10 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "Mode": "migration",
+    "Mode": "plan",
     "ProblemKind": "rows.problems",
-    "OnInvalid": "migration",
-    "Plan": "migration",
+    "OnInvalid": "plan",
+    "Plan": "plan",
     "Report": "report",
     "Status": "report",
     "Tally": "rows.problems",

@@ -1,4 +1,4 @@
-"""Fills an empty target in one transaction: drop the keys, COPY the rows, build the keys again."""
+"""Fills a target in one transaction: drop the keys and old rows, COPY the rows, build the keys again."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from typing import Any, Final
 
 import asyncpg
 
-from flux_memory.errors import MigrationError
+from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, copy_rows
+from flux_memory.transfer.target.moves import LOCK_MIGRATIONS, MoveRecord
 from flux_memory.transfer.target.server import write_transaction
 
-# Serializes migrations; a second one then finds the first one's rows and merges.
-LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
-OWNS_TABLES: Final = """
-SELECT bool_and(pg_has_role(relowner, 'USAGE'))
-FROM pg_class
-WHERE oid IN ('sessions'::regclass, 'messages'::regclass)
-"""
-# What a rebuild of the keys would lose, and what TRUNCATE would reach besides the two tables. `_rehearse_rebuild` finds
+# What a rebuild of the keys would lose, and what TRUNCATE would reach besides the two tables. `_Keys.rehearse` finds
 # what the server refuses.
 SELECT_OBSTACLE: Final = """
 SELECT format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
@@ -58,6 +52,21 @@ ORDER BY indexrelid::regclass::text
 """
 # COPY can freeze rows only in a table truncated in the same transaction.
 EMPTY: Final = "TRUNCATE sessions, messages"
+# Messages go with their sessions.
+DELETE_ROWS: Final = "DELETE FROM sessions"
+COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+IS_OWNER: Final = """
+SELECT bool_and(pg_has_role(relowner, 'USAGE'))
+FROM pg_class
+WHERE oid IN ('sessions'::regclass, 'messages'::regclass)
+"""
+# Deleting a session would delete the rows of such a table, or fail.
+SELECT_REFERRING: Final = """
+SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
+FROM pg_constraint
+WHERE contype = 'f' AND confrelid IN ('sessions'::regclass, 'messages'::regclass)
+    AND conrelid NOT IN ('sessions'::regclass, 'messages'::regclass)
+"""
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
 WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
@@ -70,7 +79,9 @@ _MAX_MEMORY_KB: Final = 1024 * 1024
 """Upper bound for maintenance_work_mem, in kB."""
 
 
-async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher) -> bool:
+async def load(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> bool:
     """Fill an empty target; return `False`, with nothing changed, if it has rows or the role does not own the tables.
 
     Args:
@@ -78,38 +89,76 @@ async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, 
         parts: The spools, in order.
         found: The numbers of rows.
         watcher: Receives the rows sent, the phase that builds keys, and why they are not dropped.
+        record: Receives the sessions.
     """
     async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
         if await connection.fetchval(HAS_ROWS):
             return False
-        if not await connection.fetchval(OWNS_TABLES):
+        if not await connection.fetchval(IS_OWNER):
             watcher.say("The role does not own the tables, so the rows are loaded in batches beside the keys")
             return False
         await _lock_tables(connection)
         if await connection.fetchval(HAS_ROWS):
             return False
-        keys = _Keys([*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)])
-        obstacle = await connection.fetchval(SELECT_OBSTACLE) or await keys.rehearse(connection)
-        if obstacle is not None:
-            watcher.say(f"The keys cannot be dropped ({obstacle}), so the rows are loaded in batches beside them")
-            await _fill_in_batches(connection, parts, watcher.advance)
-            return True
+        await _fill(connection, parts, found, watcher, record)
+    return True
+
+
+async def replace(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> tuple[int, int]:
+    """Replace all rows of a target, in the caller's transaction; return the numbers of sessions and messages before.
+
+    Args: as those of `load`.
+    """
+    await connection.execute(LOCK_MIGRATIONS)
+    await _lock_tables(connection)
+    sessions, messages = await connection.fetchrow(COUNT_ROWS)
+    await _fill(connection, parts, found, watcher, record)
+    return sessions, messages
+
+
+async def refuse_to_replace(connection: Any) -> None:
+    """Refuse a target whose rows cannot be replaced.
+
+    Raises:
+        SchemaError: The role does not own the tables, or other tables refer to them; the message says what to do.
+    """
+    if not await connection.fetchval(IS_OWNER):
+        raise SchemaError(
+            "the role does not own the target's tables, whose rows only their owner may replace; let the owner run "
+            "the migration, or leave out --replace"
+        )
+    if tables := await connection.fetchval(SELECT_REFERRING):
+        raise SchemaError(
+            f"other tables refer to the target's sessions or messages ({tables}), and replacing these would delete "
+            "rows there; drop their foreign keys for the time of the move, or leave out --replace"
+        )
+
+
+async def _fill(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> None:
+    """Put rows into the locked tables in place of theirs."""
+    keys = _Keys([*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)])
+    obstacle = await connection.fetchval(SELECT_OBSTACLE) or await keys.rehearse(connection)
+    if obstacle is None:
         await keys.drop(connection)
-        await connection.execute(EMPTY)
-        for table, columns, count in (
-            ("sessions", SESSION_COLUMNS, found.sessions),
-            ("messages", MESSAGE_COLUMNS, found.messages),
-        ):
-            data = aiter(_CopyStream(parts, table, count, watcher.advance))
-            await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
+        await _copy_all(connection, parts, found, watcher.advance)
+        watcher.phase("Keys", None)
         # Tables with deferred checks cannot be altered.
         await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        watcher.phase("Keys", None)
         memory = max(found.messages * _KEY_BYTES // 1024, 1024)
         await connection.execute(RAISE_MEMORY, str(min(memory, _MAX_MEMORY_KB)))
         await keys.create(connection)
-    return True
+    else:
+        watcher.say(f"The keys cannot be dropped ({obstacle}), so the rows are loaded in batches beside them")
+        await connection.execute(DELETE_ROWS)
+        await _copy_in_batches(connection, parts, watcher.advance)
+    if record is not None:
+        await record.add_every_session(connection)
+        await record.add_move(connection, found.sessions, found.messages)
 
 
 class _Keys:
@@ -119,35 +168,45 @@ class _Keys:
         self._statements = statements
 
     async def drop(self, connection: Any) -> None:
+        """Drop the keys and all rows."""
         for drop, _ in self._statements:
             await connection.execute(drop)
+        await connection.execute(EMPTY)
 
     async def create(self, connection: Any) -> None:
+        """Create the keys again."""
         for _, create in reversed(self._statements):
             await connection.execute(create)
 
     async def rehearse(self, connection: Any) -> str | None:
-        """Rebuild the keys of the empty tables, and undo it; return why the server refuses it: a view, a trigger."""
+        """Rebuild the keys without rows, and undo it; return why the server refuses it: for a view, or by a trigger."""
         savepoint = connection.transaction()
         await savepoint.start()
         try:
             await self.drop(connection)
-            await connection.execute(EMPTY)
             await self.create(connection)
         except asyncpg.PostgresError as error:
             if connection.is_closed():
                 raise
             # The details of this error name the objects.
             detail = error.detail if isinstance(error, asyncpg.DependentObjectsStillExistError) else None
-            return (detail or str(error.args[0])).partition("\n")[0]
+            obstacle = (detail or str(error.args[0])).partition("\n")[0]
         else:
-            return None
-        finally:
-            if not connection.is_closed():
-                await savepoint.rollback()
+            obstacle = None
+        await savepoint.rollback()
+        return obstacle
 
 
-async def _fill_in_batches(connection: Any, parts: Sequence[Spool], advance: Advance) -> None:
+async def _copy_all(connection: Any, parts: Sequence[Spool], found: PreflightResult, advance: Advance) -> None:
+    for table, columns, count in (
+        ("sessions", SESSION_COLUMNS, found.sessions),
+        ("messages", MESSAGE_COLUMNS, found.messages),
+    ):
+        data = aiter(_CopyStream(parts, table, count, advance))
+        await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
+
+
+async def _copy_in_batches(connection: Any, parts: Sequence[Spool], advance: Advance) -> None:
     # One COPY of all rows would queue a check of the foreign key for each of them in the server's memory.
     for part in parts:
         continues = False
