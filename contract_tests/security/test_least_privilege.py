@@ -25,7 +25,11 @@ from flux_memory import (
 )
 from flux_memory.health import check_methods, check_postgres
 from flux_memory.testkit.servers import Server, start_server
+<<<<<<< HEAD
 from flux_memory.transfer import Plan, Status, migrate, migrate_back
+=======
+from flux_memory.transfer import Plan, migrate
+>>>>>>> replace
 
 PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 DATABASE = "chat"
@@ -126,7 +130,7 @@ async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, 
         path = tmp_path / f"{number}.db"
         async with ConversationMemory(path) as memory:
             await memory.add_message(await memory.create_session(), "user", "one")
-        assert (await migrate(Plan(sqlite_path=path, postgres_dsn=roles.owner))).status is Status.IDENTICAL
+        assert (await migrate(Plan(sqlite_path=path, postgres_dsn=roles.owner))).exit_code == 0
     async with PostgresConversationMemory(roles.reader) as memory:
         assert await memory.count_sessions() == 2
 
