@@ -25,11 +25,7 @@ from flux_memory import (
 )
 from flux_memory.health import check_methods, check_postgres
 from flux_memory.testkit.servers import Server, start_server
-<<<<<<< HEAD
 from flux_memory.transfer import Plan, Status, migrate, migrate_back
-=======
-from flux_memory.transfer import Plan, migrate
->>>>>>> replace
 
 PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 DATABASE = "chat"

@@ -170,3 +170,18 @@ def test_hidden_versions_are_not_taken_for_none(path: Path, target: str) -> None
             assert (await check_postgres(dsn, 10)).sessions == 5
 
     asyncio.run(work())
+
+
+def test_a_setting_that_a_policy_lacks_is_named(target: str) -> None:
+    """A policy may read the user from the connection; a DSN without it is the cause, not a table that was changed."""
+    policy = "CREATE POLICY own ON sessions USING (user_id = current_setting('chat.user_id'));"
+
+    async def work() -> None:
+        async with restricted(target, ON + policy + EVERY_MESSAGE) as dsn:
+            async with PostgresConversationMemory(dsn) as memory:
+                with pytest.raises(SchemaError, match=r'"chat\.user_id"; a policy or a trigger reads this setting'):
+                    await memory.get_sessions()
+            async with PostgresConversationMemory(with_parameter(dsn, "chat.user_id=ann")) as memory:
+                assert await memory.get_sessions() == []
+
+    asyncio.run(work())
