@@ -71,7 +71,7 @@ class Spool:
 
     def __init__(self, descriptors: Iterable[int] = ()) -> None:
         self.keeps_rows = True
-        """Whether all accepted rows are kept for a load; else the first ones, with at least one message if there is any."""
+        """Whether all accepted rows are kept; else only the first, with at least one message if there is any."""
         self.kept_sessions = 0
         """The number of sessions whose rows this process kept."""
         self._kept_bytes = 0
