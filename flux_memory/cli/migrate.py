@@ -47,7 +47,7 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
     type=click.IntRange(min=1),
     help="Rows of a commit, if the target already has rows.",
 )
-@click.option("--dry-run", is_flag=True, help="Preflight only: show what would be done, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Read all rows, rehearse the move, and change nothing.")
 @click.option("--verify", is_flag=True, help="Compare both sides, change nothing.")
 @click.option("--to-sqlite", metavar="FILE", help="The way back: write the PostgreSQL memory into a fresh SQLite file.")
 @click.option("--retry", metavar="FILE", help="Load the corrected rows of a quarantine file.")

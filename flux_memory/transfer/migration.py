@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from itertools import chain
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain, islice
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -24,8 +23,10 @@ from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.source.reader import Source, inspect_source, refuse_unknown
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 from flux_memory.transfer.target.load import load, refuse_to_replace, replace
-from flux_memory.transfer.target.merge import MergeResult, merge
+from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.moves import MoveRecord, find_sources, may_read_record, open_record
+from flux_memory.transfer.target.parallel import merge_parts
+from flux_memory.transfer.target.rehearsal import load_first
 from flux_memory.transfer.target.server import (
     ANALYZE,
     WRITING,
@@ -36,9 +37,10 @@ from flux_memory.transfer.target.server import (
     open_connection,
     prepare_schema,
     read_transaction,
+    rehearsal,
     write_transaction,
 )
-from flux_memory.transfer.target.verify import Comparison, Losses, check_keys, compare
+from flux_memory.transfer.target.verify import Comparison, Forecast, Losses, check_keys, compare
 from flux_memory.transfer.tempfiles import private_directory
 from flux_memory.transfer.threads import run_in_thread
 
@@ -84,8 +86,9 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
             await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with open_connection(plan.postgres_dsn) as connection:
                 if (await inspect_target(connection)).sessions:
-                    await prepare_schema(connection)
-                    await add_sessions_of_target(path, connection)
+                    async with rehearsal(connection):
+                        await prepare_schema(connection)
+                        await add_sessions_of_target(path, connection)
         snapshot = stack.enter_context(snapshot_of(path))
         with Spool() as spool:
             await _Migration(plan, report, snapshot, spool, watcher or NullWatcher()).run()
@@ -120,9 +123,8 @@ class _Migration:
                 report.status = Status.REFUSED
                 return
             if plan.mode is Mode.PREFLIGHT:
-                if plan.replace and target.has_tables:
-                    await self._find_losses(connection)
-                report.status = Status.READY
+                with report.phase(self._watcher, "Rehearse", None):
+                    await self._rehearse(connection, replaces=plan.replace and target.has_tables)
                 return
             if plan.mode is Mode.MOVE:
                 await self._move(connection)
@@ -188,14 +190,47 @@ class _Migration:
                 raise MigrationError("it was cancelled")
             yield row
 
-    async def _move(self, connection: Any) -> None:
-        plan, report, watcher = self._plan, self._report, self._watcher
+    async def _prepare(self, connection: Any) -> MoveRecord | None:
         await prepare_schema(connection)
         digests = all_digests(self._parts)
-        record = await open_record(connection, plan.sqlite_path, digests, complete=not plan.retry)
-        report.recorded = record is not None
+        record = await open_record(connection, self._plan.sqlite_path, digests, complete=not self._plan.retry)
         if record is None:
-            watcher.say(_NOT_RECORDED)
+            self._watcher.say(_NOT_RECORDED)
+        return record
+
+    async def _rehearse(self, connection: Any, *, replaces: bool) -> None:
+        """Do what a move does, but load the first conversation only, and undo everything."""
+        plan, report, first = self._plan, self._report, self._parts[0]
+        async with rehearsal(connection):
+            record = await self._prepare(connection)
+            # Before any row is locked: a large target takes long.
+            only_loaded = plan.replace
+            if replaces:
+                report.losses = Losses()
+                await compare(report.losses, connection, *self._own_side())
+            elif not plan.replace:
+                found = await self._compare(connection, await self._sources(connection), Forecast())
+                only_loaded = not (found.target_sessions or found.target_messages)
+            whole = await load_first(
+                connection,
+                first,
+                record,
+                replaces=plan.replace,
+                restores_deleted=plan.restore_deleted,
+                watcher=self._watcher,
+            )
+            if only_loaded:
+                # A trigger may have dropped or changed a row without an error.
+                loaded = islice(first.digests(), first.kept_sessions)
+                await self._compare(connection, None, Comparison() if whole else Forecast(), loaded)
+        if report.status is not Status.DIFFERENT:
+            report.status = Status.READY
+            report.verification = None
+
+    async def _move(self, connection: Any) -> None:
+        plan, report, watcher = self._plan, self._report, self._watcher
+        record = await self._prepare(connection)
+        report.recorded = record is not None
         if plan.replace:
             await self._replace(connection, record)
             return
@@ -212,29 +247,15 @@ class _Migration:
         if not skips and await load(connection, self._parts, found, self._watcher, record):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
-        # One connection per part, so that the server works on several processors, too.
-        merged = MergeResult()
-        async with AsyncExitStack() as stack:
-            others = [open_connection(plan.postgres_dsn) for _ in self._parts[1:]]
-            connections = [connection, *[await stack.enter_async_context(other) for other in others]]
-            tasks = [
-                asyncio.create_task(
-                    merge(
-                        own,
-                        part,
-                        record,
-                        batch_size=plan.batch_size,
-                        restores_deleted=plan.restore_deleted,
-                        advance=advance,
-                    )
-                )
-                for own, part in zip(connections, self._parts, strict=True)
-            ]
-            try:
-                for part in await asyncio.gather(*tasks):
-                    merged.include(part)
-            finally:
-                await _cancel_all(tasks)
+        merged = await merge_parts(
+            plan.postgres_dsn,
+            connection,
+            self._parts,
+            record,
+            batch_size=plan.batch_size,
+            restores_deleted=plan.restore_deleted,
+            advance=advance,
+        )
         if record is not None:
             async with write_transaction(connection):
                 await record.add_move(connection, found.sessions, found.messages)
@@ -252,7 +273,7 @@ class _Migration:
         with report.phase(self._watcher, "Analyze", None):
             await connection.execute(ANALYZE)
         with report.phase(self._watcher, "Verify", None):
-            await self._compare(connection, None)
+            await self._compare(connection, None, Comparison())
         if report.status is Status.DIFFERENT:
             await transaction.rollback()
         else:
@@ -261,19 +282,11 @@ class _Migration:
                 found.sessions, found.messages, replaced_sessions=before[0], replaced_messages=before[1]
             )
 
-    async def _find_losses(self, connection: Any) -> None:
-        """Compare the target with the source, as if it were to have nothing else."""
-        with self._report.phase(self._watcher, "Compare", None):
-            losses = Losses()
-            async with read_transaction(connection):
-                await compare(losses, connection, *self._own_side())
-            self._report.losses = losses
-
     async def _prove(self, connection: Any) -> None:
         """Compare both sides in a transaction of its own."""
         with self._report.phase(self._watcher, "Verify", None):
             async with read_transaction(connection):
-                await self._compare(connection, await self._sources(connection))
+                await self._compare(connection, await self._sources(connection), Comparison())
 
     async def _sources(self, connection: Any) -> list[UUID] | None:
         """Return what the source may be called in the target's record of moves; `None` if there is none to read."""
@@ -285,11 +298,20 @@ class _Migration:
             return []
         return await find_sources(connection, all_digests(self._parts), found.sessions)
 
-    async def _compare(self, connection: Any, sources: list[UUID] | None) -> None:
+    async def _compare(
+        self,
+        connection: Any,
+        sources: list[UUID] | None,
+        found: Comparison,
+        digests: Iterator[SessionDigest] | None = None,
+    ) -> Comparison:
         report = self._report
-        found = report.verification = Comparison()
-        skips_deleted = self._plan.mode is Mode.MOVE and not self._plan.restore_deleted
-        await compare(found, connection, *self._own_side(), sources=sources, skips_deleted=skips_deleted)
+        report.verification = found
+        skips_deleted = self._plan.mode is not Mode.VERIFY and not self._plan.restore_deleted
+        source, validator, every = self._own_side()
+        await compare(
+            found, connection, source, validator, digests or every, sources=sources, skips_deleted=skips_deleted
+        )
         await check_keys(found, connection)
         if not found.contained:
             report.status = Status.DIFFERENT
@@ -299,6 +321,7 @@ class _Migration:
             report.status = Status.SKIPPED
         else:
             report.status = Status.IDENTICAL if found.identical else Status.CONTAINED
+        return found
 
     def _own_side(self) -> tuple[Callable[[], Awaitable[Source]], RowValidator, Iterator[SessionDigest]]:
         """Return what `compare` needs of the source."""
@@ -307,20 +330,6 @@ class _Migration:
     async def _read_in_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source in a thread that `interrupt` ends."""
         return await run_in_thread(work, self._snapshot.interrupt)
-
-
-async def _cancel_all(tasks: Sequence[asyncio.Task[MergeResult]]) -> None:
-    """Cancel tasks and wait for their end, even if the wait is cancelled; `gather` has raised their errors."""
-    cancelled: asyncio.CancelledError | None = None
-    while not all(task.done() for task in tasks):
-        for task in tasks:
-            task.cancel()
-        try:
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
 
 
 def _describe(target: Target, shown: str) -> str:

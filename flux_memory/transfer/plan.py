@@ -20,7 +20,7 @@ class Mode(StrEnum):
 
     MOVE = "move"
     PREFLIGHT = "preflight"
-    """Validate the source, and change nothing."""
+    """Validate the source, rehearse the move, and change nothing."""
     VERIFY = "verify"
     """Compare both sides, and change nothing."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +10,7 @@ import asyncpg
 
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
-from flux_memory.transfer.rows.spool import Batch, Spool
+from flux_memory.transfer.rows.spool import Batch
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import WRITING
 
@@ -136,7 +136,9 @@ JOIN bumped ON bumped.id = numbered.session_id
 _MAX_ATTEMPTS: Final = 5
 _MAX_NAMED: Final = 20
 """Conflicting ids that a report names."""
-_BATCH_BYTES: Final = 2 * 1024 * 1024
+BATCH_ROWS: Final = 10_000
+"""Messages of a batch that is not committed by itself."""
+BATCH_BYTES: Final = 2 * 1024 * 1024
 """Size at which a batch ends even with fewer messages, to bound memory use."""
 _CHUNK_BYTES: Final = 128 * 1024
 """Size at which gathered rows are sent."""
@@ -180,10 +182,9 @@ class MergeResult:
 
 async def merge(
     connection: Any,
-    spool: Spool,
+    batches: Iterable[Batch],
     record: MoveRecord | None,
     *,
-    batch_size: int,
     restores_deleted: bool,
     advance: Advance,
 ) -> MergeResult:
@@ -191,9 +192,8 @@ async def merge(
 
     Args:
         connection: Connected to a target with the current schema.
-        spool: The part.
+        batches: The rows, in the order of the sessions' ids.
         record: Receives the sessions of each batch; sessions that it has and the target has no longer are left out.
-        batch_size: Messages per batch.
         restores_deleted: Whether these are added all the same.
         advance: Called with the number of rows committed.
     """
@@ -208,7 +208,7 @@ async def merge(
     settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {staging}"
     continues = False
     taken_out: set[str] = set()
-    for batch in spool.batches(batch_size, _BATCH_BYTES):
+    for batch in batches:
         outcome = await _commit(connection, settings, batch, record, restores_deleted=restores_deleted)
         _count(merged, batch, outcome, taken_out, continues=continues)
         advance(batch.message_count + len(batch.sessions) - continues)
@@ -248,8 +248,8 @@ async def _commit(
 async def _merge_batch(
     connection: Any, batch: Batch, record: MoveRecord | None, *, restores_deleted: bool
 ) -> _BatchResult:
-    await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
-    await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
+    await copy_rows(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
+    await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
     sessions = _rows(await connection.execute(INSERT_SESSIONS, restores_deleted))
     await connection.fetch(LOCK_SESSIONS)
     deleted = [id_ for (id_,) in await connection.fetch(TAKE_OUT_DELETED_SESSIONS)]
@@ -288,7 +288,8 @@ def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, before: set
         merged.name("message", id_)
 
 
-async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
+async def copy_rows(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
+    """Send rows to a table."""
     await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary")
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+import asyncpg
+
 from flux_memory.transfer.rows.spool import SessionDigest
 from flux_memory.transfer.target.server import HAS_RECORD, MAY_READ_RECORD, write_transaction
 
@@ -87,7 +89,7 @@ class MoveRecord:
 async def open_record(
     connection: Any, file: Path, digests: Iterator[SessionDigest], *, complete: bool
 ) -> MoveRecord | None:
-    """Return the record of a source, and create the tables; `None` if the role may not create tables.
+    """Return the record of a source, and create the tables; `None` if the server does not let the role create them.
 
     Args:
         connection: Connected to a target with the current schema.
@@ -100,9 +102,14 @@ async def open_record(
         if not await connection.fetchval(HAS_RECORD):
             if await connection.fetchval(ENTER_SCHEMA) is None:
                 return None
-            await connection.execute(CREATE_RECORD)
-            if give := await connection.fetchval(SELECT_GIVE_TO_OWNER):
-                await connection.execute(give)
+            try:
+                async with connection.transaction():
+                    await connection.execute(CREATE_RECORD)
+                    if give := await connection.fetchval(SELECT_GIVE_TO_OWNER):
+                        await connection.execute(give)
+            except asyncpg.RaiseError:
+                # An event trigger guards against DDL.
+                return None
         found = await _find_source(connection, digests)
     return MoveRecord(found if found and complete else uuid4(), _shown(file), known=found is not None)
 

@@ -295,6 +295,20 @@ async def read_transaction(connection: Any) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def rehearsal(connection: Any) -> AsyncIterator[None]:
+    """Run a transaction that writes, meet what would refuse its commit, and roll it back.
+
+    After an error there is no ROLLBACK, as in `read_transaction`.
+    """
+    transaction = connection.transaction(isolation="read_committed", readonly=False)
+    await transaction.start()
+    await connection.execute(TRANSACTION_SETTINGS)
+    yield
+    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    await transaction.rollback()
+
+
+@asynccontextmanager
 async def write_transaction(connection: Any) -> AsyncIterator[None]:
     """Run a transaction that writes, without the database's time limits."""
     async with connection.transaction(isolation="read_committed", readonly=False):
