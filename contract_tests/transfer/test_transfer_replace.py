@@ -192,7 +192,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     change(path, "UPDATE sessions SET title = 'renamed' WHERE id = 'one'", *DELETE_TWO)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_sessions(db, "gained")
-    asyncio.run(execute(target, THERE, *ADD_THERE))
+    asyncio.run(execute(target, "ALTER TABLE sessions ADD COLUMN stars INTEGER", THERE, *ADD_THERE))
     before = everything(target)
     written = path.with_name("report.json")
     looked = call(*sides(path, target), "--replace", "--dry-run", "--report", written)
@@ -200,6 +200,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 messages of other sessions" in looked.output
     assert "\n  First sessions: there, two, one\n" in looked.output
     assert "\n  session's title differs: one\n" in looked.output
+    assert "\nPostgreSQL would lose the values of your columns in sessions: stars\n" in looked.output
     assert "missing" not in looked.output
     assert everything(target) == before
     losses = json.loads(written.read_text("utf-8"))["losses"]

@@ -22,7 +22,7 @@ from flux_memory.transfer.source.helper import read_all
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.source.reader import Source, inspect_source, refuse_unknown
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
-from flux_memory.transfer.target.load import load, refuse_to_replace, replace
+from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
 from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.moves import MoveRecord, find_sources, may_read_record, open_record
 from flux_memory.transfer.target.parallel import merge_parts
@@ -115,7 +115,7 @@ class _Migration:
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
             target = await inspect_target(connection, for_reading=for_reading)
-            self._watcher.say(_describe(target, report.target))
+            self._watcher.say(_describe(target, report.target, "replaced" if plan.replace else "kept"))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)
             await self._retry_if_changed(lambda: self._preflight(sessions + messages))
@@ -206,7 +206,7 @@ class _Migration:
             # Before any row is locked: a large target takes long.
             only_loaded = plan.replace
             if replaces:
-                report.losses = Losses()
+                report.losses = Losses(columns=await added_columns(connection))
                 await compare(report.losses, connection, *self._own_side())
             elif not plan.replace:
                 found = await self._compare(connection, await self._sources(connection), Forecast())
@@ -332,13 +332,13 @@ class _Migration:
         return await run_in_thread(work, self._snapshot.interrupt)
 
 
-def _describe(target: Target, shown: str) -> str:
+def _describe(target: Target, shown: str, fate: str) -> str:
     where = f"PostgreSQL {target.server_version} at {shown}"
     if target.original:
         return (
             f"Target: {where}, with the original application's tables: {target.sessions:,} sessions, "
-            f"{target.messages:,} messages; they are kept, upgraded in place, and added to"
+            f"{target.messages:,} messages; the tables are upgraded in place, and the rows {fate}"
         )
     if target.sessions or target.messages:
-        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are kept"
+        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are {fate}"
     return f"Target: {where}, empty"
