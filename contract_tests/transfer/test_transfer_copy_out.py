@@ -11,7 +11,7 @@ import pytest
 from flux_memory.transfer.target.copy_out import copy_out
 
 MANY_CHUNKS = "SELECT repeat('x', 1000) FROM generate_series(1, 400)"
-MOMENTS = 150
+MOMENTS = 60
 
 
 @pytest.mark.asyncio
