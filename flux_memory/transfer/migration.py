@@ -204,12 +204,13 @@ class _Migration:
         async with rehearsal(connection):
             record = await self._prepare(connection)
             # Before any row is locked: a large target takes long.
-            only_loaded = plan.replace
+            only_loaded, found, sources = plan.replace, Comparison(), None
             if replaces:
                 report.losses = Losses(columns=await added_columns(connection))
                 await compare(report.losses, connection, *self._own_side())
             elif not plan.replace:
-                found = await self._compare(connection, await self._sources(connection), Forecast())
+                sources = await self._sources(connection)
+                found = await self._compare(connection, sources, Forecast())
                 only_loaded = not (found.target_sessions or found.target_messages)
             whole = await load_first(
                 connection,
@@ -222,10 +223,10 @@ class _Migration:
             if only_loaded:
                 # A trigger may have dropped or changed a row without an error.
                 loaded = islice(first.digests(), first.kept_sessions)
-                await self._compare(connection, None, Comparison() if whole else Forecast(), loaded)
+                await self._compare(connection, sources, Comparison() if whole else Forecast(), loaded)
         if report.status is not Status.DIFFERENT:
             report.status = Status.READY
-            report.verification = None
+            report.verification = found if found.deleted_since else None
 
     async def _move(self, connection: Any) -> None:
         plan, report, watcher = self._plan, self._report, self._watcher
