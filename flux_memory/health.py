@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+# Tables of which a policy may hide rows from the role, and whether some policy lets it read.
+ROW_SECURITY: Final = """
+SELECT
+    relname::text,
+    EXISTS (
+        SELECT FROM pg_policy
+        WHERE polrelid = pg_class.oid AND polpermissive AND polcmd IN ('r', '*')
+            AND EXISTS (SELECT FROM unnest(polroles) AS holder WHERE holder = 0 OR pg_has_role(holder, 'USAGE'))
+    )
+FROM pg_class
+WHERE oid IN (to_regclass('sessions'), to_regclass('messages')) AND row_security_active(oid)
+ORDER BY relname DESC
+"""
 
 _ROUND_TRIPS: Final = 5
 _POOL_CONNECTIONS: Final = 10
@@ -37,6 +50,8 @@ class CheckReport:
     schema: str = ""
     sessions: int = 0
     messages: int = 0
+    row_security: list[str] = field(default_factory=list)
+    """Tables of which row-level security may hide rows from the role; the counts are then of the rows it sees."""
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
@@ -186,15 +201,32 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     original = 0 if applied else await schema.original_version(connection)
     report.schema = described("postgres", applied, original)
     if applied or original:
-        report.sessions, report.messages = await connection.fetchrow(COUNTS)
+        await _count_rows(connection, report)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
             "their owner with flux-memory check --full, and grant the role what it lacks"
         )
+    else:
+        await schema.refuse_temporary_schema(connection)
     times = []
     for _ in range(_ROUND_TRIPS):
         began = time.perf_counter()
         await connection.fetchval("SELECT 1")
         times.append(time.perf_counter() - began)
     report.round_trip_ms = statistics.median(times) * 1000
+
+
+async def _count_rows(connection: Any, report: CheckReport) -> None:
+    tables = await connection.fetch(ROW_SECURITY)
+    report.row_security = [name for name, _ in tables]
+    if hidden := [name for name, may_read in tables if not may_read]:
+        raise SchemaError(
+            f"PostgreSQL at {report.target}: row-level security is on for {', '.join(hidden)}, and no policy lets the "
+            "role read a row, so that the store looks empty to it; create a policy for the role, or connect as another"
+        )
+    async with connection.transaction(readonly=True):
+        if not tables:
+            # The server raises, instead of counting only what a policy shows that was created just now.
+            await connection.execute("SET LOCAL row_security = off")
+        report.sessions, report.messages = await connection.fetchrow(COUNTS)

@@ -145,6 +145,18 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
 )
 """asyncpg's errors, subclasses first: the library's error for each, and the advice in its message."""
 
+_ROW_SECURITY: Final = {
+    "check_enable_rls": (
+        SchemaError,
+        "a policy may hide rows from the role; connect as a role with BYPASSRLS, or as the owner without FORCE",
+    ),
+    "ExecWithCheckOptions": (
+        SchemaError,
+        "a policy does not let the role store this row; compare the session's user_id with the policies of the table",
+    ),
+}
+"""The same for `InsufficientPrivilegeError` by the function of the server that raised it: its text is translated."""
+
 
 @contextmanager
 def translated(shown: str, timeout: float, state: CallState | None = None, pool: Pool | None = None) -> Iterator[None]:
@@ -182,6 +194,10 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     # asyncpg has one class for the errors of pools, connections and calls.
     if isinstance(error, asyncpg.InterfaceError) and str(error).startswith("pool is "):
         return BackendUnavailableError, "pass an open one, from 'await asyncpg.create_pool()', and close it last"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        function = getattr(error, "server_source_function", None)
+        if function in _ROW_SECURITY:
+            return _ROW_SECURITY[function]
     found = ((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
     return next(found, (BackendUnavailableError, "see the cause"))
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema import SchemaFile, adopted_version, history, missing
+from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing
+from flux_memory.schema.postgres.tables import find_tables, refuse_temporary_schema
 
 # The hash of a name: other users of advisory locks in the database are unlikely to take the same number.
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0))"
-# Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes
-# the cache.
-HAS_VERSION_TABLE: Final = """
-SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'flux_memory_schema' AND pg_table_is_visible(oid))
-"""
 CREATE_VERSION_TABLE: Final = """
 CREATE TABLE flux_memory_schema (
     version    INTEGER PRIMARY KEY,
@@ -44,7 +40,8 @@ async def bring_up_to_date(connection: Any) -> None:
         connection: An asyncpg connection outside a transaction.
 
     Raises:
-        SchemaError: The database is newer than the library, or has another program's tables; it is left as it was.
+        SchemaError: The database is newer than the library, or has relations that are not its tables; it is left as it
+            was.
     """
     if not missing("postgres", await applied_versions(connection)):
         return
@@ -52,6 +49,7 @@ async def bring_up_to_date(connection: Any) -> None:
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(LOCK)
         applied = await applied_versions(connection)
+        await refuse_temporary_schema(connection)
         if not applied:
             await connection.execute(CREATE_VERSION_TABLE)
             for step in history("postgres")[: await original_version(connection)]:
@@ -62,10 +60,21 @@ async def bring_up_to_date(connection: Any) -> None:
 
 
 async def applied_versions(connection: Any) -> dict[int, str]:
-    """Return the checksums of the applied files by version; none for a database without a version table."""
-    if not await connection.fetchval(HAS_VERSION_TABLE):
+    """Return the checksums of the applied files by version; none for a database without a version table.
+
+    Raises:
+        SchemaError: The memory's names refer to other relations than its tables, or the versions are hidden.
+    """
+    if VERSION_TABLE not in await find_tables(connection):
         return {}
-    return {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
+    applied = {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
+    if not applied:
+        # The table and its first rows are committed together.
+        raise SchemaError(
+            f"the table {VERSION_TABLE} shows the role no row; if row-level security hides them, create a policy that "
+            "lets every role read them; if the table was emptied, restore it from a backup"
+        )
+    return applied
 
 
 async def original_version(connection: Any) -> int:
