@@ -48,6 +48,9 @@ class CheckReport:
     target: str
     server: str = ""
     schema: str = ""
+    repairs: list[str] = field(default_factory=list)
+    """The statements by which the first use repairs the original application's tables, before it upgrades them."""
+    warnings: list[str] = field(default_factory=list)
     sessions: int = 0
     messages: int = 0
     row_security: list[str] = field(default_factory=list)
@@ -197,10 +200,15 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
     await check_encoding(connection)
-    applied = await schema.applied_versions(connection)
-    original = 0 if applied else await schema.original_version(connection)
-    report.schema = described("postgres", applied, original)
-    if applied or original:
+    state = await schema.inspect(connection)
+    report.schema = described("postgres", state.applied, state.original)
+    report.repairs = [fault.statement for fault in state.repairs]
+    report.warnings = [
+        f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "
+        f"SCHEMA {each.name} FROM {each.grantee}"
+        for each in await schema.find_open_schemas(connection)
+    ]
+    if state.version:
         await _count_rows(connection, report)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(

@@ -163,8 +163,8 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
     if read_only and not for_reading:
         raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
-    applied = await schema.applied_versions(connection)
-    lacking = missing("postgres", applied)
+    state = await schema.inspect(connection, for_reading=for_reading)
+    lacking = missing("postgres", state.applied)
     has_tables = [bool(await connection.fetchval(SELECT_TABLE, table)) for table in ("sessions", "messages")]
     if for_reading and lacking:
         raise SchemaError(
@@ -189,7 +189,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
             await _refuse_without_rights(connection)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
-    return Target(version, original=any(has_tables) and not applied, sessions=sessions, messages=messages)
+    return Target(version, original=state.original > 0, sessions=sessions, messages=messages)
 
 
 async def _refuse_without_rights(connection: Any) -> None:
