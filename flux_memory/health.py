@@ -206,7 +206,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     report.warnings = [
         f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "
         f"SCHEMA {each.name} FROM {each.grantee}"
-        for each in await schema.find_open_schemas(connection)
+        for each in state.open_schemas
     ]
     if state.version:
         await _count_rows(connection, report)
@@ -215,8 +215,6 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
             "their owner with flux-memory check --full, and grant the role what it lacks"
         )
-    else:
-        await schema.refuse_temporary_schema(connection)
     times = []
     for _ in range(_ROUND_TRIPS):
         began = time.perf_counter()

@@ -8,7 +8,7 @@ from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing
 from flux_memory.schema.postgres.inspection import NUMBERED, Fault, find_faults, refuse_obstacles, without_triggers
 from flux_memory.schema.postgres.tables import find_tables, refuse_temporary_schema
-from flux_memory.schema.postgres.trust import find_open_schemas, refuse_strange_operators, refuse_strangers
+from flux_memory.schema.postgres.trust import OpenSchema, find_open_schemas, refuse_strangers
 
 # The hash of a name: other users of advisory locks in the database are unlikely to take the same number.
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0::bigint))"
@@ -40,6 +40,8 @@ class State(NamedTuple):
     """The version of the original application's tables; 0 if there are none."""
     repairs: list[Fault]
     """What an upgrade repairs in them."""
+    open_schemas: list[OpenSchema]
+    """The schemas of search_path in which other roles may create objects."""
 
     @property
     def version(self) -> int:
@@ -56,16 +58,15 @@ async def bring_up_to_date(connection: Any) -> None:
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; it is left as it was.
     """
-    if not missing("postgres", (await inspect(connection)).applied):
+    state = await inspect(connection)
+    if not missing("postgres", state.applied):
         return
     # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(LOCK)
-        state = await inspect(connection)
-        await refuse_temporary_schema(connection)
         if state.version:
             await connection.execute(LOCK_TABLES)
-            state = await inspect(connection)
+        state = await inspect(connection)
         async with without_triggers(connection):
             for fault in state.repairs:
                 await connection.execute(fault.statement)
@@ -94,19 +95,23 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> State:
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; the message says what to do.
     """
-    await find_open_schemas(connection)
+    open_schemas = await find_open_schemas(connection)
     tables = await find_tables(connection)
     if tables:
         await refuse_strangers(connection)
     applied = await _applied_versions(connection) if VERSION_TABLE in tables else {}
     lacking = missing("postgres", applied)
-    state = State(applied, 0 if applied else await _original_version(connection), [])
-    if for_reading or not state.version:
+    state = State(applied, 0 if applied else await _original_version(connection), [], open_schemas)
+    if for_reading:
+        return state
+    if lacking:
+        await refuse_temporary_schema(connection)
+    if not state.version:
         return state
     if lacking:
         await refuse_obstacles(connection)
     if state.version < NUMBERED:
-        await refuse_strange_operators(connection)
+        await refuse_strangers(connection, upgrade=True)
     return state._replace(repairs=await find_faults(connection, state.version))
 
 

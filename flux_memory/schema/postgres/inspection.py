@@ -7,29 +7,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
+from flux_memory.schema.postgres.adoption import SELECT_ADOPTION_FAULTS
 from flux_memory.schema.postgres.faults import SELECT_FAULTS
 
 NUMBERED: Final = 3
 """The version since which messages are numbered; earlier tables are those of the original application."""
 
-HAS_ORPHANS: Final = """
-EXISTS (
-    SELECT FROM messages WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text)
-)
-"""
-MOVE_ORPHANS: Final = f"""
-CREATE TABLE orphaned_messages (LIKE messages);
-
-WITH moved AS (
-    DELETE FROM messages
-    WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text)
-    RETURNING *
-)
-INSERT INTO orphaned_messages SELECT * FROM moved
-"""
 # An upgrade is not a change that an application makes: its triggers must not see it, nor prevent it.
 SELECT_TRIGGERS: Final = """
 SELECT
@@ -113,10 +100,13 @@ async def find_faults(connection: Any, version: int) -> list[Fault]:
     Raises:
         SchemaError: The tables have faults that it does not repair; the message has the statements that do.
     """
+    rows = [*await connection.fetch(SELECT_FAULTS, version)]
+    if version < NUMBERED:
+        rows += await connection.fetch(SELECT_ADOPTION_FAULTS, version)
     faults = []
-    for *values, condition in await connection.fetch(SELECT_FAULTS, version, HAS_ORPHANS, MOVE_ORPHANS):
+    for _, kind, subject, detail, statement, is_repaired, condition in sorted(rows, key=itemgetter(0, 1, 2)):
         if condition is None or await connection.fetchval(condition):
-            faults.append(Fault(*values))
+            faults.append(Fault(kind, subject, detail, statement, is_repaired and version < NUMBERED))
     refused = [fault for fault in faults if not fault.is_repaired]
     if refused:
         sentences = "; ".join(_SENTENCES[fault.kind].format(**fault._asdict()) for fault in refused)

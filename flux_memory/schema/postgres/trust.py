@@ -67,7 +67,12 @@ WITH memory AS (
     SELECT memory.oid, 'pg_constraint'::regclass::oid, pg_constraint.oid
     FROM memory
     JOIN pg_constraint ON conrelid = memory.oid
-        OR contypid IN (SELECT atttypid FROM pg_attribute WHERE attrelid = memory.oid AND atttypid <> 0::oid)
+
+    UNION ALL
+    SELECT memory.oid, 'pg_constraint'::regclass::oid, pg_constraint.oid
+    FROM memory
+    JOIN pg_attribute ON attrelid = memory.oid
+    JOIN pg_constraint ON contypid = atttypid AND contypid <> 0::oid
 ), used AS (
     SELECT relation, class, object, CASE refclassid
         WHEN 'pg_proc'::regclass::oid THEN refobjid
@@ -76,34 +81,37 @@ WITH memory AS (
     FROM parts
     JOIN pg_depend ON classid = class AND objid = object
 )
-SELECT shown, 'the table', pg_get_userbyid(relowner)::text
+SELECT 'the table ' || shown, pg_get_userbyid(relowner)::text,
+    pg_catalog.format('ALTER TABLE %s OWNER TO %I', shown, current_user)
 FROM memory {_ME}
 WHERE {_STRANGE.format(role="relowner")}
 
 UNION ALL
-SELECT DISTINCT shown, pg_describe_object(class, object, 0) || ', which calls ' || called::regprocedure::text || ',',
-    pg_get_userbyid(proowner)::text
+SELECT DISTINCT
+    pg_catalog.format('the function %s, which %s calls,', called::regprocedure, pg_describe_object(class, object, 0)),
+    pg_get_userbyid(proowner)::text,
+    pg_catalog.format('ALTER FUNCTION %s OWNER TO %I', called::regprocedure, current_user)
 FROM used
 JOIN memory ON memory.oid = relation
 JOIN pg_proc ON pg_proc.oid = called {_ME}
 WHERE {_STRANGE.format(role="proowner")}
 
 UNION ALL
-SELECT shown, 'the type ' || pg_type.oid::regtype::text || ' of a column of the table', pg_get_userbyid(typowner)::text
+SELECT pg_catalog.format('the type %s of a column of %s', pg_type.oid::regtype, shown), pg_get_userbyid(typowner)::text,
+    pg_catalog.format('ALTER TYPE %s OWNER TO %I', pg_type.oid::regtype, current_user)
 FROM memory
 JOIN pg_attribute ON attrelid = memory.oid AND attnum > 0::int2 AND NOT attisdropped
 JOIN pg_type ON pg_type.oid = atttypid {_ME}
 WHERE {_STRANGE.format(role="typowner")}
-
-ORDER BY 1, 2
 """  # noqa: S608 - constants of ours
 # The numbered files cannot be changed, and compare ids by `=`.
 SELECT_STRANGE_OPERATORS: Final = f"""
-SELECT pg_operator.oid::regoperator::text, pg_get_userbyid(oprowner)::text
+SELECT 'the operator ' || pg_operator.oid::regoperator::text, pg_get_userbyid(oprowner)::text, pg_catalog.format(
+    'ALTER OPERATOR %s.%s OWNER TO %I', nspname, substring(pg_operator.oid::regoperator::text FROM '=.*'), current_user
+)
 FROM pg_operator
 JOIN pg_namespace ON pg_namespace.oid = oprnamespace {_ME}
 WHERE oprname = '=' AND pg_operator_is_visible(pg_operator.oid) AND {_STRANGE.format(role="oprowner")}
-ORDER BY 1
 """  # noqa: S608 - constants of ours
 
 
@@ -134,20 +142,11 @@ async def find_open_schemas(connection: Any) -> list[OpenSchema]:
     return found
 
 
-async def refuse_strangers(connection: Any) -> None:
-    """Raise `SchemaError` if another role made the tables, or something that runs when they are used."""
-    for table, what, owner in await connection.fetch(SELECT_STRANGERS):
+async def refuse_strangers(connection: Any, *, upgrade: bool = False) -> None:
+    """Raise `SchemaError` if another role made the tables, or what runs when they are used or upgraded."""
+    rows = await connection.fetch(SELECT_STRANGE_OPERATORS if upgrade else SELECT_STRANGERS)
+    for subject, owner, statement in sorted(rows):
         raise SchemaError(
-            f"{what} {table} belongs to {owner}, which is neither this role nor a superuser nor the owner of the schema "
-            f"or the database, and would run code with this role's rights; if you trust it, let a superuser run ALTER "
-            f"TABLE {table} OWNER TO one of these, otherwise drop it and run REVOKE CREATE ON its SCHEMA FROM PUBLIC"
-        )
-
-
-async def refuse_strange_operators(connection: Any) -> None:
-    """Raise `SchemaError` if an upgrade of the original's tables would call an operator that another role made."""
-    for operator, owner in await connection.fetch(SELECT_STRANGE_OPERATORS):
-        raise SchemaError(
-            f"the upgrade would call the operator {operator}, which {owner} made, with this role's rights; run DROP "
-            f"OPERATOR {operator}, and REVOKE CREATE ON its SCHEMA FROM PUBLIC, then retry"
+            f"{subject} belongs to the role {owner}, and would run code with the rights of this role; drop it, or, if "
+            f"you trust it, run {statement} as a superuser; and let only trusted roles create objects in the schema"
         )
