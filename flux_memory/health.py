@@ -20,7 +20,7 @@ from flux_memory.schema import described
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
 
-MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 # Tables of which a policy may hide rows from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """

@@ -36,8 +36,7 @@ REFERENCE: Final = "ADD FOREIGN KEY (session_id) REFERENCES sessions (id)"
 CASCADE: Final = f"{REFERENCE} ON DELETE CASCADE"
 ORPHAN: Final = "INSERT INTO messages VALUES ('lost', 'gone', 'user', 'x', '{}', '2026-02-05');"
 UUIDS: Final = (
-    "UPDATE sessions SET id = md5(id)::uuid;"
-    "UPDATE messages SET id = md5(id)::uuid, session_id = md5(session_id)::uuid;"
+    "UPDATE sessions SET id = md5(id)::uuid;UPDATE messages SET id = md5(id)::uuid, session_id = md5(session_id)::uuid;"
 )
 NUMBERS: Final = (
     "UPDATE sessions SET id = ascii(id); UPDATE messages SET id = substr(id, 2), session_id = ascii(session_id);"

@@ -6,7 +6,13 @@ from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing
-from flux_memory.schema.postgres.inspection import NUMBERED, Fault, find_faults, refuse_obstacles, without_triggers
+from flux_memory.schema.postgres.inspection import (
+    NUMBERED,
+    Fault,
+    find_faults,
+    refuse_obstacles,
+    without_triggers,
+)
 from flux_memory.schema.postgres.tables import find_tables, refuse_temporary_schema
 from flux_memory.schema.postgres.trust import OpenSchema, find_open_schemas, refuse_strangers
 

@@ -85,7 +85,7 @@ WITH memory AS (
             AND is_deterministic
             AND (
                 attcollation = 'pg_catalog."default"'::regcollation::oid
-                OR (SELECT min(same.attcollation) = max(same.attcollation) FROM attributes AS same WHERE same.kind = 'id')
+                OR (SELECT min(id.attcollation) = max(id.attcollation) FROM attributes AS id WHERE id.kind = 'id')
             )
         WHEN 'text' THEN
             (atttypid = 'text'::regtype::oid OR atttypid = 'varchar'::regtype::oid AND atttypmod = -1)
@@ -244,7 +244,7 @@ WHERE required AND NOT is_required
 UNION ALL
 SELECT 9, 'key', shown, names, pg_catalog.format(
     'ALTER TABLE %s ADD %s (%s)', shown, CASE
-        WHEN has_primary THEN 'UNIQUE'
+        WHEN has_primary OR names = 'session_id, id' THEN 'UNIQUE'
         WHEN name = 'messages' AND $1 < 3 THEN 'CONSTRAINT messages_pkey PRIMARY KEY'
         ELSE 'PRIMARY KEY'
     END, names

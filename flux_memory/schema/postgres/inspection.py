@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
+from flux_memory.schema import history
 from flux_memory.schema.postgres.adoption import SELECT_ADOPTION_FAULTS
 from flux_memory.schema.postgres.faults import SELECT_FAULTS
 
@@ -114,6 +115,12 @@ async def find_faults(connection: Any, version: int) -> list[Fault]:
         advice = f". Run as their owner: {statements}; then retry" if statements else ", then retry"
         raise SchemaError(f"the tables are not what flux-memory needs: {sentences}{advice}")
     return faults
+
+
+async def missing_keys(connection: Any) -> list[str]:
+    """Return the statements that create the keys which the current schema has and the tables lack."""
+    rows = await connection.fetch(SELECT_FAULTS, history("postgres")[-1].version)
+    return [statement for _, kind, _, _, statement, *_ in rows if kind in {"key", "reference"}]
 
 
 async def refuse_obstacles(connection: Any) -> None:

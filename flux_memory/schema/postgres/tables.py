@@ -15,7 +15,7 @@ WHERE relname IN ('sessions', 'messages', 'flux_memory_schema') AND pg_table_is_
 ORDER BY relname DESC
 """
 # Creates the temporary schema if search_path begins with pg_temp.
-CREATES_TEMPORARY_TABLES: Final = "SELECT starts_with(current_schema(), 'pg_temp_')"
+CREATES_TEMPORARY_TABLES: Final = "SELECT starts_with(current_schema()::text, 'pg_temp_')"
 
 _OTHER_KINDS: Final = {
     "c": "a composite type",

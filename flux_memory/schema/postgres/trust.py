@@ -145,7 +145,8 @@ async def find_open_schemas(connection: Any) -> list[OpenSchema]:
 async def refuse_strangers(connection: Any, *, upgrade: bool = False) -> None:
     """Raise `SchemaError` if another role made the tables, or what runs when they are used or upgraded."""
     rows = await connection.fetch(SELECT_STRANGE_OPERATORS if upgrade else SELECT_STRANGERS)
-    for subject, owner, statement in sorted(rows):
+    if rows:
+        subject, owner, statement = max(rows)
         raise SchemaError(
             f"{subject} belongs to the role {owner}, and would run code with the rights of this role; drop it, or, if "
             f"you trust it, run {statement} as a superuser; and let only trusted roles create objects in the schema"

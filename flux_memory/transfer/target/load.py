@@ -15,7 +15,7 @@ from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.target.server import write_transaction
 
 # Serializes migrations; a second one then finds the first one's rows and merges.
-LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"
+LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0::bigint))"
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
 # Keys may be dropped only on plain tables of our role to which no other table or index refers.
@@ -24,34 +24,34 @@ SELECT count(*) = 2
     AND bool_and(relkind = 'r' AND relpersistence = 'p' AND pg_has_role(relowner, 'USAGE'))
     AND NOT EXISTS (
         SELECT FROM pg_constraint
-        WHERE contype = 'f' AND confrelid IN ('sessions'::regclass, 'messages'::regclass)
-            AND conrelid NOT IN ('sessions'::regclass, 'messages'::regclass)
+        WHERE contype = 'f' AND confrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+            AND conrelid NOT IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
     )
     AND NOT EXISTS (
         SELECT FROM pg_index
-        WHERE indrelid IN ('sessions'::regclass, 'messages'::regclass) AND (indisreplident OR indisclustered)
+        WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND (indisreplident OR indisclustered)
     )
     AND NOT EXISTS (
         SELECT FROM pg_inherits
-        WHERE inhrelid IN ('sessions'::regclass, 'messages'::regclass)
-            OR inhparent IN ('sessions'::regclass, 'messages'::regclass)
+        WHERE inhrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+            OR inhparent IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
     )
 FROM pg_class
-WHERE oid IN ('sessions'::regclass, 'messages'::regclass)
+WHERE oid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
 """
 # Foreign keys depend on the others: dropped first, created last.
 SELECT_CONSTRAINTS: Final = """
 SELECT
-    format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
-    format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+    pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
+    pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
 FROM pg_constraint
-WHERE conrelid IN ('sessions'::regclass, 'messages'::regclass) AND contype IN ('p', 'u', 'x', 'f')
+WHERE conrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND contype IN ('p', 'u', 'x', 'f')
 ORDER BY contype <> 'f', conrelid, conname
 """
 SELECT_INDEXES: Final = """
-SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
+SELECT pg_catalog.format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
 FROM pg_index
-WHERE indrelid IN ('sessions'::regclass, 'messages'::regclass)
+WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
 ORDER BY indexrelid::regclass::text
 """

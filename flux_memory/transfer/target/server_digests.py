@@ -23,27 +23,27 @@ WITH in_order AS (
         count(*) AS messages,
         min(seq) AS first,
         max(seq) AS last,
-        sha256(string_agg(digest, '')) AS digest
+        sha256(string_agg(digest, ''::bytea)) AS digest
     FROM in_order
     GROUP BY session_id, part
 ), proven AS (
     SELECT
         session_id,
         sum(messages)::bigint AS messages,
-        min(first) = 1 AND max(last) = sum(messages) AS numbered,
-        sha256(string_agg(digest, '' ORDER BY part)) AS digest
+        min(first) = 1 AND max(last) = sum(messages)::bigint AS numbered,
+        sha256(string_agg(digest, ''::bytea ORDER BY part)) AS digest
     FROM parts
     GROUP BY session_id
 )
 SELECT
-    convert_to(coalesce(sessions.id, proven.session_id)::text, 'UTF8') AS id,
+    convert_to(coalesce(sessions.id, proven.session_id)::text, 'UTF8'::name) AS id,
     CASE WHEN sessions.id IS NOT NULL THEN {SESSION_DIGEST} END,
     coalesce(proven.messages, 0),
-    coalesce(proven.digest, sha256('')),
+    coalesce(proven.digest, sha256(''::bytea)),
     sessions.message_count IS NOT DISTINCT FROM coalesce(proven.messages, 0),
     coalesce(proven.numbered, proven.session_id IS NULL)
 FROM sessions
-FULL JOIN proven ON proven.session_id = sessions.id
+FULL JOIN proven ON proven.session_id::text = sessions.id::text
 ORDER BY coalesce(sessions.id, proven.session_id)::text COLLATE "C"
 """  # noqa: S608 - constants of ours
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+from flux_memory.backends.postgres.arrays import write_texts
+from flux_memory.schema.postgres.inspection import missing_keys
 from flux_memory.transfer.rows.pgcopy import (
     MESSAGE_DIGEST,
     MessagesDigest,
@@ -20,14 +22,14 @@ from flux_memory.transfer.rows.postgres_time import time_text
 from flux_memory.transfer.rows.spool import SessionDigest, Spool
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.reader import Source
-from flux_memory.transfer.target.server import SELECT_SESSIONS, missing_keys, read_transaction
+from flux_memory.transfer.target.server import SELECT_SESSIONS, read_transaction
 from flux_memory.transfer.target.server_digests import ServerSession, read_digests
 
-COUNT_MESSAGES: Final = "SELECT count(*) FROM messages WHERE session_id = $1"
+COUNT_MESSAGES: Final = "SELECT count(*) FROM messages WHERE session_id::text = $1"
 SELECT_MESSAGES: Final = f"""
 SELECT id, seq, {MESSAGE_DIGEST.replace("messages.seq", "0::bigint")}
 FROM messages
-WHERE session_id = $1 AND id = ANY($2)
+WHERE session_id::text = $1 AND id::text = ANY($2::text::text[])
 """  # noqa: S608 - constants of ours
 
 _MAX_NAMED: Final = 20
@@ -163,7 +165,7 @@ async def _compare_session(
         in_file.update(prepare_messages(b"", count + 1, page)[1])
         count += len(page)
         digests = {row.id.decode(): message_digest(0, row) for row in page}
-        stored_rows = await connection.fetch(SELECT_MESSAGES, session_id, [*digests])
+        stored_rows = await connection.fetch(SELECT_MESSAGES, session_id, write_texts(digests))
         stored = {id_: (seq, digest) for id_, seq, digest in stored_rows}
         matched += len(stored)
         for id_, digest in digests.items():
@@ -179,7 +181,7 @@ async def _compare_session(
             last = max(last, seq)
     added = await connection.fetchval(COUNT_MESSAGES, session_id) - matched
     found.added_since += added
-    _, *stored_session = await connection.fetchrow(SELECT_SESSIONS, [session_id])
+    _, *stored_session = await connection.fetchrow(SELECT_SESSIONS, write_texts([session_id]))
     for column in _differing_columns(session, stored_session, added):
         found.add(f"session's {column} differs", session_id)
     if own != SessionDigest(own.id, session_digest(session), count, in_file.digest()):
