@@ -30,6 +30,10 @@ FROM sessions
 ORDER BY id COLLATE "C"
 """
 
+FORGET = "DROP TABLE IF EXISTS flux_memory_moves, flux_memory_moved_sessions"
+"""Make a target one that no run moved anything into, so that what was deleted there is moved again."""
+EMPTY = ("DELETE FROM sessions", FORGET)
+
 
 def move(path: Path, dsn: str, **plan: Any) -> Report:
     """Migrate on a new event loop."""

@@ -11,7 +11,10 @@ from flux_memory.errors import SchemaError
 SELECT_RELATIONS: Final = """
 SELECT relname::text, relnamespace::regnamespace::text, relkind::text, relpersistence::text
 FROM pg_class
-WHERE relname IN ('sessions', 'messages', 'flux_memory_schema') AND pg_table_is_visible(oid)
+WHERE pg_table_is_visible(oid)
+    AND relname IN (
+        'sessions', 'messages', 'flux_memory_schema', 'flux_memory_moves', 'flux_memory_moved_sessions'
+    )
 ORDER BY relname DESC
 """
 # Creates the temporary schema if search_path begins with pg_temp.

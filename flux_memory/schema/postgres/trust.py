@@ -45,7 +45,9 @@ WITH memory AS (
     SELECT pg_class.oid, pg_class.oid::regclass::text AS shown, relowner, nspowner
     FROM pg_class
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
-    WHERE relname IN ('sessions', 'messages', 'flux_memory_schema') AND pg_table_is_visible(pg_class.oid)
+    WHERE pg_table_is_visible(pg_class.oid) AND relname IN (
+        'sessions', 'messages', 'flux_memory_schema', 'flux_memory_moves', 'flux_memory_moved_sessions'
+    )
 ), parts (relation, class, object) AS (
     SELECT memory.oid, 'pg_trigger'::regclass::oid, pg_trigger.oid
     FROM memory

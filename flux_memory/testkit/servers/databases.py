@@ -26,6 +26,10 @@ BEGIN
         SET LOCAL lock_timeout = '1s';
         DELETE FROM sessions;
     END IF;
+    -- Otherwise a migration would leave out the sessions that a test before moved.
+    IF to_regclass('flux_memory_moved_sessions') IS NOT NULL THEN
+        DELETE FROM flux_memory_moved_sessions;
+    END IF;
 END
 $$
 """

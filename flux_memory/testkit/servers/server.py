@@ -61,7 +61,7 @@ class Server:
         return without_password(kept) if isinstance(self._running, ExternalServer) else kept
 
     def empty_database(self, dsn: str) -> None:
-        """Delete the rows of `sessions`, and the rows that refer to them, if the table exists."""
+        """Delete all sessions, the rows that refer to them, and the record of moved ones, where the tables exist."""
         self._databases.empty(dsn)
 
     def through_socket(self, dsn: str) -> str | None:

@@ -69,7 +69,10 @@ class Spool:
 
     def __init__(self, descriptors: Iterable[int] = ()) -> None:
         self.keeps_rows = True
-        """Whether accepted rows are kept for a load; digests and refused rows always are."""
+        """Whether all accepted rows are kept for a load; else only those up to the first session that has messages."""
+        self.kept_sessions = 0
+        """The number of sessions whose rows this process kept."""
+        self._keeps_next = True
         self._files: list[IO[bytes]] = [os.fdopen(number, "w+b", _BUFFER_BYTES) for number in descriptors]
         if not self._files:
             self._files = [_create_file() for _ in range(_FILE_COUNT)]
@@ -82,6 +85,7 @@ class Spool:
 
     def clear(self) -> None:
         """Delete everything spooled so far."""
+        self.kept_sessions, self._keeps_next = 0, True
         with _explain_full_disk():
             for file in self._files:
                 file.seek(0)
@@ -92,12 +96,14 @@ class Spool:
         head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages, len(row))
         with _explain_full_disk():
             self._digests.write(head + digest.id)
-            if self.keeps_rows:
+            if self._keeps_next:
                 self._sessions.write(row)
+                self.kept_sessions += 1
+                self._keeps_next = self.keeps_rows or not digest.count
 
     def add_messages(self, rows: list[bytes]) -> None:
         """Add messages of the session that `add_session` adds next."""
-        if self.keeps_rows:
+        if self._keeps_next:
             with _explain_full_disk():
                 self._lengths.write(array("I", map(len, rows)))
                 self._messages.write(b"".join(rows))
@@ -148,6 +154,9 @@ class Spool:
         size = released = 0
         for digest, row_length in self._entries():
             row = self._sessions.read(row_length)
+            if not row:
+                # The rows of this session and of later ones were not kept.
+                break
             if len(batch.sessions) >= max_rows:
                 yield batch
                 batch, size = Batch([], [], 0, continues=False), 0

@@ -31,6 +31,21 @@ SELECT has_table_privilege('sessions', 'INSERT')
     AND has_table_privilege('sessions', 'UPDATE')
     AND has_table_privilege('messages', 'INSERT')
 """
+# The catalogue, not to_regclass(), for the reason given in `flux_memory.schema.postgres`.
+HAS_RECORD: Final = """
+SELECT count(*) = 2
+FROM pg_class
+WHERE relname IN ('flux_memory_moves', 'flux_memory_moved_sessions') AND pg_table_is_visible(oid)
+"""
+MAY_READ_RECORD: Final = """
+SELECT has_table_privilege('flux_memory_moves', 'SELECT')
+    AND has_table_privilege('flux_memory_moved_sessions', 'SELECT')
+"""
+MAY_WRITE_RECORD: Final = """
+SELECT has_table_privilege('flux_memory_moves', 'INSERT')
+    AND has_table_privilege('flux_memory_moved_sessions', 'INSERT')
+"""
+DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_sessions, flux_memory_moves"
 # `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
 NEEDS_TEMPORARY: Final = """
 SELECT quote_ident(current_database()::text)
@@ -91,6 +106,7 @@ class Target:
     """Whether the tables are those of the original application."""
     sessions: int
     messages: int
+    has_tables: bool
 
 
 @asynccontextmanager
@@ -174,7 +190,9 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
             await _refuse_without_rights(connection)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
-    return Target(version, original=state.original > 0, sessions=sessions, messages=messages)
+        if not for_reading:
+            await _refuse_without_record(connection)
+    return Target(version, state.original > 0, sessions, messages, all(has_tables))
 
 
 async def _refuse_without_rights(connection: Any) -> None:
@@ -190,10 +208,24 @@ async def _refuse_without_rights(connection: Any) -> None:
         )
 
 
+async def _refuse_without_record(connection: Any) -> None:
+    if await connection.fetchval(HAS_RECORD) and not (
+        await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD)
+    ):
+        raise SchemaError(
+            "the role may not use the target's record of moves, which tells what was deleted since; GRANT SELECT, "
+            "INSERT ON flux_memory_moves, flux_memory_moved_sessions to it, or let their owner run the migration"
+        )
+
+
 async def prepare_schema(connection: Any) -> None:
     """Create the tables, or adopt those of the original application."""
     async with write_transaction(connection):
+        new = not await connection.fetchval(SELECT_TABLE, "sessions")
         await schema.bring_up_to_date(connection)
+        if new:
+            # It describes tables that were dropped.
+            await connection.execute(DROP_RECORD)
 
 
 async def analyze(connection: Any) -> None:
@@ -240,6 +272,20 @@ async def read_transaction(connection: Any) -> AsyncIterator[None]:
     await connection.execute(TRANSACTION_SETTINGS)
     yield
     await transaction.commit()
+
+
+@asynccontextmanager
+async def rehearsal(connection: Any) -> AsyncIterator[None]:
+    """Run a transaction that writes, meet what would refuse its commit, and roll it back.
+
+    After an error there is no ROLLBACK, as in `read_transaction`.
+    """
+    transaction = connection.transaction(isolation="read_committed", readonly=False)
+    await transaction.start()
+    await connection.execute(TRANSACTION_SETTINGS)
+    yield
+    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    await transaction.rollback()
 
 
 @asynccontextmanager
