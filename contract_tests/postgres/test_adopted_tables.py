@@ -8,8 +8,8 @@ import re
 from collections.abc import Awaitable, Iterator
 
 import pytest
-from original_worlds import WORLDS, World
-from raw_postgres import connected, contents, execute, make_original
+from original_worlds import CURRENT, WORLDS, World
+from raw_postgres import connected, contents, execute, make_original, role
 
 from flux_memory import PostgresConversationMemory, SchemaError
 from flux_memory.health import check_postgres
@@ -74,6 +74,18 @@ async def use(dsn: str) -> None:
         await memory.add_message(old, "user", "again")
 
 
+async def follow_advice(dsn: str, says: str) -> bool:
+    """Expect a refusal, and run the statements that it names; return whether there were any."""
+    said = await refusal(dsn)
+    assert said is not None
+    assert re.search(says, said), said
+    advised = re.search("Run as their owner: (.*); then retry$", said)
+    if advised is not None:
+        await execute(dsn, advised[1])
+        assert await refusal(dsn) is None
+    return advised is not None
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 async def test_each_world_is_upgraded_or_refused_with_what_helps(database: str, world: World) -> None:
@@ -81,15 +93,60 @@ async def test_each_world_is_upgraded_or_refused_with_what_helps(database: str, 
     await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     await make_original(database, generation=world.generation)
     await execute(database, world.done)
-    said = await refusal(database)
     if world.says is None:
-        assert said is None
-    else:
-        assert said is not None
-        assert re.search(world.says, said), said
-        advised = re.search("Run as their owner: (.*); then retry$", said)
-        if advised is None:
-            return
-        await execute(database, advised[1])
         assert await refusal(database) is None
+    elif not await follow_advice(database, world.says):
+        return
     await use(database)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("done", "says"), CURRENT.values(), ids=CURRENT)
+async def test_a_later_change_is_refused_with_what_helps(database: str, done: str, says: str) -> None:
+    """Without the key or the constraint, deletes would leave messages, or adds would fail for good."""
+    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    await make_original(database)
+    async with PostgresConversationMemory(database, min_size=0) as memory:
+        await memory.count_sessions()
+    await execute(database, done)
+    assert await follow_advice(database, says)
+    await use(database)
+
+
+@pytest.mark.asyncio
+async def test_orphaned_messages_are_kept_aside(database: str) -> None:
+    """The upgrade loses none of them, and the next one does not take their table for its own."""
+    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    await make_original(database)
+    await execute(database, WORLDS["orphaned messages"].done)
+    report = await check_postgres(database, 10)
+    assert any(statement.startswith("CREATE TABLE orphaned_messages") for statement in report.repairs)
+    await use(database)
+    async with connected(database) as raw:
+        assert await raw.fetch("SELECT id, session_id, content FROM orphaned_messages") == [("lost", "gone", "x")]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("grants", "says"),
+    [
+        ((), "sessions belongs to the role .*, and only its owner may upgrade it"),
+        (
+            tuple(f"ALTER TABLE {table} OWNER TO {{role}}" for table in ("sessions", "messages")),
+            "may not create objects in the schema public, .* run GRANT CREATE ON SCHEMA public TO ",
+        ),
+    ],
+    ids=["owner", "schema"],
+)
+async def test_a_role_that_may_not_upgrade_is_told_beforehand(
+    flux_empty_database: str, grants: tuple[str, ...], says: str
+) -> None:
+    """The check does not bless for a role what the role cannot do."""
+    await make_original(flux_empty_database)
+    async with role(flux_empty_database, grants=("GRANT ALL ON sessions, messages TO {role}", *grants)) as dsn:
+        with pytest.raises(SchemaError, match=says):
+            await check_postgres(dsn, 10)
+        async with PostgresConversationMemory(dsn, min_size=0) as memory:
+            with pytest.raises(SchemaError, match=says):
+                await memory.count_sessions()
+        await execute(flux_empty_database, "DROP TABLE messages, sessions")

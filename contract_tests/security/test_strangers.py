@@ -246,10 +246,12 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
         (tmp_path / "more.db", Mode.MOVE),
     ):
         report = await migrate(Plan(sqlite_path=source, postgres_dsn=dsn, mode=mode))
-        assert report.status in {Status.READY, Status.IDENTICAL}
+        assert report.status in {Status.READY, Status.IDENTICAL, Status.CONTAINED}
     await execute(dsn, "UPDATE messages SET content = 'x' WHERE seq = 1")
     report = await migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=Mode.VERIFY))
     assert report.status is Status.DIFFERENT
+    replacing = Plan(sqlite_path=path, postgres_dsn=dsn, replace=True)
+    assert (await migrate(replacing)).status is Status.IDENTICAL
     assert (await migrate_back(dsn, tmp_path / "back.db")).status is Status.IDENTICAL
 
 

@@ -251,4 +251,50 @@ AROUND: Final = {
     ),
     "policies forced on the owner": World(messages("ENABLE ROW LEVEL SECURITY", "FORCE ROW LEVEL SECURITY")),
 }
-WORLDS: Final = KEYS | REFERENCES | TYPES | COLUMNS | AROUND
+# As pgloader 3.6 leaves the original's SQLite file: ids of type text, keys with names of its own, few NOT NULL.
+LOADED: Final = (
+    NO_REFERENCE
+    + retype("text")
+    + messages("RENAME CONSTRAINT messages_pkey TO idx_16392_sqlite_autoindex_messages_1")
+    + sessions("RENAME CONSTRAINT sessions_pkey TO idx_16385_sqlite_autoindex_sessions_1")
+    + messages(*(f"ALTER COLUMN {name} DROP NOT NULL" for name in ("session_id", "role", "content", "created_at")))
+    + sessions("ALTER COLUMN created_at DROP NOT NULL", "ALTER COLUMN updated_at DROP NOT NULL")
+    + "ALTER INDEX idx_messages_session RENAME TO idx_16392_idx_messages_session;"
+)
+PGLOADER: Final = {
+    "after pgloader": World(
+        LOADED
+        + messages(column("created_at", "TYPE text"), column("metadata", "TYPE text"))
+        + sessions(*(column(name, "TYPE text") for name in ("created_at", "updated_at", "metadata"))),
+        "messages.created_at is of type text; messages.metadata is of type text; sessions.created_at is of type text;",
+    ),
+    "after pgloader with rules for times and metadata": World(LOADED),
+    "after pgloader without keys": World(
+        LOADED
+        + messages("DROP CONSTRAINT messages_session_id_fkey")
+        + messages("DROP CONSTRAINT idx_16392_sqlite_autoindex_messages_1", "ALTER COLUMN id DROP NOT NULL")
+        + sessions("DROP CONSTRAINT idx_16385_sqlite_autoindex_sessions_1", "ALTER COLUMN id DROP NOT NULL")
+    ),
+}
+WORLDS: Final = KEYS | REFERENCES | TYPES | COLUMNS | AROUND | PGLOADER
+
+CURRENT: Final = {
+    "no foreign key": (NO_REFERENCE, "ALTER TABLE messages ADD FOREIGN KEY .* ON DELETE CASCADE; then retry"),
+    "foreign key without CASCADE": (NO_REFERENCE + messages(REFERENCE), "ON DELETE CASCADE; then retry"),
+    "foreign key not validated": (NO_REFERENCE + messages(f"{CASCADE} NOT VALID"), "ON DELETE CASCADE; then retry"),
+    "foreign key disabled": (messages("DISABLE TRIGGER ALL"), "DROP CONSTRAINT messages_session_id_fkey; ALTER TABLE"),
+    "cascade disabled": (sessions("DISABLE TRIGGER ALL"), "ON DELETE CASCADE; then retry"),
+    "no key": (NO_KEY, r"ADD PRIMARY KEY \(session_id, seq\)"),
+    "no key of ids": (messages("DROP CONSTRAINT messages_session_id_id_key"), r"ADD UNIQUE \(session_id, id\)"),
+    "no key of sessions": (NO_SESSION_KEY, r"ADD PRIMARY KEY \(id\)"),
+    "deferrable key of sessions": (NO_SESSION_KEY + sessions("ADD PRIMARY KEY (id) DEFERRABLE"), "is deferrable"),
+    "the original's key": (messages("ADD CONSTRAINT own UNIQUE (id)"), "ALTER TABLE messages DROP CONSTRAINT own"),
+    "short content": (messages("ALTER COLUMN content TYPE varchar(999)"), "messages.content is of type character vary"),
+    "NULL is allowed": (messages("ALTER COLUMN content DROP NOT NULL"), "ALTER COLUMN content SET NOT NULL; then"),
+    "required column of the user's": (
+        messages("ADD COLUMN tenant text NOT NULL DEFAULT 'x'") + messages("ALTER COLUMN tenant DROP DEFAULT"),
+        "ALTER TABLE messages ALTER COLUMN tenant DROP NOT NULL; then retry",
+    ),
+    "rule": ("CREATE RULE keep AS ON DELETE TO sessions DO INSTEAD NOTHING", "DROP RULE keep ON sessions; then"),
+}
+"""What may become of the tables after the first use, and its refusal."""

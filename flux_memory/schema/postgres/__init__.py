@@ -103,7 +103,8 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> State:
     """
     open_schemas = await find_open_schemas(connection)
     tables = await find_tables(connection)
-    await refuse_strangers(connection)
+    if tables:
+        await refuse_strangers(connection)
     applied = await _applied_versions(connection) if VERSION_TABLE in tables else {}
     lacking = missing("postgres", applied)
     state = State(applied, 0 if applied else await _original_version(connection), [], open_schemas)

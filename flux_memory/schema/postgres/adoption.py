@@ -19,6 +19,16 @@ WITH moved AS (
 INSERT INTO orphaned_messages SELECT * FROM moved"""
 # A unique key on the id alone, a name that a file creates, or what depends on a key or a column that changes.
 SELECT_ADOPTION_FAULTS: Final = f"""{COLUMNS}{KEYS}
+SELECT 1, 'inheritance', inhrelid::regclass::text, inhparent::regclass::text, CASE
+    WHEN relispartition THEN
+        pg_catalog.format('ALTER TABLE %s DETACH PARTITION %s', inhparent::regclass, inhrelid::regclass)
+    ELSE pg_catalog.format('ALTER TABLE %s NO INHERIT %s', inhrelid::regclass, inhparent::regclass)
+END, FALSE, NULL
+FROM pg_inherits
+JOIN pg_class ON pg_class.oid = inhrelid
+WHERE EXISTS (SELECT FROM memory WHERE memory.oid = inhrelid OR memory.oid = inhparent)
+
+UNION ALL
 SELECT 1, 'name', taken.oid::regclass::text, '',
     pg_catalog.format('ALTER TABLE %s RENAME TO %I', taken.oid::regclass, relname || '_before'), FALSE, NULL
 FROM memory

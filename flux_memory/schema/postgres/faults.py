@@ -170,16 +170,6 @@ FROM memory
 JOIN pg_rewrite ON ev_class = memory.oid
 
 UNION ALL
-SELECT 1, 'inheritance', inhrelid::regclass::text, inhparent::regclass::text, CASE
-    WHEN relispartition THEN
-        pg_catalog.format('ALTER TABLE %s DETACH PARTITION %s', inhparent::regclass, inhrelid::regclass)
-    ELSE pg_catalog.format('ALTER TABLE %s NO INHERIT %s', inhrelid::regclass, inhparent::regclass)
-END, FALSE, NULL
-FROM pg_inherits
-JOIN pg_class ON pg_class.oid = inhrelid
-WHERE EXISTS (SELECT FROM memory WHERE memory.oid = inhrelid OR memory.oid = inhparent)
-
-UNION ALL
 SELECT 1, 'extra', shown || '.' || attribute, '',
     pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', shown, attribute), FALSE, NULL
 FROM attributes

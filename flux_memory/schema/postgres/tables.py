@@ -55,6 +55,11 @@ async def find_tables(connection: Any) -> set[str]:
                 f"'{name}' in the schema {schema} is an unlogged table, which the server empties after a crash; run "
                 f"ALTER TABLE {schema}.{name} SET LOGGED, then retry"
             )
+    schemas = sorted({schema for _, schema, *_ in relations})
+    if len(schemas) > 1:
+        raise SchemaError(
+            f"the memory's tables are in several schemas: {', '.join(schemas)}; name only one of these in search_path"
+        )
     return {name for name, *_ in relations}
 
 

@@ -44,8 +44,10 @@ WHERE pg_class.oid = 'sessions'::regclass::oid AND has_schema_privilege(pg_names
 """
 # A superuser may move for the owner, who runs the next migration.
 SELECT_GIVE_TO_OWNER: Final = """
-SELECT pg_catalog.format('ALTER TABLE flux_memory_moves OWNER TO %1$s; ALTER TABLE flux_memory_moved_sessions OWNER TO %1$s',
-    relowner::regrole)
+SELECT pg_catalog.format(
+    'ALTER TABLE flux_memory_moves OWNER TO %1$s; ALTER TABLE flux_memory_moved_sessions OWNER TO %1$s',
+    relowner::regrole
+)
 FROM pg_class
 WHERE oid = 'sessions'::regclass::oid AND current_setting('is_superuser')::boolean
 """
