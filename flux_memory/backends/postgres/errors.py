@@ -122,6 +122,12 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
         "no host of the DSN matches target_session_attrs; promote one, or change that parameter",
     ),
     (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
+    (asyncpg.RaiseError, SchemaError, "a trigger of the database refused it; ask its owner, or change or drop it"),
+    (
+        asyncpg.IntegrityConstraintViolationError,
+        SchemaError,
+        "a constraint that flux-memory did not create refused the row; change or drop it",
+    ),
     (asyncpg.PostgresError, FluxMemoryError, "see the cause"),
     (
         ConnectionRefusedError,
