@@ -1,4 +1,4 @@
-"""The connection check: what it finds, that it changes nothing, and that the full check leaves nothing behind."""
+"""Tests the connection check: its findings are right, it changes nothing, and the full check cleans up."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.asyncio
 async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
-    """A check of a new installation says what will happen, and does not do it."""
+    """A check of a new installation announces the file and does not create it."""
     report = await check_sqlite(str(path), 10)
     assert report.backend == "sqlite"
     assert report.target == f"{path} (does not exist yet)"
@@ -51,7 +51,7 @@ async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_a_file_of_the_original_application_is_only_looked_at(path: Path, generation: int) -> None:
-    """It says what would be adopted, counts it, and leaves every byte as it was."""
+    """The check describes and counts the data it would adopt, and leaves every byte unchanged."""
     make_file_with_data(path, generation=generation)
     before = snapshot(path.parent)
     report = await check_sqlite(str(path), 10)
@@ -62,7 +62,7 @@ async def test_a_file_of_the_original_application_is_only_looked_at(path: Path, 
 
 @pytest.mark.asyncio
 async def test_a_current_file_is_counted(path: Path) -> None:
-    """Contents, versions and a round trip; nothing is left lying about next to the file."""
+    """Contents, versions and a round trip are reported; no file is left beside the database."""
     async with ConversationMemory(path) as memory:
         session = await memory.create_session()
         await memory.add_message(session, "user", "x")
@@ -78,7 +78,7 @@ async def test_a_current_file_is_counted(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_file_in_use_is_counted(path: Path) -> None:
-    """The application may run meanwhile; what it has stored is seen although it is still in the journal."""
+    """Messages that are still in the write-ahead log of a running application are counted."""
     async with ConversationMemory(path) as memory:
         await memory.create_session()
         assert (await check_sqlite(str(path), 10)).sessions == 1
@@ -86,14 +86,14 @@ async def test_a_file_in_use_is_counted(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
-    """`:memory:` is no file."""
+    """`:memory:` names no file, so there is nothing to describe."""
     report = await check_sqlite(":memory:", 10)
     assert (report.target, report.schema) == (":memory:", "none yet: created at first use")
 
 
 @pytest.mark.asyncio
 async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
-    """As `touch` makes it."""
+    """An empty file, as `touch` creates it, is a new installation."""
     await asyncio.to_thread(path.touch)
     report = await check_sqlite(str(path), 10)
     assert report.schema == "none yet: created at first use"
@@ -109,7 +109,7 @@ async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
     ],
 )
 async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, spoil: str, says: str) -> None:
-    """The check finds before the application does what the application would trip over."""
+    """The check finds every schema that the application would refuse."""
     async with ConversationMemory(path) as memory:
         await memory.count_sessions()
     change(path, spoil)
@@ -119,7 +119,7 @@ async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, sp
 
 @pytest.mark.asyncio
 async def test_a_database_is_only_looked_at(flux_empty_database: str) -> None:
-    """Fresh, of the original application, and current: described, counted, not changed."""
+    """A fresh, an original and a current database are described and counted, not changed."""
     report = await check_postgres(flux_empty_database, 10)
     assert report.schema == "none yet: created at first use"
     assert report.server.startswith("PostgreSQL 1")
@@ -144,7 +144,7 @@ async def test_a_database_is_only_looked_at(flux_empty_database: str) -> None:
 
 @pytest.mark.asyncio
 async def test_a_server_that_does_not_answer_ends_the_check() -> None:
-    """Something listens and says nothing, as behind some firewalls: the check ends in time."""
+    """A port that accepts connections and never answers, as behind some firewalls, ends the check in time."""
     release = asyncio.Event()
 
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,7 +160,7 @@ async def test_a_server_that_does_not_answer_ends_the_check() -> None:
 
 @pytest.mark.asyncio
 async def test_a_lock_that_holds_up_the_check_is_told_as_such(flux_empty_database: str) -> None:
-    """A statement that waits is no want of connections: the message says where to look."""
+    """A statement that waits for a lock is not reported as a lack of connections: the message says where to look."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.count_sessions()
     async with connected(flux_empty_database) as other, other.transaction():
@@ -171,7 +171,7 @@ async def test_a_lock_that_holds_up_the_check_is_told_as_such(flux_empty_databas
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def opened(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
-    """A function that makes a memory on either backend."""
+    """A function that opens a memory on either backend."""
     if request.param == "sqlite":
         yield lambda: ConversationMemory(path)
     else:
@@ -181,7 +181,7 @@ def opened(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
 
 @pytest.mark.asyncio
 async def test_the_full_check_calls_every_method_and_leaves_nothing(opened: Any) -> None:
-    """Each public method but `clear_all`, on a session of its own; what was there stays, what it made goes."""
+    """Each public method but `clear_all` runs on a scratch session; existing data stays, the scratch session goes."""
     async with opened() as memory:
         kept = await memory.create_session("kept", {"check": True})
         await memory.add_message(kept, "user", "kept")
@@ -201,7 +201,7 @@ class Forgetful(ConversationMemory):
 
 @pytest.mark.asyncio
 async def test_the_full_check_reports_a_method_that_does_not_keep_its_promise(path: Path) -> None:
-    """What comes back is compared with what was stored; the scratch session goes all the same."""
+    """Stored values are read back and compared; the scratch session is deleted in any case."""
     async with Forgetful(path) as memory:
         report = CheckReport("sqlite", "")
         with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned other data than was stored"):

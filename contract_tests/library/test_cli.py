@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and that every failure says what to do."""
+"""Tests the command line: its output, its exit codes, and advice in every failure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEWEST = {dialect: history(dialect)[-1].version for dialect in ("sqlite", "postg
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An empty directory and an environment without our variables."""
+    """An empty working directory and an environment without the library's variables."""
     monkeypatch.chdir(tmp_path)
     for name in ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"):
         monkeypatch.delenv(name, raising=False)
@@ -48,7 +48,7 @@ def secret_of(dsn: str) -> str:
 
 
 def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
-    """Without any settings: SQLite in the default place, which does not exist yet."""
+    """Without settings the check describes SQLite at the default path, which does not exist yet."""
     result = check()
     assert result.exit_code == 0, result.output
     assert "Backend     sqlite\n" in result.stdout
@@ -62,7 +62,7 @@ def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a%00b.db", "sqlite:///chat.db"])
 def test_a_path_that_no_memory_takes_is_not_well(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `create_memory()` would refuse, the check without `--full` refuses too."""
+    """The check without `--full` refuses each path that `create_memory()` refuses."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{name}")
     result = check()
     assert result.exit_code == 1, result.output
@@ -70,7 +70,7 @@ def test_a_path_that_no_memory_takes_is_not_well(name: str, monkeypatch: pytest.
 
 
 def test_a_file_of_the_original_application_is_not_changed(tmp_path: Path) -> None:
-    """Without `--full`, looking is all it does."""
+    """Without `--full` the check only reads."""
     path = tmp_path / "chat.db"
     make_file_with_data(path)
     before = path.read_bytes()
@@ -82,7 +82,7 @@ def test_a_file_of_the_original_application_is_not_changed(tmp_path: Path) -> No
 
 
 def test_the_full_check_makes_the_schema_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Every public method is called; afterwards no session is left, and what was there is."""
+    """Every public method is called; afterwards the scratch session is gone and the earlier data is there."""
     path = tmp_path / "chat.db"
     make_file_with_data(path)
     result = check("--sqlite-path", str(path), "--full", "--json")
@@ -97,14 +97,14 @@ def test_the_full_check_makes_the_schema_and_leaves_nothing_behind(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["with space.db", "100%41.db", "what?.db", "a#b&c=d.db", "ünï.db", "..odd"])
 def test_the_path_is_taken_as_it_is_written(tmp_path: Path, name: str) -> None:
-    """Not as a URL: no character of a file's name means anything else."""
+    """The path is not a URL: no character of a file name has another meaning."""
     result = check("--sqlite-path", str(tmp_path / name), "--full")
     assert result.exit_code == 0, result.output
     assert name in {each.name for each in tmp_path.iterdir()}
 
 
 def test_postgres_masked_and_counted(environment: pytest.MonkeyPatch, flux_empty_database: str) -> None:
-    """From the environment: server, schema, pool and round trip, and no password anywhere."""
+    """Configured by the environment: server, schema, pool and round trip are shown, and the password is not."""
     environment.setenv("DATABASE_BACKEND", "postgres")
     environment.setenv("POSTGRES_DSN", flux_empty_database)
     result = check("--json")
@@ -126,7 +126,7 @@ def test_postgres_masked_and_counted(environment: pytest.MonkeyPatch, flux_empty
 def test_options_override_the_settings(
     environment: pytest.MonkeyPatch, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
-    """Whatever the environment says, the option's backend is checked."""
+    """The option's backend is checked, even if the environment names the other one."""
     environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "postgres")
     environment.setenv("FLUX_MEMORY_POSTGRES_DSN", "postgresql://nowhere.invalid/db")
     assert "Backend     sqlite\n" in check("--sqlite-path", str(tmp_path / "chat.db")).stdout
@@ -135,7 +135,7 @@ def test_options_override_the_settings(
 
 
 def test_two_backends_at_once_are_a_usage_error() -> None:
-    """A mistake of the command line exits with 2, as click does."""
+    """A mistake in the arguments exits with 2, as click does."""
     result = check("--sqlite-path", "x", "--postgres-dsn", "postgresql://h/d")
     assert result.exit_code == 2
     assert "give --sqlite-path or --postgres-dsn, not both" in result.output
@@ -143,7 +143,7 @@ def test_two_backends_at_once_are_a_usage_error() -> None:
 
 @pytest.mark.parametrize("path", ["", "\udcff.db"])
 def test_a_path_that_names_no_file_is_a_usage_error(path: str) -> None:
-    """An empty variable in a script is no wish for a store in memory, which always works."""
+    """An empty variable in a script must not select a store in memory, which always works."""
     result = check("--sqlite-path", path)
     assert result.exit_code == 2
     assert "give the path of a file" in result.output
@@ -151,7 +151,7 @@ def test_a_path_that_names_no_file_is_a_usage_error(path: str) -> None:
 
 @pytest.mark.parametrize("seconds", ["nan", "inf"])
 def test_a_timeout_that_is_no_number_of_seconds_says_so(tmp_path: Path, seconds: str) -> None:
-    """The same on both backends, before anything is opened."""
+    """Both backends refuse it before they open anything."""
     for target in (["--sqlite-path", str(tmp_path / "chat.db")], ["--postgres-dsn", "postgresql://nowhere.invalid/db"]):
         result = check(*target, "--timeout", seconds)
         assert result.exit_code == 1
@@ -159,12 +159,12 @@ def test_a_timeout_that_is_no_number_of_seconds_says_so(tmp_path: Path, seconds:
 
 
 def test_the_timeout_is_kept_while_another_process_holds_the_lock(tmp_path: Path) -> None:
-    """Both by the look at the file and by the calls of the full check; left to itself SQLite waits five seconds."""
+    """Reading the file and the calls of the full check keep the timeout; SQLite's own default is five seconds."""
     path = tmp_path / "chat.db"
     assert check("--sqlite-path", str(path), "--full").exit_code == 0
 
     def seconds_of_the_quickest(*arguments: str) -> float:
-        # A machine that is busy makes one slow, not all three.
+        # A busy machine slows down one of them, not all three.
         quickest = float("inf")
         for _ in range(3):
             began = time.monotonic()
@@ -206,7 +206,7 @@ DSN_FAILURES: dict[str, tuple[Callable[[str], str], str]] = {
 
 @pytest.mark.parametrize("case", DSN_FAILURES)
 def test_every_failure_of_postgres_says_what_to_do(case: str, flux_postgres_dsn: str) -> None:
-    """Exit 1, on stderr, with advice, without the password and without a traceback; the same as JSON."""
+    """Exit 1, with advice on stderr and in JSON, without the password and without a traceback."""
     change, advice = DSN_FAILURES[case]
     dsn = change(flux_postgres_dsn)
     result = check("--postgres-dsn", dsn)
@@ -226,7 +226,7 @@ def test_every_failure_of_postgres_says_what_to_do(case: str, flux_postgres_dsn:
 
 
 def test_a_refused_connection_says_what_to_do(flux_postgres_dsn: str) -> None:
-    """The commonest failure of all."""
+    """The most common failure names its cause and its remedy."""
     with closed_port() as port:
         result = check("--postgres-dsn", elsewhere(flux_postgres_dsn, port=port))
     assert result.exit_code == 1
@@ -234,7 +234,7 @@ def test_a_refused_connection_says_what_to_do(flux_postgres_dsn: str) -> None:
 
 
 def test_a_newer_schema_says_what_to_do(flux_empty_database: str, tmp_path: Path) -> None:
-    """On both backends, with and without `--full`."""
+    """Both backends refuse it, with and without `--full`."""
     path = tmp_path / "chat.db"
     assert check("--sqlite-path", str(path), "--full").exit_code == 0
     assert check("--postgres-dsn", flux_empty_database, "--full").exit_code == 0
@@ -282,7 +282,7 @@ def somebody_elses(path: Path) -> str:
     ],
 )
 def test_every_failure_of_a_file_says_what_to_do(tmp_path: Path, make: Callable[[Path], str], advice: str) -> None:
-    """Exit 1 with advice, and the path's content is as it was."""
+    """Exit 1 with advice, and the file or directory is unchanged."""
     path = tmp_path / "chat.db"
     target = make(path)
     before = path.read_bytes() if path.is_file() else None
@@ -293,7 +293,7 @@ def test_every_failure_of_a_file_says_what_to_do(tmp_path: Path, make: Callable[
 
 
 def test_a_directory_that_cannot_be_written_says_what_to_do(environment: pytest.MonkeyPatch) -> None:
-    """Found before the application's first message: for a new file and for one that is there."""
+    """The check finds it before the application's first message, for a new file and for an existing one."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         directory = Path(name)
         environment.chdir(directory)
@@ -321,7 +321,7 @@ def test_a_directory_that_cannot_be_written_says_what_to_do(environment: pytest.
 def test_wrong_settings_say_what_to_set(
     environment: pytest.MonkeyPatch, variables: dict[str, str], advice: str
 ) -> None:
-    """A configuration mistake is not a traceback."""
+    """A configuration mistake gives advice instead of a traceback."""
     for name, value in variables.items():
         environment.setenv(name, value)
     result = check()
@@ -331,7 +331,7 @@ def test_wrong_settings_say_what_to_set(
 
 
 def test_help_and_version() -> None:
-    """The options are documented where one looks for them."""
+    """`--help` documents every option."""
     result = CliRunner().invoke(main, ["check", "-h"])
     assert result.exit_code == 0
     for option in ("--sqlite-path", "--postgres-dsn", "--full", "--json", "--timeout"):
@@ -343,7 +343,7 @@ def test_help_and_version() -> None:
     "command", [[sys.executable, "-m", "flux_memory"], [str(Path(sys.executable).with_name("flux-memory"))]]
 )
 def test_both_ways_to_run_it_are_the_same_program(tmp_path: Path, command: list[str]) -> None:
-    """`python -m flux_memory` and `flux-memory`, with real exit codes and streams."""
+    """`python -m flux_memory` and `flux-memory` have the same exit codes and output."""
     good = subprocess.run(
         [*command, "check", "--json", "--sqlite-path", str(tmp_path / "chat.db")],
         capture_output=True,
@@ -368,7 +368,7 @@ def test_both_ways_to_run_it_are_the_same_program(tmp_path: Path, command: list[
 
 
 def test_a_role_that_may_not_make_the_tables_is_told_so(flux_empty_database: str) -> None:
-    """By the check without `--full` too: as on SQLite, a store that could not be used is not well."""
+    """The check without `--full` also fails: as on SQLite, a store that cannot be used is not healthy."""
 
     async def both() -> None:
         async with role(flux_empty_database) as dsn:

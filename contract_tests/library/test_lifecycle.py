@@ -1,4 +1,4 @@
-"""The life of a handle: opened once, used on one loop, closed once, whatever happens at the same time."""
+"""Tests the life of a handle under concurrency: opened once, used on one loop, closed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 
 class Resource:
-    """Something that is opened and closed, and counts both; it opens when `gate` is set."""
+    """A resource that counts how often it is opened and closed; it opens when `gate` is set."""
 
     def __init__(self, grace: float = 5.0) -> None:
         self.gate = asyncio.Event()
@@ -41,7 +41,7 @@ class Resource:
         self.seconds = seconds
 
     async def call(self, until: asyncio.Event | None = None) -> str:
-        """What a method of a handle does."""
+        """A call as a method of a handle makes it."""
         self.life.check_open()
         with self.life.in_flight():
             await self.life.opened()
@@ -51,7 +51,7 @@ class Resource:
 
 
 async def settled(*tasks: asyncio.Task[Any]) -> None:
-    """Let tasks run until each waits for something that only the test gives."""
+    """Let tasks run until each waits for an event that only the test sets."""
     for _ in range(10):
         await asyncio.sleep(0)
     assert not any(task.done() for task in tasks)
@@ -59,7 +59,7 @@ async def settled(*tasks: asyncio.Task[Any]) -> None:
 
 @pytest.mark.asyncio
 async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() -> None:
-    """Who came with it shares its failure; who joined it later opens anew, once."""
+    """Callers that started the opening share its failure; a caller that joined later opens again, once."""
     resource = Resource()
     resource.gate.clear()
     resource.failures = [ValueError("the second one"), ValueError("the first one")]
@@ -77,7 +77,7 @@ async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() 
 
 @pytest.mark.asyncio
 async def test_any_number_of_first_users_open_once() -> None:
-    """First use may race."""
+    """Concurrent first calls open the resource once."""
     resource = Resource()
     assert await asyncio.gather(*(resource.call() for _ in range(20))) == ["done"] * 20
     assert resource.opened == 1
@@ -96,7 +96,7 @@ async def test_a_failed_opening_fails_all_who_waited_and_is_tried_again() -> Non
 
 @pytest.mark.asyncio
 async def test_a_cancelled_first_user_does_not_undo_the_opening_for_others() -> None:
-    """The opening belongs to everybody."""
+    """The opening continues for the other callers."""
     resource = Resource()
     resource.gate.clear()
     first, second = asyncio.create_task(resource.call()), asyncio.create_task(resource.call())
@@ -110,7 +110,7 @@ async def test_a_cancelled_first_user_does_not_undo_the_opening_for_others() -> 
 
 @pytest.mark.asyncio
 async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Where every caller was cancelled, asyncio has nothing to complain about."""
+    """If every caller was cancelled, asyncio does not log the failure as never retrieved."""
     resource = Resource()
     resource.gate.clear()
     resource.failures.append(FluxMemoryError("nobody is left"))
@@ -126,7 +126,7 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: py
 
 @pytest.mark.asyncio
 async def test_closing_waits_for_what_is_in_flight() -> None:
-    """No acknowledged write is lost: the resource closes when the last call is done, and no new one begins."""
+    """No acknowledged write is lost: the resource closes after the last call, and no new call starts."""
     resource, until = Resource(), asyncio.Event()
     calls = [asyncio.create_task(resource.call(until)) for _ in range(3)]
     await settled(*calls)
@@ -143,7 +143,7 @@ async def test_closing_waits_for_what_is_in_flight() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_waits_a_bounded_time() -> None:
-    """A call that hangs does not keep a program from ending, and closing what is open has no whole grace of its own."""
+    """A hanging call does not keep a program from ending; closing the resource gets the rest of the grace only."""
     resource = Resource(grace=1.1)
     hanging = asyncio.create_task(resource.call(asyncio.Event()))
     await settled(hanging)
@@ -155,7 +155,7 @@ async def test_closing_waits_a_bounded_time() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_while_opening_leaves_nothing_open() -> None:
-    """Whoever began to open gets an answer, and what was opened is closed."""
+    """The caller that started the opening gets an answer, and the opened resource is closed."""
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
@@ -170,7 +170,7 @@ async def test_closing_while_opening_leaves_nothing_open() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_after_the_opener_was_cancelled_leaves_nothing_open() -> None:
-    """The opening goes on without its caller, and closing waits for it."""
+    """The opening continues without its caller, and closing waits for it."""
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
@@ -185,7 +185,7 @@ async def test_closing_after_the_opener_was_cancelled_leaves_nothing_open() -> N
 
 @pytest.mark.asyncio
 async def test_an_opening_that_outlasts_the_grace_leaves_nothing_open() -> None:
-    """It is given up, and whoever waited for it is told that the memory is closed: nobody has cancelled them."""
+    """The opening is abandoned, and its callers learn that the memory is closed; they see no cancellation."""
     resource = Resource(grace=0.05)
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
@@ -200,7 +200,7 @@ async def test_an_opening_that_outlasts_the_grace_leaves_nothing_open() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_is_idempotent_also_at_once() -> None:
-    """Twice, ten times together, after a cancelled attempt: closed once, and each returns when it is closed."""
+    """Twice, ten times at once, after a cancelled attempt: closed once, and each call returns when it is closed."""
     resource = Resource()
     await resource.call()
     cancelled = asyncio.create_task(resource.life.close())
@@ -212,7 +212,7 @@ async def test_closing_is_idempotent_also_at_once() -> None:
 
 
 def cancel_all() -> None:
-    """Do what applications do when they shut down, and `asyncio.run`."""
+    """Cancel every task, as `asyncio.run` and applications do when they shut down."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
 
@@ -220,7 +220,7 @@ def cancel_all() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("turns", range(6))
 async def test_an_opening_that_was_cancelled_with_every_task_begins_anew(turns: int) -> None:
-    """Whichever turn it was cancelled in, its first one included: the next call opens, and closing leaves nothing."""
+    """In whichever turn it was cancelled, the first included, the next call opens, and closing leaves nothing open."""
     resource = Resource()
     if turns > 3:
         resource.gate.clear()
@@ -238,7 +238,7 @@ async def test_an_opening_that_was_cancelled_with_every_task_begins_anew(turns: 
 
 @pytest.mark.asyncio
 async def test_a_caller_outlives_the_opening_that_it_waits_for() -> None:
-    """It was not cancelled itself: it is neither cancelled nor told that the memory is closed."""
+    """A caller that was not cancelled itself is neither cancelled nor told that the memory is closed."""
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
@@ -253,7 +253,7 @@ async def test_a_caller_outlives_the_opening_that_it_waits_for() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_close_that_was_cancelled_with_every_task_continues(turns: int) -> None:
-    """Waiting for a call, or closing the resource: the next `close()` returns when it is closed, at once or later."""
+    """Cancelled while it waits for a call or closes the resource, the next `close()` completes the closing."""
     resource = Resource()
     await resource.call()
     resource.closing.clear()
@@ -275,7 +275,7 @@ async def test_a_close_that_was_cancelled_with_every_task_continues(turns: int) 
 
 @pytest.mark.asyncio
 async def test_a_close_that_failed_is_tried_again() -> None:
-    """What could not be closed is still the handle's: the next `close()` closes it."""
+    """A resource that failed to close still belongs to the handle, and the next `close()` closes it."""
     resource = Resource()
     await resource.call()
     resource.failures.append(ValueError("not yet"))
@@ -287,7 +287,7 @@ async def test_a_close_that_failed_is_tried_again() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_what_was_never_opened_opens_nothing() -> None:
-    """A handle that was made and not used costs nothing."""
+    """A handle that is created and never used costs nothing."""
     resource = Resource()
     await resource.life.close()
     assert (resource.opened, resource.closed) == (0, 0)
@@ -296,7 +296,7 @@ async def test_closing_what_was_never_opened_opens_nothing() -> None:
 
 
 def test_another_event_loop_is_a_clear_error() -> None:
-    """A handle lives on one loop; a call on another one raises at once and never hangs."""
+    """A handle belongs to one loop; a call on another one raises at once and never hangs."""
     resource = Resource()
     asyncio.run(resource.call())
     with pytest.raises(
@@ -306,7 +306,7 @@ def test_another_event_loop_is_a_clear_error() -> None:
 
 
 def test_closing_on_another_event_loop_lets_go() -> None:
-    """The first loop may be gone; closing still frees what it can and returns, again too."""
+    """The first loop may be gone; closing still releases what it can and returns, also the second time."""
     resource = Resource()
     asyncio.run(resource.call())
     asyncio.run(resource.life.close())

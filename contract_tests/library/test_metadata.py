@@ -1,4 +1,4 @@
-"""Metadata: what is stored comes back by type and value, and comparing it agrees with a real `jsonb`."""
+"""Tests metadata: values round-trip by type and value, and comparisons agree with a real `jsonb`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXT, VALUES, max_size=4)
 
-# Few values, so that objects often contain one another, or almost.
+# Few values, so that objects often contain one another, or almost do.
 SMALL = st.recursive(
     st.sampled_from([None, True, False, 0, 1, 1.0, -0.0, 1.5, 10**20, 1e20, "", "1", "a"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2),
@@ -39,7 +39,7 @@ SMALL_OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c"]), SMALL, max_siz
 
 
 class Frozen(Mapping[str, Any]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __getitem__(self, key: str) -> Any:
         return {"inside": 1}[key]
@@ -52,7 +52,7 @@ class Frozen(Mapping[str, Any]):
 
 
 def typed(value: object) -> object:
-    """A form in which 1, 1.0 and True differ."""
+    """Return a form in which 1, 1.0 and True differ."""
     if isinstance(value, dict):
         return {key: typed(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -90,7 +90,7 @@ def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
     ],
 )
 def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
-    """One text form for both engines: floats stay floats, tuples become lists, any mapping is an object."""
+    """Both engines use one text form: floats stay floats, tuples become lists, any mapping is an object."""
     assert encode_metadata(value) == text
 
 
@@ -120,13 +120,13 @@ def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
 def test_what_both_engines_cannot_keep_is_refused_with_its_place(
     value: object, kind: type[Exception], says: str
 ) -> None:
-    """Nothing is dropped, rounded or turned into null on the way; the message says where to look."""
+    """No value is dropped, rounded or turned into null; the message says where it is."""
     with pytest.raises(kind, match=says):
         encode_metadata(value)
 
 
 def test_the_size_is_counted_in_bytes_of_json() -> None:
-    """Larger than the shared limit is refused, never cut."""
+    """Metadata above the shared limit is refused, never cut."""
     fits = "é" * ((MAX_METADATA_BYTES - len('{"a":""}')) // 2)
     assert len(encode_metadata({"a": fits}).encode()) == MAX_METADATA_BYTES
     with pytest.raises(InvalidInputError, match="metadata is larger than"):
@@ -135,14 +135,14 @@ def test_the_size_is_counted_in_bytes_of_json() -> None:
 
 @pytest.mark.parametrize("text", [None, "{}"])
 def test_an_empty_object_is_a_fresh_one_too(text: str | None) -> None:
-    """Whoever fills it fills nobody else's."""
+    """Each reader gets a separate dict; changing one changes no other."""
     assert decode_metadata(text) is not decode_metadata(text)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '"x"', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1} x'])
 def test_a_stored_text_that_is_no_object_is_an_error(text: str) -> None:
-    """Corrupt metadata is never taken for an empty object, and never contained in or by anything."""
-    with pytest.raises(ValueError):  # noqa: PT011 - json's message or ours; the caller names the row
+    """Corrupt metadata is never read as an empty object, and containment finds nothing in it."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is json's or the library's; the caller names the row
         decode_metadata(text)
 
 
@@ -157,14 +157,14 @@ def test_invalid_json_contains_nothing(text: str) -> None:
     [*listing.SCALARS, *listing.NUMBERS, *listing.OBJECTS, *listing.ARRAYS, ({"a": "1"}, {"a": 1}, False)],
 )
 def test_containment_is_that_of_jsonb(value: dict[str, Any], part: dict[str, Any], expected: bool) -> None:
-    """The clauses' own cases, without the tables that SQLite looks into first and that hide what is wrong here."""
+    """The clauses' cases, without SQLite's search tables, which would hide a wrong result."""
     assert contains(encode_metadata(value), encode_metadata(part)) is expected
 
 
 def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: str) -> None:
-    """SQLite filters with our `contains`, PostgreSQL with `@>`: the same answers, whatever the objects.
+    """SQLite filters with `contains`, PostgreSQL with `@>`: both give the same answers for any objects.
 
-    Also: a retry is told from a conflict by our `equal` on one engine and by `=` of `jsonb` on the other.
+    SQLite tells a retry from a conflict with `equal`, PostgreSQL with `=` of `jsonb`: these agree as well.
     """
     pairs: list[tuple[str, str]] = []
 
@@ -191,7 +191,7 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
 
 
 def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> None:
-    """Types survive `jsonb`: no float becomes an int, no int loses a digit, over random doubles of every size."""
+    """Types survive `jsonb`: no float becomes an int and no int loses a digit, for random doubles of every size."""
     chance = random.Random(17)
     doubles = [chance.uniform(-1, 1) * 10.0 ** chance.randint(-320, 308) for _ in range(2000)]
     objects: list[dict[str, Any]] = [{"n": double} for double in [*doubles, 1e16, 1e22, 5e-324, 1.7976931348623157e308]]
@@ -216,7 +216,7 @@ def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> Non
 
 
 def pruned(value: Any, chance: random.Random) -> Any:
-    """Leave parts out and shuffle, so that the result is often contained in the value."""
+    """Drop and shuffle parts, so that the value often contains the result."""
     if isinstance(value, dict):
         return {key: pruned(item, chance) for key, item in value.items() if chance.random() < 0.7}
     if isinstance(value, list):
