@@ -1,4 +1,4 @@
-"""The language rules hold: finished files have none of the words and turns that STYLE rules out."""
+"""Tests the language rules: finished files contain none of the excluded words and constructions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FINISHED: Final = (
     "flux_memory/**/*.py",
     "contract_tests/docs/test_language.py",
 )
-"""Globs of the files that are held to the rules. A glob without a file fails."""
+"""Globs of the files held to the rules. A glob that matches no file fails."""
 
 RULED_OUT: Final = {
     "an actor without a name": re.compile(r"\b(?:whoever|whatever|somebody|nobody)\b", re.IGNORECASE),
@@ -38,7 +38,7 @@ RULED_OUT: Final = {
     "is not a": re.compile(r"(?<!\bthere )\bis no\b(?! longer\b)", re.IGNORECASE),
     "a named subject": re.compile(r"\bWhat (?:is|was)\b"),
 }
-"""Regular expressions by the remedy that a failure names."""
+"""Regular expressions, by the remedy that a failure names."""
 
 _CODE: Final = re.compile(r"^ *```.*?^ *```|`[^`]*`", re.DOTALL | re.MULTILINE)
 _HASH: Final = re.compile(r"(?:^|\s)#+(.*)$", re.MULTILINE)
@@ -98,7 +98,7 @@ def finished() -> list[Path]:
 
 @pytest.mark.parametrize("path", finished(), ids=lambda path: path.relative_to(PROJECT).as_posix())
 def test_a_finished_file_keeps_the_language_rules(path: Path) -> None:
-    """A rewritten text stays rewritten: later changes bring no excluded phrase back."""
+    """A finished text stays finished: later changes bring no excluded phrase back."""
     assert slips(path.name, path.read_text(encoding="utf-8")) == []
 
 
@@ -118,7 +118,7 @@ PLANTED: Final = [
 
 @pytest.mark.parametrize("sentence", PLANTED)
 def test_a_planted_sentence_is_found(sentence: str) -> None:
-    """The check sees prose in each kind of file: text, comments, docstrings, messages, also over a line's end."""
+    """The check sees prose in each kind of file: text, comments, docstrings, messages, also across a line end."""
     wrapped = sentence.split()
     middle = len(wrapped) // 2
     first, second = " ".join(wrapped[:middle]), " ".join(wrapped[middle:])

@@ -1,4 +1,4 @@
-"""The words of the project are true: code blocks run as printed, and what they name exists."""
+"""Tests that the documentation is true: code blocks run as printed, and everything they name exists."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def open_memory(path):
     return MyMemory(path / "chat.db")
 """
 FEW_CLAUSES: Final = ("-q", "-p", "no:cacheprovider", "-k", "FM-SES")
-"""How a run of the contract is printed is under test here, not the contract."""
+"""Keeps the contract's own plugins out; these tests look at the printed output, not at the contract."""
 
 THE_SERVERS_WORDS: Final = {
     "permission denied for schema public",
     "no schema has been selected to create in",
 }
-"""What PostgreSQL says itself, in the headings of the troubleshooting page."""
+"""Messages of PostgreSQL itself that are headings of the troubleshooting page."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -60,7 +60,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def programs() -> dict[str, str]:
-    """Return the code blocks that are whole programs, each under a name."""
+    """Return the code blocks that are whole programs, by name."""
     return {
         f"{page.stem}-{number}": code
         for page in PAGES
@@ -70,13 +70,13 @@ def programs() -> dict[str, str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without what configures memories or pytest."""
+    """Return this process's environment without variables that configure memories or pytest."""
     ours = ("DATABASE_", "POSTGRES_", "FLUX_MEMORY_", "PYTEST_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
 
 
 def run(place: Path, *arguments: str, **variables: str) -> str:
-    """Run this Python in a directory and return what it printed; a failure is an error."""
+    """Run Python in a directory and return its output; fail if it fails."""
     command = [sys.executable, *arguments]
     done = subprocess.run(
         command, cwd=place, env=environment(**variables), capture_output=True, text=True, timeout=120, check=False
@@ -86,7 +86,7 @@ def run(place: Path, *arguments: str, **variables: str) -> str:
 
 
 def test_the_first_block_is_twenty_lines_and_prints_what_the_readme_says(tmp_path: Path) -> None:
-    """The README begins with a short program, and shows its output word for word."""
+    """The README opens with a short program and shows its exact output."""
     code, output = blocks(README, "python")[0], blocks(README, "text")[0]
     assert len(code.splitlines()) <= 20
     assert run(tmp_path, "-W", "error", "-c", code) == output
@@ -94,7 +94,7 @@ def test_the_first_block_is_twenty_lines_and_prints_what_the_readme_says(tmp_pat
 
 
 def test_the_first_block_prints_the_same_on_postgresql(tmp_path: Path, flux_empty_database: str) -> None:
-    """The same program on the other backend: only the environment changes."""
+    """The same program runs on the other backend with a change of the environment only."""
     code, output = blocks(README, "python")[0], blocks(README, "text")[0]
     variables = {"DATABASE_BACKEND": "postgres", "POSTGRES_DSN": flux_empty_database}
     for name in variables:
@@ -105,12 +105,12 @@ def test_the_first_block_prints_the_same_on_postgresql(tmp_path: Path, flux_empt
 
 @pytest.mark.parametrize("code", programs().values(), ids=programs())
 def test_every_program_of_the_docs_runs_as_printed(code: str, tmp_path: Path) -> None:
-    """A reader may paste any program of the docs into a file and run it."""
+    """A reader can paste any program of the docs into a file and run it."""
     run(tmp_path, "-W", "error", "-c", code)
 
 
 def test_the_class_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
-    """The printed test class runs the contract on somebody's backend."""
+    """The printed test class runs the contract on a reader's backend."""
     (code,) = (block for block in blocks(README, "python") if "MemoryContract" in block)
     (tmp_path / "mypackage.py").write_text(MY_BACKEND)
     (tmp_path / "test_mine.py").write_text(code)
@@ -118,7 +118,7 @@ def test_the_class_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
 
 
 def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
-    """The printed command runs the contract on what a function opens."""
+    """The printed command runs the contract on the memory that a function opens."""
     (command,) = (block for block in blocks(README, "sh") if block.startswith("pytest --pyargs"))
     package = tmp_path / "mypackage"
     package.mkdir()
@@ -128,7 +128,7 @@ def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
 
 
 def test_the_tests_of_the_docs_pass(tmp_path: Path, flux_postgres_server: Server) -> None:
-    """Whoever pastes one of them into a file has a test that runs."""
+    """A reader who pastes one of the tests into a file has a test that runs."""
     pasted = [block for page in PAGES for block in blocks(page, "python") if "def test_" in block]
     for number, block in enumerate(pasted):
         (tmp_path / f"test_pasted_{number}.py").write_text(block)
@@ -137,7 +137,7 @@ def test_the_tests_of_the_docs_pass(tmp_path: Path, flux_postgres_server: Server
 
 
 def test_the_bindings_of_the_test_kits_page_are_valid(tmp_path: Path) -> None:
-    """Each collects every clause, and nothing that it says of its backend is refused."""
+    """Each binding collects every clause, and all of its declarations are accepted."""
     (tmp_path / "mypackage.py").write_text(MY_BACKEND)
     bindings = [block for block in blocks(TEST_KIT, "python") if "MemoryContract" in block]
     for number, block in enumerate(bindings):
@@ -147,7 +147,7 @@ def test_the_bindings_of_the_test_kits_page_are_valid(tmp_path: Path) -> None:
 
 
 def test_the_outages_of_the_test_kits_page_work(tmp_path: Path, flux_postgres_server: Server) -> None:
-    """A store behind the kit's proxy can be put out of reach as the page says, and the clauses that need it run."""
+    """Following the page, a store behind the kit's proxy can be made unreachable, and the clauses that need it run."""
     (block,) = (block for block in blocks(TEST_KIT, "python") if "def outages" in block)
     (tmp_path / "test_binding.py").write_text(block)
     dsn = f"--flux-postgres={flux_postgres_server.dsn}"
@@ -161,7 +161,7 @@ def ours() -> list[str]:
 
 
 def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
-    """What can be said of a backend can be found."""
+    """The page describes everything that can be declared about a backend."""
     page = TEST_KIT.read_text()
     for capability, meaning in MEANING.items():
         assert f"| `{capability.name}` | {meaning} |" in page
@@ -175,7 +175,7 @@ def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
 
 
 def test_every_option_of_ours_is_in_the_readme(pytestconfig: pytest.Config) -> None:
-    """An option that only `pytest --help` knows is hardly found."""
+    """Users find options on the page, not in `pytest --help`."""
     known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     options = set(re.findall(r"^ +(--flux-[a-z-]+)", known, re.MULTILINE))
     assert "--flux-strict" in options
@@ -183,7 +183,7 @@ def test_every_option_of_ours_is_in_the_readme(pytestconfig: pytest.Config) -> N
 
 
 def test_the_readme_lists_every_method_with_its_arguments() -> None:
-    """The table of the API is the protocol's."""
+    """The table of the API matches the protocol."""
     told = re.findall(r"^\| `(\w+)(\(.*?\))` \|", README.read_text(), re.MULTILINE)
     methods = {
         name: function
@@ -199,7 +199,7 @@ def test_the_readme_lists_every_method_with_its_arguments() -> None:
 
 
 def test_options_of_pytest_in_the_readme_exist(pytestconfig: pytest.Config) -> None:
-    """Every --flux option that a page or the CI names is one that pytest knows."""
+    """pytest knows every --flux option that a page or the CI names."""
     named = {option for page in COMMAND_FILES for option in re.findall(r"--flux-[a-z-]+", page.read_text())}
     known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     assert named
@@ -207,7 +207,7 @@ def test_options_of_pytest_in_the_readme_exist(pytestconfig: pytest.Config) -> N
 
 
 def test_options_of_the_command_line_exist() -> None:
-    """Every `flux-memory` command that a page prints is one that the program understands."""
+    """The program accepts every `flux-memory` command that a page prints."""
     lines = [
         line
         for page in PAGES
@@ -222,12 +222,12 @@ def test_options_of_the_command_line_exist() -> None:
         if isinstance(command, click.Group):
             name, *arguments = arguments
             command = command.commands[name]
-        with suppress(click.BadParameter):  # a file that is not here is not a wrong option
+        with suppress(click.BadParameter):  # the file of an example need not exist
             command.make_context(name, arguments, parent=context)
 
 
 def test_sessions_of_nox_that_are_named_exist() -> None:
-    """Every `nox -s` that a page or the CI prints names sessions of the noxfile."""
+    """The noxfile has every session that a page or the CI names."""
     tree = ast.parse((PROJECT / "noxfile.py").read_text())
     sessions = {
         each.name
@@ -245,14 +245,14 @@ def test_sessions_of_nox_that_are_named_exist() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub creates them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_within_the_project_lead_somewhere(page: Path) -> None:
-    """No link of a page is dead: the file is there, and so is the heading."""
+    """No link of a page is dead: both the file and the heading exist."""
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if "://" in link:
             continue
@@ -263,15 +263,15 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
-    """A guide that nobody finds is none."""
+    """Readers only find guides that are linked."""
     text = README.read_text()
-    # A folder's pages are linked from its own README.
+    # A folder's README links the folder's pages.
     pages = [page.relative_to(PROJECT) for page in (*PROJECT.glob("docs/*.md"), *PROJECT.glob("docs/*/README.md"))]
     assert [page for page in pages if f"]({page})" not in text] == []
 
 
 def test_messages_on_the_troubleshooting_page_are_the_codes_own() -> None:
-    """Who searches the page for the words of an error finds them: each is in the code today."""
+    """A search for an error's text finds its heading, so each heading occurs in the code."""
     words = {
         node.value
         for source in PROJECT.glob("flux_memory/**/*.py")
