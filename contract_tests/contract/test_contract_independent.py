@@ -1,4 +1,4 @@
-"""The contract, kept by a memory that shares no code with the library: a clause it fails promises too much."""
+"""Runs the contract on a memory that shares no code with the library; a clause that fails here promises too much."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flux_memory.testkit import ALL, Capability, MemoryContract
 
 class TestIndependent(MemoryContract):
     backend = "Independent"
-    # It knows no deadlines: it takes nothing of the library but its errors.
+    # It supports no deadlines, because it uses nothing of the library but its errors.
     capabilities = ALL & ~Capability.OUTAGES
 
     @pytest.fixture
@@ -31,7 +31,7 @@ class TestIndependent(MemoryContract):
 
 @pytest.mark.parametrize("module", ["independent", "independent_values"])
 def test_it_takes_nothing_of_the_library_but_its_errors(module: str) -> None:
-    """What it proves of the clauses rests on its being written without the library."""
+    """The independent memory proves the clauses only if it is written without the library."""
     tree = ast.parse(Path(independent.__file__).with_name(f"{module}.py").read_text())
     imported = [
         (node.module or "", name.name)

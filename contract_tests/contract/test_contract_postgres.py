@@ -1,4 +1,4 @@
-"""The contract, kept by PostgreSQL, and promises that only a look at the server can check."""
+"""Runs the contract on PostgreSQL, and tests promises that only the server's own data can show."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestPostgreSQL(MemoryContract):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("sql", DAMAGES.values(), ids=DAMAGES)
 async def test_every_kind_of_damage_stays_in_its_row(flux_postgres_clean_dsn: str, sql: str) -> None:
-    """One damaged row raises an error that names it, whatever is wrong with it."""
+    """A damaged row of any kind raises an error that names it, and the others stay readable."""
     dsn = flux_postgres_clean_dsn
     await check(
         "FM-LIF-011", StoreUnderTest(lambda: PostgresConversationMemory(dsn), corrupt_message=damage_postgres(dsn, sql))
@@ -74,7 +74,7 @@ async def test_a_race_to_first_use_leaks_no_connection(flux_empty_database: str)
 
 @pytest.mark.asyncio
 async def test_a_history_has_no_hole_in_the_table(flux_postgres_clean_dsn: str) -> None:
-    """Numbers within a session have no gap and no repeat, failed and cancelled adds included."""
+    """Sequence numbers of a session have no gap and no repeat, after failed and cancelled adds too."""
     dsn = flux_postgres_clean_dsn
     for clause_id in ("FM-ORD-012", "FM-CON-006", "FM-CAN-001", "FM-CAN-011"):
         await execute(dsn, "DELETE FROM sessions") if clause_id != "FM-ORD-012" else None

@@ -1,4 +1,4 @@
-"""The contract, kept by the reference model: a clause that the plainest correct code fails is a wrong clause."""
+"""Runs the contract on the reference model: a clause that the simplest correct code fails is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract, kept by SQLite, and damage that only raw access to the file can do."""
+"""Runs the contract on SQLite, and tests damage that only raw access to the file can cause."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TestSQLite(MemoryContract):
 @pytest.mark.asyncio
 @pytest.mark.parametrize("sql", DAMAGES.values(), ids=DAMAGES)
 async def test_every_kind_of_damage_stays_in_its_row(tmp_path: Path, sql: str) -> None:
-    """One damaged row raises an error that names it, whatever is wrong with it."""
+    """A damaged row of any kind raises an error that names it, and the others stay readable."""
     path = tmp_path / "chat.db"
     store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=damage_sqlite(path, sql))
     await check("FM-LIF-011", store)
@@ -56,7 +56,7 @@ async def test_every_kind_of_damage_stays_in_its_row(tmp_path: Path, sql: str) -
 
 @pytest.mark.asyncio
 async def test_first_use_races_on_many_files(tmp_path: Path) -> None:
-    """Handles that race to a file that is not there never meet a lock they do not wait for."""
+    """Handles that race to create a file always wait for its lock."""
     for number in range(60):
         handles = [ConversationMemory(tmp_path / f"{number}.db") for _ in range(8)]
         outcomes = await gather_outcomes(*(handle.create_session() for handle in handles))

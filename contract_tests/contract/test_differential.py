@@ -1,4 +1,4 @@
-"""SQLite and PostgreSQL side by side: the same calls, the same answers, errors included."""
+"""Tests that SQLite and PostgreSQL give the same answers to the same calls, errors included."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def opener(memory: type[ReferenceMemory]) -> Callable[[], Memory]:
 def test_sqlite_and_postgres_answer_alike(
     request: pytest.FixtureRequest, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
-    """No sequence of calls tells the two backends apart."""
+    """No sequence of calls gives different answers on the two backends."""
     compared = Differential(
         lambda: ConversationMemory(tmp_path / "chat.db"),
         lambda: PostgresConversationMemory(flux_postgres_clean_dsn),
@@ -36,7 +36,7 @@ def test_sqlite_and_postgres_answer_alike(
 
 
 def test_equal_backends_are_not_told_apart() -> None:
-    """Ids and times differ from store to store, and are no difference."""
+    """Ids and times differ between stores and do not count as a difference."""
     assert Differential(opener(ReferenceMemory), opener(ReferenceMemory)).explore(QUICK) is None
 
 
@@ -60,9 +60,9 @@ class Wide(ReferenceMemory):
 
 @pytest.mark.parametrize("broken", [OldestFirst, OtherArgument, Wide])
 def test_a_difference_is_found_and_reproduced(broken: type[ReferenceMemory]) -> None:
-    """What differs is shown with the answers of both, after the few calls that lead there."""
+    """A difference is shown with the answers of both backends, after the few calls that lead to it."""
     compared = Differential(opener(ReferenceMemory), opener(broken), names=("sound", "broken"))
-    # Hypothesis takes constants from the modules loaded, so one seed is not always the same.
+    # Hypothesis draws constants from the loaded modules, so the same seed can give other examples.
     findings = (compared.explore(replace(QUICK, seed=seed)) for seed in range(1, 9))
     finding = next(found for found in findings if found is not None)
     assert finding.lines <= 30, finding.code

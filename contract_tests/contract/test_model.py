@@ -1,4 +1,4 @@
-"""The state machine: it holds sound memories for sound, finds what is broken, and writes a test that shows it."""
+"""Tests the state machine: it accepts correct memories, finds broken ones, and prints a test that fails on them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from flux_memory.testkit.contract.model.machine import Finding
 from flux_memory.testkit.contract.model.states import State, explain
 from flux_memory.testkit.mutants import MUTANTS, broken
 
-# A broken memory may leave handles that nobody closes.
+# A broken memory may leave handles open.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Handles that nobody closes complain here, not in somebody else's test."""
+    """Collect leaked handles here, so that their warnings do not fail another test."""
     yield
     gc.collect()
 
@@ -49,7 +49,7 @@ QUICK = Profile(examples=30, steps=25, seed=2, shrinking=1.5)
 
 
 def found_by_some_seed(factory: Callable[[], Memory], claims: Capability = ALL) -> Finding:
-    """What a few seeds find: Hypothesis takes constants from the modules loaded, so one seed is not always the same."""
+    """Return the finding of the first seed that has one; Hypothesis's examples depend on the loaded modules too."""
     for seed in range(2, 12):
         finding = explore(factory, replace(QUICK, seed=seed), claims)
         if finding is not None:
@@ -71,7 +71,7 @@ FOUND = (
     "HandlesWriteBackWhatTheyRead",
     "DriverErrorsEscape",
 )
-"""Of the catalogue, one break of each kind that calls can show, races and cancellations among them."""
+"""One mutant of each kind that calls can reveal, including races and cancellations."""
 
 
 def opener(memory: type[Any]) -> Callable[[], Memory]:
@@ -80,13 +80,13 @@ def opener(memory: type[Any]) -> Callable[[], Memory]:
 
 
 def test_a_sound_memory_has_no_findings() -> None:
-    """What is right by being plain is explained from beginning to end."""
+    """The reference model's answers are explained from the first to the last."""
     assert explore(opener(ReferenceMemory), FAST) is None
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_a_break_is_found(name: str) -> None:
-    """Each break of the catalogue's kinds is found without a clause that is named for it."""
+    """Each kind of mutant is found without the clause that is named for it."""
     assert name in MUTANTS
     finding = found_by_some_seed(opener(broken(name, ReferenceMemory)))
     compile(finding.code, "reproduction", "exec")
@@ -103,20 +103,20 @@ LITTLE = {
 
 @pytest.mark.parametrize("name", LITTLE)
 def test_a_memory_that_claims_little_is_asked_for_no_more(name: str, tmp_path: Path) -> None:
-    """Neither a refusal nor the lack itself is a finding."""
+    """Neither a refusal nor a missing capability is a finding."""
     assert explore(lacking(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name]) is None
 
 
 @pytest.mark.parametrize("name", ["NewestFirst", "DeletesTheSessionOnly", "ReadsBump", "DriverErrorsEscape"])
 def test_a_break_is_found_in_a_memory_that_claims_little(name: str) -> None:
-    """Most backends lack something; their order, say, is explored all the same."""
+    """Most backends lack some capability; the model still explores the rest, such as order."""
     finding = found_by_some_seed(opener(broken(name, ReferenceMemory)), NEEDED)
     for other in ("add_messages", "title", "metadata=", "user_id=", "message_id=", "before=", "memory_2"):
         assert other not in finding.code, finding.code
 
 
 class Doubles(ConversationMemory):
-    """Says one message more than there is, from the third on."""
+    """Reports one message too many, from the third on."""
 
     async def get_session(self, session_id: str) -> Any:
         record = await super().get_session(session_id)
@@ -124,7 +124,7 @@ class Doubles(ConversationMemory):
 
 
 def test_a_reproduction_is_a_test(tmp_path: Path) -> None:
-    """The code that is printed fails on the broken memory, and passes on a sound one."""
+    """The printed code fails on the broken memory and passes on a correct one."""
     finding = found_by_some_seed(lambda: Doubles(tmp_path / "broken.db"))
     names: dict[str, Any] = {}
     exec(compile(finding.code, "reproduction", "exec"), names)
@@ -141,7 +141,7 @@ class Hangs(ReferenceMemory):
 
 @pytest.mark.asyncio
 async def test_a_call_that_hangs_is_told() -> None:
-    """A call that never ends is a finding, not a run that never ends."""
+    """A call that never ends is a finding and does not block the run."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
     hanging = Call("update_session_title", {"session_id": "s", "title": "t"})
@@ -152,7 +152,7 @@ async def test_a_call_that_hangs_is_told() -> None:
 
 @pytest.mark.asyncio
 async def test_a_call_is_cut_where_it_waits() -> None:
-    """A cut call is cancelled at its suspension, and the others are not."""
+    """A cut call is cancelled at its suspension point, and the others are not."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
     hanging = Call("update_session_title", {"session_id": "s", "title": "t"})
@@ -177,7 +177,7 @@ COUNT_0, COUNT_1 = made("count_sessions", Returned(0)), made("count_sessions", R
 
 
 def test_some_order_of_calls_at_once_explains_their_answers() -> None:
-    """Calls at the same time may have taken effect in any order, and in no order that gives other answers."""
+    """Concurrent calls may take effect in any order that gives their answers, and in no other."""
     assert after([CREATE, COUNT_0])
     assert after([COUNT_1, CREATE])
     assert not after([CREATE], [COUNT_0])
@@ -194,7 +194,7 @@ def test_a_call_that_was_cut_off_takes_effect_once_or_never() -> None:
 
 
 def test_an_id_that_is_made_twice_is_no_retry() -> None:
-    """A store that makes an id that is taken is not explained as one that recognised a retry."""
+    """A store that generates a taken id is not explained as one that recognised a retry."""
     add = made("add_message", Returned("m"), session_id="s", role="user", content="x")
     assert after([CREATE], [add])
     assert not after([CREATE], [add], [add])
@@ -215,7 +215,7 @@ def test_answers_are_compared_by_type_value_and_argument() -> None:
 
 
 def test_picks_are_ids_that_are_there() -> None:
-    """A placeholder becomes the id of a session that is there, or of a message of that session."""
+    """A placeholder becomes the id of an existing session, or of a message of that session."""
     known = {"s": ["m", "n"], "t": []}
     call = Call("get_history", {"session_id": Pick("session", 2), "before": Pick("message", 1)})
     assert resolved(call, known).arguments == {"session_id": "s", "before": "n"}

@@ -1,4 +1,4 @@
-"""The proof that the contract bites: every broken memory fails the clause that names its break, sound ones pass it."""
+"""Tests that the contract finds bugs: each mutant fails the clause named for its bug, and the original passes it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flux_memory.testkit.mutants import MUTANTS, broken
 
 Record = Callable[[str, object], None]
 
-# A broken memory may leave calls that nobody awaits, and handles that nobody closes.
+# A broken memory may leave handles open and calls without an await.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# Clauses that need a clock, a damaged row or an outage are tried on the reference, whose store gives all of them.
+# Clauses that need a clock, a damaged row or an outage run on the reference, whose store supports all of them.
 ANYWHERE = [
     name
     for name, mutant in MUTANTS.items()
@@ -33,14 +33,14 @@ ANYWHERE = [
 
 
 def test_every_clause_catches_a_break() -> None:
-    """A clause that no broken memory fails proves nothing."""
+    """A clause that no mutant fails proves nothing."""
     ours = {each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)}
     assert {mutant.caught_by for mutant in MUTANTS.values()} == ours
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property: Record) -> None:
-    """The clause named for a break fails on the reference model that has it, and holds on the one that has not."""
+    """The named clause fails on the mutant of the reference model, and holds on the model itself."""
     record_property(MUTANT, f"{name} on the reference")
     path = tmp_path / "reference.json"
     shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF", "FM-CAP-003")) else None)
@@ -56,7 +56,7 @@ def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property
 
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: Record) -> None:
-    """The clause named for a break fails on the SQLite backend that has it."""
+    """The named clause fails on the mutant of the SQLite backend."""
     record_property(MUTANT, f"{name} on SQLite")
     memory = broken(name, ConversationMemory)
     assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(tmp_path / "chat.db"))) is not None
@@ -64,20 +64,20 @@ def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: R
 
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, record_property: Record) -> None:
-    """The clause named for a break fails on the PostgreSQL backend that has it."""
+    """The named clause fails on the mutant of the PostgreSQL backend."""
     record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
     assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
 
 
 def test_what_was_left_open_before_hides_nothing(tmp_path: Path) -> None:
-    """Files of earlier clauses that are closed meanwhile are not counted against those that handles leave."""
+    """Files of earlier clauses that close meanwhile do not offset a leak of this clause's handles."""
     shared = ReferenceStore(tmp_path / "reference.json")
     memory = broken("LeavesASelectorOpen", ReferenceMemory)
     gc.disable()
     try:
         for _ in range(4 * HANDLES):
-            left: list[object] = [Path(__file__).open()]  # noqa: SIM115 - that is the point
+            left: list[object] = [Path(__file__).open()]  # noqa: SIM115 - the leak under test
             left.append(left)
         found = verdict("FM-LIF-007", StoreUnderTest(lambda: memory(shared)))
     finally:
@@ -86,7 +86,7 @@ def test_what_was_left_open_before_hides_nothing(tmp_path: Path) -> None:
 
 
 def test_pages_without_end_are_not_taken_for_a_call_that_hangs() -> None:
-    """A history in which one pages back for ever is said to be wrong, at once, and not after a minute to hang."""
+    """A history that pages back forever fails at once, not after a minute as a hanging call."""
     shared = ReferenceStore()
     memory = broken("BeforeIsInclusive", ReferenceMemory)
     found = verdict("FM-ORD-007", StoreUnderTest(lambda: memory(shared)))
