@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks: ratios within rounds, their error, the gates, and when a run got worse."""
+"""Tests the benchmarks' arithmetic: ratios within rounds, their error, the gates, and detected regressions."""
 
 # ruff: noqa: PLC0415 - the harness is importable only within the fixture
 from __future__ import annotations
@@ -18,20 +18,20 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module", autouse=True)
 def harness() -> Iterator[None]:
-    """The benchmarks' own package, which is a script's neighbour and not installed."""
+    """Make the benchmarks' package importable, which lies beside scripts and is not installed."""
     sys.path.insert(0, str(BENCHMARKS))
     yield
     sys.path.remove(str(BENCHMARKS))
 
 
 def figure(ops: float, **others: Any) -> dict[str, Any]:
-    """A figure as the worker gives it."""
+    """Return a figure in the worker's format."""
     rest = {"calls": 1, "p50_us": 1.0, "p95_us": 1.0, "p99_us": 1.0, "cpu_us": 1.0, "rss_mb": None, "errors": 0}
     return {"ops": ops, **rest, "first_error": None, **others}
 
 
 def run_of(ours: list[float], base: list[float], *, work: str = "add", concurrency: int = 1) -> Any:
-    """A run of the library against pgbench."""
+    """Return a run of the library against pgbench."""
     from harness.results import Case, Run
 
     run = Run({"at": "now"})
@@ -43,7 +43,7 @@ def run_of(ours: list[float], base: list[float], *, work: str = "add", concurren
 
 
 def test_a_drifting_machine_does_not_move_the_ratio() -> None:
-    """Ratios are taken within a round: a machine that gets ten times slower changes neither ratio nor error."""
+    """Ratios are taken within a round: a machine that becomes ten times slower changes neither ratio nor error."""
     (found,) = run_of([200.0, 100.0, 20.0, 10.0, 2.0], [100.0, 50.0, 10.0, 5.0, 1.0]).ratios()
     assert found[2].median == pytest.approx(2.0)
     assert found[2].error == pytest.approx(0.0)
@@ -56,7 +56,7 @@ def test_a_round_in_which_nothing_happened_is_left_out() -> None:
 
 
 def test_a_single_round_proves_nothing() -> None:
-    """One round has no error of its own, so that no change against it is called one."""
+    """One round has no error estimate, so no change against it counts as a regression."""
     from harness.ratios import Ratio, got_worse, summary
 
     assert math.isinf(summary([2.0]).error)
@@ -64,7 +64,7 @@ def test_a_single_round_proves_nothing() -> None:
 
 
 def test_the_error_is_that_of_the_median() -> None:
-    """The error printed is what repeated runs would scatter by."""
+    """The printed error is the scatter of repeated runs."""
     from harness.ratios import summary
 
     rng = random.Random(1)
@@ -87,7 +87,7 @@ def test_worse_is_what_noise_does_not_explain(fall: float, *, worse: bool) -> No
 
 
 def test_noise_alone_is_rarely_called_a_regression() -> None:
-    """Comparing a run with its like raises a false alarm less than once in forty ratios, five rounds each."""
+    """Comparing two equal runs raises a false alarm for less than one in forty ratios of five rounds."""
     from harness.ratios import got_worse, summary
 
     rng = random.Random(2)
@@ -95,14 +95,14 @@ def test_noise_alone_is_rarely_called_a_regression() -> None:
     def one() -> Any:
         return summary([rng.lognormvariate(0, 0.15) for _ in range(5)])
 
-    # The typical error of a run is a floor under each row's.
+    # The typical error of a run is the lower bound of each row's error.
     typical = sorted(one().error for _ in range(999))[499]
     alarms = sum(got_worse(one(), one(), new_noise=typical, old_noise=typical) for _ in range(4_000))
     assert alarms < 4_000 / 40
 
 
 def test_a_missed_or_missing_figure_fails_its_gate() -> None:
-    """Below the target is red, and so is what was not measured."""
+    """A value below the target fails, and so does a missing measurement."""
     from harness.gates import outcomes
 
     found = {
@@ -118,7 +118,7 @@ def test_a_missed_or_missing_figure_fails_its_gate() -> None:
 
 
 def test_json_reads_back() -> None:
-    """A run that was kept compares with a later one: nothing is lost on the way through JSON."""
+    """A stored run compares with a later one: JSON loses nothing."""
     from harness.results import from_json
 
     run = run_of([1.0, 2.0], [2.0, 2.0])
@@ -129,7 +129,7 @@ def test_json_reads_back() -> None:
 
 
 def test_every_contender_makes_the_same_calls() -> None:
-    """Calls come from a seed: two contenders of a case do the same, and the next round something else."""
+    """Calls depend on a seed: contenders of a case make the same calls, and each round makes others."""
     from harness import samples
 
     def first(seed: str, work: str) -> list[Any]:
@@ -143,7 +143,7 @@ def test_every_contender_makes_the_same_calls() -> None:
 
 
 def test_contenders_of_a_case_follow_one_another() -> None:
-    """Whom a ratio compares are measured side by side, in an order that changes from round to round."""
+    """Contenders of one ratio are measured side by side, in an order that changes from round to round."""
     from harness.results import Case, Run
     from harness.rounds import Turn, measure
 
@@ -164,7 +164,7 @@ def test_contenders_of_a_case_follow_one_another() -> None:
 
 
 def test_pgbench_sends_the_librarys_own_statements() -> None:
-    """The ceiling is the same statement: every parameter is a variable, none is left, no colon in a literal is one."""
+    """The ceiling runs the same statement: every parameter is a variable, and no colon in a literal becomes one."""
     from harness import pgbench
 
     for work in ("add", "history", "list"):
