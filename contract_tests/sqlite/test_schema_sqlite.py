@@ -1,4 +1,4 @@
-"""SQLite files are made, adopted and upgraded in place: all or nothing, and nothing is lost."""
+"""Tests that SQLite files are created, adopted and upgraded in place, atomically and without loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def order(path: Path, session_id: str) -> list[str]:
 
 
 async def refused(path: Path, kind: type[FluxMemoryError], says: str) -> None:
-    """Open a file, expect a refusal, and find the file as it was."""
+    """Open a file, expect a refusal, and check that the file is unchanged."""
     before = contents(path)
     memory = ConversationMemory(path)
     with pytest.raises(kind, match=says):
@@ -48,7 +48,7 @@ def applied(path: Path) -> list[int]:
 
 @pytest.mark.asyncio
 async def test_a_fresh_file_replays_the_whole_history(path: Path) -> None:
-    """There is no second description of the schema: version by version, each with its checksum and time."""
+    """The schema has one description: a fresh file applies each version and records its checksum and time."""
     async with ConversationMemory(path) as memory:
         assert await memory.count_sessions() == 0
     recorded = rows(path, "SELECT version, name, checksum FROM flux_memory_schema ORDER BY version")
@@ -59,7 +59,7 @@ async def test_a_fresh_file_replays_the_whole_history(path: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_an_adopted_file_is_in_order_and_complete(path: Path, generation: int) -> None:
-    """Messages by their time, ties by the order in which they were written; every value is still there."""
+    """Messages are ordered by time, ties by writing order; every value is still there."""
     make_file_with_data(path, generation=generation)
     async with ConversationMemory(path) as memory:
         await check_adopted(memory)
@@ -70,7 +70,7 @@ async def test_an_adopted_file_is_in_order_and_complete(path: Path, generation: 
 
 @pytest.mark.asyncio
 async def test_the_order_of_an_adopted_file_is_proven_by_a_key(path: Path) -> None:
-    """Whoever writes past the library cannot give a number twice, nor an id twice within a session."""
+    """Writers beside the library cannot store a number twice, nor an id twice within a session."""
     make_file_with_data(path)
     await order(path, "one")
     with closing(sqlite3.connect(path)) as db:
@@ -85,7 +85,7 @@ async def test_the_order_of_an_adopted_file_is_proven_by_a_key(path: Path) -> No
 
 @pytest.mark.asyncio
 async def test_users_of_the_second_generation_are_kept(path: Path) -> None:
-    """A session still belongs to its user; NULL is nobody."""
+    """A session still belongs to its user; a NULL user becomes empty."""
     with closing(make_file(path, generation=2)) as db:
         add_sessions(db, "hers", "nobodys")
         db.execute("UPDATE sessions SET user_id = CASE id WHEN 'hers' THEN 'ann' END")
@@ -96,7 +96,7 @@ async def test_users_of_the_second_generation_are_kept(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_times_of_every_form_are_read_and_ordered_by_what_they_mean(path: Path) -> None:
-    """As text these would sort otherwise: naive, `Z`, an offset, no fraction, seconds, milliseconds."""
+    """Their text sorts differently: naive, `Z`, an offset, no fraction, seconds, milliseconds."""
     with closing(make_file(path)) as db:
         add_sessions(db, "s", when=1770292800)
         add_message(db, "fifth", "s", "2026-02-05T12:00:04+00:00")
@@ -118,7 +118,7 @@ async def test_times_of_every_form_are_read_and_ordered_by_what_they_mean(path: 
 
 @pytest.mark.asyncio
 async def test_orphans_are_set_aside_and_not_lost(path: Path) -> None:
-    """Foreign keys were off in the original: messages without a session move to a table of their own, whole."""
+    """Foreign keys were off in the original: messages without a session move unchanged to a separate table."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_message(db, "lost1", "gone", "not even a time")
@@ -133,7 +133,7 @@ async def test_orphans_are_set_aside_and_not_lost(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_without_orphans_no_table_is_made_for_them(path: Path) -> None:
-    """A healthy file gets nothing that it does not need."""
+    """A healthy file gets no table for orphans."""
     make_file_with_data(path)
     await order(path, "one")
     assert rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'orphaned_messages'") == []
@@ -180,7 +180,7 @@ async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> N
     ],
 )
 async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Path, spoil: str, says: str) -> None:
-    """Nothing is guessed, dropped or half done: the message says what to mend, the file is as it was."""
+    """Nothing is guessed, dropped or half done: the message says what to fix, and the file is unchanged."""
     make_file_with_data(path)
     change(path, spoil)
     await refused(path, SchemaError, says)
@@ -202,7 +202,7 @@ async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Pat
     ],
 )
 async def test_an_adoption_that_fails_half_way_leaves_the_file_as_it_was(path: Path, obstacle: str, undo: str) -> None:
-    """Whatever step fails, in whatever file, no step before it stays; without the obstacle it succeeds."""
+    """A failure in any step of any file undoes the steps before; without the obstacle the adoption succeeds."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_message(db, "orphan", "gone", "2026-02-05T15:17:45")
@@ -234,7 +234,7 @@ print("done")
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_an_adoption_that_is_killed_half_way_leaves_the_file_as_it_was(path: Path, journal: str) -> None:
-    """A `kill -9` at statements all along the adoption: the next opening starts from where the first one did."""
+    """After `kill -9` at any statement of the adoption, the next opening finds the file as it was before."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA journal_mode = {journal}")
@@ -256,7 +256,7 @@ def test_an_adoption_that_is_killed_half_way_leaves_the_file_as_it_was(path: Pat
 
 @pytest.mark.asyncio
 async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
-    """Recorded versions are not applied again, the missing ones are."""
+    """Recorded versions are not applied again; the missing ones are."""
     make_file_with_data(path, generation=2)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for table, column in (("sessions", "created_at"), ("sessions", "updated_at"), ("messages", "created_at")):
@@ -281,7 +281,7 @@ async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
     ],
 )
 async def test_a_newer_or_a_changed_schema_is_refused(path: Path, spoil: str, says: str) -> None:
-    """An old release does not write into what it does not know."""
+    """An old release does not write to a schema it does not know."""
     await order(path, "one")
     change(path, spoil)
     await refused(path, SchemaError, says)
@@ -289,7 +289,7 @@ async def test_a_newer_or_a_changed_schema_is_refused(path: Path, spoil: str, sa
 
 @pytest.mark.asyncio
 async def test_a_current_file_is_opened_without_a_write(path: Path) -> None:
-    """Another process may hold the write lock for as long as it likes: opening and reading do not wait for it."""
+    """Opening and reading do not wait for another process that holds the write lock."""
     make_file_with_data(path)
     await order(path, "one")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -305,7 +305,7 @@ async def test_a_current_file_is_opened_without_a_write(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_handles_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
-    """First use may race: one adopts, the others wait and find it done."""
+    """Concurrent first use: one handle adopts, the others wait and find it done."""
     make_file_with_data(path)
     memories = [ConversationMemory(path) for _ in range(6)]
     histories = await asyncio.gather(*(memory.get_history("one") for memory in memories))
@@ -315,7 +315,7 @@ async def test_handles_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
 
 
 def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
-    """The same across processes: none fails, none loses its message."""
+    """The same across processes: none fails, and none loses its message."""
     make_file_with_data(path)
     said = race_to_add("ConversationMemory", str(path))
     assert applied(path) == VERSIONS
@@ -327,7 +327,7 @@ def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.skipif(LEGACY_FILE not in os.environ, reason=f"{LEGACY_FILE} names no file of the original application")
 async def test_a_real_file_of_the_original_application_is_adopted(path: Path) -> None:
-    """What a user's file holds is there after the adoption, every row, in the order of its times."""
+    """A user's file keeps every row, ordered by time."""
     shutil.copyfile(os.environ[LEGACY_FILE], path)
     sessions = rows(path, "SELECT id, title FROM sessions ORDER BY id")
     messages = rows(path, "SELECT session_id, id, role, content FROM messages ORDER BY session_id, created_at, rowid")

@@ -1,4 +1,4 @@
-"""A filter by metadata on SQLite: exactly what contains it, whoever wrote it, however it is found."""
+"""Tests the metadata filter on SQLite: it finds exactly the containing sessions, with any writer and query plan."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ SELECT id, user_id, time, time, metadata FROM (SELECT ? AS id, ? AS user_id, ? A
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    """The connection of a backend, on an empty file."""
+    """The backend's connection to an empty file."""
     with closing(connect(str(tmp_path / "chat.db"), 5)[0]) as db:
         yield db
 
 
 def page(limit: int, offset: int, user_id: str | None, part: str, db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """Return a page; like the worker, end the transaction of the read."""
+    """Return a page, and end the read's transaction as the worker does."""
     try:
         return backend._page(limit, offset, user_id, part, db)
     finally:
@@ -58,7 +58,7 @@ def listed(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = N
 
 
 def rows_left(db: sqlite3.Connection) -> int:
-    """Return how many rows there are about metadata."""
+    """Return the number of rows in the search table."""
     return int(db.execute("SELECT count(*) FROM session_metadata").fetchone()[0])
 
 
@@ -67,7 +67,7 @@ def rows_left(db: sqlite3.Connection) -> int:
 def test_the_filter_finds_what_contains_it(
     objects: list[dict[str, Any]], part: dict[str, Any], *, escaped: bool
 ) -> None:
-    """Neither the rows that stand for metadata nor the way taken make a difference, escapes in JSON neither."""
+    """Neither the search table nor the plan changes the result; JSON escapes do not either."""
     with closing(connect(":memory:", 5)[0]) as db:
         for number, value in enumerate([*objects, part]):
             text = json.dumps(value) if escaped else encode_metadata(value)
@@ -85,7 +85,7 @@ def test_the_filter_finds_what_contains_it(
 
 @pytest.mark.parametrize("matching", [0, 1, 30, 199, 200, 201, 1_000, 3_000])
 def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: int) -> None:
-    """Whether the matching ones are sorted or the newest are walked, pages follow one another without a gap."""
+    """Whether the plan sorts the matches or walks the newest sessions, pages follow one another without a gap."""
     db.execute("BEGIN")
     for number in range(3_000):
         match = number * matching // 3_000 != (number + 1) * matching // 3_000
@@ -109,7 +109,7 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
 
 
 def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None:
-    """What others delete between the statements of one page hides nothing that was there all along."""
+    """Deletions by other processes between the statements of a page do not hide a session that exists throughout."""
     matching = [f"match-{number}" for number in range(4)]
     for number, id_ in enumerate([*matching, *(f"other-{number:02}" for number in range(36))]):
         text = encode_metadata({"lang": "ko" if id_ in matching else "en"})
@@ -145,7 +145,7 @@ def test_what_others_write_is_found(db: sqlite3.Connection) -> None:
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "7", "null", '"a"', '{"a": NaN}', "[" * 3_000, '{"a": 1} x'])
 def test_metadata_that_is_no_object_is_nowhere(db: sqlite3.Connection, text: str | None) -> None:
-    """Corrupt metadata can be written past the library, is found by no filter, and hides nothing else."""
+    """Corrupt metadata written beside the library matches no filter and hides no other session."""
     db.execute(INSERT, ("good", "", WHEN.format(1), '{"a": 1}'))
     db.execute(INSERT, ("bad", "", WHEN.format(2), text))
     assert listed(db, {"a": 1}) == ["good"]
@@ -155,7 +155,7 @@ def test_metadata_that_is_no_object_is_nowhere(db: sqlite3.Connection, text: str
 
 
 def test_no_session_leaves_anything_behind(db: sqlite3.Connection) -> None:
-    """What stands for a session's metadata goes with it."""
+    """The search rows of a session are deleted with it."""
     for id_ in ("one", "two"):
         backend._create_session(records.check_new_session(id_, "", "", {"a": [1, 2], "b": {"c": None}}), db)
     assert rows_left(db) == 10
@@ -167,7 +167,7 @@ def test_no_session_leaves_anything_behind(db: sqlite3.Connection) -> None:
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_an_adopted_files_metadata_is_found(tmp_path: Path, generation: int) -> None:
-    """What the original application wrote is found by a filter from the first call, escaped letters included."""
+    """The first filter finds the original application's metadata, including escaped letters."""
     path = tmp_path / "chat.db"
     with closing(make_file(path, generation=generation)) as original:
         for id_, text in (("old", json.dumps({"언어": "한국어", "n": [1]})), ("null", None), ("bad", "{")):

@@ -1,4 +1,4 @@
-"""The thread behind a SQLite memory: writes that share a transaction, locks, cancellation, and its end."""
+"""Tests the thread of a SQLite memory: writes that share a transaction, locks, cancellation, and its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from flux_memory.errors import (
 
 @asynccontextmanager
 async def thread_held(memory: ConversationMemory) -> AsyncIterator[threading.Event]:
-    """Keep the library's thread busy until the event that this yields is set, at the latest to the block's end."""
+    """Keep the library's thread busy until the yielded event is set, or else until the block ends."""
     held, release = threading.Event(), threading.Event()
 
     def work(_: sqlite3.Connection) -> None:
@@ -49,7 +49,7 @@ async def thread_held(memory: ConversationMemory) -> AsyncIterator[threading.Eve
 @pytest.mark.asyncio
 @pytest.mark.parametrize("how", ["ABORT", "FAIL", "ROLLBACK"])
 async def test_a_failing_write_takes_no_neighbour_along(memory: ConversationMemory, path: Path, how: str) -> None:
-    """Writes that share a transaction fail one by one: not even a ROLLBACK inside it loses an acknowledged one."""
+    """Writes that share a transaction fail one by one: not even a ROLLBACK inside loses an acknowledged one."""
     change(
         path,
         f"CREATE TRIGGER bad BEFORE INSERT ON messages WHEN new.content = 'bad' "
@@ -71,7 +71,7 @@ async def test_a_failing_write_takes_no_neighbour_along(memory: ConversationMemo
 
 @pytest.mark.asyncio
 async def test_more_writes_than_one_transaction_takes(memory: ConversationMemory, path: Path) -> None:
-    """However many gather, all are stored, in the order in which they were made, each once."""
+    """Any number of gathered writes are stored once each, in the order of their calls."""
     contents = [str(number) for number in range(700)]
     await asyncio.gather(*(memory.add_message("one", "user", content) for content in contents))
     assert [message["content"] for message in await memory.get_history("one")] == contents
@@ -79,10 +79,10 @@ async def test_more_writes_than_one_transaction_takes(memory: ConversationMemory
 
 @pytest.mark.asyncio
 async def test_calls_of_one_moment_share_one_transaction(memory: ConversationMemory) -> None:
-    """Writes that begin together cost one flush of the disk, the first of them included."""
+    """Writes that start together cost one flush of the disk, including the first."""
     statements: list[str] = []
     await on_the_thread(memory, lambda db: db.set_trace_callback(statements.append))
-    # After this the thread rests, and does not take the first write before the others come.
+    # The thread is idle now and cannot take the first write before the others arrive.
     rests = threading.Event()
     (await memory._life.opened())._send(rests.set)
     await asyncio.to_thread(rests.wait, 5)
@@ -93,7 +93,7 @@ async def test_calls_of_one_moment_share_one_transaction(memory: ConversationMem
 
 @pytest.mark.asyncio
 async def test_reads_that_gather_have_an_outcome_each(memory: ConversationMemory, path: Path) -> None:
-    """However many readers and writers come at once, each gets its own answer; one corrupt row fails its readers."""
+    """Concurrent readers and writers each get their own answer; a corrupt row fails only the reads that need it."""
     await memory.add_message("one", "user", "x")
     await memory.add_message("two", "user", "y")
     change(path, "UPDATE messages SET metadata = '{' WHERE session_id = 'two'")
@@ -129,7 +129,7 @@ async def test_a_lock_that_is_let_go_in_time_is_waited_for(memory: ConversationM
 
 @pytest.mark.asyncio
 async def test_a_lock_that_stays_ends_the_call_and_poisons_nothing(path: Path) -> None:
-    """At the deadline the call ends by an error that says that nothing was stored; the next call works."""
+    """At the deadline the call fails and says that nothing was stored; the next call works."""
     async with ConversationMemory(path, timeout=20) as memory:
         session = await memory.create_session()
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -148,7 +148,7 @@ async def test_a_lock_that_stays_ends_the_call_and_poisons_nothing(path: Path) -
 
 @pytest.mark.asyncio
 async def test_a_thread_that_does_not_answer_ends_the_call(path: Path) -> None:
-    """A disk that hangs does not hang the caller; a write that had not begun is not made afterwards either."""
+    """A hanging disk does not hang the caller; a write that had not started is not stored later."""
     async with ConversationMemory(path, timeout=20) as memory:
         session = await memory.create_session()
         async with thread_held(memory):
@@ -159,7 +159,7 @@ async def test_a_thread_that_does_not_answer_ends_the_call(path: Path) -> None:
 
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """Let this process open nothing more."""
+    """Exhaust this process's file descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -170,7 +170,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 @pytest.mark.asyncio
 async def test_a_process_without_descriptors_refuses_nothing_that_it_has_stored(memory: ConversationMemory) -> None:
-    """Where the log cannot be looked at after a commit, the write is acknowledged all the same, and done once."""
+    """If the log cannot be inspected after a commit, the write is still acknowledged, and done once."""
     with no_descriptor_left():
         alone = await memory.add_message("one", "user", "alone")
         together = await asyncio.gather(*(memory.add_message("one", "user", "together") for _ in range(3)))
@@ -179,7 +179,7 @@ async def test_a_process_without_descriptors_refuses_nothing_that_it_has_stored(
 
 @pytest.mark.asyncio
 async def test_a_write_to_a_file_that_cannot_be_looked_at_is_told_at_once(tmp_path: Path) -> None:
-    """An error of the file system ends the write, not its deadline."""
+    """An error of the file system ends the write at once, not at its deadline."""
     directory = tmp_path / "store"
     async with ConversationMemory(directory / "chat.db", timeout=60) as memory:
         await memory.create_session(session_id="one")
@@ -192,7 +192,7 @@ async def test_a_write_to_a_file_that_cannot_be_looked_at_is_told_at_once(tmp_pa
 
 @pytest.mark.asyncio
 async def test_a_cancelled_write_is_stored_whole_or_not_at_all(memory: ConversationMemory, path: Path) -> None:
-    """A write that is cancelled before its turn leaves nothing; its neighbours are stored; the handle goes on."""
+    """A write that is cancelled before its turn leaves nothing; its neighbours are stored; the handle keeps working."""
     async with thread_held(memory):
         writes = [asyncio.create_task(memory.add_message("one", "user", str(number))) for number in range(4)]
         reading = asyncio.create_task(memory.get_history("one"))
@@ -210,7 +210,7 @@ async def test_a_cancelled_write_is_stored_whole_or_not_at_all(memory: Conversat
 
 @pytest.mark.asyncio
 async def test_a_forgotten_handle_warns_and_ends_its_thread(path: Path) -> None:
-    """The warning names the file; the thread does not stay."""
+    """The warning names the file, and the thread ends."""
     memory = ConversationMemory(path)
     await memory.create_session()
     thread = (await memory._life.opened())._driver._thread
@@ -224,7 +224,7 @@ async def test_a_forgotten_handle_warns_and_ends_its_thread(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_closing_while_calls_are_in_flight_loses_none(path: Path) -> None:
-    """What was begun before `close()` is answered and stored, and the thread is gone afterwards."""
+    """Calls that started before `close()` are answered and stored, and the thread is gone afterwards."""
     memory = ConversationMemory(path)
     session = await memory.create_session()
     threads = set(threading.enumerate())
@@ -238,7 +238,7 @@ async def test_closing_while_calls_are_in_flight_loses_none(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_closing_gives_up_what_waits_for_a_lock(path: Path) -> None:
-    """A call that has more time than `close()` is told that nothing was stored, and the thread is gone."""
+    """A call with more time than `close()` fails, saying that nothing was stored, and the thread is gone."""
     memory = ConversationMemory(path, timeout=2)
     session = await memory.create_session()
     threads = set(threading.enumerate())
@@ -259,7 +259,7 @@ async def test_closing_gives_up_what_waits_for_a_lock(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_failed_opening_leaves_no_thread(path: Path) -> None:
-    """However often it is tried."""
+    """Repeated failures leave no thread either."""
     await asyncio.to_thread(path.write_bytes, b"These are notes, no database. " * 100)
     before = threading.active_count()
     async with ConversationMemory(path) as memory:
@@ -274,7 +274,7 @@ async def test_a_failed_opening_leaves_no_thread(path: Path) -> None:
 
 
 def test_a_second_event_loop_is_a_clear_error(path: Path) -> None:
-    """It neither hangs nor writes; closing there lets go of the file."""
+    """It neither hangs nor writes; closing there closes the file."""
     memory = ConversationMemory(path)
     session = asyncio.run(memory.create_session())
     with pytest.raises(FluxMemoryError, match="another event loop"):
@@ -284,7 +284,7 @@ def test_a_second_event_loop_is_a_clear_error(path: Path) -> None:
 
 
 def test_an_event_loop_that_ends_before_its_calls_breaks_nothing(path: Path) -> None:
-    """The answer has nobody left to hear it; the thread goes on and the handle can be closed."""
+    """The answer finds its loop closed; the thread keeps running and the handle can be closed."""
     memory = ConversationMemory(path)
     release = threading.Event()
     tasks: list[asyncio.Task[Any]] = []
@@ -318,7 +318,7 @@ asyncio.run(main())
 
 
 def test_a_program_that_ends_while_opening_ends_quietly(path: Path) -> None:
-    """No traceback of a thread that talks to a loop that is gone."""
+    """No traceback appears of a thread that calls a closed loop."""
     done = subprocess.run(
         [sys.executable, "-c", LEFT_WHILE_OPENING, str(path)], capture_output=True, text=True, timeout=30, check=False
     )
@@ -347,7 +347,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no limit of a process's memory")
 def test_a_process_that_gets_no_thread_is_told_and_tries_again(path: Path) -> None:
-    """At a limit of threads or of memory a call fails as one of ours, and the next one may succeed."""
+    """At a limit of threads or memory a call fails with an error of the library, and the next one can succeed."""
     done = subprocess.run(
         [sys.executable, "-c", NO_THREAD, str(path)], capture_output=True, text=True, timeout=30, check=True
     )
@@ -363,7 +363,7 @@ def in_memory() -> tuple[sqlite3.Connection, OpenFile]:
 
 @pytest.mark.asyncio
 async def test_a_call_of_the_moment_before_closing_is_answered() -> None:
-    """What was asked for before the end is done, and its caller does not wait for an answer until the deadline."""
+    """A call made just before the end is carried out, and its caller does not wait until the deadline."""
     worker = SQLiteWorker(in_memory)
     await worker.open(5)
     call = asyncio.create_task(worker.read(lambda _: "done", 5))
@@ -374,7 +374,7 @@ async def test_a_call_of_the_moment_before_closing_is_answered() -> None:
 
 @pytest.mark.asyncio
 async def test_a_worker_whose_thread_hangs_is_left_behind() -> None:
-    """Closing waits a bounded time, also for a disk that does not answer."""
+    """Closing takes a bounded time, even with a disk that does not answer."""
     worker = SQLiteWorker(in_memory)
     await worker.open(5)
     release = threading.Event()
