@@ -1,4 +1,4 @@
-"""Adds to PostgreSQL that share a statement: each has its own outcome, and nobody waits for somebody else's lock."""
+"""Tests adds that share a statement on PostgreSQL: separate outcomes, and no waiting for another session's lock."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def memory(flux_empty_database: str) -> AsyncIterator[PostgresConversation
 async def test_a_call_that_the_server_refuses_fails_alone(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
-    """The statement that it shared fails as a whole; its neighbours are sent again, in order, without it."""
+    """The shared statement fails as a whole; its other calls are sent again, in order, without the refused one."""
     await execute(
         flux_empty_database, "ALTER TABLE messages ADD CONSTRAINT no_bad_ones CHECK (content NOT LIKE 'bad%')"
     )
@@ -67,7 +67,7 @@ async def test_a_call_that_the_server_refuses_fails_alone(
 
 @pytest.mark.asyncio
 async def test_refusals_of_ours_share_a_statement_with_neighbours(memory: PostgresConversationMemory) -> None:
-    """A missing session or a taken id is the caller's affair; everybody else's message is stored."""
+    """A missing session or a taken id fails its own call only; all other messages are stored."""
     await memory.add_message("one", "user", "first", message_id="taken")
     outcomes = await asyncio.gather(
         memory.add_message("one", "user", "second"),
@@ -111,9 +111,9 @@ async def test_a_lock_on_one_session_holds_up_no_other(
 async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
-    """At the deadline each call ends by our error, which says of one that was never sent that nothing was stored.
+    """At the deadline each call fails; a call that was never sent says that nothing was stored.
 
-    Afterwards the session takes messages again, in order.
+    Afterwards the session accepts messages again, in order.
     """
 
     async def in_a_hurry() -> None:
@@ -142,7 +142,7 @@ async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
 async def test_a_session_that_is_deleted_while_a_write_waits_for_its_lock_is_not_found(
     memory: PostgresConversationMemory, flux_empty_database: str, messages: int
 ) -> None:
-    """The statement still sees the session, and can no longer lock it: alone, gathered, and for a rename."""
+    """The statement sees the session and can no longer lock it: alone, in a batch, and in a rename."""
     batch: list[NewMessage] = [{"role": "user", "content": "x"}] * messages
     async with connected(flux_empty_database) as other, connected(flux_empty_database) as watcher:
         transaction = other.transaction()
@@ -158,7 +158,7 @@ async def test_a_session_that_is_deleted_while_a_write_waits_for_its_lock_is_not
 
 @pytest.mark.asyncio
 async def test_a_call_that_is_cancelled_before_its_turn_is_not_stored(memory: PostgresConversationMemory) -> None:
-    """What shares the statement with it is; the order stays."""
+    """Calls that share its statement are stored, in order."""
     tasks = [asyncio.create_task(memory.add_message("one", "user", str(number))) for number in range(6)]
     for _ in range(3):
         await asyncio.sleep(0)
@@ -174,7 +174,7 @@ async def test_a_call_that_is_cancelled_before_its_turn_is_not_stored(memory: Po
 
 @pytest.mark.asyncio
 async def test_retries_in_one_burst_are_stored_once(memory: PostgresConversationMemory) -> None:
-    """The same id many times at once, alone and in batches: one message; another content under it: a conflict."""
+    """The same id many times at once, alone and in batches: one message; with other content: a conflict."""
     ids = await asyncio.gather(
         *(memory.add_message("one", "user", "x", message_id="m") for _ in range(5)),
         *(memory.add_messages("one", [{"role": "user", "content": "x", "message_id": "m"}]) for _ in range(5)),
@@ -190,7 +190,7 @@ async def test_retries_in_one_burst_are_stored_once(memory: PostgresConversation
 async def test_a_caller_that_comes_again_at_once_does_not_overtake_those_that_wait(
     memory: PostgresConversationMemory,
 ) -> None:
-    """Callers that add one message after the other all get on, whoever came first."""
+    """Callers that add one message after the other all make progress, in any order of arrival."""
     sessions = [await memory.create_session() for _ in range(8)]
     done = dict.fromkeys(sessions, 0)
 
@@ -207,7 +207,7 @@ async def test_a_caller_that_comes_again_at_once_does_not_overtake_those_that_wa
 async def test_adds_that_share_a_statement_share_a_plan(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
-    """The server plans a shared statement once for any number of calls, not anew for each statement."""
+    """The server plans a shared statement once for any number of calls."""
     await execute(flux_empty_database, MANY_ROWS)
     await execute(flux_empty_database, "ANALYZE")
     sessions = [str(number) for number in range(1, 5)]
@@ -220,7 +220,7 @@ async def test_adds_that_share_a_statement_share_a_plan(
 
 @pytest.mark.asyncio
 async def test_many_callers_are_divided_among_two_statements(memory: PostgresConversationMemory) -> None:
-    """While the server is at the calls of one half, the other half is told and comes again."""
+    """While the server runs the statement of one half, the callers of the other half get answers and call again."""
     sessions = [await memory.create_session() for _ in range(40)]
     writer = memory._life.resource.writer
     in_flight = set()
@@ -241,7 +241,7 @@ async def test_many_callers_are_divided_among_two_statements(memory: PostgresCon
 
 @pytest.mark.asyncio
 async def test_large_metadata_makes_no_larger_statements(memory: PostgresConversationMemory) -> None:
-    """Metadata counts as content does: a statement of many large calls could be more than the server takes."""
+    """Metadata counts like content: a statement of many large calls could exceed the server's limit."""
     writer = memory._life.resource.writer
     together = set()
     large = {"text": "x" * postgres_writer.BATCH_CHARACTERS}
@@ -258,7 +258,7 @@ async def test_large_metadata_makes_no_larger_statements(memory: PostgresConvers
 async def test_a_refusal_whose_caller_was_cancelled_meanwhile_is_not_logged(
     flux_empty_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer was there, and its connection on the way back to a borrowed pool: asyncio has nothing to report."""
+    """The answer arrived, and its connection was on the way back to a borrowed pool: asyncio logs nothing."""
     async with (
         asyncpg.create_pool(flux_empty_database, min_size=1, max_size=1) as pool,
         PostgresConversationMemory(pool=pool) as memory,
