@@ -1,4 +1,4 @@
-"""Least privilege: the roles that the documentation grants work, with the lists printed there and not a right less."""
+"""Tests the documented roles: they work with the printed grants, and each grant is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DATABASE = "chat"
 
 
 def printed() -> list[list[str]]:
-    """The statements of each SQL block of the page's section on roles."""
+    """Return the statements of each SQL block in the page's section on roles."""
     section = PAGE.read_text(encoding="utf-8").partition("## Roles")[2].partition("\n## ")[0]
     blocks = re.findall(r"```sql\n(.*?)```", section, flags=re.DOTALL)
     return [[one.strip() for one in block.split(";") if one.strip()] for block in blocks]
@@ -43,7 +43,7 @@ APPLICATION_GRANTS = [
 
 @dataclass(frozen=True)
 class Roles:
-    """DSNs of the roles that the page makes."""
+    """DSNs of the roles that the page creates."""
 
     admin: str
     owner: str
@@ -53,7 +53,7 @@ class Roles:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server of the module's own: roles belong to a whole server."""
+    """A separate server for this module, because roles belong to a whole server."""
     with start_server("local") as server:
         watch(server.dsn)
         yield server
@@ -61,7 +61,7 @@ def server() -> Iterator[Server]:
 
 @pytest_asyncio.fixture(loop_scope="function")
 async def roles(server: Server) -> AsyncIterator[Roles]:
-    """The page, executed to its end."""
+    """The page's statements, executed to the end."""
     admin = elsewhere(server.dsn, database=DATABASE)
     names = ("chat_owner", "chat_app", "chat_reader")
     found = Roles(admin, *(as_user(admin, name, PASSWORDS[name]) for name in names))
@@ -77,14 +77,14 @@ async def roles(server: Server) -> AsyncIterator[Roles]:
 
 
 async def run(dsn: str, statements: list[str]) -> None:
-    """Execute statements, each by itself."""
+    """Execute each statement separately."""
     async with connected(dsn) as connection:
         for statement in statements:
             await connection.execute(statement)
 
 
 async def use(memory: Memory) -> None:
-    """Call every method, of a batch and of a retry too."""
+    """Call every method, including a batch and a retry."""
     session = await memory.create_session("title", {"a": 1}, user_id="u")
     await memory.add_message(session, "user", "one", message_id="m")
     await memory.add_message(session, "user", "one", message_id="m")
@@ -100,7 +100,7 @@ async def use(memory: Memory) -> None:
 
 @pytest.mark.asyncio
 async def test_a_role_that_owns_only_its_schema_does_everything(roles: Roles) -> None:
-    """The owner made the tables with no right but its schema's, none in `public`, and every method works."""
+    """The owner creates the tables with rights on its own schema only, none in `public`, and every method works."""
     async with PostgresConversationMemory(roles.owner) as memory:
         await use(memory)
     assert await rows(roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'") == [
@@ -110,7 +110,7 @@ async def test_a_role_that_owns_only_its_schema_does_everything(roles: Roles) ->
 
 @pytest.mark.asyncio
 async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, tmp_path: Path) -> None:
-    """Rows that join others need one right more than those that come first."""
+    """A migration into a filled target needs one right more than one into an empty target."""
     for number in range(2):
         path = tmp_path / f"{number}.db"
         async with ConversationMemory(path) as memory:
@@ -122,7 +122,7 @@ async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, 
 
 @pytest.mark.asyncio
 async def test_a_role_without_ddl_rights_uses_a_current_schema(roles: Roles) -> None:
-    """Every method works for the application's role, which may create nothing anywhere."""
+    """Every method works for the application's role, which may not create anything."""
     async with PostgresConversationMemory(roles.application) as memory:
         await use(memory)
     for kind in ("schema", "database"):
@@ -131,7 +131,7 @@ async def test_a_role_without_ddl_rights_uses_a_current_schema(roles: Roles) -> 
 
 @pytest.mark.asyncio
 async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) -> None:
-    """Reads work with SELECT alone; a write says what the role lacks, and stores nothing."""
+    """Reads work with SELECT alone; a write says which right the role lacks, and stores nothing."""
     async with PostgresConversationMemory(roles.owner) as memory:
         session = await memory.create_session()
         await memory.add_message(session, "user", "one")
@@ -146,7 +146,7 @@ async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) 
 
 @pytest.mark.asyncio
 async def test_no_right_granted_to_the_application_is_idle(roles: Roles) -> None:
-    """Without any one of the rights printed something fails, with an error of ours: the list is the least there is."""
+    """Without any one of the printed rights some call fails with an error of the library: the list is minimal."""
     assert len(APPLICATION_GRANTS) >= 8
     for right, table in APPLICATION_GRANTS:
         kind = "SCHEMA " if right == "USAGE" else ""

