@@ -1,4 +1,4 @@
-"""What the bindings of the contract share: clocks and damage behind a backend's back, and the verdict of a clause."""
+"""Parts that the bindings of the contract share: clocks, functions that corrupt a row, and the verdict of a clause."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Corrupt = Callable[[str, str], Awaitable[None]]
 
 
 def written_at(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
-    """Return a clock for PostgreSQL. The server has the true one, so what was written gets its moment afterwards."""
+    """Return a clock for PostgreSQL. The server sets the times, so rows get the wanted time after they are written."""
 
     @asynccontextmanager
     async def clock_at(moment: datetime) -> AsyncIterator[None]:
@@ -36,7 +36,7 @@ def written_at(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[Non
 
 
 def damage_postgres(dsn: str, sql: str) -> Corrupt:
-    """Return a function that spoils a message; the statement takes a session's and a message's id."""
+    """Return a function that corrupts a message; the statement takes a session id and a message id."""
 
     async def corrupt(session_id: str, message_id: str) -> None:
         async with connected(dsn) as connection:
@@ -46,7 +46,7 @@ def damage_postgres(dsn: str, sql: str) -> Corrupt:
 
 
 def damage_sqlite(path: Path, sql: str) -> Corrupt:
-    """Return a function that spoils a message; the statement takes a session's and a message's id."""
+    """Return a function that corrupts a message; the statement takes a session id and a message id."""
 
     async def corrupt(session_id: str, message_id: str) -> None:
         with closing(sqlite3.connect(path)) as connection:
@@ -57,7 +57,7 @@ def damage_sqlite(path: Path, sql: str) -> Corrupt:
 
 
 def damage_reference(path: Path) -> Corrupt:
-    """Return a function that spoils a message in the reference model's file."""
+    """Return a function that corrupts a message in the reference model's file."""
 
     def write(session_id: str, message_id: str) -> None:
         sessions = json.loads(path.read_bytes())
@@ -73,14 +73,14 @@ def damage_reference(path: Path) -> Corrupt:
 
 
 async def check(clause_id: str, store: StoreUnderTest) -> None:
-    """Run a clause that is a coroutine."""
+    """Run an asynchronous clause."""
     checked = CLAUSES[clause_id].test(MemoryContract(), store)
     assert checked is not None
     await checked
 
 
 def verdict(clause_id: str, store: StoreUnderTest) -> BaseException | None:
-    """Run one clause as pytest would, and return why it fails."""
+    """Run one clause as pytest would; return the exception if it fails."""
     try:
         checked = CLAUSES[clause_id].test(MemoryContract(), store)
         if checked is not None:

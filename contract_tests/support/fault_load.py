@@ -1,4 +1,4 @@
-"""Writers and readers at work while something breaks, and the verdict on what is stored when they have stopped."""
+"""A load of writers and readers on one handle while a fault happens, and the verdict on the stored data afterwards."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PATIENCE: Final = 40.0
 
 
 class Load:
-    """Tasks on one memory that add, read, rename and begin anew, until they are told to stop.
+    """Tasks on one handle that add, read, rename and start new sessions until they are stopped.
 
-    Their calls have different deadlines and begin at different moments, and some are cancelled. `unavailable` has the
+    Their calls have different deadlines and start at random moments, and some are cancelled. `unavailable` collects the
     errors of the calls with the memory's own deadline.
 
     Args:
-        memory: Whose calls are recorded.
-        directory: For the journals.
-        writers: How many tasks.
+        memory: The handle; its calls are recorded.
+        directory: Where the journals are written.
+        writers: Number of tasks.
     """
 
     def __init__(self, memory: Any, directory: Path, writers: int = 8) -> None:
@@ -63,10 +63,10 @@ class Load:
             self._journal.close()
 
     async def more(self, calls: int) -> None:
-        """Return when that many more calls have been acknowledged.
+        """Return when this many more calls have been acknowledged.
 
         Raises:
-            TimeoutError: They were not for a long time.
+            TimeoutError: the calls were not acknowledged in time.
         """
         wanted = self.acknowledged + calls
         async with asyncio.timeout(_PATIENCE):
@@ -78,7 +78,7 @@ class Load:
                     await asyncio.wait_for(self._progress.wait(), 0.5)
 
     def history(self) -> History:
-        """Return what was recorded."""
+        """Return the recorded history."""
         return History.read(self.directory)
 
     async def _write(self, number: int) -> None:
@@ -114,7 +114,7 @@ class Load:
 
     async def _wait_after(self, error: BackendUnavailableError) -> None:
         self.unavailable.append(error)
-        # As a caller does who was told to come again later.
+        # A caller would back off like this.
         await asyncio.sleep(0.05)
 
     def _count(self) -> None:
@@ -123,7 +123,7 @@ class Load:
 
 
 async def judge(fault: Fault, dsn: str, history: History) -> None:
-    """Read everything that is stored, through a new handle and past it, and hold the history against it."""
+    """Read everything stored, through a new handle and directly, and check the history against it."""
     numbers: dict[str, list[tuple[int, str]]] = {}
     for session, number, message in await rows(dsn, _NUMBERS):
         numbers.setdefault(session, []).append((number, message))
@@ -140,14 +140,14 @@ async def through(
     stored_at: str | None = None,
     **arguments: Any,
 ) -> Load:
-    """Run one round: work, breakage, work again, verdict.
+    """Run one round: load, fault, more load, verdict.
 
     Args:
-        fault: Where the figures go.
-        dsn: What the memory is given.
-        directory: An empty one, for the journal.
-        breaking: Breaks something under load, and mends it.
-        stored_at: Where to look afterwards, if not at `dsn`.
+        fault: Collects the figures.
+        dsn: The DSN of the handle under test.
+        directory: An empty directory for the journals.
+        breaking: Causes the fault under load, and repairs it.
+        stored_at: The DSN to read from afterwards, if it is not `dsn`.
         arguments: More arguments for the memory.
     """
     direct = stored_at or dsn

@@ -1,4 +1,4 @@
-"""A migration that faults interrupt: its size, its target, and whether it ended well."""
+"""Migrations that a fault interrupts: how to run one, and how to prepare its target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLEAN = "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema CASCADE"
 
 
 def ended_well(path: Path, dsn: str) -> bool:
-    """Migrate, and tell whether it succeeded; whatever breaks is an error of ours."""
+    """Migrate and return whether it succeeded; any failure must be an error of the library."""
     try:
         return move(path, dsn, batch_size=50).status is Status.IDENTICAL
     except FluxMemoryError:
@@ -23,7 +23,7 @@ def ended_well(path: Path, dsn: str) -> bool:
 
 
 async def prepared(dsn: str, statements: list[str]) -> None:
-    """Let the library make its tables, and put in what others have."""
+    """Let the library create its tables, then run statements that add objects of other clients."""
     async with PostgresConversationMemory(dsn, min_size=1) as memory:
         await memory.count_sessions()
     await execute(dsn, *statements)

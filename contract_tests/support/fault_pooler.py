@@ -1,4 +1,4 @@
-"""A PgBouncer of a test's own, before a server."""
+"""A PgBouncer in transaction mode for one test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logfile =
 
 
 class Pooler:
-    """A PgBouncer before one server, on a port of its own."""
+    """A PgBouncer in front of one server, on its own port."""
 
     def __init__(self, dsn: str, directory: Path) -> None:
         parts = urlsplit(dsn)
@@ -58,7 +58,7 @@ class Pooler:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and return when it takes connections."""
+        """Start the pooler, and return when it accepts connections."""
         self._process = subprocess.Popen(
             [str(self._program), "-q", str(self._file)],
             user=self._account.user if self._account.is_other else None,
@@ -80,22 +80,22 @@ class Pooler:
         return True
 
     def end(self, how: signal.Signals) -> None:
-        """End it, with all connections through it."""
+        """End the pooler and with it all connections through it."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(timeout=10)
             self._process = None
 
     def restart(self, how: signal.Signals) -> None:
-        """End it and start it again."""
+        """End the pooler and start it again."""
         self.end(how)
         self.start()
 
 
 @contextmanager
 def started_pooler(dsn: str) -> Iterator[Pooler]:
-    """Start one before a server, for the length of the block."""
-    # Not pytest's own directories, which nobody else can enter.
+    """Run a pooler in front of a server during the block."""
+    # The pooler's user cannot enter pytest's directories.
     directory = Path("/var/tmp") / f"fm-pooler-{os.getpid()}-{time.monotonic_ns()}"
     directory.mkdir(mode=0o700)
     made = Pooler(dsn, directory)
@@ -108,5 +108,5 @@ def started_pooler(dsn: str) -> Iterator[Pooler]:
 
 
 def behind(dsn: str, pooler: Pooler) -> str:
-    """The DSN through the pooler, without the one setting."""
+    """Return the DSN through the pooler, without `statement_cache_size`."""
     return urlunsplit(urlsplit(elsewhere(dsn, host="127.0.0.1", port=pooler.port)))

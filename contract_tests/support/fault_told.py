@@ -1,4 +1,4 @@
-"""What each caller was told of its write, and what PostgreSQL has of it when nothing is in flight any more."""
+"""The outcome of each write as its caller saw it, and the content of PostgreSQL once nothing is in flight."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUP BY sessions.id, sessions.message_count
 HAVING sessions.message_count <> count(seq) OR count(seq) <> coalesce(max(seq), 0) OR count(seq) <> count(DISTINCT seq)
 """
 AWAITING_A_LOCK: Final = f"SELECT count(*) {CONNECTIONS} AND wait_event_type = 'Lock'"
-"""Statements of a `named` DSN that wait for a lock."""
+"""Counts statements on connections of a `named` DSN that wait for a lock."""
 ASLEEP: Final = f"SELECT count(*) {CONNECTIONS} AND wait_event = 'PgSleep'"
 SLOW_SESSIONS: Final = """
 CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NULL; END';
@@ -30,16 +30,16 @@ CREATE TRIGGER slow
 AFTER INSERT OR UPDATE OR DELETE ON sessions
 FOR EACH STATEMENT EXECUTE FUNCTION take_time();
 """
-"""Make each write take 0.1 s on the server: adds bump the session's counter."""
+"""Makes each write take 0.1 s on the server: every add updates the session's counter."""
 
 
 @dataclass
 class Told:
-    """Contents by what their callers were told."""
+    """Contents, grouped by the outcome their callers saw."""
 
     acknowledged: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    """The error says that nothing was stored."""
+    """Contents whose error says that nothing was stored."""
     unknown: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Told:
         """Add one call: `outcome` is its result or its exception.
 
         Raises:
-            BaseException: The exception is neither of the library's family nor a cancellation.
+            BaseException: the exception is neither an error of the library nor a cancellation.
         """
         if not isinstance(outcome, BaseException):
             self.acknowledged.append(content)
@@ -65,7 +65,7 @@ class Told:
 
 
 async def told(calls: dict[str, Awaitable[Any]], *, within: float = 30.0) -> Told:
-    """Await calls, each named by its content, which must end in time."""
+    """Await calls, keyed by their content, which must finish in time; return their outcomes."""
     async with asyncio.timeout(within):
         outcomes = await asyncio.gather(*calls.values(), return_exceptions=True)
     found = Told()
@@ -75,15 +75,15 @@ async def told(calls: dict[str, Awaitable[Any]], *, within: float = 30.0) -> Tol
 
 
 async def quiet(memory: Memory, dsn: str, sessions: Iterable[str], *, close: bool = True) -> Counter[str]:
-    """Return how often each content is stored, once nothing that the handle began can be stored any more.
+    """Return how often each content is stored, after every write of the handle has come to its end.
 
-    An add to each session comes behind everything that still waits for one; their contents are not returned.
+    Adds one message to each session, which queues behind all earlier writes; these messages are not returned.
 
     Args:
-        memory: The handle, which can reach the server again.
-        dsn: The same database, past anything that breaks. The handle's DSN is a `named` one.
-        sessions: Those that were added to.
-        close: Close the handle before the look.
+        memory: The handle; the server is reachable again.
+        dsn: A direct DSN of the same database. The handle's own DSN is a `named` one.
+        sessions: The sessions that got messages.
+        close: Whether to close the handle before reading.
     """
     with deadline(20):
         await asyncio.gather(*(memory.add_message(session, "user", "afterwards") for session in sessions))
@@ -100,7 +100,7 @@ async def stored(dsn: str) -> Counter[str]:
 
 
 async def in_order(dsn: str, wanted: Sequence[str]) -> bool:
-    """Return whether the stored contents of each session that are among the wanted ones stand in their order."""
+    """Return whether the wanted contents are stored in the wanted order within each session."""
     places = {content: place for place, content in enumerate(wanted)}
     found: dict[str, list[int]] = {}
     for session, content in await rows(dsn, CONTENTS):
@@ -111,7 +111,7 @@ async def in_order(dsn: str, wanted: Sequence[str]) -> bool:
 
 @asynccontextmanager
 async def opened(dsn: str, *, borrowed: bool = False, **arguments: Any) -> AsyncIterator[PostgresConversationMemory]:
-    """Open a handle with a pool of its own, or with one of ten connections that it borrows."""
+    """Open a handle with its own pool, or with a borrowed pool of ten connections."""
     if not borrowed:
         async with PostgresConversationMemory(dsn, **arguments) as memory:
             yield memory
@@ -125,7 +125,7 @@ async def opened(dsn: str, *, borrowed: bool = False, **arguments: Any) -> Async
 
 
 async def make_sessions(dsn: str, ids: Iterable[str]) -> None:
-    """Make the tables, and sessions, through a handle that nothing breaks."""
+    """Create the tables and the sessions over a connection that stays intact."""
     async with PostgresConversationMemory(dsn) as memory:
         for id_ in ids:
             await memory.create_session(session_id=id_)

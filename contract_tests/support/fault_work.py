@@ -1,4 +1,4 @@
-"""Work that goes on while something breaks: writers whose every call is in a journal, and what is left in the end."""
+"""Writers that keep working while a fault happens, with a journal of every call, on both backends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBERS: Final = "SELECT session_id, seq, id FROM messages ORDER BY session_id, 
 
 
 def on_each(name: str) -> pytest.MarkDecorator:
-    """Run a test of the fault of this name on both backends; the argument `store` says which."""
+    """Run a test of this fault on both backends, with the argument `store`."""
     params = [
         pytest.param(backend, marks=pytest.mark.fault(name, backend=backend)) for backend in ("sqlite", "postgres")
     ]
@@ -33,13 +33,13 @@ def on_each(name: str) -> pytest.MarkDecorator:
 
 @dataclass(frozen=True)
 class Store:
-    """A store that something happens to."""
+    """A store that suffers a fault."""
 
     backend: str
     where: str
-    """A path, or a DSN that is not named."""
+    """A path, or a DSN without an application name."""
     directory: Path
-    """Where the journals go."""
+    """The directory of the journals."""
 
     def open(self, timeout: float = 30.0) -> Memory:
         """Open a handle."""
@@ -48,13 +48,13 @@ class Store:
         return PostgresConversationMemory(named(self.where), timeout=timeout, min_size=1, max_size=4)
 
     def journal(self, round_: int) -> Path:
-        """Return where the journals of one round are."""
+        """Return the directory of one round's journals."""
         directory = self.directory / str(round_)
         directory.mkdir(exist_ok=True)
         return directory
 
     async def settled(self) -> Stored:
-        """Read everything, once no writer that is gone has a call under way on the server."""
+        """Read everything once the server has finished the calls of writers that are gone."""
         numbers: dict[str, list[tuple[int, str]]] = {}
         if self.backend == "postgres":
             await until_none(self.where, OPEN)
@@ -78,7 +78,7 @@ class Store:
             return db.execute(NUMBERS).fetchall()
 
     def judge(self, fault: Fault, round_: int, before: Stored | None = None) -> Stored:
-        """Hold a round's journals against what is stored, and return that."""
+        """Check a round's journals against the stored data, and return that data."""
         stored = asyncio.run(self.settled())
         fault.judge(History.read(self.journal(round_)), stored, before)
         return stored
@@ -95,19 +95,19 @@ async def write(
     gives_up: bool = True,
     patient: bool = False,
 ) -> None:
-    """Let some tasks write to sessions of their own and to one they share, for ever or so many calls each.
+    """Write to one session for each task and to a shared one: endlessly, or `calls` times.
 
-    The calls have different deadlines and begin at different moments, and some are cancelled.
+    The calls have different deadlines and start at random moments, and some are cancelled.
 
     Args:
-        memory: Where to.
+        memory: The handle to write with.
         journal: Records every call.
-        worker: The name of the tasks together.
-        tasks: How many there are.
-        calls: How many each makes, after its session's creation.
-        told: Called once everybody has written something.
-        gives_up: End at the first error; otherwise errors of ours are what the test is about.
-        patient: Each call has the handle's deadline, and none is cancelled.
+        worker: The common name of the tasks.
+        tasks: Number of tasks.
+        calls: Calls of each task after it has created its session.
+        told: Called once every task has written a message.
+        gives_up: Whether to stop at the first error; otherwise errors of the library are expected.
+        patient: Whether each call has the handle's deadline and none is cancelled.
     """
     recorder = Recorder(memory, journal, worker)
     shared = await recorder.create_session(f"shared by {worker}", session_id=f"{worker}-shared"[:36])

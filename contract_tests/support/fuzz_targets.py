@@ -1,7 +1,7 @@
-"""What is fuzzed: everything that takes input from outside. Each target is a hypothesis test without fixtures.
+"""Fuzz targets for everything that takes input from outside; each is a hypothesis test without fixtures.
 
-Whatever comes in: no error but the library's own, no hang, and nothing that was asked of one row touches another.
-Hypothesis runs them in the suite, and atheris, which is guided by coverage, through `fuzz_one_input`.
+Any input may raise the library's errors only, must not hang, and must not touch rows that it does not name.
+Hypothesis runs the targets in the suite; atheris, guided by coverage, runs them through `fuzz_one_input`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from flux_memory.settings import load_settings
 from flux_memory.transfer import Mode, Plan, migrate
 
 SECONDS: Final = 20.0
-"""Longer than that is a hang."""
+"""Seconds after which a call counts as hung."""
 BYSTANDER: Final = "bystander"
-"""A session that no call names."""
+"""The id of a session that no generated call names."""
 
 
 @dataclass
 class Place:
-    """Where the targets work; an event loop and handles that live as long."""
+    """The directory, database, event loop and handles that the targets use."""
 
     directory: Path = Path()
     dsn: str = ""
@@ -49,7 +49,7 @@ class Place:
     memories: list[Memory] = field(default_factory=list)
 
     def open(self, directory: Path, dsn: str) -> None:
-        """Open a handle on each backend, with the bystander in both."""
+        """Open a handle on each backend, and create the bystander session in both."""
         self.directory, self.dsn, self.runner = directory, dsn, asyncio.Runner()
         self.runner.run(self._open())
 
@@ -60,20 +60,20 @@ class Place:
             await memory.add_message(BYSTANDER, "user", "untouched")
 
     def close(self) -> None:
-        """Close the handles and the loop."""
+        """Close the handles and the event loop."""
         for memory in self.memories:
             self.runner.run(memory.close())
         self.runner.close()
 
 
 place: Final = Place()
-"""Opened by whoever runs the targets."""
+"""The caller of the targets opens it."""
 tried: Counter[str] = Counter()
-"""Inputs that each target got."""
+"""Number of inputs by target."""
 
 OFTEN: Final = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 _SELDOM: Final = settings(OFTEN, max_examples=max(30, settings().max_examples // 10))
-"""For targets that start a process for each input."""
+"""Fewer examples, for targets that start a process for each input."""
 
 NASTY: Final = (
     *("", "\x00", "\ud800", "'; DROP TABLE messages; --", "' OR '1'='1", "$1", "?1", "%s", ":session_id", "{}", "null"),
@@ -92,7 +92,7 @@ NASTY: Final = (
     ),
     *("COPY messages TO PROGRAM 'id'", "; SELECT pg_sleep(60); --", "ATTACH DATABASE '/tmp/x' AS x", "../../x", "~"),
 )
-# Surrogates too, which are no text that can be stored.
+# Including lone surrogates, which cannot be stored.
 texts = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories=()), max_size=60))
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.binary(max_size=20))
 values = st.recursive(
@@ -135,7 +135,7 @@ REQUIRED: Final = {
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], bool]:
-    """A method, its arguments, and whether the session it names is one that exists."""
+    """A method, its arguments, and whether the session it names exists."""
     method = draw(st.sampled_from(sorted(CALLS)))
     given_ = {
         name: draw(strategy)
@@ -148,7 +148,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], bool]:
 @OFTEN
 @given(calls(), texts)
 def public_api(call: tuple[str, dict[str, Any], bool], unknown: str) -> None:
-    """Any value for any argument of any method, on both backends, which answer alike."""
+    """Any value for any argument of any method: both backends give the same answer."""
     tried["public_api"] += 1
     method, given_, exists = call
     assume(BYSTANDER not in (unknown, given_.get("session_id")))
@@ -160,7 +160,7 @@ def public_api(call: tuple[str, dict[str, Any], bool], unknown: str) -> None:
 
 
 async def _one_call(memory: Memory, method: str, given_: dict[str, Any], exists: bool, unknown: str) -> str:
-    """Make one call and return how it ended."""
+    """Make one call and return its outcome."""
     own = await memory.create_session()
     session = ((own if exists else unknown),) if method in WITH_SESSION else ()
     made = own
@@ -232,12 +232,12 @@ _PIECES: Final = (
 @OFTEN
 @given(st.lists(st.one_of(st.sampled_from(_PIECES), texts), max_size=12), st.one_of(st.none(), values))
 def dsn_parser(pieces: list[str], other: Any) -> None:
-    """Texts like DSNs and unlike them: read or refused, and a password in its place is never shown."""
+    """Texts that resemble DSNs and texts that do not: accepted or refused, and a password never shows."""
     tried["dsn_parser"] += 1
     written = "".join(pieces)
     with suppress(FluxMemoryError):
         parse_dsn(written if other is None else other)
-    # Hypothesis takes constants from the code around, too.
+    # Hypothesis also draws constants from the surrounding code.
     assume(MARKER not in written)
     mask_dsn(written)
     with_password = f"postgresql://user:{MARKER}@{written}"
@@ -260,7 +260,7 @@ _NAMES: Final = ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN")
     st.sampled_from(_NAMES),
 )
 def configuration(environment: dict[str, str], file: bytes, name: str) -> None:
-    """Any environment and any `.env`: settings, or an error that says what is wrong with them."""
+    """Any environment and any `.env` file: valid settings, or an error that says what is wrong with them."""
     tried["configuration"] += 1
     home = Path.cwd()
     (place.directory / ".env").write_bytes(name.encode() + b"=" + file)
@@ -268,7 +268,7 @@ def configuration(environment: dict[str, str], file: bytes, name: str) -> None:
     os.chdir(place.directory)
     try:
         for key, value in environment.items():
-            with suppress(ValueError):  # NUL, which no environment can hold
+            with suppress(ValueError):  # NUL, which an environment cannot hold
                 os.environ[key] = value
         with suppress(FluxMemoryError):
             found = load_settings()
@@ -314,7 +314,7 @@ def _original() -> bytes:
 def legacy_file(
     written: list[tuple[tuple[str, str], Any]], overwritten: list[tuple[int, bytes]], length: int | None
 ) -> None:
-    """An original application's file with odd values and damaged bytes: read by a dry run, then adopted in place."""
+    """An original file with odd values and damaged bytes: read in a dry run, then adopted in place."""
     tried["legacy_file"] += 1
     path = place.directory / "legacy.db"
     for suffix in ("", "-wal", "-shm", "-journal"):
@@ -384,7 +384,7 @@ lines = st.one_of(
 @_SELDOM
 @given(st.lists(lines, max_size=5))
 def quarantine_file(written: list[bytes]) -> None:
-    """A quarantine file that people, or something else, have edited: loaded as far as a dry run goes, or refused."""
+    """A quarantine file after arbitrary edits: accepted by a dry run, or refused."""
     tried["quarantine_file"] += 1
     path = place.directory / "quarantine.jsonl"
     path.write_bytes(b"\n".join(written))

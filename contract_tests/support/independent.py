@@ -1,4 +1,4 @@
-"""A memory written from the contract's words alone: sqlite3 in threads, and nothing of the library but its errors."""
+"""A second implementation of the contract, written from its text: sqlite3 in threads, the library's errors only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from flux_memory import (
 
 Result = TypeVar("Result")
 
-# One row a message, in the order of its rowid: a plan unlike the library's counter on the session's row.
+# Messages are ordered by their rowid: a different design from the library's counter on the session's row.
 TABLES: Final = """
 CREATE TABLE sessions (id TEXT PRIMARY KEY, user_id TEXT, title TEXT, created_at TEXT, updated_at TEXT, metadata TEXT);
 CREATE TABLE messages (place INTEGER PRIMARY KEY AUTOINCREMENT, session TEXT REFERENCES sessions ON DELETE CASCADE,
@@ -52,17 +52,17 @@ def record(row: sqlite3.Row) -> Any:
     except ValueError as error:
         raise FluxMemoryError(f"the metadata of {row['id']!r} is damaged: {error}") from error
     if not isinstance(metadata, dict):
-        raise FluxMemoryError(f"the metadata of {row['id']!r} is damaged: it is no object")
+        raise FluxMemoryError(f"the metadata of {row['id']!r} is damaged: it is not an object")
     return dict(row) | {"metadata": metadata}
 
 
 def now() -> str:
-    """Return the time."""
+    """Return the current time."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the store; who comes first makes it."""
+    """Open the store; the first connection creates its tables."""
     db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA foreign_keys = ON")
@@ -77,14 +77,14 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def written(db: sqlite3.Connection) -> Iterator[None]:
-    """Everything in the block, or nothing; one writer at a time."""
+    """Run the block in a write transaction; one writer at a time."""
     db.execute("BEGIN IMMEDIATE")
     with db:
         yield
 
 
 def next_time(db: sqlite3.Connection, session: str) -> str:
-    """Return the time of a change to a session, not before its last one."""
+    """Return the time of a change to a session, never before its last change."""
     row = db.execute("SELECT updated_at FROM sessions WHERE id = ?", (session,)).fetchone()
     if row is None:
         raise SessionNotFoundError(f"there is no session {session!r:.60}")
@@ -92,12 +92,12 @@ def next_time(db: sqlite3.Connection, session: str) -> str:
 
 
 def said(role: str, content: str, metadata: str) -> tuple[Any, ...]:
-    """Return what makes an add a retry, to be compared."""
+    """Return the values that must be equal for an add to count as a retry."""
     return role, content, comparable(metadata)
 
 
 def append(db: sqlite3.Connection, session: str, rows: Iterable[NewRow]) -> None:
-    """Store what is not there."""
+    """Store the messages that are not stored yet."""
     moment = next_time(db, session)
     for row in rows:
         known = db.execute("SELECT * FROM messages WHERE session = ? AND id = ?", (session, row.id)).fetchone()
@@ -109,7 +109,7 @@ def append(db: sqlite3.Connection, session: str, rows: Iterable[NewRow]) -> None
 
 
 class IndependentMemory:
-    """One connection behind one lock; a call works on it in a thread, and is over when that is, cancelled or not."""
+    """One connection behind one lock. A call runs in a thread and ends with it, even when cancelled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -233,7 +233,7 @@ class IndependentMemory:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            # What follows on this handle must find the work done, or never to be done.
+            # The next call on this handle must find the work done, or never to be done.
             await asyncio.wait({running})
             raise
 

@@ -1,4 +1,4 @@
-"""What the independent memory takes and compares: checks written from the contract's words alone."""
+"""Checks of arguments for `IndependentMemory`, written from the contract's text alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NewRow(NamedTuple):
 
 
 def plain_text(name: str, value: object) -> str:
-    """Return a text that is perhaps not fit to be stored."""
+    """Return the value as a plain str, which may not be storable."""
     if not isinstance(value, str):
         raise WrongTypeError(f"{name} must be a str, not {type(value).__name__}")
     return str.__str__(value)
@@ -53,13 +53,13 @@ def text(name: str, value: object, shortest: int = 0, longest: int = 64 * MEBIBY
 
 
 def key(name: str, value: object) -> str:
-    """Return a text to look for; one that SQLite cannot be asked for becomes one that nobody has."""
+    """Return a text to look up; a text that SQLite cannot bind becomes an id that does not exist."""
     plain = plain_text(name, value)
     return plain if plain.encode(errors="ignore").decode() == plain else "\x00"
 
 
 def count(name: str, value: object) -> int:
-    """Return how many rows, at most as many as a machine can count."""
+    """Return a number of rows, capped at the largest that SQLite can count."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise WrongTypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 0:
@@ -78,7 +78,7 @@ def json_text(name: str, value: object) -> str:
 
 
 def plain_json(name: str, value: object, depth: int = 1) -> Any:
-    """Return a copy of a JSON value, made of plain types."""
+    """Return a copy of a JSON value, built from plain types."""
     if isinstance(value, Mapping | list | tuple) and depth > 100:
         raise InvalidInputError(f"{name} is nested deeper than 100")
     if isinstance(value, Mapping):
@@ -99,7 +99,7 @@ def plain_json(name: str, value: object, depth: int = 1) -> Any:
 
 
 def exact(number: str) -> tuple[Decimal]:
-    """Return a number that equals another one of the same value, and, being a tuple, equals no boolean."""
+    """Wrap a number so that equal numbers are equal, and none equals a boolean."""
     return (Decimal(number),)
 
 
@@ -109,7 +109,7 @@ def comparable(stored: str) -> Any:
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """Tell whether JSON contains other JSON, numbers being `exact`."""
+    """Return whether a JSON value contains another one, with numbers `exact`."""
     if isinstance(whole, dict) and isinstance(part, dict):
         return all(each in whole and contains(whole[each], part[each]) for each in part)
     if isinstance(whole, list) and isinstance(part, list):
@@ -118,7 +118,7 @@ def contains(whole: Any, part: Any) -> bool:
 
 
 def new_row(role: object, content: object, metadata: object, message_id: object, place: str = "") -> NewRow:
-    """Check a message."""
+    """Return a checked message."""
     return NewRow(
         new_id() if message_id is None else text(f"{place}message_id", message_id, 1, 36),
         text(f"{place}role", role, 1),
@@ -128,7 +128,7 @@ def new_row(role: object, content: object, metadata: object, message_id: object,
 
 
 def new_rows(messages: object) -> Iterator[NewRow]:
-    """Check a batch."""
+    """Yield the checked messages of a batch."""
     if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
         raise WrongTypeError(f"messages must be an iterable of mappings, not {type(messages).__name__}")
     for at, message in enumerate(messages):
@@ -143,6 +143,6 @@ def new_rows(messages: object) -> Iterator[NewRow]:
 
 
 def new_id() -> str:
-    """Return a UUIDv7: milliseconds, then chance."""
+    """Return a UUIDv7: the time in milliseconds, then random bits."""
     number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
     return str(UUID(int=number & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62))

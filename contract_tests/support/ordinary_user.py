@@ -1,4 +1,4 @@
-"""Tests of file permissions run as somebody whom permissions bind, also when the run is root's."""
+"""Runs a block without root's privileges, so that tests of file permissions also work in a run by root."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NOBODY = 65534
 
 @contextmanager
 def ordinary_user() -> Iterator[None]:
-    """Be an ordinary user for the length of the block. All that is imported within has to be loaded before."""
+    """Become an ordinary user during the block. Import everything that the block needs before."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,8 +1,8 @@
-"""A watch over the whole run: a password of a throwaway server that shows anywhere fails the test during which it did.
+"""A watch over the whole run: a server's password that shows in any output fails the test that ran at the time.
 
-Looked through are, of every test: what it printed and logged, warnings, what `flux-memory` printed in a process, and
-every error of ours at its end: str, repr, arguments, causes, and its traceback with the variables of our frames.
-pytest's own report of a failed test is not: it shows the test's arguments, and with them the throwaway DSN.
+For each test it searches printed and logged output, warnings, the output of `flux-memory` in other processes, and
+every error of the library: str, repr, arguments, causes, and the variables of the package's frames in its traceback.
+It does not search pytest's own report of a failed test, which shows the test's arguments and so the throwaway DSN.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from click.testing import Result
 import flux_memory
 
 MARKER: Final = "m4rker-of-a-p4ssword"
-"""A password that tests use where they need one that no server has."""
+"""The password for tests that need one without a server."""
 SHORTEST: Final = 8
-"""A shorter one stands by chance in other words."""
+"""Shorter passwords would match other words by chance."""
 _PACKAGE: Final = str(Path(flux_memory.__file__).parent)
 
-# A variable can hold the largest text there is, many times over; a DSN in it is among the first.
+# A variable can hold a huge text many times over; a DSN stands among its first characters.
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 10_000
 _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 1_000
@@ -40,7 +40,7 @@ _findings: list[str] = []
 
 
 def watch(text: str) -> None:
-    """Watch for a password, or for the one in a DSN."""
+    """Add a password, or the password of a DSN, to the watch."""
     with suppress(ValueError):
         password = unquote(urlsplit(text).password or "") if "://" in text else text
         if len(password) >= SHORTEST:
@@ -48,7 +48,7 @@ def watch(text: str) -> None:
 
 
 def look(where: str, text: str) -> None:
-    """Note it if a password shows."""
+    """Record a finding if a password shows."""
     for password in _passwords:
         if password in text:
             masked = text.replace(password, "<PASSWORD>")
@@ -58,7 +58,7 @@ def look(where: str, text: str) -> None:
 
 
 def look_at_error(error: BaseException) -> None:
-    """Look at all of an error that may be shown: its words, its causes, and what our frames hold."""
+    """Search all that may be shown of an error: its text, its causes, and the variables of the package's frames."""
     for one in _chain(error):
         name = type(one).__name__
         look(f"the words of {name}", f"{one} {one!r} {one.args!r} {getattr(one, '__notes__', '')!r}")
@@ -78,19 +78,19 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def taken() -> list[str]:
-    """Return what was found, and begin anew."""
+    """Return the findings and forget them."""
     found = _findings[:]
     _findings.clear()
     return found
 
 
 class SecretWatch:
-    """The pytest plugin."""
+    """The pytest plugin that searches each test's output."""
 
     def pytest_configure(self) -> None:
         for name in ("flux_memory", "asyncpg"):
             logging.getLogger(name).setLevel(logging.DEBUG)
-        # When it goes, an error has got its causes and its whole traceback; and to wait for that keeps nothing alive.
+        # At its end, an error has all its causes and its whole traceback, and waiting for it keeps no object alive.
         flux_memory.FluxMemoryError.__del__ = _last_look  # type: ignore[attr-defined]
         _look_after(subprocess.CompletedProcess, _look_at_process)
         _look_after(Result, lambda result: look("the output of the command line", f"{result.output} {result.stderr}"))
@@ -107,7 +107,7 @@ class SecretWatch:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         for title, text in report.sections:
-            # Not those of the phases before, and not the server's own log, which a failure has got.
+            # Earlier phases were searched in their turn; the server's log belongs to a failure and may quote the DSN.
             if title.startswith("Captured") and title.endswith(report.when or ""):
                 look(f"'{title}' of {item.nodeid}", text)
         if (found := taken()) and report.when is not None:

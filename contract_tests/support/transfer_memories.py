@@ -1,4 +1,4 @@
-"""Helpers for the tests of transfers: create and read memories without the code under test."""
+"""Sources and targets of transfers, created and read without the code under test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def move(path: Path, dsn: str, **plan: Any) -> Report:
 
 
 def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Return all rows of a target, messages in order; nothing if it has no tables."""
+    """Return all rows of a target, messages in order; empty lists if it has no tables."""
 
     async def read() -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         if await rows(dsn, "SELECT WHERE to_regclass('sessions') IS NULL"):
@@ -57,7 +57,7 @@ def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 def make_random(path: Path, *, sessions: int, messages: int, seed: int = 1) -> None:
-    """Create a file of the original application, with rows in random order of ids and times."""
+    """Create a file of the original application, with random order of ids and times."""
     rng = random.Random(seed)
     with closing(make_file(path, generation=2)) as db:
         db.execute("BEGIN")
@@ -72,14 +72,14 @@ def make_random(path: Path, *, sessions: int, messages: int, seed: int = 1) -> N
 
 
 def add_session(db: sqlite3.Connection, id_: object, **columns: Any) -> None:
-    """Store a session, with valid or invalid values."""
+    """Store a session with valid or invalid values."""
     when = columns.get("when", "2026-02-05T15:17:45.407069")
     metadata = columns.get("metadata", "{}")
     db.execute(INSERT_SESSION, (id_, columns.get("title", "title"), when, columns.get("updated", when), metadata))
 
 
 def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) -> None:
-    """Store a message, with valid or invalid values."""
+    """Store a message with valid or invalid values."""
     db.execute(
         INSERT_MESSAGE,
         (
@@ -94,12 +94,12 @@ def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) ->
 
 
 def age(path: Path) -> None:
-    """Set a file's mtime to long ago."""
+    """Set a file's mtime to a time long ago."""
     os.utime(path, (1_000_000_000, 1_000_000_000))
 
 
 class Trigger:
-    """A watcher that acts when a phase has begun, or after some of its rows."""
+    """A watcher that acts at the start of a phase, or after some of its rows."""
 
     def __init__(self, name: str, act: Callable[[], object], *, after_rows: int = 0) -> None:
         self._name = name
@@ -109,7 +109,7 @@ class Trigger:
         self.acted = False
         self.said: list[str] = []
         self.rows = 0
-        """Rows reported in all phases."""
+        """Number of rows reported in all phases."""
 
     def phase(self, name: str, rows: int | None) -> None:
         self._phase = name

@@ -1,4 +1,4 @@
-"""The migration command in a process of its own, and the moment at which it waits for a lock."""
+"""The migration command as a separate process, and a wait for the moment at which it needs a lock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command in its own process."""
+    """Start the command."""
     command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -20,7 +20,7 @@ def start_there(path: Path, dsn: str) -> subprocess.Popen[str]:
 
 
 async def waiting_for_lock(connection: Any) -> int:
-    """Wait until the migration waits for a lock, and return the pid of its server process."""
+    """Wait until the migration waits for a lock, and return the process id of its server process."""
     async with asyncio.timeout(20):
         while True:
             pid = await connection.fetchval(
