@@ -1,4 +1,4 @@
-"""An application that shuts down cancels every task of the event loop: a migration ends and leaves nothing behind."""
+"""Tests migrations in an application that cancels every task at shutdown: each ends and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_all_tasks_are_cancelled_at_any_moment(
     if how in {"verify", "back"}:
         assert move(path, dsn).status is Status.IDENTICAL
     (work := tmp_path / "work").mkdir()
-    # The driver leaves an exception behind if its TLS request is cancelled.
+    # asyncpg leaves an unretrieved exception behind if its TLS request is cancelled.
     plain = with_parameter(dsn, "sslmode=disable")
     code, output, errors = child(CHILD, how, path, plain, work, 1, 28, tmp_path=tmp_path, monkeypatch=monkeypatch)
     assert errors == ""
@@ -175,7 +175,7 @@ def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_em
 
 
 def test_a_thread_has_ended_when_its_call_does() -> None:
-    """However often the call is cancelled, it returns after the thread has ended, and repeats `stop` until then."""
+    """The call returns after its thread has ended, even if it is cancelled repeatedly; it repeats `stop` until then."""
     stops = threading.Semaphore(0)
     at_work = asyncio.Event()
     loop: asyncio.AbstractEventLoop

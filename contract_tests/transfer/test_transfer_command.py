@@ -1,4 +1,4 @@
-"""`flux-memory migrate`: flags, exit codes and output."""
+"""Tests the command `flux-memory migrate`: its flags, exit codes and output."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_comparison_puts_no_rows_aside(path: Path, flux_empty_database: str) -
 
 
 def test_orphans_do_not_count_as_sessions(path: Path, flux_empty_database: str) -> None:
-    """The preflight announces as many rows as it reads, so that its bar ends at 100 %."""
+    """The preflight announces exactly the rows it reads, so that its bar ends at 100 %."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add(db, "orphan", "gone")
     looked = call("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--dry-run")

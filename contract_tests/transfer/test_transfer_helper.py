@@ -1,4 +1,4 @@
-"""Two processes that read halves of a large file find together what one finds alone."""
+"""Tests the helper process: two processes that read halves of a large file find what one process finds."""
 
 from __future__ import annotations
 

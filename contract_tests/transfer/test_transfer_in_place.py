@@ -1,4 +1,4 @@
-"""A file that no process uses is read in place without a lock; a write meanwhile is detected and handled."""
+"""Tests reading an unused file in place, without a lock; a concurrent write is detected and handled."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
 
 
 def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None:
-    """An application that embeds a migration may have the file open itself, in a transaction, and keeps its locks."""
+    """An application that embeds a migration may have the same file open in a transaction, and keeps its locks."""
     write(path, "PRAGMA journal_mode = DELETE")
     age(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:

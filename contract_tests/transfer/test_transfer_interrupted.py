@@ -1,4 +1,4 @@
-"""After a kill at any point, a second run completes a migration with exactly the same result."""
+"""Tests that a second run completes a migration with exactly the same result after a kill at any point."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def on_its_way(process: subprocess.Popen[str], seconds: float) -> tuple[float, t
     """Interrupt a process after some time of work.
 
     Returns:
-        How long it worked, and its exit code with what it said on stdout and on stderr.
+        The seconds it worked, and its exit code, stdout and stderr.
     """
     with process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Load into an empty target and merge into one that has rows, also beside other writers."""
+"""Tests loading into an empty target and merging into a filled one, also beside other writers."""
 
 from __future__ import annotations
 

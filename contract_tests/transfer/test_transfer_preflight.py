@@ -1,4 +1,4 @@
-"""The preflight finds every invalid row before the target is changed, and refused rows are never lost."""
+"""Tests the preflight: it finds every invalid row before the target changes, and refused rows are never lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A proof cannot be forged, and files are durable before a run reports success."""
+"""Tests the proof of a migration: it cannot be forged, and files are durable before success is reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FORGE = "UPDATE messages SET content = 'forged' WHERE seq = ANY ('{{{}}}')"
 
 
 def summing_to_nothing(vectors: dict[int, int]) -> set[int]:
-    """Return which vectors have 0 as their XOR, by Gaussian elimination; 257 of 256 bits are enough."""
+    """Return a subset of the vectors whose XOR is 0, by Gaussian elimination; 257 vectors of 256 bits suffice."""
     basis: dict[int, tuple[int, set[int]]] = {}
     for name, vector in vectors.items():
         left, used = vector, {name}
@@ -51,11 +51,11 @@ def summing_to_nothing(vectors: dict[int, int]) -> set[int]:
             left, used = left ^ basis[top][0], used ^ basis[top][1]
         else:
             return used
-    raise AssertionError("there are too few")
+    raise AssertionError("there are too few vectors")
 
 
 def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empty_database: str) -> None:
-    """Different messages with the same XOR of digests do not pass as equal: the combined digest is not a linear sum."""
+    """Altered messages whose digests XOR to the same value are detected: the combined digest is not linear."""
     dsn = flux_empty_database
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
@@ -94,12 +94,12 @@ def test_both_sides_digest_a_long_session_alike(
 
 
 class Disk:
-    """Records syncs of files and directories, and links, in order."""
+    """Records the order of links and of syncs of files and directories."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[tuple[str, str]] = []
         self.fails = False
-        """Whether a sync of a directory fails."""
+        """Whether syncs of directories fail."""
         self.before_directory: Callable[[], object] = lambda: None
         self._link, self._fsync = os.link, os.fsync
         monkeypatch.setattr(os, "link", self.link)
@@ -236,7 +236,7 @@ def test_the_way_back_checks_the_numbers_in_its_file(
 
 
 def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_empty_database: str) -> None:
-    """A policy that hides rows is an error: otherwise a part would be proven, or a table with rows taken for empty."""
+    """A policy that hides rows is an error: otherwise a part would be proven, or a filled table would seem empty."""
     dsn = flux_empty_database
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL

@@ -1,4 +1,4 @@
-"""Memories of every kind move both ways, and each field arrives as an application reads it."""
+"""Tests that memories of every kind move both ways, with each field as an application reads it."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ FLAT_TEXTS = st.tuples(FLAT, SPELLINGS).map(lambda pair: json.dumps(pair[0], **p
 @example(['{"a": 1}', '{"a": -0}', '{"a": 1, "a": 2}', '{"a": 01}', '{"a": 1}\n'])
 @example(['{"bb": "x", "a": [1, "y"]}', '{"bb": "x\ty", "a": []}', '{"bb": "\\"", "a": [1,2]}'])
 def test_a_shape_that_was_seen_before_changes_nothing(texts: list[str]) -> None:
-    """A template and the parser give the same canonical text."""
+    """A cached template and the parser give the same canonical text."""
 
     def outcome(canonicalizer: Canonicalizer, text: str) -> str:
         try:

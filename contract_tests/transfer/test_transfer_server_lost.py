@@ -1,4 +1,4 @@
-"""If the server dies during a migration, the error is one sentence, and the next run completes."""
+"""Tests a server that dies during a migration: the error is one sentence, and the next run completes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) ->
             await waiting_for_lock(connection)
             kill(server)
             _, errors = await asyncio.to_thread(process.communicate, timeout=60)
-            # The server process of our own connection.
+            # This connection's server process.
             connection.terminate()
             return process.returncode, errors
 

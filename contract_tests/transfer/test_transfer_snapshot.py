@@ -1,4 +1,4 @@
-"""A migration changes no byte of the SQLite file, and leaves no file beside it."""
+"""Tests that a migration changes no byte of the SQLite file and leaves no file beside it."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_waiting_for_a_lock_can_be_cancelled(path: Path, shared: bool) -> None:
         await asyncio.wait([migration], timeout=1)
         migration.cancel()
         done, _ = await asyncio.wait([migration], timeout=10)
-        assert done, "it waits for the lock, for 30 s"
+        assert done, "the wait for the lock, of up to 30 s, did not end"
         assert migration.cancelled()
 
     with closing(sqlite3.connect(path, isolation_level=None)) as application:

@@ -1,4 +1,4 @@
-"""Validating messages in chunks gives the same result as validating each one alone."""
+"""Tests that validating messages in chunks gives the same result as validating each one alone."""
 
 from __future__ import annotations
 

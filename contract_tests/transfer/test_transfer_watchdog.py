@@ -1,4 +1,4 @@
-"""A migration with a lost connection ends; one with a slow server continues."""
+"""Tests the watchdog: a migration with a lost connection ends, one with a slow server continues."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_refused_connection_is_an_answer(
             migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
             await waiting_for_lock(other)
             proxy.refuse()
-            # Many times the duration of the probes.
+            # Many times the duration of a probe.
             await asyncio.wait([migrating], timeout=0.5)
             await other.execute("COMMIT")
             return (await migrating).status
