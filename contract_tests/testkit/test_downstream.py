@@ -1,4 +1,4 @@
-"""A stranger's project: the built wheel in an empty environment, a backend of its own, four lines of test."""
+"""Tests a downstream project: the built wheel in an empty environment, and four lines of test for its own backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 
-# An honest backend that knows nothing of this library's internals but hands the work to its SQLite memory.
+# A backend that delegates to the SQLite memory through public names only.
 BACKEND = """
 from flux_memory import ConversationMemory
 
@@ -57,7 +57,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def downstream_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment that holds the built wheel with its testkit, and nothing of this checkout."""
+    """The interpreter of an environment with the built wheel and its testkit, and without this checkout."""
     place = tmp_path_factory.mktemp("downstream")
     python = str(place / "environment" / "bin" / "python")
     for command in (
@@ -74,7 +74,7 @@ def downstream_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize(("mode", "scope"), [("strict", "function"), ("auto", "session")])
 def test_four_lines_plug_a_backend_in(downstream_python: str, tmp_path: Path, mode: str, scope: str) -> None:
-    """The contract runs from the wheel in a stranger's project, whatever its asyncio mode and loop scopes."""
+    """The contract runs from the wheel in a downstream project with any asyncio mode and loop scopes."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
     (tmp_path / "test_mine.py").write_text(FOUR_LINES.format(kind="MyMemory"))
     (tmp_path / "pytest.ini").write_text(CONFIGURATION.format(mode=mode, scope=scope))
@@ -84,7 +84,7 @@ def test_four_lines_plug_a_backend_in(downstream_python: str, tmp_path: Path, mo
 
 
 def test_a_broken_backend_is_told_what_its_users_lose(downstream_python: str, tmp_path: Path) -> None:
-    """A failing clause names itself, the promise, the loss, and shows the calls that reproduce it."""
+    """A failing clause shows its id, its promise, the users' loss, and the calls that reproduce it."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
     (tmp_path / "test_mine.py").write_text(FOUR_LINES.format(kind="ForgetfulMemory"))
     done = run(downstream_python, "-m", "pytest", "-q", "-k", "FM-TXT-002 or FM-TXT-001", cwd=tmp_path)
@@ -95,7 +95,7 @@ def test_a_broken_backend_is_told_what_its_users_lose(downstream_python: str, tm
 
 
 def test_a_factory_on_the_command_line_plugs_a_backend_in(downstream_python: str, tmp_path: Path) -> None:
-    """The other way: no test file at all, one option that names a function."""
+    """Without a test file, one option that names a function is enough."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
     done = run(
         *(

@@ -1,4 +1,4 @@
-"""What `--flux-report` writes, `--flux-contract` excuses and the closing table says, in other people's projects."""
+"""Tests the evidence of a downstream run: the report, the contract version that binds it, and the closing table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off")
 FILES = ["badge.svg", "contract.html", "contract.json", "contract.md"]
 OURS = [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
 
-# A contract of its own, small enough to have every outcome at once; the kit's own clauses are not run in it.
+# A small contract that has every outcome at once; the kit's own clauses do not run in it.
 CLAUSES_OF_THEIR_OWN = """
     import os
     import pytest
@@ -42,7 +42,7 @@ CLAUSES_OF_THEIR_OWN = """
 
         @clause("FM-ORD-903", promise="Cannot be checked.", loses="Certainty.")
         async def test_unverified(self, store):
-            pytest.skip("unverified: nobody knows how")
+            pytest.skip("unverified: no fixture can do it")
 
         @clause("FM-ORD-904", promise="Is newer.", loses="Nothing yet.", since="1.1")
         async def test_newer(self, store):
@@ -87,12 +87,12 @@ CLAUSES_OF_THEIR_OWN = """
 
 INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\nxfail_strict = true\n"
 ALL_BUT_THE_LAST = ("--flux-report=report", "-k", "not FM-ORD-906")
-"""A run of everything but the clause that ends the process."""
+"""A run of every clause but the one that ends the process."""
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project with a contract of its own."""
+    """A project with its own contract."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     pytester.makepyfile(test_mine=CLAUSES_OF_THEIR_OWN)
@@ -102,7 +102,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What such a project's run has written, for the tests that only look at it."""
+    """A report of such a project, for tests that only read it."""
     place = tmp_path_factory.mktemp("reported")
     (place / "test_mine.py").write_text(textwrap.dedent(CLAUSES_OF_THEIR_OWN))
     (place / "pytest.ini").write_text(INI)
@@ -139,7 +139,7 @@ def test_a_report_says_all_there_is_to_say(project: pytest.Pytester, options: li
     assert results["FM-ORD-901"].seconds > 0
     assert results["FM-ORD-901"].reason == results["FM-ORD-901"].reproduction == ""
     assert "create_session('the title')" in results["FM-ORD-902"].reproduction
-    assert results["FM-ORD-903"].reason == "nobody knows how"
+    assert results["FM-ORD-903"].reason == "no fixture can do it"
     assert results["FM-ORD-904"].reason.endswith("(since 1.1, binding from the next minor version on)")
     assert "ZeroDivisionError" in results["FM-ORD-907"].reason
     assert results["FM-ORD-902"].test.endswith("::TestMine::test_fails[FM-ORD-902]")
@@ -155,7 +155,7 @@ def test_a_report_says_all_there_is_to_say(project: pytest.Pytester, options: li
 
 
 def test_the_seed_of_the_model_is_in_the_report(pytester: pytest.Pytester) -> None:
-    """Whoever reads of a finding of chance can have the same run again: the seed is that which was asked for."""
+    """A reader of a random finding can repeat the run: the report has the requested seed."""
     pytester.makepyfile(
         """
         import pytest
@@ -174,7 +174,7 @@ def test_the_seed_of_the_model_is_in_the_report(pytester: pytest.Pytester) -> No
 
 
 def test_what_did_not_run_is_no_pass(report: Path) -> None:
-    """A clause of the contract that was left out is in the report as such, and so the verdict is no pass."""
+    """A deselected clause is in the report as not run, and the verdict is not a pass."""
     evidence = read_evidence(report)
     assert {clause.id for clause, result in evidence.results_of("Mine") if result.outcome == "not run"} == set(OURS)
     text, outcome = verdict([Result("held"), Result("not run")])
@@ -185,7 +185,7 @@ def test_what_did_not_run_is_no_pass(report: Path) -> None:
 
 
 def test_no_password_and_no_odd_character_gets_into_a_report(report: Path) -> None:
-    """A DSN in a failure loses its password; what no file can hold is shown escaped; markup stays text."""
+    """A DSN in a failure loses its password, unencodable characters are escaped, and markup stays text."""
     for name in FILES:
         text = (report / name).read_bytes().decode()
         assert "s3cret" not in text
@@ -197,14 +197,14 @@ def test_no_password_and_no_odd_character_gets_into_a_report(report: Path) -> No
 
 
 def test_the_badge_is_an_image(report: Path) -> None:
-    """The badge is well-formed SVG that says the version and the verdict in its title."""
+    """The badge is well-formed SVG with the version and the verdict in its title."""
     root = ET.fromstring((report / "badge.svg").read_text())
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.findtext("{*}title") == f"flux-memory contract {CONTRACT_VERSION}: 2 of {len(OURS) + 6} failed"
 
 
 def test_a_worker_that_dies_fails_its_clause(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clause that takes its process along is a failure in the report, not a clause that was not run."""
+    """A clause that kills its process has failed in the report; it does not count as not run."""
     monkeypatch.setenv("ENDING", "1")
     run(project, "--flux-report=report", "-n1", "-k", "FM-ORD-901 or FM-ORD-906")
     ended = results_of(read_evidence(project.path / "report"))["FM-ORD-906"]
@@ -213,7 +213,7 @@ def test_a_worker_that_dies_fails_its_clause(project: pytest.Pytester, monkeypat
 
 
 def test_a_clause_is_advisory_in_the_version_that_adds_it(project: pytest.Pytester) -> None:
-    """A new clause that fails is shown, and does not fail the run; one that holds is held, under any xfail_strict."""
+    """A failing new clause is shown and does not fail the run; one that holds is held, under any xfail_strict."""
     result = run(project, "-k", "FM-ORD-904 or FM-ORD-905")
     assert result.ret == 0
     result.stdout.re_match_lines(
@@ -238,7 +238,7 @@ NEXT_MINOR = "import flux_memory.testkit.clauses as clauses\nclauses.CONTRACT_VE
 def test_a_pin_holds_a_backend_to_a_version(
     project: pytest.Pytester, version: str, options: list[str], fails: bool
 ) -> None:
-    """Pinned, a run is judged by that version; without a pin a clause becomes binding with the next minor version."""
+    """A pinned run is judged by that version; without a pin, a clause binds from the next minor version on."""
     project.makeconftest(NEXT_MINOR.format(version))
     result = run(project, "-k", "FM-ORD-904", *options)
     assert (result.ret == 1) is fails
@@ -247,14 +247,14 @@ def test_a_pin_holds_a_backend_to_a_version(
 
 @pytest.mark.parametrize("pin", ["2.0", "1.7", "1", "one", "1.0.0"])
 def test_a_pin_that_cannot_be_honoured_is_refused(project: pytest.Pytester, pin: str) -> None:
-    """A typing error, or a contract that this release does not have, stops the run."""
+    """A mistyped version, or a contract that this release does not have, stops the run."""
     result = run(project, f"--flux-contract={pin}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--flux-contract: *"])
 
 
 def test_a_report_that_cannot_be_written_stops_the_run(project: pytest.Pytester) -> None:
-    """Before the first test, not after the last."""
+    """The run stops before the first test, not after the last."""
     (project.path / "report").write_text("a file")
     result = run(project, "--flux-report=report")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -271,12 +271,12 @@ def test_a_run_without_a_clause_says_so(pytester: pytest.Pytester) -> None:
 
 
 def test_the_table_says_what_isolation_costs(project: pytest.Pytester) -> None:
-    """The run prints the median of setting a clause up and clearing up after it."""
+    """The run prints the median time of a clause's setup and teardown."""
     run(project, "-k", "FM-ORD-901").stdout.re_match_lines([r"isolation, median ms +\d+\.\d"])
 
 
 def test_the_json_is_read_back_as_it_was(report: Path, tmp_path: Path) -> None:
-    """What reads a report loses nothing; keys that a later release adds are passed over."""
+    """Reading a report loses nothing; keys of later releases are ignored."""
     text = (report / "contract.json").read_text(encoding="utf-8")
     evidence = read_evidence(report / "contract.json")
     assert evidence.to_json() == text
@@ -290,7 +290,7 @@ def test_the_json_is_read_back_as_it_was(report: Path, tmp_path: Path) -> None:
     "content", ["", "[]", "{}", '{"format": 1, "clauses": []}', '{"format": 1, "clauses": 3, "mutants": {}}', "\xff"]
 )
 def test_something_else_is_no_evidence(tmp_path: Path, content: str) -> None:
-    """A file that is something else is said to be, by name."""
+    """The error names the file and says that it is not a report."""
     path = tmp_path / "other.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(NotEvidence, match=r"other\.json is not what --flux-report writes"):
@@ -298,7 +298,7 @@ def test_something_else_is_no_evidence(tmp_path: Path, content: str) -> None:
 
 
 def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
-    """A report of a later form is refused with what to do."""
+    """A report in a later format is refused with advice."""
     path = tmp_path / "contract.json"
     path.write_text('{"format": 2, "clauses": []}')
     with pytest.raises(NotEvidence, match="update flux-memory"):
@@ -306,7 +306,7 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
 
 
 def test_versions() -> None:
-    """Versions compare as numbers; what a major version starts with is binding at once."""
+    """Versions compare as numbers; the clauses that a major version starts with bind at once."""
     assert parse_version("1.10") > parse_version("1.9")
     assert is_binding("1.0", current="1.0", pinned=None)
     assert is_binding("2.0", current="2.0", pinned=None)

@@ -1,4 +1,4 @@
-"""The HTML report in a real browser: readable at phone and desktop width, in light and dark, filtered and printed."""
+"""Tests the HTML report in a real browser: width of phone and desktop, light and dark, filters, print."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flux_memory.testkit.evidence.page import page
 PHONE: Final = 375
 DESKTOP: Final = 1280
 READABLE: Final = 4.5
-"""The contrast that WCAG asks of text."""
+"""The minimum contrast of text according to WCAG."""
 
 ARGUMENTS: Final = (
     "--headless=new",
@@ -38,7 +38,7 @@ ARGUMENTS: Final = (
     "--disable-sync",
 )
 
-# The colours of every text that can be seen, with what is painted behind it.
+# The contrast of each visible text with the colour behind it.
 CONTRASTS: Final = """
 const channels = text => text.match(/[\\d.]+/g).map(Number);
 const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
@@ -60,7 +60,7 @@ for (const element of document.querySelectorAll("body *")) {
 }
 return found;
 """
-# What is cut off or reaches beyond the window; a table and a piece of code may be scrolled.
+# Elements that reach beyond the window; tables and code may scroll.
 SPILLED: Final = """
 return [...document.querySelectorAll("body *")]
     .filter(element => !element.closest(".scroll, pre") && element.getBoundingClientRect().right > innerWidth + 1)
@@ -144,7 +144,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if browser is None or driver is None:
         without_browser("there is no Chromium: apt-get install chromium chromium-driver")
     try:
-        from selenium import webdriver  # noqa: PLC0415 - only here is it needed
+        from selenium import webdriver  # noqa: PLC0415 - an optional dependency
     except ImportError:
         without_browser("selenium is not installed: nox -s browser")
     options = webdriver.ChromeOptions()
@@ -159,7 +159,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page, as a file."""
+    """The page as a file."""
     path = tmp_path_factory.mktemp("page") / "contract.html"
     path.write_text(page(a_run_with_everything()), encoding="utf-8")
     return path
@@ -182,7 +182,7 @@ def look(chromium: Any, report: Path, width: int = DESKTOP, scheme: str = "light
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_readable(chromium: Any, report: Path, width: int, scheme: str) -> None:
-    """Nothing reaches beyond the window, and every text stands out from what is behind it."""
+    """No element reaches beyond the window, and every text contrasts with its background."""
     look(chromium, report, width, scheme)
     assert chromium.execute_script("return innerWidth") == width
     assert chromium.execute_script(SPILLED) == []
@@ -202,7 +202,7 @@ def test_dark_is_dark(chromium: Any, report: Path) -> None:
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
 def test_filter(chromium: Any, report: Path, width: int) -> None:
-    """A click on an outcome leaves the clauses that came to it on some backend; held is held on all."""
+    """A click on an outcome shows the clauses that have it on some backend; held means on all of them."""
     look(chromium, report, width)
     expected = {
         "held": ["FM-TXT-001"],
@@ -220,7 +220,7 @@ def test_filter(chromium: Any, report: Path, width: int) -> None:
 
 
 def test_filter_by_keyboard(chromium: Any, report: Path) -> None:
-    """The filter can be reached and changed without a mouse."""
+    """The filter works without a mouse."""
     look(chromium, report)
     chromium.execute_script("document.getElementById('only-all').focus()")
     chromium.switch_to.active_element.send_keys("\ue014")  # the right arrow
@@ -228,7 +228,7 @@ def test_filter_by_keyboard(chromium: Any, report: Path) -> None:
 
 
 def test_nothing_is_fetched(chromium: Any, report: Path) -> None:
-    """The page is one file: it loads nothing, runs no script, and the browser has nothing to complain about."""
+    """The page is one file: it loads nothing, runs no script, and logs nothing to the console."""
     look(chromium, report)
     assert chromium.execute_script("return performance.getEntriesByType('resource').map(each => each.name)") == []
     assert chromium.execute_script("return document.scripts.length") == 0
@@ -236,7 +236,7 @@ def test_nothing_is_fetched(chromium: Any, report: Path) -> None:
 
 
 def test_printed(chromium: Any, report: Path) -> None:
-    """On paper there is no filter, and the colours are those of light paper, from a dark screen too."""
+    """On paper there is no filter, and the colours are light, even from a dark screen."""
     look(chromium, report, scheme="dark")
     features = [{"name": "prefers-color-scheme", "value": "light"}]
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})

@@ -1,4 +1,4 @@
-"""The checker for histories: it finds every kind of violation, and none where tasks, handles and processes worked."""
+"""Tests the checker of histories: it finds every kind of violation, and none in correct concurrent work."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def moment(second: float) -> str:
 
 
 def add(*ids: str, began: float, ended: float | None = None, outcome: Any = "acknowledged", **other: Any) -> Operation:
-    """An add of messages whose content is their id; by default it takes a tenth of a second."""
+    """Return an add of messages whose content is their id; it takes a tenth of a second by default."""
     sent = tuple(Sent(made, "user", made, {}) for made in ids)
     end = began + 0.1 if ended is None else ended
     method = "add_message" if len(ids) == 1 else "add_messages"
@@ -73,7 +73,7 @@ def call(method: str, began: float, *, session: str | None = "s", **other: Any) 
 
 
 def holding(*ids: str, numbers: Any = None, **changed: Any) -> Stored:
-    """A store with one session that has these messages."""
+    """Return a store with one session that has these messages."""
     history = [
         {"id": made, "role": "user", "content": made, "metadata": {}, "created_at": moment(at)}
         for at, made in enumerate(ids)
@@ -148,7 +148,7 @@ def altered(stored: Stored, **changed: Any) -> Stored:
     ],
 )
 def test_every_kind_of_violation_is_found(kind: str, stored: Stored, operations: list[Operation]) -> None:
-    """A broken promise is told, under its own name and in a sentence."""
+    """A broken promise is reported under its own kind, in a sentence."""
     found = check(History(tuple(operations)), stored)
     assert kind in {violation.kind for violation in found}
     assert all("session" in str(violation) or "(" in str(violation) for violation in found)
@@ -183,19 +183,19 @@ def test_every_kind_of_violation_is_found(kind: str, stored: Stored, operations:
     ],
 )
 def test_what_is_allowed_is_no_violation(stored: Stored, operations: list[Operation]) -> None:
-    """Overlapping calls in either order, unknown calls stored or not, and what was deleted: all of it is right."""
+    """Overlapping calls in either order, unknown calls stored or not, deleted data: all of it is allowed."""
     assert check(History(tuple(operations)), stored) == []
 
 
 def test_what_was_there_before_is_no_violation() -> None:
-    """A store that was not empty is held against what it had."""
+    """A store that was not empty is compared with its earlier content."""
     assert kinds(holding("a", "b"), B, before=holding("a")) == []
     assert kinds(holding("b"), B, before=holding("a")) == ["lost"]
     assert kinds(holding("b", "a"), B, before=holding("a")) == ["out of order"]
 
 
 class Failing(ReferenceMemory):
-    """Fails as it is told, before or after the work is done."""
+    """Fails on request, before or after the work is done."""
 
     error: BaseException | None = None
     after = False
@@ -211,7 +211,7 @@ class Failing(ReferenceMemory):
 
 @pytest.mark.asyncio
 async def test_a_recorder_tells_failed_from_unknown(tmp_path: Path) -> None:
-    """An error that says that nothing was done is a failure; one that does not know, or a cancellation, is neither."""
+    """An error that says that nothing was done is a failure; an unknown outcome or a cancellation is neither."""
     inner = Failing(ReferenceStore())
     journal = Journal(tmp_path / "w.jsonl")
     async with Recorder(inner, journal, "w") as memory:
@@ -252,7 +252,7 @@ async def test_a_recorder_tells_failed_from_unknown(tmp_path: Path) -> None:
     ids=["by default", "told otherwise"],
 )
 async def test_an_unavailable_store_has_not_stored(unknown: Any, expected: list[str], tmp_path: Path) -> None:
-    """A plain `BackendUnavailableError` is a refusal: a store that has the message all the same broke its promise."""
+    """A plain `BackendUnavailableError` is a refusal: a store that has the message nonetheless broke its promise."""
     inner = Failing(ReferenceStore())
     with closing(Journal(tmp_path / "w.jsonl")) as journal:
         async with Recorder(inner, journal, "w", **unknown) as memory:
@@ -296,7 +296,7 @@ async def test_callers_of_every_kind_find_what_is_broken(sound: Any, kind: str |
 
 
 class Slow:
-    """A memory whose event loop is held up now and then, for longer than the shortest deadline."""
+    """A memory whose event loop stalls now and then, for longer than the shortest deadline."""
 
     def __init__(self, memory: Any) -> None:
         self._memory = memory
@@ -323,7 +323,7 @@ def add_something(memory: Memory, session: str, chance: random.Random) -> Awaita
 
 @pytest.mark.asyncio
 async def test_a_caller_with_the_handles_deadline_is_told_everything() -> None:
-    """Only callers that brought a deadline of their own may be refused; any other error is the test's concern."""
+    """Only a call with its own deadline may be refused; any other error fails the test."""
     chance = random.Random(1)
     endings: Counter[str] = Counter()
 
@@ -350,7 +350,7 @@ async def test_a_caller_with_the_handles_deadline_is_told_everything() -> None:
 
 
 def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:
-    """A call that began and was never answered is unknown, and half a line at the end is no error."""
+    """A call without an answer is unknown, and an incomplete last line is accepted."""
     journal = Journal(tmp_path / "killed.jsonl")
     answered = journal.begin(create())
     journal.end(answered, "acknowledged")
@@ -368,12 +368,12 @@ def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:
 
 
 def test_an_empty_history_has_no_longest_call() -> None:
-    """Where nothing was done, nothing took long."""
+    """An empty history has a longest call of 0 seconds."""
     assert (History(()).longest_call(), History(()).longest_outage()) == (0.0, 0.0)
 
 
 async def work(memory: Memory, name: str, sessions: list[str]) -> None:
-    """Everything at once, some of it refused, some of it cancelled."""
+    """Make calls of every kind, including refused and cancelled ones."""
 
     async def talk(task: int) -> None:
         for number in range(6):
@@ -408,7 +408,7 @@ async def everything(factory: Callable[[], Memory], journals: Path, name: str, s
 def agree(
     store: StoreUnderTest, journals: Path, numbers: Callable[[], Awaitable[dict[str, list[tuple[int, str]]]]]
 ) -> None:
-    """Let tasks, handles and processes work at once, and hold what they recorded against what is stored."""
+    """Let tasks, handles and processes work concurrently, and check their records against the stored data."""
     journals.mkdir()
 
     async def prepare() -> list[str]:
@@ -446,7 +446,7 @@ def by_session(found: list[tuple[str, int, str]]) -> dict[str, list[tuple[int, s
 
 
 def test_sqlite_agrees_with_what_its_workers_recorded(tmp_path: Path) -> None:
-    """On SQLite, tasks, handles and processes that work at once lose, double, halve and shuffle nothing."""
+    """On SQLite, concurrent tasks, handles and processes lose, duplicate, split and reorder nothing."""
     path = tmp_path / "chat.db"
 
     async def numbers() -> dict[str, list[tuple[int, str]]]:
@@ -457,7 +457,7 @@ def test_sqlite_agrees_with_what_its_workers_recorded(tmp_path: Path) -> None:
 
 
 def test_postgres_agrees_with_what_its_workers_recorded(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
-    """On PostgreSQL, tasks, handles and processes that work at once lose, double, halve and shuffle nothing."""
+    """On PostgreSQL, concurrent tasks, handles and processes lose, duplicate, split and reorder nothing."""
     dsn = flux_postgres_clean_dsn
 
     async def numbers() -> dict[str, list[tuple[int, str]]]:

