@@ -1,4 +1,4 @@
-"""Tests that break real things: servers, networks, poolers, disks, processes. `nox -s faults` runs them."""
+"""Fixtures of the tests that break real servers, networks, poolers, disks and processes; run by `nox -s faults`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fault_work import Store
 
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Fault:
-    """Where a test records what it saw of its fault: `fault.judge(history, stored)` once a round."""
+    """Records the figures of a test's fault: call `fault.judge(history, stored)` once a round."""
     return Fault(request.node)
 
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A store, empty at first, on the backend that `on_each` says."""
+    """An empty store on the backend that `on_each` chooses."""
     journals = tmp_path / "journals"
     journals.mkdir()
     if request.param == "sqlite":
@@ -29,6 +29,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def pooler(flux_empty_database: str) -> Iterator[Pooler]:
-    """A PgBouncer before the run's server."""
+    """A PgBouncer in front of the run's server."""
     with started_pooler(flux_empty_database) as started:
         yield started

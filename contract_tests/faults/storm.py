@@ -1,11 +1,11 @@
-"""A storm: 40 workers on one handle, deadlines of 0.02, 0.2 and 4 s mixed, while everything around it breaks.
+"""A storm: 40 workers on one handle, with deadlines of 0.02, 0.2 and 4 s, while everything around the handle breaks.
 
     python contract_tests/faults/storm.py --engine postgres --seconds 3600 --seed 1
 
-Writes are cancelled at random and tried again with the same ids, and some are refused by the store. On PostgreSQL
-connections are reset, refused, silent and killed, replies are lost and rows held; on SQLite another process locks the
-file; on both the event loop stalls. Each round ends at rest, and is judged there and once more a round later. Prints a
-summary as JSON, and ends with 1 where a promise was broken.
+Writes are cancelled at random and retried with the same ids, and the store refuses some. On PostgreSQL, connections
+are reset, refused, silenced and killed, replies are lost and rows locked; on SQLite, another process locks the file;
+on both, the event loop stalls. Each round ends in a calm, in which it is judged, and judged again one round later.
+Prints a summary as JSON; the exit code is 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from flux_memory.testkit import Proxy
 WORKERS: Final = 40
 SESSIONS: Final = 12
 DEADLINES: Final = (0.02, 0.2, 4.0)
-"""Seconds."""
+"""Deadlines of calls, in seconds."""
 ROUND_SECONDS: Final = 20.0
 LATENESS: Final = 10.0
-"""Seconds after its deadline, or its cancellation, at which a call is taken to hang; it should be one."""
+"""Seconds after its deadline or cancellation at which a call counts as hung; one second is the promise."""
 ATTEMPTS: Final = 5
 
 MESSAGES: Final = "SELECT session_id, seq, content FROM messages ORDER BY session_id, seq"
@@ -84,14 +84,14 @@ for line in sys.stdin:
 
 
 class Weather(Protocol):
-    """What breaks things around a store, and reads it past the library."""
+    """Breaks the surroundings of a store, and reads it without the library."""
 
     def opened(self) -> AbstractAsyncContextManager[Memory]:
         """Open the handle that the workers share."""
         ...
 
     async def strike(self, rng: random.Random, sessions: list[str]) -> None:
-        """Break something for a moment, and heal it."""
+        """Break something for a moment, and repair it."""
         ...
 
     async def hold(self, rng: random.Random, sessions: list[str]) -> None:
@@ -99,7 +99,7 @@ class Weather(Protocol):
         ...
 
     async def refuse_bad_rows(self) -> None:
-        """Let the store refuse contents that begin with `bad`."""
+        """Make the store refuse contents that begin with `bad`."""
         ...
 
     async def at_rest(self) -> Rest:
@@ -107,12 +107,12 @@ class Weather(Protocol):
         ...
 
     async def forget(self, sessions: list[str]) -> None:
-        """Remove what is not one of these sessions."""
+        """Delete all other sessions."""
         ...
 
 
 class PostgresWeather:
-    """A proxy before a database, and a connection past it."""
+    """A proxy in front of a database, and a direct connection."""
 
     def __init__(self, direct: Any, holder: Any, proxy: Proxy, *, borrowed: bool) -> None:
         self._borrowed = borrowed
@@ -143,13 +143,13 @@ class PostgresWeather:
         else:
             self._proxy.refuse()
             self._proxy.reset()
-            # Until the impatient have left, and a little longer.
+            # Until the callers with short deadlines have left, and a little longer.
             seconds = rng.uniform(0.1, 1.5)
         await asyncio.sleep(seconds)
         self._proxy.heal()
 
     async def hold(self, rng: random.Random, sessions: list[str]) -> None:
-        # A session whose creation lost its answer may have changed when it is looked for.
+        # Only known sessions: one whose creation lost its reply must be unchanged when the retry looks for it.
         await self._holder.execute(RENAME)
         # The server may find a deadlock between the rows of this transaction and those of a statement.
         with suppress(asyncpg.DeadlockDetectedError):
@@ -216,7 +216,7 @@ class SqliteWeather:
 
 @asynccontextmanager
 async def postgres_weather(dsn: str, *, borrowed: bool = False) -> AsyncIterator[Weather]:
-    """Break what is between a handle and a database."""
+    """Break the connections between a handle and a database."""
     direct, holder = [await asyncpg.connect(dsn) for _ in range(2)]
     try:
         with Proxy(named(dsn)) as proxy:
@@ -242,19 +242,19 @@ async def sqlite_weather(path: Path) -> AsyncIterator[Weather]:
 
 @dataclass
 class Summary:
-    """What happened, and what was broken."""
+    """Counts of what happened, and of broken promises."""
 
     engine: str
     seed: int
     rounds: int = 0
     told: Counter[str] = field(default_factory=Counter)
     longest_overrun: float = 0.0
-    """Seconds by which a call outlived its deadline."""
+    """Seconds by which the slowest call outlived its deadline."""
     verdict: Verdict = field(default_factory=Verdict)
     examples: list[str] = field(default_factory=list)
 
     def shown(self) -> dict[str, Any]:
-        """Return it flat, for JSON."""
+        """Return a flat dict for JSON."""
         told = {name: self.told[name] for name in ("calls", "acknowledged", "refused", "unknown", "cancelled")}
         about = {"engine": self.engine, "seed": self.seed, "rounds": self.rounds}
         return about | told | asdict(self.verdict) | {"longest_overrun": round(self.longest_overrun, 2)}
@@ -265,9 +265,9 @@ class Storm:
 
     Args:
         memory: The handle.
-        weather: Breaks what is around it.
-        summary: Where the outcomes are counted.
-        seed: Of everything that is random.
+        weather: Breaks the surroundings of the store.
+        summary: Counts the outcomes.
+        seed: Seed of every random choice.
     """
 
     def __init__(self, memory: Memory, weather: Weather, summary: Summary, seed: int) -> None:
@@ -280,7 +280,7 @@ class Storm:
         self._calls = 0
 
     async def run(self, seconds: float) -> None:
-        """Let it blow for so long, in rounds."""
+        """Let the storm blow for this long, in rounds."""
         end = time.monotonic() + seconds
         before: Round | None = None
         while (left := end - time.monotonic()) > 0:
@@ -294,7 +294,7 @@ class Storm:
             self._summary.rounds += 1
             self._summary.verdict.add(this.judge(rest))
             if before is not None:
-                # What was judged at rest, and has changed since then, was not at rest.
+                # A difference since the last judgement means that the store was not at rest then.
                 again = before.judge(rest)
                 self._summary.verdict.refused_but_stored += again.refused_but_stored
                 self._summary.verdict.from_nowhere += again.from_nowhere
@@ -318,7 +318,7 @@ class Storm:
 
     async def _rest(self) -> Rest:
         with deadline(30):
-            # Behind everything that still waits for a session.
+            # These adds queue behind all earlier calls of their sessions.
             outcomes = await asyncio.gather(
                 *(self._memory.add_message(session, "user", AFTERWARDS) for session in self._round.sessions),
                 return_exceptions=True,
@@ -341,7 +341,7 @@ class Storm:
     async def _stall(self) -> None:
         while not self._stopping:
             await asyncio.sleep(self._rng.uniform(0.05, 0.5))
-            time.sleep(self._rng.choice((0.005, 0.03, 0.03, 0.25)))  # noqa: ASYNC251 - the loop stands still
+            time.sleep(self._rng.choice((0.005, 0.03, 0.03, 0.25)))  # noqa: ASYNC251 - the stall under test
 
     async def _work(self, rng: random.Random) -> None:
         while not self._stopping:
@@ -364,7 +364,7 @@ class Storm:
         )
 
     async def _add_refused(self, rng: random.Random) -> None:
-        """Add what the store refuses, and what its neighbours in a statement must not suffer from."""
+        """Add a row that the store refuses; the other calls in its statement must not fail with it."""
         session, content = rng.choice(self._round.sessions), f"bad {self._content()}"
         taken = rng.choice([sent for sent in self._round.messages[:50] if sent.acknowledged] or [None])
         message_id = None
@@ -436,7 +436,7 @@ class Storm:
         creates: bool = False,
         refusals: tuple[type[Exception], ...] = (BackendUnavailableError,),
     ) -> None:
-        """Make a call, and make it again with the same ids where its outcome is open."""
+        """Make a call, and retry it with the same ids while its outcome is unknown."""
         for attempt in range(ATTEMPTS):
             patience = rng.choice(DEADLINES) if attempt < 2 else DEADLINES[-1]
             leaves = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
@@ -462,7 +462,7 @@ class Storm:
         if isinstance(outcome, refusals):
             return "refused"
         if isinstance(outcome, ConflictError) and exists:
-            # An earlier attempt, whose outcome was open, has made it.
+            # An earlier attempt with an unknown outcome created it.
             return "acknowledged"
         if isinstance(outcome, ConflictError):
             self._summary.verdict.false_conflicts += 1
@@ -490,7 +490,7 @@ class Storm:
 
 
 async def storm(weather: Weather, engine: str, seconds: float, seed: int) -> Summary:
-    """Let a storm blow, and return what it broke."""
+    """Let a storm blow, and return its summary."""
     summary = Summary(engine, seed)
     async with weather.opened() as memory:
         await memory.count_sessions()
@@ -500,7 +500,7 @@ async def storm(weather: Weather, engine: str, seconds: float, seed: int) -> Sum
 
 
 async def on_postgres(dsn: str, seconds: float, seed: int, *, borrowed: bool = False) -> Summary:
-    """Let a storm blow over a database, whose handle has a pool of its own or a borrowed one."""
+    """Let a storm blow over a database; the handle has its own pool or a borrowed one."""
     async with postgres_weather(dsn, borrowed=borrowed) as weather:
         return await storm(weather, "postgres", seconds, seed)
 
@@ -515,9 +515,9 @@ async def on_sqlite(path: Path, seconds: float, seed: int) -> Summary:
 @click.option("--engine", type=click.Choice(["postgres", "sqlite"]), required=True)
 @click.option("--seconds", type=float, default=60.0, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--borrowed", is_flag=True, help="Borrow a pool of asyncpg's, on PostgreSQL.")
+@click.option("--borrowed", is_flag=True, help="Use a borrowed asyncpg pool, on PostgreSQL.")
 def main(engine: str, seconds: float, seed: int, borrowed: bool) -> None:
-    """Run it, and print what it saw."""
+    """Run a storm, and print its summary."""
     if engine == "postgres":
         with cluster(durable=False) as own:
             summary = asyncio.run(on_postgres(own.dsn, seconds, seed, borrowed=borrowed))

@@ -1,4 +1,4 @@
-"""The process that writes dies, is told to stop, or is cancelled: what it was told is stored is stored."""
+"""Tests that acknowledged writes survive when the writing process is killed, terminated or cancelled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND state
 
 
 def writing_child(store: Store, round_: int) -> Child:
-    """A process whose tasks write for ever."""
+    """Return a process whose tasks write forever."""
 
     async def work(open_handle: Callable[[], Memory], tell: Tell) -> None:
         journal = Journal(store.journal(round_) / f"{os.getpid()}.jsonl")
@@ -38,7 +38,7 @@ def writing_child(store: Store, round_: int) -> Child:
 
 @on_each("kill -9 of the client")
 def test_a_killed_process_loses_nothing_acknowledged(store: Store, fault: Fault) -> None:
-    """Two processes write, one is killed at a random moment and then the other: the store opens, and has it all."""
+    """Two processes write and are killed at random moments, one after the other: the store opens and has everything."""
     rng = random.Random(9)
     before = None
     for round_ in fault.rounds(8, 100):
@@ -48,12 +48,12 @@ def test_a_killed_process_loses_nothing_acknowledged(store: Store, fault: Fault)
         for child in children:
             assert child.hear() == "begun"
         for child in children:
-            # A random moment, not a state: wherever the process is then.
+            # A random moment, not a state: the process may be anywhere.
             time.sleep(rng.uniform(0, 0.03))
             child.kill()
         before = store.judge(fault, round_, before)
         if round_ % 10 == 9:
-            # A store that grows for ever takes longer to look through than to break.
+            # Checking a store that grows without limit would take most of the time.
             asyncio.run(store.emptied())
             before = None
 
@@ -61,7 +61,7 @@ def test_a_killed_process_loses_nothing_acknowledged(store: Store, fault: Fault)
 @on_each("SIGTERM of the client")
 @pytest.mark.parametrize("handled", [False, True], ids=["default", "handled"])
 def test_a_terminated_process_loses_nothing_acknowledged(store: Store, fault: Fault, handled: bool) -> None:
-    """Also where the program catches the signal, cancels its work in the middle and closes: it ends, and cleanly."""
+    """A program that catches the signal, cancels its work and closes the handle also ends, and cleanly."""
 
     async def work(open_handle: Callable[[], Memory], tell: Tell) -> None:
         journal = Journal(store.journal(round_) / "child.jsonl")
@@ -89,7 +89,7 @@ def test_a_terminated_process_loses_nothing_acknowledged(store: Store, fault: Fa
 
 @on_each("cancellation storm")
 def test_a_storm_of_cancellations_leaves_nothing_half_done(store: Store, fault: Fault) -> None:
-    """Half of all calls are cancelled at random moments: none is half stored, no transaction stays open, no lock."""
+    """Half of all calls are cancelled at random moments: none is half stored, and no transaction or lock stays open."""
 
     async def storm(round_: int) -> None:
         rng = random.Random(round_)

@@ -1,4 +1,4 @@
-"""Event loops that are closed under a handle, and processes that fork while one is open: a clear error, or it works."""
+"""Tests event loops that are closed under an open handle, and forks: the handle works or raises a clear error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def leave():
 first = asyncio.new_event_loop()
 first.set_exception_handler(lambda loop, context: None)
 first.run_until_complete(leave())
-# Not asyncio.run(), which would cancel what is under way and let it end.
+# Not asyncio.run(), which would cancel the running calls and let them end.
 first.close()
 
 async def use():
@@ -53,7 +53,7 @@ asyncio.run(use())
 asyncio.run(memory.close())
 print("closed")
 sys.stdout.flush()
-# What was under way is destroyed with its loop, which asyncio complains of; that is the program's own doing.
+# Destroying the running calls with their loop makes asyncio complain, which is the script's fault.
 os._exit(0)
 """
 )
@@ -89,7 +89,7 @@ async def fork_while_running():
     await asyncio.sleep(0)
     pid = os.fork()
     if pid == 0:
-        # Whoever awaits in the parent's loop, as if nothing had happened.
+        # Awaits in the parent's loop, as a child that ignores the fork would.
         try:
             await memory.count_sessions()
         except FluxMemoryError as error:
@@ -107,7 +107,7 @@ else:
     pid = os.fork()
     if pid == 0:
         child()
-        # What goes here is the parent's too. Not sys.exit(): asyncio's own loop would take the parent's along.
+        # These objects belong to the parent too. Not sys.exit(): asyncio's own loop would take the parent's along.
         del recorder, memory
         gc.collect()
         os._exit(0)
@@ -124,7 +124,7 @@ loop.close()
 
 
 def run(script: str, store: Store, *arguments: str) -> list[str]:
-    """Run a script in a process of its own, and return what it printed; it neither fails nor complains."""
+    """Run a script in its own process, and return its output; it must neither fail nor print to stderr."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, store.backend, store.where]
     done = subprocess.run(
         [*command, str(store.directory), *arguments, *sys.path],
@@ -139,7 +139,7 @@ def run(script: str, store: Store, *arguments: str) -> list[str]:
 
 @on_each("event loop closed under a handle")
 def test_an_event_loop_that_is_closed_under_its_calls(store: Store, fault: Fault) -> None:
-    """A call on another loop is a clear error at once, `close()` lets go, and what was acknowledged is stored."""
+    """A call on another loop raises at once, `close()` releases everything, and acknowledged writes are stored."""
     refusal, closed = run(CLOSED_LOOP, store)
     assert "first used on another event loop" in refusal
     assert closed == "closed"
@@ -149,7 +149,7 @@ def test_an_event_loop_that_is_closed_under_its_calls(store: Store, fault: Fault
 @on_each("fork with a handle open")
 @pytest.mark.parametrize("how", ["idle", "running"])
 def test_a_fork_leaves_the_handle_to_the_parent(store: Store, fault: Fault, how: str) -> None:
-    """The child gets a clear error and can open its own; the parent goes on as if nothing had happened."""
+    """The child gets a clear error and can open its own handle; the parent's keeps working."""
     *refusals, ended = run(FORKED, store, how)
     assert len(refusals) == (2 if how == "idle" else 3)
     assert all("opened before the process forked" in refusal for refusal in refusals)
@@ -164,7 +164,7 @@ def test_a_fork_leaves_the_handle_to_the_parent(store: Store, fault: Fault, how:
 
 @on_each("handle made before a fork, and used after it")
 def test_a_handle_that_was_not_opened_yet_works_on_both_sides(store: Store, fault: Fault) -> None:
-    """An application that makes its memory at import, and is forked into workers, needs to know nothing of this."""
+    """An application that creates its memory at import and forks workers needs no special care."""
     script = (
         PREAMBLE
         + """

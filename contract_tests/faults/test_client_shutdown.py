@@ -1,4 +1,4 @@
-"""Every task cancelled at each turn of the loop, as applications and `asyncio.run` end: the handle works afterwards."""
+"""Tests that a handle works after every task was cancelled at any turn of the loop, as at an application's end."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from flux_memory.testkit.histories import Journal, Recorder
 SESSIONS: Final = [f"s{number}" for number in range(12)]
 BURST: Final = 72
 Moment = int | float
-"""Turns of the event loop, or seconds: what happens on a socket or a thread takes longer than a turn."""
+"""Turns of the event loop, or seconds, because work on a socket or a thread takes longer than a turn."""
 OPENING_MOMENTS: Final[list[Moment]] = [*range(12), *(number / 500 for number in range(1, 20))]
 
 
 async def until_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> None:
-    """Let calls run for so long."""
+    """Let calls run until this moment."""
     if isinstance(moment, float):
         await asyncio.wait(calls, timeout=moment)
         return
@@ -38,7 +38,7 @@ async def until_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> 
 
 
 async def cancel_everything() -> None:
-    """Do what applications do when they end, the library's own tasks included."""
+    """Cancel all tasks, including the library's own, as applications do at their end."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -59,7 +59,7 @@ def burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
 
 
 async def still_works(memory: Memory, turn: object) -> None:
-    """Assert that what is left can be saved: a burst of adds, and reads."""
+    """Assert that an application can still save its work: a burst of adds, then reads."""
     with deadline(4):
         outcomes = await asyncio.gather(*burst(memory, f"{turn} saved"), return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -70,7 +70,7 @@ async def still_works(memory: Memory, turn: object) -> None:
 
 
 async def filled(store: Store, journal: Journal) -> None:
-    """Make the sessions."""
+    """Create the sessions."""
     async with store.open() as memory:
         recorder = Recorder(memory, journal, "before")
         for session in SESSIONS:
@@ -78,7 +78,7 @@ async def filled(store: Store, journal: Journal) -> None:
 
 
 def use(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) -> None:
-    """Do the work on an event loop of its own, and hold what it was told against what is stored."""
+    """Run the work on a separate event loop, and check its answers against the stored data."""
 
     async def main() -> None:
         await filled(store, journal)
@@ -87,14 +87,14 @@ def use(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) 
     journal = Journal(store.journal(0) / "journal.jsonl")
     asyncio.run(main())
     journal.close()
-    # A handle that was left open complains here, and not in another test.
+    # The warning about a leaked handle belongs to this test, not to a later one.
     gc.collect()
     store.judge(fault, 0)
 
 
 @on_each("every task cancelled in a burst")
 def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, fault: Fault) -> None:
-    """At each turn of the loop: the queue, the connections and the order of each session are in order again."""
+    """At each turn of the loop: the queue, the connections and the order of each session recover."""
 
     async def work(journal: Journal) -> None:
         for turn in range(41):
@@ -112,7 +112,7 @@ def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, 
 
 @on_each("tasks of the library cancelled in a burst")
 def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: Store, fault: Fault) -> None:
-    """An application that spares its own tasks: each caller gets its result or an error of ours, and in time."""
+    """Callers that were not cancelled get a result or an error of the library in time."""
 
     async def work(journal: Journal) -> None:
         for turn in range(41):
@@ -136,7 +136,7 @@ def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: 
 
 @on_each("every task cancelled again and again")
 def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, fault: Fault) -> None:
-    """One handle for all of it: nothing adds up."""
+    """With one handle for all rounds, damage does not accumulate."""
 
     async def work(journal: Journal) -> None:
         rng = random.Random(3)
@@ -157,7 +157,7 @@ def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, 
 
 @on_each("last words at the end of asyncio.run")
 def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fault: Fault) -> None:
-    """A worker that is cancelled adds its last message, while every task of the library was cancelled with it."""
+    """A cancelled worker adds its last message, although every task of the library was cancelled with it."""
     saved: list[str] = []
 
     async def work(journal: Journal) -> None:
@@ -198,7 +198,7 @@ def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fa
 def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
     store: Store, fault: Fault, callers: int, everything: bool
 ) -> None:
-    """From the first step of the opening on: it is not closed, and was not told to be."""
+    """From the first step of the opening on: the handle is not closed, because no one called `close()`."""
 
     async def work(journal: Journal) -> None:
         for moment in OPENING_MOMENTS:
@@ -250,7 +250,7 @@ def test_a_handle_whose_opening_was_cancelled_while_its_server_was_away_opens_wh
 
 
 def open_files(store: Store) -> list[str]:
-    """Return what this process has open of a SQLite store."""
+    """Return the files of a SQLite store that this process has open."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -268,7 +268,7 @@ def open_files(store: Store) -> list[str]:
 def test_a_close_that_was_cancelled_can_be_called_again(
     store: Store, fault: Fault, busy: bool, everything: bool
 ) -> None:
-    """The second one closes what the first one left: connections, files, threads."""
+    """The second call closes what the first one left open: connections, files, threads."""
 
     async def work(journal: Journal) -> None:
         for moment in [*range(12), 0.002, 0.005, 0.01]:
@@ -303,7 +303,7 @@ def test_a_close_that_was_cancelled_can_be_called_again(
 
 @on_each("close() cancelled")
 def test_a_second_closer_is_not_cancelled_with_the_first(store: Store, fault: Fault) -> None:
-    """Two tasks close one handle, and one of them is cancelled: the other returns when it is closed."""
+    """Two tasks close one handle and one is cancelled: the other returns when the handle is closed."""
 
     async def work(journal: Journal) -> None:
         for turn in range(10):

@@ -1,4 +1,4 @@
-"""A streaming replica is promoted under load: a memory with both hosts in its DSN goes on there."""
+"""Tests the promotion of a streaming replica under load: a memory with both hosts in its DSN moves to it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ READ_ONLY = "ALTER SYSTEM SET default_transaction_read_only = on"
 
 
 async def until_quiet(primary: Cluster) -> None:
-    """Wait until the primary writes nothing any more."""
+    """Wait until the primary writes nothing more."""
     position = ""
 
     async def is_quiet() -> bool:
         nonlocal position
         before = position
         async with connected(primary.dsn) as connection:
-            # Longer than a statement takes that was begun before.
+            # Longer than a statement that had already started can take.
             position = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text FROM pg_sleep(0.2)")
         return position == before
 
@@ -39,7 +39,7 @@ async def until_quiet(primary: Cluster) -> None:
 @pytest.mark.asyncio
 @pytest.mark.fault("fail-over after an orderly shutdown", backend="postgres")
 async def test_a_planned_fail_over(fault: Fault, tmp_path: Path) -> None:
-    """The primary is shut down, which sends everything to the replica, and the replica is promoted: nothing is lost."""
+    """The shutdown of the primary sends everything to the replica before its promotion: nothing is lost."""
     for number in fault.rounds(1, 10):
         with pair() as (primary, replica, both):
 
@@ -61,7 +61,7 @@ async def test_a_planned_fail_over(fault: Fault, tmp_path: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.fault("kill -9 of the primary, synchronous replica promoted", backend="postgres")
 async def test_an_unplanned_fail_over_to_a_synchronous_replica(fault: Fault, tmp_path: Path) -> None:
-    """What was acknowledged is on both servers: nothing is lost."""
+    """Acknowledged writes are on both servers: nothing is lost."""
     for number in fault.rounds(1, 10):
         with pair() as (primary, replica, both):
             await execute(
@@ -89,7 +89,7 @@ async def until_synchronous(primary: Cluster) -> None:
 @pytest.mark.asyncio
 @pytest.mark.fault("kill -9 of the primary, asynchronous replica promoted", backend="postgres")
 async def test_what_an_asynchronous_replica_may_lose(fault: Fault, tmp_path: Path) -> None:
-    """What the primary had not sent is lost with it, which no client can help: this is counted, and nothing else."""
+    """Writes that the primary had not sent are lost with it, which no client can prevent; the test counts them."""
     for number in fault.rounds(1, 10):
         with pair() as (primary, replica, both):
             async with PostgresConversationMemory(both) as memory, Load(memory, tmp_path / str(number)) as load:
@@ -102,7 +102,7 @@ async def test_what_an_asynchronous_replica_may_lose(fault: Fault, tmp_path: Pat
             async with PostgresConversationMemory(replica.dsn) as memory:
                 violations = check(load.history(), await read_stored(memory))
             kinds = Counter(violation.kind for violation in violations)
-            # A title, or a history read before, can be of what was lost.
+            # A title, or a history that was read before, may contain lost data.
             assert kinds.keys() <= {"lost", "altered", "wrong read"}, violations
             history = load.history()
             fault.add(
@@ -116,7 +116,7 @@ async def test_what_an_asynchronous_replica_may_lose(fault: Fault, tmp_path: Pat
 @pytest.mark.asyncio
 @pytest.mark.fault("primary turned read-only, replica promoted", backend="postgres")
 async def test_a_server_that_turned_read_only_is_dropped_at_once(fault: Fault, tmp_path: Path) -> None:
-    """Its connections work, but for reads only: they are replaced, and writes wait for the server that takes them."""
+    """Connections that became read-only are replaced, and writes wait for a server that accepts them."""
     for number in fault.rounds(1, 10):
         with pair() as (primary, replica, both):
 
@@ -142,7 +142,7 @@ async def test_a_server_that_turned_read_only_is_dropped_at_once(fault: Fault, t
     ],
 )
 async def test_a_changed_dns_entry_is_followed(fault: Fault, tmp_path: Path, how: str) -> None:
-    """A fail-over behind one name: what is left of the old server is dropped, and calls wait for the new one."""
+    """Behind one host name: connections to the old server are dropped, and calls wait for the new one."""
     for number in fault.rounds(1, 10):
         hosts_file = tmp_path / f"hosts-{number}"
         with cluster({"wal_level": "replica"}) as primary, private_hosts(hosts_file) as hosts:
@@ -155,7 +155,7 @@ async def test_a_changed_dns_entry_is_followed(fault: Fault, tmp_path: Path, how
             ):
                 await load.more(50)
                 if how == "shut down":
-                    # Which sends everything to the replica.
+                    # A shutdown sends everything to the replica.
                     await caught_up(primary, replica)
                     await meanwhile(primary.end, signal.SIGINT)
                 else:

@@ -1,4 +1,4 @@
-"""A migration to PostgreSQL is broken from outside: what it left is no harm, and a second run completes it."""
+"""Tests migrations to PostgreSQL that a fault interrupts: they leave no damage, and a second run completes them."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
-    """A durable server of this module's own."""
+    """A durable server for this module."""
     with cluster() as made:
         yield made
 
 
 @pytest.mark.fault("migration: connection cut after any byte", backend="postgres")
 def test_cut_after_any_byte(path: Path, flux_empty_database: str, fault: Fault) -> None:
-    """Wherever the connection breaks, the next run goes on to exactly the same result."""
+    """After a break at any byte, the next run reaches exactly the same result."""
     dsn = flux_empty_database
     assert ended_well(path, dsn)
     expected = everything(dsn)
@@ -64,7 +64,7 @@ def test_cut_after_any_byte(path: Path, flux_empty_database: str, fault: Fault) 
 
 @pytest.mark.fault("migration: kill -9 of the server", backend="postgres")
 def test_the_server_is_killed(path: Path, own: Cluster, fault: Fault) -> None:
-    """Rows that are there when the server comes back are whole, and the next run adds what is missing."""
+    """Rows present after the server's recovery are complete, and the next run adds the missing ones."""
     asyncio.run(execute(own.dsn, CLEAN))
     assert ended_well(path, own.dsn)
     expected = everything(own.dsn)
@@ -82,7 +82,7 @@ def test_the_server_is_killed(path: Path, own: Cluster, fault: Fault) -> None:
 
 @pytest.mark.fault("migration: fast shutdown of the server", backend="postgres")
 def test_the_server_is_shut_down_in_the_middle(path: Path, own: Cluster, fault: Fault) -> None:
-    """An administrator restarts the server under a migration."""
+    """An administrator restarts the server during a migration."""
     asyncio.run(execute(own.dsn, CLEAN))
     assert ended_well(path, own.dsn)
     expected = everything(own.dsn)
@@ -100,14 +100,14 @@ def test_the_server_is_shut_down_in_the_middle(path: Path, own: Cluster, fault: 
 
 
 def aside(work: Callable[[], object]) -> None:
-    """Do what needs an event loop of its own, whoever calls."""
+    """Run work that needs its own event loop on a thread."""
     thread = Thread(target=work)
     thread.start()
     thread.join()
 
 
 def silence(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on nothing comes through; the patience of a test is shorter."""
+    """Swallow everything from now on; timeouts are short for the test."""
     proxy.silence()
     monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_SECONDS", 0.3)
 
@@ -137,14 +137,14 @@ PHASES: Final = {
 def test_the_network_breaks_in_each_phase(
     path: Path, flux_empty_database: str, fault: Fault, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str
 ) -> None:
-    """An error in bounded time, though the driver would wait for ever; the next run completes, each row once."""
+    """An error comes in bounded time, though the driver would wait forever; the next run stores each row once."""
     for _ in fault.rounds(1, 10):
         took = broken_in(path, flux_empty_database, monkeypatch, break_, phase)
         fault.add(acknowledged=SESSIONS + MESSAGES, call=took)
 
 
 def broken_in(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str) -> float:
-    """Break a migration, complete it, and return how long the broken one took to end."""
+    """Break a migration, complete it, and return the seconds that the broken one took to end."""
     name, _, others = phase.partition(" ")
     before = [OTHER] if others else []
     asyncio.run(execute(dsn, CLEAN))

@@ -1,4 +1,4 @@
-"""A migration that was called proven survives what happens to the server in the next moment."""
+"""Tests that a proven migration survives a failure of the server right after the proof."""
 
 from __future__ import annotations
 
@@ -38,39 +38,39 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
-    """A server whose log reaches the disk only where a transaction waits for it, or after ten seconds."""
+    """A server that flushes its log for transactions that wait for it, and otherwise after ten seconds."""
     with cluster({"wal_writer_delay": "10s", "autovacuum": "off"}) as made:
         yield made
 
 
 def directly(path: Path, own: Cluster) -> None:
-    """In batches, or at once where the target is empty."""
+    """Move rows in batches, or all at once into an empty target."""
     assert move(path, own.dsn, batch_size=50).status is Status.IDENTICAL
 
 
 def pooled(path: Path, own: Cluster) -> None:
-    """Through PgBouncer in transaction mode."""
+    """Move rows through PgBouncer in transaction mode."""
     with started_pooler(own.dsn) as pooler:
         dsn = with_parameter(behind(own.dsn, pooler), "statement_cache_size=0")
         assert move(path, dsn, batch_size=50).status is Status.IDENTICAL
-        # While the pooler is there: its end would give the server time.
+        # While the pooler runs, because its end would give the server time to flush.
         own.end(signal.SIGKILL)
 
 
 def resumed(path: Path, own: Cluster) -> None:
-    """Every batch was committed by a run that was interrupted, so that there is nothing left to do."""
+    """Continue an interrupted run that committed every batch, with nothing left to move."""
     interrupted(path, own)
     assert move(path, own.dsn).status is Status.IDENTICAL
 
 
 def compared(path: Path, own: Cluster) -> None:
-    """Nothing is moved, and the rows are called proven all the same."""
+    """Move nothing, and still call the rows proven."""
     interrupted(path, own)
     assert move(path, own.dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
 
 
 def interrupted(path: Path, own: Cluster) -> None:
-    """Leave all batches behind, and no proof."""
+    """Commit all batches without a proof."""
 
     async def run() -> None:
         trigger = Trigger("Verify", lambda: task.cancel())  # noqa: PLW0108 - the task is not there yet
@@ -89,7 +89,7 @@ def interrupted(path: Path, own: Cluster) -> None:
 def test_what_was_proven_is_there_when_the_server_comes_back(
     path: Path, own: Cluster, fault: Fault, before: list[str], by: Callable[[Path, Cluster], None], others: list[str]
 ) -> None:
-    """Every path to the proof waits for the disk, regardless of the role's setting."""
+    """Every way to a proof waits for the disk, regardless of the role's setting."""
     asyncio.run(execute(own.dsn, CLEAN, *before))
     asyncio.run(prepared(own.dsn, others))
     for _ in fault.rounds(1, 20):
@@ -107,7 +107,7 @@ def test_what_was_proven_is_there_when_the_server_comes_back(
 
 @pytest.fixture
 def standby() -> Iterator[tuple[Cluster, Cluster]]:
-    """A primary and the standby that has to confirm its commits, which is down."""
+    """A primary, and the stopped standby that must confirm its commits."""
     with pair() as (primary, replica, _):
         asyncio.run(prepared(primary.dsn, [OTHER, WITHOUT_WAITING]))
         asyncio.run(caught_up(primary, replica))
@@ -125,7 +125,7 @@ def standby() -> Iterator[tuple[Cluster, Cluster]]:
 def test_the_proof_waits_for_a_synchronous_standby(
     path: Path, standby: tuple[Cluster, Cluster], fault: Fault, mode: Mode
 ) -> None:
-    """What was proven is there on the standby that takes over in the next moment."""
+    """Proven rows exist on a standby that takes over right after the proof."""
     primary, replica = standby
     if mode is Mode.VERIFY:
         interrupted(path, primary)
@@ -155,7 +155,7 @@ def test_the_proof_waits_for_a_synchronous_standby(
 def test_a_wait_for_the_standby_that_is_given_up_is_no_proof(
     path: Path, standby: tuple[Cluster, Cluster], fault: Fault
 ) -> None:
-    """An administrator who cancels it makes the server commit all the same, with no more than a warning."""
+    """When an administrator cancels the wait, the server commits nonetheless and only warns."""
     primary, replica = standby
 
     async def run() -> Any:
@@ -178,7 +178,7 @@ def test_a_wait_for_the_standby_that_is_given_up_is_no_proof(
 
 @pytest.mark.fault("migration: proven on a replica", backend="postgres")
 def test_a_replica_can_be_compared_and_read_back(path: Path, tmp_path: Path, fault: Fault) -> None:
-    """It takes no writes, and shows nothing that is not on its disk."""
+    """A replica refuses writes, and shows only rows that are on its disk."""
     with pair() as (primary, replica, _):
         directly(path, primary)
         asyncio.run(caught_up(primary, replica))

@@ -1,4 +1,4 @@
-"""A migration to a server that has limits or no room, through a pooler, or with a replica: a second run completes."""
+"""Tests migrations to a server with limits or a full disk, through a pooler, or with a replica: reruns complete."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
-    """A server of this module's own."""
+    """A server for this module."""
     with cluster(durable=False) as made:
         yield made
 
 
 @pytest.mark.fault("migration: statement_timeout", backend="postgres")
 def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_database: str, fault: Fault) -> None:
-    """They are for an application's statements; loading, and waiting for those who write, takes its time."""
+    """The limits target an application's statements; loading and waiting for writers may take longer."""
     dsn = flux_empty_database
     asyncio.run(prepared(dsn, []))
 
@@ -74,7 +74,7 @@ def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_datab
 
 @pytest.mark.fault("migration: lock_timeout", backend="postgres")
 def test_a_lock_that_is_not_to_be_had(path: Path, flux_empty_database: str, fault: Fault) -> None:
-    """Somebody holds a session that gets messages: an error that says so, and the next run adds what is missing."""
+    """A lock on a session that gets messages gives a clear error, and the next run adds the missing rows."""
     dsn = flux_empty_database
     assert ended_well(path, dsn)
     expected = everything(dsn)
@@ -94,18 +94,18 @@ def test_a_lock_that_is_not_to_be_had(path: Path, flux_empty_database: str, faul
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A small file system of the server's."""
+    """A small file system for the server."""
     with small_disk("32m", for_server=True) as made:
         yield made
 
 
 @pytest.fixture
 def on_small_disk(own: Cluster, disk: Path) -> Iterator[str]:
-    """A database whose tables and temporary files are on the small disk."""
+    """A database with its tables and temporary files on the small disk."""
     name = disk.name.replace("-", "_")
     asyncio.run(execute(own.admin_dsn, f"CREATE TABLESPACE {name} LOCATION '{disk}'"))
     asyncio.run(execute(own.admin_dsn, f"CREATE DATABASE {name} TEMPLATE template0 TABLESPACE {name}"))
-    # So little that the sorting of digests needs the disk, too.
+    # So little memory that the sort of digests needs the disk, too.
     asyncio.run(execute(own.admin_dsn, f"ALTER DATABASE {name} SET work_mem = '64kB'"))
     try:
         yield with_database(own.admin_dsn, name)
@@ -115,7 +115,7 @@ def on_small_disk(own: Cluster, disk: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with so many sessions that their digests do not fit into a server's working memory."""
+    """A file with so many sessions that their digests exceed the server's working memory."""
     made = tmp_path_factory.mktemp("longer") / "chat.db"
     make_random(made, sessions=3000, messages=6000)
     return made
@@ -127,7 +127,7 @@ def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_full_data_disk_is_named_and_room_is_enough_to_go_on(
     longer: Path, disk: Path, on_small_disk: str, fault: Fault, phase: str, others: list[str]
 ) -> None:
-    """While rows are loaded, and while they are proven; what was there is as it was."""
+    """While rows are loaded and while they are proven; existing rows are unchanged."""
     dsn = on_small_disk
     asyncio.run(prepared(dsn, others))
     trigger = Trigger(phase, lambda: fill(disk))
@@ -141,7 +141,7 @@ def test_a_full_data_disk_is_named_and_room_is_enough_to_go_on(
 
 
 def complete(path: Path, dsn: str, *, kept: int) -> None:
-    """Run it again; everything is there, once."""
+    """Run the migration again; each row is stored once."""
     assert move(path, dsn).status is Status.IDENTICAL
     sessions, messages = everything(dsn)
     assert (len(sessions), len(messages)) == (3000 + kept, 6000)
@@ -150,7 +150,7 @@ def complete(path: Path, dsn: str, *, kept: int) -> None:
 
 @pytest.mark.fault("migration: data disk full", backend="postgres")
 def test_the_command_says_that_the_disk_is_full(longer: Path, disk: Path, on_small_disk: str, fault: Fault) -> None:
-    """Exit code 1 and a sentence, no traceback; with room it completes."""
+    """Exit code 1 and a sentence, without a traceback; with free space the migration completes."""
     dsn = on_small_disk
     asyncio.run(prepared(dsn, []))
     filler = fill(disk)
@@ -168,7 +168,7 @@ def test_the_command_says_that_the_disk_is_full(longer: Path, disk: Path, on_sma
 
 @pytest.mark.fault("migration: WAL disk full", backend="postgres")
 def test_a_full_wal_disk(tmp_path: Path, fault: Fault) -> None:
-    """The server goes down in a panic; back with room to write, it gets what is missing."""
+    """The server panics; with free space it starts again and gets the missing rows."""
     path = tmp_path / "chat.db"
     make_random(path, sessions=10, messages=2000)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -182,7 +182,7 @@ def test_a_full_wal_disk(tmp_path: Path, fault: Fault) -> None:
         with pytest.raises(FluxMemoryError):
             asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=own.dsn), trigger))
         (wal / "filler").unlink()
-        # It may be on its way down, up again, or gone.
+        # The server may be going down, running again, or gone.
         with suppress(FileNotFoundError, ProcessLookupError):
             own.end(signal.SIGQUIT)
         own.start()
@@ -203,7 +203,7 @@ def test_a_full_wal_disk(tmp_path: Path, fault: Fault) -> None:
 def test_the_pooler_ends(
     path: Path, pooler: Pooler, flux_empty_database: str, fault: Fault, how: signal.Signals, others: list[str]
 ) -> None:
-    """Through PgBouncer in transaction mode as well: nothing is bound to a session."""
+    """Through PgBouncer in transaction mode a migration does not depend on a session."""
     dsn = flux_empty_database
     asyncio.run(prepared(dsn, others))
     through = with_parameter(behind(dsn, pooler), "statement_cache_size=0")
@@ -219,7 +219,7 @@ def test_the_pooler_ends(
 
 
 def test_others_share_the_pooler(path: Path, pooler: Pooler, flux_empty_database: str) -> None:
-    """Each transaction may be another server process's: what the last one had is not there."""
+    """Each transaction may use another server process, so nothing may depend on the last one's state."""
     dsn = flux_empty_database
     asyncio.run(prepared(dsn, [OTHER]))
     through = with_parameter(behind(dsn, pooler), "statement_cache_size=0")
@@ -240,7 +240,7 @@ def test_others_share_the_pooler(path: Path, pooler: Pooler, flux_empty_database
 
 @pytest.mark.fault("migration: kill -9 of the primary, replica promoted", backend="postgres")
 def test_a_replica_is_promoted(path: Path, fault: Fault) -> None:
-    """The second run finds the new primary among the hosts of the DSN, and whatever came through to it."""
+    """The second run finds the new primary among the hosts of the DSN, and the rows that were replicated to it."""
     with pair() as (primary, replica, both):
         asyncio.run(prepared(both, [OTHER]))
         asyncio.run(caught_up(primary, replica))

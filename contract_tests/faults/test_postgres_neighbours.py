@@ -1,4 +1,4 @@
-"""Cancelled ends, and neighbours do not pay, on PostgreSQL: silent connections, held rows, refused rows."""
+"""Tests isolation between callers on PostgreSQL: silent connections, locked rows and refused rows cost no neighbour."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from flux_memory.testkit import Proxy
 
 SESSIONS: Final = [f"s{number}" for number in range(8)]
 SOON: Final = 1.0
-"""Seconds within which a call ends that has nothing to wait for, on a busy machine; 0.02 is usual."""
+"""Seconds within which a call without anything to wait for ends on a busy machine; 0.02 is usual."""
 
 
 @pytest.fixture
 def proxy(flux_empty_database: str) -> Iterator[Proxy]:
-    """A network that can be broken, before an empty database; its connections are named."""
+    """A breakable network in front of an empty database; its connections have an application name."""
     with Proxy(named(flux_empty_database)) as made:
         yield made
 
 
 @asynccontextmanager
 async def held(dsn: str, sessions: Iterable[str]) -> AsyncIterator[None]:
-    """Hold the rows of sessions, as a migration does, or another program's transaction."""
+    """Lock the rows of sessions, as a migration or another program's transaction does."""
     async with connected(dsn) as other, other.transaction():
         await other.execute("SELECT FROM sessions WHERE id = ANY ($1::text[]) FOR UPDATE", [*sessions])
         yield
 
 
 async def some_wait(connection: Any) -> None:
-    """Return when statements wait for a lock; an implementation that does not wait on the server has a moment."""
+    """Return when statements wait for a lock, or after a moment if the implementation waits on the client."""
     with suppress(TimeoutError):
         await until(lambda: connection.fetchval(AWAITING_A_LOCK), seconds=0.5)
 
 
 async def seconds(call: Awaitable[object]) -> float:
-    """Await a call and return how long it took."""
+    """Await a call and return the seconds it took."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     await call
@@ -55,7 +55,7 @@ def add(memory: Memory, session: str, content: str, patience: float) -> asyncio.
         return asyncio.ensure_future(memory.add_message(session, "user", content, message_id=content))
 
 
-# A connection that is lost without a word.
+# A connection that falls silent.
 
 
 @pytest.mark.asyncio
@@ -64,7 +64,7 @@ def add(memory: Memory, session: str, content: str, patience: float) -> asyncio.
 async def test_a_retry_after_a_silent_loss_waits_for_no_neighbour(
     proxy: Proxy, flux_empty_database: str, leaving: str
 ) -> None:
-    """Callers whose statement was swallowed come again with the same ids, and succeed on a connection that works."""
+    """Callers of a swallowed statement retry with the same ids, and succeed on a working connection."""
     everybody = "all" in leaving
     await make_sessions(flux_empty_database, SESSIONS)
     async with PostgresConversationMemory(proxy.dsn, timeout=30) as memory:
@@ -80,7 +80,7 @@ async def test_a_retry_after_a_silent_loss_waits_for_no_neighbour(
             calls = {session: call for session, call in first.items() if session != "s3"}
         outcomes = await asyncio.wait_for(asyncio.gather(*calls.values(), return_exceptions=True), 4)
         assert all(isinstance(outcome, FluxMemoryError | TimeoutError) for outcome in outcomes)
-        # From here on the network works again; connections that were silent are silent for ever.
+        # From here on the network works again; connections that fell silent stay silent.
         proxy.lose_reply("bind", times=0)
         again = {f"of {session}": add(memory, session, f"of {session}", 4) for session in calls}
         seen = await told(again, within=6)
@@ -97,7 +97,7 @@ async def test_a_retry_after_a_silent_loss_waits_for_no_neighbour(
 @pytest.mark.asyncio
 @pytest.mark.fault("silent connection loss beside a patient neighbour", backend="postgres")
 async def test_no_error_blames_the_pool_where_connections_are_free(proxy: Proxy, flux_empty_database: str) -> None:
-    """A caller behind a statement that does not end hears what it waited for, not that max_size is too low."""
+    """A caller behind a hanging statement learns what it waited for; the error does not blame max_size."""
     await make_sessions(flux_empty_database, SESSIONS)
     async with PostgresConversationMemory(proxy.dsn, timeout=30) as memory:
         await quiet(memory, flux_empty_database, SESSIONS, close=False)
@@ -116,7 +116,7 @@ async def test_no_error_blames_the_pool_where_connections_are_free(proxy: Proxy,
         assert [content for content in seen.refused if content in found] == []
 
 
-# A session that another program holds.
+# A session that another program locks.
 
 
 @pytest.mark.asyncio
@@ -126,7 +126,7 @@ async def test_no_error_blames_the_pool_where_connections_are_free(proxy: Proxy,
 async def test_an_add_that_was_cancelled_while_it_waited_for_a_lock_is_not_stored_when_that_is_released(
     flux_empty_database: str, count: int, sessions: int, how: str
 ) -> None:
-    """The statement ends with its last caller, gathered or alone, long before the lock does."""
+    """The statement ends with its last caller, shared or alone, long before the lock is released."""
     await make_sessions(flux_empty_database, SESSIONS)
     async with PostgresConversationMemory(named(flux_empty_database)) as memory:
         await quiet(memory, flux_empty_database, SESSIONS, close=False)
@@ -157,14 +157,14 @@ async def test_an_add_that_was_cancelled_while_it_waited_for_a_lock_is_not_store
                 else:
                     still = 0
             found = await quiet(memory, flux_empty_database, SESSIONS)
-        assert dict(found) == {}, f"stored by callers that were gone; {still} statements waited on"
-        assert still == 0, "statements whose callers were gone waited on"
+        assert dict(found) == {}, f"stored for callers that had left; {still} statements still waited"
+        assert still == 0, "statements waited without callers"
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("add cancelled while its session is held", backend="postgres")
 async def test_a_caller_that_leaves_a_held_session_takes_no_neighbour_along(flux_empty_database: str) -> None:
-    """Half of the callers leave: the others' messages are stored, once and in order, when the lock is released."""
+    """Half of the callers leave: the messages of the others are stored once and in order after the release."""
     await make_sessions(flux_empty_database, SESSIONS)
     async with PostgresConversationMemory(named(flux_empty_database)) as memory:
         await quiet(memory, flux_empty_database, SESSIONS, close=False)
@@ -180,7 +180,7 @@ async def test_a_caller_that_leaves_a_held_session_takes_no_neighbour_along(flux
         seen = await told(staying, within=15)
         assert len(seen.acknowledged) == len(staying), seen.errors
         found = await quiet(memory, flux_empty_database, SESSIONS)
-        # One of those that left had been sent perhaps, and its cancellation may have come too late.
+        # A caller that left may have been sent already, and its cancellation may have come too late.
         assert {content: found[content] for content in staying} == dict.fromkeys(staying, 1)
         assert sum(found.values()) <= len(staying) + 1
         assert await in_order(flux_empty_database, seen.acknowledged)
@@ -189,7 +189,7 @@ async def test_a_caller_that_leaves_a_held_session_takes_no_neighbour_along(flux
 @pytest.mark.asyncio
 @pytest.mark.fault("sessions held by others", backend="postgres")
 async def test_an_error_behind_a_held_session_names_the_lock_and_not_the_pool(flux_empty_database: str) -> None:
-    """Nine of ten connections are free: raising max_size would not help."""
+    """Nine of ten connections are free: a higher max_size would not help."""
     await make_sessions(flux_empty_database, SESSIONS)
     async with PostgresConversationMemory(named(flux_empty_database)) as memory:
         await quiet(memory, flux_empty_database, SESSIONS, close=False)
@@ -211,7 +211,7 @@ async def test_an_error_behind_a_held_session_names_the_lock_and_not_the_pool(fl
 async def test_held_sessions_stop_neither_reads_nor_free_sessions(
     flux_empty_database: str, count: int, each: int, borrowed: bool
 ) -> None:
-    """As many sessions as the pool has connections, or as many as a migration's batch holds: the others go on."""
+    """With as many locked sessions as the pool has connections, or a migration's batch sessions, others continue."""
     shut = [f"held {number}" for number in range(count)]
     await make_sessions(flux_empty_database, ["free", "free too", *shut])
     async with opened(named(flux_empty_database), borrowed=borrowed) as memory:
@@ -254,7 +254,7 @@ async def test_held_sessions_stop_neither_reads_nor_free_sessions(
 @pytest.mark.fault("sessions held by others", backend="postgres")
 @pytest.mark.parametrize("size", [3, 10])
 async def test_renames_and_deletions_of_held_sessions_stop_nothing_else(flux_empty_database: str, size: int) -> None:
-    """As many as the pool has connections, beside adds to the same sessions: reads, adds and creations go on."""
+    """As many calls as connections, beside adds to the same sessions: reads, adds and creations continue."""
     shut = [f"held {number}" for number in range(size)]
     await make_sessions(flux_empty_database, ["free", *shut])
     async with PostgresConversationMemory(named(flux_empty_database), max_size=size) as memory:
@@ -284,7 +284,7 @@ async def test_renames_and_deletions_of_held_sessions_stop_nothing_else(flux_emp
 @pytest.mark.asyncio
 @pytest.mark.fault("sessions held by others", backend="postgres")
 async def test_renames_of_held_sessions_stop_no_rename_of_a_free_one(flux_empty_database: str) -> None:
-    """Nor a creation, nor a deletion: a session's row is its own callers' affair."""
+    """Creations and deletions continue too: only callers of a session wait for its row."""
     shut = [f"held {number}" for number in range(6)]
     await make_sessions(flux_empty_database, ["free", "gone", *shut])
     async with PostgresConversationMemory(named(flux_empty_database)) as memory:
@@ -309,7 +309,7 @@ async def test_renames_of_held_sessions_stop_no_rename_of_a_free_one(flux_empty_
 @pytest.mark.fault("sessions held by others", backend="postgres")
 @pytest.mark.parametrize("call", ["create_session", "clear_all"])
 async def test_creations_and_clears_that_wait_for_others_stop_no_read(flux_empty_database: str, call: str) -> None:
-    """As many as the pool has connections: ids that an open transaction has inserted, sessions that it holds."""
+    """As many calls as the pool has connections wait for uncommitted ids or locked sessions."""
     await make_sessions(flux_empty_database, ["free"])
     async with PostgresConversationMemory(named(flux_empty_database), max_size=4) as memory:
         await quiet(memory, flux_empty_database, ["free"], close=False)
@@ -338,7 +338,7 @@ async def test_creations_and_clears_that_wait_for_others_stop_no_read(flux_empty
 async def test_thousands_that_wait_for_held_sessions_do_not_slow_down_a_read(
     flux_empty_database: str, sessions: int
 ) -> None:
-    """Callers that wait, and that leave all at once, cost the event loop little."""
+    """Waiting callers, and callers that leave at once, cost the event loop little."""
     shut = [f"held {number}" for number in range(sessions)]
     await make_sessions(flux_empty_database, ["free", *shut])
     async with PostgresConversationMemory(named(flux_empty_database)) as memory:
@@ -370,7 +370,7 @@ async def test_thousands_that_wait_for_held_sessions_do_not_slow_down_a_read(
 async def test_a_refused_row_makes_no_free_session_wait_behind_a_held_one(
     flux_empty_database: str, refused: str, first: str
 ) -> None:
-    """What shares a statement with a bad row is sent again: each session by itself, none behind a lock."""
+    """The other calls of a bad row's statement are sent again, separately by session, none behind a lock."""
     await make_sessions(flux_empty_database, ["free 0", "free 1", "free 2", "free 3", "held", "bad"])
     async with PostgresConversationMemory(named(flux_empty_database)) as memory:
         await quiet(memory, flux_empty_database, ["free 0"], close=False)
@@ -382,7 +382,7 @@ async def test_a_refused_row_makes_no_free_session_wait_behind_a_held_one(
             "by its session": lambda: memory.add_message("none", "user", "x"),
         }[refused]
         async with held(flux_empty_database, ["held"]):
-            # The others gather while the first two are in flight.
+            # The others queue while the first two are in flight.
             free = {f"{number}": add(memory, f"free {number}", f"{number}", 10) for number in range(2)}
             bad: list[asyncio.Task[Any]] = []
             if first == "bad":
@@ -408,7 +408,7 @@ async def test_a_refused_row_makes_no_free_session_wait_behind_a_held_one(
 @pytest.mark.asyncio
 @pytest.mark.fault("call cancelled in a slow statement", backend="postgres")
 async def test_a_cancelled_call_leaves_no_statement_on_the_server(flux_empty_database: str) -> None:
-    """Each method: what was cancelled while its rows were held has ended on the server long before the lock."""
+    """For each method: the statement of a cancelled call ends on the server long before the lock is released."""
     await make_sessions(flux_empty_database, SESSIONS)
     async with (
         PostgresConversationMemory(named(flux_empty_database)) as memory,

@@ -1,4 +1,4 @@
-"""The network between a memory and PostgreSQL is refused, reset, silent, slow, or cut at any byte."""
+"""Tests a network to PostgreSQL that refuses, resets, swallows, delays, or cuts at any byte."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
 
 @pytest.fixture
 def proxy(flux_empty_database: str) -> Iterator[Proxy]:
-    """A network that can be broken, before an empty database."""
+    """A breakable network in front of an empty database."""
     with Proxy(flux_empty_database) as made:
         yield made
 
 
 async def timed(call: Awaitable[object], within: float) -> tuple[float, BaseException | None]:
-    """Await a call that must end in time; return how long it took, and its error."""
+    """Await a call that must end in time; return its duration and its error."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     done, _ = await asyncio.wait([task := asyncio.ensure_future(call)], timeout=within + 5)
@@ -92,7 +92,7 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
 @pytest.mark.asyncio
 @pytest.mark.fault("connections reset under load", backend="postgres")
 async def test_reset_again_and_again(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
-    """Whoever was in flight is tried again, with the same ids."""
+    """Calls in flight are retried with the same ids."""
 
     async def reset(load: Load) -> None:
         for _ in range(10):
@@ -111,7 +111,7 @@ async def test_reset_again_and_again(proxy: Proxy, flux_empty_database: str, fau
 async def test_a_black_hole_at_each_stage(
     proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path, stage: Any
 ) -> None:
-    """Every call ends within a second of its deadline, a cancelled one too; afterwards the handle works again."""
+    """Every call ends within a second of its deadline or cancellation; afterwards the handle works again."""
     journal = Journal(tmp_path / "journal.jsonl")
     async with PostgresConversationMemory(flux_empty_database) as direct:
         made = Recorder(direct, journal, "before")
@@ -138,7 +138,7 @@ async def test_a_black_hole_at_each_stage(
             adding.cancel()
             await timed(adding, 1)
         proxy.heal()
-        # A handle that never connected may hear only now that its last attempt failed.
+        # A handle that never connected may learn only now that its last attempt failed.
         await timed(inner.count_sessions(), 2)
         with deadline(20):
             await memory.add_message(session, "user", "afterwards")
@@ -154,7 +154,7 @@ async def test_a_black_hole_at_each_stage(
 async def test_idle_connections_that_were_forgotten(
     proxy: Proxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a long rest nothing comes back through the old connections: they are asked first, and no call fails."""
+    """Replies no longer arrive on old connections: the handle probes them first, and no call fails."""
     monkeypatch.setattr(postgres_pool, "_SUSPECT_SECONDS", 0.05)
     async with PostgresConversationMemory(proxy.dsn, min_size=3) as memory:
         session = await memory.create_session()
@@ -170,7 +170,7 @@ async def test_idle_connections_that_were_forgotten(
 @pytest.mark.asyncio
 @pytest.mark.fault("first of two hosts is a black hole", backend="postgres")
 async def test_a_host_that_is_gone_does_not_use_up_the_deadline(flux_empty_database: str, fault: Fault) -> None:
-    """A fail-over: the first host of the DSN swallows packets, and the second one answers in time."""
+    """The first host of the DSN swallows packets, and the second one answers in time."""
     with Proxy(flux_empty_database) as gone, Proxy(flux_empty_database) as there:
         dsn = gone.dsn.replace(f":{gone.port}/", f":{gone.port},127.0.0.1:{there.port}/")
         async with PostgresConversationMemory(dsn, timeout=6, min_size=1) as memory:
@@ -218,7 +218,7 @@ WRITES: dict[str, Call] = {
 @pytest.mark.fault("reply to COMMIT lost", backend="postgres")
 @pytest.mark.parametrize("name", WRITES)
 async def test_the_reply_is_lost(proxy: Proxy, flux_empty_database: str, fault: Fault, name: str) -> None:
-    """It was carried out, and nobody heard: the second attempt finds that, and it is done once."""
+    """The first attempt took effect without a reply; the second finds that, and the call takes effect once."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         for _ in fault.rounds(2, 50):
             await memory.clear_all()
@@ -237,7 +237,7 @@ async def test_the_reply_is_lost(proxy: Proxy, flux_empty_database: str, fault: 
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to COMMIT lost, refused all the same", backend="postgres")
 async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None:
-    """An id that somebody else has taken, or a session that is not there, is an error whatever the network does."""
+    """A taken id or a missing session is an error on any network."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         await memory.create_session("theirs", session_id="s")
         await memory.add_message("s", "user", "theirs", message_id="m")
@@ -256,8 +256,8 @@ async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to COMMIT lost, then refused", backend="postgres")
 async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
-    """It is stored, and the error says that it may be; the same call again finds out."""
-    # A second connection, opened in the round before, would be asked instead.
+    """The write is stored, and the error says that it may be; a retry finds out."""
+    # A second connection, opened in the round before, would be used instead.
     async with PostgresConversationMemory(proxy.dsn, min_size=1, max_size=1) as memory:
         session = await memory.create_session()
         for number in fault.rounds(2, 50):
@@ -279,7 +279,7 @@ async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database:
 async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
     proxy: Proxy, flux_empty_database: str, fault: Fault
 ) -> None:
-    """Adds that would share a statement: none was sent, so that each error says that nothing was stored."""
+    """Adds that would share a statement: none was sent, so each error says that nothing was stored."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         sessions = [await memory.create_session() for _ in range(4)]
         proxy.refuse()
@@ -299,7 +299,7 @@ async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
 @pytest.mark.asyncio
 @pytest.mark.fault("cut after any byte of a call", backend="postgres")
 async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
-    """Wherever the connection breaks, the call succeeds, and what it adds is stored once."""
+    """After a break at any byte the call succeeds, and its message is stored once."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         session = await memory.create_session()
         added = 0
@@ -321,7 +321,7 @@ async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: 
 @pytest.mark.asyncio
 @pytest.mark.fault("cut after any byte of the first call", backend="postgres")
 async def test_cut_after_each_byte_of_an_opening(proxy: Proxy, fault: Fault) -> None:
-    """Also while connecting, authenticating and looking at the schema."""
+    """Also while connecting, authenticating and reading the schema."""
     places = fault.rounds(25, 250)
     for place in places:
         proxy.cut(after=place * 4000 // len(places))
@@ -334,7 +334,7 @@ async def test_cut_after_each_byte_of_an_opening(proxy: Proxy, fault: Fault) -> 
 @pytest.mark.asyncio
 @pytest.mark.fault("cancellation storm", backend="postgres")
 async def test_a_storm_of_cancellations(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
-    """Calls cancelled at any moment are stored whole or not at all, and hold neither locks nor connections."""
+    """Calls cancelled at any moment are stored as a whole or not at all, and hold neither locks nor connections."""
     journal = Journal(tmp_path / "journal.jsonl")
     async with PostgresConversationMemory(proxy.dsn, max_size=4) as inner:
         memory = Recorder(inner, journal, "stormy")

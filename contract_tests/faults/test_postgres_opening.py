@@ -1,4 +1,4 @@
-"""The first use of a PostgreSQL database is cut short: the schema is there whole or not at all, and use goes on."""
+"""Tests an interrupted first use of a PostgreSQL database: the schema is complete or absent, and use continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
-    """A durable server of this module's own."""
+    """A durable server for this module."""
     with cluster() as made:
         yield made
 
@@ -28,7 +28,7 @@ def own() -> Iterator[Cluster]:
 @pytest.mark.asyncio
 @pytest.mark.fault("black hole while the schema is made", backend="postgres")
 async def test_a_black_hole_in_the_transaction_of_the_schema(flux_empty_database: str, fault: Fault) -> None:
-    """The call ends in time, though the driver would wait for its ROLLBACK for ever; then the handle opens."""
+    """The call ends in time, though the driver would wait forever for its ROLLBACK; then the handle opens."""
     with Proxy(flux_empty_database) as proxy:
         async with PostgresConversationMemory(proxy.dsn, timeout=1.5) as memory:
             proxy.silence("query")
@@ -46,7 +46,7 @@ async def test_a_black_hole_in_the_transaction_of_the_schema(flux_empty_database
 @pytest.mark.asyncio
 @pytest.mark.fault("cut after any byte of an upgrade", backend="postgres")
 async def test_cut_after_each_byte_of_an_upgrade(flux_postgres_server: Server, fault: Fault) -> None:
-    """The original application's database is taken over in one piece, wherever the connection breaks."""
+    """The adoption of an original database is atomic under a break at any byte."""
     expected = None
     places = fault.rounds(8, 80)
     for place in places:
@@ -70,7 +70,7 @@ async def test_cut_after_each_byte_of_an_upgrade(flux_postgres_server: Server, f
 @pytest.mark.asyncio
 @pytest.mark.fault("kill -9 while the schema is made", backend="postgres")
 async def test_the_server_is_killed_while_the_schema_is_made(own: Cluster, fault: Fault) -> None:
-    """Handles that race to a database when its server dies all get there, and find one whole schema."""
+    """Handles that race to a dying server's database all open it later, and find one complete schema."""
     for number in fault.rounds(2, 50):
         await execute(own.dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema")
         handles = [PostgresConversationMemory(own.dsn, min_size=1) for _ in range(3)]

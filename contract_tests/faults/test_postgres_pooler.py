@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode: it works by one setting, whose lack is said, and its restart disturbs nobody."""
+"""Tests PgBouncer in transaction mode: one setting is enough, its lack is reported, and a restart fails no call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flux_memory import BackendUnavailableError, PostgresConversationMemory
 async def test_the_pooler_is_restarted_under_load(
     pooler: Pooler, flux_empty_database: str, fault: Fault, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """With `statement_cache_size=0` everything works in transaction mode, and goes on when the pooler is back."""
+    """With `statement_cache_size=0` everything works in transaction mode, and continues after the pooler's restart."""
 
     async def restart(_: Load) -> None:
         await meanwhile(pooler.restart, how)
@@ -41,7 +41,7 @@ async def test_the_pooler_is_restarted_under_load(
 @pytest.mark.asyncio
 @pytest.mark.fault("statement_cache_size=0 forgotten behind PgBouncer", backend="postgres")
 async def test_the_forgotten_setting_is_said(pooler: Pooler, flux_empty_database: str, fault: Fault) -> None:
-    """Two handles get in each other's way, and the error says what to add to the DSN; nothing is stored by halves."""
+    """Two handles collide, and the error says what to add to the DSN; nothing is half stored."""
     dsn = behind(flux_empty_database, pooler)
     async with PostgresConversationMemory(dsn) as one, PostgresConversationMemory(dsn) as two:
         session = await one.create_session(session_id="s")

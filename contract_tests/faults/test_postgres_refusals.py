@@ -1,4 +1,4 @@
-"""The PostgreSQL server refuses: time limits, deadlocks, conflicts, a read-only database, a full disk."""
+"""Tests refusals by the PostgreSQL server: time limits, deadlocks, conflicts, a read-only database, a full disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAITING_FOR_LOCKS = "SELECT FROM pg_stat_activity WHERE datname = current_databa
 @pytest.mark.asyncio
 @pytest.mark.fault("statement_timeout behind a lock", backend="postgres")
 async def test_a_statement_timeout_ends_the_call_at_once(flux_empty_database: str, fault: Fault) -> None:
-    """The administrator's limit counts: the error names it, nothing was stored, and the handle goes on."""
+    """The administrator's limit applies: the error names it, nothing was stored, and the handle keeps working."""
     limited = by_default(flux_empty_database, statement_timeout="300ms")
     async with limited, PostgresConversationMemory(flux_empty_database) as memory:
         session = await memory.create_session()
@@ -48,7 +48,7 @@ async def test_a_statement_timeout_ends_the_call_at_once(flux_empty_database: st
 @pytest.mark.asyncio
 @pytest.mark.fault("lock_timeout", backend="postgres")
 async def test_a_lock_timeout_is_tried_again(flux_empty_database: str, fault: Fault) -> None:
-    """Known not applied: the call is run again until the lock is free, and ends at its deadline if it never is."""
+    """Certainly not applied: the call is retried until the lock is free, and fails at its deadline otherwise."""
     limited = by_default(flux_empty_database, lock_timeout="50ms")
     async with limited, PostgresConversationMemory(flux_empty_database) as memory:
         session = await memory.create_session()
@@ -67,7 +67,7 @@ async def test_a_lock_timeout_is_tried_again(flux_empty_database: str, fault: Fa
 @pytest.mark.asyncio
 @pytest.mark.fault("idle_in_transaction_session_timeout", backend="postgres")
 async def test_no_transaction_is_ever_left_open(flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
-    """A limit on idle transactions and sessions of a fraction of a second disturbs nobody."""
+    """Limits of a fraction of a second on idle transactions and sessions fail no call."""
     limits = {"idle_in_transaction_session_timeout": "20ms", "idle_session_timeout": "30ms"}
     async with by_default(flux_empty_database, **limits):
 
@@ -84,19 +84,19 @@ async def test_no_transaction_is_ever_left_open(flux_empty_database: str, fault:
 @pytest.mark.asyncio
 @pytest.mark.fault("deadlock", backend="postgres")
 async def test_the_victim_of_a_deadlock_is_tried_again(flux_empty_database: str, fault: Fault) -> None:
-    """Somebody else's transaction locks what we need while we hold what it needs: both end well."""
+    """Another transaction and the memory wait for each other's rows: both succeed in the end."""
     async with (
         by_default(flux_empty_database, deadlock_timeout="20ms"),
         PostgresConversationMemory(flux_empty_database) as memory,
     ):
         await memory.count_sessions()
         for _ in fault.rounds(5, 50):
-            # A new file, in which the rows are in the order they are made: clearing comes to them in that order.
+            # In a new file the rows are in the order of their creation, which is the order of clearing.
             await execute(flux_empty_database, "TRUNCATE sessions CASCADE")
             for id_ in ("first", "second", "third"):
                 await memory.create_session(session_id=id_)
             async with connected(flux_empty_database) as theirs, connected(flux_empty_database) as other:
-                # We are the last to wait, so that we find the deadlock, and are its victim.
+                # The memory waits last, so it detects the deadlock and becomes its victim.
                 await theirs.execute("SET deadlock_timeout = '20s'")
                 transaction = theirs.transaction()
                 await transaction.start()
@@ -116,7 +116,7 @@ async def test_the_victim_of_a_deadlock_is_tried_again(flux_empty_database: str,
 
 
 async def waiting_for_locks(dsn: str, number: int) -> bool:
-    """Tell whether so many connections to the database wait for a lock."""
+    """Return whether this many connections to the database wait for a lock."""
     return len(await rows(dsn, WAITING_FOR_LOCKS)) == number
 
 
@@ -131,7 +131,7 @@ async def waiting_for_locks(dsn: str, number: int) -> bool:
 async def test_conflicts_of_stricter_transactions_are_tried_again(
     flux_empty_database: str, fault: Fault, tmp_path: Path, level: str
 ) -> None:
-    """Where the database's default is stricter, writers from two handles to one session all succeed."""
+    """With a stricter default isolation, writers from two handles to one session all succeed."""
     async with by_default(flux_empty_database, default_transaction_isolation=level):
 
         async def crowd(load: Load) -> None:
@@ -155,7 +155,7 @@ async def test_conflicts_of_stricter_transactions_are_tried_again(
 @pytest.mark.asyncio
 @pytest.mark.fault("read-only by default", backend="postgres")
 async def test_a_read_only_server_serves_reads(flux_empty_database: str, fault: Fault) -> None:
-    """Opening and reading need no write; a write says why not, and works when the server takes writes again."""
+    """Opening and reading need no write; a write says why it fails, and works once the server accepts writes."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         session = await memory.create_session("kept")
         await memory.add_message(session, "user", "kept")
@@ -180,7 +180,7 @@ async def test_a_read_only_server_serves_reads(flux_empty_database: str, fault: 
 
 
 async def reader_after(dsn: str, session: str) -> None:
-    """A new handle writes."""
+    """Write through a new handle."""
     async with PostgresConversationMemory(dsn) as memory:
         await memory.add_message(session, "user", "afterwards")
 
@@ -194,7 +194,7 @@ async def add_all(memory: Recorder, session: str, contents: Iterable[str]) -> No
 @pytest.mark.asyncio
 @pytest.mark.fault("data disk full", backend="postgres")
 async def test_a_full_data_disk(fault: Fault, tmp_path: Path) -> None:
-    """What does not fit is refused and not half stored; what fits later is stored, on the same handle."""
+    """A message that does not fit is refused and not half stored; later ones are stored by the same handle."""
     for number in fault.rounds(1, 10):
         await fill_the_data_disk(fault, tmp_path / f"{number}.jsonl")
 
@@ -210,7 +210,7 @@ async def fill_the_data_disk(fault: Fault, file: Path) -> None:
             memory = Recorder(inner, journal, "writer")
             session = await memory.create_session()
             filler = fill(disk, leave=2_000_000)
-            # Of random digits, or it would be compressed.
+            # Random digits, because the server compresses text.
             contents = [secrets.token_hex(100_000) for _ in range(40)]
             with pytest.raises(BackendUnavailableError, match="disk is full; nothing was stored") as caught:
                 await add_all(memory, session, contents)
@@ -228,7 +228,7 @@ async def fill_the_data_disk(fault: Fault, file: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.fault("WAL disk full", backend="postgres")
 async def test_a_full_wal_disk(fault: Fault, tmp_path: Path) -> None:
-    """The server goes down in a panic; what it had acknowledged is there when it comes back with room to write."""
+    """The server panics; after a restart with free space it has every acknowledged message."""
     for number in fault.rounds(1, 10):
         await fill_the_wal_disk(fault, tmp_path / f"{number}.jsonl")
 

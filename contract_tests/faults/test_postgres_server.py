@@ -1,4 +1,4 @@
-"""The PostgreSQL server is killed, stopped, restarted, full or refuses: what was acknowledged is stored, once."""
+"""Tests a PostgreSQL server that dies, stops, restarts or is full: acknowledged messages are stored once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flux_memory import BackendUnavailableError, PostgresConversationMemory, dea
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
-    """A durable server of this module's own."""
+    """A durable server for this module."""
     with cluster({"max_connections": "30", "superuser_reserved_connections": "3"}) as made:
         yield made
 
@@ -40,7 +40,7 @@ def own() -> Iterator[Cluster]:
 async def test_the_server_goes_and_comes_back_amid_commits(
     own: Cluster, fault: Fault, tmp_path: Path, how: signal.Signals, usual: int
 ) -> None:
-    """Every acknowledged message is stored once and in order, and the handle goes on by itself; no call fails."""
+    """Every acknowledged message is stored once and in order, the handle recovers by itself, and no call fails."""
 
     async def restart(_: Load) -> None:
         await meanwhile(own.restart, how)
@@ -53,7 +53,7 @@ async def test_the_server_goes_and_comes_back_amid_commits(
 @pytest.mark.asyncio
 @pytest.mark.fault("kill -9 of one backend", backend="postgres")
 async def test_one_backend_is_killed(own: Cluster, fault: Fault, tmp_path: Path) -> None:
-    """The server ends all its connections and recovers; the calls of the handle are tried again."""
+    """The server ends all its connections and recovers; the handle retries its calls."""
 
     async def kill(load: Load) -> None:
         for pid, *_ in (await rows(own.dsn, f"SELECT pid {CONNECTIONS}"))[:1]:
@@ -68,7 +68,7 @@ async def test_one_backend_is_killed(own: Cluster, fault: Fault, tmp_path: Path)
 @pytest.mark.asyncio
 @pytest.mark.fault("pg_terminate_backend of busy connections", backend="postgres")
 async def test_busy_connections_are_terminated(own: Cluster, fault: Fault, tmp_path: Path) -> None:
-    """Whoever was answered is stored, the others are tried again: nobody notices."""
+    """Acknowledged calls are stored and the others are retried: no caller sees an error."""
 
     async def terminate(load: Load) -> None:
         for _ in range(5):
@@ -83,7 +83,7 @@ async def test_busy_connections_are_terminated(own: Cluster, fault: Fault, tmp_p
 @pytest.mark.asyncio
 @pytest.mark.fault("pg_terminate_backend of idle connections", backend="postgres")
 async def test_idle_connections_are_terminated(own: Cluster, fault: Fault) -> None:
-    """No call fails because of a connection that died while idle, also right after its death."""
+    """No call fails because of a connection that died while idle, even right after its death."""
     async with PostgresConversationMemory(named(own.dsn), min_size=4) as memory:
         session = await memory.create_session()
         await asyncio.gather(*(memory.count_sessions() for _ in range(10)))
@@ -97,7 +97,7 @@ async def test_idle_connections_are_terminated(own: Cluster, fault: Fault) -> No
 @pytest.mark.asyncio
 @pytest.mark.fault("restart between calls", backend="postgres")
 async def test_the_server_is_restarted_between_calls(own: Cluster, fault: Fault) -> None:
-    """The next call finds the server that came back."""
+    """The next call finds the restarted server."""
     async with PostgresConversationMemory(own.dsn) as memory:
         session = await memory.create_session()
         for number in fault.rounds(2, 50):
@@ -111,7 +111,7 @@ async def test_the_server_is_restarted_between_calls(own: Cluster, fault: Fault)
 @pytest.mark.asyncio
 @pytest.mark.fault("max_connections reached", backend="postgres")
 async def test_the_server_has_no_connection_to_spare(own: Cluster, fault: Fault) -> None:
-    """A call waits until there is one; if there is none by its deadline, the error says why; nothing was stored."""
+    """A call waits for a free connection until its deadline; then the error says why, and nothing was stored."""
     async with connected(own.dsn) as admin:
         await admin.execute("CREATE ROLE crowd LOGIN PASSWORD 'crowd' CONNECTION LIMIT 2")
         await admin.execute("GRANT ALL ON SCHEMA public TO crowd")

@@ -1,4 +1,4 @@
-"""No room for another page: a clear error, nothing half written, and it works again as soon as there is room."""
+"""Tests full disks under SQLite: a clear error, nothing half written, and it works again as soon as there is space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAYS: Final = "the disk is full; nothing was stored. Make room and retry"
 
 
 async def fill(recorder: Recorder) -> str:
-    """Write, one by one and in batches, several at once, until there is no room; return what the error said."""
+    """Write messages and batches, several at once, until the disk is full; return the error's text."""
     batch: list[NewMessage] = [{"role": "user", "content": "b" * 5_000}] * 10
 
     async def one(number: int) -> None:
@@ -38,7 +38,7 @@ async def fill(recorder: Recorder) -> str:
 async def fill_and_make_room(
     store: Store, round_: int, no_room: Callable[[Memory], Any], room: Callable[[Memory], Any]
 ) -> None:
-    """Fill a store twice; in between, everything can be read, and once there is room, written."""
+    """Fill a store twice; everything is readable when full, and writable once there is space."""
     journal = Journal(store.journal(round_) / "full.jsonl")
     async with store.open() as memory:
         recorder = Recorder(memory, journal, str(round_))
@@ -63,7 +63,7 @@ def new_store(directory: Path, tmp_path: Path) -> Store:
 
 @pytest.mark.fault("max_page_count reached", backend="sqlite")
 def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path, fault: Fault) -> None:
-    """SQLite's own limit: refused whole, and everything goes on when it is raised."""
+    """At SQLite's own limit, writes are refused as a whole; they succeed once it is raised."""
 
     def limited_to(pages: int) -> Callable[[Memory], Any]:
         async def limit(memory: Memory) -> None:
@@ -79,13 +79,13 @@ def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path, fault: Fault) ->
 
 @pytest.mark.fault("disk full", backend="sqlite")
 def test_a_full_disk_loses_nothing(tmp_path: Path, fault: Fault) -> None:
-    """A real file system without room, in the middle of a log, of a page, of a commit."""
+    """A real file system without space, in the middle of a log, a page or a commit."""
     with small_disk(str(SIZE)) as small:
         for round_ in fault.rounds(3, 25):
             directory = small / str(round_)
             directory.mkdir()
             ballast = small / "ballast"
-            # Another amount each round: another write is the first that does not fit.
+            # A different amount each round, so that a different write is the first that does not fit.
             ballast.write_bytes(bytes(BALLAST + round_ * 1111))
 
             async def nothing(_: Memory) -> None:

@@ -1,4 +1,4 @@
-"""A file that is damaged, cut, emptied, replaced or deleted: reported, never begun anew over what is left."""
+"""Tests files that are damaged, truncated, replaced or deleted: reported, never replaced by a new store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MESSAGES: Final = 40
 
 
 async def fill(memory: Memory) -> None:
-    """Three sessions whose messages are on pages of their own."""
+    """Store three sessions whose messages fill pages of their own."""
     for session in ("first", "second", "third"):
         await memory.create_session(session_id=session)
         for number in range(MESSAGES):
@@ -35,7 +35,7 @@ async def fill(memory: Memory) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A store that was closed in order."""
+    """A store that was closed properly."""
 
     async def make() -> None:
         async with ConversationMemory(path) as memory:
@@ -57,7 +57,7 @@ def log(path: Path) -> Path:
 
 
 def another(path: Path) -> Path:
-    """A store of somebody else's, closed in order."""
+    """Create a different store beside this one, closed properly."""
 
     async def make() -> None:
         async with ConversationMemory(other) as memory:
@@ -75,12 +75,12 @@ def read_past(path: Path, sql: str) -> list[tuple[object, ...]]:
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """The store and its log, byte by byte; readers keep their locks in a third file."""
+    """Return the bytes of the store and its log; a third file holds only the locks of readers."""
     return {each.name: each.read_bytes() for each in (path, log(path)) if each.exists() and each.stat().st_size}
 
 
 def word_of_the_schema(path: Path) -> None:
-    """What SQLite says of it quotes the byte, which is no text."""
+    """Damage a word of the schema; SQLite's message quotes the byte, which is not valid UTF-8."""
     overwrite(path, path.read_bytes().index(b"CREATE TABLE sessions") + 2, b"\x80")
 
 
@@ -114,7 +114,7 @@ CLOSED_DAMAGE: Final = {
 @pytest.mark.fault("file damaged while closed", backend="sqlite")
 @pytest.mark.parametrize("name", CLOSED_DAMAGE)
 def test_a_damaged_file_is_reported_and_left_as_it_is(path: Path, fault: Fault, name: str) -> None:
-    """Every call says what is wrong and what to do; not a byte is changed, and nothing is begun anew."""
+    """Every call says what is wrong and what to do; not a byte changes, and no new store is created."""
     damage, kind, says = CLOSED_DAMAGE[name]
     damage(path)
     left = files(path)
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_reported_and_left_as_it_is(path: Path, fault: Fault, 
 
 @pytest.mark.fault("page damaged while closed", backend="sqlite")
 def test_a_damaged_page_hides_no_more_than_what_was_on_it(path: Path, fault: Fault) -> None:
-    """Whatever page of a session's messages is overwritten: an error names the damage, or all can be read."""
+    """With any overwritten page of messages, an error names the damage or all messages can be read."""
     whole = path.read_bytes()
     pages = len(whole) // PAGE
     hidden = []
@@ -165,7 +165,7 @@ async def _unreadable(path: Path) -> int:
 
 @pytest.mark.fault("write-ahead log damaged by a crash", backend="sqlite")
 def test_a_damaged_log_leaves_a_store_that_opens(tmp_path: Path, fault: Fault) -> None:
-    """From the first damaged frame on the log counts for nothing; what comes before is there, whole and in order."""
+    """The log is invalid from the first damaged frame on; everything before it is there, intact and in order."""
     source = tmp_path / "source" / "chat.db"
 
     async def crash() -> None:
@@ -242,7 +242,7 @@ OPEN_DAMAGE: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
 @pytest.mark.fault("file replaced, deleted or cut while open", backend="sqlite")
 @pytest.mark.parametrize("name", OPEN_DAMAGE)
 def test_a_file_that_is_changed_from_under_a_handle_is_an_error(tmp_path: Path, fault: Fault, name: str) -> None:
-    """No write is acknowledged that the store at this path does not have, and the message says what happened."""
+    """No write is acknowledged that the store at this path lacks, and the message says what happened."""
     damage, says = OPEN_DAMAGE[name]
     path = tmp_path / "chat.db"
     another(path)
@@ -265,7 +265,7 @@ def test_a_file_that_is_changed_from_under_a_handle_is_an_error(tmp_path: Path, 
     assert outcomes == ["acknowledged"] * 2 + ["failed"] * 3
     fault.add(acknowledged=2)
     if name == "replaced":
-        # Not overwritten by the log of the file that was there before.
+        # Not overwritten by the log of the earlier file.
         assert read_past(path, "SELECT id FROM sessions") == [("another",)]
     if name == "renamed":
         assert read_past(path.with_name("moved.db"), "SELECT id, message_count FROM sessions") == [("first", 1)]
@@ -284,10 +284,10 @@ def test_a_file_that_is_changed_from_under_a_handle_is_an_error(tmp_path: Path, 
 def test_a_cut_is_remembered_until_its_check_has_a_verdict(
     path: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A deadline that interrupts the check of a cut file decides nothing: the next write is still refused."""
+    """A deadline that interrupts the check of a truncated file decides nothing: the next write is still refused."""
     damage, says = OPEN_DAMAGE[name]
     interrupted = True
-    # The first read after the cut checks the file, however soon it comes.
+    # The first read after the truncation checks the file, however soon it comes.
     monkeypatch.setattr(sqlite_file, "_TRUSTED_SECONDS", 0)
 
     async def use() -> None:
@@ -310,7 +310,7 @@ def test_a_cut_is_remembered_until_its_check_has_a_verdict(
 
 @pytest.mark.fault("VACUUM by another process", backend="sqlite")
 def test_a_file_that_got_smaller_in_order_is_no_error(path: Path, fault: Fault) -> None:
-    """VACUUM and a checkpoint make file and log smaller, too: the handle goes on."""
+    """VACUUM and a checkpoint also shrink file and log: the handle keeps working."""
 
     def vacuum() -> int:
         size = path.stat().st_size
@@ -341,7 +341,7 @@ READ_ONLY: Final = {
 @pytest.mark.fault("read-only file or directory", backend="sqlite")
 @pytest.mark.parametrize("name", READ_ONLY)
 def test_what_can_only_be_read_is_read(fault: Fault, name: str, readable: Path) -> None:
-    """All reads work, with no write beside the file; every write says why it cannot be; rights back, it is written."""
+    """All reads work without a write beside the file; writes say why they fail, and work with the rights restored."""
     file_mode, directory_mode = READ_ONLY[name]
 
     async def use() -> None:
@@ -377,7 +377,7 @@ def test_what_can_only_be_read_is_read(fault: Fault, name: str, readable: Path) 
 
 @pytest.fixture
 def readable(path: Path) -> Iterator[Path]:
-    """A store in a directory that an ordinary user may look into."""
+    """A store in a directory that an ordinary user can list."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         directory = Path(name)
         directory.chmod(0o755)

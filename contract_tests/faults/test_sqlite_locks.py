@@ -1,4 +1,4 @@
-"""Other processes that hold the file: calls wait within their deadline, and an error that says so is the truth."""
+"""Tests other processes that lock the file: calls wait within their deadline, and their errors are true."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flux_memory.testkit.histories import History, Journal, Recorder
 
 SESSION: Final = "s"
 GRACE: Final = 5.0
-"""Seconds by which a call may outlive its deadline on a machine that is busy; it should be one."""
+"""Seconds by which a call may outlive its deadline on a busy machine; one second is the promise."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.mark.fault("write lock held by another process", backend="sqlite")
 def test_a_held_write_lock_fails_writes_and_no_reads(store: Store, fault: Fault) -> None:
-    """Writes end at the deadline with an error that says that nothing was stored; reads are answered meanwhile."""
+    """Writes fail at their deadline and say that nothing was stored; reads are answered meanwhile."""
 
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
@@ -71,7 +71,7 @@ def test_a_held_write_lock_fails_writes_and_no_reads(store: Store, fault: Fault)
 @pytest.mark.fault("EXCLUSIVE lock held by another process", backend="sqlite")
 @pytest.mark.parametrize("released", [False, True], ids=["for good", "for a while"])
 def test_an_exclusive_lock_is_waited_for_within_the_deadline(store: Store, fault: Fault, released: bool) -> None:
-    """Not even opening outlives the deadline; where the holder dies in time, nothing fails."""
+    """Not even the opening outlives the deadline; if the holder dies in time, nothing fails."""
     timeout = 30.0 if released else 2.0
 
     async def use() -> None:
@@ -101,9 +101,9 @@ def test_an_exclusive_lock_is_waited_for_within_the_deadline(store: Store, fault
     assert History.read(store.journal(0)).longest_call() < timeout + GRACE
 
 
-@pytest.mark.fault("write lock taken and let go by another process", backend="sqlite")
+@pytest.mark.fault("write lock taken and released by another process", backend="sqlite")
 def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None:
-    """A neighbour that takes the lock again and again makes calls slower; all are stored, in order."""
+    """A process that takes the lock repeatedly makes calls slower; all are stored, in order."""
 
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
@@ -135,7 +135,7 @@ def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None
 
 @pytest.mark.fault("cancellation while the file is locked", backend="sqlite")
 def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: Fault) -> None:
-    """It ends at once and is not made afterwards; closing does not wait for the lock either."""
+    """The call ends at once and is not made later; closing does not wait for the lock either."""
 
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
@@ -161,7 +161,7 @@ def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: 
 
 @pytest.mark.fault("disk that hangs", backend="sqlite")
 def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: Fault) -> None:
-    """Begun and not ended at the deadline: the error claims neither; those behind it were not begun, and say so."""
+    """A write that is running at its deadline has an unknown outcome; those behind it say that they never started."""
     release = threading.Event()
 
     begun = threading.Event()
@@ -209,7 +209,7 @@ def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: 
 
 @pytest.mark.fault("read that takes too long", backend="sqlite")
 def test_a_read_that_takes_too_long_is_stopped(store: Store, fault: Fault) -> None:
-    """At its deadline it ends on the thread as well, so that nobody waits behind it."""
+    """The read also stops on the thread, so that later calls need not wait for it."""
 
     async def use() -> None:
         async with store.open() as memory:

@@ -1,4 +1,4 @@
-"""A migration from a SQLite file that is broken: a clear error, nothing moved, and a second run completes."""
+"""Tests migrations from a broken SQLite file: a clear error, nothing moved, and a second run completes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transfer_memories import Trigger, age, everything, make_random, move
 from flux_memory import ConversationMemory, FluxMemoryError
 from flux_memory.transfer import Plan, Status, migrate
 
-# The command as it is, but for its patience with locks.
+# The command with a short timeout for locks.
 COMMAND: Final = """
 from flux_memory.transfer.source import snapshot
 snapshot._BUSY_SECONDS = 0.5
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def command(path: Path, dsn: str) -> tuple[int, str]:
-    """Run `flux-memory migrate`; return its exit code and what it said on stderr."""
+    """Run `flux-memory migrate`; return its exit code and its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, "--sqlite-path", str(path), "--postgres-dsn", dsn, "--yes"],
         capture_output=True,
@@ -52,7 +52,7 @@ def command(path: Path, dsn: str) -> tuple[int, str]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Another process is in the middle of a commit, and stays there."""
+    """Keep another process in the middle of a commit."""
     with held(path, "BEGIN EXCLUSIVE"):
         yield
 
@@ -93,7 +93,7 @@ FAULTS: Final = {
 def test_a_broken_source_moves_nothing_and_says_why(
     path: Path, flux_postgres_clean_dsn: str, fault: Fault, name: str, old: bool
 ) -> None:
-    """Exit 1 and a sentence, no traceback, nothing in the target; with the file mended, the same command completes."""
+    """Exit code 1 and a sentence, no traceback, nothing in the target; with the file repaired the command completes."""
     dsn = flux_postgres_clean_dsn
     break_, says = FAULTS[name]
     with break_(path):
@@ -115,7 +115,7 @@ def test_a_broken_source_moves_nothing_and_says_why(
 def test_a_source_that_is_cut_while_it_is_read(
     tmp_path: Path, flux_postgres_clean_dsn: str, fault: Fault, phase: str
 ) -> None:
-    """A file that an application has open is read in place: what is missing of it is an error, or was read before."""
+    """A file that an application has open is read in place: missing data is an error, or was read before."""
     dsn, path = flux_postgres_clean_dsn, tmp_path / "chat.db"
 
     async def run() -> tuple[Path, bool]:

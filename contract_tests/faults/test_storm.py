@@ -1,4 +1,4 @@
-"""A storm of a few seconds on each engine breaks no promise, and its judge finds each one that is broken."""
+"""Tests a storm of a few seconds on each engine, which breaks no promise, and the judge, which finds broken ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS: Final = 6.0
 
 
 def assert_clean(summary: Summary, fault: Fault) -> None:
-    """Assert that no promise was broken, and that it was a storm."""
+    """Assert that every promise held, and that the storm was one."""
     shown = json.dumps(summary.shown(), indent=2)
     assert summary.verdict.is_clean, "\n".join([shown, *summary.examples[:5]])
     assert min(summary.told[name] for name in ("acknowledged", "refused", "cancelled")) > 0, shown
@@ -26,7 +26,7 @@ def assert_clean(summary: Summary, fault: Fault) -> None:
 
 @pytest.mark.fault("storm", backend="postgres")
 def test_a_storm_over_postgres_breaks_no_promise(flux_empty_database: str, fault: Fault) -> None:
-    """Deadlines mixed on one handle, cancellations, lost connections and replies, held rows, a loop that stalls."""
+    """Mixed deadlines on one handle, cancellations, lost connections and replies, locked rows, a stalling loop."""
     for seed in fault.rounds(1, 20):
         summary = asyncio.run(on_postgres(flux_empty_database, SECONDS, seed))
         assert summary.told["unknown"] > 0
@@ -35,7 +35,7 @@ def test_a_storm_over_postgres_breaks_no_promise(flux_empty_database: str, fault
 
 @pytest.mark.fault("storm", backend="sqlite")
 def test_a_storm_over_sqlite_breaks_no_promise(path: Path, fault: Fault) -> None:
-    """Deadlines mixed on one handle, cancellations, a file that another process locks, a loop that stalls."""
+    """Mixed deadlines on one handle, cancellations, a file that another process locks, a stalling loop."""
     for seed in fault.rounds(1, 20):
         assert_clean(asyncio.run(on_sqlite(path, SECONDS, seed)), fault)
 
@@ -48,12 +48,12 @@ def judged(messages: list[tuple[str, int, str]], *sent: Sent, count: int | None 
 
 
 def acknowledged(*contents: str, began: float = 0.0, ended: float = 1.0) -> Sent:
-    """Return a write that was answered."""
+    """Return an acknowledged write."""
     return Sent("s", contents, began, acknowledged_at=ended)
 
 
 def test_the_judge_of_the_storm_finds_each_broken_promise() -> None:
-    """A judge that finds nothing would make every storm clean."""
+    """A judge without findings would call every storm clean."""
     one, two = ("s", 1, "a"), ("s", 2, "b")
     assert judged([one, two, ("s", 3, AFTERWARDS)], acknowledged("a"), acknowledged("b")) == set()
     assert judged([one], acknowledged("a"), acknowledged("b")) == {"lost"}
@@ -70,7 +70,7 @@ def test_the_judge_of_the_storm_finds_each_broken_promise() -> None:
 
 
 def test_the_judge_of_the_storm_finds_sessions_and_titles_that_were_refused() -> None:
-    """They have no place in a history, but they are writes."""
+    """Refused creations and titles have no place in a history, but they are writes."""
     rest = Rest([], [("s", "new", 0, ""), ("id", "", 0, "made"), ("other", "", 0, "twice"), ("third", "", 0, "twice")])
     round_ = Round(
         ["s"],
