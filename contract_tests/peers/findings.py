@@ -1,4 +1,4 @@
-"""What was found by hand behind the failures: a reproduction for each, what it printed, and the clauses it explains."""
+"""The causes of the peers' failures, found by hand: reproductions, their output, and the clauses they explain."""
 
 from __future__ import annotations
 
