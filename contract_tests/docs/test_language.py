@@ -26,7 +26,8 @@ FINISHED: Final = (
     ".github/workflows/*.yml",
     "docs/contract/*.md",
     "flux_memory/**/*.py",
-    "contract_tests/docs/test_language.py",
+    "contract_tests/**/*.py",
+    "tools/*.py",
 )
 """Globs of the files held to the rules. A glob that matches no file fails."""
 

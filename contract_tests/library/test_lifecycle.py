@@ -113,7 +113,7 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: py
     """If every caller was cancelled, asyncio does not log the failure as never retrieved."""
     resource = Resource()
     resource.gate.clear()
-    resource.failures.append(FluxMemoryError("nobody is left"))
+    resource.failures.append(FluxMemoryError("no caller is left"))
     task = asyncio.create_task(resource.call())
     await settled(task)
     task.cancel()

@@ -71,7 +71,7 @@ async def every_error(dsn: str, file: Path) -> list[FluxMemoryError]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    "broken", ["wrong password", "nobody listens", "no database", "TLS demanded", "unknown parameter", "no rights"]
+    "broken", ["wrong password", "closed port", "no database", "TLS demanded", "unknown parameter", "no rights"]
 )
 async def test_no_traceback_with_variables_shows_the_password(
     flux_empty_database: str, file: Path, broken: str
@@ -81,7 +81,7 @@ async def test_no_traceback_with_variables_shows_the_password(
         with closed_port() as port:
             dsns = {
                 "wrong password": as_user(dsn, str(urlsplit(dsn).username), f"{MARKER}-x"),
-                "nobody listens": elsewhere(dsn, port=port),
+                "closed port": elsewhere(dsn, port=port),
                 "no database": elsewhere(dsn, database="no_such_database"),
                 "TLS demanded": with_parameter(dsn, "sslmode=require"),
                 "unknown parameter": with_parameter(dsn, "no_such_parameter=1"),
