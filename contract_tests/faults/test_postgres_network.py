@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_load import Load, judge, through
 from fault_report import Fault
-from raw_postgres import rows, until_none
+from raw_postgres import OTHER_CLIENTS, rows, until_none
 
 from flux_memory import (
     BackendUnavailableError,
@@ -25,18 +25,7 @@ from flux_memory.backends.postgres import pool as postgres_pool
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import History, Journal, Recorder
 
-OTHERS = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
 STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
-
-
-@pytest.fixture
-def proxy(flux_empty_database: str) -> Iterator[Proxy]:
-    """A breakable network in front of an empty database."""
-    with Proxy(flux_empty_database) as made:
-        yield made
 
 
 async def timed(call: Awaitable[object], within: float) -> tuple[float, BaseException | None]:
@@ -74,7 +63,7 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
         session = await memory.create_session()
         proxy.refuse()
         proxy.reset()
-        await until_none(flux_empty_database, OTHERS)
+        await until_none(flux_empty_database, OTHER_CLIENTS)
         with deadline(1):
             took, error = await timed(memory.add_message(session, "user", "x"), 2)
         assert isinstance(error, BackendUnavailableError)
@@ -284,7 +273,7 @@ async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
         sessions = [await memory.create_session() for _ in range(4)]
         proxy.refuse()
         proxy.reset()
-        await until_none(flux_empty_database, OTHERS)
+        await until_none(flux_empty_database, OTHER_CLIENTS)
         with deadline(0.8):
             adds = [memory.add_message(sessions[number % 4], "user", f"{number}") for number in range(40)]
             outcomes = await asyncio.wait_for(asyncio.gather(*adds, return_exceptions=True), 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _NOBODY = 65534
 
@@ -20,3 +21,16 @@ def ordinary_user() -> Iterator[None]:
         yield
     finally:
         os.setresuid(0, 0, 0)
+
+
+@contextmanager
+def traversable(path: Path) -> Iterator[None]:
+    """Let every user traverse the directories of a path during the block; pytest's are private."""
+    modes = {parent: parent.stat().st_mode for parent in path.parents if parent.stat().st_mode & 0o001 == 0}
+    for parent, mode in modes.items():
+        parent.chmod(0o711 | mode)
+    try:
+        yield
+    finally:
+        for parent, mode in modes.items():
+            parent.chmod(mode)

@@ -47,6 +47,11 @@ NAME: Final = "under_test"
 CONNECTIONS: Final = f"FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{NAME}'"
 """Connections of a `named` DSN."""
 BUSY: Final = f"SELECT count(*) {CONNECTIONS} AND state <> 'idle'"
+OTHER_CLIENTS: Final = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+"""Counts the database's connections but the one that runs it."""
 OPEN: Final = f"SELECT count(*) {CONNECTIONS}"
 
 

@@ -16,7 +16,7 @@ from original_application import INSERT_MESSAGE, INSERT_SESSION, make_file
 from raw_postgres import rows
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.transfer import Plan, Report, migrate
+from flux_memory.transfer import Plan, Report, Watcher, migrate
 
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
 HISTORIES = """
@@ -31,9 +31,9 @@ ORDER BY id COLLATE "C"
 """
 
 
-def move(path: Path, dsn: str, **plan: Any) -> Report:
+def move(path: Path, dsn: str, watcher: Watcher | None = None, **plan: Any) -> Report:
     """Migrate on a new event loop."""
-    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan)))
+    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan), watcher))
 
 
 def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+KILLS: Final = 20
+"""Kills or interrupts of one test, at random moments."""
+MAX_ROUNDS: Final = 4 * KILLS
+"""Rounds within which they must succeed; a run that ends first does not count."""
+
+
+def seeded_random() -> random.Random:
+    """Return the random numbers of a run, which `FLUX_MEMORY_TRANSFER_SEED` varies."""
+    return random.Random(os.environ.get("FLUX_MEMORY_TRANSFER_SEED", "7"))
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from original_application import add_sessions, make_file, make_file_with_data
@@ -17,8 +15,8 @@ from small_disk import small_files
 from transfer_memories import Trigger, add, add_session, everything, make_random, make_tables, move, run
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
-from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate, migrate_back
+from flux_memory.errors import MigrationError
+from flux_memory.transfer import Mode, Plan, Status, migrate
 
 DEFINITIONS = """
 SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated FROM pg_constraint
@@ -29,23 +27,6 @@ ORDER BY 1, 2, 3
 """
 
 WHEN = "2026-02-05T15:17:45.407069"
-
-
-@pytest.fixture
-def target(flux_empty_database: str) -> str:
-    return flux_empty_database
-
-
-@contextmanager
-def role(dsn: str) -> Iterator[tuple[str, str]]:
-    """Create a role, shared by all databases of the server; return its name and its DSN."""
-    name = f"role_{uuid4().hex}"
-    asyncio.run(execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD 'word'"))
-    scheme, _, rest = dsn.partition("://")
-    try:
-        yield name, f"{scheme}://{name}:word@{rest.rpartition('@')[2]}"
-    finally:
-        asyncio.run(execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}"))
 
 
 def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
@@ -284,156 +265,3 @@ def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeyp
     with pytest.raises(MigrationError, match="pg_stat_activity"):
         asyncio.run(work())
     assert everything(target) == ([], [])
-
-
-def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -> None:
-    """Without the right to rebuild keys, rows are merged in batches."""
-    make_file_with_data(path)
-    make_tables(target)
-    with role(target) as (name, dsn):
-        asyncio.run(
-            execute(
-                target,
-                f"GRANT SELECT, INSERT ON sessions, messages TO {name}",
-                f"GRANT UPDATE ON sessions TO {name}",
-                f"GRANT SELECT ON flux_memory_schema TO {name}",
-            )
-        )
-        assert move(path, dsn).status is Status.IDENTICAL
-
-
-@pytest.mark.parametrize("mode", [Mode.PREFLIGHT, Mode.MOVE])
-@pytest.mark.parametrize(
-    ("lacking", "says"),
-    [
-        ("REVOKE INSERT ON messages FROM {role}", "GRANT INSERT ON sessions, messages"),
-        ("REVOKE UPDATE ON sessions FROM {role}", "UPDATE ON sessions"),
-        ("REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC", "GRANT TEMPORARY ON DATABASE {database}"),
-    ],
-)
-def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
-    path: Path, target: str, lacking: str, says: str, mode: Mode
-) -> None:
-    """A dry run finds missing rights that the move needs."""
-    make_file_with_data(path)
-    make_tables(target)
-    database = target.rpartition("/")[2].partition("?")[0]
-    with role(target) as (name, dsn):
-        asyncio.run(
-            execute(
-                target,
-                f"GRANT SELECT, INSERT, UPDATE ON sessions, messages TO {name}",
-                f"GRANT SELECT ON flux_memory_schema TO {name}",
-                lacking.format(role=name, database=database),
-            )
-        )
-        with pytest.raises(SchemaError, match=says.format(database=database)):
-            move(path, dsn, mode=mode)
-    assert everything(target) == ([], [])
-
-
-def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
-    """`--verify` needs no right to write, and ignores an existing quarantine file."""
-    make_file_with_data(path)
-    assert move(path, target).status is Status.IDENTICAL
-    held = path.with_name("held.jsonl")
-    held.write_text("of the migration")
-    comparison = {"mode": Mode.VERIFY, "on_invalid": OnInvalid.QUARANTINE, "quarantine_file": held}
-    with role(target) as (name, dsn):
-        asyncio.run(execute(target, f"GRANT SELECT ON flux_memory_schema TO {name}"))
-        with pytest.raises(SchemaError, match="GRANT SELECT ON sessions, messages"):
-            move(path, dsn, **comparison)
-        asyncio.run(execute(target, f"GRANT SELECT ON sessions, messages TO {name}"))
-        assert move(path, dsn, **comparison).status is Status.IDENTICAL
-
-
-@pytest.mark.parametrize(
-    ("prepare", "kind", "says"),
-    [
-        ("REVOKE ALL ON SCHEMA public FROM PUBLIC", SchemaError, "GRANT USAGE, CREATE ON SCHEMA"),
-        ("REVOKE CREATE ON SCHEMA public FROM PUBLIC", SchemaError, "GRANT CREATE ON SCHEMA public"),
-        ("CREATE TABLE sessions (cookie TEXT)", SchemaError, "not conversation memory"),
-    ],
-)
-def test_a_target_that_cannot_take_rows_says_why(
-    path: Path, target: str, prepare: str, kind: type[FluxMemoryError], says: str
-) -> None:
-    """A target without rights, or with another application's tables, is refused."""
-    make_file_with_data(path)
-    asyncio.run(execute(target, prepare))
-    with role(target) as (_, guest), pytest.raises(kind, match=says):
-        move(path, guest if "REVOKE" in prepare else target)
-
-
-def test_a_newer_target_is_refused(path: Path, target: str) -> None:
-    """The tables of a later release are left unchanged."""
-    make_file_with_data(path)
-    make_tables(target)
-    asyncio.run(execute(target, "INSERT INTO flux_memory_schema (version, name, checksum) VALUES (99, 'x', 'x')"))
-    with pytest.raises(SchemaError, match="upgrade flux-memory"):
-        move(path, target)
-
-
-def test_a_read_only_target_is_refused_and_can_still_be_read_back(path: Path, target: str) -> None:
-    """A replica is refused as a target, and accepted as a source."""
-    make_file_with_data(path)
-    move(path, target)
-    name = target.rpartition("/")[2].partition("?")[0]
-    asyncio.run(execute(target, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'))
-    with pytest.raises(MigrationError, match="read-only"):
-        move(path, target)
-    assert asyncio.run(migrate_back(target, path.with_name("back.db"))).status is Status.IDENTICAL
-
-
-def test_an_unreachable_target_says_so_and_shows_no_password(path: Path) -> None:
-    """An unreachable server or an invalid DSN is an error that does not show the password."""
-    make_file_with_data(path)
-    with pytest.raises(BackendUnavailableError, match="nothing listens") as caught:
-        move(path, "postgresql://me:secret@127.0.0.1:1/none")
-    assert "secret" not in str(caught.value)
-    with pytest.raises(InvalidInputError, match="scheme"):
-        move(path, "mysql://127.0.0.1/none")
-
-
-def test_the_way_back_overwrites_nothing_and_leaves_nothing(path: Path, target: str) -> None:
-    """An existing file is kept, a missing directory is named, and no partial file is left."""
-    make_file_with_data(path)
-    move(path, target)
-    before = path.read_bytes()
-    with pytest.raises(MigrationError, match="not overwritten"):
-        asyncio.run(migrate_back(target, path))
-    assert path.read_bytes() == before
-    with pytest.raises(MigrationError, match="check the directory"):
-        asyncio.run(migrate_back(target, path.parent / "nowhere" / "back.db"))
-    assert [file.name for file in path.parent.iterdir()] == ["chat.db"]
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        ("UPDATE messages SET created_at = 'infinity'", "a time outside the years 1 to 9999"),
-        ("UPDATE sessions SET updated_at = '0044-03-15 BC'", "a time outside the years 1 to 9999"),
-        ("UPDATE messages SET metadata = NULL", "session one of .* has a NULL"),
-        ("UPDATE sessions SET title = NULL", "session one of .* has a NULL"),
-    ],
-)
-def test_the_way_back_ends_at_once_over_what_no_file_can_hold(path: Path, target: str, damage: str, says: str) -> None:
-    """An invalid row ends the export at once, although the driver waits for an end of COPY that it has already seen."""
-    make_file_with_data(path)
-    move(path, target)
-    asyncio.run(execute(target, damage))
-    back = path.with_name("back.db")
-
-    async def work() -> None:
-        await asyncio.wait_for(migrate_back(target, back), 20)
-
-    with pytest.raises(MigrationError, match=says):
-        asyncio.run(work())
-    assert not back.exists()
-
-
-def test_the_way_back_needs_a_memory(target: str, tmp_path: Path) -> None:
-    """A database without a memory is refused, not exported as an empty file."""
-    with pytest.raises(SchemaError, match="no conversation memory"):
-        asyncio.run(migrate_back(target, tmp_path / "back.db"))
-    assert list(tmp_path.iterdir()) == []

@@ -1,29 +1,18 @@
-"""Tests the proof of a migration: it cannot be forged, and files are durable before success is reported."""
+"""Tests the proof of a migration: it cannot be forged, and finds hidden rows and wrong numbers."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
-import os
-import sqlite3
-import stat
-import sys
-import threading
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from original_application import make_file, make_file_with_data
 from raw_postgres import execute, role, rows
 from transfer_memories import add, add_session, everything, move
 
 from flux_memory import FluxMemoryError
-from flux_memory.cli.migrate import migrate as command
-from flux_memory.errors import MigrationError
-from flux_memory.transfer import Mode, OnInvalid, Plan, Report, Status, migrate, migrate_back, to_sqlite
+from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
 from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES
 from flux_memory.transfer.target import verify
 
@@ -91,148 +80,6 @@ def test_both_sides_digest_a_long_session_alike(
 
     monkeypatch.setattr(verify, "_compare_session", compare_rows)
     assert move(path, flux_empty_database).status is Status.IDENTICAL
-
-
-class Disk:
-    """Records the order of links and of syncs of files and directories."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.events: list[tuple[str, str]] = []
-        self.fails = False
-        """Whether syncs of directories fail."""
-        self.before_directory: Callable[[], object] = lambda: None
-        self._link, self._fsync = os.link, os.fsync
-        monkeypatch.setattr(os, "link", self.link)
-        monkeypatch.setattr(os, "fsync", self.fsync)
-
-    def link(self, source: Path, target: Path) -> None:
-        self._link(source, target)
-        self.events.append(("link", target.name))
-
-    def fsync(self, descriptor: int) -> None:
-        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            self.before_directory()
-            if self.fails:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            name = "directory"
-        self._fsync(descriptor)
-        self.events.append(("sync", name.rpartition(".")[2] if name.endswith(".unproven") else name))
-
-
-needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the file of a descriptor")
-
-
-@needs_proc
-@pytest.mark.parametrize("kind", ["way back", "quarantine"])
-def test_a_file_has_its_name_on_the_disk_before_it_is_spoken_of(
-    path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """File and directory are synced before success is reported, so a power cut loses neither."""
-    made = path.with_name("made")
-    make(path, flux_empty_database)
-    disk = Disk(monkeypatch)
-    assert produce(kind, path, flux_empty_database, made) is not Status.DIFFERENT
-    assert disk.events == [("sync", "unproven"), ("link", "made"), ("sync", "directory")]
-    assert sorted(file.name for file in path.parent.iterdir()) == ["chat.db", "made"]
-
-
-@needs_proc
-@pytest.mark.parametrize("kind", ["way back", "quarantine"])
-def test_a_name_that_cannot_be_put_on_the_disk_is_not_there(
-    path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """A file whose directory cannot be synced is removed, so that the same command can be run again."""
-    made = path.with_name("made")
-    make(path, flux_empty_database)
-    disk = Disk(monkeypatch)
-    disk.fails = True
-    with pytest.raises(MigrationError, match="cannot be written"):
-        produce(kind, path, flux_empty_database, made)
-    assert [file.name for file in path.parent.iterdir()] == ["chat.db"]
-    disk.fails = False
-    assert produce(kind, path, flux_empty_database, made) is not Status.DIFFERENT
-
-
-@needs_proc
-@pytest.mark.parametrize("kind", ["way back", "quarantine"])
-def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(
-    path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """A cancelled run leaves no file behind that would block the same command."""
-    made = path.with_name("made")
-    make(path, flux_empty_database)
-    disk = Disk(monkeypatch)
-
-    async def run() -> None:
-        cancelled = threading.Event()
-        loop = asyncio.get_running_loop()
-
-        def cancel() -> None:
-            loop.call_soon_threadsafe(task.cancel)
-            loop.call_soon_threadsafe(cancelled.set)
-            assert cancelled.wait(10)
-
-        disk.before_directory = cancel
-        task = asyncio.create_task(producing(kind, path, flux_empty_database, made))
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(run())
-    assert [file.name for file in path.parent.iterdir()] == ["chat.db"]
-
-
-def make(path: Path, dsn: str) -> None:
-    """Create a memory on both sides, with one more orphan in the file."""
-    make_file_with_data(path)
-    assert move(path, dsn).status is Status.IDENTICAL
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        add(db, "orphan", "nowhere")
-
-
-async def producing(kind: str, path: Path, dsn: str, made: Path) -> Report:
-    if kind == "way back":
-        return await migrate_back(dsn, made)
-    return await migrate(
-        Plan(sqlite_path=path, postgres_dsn=dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=made)
-    )
-
-
-def produce(kind: str, path: Path, dsn: str, made: Path) -> Status:
-    return asyncio.run(producing(kind, path, dsn, made)).status
-
-
-@needs_proc
-def test_a_report_is_on_the_disk(path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The report, the record of the proof, is durable before the command ends."""
-    make_file_with_data(path)
-    disk = Disk(monkeypatch)
-    written = path.with_name("report.json")
-    result = CliRunner().invoke(
-        command, ["--sqlite-path", str(path), "--postgres-dsn", flux_empty_database, "--report", str(written), "--yes"]
-    )
-    assert result.exit_code == 0, result.output
-    assert json.loads(written.read_text())["status"] == "identical"
-    assert disk.events[-2:] == [("sync", "report.json"), ("sync", "directory")]
-
-
-@pytest.mark.parametrize("damage", ["UPDATE messages SET seq = seq + 100", "UPDATE sessions SET message_count = 9"])
-def test_the_way_back_checks_the_numbers_in_its_file(
-    path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
-    """Wrong counters in the new file are found, although its content is right; the library continues from them."""
-    make_file_with_data(path)
-    assert move(path, flux_empty_database).status is Status.IDENTICAL
-    finish = to_sqlite._finish
-
-    def finish_badly(db: sqlite3.Connection) -> None:
-        finish(db)
-        db.execute(damage)
-
-    monkeypatch.setattr(to_sqlite, "_finish", finish_badly)
-    report = asyncio.run(migrate_back(flux_empty_database, path.with_name("back.db")))
-    assert report.status is Status.DIFFERENT
-    assert not path.with_name("back.db").exists()
 
 
 def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_empty_database: str) -> None:
