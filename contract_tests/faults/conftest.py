@@ -9,6 +9,9 @@ import pytest
 from fault_pooler import Pooler, started_pooler
 from fault_report import Fault
 from fault_work import Store
+from raw_postgres import named
+
+from flux_memory.testkit import Proxy
 
 
 @pytest.fixture
@@ -32,3 +35,10 @@ def pooler(flux_empty_database: str) -> Iterator[Pooler]:
     """A PgBouncer in front of the run's server."""
     with started_pooler(flux_empty_database) as started:
         yield started
+
+
+@pytest.fixture
+def proxy(flux_empty_database: str) -> Iterator[Proxy]:
+    """A breakable network in front of an empty database; its connections have an application name."""
+    with Proxy(named(flux_empty_database)) as made:
+        yield made

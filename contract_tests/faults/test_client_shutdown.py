@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from fault_outcomes import CONTENTS
 from fault_report import Fault
-from fault_told import CONTENTS
 from fault_work import Store, on_each
 from raw_postgres import OPEN, named, rows, until_none
 from waiting import comes_true

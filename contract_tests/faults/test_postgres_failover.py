@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_cluster import Cluster, caught_up, cluster, meanwhile, pair
+from fault_cluster import Cluster, caught_up, cluster, pair, run_blocking
 from fault_load import Load, judge, through
 from fault_report import Fault
 from private_hosts import private_hosts
@@ -44,8 +44,8 @@ async def test_a_planned_fail_over(fault: Fault, tmp_path: Path) -> None:
         with pair() as (primary, replica, both):
 
             async def move(_: Load, primary: Cluster = primary, replica: Cluster = replica) -> None:
-                await meanwhile(primary.end, signal.SIGINT)
-                await meanwhile(replica.promote)
+                await run_blocking(primary.end, signal.SIGINT)
+                await run_blocking(replica.promote)
 
             async with PostgresConversationMemory(primary.dsn) as first:
                 await first.count_sessions()
@@ -70,8 +70,8 @@ async def test_an_unplanned_fail_over_to_a_synchronous_replica(fault: Fault, tmp
             await until_synchronous(primary)
             async with PostgresConversationMemory(both) as memory, Load(memory, tmp_path / str(number)) as load:
                 await load.more(50)
-                await meanwhile(primary.end, signal.SIGKILL)
-                await meanwhile(replica.promote)
+                await run_blocking(primary.end, signal.SIGKILL)
+                await run_blocking(replica.promote)
                 await load.more(50)
             assert load.unavailable == []
             await judge(fault, replica.dsn, load.history())
@@ -96,8 +96,8 @@ async def test_what_an_asynchronous_replica_may_lose(fault: Fault, tmp_path: Pat
                 await load.more(50)
                 await caught_up(primary, replica)
                 await load.more(50)
-                await meanwhile(primary.end, signal.SIGKILL)
-                await meanwhile(replica.promote)
+                await run_blocking(primary.end, signal.SIGKILL)
+                await run_blocking(replica.promote)
                 await load.more(50)
             async with PostgresConversationMemory(replica.dsn) as memory:
                 violations = check(load.history(), await read_stored(memory))
@@ -124,7 +124,7 @@ async def test_a_server_that_turned_read_only_is_dropped_at_once(fault: Fault, t
                 await execute(primary.admin_dsn, READ_ONLY, "SELECT pg_reload_conf()")
                 await until_quiet(primary)
                 await caught_up(primary, replica)
-                await meanwhile(replica.promote)
+                await run_blocking(replica.promote)
                 await load.more(50)
 
             load = await through(fault, both, tmp_path / str(number), demote, stored_at=None)
@@ -157,12 +157,12 @@ async def test_a_changed_dns_entry_is_followed(fault: Fault, tmp_path: Path, how
                 if how == "shut down":
                     # A shutdown sends everything to the replica.
                     await caught_up(primary, replica)
-                    await meanwhile(primary.end, signal.SIGINT)
+                    await run_blocking(primary.end, signal.SIGINT)
                 else:
                     await execute(primary.admin_dsn, READ_ONLY, "SELECT pg_reload_conf()")
                     await until_quiet(primary)
                     await caught_up(primary, replica)
-                await meanwhile(replica.promote)
+                await run_blocking(replica.promote)
                 hosts.point(NAME, "127.0.0.2")
                 await load.more(50)
             assert load.unavailable == []

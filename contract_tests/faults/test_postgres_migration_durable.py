@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from fault_cluster import Cluster, caught_up, cluster, meanwhile, pair
+from fault_cluster import Cluster, caught_up, cluster, pair, run_blocking
 from fault_migration import CLEAN, prepared
 from fault_pooler import behind, started_pooler
 from fault_report import Fault
@@ -140,7 +140,7 @@ def test_the_proof_waits_for_a_synchronous_standby(
 
         await until(waits)
         assert not migrating.done()
-        await meanwhile(replica.start)
+        await run_blocking(replica.start)
         return (await migrating).status
 
     assert asyncio.run(run()) is Status.IDENTICAL

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from fault_cluster import Cluster, cluster, meanwhile
+from fault_cluster import Cluster, cluster, run_blocking
 from fault_report import Fault
 from raw_postgres import contents, execute, make_original, rows
 
@@ -77,7 +77,7 @@ async def test_the_server_is_killed_while_the_schema_is_made(own: Cluster, fault
         try:
             calls = [asyncio.create_task(handle.create_session()) for handle in handles]
             await asyncio.wait(calls, timeout=number % 10 / 200)
-            await meanwhile(own.restart, signal.SIGKILL)
+            await run_blocking(own.restart, signal.SIGKILL)
             await asyncio.gather(*calls)
             assert await handles[0].count_sessions() == 3
             assert await rows(own.dsn, TABLES) == [(3,)]

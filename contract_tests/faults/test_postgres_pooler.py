@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from fault_cluster import meanwhile
+from fault_cluster import run_blocking
 from fault_load import Load, through
 from fault_pooler import Pooler, behind
 from fault_report import Fault
@@ -30,7 +30,7 @@ async def test_the_pooler_is_restarted_under_load(
     """With `statement_cache_size=0` everything works in transaction mode, and continues after the pooler's restart."""
 
     async def restart(_: Load) -> None:
-        await meanwhile(pooler.restart, how)
+        await run_blocking(pooler.restart, how)
 
     dsn = with_parameter(behind(flux_empty_database, pooler), "statement_cache_size=0")
     for number in fault.rounds(2, 50):

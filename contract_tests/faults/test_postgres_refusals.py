@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fault_cluster import cluster, meanwhile
+from fault_cluster import cluster, run_blocking
 from fault_load import Load, judge, through
 from fault_report import Fault
 from raw_postgres import by_default, connected, execute, rows
@@ -235,9 +235,9 @@ async def test_a_full_wal_disk(fault: Fault, tmp_path: Path) -> None:
 
 async def fill_the_wal_disk(fault: Fault, file: Path) -> None:
     with small_disk("96M", for_server=True) as disk, cluster() as own:
-        await meanwhile(own.end, signal.SIGINT)
+        await run_blocking(own.end, signal.SIGINT)
         own.run(f'cp -a "$1/pg_wal" {disk}/ && rm -r "$1/pg_wal" && ln -s {disk}/pg_wal "$1/pg_wal"', "postgres")
-        await meanwhile(own.start)
+        await run_blocking(own.start)
         journal = Journal(file)
         async with PostgresConversationMemory(own.dsn) as inner:
             memory = Recorder(inner, journal, "writer")
@@ -246,8 +246,8 @@ async def fill_the_wal_disk(fault: Fault, file: Path) -> None:
             with deadline(2), pytest.raises(BackendUnavailableError):
                 await add_all(memory, session, (secrets.token_hex(100_000) for _ in range(300)))
             filler.unlink()
-            if not await meanwhile(own.is_up):
-                await meanwhile(own.start)
+            if not await run_blocking(own.is_up):
+                await run_blocking(own.start)
             await memory.add_message(session, "user", "afterwards")
             assert (await memory.get_history(session))[-1]["content"] == "afterwards"
         journal.close()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_cluster import Cluster, cluster, meanwhile
+from fault_cluster import Cluster, cluster, run_blocking
 from fault_load import Load, through
 from fault_report import Fault
 from raw_postgres import CONNECTIONS, connected, named, rows
@@ -43,7 +43,7 @@ async def test_the_server_goes_and_comes_back_amid_commits(
     """Every acknowledged message is stored once and in order, the handle recovers by itself, and no call fails."""
 
     async def restart(_: Load) -> None:
-        await meanwhile(own.restart, how)
+        await run_blocking(own.restart, how)
 
     for number in fault.rounds(usual, 50):
         load = await through(fault, own.dsn, tmp_path / str(number), restart)
@@ -101,7 +101,7 @@ async def test_the_server_is_restarted_between_calls(own: Cluster, fault: Fault)
     async with PostgresConversationMemory(own.dsn) as memory:
         session = await memory.create_session()
         for number in fault.rounds(2, 50):
-            await meanwhile(own.restart, signal.SIGINT)
+            await run_blocking(own.restart, signal.SIGINT)
             await memory.add_message(session, "user", str(number))
             fault.add(acknowledged=1)
         stored = [message["content"] for message in await memory.get_history(session)]

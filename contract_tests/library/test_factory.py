@@ -11,24 +11,16 @@ from pydantic import SecretStr
 from flux_memory import ConversationMemory, PostgresConversationMemory, Settings, create_memory
 from flux_memory.errors import InvalidInputError
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory without a `.env`, and an environment without variables of the library."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(f"FLUX_MEMORY_{name}", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 @pytest.mark.asyncio
-async def test_the_default_is_sqlite_in_the_settings_file(in_an_empty_directory: Path) -> None:
+async def test_the_default_is_sqlite_in_the_settings_file(tmp_path: Path) -> None:
     """Without any configuration there is a memory; its file appears at first use, not before."""
     async with create_memory() as memory:
         assert isinstance(memory, ConversationMemory)
         assert memory.db_path == "./data/sqlite.db"
-        assert os.listdir(in_an_empty_directory) == []  # noqa: PTH208 - no Path in async code
+        assert os.listdir(tmp_path) == []  # noqa: PTH208 - no Path in async code
         await memory.create_session()
     assert (in_an_empty_directory / "data" / "sqlite.db").exists()
 

@@ -21,17 +21,13 @@ Environment = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """Sets variables, and `.env` with `dotenv=`, in an empty directory and an environment without the library's own."""
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.upper().removeprefix("FLUX_MEMORY_") in {"DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"}:
-            monkeypatch.delenv(name)
+def environment(tmp_path: Path, clean_environment: pytest.MonkeyPatch) -> Environment:
+    """Sets variables, and `.env` with `dotenv=`, in an otherwise clean environment."""
 
     def put(dotenv: str = "", **variables: str) -> None:
         (tmp_path / ".env").write_text(dotenv, encoding="utf-8")
         for name, value in variables.items():
-            monkeypatch.setenv(name, value)
+            clean_environment.setenv(name, value)
 
     return put
 

@@ -129,7 +129,7 @@ def cluster(settings: Mapping[str, str] | None = None, *, durable: bool = True) 
         yield Cluster(Path(running.directory) / "pg" / "data", programs, running.dsn, server.create_database())
 
 
-async def meanwhile(work: Callable[..., Result], *arguments: Any) -> Result:
+async def run_blocking(work: Callable[..., Result], *arguments: Any) -> Result:
     """Run a blocking function on a thread, so that the load continues."""
     return await asyncio.to_thread(work, *arguments)
 

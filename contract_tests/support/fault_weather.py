@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import asyncpg
+from fault_outcomes import open_postgres
 from fault_storm import Rest
-from fault_told import opened
 from raw_postgres import BUSY, CONNECTIONS, named
 from waiting import until
 
@@ -90,7 +90,7 @@ class PostgresWeather:
         self._proxy = proxy
 
     def opened(self) -> AbstractAsyncContextManager[Memory]:
-        return opened(self._proxy.dsn, borrowed=self._borrowed)
+        return open_postgres(self._proxy.dsn, borrowed=self._borrowed)
 
     async def strike(self, rng: random.Random, sessions: list[str]) -> None:
         seconds = rng.uniform(0.05, 0.5)

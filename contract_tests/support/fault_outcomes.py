@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
-from raw_postgres import BUSY, CONNECTIONS, rows, until_none
+from raw_postgres import BUSY, CONNECTIONS, OPEN, connected, rows, until_none
+from waiting import until
 
 from flux_memory import FluxMemoryError, Memory, OutcomeUnknownError, PostgresConversationMemory, deadline
+from flux_memory.testkit import Proxy
 
 CONTENTS: Final = "SELECT session_id, content FROM messages ORDER BY session_id, seq"
 MISCOUNTED: Final = """
@@ -33,8 +35,21 @@ FOR EACH STATEMENT EXECUTE FUNCTION take_time();
 """Makes each write take 0.1 s on the server: every add updates the session's counter."""
 
 
+SESSIONS: Final = [f"s{number}" for number in range(8)]
+ADDS: Final[dict[str, Callable[[Memory, str, str], Awaitable[object]]]] = {
+    "message": lambda memory, session, content: memory.add_message(session, "user", content),
+    "message with an id": lambda memory, session, content: memory.add_message(
+        session, "user", content, message_id=content
+    ),
+    "batch": lambda memory, session, content: memory.add_messages(
+        session, [{"role": "user", "content": f"{content}{part}"} for part in ("", " b", " c")]
+    ),
+}
+"""Ways to add a message; one that has an id has its content as the id."""
+
+
 @dataclass
-class Told:
+class Outcomes:
     """Contents, grouped by the outcome their callers saw."""
 
     acknowledged: list[str] = field(default_factory=list)
@@ -63,18 +78,24 @@ class Told:
         else:
             raise outcome
 
+    def check(self, found: Counter[str]) -> None:
+        """Assert that refused contents are not stored, acknowledged ones once, and none twice."""
+        assert [content for content in self.refused if content in found] == []
+        assert [content for content in self.acknowledged if found[content] != 1] == []
+        assert [content for content, times in found.items() if times > 1] == []
 
-async def told(calls: dict[str, Awaitable[Any]], *, within: float = 30.0) -> Told:
+
+async def gather_outcomes(calls: Mapping[str, Awaitable[Any]], *, within: float = 30.0) -> Outcomes:
     """Await calls, keyed by their content, which must finish in time; return their outcomes."""
     async with asyncio.timeout(within):
         outcomes = await asyncio.gather(*calls.values(), return_exceptions=True)
-    found = Told()
+    found = Outcomes()
     for content, outcome in zip(calls, outcomes, strict=True):
         found.note(content, outcome)
     return found
 
 
-async def quiet(memory: Memory, dsn: str, sessions: Iterable[str], *, close: bool = True) -> Counter[str]:
+async def settle(memory: Memory, dsn: str, sessions: Iterable[str], *, close: bool = True) -> Counter[str]:
     """Return how often each content is stored, after every write of the handle has come to its end.
 
     Adds one message to each session, which queues behind all earlier writes; these messages are not returned.
@@ -91,15 +112,15 @@ async def quiet(memory: Memory, dsn: str, sessions: Iterable[str], *, close: boo
         await memory.close()
         await until_none(dsn, BUSY)
     assert await rows(dsn, MISCOUNTED) == []
-    return await stored(dsn)
+    return await count_contents(dsn)
 
 
-async def stored(dsn: str) -> Counter[str]:
+async def count_contents(dsn: str) -> Counter[str]:
     """Return how often each content is stored now."""
     return Counter(content for _, content in await rows(dsn, CONTENTS) if content != "afterwards")
 
 
-async def in_order(dsn: str, wanted: Sequence[str]) -> bool:
+async def is_in_order(dsn: str, wanted: Sequence[str]) -> bool:
     """Return whether the wanted contents are stored in the wanted order within each session."""
     places = {content: place for place, content in enumerate(wanted)}
     found: dict[str, list[int]] = {}
@@ -110,7 +131,9 @@ async def in_order(dsn: str, wanted: Sequence[str]) -> bool:
 
 
 @asynccontextmanager
-async def opened(dsn: str, *, borrowed: bool = False, **arguments: Any) -> AsyncIterator[PostgresConversationMemory]:
+async def open_postgres(
+    dsn: str, *, borrowed: bool = False, **arguments: Any
+) -> AsyncIterator[PostgresConversationMemory]:
     """Open a handle with its own pool, or with a borrowed pool of ten connections."""
     if not borrowed:
         async with PostgresConversationMemory(dsn, **arguments) as memory:
@@ -129,3 +152,47 @@ async def make_sessions(dsn: str, ids: Iterable[str]) -> None:
     async with PostgresConversationMemory(dsn) as memory:
         for id_ in ids:
             await memory.create_session(session_id=id_)
+
+
+@asynccontextmanager
+async def used_memory(
+    dsn: str, direct_dsn: str, sessions: Iterable[str] = SESSIONS, *, used: bool = True, **arguments: Any
+) -> AsyncIterator[PostgresConversationMemory]:
+    """Create sessions and open a handle that has added to each of them, unless `used` is false."""
+    await make_sessions(direct_dsn, sessions)
+    async with open_postgres(dsn, **arguments) as memory:
+        if used:
+            await settle(memory, direct_dsn, sessions, close=False)
+        yield memory
+
+
+def start_add(memory: Memory, seconds: float, session: str, content: str, kind: str = "message") -> asyncio.Future[Any]:
+    """Start an add with a deadline of its own."""
+    with deadline(seconds):
+        return asyncio.ensure_future(ADDS[kind](memory, session, content))
+
+
+async def cut_off(proxy: Proxy, dsn: str) -> None:
+    """Refuse connections and end the open ones, so that nothing can be sent."""
+    proxy.refuse()
+    proxy.reset()
+    await until_none(dsn, OPEN)
+
+
+def add_with_id(memory: Memory, seconds: float, session: str, content: str) -> asyncio.Future[Any]:
+    """Start an add with its content as its id and a deadline of its own."""
+    return start_add(memory, seconds, session, content, "message with an id")
+
+
+@asynccontextmanager
+async def lock_rows(dsn: str, sessions: Iterable[str]) -> AsyncIterator[None]:
+    """Lock the rows of sessions, as a migration or another program's transaction does."""
+    async with connected(dsn) as other, other.transaction():
+        await other.execute("SELECT FROM sessions WHERE id = ANY ($1::text[]) FOR UPDATE", [*sessions])
+        yield
+
+
+async def until_statements_wait(connection: Any) -> None:
+    """Return when statements wait for a lock, or after a moment if the implementation waits on the client."""
+    with suppress(TimeoutError):
+        await until(lambda: connection.fetchval(AWAITING_A_LOCK), seconds=0.5)
