@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import docker.errors
 import pytest
 import pytest_asyncio
-from raw_postgres import named
-from secret_watch import SecretWatch, watch
+from raw_postgres import with_application_name
+from secret_watch import SecretWatch, watch_password
 
 from flux_memory import ConversationMemory, Memory
 from flux_memory.testkit.servers import Server, ServerUnavailable, container
@@ -38,15 +38,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def unopened(path: Path) -> Memory:
+def unopened_memory(path: Path) -> Memory:
     """The handle that `memory` opens. A module overrides this fixture to test another backend."""
     return ConversationMemory(path, timeout=5)
 
 
 @pytest_asyncio.fixture
-async def memory(unopened: Memory) -> AsyncIterator[Memory]:
+async def memory(unopened_memory: Memory) -> AsyncIterator[Memory]:
     """An open handle with the sessions `one` and `two`."""
-    async with unopened as memory:
+    async with unopened_memory as memory:
         for id_ in ("one", "two"):
             await memory.create_session(session_id=id_)
         yield memory
@@ -55,13 +55,13 @@ async def memory(unopened: Memory) -> AsyncIterator[Memory]:
 @pytest.fixture
 def named_dsn(flux_postgres_clean_dsn: str) -> str:
     """A DSN with an application name, by which OPEN and BUSY count its connections."""
-    return named(flux_postgres_clean_dsn)
+    return with_application_name(flux_postgres_clean_dsn)
 
 
 @pytest.fixture(scope="session")
 def flux_postgres_server(flux_postgres_server: Server) -> Server:
     """The run's PostgreSQL server; its password must not appear in any output."""
-    watch(flux_postgres_server.dsn)
+    watch_password(flux_postgres_server.dsn)
     return flux_postgres_server
 
 

@@ -24,34 +24,34 @@ def harness() -> Iterator[None]:
     sys.path.remove(str(BENCHMARKS))
 
 
-def figure(ops: float, **others: Any) -> dict[str, Any]:
+def make_figure(ops: float, **others: Any) -> dict[str, Any]:
     """Return a figure in the worker's format."""
     rest = {"calls": 1, "p50_us": 1.0, "p95_us": 1.0, "p99_us": 1.0, "cpu_us": 1.0, "rss_mb": None, "errors": 0}
     return {"ops": ops, **rest, "first_error": None, **others}
 
 
-def run_of(ours: list[float], base: list[float], *, work: str = "add", concurrency: int = 1) -> Any:
+def make_run(ours: list[float], base: list[float], *, work: str = "add", concurrency: int = 1) -> Any:
     """Return a run of the library against pgbench."""
     from harness.results import Case, Run
 
     run = Run({"at": "now"})
     case = Case("postgres", work, concurrency, 10)
     for one, other in zip(ours, base, strict=True):
-        run.add(case, "flux-memory", figure(one))
-        run.add(case, "pgbench", figure(other))
+        run.add(case, "flux-memory", make_figure(one))
+        run.add(case, "pgbench", make_figure(other))
     return run
 
 
 def test_a_drifting_machine_does_not_move_the_ratio() -> None:
     """Ratios are taken within a round: a machine that becomes ten times slower changes neither ratio nor error."""
-    (found,) = run_of([200.0, 100.0, 20.0, 10.0, 2.0], [100.0, 50.0, 10.0, 5.0, 1.0]).ratios()
+    (found,) = make_run([200.0, 100.0, 20.0, 10.0, 2.0], [100.0, 50.0, 10.0, 5.0, 1.0]).ratios()
     assert found[2].median == pytest.approx(2.0)
     assert found[2].error == pytest.approx(0.0)
 
 
 def test_a_round_in_which_nothing_happened_is_left_out() -> None:
     """A contender that stalled for a round neither divides by zero nor counts as infinitely slow."""
-    (found,) = run_of([2.0, 2.0, 2.0], [1.0, 0.0, 1.0]).ratios()
+    (found,) = make_run([2.0, 2.0, 2.0], [1.0, 0.0, 1.0]).ratios()
     assert found[2].median == pytest.approx(2.0)
 
 
@@ -80,8 +80,8 @@ def test_worse_is_what_noise_does_not_explain(fall: float, *, worse: bool) -> No
     """A ratio that fell within the noise of both runs passes; one that fell beyond it fails the comparison."""
     from harness.results import compare
 
-    old = run_of([1.0, 1.1, 0.9, 1.05, 0.95], [1.0] * 5)
-    new = run_of([fall * each for each in (1.0, 1.1, 0.9, 1.05, 0.95)], [1.0] * 5)
+    old = make_run([1.0, 1.1, 0.9, 1.05, 0.95], [1.0] * 5)
+    new = make_run([fall * each for each in (1.0, 1.1, 0.9, 1.05, 0.95)], [1.0] * 5)
     (change,) = compare(old, new)
     assert change.worse is worse
 
@@ -107,12 +107,12 @@ def test_a_missed_or_missing_figure_fails_its_gate() -> None:
 
     found = {
         (each.gate.work, each.gate.base, each.concurrency): each.passed
-        for each in outcomes(run_of([0.96] * 3, [1.0] * 3))
+        for each in outcomes(make_run([0.96] * 3, [1.0] * 3))
         if each.gate.engine == "postgres"
     }
     assert found["add", "pgbench", 1]
     assert not found["add", "pgbench", 10]
-    missed = outcomes(run_of([0.94] * 3, [1.0] * 3))[0]
+    missed = outcomes(make_run([0.94] * 3, [1.0] * 3))[0]
     assert missed.reached == pytest.approx(0.94)
     assert not missed.passed
 
@@ -121,7 +121,7 @@ def test_json_reads_back() -> None:
     """A stored run compares with a later one: JSON loses nothing."""
     from harness.results import from_json
 
-    run = run_of([1.0, 2.0], [2.0, 2.0])
+    run = make_run([1.0, 2.0], [2.0, 2.0])
     again = from_json(json.loads(json.dumps(run.as_json())))
     assert again.figures == run.figures
     with pytest.raises(ValueError, match="format 0"):
@@ -152,7 +152,7 @@ def test_contenders_of_a_case_follow_one_another() -> None:
             return {}
 
         def measure(self, task: dict[str, Any]) -> dict[str, Any]:
-            return figure(1.0)
+            return make_figure(1.0)
 
     cases = [Case("postgres", work, concurrency, 10) for work in ("add", "history") for concurrency in (1, 10)]
     turns = [Turn(name, case, Runner()) for name in ("one", "two", "three") for case in cases]

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from bound_stores import damage_reference, verdict
-from distant import DistantMemory, Switch, never_away
-from lacking import lacking
+from bound_stores import make_reference_corrupter, run_clause
+from limited_memories import limited_factory
+from outage_stores import Switch, SwitchedMemory, make_no_outage
 
 from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, ReferenceMemory, ReferenceStore, known_failure
 from flux_memory.testkit.capabilities import MEANING
@@ -41,7 +41,7 @@ BINDING = """
 """
 
 
-def run(
+def run_binding(
     pytester: pytest.Pytester, *args: str, above: str = "", within: str = "pass", memory: str = "ReferenceMemory"
 ) -> pytest.RunResult:
     """Run a binding of the contract in a separate project."""
@@ -50,7 +50,7 @@ def run(
     return pytester.runpytest_subprocess(*options, *args)
 
 
-def outcome(pytester: pytest.Pytester, clause_id: str) -> dict[str, str]:
+def read_outcome(pytester: pytest.Pytester, clause_id: str) -> dict[str, str]:
     """Return a clause's entry in the run's report."""
     evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
     found: dict[str, str] = next(each for each in evidence["clauses"] if each["id"] == clause_id)["results"]["TestMine"]
@@ -71,14 +71,14 @@ def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> 
     claimed = CLAUSES[clause_id].needs
     path = tmp_path / "reference.json"
     switch = Switch()
-    open_memory = lacking(~claimed, tmp_path, switch)
+    open_memory = limited_factory(~claimed, tmp_path, switch)
     store = StoreUnderTest(
         open_memory,
         capabilities=claimed,
-        corrupt_message=damage_reference(path),
+        corrupt_message=make_reference_corrupter(path),
         outages=switch.outages(open_memory) if Capability.OUTAGES in claimed else (),
     )
-    assert verdict(clause_id, store) is None
+    assert run_clause(clause_id, store) is None
 
 
 @pytest.mark.parametrize("capability", Capability, ids=lambda each: str(each.name))
@@ -88,9 +88,9 @@ def test_claimed_and_lacking(capability: Capability, tmp_path: Path) -> None:
     for clause_id in CLAIMS:
         directory = tmp_path / clause_id
         directory.mkdir()
-        open_memory = lacking(capability, directory)
-        store = StoreUnderTest(open_memory, outages=never_away(open_memory))
-        problems.append(str(verdict(clause_id, store)))
+        open_memory = limited_factory(capability, directory)
+        store = StoreUnderTest(open_memory, outages=make_no_outage(open_memory))
+        problems.append(str(run_clause(clause_id, store)))
     assert any(f"{capability.name} is claimed, and " in problem for problem in problems), problems
 
 
@@ -104,9 +104,9 @@ def test_works_and_is_not_claimed(capability: Capability, tmp_path: Path) -> Non
         store = StoreUnderTest(
             lambda shared=shared: ReferenceMemory(shared),  # type: ignore[misc]  # a lambda's default
             capabilities=ALL & ~capability,
-            outages=switch.outages(lambda shared=shared, switch=switch: DistantMemory(shared, switch)),  # type: ignore[misc]
+            outages=switch.outages(lambda shared=shared, switch=switch: SwitchedMemory(shared, switch)),  # type: ignore[misc]
         )
-        problems.append(str(verdict(clause_id, store)))
+        problems.append(str(run_clause(clause_id, store)))
     assert any(f"{capability.name} is not claimed, and works" in problem for problem in problems), problems
 
 
@@ -119,16 +119,16 @@ def test_a_lack_that_raises_another_error(tmp_path: Path) -> None:
 
     shared = ReferenceStore(tmp_path / "reference.json")
     store = StoreUnderTest(lambda: Careless(shared), capabilities=ALL & ~Capability.CLEAR_ALL)
-    assert "clear_all raises NotImplementedError" in str(verdict("FM-CAP-001", store))
+    assert "clear_all raises NotImplementedError" in str(run_clause("FM-CAP-001", store))
 
 
 def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) -> None:
     """It counts neither as a pass nor as a failure, and the report names the missing capability."""
     within = "capabilities = ALL & ~Capability.CURSOR"
-    result = run(pytester, "-k", f"{NEEDY} or ORD-003", "--flux-report=report", within=within)
+    result = run_binding(pytester, "-k", f"{NEEDY} or ORD-003", "--flux-report=report", within=within)
     assert result.ret == 0
     result.assert_outcomes(passed=1, skipped=1, deselected=len(OURS) - 2)
-    assert outcome(pytester, NEEDY) | {"test": "", "seconds": 0.0} == {
+    assert read_outcome(pytester, NEEDY) | {"test": "", "seconds": 0.0} == {
         "outcome": "not claimed",
         "reason": "cursor",
         "reproduction": "",
@@ -142,7 +142,7 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
 def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
     """The report shows what was claimed and what was found."""
     within = "capabilities = ALL & ~(Capability.TITLES | Capability.OUTAGES)"
-    run(pytester, "-k", "FM-CAP", "--flux-report=report", within=within).assert_outcomes(
+    run_binding(pytester, "-k", "FM-CAP", "--flux-report=report", within=within).assert_outcomes(
         passed=3, failed=1, deselected=len(OURS) - 4
     )
     evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
@@ -154,8 +154,10 @@ def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
 
 def test_the_option_for_a_factory(pytester: pytest.Pytester) -> None:
     """With a factory, an option declares what the backend lacks; a wrong name is refused."""
-    run(pytester, "-k", NEEDY, "--flux-without=titles,cursor").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
-    refused = run(pytester, "-k", NEEDY, "--flux-without=wings", "-n", "1")
+    run_binding(pytester, "-k", NEEDY, "--flux-without=titles,cursor").assert_outcomes(
+        skipped=1, deselected=len(OURS) - 1
+    )
+    refused = run_binding(pytester, "-k", NEEDY, "--flux-without=wings", "-n", "1")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines(["*--flux-without: there is no wings; there are BATCH, *"])
 
@@ -170,7 +172,7 @@ def test_the_option_for_a_factory(pytester: pytest.Pytester) -> None:
 )
 def test_a_clause_cannot_be_replaced(pytester: pytest.Pytester, within: str) -> None:
     """A subclass that overrides or deletes a clause fails at collection, with advice."""
-    result = run(pytester, within=within)
+    result = run_binding(pytester, within=within)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         ["*TypeError: TestMine replaces test_limit_takes_the_newest*FM-ORD-003*@known_failure*"]
@@ -190,16 +192,16 @@ def test_a_clause_cannot_be_hidden_by_another_base() -> None:
 def test_a_known_failure_runs_and_is_reported(pytester: pytest.Pytester) -> None:
     """It does not fail the run, and the report gives the failure and its declared reason."""
     above = '@known_failure("FM-ORD-003", reason="newest first, until version 2")'
-    result = run(pytester, "-k", "ORD-003", "--flux-report=report", above=above, memory="Forgetful")
+    result = run_binding(pytester, "-k", "ORD-003", "--flux-report=report", above=above, memory="Forgetful")
     result.assert_outcomes(xfailed=1, deselected=len(OURS) - 1)
-    assert outcome(pytester, "FM-ORD-003")["outcome"] == "failed"
-    assert "newest first, until version 2" in outcome(pytester, "FM-ORD-003")["reason"]
+    assert read_outcome(pytester, "FM-ORD-003")["outcome"] == "failed"
+    assert "newest first, until version 2" in read_outcome(pytester, "FM-ORD-003")["reason"]
 
 
 def test_a_known_failure_that_holds(pytester: pytest.Pytester) -> None:
     """An outdated declaration fails the run, so that it is removed."""
     above = '@known_failure("FM-ORD-003", reason="newest first, until version 2")'
-    run(pytester, "-k", "ORD-003", above=above).assert_outcomes(failed=1, deselected=len(OURS) - 1)
+    run_binding(pytester, "-k", "ORD-003", above=above).assert_outcomes(failed=1, deselected=len(OURS) - 1)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +215,8 @@ def test_a_known_failure_has_a_clause_and_a_reason(clause_id: str, reason: str, 
 
 def test_unverified_is_never_a_pass(pytester: pytest.Pytester) -> None:
     """A clause that could not be checked is reported as unverified, and fails a strict run."""
-    run(pytester, "-k", "LIF-011", "--flux-report=report").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
-    assert outcome(pytester, "FM-LIF-011")["outcome"] == "unverified"
-    strict = run(pytester, "-k", "LIF-011", "--flux-strict")
+    run_binding(pytester, "-k", "LIF-011", "--flux-report=report").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
+    assert read_outcome(pytester, "FM-LIF-011")["outcome"] == "unverified"
+    strict = run_binding(pytester, "-k", "LIF-011", "--flux-strict")
     strict.assert_outcomes(failed=1, deselected=len(OURS) - 1)
     strict.stdout.fnmatch_lines(["*FM-LIF-011 is unverified, and the run is strict: override the fixture*"])

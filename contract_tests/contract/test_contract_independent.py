@@ -8,7 +8,7 @@ from pathlib import Path
 
 import independent
 import pytest
-from bound_stores import Corrupt, damage_sqlite
+from bound_stores import Corrupt, make_sqlite_corrupter
 from independent import IndependentMemory
 
 import flux_memory
@@ -26,7 +26,9 @@ class TestIndependent(MemoryContract):
 
     @pytest.fixture
     def corrupt_message(self, tmp_path: Path) -> Corrupt:
-        return damage_sqlite(tmp_path / "store.db", "UPDATE messages SET metadata = '{' WHERE session = ? AND id = ?")
+        return make_sqlite_corrupter(
+            tmp_path / "store.db", "UPDATE messages SET metadata = '{' WHERE session = ? AND id = ?"
+        )
 
 
 @pytest.mark.parametrize("module", ["independent", "independent_values"])

@@ -17,7 +17,7 @@ from flux_memory.testkit.differential import Differential
 QUICK = Profile(examples=40, steps=25, seed=1, shrinking=8)
 
 
-def opener(memory: type[ReferenceMemory]) -> Callable[[], Memory]:
+def make_factory(memory: type[ReferenceMemory]) -> Callable[[], Memory]:
     store = ReferenceStore()
     return lambda: memory(store)
 
@@ -37,7 +37,7 @@ def test_sqlite_and_postgres_answer_alike(
 
 def test_equal_backends_are_not_told_apart() -> None:
     """Ids and times differ between stores and do not count as a difference."""
-    assert Differential(opener(ReferenceMemory), opener(ReferenceMemory)).explore(QUICK) is None
+    assert Differential(make_factory(ReferenceMemory), make_factory(ReferenceMemory)).explore(QUICK) is None
 
 
 class OldestFirst(ReferenceMemory):
@@ -61,7 +61,7 @@ class Wide(ReferenceMemory):
 @pytest.mark.parametrize("broken", [OldestFirst, OtherArgument, Wide])
 def test_a_difference_is_found_and_reproduced(broken: type[ReferenceMemory]) -> None:
     """A difference is shown with the answers of both backends, after the few calls that lead to it."""
-    compared = Differential(opener(ReferenceMemory), opener(broken), names=("sound", "broken"))
+    compared = Differential(make_factory(ReferenceMemory), make_factory(broken), names=("sound", "broken"))
     # Hypothesis draws constants from the loaded modules, so the same seed can give other examples.
     findings = (compared.explore(replace(QUICK, seed=seed)) for seed in range(1, 9))
     finding = next(found for found in findings if found is not None)

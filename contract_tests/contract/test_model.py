@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lacking import lacking
+from limited_memories import limited_factory
 
 from flux_memory import ConversationMemory, Memory
 from flux_memory.testkit import ALL, Capability, ReferenceMemory, ReferenceStore
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 
 
 @pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
+def collect_leaks() -> Iterator[None]:
     """Collect leaked handles here, so that their warnings do not fail another test."""
     yield
     gc.collect()
@@ -48,7 +48,7 @@ def collected() -> Iterator[None]:
 QUICK = Profile(examples=30, steps=25, seed=2, shrinking=1.5)
 
 
-def found_by_some_seed(factory: Callable[[], Memory], claims: Capability = ALL) -> Finding:
+def find_with_some_seed(factory: Callable[[], Memory], claims: Capability = ALL) -> Finding:
     """Return the finding of the first seed that has one; Hypothesis's examples depend on the loaded modules too."""
     for seed in range(2, 12):
         finding = explore(factory, replace(QUICK, seed=seed), claims)
@@ -74,21 +74,21 @@ FOUND = (
 """One mutant of each kind that calls can reveal, including races and cancellations."""
 
 
-def opener(memory: type[Any]) -> Callable[[], Memory]:
+def make_factory(memory: type[Any]) -> Callable[[], Memory]:
     store = ReferenceStore()
     return lambda: memory(store)
 
 
 def test_a_sound_memory_has_no_findings() -> None:
     """The reference model's answers are explained from the first to the last."""
-    assert explore(opener(ReferenceMemory), FAST) is None
+    assert explore(make_factory(ReferenceMemory), FAST) is None
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_a_break_is_found(name: str) -> None:
     """Each kind of mutant is found without the clause that is named for it."""
     assert name in MUTANTS
-    finding = found_by_some_seed(opener(broken(name, ReferenceMemory)))
+    finding = find_with_some_seed(make_factory(broken(name, ReferenceMemory)))
     compile(finding.code, "reproduction", "exec")
 
 
@@ -104,13 +104,13 @@ LITTLE = {
 @pytest.mark.parametrize("name", LITTLE)
 def test_a_memory_that_claims_little_is_asked_for_no_more(name: str, tmp_path: Path) -> None:
     """Neither a refusal nor a missing capability is a finding."""
-    assert explore(lacking(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name]) is None
+    assert explore(limited_factory(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name]) is None
 
 
 @pytest.mark.parametrize("name", ["NewestFirst", "DeletesTheSessionOnly", "ReadsBump", "DriverErrorsEscape"])
 def test_a_break_is_found_in_a_memory_that_claims_little(name: str) -> None:
     """Most backends lack some capability; the model still explores the rest, such as order."""
-    finding = found_by_some_seed(opener(broken(name, ReferenceMemory)), NEEDED)
+    finding = find_with_some_seed(make_factory(broken(name, ReferenceMemory)), NEEDED)
     for other in ("add_messages", "title", "metadata=", "user_id=", "message_id=", "before=", "memory_2"):
         assert other not in finding.code, finding.code
 
@@ -125,7 +125,7 @@ class Doubles(ConversationMemory):
 
 def test_a_reproduction_is_a_test(tmp_path: Path) -> None:
     """The printed code fails on the broken memory and passes on a correct one."""
-    finding = found_by_some_seed(lambda: Doubles(tmp_path / "broken.db"))
+    finding = find_with_some_seed(lambda: Doubles(tmp_path / "broken.db"))
     names: dict[str, Any] = {}
     exec(compile(finding.code, "reproduction", "exec"), names)
     asyncio.run(names["test_reproduction"](lambda: ConversationMemory(tmp_path / "sound.db")))
@@ -161,43 +161,43 @@ async def test_a_call_is_cut_where_it_waits() -> None:
     await memory.close()
 
 
-def made(method: str, answer: Answer, **arguments: Any) -> Answered:
+def answered(method: str, answer: Answer, **arguments: Any) -> Answered:
     return Answered(0, Call(method, arguments), answer)
 
 
-def after(*groups: Sequence[Answered]) -> list[State]:
+def possible_states(*groups: Sequence[Answered]) -> list[State]:
     states = [State({})]
     for group in groups:
         states = explain(states, list(group))
     return states
 
 
-CREATE = made("create_session", Returned("s"), session_id="s")
-COUNT_0, COUNT_1 = made("count_sessions", Returned(0)), made("count_sessions", Returned(1))
+CREATE = answered("create_session", Returned("s"), session_id="s")
+COUNT_0, COUNT_1 = answered("count_sessions", Returned(0)), answered("count_sessions", Returned(1))
 
 
 def test_some_order_of_calls_at_once_explains_their_answers() -> None:
     """Concurrent calls may take effect in any order that gives their answers, and in no other."""
-    assert after([CREATE, COUNT_0])
-    assert after([COUNT_1, CREATE])
-    assert not after([CREATE], [COUNT_0])
-    assert not after([CREATE, COUNT_0, made("create_session", Returned("s"), session_id="s")])
+    assert possible_states([CREATE, COUNT_0])
+    assert possible_states([COUNT_1, CREATE])
+    assert not possible_states([CREATE], [COUNT_0])
+    assert not possible_states([CREATE, COUNT_0, answered("create_session", Returned("s"), session_id="s")])
 
 
 def test_a_call_that_was_cut_off_takes_effect_once_or_never() -> None:
     """A cancelled write may show at once, later or never, but does not come and go."""
-    cut = made("create_session", CutOff(), session_id="s")
-    assert after([cut], [COUNT_0], [COUNT_1])
-    assert after([cut], [COUNT_0], [COUNT_0])
-    assert not after([cut], [COUNT_1], [COUNT_0])
-    assert not after([made("count_sessions", CutOff())], [COUNT_1])
+    cut = answered("create_session", CutOff(), session_id="s")
+    assert possible_states([cut], [COUNT_0], [COUNT_1])
+    assert possible_states([cut], [COUNT_0], [COUNT_0])
+    assert not possible_states([cut], [COUNT_1], [COUNT_0])
+    assert not possible_states([answered("count_sessions", CutOff())], [COUNT_1])
 
 
 def test_an_id_that_is_made_twice_is_no_retry() -> None:
     """A store that generates a taken id is not explained as one that recognised a retry."""
-    add = made("add_message", Returned("m"), session_id="s", role="user", content="x")
-    assert after([CREATE], [add])
-    assert not after([CREATE], [add], [add])
+    add = answered("add_message", Returned("m"), session_id="s", role="user", content="x")
+    assert possible_states([CREATE], [add])
+    assert not possible_states([CREATE], [add], [add])
 
 
 def test_answers_are_compared_by_type_value_and_argument() -> None:

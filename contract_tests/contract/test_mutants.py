@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bound_stores import damage_reference, verdict
-from distant import DistantMemory, Switch
+from bound_stores import make_reference_corrupter, run_clause
+from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
@@ -45,13 +45,13 @@ def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property
     path = tmp_path / "reference.json"
     shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF", "FM-CAP-003")) else None)
     memory, switch = broken(name, ReferenceMemory), Switch()
-    distant = broken(name, DistantMemory)
+    distant = broken(name, SwitchedMemory)
     store = StoreUnderTest(
         lambda: memory(shared),
-        corrupt_message=damage_reference(path),
+        corrupt_message=make_reference_corrupter(path),
         outages=switch.outages(lambda: distant(shared, switch)),
     )
-    assert verdict(MUTANTS[name].caught_by, store) is not None
+    assert run_clause(MUTANTS[name].caught_by, store) is not None
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
@@ -59,7 +59,7 @@ def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: R
     """The named clause fails on the mutant of the SQLite backend."""
     record_property(MUTANT, f"{name} on SQLite")
     memory = broken(name, ConversationMemory)
-    assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(tmp_path / "chat.db"))) is not None
+    assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(tmp_path / "chat.db"))) is not None
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
@@ -67,7 +67,7 @@ def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, re
     """The named clause fails on the mutant of the PostgreSQL backend."""
     record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
-    assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
+    assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
 
 
 def test_what_was_left_open_before_hides_nothing(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_what_was_left_open_before_hides_nothing(tmp_path: Path) -> None:
         for _ in range(4 * HANDLES):
             left: list[object] = [Path(__file__).open()]  # noqa: SIM115 - the leak under test
             left.append(left)
-        found = verdict("FM-LIF-007", StoreUnderTest(lambda: memory(shared)))
+        found = run_clause("FM-LIF-007", StoreUnderTest(lambda: memory(shared)))
     finally:
         gc.enable()
     assert isinstance(found, AssertionError), found
@@ -89,5 +89,5 @@ def test_pages_without_end_are_not_taken_for_a_call_that_hangs() -> None:
     """A history that pages back forever fails at once, not after a minute as a hanging call."""
     shared = ReferenceStore()
     memory = broken("BeforeIsInclusive", ReferenceMemory)
-    found = verdict("FM-ORD-007", StoreUnderTest(lambda: memory(shared)))
+    found = run_clause("FM-ORD-007", StoreUnderTest(lambda: memory(shared)))
     assert isinstance(found, AssertionError), found

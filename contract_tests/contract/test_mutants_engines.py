@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from bound_stores import damage_postgres, damage_sqlite, verdict, written_at
+from bound_stores import make_postgres_clock, make_postgres_corrupter, make_sqlite_corrupter, run_clause
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, Session, records
 from flux_memory.backends.postgres import adds as postgres_adds
@@ -146,9 +146,9 @@ def test_a_broken_sqlite_is_caught(
     record_property(MUTANT, f"{name} on SQLite")
     SQLITE[name].apply(monkeypatch)
     path = tmp_path / "chat.db"
-    damage = damage_sqlite(path, "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?")
+    damage = make_sqlite_corrupter(path, "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?")
     store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=damage)
-    assert verdict(SQLITE[name].caught_by, store) is not None
+    assert run_clause(SQLITE[name].caught_by, store) is not None
 
 
 @pytest.mark.parametrize("name", POSTGRES)
@@ -160,9 +160,9 @@ def test_a_broken_postgres_is_caught(
     POSTGRES[name].apply(monkeypatch)
     store = StoreUnderTest(
         lambda: PostgresConversationMemory(flux_empty_database),
-        clock_at=written_at(flux_empty_database),
-        corrupt_message=damage_postgres(
+        clock_at=make_postgres_clock(flux_empty_database),
+        corrupt_message=make_postgres_corrupter(
             flux_empty_database, "UPDATE messages SET metadata = '[]' WHERE session_id = $1 AND id = $2"
         ),
     )
-    assert verdict(POSTGRES[name].caught_by, store) is not None
+    assert run_clause(POSTGRES[name].caught_by, store) is not None

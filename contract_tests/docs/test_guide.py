@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from guided import GUIDE, Stage, stages, told
+from guide_stages import GUIDE, Stage, format_ids, read_stages
 
-STAGES: Final = stages()
+STAGES: Final = read_stages()
 QUIET: Final = ("-q", "-p", "no:cacheprovider", "--flux-postgres=off")
-SECONDS: Final = 300
+RUN_SECONDS: Final = 300
 """Seconds for a run of all clauses; an idle machine needs a tenth of that."""
 
 
-def run(place: Path, stage: Stage, *arguments: str) -> str:
+def run_pytest(place: Path, stage: Stage, *arguments: str) -> str:
     """Run pytest on a stage's files; return its output."""
     for name, content in stage.files.items():
         (place / name).write_text(content)
     (place / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     command = [sys.executable, "-m", "pytest", *QUIET, *arguments]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
     assert "flux-memory contract" in done.stdout, done.stdout[-2_000:] + done.stderr[-2_000:]
     return done.stdout
 
@@ -41,9 +41,11 @@ def test_a_stage_fails_exactly_what_the_guide_says(stage: Stage, tmp_path: Path)
     """A reader who follows the guide sees the failures it announces, to the clause."""
     last = stage is STAGES[-1]
     # The model is left out: it finds nothing before the clauses hold, and its failures take long.
-    printed = run(tmp_path, stage, *(() if last else ("--tb=no", "-k", "not FM-MOD")))
+    printed = run_pytest(tmp_path, stage, *(() if last else ("--tb=no", "-k", "not FM-MOD")))
     failing = set(re.findall(r"^failed: (FM-\S+) on ", printed, re.MULTILINE))
-    assert failing == stage.failing, f"stage {stage.number} fails these; say so in {GUIDE.name}:\n\n{told(failing)}"
+    assert failing == stage.failing, (
+        f"stage {stage.number} fails these; say so in {GUIDE.name}:\n\n{format_ids(failing)}"
+    )
     assert stage.counted == (len(failing) or None)
     if last:
         assert "unverified" not in printed
@@ -56,7 +58,7 @@ def test_a_stage_begins_with_a_failure_that_is_real(before: Stage, tmp_path: Pat
     """The report that a section shows is the output of the stage before."""
     stage = STAGES[before.number]
     assert stage.looked_at in before.failing
-    check_shown(stage.outputs[0], run(tmp_path, before, "-k", str(stage.looked_at)))
+    check_shown(stage.outputs[0], run_pytest(tmp_path, before, "-k", str(stage.looked_at)))
 
 
 def test_the_guide_can_be_read_in_ten_minutes() -> None:

@@ -54,32 +54,32 @@ THE_SERVERS_WORDS: Final = {
 """Messages of PostgreSQL itself that are headings of the troubleshooting page."""
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def find_blocks(page: Path, language: str) -> list[str]:
     """Return the code blocks of a page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def programs() -> dict[str, str]:
+def find_programs() -> dict[str, str]:
     """Return the code blocks that are whole programs, by name."""
     return {
         f"{page.stem}-{number}": code
         for page in PAGES
-        for number, code in enumerate(blocks(page, "python"), 1)
+        for number, code in enumerate(find_blocks(page, "python"), 1)
         if "asyncio.run(" in code
     }
 
 
-def environment(**more: str) -> dict[str, str]:
+def base_environment(**more: str) -> dict[str, str]:
     """Return this process's environment without variables that configure memories or pytest."""
     ours = ("DATABASE_", "POSTGRES_", "FLUX_MEMORY_", "PYTEST_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
 
 
-def run(place: Path, *arguments: str, **variables: str) -> str:
+def run_python(place: Path, *arguments: str, **variables: str) -> str:
     """Run Python in a directory and return its output; fail if it fails."""
     command = [sys.executable, *arguments]
     done = subprocess.run(
-        command, cwd=place, env=environment(**variables), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=place, env=base_environment(**variables), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -87,75 +87,75 @@ def run(place: Path, *arguments: str, **variables: str) -> str:
 
 def test_the_first_block_is_twenty_lines_and_prints_what_the_readme_says(tmp_path: Path) -> None:
     """The README opens with a short program and shows its exact output."""
-    code, output = blocks(README, "python")[0], blocks(README, "text")[0]
+    code, output = find_blocks(README, "python")[0], find_blocks(README, "text")[0]
     assert len(code.splitlines()) <= 20
-    assert run(tmp_path, "-W", "error", "-c", code) == output
+    assert run_python(tmp_path, "-W", "error", "-c", code) == output
     assert (tmp_path / "data" / "sqlite.db").exists()
 
 
 def test_the_first_block_prints_the_same_on_postgresql(tmp_path: Path, flux_empty_database: str) -> None:
     """The same program runs on the other backend with a change of the environment only."""
-    code, output = blocks(README, "python")[0], blocks(README, "text")[0]
+    code, output = find_blocks(README, "python")[0], find_blocks(README, "text")[0]
     variables = {"DATABASE_BACKEND": "postgres", "POSTGRES_DSN": flux_empty_database}
     for name in variables:
-        assert any(f"export {name}=" in block for block in blocks(README, "sh"))
-    assert run(tmp_path, "-W", "error", "-c", code, **variables) == output
+        assert any(f"export {name}=" in block for block in find_blocks(README, "sh"))
+    assert run_python(tmp_path, "-W", "error", "-c", code, **variables) == output
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("code", programs().values(), ids=programs())
+@pytest.mark.parametrize("code", find_programs().values(), ids=find_programs())
 def test_every_program_of_the_docs_runs_as_printed(code: str, tmp_path: Path) -> None:
     """A reader can paste any program of the docs into a file and run it."""
-    run(tmp_path, "-W", "error", "-c", code)
+    run_python(tmp_path, "-W", "error", "-c", code)
 
 
 def test_the_class_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
     """The printed test class runs the contract on a reader's backend."""
-    (code,) = (block for block in blocks(README, "python") if "MemoryContract" in block)
+    (code,) = (block for block in find_blocks(README, "python") if "MemoryContract" in block)
     (tmp_path / "mypackage.py").write_text(MY_BACKEND)
     (tmp_path / "test_mine.py").write_text(code)
-    assert " passed" in run(tmp_path, "-m", "pytest", *FEW_CLAUSES)
+    assert " passed" in run_python(tmp_path, "-m", "pytest", *FEW_CLAUSES)
 
 
 def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
     """The printed command runs the contract on the memory that a function opens."""
-    (command,) = (block for block in blocks(README, "sh") if block.startswith("pytest --pyargs"))
+    (command,) = (block for block in find_blocks(README, "sh") if block.startswith("pytest --pyargs"))
     package = tmp_path / "mypackage"
     package.mkdir()
     (package / "__init__.py").write_text(MY_BACKEND)
     (package / "testing.py").write_text(MY_FACTORY)
-    assert " passed" in run(tmp_path, "-m", *shlex.split(command), *FEW_CLAUSES, PYTHONPATH=str(tmp_path))
+    assert " passed" in run_python(tmp_path, "-m", *shlex.split(command), *FEW_CLAUSES, PYTHONPATH=str(tmp_path))
 
 
 def test_the_tests_of_the_docs_pass(tmp_path: Path, flux_postgres_server: Server) -> None:
     """A reader who pastes one of the tests into a file has a test that runs."""
-    pasted = [block for page in PAGES for block in blocks(page, "python") if "def test_" in block]
+    pasted = [block for page in PAGES for block in find_blocks(page, "python") if "def test_" in block]
     for number, block in enumerate(pasted):
         (tmp_path / f"test_pasted_{number}.py").write_text(block)
-    printed = run(tmp_path, "-m", "pytest", "-q", f"--flux-postgres={flux_postgres_server.dsn}")
+    printed = run_python(tmp_path, "-m", "pytest", "-q", f"--flux-postgres={flux_postgres_server.dsn}")
     assert f"{len(pasted)} passed" in printed
 
 
 def test_the_bindings_of_the_test_kits_page_are_valid(tmp_path: Path) -> None:
     """Each binding collects every clause, and all of its declarations are accepted."""
     (tmp_path / "mypackage.py").write_text(MY_BACKEND)
-    bindings = [block for block in blocks(TEST_KIT, "python") if "MemoryContract" in block]
+    bindings = [block for block in find_blocks(TEST_KIT, "python") if "MemoryContract" in block]
     for number, block in enumerate(bindings):
         (tmp_path / f"test_binding_{number}.py").write_text(block)
-    printed = run(tmp_path, "-m", "pytest", "--collect-only", "-q")
-    assert f"{len(bindings) * len(ours())} tests collected" in printed
+    printed = run_python(tmp_path, "-m", "pytest", "--collect-only", "-q")
+    assert f"{len(bindings) * len(kit_clause_ids())} tests collected" in printed
 
 
 def test_the_outages_of_the_test_kits_page_work(tmp_path: Path, flux_postgres_server: Server) -> None:
     """Following the page, a store behind the kit's proxy can be made unreachable, and the clauses that need it run."""
-    (block,) = (block for block in blocks(TEST_KIT, "python") if "def outages" in block)
+    (block,) = (block for block in find_blocks(TEST_KIT, "python") if "def outages" in block)
     (tmp_path / "test_binding.py").write_text(block)
     dsn = f"--flux-postgres={flux_postgres_server.dsn}"
-    printed = run(tmp_path, "-m", "pytest", "-q", "-k", "FM-CAP-004 or FM-DLN-004", dsn)
+    printed = run_python(tmp_path, "-m", "pytest", "-q", "-k", "FM-CAP-004 or FM-DLN-004", dsn)
     assert "2 passed" in printed
 
 
-def ours() -> list[str]:
+def kit_clause_ids() -> list[str]:
     """Return the ids of the kit's own clauses."""
     return [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
 
@@ -176,7 +176,7 @@ def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
 
 def test_every_option_of_ours_is_in_the_readme(pytestconfig: pytest.Config) -> None:
     """Users find options on the page, not in `pytest --help`."""
-    known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
+    known = run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     options = set(re.findall(r"^ +(--flux-[a-z-]+)", known, re.MULTILINE))
     assert "--flux-strict" in options
     assert {option for option in options if f"`{option}" not in README.read_text()} == set()
@@ -201,7 +201,7 @@ def test_the_readme_lists_every_method_with_its_arguments() -> None:
 def test_options_of_pytest_in_the_readme_exist(pytestconfig: pytest.Config) -> None:
     """pytest knows every --flux option that a page or the CI names."""
     named = {option for page in COMMAND_FILES for option in re.findall(r"--flux-[a-z-]+", page.read_text())}
-    known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
+    known = run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     assert named
     assert {option for option in named if not re.search(rf"{option}[= \n]", known)} == set()
 
@@ -211,7 +211,7 @@ def test_options_of_the_command_line_exist() -> None:
     lines = [
         line
         for page in PAGES
-        for block in blocks(page, "sh")
+        for block in find_blocks(page, "sh")
         for line in block.splitlines()
         if line.startswith("flux-memory ")
     ]
@@ -244,7 +244,7 @@ def test_sessions_of_nox_that_are_named_exist() -> None:
     assert named <= sessions
 
 
-def anchors(page: Path) -> set[str]:
+def heading_anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub creates them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -259,7 +259,7 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        assert not anchor or anchor in heading_anchors(target), link
 
 
 def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_pooler import Pooler, started_pooler
+from fault_cluster import Cluster, run_cluster
+from fault_pooler import Pooler, run_pooler
 from fault_report import Fault
 from fault_work import Store
-from raw_postgres import named
+from raw_postgres import with_application_name
 
 from flux_memory.testkit import Proxy
 
@@ -22,7 +23,7 @@ def fault(request: pytest.FixtureRequest) -> Fault:
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store on the backend that `on_each` chooses."""
+    """An empty store on the backend that `on_both_backends` chooses."""
     journals = tmp_path / "journals"
     journals.mkdir()
     if request.param == "sqlite":
@@ -30,15 +31,22 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store("postgres", request.getfixturevalue("flux_postgres_clean_dsn"), journals)
 
 
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Cluster]:
+    """A durable server for the module; a module with other settings overrides it."""
+    with run_cluster() as made:
+        yield made
+
+
 @pytest.fixture
 def pooler(flux_empty_database: str) -> Iterator[Pooler]:
     """A PgBouncer in front of the run's server."""
-    with started_pooler(flux_empty_database) as started:
+    with run_pooler(flux_empty_database) as started:
         yield started
 
 
 @pytest.fixture
 def proxy(flux_empty_database: str) -> Iterator[Proxy]:
     """A breakable network in front of an empty database; its connections have an application name."""
-    with Proxy(named(flux_empty_database)) as made:
+    with Proxy(with_application_name(flux_empty_database)) as made:
         yield made

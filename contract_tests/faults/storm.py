@@ -26,7 +26,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1] / "support")]
 
 import click
-from fault_cluster import cluster
+from fault_cluster import run_cluster
 from fault_storm import AFTERWARDS, Rest, Round, Sent, Verdict
 from fault_weather import Weather, postgres_weather, sqlite_weather
 
@@ -56,7 +56,7 @@ class Summary:
     engine: str
     seed: int
     rounds: int = 0
-    told: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     longest_overrun: float = 0.0
     """Seconds by which the slowest call outlived its deadline."""
     verdict: Verdict = field(default_factory=Verdict)
@@ -64,7 +64,7 @@ class Summary:
 
     def shown(self) -> dict[str, Any]:
         """Return a flat dict for JSON."""
-        told = {name: self.told[name] for name in ("calls", "acknowledged", "refused", "unknown", "cancelled")}
+        told = {name: self.outcomes[name] for name in ("calls", "acknowledged", "refused", "unknown", "cancelled")}
         about = {"engine": self.engine, "seed": self.seed, "rounds": self.rounds}
         return about | told | asdict(self.verdict) | {"longest_overrun": round(self.longest_overrun, 2)}
 
@@ -250,9 +250,9 @@ class Storm:
             patience = rng.choice(DEADLINE_SECONDS) if attempt < 2 else DEADLINE_SECONDS[-1]
             leaves = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
             outcome = await self._one(call, patience, leaves)
-            self._summary.told["calls"] += 1
+            self._summary.outcomes["calls"] += 1
             told = self._told(outcome, refusals, exists=creates and sent.open)
-            self._summary.told[told] += 1
+            self._summary.outcomes[told] += 1
             if told == "acknowledged":
                 sent.acknowledged_at = min(sent.acknowledged_at, time.monotonic())
                 return
@@ -328,8 +328,8 @@ async def on_sqlite(path: Path, seconds: float, seed: int) -> Summary:
 def main(engine: str, seconds: float, seed: int, borrowed: bool) -> None:
     """Run a storm, and print its summary."""
     if engine == "postgres":
-        with cluster(durable=False) as own:
-            summary = asyncio.run(on_postgres(own.dsn, seconds, seed, borrowed=borrowed))
+        with run_cluster(durable=False) as own_server:
+            summary = asyncio.run(on_postgres(own_server.dsn, seconds, seed, borrowed=borrowed))
     else:
         with tempfile.TemporaryDirectory() as directory:
             summary = asyncio.run(on_sqlite(Path(directory) / "chat.db", seconds, seed))

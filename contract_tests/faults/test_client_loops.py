@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from fault_work import Store, on_each
+from fault_work import Store, on_both_backends
 
 from flux_memory.testkit.histories import History
 
@@ -123,7 +123,7 @@ loop.close()
 )
 
 
-def run(script: str, store: Store, *arguments: str) -> list[str]:
+def run_script(script: str, store: Store, *arguments: str) -> list[str]:
     """Run a script in its own process, and return its output; it must neither fail nor print to stderr."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, store.backend, store.where]
     done = subprocess.run(
@@ -137,20 +137,20 @@ def run(script: str, store: Store, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@on_each("event loop closed under a handle")
+@on_both_backends("event loop closed under a handle")
 def test_an_event_loop_that_is_closed_under_its_calls(store: Store, fault: Fault) -> None:
     """A call on another loop raises at once, `close()` releases everything, and acknowledged writes are stored."""
-    refusal, closed = run(CLOSED_LOOP, store)
+    refusal, closed = run_script(CLOSED_LOOP, store)
     assert "first used on another event loop" in refusal
     assert closed == "closed"
     store.judge(fault, 0)
 
 
-@on_each("fork with a handle open")
+@on_both_backends("fork with a handle open")
 @pytest.mark.parametrize("how", ["idle", "running"])
 def test_a_fork_leaves_the_handle_to_the_parent(store: Store, fault: Fault, how: str) -> None:
     """The child gets a clear error and can open its own handle; the parent's keeps working."""
-    *refusals, ended = run(FORKED, store, how)
+    *refusals, ended = run_script(FORKED, store, how)
     assert len(refusals) == (2 if how == "idle" else 3)
     assert all("opened before the process forked" in refusal for refusal in refusals)
     assert ended == "child ended 0"
@@ -162,7 +162,7 @@ def test_a_fork_leaves_the_handle_to_the_parent(store: Store, fault: Fault, how:
     assert {operation.outcome for operation in asked if operation.worker == "child"} == {"acknowledged"}
 
 
-@on_each("handle made before a fork, and used after it")
+@on_both_backends("handle made before a fork, and used after it")
 def test_a_handle_that_was_not_opened_yet_works_on_both_sides(store: Store, fault: Fault) -> None:
     """An application that creates its memory at import and forks workers needs no special care."""
     script = (
@@ -183,6 +183,6 @@ if pid:
     print(os.waitpid(pid, 0)[1])
 """
     )
-    assert run(script, store) == ["0"]
+    assert run_script(script, store) == ["0"]
     stored = store.judge(fault, 0)
     assert {name: len(session.history) for name, session in stored.sessions.items()} == {"child": 20, "parent": 20}

@@ -13,9 +13,9 @@ from typing import Any, Final
 import pytest
 from fault_outcomes import CONTENTS
 from fault_report import Fault
-from fault_work import Store, on_each
-from raw_postgres import OPEN, named, rows, until_none
-from waiting import comes_true
+from fault_work import Store, on_both_backends
+from raw_postgres import OPEN, fetch_rows, wait_until_none, with_application_name
+from waiting import becomes_true
 
 from flux_memory import FluxMemoryError, Memory, MemoryClosedError, PostgresConversationMemory, deadline
 from flux_memory.testkit import Proxy
@@ -28,7 +28,7 @@ Moment = int | float
 OPENING_MOMENTS: Final[list[Moment]] = [*range(12), *(number / 500 for number in range(1, 20))]
 
 
-async def until_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> None:
+async def wait_for_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> None:
     """Let calls run until this moment."""
     if isinstance(moment, float):
         await asyncio.wait(calls, timeout=moment)
@@ -46,7 +46,7 @@ async def cancel_everything() -> None:
         await asyncio.wait(tasks, timeout=10)
 
 
-def burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
+def start_burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
     """Start adds to many sessions, some of them batches."""
     calls: list[Awaitable[Any]] = []
     for number in range(BURST):
@@ -58,10 +58,10 @@ def burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
     return [asyncio.ensure_future(call) for call in calls]
 
 
-async def still_works(memory: Memory, turn: object) -> None:
+async def assert_works(memory: Memory, turn: object) -> None:
     """Assert that an application can still save its work: a burst of adds, then reads."""
     with deadline(4):
-        outcomes = await asyncio.gather(*burst(memory, f"{turn} saved"), return_exceptions=True)
+        outcomes = await asyncio.gather(*start_burst(memory, f"{turn} saved"), return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         assert not failed, f"cancelled at {turn}: {len(failed)} of {BURST} adds fail afterwards, with {failed[0]!r}"
         for session in SESSIONS:
@@ -69,7 +69,7 @@ async def still_works(memory: Memory, turn: object) -> None:
         assert await memory.count_sessions() == len(SESSIONS)
 
 
-async def filled(store: Store, journal: Journal) -> None:
+async def fill_sessions(store: Store, journal: Journal) -> None:
     """Create the sessions."""
     async with store.open() as memory:
         recorder = Recorder(memory, journal, "before")
@@ -77,11 +77,11 @@ async def filled(store: Store, journal: Journal) -> None:
             await recorder.create_session(session_id=session)
 
 
-def use(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) -> None:
+def run_work(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) -> None:
     """Run the work on a separate event loop, and check its answers against the stored data."""
 
     async def main() -> None:
-        await filled(store, journal)
+        await fill_sessions(store, journal)
         await work(journal)
 
     journal = Journal(store.journal(0) / "journal.jsonl")
@@ -92,7 +92,7 @@ def use(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) 
     store.judge(fault, 0)
 
 
-@on_each("every task cancelled in a burst")
+@on_both_backends("every task cancelled in a burst")
 def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, fault: Fault) -> None:
     """At each turn of the loop: the queue, the connections and the order of each session recover."""
 
@@ -101,16 +101,16 @@ def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, 
             async with store.open() as inner:
                 await inner.count_sessions()
                 memory = Recorder(inner, journal, "burst")
-                calls = burst(memory, turn)
-                await until_moment(turn, calls)
+                calls = start_burst(memory, turn)
+                await wait_for_moment(turn, calls)
                 await cancel_everything()
                 assert all(call.done() for call in calls)
-                await still_works(memory, turn)
+                await assert_works(memory, turn)
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("tasks of the library cancelled in a burst")
+@on_both_backends("tasks of the library cancelled in a burst")
 def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: Store, fault: Fault) -> None:
     """Callers that were not cancelled get a result or an error of the library in time."""
 
@@ -120,8 +120,8 @@ def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: 
                 await inner.count_sessions()
                 memory = Recorder(inner, journal, "burst")
                 with deadline(4):
-                    calls = burst(memory, turn)
-                await until_moment(turn, calls)
+                    calls = start_burst(memory, turn)
+                await wait_for_moment(turn, calls)
                 for task in asyncio.all_tasks() - {asyncio.current_task(), *calls}:
                     task.cancel()
                 done, late = await asyncio.wait(calls, timeout=6)
@@ -129,12 +129,12 @@ def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: 
                 assert not [call for call in done if call.cancelled()], "a caller that was not cancelled is told so"
                 errors = [call.exception() for call in done if call.exception() is not None]
                 assert all(isinstance(error, FluxMemoryError) for error in errors), errors
-                await still_works(memory, turn)
+                await assert_works(memory, turn)
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("every task cancelled again and again")
+@on_both_backends("every task cancelled again and again")
 def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, fault: Fault) -> None:
     """With one handle for all rounds, damage does not accumulate."""
 
@@ -144,18 +144,18 @@ def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, 
             memory = Recorder(inner, journal, "burst")
             for number in range(40):
                 calls = [
-                    *burst(memory, number),
+                    *start_burst(memory, number),
                     *(asyncio.ensure_future(memory.get_history(session)) for session in SESSIONS[:3]),
                     asyncio.ensure_future(memory.update_session_title("s0", f"{number}")),
                 ]
-                await until_moment(rng.choice([rng.randrange(6), rng.randrange(120), rng.random() / 50]), calls)
+                await wait_for_moment(rng.choice([rng.randrange(6), rng.randrange(120), rng.random() / 50]), calls)
                 await cancel_everything()
-            await still_works(memory, "the end")
+            await assert_works(memory, "the end")
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("last words at the end of asyncio.run")
+@on_both_backends("last words at the end of asyncio.run")
 def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fault: Fault) -> None:
     """A cancelled worker adds its last message, although every task of the library was cancelled with it."""
     saved: list[str] = []
@@ -188,11 +188,11 @@ def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fa
         await begun.wait()
 
     closing: list[asyncio.Future[None]] = []
-    use(store, fault, work)
+    run_work(store, fault, work)
     assert len(saved) == BURST
 
 
-@on_each("every task cancelled while a handle opens")
+@on_both_backends("every task cancelled while a handle opens")
 @pytest.mark.parametrize("callers", [1, 5])
 @pytest.mark.parametrize("everything", [True, False], ids=["every task", "callers alone"])
 def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
@@ -208,7 +208,7 @@ def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
                     asyncio.ensure_future(memory.add_message(SESSIONS[number], "user", f"{moment}"))
                     for number in range(callers)
                 ]
-                await until_moment(moment, calls)
+                await wait_for_moment(moment, calls)
                 if everything:
                     await cancel_everything()
                 else:
@@ -220,7 +220,7 @@ def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
                     await memory.add_message("s0", "user", f"{moment} saved")
                     assert await memory.count_sessions() == len(SESSIONS)
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
 @pytest.mark.fault("every task cancelled while a handle waits for its server", backend="postgres")
@@ -232,7 +232,7 @@ def test_a_handle_whose_opening_was_cancelled_while_its_server_was_away_opens_wh
     async def work() -> None:
         async with PostgresConversationMemory(flux_empty_database) as direct:
             await direct.create_session(session_id="s0")
-        with Proxy(named(flux_empty_database)) as proxy:
+        with Proxy(with_application_name(flux_empty_database)) as proxy:
             proxy.refuse()
             async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
                 calls = [asyncio.ensure_future(memory.add_message("s0", "user", f"{number}")) for number in range(8)]
@@ -242,14 +242,14 @@ def test_a_handle_whose_opening_was_cancelled_while_its_server_was_away_opens_wh
                 proxy.heal()
                 with deadline(5):
                     await asyncio.gather(*(memory.add_message("s0", "user", "saved") for _ in range(8)))
-            await until_none(flux_empty_database, OPEN)
-        assert await rows(flux_empty_database, CONTENTS) == [("s0", "saved")] * 8
+            await wait_until_none(flux_empty_database, OPEN)
+        assert await fetch_rows(flux_empty_database, CONTENTS) == [("s0", "saved")] * 8
         fault.add(acknowledged=8)
 
     asyncio.run(work())
 
 
-def open_files(store: Store) -> list[str]:
+def list_open_files(store: Store) -> list[str]:
     """Return the files of a SQLite store that this process has open."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
@@ -262,7 +262,7 @@ def open_files(store: Store) -> list[str]:
     return found
 
 
-@on_each("close() cancelled")
+@on_both_backends("close() cancelled")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.parametrize("everything", [True, False], ids=["every task", "close() alone"])
 def test_a_close_that_was_cancelled_can_be_called_again(
@@ -276,11 +276,11 @@ def test_a_close_that_was_cancelled_can_be_called_again(
             inner = store.open()
             await inner.count_sessions()
             memory = Recorder(inner, journal, "closing")
-            calls = burst(memory, moment) if busy else []
+            calls = start_burst(memory, moment) if busy else []
             if busy:
-                await until_moment(3, calls)
+                await wait_for_moment(3, calls)
             closing = asyncio.ensure_future(inner.close())
-            await until_moment(moment, [closing])
+            await wait_for_moment(moment, [closing])
             if everything:
                 await cancel_everything()
             else:
@@ -293,15 +293,17 @@ def test_a_close_that_was_cancelled_can_be_called_again(
             with pytest.raises(MemoryClosedError):
                 await inner.count_sessions()
             if store.backend == "postgres":
-                await until_none(store.where, OPEN)
+                await wait_until_none(store.where, OPEN)
             else:
-                assert comes_true(lambda: not open_files(store), seconds=3), f"at {moment}: {open_files(store)}"
-                assert comes_true(lambda: threading.active_count() <= threads, seconds=3), moment  # noqa: B023 - now
+                assert becomes_true(lambda: not list_open_files(store), seconds=3), (
+                    f"at {moment}: {list_open_files(store)}"
+                )
+                assert becomes_true(lambda: threading.active_count() <= threads, seconds=3), moment  # noqa: B023 - now
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("close() cancelled")
+@on_both_backends("close() cancelled")
 def test_a_second_closer_is_not_cancelled_with_the_first(store: Store, fault: Fault) -> None:
     """Two tasks close one handle and one is cancelled: the other returns when the handle is closed."""
 
@@ -313,13 +315,13 @@ def test_a_second_closer_is_not_cancelled_with_the_first(store: Store, fault: Fa
             adding = asyncio.ensure_future(memory.add_message("s0", "user", f"{turn} in flight"))
             await asyncio.sleep(0)
             first, second = (asyncio.ensure_future(inner.close()) for _ in range(2))
-            await until_moment(turn, [second])
+            await wait_for_moment(turn, [second])
             first.cancel()
             await asyncio.wait_for(second, 10)
             await asyncio.wait_for(asyncio.wait([first, adding]), 5)
             if store.backend == "postgres":
-                await until_none(store.where, OPEN)
+                await wait_until_none(store.where, OPEN)
             else:
-                assert comes_true(lambda: not open_files(store), seconds=3)
+                assert becomes_true(lambda: not list_open_files(store), seconds=3)
 
-    use(store, fault, work)
+    run_work(store, fault, work)

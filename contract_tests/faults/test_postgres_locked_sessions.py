@@ -16,7 +16,7 @@ from fault_outcomes import (
     open_postgres,
     settle,
 )
-from raw_postgres import connected, execute, named
+from raw_postgres import connect, execute, with_application_name
 
 from flux_memory import FluxMemoryError, PostgresConversationMemory, deadline
 
@@ -44,7 +44,7 @@ async def test_held_sessions_stop_neither_reads_nor_free_sessions(
     """With as many locked sessions as the pool has connections, or a migration's batch sessions, others continue."""
     shut = [f"held {number}" for number in range(count)]
     await make_sessions(flux_empty_database, ["free", "free too", *shut])
-    async with open_postgres(named(flux_empty_database), borrowed=borrowed) as memory:
+    async with open_postgres(with_application_name(flux_empty_database), borrowed=borrowed) as memory:
         await settle(memory, flux_empty_database, ["free"], close=False)
         longest = 0.0
         async with lock_rows(flux_empty_database, shut):
@@ -87,7 +87,7 @@ async def test_renames_and_deletions_of_held_sessions_stop_nothing_else(flux_emp
     """As many calls as connections, beside adds to the same sessions: reads, adds and creations continue."""
     shut = [f"held {number}" for number in range(size)]
     await make_sessions(flux_empty_database, ["free", *shut])
-    async with PostgresConversationMemory(named(flux_empty_database), max_size=size) as memory:
+    async with PostgresConversationMemory(with_application_name(flux_empty_database), max_size=size) as memory:
         await settle(memory, flux_empty_database, ["free"], close=False)
         async with lock_rows(flux_empty_database, shut):
             waiting = [add_with_id(memory, 20, session, session) for session in shut]
@@ -117,7 +117,7 @@ async def test_renames_of_held_sessions_stop_no_rename_of_a_free_one(flux_empty_
     """Creations and deletions continue too: only callers of a session wait for its row."""
     shut = [f"held {number}" for number in range(6)]
     await make_sessions(flux_empty_database, ["free", "gone", *shut])
-    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
+    async with PostgresConversationMemory(with_application_name(flux_empty_database)) as memory:
         await settle(memory, flux_empty_database, ["free"], close=False)
         async with lock_rows(flux_empty_database, shut):
             with deadline(20):
@@ -141,9 +141,9 @@ async def test_renames_of_held_sessions_stop_no_rename_of_a_free_one(flux_empty_
 async def test_creations_and_clears_that_wait_for_others_stop_no_read(flux_empty_database: str, call: str) -> None:
     """As many calls as the pool has connections wait for uncommitted ids or locked sessions."""
     await make_sessions(flux_empty_database, ["free"])
-    async with PostgresConversationMemory(named(flux_empty_database), max_size=4) as memory:
+    async with PostgresConversationMemory(with_application_name(flux_empty_database), max_size=4) as memory:
         await settle(memory, flux_empty_database, ["free"], close=False)
-        async with connected(flux_empty_database) as other, other.transaction():
+        async with connect(flux_empty_database) as other, other.transaction():
             await other.execute(
                 "INSERT INTO sessions (id, created_at, updated_at) SELECT 'new ' || n, now(), now() "
                 "FROM generate_series(0, 5) AS n"
@@ -174,7 +174,7 @@ async def test_thousands_that_wait_for_held_sessions_do_not_slow_down_a_read(
     """Waiting callers, and callers that leave at once, cost the event loop little."""
     shut = [f"held {number}" for number in range(sessions)]
     await make_sessions(flux_empty_database, ["free", *shut])
-    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
+    async with PostgresConversationMemory(with_application_name(flux_empty_database)) as memory:
         await settle(memory, flux_empty_database, ["free"], close=False)
         async with lock_rows(flux_empty_database, shut):
             leaving = [add_with_id(memory, 20, shut[number % sessions], f"leaves {number}") for number in range(4000)]
@@ -207,7 +207,7 @@ async def test_a_refused_row_makes_no_free_session_wait_behind_a_held_one(
 ) -> None:
     """The other calls of a bad row's statement are sent again, separately by session, none behind a lock."""
     await make_sessions(flux_empty_database, ["free 0", "free 1", "free 2", "free 3", "held", "bad"])
-    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
+    async with PostgresConversationMemory(with_application_name(flux_empty_database)) as memory:
         await settle(memory, flux_empty_database, ["free 0"], close=False)
         await memory.add_message("bad", "user", "good", message_id="taken")
         await execute(flux_empty_database, "ALTER TABLE messages ADD CONSTRAINT good CHECK (content NOT LIKE 'bad%')")

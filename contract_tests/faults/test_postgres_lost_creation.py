@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import pytest
 from fault_outcomes import count_contents
-from raw_postgres import OPEN, connected, rows, until_none
-from waiting import until
+from raw_postgres import OPEN, connect, fetch_rows, wait_until_none
+from waiting import wait_until
 
 from flux_memory import ConflictError, OutcomeUnknownError, PostgresConversationMemory
 from flux_memory.testkit import Proxy
@@ -35,10 +35,10 @@ async def create_with_lost_reply(proxy: Proxy, dsn: str, between: str, **given: 
         proxy.lose_reply("bind", containing=given.get("session_id", given["title"]).encode())
         proxy.refuse()
         creating = asyncio.ensure_future(memory.create_session(**given))
-        async with connected(dsn) as other:
-            await until(lambda: other.fetchval("SELECT count(*) FROM sessions WHERE id = 'new' OR title = 'new'"))
+        async with connect(dsn) as other:
+            await wait_until(lambda: other.fetchval("SELECT count(*) FROM sessions WHERE id = 'new' OR title = 'new'"))
             # Otherwise the reply could still be on its way.
-            await until_none(dsn, OPEN)
+            await wait_until_none(dsn, OPEN)
             await other.execute(between)
         proxy.heal()
         (outcome,) = await asyncio.wait_for(asyncio.gather(creating, return_exceptions=True), 15)
@@ -60,7 +60,7 @@ async def test_a_session_of_a_lost_attempt_is_recognised_after_a_change(
         return
     assert outcome == "new"
     columns = "title, metadata::text, user_id, message_count"
-    ((title, metadata, user, count),) = await rows(
+    ((title, metadata, user, count),) = await fetch_rows(
         flux_empty_database, f"SELECT {columns} FROM sessions WHERE id = 'new'"
     )
     assert title == ("renamed" if name == "renamed" else "title")
@@ -76,7 +76,7 @@ async def test_a_session_with_a_generated_id_is_recognised_too(proxy: Proxy, flu
     outcome = await create_with_lost_reply(
         proxy, flux_empty_database, "UPDATE sessions SET title = 'renamed' WHERE title = 'new'", title="new"
     )
-    assert await rows(flux_empty_database, "SELECT id, title FROM sessions WHERE id <> 'before'") == [
+    assert await fetch_rows(flux_empty_database, "SELECT id, title FROM sessions WHERE id <> 'before'") == [
         (outcome, "renamed")
     ]
 

@@ -20,8 +20,8 @@ from fault_outcomes import (
     until_statements_wait,
     used_memory,
 )
-from raw_postgres import BUSY, connected, named, rows
-from waiting import until
+from raw_postgres import BUSY, connect, fetch_rows, with_application_name
+from waiting import wait_until
 
 from flux_memory import FluxMemoryError, PostgresConversationMemory
 from flux_memory.testkit import Proxy
@@ -94,8 +94,8 @@ async def test_an_add_that_was_cancelled_while_it_waited_for_a_lock_is_not_store
     flux_empty_database: str, count: int, sessions: int, how: str
 ) -> None:
     """The statement ends with its last caller, shared or alone, long before the lock is released."""
-    async with used_memory(named(flux_empty_database), flux_empty_database) as memory:
-        async with connected(flux_empty_database) as other:
+    async with used_memory(with_application_name(flux_empty_database), flux_empty_database) as memory:
+        async with connect(flux_empty_database) as other:
             async with lock_rows(flux_empty_database, SESSIONS[:sessions]):
                 adds = [
                     asyncio.ensure_future(memory.add_message(SESSIONS[number % sessions], "user", str(number)))
@@ -116,7 +116,7 @@ async def test_an_add_that_was_cancelled_while_it_waited_for_a_lock_is_not_store
                     return not await other.fetchval(AWAITING_A_LOCK)
 
                 try:
-                    await until(none_waits, seconds=3)
+                    await wait_until(none_waits, seconds=3)
                 except TimeoutError:
                     still = await other.fetchval(AWAITING_A_LOCK)
                 else:
@@ -130,8 +130,8 @@ async def test_an_add_that_was_cancelled_while_it_waited_for_a_lock_is_not_store
 @pytest.mark.fault("add cancelled while its session is held", backend="postgres")
 async def test_a_caller_that_leaves_a_held_session_takes_no_neighbour_along(flux_empty_database: str) -> None:
     """Half of the callers leave: the messages of the others are stored once and in order after the release."""
-    async with used_memory(named(flux_empty_database), flux_empty_database) as memory:
-        async with connected(flux_empty_database) as other, lock_rows(flux_empty_database, SESSIONS[:2]):
+    async with used_memory(with_application_name(flux_empty_database), flux_empty_database) as memory:
+        async with connect(flux_empty_database) as other, lock_rows(flux_empty_database, SESSIONS[:2]):
             adds = {f"{number}": add_with_id(memory, 20, SESSIONS[number % 2], f"{number}") for number in range(12)}
             await until_statements_wait(other)
             await asyncio.wait(adds.values(), timeout=0.1)
@@ -153,7 +153,7 @@ async def test_a_caller_that_leaves_a_held_session_takes_no_neighbour_along(flux
 @pytest.mark.fault("sessions held by others", backend="postgres")
 async def test_an_error_behind_a_held_session_names_the_lock_and_not_the_pool(flux_empty_database: str) -> None:
     """Nine of ten connections are free: a higher max_size would not help."""
-    async with used_memory(named(flux_empty_database), flux_empty_database) as memory:
+    async with used_memory(with_application_name(flux_empty_database), flux_empty_database) as memory:
         async with lock_rows(flux_empty_database, ["s0"]):
             adds = {f"{number}": add_with_id(memory, 0.6, "s0", f"{number}") for number in range(6)}
             seen = await gather_outcomes(adds, within=3)
@@ -169,8 +169,8 @@ async def test_a_cancelled_call_leaves_no_statement_on_the_server(flux_empty_dat
     """For each method: the statement of a cancelled call ends on the server long before the lock is released."""
     await make_sessions(flux_empty_database, SESSIONS)
     async with (
-        PostgresConversationMemory(named(flux_empty_database)) as memory,
-        connected(flux_empty_database) as other,
+        PostgresConversationMemory(with_application_name(flux_empty_database)) as memory,
+        connect(flux_empty_database) as other,
     ):
         await memory.count_sessions()
         async with lock_rows(flux_empty_database, SESSIONS):
@@ -194,6 +194,6 @@ async def test_a_cancelled_call_leaves_no_statement_on_the_server(flux_empty_dat
             async def none_is_busy() -> bool:
                 return not await other.fetchval(BUSY)
 
-            await until(none_is_busy, seconds=3)
-        assert await rows(flux_empty_database, "SELECT count(*) FROM sessions WHERE title = ''") == [(8,)]
+            await wait_until(none_is_busy, seconds=3)
+        assert await fetch_rows(flux_empty_database, "SELECT count(*) FROM sessions WHERE title = ''") == [(8,)]
         assert dict(await count_contents(flux_empty_database)) == {}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_load import Load, judge, through
+from fault_load import Load, check_history, run_round
 from fault_report import Fault
-from raw_postgres import OTHER_CLIENTS, rows, until_none
+from raw_postgres import OTHER_CLIENTS, fetch_rows, wait_until_none
 
 from flux_memory import (
     BackendUnavailableError,
@@ -28,7 +28,7 @@ from flux_memory.testkit.histories import History, Journal, Recorder
 STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
 
 
-async def timed(call: Awaitable[object], within: float) -> tuple[float, BaseException | None]:
+async def measure_call(call: Awaitable[object], within: float) -> tuple[float, BaseException | None]:
     """Await a call that must end in time; return its duration and its error."""
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -51,7 +51,7 @@ async def test_refused_for_a_while(proxy: Proxy, flux_empty_database: str, fault
         proxy.heal()
 
     for number in fault.rounds(2, 50):
-        load = await through(fault, proxy.dsn, tmp_path / str(number), refuse, stored_at=flux_empty_database)
+        load = await run_round(fault, proxy.dsn, tmp_path / str(number), refuse, stored_at=flux_empty_database)
         assert load.unavailable == []
 
 
@@ -63,15 +63,15 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
         session = await memory.create_session()
         proxy.refuse()
         proxy.reset()
-        await until_none(flux_empty_database, OTHER_CLIENTS)
+        await wait_until_none(flux_empty_database, OTHER_CLIENTS)
         with deadline(1):
-            took, error = await timed(memory.add_message(session, "user", "x"), 2)
+            took, error = await measure_call(memory.add_message(session, "user", "x"), 2)
         assert isinstance(error, BackendUnavailableError)
         assert not isinstance(error, OutcomeUnknownError)
         assert "nothing listens there" in str(error)
         assert "Nothing was stored" in str(error)
         async with PostgresConversationMemory(proxy.dsn, timeout=10) as other:
-            sooner, error = await timed(other.count_sessions(), 4)
+            sooner, error = await measure_call(other.count_sessions(), 4)
         assert isinstance(error, BackendUnavailableError)
         proxy.heal()
         assert await memory.get_history(session) == []
@@ -86,10 +86,10 @@ async def test_reset_again_and_again(proxy: Proxy, flux_empty_database: str, fau
     async def reset(load: Load) -> None:
         for _ in range(10):
             proxy.reset()
-            await load.more(10)
+            await load.wait_for_calls(10)
 
     for number in fault.rounds(2, 50):
-        load = await through(fault, proxy.dsn, tmp_path / str(number), reset, stored_at=flux_empty_database)
+        load = await run_round(fault, proxy.dsn, tmp_path / str(number), reset, stored_at=flux_empty_database)
         assert load.unavailable == []
 
 
@@ -117,7 +117,7 @@ async def test_a_black_hole_at_each_stage(
             lambda: memory.get_history(session),
             lambda: memory.update_session_title(session, "x"),
         ):
-            took, error = await timed(call(), 2)
+            took, error = await measure_call(call(), 2)
             assert isinstance(error, BackendUnavailableError)
             if stage in {"startup", "authentication"}:
                 assert not isinstance(error, OutcomeUnknownError)
@@ -125,17 +125,17 @@ async def test_a_black_hole_at_each_stage(
         for adding in [asyncio.create_task(memory.add_message(session, "user", "cancelled")) for _ in range(3)]:
             await asyncio.wait([adding], timeout=0.1)
             adding.cancel()
-            await timed(adding, 1)
+            await measure_call(adding, 1)
         proxy.heal()
         # A handle that never connected may learn only now that its last attempt failed.
-        await timed(inner.count_sessions(), 2)
+        await measure_call(inner.count_sessions(), 2)
         with deadline(20):
             await memory.add_message(session, "user", "afterwards")
             assert (await memory.get_history(session))[-1]["content"] == "afterwards"
         proxy.silence()
-        await timed(inner.close(), 3)
+        await measure_call(inner.close(), 3)
     journal.close()
-    await judge(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
+    await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
 
 
 @pytest.mark.asyncio
@@ -151,7 +151,7 @@ async def test_idle_connections_that_were_forgotten(
             await asyncio.gather(*(memory.count_sessions() for _ in range(6)))
             await asyncio.sleep(0.1)
             proxy.forget()
-            took, error = await timed(memory.add_message(session, "user", str(number)), 3)
+            took, error = await measure_call(memory.add_message(session, "user", str(number)), 3)
             assert error is None
             fault.add(acknowledged=1, call=took, outage=took)
 
@@ -166,12 +166,12 @@ async def test_a_host_that_is_gone_does_not_use_up_the_deadline(flux_empty_datab
             session = await memory.create_session()
             gone.silence()
             with deadline(1):
-                _, error = await timed(memory.add_message(session, "user", "x", message_id="m"), 2)
+                _, error = await measure_call(memory.add_message(session, "user", "x", message_id="m"), 2)
             assert isinstance(error, OutcomeUnknownError)
-            took, error = await timed(memory.add_message(session, "user", "x", message_id="m"), 5)
+            took, error = await measure_call(memory.add_message(session, "user", "x", message_id="m"), 5)
             assert error is None
             assert there.connections
-            assert await rows(flux_empty_database, "SELECT id FROM messages") == [("m",)]
+            assert await fetch_rows(flux_empty_database, "SELECT id FROM messages") == [("m",)]
             fault.add(acknowledged=1, call=took, outage=took)
 
 
@@ -187,7 +187,7 @@ async def test_a_slow_network(proxy: Proxy, flux_empty_database: str, fault: Fau
         await asyncio.gather(*(memory.add_message(session, "user", f"{n}" * 100) for n in range(5)))
         assert len(await memory.get_history(session)) == 5
     journal.close()
-    await judge(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
+    await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
 
 
 Call = Callable[[Memory], Awaitable[object]]
@@ -213,13 +213,13 @@ async def test_the_reply_is_lost(proxy: Proxy, flux_empty_database: str, fault: 
             await memory.clear_all()
             await memory.create_session(session_id="s")
             proxy.lose_reply("sync")
-            took, error = await timed(WRITES[name](memory), 5)
+            took, error = await measure_call(WRITES[name](memory), 5)
             assert error is None
             stored = {session["id"]: session["message_count"] for session in await memory.get_sessions()}
             expected = {"add_message": 1, "add_messages": 3}.get(name.split(" ", maxsplit=1)[0], 0)
             assert stored.get("s", 0) == expected
             assert len(stored) == {"create": 2, "delete": 0, "clear": 0}.get(name.partition("_")[0], 1)
-            assert len(await rows(flux_empty_database, "SELECT FROM messages")) == expected
+            assert len(await fetch_rows(flux_empty_database, "SELECT FROM messages")) == expected
             fault.add(acknowledged=1, call=took, outage=took)
 
 
@@ -253,10 +253,10 @@ async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database:
             proxy.lose_reply("sync")
             proxy.refuse()
             with deadline(0.6):
-                took, error = await timed(memory.add_message(session, "user", "x", message_id=f"m{number}"), 2)
+                took, error = await measure_call(memory.add_message(session, "user", "x", message_id=f"m{number}"), 2)
             assert isinstance(error, OutcomeUnknownError)
             assert "whether the call took effect is not known" in str(error)
-            assert len(await rows(flux_empty_database, "SELECT FROM messages")) == number + 1
+            assert len(await fetch_rows(flux_empty_database, "SELECT FROM messages")) == number + 1
             proxy.heal()
             assert await memory.add_message(session, "user", "x", message_id=f"m{number}") == f"m{number}"
             assert len(await memory.get_history(session)) == number + 1
@@ -273,14 +273,14 @@ async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
         sessions = [await memory.create_session() for _ in range(4)]
         proxy.refuse()
         proxy.reset()
-        await until_none(flux_empty_database, OTHER_CLIENTS)
+        await wait_until_none(flux_empty_database, OTHER_CLIENTS)
         with deadline(0.8):
             adds = [memory.add_message(sessions[number % 4], "user", f"{number}") for number in range(40)]
             outcomes = await asyncio.wait_for(asyncio.gather(*adds, return_exceptions=True), 2)
         assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
         assert all("Nothing was stored" in str(outcome) for outcome in outcomes)
         proxy.heal()
-        assert await rows(flux_empty_database, "SELECT FROM messages") == []
+        assert await fetch_rows(flux_empty_database, "SELECT FROM messages") == []
         await asyncio.gather(*(memory.add_message(session, "user", "afterwards") for session in sessions))
         fault.add(acknowledged=8)
 
@@ -302,7 +302,7 @@ async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: 
             added += 2
         contents = [message["content"] for message in await memory.get_history(session)]
         assert contents == [str(n) for n in range(added)]
-        numbers = await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
+        numbers = await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
         assert numbers == [(n + 1,) for n in range(added)]
         fault.add(rounds=len(places), acknowledged=2 * len(places))
 
@@ -342,10 +342,10 @@ async def test_a_storm_of_cancellations(proxy: Proxy, flux_empty_database: str, 
         await memory.add_message(session, "user", "afterwards")
         assert (await memory.get_history(session))[-1]["content"] == "afterwards"
         assert proxy.connections <= 5
-        await until_none(
+        await wait_until_none(
             flux_empty_database,
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
             " AND state <> 'idle' AND pid <> pg_backend_pid()",
         )
     journal.close()
-    await judge(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
+    await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))

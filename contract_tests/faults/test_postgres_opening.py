@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
 
 import pytest
-from fault_cluster import Cluster, cluster, run_blocking
+from fault_cluster import Cluster, run_blocking
 from fault_report import Fault
-from raw_postgres import contents, execute, make_original, rows
+from raw_postgres import dump_database, execute, fetch_rows, make_original
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.servers import Server
 
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Cluster]:
-    """A durable server for this module."""
-    with cluster() as made:
-        yield made
 
 
 @pytest.mark.asyncio
@@ -39,7 +31,7 @@ async def test_a_black_hole_in_the_transaction_of_the_schema(flux_empty_database
             assert took < 2.5
             proxy.heal()
             await memory.create_session(session_id="s")
-            assert await rows(flux_empty_database, "SELECT id FROM sessions") == [("s",)]
+            assert await fetch_rows(flux_empty_database, "SELECT id FROM sessions") == [("s",)]
             fault.add(acknowledged=1, call=took)
 
 
@@ -59,7 +51,7 @@ async def test_cut_after_each_byte_of_an_upgrade(flux_postgres_server: Server, f
                     assert await memory.count_sessions() == 2
                     assert len(await memory.get_history("one")) == 4
             await execute(dsn, "UPDATE flux_memory_schema SET applied_at = '2000-01-01'")
-            found = await contents(dsn)
+            found = await dump_database(dsn)
             expected = expected or found
             assert found == expected
         finally:
@@ -69,18 +61,18 @@ async def test_cut_after_each_byte_of_an_upgrade(flux_postgres_server: Server, f
 
 @pytest.mark.asyncio
 @pytest.mark.fault("kill -9 while the schema is made", backend="postgres")
-async def test_the_server_is_killed_while_the_schema_is_made(own: Cluster, fault: Fault) -> None:
+async def test_the_server_is_killed_while_the_schema_is_made(own_server: Cluster, fault: Fault) -> None:
     """Handles that race to a dying server's database all open it later, and find one complete schema."""
     for number in fault.rounds(2, 50):
-        await execute(own.dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema")
-        handles = [PostgresConversationMemory(own.dsn, min_size=1) for _ in range(3)]
+        await execute(own_server.dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema")
+        handles = [PostgresConversationMemory(own_server.dsn, min_size=1) for _ in range(3)]
         try:
             calls = [asyncio.create_task(handle.create_session()) for handle in handles]
             await asyncio.wait(calls, timeout=number % 10 / 200)
-            await run_blocking(own.restart, signal.SIGKILL)
+            await run_blocking(own_server.restart, signal.SIGKILL)
             await asyncio.gather(*calls)
             assert await handles[0].count_sessions() == 3
-            assert await rows(own.dsn, TABLES) == [(3,)]
+            assert await fetch_rows(own_server.dsn, TABLES) == [(3,)]
             fault.add(acknowledged=3)
         finally:
             for handle in handles:

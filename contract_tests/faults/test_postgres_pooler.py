@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from fault_cluster import run_blocking
-from fault_load import Load, through
-from fault_pooler import Pooler, behind
+from fault_load import Load, run_round
+from fault_pooler import Pooler, with_pooler
 from fault_report import Fault
 from raw_postgres import with_parameter
 
@@ -32,9 +32,9 @@ async def test_the_pooler_is_restarted_under_load(
     async def restart(_: Load) -> None:
         await run_blocking(pooler.restart, how)
 
-    dsn = with_parameter(behind(flux_empty_database, pooler), "statement_cache_size=0")
+    dsn = with_parameter(with_pooler(flux_empty_database, pooler), "statement_cache_size=0")
     for number in fault.rounds(2, 50):
-        load = await through(fault, dsn, tmp_path / str(number), restart, stored_at=flux_empty_database)
+        load = await run_round(fault, dsn, tmp_path / str(number), restart, stored_at=flux_empty_database)
         assert load.unavailable == []
 
 
@@ -42,7 +42,7 @@ async def test_the_pooler_is_restarted_under_load(
 @pytest.mark.fault("statement_cache_size=0 forgotten behind PgBouncer", backend="postgres")
 async def test_the_forgotten_setting_is_said(pooler: Pooler, flux_empty_database: str, fault: Fault) -> None:
     """Two handles collide, and the error says what to add to the DSN; nothing is half stored."""
-    dsn = behind(flux_empty_database, pooler)
+    dsn = with_pooler(flux_empty_database, pooler)
     async with PostgresConversationMemory(dsn) as one, PostgresConversationMemory(dsn) as two:
         session = await one.create_session(session_id="s")
         outcomes = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
-from fault_cluster import cluster, run_blocking
+from fault_cluster import run_blocking, run_cluster
 from fault_outcomes import (
     ADDS,
     ASLEEP,
@@ -25,15 +25,15 @@ from fault_outcomes import (
     start_add,
     used_memory,
 )
-from raw_postgres import connected, execute, named
-from waiting import until
+from raw_postgres import connect, execute, with_application_name
+from waiting import wait_until
 
 from flux_memory import Memory, PostgresConversationMemory, deadline
 from flux_memory.testkit import Proxy
 
 
 @dataclass(frozen=True)
-class Gathering:
+class QueuedAdds:
     """Eight adds that queue while the server is away."""
 
     sessions: int = 8
@@ -47,27 +47,27 @@ class Gathering:
     """Whether the network swallows packets instead of refusing connections."""
 
 
-GATHERINGS: Final = {
-    "different sessions": Gathering(),
-    "one session": Gathering(sessions=1),
-    "two sessions": Gathering(sessions=2),
-    "batches": Gathering(kinds=("batch",)),
-    "messages with ids": Gathering(kinds=("message with an id",)),
-    "all kinds in one session": Gathering(sessions=1, kinds=tuple(ADDS)),
-    "one connection": Gathering(sessions=3, arguments={"min_size": 1, "max_size": 1}),
-    "handle not yet opened": Gathering(used=False),
-    "different start times": Gathering(sessions=3, apart_seconds=0.03),
-    "borrowed pool": Gathering(sessions=3, arguments={"borrowed": True}),
-    "silent network": Gathering(sessions=3, silent=True, kinds=("message with an id",)),
+QUEUED_ADDS: Final = {
+    "different sessions": QueuedAdds(),
+    "one session": QueuedAdds(sessions=1),
+    "two sessions": QueuedAdds(sessions=2),
+    "batches": QueuedAdds(kinds=("batch",)),
+    "messages with ids": QueuedAdds(kinds=("message with an id",)),
+    "all kinds in one session": QueuedAdds(sessions=1, kinds=tuple(ADDS)),
+    "one connection": QueuedAdds(sessions=3, arguments={"min_size": 1, "max_size": 1}),
+    "handle not yet opened": QueuedAdds(used=False),
+    "different start times": QueuedAdds(sessions=3, apart_seconds=0.03),
+    "borrowed pool": QueuedAdds(sessions=3, arguments={"borrowed": True}),
+    "silent network": QueuedAdds(sessions=3, silent=True, kinds=("message with an id",)),
 }
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("server away, deadlines mixed on one handle", backend="postgres")
-@pytest.mark.parametrize("name", GATHERINGS)
+@pytest.mark.parametrize("name", QUEUED_ADDS)
 async def test_a_refused_add_is_not_sent_with_its_neighbours(proxy: Proxy, flux_empty_database: str, name: str) -> None:
     """Half of the callers leave while the server is away: none of their messages is stored, the others' are once."""
-    gathering = GATHERINGS[name]
+    gathering = QUEUED_ADDS[name]
     dsn, sessions = flux_empty_database, SESSIONS[: gathering.sessions]
     async with used_memory(proxy.dsn, dsn, sessions, used=gathering.used, timeout=20, **gathering.arguments) as memory:
         if gathering.silent:
@@ -103,9 +103,9 @@ async def test_a_refused_add_is_not_sent_with_its_neighbours(proxy: Proxy, flux_
 @pytest.mark.fault("server stopped, deadlines mixed on one handle", backend="postgres")
 async def test_an_add_refused_by_a_stopped_server_is_not_stored_after_its_restart() -> None:
     """The same with a server that has really ended, and many callers."""
-    with cluster(durable=False) as own:
-        async with used_memory(named(own.dsn), own.dsn, timeout=20) as memory:
-            await run_blocking(own.end, signal.SIGINT)
+    with run_cluster(durable=False) as own_server:
+        async with used_memory(with_application_name(own_server.dsn), own_server.dsn, timeout=20) as memory:
+            await run_blocking(own_server.end, signal.SIGINT)
             tasks = {
                 f"{number}": start_add(
                     memory, 25 if number % 2 else 0.5 + number / 100, SESSIONS[number % 7], f"{number}"
@@ -114,11 +114,11 @@ async def test_an_add_refused_by_a_stopped_server_is_not_stored_after_its_restar
             }
             impatient = await gather_outcomes({each: tasks[each] for each in tasks if not int(each) % 2}, within=3)
             assert len(impatient.refused) == 20
-            await run_blocking(own.start)
+            await run_blocking(own_server.start)
             patient = await gather_outcomes({each: tasks[each] for each in tasks if int(each) % 2})
             assert len(patient.acknowledged) == 20, patient.errors
-            assert dict(await settle(memory, own.dsn, SESSIONS)) == dict.fromkeys(patient.acknowledged, 1)
-            assert await is_in_order(own.dsn, patient.acknowledged)
+            assert dict(await settle(memory, own_server.dsn, SESSIONS)) == dict.fromkeys(patient.acknowledged, 1)
+            assert await is_in_order(own_server.dsn, patient.acknowledged)
 
 
 @pytest.mark.asyncio
@@ -152,9 +152,9 @@ async def test_an_add_in_flight_is_not_refused_when_the_librarys_tasks_are_cance
     """An application cancels all other tasks, and the server cannot be reached any more: the outcome is unknown."""
     async with used_memory(proxy.dsn, flux_empty_database, timeout=20) as memory:
         await execute(flux_empty_database, SLOW_SESSIONS)
-        async with connected(flux_empty_database) as other:
+        async with connect(flux_empty_database) as other:
             tasks = {f"{number}": start_add(memory, 1.0, SESSIONS[number % 8], f"{number}") for number in range(12)}
-            await until(lambda: other.fetchval(ASLEEP))
+            await wait_until(lambda: other.fetchval(ASLEEP))
         proxy.refuse()
         for task in asyncio.all_tasks() - {asyncio.current_task(), *tasks.values()}:
             task.cancel()
@@ -180,7 +180,7 @@ async def test_an_answer_found_together_with_the_deadline_is_not_called_refused(
 
     If `mixed`, some callers with time left keep the shared statement alive.
     """
-    async with used_memory(named(flux_empty_database), flux_empty_database) as memory:
+    async with used_memory(with_application_name(flux_empty_database), flux_empty_database) as memory:
         await execute(flux_empty_database, SLOW_SESSIONS)
         seen = Outcomes()
         for start in STALL_STARTS_SECONDS:
@@ -201,46 +201,46 @@ async def test_an_answer_found_together_with_the_deadline_is_not_called_refused(
 
 
 @dataclass(frozen=True)
-class Write:
+class OtherWrite:
     """A write that is not an add, and a query that returns 1 once it took effect."""
 
     call: Callable[[Memory], Awaitable[object]]
     effect: str
 
 
-WRITES: Final = {
-    "create_session": Write(
+OTHER_WRITES: Final = {
+    "create_session": OtherWrite(
         lambda memory: memory.create_session("new"), "SELECT count(*) FROM sessions WHERE title = 'new'"
     ),
-    "create_session with an id": Write(
+    "create_session with an id": OtherWrite(
         lambda memory: memory.create_session("new", session_id="new"), "SELECT count(*) FROM sessions WHERE id = 'new'"
     ),
-    "update_session_title": Write(
+    "update_session_title": OtherWrite(
         lambda memory: memory.update_session_title("s0", "new"), "SELECT count(*) FROM sessions WHERE title = 'new'"
     ),
-    "delete_session": Write(
+    "delete_session": OtherWrite(
         lambda memory: memory.delete_session("s0"), "SELECT 1 - count(*) FROM sessions WHERE id = 's0'"
     ),
-    "clear_all": Write(lambda memory: memory.clear_all(), "SELECT 1 - count(*) FROM sessions WHERE id = 's0'"),
+    "clear_all": OtherWrite(lambda memory: memory.clear_all(), "SELECT 1 - count(*) FROM sessions WHERE id = 's0'"),
 }
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("event loop stalled past the deadline", backend="postgres")
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("name", OTHER_WRITES)
 async def test_an_answer_of_other_writes_found_with_the_deadline_is_not_called_refused(
     flux_empty_database: str, name: str
 ) -> None:
     """Writes that are not adds take effect during the stall, so they are acknowledged or of unknown outcome."""
     await make_sessions(flux_empty_database, ["s1", "s0"])
-    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
+    async with PostgresConversationMemory(with_application_name(flux_empty_database)) as memory:
         await memory.count_sessions()
         await execute(flux_empty_database, SLOW_SESSIONS)
-        write = WRITES[name]
+        write = OTHER_WRITES[name]
         with deadline(0.3):
             call = asyncio.ensure_future(write.call(memory))
-        async with connected(flux_empty_database) as other:
-            await until(lambda: other.fetchval(ASLEEP))
+        async with connect(flux_empty_database) as other:
+            await wait_until(lambda: other.fetchval(ASLEEP))
             time.sleep(0.5)  # noqa: ASYNC251 - the stall under test
             seen = await gather_outcomes({name: call}, within=2)
             assert await other.fetchval(write.effect) == 1

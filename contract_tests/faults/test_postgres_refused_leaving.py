@@ -17,14 +17,14 @@ from fault_outcomes import (
     start_add,
     used_memory,
 )
-from raw_postgres import OPEN, rows, until_none
+from raw_postgres import OPEN, fetch_rows, wait_until_none
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory, deadline
 from flux_memory.testkit import Proxy
 
 
 @dataclass(frozen=True)
-class Leaving:
+class LeavingCallers:
     """Callers that leave while the server is away."""
 
     count: int
@@ -40,32 +40,32 @@ class Leaving:
     borrowed: bool = False
 
 
-LEAVINGS: Final = {
-    "alone": Leaving(1),
-    "alone at once": Leaving(1, after_seconds=0.0),
-    "eight": Leaving(8),
-    "eight at once": Leaving(8, after_seconds=0.0),
-    "eight, soon": Leaving(8, after_seconds=0.03),
-    "eight of one session": Leaving(8, sessions=1),
-    "eight batches": Leaving(8, kind="batch"),
-    "eight with ids": Leaving(8, kind="message with an id"),
-    "eight by wait_for": Leaving(8, timed=True),
-    "eight beside eight": Leaving(8, sessions=3, staying=8),
-    "forty beside forty": Leaving(40, staying=40),
-    "eight of a borrowed pool": Leaving(8, borrowed=True),
-    "eight of a handle not yet opened": Leaving(8, used=False),
-    "eight beside eight of a handle not yet opened": Leaving(8, used=False, staying=8),
+LEAVING_CALLERS: Final = {
+    "alone": LeavingCallers(1),
+    "alone at once": LeavingCallers(1, after_seconds=0.0),
+    "eight": LeavingCallers(8),
+    "eight at once": LeavingCallers(8, after_seconds=0.0),
+    "eight, soon": LeavingCallers(8, after_seconds=0.03),
+    "eight of one session": LeavingCallers(8, sessions=1),
+    "eight batches": LeavingCallers(8, kind="batch"),
+    "eight with ids": LeavingCallers(8, kind="message with an id"),
+    "eight by wait_for": LeavingCallers(8, timed=True),
+    "eight beside eight": LeavingCallers(8, sessions=3, staying=8),
+    "forty beside forty": LeavingCallers(40, staying=40),
+    "eight of a borrowed pool": LeavingCallers(8, borrowed=True),
+    "eight of a handle not yet opened": LeavingCallers(8, used=False),
+    "eight beside eight of a handle not yet opened": LeavingCallers(8, used=False, staying=8),
 }
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("adds cancelled while the server is away", backend="postgres")
-@pytest.mark.parametrize("name", LEAVINGS)
+@pytest.mark.parametrize("name", LEAVING_CALLERS)
 async def test_an_add_that_was_cancelled_before_it_could_be_sent_is_not_stored(
     proxy: Proxy, flux_empty_database: str, name: str
 ) -> None:
     """Alone or in a queue: the caller knows that nothing was sent, and can add the message elsewhere."""
-    leaving = LEAVINGS[name]
+    leaving = LEAVING_CALLERS[name]
     dsn, sessions = flux_empty_database, SESSIONS[: leaving.sessions]
     async with used_memory(
         proxy.dsn, dsn, sessions, used=leaving.used, borrowed=leaving.borrowed, timeout=20
@@ -139,8 +139,8 @@ async def test_other_writes_that_were_refused_or_cancelled_do_not_take_effect(
         proxy.heal()
         await asyncio.wait_for(asyncio.gather(*patient), 16)
         await memory.close()
-        await until_none(flux_empty_database, OPEN)
-        assert await rows(flux_empty_database, "SELECT id, title FROM sessions ORDER BY id") == [
+        await wait_until_none(flux_empty_database, OPEN)
+        assert await fetch_rows(flux_empty_database, "SELECT id, title FROM sessions ORDER BY id") == [
             ("kept", ""),
             ("patient", ""),
         ]

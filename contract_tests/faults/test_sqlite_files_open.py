@@ -13,8 +13,8 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from ordinary_user import ordinary_user
-from raw_sqlite import on_the_thread
+from ordinary_user import become_ordinary_user
+from raw_sqlite import run_on_worker
 from sqlite_stores import MESSAGES, PAGE_BYTES, log_of, make_long_store, read_intact
 
 from flux_memory import BackendUnavailableError, ConversationMemory, FluxMemoryError
@@ -130,7 +130,7 @@ def test_a_cut_is_remembered_until_its_check_has_a_verdict(
         nonlocal interrupted
         async with ConversationMemory(path, timeout=20) as memory:
             await memory.add_message("first", "user", "before" * 1000)
-            await on_the_thread(memory, lambda db: db.set_progress_handler(lambda: interrupted, 1))
+            await run_on_worker(memory, lambda db: db.set_progress_handler(lambda: interrupted, 1))
             damage(path)
             for _ in range(3):
                 with pytest.raises(BackendUnavailableError, match="took longer than its deadline"):
@@ -202,7 +202,7 @@ def test_what_can_only_be_read_is_read(fault: Fault, name: str, readable: Path) 
     readable.chmod(file_mode)
     readable.parent.chmod(directory_mode)
     try:
-        with ordinary_user():
+        with become_ordinary_user():
             asyncio.run(use())
     finally:
         readable.parent.chmod(0o755)

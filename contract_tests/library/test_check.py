@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from original_application import make_file_with_data
-from raw_postgres import connected, execute, make_original
-from raw_postgres import contents as postgres_contents
-from raw_sqlite import change
+from raw_postgres import connect, execute, make_original
+from raw_postgres import dump_database as postgres_contents
+from raw_sqlite import execute_in_file
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
@@ -33,7 +33,7 @@ METHODS = [
 ]
 
 
-def snapshot(directory: Path) -> dict[str, bytes]:
+def read_files(directory: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in directory.iterdir()}
 
 
@@ -45,7 +45,7 @@ async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
     assert report.target == f"{path} (does not exist yet)"
     assert report.schema == "none yet: created at first use"
     assert (report.sessions, report.messages, report.round_trip_ms) == (0, 0, None)
-    assert snapshot(path.parent) == {}
+    assert read_files(path.parent) == {}
 
 
 @pytest.mark.asyncio
@@ -53,11 +53,11 @@ async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
 async def test_a_file_of_the_original_application_is_only_looked_at(path: Path, generation: int) -> None:
     """The check describes and counts the data it would adopt, and leaves every byte unchanged."""
     make_file_with_data(path, generation=generation)
-    before = snapshot(path.parent)
+    before = read_files(path.parent)
     report = await check_sqlite(str(path), 10)
     assert report.schema == f"the original application's, generation {generation}: adopted in place at first use"
     assert (report.sessions, report.messages) == (2, 6)
-    assert snapshot(path.parent) == before
+    assert read_files(path.parent) == before
 
 
 @pytest.mark.asyncio
@@ -66,14 +66,14 @@ async def test_a_current_file_is_counted(path: Path) -> None:
     async with ConversationMemory(path) as memory:
         session = await memory.create_session()
         await memory.add_message(session, "user", "x")
-    before = snapshot(path.parent)
+    before = read_files(path.parent)
     report = await check_sqlite(str(path), 10)
     assert (report.target, report.schema) == (str(path), f"version {NEWEST['sqlite']}, current")
     assert (report.sessions, report.messages) == (1, 1)
     assert report.server == f"SQLite {sqlite3.sqlite_version}"
     assert report.round_trip_ms is not None
     assert report.round_trip_ms > 0
-    assert snapshot(path.parent) == before
+    assert read_files(path.parent) == before
 
 
 @pytest.mark.asyncio
@@ -112,7 +112,7 @@ async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, sp
     """The check finds every schema that the application would refuse."""
     async with ConversationMemory(path) as memory:
         await memory.count_sessions()
-    change(path, spoil)
+    execute_in_file(path, spoil)
     with pytest.raises(SchemaError, match=says):
         await check_sqlite(str(path), 10)
 
@@ -163,14 +163,14 @@ async def test_a_lock_that_holds_up_the_check_is_told_as_such(flux_empty_databas
     """A statement that waits for a lock is not reported as a lack of connections: the message says where to look."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.count_sessions()
-    async with connected(flux_empty_database) as other, other.transaction():
+    async with connect(flux_empty_database) as other, other.transaction():
         await other.execute("LOCK TABLE sessions")
         with pytest.raises(BackendUnavailableError, match=r"did not answer within 0\.5 s; look for locks"):
             await check_postgres(flux_empty_database, 0.5)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def opened(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
+def open_memory(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
     """A function that opens a memory on either backend."""
     if request.param == "sqlite":
         yield lambda: ConversationMemory(path)
@@ -180,9 +180,9 @@ def opened(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.asyncio
-async def test_the_full_check_calls_every_method_and_leaves_nothing(opened: Any) -> None:
+async def test_the_full_check_calls_every_method_and_leaves_nothing(open_memory: Any) -> None:
     """Each public method but `clear_all` runs on a scratch session; existing data stays, the scratch session goes."""
-    async with opened() as memory:
+    async with open_memory() as memory:
         kept = await memory.create_session("kept", {"check": True})
         await memory.add_message(kept, "user", "kept")
         before = await memory.get_sessions()

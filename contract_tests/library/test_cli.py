@@ -1,4 +1,4 @@
-"""Tests the command line: its output, its exit codes, and advice in every failure."""
+"""Tests the command line: its output, its options and its exit codes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from check_command import run_check
+from check_command import password_of, run_check
 from click.testing import CliRunner
 from original_application import make_file_with_data
-from raw_postgres import contents
+from raw_postgres import dump_database
 
 from flux_memory import __version__
 from flux_memory.cli import main
 from flux_memory.schema import history
 
 NEWEST = {dialect: history(dialect)[-1].version for dialect in ("sqlite", "postgres")}
-
-
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
@@ -94,14 +92,14 @@ def test_postgres_masked_and_counted(clean_environment: pytest.MonkeyPatch, flux
     assert report["backend"] == "postgres"
     assert report["schema"] == "none yet: created at first use"
     assert report["round_trip_ms"] > 0
-    assert asyncio.run(contents(flux_empty_database)) == []
+    assert asyncio.run(dump_database(flux_empty_database)) == []
     result = run_check("--full")
     assert result.exit_code == 0, result.output
     assert f"Schema      version {NEWEST['postgres']}, current\n" in result.stdout
     assert "Contents    0 sessions, 0 messages\n" in result.stdout
     assert "Pool        2 of 10 connections open\n" in result.stdout
     assert "Full check  9 methods" in result.stdout
-    assert secret_of(flux_empty_database) not in result.output
+    assert password_of(flux_empty_database) not in result.output
 
 
 def test_options_override_the_settings(

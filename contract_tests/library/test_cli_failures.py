@@ -12,22 +12,22 @@ from pathlib import Path
 
 import pytest
 from check_command import password_of, run_check
-from ordinary_user import ordinary_user
-from raw_postgres import closed_port, contents, elsewhere, execute, role, with_parameter
-from raw_sqlite import change
+from ordinary_user import become_ordinary_user
+from raw_postgres import create_role, dump_database, execute, reserve_port, with_address, with_parameter
+from raw_sqlite import execute_in_file
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 DSN_FAILURES: dict[str, tuple[Callable[[str], str], str]] = {
     "host not found": (
-        lambda dsn: elsewhere(dsn, host="no-such-host.invalid"),
+        lambda dsn: with_address(dsn, host="no-such-host.invalid"),
         "the host is not found; check its name",
     ),
     "authentication": (
         lambda dsn: dsn.replace(password_of(dsn), "s3cret"),
         "check the user and the password in the DSN",
     ),
-    "unknown database": (lambda dsn: elsewhere(dsn, database="nowhere"), "create the database, or correct its name"),
+    "unknown database": (lambda dsn: with_address(dsn, database="nowhere"), "create the database, or correct its name"),
     "TLS demanded": (lambda dsn: with_parameter(dsn, "sslmode=require"), "sslmode in the DSN"),
     "asyncpg in the scheme": (lambda dsn: dsn.replace("postgresql://", "postgresql+asyncpg://"), "remove '+asyncpg'"),
     "wrong scheme": (lambda dsn: dsn.replace("postgresql://", "mysql://"), "write postgresql://user:password@host"),
@@ -63,8 +63,8 @@ def test_every_failure_of_postgres_says_what_to_do(case: str, flux_postgres_dsn:
 
 def test_a_refused_connection_says_what_to_do(flux_postgres_dsn: str) -> None:
     """The most common failure names its cause and its remedy."""
-    with closed_port() as port:
-        result = run_check("--postgres-dsn", elsewhere(flux_postgres_dsn, port=port))
+    with reserve_port() as port:
+        result = run_check("--postgres-dsn", with_address(flux_postgres_dsn, port=port))
     assert result.exit_code == 1
     assert "nothing listens there; start the server, check host and port" in result.stderr
 
@@ -77,7 +77,7 @@ def test_a_newer_schema_says_what_to_do(flux_empty_database: str, tmp_path: Path
     newer = (
         "INSERT INTO flux_memory_schema (version, name, checksum, applied_at) VALUES (99, 'later', 'x', '2999-01-01')"
     )
-    change(path, newer)
+    execute_in_file(path, newer)
     asyncio.run(execute(flux_empty_database, newer))
     for arguments in (["--sqlite-path", str(path)], ["--postgres-dsn", flux_empty_database]):
         for more in ([], ["--full"]):
@@ -136,7 +136,7 @@ def test_a_directory_that_cannot_be_written_says_what_to_do(clean_environment: p
         assert run_check("--sqlite-path", str(directory / "there.db"), "--full").exit_code == 0
         directory.chmod(0o555)
         try:
-            with ordinary_user():
+            with become_ordinary_user():
                 missing = run_check("--sqlite-path", str(directory / "new" / "chat.db"))
                 there = run_check("--sqlite-path", str(directory / "there.db"))
         finally:
@@ -170,7 +170,7 @@ def test_a_role_that_may_not_make_the_tables_is_told_so(flux_empty_database: str
     """The check without `--full` also fails: as on SQLite, a store that cannot be used is not healthy."""
 
     async def both() -> None:
-        async with role(flux_empty_database) as dsn:
+        async with create_role(flux_empty_database) as dsn:
             plain, full = (
                 await asyncio.to_thread(run_check, "--postgres-dsn", dsn),
                 await asyncio.to_thread(run_check, "--postgres-dsn", dsn, "--full"),
@@ -181,4 +181,4 @@ def test_a_role_that_may_not_make_the_tables_is_told_so(flux_empty_database: str
                 assert "grant the role what it lacks" in result.stderr
 
     asyncio.run(both())
-    assert asyncio.run(contents(flux_empty_database)) == []
+    assert asyncio.run(dump_database(flux_empty_database)) == []

@@ -22,7 +22,7 @@ async def test_the_default_is_sqlite_in_the_settings_file(tmp_path: Path) -> Non
         assert memory.db_path == "./data/sqlite.db"
         assert os.listdir(tmp_path) == []  # noqa: PTH208 - no Path in async code
         await memory.create_session()
-    assert (in_an_empty_directory / "data" / "sqlite.db").exists()
+    assert (tmp_path / "data" / "sqlite.db").exists()
 
 
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

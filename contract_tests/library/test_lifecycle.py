@@ -50,7 +50,7 @@ class Resource:
             return "done"
 
 
-async def settled(*tasks: asyncio.Task[Any]) -> None:
+async def let_tasks_settle(*tasks: asyncio.Task[Any]) -> None:
     """Let tasks run until each waits for an event that only the test sets."""
     for _ in range(10):
         await asyncio.sleep(0)
@@ -64,10 +64,10 @@ async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() 
     resource.gate.clear()
     resource.failures = [ValueError("the second one"), ValueError("the first one")]
     together = [asyncio.create_task(resource.call()) for _ in range(2)]
-    await settled(*together)
+    await let_tasks_settle(*together)
     resource.life._opening_began -= 60
     late = [asyncio.create_task(resource.call()) for _ in range(2)]
-    await settled(*late)
+    await let_tasks_settle(*late)
     resource.gate.set()
     outcomes = await asyncio.gather(*together, *late, return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["the first one"] * 2 + ["the second one"] * 2
@@ -100,7 +100,7 @@ async def test_a_cancelled_first_user_does_not_undo_the_opening_for_others() -> 
     resource = Resource()
     resource.gate.clear()
     first, second = asyncio.create_task(resource.call()), asyncio.create_task(resource.call())
-    await settled(first, second)
+    await let_tasks_settle(first, second)
     first.cancel()
     resource.gate.set()
     assert await second == "done"
@@ -115,11 +115,11 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: py
     resource.gate.clear()
     resource.failures.append(FluxMemoryError("no caller is left"))
     task = asyncio.create_task(resource.call())
-    await settled(task)
+    await let_tasks_settle(task)
     task.cancel()
     resource.gate.set()
     await asyncio.gather(task, return_exceptions=True)
-    await settled()
+    await let_tasks_settle()
     assert caplog.records == []
     assert await resource.call() == "done"
 
@@ -129,9 +129,9 @@ async def test_closing_waits_for_what_is_in_flight() -> None:
     """No acknowledged write is lost: the resource closes after the last call, and no new call starts."""
     resource, until = Resource(), asyncio.Event()
     calls = [asyncio.create_task(resource.call(until)) for _ in range(3)]
-    await settled(*calls)
+    await let_tasks_settle(*calls)
     closing = asyncio.create_task(resource.life.close())
-    await settled(closing)
+    await let_tasks_settle(closing)
     assert resource.closed == 0
     with pytest.raises(MemoryClosedError, match="this memory is closed; open another one"):
         await resource.call()
@@ -146,7 +146,7 @@ async def test_closing_waits_a_bounded_time() -> None:
     """A hanging call does not keep a program from ending; closing the resource gets the rest of the grace only."""
     resource = Resource(grace=1.1)
     hanging = asyncio.create_task(resource.call(asyncio.Event()))
-    await settled(hanging)
+    await let_tasks_settle(hanging)
     await asyncio.wait_for(resource.life.close(), 5)
     assert resource.closed == 1
     assert resource.seconds == 1.0
@@ -159,9 +159,9 @@ async def test_closing_while_opening_leaves_nothing_open() -> None:
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     closing = asyncio.create_task(resource.life.close())
-    await settled()
+    await let_tasks_settle()
     resource.gate.set()
     await closing
     assert await call == "done"
@@ -174,7 +174,7 @@ async def test_closing_after_the_opener_was_cancelled_leaves_nothing_open() -> N
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     call.cancel()
     closing = asyncio.create_task(resource.life.close())
     await asyncio.gather(call, return_exceptions=True)
@@ -189,12 +189,12 @@ async def test_an_opening_that_outlasts_the_grace_leaves_nothing_open() -> None:
     resource = Resource(grace=0.05)
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     await asyncio.wait_for(resource.life.close(), 5)
     resource.gate.set()
     with pytest.raises(MemoryClosedError):
         await call
-    await settled()
+    await let_tasks_settle()
     assert resource.life.resource is None
 
 
@@ -211,7 +211,7 @@ async def test_closing_is_idempotent_also_at_once() -> None:
     assert resource.closed == 1
 
 
-def cancel_all() -> None:
+def cancel_all_tasks() -> None:
     """Cancel every task, as `asyncio.run` and applications do when they shut down."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
@@ -227,7 +227,7 @@ async def test_an_opening_that_was_cancelled_with_every_task_begins_anew(turns: 
     calls = [asyncio.create_task(resource.call()) for _ in range(3)]
     for _ in range(turns):
         await asyncio.sleep(0)
-    cancel_all()
+    cancel_all_tasks()
     resource.gate.set()
     assert await resource.call() == "done"
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -242,7 +242,7 @@ async def test_a_caller_outlives_the_opening_that_it_waits_for() -> None:
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     for task in asyncio.all_tasks() - {asyncio.current_task(), call}:
         task.cancel()
     resource.gate.set()
@@ -260,11 +260,11 @@ async def test_a_close_that_was_cancelled_with_every_task_continues(turns: int) 
     calls: list[asyncio.Task[Any]] = []
     if turns % 2:
         calls.append(asyncio.create_task(resource.call(asyncio.Event())))
-        await settled(*calls)
+        await let_tasks_settle(*calls)
     calls += [asyncio.create_task(resource.life.close()) for _ in range(2)]
     for _ in range(turns):
         await asyncio.sleep(0)
-    cancel_all()
+    cancel_all_tasks()
     resource.closing.set()
     await asyncio.gather(resource.life.close(), resource.life.close())
     assert (resource.closed, resource.life.resource) == (1, None)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_postgres import rows
+from raw_postgres import fetch_rows
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
@@ -51,16 +51,16 @@ class Frozen(Mapping[str, Any]):
         return 1
 
 
-def typed(value: object) -> object:
+def with_types(value: object) -> object:
     """Return a form in which 1, 1.0 and True differ."""
     if isinstance(value, dict):
-        return {key: typed(item) for key, item in value.items()}
+        return {key: with_types(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [typed(item) for item in value]
+        return [with_types(item) for item in value]
     return type(value).__name__, repr(abs(value)) if value == 0 and isinstance(value, float) else repr(value)
 
 
-def nested(depth: int) -> dict[str, Any]:
+def nest(depth: int) -> dict[str, Any]:
     inner: dict[str, Any] = {}
     for _ in range(depth - 1):
         inner = {"a": inner}
@@ -70,7 +70,7 @@ def nested(depth: int) -> dict[str, Any]:
 @given(OBJECTS)
 def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
     """Every JSON object round-trips by type and value; -0.0 becomes 0.0."""
-    assert typed(decode_metadata(encode_metadata(value))) == typed(value)
+    assert with_types(decode_metadata(encode_metadata(value))) == with_types(value)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
         ({"a": b"x"}, InvalidTypeError, "is a bytes"),
         ({"a": 10**4300}, InvalidInputError, "more than 4,300 digits"),
         ({"a": -(10**4300)}, InvalidInputError, "more than 4,300 digits"),
-        (nested(MAX_METADATA_DEPTH + 1), InvalidInputError, "nested deeper than 100"),
+        (nest(MAX_METADATA_DEPTH + 1), InvalidInputError, "nested deeper than 100"),
         ({"a": json.loads("[" * MAX_METADATA_DEPTH + "]" * MAX_METADATA_DEPTH)}, InvalidInputError, "nested deeper"),
     ],
 )
@@ -171,12 +171,12 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
     @settings(max_examples=300, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(SMALL_OBJECTS, SMALL_OBJECTS, st.randoms(use_true_random=False))
     def collect(value: dict[str, Any], other: dict[str, Any], chance: random.Random) -> None:
-        pairs.extend((encode_metadata(value), encode_metadata(part)) for part in (other, pruned(value, chance)))
+        pairs.extend((encode_metadata(value), encode_metadata(part)) for part in (other, prune(value, chance)))
 
     collect()
     columns = [[one for one, _ in pairs], [other for _, other in pairs]]
     answers = asyncio.run(
-        rows(
+        fetch_rows(
             flux_postgres_dsn,
             "SELECT one::jsonb @> other::jsonb, one::jsonb = other::jsonb "
             "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS pair (one, other, at) ORDER BY at",
@@ -195,7 +195,7 @@ def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> Non
     chance = random.Random(17)
     doubles = [chance.uniform(-1, 1) * 10.0 ** chance.randint(-320, 308) for _ in range(2000)]
     objects: list[dict[str, Any]] = [{"n": double} for double in [*doubles, 1e16, 1e22, 5e-324, 1.7976931348623157e308]]
-    objects += [{"n": 10**4300 - 1}, {"n": 2**63}, {"deep": nested(99)}]
+    objects += [{"n": 10**4300 - 1}, {"n": 2**63}, {"deep": nest(99)}]
 
     @settings(max_examples=200, database=None)
     @given(OBJECTS)
@@ -205,22 +205,22 @@ def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> Non
     collect()
     texts = [encode_metadata(value) for value in objects]
     stored = asyncio.run(
-        rows(
+        fetch_rows(
             flux_postgres_dsn,
             "SELECT value::jsonb::text FROM unnest($1::text[]) WITH ORDINALITY AS item (value, at) ORDER BY at",
             texts,
         )
     )
     for value, (text,) in zip(objects, stored, strict=True):
-        assert typed(decode_metadata(text)) == typed(json.loads(json.dumps(value)))
+        assert with_types(decode_metadata(text)) == with_types(json.loads(json.dumps(value)))
 
 
-def pruned(value: Any, chance: random.Random) -> Any:
+def prune(value: Any, chance: random.Random) -> Any:
     """Drop and shuffle parts, so that the value often contains the result."""
     if isinstance(value, dict):
-        return {key: pruned(item, chance) for key, item in value.items() if chance.random() < 0.7}
+        return {key: prune(item, chance) for key, item in value.items() if chance.random() < 0.7}
     if isinstance(value, list):
-        kept = [pruned(item, chance) for item in value if chance.random() < 0.7]
+        kept = [prune(item, chance) for item in value if chance.random() < 0.7]
         chance.shuffle(kept)
         return kept + kept[:1]
     return value

@@ -17,7 +17,7 @@ import flux_memory
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
 
 
-def run(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", program, *arguments]
     # A coverage tracer would add its own imports to the measured ones.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -59,7 +59,7 @@ def test_another_name_is_an_attribute_error() -> None:
 )
 def test_an_import_loads_only_what_it_needs(program: str, absent: str) -> None:
     """A driver is loaded only for its own backend, so importing the package is cheap."""
-    done = run(f"import sys; {program}; print(*(set(sys.argv[1:]) & set(sys.modules)))", *absent.split())
+    done = run_program(f"import sys; {program}; print(*(set(sys.argv[1:]) & set(sys.modules)))", *absent.split())
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 
@@ -126,7 +126,7 @@ def test_a_handle_that_was_never_closed_warns_and_never_hangs_the_exit(
 ) -> None:
     """A missing `close()` gives a warning without the password, and costs neither the exit nor the message."""
     target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_postgres_clean_dsn
-    done = run(NEVER_CLOSED, backend, target, how)
+    done = run_program(NEVER_CLOSED, backend, target, how)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "end of the program\n"
     assert "ResourceWarning" in done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ordinary_user import ordinary_user
+from ordinary_user import become_ordinary_user
 
 from flux_memory import Settings
 from flux_memory.dsn import SecretText
@@ -193,7 +193,7 @@ def test_a_dotenv_that_may_not_be_read_is_named() -> None:
         Path(name).chmod(0o755)
         os.chdir(name)
         with (
-            ordinary_user(),
+            become_ordinary_user(),
             pytest.raises(InvalidInputError, match=r"the file \.env cannot be read \(Permission denied\)"),
         ):
             load_settings()

@@ -8,8 +8,8 @@ from typing import Any
 
 import asyncpg
 import pytest
-from bound_stores import check
-from raw_postgres import execute, rows
+from bound_stores import run_async_clause
+from raw_postgres import execute, fetch_rows
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SchemaError
@@ -20,17 +20,17 @@ FUTURE = "2999-01-01T00:00:00.000000+00:00"
 
 
 @pytest.fixture
-def unopened(flux_postgres_clean_dsn: str) -> PostgresConversationMemory:
+def unopened_memory(flux_postgres_clean_dsn: str) -> PostgresConversationMemory:
     return PostgresConversationMemory(flux_postgres_clean_dsn, timeout=10)
 
 
-async def set_for_database(dsn: str, *settings: str) -> None:
+async def set_database_defaults(dsn: str, *settings: str) -> None:
     """Set defaults of the database as an administrator would; each is `name = value`."""
-    ((name,),) = await rows(dsn, "SELECT current_database()")
+    ((name,),) = await fetch_rows(dsn, "SELECT current_database()")
     await execute(dsn, *(f'ALTER DATABASE "{name}" SET {setting}' for setting in settings))
 
 
-async def use(dsn: str) -> None:
+async def run_format_clauses(dsn: str) -> None:
     """Run clauses that cover every format in which the server returns stored values."""
     for clause_id in (
         *("FM-TIM-001", "FM-TIM-002", "FM-TIM-005", "FM-TXT-001", "FM-MET-001", "FM-MET-003", "FM-ORD-006"),
@@ -38,7 +38,7 @@ async def use(dsn: str) -> None:
     ):
         async with PostgresConversationMemory(dsn) as memory:
             await memory.clear_all()
-        await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
+        await run_async_clause(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
 
 
 @pytest.mark.asyncio
@@ -48,7 +48,7 @@ async def test_through_a_unix_socket() -> None:
     with start_server("local") as server:
         dsn = server.through_socket(server.create_database())
         assert dsn is not None
-        await use(dsn)
+        await run_format_clauses(dsn)
 
 
 @pytest.mark.asyncio
@@ -74,8 +74,8 @@ async def test_a_server_set_strangely_gives_the_same_answers(
     flux_empty_database: str, settings: tuple[str, ...]
 ) -> None:
     """The server's time zone, formats, plans and isolation do not show in a record."""
-    await set_for_database(flux_empty_database, *settings)
-    await use(flux_empty_database)
+    await set_database_defaults(flux_empty_database, *settings)
+    await run_format_clauses(flux_empty_database)
 
 
 def test_a_pool_that_is_none_is_refused() -> None:
@@ -88,7 +88,7 @@ def test_a_pool_that_is_none_is_refused() -> None:
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 async def test_concurrent_adds_under_a_strict_default_isolation(flux_empty_database: str, isolation: str) -> None:
     """Adds that the server rolls back in favour of others are retried: none fails, none is stored twice."""
-    await set_for_database(flux_empty_database, f"default_transaction_isolation = '{isolation}'")
+    await set_database_defaults(flux_empty_database, f"default_transaction_isolation = '{isolation}'")
     async with (
         PostgresConversationMemory(flux_empty_database) as one,
         PostgresConversationMemory(flux_empty_database) as two,
@@ -97,14 +97,16 @@ async def test_concurrent_adds_under_a_strict_default_isolation(flux_empty_datab
         adds = [memory.add_message("s", "user", f"{n}") for n in range(20) for memory in (one, two)]
         ids = await asyncio.gather(*adds)
         assert sorted(message["id"] for message in await one.get_history("s")) == sorted(ids)
-    assert await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq") == [(n,) for n in range(1, 41)]
+    assert await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq") == [
+        (n,) for n in range(1, 41)
+    ]
 
 
 @pytest.mark.asyncio
 async def test_a_database_that_cannot_hold_every_text_is_refused(flux_postgres_server: Server) -> None:
     """LATIN1 cannot store most of the world's text, so the first use fails and says why."""
     dsn = flux_postgres_server.create_database()
-    ((name,),) = await rows(dsn, "SELECT current_database()")
+    ((name,),) = await fetch_rows(dsn, "SELECT current_database()")
     try:
         await execute(
             flux_postgres_server.dsn,
@@ -114,7 +116,7 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(flux_postgres_s
         async with PostgresConversationMemory(dsn) as memory:
             with pytest.raises(SchemaError, match=r"encoding is LATIN1, .*; create it with ENCODING 'UTF8'"):
                 await memory.count_sessions()
-        assert await rows(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+        assert await fetch_rows(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
     finally:
         flux_postgres_server.drop_database(dsn)
 
@@ -124,7 +126,7 @@ async def test_ids_are_ordered_by_bytes_whatever_the_collation(flux_empty_databa
     """Ties in a listing are broken as on SQLite, even if the database sorts as a dictionary does."""
     ids = ["B", "a", "_b", "Z", "é", "a-1", "a1"]
     async with PostgresConversationMemory(flux_empty_database) as memory:
-        ((collation,),) = await rows(
+        ((collation,),) = await fetch_rows(
             flux_empty_database,
             "SELECT quote_ident(collname) FROM pg_collation WHERE 'a' < 'B' "
             "AND collname IN ('en-US-x-icu', 'und-x-icu', 'en_US.utf8', 'en_US') ORDER BY 1 LIMIT 1",

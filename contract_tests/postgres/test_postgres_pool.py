@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
-from raw_postgres import CONNECTIONS, OPEN, execute, rows, until_none
+from raw_postgres import CONNECTIONS, OPEN, execute, fetch_rows, wait_until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends.postgres import pool as postgres_pool
@@ -42,7 +42,7 @@ async def test_what_the_server_undoes_for_another_is_run_again_but_not_for_ever(
     await execute(flux_postgres_clean_dsn, "UPDATE sessions SET message_count = 0")
     with pytest.raises(FluxMemoryError, match="duplicate key value violates unique constraint"):
         await memory.add_message(session, "user", "second")
-    assert await rows(flux_postgres_clean_dsn, "SELECT content FROM messages") == [("first",)]
+    assert await fetch_rows(flux_postgres_clean_dsn, "SELECT content FROM messages") == [("first",)]
 
 
 @pytest.mark.asyncio
@@ -56,7 +56,7 @@ async def test_connections_that_nobody_needs_are_given_back(
             await asyncio.gather(*(memory.count_sessions() for _ in range(20)))
             # Not measured on the server, where the query may take longer than the connections stay.
             assert memory._pool.size == 4
-            await until_none(flux_postgres_clean_dsn, OPEN.replace("count(*)", "count(*) - 1"))
+            await wait_until_none(flux_postgres_clean_dsn, OPEN.replace("count(*)", "count(*) - 1"))
 
 
 @pytest.mark.asyncio
@@ -70,7 +70,7 @@ async def test_a_forgotten_handle_warns_and_drops_its_connections(named_dsn: str
         ResourceWarning, match=r"PostgresConversationMemory\('postgresql://\w+:\*\*\*@.* was never closed"
     ):
         forgotten.clear()
-    await until_none(flux_postgres_clean_dsn, OPEN)
+    await wait_until_none(flux_postgres_clean_dsn, OPEN)
 
 
 @pytest.mark.asyncio

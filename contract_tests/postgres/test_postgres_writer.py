@@ -10,8 +10,8 @@ from functools import partial
 import asyncpg
 import pytest
 import pytest_asyncio
-from raw_postgres import connected, execute, rows
-from waiting import until
+from raw_postgres import connect, execute, fetch_rows
+from waiting import wait_until
 
 from flux_memory import PostgresConversationMemory, deadline
 from flux_memory.backends.postgres import adds as postgres_adds
@@ -61,7 +61,7 @@ async def test_a_call_that_the_server_refuses_fails_alone(
     assert [type(outcome) for outcome in outcomes] == [str] * 6 + [FluxMemoryError] + [str] * 6
     contents.remove("bad")
     assert [message["content"] for message in await memory.get_history("one")] == contents
-    stored = await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
+    stored = await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
     assert stored == [(number,) for number in range(1, 13)]
 
 
@@ -93,7 +93,7 @@ async def test_a_lock_on_one_session_holds_up_no_other(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
     """Adds to a locked session wait for it, in order; adds to other sessions do not."""
-    async with connected(flux_empty_database) as other:
+    async with connect(flux_empty_database) as other:
         transaction = other.transaction()
         await transaction.start()
         await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
@@ -120,7 +120,7 @@ async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
         with deadline(0.3):
             await memory.add_messages("held", [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}])
 
-    async with connected(flux_empty_database) as other, other.transaction():
+    async with connect(flux_empty_database) as other, other.transaction():
         await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
         began = asyncio.get_running_loop().time()
         outcomes = await asyncio.gather(
@@ -144,13 +144,13 @@ async def test_a_session_that_is_deleted_while_a_write_waits_for_its_lock_is_not
 ) -> None:
     """The statement sees the session and can no longer lock it: alone, in a batch, and in a rename."""
     batch: list[NewMessage] = [{"role": "user", "content": "x"}] * messages
-    async with connected(flux_empty_database) as other, connected(flux_empty_database) as watcher:
+    async with connect(flux_empty_database) as other, connect(flux_empty_database) as watcher:
         transaction = other.transaction()
         await transaction.start()
         await other.execute("DELETE FROM sessions")
         calls = [asyncio.create_task(memory.add_messages(id_, batch)) for id_ in ("one", "two", "two")]
         calls.append(asyncio.create_task(memory.update_session_title("held", "x")))
-        await until(partial(watcher.fetchval, "SELECT count(*) = 3 FROM pg_locks WHERE NOT granted"))
+        await wait_until(partial(watcher.fetchval, "SELECT count(*) = 3 FROM pg_locks WHERE NOT granted"))
         await transaction.commit()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [SessionNotFoundError] * 4

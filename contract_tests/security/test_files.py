@@ -18,14 +18,14 @@ from flux_memory.transfer import OnInvalid, Plan, migrate, migrate_back
 
 
 @pytest.fixture(autouse=True)
-def permissive() -> Iterator[None]:
+def permissive_umask() -> Iterator[None]:
     """A umask that grants everything to everyone."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
-def modes(directory: Path) -> dict[str, int]:
+def file_modes(directory: Path) -> dict[str, int]:
     """Return the permissions of each file below a directory."""
     return {found.name: stat.S_IMODE(found.stat().st_mode) for found in directory.rglob("*") if found.is_file()}
 
@@ -48,4 +48,4 @@ def test_what_a_migration_leaves_is_its_owners(tmp_path: Path, flux_postgres_cle
     asyncio.run(migrate(plan))
     asyncio.run(migrate_back(flux_postgres_clean_dsn, made / "back.db"))
     assert json.loads(quarantine.read_text(encoding="utf-8").splitlines()[0])["row"]["id"] == "orphan"
-    assert modes(made) == {"rows.jsonl": 0o600, "back.db": 0o600}
+    assert file_modes(made) == {"rows.jsonl": 0o600, "back.db": 0o600}

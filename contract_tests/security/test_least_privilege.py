@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from raw_postgres import as_user, connected, elsewhere, rows
-from secret_watch import watch
+from raw_postgres import connect, fetch_rows, with_address, with_user
+from secret_watch import watch_password
 
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, SchemaError
 from flux_memory.health import check_methods, check_postgres
@@ -21,14 +21,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 DATABASE = "chat"
 
 
-def printed() -> list[list[str]]:
+def printed_statements() -> list[list[str]]:
     """Return the statements of each SQL block in the page's section on roles."""
     section = PAGE.read_text(encoding="utf-8").partition("## Roles")[2].partition("\n## ")[0]
     blocks = re.findall(r"```sql\n(.*?)```", section, flags=re.DOTALL)
     return [[one.strip() for one in block.split(";") if one.strip()] for block in blocks]
 
 
-CLUSTER, SCHEMA, GRANTS = printed()
+CLUSTER, SCHEMA, GRANTS = printed_statements()
 PASSWORDS = dict(re.findall(r"CREATE ROLE (\w+) LOGIN PASSWORD '([^']+)'", "\n".join(CLUSTER)))
 APPLICATION_GRANTS = [
     (right, table)
@@ -55,35 +55,37 @@ class Roles:
 def server() -> Iterator[Server]:
     """A separate server for this module, because roles belong to a whole server."""
     with start_server("local") as server:
-        watch(server.dsn)
+        watch_password(server.dsn)
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="function")
 async def roles(server: Server) -> AsyncIterator[Roles]:
     """The page's statements, executed to the end."""
-    admin = elsewhere(server.dsn, database=DATABASE)
+    admin = with_address(server.dsn, database=DATABASE)
     names = ("chat_owner", "chat_app", "chat_reader")
-    found = Roles(admin, *(as_user(admin, name, PASSWORDS[name]) for name in names))
-    await run(server.dsn, CLUSTER)
+    found = Roles(admin, *(with_user(admin, name, PASSWORDS[name]) for name in names))
+    await execute_each(server.dsn, CLUSTER)
     try:
-        await run(admin, SCHEMA)
+        await execute_each(admin, SCHEMA)
         async with PostgresConversationMemory(found.owner) as memory:
             await check_methods(memory, await check_postgres(found.owner, 10))
-        await run(found.owner, GRANTS)
+        await execute_each(found.owner, GRANTS)
         yield found
     finally:
-        await run(server.dsn, [f"DROP DATABASE {DATABASE} WITH (FORCE)", *(f"DROP ROLE {name}" for name in names)])
+        await execute_each(
+            server.dsn, [f"DROP DATABASE {DATABASE} WITH (FORCE)", *(f"DROP ROLE {name}" for name in names)]
+        )
 
 
-async def run(dsn: str, statements: list[str]) -> None:
+async def execute_each(dsn: str, statements: list[str]) -> None:
     """Execute each statement separately."""
-    async with connected(dsn) as connection:
+    async with connect(dsn) as connection:
         for statement in statements:
             await connection.execute(statement)
 
 
-async def use(memory: Memory) -> None:
+async def call_every_method(memory: Memory) -> None:
     """Call every method, including a batch and a retry."""
     session = await memory.create_session("title", {"a": 1}, user_id="u")
     await memory.add_message(session, "user", "one", message_id="m")
@@ -102,10 +104,10 @@ async def use(memory: Memory) -> None:
 async def test_a_role_that_owns_only_its_schema_does_everything(roles: Roles) -> None:
     """The owner creates the tables with rights on its own schema only, none in `public`, and every method works."""
     async with PostgresConversationMemory(roles.owner) as memory:
-        await use(memory)
-    assert await rows(roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'") == [
-        ("chat",)
-    ]
+        await call_every_method(memory)
+    assert await fetch_rows(
+        roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'"
+    ) == [("chat",)]
 
 
 @pytest.mark.asyncio
@@ -124,9 +126,9 @@ async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, 
 async def test_a_role_without_ddl_rights_uses_a_current_schema(roles: Roles) -> None:
     """Every method works for the application's role, which may not create anything."""
     async with PostgresConversationMemory(roles.application) as memory:
-        await use(memory)
+        await call_every_method(memory)
     for kind in ("schema", "database"):
-        assert await rows(roles.admin, f"SELECT has_{kind}_privilege('chat_app', 'chat', 'CREATE')") == [(False,)]
+        assert await fetch_rows(roles.admin, f"SELECT has_{kind}_privilege('chat_app', 'chat', 'CREATE')") == [(False,)]
 
 
 @pytest.mark.asyncio
@@ -151,11 +153,11 @@ async def test_no_right_granted_to_the_application_is_idle(roles: Roles) -> None
     for right, table in APPLICATION_GRANTS:
         kind = "SCHEMA " if right == "USAGE" else ""
         name = "chat" if right == "USAGE" else table
-        await run(roles.owner, [f"REVOKE {right} ON {kind}{name} FROM chat_app"])
+        await execute_each(roles.owner, [f"REVOKE {right} ON {kind}{name} FROM chat_app"])
         async with PostgresConversationMemory(roles.application) as memory:
             with pytest.raises(FluxMemoryError) as caught:
-                await use(memory)
+                await call_every_method(memory)
         assert isinstance(caught.value, SchemaError), f"{right} on {table}: {caught.value!r}"
-        await run(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
+        await execute_each(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
     async with PostgresConversationMemory(roles.application) as memory:
-        await use(memory)
+        await call_every_method(memory)

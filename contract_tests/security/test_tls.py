@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
-from raw_postgres import as_user, connected, elsewhere, rows
-from secret_watch import watch
-from waiting import until
+from raw_postgres import connect, fetch_rows, with_address, with_user
+from secret_watch import watch_password
+from waiting import wait_until
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory
 from flux_memory.testkit.servers import Server, start_server
@@ -83,7 +83,7 @@ def server() -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FLUX_MEMORY_PG_BINDIR", found)
         with start_server("local") as server:
-            watch(server.dsn)
+            watch_password(server.dsn)
             yield server
 
 
@@ -94,7 +94,7 @@ def _bindir() -> str:
     return subprocess.run([program, "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def configure(data: Path, authority: Authority) -> None:
+def write_configuration(data: Path, authority: Authority) -> None:
     """Write the keys and settings of TLS to the server's directory."""
     owner = data.stat()
     for name in ("server.crt", "server.key"):
@@ -105,14 +105,14 @@ def configure(data: Path, authority: Authority) -> None:
     rules.write_text(ONLY_ENCRYPTED + rules.read_text())
 
 
-async def encrypt(admin: asyncpg.Connection, authority: Authority) -> None:
+async def require_tls(admin: asyncpg.Connection, authority: Authority) -> None:
     """Give the server its certificate, and admit the role `encrypted` over TLS alone."""
-    configure(Path(await admin.fetchval("SHOW data_directory")), authority)
+    write_configuration(Path(await admin.fetchval("SHOW data_directory")), authority)
     await admin.execute(f"CREATE ROLE encrypted LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
-    await switch(admin, "on")
+    await switch_tls(admin, "on")
 
 
-async def switch(admin: asyncpg.Connection, state: str) -> None:
+async def switch_tls(admin: asyncpg.Connection, state: str) -> None:
     """Turn the server's TLS on or off."""
     await admin.execute(f"ALTER SYSTEM SET ssl = {state}")
     await admin.execute("SELECT pg_reload_conf()")
@@ -120,10 +120,10 @@ async def switch(admin: asyncpg.Connection, state: str) -> None:
     async def done() -> bool:
         return bool(await admin.fetchval("SHOW ssl") == state)
 
-    await until(done)
+    await wait_until(done)
 
 
-async def refused(dsn: str) -> str:
+async def connection_error(dsn: str) -> str:
     """Use a memory that cannot connect, and return its error's text."""
     memory = PostgresConversationMemory(dsn, timeout=10)
     with pytest.raises(BackendUnavailableError) as caught:
@@ -138,24 +138,26 @@ async def test_verify_full_lets_the_right_server_in_and_no_other(
 ) -> None:
     """The right authority passes with every connection encrypted; wrong ones, a wrong name and plain text do not."""
     dsn = server.create_database()
-    by_name = elsewhere(as_user(dsn, "encrypted", PASSWORD), host="localhost")
-    by_address = elsewhere(by_name, host="127.0.0.1")
+    by_name = with_address(with_user(dsn, "encrypted", PASSWORD), host="localhost")
+    by_address = with_address(by_name, host="127.0.0.1")
     verified = f"?sslmode=verify-full&sslrootcert={quote(authority.certificate)}"
     mistrusted = f"?sslmode=verify-full&sslrootcert={quote(other_authority.certificate)}"
-    async with connected(dsn) as admin:
-        await encrypt(admin, authority)
+    async with connect(dsn) as admin:
+        await require_tls(admin, authority)
 
         async with PostgresConversationMemory(by_name + verified) as memory:
             session = await memory.create_session()
             await memory.add_message(session, "user", "secret")
-            assert {row for (row,) in await rows(dsn, SESSIONS)} == {True}
+            assert {row for (row,) in await fetch_rows(dsn, SESSIONS)} == {True}
             assert [message["content"] for message in await memory.get_history(session)] == ["secret"]
 
-        assert "sslrootcert" in await refused(by_name + mistrusted)
-        assert "certificate is not valid for '127.0.0.1'" in (wrong_host := await refused(by_address + verified))
+        assert "sslrootcert" in await connection_error(by_name + mistrusted)
+        assert "certificate is not valid for '127.0.0.1'" in (
+            wrong_host := await connection_error(by_address + verified)
+        )
         assert "that its host is a name in it" in wrong_host
-        assert "sslmode=require where the server demands TLS" in await refused(by_name + "?sslmode=disable")
+        assert "sslmode=require where the server demands TLS" in await connection_error(by_name + "?sslmode=disable")
 
-        await switch(admin, "off")
-        assert "sslmode" in await refused(elsewhere(dsn, host="localhost") + verified)
-        assert await rows(dsn, "SELECT count(*) FROM messages") == [(1,)]
+        await switch_tls(admin, "off")
+        assert "sslmode" in await connection_error(with_address(dsn, host="localhost") + verified)
+        assert await fetch_rows(dsn, "SELECT count(*) FROM messages") == [(1,)]

@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from adopted import check_adopted, race_to_add
-from original_application import add_message, add_sessions, contents, make_file, make_file_with_data, rows
-from raw_sqlite import change
+from adoption import check_adopted, race_to_add
+from original_application import add_message, add_sessions, dump_file, make_file, make_file_with_data, read_rows
+from raw_sqlite import execute_in_file
 
 from flux_memory import ConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
@@ -25,25 +25,25 @@ VERSIONS = [step.version for step in history("sqlite")]
 LEGACY_FILE = "FLUX_MEMORY_LEGACY_DB"
 
 
-async def order(path: Path, session_id: str) -> list[str]:
+async def read_order(path: Path, session_id: str) -> list[str]:
     async with ConversationMemory(path) as memory:
         return [message["id"] for message in await memory.get_history(session_id)]
 
 
-async def refused(path: Path, kind: type[FluxMemoryError], says: str) -> None:
+async def assert_refused(path: Path, kind: type[FluxMemoryError], says: str) -> None:
     """Open a file, expect a refusal, and check that the file is unchanged."""
-    before = contents(path)
+    before = dump_file(path)
     memory = ConversationMemory(path)
     with pytest.raises(kind, match=says):
         await memory.count_sessions()
     with pytest.raises(kind, match=says):
         await memory.create_session()
     await memory.close()
-    assert contents(path) == before
+    assert dump_file(path) == before
 
 
-def applied(path: Path) -> list[int]:
-    return [version for (version,) in rows(path, "SELECT version FROM flux_memory_schema ORDER BY version")]
+def applied_versions(path: Path) -> list[int]:
+    return [version for (version,) in read_rows(path, "SELECT version FROM flux_memory_schema ORDER BY version")]
 
 
 @pytest.mark.asyncio
@@ -51,9 +51,9 @@ async def test_a_fresh_file_replays_the_whole_history(path: Path) -> None:
     """The schema has one description: a fresh file applies each version and records its checksum and time."""
     async with ConversationMemory(path) as memory:
         assert await memory.count_sessions() == 0
-    recorded = rows(path, "SELECT version, name, checksum FROM flux_memory_schema ORDER BY version")
+    recorded = read_rows(path, "SELECT version, name, checksum FROM flux_memory_schema ORDER BY version")
     assert recorded == [(step.version, step.name, step.checksum) for step in history("sqlite")]
-    assert all(len(when) == 32 for (when,) in rows(path, "SELECT applied_at FROM flux_memory_schema"))
+    assert all(len(when) == 32 for (when,) in read_rows(path, "SELECT applied_at FROM flux_memory_schema"))
 
 
 @pytest.mark.asyncio
@@ -63,16 +63,16 @@ async def test_an_adopted_file_is_in_order_and_complete(path: Path, generation: 
     make_file_with_data(path, generation=generation)
     async with ConversationMemory(path) as memory:
         await check_adopted(memory)
-    stored = rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
+    stored = read_rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
     assert stored == [(1,), (2,), (3,), (4,), (5,)]
-    assert applied(path) == VERSIONS
+    assert applied_versions(path) == VERSIONS
 
 
 @pytest.mark.asyncio
 async def test_the_order_of_an_adopted_file_is_proven_by_a_key(path: Path) -> None:
     """Writers beside the library cannot store a number twice, nor an id twice within a session."""
     make_file_with_data(path)
-    await order(path, "one")
+    await read_order(path, "one")
     with closing(sqlite3.connect(path)) as db:
         for id_, seq in (("new", 1), ("m3", 99)):
             with pytest.raises(sqlite3.IntegrityError, match="UNIQUE constraint failed"):
@@ -125,18 +125,18 @@ async def test_orphans_are_set_aside_and_not_lost(path: Path) -> None:
         add_message(db, "lost2", "", "2026-02-05T15:17:45")
         columns = "id, session_id, role, content, metadata, created_at"
         orphans = db.execute(f"SELECT {columns} FROM messages WHERE id LIKE 'lost%' ORDER BY id").fetchall()
-    assert await order(path, "one") == ["m3", "m4", "m1", "m6"]
-    assert rows(path, f"SELECT {columns} FROM orphaned_messages ORDER BY id") == orphans
-    assert rows(path, "SELECT count(*) FROM messages") == [(6,)]
-    assert rows(path, "PRAGMA foreign_key_check") == []
+    assert await read_order(path, "one") == ["m3", "m4", "m1", "m6"]
+    assert read_rows(path, f"SELECT {columns} FROM orphaned_messages ORDER BY id") == orphans
+    assert read_rows(path, "SELECT count(*) FROM messages") == [(6,)]
+    assert read_rows(path, "PRAGMA foreign_key_check") == []
 
 
 @pytest.mark.asyncio
 async def test_without_orphans_no_table_is_made_for_them(path: Path) -> None:
     """A healthy file gets no table for orphans."""
     make_file_with_data(path)
-    await order(path, "one")
-    assert rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'orphaned_messages'") == []
+    await read_order(path, "one")
+    assert read_rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'orphaned_messages'") == []
 
 
 @pytest.mark.asyncio
@@ -159,8 +159,8 @@ async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> N
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("ALTER TABLE sessions ADD COLUMN starred INTEGER")
         db.execute("UPDATE sessions SET starred = 1 WHERE id = 'two'")
-    await order(path, "one")
-    assert rows(path, "SELECT id FROM sessions WHERE starred = 1") == [("two",)]
+    await read_order(path, "one")
+    assert read_rows(path, "SELECT id FROM sessions WHERE starred = 1") == [("two",)]
 
 
 @pytest.mark.asyncio
@@ -182,8 +182,8 @@ async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> N
 async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Path, spoil: str, says: str) -> None:
     """Nothing is guessed, dropped or half done: the message says what to fix, and the file is unchanged."""
     make_file_with_data(path)
-    change(path, spoil)
-    await refused(path, SchemaError, says)
+    execute_in_file(path, spoil)
+    await assert_refused(path, SchemaError, says)
 
 
 @pytest.mark.asyncio
@@ -207,10 +207,10 @@ async def test_an_adoption_that_fails_half_way_leaves_the_file_as_it_was(path: P
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_message(db, "orphan", "gone", "2026-02-05T15:17:45")
         db.execute(obstacle)
-    await refused(path, FluxMemoryError, "SQLite on")
-    change(path, undo)
-    assert await order(path, "one") == ["m3", "m4", "m1", "m6"]
-    assert rows(path, "SELECT id FROM orphaned_messages") == [("orphan",)]
+    await assert_refused(path, FluxMemoryError, "SQLite on")
+    execute_in_file(path, undo)
+    assert await read_order(path, "one") == ["m3", "m4", "m1", "m6"]
+    assert read_rows(path, "SELECT id FROM orphaned_messages") == [("orphan",)]
 
 
 KILLED_HALF_WAY = """
@@ -241,7 +241,7 @@ def test_an_adoption_that_is_killed_half_way_leaves_the_file_as_it_was(path: Pat
         # More than the cache holds, so that pages are written before the commit.
         for number in range(100):
             add_message(db, f"x{number}", "two", "2026-02-05T15:17:45")
-    before = contents(path)
+    before = dump_file(path)
     outcomes = []
     for step in (4, 12, 24, 1000):
         done = subprocess.run(
@@ -249,9 +249,9 @@ def test_an_adoption_that_is_killed_half_way_leaves_the_file_as_it_was(path: Pat
         )
         outcomes.append(done.returncode)
         if done.returncode:
-            assert contents(path) == before, step
+            assert dump_file(path) == before, step
     assert outcomes == [-9, -9, -9, 0]
-    assert asyncio.run(order(path, "one")) == ["m3", "m4", "m1", "m6"]
+    assert asyncio.run(read_order(path, "one")) == ["m3", "m4", "m1", "m6"]
 
 
 @pytest.mark.asyncio
@@ -264,9 +264,9 @@ async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
         db.execute(schema.CREATE_VERSION_TABLE)
         for step in history("sqlite")[:2]:
             db.execute(schema.INSERT_VERSION, (step.version, step.name, step.checksum, "then"))
-    assert await order(path, "one") == ["m3", "m4", "m1", "m6"]
-    assert applied(path) == VERSIONS
-    assert rows(path, "SELECT applied_at FROM flux_memory_schema LIMIT 2") == [("then",), ("then",)]
+    assert await read_order(path, "one") == ["m3", "m4", "m1", "m6"]
+    assert applied_versions(path) == VERSIONS
+    assert read_rows(path, "SELECT applied_at FROM flux_memory_schema LIMIT 2") == [("then",), ("then",)]
 
 
 @pytest.mark.asyncio
@@ -282,16 +282,16 @@ async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
 )
 async def test_a_newer_or_a_changed_schema_is_refused(path: Path, spoil: str, says: str) -> None:
     """An old release does not write to a schema it does not know."""
-    await order(path, "one")
-    change(path, spoil)
-    await refused(path, SchemaError, says)
+    await read_order(path, "one")
+    execute_in_file(path, spoil)
+    await assert_refused(path, SchemaError, says)
 
 
 @pytest.mark.asyncio
 async def test_a_current_file_is_opened_without_a_write(path: Path) -> None:
     """Opening and reading do not wait for another process that holds the write lock."""
     make_file_with_data(path)
-    await order(path, "one")
+    await read_order(path, "one")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         version = other.execute("PRAGMA schema_version").fetchone()
@@ -311,15 +311,15 @@ async def test_handles_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
     histories = await asyncio.gather(*(memory.get_history("one") for memory in memories))
     assert [[message["id"] for message in each] for each in histories] == [["m3", "m4", "m1", "m6"]] * 6
     await asyncio.gather(*(memory.close() for memory in memories))
-    assert applied(path) == VERSIONS
+    assert applied_versions(path) == VERSIONS
 
 
 def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
     """The same across processes: none fails, and none loses its message."""
     make_file_with_data(path)
     said = race_to_add("ConversationMemory", str(path))
-    assert applied(path) == VERSIONS
-    stored = rows(path, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
+    assert applied_versions(path) == VERSIONS
+    stored = read_rows(path, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
     assert [seq for seq, _ in stored] == list(range(1, 9))
     assert {content for _, content in stored[4:]} == said
 
@@ -329,8 +329,10 @@ def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
 async def test_a_real_file_of_the_original_application_is_adopted(path: Path) -> None:
     """A user's file keeps every row, ordered by time."""
     shutil.copyfile(os.environ[LEGACY_FILE], path)
-    sessions = rows(path, "SELECT id, title FROM sessions ORDER BY id")
-    messages = rows(path, "SELECT session_id, id, role, content FROM messages ORDER BY session_id, created_at, rowid")
+    sessions = read_rows(path, "SELECT id, title FROM sessions ORDER BY id")
+    messages = read_rows(
+        path, "SELECT session_id, id, role, content FROM messages ORDER BY session_id, created_at, rowid"
+    )
     async with ConversationMemory(path) as memory:
         found = await memory.get_sessions(None)
         assert sorted((session["id"], session["title"]) for session in found) == sessions

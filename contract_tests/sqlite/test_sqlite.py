@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ordinary_user import ordinary_user
-from raw_sqlite import on_the_thread
+from ordinary_user import become_ordinary_user
+from raw_sqlite import run_on_worker
 
 from flux_memory import ConversationMemory
 from flux_memory.backends.sqlite import opening
@@ -30,7 +30,7 @@ from flux_memory.errors import (
 @pytest.mark.parametrize(("pragma", "value"), [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)])
 async def test_the_connection_is_durable_and_checked(memory: ConversationMemory, pragma: str, value: object) -> None:
     """An acknowledged write survives a power cut, and every message has its session: read from the connection."""
-    assert await on_the_thread(memory, lambda db: db.execute(f"PRAGMA {pragma}").fetchone()) == (value,)
+    assert await run_on_worker(memory, lambda db: db.execute(f"PRAGMA {pragma}").fetchone()) == (value,)
 
 
 def test_a_pragma_that_does_not_take_is_an_error() -> None:
@@ -130,26 +130,26 @@ def test_a_url_is_no_path(value: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def content_of(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def directory(path: Path) -> Path:
+def make_directory(path: Path) -> Path:
     path.mkdir()
     return path
 
 
-def below_a_file(path: Path) -> Path:
+def make_file_as_parent(path: Path) -> Path:
     path.touch()
     return path / "chat.db"
 
 
-def not_a_database(path: Path) -> Path:
+def write_notes(path: Path) -> Path:
     path.write_bytes(b"These are notes, no database. " * 100)
     return path
 
 
-def damaged(path: Path) -> Path:
+def write_damaged(path: Path) -> Path:
     with closing(sqlite3.connect(path)) as db:
         db.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(100000))")
     content = bytearray(path.read_bytes())
@@ -162,10 +162,10 @@ def damaged(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (directory, BackendUnavailableError, "is a directory"),
-        (below_a_file, BackendUnavailableError, "check the path"),
-        (not_a_database, SchemaError, "file is not a database: the file is not a SQLite database; check the path"),
-        (damaged, FluxMemoryError, "the file is damaged"),
+        (make_directory, BackendUnavailableError, "is a directory"),
+        (make_file_as_parent, BackendUnavailableError, "check the path"),
+        (write_notes, SchemaError, "file is not a database: the file is not a SQLite database; check the path"),
+        (write_damaged, FluxMemoryError, "the file is damaged"),
     ],
 )
 async def test_a_path_that_cannot_be_used_says_why(
@@ -173,13 +173,13 @@ async def test_a_path_that_cannot_be_used_says_why(
 ) -> None:
     """Nothing is overwritten, every call fails in the same way, and the cause is the driver's error."""
     target = make(path)
-    content = content_of(path)
+    content = read_content(path)
     async with ConversationMemory(target) as memory:
         for _ in range(2):
             with pytest.raises(kind, match=says) as caught:
                 await memory.count_sessions()
             assert isinstance(caught.value.__cause__, sqlite3.Error | OSError)
-    assert content_of(path) == content
+    assert read_content(path) == content
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_directory_without_rights_says_so(closed_directory: Path) -> None:
         async with ConversationMemory(closed_directory / "chat.db") as memory:
             await memory.create_session()
 
-    with ordinary_user(), pytest.raises(BackendUnavailableError, match="Permission denied; check the path"):
+    with become_ordinary_user(), pytest.raises(BackendUnavailableError, match="Permission denied; check the path"):
         asyncio.run(use())
 
 
@@ -218,7 +218,7 @@ def test_a_file_without_rights_says_why_it_takes_no_writes(closed_directory: Pat
     if os.geteuid() != 0:
         closed_directory.chmod(0o555)
     with (
-        ordinary_user(),
+        become_ordinary_user(),
         pytest.raises(BackendUnavailableError, match="the file or its directory is read-only; check who owns them"),
     ):
         asyncio.run(use())

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from original_application import rows
-from raw_sqlite import change, on_the_thread
-from waiting import until
+from original_application import read_rows
+from raw_sqlite import execute_in_file, run_on_worker
+from waiting import wait_until
 
 from flux_memory import BackendUnavailableError, ConversationMemory, FluxMemoryError, OutcomeUnknownError, deadline
 
@@ -37,14 +37,14 @@ for turn in range(10**6):
 
 
 @contextmanager
-def locked_at_times(path: Path) -> Iterator[None]:
+def lock_repeatedly(path: Path) -> Iterator[None]:
     """Let another process take and release the file's lock repeatedly."""
     with subprocess.Popen([sys.executable, "-c", LOCKER, str(path)]) as process:
         yield
         process.kill()
 
 
-class Fates:
+class JudgedCalls:
     """The outcome of each call, to be checked against the stored data."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Fates:
 
     def judge(self, path: Path) -> Counter[str]:
         """Return the number of calls with each outcome, after checking that each outcome is true."""
-        stored = [content for (content,) in rows(path, "SELECT content FROM messages ORDER BY seq")]
+        stored = [content for (content,) in read_rows(path, "SELECT content FROM messages ORDER BY seq")]
         place = {content: number for number, content in enumerate(stored)}
         assert len(place) == len(stored), "stored twice"
         assert [content for content, fate in self.of.items() if fate == "refused" and content in place] == []
@@ -87,7 +87,7 @@ async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
     memory: ConversationMemory, path: Path, locked: bool
 ) -> None:
     """Deadlines of 1 ms to 4 s, cancellations, a stalled loop, another process's locks: each answer is true."""
-    chance, fates = random.Random(13), Fates()
+    chance, fates = random.Random(13), JudgedCalls()
     end = time.monotonic() + 3
 
     async def work(number: int) -> None:
@@ -102,7 +102,7 @@ async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
             await asyncio.sleep(0.05)
             time.sleep(chance.choice((0.01, 0.03, 0.6)))  # noqa: ASYNC251 - the stall
 
-    with locked_at_times(path) if locked else nullcontext():
+    with lock_repeatedly(path) if locked else nullcontext():
         await asyncio.gather(*(work(number) for number in range(40)), stall())
     counts = fates.judge(path)
     assert counts["acknowledged"]
@@ -113,7 +113,7 @@ async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
 @pytest.mark.asyncio
 async def test_an_answer_that_a_stalled_loop_is_late_to_hear_is_heard(memory: ConversationMemory, path: Path) -> None:
     """The deadlines pass during the stall; writes that the thread stored meanwhile are acknowledged."""
-    fates = Fates()
+    fates = JudgedCalls()
     calls = [asyncio.create_task(fates.add(memory, str(number), 0.2)) for number in range(80)]
     for _ in range(4):
         await asyncio.sleep(0)
@@ -129,7 +129,7 @@ async def test_writes_that_wait_for_a_lock_cost_others_nothing(memory: Conversat
         other.execute("BEGIN IMMEDIATE")
         with deadline(60):
             writes = [asyncio.create_task(memory.add_message(SESSION, "user", str(n))) for n in range(4000)]
-        spent = [await on_the_thread(memory, lambda _: time.thread_time()) for _ in range(21)]
+        spent = [await run_on_worker(memory, lambda _: time.thread_time()) for _ in range(21)]
         # The thread tries for the lock between two reads. Visiting every waiting write would take 20 ms and more.
         assert spent[-1] - spent[0] < 20 * 0.005
         for write in writes[::2]:
@@ -138,7 +138,7 @@ async def test_writes_that_wait_for_a_lock_cost_others_nothing(memory: Conversat
         assert not waiting
         other.execute("COMMIT")
     await asyncio.gather(*writes[1::2])
-    stored = [content for (content,) in rows(path, "SELECT content FROM messages ORDER BY seq")]
+    stored = [content for (content,) in read_rows(path, "SELECT content FROM messages ORDER BY seq")]
     assert stored == [str(number) for number in range(1, 4000, 2)]
 
 
@@ -161,7 +161,7 @@ async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemo
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
         await patient
     assert await memory.count_sessions() == 2
-    assert rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
+    assert read_rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
 
 
 @pytest.mark.asyncio
@@ -188,9 +188,9 @@ async def test_an_exception_of_any_kind_ends_its_own_write(
         assert isinstance(outcome.__cause__, error)
     await asyncio.gather(*before, *after)
     # The lock is free, and no transaction is half done.
-    change(path, "UPDATE sessions SET user_id = 'another process'")
-    assert rows(path, "SELECT content FROM messages ORDER BY seq") == [(str(number),) for number in range(6)]
-    assert rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
+    execute_in_file(path, "UPDATE sessions SET user_id = 'another process'")
+    assert read_rows(path, "SELECT content FROM messages ORDER BY seq") == [(str(number),) for number in range(6)]
+    assert read_rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
 
 
 @pytest.mark.asyncio
@@ -200,7 +200,7 @@ async def test_a_stray_exception_in_the_thread_breaks_no_promise(
     """An exception at any moment, even one that ends the thread: answers are true, and the handle keeps working."""
     # pytest reports the end of such a thread within that thread, where the next exception would hit it.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    chance, fates = random.Random(13), Fates()
+    chance, fates = random.Random(13), JudgedCalls()
     worker = await memory._life.opened()
     for turn in range(30):
         calls = [asyncio.create_task(fates.add(memory, f"{turn} {n}", 0.2)) for n in range(chance.choice((1, 5, 40)))]
@@ -219,7 +219,7 @@ async def test_a_stray_exception_in_the_thread_breaks_no_promise(
         return fates.of[content] == "acknowledged"
 
     # The last exception may be raised only when the thread wakes.
-    await until(goes_on)
-    assert not await on_the_thread(memory, lambda db: db.in_transaction)
+    await wait_until(goes_on)
+    assert not await run_on_worker(memory, lambda db: db.in_transaction)
     fates.judge(path)
     assert threading.active_count() < 10

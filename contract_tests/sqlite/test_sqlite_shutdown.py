@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from original_application import rows
+from original_application import read_rows
 
 from flux_memory import ConversationMemory, MemoryClosedError
 
@@ -26,7 +26,7 @@ async def cancel_all_after(turns: int) -> None:
 
 
 @asynccontextmanager
-async def no_thread_left() -> AsyncIterator[None]:
+async def assert_no_thread_left() -> AsyncIterator[None]:
     """Check that each thread started in the block ends."""
     before = set(threading.enumerate())
     yield
@@ -46,7 +46,7 @@ async def test_a_handle_works_after_every_task_was_cancelled(path: Path, opened:
         acknowledged.append(await memory.add_message(f"{turn} {number}", "user", "x", message_id=f"{turn} {number}"))
         assert len(await memory.get_history(f"{turn} {number}")) == 1
 
-    async with no_thread_left():
+    async with assert_no_thread_left():
         for turn in range(TURNS):
             async with ConversationMemory(path, timeout=20) as memory:
                 if opened:
@@ -58,16 +58,16 @@ async def test_a_handle_works_after_every_task_was_cancelled(path: Path, opened:
                 assert await memory.get_session(saved) is not None
                 outcomes = await asyncio.gather(*calls, return_exceptions=True)
                 assert {type(outcome) for outcome in outcomes} <= {type(None), asyncio.CancelledError}
-    stored = [id_ for (id_,) in rows(path, "SELECT id FROM messages")]
+    stored = [id_ for (id_,) in read_rows(path, "SELECT id FROM messages")]
     assert set(acknowledged) <= set(stored)
     assert len(set(stored)) == len(stored)
-    assert rows(path, "SELECT count(*) FROM sessions WHERE id LIKE 'saved%'") == [(TURNS,)]
+    assert read_rows(path, "SELECT count(*) FROM sessions WHERE id LIKE 'saved%'") == [(TURNS,)]
 
 
 @pytest.mark.asyncio
 async def test_a_handle_closes_after_its_close_was_cancelled(path: Path) -> None:
     """At each turn of `close()`, with and without calls: the next `close()` closes the file and ends the thread."""
-    async with no_thread_left():
+    async with assert_no_thread_left():
         for turn in range(TURNS):
             memory = ConversationMemory(path, timeout=20)
             if turn % 3:

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from original_application import rows
-from raw_sqlite import change, on_the_thread
+from original_application import read_rows
+from raw_sqlite import execute_in_file, run_on_worker
 
 from flux_memory import ConversationMemory, deadline
 from flux_memory.errors import (
@@ -22,7 +22,7 @@ from flux_memory.errors import (
 
 
 @asynccontextmanager
-async def thread_held(memory: ConversationMemory) -> AsyncIterator[threading.Event]:
+async def hold_thread(memory: ConversationMemory) -> AsyncIterator[threading.Event]:
     """Keep the library's thread busy until the yielded event is set, or else until the block ends."""
     held, release = threading.Event(), threading.Event()
 
@@ -30,7 +30,7 @@ async def thread_held(memory: ConversationMemory) -> AsyncIterator[threading.Eve
         held.set()
         release.wait(30)
 
-    task = asyncio.create_task(on_the_thread(memory, work))
+    task = asyncio.create_task(run_on_worker(memory, work))
     await asyncio.to_thread(held.wait, 5)
     try:
         yield release
@@ -43,7 +43,7 @@ async def thread_held(memory: ConversationMemory) -> AsyncIterator[threading.Eve
 @pytest.mark.parametrize("how", ["ABORT", "FAIL", "ROLLBACK"])
 async def test_a_failing_write_takes_no_neighbour_along(memory: ConversationMemory, path: Path, how: str) -> None:
     """Writes that share a transaction fail one by one: not even a ROLLBACK inside loses an acknowledged one."""
-    change(
+    execute_in_file(
         path,
         f"CREATE TRIGGER bad BEFORE INSERT ON messages WHEN new.content = 'bad' "
         f"BEGIN SELECT raise({how}, 'this one is bad'); END",
@@ -59,7 +59,7 @@ async def test_a_failing_write_takes_no_neighbour_along(memory: ConversationMemo
     assert isinstance(failed[0].__cause__, sqlite3.IntegrityError)
     contents.remove("bad")
     assert [message["content"] for message in await memory.get_history("one")] == contents
-    assert rows(path, "SELECT seq FROM messages ORDER BY seq") == [(seq,) for seq in range(1, 21)]
+    assert read_rows(path, "SELECT seq FROM messages ORDER BY seq") == [(seq,) for seq in range(1, 21)]
 
 
 @pytest.mark.asyncio
@@ -74,13 +74,13 @@ async def test_more_writes_than_one_transaction_takes(memory: ConversationMemory
 async def test_calls_of_one_moment_share_one_transaction(memory: ConversationMemory) -> None:
     """Writes that start together cost one flush of the disk, including the first."""
     statements: list[str] = []
-    await on_the_thread(memory, lambda db: db.set_trace_callback(statements.append))
+    await run_on_worker(memory, lambda db: db.set_trace_callback(statements.append))
     # The thread is idle now and cannot take the first write before the others arrive.
     rests = threading.Event()
     (await memory._life.opened())._send(rests.set)
     await asyncio.to_thread(rests.wait, 5)
     await asyncio.gather(*(memory.add_message("one", "user", str(number)) for number in range(20)))
-    await on_the_thread(memory, lambda db: db.set_trace_callback(None))
+    await run_on_worker(memory, lambda db: db.set_trace_callback(None))
     assert statements.count("COMMIT") == 1
 
 
@@ -89,8 +89,8 @@ async def test_reads_that_gather_have_an_outcome_each(memory: ConversationMemory
     """Concurrent readers and writers each get their own answer; a corrupt row fails only the reads that need it."""
     await memory.add_message("one", "user", "x")
     await memory.add_message("two", "user", "y")
-    change(path, "UPDATE messages SET metadata = '{' WHERE session_id = 'two'")
-    async with thread_held(memory):
+    execute_in_file(path, "UPDATE messages SET metadata = '{' WHERE session_id = 'two'")
+    async with hold_thread(memory):
         reads = [asyncio.create_task(memory.get_history(("one", "two")[n % 100 == 7])) for n in range(600)]
         writes = [asyncio.create_task(memory.create_session(session_id=f"new {n}")) for n in range(20)]
         for _ in range(5):
@@ -144,14 +144,14 @@ async def test_a_thread_that_does_not_answer_ends_the_call(path: Path) -> None:
     """A hanging disk does not hang the caller; a write that had not started is not stored later."""
     async with ConversationMemory(path, timeout=20) as memory:
         session = await memory.create_session()
-        async with thread_held(memory):
+        async with hold_thread(memory):
             with deadline(0.1), pytest.raises(BackendUnavailableError, match="nothing was stored"):
                 await memory.add_message(session, "user", "x")
         assert await memory.get_history(session) == []
 
 
 @contextmanager
-def no_descriptor_left() -> Iterator[None]:
+def exhaust_descriptors() -> Iterator[None]:
     """Exhaust this process's file descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
@@ -164,7 +164,7 @@ def no_descriptor_left() -> Iterator[None]:
 @pytest.mark.asyncio
 async def test_a_process_without_descriptors_refuses_nothing_that_it_has_stored(memory: ConversationMemory) -> None:
     """If the log cannot be inspected after a commit, the write is still acknowledged, and done once."""
-    with no_descriptor_left():
+    with exhaust_descriptors():
         alone = await memory.add_message("one", "user", "alone")
         together = await asyncio.gather(*(memory.add_message("one", "user", "together") for _ in range(3)))
     assert [message["id"] for message in await memory.get_history("one")] == [alone, *together]
@@ -186,7 +186,7 @@ async def test_a_write_to_a_file_that_cannot_be_looked_at_is_told_at_once(tmp_pa
 @pytest.mark.asyncio
 async def test_a_cancelled_write_is_stored_whole_or_not_at_all(memory: ConversationMemory, path: Path) -> None:
     """A write that is cancelled before its turn leaves nothing; its neighbours are stored; the handle keeps working."""
-    async with thread_held(memory):
+    async with hold_thread(memory):
         writes = [asyncio.create_task(memory.add_message("one", "user", str(number))) for number in range(4)]
         reading = asyncio.create_task(memory.get_history("one"))
         for _ in range(5):
@@ -198,4 +198,4 @@ async def test_a_cancelled_write_is_stored_whole_or_not_at_all(memory: Conversat
     await asyncio.gather(writes[0], writes[2])
     assert [task.cancelled() for task in (*writes, reading)] == [False, True, False, True, True]
     assert [message["content"] for message in await memory.get_history("one")] == ["0", "2"]
-    assert rows(path, "SELECT seq FROM messages ORDER BY seq") == [(1,), (2,)]
+    assert read_rows(path, "SELECT seq FROM messages ORDER BY seq") == [(1,), (2,)]

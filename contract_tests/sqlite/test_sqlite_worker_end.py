@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from original_application import rows
-from raw_sqlite import on_the_thread
-from waiting import until
+from original_application import read_rows
+from raw_sqlite import run_on_worker
+from waiting import wait_until
 
 from flux_memory import ConversationMemory, deadline
 from flux_memory.backends.sqlite.file import OpenFile
@@ -50,7 +50,7 @@ async def test_closing_while_calls_are_in_flight_loses_none(path: Path) -> None:
     await asyncio.sleep(0)
     await asyncio.gather(*(memory.close() for _ in range(3)))
     assert len(await asyncio.gather(*writes)) == 50
-    assert rows(path, "SELECT count(*) FROM messages") == [(50,)]
+    assert read_rows(path, "SELECT count(*) FROM messages") == [(50,)]
     assert len(set(threading.enumerate()) & threads) == len(threads) - 1
 
 
@@ -88,7 +88,7 @@ async def test_a_failed_opening_leaves_no_thread(path: Path) -> None:
     async def gone() -> bool:
         return threading.active_count() <= before
 
-    await until(gone)
+    await wait_until(gone)
 
 
 def test_a_second_event_loop_is_a_clear_error(path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_second_event_loop_is_a_clear_error(path: Path) -> None:
     with pytest.raises(FluxMemoryError, match="another event loop"):
         asyncio.run(memory.add_message(session, "user", "x"))
     asyncio.run(memory.close())
-    assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
+    assert read_rows(path, "SELECT count(*) FROM messages") == [(0,)]
 
 
 def test_an_event_loop_that_ends_before_its_calls_breaks_nothing(path: Path) -> None:
@@ -109,7 +109,7 @@ def test_an_event_loop_that_ends_before_its_calls_breaks_nothing(path: Path) -> 
 
     async def leave() -> None:
         session = await memory.create_session()
-        tasks.append(asyncio.create_task(on_the_thread(memory, lambda _: release.wait(30))))
+        tasks.append(asyncio.create_task(run_on_worker(memory, lambda _: release.wait(30))))
         tasks.append(asyncio.create_task(memory.add_message(session, "user", "x")))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -117,7 +117,7 @@ def test_an_event_loop_that_ends_before_its_calls_breaks_nothing(path: Path) -> 
     asyncio.run(leave())
     release.set()
     asyncio.run(memory.close())
-    assert rows(path, "SELECT count(*) FROM sessions") == [(1,)]
+    assert read_rows(path, "SELECT count(*) FROM sessions") == [(1,)]
 
 
 LEFT_WHILE_OPENING = """
@@ -174,7 +174,7 @@ def test_a_process_that_gets_no_thread_is_told_and_tries_again(path: Path) -> No
     assert count == "0"
 
 
-def in_memory() -> tuple[sqlite3.Connection, OpenFile]:
+def open_in_memory() -> tuple[sqlite3.Connection, OpenFile]:
     db = sqlite3.connect(":memory:", check_same_thread=False)
     return db, OpenFile(":memory:", db)
 
@@ -182,7 +182,7 @@ def in_memory() -> tuple[sqlite3.Connection, OpenFile]:
 @pytest.mark.asyncio
 async def test_a_call_of_the_moment_before_closing_is_answered() -> None:
     """A call made just before the end is carried out, and its caller does not wait until the deadline."""
-    worker = SQLiteWorker(in_memory)
+    worker = SQLiteWorker(open_in_memory)
     await worker.open(5)
     call = asyncio.create_task(worker.read(lambda _: "done", 5))
     await asyncio.sleep(0)
@@ -193,7 +193,7 @@ async def test_a_call_of_the_moment_before_closing_is_answered() -> None:
 @pytest.mark.asyncio
 async def test_a_worker_whose_thread_hangs_is_left_behind() -> None:
     """Closing takes a bounded time, even with a disk that does not answer."""
-    worker = SQLiteWorker(in_memory)
+    worker = SQLiteWorker(open_in_memory)
     await worker.open(5)
     release = threading.Event()
     hanging = asyncio.create_task(worker.read(lambda _: release.wait(30), 30))

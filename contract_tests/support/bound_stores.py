@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from raw_postgres import connected
+from raw_postgres import connect
 
 from flux_memory.testkit import CLAUSES, MemoryContract
 from flux_memory.testkit.contract.under_test import StoreUnderTest
@@ -21,31 +21,31 @@ from flux_memory.testkit.patience import BlockedError
 Corrupt = Callable[[str, str], Awaitable[None]]
 
 
-def written_at(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
+def make_postgres_clock(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
     """Return a clock for PostgreSQL. The server sets the times, so rows get the wanted time after they are written."""
 
     @asynccontextmanager
     async def clock_at(moment: datetime) -> AsyncIterator[None]:
         yield
         naive = moment.astimezone(UTC).replace(tzinfo=None)
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             await connection.execute("UPDATE messages SET created_at = $1", naive)
             await connection.execute("UPDATE sessions SET updated_at = $1", naive)
 
     return clock_at
 
 
-def damage_postgres(dsn: str, sql: str) -> Corrupt:
+def make_postgres_corrupter(dsn: str, sql: str) -> Corrupt:
     """Return a function that corrupts a message; the statement takes a session id and a message id."""
 
     async def corrupt(session_id: str, message_id: str) -> None:
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             assert await connection.execute(sql, session_id, message_id) == "UPDATE 1"
 
     return corrupt
 
 
-def damage_sqlite(path: Path, sql: str) -> Corrupt:
+def make_sqlite_corrupter(path: Path, sql: str) -> Corrupt:
     """Return a function that corrupts a message; the statement takes a session id and a message id."""
 
     async def corrupt(session_id: str, message_id: str) -> None:
@@ -56,7 +56,7 @@ def damage_sqlite(path: Path, sql: str) -> Corrupt:
     return corrupt
 
 
-def damage_reference(path: Path) -> Corrupt:
+def make_reference_corrupter(path: Path) -> Corrupt:
     """Return a function that corrupts a message in the reference model's file."""
 
     def write(session_id: str, message_id: str) -> None:
@@ -72,19 +72,19 @@ def damage_reference(path: Path) -> Corrupt:
     return corrupt
 
 
-async def check(clause_id: str, store: StoreUnderTest) -> None:
+async def run_async_clause(clause_id: str, store: StoreUnderTest) -> None:
     """Run an asynchronous clause."""
     checked = CLAUSES[clause_id].test(MemoryContract(), store)
     assert checked is not None
     await checked
 
 
-def verdict(clause_id: str, store: StoreUnderTest) -> BaseException | None:
+def run_clause(clause_id: str, store: StoreUnderTest) -> BaseException | None:
     """Run one clause as pytest would; return the exception if it fails."""
     try:
         checked = CLAUSES[clause_id].test(MemoryContract(), store)
         if checked is not None:
-            asyncio.run(_awaited(checked))
+            asyncio.run(_await(checked))
     except (Exception, pytest.fail.Exception, BlockedError) as error:  # noqa: BLE001 - a broken memory may raise anything
         return error
     finally:
@@ -92,5 +92,5 @@ def verdict(clause_id: str, store: StoreUnderTest) -> BaseException | None:
     return None
 
 
-async def _awaited(checked: Awaitable[None]) -> None:
+async def _await(checked: Awaitable[None]) -> None:
     await checked

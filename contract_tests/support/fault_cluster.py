@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from raw_postgres import elsewhere, rows
-from waiting import comes_true, until
+from raw_postgres import fetch_rows, with_address
+from waiting import becomes_true, wait_until
 
 from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.binaries import run_as, server_account
@@ -22,7 +22,7 @@ from flux_memory.testkit.servers.ownership import is_running
 Result = TypeVar("Result")
 
 _ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-_PATIENCE: Final = 30.0
+_PATIENCE_SECONDS: Final = 30.0
 
 
 class Cluster:
@@ -45,7 +45,7 @@ class Cluster:
         self.dsn: Final = dsn
         self._programs = programs
 
-    def standby(self, address: str | None = None) -> Cluster:
+    def start_standby(self, address: str | None = None) -> Cluster:
         """Start a streaming replica, on its own port or at another address with the same port."""
         data = self.data.with_name("standby")
         self.run(f'"$0" -D "{data}" -d "{self.admin_dsn}" -R -X stream -c fast 2>>"$2"', "pg_basebackup")
@@ -58,7 +58,7 @@ class Cluster:
             settings = f"port = {place['port']}\n"
         with (data / "postgresql.conf").open("a") as configuration:
             configuration.write(settings)
-        replica = Cluster(data, self._programs, elsewhere(self.admin_dsn, **place), elsewhere(self.dsn, **place))
+        replica = Cluster(data, self._programs, with_address(self.admin_dsn, **place), with_address(self.dsn, **place))
         replica.start()
         return replica
 
@@ -75,11 +75,11 @@ class Cluster:
         """Signal the postmaster and wait for its end: SIGINT is a fast shutdown, SIGQUIT an immediate one."""
         pid = self.pid
         os.kill(pid, how)
-        assert comes_true(lambda: not is_running(pid), seconds=_PATIENCE), "the server does not end"
+        assert becomes_true(lambda: not is_running(pid), seconds=_PATIENCE_SECONDS), "the server does not end"
 
     def start(self) -> None:
         """Start the server again, and return when it accepts connections."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while time.monotonic() < deadline:
             began = self.log.stat().st_size
             pid = int(self.run('"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!', "postgres"))
@@ -109,7 +109,9 @@ class Cluster:
         return done.stdout
 
     def _is_up(self, pid: int) -> bool:
-        return comes_true(lambda: not is_running(pid) or self._is_ready(pid), seconds=_PATIENCE) and is_running(pid)
+        return becomes_true(
+            lambda: not is_running(pid) or self._is_ready(pid), seconds=_PATIENCE_SECONDS
+        ) and is_running(pid)
 
     def _is_ready(self, pid: int) -> bool:
         try:
@@ -121,7 +123,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster(settings: Mapping[str, str] | None = None, *, durable: bool = True) -> Iterator[Cluster]:
+def run_cluster(settings: Mapping[str, str] | None = None, *, durable: bool = True) -> Iterator[Cluster]:
     """Run a server during the block, with fsync unless `durable` is false."""
     with start_server("local", durable=durable, settings=settings) as server:
         running: Any = server._started.running
@@ -135,21 +137,21 @@ async def run_blocking(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 @contextmanager
-def pair(**settings: str) -> Iterator[tuple[Cluster, Cluster, str]]:
+def primary_and_replica(**settings: str) -> Iterator[tuple[Cluster, Cluster, str]]:
     """Run a primary and its replica; yield both and the DSN that lists both hosts."""
-    with cluster({"wal_level": "replica", **settings}) as primary:
-        replica = primary.standby()
+    with run_cluster({"wal_level": "replica", **settings}) as primary:
+        replica = primary.start_standby()
         address = primary.dsn.partition("@")[2].partition("/")[0]
         other = replica.dsn.partition("@")[2].partition("/")[0]
         both = primary.dsn.replace(f"@{address}/", f"@{address},{other}/")
         yield primary, replica, f"{both}?target_session_attrs=read-write"
 
 
-async def caught_up(primary: Cluster, replica: Cluster) -> None:
+async def wait_for_replica(primary: Cluster, replica: Cluster) -> None:
     """Wait until the replica has replayed everything that the primary has written."""
-    ((position,),) = await rows(primary.dsn, "SELECT pg_current_wal_lsn()::text")
+    ((position,),) = await fetch_rows(primary.dsn, "SELECT pg_current_wal_lsn()::text")
 
     async def has_it() -> object:
-        return (await rows(replica.dsn, f"SELECT pg_last_wal_replay_lsn() >= '{position}'"))[0][0]
+        return (await fetch_rows(replica.dsn, f"SELECT pg_last_wal_replay_lsn() >= '{position}'"))[0][0]
 
-    await until(has_it)
+    await wait_until(has_it)

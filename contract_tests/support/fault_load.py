@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from fault_report import Fault
-from raw_postgres import rows
+from raw_postgres import fetch_rows
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory
 from flux_memory.testkit.histories import History, Journal, Recorder, call_as_anyone, read_stored
 
 _NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
-_MESSAGES_A_SESSION: Final = 60
-_PATIENCE: Final = 40.0
+_SESSION_MESSAGES: Final = 60
+_PATIENCE_SECONDS: Final = 40.0
 
 
 class Load:
@@ -55,21 +55,21 @@ class Load:
     ) -> None:
         self._stopping = True
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
                 await asyncio.gather(*self._tasks)
         finally:
             for task in self._tasks:
                 task.cancel()
             self._journal.close()
 
-    async def more(self, calls: int) -> None:
+    async def wait_for_calls(self, calls: int) -> None:
         """Return when this many more calls have been acknowledged.
 
         Raises:
             TimeoutError: the calls were not acknowledged in time.
         """
         wanted = self.acknowledged + calls
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_PATIENCE_SECONDS):
             while self.acknowledged < wanted:
                 self._progress.clear()
                 if failed := [task for task in self._tasks if task.done() and task.exception()]:
@@ -92,7 +92,7 @@ class Load:
                 await self._wait_after(error)
                 continue
             self._count()
-            for position in range(_MESSAGES_A_SESSION):
+            for position in range(_SESSION_MESSAGES):
                 if self._stopping:
                     return
                 call = partial(self._one_of_many, session, position)
@@ -122,16 +122,16 @@ class Load:
         self._progress.set()
 
 
-async def judge(fault: Fault, dsn: str, history: History) -> None:
+async def check_history(fault: Fault, dsn: str, history: History) -> None:
     """Read everything stored, through a new handle and directly, and check the history against it."""
     numbers: dict[str, list[tuple[int, str]]] = {}
-    for session, number, message in await rows(dsn, _NUMBERS):
+    for session, number, message in await fetch_rows(dsn, _NUMBERS):
         numbers.setdefault(session, []).append((number, message))
     async with PostgresConversationMemory(dsn) as memory:
         fault.judge(history, await read_stored(memory, numbers))
 
 
-async def through(
+async def run_round(
     fault: Fault,
     dsn: str,
     directory: Path,
@@ -154,8 +154,8 @@ async def through(
     async with PostgresConversationMemory(direct) as before:
         await before.clear_all()
     async with PostgresConversationMemory(dsn, **arguments) as memory, Load(memory, directory) as load:
-        await load.more(20)
+        await load.wait_for_calls(20)
         await breaking(load)
-        await load.more(20)
-    await judge(fault, direct, load.history())
+        await load.wait_for_calls(20)
+    await check_history(fault, direct, load.history())
     return load

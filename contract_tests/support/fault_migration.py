@@ -14,7 +14,7 @@ SESSIONS, MESSAGES = 30, 2000
 CLEAN = "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema CASCADE"
 
 
-def ended_well(path: Path, dsn: str) -> bool:
+def migrate_succeeds(path: Path, dsn: str) -> bool:
     """Migrate and return whether it succeeded; any failure must be an error of the library."""
     try:
         return move(path, dsn, batch_size=50).status is Status.IDENTICAL
@@ -22,7 +22,7 @@ def ended_well(path: Path, dsn: str) -> bool:
         return False
 
 
-async def prepared(dsn: str, statements: list[str]) -> None:
+async def prepare_target(dsn: str, statements: list[str]) -> None:
     """Let the library create its tables, then run statements that add objects of other clients."""
     async with PostgresConversationMemory(dsn, min_size=1) as memory:
         await memory.count_sessions()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
-from raw_postgres import BUSY, CONNECTIONS, OPEN, connected, rows, until_none
-from waiting import until
+from raw_postgres import BUSY, CONNECTIONS, OPEN, connect, fetch_rows, wait_until_none
+from waiting import wait_until
 
 from flux_memory import FluxMemoryError, Memory, OutcomeUnknownError, PostgresConversationMemory, deadline
 from flux_memory.testkit import Proxy
@@ -24,7 +24,7 @@ GROUP BY sessions.id, sessions.message_count
 HAVING sessions.message_count <> count(seq) OR count(seq) <> coalesce(max(seq), 0) OR count(seq) <> count(DISTINCT seq)
 """
 AWAITING_A_LOCK: Final = f"SELECT count(*) {CONNECTIONS} AND wait_event_type = 'Lock'"
-"""Counts statements on connections of a `named` DSN that wait for a lock."""
+"""Counts statements on connections of a DSN `with_application_name` that wait for a lock."""
 ASLEEP: Final = f"SELECT count(*) {CONNECTIONS} AND wait_event = 'PgSleep'"
 SLOW_SESSIONS: Final = """
 CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN NULL; END';
@@ -102,7 +102,7 @@ async def settle(memory: Memory, dsn: str, sessions: Iterable[str], *, close: bo
 
     Args:
         memory: The handle; the server is reachable again.
-        dsn: A direct DSN of the same database. The handle's own DSN is a `named` one.
+        dsn: A direct DSN of the same database. The handle's own DSN is one `with_application_name`.
         sessions: The sessions that got messages.
         close: Whether to close the handle before reading.
     """
@@ -110,21 +110,21 @@ async def settle(memory: Memory, dsn: str, sessions: Iterable[str], *, close: bo
         await asyncio.gather(*(memory.add_message(session, "user", "afterwards") for session in sessions))
     if close:
         await memory.close()
-        await until_none(dsn, BUSY)
-    assert await rows(dsn, MISCOUNTED) == []
+        await wait_until_none(dsn, BUSY)
+    assert await fetch_rows(dsn, MISCOUNTED) == []
     return await count_contents(dsn)
 
 
 async def count_contents(dsn: str) -> Counter[str]:
     """Return how often each content is stored now."""
-    return Counter(content for _, content in await rows(dsn, CONTENTS) if content != "afterwards")
+    return Counter(content for _, content in await fetch_rows(dsn, CONTENTS) if content != "afterwards")
 
 
 async def is_in_order(dsn: str, wanted: Sequence[str]) -> bool:
     """Return whether the wanted contents are stored in the wanted order within each session."""
     places = {content: place for place, content in enumerate(wanted)}
     found: dict[str, list[int]] = {}
-    for session, content in await rows(dsn, CONTENTS):
+    for session, content in await fetch_rows(dsn, CONTENTS):
         if content in places:
             found.setdefault(session, []).append(places[content])
     return all(numbers == sorted(numbers) for numbers in found.values())
@@ -176,7 +176,7 @@ async def cut_off(proxy: Proxy, dsn: str) -> None:
     """Refuse connections and end the open ones, so that nothing can be sent."""
     proxy.refuse()
     proxy.reset()
-    await until_none(dsn, OPEN)
+    await wait_until_none(dsn, OPEN)
 
 
 def add_with_id(memory: Memory, seconds: float, session: str, content: str) -> asyncio.Future[Any]:
@@ -187,7 +187,7 @@ def add_with_id(memory: Memory, seconds: float, session: str, content: str) -> a
 @asynccontextmanager
 async def lock_rows(dsn: str, sessions: Iterable[str]) -> AsyncIterator[None]:
     """Lock the rows of sessions, as a migration or another program's transaction does."""
-    async with connected(dsn) as other, other.transaction():
+    async with connect(dsn) as other, other.transaction():
         await other.execute("SELECT FROM sessions WHERE id = ANY ($1::text[]) FOR UPDATE", [*sessions])
         yield
 
@@ -195,4 +195,4 @@ async def lock_rows(dsn: str, sessions: Iterable[str]) -> AsyncIterator[None]:
 async def until_statements_wait(connection: Any) -> None:
     """Return when statements wait for a lock, or after a moment if the implementation waits on the client."""
     with suppress(TimeoutError):
-        await until(lambda: connection.fetchval(AWAITING_A_LOCK), seconds=0.5)
+        await wait_until(lambda: connection.fetchval(AWAITING_A_LOCK), seconds=0.5)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from raw_postgres import elsewhere
-from waiting import comes_true
+from raw_postgres import with_address
+from waiting import becomes_true
 
 from flux_memory.testkit.servers.binaries import server_account
 
@@ -67,7 +67,7 @@ class Pooler:
             stderr=subprocess.DEVNULL,
         )
         running = self._process
-        assert comes_true(lambda: running.poll() is not None or self._answers(), seconds=10), (
+        assert becomes_true(lambda: running.poll() is not None or self._answers(), seconds=10), (
             "PgBouncer does not answer"
         )
         assert running.poll() is None, "PgBouncer has ended"
@@ -93,7 +93,7 @@ class Pooler:
 
 
 @contextmanager
-def started_pooler(dsn: str) -> Iterator[Pooler]:
+def run_pooler(dsn: str) -> Iterator[Pooler]:
     """Run a pooler in front of a server during the block."""
     # The pooler's user cannot enter pytest's directories.
     directory = Path("/var/tmp") / f"fm-pooler-{os.getpid()}-{time.monotonic_ns()}"
@@ -107,6 +107,6 @@ def started_pooler(dsn: str) -> Iterator[Pooler]:
         shutil.rmtree(directory)
 
 
-def behind(dsn: str, pooler: Pooler) -> str:
+def with_pooler(dsn: str, pooler: Pooler) -> str:
     """Return the DSN through the pooler, without `statement_cache_size`."""
-    return urlunsplit(urlsplit(elsewhere(dsn, host="127.0.0.1", port=pooler.port)))
+    return urlunsplit(urlsplit(with_address(dsn, host="127.0.0.1", port=pooler.port)))

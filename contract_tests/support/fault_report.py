@@ -110,7 +110,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the figures, and write them to the file of `--faults-report`."""
-    found = _added_up(terminalreporter)
+    found = _sum_up(terminalreporter)
     if not found:
         return
     terminalreporter.section("faults")
@@ -121,15 +121,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         file.write_text(text + "\n", encoding="utf-8")
 
 
-def _added_up(terminalreporter: pytest.TerminalReporter) -> list[Figures]:
+def _sum_up(terminalreporter: pytest.TerminalReporter) -> list[Figures]:
     total: dict[tuple[str, str], Figures] = {}
-    for one in _recorded(terminalreporter):
+    for one in _iterate_figures(terminalreporter):
         figures = total.setdefault((one["backend"], one["fault"]), Figures(one["fault"], one["backend"]))
         figures.add(**{name: value for name, value in one.items() if name not in {"fault", "backend"}})
     return [total[key] for key in sorted(total)]
 
 
-def _recorded(terminalreporter: pytest.TerminalReporter) -> Iterator[dict[str, Any]]:
+def _iterate_figures(terminalreporter: pytest.TerminalReporter) -> Iterator[dict[str, Any]]:
     names = {field.name for field in fields(Figures)}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):

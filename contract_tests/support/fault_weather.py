@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 import asyncpg
 from fault_outcomes import open_postgres
 from fault_storm import Rest
-from raw_postgres import BUSY, CONNECTIONS, named
-from waiting import until
+from raw_postgres import BUSY, CONNECTIONS, with_application_name
+from waiting import wait_until
 
 from flux_memory import (
     ConversationMemory,
@@ -137,7 +137,7 @@ class PostgresWeather:
         async def quiet() -> bool:
             return not await self._direct.fetchval(BUSY)
 
-        await until(quiet)
+        await wait_until(quiet)
         return Rest(
             [tuple(row) for row in await self._direct.fetch(MESSAGES)],
             [tuple(row) for row in await self._direct.fetch(POSTGRES_SESSIONS)],
@@ -188,7 +188,7 @@ async def postgres_weather(dsn: str, *, borrowed: bool = False) -> AsyncIterator
     """Break the connections between a handle and a database."""
     direct, holder = [await asyncpg.connect(dsn) for _ in range(2)]
     try:
-        with Proxy(named(dsn)) as proxy:
+        with Proxy(with_application_name(dsn)) as proxy:
             yield PostgresWeather(direct, holder, proxy, borrowed=borrowed)
     finally:
         await direct.close()

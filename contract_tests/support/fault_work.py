@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 from fault_report import Fault
-from raw_postgres import OPEN, named, rows, until_none
+from raw_postgres import OPEN, fetch_rows, wait_until_none, with_application_name
 
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
 from flux_memory.testkit.histories import History, Journal, Recorder, Stored, call_as_anyone, read_stored
@@ -23,7 +23,7 @@ from flux_memory.testkit.histories import History, Journal, Recorder, Stored, ca
 NUMBERS: Final = "SELECT session_id, seq, id FROM messages ORDER BY session_id, seq"
 
 
-def on_each(name: str) -> pytest.MarkDecorator:
+def on_both_backends(name: str) -> pytest.MarkDecorator:
     """Run a test of this fault on both backends, with the argument `store`."""
     params = [
         pytest.param(backend, marks=pytest.mark.fault(name, backend=backend)) for backend in ("sqlite", "postgres")
@@ -45,7 +45,7 @@ class Store:
         """Open a handle."""
         if self.backend == "sqlite":
             return ConversationMemory(self.where, timeout=timeout)
-        return PostgresConversationMemory(named(self.where), timeout=timeout, min_size=1, max_size=4)
+        return PostgresConversationMemory(with_application_name(self.where), timeout=timeout, min_size=1, max_size=4)
 
     def journal(self, round_: int) -> Path:
         """Return the directory of one round's journals."""
@@ -53,25 +53,25 @@ class Store:
         directory.mkdir(exist_ok=True)
         return directory
 
-    async def settled(self) -> Stored:
+    async def read_settled(self) -> Stored:
         """Read everything once the server has finished the calls of writers that are gone."""
         numbers: dict[str, list[tuple[int, str]]] = {}
         if self.backend == "postgres":
-            await until_none(self.where, OPEN)
+            await wait_until_none(self.where, OPEN)
         async with self.open() as memory:
             await memory.count_sessions()
             for session, number, message in await self._numbers():
                 numbers.setdefault(session, []).append((number, message))
             return await read_stored(memory, numbers)
 
-    async def emptied(self) -> None:
+    async def clear(self) -> None:
         """Remove everything."""
         async with self.open() as memory:
             await memory.clear_all()
 
     async def _numbers(self) -> list[Any]:
         if self.backend == "postgres":
-            return [tuple(row) for row in await rows(self.where, NUMBERS)]
+            return [tuple(row) for row in await fetch_rows(self.where, NUMBERS)]
         with closing(sqlite3.connect(self.where)) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -79,12 +79,12 @@ class Store:
 
     def judge(self, fault: Fault, round_: int, before: Stored | None = None) -> Stored:
         """Check a round's journals against the stored data, and return that data."""
-        stored = asyncio.run(self.settled())
+        stored = asyncio.run(self.read_settled())
         fault.judge(History.read(self.journal(round_)), stored, before)
         return stored
 
 
-async def write(
+async def write_messages(
     memory: Memory,
     journal: Journal,
     worker: str,

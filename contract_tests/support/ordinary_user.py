@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_NOBODY = 65534
+_ORDINARY_UID = 65534
 
 
 @contextmanager
-def ordinary_user() -> Iterator[None]:
+def become_ordinary_user() -> Iterator[None]:
     """Become an ordinary user during the block. Import everything that the block needs before."""
     if os.geteuid() != 0:
         yield
         return
-    os.setresuid(_NOBODY, _NOBODY, 0)
+    os.setresuid(_ORDINARY_UID, _ORDINARY_UID, 0)
     try:
         yield
     finally:
@@ -24,7 +24,7 @@ def ordinary_user() -> Iterator[None]:
 
 
 @contextmanager
-def traversable(path: Path) -> Iterator[None]:
+def make_traversable(path: Path) -> Iterator[None]:
     """Let every user traverse the directories of a path during the block; pytest's are private."""
     modes = {parent: parent.stat().st_mode for parent in path.parents if parent.stat().st_mode & 0o001 == 0}
     for parent, mode in modes.items():

@@ -82,13 +82,13 @@ def add_message(db: sqlite3.Connection, id_: str | None, session_id: str, when: 
     db.execute(INSERT_MESSAGE, (id_, session_id, "user", f"content of {id_}", '{"n": 1.0}', when))
 
 
-def contents(path: Path) -> list[str]:
+def dump_file(path: Path) -> list[str]:
     """Return a file's whole content as SQL, read without the library."""
     with closing(sqlite3.connect(path)) as db:
         return list(db.iterdump())
 
 
-def rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+def read_rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
     """Read rows from a file without the library."""
     with closing(sqlite3.connect(path)) as db:
         return db.execute(sql, values).fetchall()

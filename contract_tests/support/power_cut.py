@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-_SECTOR: Final = 512
+_SECTOR_BYTES: Final = 512
 """Bytes that a disk writes as a whole or not at all."""
 _POINTER = ctypes.c_void_p
 # File names stay pointers: SQLite keeps them and stores more behind them.
@@ -132,7 +132,7 @@ class _Disk:
 
 
 @contextmanager
-def recording(directory: Path) -> Iterator[Record]:
+def record_writes(directory: Path) -> Iterator[Record]:
     """Record SQLite's operations on files in a directory, for connections opened in the block.
 
     Raises:
@@ -142,7 +142,7 @@ def recording(directory: Path) -> Iterator[Record]:
     library = ctypes.CDLL(_sqlite3.__file__)
     library.sqlite3_vfs_find.restype = ctypes.POINTER(_Vfs)
     default = library.sqlite3_vfs_find(None)
-    recorder = _Recorder(record, directory, default.contents)
+    recorder = _RecordingVfs(record, directory, default.contents)
     assert library.sqlite3_vfs_register(ctypes.byref(recorder.vfs), 1) == 0
     try:
         yield record
@@ -151,7 +151,7 @@ def recording(directory: Path) -> Iterator[Record]:
         assert library.sqlite3_vfs_unregister(ctypes.byref(recorder.vfs)) == 0
 
 
-class _Recorder:
+class _RecordingVfs:
     """The default VFS with its own `xOpen` and `xDelete`, and files with some of their own methods."""
 
     def __init__(self, record: Record, directory: Path, default: _Vfs) -> None:
@@ -232,6 +232,6 @@ def _sectors(event: Event) -> Iterator[Event]:
         return
     start = event.at
     while start < event.at + len(event.data):
-        end = min((start // _SECTOR + 1) * _SECTOR, event.at + len(event.data))
+        end = min((start // _SECTOR_BYTES + 1) * _SECTOR_BYTES, event.at + len(event.data))
         yield Event("write", event.name, start, event.data[start - event.at : end - event.at])
         start = end

@@ -38,7 +38,7 @@ class PrivateHosts:
 
 
 @contextmanager
-def private_hosts(file: Path) -> Iterator[PrivateHosts]:
+def use_private_hosts(file: Path) -> Iterator[PrivateHosts]:
     """Let the running event loop resolve names on a thread that sees a different `/etc/hosts`. Needs root.
 
     Args:
@@ -47,12 +47,12 @@ def private_hosts(file: Path) -> Iterator[PrivateHosts]:
     hosts = PrivateHosts(file)
     hosts.point("nobody.invalid", "127.0.0.1")
     # The event loop resolves names on its default executor; a test uses it for nothing else.
-    with ThreadPoolExecutor(1, "look-ups", initializer=_see_another, initargs=(file,)) as look_ups:
+    with ThreadPoolExecutor(1, "look-ups", initializer=_mount_hosts, initargs=(file,)) as look_ups:
         asyncio.get_running_loop().set_default_executor(look_ups)
         yield hosts
 
 
-def _see_another(file: Path) -> None:
+def _mount_hosts(file: Path) -> None:
     """Give the calling thread its own mounts, which end with it, and mount a file over `/etc/hosts`."""
     libc = ctypes.CDLL(None, use_errno=True)
 

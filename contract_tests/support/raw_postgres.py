@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 from original_application import POSTGRES_TABLES, USERS
-from secret_watch import watch
-from waiting import until
+from secret_watch import watch_password
+from waiting import wait_until
 
 from flux_memory.testkit.servers.databases import database_of
 
@@ -45,7 +45,7 @@ INDEXES: Final = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 
 
 NAME: Final = "under_test"
 CONNECTIONS: Final = f"FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{NAME}'"
-"""Connections of a `named` DSN."""
+"""Connections of a DSN `with_application_name`."""
 BUSY: Final = f"SELECT count(*) {CONNECTIONS} AND state <> 'idle'"
 OTHER_CLIENTS: Final = """
 SELECT count(*) FROM pg_stat_activity
@@ -56,7 +56,7 @@ OPEN: Final = f"SELECT count(*) {CONNECTIONS}"
 
 
 @asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[Any]:
+async def connect(dsn: str) -> AsyncIterator[Any]:
     """Open a connection of the driver."""
     connection = await asyncpg.connect(dsn)
     try:
@@ -67,21 +67,21 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
 
 async def execute(dsn: str, *statements: str) -> None:
     """Run each statement in its own transaction."""
-    async with connected(dsn) as connection:
+    async with connect(dsn) as connection:
         for statement in statements:
             await connection.execute(statement)
 
 
-async def rows(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
+async def fetch_rows(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
     """Read rows as tuples."""
-    async with connected(dsn) as connection:
+    async with connect(dsn) as connection:
         return [tuple(row) for row in await connection.fetch(sql, *values)]
 
 
 async def make_original(dsn: str, *, generation: int = 1) -> None:
     """Create the original application's tables, with messages that were not written in the order of their times."""
     await execute(dsn, POSTGRES_TABLES + (USERS if generation > 1 else ""))
-    async with connected(dsn) as connection:
+    async with connect(dsn) as connection:
         for id_ in ("one", "two"):
             await connection.execute(INSERT_SESSION, id_)
         for number, (session, second) in enumerate(
@@ -90,9 +90,9 @@ async def make_original(dsn: str, *, generation: int = 1) -> None:
             await connection.execute(INSERT_MESSAGE, f"m{number}", session, second)
 
 
-async def contents(dsn: str) -> list[tuple[Any, ...]]:
+async def dump_database(dsn: str) -> list[tuple[Any, ...]]:
     """Return columns, constraints, indexes, and every row of every table."""
-    async with connected(dsn) as connection:
+    async with connect(dsn) as connection:
         found = [tuple(row) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in await connection.fetch(query)]
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
         for (table,) in tables:
@@ -100,7 +100,7 @@ async def contents(dsn: str) -> list[tuple[Any, ...]]:
         return found
 
 
-def as_user(dsn: str, user: str, password: str) -> str:
+def with_user(dsn: str, user: str, password: str) -> str:
     """Return the DSN of the same database for another role."""
     parts = urlsplit(dsn)
     hosts = parts.netloc.rpartition("@")[2]
@@ -108,14 +108,14 @@ def as_user(dsn: str, user: str, password: str) -> str:
 
 
 @asynccontextmanager
-async def role(dsn: str, *, grants: tuple[str, ...] = (), password: str | None = None) -> AsyncIterator[str]:
+async def create_role(dsn: str, *, grants: tuple[str, ...] = (), password: str | None = None) -> AsyncIterator[str]:
     """Create a role during the block and yield its DSN; `{role}` in a grant stands for its name."""
     name, password = f"role_{secrets.token_hex(6)}", password or secrets.token_hex(8)
-    watch(password)
+    watch_password(password)
     literal = password.replace("'", "''")
     await execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD '{literal}'", *(grant.format(role=name) for grant in grants))
     try:
-        yield as_user(dsn, name, password)
+        yield with_user(dsn, name, password)
     finally:
         await execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
@@ -125,12 +125,12 @@ def with_parameter(dsn: str, parameter: str) -> str:
     return f"{dsn}{'&' if '?' in dsn else '?'}{parameter}"
 
 
-def named(dsn: str) -> str:
+def with_application_name(dsn: str) -> str:
     """Return the DSN with an application name, by which OPEN and BUSY count its connections."""
     return with_parameter(dsn, f"application_name={NAME}")
 
 
-def elsewhere(dsn: str, *, host: str | None = None, port: int | None = None, database: str | None = None) -> str:
+def with_address(dsn: str, *, host: str | None = None, port: int | None = None, database: str | None = None) -> str:
     """Return the DSN with another host, port or database."""
     parts = urlsplit(dsn)
     user, _, address = parts.netloc.rpartition("@")
@@ -140,25 +140,25 @@ def elsewhere(dsn: str, *, host: str | None = None, port: int | None = None, dat
 
 
 @contextmanager
-def closed_port() -> Iterator[int]:
+def reserve_port() -> Iterator[int]:
     """Yield a port on which nothing listens, reserved during the block."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
 
-async def until_none(dsn: str, query: str) -> None:
+async def wait_until_none(dsn: str, query: str) -> None:
     """Wait until a query counts 0."""
 
     async def none() -> bool:
         return not await connection.fetchval(query)
 
-    async with connected(dsn) as connection:
-        await until(none)
+    async with connect(dsn) as connection:
+        await wait_until(none)
 
 
 @asynccontextmanager
-async def by_default(dsn: str, **settings: str) -> AsyncIterator[None]:
+async def set_defaults(dsn: str, **settings: str) -> AsyncIterator[None]:
     """Set the database's defaults for new connections during the block."""
     name = database_of(dsn)
     await execute(dsn, *(f"ALTER DATABASE \"{name}\" SET {key} = '{value}'" for key, value in settings.items()))
@@ -166,7 +166,7 @@ async def by_default(dsn: str, **settings: str) -> AsyncIterator[None]:
         yield
     finally:
         # The defaults under test may make the connection read-only.
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             await connection.execute("SET transaction_read_only = off; SET default_transaction_read_only = off")
             for key in settings:
                 await connection.execute(f'ALTER DATABASE "{name}" RESET {key}')

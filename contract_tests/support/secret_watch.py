@@ -25,7 +25,7 @@ import flux_memory
 
 MARKER: Final = "m4rker-of-a-p4ssword"
 """The password for tests that need one without a server."""
-SHORTEST: Final = 8
+MIN_CHARACTERS: Final = 8
 """Shorter passwords would match other words by chance."""
 _PACKAGE: Final = str(Path(flux_memory.__file__).parent)
 
@@ -39,15 +39,15 @@ _passwords: set[str] = {MARKER}
 _findings: list[str] = []
 
 
-def watch(text: str) -> None:
+def watch_password(text: str) -> None:
     """Add a password, or the password of a DSN, to the watch."""
     with suppress(ValueError):
         password = unquote(urlsplit(text).password or "") if "://" in text else text
-        if len(password) >= SHORTEST:
+        if len(password) >= MIN_CHARACTERS:
             _passwords.update((password, quote(password, safe="")))
 
 
-def look(where: str, text: str) -> None:
+def search_text(where: str, text: str) -> None:
     """Record a finding if a password shows."""
     for password in _passwords:
         if password in text:
@@ -57,18 +57,18 @@ def look(where: str, text: str) -> None:
             return
 
 
-def look_at_error(error: BaseException) -> None:
+def search_error(error: BaseException) -> None:
     """Search all that may be shown of an error: its text, its causes, and the variables of the package's frames."""
-    for one in _chain(error):
+    for one in _causes(error):
         name = type(one).__name__
-        look(f"the words of {name}", f"{one} {one!r} {one.args!r} {getattr(one, '__notes__', '')!r}")
+        search_text(f"the words of {name}", f"{one} {one!r} {one.args!r} {getattr(one, '__notes__', '')!r}")
         for frame, _ in traceback.walk_tb(one.__traceback__):
             if frame.f_code.co_filename.startswith(_PACKAGE):
                 held = ", ".join(map(_short.repr, frame.f_locals.values()))
-                look(f"a frame's variables in the traceback of {name}", held)
+                search_text(f"a frame's variables in the traceback of {name}", held)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:
@@ -77,7 +77,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
 
 
-def taken() -> list[str]:
+def take_findings() -> list[str]:
     """Return the findings and forget them."""
     found = _findings[:]
     _findings.clear()
@@ -91,16 +91,18 @@ class SecretWatch:
         for name in ("flux_memory", "asyncpg"):
             logging.getLogger(name).setLevel(logging.DEBUG)
         # At its end, an error has all its causes and its whole traceback, and waiting for it keeps no object alive.
-        flux_memory.FluxMemoryError.__del__ = _last_look  # type: ignore[attr-defined]
-        _look_after(subprocess.CompletedProcess, _look_at_process)
-        _look_after(Result, lambda result: look("the output of the command line", f"{result.output} {result.stderr}"))
+        flux_memory.FluxMemoryError.__del__ = _search_at_end  # type: ignore[attr-defined]
+        _search_instances(subprocess.CompletedProcess, _search_process)
+        _search_instances(
+            Result, lambda result: search_text("the output of the command line", f"{result.output} {result.stderr}")
+        )
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
         for value in getattr(item, "funcargs", {}).values():
             dsn = getattr(value, "dsn", value)
             if isinstance(dsn, str) and "://" in dsn:
-                watch(dsn)
+                watch_password(dsn)
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -109,28 +111,28 @@ class SecretWatch:
         for title, text in report.sections:
             # Earlier phases were searched in their turn; the server's log belongs to a failure and may quote the DSN.
             if title.startswith("Captured") and title.endswith(report.when or ""):
-                look(f"'{title}' of {item.nodeid}", text)
-        if (found := taken()) and report.when is not None:
+                search_text(f"'{title}' of {item.nodeid}", text)
+        if (found := take_findings()) and report.when is not None:
             report.outcome = "failed"
             report.longrepr = "\n".join([*found, str(report.longrepr or "")])
         return report
 
     def pytest_warning_recorded(self, warning_message: Any, nodeid: str) -> None:
-        look(f"a warning of {nodeid}", str(warning_message.message))
+        search_text(f"a warning of {nodeid}", str(warning_message.message))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         gc.collect()
-        if found := taken():
+        if found := take_findings():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             raise pytest.UsageError("\n".join(found))
 
 
-def _last_look(error: BaseException) -> None:
+def _search_at_end(error: BaseException) -> None:
     with suppress(Exception):
-        look_at_error(error)
+        search_error(error)
 
 
-def _look_after(kind: type, look_at: Any) -> None:
+def _search_instances(kind: type, look_at: Any) -> None:
     make = kind.__init__
 
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -140,7 +142,7 @@ def _look_after(kind: type, look_at: Any) -> None:
     kind.__init__ = made  # type: ignore[misc]
 
 
-def _look_at_process(process: subprocess.CompletedProcess[Any]) -> None:
+def _search_process(process: subprocess.CompletedProcess[Any]) -> None:
     command = process.args if isinstance(process.args, list | tuple) else [process.args]
     if any(str(part).endswith(("flux_memory", "flux-memory")) for part in command):
-        look("the output of the command line", f"{process.stdout!r} {process.stderr!r}")
+        search_text("the output of the command line", f"{process.stdout!r} {process.stderr!r}")

@@ -16,7 +16,7 @@ from flux_memory.testkit.servers.binaries import server_account
 
 
 @contextmanager
-def small_disk(size: str, *, for_server: bool = False) -> Iterator[Path]:
+def mount_small_disk(size: str, *, for_server: bool = False) -> Iterator[Path]:
     """Mount a small file system during the block; fails the test if mounting is not permitted.
 
     Args:
@@ -48,7 +48,7 @@ def small_disk(size: str, *, for_server: bool = False) -> Iterator[Path]:
         place.rmdir()
 
 
-def fill(disk: Path, *, leave: int = 0) -> Path:
+def fill_disk(disk: Path, *, leave: int = 0) -> Path:
     """Fill a disk until at most `leave` bytes are free, and return the file that fills it."""
     filler = disk / "filler"
     with filler.open("ab", buffering=0) as file, suppress(OSError):
@@ -58,7 +58,7 @@ def fill(disk: Path, *, leave: int = 0) -> Path:
 
 
 @contextmanager
-def small_files(size: int = 4096) -> Iterator[None]:
+def limit_file_size(size: int = 4096) -> Iterator[None]:
     """Limit the size of files that this process writes, in bytes; to the process that is a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))

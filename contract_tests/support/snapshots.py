@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from transfer_memories import add, add_session
+from transfer_memories import insert_message, insert_session
 
 from flux_memory.transfer.source.snapshot import snapshot_of
 
@@ -42,6 +42,6 @@ def append_session(path: Path) -> None:
     """Add a session with a message, in one transaction, without waiting for locks."""
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as db:
         db.execute("BEGIN")
-        add_session(db, "added")
-        add(db, "added", "added")
+        insert_session(db, "added")
+        insert_message(db, "added", "added")
         db.execute("COMMIT")

@@ -23,7 +23,7 @@ EXCLUSIVE: Final = ("PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "UPDAT
 
 
 @contextmanager
-def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
+def hold_lock(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
     """Let another process hold a lock until the block ends or the process is killed."""
     command = [sys.executable, "-c", HOLDER, str(path), *statements]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

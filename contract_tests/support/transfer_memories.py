@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from original_application import INSERT_MESSAGE, INSERT_SESSION, make_file
-from raw_postgres import rows
+from raw_postgres import fetch_rows
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.transfer import Plan, Report, Watcher, migrate
@@ -36,18 +36,18 @@ def move(path: Path, dsn: str, watcher: Watcher | None = None, **plan: Any) -> R
     return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan), watcher))
 
 
-def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+def read_target(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     """Return all rows of a target, messages in order; empty lists if it has no tables."""
 
     async def read() -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        if await rows(dsn, "SELECT WHERE to_regclass('sessions') IS NULL"):
+        if await fetch_rows(dsn, "SELECT WHERE to_regclass('sessions') IS NULL"):
             return [], []
-        return await rows(dsn, SESSIONS), await rows(dsn, HISTORIES)
+        return await fetch_rows(dsn, SESSIONS), await fetch_rows(dsn, HISTORIES)
 
     return asyncio.run(read())
 
 
-def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
+def run_concurrently(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
     """Run coroutines concurrently."""
 
     async def together() -> list[Any]:
@@ -56,29 +56,29 @@ def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
     return asyncio.run(together())
 
 
-def make_random(path: Path, *, sessions: int, messages: int, seed: int = 1) -> None:
+def make_random_file(path: Path, *, sessions: int, messages: int, seed: int = 1) -> None:
     """Create a file of the original application, with random order of ids and times."""
     rng = random.Random(seed)
     with closing(make_file(path, generation=2)) as db:
         db.execute("BEGIN")
         ids = [f"s-{rng.getrandbits(48):012x}" for _ in range(sessions)]
         for id_ in ids:
-            add_session(db, id_, title=f"about {id_} 한국어")
+            insert_session(db, id_, title=f"about {id_} 한국어")
         for number in range(messages):
             when = f"2026-02-05T{rng.randrange(24):02}:00:{rng.randrange(60):02}.{rng.randrange(1_000_000):06}"
             metadata = json.dumps({"n": number, "score": rng.random(), "text": "é\u2028\n"})
-            add(db, f"m-{number}", rng.choice(ids), when=when, metadata=metadata)
+            insert_message(db, f"m-{number}", rng.choice(ids), when=when, metadata=metadata)
         db.execute("COMMIT")
 
 
-def add_session(db: sqlite3.Connection, id_: object, **columns: Any) -> None:
+def insert_session(db: sqlite3.Connection, id_: object, **columns: Any) -> None:
     """Store a session with valid or invalid values."""
     when = columns.get("when", "2026-02-05T15:17:45.407069")
     metadata = columns.get("metadata", "{}")
     db.execute(INSERT_SESSION, (id_, columns.get("title", "title"), when, columns.get("updated", when), metadata))
 
 
-def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) -> None:
+def insert_message(db: sqlite3.Connection, id_: object, session: object, **columns: Any) -> None:
     """Store a message with valid or invalid values."""
     db.execute(
         INSERT_MESSAGE,
@@ -93,7 +93,7 @@ def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) ->
     )
 
 
-def age(path: Path) -> None:
+def make_old(path: Path) -> None:
     """Set a file's mtime to a time long ago."""
     os.utime(path, (1_000_000_000, 1_000_000_000))
 

@@ -21,17 +21,17 @@ def seeded_random() -> random.Random:
     return random.Random(os.environ.get("FLUX_MEMORY_TRANSFER_SEED", "7"))
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start_command(*arguments: object) -> subprocess.Popen[str]:
     """Start the command."""
     command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def start_there(path: Path, dsn: str) -> subprocess.Popen[str]:
-    return start("--sqlite-path", path, "--postgres-dsn", dsn, "--batch-size", 50)
+def start_migration(path: Path, dsn: str) -> subprocess.Popen[str]:
+    return start_command("--sqlite-path", path, "--postgres-dsn", dsn, "--batch-size", 50)
 
 
-async def waiting_for_lock(connection: Any) -> int:
+async def wait_for_lock(connection: Any) -> int:
     """Wait until the migration waits for a lock, and return the process id of its server process."""
     async with asyncio.timeout(20):
         while True:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], Awaitable[object]], *, seconds: float = 15.0) -> None:
+async def wait_until(condition: Callable[[], Awaitable[object]], *, seconds: float = 15.0) -> None:
     """Return when the condition holds.
 
     Raises:
@@ -18,7 +18,7 @@ async def until(condition: Callable[[], Awaitable[object]], *, seconds: float = 
             await asyncio.sleep(0.01)
 
 
-def comes_true(condition: Callable[[], object], *, seconds: float = 15.0) -> bool:
+def becomes_true(condition: Callable[[], object], *, seconds: float = 15.0) -> bool:
     """Poll until the condition holds; return whether it does within the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

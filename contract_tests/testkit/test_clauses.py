@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from bound_stores import verdict
+from bound_stores import run_clause
 
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore, clause
 from flux_memory.testkit.clauses import GROUPS
@@ -136,7 +136,7 @@ def test_a_method_that_is_no_coroutine_is_named() -> None:
             return "s"
 
     shared = ReferenceStore()
-    found = verdict("FM-ORD-001", StoreUnderTest(lambda: Plain(shared)))
+    found = run_clause("FM-ORD-001", StoreUnderTest(lambda: Plain(shared)))
     assert "create_session() gave a str at once: a memory's methods are `async def`" in str(found)
 
 
@@ -146,7 +146,7 @@ def test_a_method_that_is_missing_is_explained() -> None:
     class Less:
         async def close(self) -> None: ...
 
-    found = verdict("FM-ORD-001", StoreUnderTest(Less))  # type: ignore[arg-type]
+    found = run_clause("FM-ORD-001", StoreUnderTest(Less))  # type: ignore[arg-type]
     assert isinstance(found, AttributeError)
     assert found.__notes__ == [
         "A memory has every method of `flux_memory.Memory`; it raises InvalidInputError if unsupported."
@@ -159,12 +159,12 @@ def test_a_factory_that_is_a_coroutine_is_named() -> None:
     async def connect() -> ReferenceMemory:
         return ReferenceMemory(ReferenceStore())
 
-    found = verdict("FM-ORD-001", StoreUnderTest(connect))  # type: ignore[arg-type]
+    found = run_clause("FM-ORD-001", StoreUnderTest(connect))  # type: ignore[arg-type]
     assert "memory_factory returned a coroutine, not a memory: make it a plain function" in str(found)
 
 
 def test_a_reproduction_tells_event_loops_apart() -> None:
     """On a single loop the same calls would work."""
     store = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))
-    assert verdict("FM-LIF-009", store) is None
+    assert run_clause("FM-LIF-009", store) is None
     assert "'second loop')  # on another event loop" in store.transcript.text()

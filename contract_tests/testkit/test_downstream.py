@@ -48,7 +48,7 @@ filterwarnings = error
 """
 
 
-def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_command(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV", "PYTHON"))
     }
@@ -64,10 +64,10 @@ def downstream_python(tmp_path_factory: pytest.TempPathFactory) -> str:
         (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(PROJECT)),
         (sys.executable, "-m", "venv", str(place / "environment")),
     ):
-        done = run(*command, cwd=place)
+        done = run_command(*command, cwd=place)
         assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = place.glob("*.whl")
-    done = run(python, "-m", "pip", "install", "-q", f"{wheel}[testkit]", "pytest-xdist", cwd=place)
+    done = run_command(python, "-m", "pip", "install", "-q", f"{wheel}[testkit]", "pytest-xdist", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return python
 
@@ -78,7 +78,7 @@ def test_four_lines_plug_a_backend_in(downstream_python: str, tmp_path: Path, mo
     (tmp_path / "mypackage.py").write_text(BACKEND)
     (tmp_path / "test_mine.py").write_text(FOUR_LINES.format(kind="MyMemory"))
     (tmp_path / "pytest.ini").write_text(CONFIGURATION.format(mode=mode, scope=scope))
-    done = run(downstream_python, "-m", "pytest", "-q", "-k", "FM-SES or FM-ORD or FM-CON", cwd=tmp_path)
+    done = run_command(downstream_python, "-m", "pytest", "-q", "-k", "FM-SES or FM-ORD or FM-CON", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TestMine" in done.stdout
 
@@ -87,7 +87,7 @@ def test_a_broken_backend_is_told_what_its_users_lose(downstream_python: str, tm
     """A failing clause shows its id, its promise, the users' loss, and the calls that reproduce it."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
     (tmp_path / "test_mine.py").write_text(FOUR_LINES.format(kind="ForgetfulMemory"))
-    done = run(downstream_python, "-m", "pytest", "-q", "-k", "FM-TXT-002 or FM-TXT-001", cwd=tmp_path)
+    done = run_command(downstream_python, "-m", "pytest", "-q", "-k", "FM-TXT-002 or FM-TXT-001", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FM-TXT-002" in done.stdout
     assert "update_session_title(" in done.stdout
@@ -97,7 +97,7 @@ def test_a_broken_backend_is_told_what_its_users_lose(downstream_python: str, tm
 def test_a_factory_on_the_command_line_plugs_a_backend_in(downstream_python: str, tmp_path: Path) -> None:
     """Without a test file, one option that names a function is enough."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
-    done = run(
+    done = run_command(
         *(
             downstream_python,
             "-m",

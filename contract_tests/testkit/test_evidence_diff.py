@@ -19,7 +19,7 @@ from flux_memory.testkit.evidence.document import Result as Found
 Backends = dict[str, Found | Outcome]
 
 
-def run_of(**clauses: Backends) -> Evidence:
+def make_evidence(**clauses: Backends) -> Evidence:
     """Return a run with these outcomes of clauses, such as ORD_001=..., by backend."""
     found = {
         name: {
@@ -60,7 +60,7 @@ def diff(tmp_path: Path) -> Callable[..., Result]:
 @pytest.mark.parametrize("after", ["failed", "advisory", "unverified", "not claimed", "not run"])
 def test_what_held_and_holds_no_longer_is_worse(diff: Callable[..., Result], after: Outcome) -> None:
     """The exit code is 1 if a clause that held is not seen to hold; missing evidence is not a pass."""
-    result = diff(run_of(ORD_001={"A": "held"}), run_of(ORD_001={"A": after}))
+    result = diff(make_evidence(ORD_001={"A": "held"}), make_evidence(ORD_001={"A": after}))
     assert result.exit_code == 1, result.output
     title = "Newly failing" if after in {"failed", "advisory"} else "No longer seen to hold"
     assert f"{title}: 1\n  FM-ORD-001 on A: held -> {after}. Promises ORD_001.\n      why {after}\n" in result.output
@@ -69,7 +69,7 @@ def test_what_held_and_holds_no_longer_is_worse(diff: Callable[..., Result], aft
 
 def test_a_backend_that_is_gone_is_worse(diff: Callable[..., Result]) -> None:
     """A backend that is no longer tested is not seen to hold any clause."""
-    result = diff(run_of(ORD_001={"A": "held", "B": "held"}), run_of(ORD_001={"A": "held"}))
+    result = diff(make_evidence(ORD_001={"A": "held", "B": "held"}), make_evidence(ORD_001={"A": "held"}))
     assert result.exit_code == 1
     assert "No longer seen to hold: 1\n  B, in one of the two reports only: 1\n" in result.output
 
@@ -77,8 +77,8 @@ def test_a_backend_that_is_gone_is_worse(diff: Callable[..., Result]) -> None:
 def test_a_backend_that_is_new_or_never_held_is_one_line(diff: Callable[..., Result]) -> None:
     """A new backend, or a removed one that never held a clause, takes one line and does not fail the comparison."""
     clauses = ("ORD_001", "ORD_002")
-    before = run_of(**{name: {"A": "held", "Gone": "failed"} for name in clauses})
-    result = diff(before, run_of(**{name: {"A": "held", "New": "held"} for name in clauses}))
+    before = make_evidence(**{name: {"A": "held", "Gone": "failed"} for name in clauses})
+    result = diff(before, make_evidence(**{name: {"A": "held", "New": "held"} for name in clauses}))
     assert result.exit_code == 0
     assert "Added: 2\n  New, in one of the two reports only: 2\n" in result.output
     assert "Removed: 2\n  Gone, in one of the two reports only: 2\n" in result.output
@@ -102,7 +102,7 @@ def test_what_is_not_worse_is_shown(
     diff: Callable[..., Result], before: dict[str, Backends], after: dict[str, Backends], title: str
 ) -> None:
     """Clauses that were fixed, added, removed or became slower are listed, with exit code 0."""
-    result = diff(run_of(**before), run_of(**after))
+    result = diff(make_evidence(**before), make_evidence(**after))
     assert result.exit_code == 0, result.output
     assert f"\n{title}\n  FM-ORD-001 on " in result.output
     assert result.output.endswith("\nall that held still holds\n")
@@ -111,12 +111,14 @@ def test_what_is_not_worse_is_shown(
 @pytest.mark.parametrize(("before", "after"), [(0.001, 0.2), (1.0, 1.9), (2.0, 1.0), (0.3, 0.3)])
 def test_a_busy_machine_is_no_news(before: float, after: float) -> None:
     """A clause is slower if it takes twice as long and noticeably so, not if a few milliseconds vary."""
-    assert not compare(run_of(ORD_001={"A": Found("held", before)}), run_of(ORD_001={"A": Found("held", after)})).slower
+    assert not compare(
+        make_evidence(ORD_001={"A": Found("held", before)}), make_evidence(ORD_001={"A": Found("held", after)})
+    ).slower
 
 
 def test_nothing_changed(diff: Callable[..., Result]) -> None:
     """Two runs with the same outcomes give two lines."""
-    same = run_of(ORD_001={"A": "held"}, ORD_002={"A": "failed"}, ORD_003={"A": "not claimed"})
+    same = make_evidence(ORD_001={"A": "held"}, ORD_002={"A": "failed"}, ORD_003={"A": "not claimed"})
     result = diff(same, same)
     assert result.exit_code == 0
     assert len(result.output.strip().splitlines()) == 3
@@ -124,7 +126,7 @@ def test_nothing_changed(diff: Callable[..., Result]) -> None:
 
 def test_json(diff: Callable[..., Result]) -> None:
     """The JSON has every kind of change, and whether it is worse."""
-    result = diff(run_of(ORD_001={"A": "held"}), run_of(ORD_001={"A": "failed"}), "--json")
+    result = diff(make_evidence(ORD_001={"A": "held"}), make_evidence(ORD_001={"A": "failed"}), "--json")
     assert result.exit_code == 1
     data = json.loads(result.output)
     assert data["worse"] is True

@@ -46,7 +46,7 @@ PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off", "--flux-report=report"
 INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\nmarkers = ours\n"
 
 
-def run(
+def run_contract(
     pytester: pytest.Pytester, *args: str, above: str = "", fixture: str = "", within: str = "", conftest: str = ""
 ) -> pytest.RunResult:
     """Run a contract of two failing clauses with a part that hides the failure."""
@@ -56,7 +56,7 @@ def run(
     return pytester.runpytest_subprocess(*PLAIN, *args)
 
 
-def outcomes(directory: Path) -> dict[str, str]:
+def read_outcomes(directory: Path) -> dict[str, str]:
     """Return the outcomes of the two clauses by the last digits of their ids."""
     evidence = read_evidence(directory / "report")
     ids = ("FM-ORD-901", "FM-ORD-902")
@@ -143,14 +143,14 @@ SKIPPING_HOOKS = """
 def test_a_skip_by_a_plugin_is_unverified(pytester: pytest.Pytester) -> None:
     """A plugin given with -p has no more authority than a fixture."""
     pytester.makepyfile(leaving_out=SKIPPING_HOOKS)
-    assert run(pytester, "-p", "leaving_out", "--flux-strict").ret == pytest.ExitCode.TESTS_FAILED
-    assert outcomes(pytester.path) == {"901": "unverified", "902": "unverified"}
+    assert run_contract(pytester, "-p", "leaving_out", "--flux-strict").ret == pytest.ExitCode.TESTS_FAILED
+    assert read_outcomes(pytester.path) == {"901": "unverified", "902": "unverified"}
 
 
 @WORKERS
 def test_a_run_in_which_nothing_was_checked_fails(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """It fails without --flux-strict too: no clause was seen to hold, and the summary says so."""
-    result = run(pytester, *workers, fixture="pytest.skip('no server')")
+    result = run_contract(pytester, *workers, fixture="pytest.skip('no server')")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: no clause could be checked"])
 
@@ -168,7 +168,7 @@ XFAILS = {
 @pytest.mark.parametrize("way", XFAILS)
 def test_an_xfail_of_others_is_a_usage_error(pytester: pytest.Pytester, way: str) -> None:
     """A mark does not excuse a clause; the error names the decorator that does."""
-    result = run(pytester, **XFAILS[way])
+    result = run_contract(pytester, **XFAILS[way])
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         ["*test_fails*: only @known_failure(clause_id, reason=...) above the class may declare*"]
@@ -207,8 +207,8 @@ LATE_XFAILS = {
 def test_an_xfail_that_comes_late_fails_its_clause(pytester: pytest.Pytester, way: str) -> None:
     """After collection, and in a worker of xdist, it cannot be a usage error: each clause fails."""
     hiding, workers = LATE_XFAILS[way]
-    assert run(pytester, *workers, **hiding).ret == pytest.ExitCode.TESTS_FAILED
-    assert outcomes(pytester.path) == {"901": "failed", "902": "failed"}
+    assert run_contract(pytester, *workers, **hiding).ret == pytest.ExitCode.TESTS_FAILED
+    assert read_outcomes(pytester.path) == {"901": "failed", "902": "failed"}
 
 
 GREEN = {
@@ -274,8 +274,8 @@ def test_a_report_turned_green_does_not_turn_the_run_green(
     pytester: pytest.Pytester, way: str, workers: tuple[str, ...]
 ) -> None:
     """The exception of a clause decides, and that it ran to its end; the run fails with and without --flux-strict."""
-    assert run(pytester, *workers, conftest=GREEN[way]).ret == pytest.ExitCode.TESTS_FAILED
-    assert outcomes(pytester.path) == {"901": "failed", "902": "failed"}
+    assert run_contract(pytester, *workers, conftest=GREEN[way]).ret == pytest.ExitCode.TESTS_FAILED
+    assert read_outcomes(pytester.path) == {"901": "failed", "902": "failed"}
     assert "2 of" in (badge := (pytester.path / "report" / "badge.svg").read_text())
     assert " failed</title>" in badge
 
@@ -296,15 +296,15 @@ def test_a_report_turned_green_does_not_turn_the_run_green(
 def test_a_strict_run_runs_every_clause(pytester: pytest.Pytester, selection: list[str]) -> None:
     """Clauses deselected by -k or -m were not checked, so a strict run fails even if every test that ran passed."""
     passing = "@known_failure('FM-ORD-901', reason='later')\n    @known_failure('FM-ORD-902', reason='later')"
-    result = run(pytester, "--flux-strict", *selection, above=passing)
+    result = run_contract(pytester, "--flux-strict", *selection, above=passing)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and ? of 2 clauses did not run"])
 
 
 def test_a_selection_passes_where_the_run_is_not_strict(pytester: pytest.Pytester) -> None:
     """Without --flux-strict a project can run its own tests, or one clause, as in any suite."""
-    assert run(pytester, "-k", "of_their_own").ret == 0
-    assert run(pytester, "-k", "FM-ORD-901", above="@known_failure('FM-ORD-901', reason='later')").ret == 0
+    assert run_contract(pytester, "-k", "of_their_own").ret == 0
+    assert run_contract(pytester, "-k", "FM-ORD-901", above="@known_failure('FM-ORD-901', reason='later')").ret == 0
 
 
 def test_a_strict_run_has_a_clause(pytester: pytest.Pytester) -> None:
@@ -320,8 +320,8 @@ def test_the_kits_own_excuses_pass(pytester: pytest.Pytester, workers: tuple[str
     """A known failure and an unclaimed clause do not fail a run, and the evidence tells them apart."""
     above = "@known_failure('FM-ORD-901', reason='later')"
     within = "capabilities = ALL & ~Capability.CURSOR"
-    assert run(pytester, *workers, above=above, within=within).ret == 0
-    assert outcomes(pytester.path) == {"901": "failed", "902": "not claimed"}
+    assert run_contract(pytester, *workers, above=above, within=within).ret == 0
+    assert read_outcomes(pytester.path) == {"901": "failed", "902": "not claimed"}
     known = {clause.id: result.known for clause, result in read_evidence(pytester.path / "report").results_of("Mine")}
     assert (known["FM-ORD-901"], known["FM-ORD-902"]) == (True, False)
 
@@ -329,7 +329,7 @@ def test_the_kits_own_excuses_pass(pytester: pytest.Pytester, workers: tuple[str
 def test_a_strict_run_in_which_no_clause_held_fails(pytester: pytest.Pytester) -> None:
     """A contract with every clause excused is not kept."""
     above = "@known_failure('FM-ORD-901', reason='later')"
-    result = run(pytester, "--flux-strict", above=above, within="capabilities = ALL & ~Capability.CURSOR")
+    result = run_contract(pytester, "--flux-strict", above=above, within="capabilities = ALL & ~Capability.CURSOR")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and no clause held"])
 

@@ -20,11 +20,13 @@ from flux_memory.testkit.histories import (
 )
 
 
-def moment(second: float) -> str:
+def format_time(second: float) -> str:
     return f"2026-01-01T00:00:{second:09.6f}+00:00"
 
 
-def add(*ids: str, began: float, ended: float | None = None, outcome: Any = "acknowledged", **other: Any) -> Operation:
+def add_operation(
+    *ids: str, began: float, ended: float | None = None, outcome: Any = "acknowledged", **other: Any
+) -> Operation:
     """Return an add of messages whose content is their id; it takes a tenth of a second by default."""
     sent = tuple(Sent(made, "user", made, {}) for made in ids)
     end = began + 0.1 if ended is None else ended
@@ -32,29 +34,29 @@ def add(*ids: str, began: float, ended: float | None = None, outcome: Any = "ack
     return Operation("w", method, "s", began=began, ended=end, outcome=outcome, messages=sent, **other)
 
 
-def create(began: float = 0.0, **other: Any) -> Operation:
+def create_operation(began: float = 0.0, **other: Any) -> Operation:
     fields = {"title": "t", "metadata": {}, "user_id": "u"}
     made = Operation("w", "create_session", "s", began=began, ended=began + 0.1, outcome="acknowledged", fields=fields)
     return replace(made, **other)
 
 
-def call(method: str, began: float, *, session: str | None = "s", **other: Any) -> Operation:
+def call_operation(method: str, began: float, *, session: str | None = "s", **other: Any) -> Operation:
     made = Operation("w", method, session, began=began, ended=began + 0.1, outcome="acknowledged")
     return replace(made, **other)
 
 
-def holding(*ids: str, numbers: Any = None, **changed: Any) -> Stored:
+def store_with(*ids: str, numbers: Any = None, **changed: Any) -> Stored:
     """Return a store with one session that has these messages."""
     history = [
-        {"id": made, "role": "user", "content": made, "metadata": {}, "created_at": moment(at)}
+        {"id": made, "role": "user", "content": made, "metadata": {}, "created_at": format_time(at)}
         for at, made in enumerate(ids)
     ]
     record: Any = {
         "id": "s",
         "user_id": "u",
         "title": "t",
-        "created_at": moment(0),
-        "updated_at": moment(59),
+        "created_at": format_time(0),
+        "updated_at": format_time(59),
         "metadata": {},
         "message_count": len(ids),
     }
@@ -62,14 +64,14 @@ def holding(*ids: str, numbers: Any = None, **changed: Any) -> Stored:
     return Stored({"s": session}, numbers)
 
 
-def kinds(stored: Stored, *operations: Operation, before: Stored | None = None) -> list[str]:
+def find_kinds(stored: Stored, *operations: Operation, before: Stored | None = None) -> list[str]:
     return sorted({violation.kind for violation in check(History(operations), stored, before)})
 
 
-A, B, C = add("a", began=1), add("b", began=2), add("c", began=3)
+A, B, C = add_operation("a", began=1), add_operation("b", began=2), add_operation("c", began=3)
 
 
-def altered(stored: Stored, **changed: Any) -> Stored:
+def alter(stored: Stored, **changed: Any) -> Stored:
     stored.sessions["s"].history[0].update(changed)  # type: ignore[typeddict-item]
     return stored
 
@@ -77,45 +79,65 @@ def altered(stored: Stored, **changed: Any) -> Stored:
 @pytest.mark.parametrize(
     ("kind", "stored", "operations"),
     [
-        ("lost", holding("b"), [create(), A, B]),
-        ("lost", holding(), [create(), add("a", "b", began=1)]),
-        ("lost", Stored({}), [create()]),
-        ("lost", Stored({}), [create(), A]),
-        ("lost", holding(), [create(), call("delete_session", 0.5), create(0.7), A]),
-        ("refused but stored", holding("a"), [create(), add("a", began=1, outcome="failed", error="ConflictError")]),
-        ("refused but stored", holding(), [create(outcome="failed")]),
-        ("from nowhere", holding("a"), [create()]),
-        ("from nowhere", holding(), []),
-        ("doubled", holding("a", "a"), [create(), A]),
-        ("doubled", holding("a", "b", numbers={"s": [(1, "a"), (1, "b")]}), [create(), A, B]),
-        ("half stored", holding("a"), [create(), add("a", "b", began=1, outcome="unknown")]),
-        ("half stored", holding("b"), [create(), add("a", "b", began=1)]),
-        ("altered", altered(holding("a"), content="x"), [create(), A]),
-        ("altered", altered(holding("a"), role="x"), [create(), A]),
-        ("altered", altered(holding("a"), metadata={"k": 1}), [create(), A]),
-        ("altered", holding(title="x"), [create()]),
-        ("altered", holding(title="t"), [create(), call("update_session_title", 1, fields={"title": "new"})]),
-        ("altered", holding(user_id="x"), [create()]),
+        ("lost", store_with("b"), [create_operation(), A, B]),
+        ("lost", store_with(), [create_operation(), add_operation("a", "b", began=1)]),
+        ("lost", Stored({}), [create_operation()]),
+        ("lost", Stored({}), [create_operation(), A]),
+        ("lost", store_with(), [create_operation(), call_operation("delete_session", 0.5), create_operation(0.7), A]),
+        (
+            "refused but stored",
+            store_with("a"),
+            [create_operation(), add_operation("a", began=1, outcome="failed", error="ConflictError")],
+        ),
+        ("refused but stored", store_with(), [create_operation(outcome="failed")]),
+        ("from nowhere", store_with("a"), [create_operation()]),
+        ("from nowhere", store_with(), []),
+        ("doubled", store_with("a", "a"), [create_operation(), A]),
+        ("doubled", store_with("a", "b", numbers={"s": [(1, "a"), (1, "b")]}), [create_operation(), A, B]),
+        ("half stored", store_with("a"), [create_operation(), add_operation("a", "b", began=1, outcome="unknown")]),
+        ("half stored", store_with("b"), [create_operation(), add_operation("a", "b", began=1)]),
+        ("altered", alter(store_with("a"), content="x"), [create_operation(), A]),
+        ("altered", alter(store_with("a"), role="x"), [create_operation(), A]),
+        ("altered", alter(store_with("a"), metadata={"k": 1}), [create_operation(), A]),
+        ("altered", store_with(title="x"), [create_operation()]),
         (
             "altered",
-            holding(metadata={"k": 1.0}),
-            [create(fields={"title": "t", "metadata": {"k": 1}, "user_id": "u"})],
+            store_with(title="t"),
+            [create_operation(), call_operation("update_session_title", 1, fields={"title": "new"})],
         ),
-        ("out of order", holding("b", "a"), [create(), A, B]),
-        ("out of order", holding("c", "a", "b"), [create(), A, B, C]),
-        ("out of order", holding("b", "a"), [create(), A, add("b", began=2, outcome="unknown")]),
-        ("out of order", holding("b", "a"), [create(), add("a", "b", began=1)]),
-        ("out of order", altered(holding("a", "b"), created_at=moment(50)), [create(), A, B]),
-        ("out of order", holding("a", "b", numbers={"s": [(2, "a"), (1, "b")]}), [create(), A, B]),
-        ("gap", holding("a", "b", numbers={"s": [(1, "a"), (3, "b")]}), [create(), A, B]),
-        ("miscounted", holding("a", message_count=2), [create(), A]),
-        ("undeleted", holding(), [create(), call("delete_session", 1)]),
-        ("undeleted", holding("a"), [create(), A, call("clear_all", 2, session=None), create(3)]),
-        ("undeleted", Stored({}, {"s": [(1, "a")]}), [create(), A, call("delete_session", 2)]),
-        ("wrong read", holding("a", "b"), [create(), A, B, call("get_history", 3, seen=("a",))]),
-        ("wrong read", holding("a", "b"), [create(), A, B, call("get_history", 3, seen=("b", "a"))]),
-        ("wrong read", holding("a"), [create(), A, call("get_history", 3, seen=("a", "x"))]),
-        ("foreign error", holding(), [create(), add("a", began=1, outcome="unknown", error="OSError", foreign=True)]),
+        ("altered", store_with(user_id="x"), [create_operation()]),
+        (
+            "altered",
+            store_with(metadata={"k": 1.0}),
+            [create_operation(fields={"title": "t", "metadata": {"k": 1}, "user_id": "u"})],
+        ),
+        ("out of order", store_with("b", "a"), [create_operation(), A, B]),
+        ("out of order", store_with("c", "a", "b"), [create_operation(), A, B, C]),
+        ("out of order", store_with("b", "a"), [create_operation(), A, add_operation("b", began=2, outcome="unknown")]),
+        ("out of order", store_with("b", "a"), [create_operation(), add_operation("a", "b", began=1)]),
+        ("out of order", alter(store_with("a", "b"), created_at=format_time(50)), [create_operation(), A, B]),
+        ("out of order", store_with("a", "b", numbers={"s": [(2, "a"), (1, "b")]}), [create_operation(), A, B]),
+        ("gap", store_with("a", "b", numbers={"s": [(1, "a"), (3, "b")]}), [create_operation(), A, B]),
+        ("miscounted", store_with("a", message_count=2), [create_operation(), A]),
+        ("undeleted", store_with(), [create_operation(), call_operation("delete_session", 1)]),
+        (
+            "undeleted",
+            store_with("a"),
+            [create_operation(), A, call_operation("clear_all", 2, session=None), create_operation(3)],
+        ),
+        ("undeleted", Stored({}, {"s": [(1, "a")]}), [create_operation(), A, call_operation("delete_session", 2)]),
+        ("wrong read", store_with("a", "b"), [create_operation(), A, B, call_operation("get_history", 3, seen=("a",))]),
+        (
+            "wrong read",
+            store_with("a", "b"),
+            [create_operation(), A, B, call_operation("get_history", 3, seen=("b", "a"))],
+        ),
+        ("wrong read", store_with("a"), [create_operation(), A, call_operation("get_history", 3, seen=("a", "x"))]),
+        (
+            "foreign error",
+            store_with(),
+            [create_operation(), add_operation("a", began=1, outcome="unknown", error="OSError", foreign=True)],
+        ),
     ],
 )
 def test_every_kind_of_violation_is_found(kind: str, stored: Stored, operations: list[Operation]) -> None:
@@ -129,28 +151,48 @@ def test_every_kind_of_violation_is_found(kind: str, stored: Stored, operations:
     ("stored", "operations"),
     [
         (Stored({}), []),
-        (holding("a", "b", "c"), [create(), A, B, C]),
-        (holding("a"), [create(), add("a", began=1, outcome="unknown")]),
-        (holding(), [create(), add("a", began=1, outcome="unknown")]),
-        (holding(), [create(), add("a", "b", began=1, outcome="unknown")]),
-        (holding("a", "b"), [create(), add("a", "b", began=1, outcome="unknown")]),
-        (holding(), [create(), add("a", began=1, outcome="failed")]),
-        (holding("a"), [create(), A, add("a", began=2, outcome="failed")]),
-        (holding("a"), [create(), add("a", began=1, outcome="unknown"), add("a", began=2)]),
-        (holding("b", "a"), [create(), add("a", began=1, ended=5), add("b", began=2)]),
-        (holding("b", "a"), [create(), add("a", began=1, outcome="unknown"), B]),
-        (holding("a"), [create(), add("a", "b", began=1, outcome="unknown"), A]),
-        (Stored({}), [create(), A, call("delete_session", 2)]),
-        (Stored({}), [create(), add("a", began=1, ended=3), call("delete_session", 2)]),
-        (holding("a"), [create(), A, call("delete_session", 2, outcome="unknown")]),
-        (Stored({}), [create(), A, call("delete_session", 2, outcome="unknown")]),
-        (holding("b"), [create(), A, call("clear_all", 1.5, session=None), create(1.7), B]),
-        (Stored({}), [create(outcome="unknown")]),
-        (holding(title="x"), [create(), call("update_session_title", 1, outcome="unknown", fields={"title": "x"})]),
-        (holding(), [create(), call("update_session_title", 1, outcome="failed", fields={"title": "x"})]),
-        (holding("a", "b", numbers={"s": [(2, "b"), (1, "a")]}), [create(), A, B]),
-        (holding("a", "b"), [create(), A, call("get_history", 1.5, seen=("a",)), B]),
-        (holding("a", "b"), [create(), A, add("b", began=2, ended=9), call("get_history", 3, seen=("a",))]),
+        (store_with("a", "b", "c"), [create_operation(), A, B, C]),
+        (store_with("a"), [create_operation(), add_operation("a", began=1, outcome="unknown")]),
+        (store_with(), [create_operation(), add_operation("a", began=1, outcome="unknown")]),
+        (store_with(), [create_operation(), add_operation("a", "b", began=1, outcome="unknown")]),
+        (store_with("a", "b"), [create_operation(), add_operation("a", "b", began=1, outcome="unknown")]),
+        (store_with(), [create_operation(), add_operation("a", began=1, outcome="failed")]),
+        (store_with("a"), [create_operation(), A, add_operation("a", began=2, outcome="failed")]),
+        (
+            store_with("a"),
+            [create_operation(), add_operation("a", began=1, outcome="unknown"), add_operation("a", began=2)],
+        ),
+        (store_with("b", "a"), [create_operation(), add_operation("a", began=1, ended=5), add_operation("b", began=2)]),
+        (store_with("b", "a"), [create_operation(), add_operation("a", began=1, outcome="unknown"), B]),
+        (store_with("a"), [create_operation(), add_operation("a", "b", began=1, outcome="unknown"), A]),
+        (Stored({}), [create_operation(), A, call_operation("delete_session", 2)]),
+        (Stored({}), [create_operation(), add_operation("a", began=1, ended=3), call_operation("delete_session", 2)]),
+        (store_with("a"), [create_operation(), A, call_operation("delete_session", 2, outcome="unknown")]),
+        (Stored({}), [create_operation(), A, call_operation("delete_session", 2, outcome="unknown")]),
+        (
+            store_with("b"),
+            [create_operation(), A, call_operation("clear_all", 1.5, session=None), create_operation(1.7), B],
+        ),
+        (Stored({}), [create_operation(outcome="unknown")]),
+        (
+            store_with(title="x"),
+            [create_operation(), call_operation("update_session_title", 1, outcome="unknown", fields={"title": "x"})],
+        ),
+        (
+            store_with(),
+            [create_operation(), call_operation("update_session_title", 1, outcome="failed", fields={"title": "x"})],
+        ),
+        (store_with("a", "b", numbers={"s": [(2, "b"), (1, "a")]}), [create_operation(), A, B]),
+        (store_with("a", "b"), [create_operation(), A, call_operation("get_history", 1.5, seen=("a",)), B]),
+        (
+            store_with("a", "b"),
+            [
+                create_operation(),
+                A,
+                add_operation("b", began=2, ended=9),
+                call_operation("get_history", 3, seen=("a",)),
+            ],
+        ),
     ],
 )
 def test_what_is_allowed_is_no_violation(stored: Stored, operations: list[Operation]) -> None:
@@ -160,17 +202,17 @@ def test_what_is_allowed_is_no_violation(stored: Stored, operations: list[Operat
 
 def test_what_was_there_before_is_no_violation() -> None:
     """A store that was not empty is compared with its earlier content."""
-    assert kinds(holding("a", "b"), B, before=holding("a")) == []
-    assert kinds(holding("b"), B, before=holding("a")) == ["lost"]
-    assert kinds(holding("b", "a"), B, before=holding("a")) == ["out of order"]
+    assert find_kinds(store_with("a", "b"), B, before=store_with("a")) == []
+    assert find_kinds(store_with("b"), B, before=store_with("a")) == ["lost"]
+    assert find_kinds(store_with("b", "a"), B, before=store_with("a")) == ["out of order"]
 
 
 def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:
     """A call without an answer is unknown, and an incomplete last line is accepted."""
     journal = Journal(tmp_path / "killed.jsonl")
-    answered = journal.begin(create())
+    answered = journal.begin(create_operation())
     journal.end(answered, "acknowledged")
-    journal.begin(add("a", "b", began=1))
+    journal.begin(add_operation("a", "b", began=1))
     journal.close()
     path = tmp_path / "killed.jsonl"
     path.write_bytes(path.read_bytes() + json.dumps({"begin": "x"}).encode()[:-3])
@@ -179,8 +221,8 @@ def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:
         ("create_session", "acknowledged"),
         ("add_messages", "unknown"),
     ]
-    assert check(history, holding("a", "b")) == []
-    assert kinds(holding("a"), *history.operations) == ["half stored"]
+    assert check(history, store_with("a", "b")) == []
+    assert find_kinds(store_with("a"), *history.operations) == ["half stored"]
 
 
 def test_an_empty_history_has_no_longest_call() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_postgres import rows
+from raw_postgres import fetch_rows
 
 from flux_memory import (
     BackendUnavailableError,
@@ -135,7 +135,7 @@ async def test_callers_of_every_kind_find_what_is_broken(sound: Any, kind: str |
 
             async def work(worker: int) -> list[str]:
                 chance = random.Random(worker)
-                add = partial(add_something, memory, session, chance)
+                add = partial(add_any, memory, session, chance)
                 return [await call_as_anyone(add, chance) for _ in range(20)]
 
             endings = Counter(ending for each in await asyncio.gather(*map(work, range(16))) for ending in each)
@@ -165,7 +165,7 @@ class StallingMemory:
         return slow
 
 
-def add_something(memory: Memory, session: str, chance: random.Random) -> Awaitable[Any]:
+def add_any(memory: Memory, session: str, chance: random.Random) -> Awaitable[Any]:
     if chance.random() < 0.3:
         return memory.add_messages(session, [{"role": "user", "content": str(chance.random())} for _ in range(3)])
     return memory.add_message(session, "user", str(chance.random()))
@@ -290,6 +290,6 @@ def test_postgres_agrees_with_what_its_workers_recorded(tmp_path: Path, flux_pos
     dsn = flux_postgres_clean_dsn
 
     async def numbers() -> dict[str, list[tuple[int, str]]]:
-        return group_by_session(await rows(dsn, NUMBERS))
+        return group_by_session(await fetch_rows(dsn, NUMBERS))
 
     check_concurrent_work(StoreUnderTest(lambda: PostgresConversationMemory(dsn)), tmp_path / "journals", numbers)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bound_stores import verdict
+from bound_stores import run_clause
 
 from flux_memory import Memory
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
@@ -52,14 +52,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
+def assert_nothing_left() -> Iterator[None]:
     """No test leaves a timer behind, and no warning of a leaked handle reaches another test."""
     yield
     gc.collect()
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-class Blocking(ReferenceMemory):
+class BlockingMemory(ReferenceMemory):
     """Takes a lock at its first write and releases it in `close()`."""
 
     lock: threading.Lock
@@ -84,12 +84,12 @@ class Blocking(ReferenceMemory):
             self.held = False
 
 
-class Hanging(ReferenceMemory):
+class HangingMemory(ReferenceMemory):
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
         await asyncio.Event().wait()
 
 
-def impatient(memory: type[Any]) -> StoreUnderTest:
+def impatient_store(memory: type[Any]) -> StoreUnderTest:
     """Return a store of such memories with very short timeouts for its clauses."""
     shared, patience = ReferenceStore(), Patience()
     patience.seconds = 0.1
@@ -99,8 +99,8 @@ def impatient(memory: type[Any]) -> StoreUnderTest:
 
 def test_a_call_that_blocks_the_event_loop_is_ended() -> None:
     """A timeout of the loop cannot end it: the clause fails during the call, which the reproduction shows."""
-    store = impatient(Blocking)
-    error = verdict(TWO_HANDLES, store)
+    store = impatient_store(BlockingMemory)
+    error = run_clause(TWO_HANDLES, store)
     assert isinstance(error, BlockedError)
     assert "the event loop stood still" in str(error)
     assert "get_history(session_1)  # BlockedError: the event loop stood still" in store.transcript.text()
@@ -110,28 +110,28 @@ def test_a_call_that_blocks_the_event_loop_is_ended() -> None:
 
 def test_what_does_not_block_is_left_alone() -> None:
     """The same memory passes with one handle at a time."""
-    assert verdict(ONE_HANDLE, impatient(Blocking)) is None
+    assert run_clause(ONE_HANDLE, impatient_store(BlockingMemory)) is None
 
 
 def test_a_call_that_never_ends_is_ended() -> None:
     """The timeout of the loop comes first."""
-    error = verdict(ONE_HANDLE, impatient(Hanging))
+    error = run_clause(ONE_HANDLE, impatient_store(HangingMemory))
     assert "a call hangs" in str(error)
     assert not isinstance(error, BlockedError)
 
 
-@pytest.mark.parametrize("memory", [Blocking, Hanging])
+@pytest.mark.parametrize("memory", [BlockingMemory, HangingMemory])
 def test_the_first_to_hang_waits_for_all(memory: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that hangs in forty clauses does not take forty minutes."""
     monkeypatch.setattr("flux_memory.testkit.patience._SECONDS_ONCE_HUNG", 0.05)
-    store = impatient(memory)
-    assert verdict(TWO_HANDLES, store) is not None
+    store = impatient_store(memory)
+    assert run_clause(TWO_HANDLES, store) is not None
     assert store.patience.seconds == 0.05
 
 
 def test_a_synchronous_clause_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of it run on their own event loops."""
-    store = impatient(ReferenceMemory)
+    store = impatient_store(ReferenceMemory)
 
     async def block() -> None:
         threading.Event().wait()
@@ -149,9 +149,9 @@ def test_the_first_handle_that_does_not_close_waits_for_all(monkeypatch: pytest.
             await asyncio.Event().wait()
 
     monkeypatch.setattr("flux_memory.testkit.patience._CLOSE_SECONDS_ONCE_HUNG", 0.05)
-    store = impatient(Open)
+    store = impatient_store(Open)
     store.patience.close_seconds = 0.1
-    assert "close() did not end within" in str(verdict(ONE_HANDLE, store))
+    assert "close() did not end within" in str(run_clause(ONE_HANDLE, store))
     assert store.patience.close_seconds == 0.05
 
 
@@ -162,9 +162,9 @@ def test_closing_that_blocks_is_ended() -> None:
         async def close(self) -> None:
             threading.Event().wait()
 
-    store = impatient(Stuck)
+    store = impatient_store(Stuck)
     store.patience.close_seconds = 0.1
-    error = verdict(ONE_HANDLE, store)
+    error = run_clause(ONE_HANDLE, store)
     assert "close() does not end: the event loop stood still" in str(error)
 
 
@@ -172,7 +172,7 @@ def test_the_model_says_which_calls_blocked(tmp_path: Path) -> None:
     """A call that blocks is a finding, like a call that hangs."""
     lock = threading.Lock()
     shared = ReferenceStore(tmp_path / "reference.json")
-    factory: Callable[[], Memory] = lambda: type("Broken", (Blocking,), {"lock": lock})(shared)  # noqa: E731
+    factory: Callable[[], Memory] = lambda: type("Broken", (BlockingMemory,), {"lock": lock})(shared)  # noqa: E731
 
     async def main() -> None:
         one, other = factory(), factory()

@@ -26,7 +26,7 @@ BOTH = ("-k", f"{ASYNC} or {SYNC}")
 PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off")
 
 
-def run(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+def run_pytest_process(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     """Run pytest in its own process, because only there does an entry point load as in a project."""
     return pytester.runpytest_subprocess(*PLAIN, *args)
 
@@ -46,10 +46,10 @@ def test_every_mode_and_default_scope(pytester: pytest.Pytester, mode: str, scop
         addopts = --strict-markers --strict-config
         """
     )
-    run(pytester, *BOTH).assert_outcomes(passed=2, deselected=ids_less(2))
+    run_pytest_process(pytester, *BOTH).assert_outcomes(passed=2, deselected=count_other_clauses(2))
 
 
-def ids_less(count: int) -> int:
+def count_other_clauses(count: int) -> int:
     """Return the number of clauses without the first `count`."""
     return sum(clause.home.startswith(MemoryContract.__module__) for clause in CLAUSES.values()) - count
 
@@ -58,7 +58,7 @@ def test_xdist_counts_every_clause_once(pytester: pytest.Pytester) -> None:
     """The closing table is the same as for one process."""
     pytester.makepyfile(BINDING)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error")
-    result = run(pytester, "-n", "2", "-k", "FM-ORD or FM-DUR-999")
+    result = run_pytest_process(pytester, "-n", "2", "-k", "FM-ORD or FM-DUR-999")
     assert result.ret == 0
     result.stdout.re_match_lines([r"=+ flux-memory contract \d+\.\d+ =+", r" +TestMine", r"Order and paging +13"])
 
@@ -67,14 +67,14 @@ def test_other_naming_conventions(pytester: pytest.Pytester) -> None:
     """A project with other naming rules for tests still collects the clauses."""
     pytester.makepyfile(check_mine=BINDING.replace("TestMine", "CheckMine"))
     pytester.makeini("[pytest]\npython_files = check_*.py\npython_classes = Check\npython_functions = check_*")
-    result = run(pytester, *BOTH)
+    result = run_pytest_process(pytester, *BOTH)
     assert result.parseoutcomes()["passed"] == 2
 
 
 def test_own_tests_beside_the_clauses(pytester: pytest.Pytester) -> None:
     """A binding may have its own tests, which are not clauses."""
     pytester.makepyfile(BINDING + "\n        def test_my_very_own(self, store):\n            assert store.factory()\n")
-    result = run(pytester, "-k", f"my_very_own or {ASYNC}")
+    result = run_pytest_process(pytester, "-k", f"my_very_own or {ASYNC}")
     assert result.parseoutcomes()["passed"] == 2
     result.stdout.re_match_lines([r"clauses that hold +1 of 1"])
 
@@ -82,7 +82,7 @@ def test_own_tests_beside_the_clauses(pytester: pytest.Pytester) -> None:
 def test_the_id_is_part_of_the_node(pytester: pytest.Pytester) -> None:
     """Clauses can be selected by id, by name and by group."""
     pytester.makepyfile(BINDING)
-    listed = run(pytester, "--collect-only", "-q", "-k", "FM-ORD").outlines
+    listed = run_pytest_process(pytester, "--collect-only", "-q", "-k", "FM-ORD").outlines
     assert any(line.endswith("TestMine::test_limit_takes_the_newest[FM-ORD-003]") for line in listed)
 
 
@@ -99,8 +99,8 @@ FAILING = BINDING.replace("return lambda: ReferenceMemory(store)", "return lambd
 def test_a_failing_clause_explains_itself(pytester: pytest.Pytester) -> None:
     """It shows the promise, the users' loss, the observation, and code that reproduces it."""
     pytester.makepyfile(FAILING)
-    result = run(pytester, "-k", ASYNC)
-    result.assert_outcomes(failed=1, deselected=ids_less(1))
+    result = run_pytest_process(pytester, "-k", ASYNC)
+    result.assert_outcomes(failed=1, deselected=count_other_clauses(1))
     result.stdout.fnmatch_lines(
         [
             "E*assert*'0'*'4'*",
@@ -143,7 +143,7 @@ def test_what_another_process_met_is_seen_first(pytester: pytest.Pytester) -> No
                 return lambda: Failing(ReferenceStore(tmp_path / "store.json"))
         """
     )
-    result = run(pytester, "-k", "FM-DUR-002")
+    result = run_pytest_process(pytester, "-k", "FM-DUR-002")
     result.stdout.fnmatch_lines(["seen: *another process failed: RuntimeError: what went wrong"])
 
 
@@ -153,7 +153,7 @@ def test_a_false_claim_is_reproduced_without_the_true_ones(pytester: pytest.Pyte
         "    @pytest.fixture", "    capabilities = ALL & ~Capability.TITLES\n\n        @pytest.fixture"
     )
     pytester.makepyfile(binding)
-    output = run(pytester, "-k", "FM-CAP-001").stdout.str()
+    output = run_pytest_process(pytester, "-k", "FM-CAP-001").stdout.str()
     reproduction = output.partition("async def reproduce(memory_factory):")[2].partition("=====")[0]
     assert "TITLES is not claimed, and works" in output
     assert "create_session('t')" in reproduction
@@ -164,7 +164,7 @@ def test_a_false_claim_is_reproduced_without_the_true_ones(pytester: pytest.Pyte
 def test_a_skipped_clause_is_unverified(pytester: pytest.Pytester) -> None:
     """A clause that could not be checked is counted separately and says why."""
     pytester.makepyfile(BINDING)
-    result = run(pytester, "-k", "FM-LIF-011")
+    result = run_pytest_process(pytester, "-k", "FM-LIF-011")
     result.stdout.re_match_lines([r"clauses that hold +0 of 1", r"unverified +1"])
     assert re.search(r"FM-LIF-011.*corrupt_message", result.stdout.str())
 
@@ -174,7 +174,7 @@ def test_claims_of_another_type_are_refused(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         BINDING.replace("    @pytest.fixture", "    capabilities = {'batch'}\n\n        @pytest.fixture")
     )
-    result = run(pytester, "-k", ASYNC)
+    result = run_pytest_process(pytester, "-k", ASYNC)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*TypeError: TestMine.capabilities is a set; write ALL & ~(Capability.BATCH*"])
 
@@ -182,7 +182,7 @@ def test_claims_of_another_type_are_refused(pytester: pytest.Pytester) -> None:
 def test_a_missing_fixture_is_loud(pytester: pytest.Pytester) -> None:
     """A binding without a factory fails instead of being skipped."""
     pytester.makepyfile("from flux_memory.testkit import MemoryContract\nclass TestMine(MemoryContract): pass")
-    result = run(pytester, "-k", ASYNC)
+    result = run_pytest_process(pytester, "-k", ASYNC)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*fixture 'memory_factory' not found"])
 
@@ -201,8 +201,8 @@ def test_a_backend_without_coroutines_is_told_so(pytester: pytest.Pytester) -> N
     class TestMine""",
     ).replace("ReferenceMemory(store)", "Synchronous()")
     pytester.makepyfile(synchronous)
-    result = run(pytester, "-k", ASYNC)
-    result.assert_outcomes(failed=1, deselected=ids_less(1))
+    result = run_pytest_process(pytester, "-k", ASYNC)
+    result.assert_outcomes(failed=1, deselected=count_other_clauses(1))
     result.stdout.fnmatch_lines(["seen: *create_session() gave a str at once*"])
 
 
@@ -218,14 +218,16 @@ def test_plugged_in_by_name(pytester: pytest.Pytester) -> None:
         """
     )
     factory = "--flux-memory-factory=my_memories:open_memory"
-    result = run(pytester, "--pyargs", "flux_memory.testkit.contract", factory, "-k", f"{ASYNC} or FM-CON-005")
-    result.assert_outcomes(passed=2, deselected=ids_less(2))
+    result = run_pytest_process(
+        pytester, "--pyargs", "flux_memory.testkit.contract", factory, "-k", f"{ASYNC} or FM-CON-005"
+    )
+    result.assert_outcomes(passed=2, deselected=count_other_clauses(2))
     result.stdout.fnmatch_lines(["*my_memories:open_memory*"])
 
 
 def test_plugged_in_without_a_name_is_a_usage_error(pytester: pytest.Pytester) -> None:
     """A run with nothing to check does not pass."""
-    result = run(pytester, "--pyargs", "flux_memory.testkit.contract")
+    result = run_pytest_process(pytester, "--pyargs", "flux_memory.testkit.contract")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*the contract has no memory to test: pass --flux-memory-factory=module:callable*"])
 
@@ -234,7 +236,9 @@ def test_plugged_in_without_a_name_is_a_usage_error(pytester: pytest.Pytester) -
 def test_a_factory_that_is_not_there_is_named_once(pytester: pytest.Pytester, name: str) -> None:
     """The error repeats the option and says how to write it, and no clause runs and fails."""
     pytester.makepyfile(broken="raise RuntimeError('not today')")
-    result = run(pytester, "--pyargs", "flux_memory.testkit.contract", f"--flux-memory-factory={name}", "-k", ASYNC)
+    result = run_pytest_process(
+        pytester, "--pyargs", "flux_memory.testkit.contract", f"--flux-memory-factory={name}", "-k", ASYNC
+    )
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"*--flux-memory-factory={name}: *write module:callable*"])
     assert "flux-memory contract" not in result.stdout.str()
@@ -246,7 +250,7 @@ def test_a_clause_replaced_after_its_class_was_made_is_refused(
 ) -> None:
     """A clause that is no longer collected cannot fail, so the run fails instead."""
     pytester.makepyfile(BINDING + "\n    TestMine.test_limit_takes_the_newest = None\n")
-    result = run(pytester, "-k", "FM-ORD-001", *workers)
+    result = run_pytest_process(pytester, "-k", "FM-ORD-001", *workers)
     assert result.ret != 0
     output = result.stdout.str() + result.stderr.str()
     assert "TestMine replaces test_limit_takes_the_newest, which is the clause FM-ORD-003" in output
@@ -255,7 +259,7 @@ def test_a_clause_replaced_after_its_class_was_made_is_refused(
 def test_without_what_the_extra_brings(pytester: pytest.Pytester) -> None:
     """One error says what to install, instead of a failure for each clause."""
     pytester.makepyfile(BINDING)
-    result = run(pytester, "-p", "no:asyncio", *BOTH)
+    result = run_pytest_process(pytester, "-p", "no:asyncio", *BOTH)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*pip install 'flux-memory?testkit?'*"])
 
@@ -276,8 +280,8 @@ def test_plugins_named_by_hand(pytester: pytest.Pytester, monkeypatch: pytest.Mo
 def test_next_to_anyio(pytester: pytest.Pytester) -> None:
     """Another asynchronous plugin leaves the clauses alone; its mode that does not is refused with an explanation."""
     pytester.makepyfile(BINDING)
-    run(pytester, *BOTH).assert_outcomes(passed=2, deselected=ids_less(2))
-    refused = run(pytester, *BOTH, "-o", "anyio_mode=auto")
+    run_pytest_process(pytester, *BOTH).assert_outcomes(passed=2, deselected=count_other_clauses(2))
+    refused = run_pytest_process(pytester, *BOTH, "-o", "anyio_mode=auto")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines(["*anyio_mode=auto takes the contract's tests from pytest-asyncio*"])
 
@@ -293,6 +297,6 @@ def test_no_effect_on_others(pytester: pytest.Pytester) -> None:
             assert not loaded & sys.modules.keys()
         """
     )
-    result = run(pytester)
+    result = run_pytest_process(pytester)
     result.assert_outcomes(passed=1)
     assert "flux-memory contract" not in result.stdout.str()

@@ -40,7 +40,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     return pytester
 
 
-def left_by(project: pytest.Pytester) -> list[Path]:
+def files_left_by(project: pytest.Pytester) -> list[Path]:
     """Return the directories that the project's last run left; other runs may use this machine at the same time."""
     pid = (project.path / "controller.pid").read_text()
     roots = {Path("/dev/shm"), Path(tempfile.gettempdir())}
@@ -87,7 +87,7 @@ def test_fixtures_give_databases_as_empty_as_they_say(project: pytest.Pytester) 
     """)
     result = project.runpytest_subprocess("--flux-postgres=local")
     result.assert_outcomes(passed=6)
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_header_names_the_server(project: pytest.Pytester) -> None:
@@ -117,7 +117,7 @@ def test_a_server_asked_for_late_is_named_in_the_end(project: pytest.Pytester) -
     result = project.runpytest_subprocess("--flux-postgres=local")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["test_*", "flux-memory: PostgreSQL: *from local binaries*", "*1 passed*"])
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
@@ -127,7 +127,7 @@ def test_a_run_that_needs_no_server_starts_none(project: pytest.Pytester, option
     result = project.runpytest_subprocess("--flux-postgres=local", *options)
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*PostgreSQL*")
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_collecting_starts_no_server(project: pytest.Pytester) -> None:
@@ -237,7 +237,7 @@ def test_workers_share_one_server(project: pytest.Pytester, choice: str, request
     assert first["server"] == second["server"]
     assert first["own"] != second["own"]
     assert urlsplit(first["own"]).netloc == urlsplit(first["server"]).netloc
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_a_worker_that_dies_takes_no_server_along(project: pytest.Pytester) -> None:
@@ -251,7 +251,7 @@ def test_a_worker_that_dies_takes_no_server_along(project: pytest.Pytester) -> N
     """)
     result = project.runpytest_subprocess("--flux-postgres=local", "-n1")
     result.assert_outcomes(passed=1, failed=1)
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_a_server_that_died_is_no_second_failure(project: pytest.Pytester) -> None:
@@ -264,7 +264,7 @@ def test_a_server_that_died_is_no_second_failure(project: pytest.Pytester) -> No
     """)
     result = project.runpytest_subprocess("--flux-postgres=local")
     assert result.parseoutcomes().get("failed") == 1
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_the_entry_point_imports_nothing_heavy() -> None:

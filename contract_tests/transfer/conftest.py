@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from transfer_memories import age, make_random
+from transfer_memories import make_old, make_random_file
 
 from flux_memory.transfer.source import snapshot
 
@@ -24,10 +24,10 @@ def idle_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A file with 20 sessions and 5,000 messages whose application stopped some time ago."""
     path = tmp_path / "data" / "chat.db"
     path.parent.mkdir()
-    make_random(path, sessions=20, messages=5000)
+    make_random_file(path, sessions=20, messages=5000)
     with closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA journal_mode = {request.param}")
-    age(path)
+    make_old(path)
     return path
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from original_application import make_file_with_data
-from transfer_memories import add, move
+from transfer_memories import insert_message, move
 
 from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import MigrationError
@@ -28,7 +28,7 @@ from flux_memory.transfer import OnInvalid, Plan, Report, Status, migrate, migra
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the file of a descriptor")
 
 
-class Disk:
+class SyncLog:
     """Records the order of links and of syncs of files and directories."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,7 @@ class Writer:
     """A migration that writes the file `made`, beside its source."""
 
     write: Callable[[], Coroutine[Any, Any, Report]]
-    disk: Disk
+    disk: SyncLog
     directory: Path
 
     def files(self) -> list[str]:
@@ -76,7 +76,7 @@ def writer(
     make_file_with_data(path)
     assert move(path, flux_empty_database).status is Status.IDENTICAL
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        add(db, "orphan", "nowhere")
+        insert_message(db, "orphan", "nowhere")
     made = path.with_name("made")
 
     async def write() -> Report:
@@ -91,7 +91,7 @@ def writer(
             )
         )
 
-    return Writer(write, Disk(monkeypatch), path.parent)
+    return Writer(write, SyncLog(monkeypatch), path.parent)
 
 
 def test_file_and_directory_are_synced_before_success_is_reported(writer: Writer) -> None:
@@ -137,7 +137,7 @@ def test_a_report_is_durable_before_the_command_ends(
 ) -> None:
     """The report is the record of the proof."""
     make_file_with_data(path)
-    disk = Disk(monkeypatch)
+    disk = SyncLog(monkeypatch)
     written = path.with_name("report.json")
     result = CliRunner().invoke(
         command, ["--sqlite-path", str(path), "--postgres-dsn", flux_empty_database, "--report", str(written), "--yes"]

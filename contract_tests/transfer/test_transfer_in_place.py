@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_disk import small_files
+from small_disk import limit_file_size
 from snapshots import append_session, write_without_waiting
-from transfer_memories import Trigger, add, age, move
+from transfer_memories import Trigger, insert_message, make_old, move
 
 from flux_memory.errors import BackendUnavailableError, MigrationError
 from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate, quarantine
@@ -35,7 +35,7 @@ def path(idle_file: Path) -> Path:
     return idle_file
 
 
-def state(path: Path) -> dict[str, tuple[str, int]]:
+def file_states(path: Path) -> dict[str, tuple[str, int]]:
     return {
         file.name: (hashlib.sha256(file.read_bytes()).hexdigest(), file.stat().st_mtime_ns)
         for file in path.parent.iterdir()
@@ -47,18 +47,18 @@ def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
     """The read needs no temporary space, and leaves the file and its directory unchanged."""
     for name in empty:
         path.with_name(name).touch()
-    before = state(path)
-    with small_files(), snapshot_of(path) as opened:
+    before = file_states(path)
+    with limit_file_size(), snapshot_of(path) as opened:
         opened.open()
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
         assert not opened.renew()
-    assert state(path) == before
+    assert file_states(path) == before
 
 
 def test_a_file_that_was_written_to_just_now_is_copied(path: Path) -> None:
     """A file written just now is copied, since the next write could leave its mtime unchanged."""
     os.utime(path)
-    with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+    with limit_file_size(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
@@ -66,7 +66,7 @@ def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
     """A file with a log or journal is copied, since it needs recovery."""
     wal = path.read_bytes()[18] == 2
     path.with_name("chat.db-wal" if wal else "chat.db-journal").write_bytes(b"x" * 100)
-    with small_files(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
+    with limit_file_size(), snapshot_of(path) as opened, pytest.raises(MigrationError, match="TMPDIR"):
         opened.open()
 
 
@@ -85,10 +85,10 @@ def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
 def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None:
     """An application that embeds a migration may have the same file open in a transaction, and keeps its locks."""
     write_without_waiting(path, "PRAGMA journal_mode = DELETE")
-    age(path)
+    make_old(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:
         application.execute("BEGIN IMMEDIATE")
-        with small_files(), snapshot_of(path) as opened:
+        with limit_file_size(), snapshot_of(path) as opened:
             opened.open()
             assert not opened.renew()
         command = [
@@ -117,10 +117,10 @@ def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
     """A cancellation ends the process that waits for a lock, and the thread that waits for the process."""
     dsn = flux_postgres_clean_dsn
     write_without_waiting(path, "PRAGMA journal_mode = DELETE")
-    age(path)
+    make_old(path)
     assert move(path, dsn).status is Status.IDENTICAL
     write_without_waiting(path, "UPDATE sessions SET title = 'another'")
-    age(path)
+    make_old(path)
     begun, ended = threading.Event(), threading.Event()
     freeze = Snapshot.freeze
 
@@ -202,8 +202,8 @@ def test_a_cancelled_quarantine_leaves_no_file(
     """A cancellation never leaves a partial quarantine file, which would look complete."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for number in range(3):
-            add(db, f"refused {number}", "nowhere")
-    age(path)
+            insert_message(db, f"refused {number}", "nowhere")
+    make_old(path)
     refused = tmp_path / "refused.jsonl"
     interrupted = threading.Event()
     interrupt, entry = Snapshot.interrupt, quarantine._entry

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_postgres import OTHER_CLIENTS, connected, execute, until_none
-from transfer_memories import make_random, make_tables, move
-from transfer_processes import KILLS, MAX_ROUNDS, seeded_random, start, start_there, waiting_for_lock
+from raw_postgres import OTHER_CLIENTS, connect, execute, wait_until_none
+from transfer_memories import make_random_file, make_tables, move
+from transfer_processes import KILLS, MAX_ROUNDS, seeded_random, start_command, start_migration, wait_for_lock
 
 from flux_memory.transfer import Plan, Status, migrate, migrate_back, to_sqlite
 
@@ -26,7 +26,7 @@ INTERRUPTED = (
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("interrupted") / "chat.db"
-    make_random(path, sessions=40, messages=3000)
+    make_random_file(path, sessions=40, messages=3000)
     return path
 
 
@@ -43,7 +43,11 @@ def test_interrupted_anywhere_it_says_so(
 
     def begin() -> subprocess.Popen[str]:
         back.unlink(missing_ok=True)
-        return start_there(path, dsn) if direction == "there" else start("--to-sqlite", back, "--postgres-dsn", dsn)
+        return (
+            start_migration(path, dsn)
+            if direction == "there"
+            else start_command("--to-sqlite", back, "--postgres-dsn", dsn)
+        )
 
     seconds, (code, _, _) = interrupt_after(begin(), 60)
     assert code == 0
@@ -127,10 +131,10 @@ def test_an_interrupt_ends_within_a_second_with_advice(path: Path, flux_postgres
     make_tables(dsn)
 
     async def interrupt() -> tuple[int, str, float]:
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            process = start_there(path, dsn)
-            await waiting_for_lock(connection)
+            process = start_migration(path, dsn)
+            await wait_for_lock(connection)
             began = time.monotonic()
             process.send_signal(how)
             _, errors = await asyncio.to_thread(process.communicate, timeout=20)
@@ -151,10 +155,10 @@ def test_a_lost_server_is_an_error_with_advice(path: Path, flux_postgres_clean_d
     make_tables(dsn)
 
     async def cut() -> tuple[int, str]:
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            process = start_there(path, dsn)
-            pid = await waiting_for_lock(connection)
+            process = start_migration(path, dsn)
+            pid = await wait_for_lock(connection)
             await connection.execute("SELECT pg_terminate_backend($1)", pid)
             _, errors = await asyncio.to_thread(process.communicate, timeout=20)
             return process.returncode, errors
@@ -194,5 +198,5 @@ def test_a_cancelled_call_leaves_nothing_open(path: Path, flux_empty_database: s
 
     for name in ("Preflight", "Load", "Verify"):
         asyncio.run(cancel_in(name))
-        asyncio.run(until_none(dsn, OTHER_CLIENTS))
+        asyncio.run(wait_until_none(dsn, OTHER_CLIENTS))
     assert move(path, dsn).status is Status.IDENTICAL

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_postgres import OTHER_CLIENTS, execute, until_none
-from transfer_memories import OTHER, everything, make_tables, move
-from transfer_processes import KILLS, MAX_ROUNDS, seeded_random, start, start_there
+from raw_postgres import OTHER_CLIENTS, execute, wait_until_none
+from transfer_memories import OTHER, make_tables, move, read_target
+from transfer_processes import KILLS, MAX_ROUNDS, seeded_random, start_command, start_migration
 
 from flux_memory.transfer import Status, migrate_back
 
@@ -40,13 +40,13 @@ asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, batch_size=50
 WORKING = f"{OTHER_CLIENTS} AND state <> 'idle'"
 
 
-def killed_at_row(path: Path, dsn: str, rows: int, *, helped: bool) -> bool:
+def kill_at_row(path: Path, dsn: str, rows: int, *, helped: bool) -> bool:
     """Run a migration that kills itself, and return whether it did."""
     command = [sys.executable, "-c", CHILD, str(path), dsn, "0" if helped else str(10**12), str(rows)]
     return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
 
 
-def killed_after(process: subprocess.Popen[str], seconds: float) -> bool:
+def kill_after(process: subprocess.Popen[str], seconds: float) -> bool:
     """Kill a process after some time, and return whether it was still running."""
     try:
         process.communicate(timeout=seconds)
@@ -56,7 +56,7 @@ def killed_after(process: subprocess.Popen[str], seconds: float) -> bool:
     return process.returncode == -signal.SIGKILL
 
 
-def duration(process: subprocess.Popen[str]) -> float:
+def measure_duration(process: subprocess.Popen[str]) -> float:
     """Return the duration of a process that succeeds."""
     began = time.monotonic()
     _, errors = process.communicate()
@@ -71,8 +71,8 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
     make_tables(dsn)
     before = [OTHER] if populated else []
     asyncio.run(execute(dsn, "DELETE FROM sessions", *before))
-    seconds = duration(start_there(path, dsn))
-    expected = everything(dsn)
+    seconds = measure_duration(start_migration(path, dsn))
+    expected = read_target(dsn)
     rng = seeded_random()
     kills = rounds = 0
     while kills < KILLS:
@@ -80,20 +80,20 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
         assert rounds < MAX_ROUNDS
         asyncio.run(execute(dsn, "DELETE FROM sessions", *before))
         if rounds % 2:
-            killed = killed_after(start_there(path, dsn), rng.uniform(seconds / 4, seconds))
+            killed = kill_after(start_migration(path, dsn), rng.uniform(seconds / 4, seconds))
             # It finished first: its duration is a better bound.
             seconds *= 1 if killed else 0.9
         else:
-            killed = killed_at_row(path, dsn, rng.randrange(2 * 3040), helped=rounds % 4 == 0)
+            killed = kill_at_row(path, dsn, rng.randrange(2 * 3040), helped=rounds % 4 == 0)
         kills += killed
-        asyncio.run(until_none(dsn, WORKING))
-        sessions, messages = everything(dsn)
+        asyncio.run(wait_until_none(dsn, WORKING))
+        sessions, messages = read_target(dsn)
         if not populated:
             assert (len(sessions), len(messages)) in {(0, 0), (40, 3000)}, "all or nothing"
         assert sum(row[6] for row in sessions) == len(messages), "no batch is half there"
         assert len(sessions) >= populated
         assert move(path, dsn, batch_size=50).status is Status.IDENTICAL
-        assert everything(dsn) == expected
+        assert read_target(dsn) == expected
 
 
 def test_a_migration_to_sqlite_is_killed_anywhere_and_run_again(
@@ -105,7 +105,7 @@ def test_a_migration_to_sqlite_is_killed_anywhere_and_run_again(
     asyncio.run(execute(dsn, "DELETE FROM sessions"))
     assert move(path, dsn).status is Status.IDENTICAL
     back = tmp_path / "back.db"
-    seconds = duration(start("--to-sqlite", back, "--postgres-dsn", dsn))
+    seconds = measure_duration(start_command("--to-sqlite", back, "--postgres-dsn", dsn))
     expected = read_tables(back)
     rng = seeded_random()
     kills = rounds = 0
@@ -113,8 +113,8 @@ def test_a_migration_to_sqlite_is_killed_anywhere_and_run_again(
         rounds += 1
         assert rounds < MAX_ROUNDS
         back.unlink()
-        process = start("--to-sqlite", back, "--postgres-dsn", dsn)
-        killed = killed_after(process, rng.uniform(seconds / 4, seconds))
+        process = start_command("--to-sqlite", back, "--postgres-dsn", dsn)
+        killed = kill_after(process, rng.uniform(seconds / 4, seconds))
         # It finished first: its duration is a better bound.
         seconds *= 1 if killed else 0.9
         kills += killed

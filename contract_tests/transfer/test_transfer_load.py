@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 from original_application import add_sessions, make_file, make_file_with_data
-from raw_postgres import connected, execute, make_original, rows
-from small_disk import small_files
-from transfer_memories import Trigger, add, add_session, everything, make_random, make_tables, move, run
+from raw_postgres import connect, execute, fetch_rows, make_original
+from small_disk import limit_file_size
+from transfer_memories import (
+    Trigger,
+    insert_message,
+    insert_session,
+    make_random_file,
+    make_tables,
+    move,
+    read_target,
+    run_concurrently,
+)
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import MigrationError
@@ -33,13 +42,13 @@ def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
     """After the load every key and index, also one made by hand, has the same definition as before."""
     make_tables(target)
     asyncio.run(execute(target, "CREATE INDEX mine ON messages (lower(role)) WHERE seq > 1"))
-    before = asyncio.run(rows(target, DEFINITIONS))
+    before = asyncio.run(fetch_rows(target, DEFINITIONS))
     make_file_with_data(path)
     report = move(path, target)
     assert report.status is Status.IDENTICAL
     assert report.moved is not None
     assert report.moved.messages == 6
-    assert asyncio.run(rows(target, DEFINITIONS)) == before
+    assert asyncio.run(fetch_rows(target, DEFINITIONS)) == before
 
 
 def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) -> None:
@@ -64,7 +73,7 @@ def test_a_second_run_moves_only_what_is_new(path: Path, target: str) -> None:
     make_file_with_data(path)
     move(path, target)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        add(db, "m7", "one", when="2026-02-05T15:17:09.000000")
+        insert_message(db, "m7", "one", when="2026-02-05T15:17:09.000000")
         db.execute("UPDATE sessions SET updated_at = '2026-02-05T16:00:00' WHERE id = 'one'")
         add_sessions(db, "three")
     report = move(path, target, batch_size=2)
@@ -72,7 +81,7 @@ def test_a_second_run_moves_only_what_is_new(path: Path, target: str) -> None:
     assert report.moved is not None
     moved = report.moved
     assert (moved.sessions, moved.messages, moved.skipped_sessions, moved.skipped_messages) == (1, 1, 2, 6)
-    sessions, messages = everything(target)
+    sessions, messages = read_target(target)
     assert [(row[0], row[6]) for row in sessions] == [("one", 5), ("three", 0), ("two", 2)]
     assert [row[1] for row in messages if row[0] == "one"] == ["m3", "m4", "m1", "m6", "m7"]
 
@@ -84,23 +93,23 @@ def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, c
     move(path, target)
     value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
     asyncio.run(execute(target, f"UPDATE messages SET {column} = '{value}' WHERE id = 'm1'"))
-    before = everything(target)
+    before = read_target(target)
     report = move(path, target)
     assert (report.status, report.exit_code) == (Status.DIFFERENT, 1)
     assert report.moved is not None
     assert report.moved.first_conflicts == ["message m1"]
     assert report.verification is not None
     assert report.verification.first_differences == ["message differs: m1 of session one"]
-    assert everything(target) == before
+    assert read_target(target) == before
 
 
 def test_no_room_for_what_differs_is_said(path: Path, target: str) -> None:
     """A full temporary directory is reported as such, not as a fault of the server or the network."""
-    make_random(path, sessions=200, messages=200)
+    make_random_file(path, sessions=200, messages=200)
     move(path, target)
     asyncio.run(execute(target, "UPDATE sessions SET title = 'changed'"))
     limited = ExitStack()
-    verifying = Trigger("Verify", lambda: limited.enter_context(small_files()))
+    verifying = Trigger("Verify", lambda: limited.enter_context(limit_file_size()))
     with limited, pytest.raises(MigrationError, match=r"cannot hold the rows on their way.*TMPDIR"):
         asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=target, mode=Mode.VERIFY), verifying))
 
@@ -124,7 +133,7 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
     assert report.moved is not None
     moved = report.moved
     assert (moved.sessions, moved.messages, moved.conflicting_sessions, moved.held_back) == (1, 2, 1, 4)
-    assert {row[0] for row in everything(target)[1]} == {"two"}
+    assert {row[0] for row in read_target(target)[1]} == {"two"}
 
 
 @pytest.mark.parametrize(
@@ -176,9 +185,9 @@ def test_verification_sees_every_kind_of_damage(path: Path, target: str, damage:
 def test_the_original_applications_tables_are_added_to(path: Path, target: str, generation: int) -> None:
     """PostgreSQL tables of the original application are upgraded; their rows are kept and added to."""
     asyncio.run(make_original(target, generation=generation))
-    kept = asyncio.run(rows(target, "SELECT count(*) FROM messages"))[0][0]
+    kept = asyncio.run(fetch_rows(target, "SELECT count(*) FROM messages"))[0][0]
     assert kept
-    make_random(path, sessions=3, messages=10)
+    make_random_file(path, sessions=3, messages=10)
     report = move(path, target)
     assert report.status is Status.IDENTICAL
     assert report.verification is not None
@@ -187,18 +196,18 @@ def test_the_original_applications_tables_are_added_to(path: Path, target: str, 
 
 def test_several_migrations_at_once_are_one(path: Path, target: str) -> None:
     """Concurrent migrations wait for each other; each proves the same result."""
-    make_random(path, sessions=20, messages=300)
-    reports = run(*(lambda: migrate(Plan(sqlite_path=path, postgres_dsn=target)) for _ in range(4)))
+    make_random_file(path, sessions=20, messages=300)
+    reports = run_concurrently(*(lambda: migrate(Plan(sqlite_path=path, postgres_dsn=target)) for _ in range(4)))
     assert {report.status for report in reports} == {Status.IDENTICAL}
-    sessions, messages = everything(target)
+    sessions, messages = read_target(target)
     assert (len(sessions), len(messages)) == (20, 300)
 
 
 def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: str) -> None:
     """Two merges and an application that add to the same sessions lose nothing."""
-    make_random(path, sessions=5, messages=200)
+    make_random_file(path, sessions=5, messages=200)
     with closing(make_file(path.with_name("some.db"), generation=2)) as db:
-        add_session(db, "other")
+        insert_session(db, "other")
     move(path.with_name("some.db"), target)
 
     async def application() -> int:
@@ -221,9 +230,9 @@ def test_migrations_into_a_populated_target_at_once_are_one(path: Path, target: 
             stop.set()
 
     stop = asyncio.Event()
-    reports, added = run(migrations, application)
+    reports, added = run_concurrently(migrations, application)
     assert {report.status for report in reports} == {Status.IDENTICAL}
-    sessions, messages = everything(target)
+    sessions, messages = read_target(target)
     assert len(messages) == 200 + added
     assert sum(row[6] for row in sessions) == len(messages)
 
@@ -248,7 +257,7 @@ def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) 
         return statuses
 
     assert set(asyncio.run(migrations())) == {Status.IDENTICAL}
-    assert [row[1] for row in everything(target)[1]] == written
+    assert [row[1] for row in read_target(target)[1]] == written
 
 
 def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,10 +267,10 @@ def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeyp
     make_tables(target)
 
     async def work() -> None:
-        async with connected(target) as connection, connection.transaction():
+        async with connect(target) as connection, connection.transaction():
             await connection.fetch("SELECT * FROM messages")
             await migrate(Plan(sqlite_path=path, postgres_dsn=target))
 
     with pytest.raises(MigrationError, match="pg_stat_activity"):
         asyncio.run(work())
-    assert everything(target) == ([], [])
+    assert read_target(target) == ([], [])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from original_application import make_file, make_file_with_data
-from raw_postgres import execute, role, rows
-from transfer_memories import add, add_session, everything, move
+from raw_postgres import create_role, execute, fetch_rows
+from transfer_memories import insert_message, insert_session, move, read_target
 
 from flux_memory import FluxMemoryError
 from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
@@ -27,7 +27,7 @@ ORDER BY seq
 FORGE = "UPDATE messages SET content = 'forged' WHERE seq = ANY ('{{{}}}')"
 
 
-def summing_to_nothing(vectors: dict[int, int]) -> set[int]:
+def find_cancelling_subset(vectors: dict[int, int]) -> set[int]:
     """Return a subset of the vectors whose XOR is 0, by Gaussian elimination; 257 vectors of 256 bits suffice."""
     basis: dict[int, tuple[int, set[int]]] = {}
     for name, vector in vectors.items():
@@ -48,13 +48,13 @@ def test_no_choice_of_altered_messages_is_called_identical(path: Path, flux_empt
     dsn = flux_empty_database
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
-        add_session(db, "one")
+        insert_session(db, "one")
         for number in range(300):
-            add(db, f"m{number:03}", "one")
+            insert_message(db, f"m{number:03}", "one")
         db.execute("COMMIT")
     assert move(path, dsn).status is Status.IDENTICAL
-    digests = asyncio.run(rows(dsn, DIGESTS))
-    forged = summing_to_nothing({seq: int.from_bytes(own) ^ int.from_bytes(other) for seq, own, other in digests})
+    digests = asyncio.run(fetch_rows(dsn, DIGESTS))
+    forged = find_cancelling_subset({seq: int.from_bytes(own) ^ int.from_bytes(other) for seq, own, other in digests})
     assert len(forged) > 50
     asyncio.run(execute(dsn, FORGE.format(",".join(map(str, forged)))))
     report = move(path, dsn, mode=Mode.VERIFY)
@@ -70,9 +70,9 @@ def test_both_sides_digest_a_long_session_alike(
     """Digests alone prove equal sessions of any length; rows are compared only in sessions that differ."""
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
-        add_session(db, "one")
+        insert_session(db, "one")
         for number in range(messages):
-            add(db, f"m{number:05}", "one")
+            insert_message(db, f"m{number:05}", "one")
         db.execute("COMMIT")
 
     def compare_rows(*_: object) -> None:
@@ -87,7 +87,7 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
     dsn = flux_empty_database
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL
-    before = everything(dsn)
+    before = read_target(dsn)
     statements = [
         f"ALTER TABLE {table} {what}"
         for table in ("sessions", "messages")
@@ -95,7 +95,7 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
     ]
 
     async def run() -> None:
-        async with role(dsn, grants=("GRANT ALL ON SCHEMA public TO {role}",)) as own:
+        async with create_role(dsn, grants=("GRANT ALL ON SCHEMA public TO {role}",)) as own:
             name = own.partition("://")[2].partition(":")[0]
             owned = (statement.format(role=name) for statement in statements)
             await execute(dsn, f"GRANT SELECT ON flux_memory_schema TO {name}", *owned)
@@ -113,7 +113,7 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
                 )
 
     asyncio.run(run())
-    assert everything(dsn) == before
+    assert read_target(dsn) == before
     assert not path.with_name("back.db").exists()
 
 
@@ -130,11 +130,11 @@ def test_the_guide_numbers_messages_anew(path: Path, flux_empty_database: str, d
     dsn = flux_empty_database
     make_file_with_data(path)
     assert move(path, dsn).status is Status.IDENTICAL
-    before = everything(dsn)
+    before = read_target(dsn)
     asyncio.run(execute(dsn, damage))
     assert move(path, dsn, mode=Mode.VERIFY).status is Status.DIFFERENT
     guide = (Path(__file__).parents[2] / "docs" / "migration.md").read_text("utf-8")
     remedy = guide.partition("### Numbering messages anew")[2].partition("```sql\n")[2].partition("```")[0]
     asyncio.run(execute(dsn, remedy.replace("'ID'", "'one'")))
     assert move(path, dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
-    assert everything(dsn) == before
+    assert read_target(dsn) == before

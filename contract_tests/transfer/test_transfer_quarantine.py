@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from original_application import add_sessions, make_file
-from transfer_memories import Trigger, add, everything, move
+from transfer_memories import Trigger, insert_message, move, read_target
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import OnInvalid, Plan, Status, migrate, quarantine
@@ -26,7 +26,7 @@ from flux_memory.transfer.rows.spool import RefusedRow
 def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_dsn: str) -> None:
     """An existing quarantine file may hold the only copy of rows to be corrected."""
     with closing(make_file(path)) as db:
-        add(db, "m", "gone")
+        insert_message(db, "m", "gone")
     held = path.with_name("held")
     held.write_text("precious")
     with pytest.raises(MigrationError, match="not overwritten"):
@@ -37,8 +37,8 @@ def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_
 def make_file_with_an_orphan(path: Path) -> None:
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
-        add(db, "good", "one")
-        add(db, "orphan", "gone")
+        insert_message(db, "good", "one")
+        insert_message(db, "orphan", "gone")
 
 
 @pytest.mark.parametrize("phase", ["Load", "Verify"])
@@ -56,7 +56,7 @@ def test_interrupted_with_a_quarantine_the_same_command_completes(
     report = asyncio.run(migrate(plan))
     assert (report.status, report.quarantine) == (Status.QUARANTINED, str(held))
     assert [json.loads(line)["row"]["id"] for line in held.read_text("utf-8").splitlines()] == ["orphan"]
-    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good"]
+    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["good"]
 
 
 def interrupt() -> None:
@@ -77,11 +77,11 @@ def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
     )
     with pytest.raises(MigrationError, match="give --quarantine-file another path"):
         asyncio.run(migrate(plan))
-    assert everything(flux_postgres_clean_dsn) == ([], [])
+    assert read_target(flux_postgres_clean_dsn) == ([], [])
     directory.mkdir()
     with pytest.raises(MigrationError, match="what was moved is skipped"):
         asyncio.run(migrate(plan, Trigger("Verify", directory.rmdir)))
-    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good"]
+    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["good"]
     directory.mkdir()
     assert asyncio.run(migrate(plan)).status is Status.QUARANTINED
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from original_application import add_sessions, make_file_with_data
 from snapshots import count_sessions, open_snapshot, use_write_ahead_log
-from waiting import until
+from waiting import wait_until
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.source.snapshot import snapshot_of
@@ -31,11 +31,11 @@ def path(tmp_path: Path) -> Path:
     return directory / "chat.db"
 
 
-def state(directory: Path) -> dict[str, str]:
+def file_hashes(directory: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()}
 
 
-def killed_while(path: Path, script: str) -> None:
+def run_and_die(path: Path, script: str) -> None:
     """Run a script on the file in a process that dies without closing it."""
     script = f"import os, sqlite3\ndb = sqlite3.connect({str(path)!r}, isolation_level=None)\n{script}\nos._exit(9)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
@@ -44,41 +44,41 @@ def killed_while(path: Path, script: str) -> None:
 def test_an_ordinary_file_is_left_as_it_was(path: Path) -> None:
     """A file in rollback-journal mode stays unchanged, and no file appears beside it."""
     make_file_with_data(path)
-    before = state(path.parent)
+    before = file_hashes(path.parent)
     assert count_sessions(path) == 2
-    assert state(path.parent) == before
+    assert file_hashes(path.parent) == before
 
 
 def test_a_closed_write_ahead_file_is_left_as_it_was(path: Path) -> None:
     """Reading a file in WAL mode leaves no -wal or -shm file beside it."""
     make_file_with_data(path)
     use_write_ahead_log(path)
-    before = state(path.parent)
+    before = file_hashes(path.parent)
     assert list(before) == ["chat.db"]
     assert count_sessions(path) == 2
-    assert state(path.parent) == before
+    assert file_hashes(path.parent) == before
 
 
 def test_the_log_of_a_killed_application_is_read_and_left_alone(path: Path) -> None:
     """Rows that are only in the write-ahead log are read, after recovery in a copy."""
     make_file_with_data(path)
     use_write_ahead_log(path)
-    killed_while(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
-    before = state(path.parent)
+    run_and_die(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
+    before = file_hashes(path.parent)
     assert sorted(before) == ["chat.db", "chat.db-shm", "chat.db-wal"]
     assert count_sessions(path) == 3
-    assert state(path.parent) == before
+    assert file_hashes(path.parent) == before
 
 
 def test_a_log_without_its_index_is_read(path: Path) -> None:
     """A database copied with its log but without its -shm file is read."""
     make_file_with_data(path)
     use_write_ahead_log(path)
-    killed_while(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
+    run_and_die(path, "db.execute(\"INSERT INTO sessions VALUES ('three', '', '2026-01-01', '2026-01-01', '{}')\")")
     path.with_name("chat.db-shm").unlink()
-    before = state(path.parent)
+    before = file_hashes(path.parent)
     assert count_sessions(path) == 3
-    assert state(path.parent) == before
+    assert file_hashes(path.parent) == before
 
 
 @pytest.mark.parametrize("to_directory", [False, True], ids=["to the file", "to its directory"])
@@ -103,17 +103,17 @@ def test_the_log_of_a_file_behind_a_link_is_read(path: Path, killed: bool, to_di
 def test_a_transaction_that_a_crash_left_half_done_is_not_read(path: Path) -> None:
     """A hot journal is rolled back in a copy; the file and its journal are left for the application."""
     make_file_with_data(path)
-    killed_while(
+    run_and_die(
         path,
         "db.execute('PRAGMA cache_size = 1')\n"
         "db.execute('PRAGMA cache_spill = 1')\n"
         "db.execute('BEGIN')\n"
         "for n in range(5000): db.execute(\"INSERT INTO sessions VALUES (?, '', '', '', '')\", (f'half-{n}',))",
     )
-    before = state(path.parent)
+    before = file_hashes(path.parent)
     assert "chat.db-journal" in before
     assert count_sessions(path) == 2
-    assert state(path.parent) == before
+    assert file_hashes(path.parent) == before
 
 
 def test_what_is_written_later_is_not_seen_and_not_kept_waiting(path: Path) -> None:
@@ -168,10 +168,10 @@ def test_a_read_only_directory_is_enough(path: Path) -> None:
     use_write_ahead_log(path)
     path.chmod(0o444)
     path.parent.chmod(0o555)
-    before = state(path.parent)
+    before = file_hashes(path.parent)
     try:
         assert count_sessions(path) == 2
-        assert state(path.parent) == before
+        assert file_hashes(path.parent) == before
     finally:
         path.parent.chmod(0o755)
 
@@ -187,7 +187,7 @@ def test_ctrl_c_on_a_terminal_is_for_one_process(path: Path) -> None:
         application.execute("BEGIN EXCLUSIVE")
         with snapshot_of(path) as waiting:
             opening = pool.submit(waiting.open)
-            asyncio.run(until(asked))
+            asyncio.run(wait_until(asked))
             assert waiting._probe is not None
             assert os.getpgid(waiting._probe.pid) != os.getpgrp()
             waiting.interrupt()
@@ -200,6 +200,6 @@ def test_a_copied_real_file_is_left_as_it_was(path: Path) -> None:
     if legacy is None:
         pytest.skip("FLUX_MEMORY_LEGACY_DB names no file")
     shutil.copyfile(legacy, path)
-    before = state(path.parent)
+    before = file_hashes(path.parent)
     assert count_sessions(path) == 66
-    assert state(path.parent) == before
+    assert file_hashes(path.parent) == before

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from original_application import make_file
 from snapshots import append_session, write_without_waiting
-from transfer_memories import Trigger, add, add_session, age, everything, move
+from transfer_memories import Trigger, insert_message, insert_session, make_old, move, read_target
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate
@@ -44,7 +44,7 @@ def test_a_write_during_the_preflight_has_it_read_again(
     assert report.status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
         stored = db.execute("SELECT id, content FROM messages ORDER BY id").fetchall()
-    assert sorted((row[1], row[3]) for row in everything(dsn)[1]) == stored
+    assert sorted((row[1], row[3]) for row in read_target(dsn)[1]) == stored
 
 
 @pytest.mark.parametrize("phase", ["Load", "Keys", "Verify"])
@@ -53,10 +53,10 @@ def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgr
     dsn = flux_postgres_clean_dsn
     report = move(path, dsn, Trigger(phase, lambda: append_session(path)))
     assert report.status is Status.IDENTICAL
-    assert len(everything(dsn)[1]) == MESSAGES
+    assert len(read_target(dsn)[1]) == MESSAGES
     report = move(path, dsn)
     assert report.status is Status.IDENTICAL
-    assert len(everything(dsn)[1]) == MESSAGES + 1
+    assert len(read_target(dsn)[1]) == MESSAGES + 1
 
 
 def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_postgres_clean_dsn: str) -> None:
@@ -66,7 +66,7 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
     with closing(sqlite3.connect(path)) as db:
         ids = [id_ for (id_,) in db.execute("SELECT id FROM sessions ORDER BY id LIMIT 2")]
     write_without_waiting(path, *(f"UPDATE sessions SET title = 'another' WHERE id = '{id_}'" for id_ in ids))
-    age(path)
+    make_old(path)
     gone = f"DELETE FROM sessions WHERE id = '{ids[0]}'"
     report = move(path, dsn, Trigger("Verify", lambda: write_without_waiting(path, gone)), mode=Mode.VERIFY)
     assert report.status is Status.DIFFERENT
@@ -84,7 +84,7 @@ def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_cl
     with closing(sqlite3.connect(path)) as db:
         (one, title), (other, _) = db.execute("SELECT id, title FROM sessions ORDER BY id LIMIT 2").fetchall()
     write_without_waiting(path, f"UPDATE sessions SET title = 'another' WHERE id = '{one}'")
-    age(path)
+    make_old(path)
     swap = (
         f"UPDATE sessions SET title = '{title}' WHERE id = '{one}'",
         f"UPDATE sessions SET title = 'another' WHERE id = '{other}'",
@@ -106,8 +106,8 @@ def test_what_cannot_be_moved_is_put_aside_though_something_differs(
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         (last,) = db.execute("SELECT max(id) FROM sessions").fetchone()
         db.execute("UPDATE sessions SET title = 'another' WHERE id = ?", (last,))
-        add(db, "refused", last, metadata="no JSON")
-    age(path)
+        insert_message(db, "refused", last, metadata="no JSON")
+    make_old(path)
     report = move(path, dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=refused)
     assert report.status is Status.DIFFERENT
     assert [json.loads(line)["row"]["id"] for line in refused.read_text().splitlines()] == ["refused"]
@@ -117,14 +117,14 @@ def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgre
     """A file deleted while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="there is no file"):
         move(path, flux_postgres_clean_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
-    assert everything(flux_postgres_clean_dsn) == ([], [])
+    assert read_target(flux_postgres_clean_dsn) == ([], [])
 
 
 def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
     """A file truncated while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="damaged"):
         move(path, flux_postgres_clean_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
-    assert everything(flux_postgres_clean_dsn) == ([], [])
+    assert read_target(flux_postgres_clean_dsn) == ([], [])
 
 
 def test_an_application_that_writes_all_the_time_is_no_hindrance(
@@ -134,13 +134,13 @@ def test_an_application_that_writes_all_the_time_is_no_hindrance(
     path = tmp_path / "chat.db"
     with closing(make_file(path)) as db:
         for id_ in "abc":
-            add_session(db, id_)
+            insert_session(db, id_)
 
     def add_to_all(number: int) -> None:
         with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as db:
             db.execute("BEGIN IMMEDIATE")
             for id_ in "abc":
-                add(db, f"{id_}{number}", id_)
+                insert_message(db, f"{id_}{number}", id_)
             db.execute("COMMIT")
 
     async def write_all_the_time() -> None:
@@ -153,7 +153,7 @@ def test_an_application_that_writes_all_the_time_is_no_hindrance(
         writing = asyncio.create_task(write_all_the_time())
         try:
             for _ in range(5):
-                age(path)
+                make_old(path)
                 report = await migrate(Plan(sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn))
                 assert report.status is Status.IDENTICAL
                 assert report.preflight.messages % 3 == 0
@@ -162,7 +162,7 @@ def test_an_application_that_writes_all_the_time_is_no_hindrance(
             await asyncio.wait([writing])
 
     asyncio.run(run())
-    messages = everything(flux_postgres_clean_dsn)[1]
+    messages = read_target(flux_postgres_clean_dsn)[1]
     counts = {id_: sum(row[0] == id_ for row in messages) for id_ in "abc"}
     assert len(set(counts.values())) == 1
     assert counts["a"]

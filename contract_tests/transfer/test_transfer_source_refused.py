@@ -10,9 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from ordinary_user import ordinary_user, traversable
+from ordinary_user import become_ordinary_user, make_traversable
 from original_application import add_sessions, make_file, make_file_with_data
-from small_disk import small_files
+from small_disk import limit_file_size
 from snapshots import count_sessions, open_snapshot, use_write_ahead_log
 
 from flux_memory.errors import MigrationError
@@ -48,7 +48,7 @@ def test_an_unreadable_file_says_so(path: Path) -> None:
     """Run as the wrong user, the command reports the missing permission."""
     make_file_with_data(path)
     path.chmod(0)
-    with traversable(path), ordinary_user(), pytest.raises(MigrationError, match="no permission"):
+    with make_traversable(path), become_ordinary_user(), pytest.raises(MigrationError, match="no permission"):
         count_sessions(path)
 
 
@@ -102,7 +102,7 @@ def test_a_damaged_file_says_so(path: Path) -> None:
 def test_no_room_for_a_copy_says_so(path: Path) -> None:
     """The error names a full temporary directory and the remedy."""
     make_file_with_data(path)
-    with small_files(), pytest.raises(MigrationError, match="TMPDIR"):
+    with limit_file_size(), pytest.raises(MigrationError, match="TMPDIR"):
         count_sessions(path)
 
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from original_application import make_file_with_data
 from raw_postgres import execute
-from transfer_memories import everything, make_tables, move
+from transfer_memories import make_tables, move, read_target
 
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
 from flux_memory.transfer import Mode, OnInvalid, Status, migrate_back
@@ -72,7 +72,7 @@ def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
         )
         with pytest.raises(SchemaError, match=says.format(database=database)):
             move(path, dsn, mode=mode)
-    assert everything(target) == ([], [])
+    assert read_target(target) == ([], [])
 
 
 def test_who_may_only_read_can_compare(path: Path, target: str) -> None:

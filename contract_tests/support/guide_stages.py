@@ -34,7 +34,7 @@ class Stage:
     """The failing clause that opens the section; the stage before fails it."""
 
 
-def stages() -> list[Stage]:
+def read_stages() -> list[Stage]:
     """Return the numbered sections in order."""
     text = GUIDE.read_text(encoding="utf-8")
     headings = list(re.finditer(r"^## (?:([0-9]+)\. )?(.*)$", text, re.MULTILINE))
@@ -63,7 +63,7 @@ def stages() -> list[Stage]:
     return found
 
 
-def told(ids: set[str]) -> str:
+def format_ids(ids: set[str]) -> str:
     """Return clause ids in the guide's notation."""
     groups: dict[str, list[int]] = {}
     for each in sorted(ids):

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
-from raw_postgres import connected
+from raw_postgres import connect
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.backends.deadlines import seconds_for
@@ -22,7 +22,7 @@ LOCK_SESSIONS: Final = "SELECT FROM sessions FOR UPDATE"
 """Lets readers through and blocks writers of existing sessions."""
 
 
-class DistantMemory(ReferenceMemory):
+class SwitchedMemory(ReferenceMemory):
     """The reference model as a remote store: while it is unreachable, calls wait until their deadline."""
 
     def __init__(self, store: ReferenceStore, switch: Switch) -> None:
@@ -67,7 +67,7 @@ class Switch:
             self._away = False
 
 
-def _reaching(name: str) -> Callable[..., Any]:
+def _when_reachable(name: str) -> Callable[..., Any]:
     async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_open()
         await self._switch.reach()
@@ -77,10 +77,10 @@ def _reaching(name: str) -> Callable[..., Any]:
 
 
 for _name in EVERY_CALL:
-    setattr(DistantMemory, _name, _reaching(_name))
+    setattr(SwitchedMemory, _name, _when_reachable(_name))
 
 
-def never_away(open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
+def make_no_outage(open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
     """Return an outage during which the store stays reachable."""
 
     def away() -> AbstractAsyncContextManager[None]:
@@ -89,7 +89,7 @@ def never_away(open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
     return (Outage("none", open_memory, away),)
 
 
-def locked_sqlite(path: Path) -> tuple[Outage, ...]:
+def make_lock_outages(path: Path) -> tuple[Outage, ...]:
     """Return the outage of a file that another client has locked."""
 
     @asynccontextmanager
@@ -103,12 +103,12 @@ def locked_sqlite(path: Path) -> tuple[Outage, ...]:
 
 
 @contextmanager
-def distant_postgres(dsn: str) -> Iterator[Sequence[Outage]]:
+def make_postgres_outages(dsn: str) -> Iterator[Sequence[Outage]]:
     """Yield the outages of a server: a lost network, and a lock that another client holds."""
 
     @asynccontextmanager
     async def locked() -> AsyncIterator[None]:
-        async with connected(dsn) as connection, connection.transaction():
+        async with connect(dsn) as connection, connection.transaction():
             await connection.execute(LOCK_SESSIONS)
             yield
 

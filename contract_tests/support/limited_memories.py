@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from distant import DistantMemory, Switch
+from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import BackendUnavailableError, InvalidInputError, Memory
 from flux_memory.testkit import Capability, ReferenceMemory, ReferenceStore
@@ -36,23 +36,25 @@ _PARAMETERS: Final = {
 _TIMES: Final = ("created_at", "updated_at")
 
 
-def lacking(lacks: Capability, directory: Path, switch: Switch | None = None) -> Callable[[], Memory]:
+def limited_factory(lacks: Capability, directory: Path, switch: Switch | None = None) -> Callable[[], Memory]:
     """Return a factory of handles on one store that lack some capabilities, behind a switch if one is given."""
     store = ReferenceStore(None if Capability.DURABLE in lacks else directory / "reference.json")
-    memory: Any = DistantMemory if switch else ReferenceMemory
+    memory: Any = SwitchedMemory if switch else ReferenceMemory
     if lacks & (Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES):
         alone = Capability.SEVERAL_HANDLES in lacks
         shared = {"lock": directory / "lock", "alone": alone, "held": []}
         memory = type("Exclusive", (_Exclusive, memory), shared)
     for capability in lacks:
-        members = {name: _refusing(memory, name, given) for name, given in _REFUSED.get(capability, {}).items()}
+        members = {name: _refuse(memory, name, given) for name, given in _REFUSED.get(capability, {}).items()}
         memory = type(f"No{str(capability.name).title()}", (memory,), members)
     blank = ("id",) if Capability.MESSAGE_IDS in lacks else ()
-    memory = type("Blanking", (memory,), _blanking(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ())))
+    memory = type(
+        "Blanking", (memory,), _blank_methods(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ()))
+    )
     return lambda: memory(store, *([switch] if switch else []))
 
 
-def _refusing(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+def _refuse(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
     async def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_open()
         if not arguments:
@@ -71,7 +73,7 @@ def _refusing(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[
     return refusing
 
 
-def _blanking(parent: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+def _blank_methods(parent: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     def blank(row: Any, names: tuple[str, ...]) -> Any:
         return row and row | dict.fromkeys(row.keys() & names, "")
 
