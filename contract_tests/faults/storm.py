@@ -247,9 +247,9 @@ class Storm:
     ) -> None:
         """Make a call, and retry it with the same ids while its outcome is unknown."""
         for attempt in range(ATTEMPTS):
-            patience = rng.choice(DEADLINE_SECONDS) if attempt < 2 else DEADLINE_SECONDS[-1]
-            leaves = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
-            outcome = await self._one(call, patience, leaves)
+            seconds = rng.choice(DEADLINE_SECONDS) if attempt < 2 else DEADLINE_SECONDS[-1]
+            leaves_after = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
+            outcome = await self._one(call, seconds, leaves_after)
             self._summary.outcomes["calls"] += 1
             told = self._told(outcome, refusals, exists=creates and sent.open)
             self._summary.outcomes[told] += 1
@@ -280,18 +280,18 @@ class Storm:
         self._summary.examples.append(repr(outcome)[:300])
         return "unknown"
 
-    async def _one(self, call: Callable[[], Awaitable[object]], patience: float, leaves: float | None) -> object:
+    async def _one(self, call: Callable[[], Awaitable[object]], seconds: float, leaves_after: float | None) -> object:
         """Make one call and return its result or its exception."""
-        with deadline(patience):
+        with deadline(seconds):
             task = asyncio.ensure_future(call())
         began = time.monotonic()
-        await asyncio.wait([task], timeout=patience + HANG_SECONDS if leaves is None else leaves)
+        await asyncio.wait([task], timeout=seconds + HANG_SECONDS if leaves_after is None else leaves_after)
         if not task.done():
-            self._summary.verdict.hung += leaves is None
+            self._summary.verdict.hung += leaves_after is None
             task.cancel()
-            began, patience = time.monotonic(), 0.0
+            began, seconds = time.monotonic(), 0.0
             await asyncio.wait([task], timeout=HANG_SECONDS)
-        self._summary.longest_overrun = max(self._summary.longest_overrun, time.monotonic() - began - patience)
+        self._summary.longest_overrun = max(self._summary.longest_overrun, time.monotonic() - began - seconds)
         if not task.done():
             self._summary.verdict.hung += 1
             return asyncio.CancelledError()

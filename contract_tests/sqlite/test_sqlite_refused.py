@@ -52,12 +52,12 @@ class JudgedCalls:
         self._told: defaultdict[object, list[str]] = defaultdict(list)
 
     async def add(
-        self, memory: ConversationMemory, content: str, seconds: float, patience: float | None = None
+        self, memory: ConversationMemory, content: str, seconds: float, cancel_after: float | None = None
     ) -> None:
-        """Add a message under a deadline, and cancel the call after `patience` seconds."""
+        """Add a message under a deadline, and cancel the call after `cancel_after` seconds."""
         try:
             with deadline(seconds):
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(cancel_after):
                     await memory.add_message(SESSION, "user", content)
         except OutcomeUnknownError:
             self.of[content] = "unknown"
@@ -94,8 +94,8 @@ async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
         calls = 0
         while time.monotonic() < end:
             calls += 1
-            patience = chance.choice((None, None, None, 0.001, 0.05))
-            await fates.add(memory, f"{number} {calls}", chance.choice((0.001, 0.02, 0.2, 4)), patience)
+            cancel_after = chance.choice((None, None, None, 0.001, 0.05))
+            await fates.add(memory, f"{number} {calls}", chance.choice((0.001, 0.02, 0.2, 4)), cancel_after)
 
     async def stall() -> None:
         while time.monotonic() < end:

@@ -40,8 +40,8 @@ def test_waits(flux_postgres_dsn):
 """
 
 
-def assert_becomes_true(condition: Callable[[], bool], what: str, patience: float = 60) -> None:
-    assert becomes_true(condition, seconds=patience), f"{what}: not within {patience} s"
+def assert_becomes_true(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+    assert becomes_true(condition, seconds=timeout), f"{what}: not within {timeout} s"
 
 
 def accepts_connections(dsn: str) -> bool:
