@@ -16,7 +16,7 @@ from bound_stores import run_clause
 
 from flux_memory import Memory
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
-from flux_memory.testkit.contract.model.calls import Call, HangError, at_once
+from flux_memory.testkit.contract.model.calls import HangError, ModelCall, at_once
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.timeouts import BlockedError, Timeouts, unblocked
 
@@ -177,7 +177,7 @@ def test_the_model_says_which_calls_blocked(tmp_path: Path) -> None:
     async def main() -> None:
         one, other = factory(), factory()
         session = await one.create_session()
-        reading = Call("get_history", {"session_id": session})
+        reading = ModelCall("get_history", {"session_id": session})
         with pytest.raises(HangError, match="get_history: the event loop stood still"):
             await at_once([(one, reading, None), (other, reading, None)], seconds=0.1)
         await one.close()
