@@ -76,7 +76,7 @@ def test_the_error_is_that_of_the_median() -> None:
 
 
 @pytest.mark.parametrize(("fall", "worse"), [(0.9, False), (0.5, True)])
-def test_worse_is_what_noise_does_not_explain(fall: float, *, worse: bool) -> None:
+def test_a_fall_beyond_the_noise_is_worse(fall: float, *, worse: bool) -> None:
     """A ratio that fell within the noise of both runs passes; one that fell beyond it fails the comparison."""
     from harness.results import compare
 

@@ -31,7 +31,7 @@ def test_a_short_soak_keeps_every_promise(soak: Any, tmp_path: Path) -> None:
     json.dumps(soak.asdict(phase))
 
 
-def test_what_is_left_behind_is_named(soak: Any) -> None:
+def test_leaks_are_named(soak: Any) -> None:
     """An additional descriptor, thread or task is a problem, and so is memory that keeps growing."""
     before = {"files": 7, "threads": 1, "tasks": 1}
     assert soak.leaks("one", before, before) == []

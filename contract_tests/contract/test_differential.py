@@ -35,7 +35,7 @@ def test_sqlite_and_postgres_answer_alike(
     assert finding is None, f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}"
 
 
-def test_equal_backends_are_not_told_apart() -> None:
+def test_equal_backends_have_no_difference() -> None:
     """Ids and times differ between stores and do not count as a difference."""
     assert Differential(make_factory(ReferenceMemory), make_factory(ReferenceMemory)).explore(QUICK) is None
 

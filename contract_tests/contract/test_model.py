@@ -140,7 +140,7 @@ class Hangs(ReferenceMemory):
 
 
 @pytest.mark.asyncio
-async def test_a_call_that_hangs_is_told() -> None:
+async def test_a_hanging_call_is_a_finding() -> None:
     """A call that never ends is a finding and does not block the run."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
@@ -151,7 +151,7 @@ async def test_a_call_that_hangs_is_told() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_call_is_cut_where_it_waits() -> None:
+async def test_a_call_is_cancelled_where_it_waits() -> None:
     """A cut call is cancelled at its suspension point, and the others are not."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
@@ -176,7 +176,7 @@ CREATE = answered("create_session", Returned("s"), session_id="s")
 COUNT_0, COUNT_1 = answered("count_sessions", Returned(0)), answered("count_sessions", Returned(1))
 
 
-def test_some_order_of_calls_at_once_explains_their_answers() -> None:
+def test_concurrent_answers_are_explained_by_some_order() -> None:
     """Concurrent calls may take effect in any order that gives their answers, and in no other."""
     assert possible_states([CREATE, COUNT_0])
     assert possible_states([COUNT_1, CREATE])
@@ -193,7 +193,7 @@ def test_a_call_that_was_cut_off_takes_effect_once_or_never() -> None:
     assert not possible_states([answered("count_sessions", CutOff())], [COUNT_1])
 
 
-def test_an_id_that_is_made_twice_is_no_retry() -> None:
+def test_an_id_generated_twice_is_not_a_retry() -> None:
     """A store that generates a taken id is not explained as one that recognised a retry."""
     add = answered("add_message", Returned("m"), session_id="s", role="user", content="x")
     assert possible_states([CREATE], [add])

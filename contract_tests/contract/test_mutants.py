@@ -70,7 +70,7 @@ def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, re
     assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
 
 
-def test_what_was_left_open_before_hides_nothing(tmp_path: Path) -> None:
+def test_files_of_earlier_clauses_hide_no_leak(tmp_path: Path) -> None:
     """Files of earlier clauses that close meanwhile do not offset a leak of this clause's handles."""
     shared = ReferenceStore(tmp_path / "reference.json")
     memory = broken("LeavesASelectorOpen", ReferenceMemory)
@@ -85,7 +85,7 @@ def test_what_was_left_open_before_hides_nothing(tmp_path: Path) -> None:
     assert isinstance(found, AssertionError), found
 
 
-def test_pages_without_end_are_not_taken_for_a_call_that_hangs() -> None:
+def test_endless_pages_are_not_reported_as_a_hanging_call() -> None:
     """A history that pages back forever fails at once, not after a minute as a hanging call."""
     shared = ReferenceStore()
     memory = broken("BeforeIsInclusive", ReferenceMemory)

@@ -174,7 +174,7 @@ def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
     assert {name for name in fixtures | {"memory_factory"} if f"| `{name}` |" not in page} == set()
 
 
-def test_every_option_of_ours_is_in_the_readme(pytestconfig: pytest.Config) -> None:
+def test_every_option_of_the_kit_is_in_the_readme(pytestconfig: pytest.Config) -> None:
     """Users find options on the page, not in `pytest --help`."""
     known = run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     options = set(re.findall(r"^ +(--flux-[a-z-]+)", known, re.MULTILINE))

@@ -156,7 +156,7 @@ def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, 
 
 
 @on_both_backends("last words at the end of asyncio.run")
-def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fault: Fault) -> None:
+def test_tasks_save_messages_while_asyncio_run_cancels_them(store: Store, fault: Fault) -> None:
     """A cancelled worker adds its last message, although every task of the library was cancelled with it."""
     saved: list[str] = []
 
@@ -224,9 +224,7 @@ def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
 
 
 @pytest.mark.fault("every task cancelled while a handle waits for its server", backend="postgres")
-def test_a_handle_whose_opening_was_cancelled_while_its_server_was_away_opens_when_it_is_back(
-    flux_empty_database: str, fault: Fault
-) -> None:
+def test_a_handle_cancelled_while_its_server_was_away_opens_later(flux_empty_database: str, fault: Fault) -> None:
     """Nothing of the first calls is stored, and the next ones succeed."""
 
     async def work() -> None:

@@ -88,7 +88,7 @@ async def wait_until_synchronous(primary: Cluster) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.fault("kill -9 of the primary, asynchronous replica promoted", backend="postgres")
-async def test_what_an_asynchronous_replica_may_lose(fault: Fault, tmp_path: Path) -> None:
+async def test_losses_of_an_asynchronous_replica_are_counted(fault: Fault, tmp_path: Path) -> None:
     """Writes that the primary had not sent are lost with it, which no client can prevent; the test counts them."""
     for number in fault.rounds(1, 10):
         with primary_and_replica() as (primary, replica, both):

@@ -88,7 +88,7 @@ def interrupt_migration(path: Path, own_server: Cluster) -> None:
     "by", [migrate_directly, migrate_through_pooler, resume_migration, compare_only], ids=lambda by: by.__name__
 )
 @pytest.mark.parametrize("before", [[], [WITHOUT_WAITING]], ids=["waiting", "synchronous_commit off"])
-def test_what_was_proven_is_there_when_the_server_comes_back(
+def test_proven_rows_survive_a_crash_of_the_server(
     path: Path,
     own_server: Cluster,
     fault: Fault,
@@ -159,7 +159,7 @@ def test_the_proof_waits_for_a_synchronous_standby(
 
 
 @pytest.mark.fault("migration: synchronous standby away", backend="postgres")
-def test_a_wait_for_the_standby_that_is_given_up_is_no_proof(
+def test_a_cancelled_wait_for_the_standby_is_not_a_proof(
     path: Path, standby: tuple[Cluster, Cluster], fault: Fault
 ) -> None:
     """When an administrator cancels the wait, the server commits nonetheless and only warns."""

@@ -73,7 +73,7 @@ def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_datab
 
 
 @pytest.mark.fault("migration: lock_timeout", backend="postgres")
-def test_a_lock_that_is_not_to_be_had(path: Path, flux_empty_database: str, fault: Fault) -> None:
+def test_a_lock_that_is_never_released_ends_the_migration(path: Path, flux_empty_database: str, fault: Fault) -> None:
     """A lock on a session that gets messages gives a clear error, and the next run adds the missing rows."""
     dsn = flux_empty_database
     assert migrate_succeeds(path, dsn)

@@ -90,7 +90,7 @@ async def test_no_error_blames_the_pool_where_connections_are_free(proxy: Proxy,
 @pytest.mark.fault("add cancelled while its session is held", backend="postgres")
 @pytest.mark.parametrize("how", ["cancelled", "wait_for"])
 @pytest.mark.parametrize(("count", "sessions"), [(1, 1), (4, 1), (8, 8), (8, 3)])
-async def test_an_add_that_was_cancelled_while_it_waited_for_a_lock_is_not_stored_when_that_is_released(
+async def test_an_add_cancelled_while_it_waits_for_a_lock_is_not_stored(
     flux_empty_database: str, count: int, sessions: int, how: str
 ) -> None:
     """The statement ends with its last caller, shared or alone, long before the lock is released."""

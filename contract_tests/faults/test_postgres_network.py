@@ -41,7 +41,9 @@ async def measure_call(call: Awaitable[object], within: float) -> tuple[float, B
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused under load", backend="postgres")
-async def test_refused_for_a_while(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
+async def test_calls_wait_while_connections_are_refused(
+    proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path
+) -> None:
     """Connections are lost and new ones refused: calls wait until the server is back, and none fails."""
 
     async def refuse(_: Load) -> None:
@@ -80,7 +82,9 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connections reset under load", backend="postgres")
-async def test_reset_again_and_again(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
+async def test_calls_survive_repeated_resets(
+    proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path
+) -> None:
     """Calls in flight are retried with the same ids."""
 
     async def reset(load: Load) -> None:
@@ -206,7 +210,9 @@ WRITES: dict[str, Call] = {
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to COMMIT lost", backend="postgres")
 @pytest.mark.parametrize("name", WRITES)
-async def test_the_reply_is_lost(proxy: Proxy, flux_empty_database: str, fault: Fault, name: str) -> None:
+async def test_a_call_with_a_lost_reply_is_done_once(
+    proxy: Proxy, flux_empty_database: str, fault: Fault, name: str
+) -> None:
     """The first attempt took effect without a reply; the second finds that, and the call takes effect once."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         for _ in fault.rounds(2, 50):
@@ -265,9 +271,7 @@ async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database:
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused to many at once", backend="postgres")
-async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
-    proxy: Proxy, flux_empty_database: str, fault: Fault
-) -> None:
+async def test_each_of_many_callers_gets_its_own_outcome(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
     """Adds that would share a statement: none was sent, so each error says that nothing was stored."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         sessions = [await memory.create_session() for _ in range(4)]

@@ -40,7 +40,7 @@ async def test_the_pooler_is_restarted_under_load(
 
 @pytest.mark.asyncio
 @pytest.mark.fault("statement_cache_size=0 forgotten behind PgBouncer", backend="postgres")
-async def test_the_forgotten_setting_is_said(pooler: Pooler, flux_empty_database: str, fault: Fault) -> None:
+async def test_the_forgotten_setting_is_named(pooler: Pooler, flux_empty_database: str, fault: Fault) -> None:
     """Two handles collide, and the error says what to add to the DSN; nothing is half stored."""
     dsn = with_pooler(flux_empty_database, pooler)
     async with PostgresConversationMemory(dsn) as one, PostgresConversationMemory(dsn) as two:

@@ -120,7 +120,7 @@ def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, remains_director
         shutil.rmtree(path.parent)
 
 
-def test_the_simulation_finds_what_weaker_settings_lose(tmp_path: Path) -> None:
+def test_the_simulation_finds_losses_of_weaker_settings(tmp_path: Path) -> None:
     """The test above can fail: with `synchronous=NORMAL` the simulated disk loses committed data."""
     source = tmp_path / "source"
     source.mkdir()

@@ -81,7 +81,7 @@ def test_a_damaged_file_is_reported_and_left_as_it_is(path: Path, fault: Fault, 
 
 
 @pytest.mark.fault("page damaged while closed", backend="sqlite")
-def test_a_damaged_page_hides_no_more_than_what_was_on_it(path: Path, fault: Fault) -> None:
+def test_a_damaged_page_hides_only_its_own_messages(path: Path, fault: Fault) -> None:
     """With any overwritten page of messages, an error names the damage or all messages can be read."""
     whole = path.read_bytes()
     pages = len(whole) // PAGE_BYTES

@@ -77,7 +77,7 @@ OPEN_DAMAGE: Final[dict[str, tuple[Callable[[Path], None], str]]] = {
 
 @pytest.mark.fault("file replaced, deleted or cut while open", backend="sqlite")
 @pytest.mark.parametrize("name", OPEN_DAMAGE)
-def test_a_file_that_is_changed_from_under_a_handle_is_an_error(tmp_path: Path, fault: Fault, name: str) -> None:
+def test_a_file_changed_under_an_open_handle_is_an_error(tmp_path: Path, fault: Fault, name: str) -> None:
     """No write is acknowledged that the store at this path lacks, and the message says what happened."""
     damage, says = OPEN_DAMAGE[name]
     path = tmp_path / "chat.db"
@@ -145,7 +145,7 @@ def test_a_cut_is_remembered_until_its_check_has_a_verdict(
 
 
 @pytest.mark.fault("VACUUM by another process", backend="sqlite")
-def test_a_file_that_got_smaller_in_order_is_no_error(path: Path, fault: Fault) -> None:
+def test_a_file_that_vacuum_shrinks_stays_usable(path: Path, fault: Fault) -> None:
     """VACUUM and a checkpoint also shrink file and log: the handle keeps working."""
 
     def vacuum() -> int:
@@ -176,7 +176,7 @@ READ_ONLY: Final = {
 
 @pytest.mark.fault("read-only file or directory", backend="sqlite")
 @pytest.mark.parametrize("name", READ_ONLY)
-def test_what_can_only_be_read_is_read(fault: Fault, name: str, readable: Path) -> None:
+def test_a_read_only_store_can_be_read(fault: Fault, name: str, readable: Path) -> None:
     """All reads work without a write beside the file; writes say why they fail, and work with the rights restored."""
     file_mode, directory_mode = READ_ONLY[name]
 

@@ -38,7 +38,7 @@ def read_files(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.asyncio
-async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
+async def test_a_missing_file_is_not_created(path: Path) -> None:
     """A check of a new installation announces the file and does not create it."""
     report = await check_sqlite(str(path), 10)
     assert report.backend == "sqlite"
@@ -85,7 +85,7 @@ async def test_a_file_in_use_is_counted(path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
+async def test_a_store_in_memory_has_no_description() -> None:
     """`:memory:` names no file, so there is nothing to describe."""
     report = await check_sqlite(":memory:", 10)
     assert (report.target, report.schema) == (":memory:", "none yet: created at first use")
@@ -159,7 +159,7 @@ async def test_a_server_that_does_not_answer_ends_the_check() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_lock_that_holds_up_the_check_is_told_as_such(flux_empty_database: str) -> None:
+async def test_a_lock_that_blocks_the_check_is_reported_as_a_lock(flux_empty_database: str) -> None:
     """A statement that waits for a lock is not reported as a lack of connections: the message says where to look."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.count_sessions()

@@ -26,7 +26,7 @@ NEWEST = {dialect: history(dialect)[-1].version for dialect in ("sqlite", "postg
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
-def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
+def test_a_new_installation_passes_and_creates_nothing(tmp_path: Path) -> None:
     """Without settings the check describes SQLite at the default path, which does not exist yet."""
     result = run_check()
     assert result.exit_code == 0, result.output
@@ -40,7 +40,7 @@ def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a%00b.db", "sqlite:///chat.db"])
-def test_a_path_that_no_memory_takes_is_not_well(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_no_memory_accepts_fails_the_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check without `--full` refuses each path that `create_memory()` refuses."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{name}")
     result = run_check()
@@ -75,7 +75,7 @@ def test_the_full_check_makes_the_schema_and_leaves_nothing_behind(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["with space.db", "100%41.db", "what?.db", "a#b&c=d.db", "ünï.db", "..odd"])
-def test_the_path_is_taken_as_it_is_written(tmp_path: Path, name: str) -> None:
+def test_the_path_is_used_literally(tmp_path: Path, name: str) -> None:
     """The path is not a URL: no character of a file name has another meaning."""
     result = run_check("--sqlite-path", str(tmp_path / name), "--full")
     assert result.exit_code == 0, result.output
@@ -113,7 +113,7 @@ def test_options_override_the_settings(
     assert "Backend     postgres\n" in run_check("--postgres-dsn", flux_postgres_clean_dsn).stdout
 
 
-def test_two_backends_at_once_are_a_usage_error() -> None:
+def test_options_of_both_backends_are_a_usage_error() -> None:
     """A mistake in the arguments exits with 2, as click does."""
     result = run_check("--sqlite-path", "x", "--postgres-dsn", "postgresql://h/d")
     assert result.exit_code == 2
@@ -129,7 +129,7 @@ def test_a_path_that_names_no_file_is_a_usage_error(path: str) -> None:
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf"])
-def test_a_timeout_that_is_no_number_of_seconds_says_so(tmp_path: Path, seconds: str) -> None:
+def test_an_invalid_timeout_is_refused(tmp_path: Path, seconds: str) -> None:
     """Both backends refuse it before they open anything."""
     for target in (["--sqlite-path", str(tmp_path / "chat.db")], ["--postgres-dsn", "postgresql://nowhere.invalid/db"]):
         result = run_check(*target, "--timeout", seconds)
@@ -176,7 +176,7 @@ def test_help_and_version() -> None:
 @pytest.mark.parametrize(
     "command", [[sys.executable, "-m", "flux_memory"], [str(Path(sys.executable).with_name("flux-memory"))]]
 )
-def test_both_ways_to_run_it_are_the_same_program(tmp_path: Path, command: list[str]) -> None:
+def test_both_commands_run_the_same_program(tmp_path: Path, command: list[str]) -> None:
     """`python -m flux_memory` and `flux-memory` have the same exit codes and output."""
     good = subprocess.run(
         [*command, "check", "--json", "--sqlite-path", str(tmp_path / "chat.db")],

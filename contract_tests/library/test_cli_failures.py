@@ -166,7 +166,7 @@ def test_wrong_settings_say_what_to_set(
     assert "s3cret" not in result.output
 
 
-def test_a_role_that_may_not_make_the_tables_is_told_so(flux_empty_database: str) -> None:
+def test_a_role_that_may_not_create_tables_gets_advice(flux_empty_database: str) -> None:
     """The check without `--full` also fails: as on SQLite, a store that cannot be used is not healthy."""
 
     async def both() -> None:

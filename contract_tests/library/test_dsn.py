@@ -29,7 +29,7 @@ TOKENS = ("qTok1q", "qTok2q", "qTok3q")
         "postgresql://",
     ],
 )
-def test_what_asyncpg_takes_passes_unchanged(dsn: str) -> None:
+def test_a_valid_dsn_passes_unchanged(dsn: str) -> None:
     """A valid DSN reaches the driver unchanged: TCP, Unix sockets, several hosts, IPv6, TLS."""
     url, arguments = parse_dsn(dsn)
     assert url == dsn
@@ -74,14 +74,14 @@ def test_a_parameter_without_effect_is_refused_with_advice(parameter: str, advic
 @pytest.mark.parametrize(
     "parameter", ["connect_timeout=soon", "connect_timeout=-1", "connect_timeout=nan", "connect_timeout=0"]
 )
-def test_a_number_that_is_none_is_refused(parameter: str) -> None:
+def test_an_invalid_number_is_refused(parameter: str) -> None:
     """A deadline is a positive number of seconds."""
     with pytest.raises(InvalidInputError, match="'connect_timeout' is not a number of seconds, more than 0"):
         parse_dsn(f"postgresql://h/d?{parameter}")
 
 
 @pytest.mark.parametrize("size", ["-1", "many", "1.5"])
-def test_a_cache_size_that_is_none_is_refused(size: str) -> None:
+def test_an_invalid_cache_size_is_refused(size: str) -> None:
     """A cache size is an integer of 0 or more."""
     with pytest.raises(InvalidInputError, match="'statement_cache_size' is not a whole number, 0 or more"):
         parse_dsn(f"postgresql://h/d?statement_cache_size={size}")
@@ -141,7 +141,7 @@ def test_a_password_with_an_unescaped_character_is_refused(password: str) -> Non
 
 
 @pytest.mark.parametrize("value", [None, b"postgresql://h/d", 5])
-def test_a_dsn_that_is_no_text_is_a_type_error(value: object) -> None:
+def test_a_dsn_of_another_type_is_a_type_error(value: object) -> None:
     """A DSN is a str; bytes are not decoded."""
     with pytest.raises(InvalidTypeError, match="dsn must be a str"):
         parse_dsn(value)
@@ -166,7 +166,7 @@ def test_a_dsn_that_is_no_text_is_a_type_error(value: object) -> None:
         ("user:secret@host postgresql://x", "***"),
     ],
 )
-def test_what_is_shown_of_a_dsn(dsn: str, shown: str) -> None:
+def test_the_mask_shows_a_dsn_without_its_password(dsn: str, shown: str) -> None:
     """Everything that helps to find a mistake is shown, and no password; in doubt the mask hides more."""
     assert mask_dsn(dsn) == shown
 

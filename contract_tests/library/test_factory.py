@@ -54,7 +54,7 @@ def test_wrong_settings_are_refused_at_once() -> None:
         create_memory(Settings(database_url="mysql://h/d"))
 
 
-def test_what_are_no_settings_is_refused() -> None:
+def test_other_objects_as_settings_are_refused() -> None:
     """A caller who passes a DSN or a path as settings learns where those go."""
     with pytest.raises(InvalidInputError, match="not str; a path is for ConversationMemory") as caught:
         create_memory("postgresql://u:secret@h/d")  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ async def test_any_number_of_first_users_open_once() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_failed_opening_fails_all_who_waited_and_is_tried_again() -> None:
+async def test_a_failed_opening_fails_its_callers_and_is_retried() -> None:
     """A server that was down at the first call is found at the next."""
     resource = Resource()
     resource.failures.append(FluxMemoryError("not yet"))
@@ -109,7 +109,7 @@ async def test_a_cancelled_first_user_does_not_undo_the_opening_for_others() -> 
 
 
 @pytest.mark.asyncio
-async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_without_waiting_callers_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     """If every caller was cancelled, asyncio does not log the failure as never retrieved."""
     resource = Resource()
     resource.gate.clear()
@@ -125,7 +125,7 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: py
 
 
 @pytest.mark.asyncio
-async def test_closing_waits_for_what_is_in_flight() -> None:
+async def test_closing_waits_for_calls_in_flight() -> None:
     """No acknowledged write is lost: the resource closes after the last call, and no new call starts."""
     resource, until = Resource(), asyncio.Event()
     calls = [asyncio.create_task(resource.call(until)) for _ in range(3)]
@@ -219,7 +219,7 @@ def cancel_all_tasks() -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("turns", range(6))
-async def test_an_opening_that_was_cancelled_with_every_task_begins_anew(turns: int) -> None:
+async def test_an_opening_cancelled_with_every_task_starts_again(turns: int) -> None:
     """In whichever turn it was cancelled, the first included, the next call opens, and closing leaves nothing open."""
     resource = Resource()
     if turns > 3:
@@ -286,7 +286,7 @@ async def test_a_close_that_failed_is_tried_again() -> None:
 
 
 @pytest.mark.asyncio
-async def test_closing_what_was_never_opened_opens_nothing() -> None:
+async def test_closing_an_unopened_handle_opens_nothing() -> None:
     """A handle that is created and never used costs nothing."""
     resource = Resource()
     await resource.life.close()
@@ -305,7 +305,7 @@ def test_another_event_loop_is_a_clear_error() -> None:
         asyncio.run(resource.call())
 
 
-def test_closing_on_another_event_loop_lets_go() -> None:
+def test_closing_on_another_event_loop_releases_the_resource() -> None:
     """The first loop may be gone; closing still releases what it can and returns, also the second time."""
     resource = Resource()
     asyncio.run(resource.call())

@@ -68,7 +68,7 @@ def nest(depth: int) -> dict[str, Any]:
 
 
 @given(OBJECTS)
-def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
+def test_values_round_trip(value: dict[str, Any]) -> None:
     """Every JSON object round-trips by type and value; -0.0 becomes 0.0."""
     assert with_types(decode_metadata(encode_metadata(value))) == with_types(value)
 
@@ -117,7 +117,7 @@ def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
         ({"a": json.loads("[" * MAX_METADATA_DEPTH + "]" * MAX_METADATA_DEPTH)}, InvalidInputError, "nested deeper"),
     ],
 )
-def test_what_both_engines_cannot_keep_is_refused_with_its_place(
+def test_values_that_an_engine_cannot_store_are_refused_with_their_place(
     value: object, kind: type[Exception], says: str
 ) -> None:
     """No value is dropped, rounded or turned into null; the message says where it is."""
@@ -140,7 +140,7 @@ def test_an_empty_object_is_a_fresh_one_too(text: str | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '"x"', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1} x'])
-def test_a_stored_text_that_is_no_object_is_an_error(text: str) -> None:
+def test_a_stored_text_that_is_not_an_object_is_an_error(text: str) -> None:
     """Corrupt metadata is never read as an empty object, and containment finds nothing in it."""
     with pytest.raises(ValueError):  # noqa: PT011 - the message is json's or the library's; the caller names the row
         decode_metadata(text)
@@ -190,7 +190,7 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
         assert equal(one, other) is same, (one, other)
 
 
-def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> None:
+def test_a_real_jsonb_returns_the_encoded_value(flux_postgres_dsn: str) -> None:
     """Types survive `jsonb`: no float becomes an int and no int loses a digit, for random doubles of every size."""
     chance = random.Random(17)
     doubles = [chance.uniform(-1, 1) * 10.0 ** chance.randint(-320, 308) for _ in range(2000)]

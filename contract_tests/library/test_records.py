@@ -17,7 +17,7 @@ MESSAGE = ("m1", "user", "Hello", '{"a": 1}', WHEN)
 SESSION = ("s1", "ann", "Trip", WHEN, WHEN, '{"a": 1}', 3)
 
 
-def test_a_session_gets_an_id_of_its_own_where_none_is_given() -> None:
+def test_a_session_without_an_id_gets_one() -> None:
     """Generated ids are UUIDv7: 36 characters, distinct, and sorted by creation."""
     made = [records.check_new_session(None, "", "", None).id for _ in range(50)]
     assert made == sorted(set(made))
@@ -35,7 +35,7 @@ def test_a_session_gets_an_id_of_its_own_where_none_is_given() -> None:
         ([{"role": "", "content": "x"}], r"messages\[0\]\.role is empty; name the speaker"),
     ],
 )
-def test_a_wrong_batch_is_told_what_is_wrong(batch: object, says: str) -> None:
+def test_the_error_of_a_wrong_batch_names_its_place(batch: object, says: str) -> None:
     """The message names the element and the key, and says what is allowed."""
     with pytest.raises(InvalidInputError, match=says):
         records.check_batch(batch)
@@ -68,7 +68,7 @@ def test_a_batch_that_repeats_a_message_stores_it_once() -> None:
 @pytest.mark.parametrize(
     ("value", "says"), [(True, "offset must be an int, not bool"), (-1, "offset is -1; it must be 0 or more")]
 )
-def test_a_wrong_count_is_told_what_is_right(value: object, says: str) -> None:
+def test_the_error_of_a_wrong_count_says_what_is_allowed(value: object, says: str) -> None:
     """The message says what is allowed."""
     with pytest.raises(InvalidInputError, match=says):
         records.check_count("offset", value)
@@ -86,7 +86,7 @@ def test_a_number_too_long_to_be_written_is_refused_as_any_other() -> None:
         records.check_seconds("timeout", 10**400)
 
 
-def test_a_session_that_cannot_be_there_is_named_by_its_text() -> None:
+def test_an_impossible_session_is_named_by_its_characters() -> None:
     """A subclass of `str` counts by its characters, not by its `__str__`."""
 
     class Shouting(str):

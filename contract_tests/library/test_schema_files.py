@@ -58,7 +58,7 @@ def test_a_version_that_both_dialects_have_means_the_same() -> None:
 
 
 @dialects
-def test_what_a_database_lacks(dialect: str) -> None:
+def test_the_missing_files_of_a_database(dialect: str) -> None:
     """A current database lacks nothing, a fresh one every file, an old one the rest."""
     steps = history(dialect)
     everything = {step.version: step.checksum for step in steps}
@@ -99,7 +99,7 @@ def test_which_generation_made_the_tables() -> None:
         (SESSIONS, MESSAGES | {"embedding"}, "'messages' has columns .*: embedding; move them"),
     ],
 )
-def test_somebody_elses_tables_are_refused(sessions: set[str], messages: set[str], says: str) -> None:
+def test_foreign_tables_are_refused(sessions: set[str], messages: set[str], says: str) -> None:
     """A table called sessions is not proof enough: foreign data is never adopted on a guess."""
     with pytest.raises(SchemaError, match=says):
         adopted_version({"sessions": sessions, "messages": messages})

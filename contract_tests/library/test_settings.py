@@ -90,7 +90,7 @@ def test_keywords_may_have_the_prefix(environment: Environment) -> None:
     assert settings.database_backend == "postgres"
 
 
-def test_settings_of_an_application_may_build_on_ours(environment: Environment) -> None:
+def test_settings_can_be_subclassed(environment: Environment) -> None:
     """A subclass may add settings."""
     environment(APP_NAME="chat")
 
@@ -109,7 +109,7 @@ def test_overrides_win_over_everything(environment: Environment) -> None:
     assert (settings.database_backend, settings.require_postgres_dsn()) == ("postgres", "postgresql://given/d")
 
 
-def test_an_override_that_is_no_text_is_named(environment: Environment) -> None:
+def test_an_override_that_is_not_utf8_is_named(environment: Environment) -> None:
     """Bytes on the command line that are not UTF-8 raise an error of the library without the password."""
     environment()
     with pytest.raises(InvalidInputError, match="the setting postgres_dsn is wrong") as caught:

@@ -26,7 +26,7 @@ def test_unstorable_text_is_refused_with_its_offset(text: str, reason: str) -> N
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 1.5, b"bytes", ["a"]])
-def test_what_is_no_text_is_a_type_error_of_ours(value: object) -> None:
+def test_another_type_than_text_is_a_type_error(value: object) -> None:
     """No value is converted to text silently; the error names the argument and its type."""
     with pytest.raises(InvalidTypeError, match=f"^role must be a str, not {type(value).__name__}$") as caught:
         require_str("role", value)

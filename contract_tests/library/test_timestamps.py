@@ -78,7 +78,7 @@ def test_a_naive_time_can_be_of_another_zone() -> None:
         "9" * 40,
     ],
 )
-def test_what_is_no_time_is_refused_and_shown(stored: object) -> None:
+def test_an_invalid_time_is_refused_and_shown(stored: object) -> None:
     """An unreadable time is never guessed: the adoption stops and shows it."""
     with pytest.raises(ValueError, match="is not a time"):
         timestamps.parse(stored)

@@ -78,7 +78,7 @@ async def test_a_server_set_strangely_gives_the_same_answers(
     await run_format_clauses(flux_empty_database)
 
 
-def test_a_pool_that_is_none_is_refused() -> None:
+def test_a_pool_of_another_type_is_refused() -> None:
     """An object that cannot lend connections is refused when it is passed, not at the first call."""
     with pytest.raises(TypeError, match="pool must be an asyncpg pool or None, not int"):
         PostgresConversationMemory(pool=3)
@@ -122,7 +122,7 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(flux_postgres_s
 
 
 @pytest.mark.asyncio
-async def test_ids_are_ordered_by_bytes_whatever_the_collation(flux_empty_database: str) -> None:
+async def test_ids_are_ordered_by_bytes_under_any_collation(flux_empty_database: str) -> None:
     """Ties in a listing are broken as on SQLite, even if the database sorts as a dictionary does."""
     ids = ["B", "a", "_b", "Z", "é", "a-1", "a1"]
     async with PostgresConversationMemory(flux_empty_database) as memory:
@@ -223,7 +223,7 @@ async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) ->
 
 
 @pytest.mark.asyncio
-async def test_a_wrong_filter_is_refused_whoever_is_asked_for(flux_postgres_clean_dsn: str) -> None:
+async def test_a_wrong_filter_is_refused_for_any_user(flux_postgres_clean_dsn: str) -> None:
     """An impossible user does not hide that the metadata filter is wrong."""
     async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
         with pytest.raises(InvalidInputError, match="metadata"):

@@ -88,7 +88,7 @@ async def test_a_port_on_which_nothing_listens(flux_postgres_dsn: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_socket_that_is_not_there() -> None:
+async def test_a_missing_socket_is_named() -> None:
     """A wrong socket path is reported as a path, not as a network failure."""
     error = await first_error("postgresql://u:secret@/db?host=/no/such/directory")
     assert isinstance(error, BackendUnavailableError)
@@ -139,7 +139,7 @@ async def write_hba(admin: Any, text: str) -> None:
 @pytest.mark.parametrize(
     "password", ["s3cr/et", "s3cr@et", "s3cr?et", "s3cr#et", "s3cr:et", "s3cr%et", "s3cr&=et", "s3cr é漢", "s3cr'\"et"]
 )
-async def test_no_password_shows_whatever_is_in_it(flux_empty_database: str, password: str) -> None:
+async def test_no_password_shows_with_any_characters(flux_empty_database: str, password: str) -> None:
     """Escaped, such a password works; it shows in no repr, error or traceback, causes included."""
     async with create_role(flux_empty_database, password=password) as dsn:
         with reserve_port() as port:

@@ -33,7 +33,7 @@ async def memory(request: pytest.FixtureRequest, flux_postgres_clean_dsn: str) -
 
 
 @pytest.mark.asyncio
-async def test_what_the_server_undoes_for_another_is_run_again_but_not_for_ever(
+async def test_rolled_back_adds_are_retried_a_bounded_number_of_times(
     memory: Any, flux_postgres_clean_dsn: str
 ) -> None:
     """A counter reset by hand makes every add fail: the call ends with an error of the library and stores nothing."""
@@ -46,7 +46,7 @@ async def test_what_the_server_undoes_for_another_is_run_again_but_not_for_ever(
 
 
 @pytest.mark.asyncio
-async def test_connections_that_nobody_needs_are_given_back(
+async def test_unneeded_connections_are_closed(
     named_dsn: str, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a burst the pool shrinks to `min_size` connections, and can grow again."""

@@ -66,7 +66,7 @@ async def test_a_call_that_the_server_refuses_fails_alone(
 
 
 @pytest.mark.asyncio
-async def test_refusals_of_ours_share_a_statement_with_neighbours(memory: PostgresConversationMemory) -> None:
+async def test_refused_calls_share_a_statement_with_neighbours(memory: PostgresConversationMemory) -> None:
     """A missing session or a taken id fails its own call only; all other messages are stored."""
     await memory.add_message("one", "user", "first", message_id="taken")
     outcomes = await asyncio.gather(
@@ -255,7 +255,7 @@ async def test_large_metadata_makes_no_larger_statements(memory: PostgresConvers
 
 
 @pytest.mark.asyncio
-async def test_a_refusal_whose_caller_was_cancelled_meanwhile_is_not_logged(
+async def test_a_refusal_of_a_cancelled_call_is_not_logged(
     flux_empty_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The answer arrived, and its connection was on the way back to a borrowed pool: asyncio logs nothing."""

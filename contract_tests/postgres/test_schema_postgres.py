@@ -263,7 +263,7 @@ async def test_where_the_schema_is_current_no_right_to_make_tables_is_needed(flu
 
 
 @pytest.mark.asyncio
-async def test_a_schema_that_the_role_may_not_use_is_no_missing_one(flux_empty_database: str) -> None:
+async def test_a_schema_without_usage_is_not_reported_as_missing(flux_empty_database: str) -> None:
     """Without USAGE the server reports no schema; the message must not make its reader create a second one."""
     await execute(flux_empty_database, "CREATE SCHEMA chat")
     async with (

@@ -30,7 +30,7 @@ def file_modes(directory: Path) -> dict[str, int]:
     return {found.name: stat.S_IMODE(found.stat().st_mode) for found in directory.rglob("*") if found.is_file()}
 
 
-def test_what_a_migration_leaves_is_its_owners(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_files_of_a_migration_are_private(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
     """The quarantine file and the file written by a migration to SQLite hold conversations, and are 0600."""
     source = tmp_path / "source.db"
     make_file_with_data(source)

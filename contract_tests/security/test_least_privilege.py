@@ -132,7 +132,7 @@ async def test_a_role_without_ddl_rights_uses_a_current_schema(roles: Roles) -> 
 
 
 @pytest.mark.asyncio
-async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) -> None:
+async def test_the_reader_reads_and_gets_an_error_for_writes(roles: Roles) -> None:
     """Reads work with SELECT alone; a write says which right the role lacks, and stores nothing."""
     async with PostgresConversationMemory(roles.owner) as memory:
         session = await memory.create_session()

@@ -153,7 +153,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("leak", [None, *LEAKS])
-def test_the_watch_over_the_suite_bites(pytester: pytest.Pytester, leak: str | None) -> None:
+def test_the_password_watch_fails_a_run(pytester: pytest.Pytester, leak: str | None) -> None:
     """A password in any watched place fails the run; without one the run passes."""
     pytester.makeconftest(
         f"import sys; sys.path.insert(0, {str(Path(secret_watch.__file__).parent)!r})\n"

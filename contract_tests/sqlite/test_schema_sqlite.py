@@ -95,7 +95,7 @@ async def test_users_of_the_second_generation_are_kept(path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_times_of_every_form_are_read_and_ordered_by_what_they_mean(path: Path) -> None:
+async def test_times_of_every_form_are_ordered_by_value(path: Path) -> None:
     """Their text sorts differently: naive, `Z`, an offset, no fraction, seconds, milliseconds."""
     with closing(make_file(path)) as db:
         add_sessions(db, "s", when=1770292800)
@@ -117,7 +117,7 @@ async def test_times_of_every_form_are_read_and_ordered_by_what_they_mean(path: 
 
 
 @pytest.mark.asyncio
-async def test_orphans_are_set_aside_and_not_lost(path: Path) -> None:
+async def test_orphans_move_to_their_own_table(path: Path) -> None:
     """Foreign keys were off in the original: messages without a session move unchanged to a separate table."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -153,7 +153,7 @@ async def test_null_titles_and_metadata_become_empty(path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> None:
+async def test_added_columns_of_sessions_are_kept(path: Path) -> None:
     """Only messages are rebuilt, so an application's own column of sessions stays with its values."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:

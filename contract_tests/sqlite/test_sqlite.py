@@ -67,7 +67,7 @@ def test_files_and_directories_are_their_owners_alone(tmp_path: Path) -> None:
     assert found == {"a": 0o700, "b": 0o700, "chat.db": 0o600, "chat.db-wal": 0o600, "chat.db-shm": 0o600}
 
 
-def test_the_mode_of_a_file_that_is_there_is_its_owners_choice(path: Path) -> None:
+def test_the_mode_of_an_existing_file_is_kept(path: Path) -> None:
     """A file that was shared on purpose stays shared."""
     path.touch()
     path.chmod(0o640)
@@ -225,7 +225,7 @@ def test_a_file_without_rights_says_why_it_takes_no_writes(closed_directory: Pat
 
 
 @pytest.mark.asyncio
-async def test_a_file_of_somebody_else_is_left_as_it_was(tmp_path: Path) -> None:
+async def test_a_foreign_file_is_left_unchanged(tmp_path: Path) -> None:
     """A refused file keeps its journal mode and every byte."""
     path = tmp_path / "theirs.db"
     with closing(sqlite3.connect(path)) as db:

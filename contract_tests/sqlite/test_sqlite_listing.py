@@ -64,7 +64,7 @@ def count_search_rows(db: sqlite3.Connection) -> int:
 
 @settings(max_examples=150, deadline=None)
 @given(objects=st.lists(OBJECTS, max_size=8), part=OBJECTS, escaped=st.booleans())
-def test_the_filter_finds_what_contains_it(
+def test_the_filter_finds_exactly_the_containing_sessions(
     objects: list[dict[str, Any]], part: dict[str, Any], *, escaped: bool
 ) -> None:
     """Neither the search table nor the plan changes the result; JSON escapes do not either."""
@@ -126,7 +126,7 @@ def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None
     assert not db.in_transaction
 
 
-def test_what_others_write_is_found(db: sqlite3.Connection) -> None:
+def test_writes_of_other_programs_are_found(db: sqlite3.Connection) -> None:
     """Any program that inserts, changes, replaces or deletes sessions keeps the filter right without knowing of it."""
     db.execute(INSERT, ("one", "", WHEN.format(1), '{"tags": ["a", {"b": 1}], "u": {"p": 1.50}}'))
     db.execute(INSERT, ("two", "", WHEN.format(2), '{"t\\u0061gs": ["\\u0061"]}'))
@@ -144,7 +144,7 @@ def test_what_others_write_is_found(db: sqlite3.Connection) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "7", "null", '"a"', '{"a": NaN}', "[" * 3_000, '{"a": 1} x'])
-def test_metadata_that_is_no_object_is_nowhere(db: sqlite3.Connection, text: str | None) -> None:
+def test_metadata_that_is_not_an_object_matches_no_filter(db: sqlite3.Connection, text: str | None) -> None:
     """Corrupt metadata written beside the library matches no filter and hides no other session."""
     db.execute(INSERT, ("good", "", WHEN.format(1), '{"a": 1}'))
     db.execute(INSERT, ("bad", "", WHEN.format(2), text))

@@ -83,9 +83,7 @@ class JudgedCalls:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("locked", [False, True])
-async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
-    memory: ConversationMemory, path: Path, locked: bool
-) -> None:
+async def test_refused_is_not_stored_beside_any_deadlines(memory: ConversationMemory, path: Path, locked: bool) -> None:
     """Deadlines of 1 ms to 4 s, cancellations, a stalled loop, another process's locks: each answer is true."""
     chance, fates = random.Random(13), JudgedCalls()
     end = time.monotonic() + 3

@@ -108,7 +108,7 @@ async def test_reads_that_gather_have_an_outcome_each(memory: ConversationMemory
 
 
 @pytest.mark.asyncio
-async def test_a_lock_that_is_let_go_in_time_is_waited_for(memory: ConversationMemory, path: Path) -> None:
+async def test_a_lock_released_in_time_is_waited_for(memory: ConversationMemory, path: Path) -> None:
     """Another process that writes for a moment makes a call slower, not fail."""
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -171,7 +171,7 @@ async def test_a_process_without_descriptors_refuses_nothing_that_it_has_stored(
 
 
 @pytest.mark.asyncio
-async def test_a_write_to_a_file_that_cannot_be_looked_at_is_told_at_once(tmp_path: Path) -> None:
+async def test_a_write_to_an_inaccessible_file_fails_at_once(tmp_path: Path) -> None:
     """An error of the file system ends the write at once, not at its deadline."""
     directory = tmp_path / "store"
     async with ConversationMemory(directory / "chat.db", timeout=60) as memory:
@@ -184,7 +184,7 @@ async def test_a_write_to_a_file_that_cannot_be_looked_at_is_told_at_once(tmp_pa
 
 
 @pytest.mark.asyncio
-async def test_a_cancelled_write_is_stored_whole_or_not_at_all(memory: ConversationMemory, path: Path) -> None:
+async def test_a_cancelled_write_is_stored_completely_or_not_at_all(memory: ConversationMemory, path: Path) -> None:
     """A write that is cancelled before its turn leaves nothing; its neighbours are stored; the handle keeps working."""
     async with hold_thread(memory):
         writes = [asyncio.create_task(memory.add_message("one", "user", str(number))) for number in range(4)]

@@ -55,7 +55,7 @@ async def test_closing_while_calls_are_in_flight_loses_none(path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_closing_gives_up_what_waits_for_a_lock(path: Path) -> None:
+async def test_closing_abandons_calls_that_wait_for_a_lock(path: Path) -> None:
     """A call with more time than `close()` fails, saying that nothing was stored, and the thread is gone."""
     memory = ConversationMemory(path, timeout=2)
     session = await memory.create_session()
@@ -164,7 +164,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no limit of a process's memory")
-def test_a_process_that_gets_no_thread_is_told_and_tries_again(path: Path) -> None:
+def test_a_process_without_threads_left_gets_an_error_and_can_retry(path: Path) -> None:
     """At a limit of threads or memory a call fails with an error of the library, and the next one can succeed."""
     done = subprocess.run(
         [sys.executable, "-c", NO_THREAD, str(path)], capture_output=True, text=True, timeout=30, check=True
@@ -191,7 +191,7 @@ async def test_a_call_of_the_moment_before_closing_is_answered() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_worker_whose_thread_hangs_is_left_behind() -> None:
+async def test_a_worker_with_a_hanging_thread_is_abandoned() -> None:
     """Closing takes a bounded time, even with a disk that does not answer."""
     worker = SQLiteWorker(open_in_memory)
     await worker.open(5)

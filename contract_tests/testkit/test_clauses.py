@@ -128,7 +128,7 @@ async def test_every_suspension_is_cancelled() -> None:
     assert attempts[8].cancelled
 
 
-def test_a_method_that_is_no_coroutine_is_named() -> None:
+def test_a_method_that_is_not_a_coroutine_is_named() -> None:
     """The error for a forgotten `async` names the method, not an `await` in the kit."""
 
     class Plain(ReferenceMemory):

@@ -83,7 +83,7 @@ def test_four_lines_plug_a_backend_in(downstream_python: str, tmp_path: Path, mo
     assert "TestMine" in done.stdout
 
 
-def test_a_broken_backend_is_told_what_its_users_lose(downstream_python: str, tmp_path: Path) -> None:
+def test_a_failing_clause_says_what_users_lose(downstream_python: str, tmp_path: Path) -> None:
     """A failing clause shows its id, its promise, the users' loss, and the calls that reproduce it."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
     (tmp_path / "test_mine.py").write_text(FOUR_LINES.format(kind="ForgetfulMemory"))

@@ -121,7 +121,7 @@ def results_by_id(evidence: Evidence) -> dict[str, Result]:
 
 
 @pytest.mark.parametrize("options", [[], ["-n2"]], ids=["one process", "xdist"])
-def test_a_report_says_all_there_is_to_say(contract_project: pytest.Pytester, options: list[str]) -> None:
+def test_a_report_has_every_clause(contract_project: pytest.Pytester, options: list[str]) -> None:
     """The JSON has every clause with outcome, time, reason and reproduction, merged from all workers."""
     run_project(contract_project, *ALL_BUT_THE_LAST, *options)
     evidence = read_evidence(contract_project.path / "report")
@@ -173,7 +173,7 @@ def test_the_seed_of_the_model_is_in_the_report(pytester: pytest.Pytester) -> No
     assert read_evidence(pytester.path / "report").seeds["model on TestMine"] == "7"
 
 
-def test_what_did_not_run_is_no_pass(report_directory: Path) -> None:
+def test_a_clause_that_did_not_run_is_not_a_pass(report_directory: Path) -> None:
     """A deselected clause is in the report as not run, and the verdict is not a pass."""
     evidence = read_evidence(report_directory)
     assert {clause.id for clause, result in evidence.results_of("Mine") if result.outcome == "not run"} == set(OURS)
@@ -272,7 +272,7 @@ def test_a_run_without_a_clause_says_so(pytester: pytest.Pytester) -> None:
     assert list((pytester.path / "report").iterdir()) == []
 
 
-def test_the_table_says_what_isolation_costs(contract_project: pytest.Pytester) -> None:
+def test_the_table_shows_the_cost_of_isolation(contract_project: pytest.Pytester) -> None:
     """The run prints the median time of a clause's setup and teardown."""
     run_project(contract_project, "-k", "FM-ORD-901").stdout.re_match_lines([r"isolation, median ms +\d+\.\d"])
 
@@ -291,7 +291,7 @@ def test_the_json_is_read_back_as_it_was(report_directory: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"format": 1, "clauses": []}', '{"format": 1, "clauses": 3, "mutants": {}}', "\xff"]
 )
-def test_something_else_is_no_evidence(tmp_path: Path, content: str) -> None:
+def test_another_file_is_not_evidence(tmp_path: Path, content: str) -> None:
     """The error names the file and says that it is not a report."""
     path = tmp_path / "other.json"
     path.write_bytes(content.encode("latin-1"))

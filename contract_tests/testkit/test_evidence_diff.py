@@ -58,7 +58,7 @@ def diff(tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.mark.parametrize("after", ["failed", "advisory", "unverified", "not claimed", "not run"])
-def test_what_held_and_holds_no_longer_is_worse(diff: Callable[..., Result], after: Outcome) -> None:
+def test_a_clause_that_no_longer_holds_is_worse(diff: Callable[..., Result], after: Outcome) -> None:
     """The exit code is 1 if a clause that held is not seen to hold; missing evidence is not a pass."""
     result = diff(make_evidence(ORD_001={"A": "held"}), make_evidence(ORD_001={"A": after}))
     assert result.exit_code == 1, result.output
@@ -98,7 +98,7 @@ OTHER: dict[str, Backends] = {"ORD_009": {"A": "held"}}
         ({"ORD_001": {"A": Found("held", 0.1)}}, {"ORD_001": {"A": Found("held", 0.5)}}, "Slower: 1"),
     ],
 )
-def test_what_is_not_worse_is_shown(
+def test_changes_that_are_not_worse_are_listed(
     diff: Callable[..., Result], before: dict[str, Backends], after: dict[str, Backends], title: str
 ) -> None:
     """Clauses that were fixed, added, removed or became slower are listed, with exit code 0."""
@@ -109,7 +109,7 @@ def test_what_is_not_worse_is_shown(
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.001, 0.2), (1.0, 1.9), (2.0, 1.0), (0.3, 0.3)])
-def test_a_busy_machine_is_no_news(before: float, after: float) -> None:
+def test_noise_is_not_called_slower(before: float, after: float) -> None:
     """A clause is slower if it takes twice as long and noticeably so, not if a few milliseconds vary."""
     assert not compare(
         make_evidence(ORD_001={"A": Found("held", before)}), make_evidence(ORD_001={"A": Found("held", after)})
@@ -141,7 +141,7 @@ def test_a_directory_without_a_report_says_what_to_give(tmp_path: Path) -> None:
     assert "No such file or directory; give a directory that pytest --flux-report has written" in result.output
 
 
-def test_a_file_that_is_no_report(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_report_is_named(tmp_path: Path) -> None:
     """The wrong file, or a directory without a report, gives exit code 2 and an error with its name."""
     (tmp_path / "wrong.json").write_text("{}")
     for path in (tmp_path / "wrong.json", tmp_path):

@@ -114,7 +114,7 @@ WORKERS = pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdis
 
 
 @WORKERS
-def test_a_skip_is_unverified_whatever_its_reason_says(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_a_skip_with_any_reason_is_unverified(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """Only the kit marks a clause as not claimed; the text of a reason decides nothing."""
     pytester.makepyfile(test_mine=SKIPPING)
     pytester.makeini(INI)
@@ -334,7 +334,7 @@ def test_a_strict_run_in_which_no_clause_held_fails(pytester: pytest.Pytester) -
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and no clause held"])
 
 
-def test_none_held_is_never_held() -> None:
+def test_a_contract_without_a_held_clause_is_not_held() -> None:
     """No badge, card or headline calls a contract held if no clause was seen to hold."""
     assert verdict([]) == ("none held", "unverified")
     assert verdict([Result("not claimed")] * 2) == ("none held, 2 not claimed", "unverified")

@@ -195,12 +195,12 @@ def test_every_kind_of_violation_is_found(kind: str, stored: Stored, operations:
         ),
     ],
 )
-def test_what_is_allowed_is_no_violation(stored: Stored, operations: list[Operation]) -> None:
+def test_allowed_histories_have_no_violation(stored: Stored, operations: list[Operation]) -> None:
     """Overlapping calls in either order, unknown calls stored or not, deleted data: all of it is allowed."""
     assert check(History(tuple(operations)), stored) == []
 
 
-def test_what_was_there_before_is_no_violation() -> None:
+def test_earlier_content_is_not_a_violation() -> None:
     """A store that was not empty is compared with its earlier content."""
     assert find_kinds(store_with("a", "b"), B, before=store_with("a")) == []
     assert find_kinds(store_with("b"), B, before=store_with("a")) == ["lost"]

@@ -126,7 +126,7 @@ MIXED: Any = [
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("sound", "kind"), MIXED, ids=lambda each: getattr(each, "__name__", None))
-async def test_callers_of_every_kind_find_what_is_broken(sound: Any, kind: str | None, tmp_path: Path) -> None:
+async def test_mixed_callers_find_every_broken_promise(sound: Any, kind: str | None, tmp_path: Path) -> None:
     """With deadlines, cancellations and start times mixed on one handle, the checker sees each broken promise."""
     store = ReferenceStore()
     with closing(Journal(tmp_path / "w.jsonl")) as journal:
@@ -172,7 +172,7 @@ def add_any(memory: Memory, session: str, chance: random.Random) -> Awaitable[An
 
 
 @pytest.mark.asyncio
-async def test_a_caller_with_the_handles_deadline_is_told_everything() -> None:
+async def test_only_a_call_with_its_own_deadline_may_be_refused() -> None:
     """Only a call with its own deadline may be refused; any other error fails the test."""
     chance = random.Random(1)
     endings: Counter[str] = Counter()
@@ -274,7 +274,7 @@ def group_by_session(found: list[tuple[str, int, str]]) -> dict[str, list[tuple[
     return numbers
 
 
-def test_sqlite_agrees_with_what_its_workers_recorded(tmp_path: Path) -> None:
+def test_concurrent_work_on_sqlite_matches_its_records(tmp_path: Path) -> None:
     """On SQLite, concurrent tasks, handles and processes lose, duplicate, split and reorder nothing."""
     path = tmp_path / "chat.db"
 
@@ -285,7 +285,7 @@ def test_sqlite_agrees_with_what_its_workers_recorded(tmp_path: Path) -> None:
     check_concurrent_work(StoreUnderTest(lambda: ConversationMemory(path)), tmp_path / "journals", numbers)
 
 
-def test_postgres_agrees_with_what_its_workers_recorded(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_concurrent_work_on_postgres_matches_its_records(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
     """On PostgreSQL, concurrent tasks, handles and processes lose, duplicate, split and reorder nothing."""
     dsn = flux_postgres_clean_dsn
 

@@ -90,6 +90,6 @@ def test_a_kept_database_outlives_its_run(tmp_path: Path) -> None:
         ("postgresql://me:p%40ss:w@host/db", "postgresql://me:***@host/db"),
     ],
 )
-def test_a_password_that_is_not_ours_is_not_printed(dsn: str, shown: str) -> None:
+def test_the_password_of_an_external_server_is_not_printed(dsn: str, shown: str) -> None:
     """The run prints an external server's DSN without its password."""
     assert without_password(dsn) == shown

@@ -71,7 +71,7 @@ def test_other_naming_conventions(pytester: pytest.Pytester) -> None:
     assert result.parseoutcomes()["passed"] == 2
 
 
-def test_own_tests_beside_the_clauses(pytester: pytest.Pytester) -> None:
+def test_a_binding_may_have_other_tests(pytester: pytest.Pytester) -> None:
     """A binding may have its own tests, which are not clauses."""
     pytester.makepyfile(BINDING + "\n        def test_my_very_own(self, store):\n            assert store.factory()\n")
     result = run_pytest_process(pytester, "-k", f"my_very_own or {ASYNC}")
@@ -120,7 +120,7 @@ def test_a_failing_clause_explains_itself(pytester: pytest.Pytester) -> None:
     )
 
 
-def test_what_another_process_met_is_seen_first(pytester: pytest.Pytester) -> None:
+def test_an_error_in_another_process_comes_first(pytester: pytest.Pytester) -> None:
     """The error comes first, because a long report is cut and a traceback ends with its error."""
     pytester.makepyfile(
         """
@@ -187,7 +187,7 @@ def test_a_missing_fixture_is_loud(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*fixture 'memory_factory' not found"])
 
 
-def test_a_backend_without_coroutines_is_told_so(pytester: pytest.Pytester) -> None:
+def test_a_synchronous_backend_is_named(pytester: pytest.Pytester) -> None:
     """The error is about the first call, not about closing the handle."""
     synchronous = BINDING.replace(
         "class TestMine",
@@ -233,7 +233,7 @@ def test_plugged_in_without_a_name_is_a_usage_error(pytester: pytest.Pytester) -
 
 
 @pytest.mark.parametrize("name", ["nowhere:open_memory", "os:nothing", "os path", "os", "os:sep", "broken:open_memory"])
-def test_a_factory_that_is_not_there_is_named_once(pytester: pytest.Pytester, name: str) -> None:
+def test_a_missing_factory_is_named_once(pytester: pytest.Pytester, name: str) -> None:
     """The error repeats the option and says how to write it, and no clause runs and fails."""
     pytester.makepyfile(broken="raise RuntimeError('not today')")
     result = run_pytest_process(
@@ -256,7 +256,7 @@ def test_a_clause_replaced_after_its_class_was_made_is_refused(
     assert "TestMine replaces test_limit_takes_the_newest, which is the clause FM-ORD-003" in output
 
 
-def test_without_what_the_extra_brings(pytester: pytest.Pytester) -> None:
+def test_without_the_packages_of_the_extra(pytester: pytest.Pytester) -> None:
     """One error says what to install, instead of a failure for each clause."""
     pytester.makepyfile(BINDING)
     result = run_pytest_process(pytester, "-p", "no:asyncio", *BOTH)

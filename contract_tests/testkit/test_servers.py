@@ -42,7 +42,7 @@ def socket_directory(server: Server) -> Path:
     return Path(parse_qs(urlsplit(server.socket_dsn).query)["host"][0])
 
 
-def test_every_provider_gives_databases_of_ones_own(server: Server, statements: Statements) -> None:
+def test_every_provider_gives_separate_databases(server: Server, statements: Statements) -> None:
     """Promise: two databases are independent, and a dropped one is gone."""
     first, second = server.create_database(), server.create_database()
     statements.execute(first, "CREATE TABLE sessions (id int)")
@@ -80,7 +80,7 @@ def test_emptying_keeps_tables_and_other_databases(server: Server, statements: S
         server.empty_database(server.dsn)
 
 
-def test_emptying_ends_what_a_failed_test_left_open(local_server: Server, statements: Statements) -> None:
+def test_emptying_ends_open_transactions_of_a_failed_test(local_server: Server, statements: Statements) -> None:
     """Promise: a transaction that a failed test left open does not block later tests."""
     dsn = local_server.create_database()
     statements.execute(dsn, "CREATE TABLE sessions (id int); INSERT INTO sessions VALUES (1)")
@@ -210,7 +210,7 @@ def test_settings_that_cannot_be_given_are_refused(local_server: Server) -> None
         pass
 
 
-def test_settings_that_the_server_refuses_are_said() -> None:
+def test_settings_that_the_server_refuses_are_reported() -> None:
     """Promise: a server that does not start reports its own message, and leaves nothing behind."""
     with (
         pytest.raises(ServerUnavailable, match="no_such_setting"),
@@ -219,7 +219,7 @@ def test_settings_that_the_server_refuses_are_said() -> None:
         pass
 
 
-def test_a_port_that_is_taken_meanwhile_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_taken_by_another_process_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise: if another process takes the port between the probe and the server's start, another port is tried."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         free = local._free_port()
@@ -284,7 +284,7 @@ def test_the_built_image_wants_a_password(docker_engine: Any, built_image: str) 
         container.remove(force=True, v=True)
 
 
-def test_external_server_keeps_what_is_not_ours(local_server: Server, statements: Statements) -> None:
+def test_external_server_keeps_foreign_databases(local_server: Server, statements: Statements) -> None:
     """Promise: on an external server a run drops what it created, and touches no other database."""
     bystanders = ["flux_memory", "flux_memory_test", "flux_memory_test_prod_1", f"other_{secrets.token_hex(6)}_1"]
     for name in bystanders:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("without_test_dsn")
         ("hush", "unknown choice"),
     ],
 )
-def test_a_choice_that_does_not_work_is_said_without_its_password(dsn: str, said: str) -> None:
+def test_the_error_of_a_choice_hides_its_password(dsn: str, said: str) -> None:
     """Promise: the error says what is wrong with the choice, without its password."""
     with pytest.raises(ServerUnavailable, match=said) as caught, start_server(dsn):
         pass
@@ -54,7 +54,7 @@ def test_auto_prefers_docker_to_local_binaries(postgres_image: str) -> None:
         assert (server.origin, server.passed_over) == (f"Docker, {postgres_image}", ())
 
 
-def test_auto_goes_on_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_continues_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise: without an engine `auto` uses local binaries and says why; `docker` fails."""
     monkeypatch.setenv("DOCKER_HOST", NO_ENGINE)
     with start_server("auto") as server:
@@ -66,7 +66,7 @@ def test_auto_goes_on_without_an_engine(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("docker_engine")
-def test_auto_goes_on_without_an_image() -> None:
+def test_auto_continues_without_an_image() -> None:
     """Promise: if an image is neither present nor available, `auto` continues and says why; `docker` fails."""
     with start_server("auto", image=NO_IMAGE) as server:
         assert server.origin.startswith("local binaries, ")

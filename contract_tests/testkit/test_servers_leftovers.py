@@ -206,7 +206,7 @@ def test_marks_tell_the_living_from_the_dead() -> None:
     assert not is_dead("nonsense")
 
 
-def test_a_process_that_nobody_reaped_is_dead() -> None:
+def test_a_process_that_was_not_reaped_is_dead() -> None:
     """Promise: a killed run whose parent has not reaped it yet counts as dead."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = mark_of(process.pid)

@@ -103,7 +103,7 @@ def test_header_names_the_server(project: pytest.Pytester) -> None:
     )
 
 
-def test_header_says_what_was_passed_over(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_names_skipped_providers(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise: the header says why `auto` did not use Docker."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     project.makepyfile("def test_uses(flux_postgres_server): pass")
@@ -121,7 +121,7 @@ def test_a_server_asked_for_late_is_named_in_the_end(project: pytest.Pytester) -
 
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
-def test_a_run_that_needs_no_server_starts_none(project: pytest.Pytester, options: list[str]) -> None:
+def test_a_run_without_postgres_tests_starts_no_server(project: pytest.Pytester, options: list[str]) -> None:
     """Promise: a project that has the package and does not use it sees nothing of it."""
     project.makepyfile("def test_other(): pass")
     result = project.runpytest_subprocess("--flux-postgres=local", *options)
@@ -161,7 +161,7 @@ def test_required_turns_the_skip_into_a_failure(project: pytest.Pytester, option
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
 @pytest.mark.parametrize("named_by", ["local", "docker", "DSN", "variable"])
-def test_a_server_that_was_named_and_is_not_there_is_a_failure(
+def test_a_mistyped_server_is_a_failure(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, named_by: str, options: list[str]
 ) -> None:
     """Promise: a mistyped choice of a server fails the run; only `auto` and `off` may skip."""
@@ -254,7 +254,7 @@ def test_a_worker_that_dies_takes_no_server_along(project: pytest.Pytester) -> N
     assert files_left_by(project) == []
 
 
-def test_a_server_that_died_is_no_second_failure(project: pytest.Pytester) -> None:
+def test_a_dead_server_causes_no_second_failure(project: pytest.Pytester) -> None:
     """Promise: when the server is gone, the run ends with the test's failure and leaves nothing."""
     project.makepyfile("""
         import os, signal

@@ -108,7 +108,7 @@ def test_a_call_that_blocks_the_event_loop_is_ended() -> None:
     assert "_take" in places[-2:], places
 
 
-def test_what_does_not_block_is_left_alone() -> None:
+def test_a_call_that_does_not_block_is_left_alone() -> None:
     """The same memory passes with one handle at a time."""
     assert run_clause(ONE_HANDLE, impatient_store(BlockingMemory)) is None
 
@@ -186,7 +186,7 @@ def test_the_model_says_which_calls_blocked(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_timer_of_somebody_else_is_left_alone() -> None:
+def test_a_foreign_timer_is_left_alone() -> None:
     """pytest-timeout, for example, uses a timer to end a test."""
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append("theirs"))

@@ -41,7 +41,7 @@ def run_migrate(*arguments: object) -> Result:
     return result
 
 
-def test_a_migration_says_what_it_found_moved_and_proved(path: Path, flux_empty_database: str) -> None:
+def test_a_migration_prints_its_findings_moves_and_proof(path: Path, flux_empty_database: str) -> None:
     """Without a terminal the output is plain lines in the original's wording, and the exit code is 0."""
     result = run_migrate("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
     assert result.exit_code == 0, result.output
@@ -59,7 +59,7 @@ def test_the_settings_name_both_sides(path: Path, flux_empty_database: str, monk
     assert len(read_target(flux_empty_database)[1]) == 6
 
 
-def test_quiet_is_quiet_and_the_report_tells_all(path: Path, flux_empty_database: str) -> None:
+def test_quiet_prints_nothing_and_the_report_has_everything(path: Path, flux_empty_database: str) -> None:
     """With --quiet --report the terminal stays empty, and the JSON has everything but the password."""
     report = path.with_name("report.json")
     result = run_migrate("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--quiet", "--report", report)
@@ -86,7 +86,7 @@ def test_a_dry_run_then_a_verification(path: Path, flux_empty_database: str) -> 
     assert "message missing: m1 of session one" in different.output
 
 
-def test_a_quarantine_is_mended_and_retried(path: Path, flux_empty_database: str) -> None:
+def test_a_corrected_quarantine_file_is_retried(path: Path, flux_empty_database: str) -> None:
     """A quarantine gives exit code 3, and the output names the command that loads the corrected rows."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         insert_message(db, "orphan", "gone")
@@ -125,7 +125,7 @@ def test_a_retry_reads_times_as_the_migration_did(path: Path, flux_empty_databas
     assert retried.exit_code == 0, retried.output
 
 
-def test_a_comparison_puts_no_rows_aside(path: Path, flux_empty_database: str) -> None:
+def test_a_comparison_writes_no_quarantine_file(path: Path, flux_empty_database: str) -> None:
     """`--verify` writes no quarantine file, and names none."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         insert_message(db, "orphan", "gone")
@@ -145,7 +145,7 @@ def test_orphans_do_not_count_as_sessions(path: Path, flux_empty_database: str) 
     assert "Preflight: 9 rows" in looked.output
 
 
-def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
+def test_a_migration_to_sqlite_is_a_flag(path: Path, flux_empty_database: str) -> None:
     """--to-sqlite writes and proves a file, and never overwrites one."""
     run_migrate("--sqlite-path", path, "--postgres-dsn", flux_empty_database, "--quiet")
     back = path.with_name("back.db")
@@ -157,7 +157,7 @@ def test_the_way_back_is_a_flag(path: Path, flux_empty_database: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--sqlite-path", "--postgres-dsn", "--to-sqlite", "--retry", "--report"])
-def test_an_empty_option_is_no_wish_for_the_settings_own(
+def test_an_empty_option_does_not_select_the_setting(
     path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     """An empty value, from an unset variable in a script, is an error instead of a default."""
@@ -169,7 +169,7 @@ def test_an_empty_option_is_no_wish_for_the_settings_own(
     assert asyncio.run(dump_database(flux_empty_database)) == []
 
 
-def test_a_target_that_nobody_named_is_wrong_usage(path: Path) -> None:
+def test_a_missing_target_is_a_usage_error(path: Path) -> None:
     """Without a target, the error names both ways to set it."""
     result = run_migrate("--sqlite-path", path)
     assert result.exit_code == 2
@@ -184,7 +184,7 @@ def test_a_url_is_no_path(path: Path, option: str) -> None:
     assert f"{option} is a URL; give the path alone" in " ".join(result.output.split())
 
 
-def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
+def test_a_wrong_dsn_is_refused_before_the_file_is_read(path: Path) -> None:
     """A wrong DSN is refused before a large file is read."""
     result = run_migrate("--sqlite-path", path, "--postgres-dsn", "mysql://u:secret@h/d")
     assert result.exit_code == 1
@@ -192,7 +192,7 @@ def test_a_wrong_dsn_is_told_before_the_file_is_read(path: Path) -> None:
     assert "Found" not in result.output
 
 
-def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_traceback(path: Path) -> None:
+def test_an_unwritable_report_is_reported_without_a_traceback(path: Path) -> None:
     """An unwritable report is an error before the move; after it, the error is shown beside the outcome."""
     dsn = "postgresql://u:secret@no-such-host.invalid/db"
     early = run_migrate(
@@ -210,7 +210,7 @@ def test_a_report_that_cannot_be_written_is_told_and_ends_no_run_with_a_tracebac
 @pytest.mark.parametrize(
     "content", [None, b"precious", b'{\n  "precious": true\n}'], ids=["the memory", "text", "JSON"]
 )
-def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path, content: bytes | None) -> None:
+def test_a_report_replaces_only_a_report(path: Path, content: bytes | None) -> None:
     """A report path that is not a report, such as the memory itself, is refused before any work."""
     other = path
     if content is not None:
@@ -223,7 +223,7 @@ def test_a_report_takes_the_place_of_nothing_but_a_report(path: Path, content: b
     assert other.read_bytes() == before
 
 
-def test_a_report_takes_the_place_of_an_earlier_one(path: Path, flux_empty_database: str) -> None:
+def test_a_report_replaces_an_earlier_one(path: Path, flux_empty_database: str) -> None:
     """A report, or an empty file, is overwritten by the next report."""
     report = path.with_name("report.json")
     report.touch()
@@ -243,7 +243,7 @@ def test_a_failure_is_one_line_and_goes_into_the_report(path: Path) -> None:
     assert json.loads(report.read_text("utf-8"))["status"] == "failed"
 
 
-def test_a_report_of_a_file_whose_name_is_no_text_is_json(tmp_path: Path) -> None:
+def test_a_report_with_a_file_name_that_is_not_utf8_is_json(tmp_path: Path) -> None:
     """The report escapes file names that are not UTF-8."""
     path, report = tmp_path / "\udcff.db", tmp_path / "report.json"
     result = run_migrate("--sqlite-path", path, "--postgres-dsn", "postgresql://u@127.0.0.1:1/none", "--report", report)
@@ -293,7 +293,7 @@ def test_a_terminal_shows_bars_of_one_line(path: Path, flux_empty_database: str,
 
 
 @pytest.mark.parametrize(("answer", "code"), [("n", 1), ("y", 0)])
-def test_a_terminal_is_asked_before_anything_is_drawn_on_it(
+def test_the_confirmation_comes_before_any_progress_bar(
     path: Path, flux_empty_database: str, answer: str, code: int
 ) -> None:
     """The confirmation shows how to answer, and no progress bar overwrites it."""

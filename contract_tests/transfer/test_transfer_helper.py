@@ -52,7 +52,7 @@ def summarize(report: Report) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
-def test_two_processes_find_and_move_what_one_does(
+def test_two_processes_find_and_move_the_same_rows_as_one(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch, populated: bool
 ) -> None:
     """Rows, refused rows, counts and digests are the same with and without the helper, for load and merge."""
@@ -90,7 +90,7 @@ def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monk
     assert all(result == results[0] for result in results)
 
 
-def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, two_processes: None) -> None:
+def test_two_processes_see_one_state_during_writes(path: Path, two_processes: None) -> None:
     """Both processes see a transaction that commits while they open the file, or neither does."""
     with closing(make_file(path)) as db:
         db.execute("PRAGMA journal_mode = WAL")

@@ -43,7 +43,7 @@ def file_states(path: Path) -> dict[str, tuple[str, int]]:
 
 
 @pytest.mark.parametrize("empty", [(), ("chat.db-journal", "chat.db-wal")], ids=["alone", "beside empty files"])
-def test_it_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
+def test_an_idle_file_is_not_copied(path: Path, empty: tuple[str, ...]) -> None:
     """The read needs no temporary space, and leaves the file and its directory unchanged."""
     for name in empty:
         path.with_name(name).touch()
@@ -70,7 +70,7 @@ def test_a_journal_or_a_log_beside_it_is_copied(path: Path) -> None:
         opened.open()
 
 
-def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
+def test_writers_do_not_wait_and_are_noticed(path: Path) -> None:
     """After a write, `renew` opens the new state, which then stays fixed."""
     with snapshot_of(path) as opened:
         opened.open()
@@ -82,7 +82,7 @@ def test_its_writers_do_not_wait_and_are_noticed(path: Path) -> None:
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES + 1,)
 
 
-def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None:
+def test_locks_of_the_same_process_are_kept(path: Path, processes: None) -> None:
     """An application that embeds a migration may have the same file open in a transaction, and keeps its locks."""
     write_without_waiting(path, "PRAGMA journal_mode = DELETE")
     make_old(path)
@@ -101,7 +101,7 @@ def test_the_locks_of_the_same_process_hold(path: Path, processes: None) -> None
         application.execute("COMMIT")
 
 
-def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
+def test_a_frozen_state_does_not_change(path: Path) -> None:
     """After `freeze` the open state no longer changes."""
     with snapshot_of(path) as opened:
         opened.open()
@@ -111,7 +111,7 @@ def test_a_state_that_is_kept_is_not_written_to(path: Path) -> None:
         assert opened.db.execute(COUNT).fetchone() == (MESSAGES,)
 
 
-def test_a_lock_in_the_way_of_what_differs_can_be_cancelled(
+def test_a_wait_for_a_lock_before_comparing_rows_can_be_cancelled(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation ends the process that waits for a lock, and the thread that waits for the process."""

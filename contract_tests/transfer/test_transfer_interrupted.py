@@ -31,7 +31,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("direction", ["there", "back"])
-def test_interrupted_anywhere_it_says_so(
+def test_an_interrupt_at_any_moment_is_reported(
     path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, direction: str
 ) -> None:
     """Ctrl-C, also while a thread runs a statement, prints one sentence and leaves nothing behind."""

@@ -51,7 +51,7 @@ def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
     assert asyncio.run(fetch_rows(target, DEFINITIONS)) == before
 
 
-def test_a_library_goes_on_where_the_migration_ended(path: Path, target: str) -> None:
+def test_the_library_continues_the_counters(path: Path, target: str) -> None:
     """The library continues the counters: the next message has the next number."""
     make_file_with_data(path)
     move(path, target)
@@ -103,7 +103,7 @@ def test_a_message_with_another_content_is_a_conflict(path: Path, target: str, c
     assert read_target(target) == before
 
 
-def test_no_room_for_what_differs_is_said(path: Path, target: str) -> None:
+def test_no_space_for_differences_is_reported(path: Path, target: str) -> None:
     """A full temporary directory is reported as such, not as a fault of the server or the network."""
     make_random_file(path, sessions=200, messages=200)
     move(path, target)
@@ -260,7 +260,7 @@ def test_an_application_writes_to_the_source_meanwhile(path: Path, target: str) 
     assert [row[1] for row in read_target(target)[1]] == written
 
 
-def test_a_lock_that_is_never_given_up_is_named(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_never_released_is_named(path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names an application's open transaction as the reason."""
     monkeypatch.setattr("flux_memory.transfer.target.load._LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
     make_file_with_data(path)

@@ -130,7 +130,7 @@ def insert_raw(db: Db, column: str, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("table", "kind", "spoil"), [case[1:] for case in PROBLEMS], ids=[case[0] for case in PROBLEMS]
 )
-def test_each_problem_is_found_refused_and_quarantined_whole(
+def test_each_problem_is_found_refused_and_quarantined(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: ProblemKind, spoil: Callable[[Db], Any]
 ) -> None:
     """By default nothing is moved. With a quarantine the other rows are, and the corrected row can be loaded later."""
@@ -225,7 +225,7 @@ def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> N
     assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["z", "y", "x"]
 
 
-def test_what_is_unknown_is_named_and_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_unknown_columns_and_tables_are_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
     """Unknown columns and tables are left behind only if they are named."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")

@@ -82,7 +82,7 @@ def test_both_sides_digest_a_long_session_alike(
     assert move(path, flux_empty_database).status is Status.IDENTICAL
 
 
-def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_empty_database: str) -> None:
+def test_rows_hidden_by_a_policy_are_an_error(path: Path, flux_empty_database: str) -> None:
     """A policy that hides rows is an error: otherwise a part would be proven, or a filled table would seem empty."""
     dsn = flux_empty_database
     make_file_with_data(path)
@@ -125,7 +125,7 @@ def test_rows_that_a_policy_hides_are_not_missed_in_silence(path: Path, flux_emp
         "UPDATE sessions SET message_count = 9 WHERE id = 'one'",
     ],
 )
-def test_the_guide_numbers_messages_anew(path: Path, flux_empty_database: str, damage: str) -> None:
+def test_the_guides_remedy_renumbers_messages(path: Path, flux_empty_database: str, damage: str) -> None:
     """Wrong seq numbers are found, and the guide's remedy fixes them."""
     dsn = flux_empty_database
     make_file_with_data(path)

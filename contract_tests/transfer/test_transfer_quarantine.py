@@ -63,7 +63,7 @@ def interrupt() -> None:
     raise RuntimeError("interrupted")
 
 
-def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
+def test_an_unwritable_quarantine_file_is_reported_and_another_works(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
     """An unwritable path is refused before the move; if found later, the next run skips the rows already moved."""
@@ -86,7 +86,7 @@ def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
     assert asyncio.run(migrate(plan)).status is Status.QUARANTINED
 
 
-def test_a_quarantine_file_that_is_not_whole_does_not_stay(tmp_path: Path) -> None:
+def test_an_incomplete_quarantine_file_is_removed(tmp_path: Path) -> None:
     """A quarantine file that could not be completed, for example on a full disk, is removed."""
 
     def rows() -> Iterator[RefusedRow]:

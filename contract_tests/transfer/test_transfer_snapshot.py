@@ -116,7 +116,7 @@ def test_a_transaction_that_a_crash_left_half_done_is_not_read(path: Path) -> No
     assert file_hashes(path.parent) == before
 
 
-def test_what_is_written_later_is_not_seen_and_not_kept_waiting(path: Path) -> None:
+def test_later_writes_are_neither_seen_nor_blocked(path: Path) -> None:
     """A migration reads one snapshot from a live write-ahead log while the application writes."""
     make_file_with_data(path)
     use_write_ahead_log(path)
@@ -139,7 +139,7 @@ def test_a_writer_without_a_log_is_not_kept_waiting(path: Path) -> None:
     assert count_sessions(path) == 3
 
 
-def test_the_locks_of_the_same_process_hold(path: Path) -> None:
+def test_locks_of_the_same_process_are_kept(path: Path) -> None:
     """Taking a snapshot keeps the application's POSIX locks, which closing the file in this process would drop."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as application:

@@ -59,7 +59,7 @@ def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgr
     assert len(read_target(dsn)[1]) == MESSAGES + 1
 
 
-def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_differences_are_named_after_a_write_to_the_file(path: Path, flux_postgres_clean_dsn: str) -> None:
     """To compare rows, the file is read again; a session deleted since is reported as such."""
     dsn = flux_postgres_clean_dsn
     assert move(path, dsn).status is Status.IDENTICAL
@@ -77,7 +77,7 @@ def test_what_differs_is_named_though_the_file_is_written_to(path: Path, flux_po
     ]
 
 
-def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_write_does_not_hide_differences(path: Path, flux_postgres_clean_dsn: str) -> None:
     """A session changed since the preflight differs, even if the target equals the file's new state."""
     dsn = flux_postgres_clean_dsn
     assert move(path, dsn).status is Status.IDENTICAL
@@ -97,7 +97,7 @@ def test_what_differs_is_not_made_up_for_by_a_write(path: Path, flux_postgres_cl
     ]
 
 
-def test_what_cannot_be_moved_is_put_aside_though_something_differs(
+def test_refused_rows_are_quarantined_beside_differences(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:
     """The helper's refused rows are still available after a write, and go to the quarantine file."""
@@ -113,21 +113,21 @@ def test_what_cannot_be_moved_is_put_aside_though_something_differs(
     assert [json.loads(line)["row"]["id"] for line in refused.read_text().splitlines()] == ["refused"]
 
 
-def test_a_file_that_goes_away_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_file_deleted_while_it_is_read_is_reported(path: Path, flux_postgres_clean_dsn: str) -> None:
     """A file deleted while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="there is no file"):
         move(path, flux_postgres_clean_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
     assert read_target(flux_postgres_clean_dsn) == ([], [])
 
 
-def test_a_file_that_is_cut_while_it_is_read_says_so(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_file_truncated_while_it_is_read_is_reported(path: Path, flux_postgres_clean_dsn: str) -> None:
     """A file truncated while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="damaged"):
         move(path, flux_postgres_clean_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
     assert read_target(flux_postgres_clean_dsn) == ([], [])
 
 
-def test_an_application_that_writes_all_the_time_is_no_hindrance(
+def test_an_application_that_writes_constantly_does_not_stop_a_migration(
     tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
 ) -> None:
     """Each run moves one state: all sessions have the same number of messages, since each transaction adds to all."""

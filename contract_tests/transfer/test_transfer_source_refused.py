@@ -30,7 +30,7 @@ from flux_memory.transfer.source.snapshot import snapshot_of
         (lambda path: path.write_text("dear diary\n" * 1000), "is not a SQLite database"),
     ],
 )
-def test_what_is_no_memory_has_a_sentence_of_its_own(path: Path, make: object, says: str) -> None:
+def test_each_kind_of_unusable_file_has_its_own_error(path: Path, make: object, says: str) -> None:
     """The error says whether the file is missing, a directory, empty or not a database."""
     make(path)  # type: ignore[operator]
     with pytest.raises(MigrationError, match=says):
@@ -120,7 +120,7 @@ def test_no_more_processes_says_so(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"CR\x80ATE TABLE sessions", b"CREATE TABLE sessions (\x80"])
-def test_a_damaged_schema_is_said_though_python_cannot_read_it(path: Path, damage: bytes) -> None:
+def test_a_damaged_schema_with_invalid_text_is_reported(path: Path, damage: bytes) -> None:
     """A damaged schema whose text SQLite quotes in its error is reported as damage."""
     make_file_with_data(path)
     content = bytearray(path.read_bytes())

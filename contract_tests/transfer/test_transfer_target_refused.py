@@ -54,7 +54,7 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
         ("REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC", "GRANT TEMPORARY ON DATABASE {database}"),
     ],
 )
-def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
+def test_a_missing_right_is_found_before_rows_are_moved(
     path: Path, target: str, lacking: str, says: str, mode: Mode
 ) -> None:
     """A dry run finds missing rights that the move needs."""
@@ -75,7 +75,7 @@ def test_a_right_that_is_lacking_is_found_before_anything_is_moved(
     assert read_target(target) == ([], [])
 
 
-def test_who_may_only_read_can_compare(path: Path, target: str) -> None:
+def test_a_reader_can_compare(path: Path, target: str) -> None:
     """`--verify` needs no right to write, and ignores an existing quarantine file."""
     make_file_with_data(path)
     assert move(path, target).status is Status.IDENTICAL

@@ -142,7 +142,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large_file: Path, server: Server) -> None:
+def test_a_reset_while_the_server_reads_nothing_ends_the_load(large_file: Path, server: Server) -> None:
     """A connection lost while the server reads nothing ends the load, although the driver waits for room to send."""
     dsn = server.create_database()
     make_tables(dsn)
