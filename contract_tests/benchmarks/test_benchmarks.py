@@ -147,7 +147,7 @@ def test_contenders_of_a_case_follow_one_another() -> None:
     from harness.results import Case, Run
     from harness.rounds import Turn, measure
 
-    class Runner:
+    class FakeRunner:
         def versions(self) -> dict[str, str]:
             return {}
 
@@ -155,7 +155,7 @@ def test_contenders_of_a_case_follow_one_another() -> None:
             return make_figure(1.0)
 
     cases = [Case("postgres", work, concurrency, 10) for work in ("add", "history") for concurrency in (1, 10)]
-    turns = [Turn(name, case, Runner()) for name in ("one", "two", "three") for case in cases]
+    turns = [Turn(name, case, FakeRunner()) for name in ("one", "two", "three") for case in cases]
     order: list[Turn] = []
     measure(Run({}), turns, rounds=20, seconds=0, seed=1, progress=order.append)
     triples = [order[at : at + 3] for at in range(0, len(order), 3)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bound_stores import make_reference_factory
 from limited_memories import limited_factory
 
 from flux_memory import ConversationMemory, Memory
@@ -74,21 +75,16 @@ FOUND = (
 """One mutant of each kind that calls can reveal, including races and cancellations."""
 
 
-def make_factory(memory: type[Any]) -> Callable[[], Memory]:
-    store = ReferenceStore()
-    return lambda: memory(store)
-
-
 def test_a_sound_memory_has_no_findings() -> None:
     """The reference model's answers are explained from the first to the last."""
-    assert explore(make_factory(ReferenceMemory), FAST) is None
+    assert explore(make_reference_factory(ReferenceMemory), FAST) is None
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_a_break_is_found(name: str) -> None:
     """Each kind of mutant is found without the clause that is named for it."""
     assert name in MUTANTS
-    finding = find_with_some_seed(make_factory(broken(name, ReferenceMemory)))
+    finding = find_with_some_seed(make_reference_factory(broken(name, ReferenceMemory)))
     compile(finding.code, "reproduction", "exec")
 
 
@@ -110,7 +106,7 @@ def test_a_memory_that_claims_little_is_asked_for_no_more(name: str, tmp_path: P
 @pytest.mark.parametrize("name", ["NewestFirst", "DeletesTheSessionOnly", "ReadsBump", "DriverErrorsEscape"])
 def test_a_break_is_found_in_a_memory_that_claims_little(name: str) -> None:
     """Most backends lack some capability; the model still explores the rest, such as order."""
-    finding = find_with_some_seed(make_factory(broken(name, ReferenceMemory)), NEEDED)
+    finding = find_with_some_seed(make_reference_factory(broken(name, ReferenceMemory)), NEEDED)
     for other in ("add_messages", "title", "metadata=", "user_id=", "message_id=", "before=", "memory_2"):
         assert other not in finding.code, finding.code
 

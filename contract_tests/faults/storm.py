@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import click
 from fault_cluster import run_cluster
-from fault_storm import AFTERWARDS, Rest, Round, Sent, Verdict
+from fault_storm import AFTERWARDS, Rest, Round, StormWrite, Verdict
 from fault_weather import Weather, postgres_weather, sqlite_weather
 
 from flux_memory import (
@@ -163,7 +163,7 @@ class Storm:
     async def _add(self, rng: random.Random) -> None:
         session, content = rng.choice(self._round.sessions), self._content()
         message_id = content if rng.random() < 0.5 else None
-        sent = Sent(session, [content], time.monotonic(), message_id)
+        sent = StormWrite(session, [content], time.monotonic(), message_id)
         self._round.messages.append(sent)
         await self._attempts(
             rng,
@@ -181,7 +181,7 @@ class Storm:
             session = "none"
         elif kind == 2 and taken is not None and taken.message_id is not None:
             session, message_id = taken.session, taken.message_id
-        self._round.messages.append(sent := Sent(session, [content], time.monotonic()))
+        self._round.messages.append(sent := StormWrite(session, [content], time.monotonic()))
         await self._attempts(
             rng,
             sent,
@@ -194,7 +194,7 @@ class Storm:
         session, content = rng.choice(self._round.sessions), self._content()
         contents = [f"{content}.{number}" for number in range(rng.randrange(2, 6))]
         with_ids = rng.random() < 0.5
-        sent = Sent(session, contents, time.monotonic())
+        sent = StormWrite(session, contents, time.monotonic())
         self._round.messages.append(sent)
         batch: list[Any] = [
             {"role": "user", "content": one} | ({"message_id": one} if with_ids else {}) for one in contents
@@ -204,7 +204,7 @@ class Storm:
     async def _create(self, rng: random.Random) -> None:
         name = self._content()
         session_id = f"new-{name}" if rng.random() < 0.5 else None
-        sent = Sent(session_id or "", [name], time.monotonic())
+        sent = StormWrite(session_id or "", [name], time.monotonic())
         self._round.created.append(sent)
         await self._attempts(
             rng,
@@ -216,7 +216,7 @@ class Storm:
 
     async def _rename(self, rng: random.Random) -> None:
         session, title = rng.choice(self._round.sessions), self._content()
-        sent = Sent(session, [title], time.monotonic())
+        sent = StormWrite(session, [title], time.monotonic())
         self._round.titles.append(sent)
         await self._attempts(rng, sent, lambda: self._memory.update_session_title(session, title), again=False)
 
@@ -229,7 +229,7 @@ class Storm:
                 self._memory.count_sessions,
             )
         )
-        await self._attempts(rng, Sent(session, [], time.monotonic()), call, again=False)
+        await self._attempts(rng, StormWrite(session, [], time.monotonic()), call, again=False)
 
     def _content(self) -> str:
         self._calls += 1
@@ -238,7 +238,7 @@ class Storm:
     async def _attempts(
         self,
         rng: random.Random,
-        sent: Sent,
+        sent: StormWrite,
         call: Callable[[], Awaitable[object]],
         *,
         again: bool,

@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def run_migrate(path: Path, dsn: str) -> tuple[int, str]:
+def run_impatient_migrate(path: Path, dsn: str) -> tuple[int, str]:
     """Run `flux-memory migrate`; return its exit code and its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, "--sqlite-path", str(path), "--postgres-dsn", dsn, "--yes"],
@@ -102,12 +102,12 @@ def test_a_broken_source_moves_nothing_and_says_why(
     with break_(path):
         if old:
             make_old(path)
-        code, errors = run_migrate(path, dsn)
+        code, errors = run_impatient_migrate(path, dsn)
         assert code == 1, errors
         assert says in errors
         assert "Traceback" not in errors
         assert read_target(dsn) == ([], [])
-    assert run_migrate(path, dsn)[0] == 0
+    assert run_impatient_migrate(path, dsn)[0] == 0
     sessions, messages = read_target(dsn)
     assert (len(sessions), len(messages)) == (SESSIONS, MESSAGES)
     fault.add(acknowledged=MESSAGES)

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from fault_storm import AFTERWARDS, Rest, Round, Sent, Verdict
+from fault_storm import AFTERWARDS, Rest, Round, StormWrite, Verdict
 from storm import Summary, on_postgres, on_sqlite
 
 STORM_SECONDS: Final = 6.0
@@ -41,7 +41,7 @@ def test_a_storm_over_sqlite_breaks_no_promise(path: Path, fault: Fault) -> None
 
 
 def judge_messages(
-    messages: list[tuple[str, int, str]], *sent: Sent, count: int | None = None, title: str = ""
+    messages: list[tuple[str, int, str]], *sent: StormWrite, count: int | None = None, title: str = ""
 ) -> set[str]:
     """Return the promises that a session's messages break."""
     told = len(messages) if count is None else count
@@ -49,9 +49,9 @@ def judge_messages(
     return {name for name, times in asdict(verdict).items() if times}
 
 
-def acknowledged_write(*contents: str, began: float = 0.0, ended: float = 1.0) -> Sent:
+def acknowledged_write(*contents: str, began: float = 0.0, ended: float = 1.0) -> StormWrite:
     """Return an acknowledged write."""
-    return Sent("s", contents, began, acknowledged_at=ended)
+    return StormWrite("s", contents, began, acknowledged_at=ended)
 
 
 def test_the_judge_of_the_storm_finds_each_broken_promise() -> None:
@@ -59,11 +59,11 @@ def test_the_judge_of_the_storm_finds_each_broken_promise() -> None:
     one, two = ("s", 1, "a"), ("s", 2, "b")
     assert judge_messages([one, two, ("s", 3, AFTERWARDS)], acknowledged_write("a"), acknowledged_write("b")) == set()
     assert judge_messages([one], acknowledged_write("a"), acknowledged_write("b")) == {"lost"}
-    assert judge_messages([one], acknowledged_write("a"), Sent("s", ["b"], 0.0)) == set()
-    assert judge_messages([one, two], acknowledged_write("a"), Sent("s", ["b"], 0.0)) == {"refused_but_stored"}
-    assert judge_messages([one, two], acknowledged_write("a"), Sent("s", ["b"], 0.0, open=True)) == set()
+    assert judge_messages([one], acknowledged_write("a"), StormWrite("s", ["b"], 0.0)) == set()
+    assert judge_messages([one, two], acknowledged_write("a"), StormWrite("s", ["b"], 0.0)) == {"refused_but_stored"}
+    assert judge_messages([one, two], acknowledged_write("a"), StormWrite("s", ["b"], 0.0, open=True)) == set()
     assert judge_messages([one, ("s", 2, "a")], acknowledged_write("a")) == {"doubled"}
-    assert judge_messages([one], Sent("s", ["a", "b"], 0.0, open=True)) == {"half_stored"}
+    assert judge_messages([one], StormWrite("s", ["a", "b"], 0.0, open=True)) == {"half_stored"}
     assert judge_messages([one, two], acknowledged_write("a")) == {"from_nowhere"}
     assert judge_messages([one, two], acknowledged_write("a", began=2.0, ended=3.0), acknowledged_write("b")) == {
         "out_of_order"
@@ -79,11 +79,11 @@ def test_the_judge_of_the_storm_finds_sessions_and_titles_that_were_refused() ->
     round_ = Round(
         ["s"],
         created=[
-            Sent("", ["made"], 0.0),
+            StormWrite("", ["made"], 0.0),
             acknowledged_write("twice"),
             acknowledged_write("gone"),
-            Sent("", ["refused"], 0.0),
+            StormWrite("", ["refused"], 0.0),
         ],
-        titles=[Sent("s", ["new"], 0.0)],
+        titles=[StormWrite("s", ["new"], 0.0)],
     )
     assert round_.judge(rest) == Verdict(lost=1, doubled=1, refused_but_stored=2)

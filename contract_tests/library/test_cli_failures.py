@@ -15,6 +15,7 @@ from check_command import password_of, run_check
 from ordinary_user import become_ordinary_user
 from raw_postgres import create_role, dump_database, execute, reserve_port, with_address, with_parameter
 from raw_sqlite import execute_in_file
+from unusable_paths import make_directory, make_file_as_parent, write_notes
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -87,25 +88,10 @@ def test_a_newer_schema_says_what_to_do(flux_empty_database: str, tmp_path: Path
             assert "upgrade flux-memory, or use another database" in result.stderr
 
 
-def write_notes(path: Path) -> str:
-    path.write_bytes(b"These are notes, no database. " * 100)
-    return str(path)
-
-
-def make_directory(path: Path) -> str:
-    path.mkdir()
-    return str(path)
-
-
-def make_file_as_parent(path: Path) -> str:
-    path.touch()
-    return str(path / "chat.db")
-
-
-def make_foreign_tables(path: Path) -> str:
+def make_foreign_tables(path: Path) -> Path:
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE sessions (token TEXT)")
-    return str(path)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -117,12 +103,12 @@ def make_foreign_tables(path: Path) -> str:
         (make_foreign_tables, "use another database"),
     ],
 )
-def test_every_failure_of_a_file_says_what_to_do(tmp_path: Path, make: Callable[[Path], str], advice: str) -> None:
+def test_every_failure_of_a_file_says_what_to_do(tmp_path: Path, make: Callable[[Path], Path], advice: str) -> None:
     """Exit 1 with advice, and the file or directory is unchanged."""
     path = tmp_path / "chat.db"
     target = make(path)
     before = path.read_bytes() if path.is_file() else None
-    result = run_check("--sqlite-path", target)
+    result = run_check("--sqlite-path", str(target))
     assert result.exit_code == 1, result.output
     assert advice in result.stderr
     assert (path.read_bytes() if path.is_file() else None) == before

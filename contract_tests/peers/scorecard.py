@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from findings import FINDINGS, REPRODUCTIONS, Finding
+from findings import FINDINGS, REPRODUCTIONS, PeerFinding
 
 from flux_memory.testkit.evidence.document import OUTCOMES, BackendEvidence, Evidence, read_evidence
 
@@ -40,7 +40,7 @@ def main(report: str) -> None:
     scores = [_score(evidence, backend) for backend in evidence.backends]
     described = {"contract": evidence.contract, "environment": evidence.environment, "stores": scores}
     (HERE / "scorecard.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    parts = [HEAD, _table(scores), *(_findings(score) for score in scores), NOTES]
+    parts = [HEAD, _format_table(scores), *(_findings(score) for score in scores), NOTES]
     (HERE / "scorecard.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -71,7 +71,7 @@ def _score(evidence: Evidence, backend: BackendEvidence) -> dict[str, Any]:
     }
 
 
-def _table(scores: list[dict[str, Any]]) -> str:
+def _format_table(scores: list[dict[str, Any]]) -> str:
     lines = [
         "| store | version | hold | do not | unverified | need what it does not claim |",
         "|---|---|---|---|---|---|",
@@ -98,7 +98,7 @@ def _findings(score: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fact(finding: Finding) -> str:
+def fact(finding: PeerFinding) -> str:
     """Return the sentence of a reproduction: its docstring."""
     source = (REPRODUCTIONS / finding.reproduction).read_text(encoding="utf-8")
     return str(ast.get_docstring(ast.parse(source)))

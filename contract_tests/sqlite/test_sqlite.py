@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ordinary_user import become_ordinary_user
 from raw_sqlite import run_on_worker
+from unusable_paths import make_directory, make_file_as_parent, write_notes
 
 from flux_memory import ConversationMemory
 from flux_memory.backends.sqlite import opening
@@ -132,21 +133,6 @@ def test_a_url_is_no_path(value: str) -> None:
 
 def read_content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
-
-
-def make_directory(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
-def make_file_as_parent(path: Path) -> Path:
-    path.touch()
-    return path / "chat.db"
-
-
-def write_notes(path: Path) -> Path:
-    path.write_bytes(b"These are notes, no database. " * 100)
-    return path
 
 
 def write_damaged(path: Path) -> Path:

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from raw_postgres import connect
 
-from flux_memory.testkit import CLAUSES, MemoryContract
+from flux_memory import Memory
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceStore
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.timeouts import BlockedError
 
@@ -94,3 +96,9 @@ def run_clause(clause_id: str, store: StoreUnderTest) -> BaseException | None:
 
 async def _await(checked: Awaitable[None]) -> None:
     await checked
+
+
+def make_reference_factory(memory: type[Any]) -> Callable[[], Memory]:
+    """Return a factory of handles on one store of the reference model, or of a variant of it."""
+    store = ReferenceStore()
+    return lambda: memory(store)

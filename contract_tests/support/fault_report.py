@@ -114,7 +114,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not found:
         return
     terminalreporter.section("faults")
-    for line in _table(found):
+    for line in _format_table(found):
         terminalreporter.write_line(line)
     if file := config.option.faults_report:
         text = json.dumps([asdict(one) for one in found], indent=2) if file.suffix == ".json" else _markdown(found)
@@ -143,7 +143,7 @@ def _cells(figures: Figures) -> list[str]:
     return [f"{value:.2f}" if isinstance(value, float) else f"{value}" for value in values]
 
 
-def _table(found: list[Figures]) -> list[str]:
+def _format_table(found: list[Figures]) -> list[str]:
     rows = [[title for _, title in _COLUMNS], *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

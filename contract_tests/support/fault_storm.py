@@ -13,7 +13,7 @@ AFTERWARDS: Final = "afterwards"
 
 
 @dataclass(slots=True)
-class Sent:
+class StormWrite:
     """One write with all its attempts, which share their ids; a write without ids has one attempt."""
 
     session: str
@@ -78,10 +78,10 @@ class Round:
     """The writes of one round."""
 
     sessions: list[str]
-    messages: list[Sent] = field(default_factory=list)
-    created: list[Sent] = field(default_factory=list)
+    messages: list[StormWrite] = field(default_factory=list)
+    created: list[StormWrite] = field(default_factory=list)
     """Creations of sessions; their content is the name in the session's metadata."""
-    titles: list[Sent] = field(default_factory=list)
+    titles: list[StormWrite] = field(default_factory=list)
 
     def judge(self, rest: Rest) -> Verdict:
         """Return the violations of this round."""
@@ -122,7 +122,7 @@ class Round:
             verdict.counters_wrong += wrong or told[session] != len(numbers[session])
 
 
-def _judge_presence(sent: Iterable[Sent], counts_of: Callable[[Sent], list[int]], verdict: Verdict) -> None:
+def _judge_presence(sent: Iterable[StormWrite], counts_of: Callable[[StormWrite], list[int]], verdict: Verdict) -> None:
     for one in sent:
         counts = counts_of(one)
         present = sum(count > 0 for count in counts)
@@ -135,7 +135,7 @@ def _judge_presence(sent: Iterable[Sent], counts_of: Callable[[Sent], list[int]]
             verdict.half_stored += 0 < present < len(counts)
 
 
-def _out_of_order(history: Sequence[Sent]) -> int:
+def _out_of_order(history: Sequence[StormWrite]) -> int:
     """Count messages stored before one that was acknowledged before they were sent."""
     earliest, wrong = math.inf, 0
     for sent in reversed(history):
@@ -144,7 +144,7 @@ def _out_of_order(history: Sequence[Sent]) -> int:
     return wrong
 
 
-def _batches_out_of_order(history: Sequence[str], known: Sequence[Sent]) -> int:
+def _batches_out_of_order(history: Sequence[str], known: Sequence[StormWrite]) -> int:
     places = {content: place for place, content in enumerate(history)}
     batches = {id(sent): sent for sent in known if len(sent.contents) > 1}.values()
     wrong = 0

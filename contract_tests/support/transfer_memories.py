@@ -16,7 +16,7 @@ from original_application import INSERT_MESSAGE, INSERT_SESSION, make_file
 from raw_postgres import fetch_rows
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.transfer import Plan, Report, Watcher, migrate
+from flux_memory.transfer import Plan, Report, Status, Watcher, migrate
 
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
 HISTORIES = """
@@ -34,6 +34,14 @@ ORDER BY id COLLATE "C"
 def move(path: Path, dsn: str, watcher: Watcher | None = None, **plan: Any) -> Report:
     """Migrate on a new event loop."""
     return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan), watcher))
+
+
+def complete_migration(path: Path, dsn: str, *, kept: int) -> None:
+    """Run an interrupted migration of 6,000 messages again; each row is stored once, beside `kept` other sessions."""
+    assert move(path, dsn).status is Status.IDENTICAL
+    sessions, messages = read_target(dsn)
+    assert (len(sessions), len(messages)) == (3000 + kept, 6000)
+    assert len({row[1] for row in messages}) == 6000
 
 
 def read_target(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:

@@ -56,7 +56,7 @@ class SyncLog:
 
 
 @dataclass
-class Writer:
+class FileWriter:
     """A migration that writes the file `made`, beside its source."""
 
     write: Callable[[], Coroutine[Any, Any, Report]]
@@ -71,7 +71,7 @@ class Writer:
 @pytest.fixture(params=["to SQLite", "quarantine"])
 def writer(
     request: pytest.FixtureRequest, path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
-) -> Writer:
+) -> FileWriter:
     """A migration back to SQLite, or one that writes a quarantine file for an orphan."""
     make_file_with_data(path)
     assert move(path, flux_empty_database).status is Status.IDENTICAL
@@ -91,17 +91,17 @@ def writer(
             )
         )
 
-    return Writer(write, SyncLog(monkeypatch), path.parent)
+    return FileWriter(write, SyncLog(monkeypatch), path.parent)
 
 
-def test_file_and_directory_are_synced_before_success_is_reported(writer: Writer) -> None:
+def test_file_and_directory_are_synced_before_success_is_reported(writer: FileWriter) -> None:
     """A power cut after the report loses neither the file nor its name."""
     assert asyncio.run(writer.write()).status is not Status.DIFFERENT
     assert writer.disk.events == [("sync", "unproven"), ("link", "made"), ("sync", "directory")]
     assert writer.files() == ["chat.db", "made"]
 
 
-def test_a_file_whose_directory_cannot_be_synced_is_removed(writer: Writer) -> None:
+def test_a_file_whose_directory_cannot_be_synced_is_removed(writer: FileWriter) -> None:
     """The same command can then be run again."""
     writer.disk.fails = True
     with pytest.raises(MigrationError, match="cannot be written"):
@@ -111,7 +111,7 @@ def test_a_file_whose_directory_cannot_be_synced_is_removed(writer: Writer) -> N
     assert asyncio.run(writer.write()).status is not Status.DIFFERENT
 
 
-def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(writer: Writer) -> None:
+def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(writer: FileWriter) -> None:
     """A cancelled run leaves no file behind that would block the same command."""
 
     async def run() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from raw_postgres import connect, execute
-from transfer_memories import OTHER, Trigger, make_random_file, make_tables, move, read_target
+from transfer_memories import OTHER, Trigger, complete_migration, make_random_file, make_tables
 from transfer_processes import start_migration, wait_for_lock
 from waiting import wait_until
 
@@ -19,7 +19,7 @@ from flux_memory.testkit.servers import Server, start_server
 from flux_memory.testkit.servers import local as local_servers
 from flux_memory.testkit.servers.binaries import find_binaries, run_as, server_account
 from flux_memory.testkit.servers.directories import _processes_in
-from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer import Plan, migrate
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +78,7 @@ def test_a_killed_server_is_started_and_the_migration_run_again(
         asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn), trigger))
     assert trigger.acted
     restart_server(server)
-    run_again(path, dsn, kept=populated)
-
-
-def run_again(path: Path, dsn: str, *, kept: bool) -> None:
-    """Run the migration again; each row is stored once."""
-    assert move(path, dsn).status is Status.IDENTICAL
-    sessions, messages = read_target(dsn)
-    assert (len(sessions), len(messages)) == (3000 + kept, 6000)
-    assert len({row[1] for row in messages}) == 6000
+    complete_migration(path, dsn, kept=populated)
 
 
 def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) -> None:
@@ -110,4 +102,4 @@ def test_the_command_says_that_the_server_is_gone(path: Path, server: Server) ->
     assert code == 1
     assert errors.startswith("FAILED  PostgreSQL at")
     assert "Traceback" not in errors
-    run_again(path, dsn, kept=False)
+    complete_migration(path, dsn, kept=False)
