@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_load import Load, check_history, run_round
+from fault_outcomes import measure_call
 from fault_report import Fault
 from raw_postgres import OTHER_CLIENTS, fetch_rows, wait_until_none
 
 from flux_memory import (
     BackendUnavailableError,
-    ConflictError,
-    Memory,
     OutcomeUnknownError,
     PostgresConversationMemory,
-    SessionNotFoundError,
     deadline,
 )
 from flux_memory.backends.postgres import pool as postgres_pool
@@ -26,17 +23,6 @@ from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import History, Journal, Recorder
 
 STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
-
-
-async def measure_call(call: Awaitable[object], within: float) -> tuple[float, BaseException | None]:
-    """Await a call that must end in time; return its duration and its error."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    done, _ = await asyncio.wait([task := asyncio.ensure_future(call)], timeout=within + 5)
-    took = loop.time() - began
-    assert done, "the call hangs"
-    assert took < within
-    return took, None if task.cancelled() else task.exception()
 
 
 @pytest.mark.asyncio
@@ -194,81 +180,6 @@ async def test_a_slow_network(proxy: Proxy, flux_empty_database: str, fault: Fau
     await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
 
 
-Call = Callable[[Memory], Awaitable[object]]
-WRITES: dict[str, Call] = {
-    "create_session": lambda memory: memory.create_session("title", {"a": 1}),
-    "create_session with an id": lambda memory: memory.create_session("title", {"a": 1}, session_id="new"),
-    "add_message": lambda memory: memory.add_message("s", "user", "x", {"a": 1}),
-    "add_message with an id": lambda memory: memory.add_message("s", "user", "x", message_id="m"),
-    "add_messages": lambda memory: memory.add_messages("s", [{"role": "user", "content": f"{n}"} for n in range(3)]),
-    "update_session_title": lambda memory: memory.update_session_title("s", "new"),
-    "delete_session": lambda memory: memory.delete_session("s"),
-    "clear_all": lambda memory: memory.clear_all(),
-}
-
-
-@pytest.mark.asyncio
-@pytest.mark.fault("reply to COMMIT lost", backend="postgres")
-@pytest.mark.parametrize("name", WRITES)
-async def test_a_call_with_a_lost_reply_is_done_once(
-    proxy: Proxy, flux_empty_database: str, fault: Fault, name: str
-) -> None:
-    """The first attempt took effect without a reply; the second finds that, and the call takes effect once."""
-    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
-        for _ in fault.rounds(2, 50):
-            await memory.clear_all()
-            await memory.create_session(session_id="s")
-            proxy.lose_reply("sync")
-            took, error = await measure_call(WRITES[name](memory), 5)
-            assert error is None
-            stored = {session["id"]: session["message_count"] for session in await memory.get_sessions()}
-            expected = {"add_message": 1, "add_messages": 3}.get(name.split(" ", maxsplit=1)[0], 0)
-            assert stored.get("s", 0) == expected
-            assert len(stored) == {"create": 2, "delete": 0, "clear": 0}.get(name.partition("_")[0], 1)
-            assert len(await fetch_rows(flux_empty_database, "SELECT FROM messages")) == expected
-            fault.add(acknowledged=1, call=took, outage=took)
-
-
-@pytest.mark.asyncio
-@pytest.mark.fault("reply to COMMIT lost, refused all the same", backend="postgres")
-async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None:
-    """A taken id or a missing session is an error on any network."""
-    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
-        await memory.create_session("theirs", session_id="s")
-        await memory.add_message("s", "user", "theirs", message_id="m")
-        for call, kind in (
-            (lambda: memory.create_session("ours", session_id="s"), ConflictError),
-            (lambda: memory.add_message("s", "user", "ours", message_id="m"), ConflictError),
-            (lambda: memory.add_message("none", "user", "x"), SessionNotFoundError),
-            (lambda: memory.update_session_title("none", "x"), SessionNotFoundError),
-        ):
-            proxy.lose_reply("sync")
-            with pytest.raises(kind):
-                await call()
-        fault.add(acknowledged=2)
-
-
-@pytest.mark.asyncio
-@pytest.mark.fault("reply to COMMIT lost, then refused", backend="postgres")
-async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
-    """The write is stored, and the error says that it may be; a retry finds out."""
-    # A second connection, opened in the round before, would be used instead.
-    async with PostgresConversationMemory(proxy.dsn, min_size=1, max_size=1) as memory:
-        session = await memory.create_session()
-        for number in fault.rounds(2, 50):
-            proxy.lose_reply("sync")
-            proxy.refuse()
-            with deadline(0.6):
-                took, error = await measure_call(memory.add_message(session, "user", "x", message_id=f"m{number}"), 2)
-            assert isinstance(error, OutcomeUnknownError)
-            assert "whether the call took effect is not known" in str(error)
-            assert len(await fetch_rows(flux_empty_database, "SELECT FROM messages")) == number + 1
-            proxy.heal()
-            assert await memory.add_message(session, "user", "x", message_id=f"m{number}") == f"m{number}"
-            assert len(await memory.get_history(session)) == number + 1
-            fault.add(acknowledged=1, call=took, outage=took)
-
-
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused to many at once", backend="postgres")
 async def test_each_of_many_callers_gets_its_own_outcome(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
@@ -346,10 +257,6 @@ async def test_a_storm_of_cancellations(proxy: Proxy, flux_empty_database: str, 
         await memory.add_message(session, "user", "afterwards")
         assert (await memory.get_history(session))[-1]["content"] == "afterwards"
         assert proxy.connections <= 5
-        await wait_until_none(
-            flux_empty_database,
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND state <> 'idle' AND pid <> pg_backend_pid()",
-        )
+        await wait_until_none(flux_empty_database, f"{OTHER_CLIENTS} AND state <> 'idle'")
     journal.close()
     await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))

@@ -196,3 +196,14 @@ async def until_statements_wait(connection: Any) -> None:
     """Return when statements wait for a lock, or after a moment if the implementation waits on the client."""
     with suppress(TimeoutError):
         await wait_until(lambda: connection.fetchval(AWAITING_A_LOCK), seconds=0.5)
+
+
+async def measure_call(call: Awaitable[object], within: float) -> tuple[float, BaseException | None]:
+    """Await a call that must end in time; return its duration and its error."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    done, _ = await asyncio.wait([task := asyncio.ensure_future(call)], timeout=within + 5)
+    took = loop.time() - began
+    assert done, "the call hangs"
+    assert took < within
+    return took, None if task.cancelled() else task.exception()
