@@ -85,7 +85,7 @@ class JudgedCalls:
 @pytest.mark.parametrize("locked", [False, True])
 async def test_refused_is_not_stored_beside_any_deadlines(memory: ConversationMemory, path: Path, locked: bool) -> None:
     """Deadlines of 1 ms to 4 s, cancellations, a stalled loop, another process's locks: each answer is true."""
-    chance, fates = random.Random(13), JudgedCalls()
+    chance, judged = random.Random(13), JudgedCalls()
     end = time.monotonic() + 3
 
     async def work(number: int) -> None:
@@ -93,7 +93,7 @@ async def test_refused_is_not_stored_beside_any_deadlines(memory: ConversationMe
         while time.monotonic() < end:
             calls += 1
             cancel_after = chance.choice((None, None, None, 0.001, 0.05))
-            await fates.add(memory, f"{number} {calls}", chance.choice((0.001, 0.02, 0.2, 4)), cancel_after)
+            await judged.add(memory, f"{number} {calls}", chance.choice((0.001, 0.02, 0.2, 4)), cancel_after)
 
     async def stall() -> None:
         while time.monotonic() < end:
@@ -102,7 +102,7 @@ async def test_refused_is_not_stored_beside_any_deadlines(memory: ConversationMe
 
     with lock_repeatedly(path) if locked else nullcontext():
         await asyncio.gather(*(work(number) for number in range(40)), stall())
-    counts = fates.judge(path)
+    counts = judged.judge(path)
     assert counts["acknowledged"]
     assert counts["refused"]
     assert counts["cancelled"]
@@ -111,13 +111,13 @@ async def test_refused_is_not_stored_beside_any_deadlines(memory: ConversationMe
 @pytest.mark.asyncio
 async def test_an_answer_that_a_stalled_loop_is_late_to_hear_is_heard(memory: ConversationMemory, path: Path) -> None:
     """The deadlines pass during the stall; writes that the thread stored meanwhile are acknowledged."""
-    fates = JudgedCalls()
-    calls = [asyncio.create_task(fates.add(memory, str(number), 0.2)) for number in range(80)]
+    judged = JudgedCalls()
+    calls = [asyncio.create_task(judged.add(memory, str(number), 0.2)) for number in range(80)]
     for _ in range(4):
         await asyncio.sleep(0)
     time.sleep(1)  # noqa: ASYNC251 - the stall
     await asyncio.gather(*calls)
-    assert fates.judge(path) == {"acknowledged": 80}
+    assert judged.judge(path) == {"acknowledged": 80}
 
 
 @pytest.mark.asyncio
@@ -198,10 +198,10 @@ async def test_a_stray_exception_in_the_thread_breaks_no_promise(
     """An exception at any moment, even one that ends the thread: answers are true, and the handle keeps working."""
     # pytest reports the end of such a thread within that thread, where the next exception would hit it.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    chance, fates = random.Random(13), JudgedCalls()
+    chance, judged = random.Random(13), JudgedCalls()
     worker = await memory._life.opened()
     for turn in range(30):
-        calls = [asyncio.create_task(fates.add(memory, f"{turn} {n}", 0.2)) for n in range(chance.choice((1, 5, 40)))]
+        calls = [asyncio.create_task(judged.add(memory, f"{turn} {n}", 0.2)) for n in range(chance.choice((1, 5, 40)))]
         for _ in range(chance.randrange(3)):
             await asyncio.sleep(0)
         time.sleep(chance.random() * 0.003)  # noqa: ASYNC251 - the thread works while the loop stands still
@@ -212,12 +212,12 @@ async def test_a_stray_exception_in_the_thread_breaks_no_promise(
         await asyncio.gather(*calls)
 
     async def goes_on() -> bool:
-        content = f"afterwards {len(fates.of)}"
-        await fates.add(memory, content, 0.5)
-        return fates.of[content] == "acknowledged"
+        content = f"afterwards {len(judged.of)}"
+        await judged.add(memory, content, 0.5)
+        return judged.of[content] == "acknowledged"
 
     # The last exception may be raised only when the thread wakes.
     await wait_until(goes_on)
     assert not await run_on_worker(memory, lambda db: db.in_transaction)
-    fates.judge(path)
+    judged.judge(path)
     assert threading.active_count() < 10
