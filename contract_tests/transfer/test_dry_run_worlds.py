@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 from original_application import POSTGRES_TABLES, make_file_with_data
-from raw_postgres import contents, execute, make_original, role
+from raw_postgres import create_role, dump_database, execute, make_original
 from transfer_memories import Trigger
 
 from flux_memory import PostgresConversationMemory
@@ -367,7 +367,7 @@ def made(dsn: str, world: World) -> Iterator[str]:
             runner.run(execute(dsn, *world.setup))
             yield dsn
             return
-        mover = role(dsn)
+        mover = create_role(dsn)
         own = runner.run(mover.__aenter__())
         try:
             name = own.partition("://")[2].partition(":")[0]
@@ -393,9 +393,9 @@ def test_a_dry_run_says_what_the_move_does(path: Path, flux_empty_database: str,
     make_file_with_data(path)
     there = WORLDS[world]
     with made(flux_empty_database, there) as dsn:
-        before = asyncio.run(contents(flux_empty_database))
+        before = asyncio.run(dump_database(flux_empty_database))
         rehearsed, said = outcome(path, dsn, Mode.PREFLIGHT, replace=there.replace)
-        assert asyncio.run(contents(flux_empty_database)) == before
+        assert asyncio.run(dump_database(flux_empty_database)) == before
         moved, said_again = outcome(path, dsn, Mode.MOVE, replace=there.replace)
     assert rehearsed == (Status.READY if moved is Status.IDENTICAL else moved)
     assert (moved if isinstance(moved, Status) else None) == there.status
