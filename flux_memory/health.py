@@ -20,7 +20,7 @@ from flux_memory.schema import described
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
 
-MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 # Tables of which a policy may hide rows from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """
@@ -48,6 +48,9 @@ class CheckReport:
     target: str
     server: str = ""
     schema: str = ""
+    repairs: list[str] = field(default_factory=list)
+    """The statements by which the first use repairs the original application's tables, before it upgrades them."""
+    warnings: list[str] = field(default_factory=list)
     sessions: int = 0
     messages: int = 0
     row_security: list[str] = field(default_factory=list)
@@ -194,22 +197,24 @@ def _look_at_file(file: Path, timeout: float, report: CheckReport) -> CheckRepor
 async def _look_at_server(connection: Any, report: CheckReport) -> None:
     from flux_memory.backends.postgres.pool import check_encoding  # noqa: PLC0415 - only the driver in use
     from flux_memory.schema import postgres as schema  # noqa: PLC0415 - only the driver in use
-    from flux_memory.schema.postgres.tables import refuse_temporary_schema  # noqa: PLC0415 - only the driver in use
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
     await check_encoding(connection)
-    applied = await schema.applied_versions(connection)
-    original = 0 if applied else await schema.original_version(connection)
-    report.schema = described("postgres", applied, original)
-    if applied or original:
+    state = await schema.inspect(connection)
+    report.schema = described("postgres", state.applied, state.original)
+    report.repairs = [fault.statement for fault in state.repairs]
+    report.warnings = [
+        f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "
+        f"SCHEMA {each.name} FROM {each.grantee}"
+        for each in state.open_schemas
+    ]
+    if state.version:
         await _count_rows(connection, report)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
             "their owner with flux-memory check --full, and grant the role what it lacks"
         )
-    else:
-        await refuse_temporary_schema(connection)
     times = []
     for _ in range(_ROUND_TRIPS):
         began = time.perf_counter()

@@ -21,6 +21,7 @@ from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
 GRANTS = (
     "GRANT SELECT ON flux_memory_schema TO {role}",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, messages TO {role}",
+    "GRANT SELECT, INSERT ON flux_memory_moves, flux_memory_moved_sessions TO {role}",
 )
 ON = "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY; ALTER TABLE messages ENABLE ROW LEVEL SECURITY;"
 EVERY_SESSION = "CREATE POLICY every_session ON sessions USING (TRUE);"
@@ -114,7 +115,7 @@ def test_a_role_that_policies_do_not_concern_moves_everything(path: Path, target
             assert report.verification is not None
             assert (report.status, report.verification.sessions) == (Status.IDENTICAL, 5)
             moved = await migrate(Plan(sqlite_path=path.with_name("more.db"), postgres_dsn=dsn))
-            assert moved.status is Status.IDENTICAL
+            assert moved.status is Status.CONTAINED
             found = await check_postgres(dsn, 10)
             assert (found.sessions, found.messages, found.row_security) == (8, 29, [])
 
@@ -167,5 +168,20 @@ def test_hidden_versions_are_not_taken_for_none(path: Path, target: str) -> None
                 await migrate_back(dsn, path.with_name("back.db"))
             await execute(target, "CREATE POLICY readable ON flux_memory_schema FOR SELECT USING (TRUE)")
             assert (await check_postgres(dsn, 10)).sessions == 5
+
+    asyncio.run(work())
+
+
+def test_a_setting_that_a_policy_lacks_is_named(target: str) -> None:
+    """A policy may read the user from the connection; a DSN without it is the cause, not a table that was changed."""
+    policy = "CREATE POLICY own ON sessions USING (user_id = current_setting('chat.user_id'));"
+
+    async def work() -> None:
+        async with restricted(target, ON + policy + EVERY_MESSAGE) as dsn:
+            async with PostgresConversationMemory(dsn) as memory:
+                with pytest.raises(SchemaError, match=r'"chat\.user_id"; a policy or a trigger reads this setting'):
+                    await memory.get_sessions()
+            async with PostgresConversationMemory(with_parameter(dsn, "chat.user_id=ann")) as memory:
+                assert await memory.get_sessions() == []
 
     asyncio.run(work())

@@ -160,17 +160,23 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
             "seq does not count the messages from 1 on: one",
         ),
         ("UPDATE messages SET seq = 0 WHERE id = 'm3'", "seq does not count the messages from 1 on: one"),
-        ("ALTER TABLE sessions DROP CONSTRAINT sessions_pkey CASCADE", "key missing: PRIMARY KEY (id) on sessions"),
+        (
+            "ALTER TABLE sessions DROP CONSTRAINT sessions_pkey CASCADE",
+            "key missing: ALTER TABLE sessions ADD PRIMARY KEY (id)",
+        ),
         (
             "ALTER TABLE messages DROP CONSTRAINT messages_pkey",
-            "key missing: PRIMARY KEY (session_id, seq) on messages",
+            "key missing: ALTER TABLE messages ADD PRIMARY KEY (session_id, seq)",
         ),
         (
             "ALTER TABLE messages DROP CONSTRAINT messages_session_id_id_key; CREATE UNIQUE INDEX ON messages (id)",
-            "key missing: UNIQUE (session_id, id) on messages",
+            "key missing: ALTER TABLE messages ADD UNIQUE (session_id, id)",
         ),
-        ("ALTER TABLE messages DROP CONSTRAINT messages_session_id_fkey", "key missing: FOREIGN KEY (session_id)"),
-        ("ALTER TABLE messages DISABLE TRIGGER ALL", "key missing: FOREIGN KEY (session_id)"),
+        (
+            "ALTER TABLE messages DROP CONSTRAINT messages_session_id_fkey",
+            "key missing: ALTER TABLE messages ADD FOREIGN KEY (session_id)",
+        ),
+        ("ALTER TABLE messages DISABLE TRIGGER ALL", "key missing: ALTER TABLE messages ADD FOREIGN KEY (session_id)"),
         (
             "SET session_replication_role = replica; UPDATE messages SET session_id = 'gone' WHERE id = 'm1'",
             "messages without their session: gone",

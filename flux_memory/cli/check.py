@@ -104,4 +104,8 @@ def _show(report: CheckReport) -> None:
     for name, value in lines.items():
         if value:
             click.echo(f"{name:<11} {value}")
+    for statement in report.repairs:
+        click.echo(f"At first use: {statement}")
+    for warning in report.warnings:
+        click.echo(f"WARNING  {warning}", err=True)
     click.echo("OK")

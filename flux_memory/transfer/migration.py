@@ -199,7 +199,7 @@ class _Migration:
         return record
 
     async def _rehearse(self, connection: Any, *, replaces: bool) -> None:
-        """Do what a move does, but load the first conversation only, and undo everything."""
+        """Do what a move does, but load the first rows only, and undo everything."""
         plan, report, first = self._plan, self._report, self._parts[0]
         async with rehearsal(connection):
             record = await self._prepare(connection)

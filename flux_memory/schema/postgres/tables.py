@@ -11,11 +11,14 @@ from flux_memory.errors import SchemaError
 SELECT_RELATIONS: Final = """
 SELECT relname::text, relnamespace::regnamespace::text, relkind::text, relpersistence::text
 FROM pg_class
-WHERE relname IN ('sessions', 'messages', 'flux_memory_schema') AND pg_table_is_visible(oid)
+WHERE pg_table_is_visible(oid)
+    AND relname IN (
+        'sessions', 'messages', 'flux_memory_schema', 'flux_memory_moves', 'flux_memory_moved_sessions'
+    )
 ORDER BY relname DESC
 """
 # Creates the temporary schema if search_path begins with pg_temp.
-CREATES_TEMPORARY_TABLES: Final = "SELECT starts_with(current_schema(), 'pg_temp_')"
+CREATES_TEMPORARY_TABLES: Final = "SELECT starts_with(current_schema()::text, 'pg_temp_')"
 
 _OTHER_KINDS: Final = {
     "c": "a composite type",
@@ -52,6 +55,11 @@ async def find_tables(connection: Any) -> set[str]:
                 f"'{name}' in the schema {schema} is an unlogged table, which the server empties after a crash; run "
                 f"ALTER TABLE {schema}.{name} SET LOGGED, then retry"
             )
+    schemas = sorted({schema for _, schema, *_ in relations})
+    if len(schemas) > 1:
+        raise SchemaError(
+            f"the memory's tables are in several schemas: {', '.join(schemas)}; name only one of these in search_path"
+        )
     return {name for name, *_ in relations}
 
 

@@ -21,32 +21,32 @@ HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM m
 # What a rebuild of the keys would lose, and what TRUNCATE would reach besides the two tables. `_Keys.rehearse` finds
 # what the server refuses.
 SELECT_OBSTACLE: Final = """
-SELECT format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
+SELECT pg_catalog.format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
 FROM pg_index
-WHERE indrelid IN ('sessions'::regclass, 'messages'::regclass) AND (indisreplident OR indisclustered)
+WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND (indisreplident OR indisclustered)
 UNION ALL
-SELECT format('the table %s inherits from the table %s', inhrelid::regclass, inhparent::regclass)
+SELECT pg_catalog.format('the table %s inherits from the table %s', inhrelid::regclass, inhparent::regclass)
 FROM pg_inherits
-WHERE inhrelid IN ('sessions'::regclass, 'messages'::regclass)
-    OR inhparent IN ('sessions'::regclass, 'messages'::regclass)
+WHERE inhrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+    OR inhparent IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
 UNION ALL
-SELECT format('the trigger %I of the table %s acts on TRUNCATE', tgname, tgrelid::regclass)
+SELECT pg_catalog.format('the trigger %I of the table %s acts on TRUNCATE', tgname, tgrelid::regclass)
 FROM pg_trigger
-WHERE tgrelid IN ('sessions'::regclass, 'messages'::regclass) AND NOT tgisinternal AND tgtype & 32 <> 0
+WHERE tgrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT tgisinternal AND tgtype::int4 & 32 <> 0
 """
 # Foreign keys depend on the others: dropped first, created last.
 SELECT_CONSTRAINTS: Final = """
 SELECT
-    format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
-    format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+    pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
+    pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
 FROM pg_constraint
-WHERE conrelid IN ('sessions'::regclass, 'messages'::regclass) AND contype IN ('p', 'u', 'x', 'f')
+WHERE conrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND contype IN ('p', 'u', 'x', 'f')
 ORDER BY contype <> 'f', conrelid, conname
 """
 SELECT_INDEXES: Final = """
-SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
+SELECT pg_catalog.format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
 FROM pg_index
-WHERE indrelid IN ('sessions'::regclass, 'messages'::regclass)
+WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
 ORDER BY indexrelid::regclass::text
 """
@@ -58,14 +58,14 @@ COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FR
 IS_OWNER: Final = """
 SELECT bool_and(pg_has_role(relowner, 'USAGE'))
 FROM pg_class
-WHERE oid IN ('sessions'::regclass, 'messages'::regclass)
+WHERE oid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
 """
 # Deleting a session would delete the rows of such a table, or fail.
 SELECT_REFERRING: Final = """
 SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
 FROM pg_constraint
-WHERE contype = 'f' AND confrelid IN ('sessions'::regclass, 'messages'::regclass)
-    AND conrelid NOT IN ('sessions'::regclass, 'messages'::regclass)
+WHERE contype = 'f' AND confrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+    AND conrelid NOT IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
 """
 SELECT_ADDED_COLUMNS: Final = """
 SELECT attname::text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -41,7 +42,7 @@ SELECT id, user_id, title, created_at, updated_at, metadata
 FROM flux_memory_staged_sessions AS staged
 WHERE $1 OR NOT EXISTS (
     SELECT FROM flux_memory_moved_sessions AS moved
-    WHERE moved.session_id = staged.id AND moved.created_at = staged.created_at
+    WHERE moved.session_id = staged.id::text AND moved.created_at = staged.created_at
 )
 ORDER BY id COLLATE "C"
 ON CONFLICT (id) DO NOTHING
@@ -51,7 +52,7 @@ LOCK_SESSIONS: Final = """
 SELECT count(*)
 FROM (
     SELECT FROM sessions
-    WHERE id IN (SELECT id FROM flux_memory_staged_sessions)
+    WHERE id::text IN (SELECT id::text FROM flux_memory_staged_sessions)
     ORDER BY id COLLATE "C"
     FOR NO KEY UPDATE
 ) AS locked
@@ -59,10 +60,10 @@ FROM (
 TAKE_OUT_DELETED_SESSIONS: Final = """
 WITH deleted AS (
     DELETE FROM flux_memory_staged_sessions AS staged
-    WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id = staged.id)
+    WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = staged.id::text)
     RETURNING id
 ), held_back AS (
-    DELETE FROM flux_memory_staged_messages WHERE session_id IN (SELECT id FROM deleted)
+    DELETE FROM flux_memory_staged_messages WHERE session_id::text IN (SELECT id::text FROM deleted)
 )
 SELECT id FROM deleted
 """
@@ -76,16 +77,16 @@ TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
 WITH conflicting AS (
     DELETE FROM flux_memory_staged_sessions AS staged
     USING sessions
-    WHERE sessions.id = staged.id
+    WHERE sessions.id::text = staged.id::text
         AND (sessions.user_id, sessions.title, sessions.created_at, sessions.metadata)
             IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
     RETURNING staged.id
 ), held_back AS (
     DELETE FROM flux_memory_staged_messages
-    WHERE session_id IN (SELECT id FROM conflicting)
+    WHERE session_id::text IN (SELECT id::text FROM conflicting)
     RETURNING session_id
 )
-SELECT id, (SELECT count(*) FROM held_back WHERE session_id = id) FROM conflicting ORDER BY id COLLATE "C"
+SELECT id, (SELECT count(*) FROM held_back WHERE session_id::text = id::text) FROM conflicting ORDER BY id COLLATE "C"
 """
 TAKE_OUT_STORED_MESSAGES: Final = """
 WITH stored AS (
@@ -97,16 +98,19 @@ WITH stored AS (
             IS DISTINCT FROM (staged.role, staged.content, staged.metadata, staged.created_at) AS differs
     FROM flux_memory_staged_messages AS staged,
         LATERAL (
-            SELECT * FROM messages WHERE messages.session_id = staged.session_id AND messages.id = staged.id LIMIT 1
+            SELECT *
+            FROM messages
+            WHERE messages.session_id::text = staged.session_id::text AND messages.id::text = staged.id::text
+            LIMIT 1
         ) AS same
 ), taken_out AS (
     DELETE FROM flux_memory_staged_messages AS staged
     USING stored
-    WHERE staged.session_id = stored.session_id AND staged.seq = stored.seq
+    WHERE staged.session_id::text = stored.session_id::text AND staged.seq = stored.seq
 )
 SELECT
     count(*) FILTER (WHERE NOT differs),
-    coalesce(array_agg(id ORDER BY session_id, seq) FILTER (WHERE differs), '{}')
+    coalesce(pg_catalog.json_agg(id ORDER BY session_id, seq) FILTER (WHERE differs)::text, '[]')
 FROM stored
 """
 APPEND_MESSAGES: Final = """
@@ -122,15 +126,15 @@ WITH numbered AS (
     FROM (
         SELECT id, updated_at, messages
         FROM flux_memory_staged_sessions
-        LEFT JOIN counted ON counted.session_id = id
+        LEFT JOIN counted ON counted.session_id::text = id::text
     ) AS staged
-    WHERE sessions.id = staged.id AND (staged.messages > 0 OR staged.updated_at > sessions.updated_at)
+    WHERE sessions.id::text = staged.id::text AND (staged.messages > 0 OR staged.updated_at > sessions.updated_at)
     RETURNING sessions.id, message_count - coalesce(staged.messages, 0) AS before
 )
 INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
 SELECT session_id, numbered.id, before + place, role, content, metadata, created_at
 FROM numbered
-JOIN bumped ON bumped.id = numbered.session_id
+JOIN bumped ON bumped.id::text = numbered.session_id::text
 """
 
 _MAX_ATTEMPTS: Final = 5
@@ -258,7 +262,7 @@ async def _merge_batch(
     if record is not None:
         await connection.execute(RECORD_SESSIONS, record.source)
     messages = _rows(await connection.execute(APPEND_MESSAGES))
-    return _BatchResult(sessions, messages, skipped, conflicts, deleted, differing)
+    return _BatchResult(sessions, messages, skipped, conflicts, deleted, json.loads(differing))
 
 
 def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, before: set[str], *, continues: bool) -> None:

@@ -12,11 +12,12 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.transfer.rows.spool import SessionDigest
 from flux_memory.transfer.target.server import HAS_RECORD, MAY_READ_RECORD, write_transaction
 
 # Serializes migrations; a second one then finds the first one's rows and merges.
-LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"
+LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0::bigint))"
 # Deleted sessions stay in the record, so it refers to no other table.
 CREATE_RECORD: Final = """
 CREATE TABLE flux_memory_moves (
@@ -38,23 +39,25 @@ CREATE TABLE flux_memory_moved_sessions (
 # The record goes to the schema of the tables that it describes, wherever else the search_path leads, and belongs to
 # their owner: applications need not trust another role.
 ENTER_SCHEMA: Final = """
-SELECT set_config('search_path', quote_ident(nspname), TRUE)
+SELECT set_config('search_path', quote_ident(nspname::text), TRUE)
 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE pg_class.oid = 'sessions'::regclass
+WHERE pg_class.oid = 'sessions'::regclass::oid
     AND pg_has_role(relowner, 'USAGE')
     AND has_schema_privilege(pg_namespace.oid, 'CREATE')
 """
 # A superuser may move for the owner.
 SELECT_GIVE_TO_OWNER: Final = """
-SELECT format('ALTER TABLE flux_memory_moves OWNER TO %1$s; ALTER TABLE flux_memory_moved_sessions OWNER TO %1$s',
-    relowner::regrole)
+SELECT pg_catalog.format(
+    'ALTER TABLE flux_memory_moves OWNER TO %1$s; ALTER TABLE flux_memory_moved_sessions OWNER TO %1$s',
+    relowner::regrole
+)
 FROM pg_class
-WHERE oid = 'sessions'::regclass AND current_setting('is_superuser')::boolean
+WHERE oid = 'sessions'::regclass::oid AND current_setting('is_superuser')::boolean
 """
 SELECT_SOURCE: Final = """
 SELECT source
 FROM flux_memory_moved_sessions
-WHERE session_id = ANY($1)
+WHERE session_id = ANY($1::text::text[])
 GROUP BY source
 ORDER BY count(*) DESC, source
 LIMIT 1
@@ -134,7 +137,7 @@ async def _find_source(connection: Any, digests: Iterator[SessionDigest]) -> UUI
     """Identify a source by its sessions: unlike its name, they are the same in a copy, and after a VACUUM."""
     ids = (digest.id.decode() for digest in digests)
     while page := list(islice(ids, _PAGE_SESSIONS)):
-        if (source := await connection.fetchval(SELECT_SOURCE, page)) is not None:
+        if (source := await connection.fetchval(SELECT_SOURCE, write_texts(page))) is not None:
             return UUID(bytes=source.bytes)
     return None
 

@@ -21,7 +21,7 @@ SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_settin
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
 SELECT_RIGHTS: Final = """
 SELECT
-    has_schema_privilege(current_schema(), 'CREATE'),
+    has_schema_privilege(current_schema()::text, 'CREATE'),
     pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     current_schema()
 """
@@ -48,14 +48,14 @@ SELECT has_table_privilege('flux_memory_moves', 'INSERT')
 DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_sessions, flux_memory_moves"
 # `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
 NEEDS_TEMPORARY: Final = """
-SELECT quote_ident(current_database())
-WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
+SELECT quote_ident(current_database()::text)
+WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
     AND (
         EXISTS (SELECT FROM sessions)
         OR EXISTS (SELECT FROM messages)
         OR EXISTS (
             SELECT FROM pg_class
-            WHERE oid IN ('sessions'::regclass, 'messages'::regclass) AND NOT pg_has_role(relowner, 'USAGE')
+            WHERE oid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT pg_has_role(relowner, 'USAGE')
         )
     )
 """
@@ -69,25 +69,9 @@ SELECT
     to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
     to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
 FROM sessions
-WHERE id = ANY($1)
+WHERE id::text = ANY($1::text::text[])
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
-# An administrator may have dropped a key for a bulk load, or disabled the triggers that enforce a foreign key.
-SELECT_MISSING_KEYS: Final = """
-SELECT format('%s on %s', definition, relation)
-FROM (
-    VALUES
-        ('sessions', 'PRIMARY KEY (id)'),
-        ('messages', 'PRIMARY KEY (session_id, seq)'),
-        ('messages', 'UNIQUE (session_id, id)'),
-        ('messages', 'FOREIGN KEY (session_id) REFERENCES sessions(id) ON DELETE CASCADE')
-) AS wanted (relation, definition)
-WHERE NOT EXISTS (
-    SELECT FROM pg_constraint
-    WHERE conrelid = relation::regclass AND starts_with(pg_get_constraintdef(oid), definition) AND convalidated
-        AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled = 'D')
-)
-"""
 # A commit waits for the disk and a synchronous standby only if its transaction wrote to the log; then it waits for
 # everything before it, too. A server in recovery shows only durable rows and accepts no writes.
 WRITE_TO_LOG: Final = """
@@ -171,6 +155,8 @@ async def inspect_target(connection: Any, *, for_reading: bool = False) -> Targe
 
 
 async def _inspect(connection: Any, *, for_reading: bool) -> Target:
+    # First: until then, pg_catalog may not be the first schema that is searched.
+    state = await schema.inspect(connection, for_reading=for_reading)
     version, encoding = await connection.fetchrow(SELECT_SERVER)
     if encoding != "UTF8":
         raise SchemaError(
@@ -179,8 +165,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
     if read_only and not for_reading:
         raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
-    applied = await schema.applied_versions(connection)
-    lacking = missing("postgres", applied)
+    lacking = missing("postgres", state.applied)
     has_tables = [bool(await connection.fetchval(SELECT_TABLE, table)) for table in ("sessions", "messages")]
     if for_reading and lacking:
         raise SchemaError(
@@ -207,7 +192,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
         messages = await connection.fetchval("SELECT count(*) FROM messages")
         if not for_reading:
             await _refuse_without_record(connection)
-    return Target(version, any(has_tables) and not applied, sessions, messages, all(has_tables))
+    return Target(version, state.original > 0, sessions, messages, all(has_tables))
 
 
 async def _refuse_without_rights(connection: Any) -> None:
@@ -273,11 +258,6 @@ async def make_durable(connection: Any) -> None:
             f"the server does not confirm that the rows are on all disks that must hold them: {warnings[0]}; "
             "check the standby, and run again"
         )
-
-
-async def missing_keys(connection: Any) -> list[str]:
-    """Return the keys that the library requires and the tables lack."""
-    return [key for (key,) in await connection.fetch(SELECT_MISSING_KEYS)]
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
 from flux_memory.transfer.rows.spool import SessionDigest
 from flux_memory.transfer.target.copy_out import copy_out
@@ -27,29 +28,29 @@ WITH moved AS (
         count(*) AS messages,
         min(seq) AS first,
         max(seq) AS last,
-        sha256(string_agg(digest, '')) AS digest
+        sha256(string_agg(digest, ''::bytea)) AS digest
     FROM in_order
     GROUP BY session_id, part
 ), proven AS (
     SELECT
         session_id,
         sum(messages)::bigint AS messages,
-        min(first) = 1 AND max(last) = sum(messages) AS numbered,
-        sha256(string_agg(digest, '' ORDER BY part)) AS digest
+        min(first) = 1 AND max(last) = sum(messages)::bigint AS numbered,
+        sha256(string_agg(digest, ''::bytea ORDER BY part)) AS digest
     FROM parts
     GROUP BY session_id
 )
 SELECT
-    convert_to(coalesce(sessions.id, proven.session_id, moved.session_id)::text, 'UTF8') AS id,
+    convert_to(coalesce(sessions.id, proven.session_id, moved.session_id)::text, 'UTF8'::name) AS id,
     CASE WHEN sessions.id IS NOT NULL THEN {SESSION_DIGEST} END,
     coalesce(proven.messages, 0),
-    coalesce(proven.digest, sha256('')),
+    coalesce(proven.digest, sha256(''::bytea)),
     sessions.message_count IS NOT DISTINCT FROM coalesce(proven.messages, 0),
     coalesce(proven.numbered, proven.session_id IS NULL),
     moved.by_source
 FROM sessions
-FULL JOIN proven ON proven.session_id = sessions.id
-FULL JOIN moved ON moved.session_id = coalesce(sessions.id, proven.session_id)
+FULL JOIN proven ON proven.session_id::text = sessions.id::text
+FULL JOIN moved ON moved.session_id = coalesce(sessions.id, proven.session_id)::text
 ORDER BY coalesce(sessions.id, proven.session_id, moved.session_id)::text COLLATE "C"
 """  # noqa: S608 - constants of ours
 MOVED: Final = """
@@ -58,7 +59,7 @@ FROM flux_memory_moved_sessions
 GROUP BY session_id
 """
 # COPY takes no parameters.
-SET_SOURCES: Final = "SELECT set_config('flux_memory.sources', $1::uuid[]::text, TRUE)"
+SET_SOURCES: Final = "SELECT set_config('flux_memory.sources', $1, TRUE)"
 NONE_MOVED: Final = "SELECT ''::text AS session_id, FALSE AS by_source WHERE FALSE"
 
 _TRUE: Final = b"\x01"
@@ -95,7 +96,7 @@ async def read_digests(connection: Any, take: Callable[[ServerSession], None], s
             take(_session(row))
 
     if sources is not None:
-        await connection.execute(SET_SOURCES, sources)
+        await connection.execute(SET_SOURCES, write_texts(map(str, sources)))
     query = SELECT_DIGESTS.format(moved=NONE_MOVED if sources is None else MOVED)
     await copy_out(connection, query, receive)
 

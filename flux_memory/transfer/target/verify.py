@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
+from flux_memory.backends.postgres.arrays import write_texts
+from flux_memory.schema.postgres.inspection import missing_keys
 from flux_memory.transfer.rows.pgcopy import (
     MESSAGE_DIGEST,
     MessagesDigest,
@@ -21,14 +23,14 @@ from flux_memory.transfer.rows.postgres_time import time_text
 from flux_memory.transfer.rows.spool import SessionDigest, Spool
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.reader import Source
-from flux_memory.transfer.target.server import SELECT_SESSIONS, missing_keys
+from flux_memory.transfer.target.server import SELECT_SESSIONS
 from flux_memory.transfer.target.server_digests import ServerSession, read_digests
 
-COUNT_MESSAGES: Final = "SELECT count(*) FROM messages WHERE session_id = $1"
+COUNT_MESSAGES: Final = "SELECT count(*) FROM messages WHERE session_id::text = $1"
 SELECT_MESSAGES: Final = f"""
 SELECT id, seq, {MESSAGE_DIGEST.replace("messages.seq", "0::bigint")}
 FROM messages
-WHERE session_id = $1 AND id = ANY($2)
+WHERE session_id::text = $1 AND id::text = ANY($2::text::text[])
 """  # noqa: S608 - constants of ours
 
 SESSION_MISSING: Final = "session missing"
@@ -248,7 +250,7 @@ async def _compare_session(
         in_file.update(prepare_messages(b"", count + 1, page)[1])
         count += len(page)
         digests = {row.id.decode(): message_digest(0, row) for row in page}
-        stored_rows = await connection.fetch(SELECT_MESSAGES, session_id, [*digests])
+        stored_rows = await connection.fetch(SELECT_MESSAGES, session_id, write_texts(digests))
         stored = {id_: (seq, digest) for id_, seq, digest in stored_rows}
         matched += len(stored)
         for id_, digest in digests.items():
@@ -263,7 +265,7 @@ async def _compare_session(
                 found.add("message out of order", named)
             last = max(last, seq)
     # The session before its messages: an add in between does not look like a change of the session.
-    stored_row = await connection.fetchrow(SELECT_SESSIONS, [session_id])
+    stored_row = await connection.fetchrow(SELECT_SESSIONS, write_texts([session_id]))
     if stored_row is None:
         found.add(SESSION_MISSING, session_id)
         return
