@@ -18,10 +18,10 @@ from raw_postgres import execute, make_original, role, rows
 from terminal import on_a_terminal
 from transfer_memories import EMPTY, add, add_session, everything, make_random, move
 
-from flux_memory import PostgresConversationMemory
+from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.transfer import Mode, OnInvalid, Status
+from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate
 
 # Kills itself at the beginning of a phase, or in it after some rows.
 CHILD = """
@@ -120,6 +120,43 @@ def test_it_replaces_again_and_again(path: Path, target: str) -> None:
             add_sessions(db, "two", when=f"2026-02-0{number + 1}T00:00:00")
             add_message(db, f"n{number}", "two", "2026-02-09T00:00:00")
     assert len(asyncio.run(rows(target, "SELECT FROM flux_memory_moves"))) == 3
+
+
+def test_a_live_move_ends_with_what_the_application_has(path: Path, target: str) -> None:
+    """An application creates, renames and deletes sessions meanwhile; after it stopped, both engines show the same."""
+
+    async def contents(memory: Memory) -> list[Any]:
+        sessions = await memory.get_sessions(1000)
+        return [(session, await memory.get_history(session["id"])) for session in sessions]
+
+    async def application(memory: Memory, stopped: asyncio.Event) -> None:
+        number = 0
+        while not stopped.is_set() or number < 20:
+            id_ = await memory.create_session(f"session {number}", {"n": number})
+            await memory.add_messages(id_, [{"role": "user", "content": f"message {n}"} for n in range(3)])
+            for session in (await memory.get_sessions(9))[1::4]:
+                await memory.update_session_title(session["id"], f"renamed {number}")
+            for session in (await memory.get_sessions(9))[3:4] * (number % 2):
+                await memory.delete_session(session["id"])
+            number += 1
+
+    async def live() -> tuple[list[Any], list[Any]]:
+        plan = Plan(sqlite_path=path, postgres_dsn=target, replace=True)
+        async with ConversationMemory(path) as memory:
+            await memory.create_session()
+            stopped = asyncio.Event()
+            working = asyncio.create_task(application(memory, stopped))
+            for _ in range(2):
+                assert (await migrate(plan)).status is Status.IDENTICAL
+            stopped.set()
+            await working
+            assert (await migrate(plan)).status is Status.IDENTICAL
+            async with PostgresConversationMemory(target, min_size=1) as there:
+                return await contents(memory), await contents(there)
+
+    here, there = asyncio.run(live())
+    assert here == there
+    assert len(here) > 10
 
 
 def test_the_library_goes_on_in_a_replaced_target(path: Path, target: str) -> None:
