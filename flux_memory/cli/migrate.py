@@ -74,7 +74,7 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
 @click.option("--assume-timezone", default="UTC", show_default=True, help="The time zone of times without one.")
 @click.option("--leave-behind", multiple=True, metavar="NAME", help="An unknown table, or table.column, to leave out.")
 @click.option("--report", metavar="FILE", help="Write a report as JSON.")
-@click.option("--yes", is_flag=True, help="Skip the confirmation, which is asked for on a terminal only.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation. Without a terminal only --replace needs it.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def migrate(**options: Any) -> None:
     """Move a SQLite memory to PostgreSQL, and prove that nothing was lost.

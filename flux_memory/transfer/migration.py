@@ -48,8 +48,8 @@ Result = TypeVar("Result")
 
 
 _NOT_RECORDED: Final = (
-    "The target keeps no record of this move, since the role may not create tables in its schema: a later run would "
-    "move again what is deleted in the target meanwhile. GRANT CREATE ON SCHEMA to the role, or migrate as the owner"
+    "The target keeps no record of this move, since the role does not own the tables, or may not create others beside "
+    "them: a later run would move again what is deleted meanwhile. Let their owner run the first migration"
 )
 
 

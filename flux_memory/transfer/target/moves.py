@@ -36,13 +36,16 @@ CREATE TABLE flux_memory_moved_sessions (
     PRIMARY KEY (session_id, created_at)
 )
 """
-# New tables go to the schema of the tables that they describe, wherever else the search_path leads.
+# The record goes to the schema of the tables that it describes, wherever else the search_path leads, and belongs to
+# their owner: applications need not trust another role.
 ENTER_SCHEMA: Final = """
 SELECT set_config('search_path', quote_ident(nspname::text), TRUE)
 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE pg_class.oid = 'sessions'::regclass::oid AND has_schema_privilege(pg_namespace.oid, 'CREATE')
+WHERE pg_class.oid = 'sessions'::regclass::oid
+    AND pg_has_role(relowner, 'USAGE')
+    AND has_schema_privilege(pg_namespace.oid, 'CREATE')
 """
-# A superuser may move for the owner, who runs the next migration.
+# A superuser may move for the owner.
 SELECT_GIVE_TO_OWNER: Final = """
 SELECT pg_catalog.format(
     'ALTER TABLE flux_memory_moves OWNER TO %1$s; ALTER TABLE flux_memory_moved_sessions OWNER TO %1$s',
