@@ -29,7 +29,10 @@ SELECT
     EXISTS (
         SELECT FROM pg_policy
         WHERE polrelid = pg_class.oid AND polpermissive AND polcmd IN ('r', '*')
-            AND EXISTS (SELECT FROM unnest(polroles) AS holder WHERE holder = 0 OR pg_has_role(holder, 'USAGE'))
+            AND EXISTS (
+                SELECT FROM pg_catalog.unnest(polroles) AS holder
+                WHERE holder = 0::oid OR pg_has_role(holder, 'USAGE')
+            )
     )
 FROM pg_class
 WHERE oid IN (to_regclass('sessions'), to_regclass('messages')) AND row_security_active(oid)
