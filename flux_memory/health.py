@@ -203,7 +203,9 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
     await check_encoding(connection)
-    state = await schema.inspect(connection)
+    # In one snapshot, since another process may upgrade the tables.
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        state = await schema.inspect(connection)
     report.schema = described("postgres", state.applied, state.original)
     report.repairs = [fault.statement for fault in state.repairs]
     report.warnings = [
