@@ -105,6 +105,23 @@ def test_what_was_proven_is_there_when_the_server_comes_back(
     asyncio.run(execute(own.dsn, "ALTER ROLE CURRENT_USER RESET synchronous_commit"))
 
 
+@pytest.mark.fault("migration: kill -9 of the server after the proof", backend="postgres")
+def test_what_was_replaced_stays_replaced_when_the_server_comes_back(path: Path, own: Cluster, fault: Fault) -> None:
+    """The proof of --replace comes before its commit, and its verdict after the disk has both."""
+    asyncio.run(execute(own.dsn, CLEAN, WITHOUT_WAITING))
+    asyncio.run(prepared(own.dsn, []))
+    for _ in fault.rounds(1, 20):
+        asyncio.run(execute(own.dsn, *EMPTY, OTHER, "CHECKPOINT"))
+        assert move(path, own.dsn, replace=True).status is Status.IDENTICAL
+        with suppress(FileNotFoundError, ProcessLookupError):
+            own.end(signal.SIGKILL)
+        own.start()
+        sessions, messages = everything(own.dsn)
+        fault.add(acknowledged=SESSIONS + MESSAGES, lost=SESSIONS - len(sessions) + MESSAGES - len(messages))
+        assert (len(sessions), len(messages)) == (SESSIONS, MESSAGES)
+    asyncio.run(execute(own.dsn, "ALTER ROLE CURRENT_USER RESET synchronous_commit"))
+
+
 @pytest.fixture
 def standby() -> Iterator[tuple[Cluster, Cluster]]:
     """A primary and the standby that has to confirm its commits, which is down."""

@@ -45,6 +45,8 @@ class World:
     """How the move ends; `None` for an error."""
     as_role: bool = False
     """Whether a role moves that owns nothing; `{role}` in `setup` is its name."""
+    replace: bool = False
+    """Whether the move replaces the target's rows."""
 
 
 BATCHES: Final = "so the rows are loaded in batches"
@@ -54,6 +56,17 @@ WORLDS: Final = {
     "current tables": World("current", (), status=Status.IDENTICAL),
     "the original's tables": World("original", ("DELETE FROM sessions",), status=Status.IDENTICAL),
     "the original's rows": World("original", (), status=Status.IDENTICAL),
+    "ids of type uuid": World(
+        "original",
+        ("DELETE FROM sessions", "ALTER TABLE messages ALTER COLUMN id TYPE UUID USING id::uuid"),
+        status=Status.IDENTICAL,
+    ),
+    "a renamed key of the original's tables": World(
+        "original", ("ALTER TABLE messages RENAME CONSTRAINT messages_pkey TO pk",), status=Status.IDENTICAL
+    ),
+    "a missing foreign key of the original's tables": World(
+        "original", ("ALTER TABLE messages DROP CONSTRAINT messages_session_id_fkey",), status=Status.IDENTICAL
+    ),
     "some of the original's rows": World(
         "original", ("DELETE FROM sessions WHERE id = 'one'",), status=Status.IDENTICAL
     ),
@@ -129,6 +142,26 @@ WORLDS: Final = {
         f"old_messages inherits from the table messages.*{BATCHES}",
         Status.IDENTICAL,
     ),
+    "an owner who may not TRUNCATE": World(
+        "current",
+        (
+            *ALL_RIGHTS,
+            "ALTER TABLE sessions OWNER TO {role}",
+            "ALTER TABLE messages OWNER TO {role}",
+            "REVOKE TRUNCATE ON messages FROM {role}",
+            "GRANT ALL ON SCHEMA public TO {role}",
+        ),
+        f"permission denied for table messages.*{BATCHES}",
+        Status.IDENTICAL,
+        as_role=True,
+    ),
+    "an owner who may not create indexes": World(
+        "current",
+        (*ALL_RIGHTS, "ALTER TABLE sessions OWNER TO {role}", "ALTER TABLE messages OWNER TO {role}"),
+        f"permission denied for schema public.*{BATCHES}",
+        Status.IDENTICAL,
+        as_role=True,
+    ),
     "a role that owns nothing": World("current", ALL_RIGHTS, BATCHES, Status.IDENTICAL, as_role=True),
     "a role that policies do not concern": World(
         "current",
@@ -145,7 +178,41 @@ WORLDS: Final = {
     "a column of the user's": World(
         "current", ("ALTER TABLE sessions ADD COLUMN tag TEXT NOT NULL DEFAULT ''",), status=Status.IDENTICAL
     ),
+    "--replace": World("original", (), status=Status.IDENTICAL, replace=True),
+    "--replace without tables": World("none", (), status=Status.IDENTICAL, replace=True),
+    "--replace and a view that groups by the key": World(
+        "current",
+        (SESSION, "CREATE VIEW grouped AS SELECT id, title FROM sessions GROUP BY id"),
+        f"view grouped depends on constraint sessions_pkey.*{BATCHES}",
+        Status.IDENTICAL,
+        replace=True,
+    ),
+    "--replace and a guard against DDL": World(
+        "current",
+        (SESSION, DDL_GUARD, "CREATE EVENT TRIGGER guard ON ddl_command_start EXECUTE FUNCTION act()"),
+        f"guarded by the operators.*{BATCHES}",
+        Status.IDENTICAL,
+        replace=True,
+    ),
+    "--replace and a guard against DELETE, which TRUNCATE does not meet": World(
+        "current",
+        (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION act()"),
+        status=Status.IDENTICAL,
+        replace=True,
+    ),
     # The server refuses the tables.
+    "--replace and a guard against DELETE and TRUNCATE": World(
+        "current",
+        (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE OR TRUNCATE ON sessions EXECUTE FUNCTION act()"),
+        "guarded by the operators",
+        replace=True,
+    ),
+    "--replace and a table that refers to sessions": World(
+        "current",
+        ("CREATE TABLE ratings (session_id TEXT REFERENCES sessions (id), stars INT)",),
+        r"other tables refer to the target's sessions or messages \(ratings\)",
+        replace=True,
+    ),
     "another program's tables": World("none", ("CREATE TABLE sessions (cookie TEXT)",), "not conversation memory"),
     "foreign tables": World(
         "none",
@@ -168,6 +235,9 @@ WORLDS: Final = {
         "original",
         ("ALTER TABLE messages ALTER COLUMN created_at TYPE TIMESTAMPTZ",),
         status=Status.IDENTICAL,
+    ),
+    "a missing key": World(
+        "current", ("ALTER TABLE messages DROP CONSTRAINT messages_session_id_id_key",), "not what flux-memory needs"
     ),
     "metadata as text": World(
         "original",
@@ -236,6 +306,12 @@ WORLDS: Final = {
         ("ALTER TABLE messages ADD CHECK (role <> 'user')",),
         'violates check constraint "messages_role_check"',
     ),
+    "a unique key of the user's": World(
+        "current", ("ALTER TABLE sessions ADD UNIQUE (metadata)",), "sessions_metadata_key"
+    ),
+    "a unique key of the user's in the original's tables": World(
+        "original", ("DELETE FROM sessions", "ALTER TABLE sessions ADD UNIQUE (metadata)"), "sessions_metadata_key"
+    ),
     "a deferred constraint of the user's": World(
         "current",
         (
@@ -273,11 +349,6 @@ WORLDS: Final = {
     "a session in conflict in the original's tables": World(
         "original", ("UPDATE sessions SET title = 'another' WHERE id = 'one'",), status=Status.DIFFERENT
     ),
-    "a missing key": World(
-        "current",
-        ("ALTER TABLE messages DROP CONSTRAINT messages_session_id_id_key",),
-        r"ALTER TABLE messages ADD UNIQUE \(session_id, id\)",
-    ),
 }
 
 
@@ -306,11 +377,11 @@ def made(dsn: str, world: World) -> Iterator[str]:
             runner.run(mover.__aexit__(None, None, None))
 
 
-def outcome(path: Path, dsn: str, mode: Mode) -> tuple[Status | str, str]:
+def outcome(path: Path, dsn: str, mode: Mode, *, replace: bool) -> tuple[Status | str, str]:
     """How a run ends, an error as its text; and the lines that it said."""
     watcher = Trigger("none", lambda: None)
     try:
-        report = asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=mode), watcher))
+        report = asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=mode, replace=replace), watcher))
     except FluxMemoryError as error:
         return str(error), str(error)
     return report.status, "\n".join(watcher.said)
@@ -323,9 +394,9 @@ def test_a_dry_run_says_what_the_move_does(path: Path, flux_empty_database: str,
     there = WORLDS[world]
     with made(flux_empty_database, there) as dsn:
         before = asyncio.run(contents(flux_empty_database))
-        rehearsed, said = outcome(path, dsn, Mode.PREFLIGHT)
+        rehearsed, said = outcome(path, dsn, Mode.PREFLIGHT, replace=there.replace)
         assert asyncio.run(contents(flux_empty_database)) == before
-        moved, said_again = outcome(path, dsn, Mode.MOVE)
+        moved, said_again = outcome(path, dsn, Mode.MOVE, replace=there.replace)
     assert rehearsed == (Status.READY if moved is Status.IDENTICAL else moved)
     assert (moved if isinstance(moved, Status) else None) == there.status
     for lines in (said, said_again):

@@ -39,7 +39,7 @@ def transfer(number):
         (work / "back.db").unlink(missing_ok=True)
         return migrate_back(dsn, work / "back.db")
     mode = Mode.VERIFY if how == "verify" else Mode.MOVE
-    return migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=mode, batch_size=50))
+    return migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=mode, batch_size=50, replace=how == "replace"))
 
 async def cancelled(number, turns, seconds, times):
     me, task = asyncio.current_task(), asyncio.create_task(transfer(number))
@@ -103,7 +103,7 @@ def child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("how", ["empty", "beside others", "verify", "back"])
+@pytest.mark.parametrize("how", ["empty", "beside others", "replace", "verify", "back"])
 def test_all_tasks_are_cancelled_at_any_moment(
     path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

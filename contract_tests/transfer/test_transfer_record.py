@@ -159,6 +159,10 @@ def test_an_emptied_target_stays_empty(path: Path, target: str) -> None:
             await memory.clear_all()
 
     asyncio.run(clear())
+    looked = move(path, target, mode=Mode.PREFLIGHT)
+    assert looked.status is Status.READY
+    assert looked.verification is not None
+    assert looked.verification.first_deleted_since == ["one", "two"]
     grown(path, target)
     assert move(path, target).status is Status.SKIPPED
     assert ids(target) == ["a new one", "three"]

@@ -14,9 +14,9 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner, Result
 from original_application import add_message, add_sessions, make_file_with_data
-from raw_postgres import execute, role, rows
+from raw_postgres import execute, make_original, role, rows
 from terminal import on_a_terminal
-from transfer_memories import EMPTY, add, add_session, everything, move
+from transfer_memories import EMPTY, add, add_session, everything, make_random, move
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.cli.migrate import migrate as command
@@ -192,7 +192,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     change(path, "UPDATE sessions SET title = 'renamed' WHERE id = 'one'", *DELETE_TWO)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_sessions(db, "gained")
-    asyncio.run(execute(target, THERE, *ADD_THERE))
+    asyncio.run(execute(target, "ALTER TABLE sessions ADD COLUMN stars INTEGER", THERE, *ADD_THERE))
     before = everything(target)
     written = path.with_name("report.json")
     looked = call(*sides(path, target), "--replace", "--dry-run", "--report", written)
@@ -200,12 +200,24 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 messages of other sessions" in looked.output
     assert "\n  First sessions: there, two, one\n" in looked.output
     assert "\n  session's title differs: one\n" in looked.output
+    assert "\nPostgreSQL would lose the values of your columns in sessions: stars\n" in looked.output
     assert "missing" not in looked.output
     assert everything(target) == before
     losses = json.loads(written.read_text("utf-8"))["losses"]
     assert (losses["only_in_target"], losses["messages_only_in_target"], losses["added_since"]) == (2, 2, 1)
     assert losses["first_only_in_target"] == ["there", "two", "one"]
     assert losses["differences"] == {"session's title differs": 1}
+
+
+def test_the_original_applications_tables_are_replaced(path: Path, target: str) -> None:
+    """A dry run of tables that would be upgraded first shows their losses, too."""
+    asyncio.run(make_original(target))
+    make_random(path, sessions=3, messages=10)
+    looked = move(path, target, replace=True, mode=Mode.PREFLIGHT)
+    assert looked.losses is not None
+    assert (looked.losses.only_in_target, looked.losses.messages_only_in_target) == (2, 6)
+    assert move(path, target, replace=True).status is Status.IDENTICAL
+    assert len(everything(target)[0]) == 3
 
 
 def test_a_dry_run_of_a_new_target_loses_nothing(path: Path, target: str) -> None:
@@ -322,9 +334,17 @@ def test_rows_of_other_tables_are_not_deleted_along(path: Path, target: str) -> 
     assert asyncio.run(rows(target, "SELECT session_id FROM ratings")) == [("one",)]
 
 
-@pytest.mark.parametrize(
-    "guard", ["ALTER TABLE messages CLUSTER ON messages_pkey", "ALTER TABLE sessions REPLICA IDENTITY FULL"]
-)
+GUARDS: Final = {
+    "clustered": "ALTER TABLE messages CLUSTER ON messages_pkey",
+    "a view by the key": "CREATE VIEW busy AS SELECT id, title, count(*) FROM sessions GROUP BY id",
+    "a trigger on TRUNCATE": """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'never'; END$$;
+        CREATE TRIGGER guard BEFORE TRUNCATE ON sessions EXECUTE FUNCTION refuse()
+    """,
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
 def test_where_the_keys_must_stay_it_replaces_all_the_same(path: Path, target: str, guard: str) -> None:
     """A target that cannot be loaded at full speed is replaced in one transaction beside its keys."""
     make_file_with_data(path)

@@ -163,6 +163,8 @@ class Display:
             self.say(f"PostgreSQL would get the file's content where it has another: {_counted(lost.differences)}")
             for difference in lost.first_differences:
                 self.say(f"  {difference}")
+        if lost.columns:
+            self.say(f"PostgreSQL would lose the values of your columns in sessions: {', '.join(lost.columns)}")
 
     def _moved(self, report: Report) -> None:
         moved = report.moved

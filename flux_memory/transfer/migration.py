@@ -22,7 +22,7 @@ from flux_memory.transfer.source.helper import read_all
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.source.reader import Source, inspect_source, refuse_unknown
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
-from flux_memory.transfer.target.load import load, refuse_to_replace, replace
+from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
 from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.moves import MoveRecord, find_sources, may_read_record, open_record
 from flux_memory.transfer.target.parallel import merge_parts
@@ -115,7 +115,7 @@ class _Migration:
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
             target = await inspect_target(connection, for_reading=for_reading)
-            self._watcher.say(_describe(target, report.target))
+            self._watcher.say(_describe(target, report.target, "replaced" if plan.replace else "kept"))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)
             await self._retry_if_changed(lambda: self._preflight(sessions + messages))
@@ -199,17 +199,18 @@ class _Migration:
         return record
 
     async def _rehearse(self, connection: Any, *, replaces: bool) -> None:
-        """Do what a move does, but load the first conversation only, and undo everything."""
+        """Do what a move does, but load the first rows only, and undo everything."""
         plan, report, first = self._plan, self._report, self._parts[0]
         async with rehearsal(connection):
             record = await self._prepare(connection)
             # Before any row is locked: a large target takes long.
-            only_loaded = plan.replace
+            only_loaded, found, sources = plan.replace, Comparison(), None
             if replaces:
-                report.losses = Losses()
+                report.losses = Losses(columns=await added_columns(connection))
                 await compare(report.losses, connection, *self._own_side())
             elif not plan.replace:
-                found = await self._compare(connection, await self._sources(connection), Forecast())
+                sources = await self._sources(connection)
+                found = await self._compare(connection, sources, Forecast())
                 only_loaded = not (found.target_sessions or found.target_messages)
             whole = await load_first(
                 connection,
@@ -222,10 +223,10 @@ class _Migration:
             if only_loaded:
                 # A trigger may have dropped or changed a row without an error.
                 loaded = islice(first.digests(), first.kept_sessions)
-                await self._compare(connection, None, Comparison() if whole else Forecast(), loaded)
+                await self._compare(connection, sources, Comparison() if whole else Forecast(), loaded)
         if report.status is not Status.DIFFERENT:
             report.status = Status.READY
-            report.verification = None
+            report.verification = found if found.deleted_since else None
 
     async def _move(self, connection: Any) -> None:
         plan, report, watcher = self._plan, self._report, self._watcher
@@ -332,13 +333,13 @@ class _Migration:
         return await run_in_thread(work, self._snapshot.interrupt)
 
 
-def _describe(target: Target, shown: str) -> str:
+def _describe(target: Target, shown: str, fate: str) -> str:
     where = f"PostgreSQL {target.server_version} at {shown}"
     if target.original:
         return (
             f"Target: {where}, with the original application's tables: {target.sessions:,} sessions, "
-            f"{target.messages:,} messages; they are kept, upgraded in place, and added to"
+            f"{target.messages:,} messages; the tables are upgraded in place, and the rows {fate}"
         )
     if target.sessions or target.messages:
-        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are kept"
+        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are {fate}"
     return f"Target: {where}, empty"

@@ -67,6 +67,12 @@ FROM pg_constraint
 WHERE contype = 'f' AND confrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
     AND conrelid NOT IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
 """
+SELECT_ADDED_COLUMNS: Final = """
+SELECT attname::text
+FROM pg_attribute
+WHERE attrelid = 'sessions'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> ALL ($1)
+ORDER BY attnum
+"""
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
 WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
@@ -135,6 +141,12 @@ async def refuse_to_replace(connection: Any) -> None:
             f"other tables refer to the target's sessions or messages ({tables}), and replacing these would delete "
             "rows there; drop their foreign keys for the time of the move, or leave out --replace"
         )
+
+
+async def added_columns(connection: Any) -> list[str]:
+    """Return the columns of `sessions` that are not the library's, whose values a replacement loses."""
+    known = [*SESSION_COLUMNS, "creation_id"]
+    return [name for (name,) in await connection.fetch(SELECT_ADDED_COLUMNS, known)]
 
 
 async def _fill(

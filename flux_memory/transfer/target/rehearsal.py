@@ -1,4 +1,4 @@
-"""Loads the first conversation of a source as a move would, so that a dry run meets what the move would meet."""
+"""Loads the first rows of a source as a move would, so that a dry run meets what the move would meet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def load_first(
     restores_deleted: bool,
     watcher: Watcher,
 ) -> bool:
-    """Load the conversation in a transaction that the caller rolls back; return whether it was loaded to its end.
+    """Load the rows in a transaction that the caller rolls back; return whether the last session has all its messages.
 
     Args:
         connection: Connected to a target with the current schema.
