@@ -256,6 +256,27 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
 
 
 @pytest.mark.asyncio
+async def test_rows_on_their_way_reach_no_table_of_a_stranger(roles: Roles, path: Path, tmp_path: Path) -> None:
+    """With pg_temp last, a table in `public` has the name of a temporary one."""
+    await execute(
+        roles.stranger,
+        LOOT,
+        "CREATE TABLE flux_memory_staged_sessions (id varchar(36), created_at timestamp, updated_at timestamp,"
+        "message_count bigint, user_id text, title text, metadata jsonb)",
+        TRAP.format("flux_memory_staged_sessions"),
+        OPEN_TO_ALL,
+    )
+    dsn = with_parameter(roles.library, "search_path=public,pg_temp")
+    make_file_with_data(path)
+    async with ConversationMemory(tmp_path / "more.db") as memory:
+        await memory.add_message(await memory.create_session(), "user", "x")
+    await migrate(Plan(sqlite_path=path, postgres_dsn=dsn))
+    report = await migrate(Plan(sqlite_path=tmp_path / "more.db", postgres_dsn=dsn))
+    assert report.status is Status.CONTAINED
+    assert await rows(roles.admin, "SELECT FROM loot") == []
+
+
+@pytest.mark.asyncio
 async def test_functions_of_others_before_pg_catalog_are_refused(roles: Roles, path: Path) -> None:
     """With pg_catalog last, every function of the schemas before it would replace PostgreSQL's own."""
     await plant(roles.stranger)
