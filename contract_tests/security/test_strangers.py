@@ -289,7 +289,7 @@ async def test_functions_of_others_before_pg_catalog_are_refused(roles: Roles, p
 
 @pytest.mark.asyncio
 async def test_the_check_warns_where_others_may_create(roles: Roles) -> None:
-    """Whoever may create objects there may take names that the library has not used yet."""
+    """A role that may create objects there may take names that the library has not used yet."""
     stranger = roles.name("stranger")
     (warning,) = (await check_postgres(roles.library, 10)).warnings
     assert warning.startswith("PUBLIC may create objects in the schema public, which search_path names; run REVOKE")

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 
 class World(NamedTuple):
-    """What was done to the tables."""
+    """The statements that were run on the tables."""
 
     done: str = "SELECT"
     says: str | None = None
