@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from raw_postgres import OTHER_CLIENTS, connect, execute, wait_until_none
-from transfer_memories import make_random_file, make_tables, move
+from transfer_memories import make_tables, move
 from transfer_processes import KILLS, MAX_ROUNDS, seeded_random, start_command, start_migration, wait_for_lock
 
 from flux_memory.transfer import Plan, Status, migrate, migrate_back, to_sqlite
@@ -23,11 +23,10 @@ INTERRUPTED = (
 )
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("interrupted") / "chat.db"
-    make_random_file(path, sessions=40, messages=3000)
-    return path
+@pytest.fixture
+def path(random_file: Path) -> Path:
+    """A file in random order."""
+    return random_file
 
 
 @pytest.mark.parametrize("direction", ["there", "back"])
