@@ -29,7 +29,10 @@ SELECT
     EXISTS (
         SELECT FROM pg_policy
         WHERE polrelid = pg_class.oid AND polpermissive AND polcmd IN ('r', '*')
-            AND EXISTS (SELECT FROM unnest(polroles) AS holder WHERE holder = 0 OR pg_has_role(holder, 'USAGE'))
+            AND EXISTS (
+                SELECT FROM pg_catalog.unnest(polroles) AS holder
+                WHERE holder = 0::oid OR pg_has_role(holder, 'USAGE')
+            )
     )
 FROM pg_class
 WHERE oid IN (to_regclass('sessions'), to_regclass('messages')) AND row_security_active(oid)
@@ -200,7 +203,9 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
     await check_encoding(connection)
-    state = await schema.inspect(connection)
+    # In one snapshot, since another process may upgrade the tables.
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        state = await schema.inspect(connection)
     report.schema = described("postgres", state.applied, state.original)
     report.repairs = [fault.statement for fault in state.repairs]
     report.warnings = [

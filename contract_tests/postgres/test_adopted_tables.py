@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Iterator
 
 import pytest
 from original_worlds import CURRENT, WORLDS, World
-from raw_postgres import connected, contents, execute, make_original, role
+from raw_postgres import connect, create_role, dump_database, execute, make_original
 
 from flux_memory import PostgresConversationMemory, SchemaError
 from flux_memory.health import check_postgres
@@ -40,21 +40,21 @@ async def refusal(dsn: str) -> str | None:
         async with open_connection(dsn) as connection:
             await inspect_target(connection)
 
-    before = await contents(dsn)
+    before = await dump_database(dsn)
     await say(check_postgres(dsn, 10))
     await say(inspect())
-    assert await contents(dsn) == before
+    assert await dump_database(dsn) == before
     async with PostgresConversationMemory(dsn, min_size=0) as memory:
         await say(memory.count_sessions())
     if said[-1] is not None:
-        assert await contents(dsn) == before
+        assert await dump_database(dsn) == before
     assert len(set(said)) == 1, said
     return said[0]
 
 
 async def use(dsn: str) -> None:
     """Ordinary use: what was there is read, added to, and deleted with its messages; an id is used again."""
-    async with connected(dsn) as raw, PostgresConversationMemory(dsn, min_size=0) as memory:
+    async with connect(dsn) as raw, PostgresConversationMemory(dsn, min_size=0) as memory:
         old = await raw.fetchval("SELECT session_id FROM messages GROUP BY session_id ORDER BY count(*) DESC LIMIT 1")
         kept = await raw.fetch("SELECT id FROM messages WHERE session_id = $1 ORDER BY created_at, ctid", old)
         assert [message["id"] for message in await memory.get_history(old)] == [id_ for (id_,) in kept]
@@ -122,7 +122,7 @@ async def test_orphaned_messages_are_kept_aside(database: str) -> None:
     report = await check_postgres(database, 10)
     assert any(statement.startswith("CREATE TABLE orphaned_messages") for statement in report.repairs)
     await use(database)
-    async with connected(database) as raw:
+    async with connect(database) as raw:
         assert await raw.fetch("SELECT id, session_id, content FROM orphaned_messages") == [("lost", "gone", "x")]
 
 
@@ -143,7 +143,7 @@ async def test_a_role_that_may_not_upgrade_is_told_beforehand(
 ) -> None:
     """The check does not bless for a role what the role cannot do."""
     await make_original(flux_empty_database)
-    async with role(flux_empty_database, grants=("GRANT ALL ON sessions, messages TO {role}", *grants)) as dsn:
+    async with create_role(flux_empty_database, grants=("GRANT ALL ON sessions, messages TO {role}", *grants)) as dsn:
         with pytest.raises(SchemaError, match=says):
             await check_postgres(dsn, 10)
         async with PostgresConversationMemory(dsn, min_size=0) as memory:

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 from original_application import POSTGRES_TABLES, make_file_with_data
-from raw_postgres import execute, rows, with_parameter
+from raw_postgres import execute, fetch_rows, with_parameter
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.errors import SchemaError
@@ -112,7 +112,7 @@ async def test_no_table_is_created_as_a_temporary_one(path: Path, flux_empty_dat
     """With pg_temp first the tables would vanish with the connection, after everything was proven."""
     dsn = with_parameter(flux_empty_database, f"search_path={search_path}")
     await refuse(dsn, path, "remove pg_temp", but=("verify", "the way back"))
-    assert await rows(flux_empty_database, COUNT_TABLES) == [(0,)]
+    assert await fetch_rows(flux_empty_database, COUNT_TABLES) == [(0,)]
 
 
 @pytest.mark.asyncio

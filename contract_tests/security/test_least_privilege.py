@@ -1,4 +1,4 @@
-"""Least privilege: the roles that the documentation grants work, with the lists printed there and not a right less."""
+"""Tests the documented roles: they work with the printed grants, and each grant is needed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
-from raw_postgres import as_user, connected, elsewhere, rows, with_parameter
-from secret_watch import watch
+from raw_postgres import connect, fetch_rows, with_address, with_parameter, with_user
+from secret_watch import watch_password
 
 from flux_memory import (
     ConflictError,
@@ -54,7 +54,7 @@ APPLICATION_GRANTS = [
 
 @dataclass(frozen=True)
 class Roles:
-    """DSNs of the roles that the page makes."""
+    """DSNs of the roles that the page creates."""
 
     admin: str
     owner: str
@@ -64,38 +64,40 @@ class Roles:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server of the module's own: roles belong to a whole server."""
+    """A separate server for this module, because roles belong to a whole server."""
     with start_server("local") as server:
-        watch(server.dsn)
+        watch_password(server.dsn)
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="function")
 async def roles(server: Server) -> AsyncIterator[Roles]:
-    """The page, executed to its end."""
-    admin = elsewhere(server.dsn, database=DATABASE)
+    """The page's statements, executed to the end."""
+    admin = with_address(server.dsn, database=DATABASE)
     names = ("chat_owner", "chat_app", "chat_reader")
-    found = Roles(admin, *(as_user(admin, name, PASSWORDS[name]) for name in names))
-    await run(server.dsn, CLUSTER)
+    found = Roles(admin, *(with_user(admin, name, PASSWORDS[name]) for name in names))
+    await execute_each(server.dsn, CLUSTER)
     try:
-        await run(admin, SCHEMA)
+        await execute_each(admin, SCHEMA)
         async with PostgresConversationMemory(found.owner) as memory:
             await check_methods(memory, await check_postgres(found.owner, 10))
-        await run(found.owner, GRANTS)
+        await execute_each(found.owner, GRANTS)
         yield found
     finally:
-        await run(server.dsn, [f"DROP DATABASE {DATABASE} WITH (FORCE)", *(f"DROP ROLE {name}" for name in names)])
+        await execute_each(
+            server.dsn, [f"DROP DATABASE {DATABASE} WITH (FORCE)", *(f"DROP ROLE {name}" for name in names)]
+        )
 
 
-async def run(dsn: str, statements: list[str]) -> None:
-    """Execute statements, each by itself."""
-    async with connected(dsn) as connection:
+async def execute_each(dsn: str, statements: list[str]) -> None:
+    """Execute each statement separately."""
+    async with connect(dsn) as connection:
         for statement in statements:
             await connection.execute(statement)
 
 
-async def use(memory: Memory) -> None:
-    """Call every method, of a batch and of a retry too."""
+async def call_every_method(memory: Memory) -> None:
+    """Call every method, including a batch and a retry."""
     session = await memory.create_session("title", {"a": 1}, user_id="u")
     await memory.add_message(session, "user", "one", message_id="m")
     await memory.add_message(session, "user", "one", message_id="m")
@@ -111,17 +113,17 @@ async def use(memory: Memory) -> None:
 
 @pytest.mark.asyncio
 async def test_a_role_that_owns_only_its_schema_does_everything(roles: Roles) -> None:
-    """The owner made the tables with no right but its schema's, none in `public`, and every method works."""
+    """The owner creates the tables with rights on its own schema only, none in `public`, and every method works."""
     async with PostgresConversationMemory(roles.owner) as memory:
-        await use(memory)
-    assert await rows(roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'") == [
-        ("chat",)
-    ]
+        await call_every_method(memory)
+    assert await fetch_rows(
+        roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'"
+    ) == [("chat",)]
 
 
 @pytest.mark.asyncio
 async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, tmp_path: Path) -> None:
-    """Rows that join others need one right more than those that come first."""
+    """A migration into a filled target needs one right more than one into an empty target."""
     for number in range(2):
         path = tmp_path / f"{number}.db"
         async with ConversationMemory(path) as memory:
@@ -133,16 +135,16 @@ async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, 
 
 @pytest.mark.asyncio
 async def test_a_role_without_ddl_rights_uses_a_current_schema(roles: Roles) -> None:
-    """Every method works for the application's role, which may create nothing anywhere."""
+    """Every method works for the application's role, which may not create anything."""
     async with PostgresConversationMemory(roles.application) as memory:
-        await use(memory)
+        await call_every_method(memory)
     for kind in ("schema", "database"):
-        assert await rows(roles.admin, f"SELECT has_{kind}_privilege('chat_app', 'chat', 'CREATE')") == [(False,)]
+        assert await fetch_rows(roles.admin, f"SELECT has_{kind}_privilege('chat_app', 'chat', 'CREATE')") == [(False,)]
 
 
 @pytest.mark.asyncio
-async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) -> None:
-    """Reads work with SELECT alone; a write says what the role lacks, and stores nothing."""
+async def test_the_reader_reads_and_gets_an_error_for_writes(roles: Roles) -> None:
+    """Reads work with SELECT alone; a write says which right the role lacks, and stores nothing."""
     async with PostgresConversationMemory(roles.owner) as memory:
         session = await memory.create_session()
         await memory.add_message(session, "user", "one")
@@ -157,19 +159,19 @@ async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) 
 
 @pytest.mark.asyncio
 async def test_no_right_granted_to_the_application_is_idle(roles: Roles) -> None:
-    """Without any one of the rights printed something fails, with an error of ours: the list is the least there is."""
+    """Without any one of the printed rights some call fails with an error of the library: the list is minimal."""
     assert len(APPLICATION_GRANTS) >= 8
     for right, table in APPLICATION_GRANTS:
         kind = "SCHEMA " if right == "USAGE" else ""
         name = "chat" if right == "USAGE" else table
-        await run(roles.owner, [f"REVOKE {right} ON {kind}{name} FROM chat_app"])
+        await execute_each(roles.owner, [f"REVOKE {right} ON {kind}{name} FROM chat_app"])
         async with PostgresConversationMemory(roles.application) as memory:
             with pytest.raises(FluxMemoryError) as caught:
-                await use(memory)
+                await call_every_method(memory)
         assert isinstance(caught.value, SchemaError), f"{right} on {table}: {caught.value!r}"
-        await run(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
+        await execute_each(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
     async with PostgresConversationMemory(roles.application) as memory:
-        await use(memory)
+        await call_every_method(memory)
 
 
 def of_user(dsn: str, user: str) -> PostgresConversationMemory:
@@ -180,7 +182,7 @@ def of_user(dsn: str, user: str) -> PostgresConversationMemory:
 @pytest.mark.asyncio
 async def test_the_printed_policies_keep_users_apart(roles: Roles) -> None:
     """Each call of the library honours the policies: the sessions of another user do not exist."""
-    await run(roles.owner, POLICIES)
+    await execute_each(roles.owner, POLICIES)
     async with of_user(roles.application, "ann & co") as ann, of_user(roles.application, "bob") as bob:
         secret = await ann.create_session(user_id="ann & co")
         await ann.add_message(secret, "user", "one")
@@ -208,7 +210,9 @@ async def test_the_printed_policies_keep_users_apart(roles: Roles) -> None:
 @pytest.mark.asyncio
 async def test_policies_by_role_keep_users_apart(roles: Roles) -> None:
     """The variant that the page names for clients with SQL of their own, and for PgBouncer."""
-    await run(roles.owner, [one.replace("current_setting('chat.user_id', TRUE)", "current_user") for one in POLICIES])
+    await execute_each(
+        roles.owner, [one.replace("current_setting('chat.user_id', TRUE)", "current_user") for one in POLICIES]
+    )
     async with PostgresConversationMemory(roles.application) as memory:
         session = await memory.create_session(user_id="chat_app")
         with pytest.raises(SchemaError, match="a policy does not let the role store this row"):
@@ -223,7 +227,7 @@ async def test_the_owner_moves_both_ways_past_the_printed_policies(roles: Roles,
     async with ConversationMemory(path) as memory:
         for user in ("ann", "bob"):
             await memory.add_message(await memory.create_session(user_id=user), "user", "one")
-    await run(roles.owner, POLICIES)
+    await execute_each(roles.owner, POLICIES)
     assert (await migrate(Plan(sqlite_path=path, postgres_dsn=roles.owner))).status is Status.IDENTICAL
     report = await migrate_back(roles.owner, tmp_path / "back.db")
     assert report.verification is not None
@@ -238,7 +242,9 @@ async def test_the_owner_moves_both_ways_past_the_printed_policies(roles: Roles,
 @pytest.mark.asyncio
 async def test_a_row_that_a_policy_refuses_takes_no_other_along(roles: Roles) -> None:
     """Adds that share a statement with a refused one are stored."""
-    await run(roles.owner, [*POLICIES, "CREATE POLICY polite ON messages AS RESTRICTIVE USING (content <> 'rude')"])
+    await execute_each(
+        roles.owner, [*POLICIES, "CREATE POLICY polite ON messages AS RESTRICTIVE USING (content <> 'rude')"]
+    )
     async with of_user(roles.application, "ann") as memory:
         session = await memory.create_session(user_id="ann")
         words = ["good", "rude", "kind", "rude", *map(str, range(20))]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 from original_application import POSTGRES_TABLES, make_file_with_data
-from raw_postgres import execute, role, rows, with_parameter
+from raw_postgres import create_role, execute, fetch_rows, with_parameter
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, SchemaError
 from flux_memory.health import check_methods, check_postgres
@@ -83,7 +83,7 @@ class Roles(NamedTuple):
 async def roles(flux_empty_database: str) -> AsyncIterator[Roles]:
     """A database in which every role may create objects in `public`, as before PostgreSQL 15."""
     await execute(flux_empty_database, "GRANT CREATE ON SCHEMA public TO PUBLIC")
-    async with role(flux_empty_database) as library, role(flux_empty_database) as stranger:
+    async with create_role(flux_empty_database) as library, create_role(flux_empty_database) as stranger:
         yield Roles(flux_empty_database, library, stranger)
         await execute(flux_empty_database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
 
@@ -120,7 +120,7 @@ async def test_tables_that_a_stranger_made_are_refused(roles: Roles, path: Path,
     await execute(roles.stranger, LOOT + statements + OPEN_TO_ALL)
     says = f"the table \\w+ belongs to the role {roles.name('stranger')}, and would run code .* OWNER TO "
     await refuse(roles, path, says + roles.name("library"))
-    assert await rows(roles.admin, "SELECT * FROM loot") == []
+    assert await fetch_rows(roles.admin, "SELECT * FROM loot") == []
 
 
 @pytest.mark.asyncio
@@ -253,6 +253,27 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
     replacing = Plan(sqlite_path=path, postgres_dsn=dsn, replace=True)
     assert (await migrate(replacing)).status is Status.IDENTICAL
     assert (await migrate_back(dsn, tmp_path / "back.db")).status is Status.IDENTICAL
+
+
+@pytest.mark.asyncio
+async def test_rows_on_their_way_reach_no_table_of_a_stranger(roles: Roles, path: Path, tmp_path: Path) -> None:
+    """With pg_temp last, a table in `public` has the name of a temporary one."""
+    await execute(
+        roles.stranger,
+        LOOT,
+        "CREATE TABLE flux_memory_staged_sessions (id varchar(36), created_at timestamp, updated_at timestamp,"
+        "message_count bigint, user_id text, title text, metadata jsonb)",
+        TRAP.format("flux_memory_staged_sessions"),
+        OPEN_TO_ALL,
+    )
+    dsn = with_parameter(roles.library, "search_path=public,pg_temp")
+    make_file_with_data(path)
+    async with ConversationMemory(tmp_path / "more.db") as memory:
+        await memory.add_message(await memory.create_session(), "user", "x")
+    await migrate(Plan(sqlite_path=path, postgres_dsn=dsn))
+    report = await migrate(Plan(sqlite_path=tmp_path / "more.db", postgres_dsn=dsn))
+    assert report.status is Status.CONTAINED
+    assert await rows(roles.admin, "SELECT FROM loot") == []
 
 
 @pytest.mark.asyncio

@@ -12,7 +12,7 @@ import termios
 from contextlib import suppress
 
 
-def on_a_terminal(columns: int, *arguments: object, typed: bytes = b"", code: int = 0) -> str:
+def run_on_terminal(columns: int, *arguments: object, typed: bytes = b"", code: int = 0) -> str:
     """Run the command on its own terminal, type input, and return its output."""
     command = [sys.executable, "-m", "flux_memory", "migrate", *map(str, arguments)]
     ours, theirs = pty.openpty()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from raw_postgres import execute, role, with_parameter
-from transfer_memories import Trigger, everything, make_random, move
+from raw_postgres import create_role, execute, with_parameter
+from transfer_memories import Trigger, make_random_file, move, read_target
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.cli import main
@@ -49,7 +49,7 @@ HIDING = {
 @asynccontextmanager
 async def restricted(dsn: str, statements: str) -> AsyncIterator[str]:
     """The DSN of a role to which policies apply; what it owns goes back before it is dropped."""
-    async with role(dsn, grants=GRANTS) as own:
+    async with create_role(dsn, grants=GRANTS) as own:
         name = own.partition("://")[2].partition(":")[0]
         try:
             await execute(dsn, *filter(str.strip, statements.format(role=name).split(";")))
@@ -66,7 +66,7 @@ async def restricted(dsn: str, statements: str) -> AsyncIterator[str]:
 @pytest.fixture
 def target(path: Path, flux_empty_database: str) -> str:
     """A database with the content of the file at `path`."""
-    make_random(path, sessions=5, messages=20)
+    make_random_file(path, sessions=5, messages=20)
     assert move(path, flux_empty_database).status is Status.IDENTICAL
     return flux_empty_database
 
@@ -75,7 +75,7 @@ def target(path: Path, flux_empty_database: str) -> str:
 def test_rows_that_a_policy_may_hide_are_never_missed_in_silence(path: Path, target: str, world: str) -> None:
     """Every direction and mode raises and changes nothing, and never calls the target empty."""
     back = path.with_name("back.db")
-    before = everything(target)
+    before = read_target(target)
     said = Trigger("none", lambda: None)
 
     async def work() -> None:
@@ -90,7 +90,7 @@ def test_rows_that_a_policy_may_hide_are_never_missed_in_silence(path: Path, tar
     asyncio.run(work())
     assert not any("empty" in line or "0 sessions" in line for line in said.said)
     assert not back.exists()
-    assert everything(target) == before
+    assert read_target(target) == before
 
 
 @pytest.mark.parametrize("parameter", ["row_security=on", "options=-c%20row_security%3Don"])
@@ -107,7 +107,7 @@ def test_no_parameter_of_the_dsn_turns_it_on_again(path: Path, target: str, para
 
 def test_a_role_that_policies_do_not_concern_moves_everything(path: Path, target: str) -> None:
     """With BYPASSRLS all rows are read and written, in batches since the role does not own the tables."""
-    make_random(path.with_name("more.db"), sessions=3, messages=9, seed=2)
+    make_random_file(path.with_name("more.db"), sessions=3, messages=9, seed=2)
 
     async def work() -> None:
         async with restricted(target, HIDING["a policy"] + "ALTER ROLE {role} BYPASSRLS") as dsn:

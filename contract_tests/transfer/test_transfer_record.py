@@ -14,8 +14,8 @@ from typing import Final
 import pytest
 from click.testing import CliRunner, Result
 from original_application import add_message, add_sessions, make_file, make_file_with_data
-from raw_postgres import execute, role, rows
-from transfer_memories import FORGET, Trigger, add, everything, make_random, move
+from raw_postgres import create_role, execute, fetch_rows
+from transfer_memories import FORGET, Trigger, insert_message, make_random_file, move, read_target
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.cli.migrate import migrate as command
@@ -58,7 +58,7 @@ def call(*arguments: object) -> Result:
 
 
 def ids(dsn: str) -> list[str]:
-    return [row[0] for row in everything(dsn)[0]]
+    return [row[0] for row in read_target(dsn)[0]]
 
 
 def renamed(path: Path, _: str) -> Path:
@@ -118,7 +118,7 @@ def test_a_kept_file_does_not_bring_back_deleted_sessions(
     assert report.verification is not None
     assert report.verification.first_deleted_since == ["two"]
     assert "two" not in ids(target)
-    assert asyncio.run(rows(target, SOURCES))[0][1] == 1
+    assert asyncio.run(fetch_rows(target, SOURCES))[0][1] == 1
     assert move(path, target, restore_deleted=True).status is Status.IDENTICAL
     assert "two" in ids(target)
 
@@ -178,7 +178,7 @@ def test_rows_added_by_the_application_stay(deleted: Path, target: str) -> None:
             await memory.add_message("one", "user", "next")
 
     asyncio.run(go_on())
-    before = everything(target)
+    before = read_target(target)
     contained = call("--sqlite-path", deleted, "--postgres-dsn", target)
     assert contained.exit_code == 0
     assert (
@@ -188,7 +188,7 @@ def test_rows_added_by_the_application_stay(deleted: Path, target: str) -> None:
     closing_line = contained.output.rstrip().splitlines()[-1]
     assert closing_line.startswith("Proven: every session and message of the file is in PostgreSQL")
     assert "identical" not in contained.output
-    assert everything(target) == before
+    assert read_target(target) == before
 
 
 def test_a_session_created_anew_under_its_id_is_another(deleted: Path, target: str) -> None:
@@ -203,7 +203,7 @@ def test_a_session_created_anew_under_its_id_is_another(deleted: Path, target: s
 
 def test_a_session_deleted_while_it_is_moved_is_not_made_again(path: Path, target: str) -> None:
     """A session of several batches, deleted by an application between two of them, stays deleted."""
-    make_random(path, sessions=1, messages=40)
+    make_random_file(path, sessions=1, messages=40)
     asyncio.run(execute(target, "SELECT 1"))
     with closing(make_file(path.with_name("other.db"), generation=2)) as db:
         add_sessions(db, "other")
@@ -228,7 +228,7 @@ def test_a_session_deleted_while_it_is_moved_is_not_made_again(path: Path, targe
             return report.status
 
     assert asyncio.run(run()) is Status.SKIPPED
-    assert everything(target)[1] == []
+    assert read_target(target)[1] == []
 
 
 def test_other_files_are_other_sources(path: Path, target: str) -> None:
@@ -240,15 +240,15 @@ def test_other_files_are_other_sources(path: Path, target: str) -> None:
     assert move(path, target).status is Status.IDENTICAL
     assert move(other, target).status is Status.CONTAINED
     assert move(path, target).status is Status.CONTAINED
-    assert asyncio.run(rows(target, SOURCES)) == [(3, 2)]
-    assert asyncio.run(rows(target, RECORDED)) == [("four",), ("one",), ("three",), ("two",)]
+    assert asyncio.run(fetch_rows(target, SOURCES)) == [(3, 2)]
+    assert asyncio.run(fetch_rows(target, RECORDED)) == [("four",), ("one",), ("three",), ("two",)]
 
 
 def test_retried_rows_are_recorded_but_not_of_the_file(path: Path, target: str) -> None:
     """A session added in a quarantine file is not called deleted in the file, nor brought back by a second retry."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        add(db, "orphan", "three")
+        insert_message(db, "orphan", "three")
     held = path.with_name("held.jsonl")
     invalid = {"on_invalid": OnInvalid.QUARANTINE}
     move(path, target, **invalid, quarantine_file=held)
@@ -269,7 +269,7 @@ def test_tables_that_were_dropped_have_no_record(path: Path, target: str) -> Non
     move(path, target)
     asyncio.run(execute(target, "DROP TABLE messages, sessions, flux_memory_schema"))
     assert move(path, target).status is Status.IDENTICAL
-    assert asyncio.run(rows(target, SOURCES)) == [(1, 1)]
+    assert asyncio.run(fetch_rows(target, SOURCES)) == [(1, 1)]
 
 
 def test_the_record_is_in_the_tables_schema_and_belongs_to_their_owner(path: Path, target: str) -> None:
@@ -277,7 +277,7 @@ def test_the_record_is_in_the_tables_schema_and_belongs_to_their_owner(path: Pat
     make_file_with_data(path)
 
     async def run() -> None:
-        async with role(target) as owner:
+        async with create_role(target) as owner:
             name = owner.partition("://")[2].partition(":")[0]
             await execute(target, f"CREATE SCHEMA chat AUTHORIZATION {name}", "CREATE SCHEMA first")
             for who in (name, "CURRENT_USER"):
@@ -288,7 +288,7 @@ def test_the_record_is_in_the_tables_schema_and_belongs_to_their_owner(path: Pat
                 await execute(target, "ALTER ROLE CURRENT_USER SET search_path = first, chat")
                 assert (await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status is Status.IDENTICAL
                 places = "SELECT schemaname, tableowner FROM pg_tables WHERE tablename LIKE 'flux_memory_move%'"
-                assert await rows(target, places) == [("chat", name)] * 2
+                assert await fetch_rows(target, places) == [("chat", name)] * 2
                 assert (await migrate(Plan(sqlite_path=path, postgres_dsn=owner))).status is Status.IDENTICAL
             finally:
                 await execute(target, "ALTER ROLE CURRENT_USER RESET search_path")
@@ -304,7 +304,7 @@ def test_a_role_that_may_not_create_the_record_moves_without_it(path: Path, targ
         async with PostgresConversationMemory(target, min_size=1) as memory:
             await memory.count_sessions()
         await execute(target, "GRANT CREATE ON SCHEMA public TO PUBLIC")
-        async with role(target, grants=USE) as other:
+        async with create_role(target, grants=USE) as other:
             trigger = Trigger("", lambda: None)
             report = await migrate(Plan(sqlite_path=path, postgres_dsn=other), trigger)
             assert (report.status, report.recorded) == (Status.IDENTICAL, False)
@@ -319,7 +319,7 @@ def test_a_role_that_may_not_use_the_record_is_refused(deleted: Path, target: st
     """In a dry run, too: it would bring back deleted sessions. With the grant it skips them."""
 
     async def run() -> None:
-        async with role(target, grants=USE) as other:
+        async with create_role(target, grants=USE) as other:
             for mode in (Mode.PREFLIGHT, Mode.MOVE):
                 with pytest.raises(SchemaError, match="GRANT SELECT, INSERT ON flux_memory_moves"):
                     await migrate(Plan(sqlite_path=deleted, postgres_dsn=other, mode=mode))
@@ -335,7 +335,7 @@ def test_a_target_of_an_earlier_release_gets_its_record(deleted: Path, target: s
     """Without a record a run knows of no deletion; it records the sessions that it finds, for the next run."""
     asyncio.run(execute(target, FORGET))
     assert move(deleted, target).status is Status.IDENTICAL
-    assert asyncio.run(rows(target, RECORDED)) == [("one",), ("two",)]
+    assert asyncio.run(fetch_rows(target, RECORDED)) == [("one",), ("two",)]
     asyncio.run(execute(target, "DELETE FROM sessions WHERE id = 'one'"))
     assert move(deleted, target).status is Status.SKIPPED
 
@@ -347,6 +347,6 @@ def test_the_record_says_which_file_and_how_far(path: Path, target: str) -> None
     grown(path, target)
     move(path, target)
     move(path, target, replace=True)
-    moves = asyncio.run(rows(target, "SELECT file, sessions, messages FROM flux_memory_moves ORDER BY id"))
+    moves = asyncio.run(fetch_rows(target, "SELECT file, sessions, messages FROM flux_memory_moves ORDER BY id"))
     assert moves == [(str(path), 2, 6), (str(path), 4, 7), (str(path), 4, 7)]
-    assert asyncio.run(rows(target, RECORDED)) == [("a new one",), ("one",), ("three",), ("two",)]
+    assert asyncio.run(fetch_rows(target, RECORDED)) == [("a new one",), ("one",), ("three",), ("two",)]

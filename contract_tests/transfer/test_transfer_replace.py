@@ -14,10 +14,10 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner, Result
 from original_application import add_message, add_sessions, make_file_with_data
-from original_application import rows as file_rows
-from raw_postgres import execute, make_original, role, rows
-from terminal import on_a_terminal
-from transfer_memories import add, add_session, everything, make_random, move
+from original_application import read_rows as file_rows
+from raw_postgres import create_role, execute, fetch_rows, make_original
+from terminal import run_on_terminal
+from transfer_memories import insert_message, insert_session, make_random_file, move, read_target
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.cli.migrate import migrate as command
@@ -102,7 +102,7 @@ def test_replace_settles_each_change_on_either_side(path: Path, target: str, nam
     assert move(path, target).status is status
     report = move(path, target, replace=True)
     assert (report.status, report.exit_code) == (Status.IDENTICAL, 0)
-    sessions, messages = everything(target)
+    sessions, messages = read_target(target)
     assert [(row[0], row[2], row[5]) for row in sessions] == file_rows(path, "SELECT id, title, metadata FROM sessions")
     assert [row[:5] for row in messages] == file_rows(
         path,
@@ -122,7 +122,7 @@ def test_a_target_is_replaced_repeatedly(path: Path, target: str) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
             add_sessions(db, "two", when=f"2026-02-0{number + 1}T00:00:00")
             add_message(db, f"n{number}", "two", "2026-02-09T00:00:00")
-    assert len(asyncio.run(rows(target, "SELECT FROM flux_memory_moves"))) == 3
+    assert len(asyncio.run(fetch_rows(target, "SELECT FROM flux_memory_moves"))) == 3
 
 
 def test_a_live_move_ends_with_the_rows_of_the_application(path: Path, target: str) -> None:
@@ -195,7 +195,7 @@ def test_a_run_killed_before_its_commit_changes_nothing(
     """Until the commit the target and its record are unchanged; the next run replaces the rows."""
     make_file_with_data(path)
     move(path, target)
-    before, moves = everything(target), asyncio.run(rows(target, "SELECT count(*) FROM flux_memory_moves"))
+    before, moves = read_target(target), asyncio.run(fetch_rows(target, "SELECT count(*) FROM flux_memory_moves"))
     change(path, "UPDATE sessions SET title = 'renamed'", *DELETE_TWO)
     asyncio.run(execute(target, THERE))
     done = subprocess.run([sys.executable, "-c", CHILD, path, target, phase, str(after_rows)], check=False)
@@ -204,8 +204,8 @@ def test_a_run_killed_before_its_commit_changes_nothing(
         assert move(path, target, mode=Mode.VERIFY).status is Status.IDENTICAL
     else:
         asyncio.run(execute(target, "DELETE FROM sessions WHERE id = 'there'"))
-        assert everything(target) == before
-        assert asyncio.run(rows(target, "SELECT count(*) FROM flux_memory_moves")) == moves
+        assert read_target(target) == before
+        assert asyncio.run(fetch_rows(target, "SELECT count(*) FROM flux_memory_moves")) == moves
     assert move(path, target, replace=True).status is Status.IDENTICAL
 
 
@@ -221,10 +221,10 @@ def test_only_proven_rows_are_committed(path: Path, target: str) -> None:
     move(path, target)
     change(path, *DELETE_TWO)
     asyncio.run(execute(target, CENSOR))
-    before = everything(target)
+    before = read_target(target)
     report = move(path, target, replace=True)
     assert (report.status, report.moved) == (Status.DIFFERENT, None)
-    assert everything(target) == before
+    assert read_target(target) == before
     looked = call(*sides(path, target), "--replace", "--yes")
     assert looked.exit_code == 1
     assert "message differs: m3 of session one" in looked.output
@@ -239,7 +239,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_sessions(db, "gained")
     asyncio.run(execute(target, "ALTER TABLE sessions ADD COLUMN stars INTEGER", THERE, *ADD_THERE))
-    before = everything(target)
+    before = read_target(target)
     written = path.with_name("report.json")
     looked = call(*sides(path, target), "--replace", "--dry-run", "--report", written)
     assert looked.exit_code == 0, looked.output
@@ -248,7 +248,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     assert "\n  session's title differs: one\n" in looked.output
     assert "\nPostgreSQL would lose the values of your columns in sessions: stars\n" in looked.output
     assert "missing" not in looked.output
-    assert everything(target) == before
+    assert read_target(target) == before
     losses = json.loads(written.read_text("utf-8"))["losses"]
     assert (losses["only_in_target"], losses["messages_only_in_target"], losses["added_since"]) == (2, 2, 1)
     assert losses["first_only_in_target"] == ["there", "two", "one"]
@@ -258,12 +258,12 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
 def test_the_original_applications_tables_are_replaced(path: Path, target: str) -> None:
     """A dry run of tables that would be upgraded first shows their losses, too."""
     asyncio.run(make_original(target))
-    make_random(path, sessions=3, messages=10)
+    make_random_file(path, sessions=3, messages=10)
     looked = move(path, target, replace=True, mode=Mode.PREFLIGHT)
     assert looked.losses is not None
     assert (looked.losses.only_in_target, looked.losses.messages_only_in_target) == (2, 6)
     assert move(path, target, replace=True).status is Status.IDENTICAL
-    assert len(everything(target)[0]) == 3
+    assert len(read_target(target)[0]) == 3
 
 
 def test_a_dry_run_of_a_new_target_loses_nothing(path: Path, target: str) -> None:
@@ -271,7 +271,7 @@ def test_a_dry_run_of_a_new_target_loses_nothing(path: Path, target: str) -> Non
     make_file_with_data(path)
     report = move(path, target, replace=True, mode=Mode.PREFLIGHT)
     assert (report.status, report.losses) == (Status.READY, None)
-    assert everything(target) == ([], [])
+    assert read_target(target) == ([], [])
 
 
 def test_without_a_terminal_replace_needs_yes(path: Path, target: str) -> None:
@@ -281,7 +281,7 @@ def test_without_a_terminal_replace_needs_yes(path: Path, target: str) -> None:
     assert refused.exit_code == 2
     told = " ".join(refused.output.split())
     assert "--replace deletes what only PostgreSQL has; look first with --dry-run, then run with --yes" in told
-    assert everything(target) == ([], [])
+    assert read_target(target) == ([], [])
     assert call(*sides(path, target), "--replace", "--yes").exit_code == 0
 
 
@@ -291,15 +291,15 @@ def test_a_terminal_shows_the_losses_and_asks(path: Path, target: str, answer: s
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, THERE))
-    before = everything(target)
-    written = on_a_terminal(200, "--replace", *sides(path, target), typed=f"{answer}\n".encode(), code=code)
+    before = read_target(target)
+    written = run_on_terminal(200, "--replace", *sides(path, target), typed=f"{answer}\n".encode(), code=code)
     shown, asked, after = written.partition("? [y/N]: ")
     assert asked, written
     assert "PostgreSQL would lose 1 sessions" in shown
     assert "First sessions: there" in shown
     assert "Replace everything in " in shown
     assert ("Proven identical" in after) == (answer == "y")
-    assert (everything(target) == before) == (answer == "n")
+    assert (read_target(target) == before) == (answer == "n")
 
 
 @pytest.mark.parametrize(
@@ -330,22 +330,22 @@ def test_refused_rows_are_neither_moved_nor_kept(path: Path, target: str) -> Non
     """Rows corrected in a quarantine file are not in the source: they are named as a loss, and can be retried again."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        add(db, "bad", "one", metadata="{")
-        add_session(db, "worse", metadata="{")
+        insert_message(db, "bad", "one", metadata="{")
+        insert_session(db, "worse", metadata="{")
     held = path.with_name("held.jsonl")
     invalid = {"on_invalid": OnInvalid.QUARANTINE}
     assert move(path, target, **invalid, quarantine_file=held).status is Status.QUARANTINED
     held.write_text(held.read_text("utf-8").replace('"{"', '"{}"'), "utf-8")
     assert move(held, target, retry=True).status is Status.CONTAINED
-    corrected = everything(target)
+    corrected = read_target(target)
     looked = move(path, target, replace=True, mode=Mode.PREFLIGHT, **invalid, quarantine_file=held)
     assert looked.losses is not None
     assert (looked.losses.only_in_target, looked.losses.added_since) == (1, 1)
     again = path.with_name("again.jsonl")
     assert move(path, target, replace=True, **invalid, quarantine_file=again).status is Status.QUARANTINED
-    assert [row[0] for row in everything(target)[0]] == ["one", "two"]
+    assert [row[0] for row in read_target(target)[0]] == ["one", "two"]
     assert move(held, target, retry=True, restore_deleted=True).status is Status.CONTAINED
-    assert everything(target) == corrected
+    assert read_target(target) == corrected
 
 
 def test_only_the_owner_replaces(path: Path, target: str) -> None:
@@ -355,7 +355,7 @@ def test_only_the_owner_replaces(path: Path, target: str) -> None:
 
     async def run() -> None:
         grants = ("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",)
-        async with role(target, grants=grants) as other:
+        async with create_role(target, grants=grants) as other:
             for mode in (Mode.PREFLIGHT, Mode.MOVE):
                 with pytest.raises(SchemaError, match="does not own the target's tables"):
                     await asyncio.to_thread(move, path, other, replace=True, mode=mode)
@@ -377,7 +377,7 @@ def test_rows_of_other_tables_are_not_deleted(path: Path, target: str) -> None:
     for mode in (Mode.PREFLIGHT, Mode.MOVE):
         with pytest.raises(SchemaError, match=r"other tables refer .* \(ratings\)"):
             move(path, target, replace=True, mode=mode)
-    assert asyncio.run(rows(target, "SELECT session_id FROM ratings")) == [("one",)]
+    assert asyncio.run(fetch_rows(target, "SELECT session_id FROM ratings")) == [("one",)]
 
 
 GUARDS: Final = {
@@ -398,4 +398,4 @@ def test_a_target_whose_keys_must_stay_is_replaced_beside_them(path: Path, targe
     asyncio.run(execute(target, guard, THERE))
     change(path, *DELETE_TWO)
     assert move(path, target, replace=True).status is Status.IDENTICAL
-    assert [row[0] for row in everything(target)[0]] == ["one"]
+    assert [row[0] for row in read_target(target)[0]] == ["one"]

@@ -64,15 +64,19 @@ async def bring_up_to_date(connection: Any) -> None:
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; it is left as it was.
     """
-    state = await inspect(connection)
+    # Not yet the original's tables: another process may upgrade them meanwhile.
+    state = await inspect(connection, for_reading=True)
     if not missing("postgres", state.applied):
+        await find_faults(connection, state.version)
         return
     # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(LOCK)
+        state = await inspect(connection)
+        if not missing("postgres", state.applied):
+            return
         if state.version:
             await connection.execute(LOCK_TABLES)
-        state = await inspect(connection)
         async with without_triggers(connection):
             for fault in state.repairs:
                 await connection.execute(fault.statement)
@@ -96,7 +100,7 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> State:
 
     Args:
         connection: An asyncpg connection.
-        for_reading: Whether to accept tables with faults, such as a missing key.
+        for_reading: Whether to accept tables with faults, such as a missing key, or of the original application.
 
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; the message says what to do.
@@ -107,9 +111,11 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> State:
         await refuse_strangers(connection)
     applied = await _applied_versions(connection) if VERSION_TABLE in tables else {}
     lacking = missing("postgres", applied)
-    state = State(applied, 0 if applied else await _original_version(connection), [], open_schemas)
+    state = State(applied, 0, [], open_schemas)
     if for_reading:
         return state
+    if not applied:
+        state = state._replace(original=await _original_version(connection))
     if lacking:
         await refuse_temporary_schema(connection)
     if not state.version:

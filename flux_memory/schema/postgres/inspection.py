@@ -75,10 +75,7 @@ _SENTENCES: Final = {
     "nullable": "{subject} may be NULL",
     "duplicate": "{subject} has a value that occurs twice; make each unique",
     "orphans kept": "messages without a session have to move to {subject}, and it exists",
-    "orphans": "{subject} has messages without a session",
     "key": "{subject} has no key on ({detail})",
-    "key name": "the key {subject} of {detail} has another name",
-    "replica identity": "{subject} is identified by a key that the upgrade drops",
     "reference": "{subject} has no foreign key to {detail} that deletes messages with their session",
 }
 

@@ -109,7 +109,7 @@ WHERE {_STRANGE.format(role="typowner")}
 # The numbered files cannot be changed, and compare ids by `=`.
 SELECT_STRANGE_OPERATORS: Final = f"""
 SELECT 'the operator ' || pg_operator.oid::regoperator::text, pg_get_userbyid(oprowner)::text, pg_catalog.format(
-    'ALTER OPERATOR %s.%s OWNER TO %I', nspname, substring(pg_operator.oid::regoperator::text FROM '=.*'), current_user
+    'ALTER OPERATOR %I.%s OWNER TO %I', nspname, substring(pg_operator.oid::regoperator::text FROM '=.*'), current_user
 )
 FROM pg_operator
 JOIN pg_namespace ON pg_namespace.oid = oprnamespace {_ME}

@@ -15,11 +15,12 @@ from flux_memory.transfer.rows.spool import Batch
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import WRITING
 
+# With pg_temp last in search_path, a table of that name in another schema would take the rows: names are qualified.
 CREATE_STAGING: Final = """
-CREATE TEMP TABLE flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
+CREATE TEMP TABLE pg_temp.flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
 SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM sessions WITH NO DATA;
 
-CREATE TEMP TABLE flux_memory_staged_messages ON COMMIT DELETE ROWS AS
+CREATE TEMP TABLE pg_temp.flux_memory_staged_messages ON COMMIT DELETE ROWS AS
 SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
 """
 # If the target has no record of moves, and the role may not create one, this empty table takes its place.
@@ -39,7 +40,7 @@ COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
 INSERT_SESSIONS: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 SELECT id, user_id, title, created_at, updated_at, metadata
-FROM flux_memory_staged_sessions AS staged
+FROM pg_temp.flux_memory_staged_sessions AS staged
 WHERE $1 OR NOT EXISTS (
     SELECT FROM flux_memory_moved_sessions AS moved
     WHERE moved.session_id = staged.id::text AND moved.created_at = staged.created_at
@@ -52,37 +53,37 @@ LOCK_SESSIONS: Final = """
 SELECT count(*)
 FROM (
     SELECT FROM sessions
-    WHERE id::text IN (SELECT id::text FROM flux_memory_staged_sessions)
+    WHERE id::text IN (SELECT id::text FROM pg_temp.flux_memory_staged_sessions)
     ORDER BY id COLLATE "C"
     FOR NO KEY UPDATE
 ) AS locked
 """
 TAKE_OUT_DELETED_SESSIONS: Final = """
 WITH deleted AS (
-    DELETE FROM flux_memory_staged_sessions AS staged
+    DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
     WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = staged.id::text)
     RETURNING id
 ), held_back AS (
-    DELETE FROM flux_memory_staged_messages WHERE session_id::text IN (SELECT id::text FROM deleted)
+    DELETE FROM pg_temp.flux_memory_staged_messages WHERE session_id::text IN (SELECT id::text FROM deleted)
 )
 SELECT id FROM deleted
 """
 RECORD_SESSIONS: Final = """
 INSERT INTO flux_memory_moved_sessions (session_id, created_at, source)
-SELECT id, created_at, $1 FROM flux_memory_staged_sessions ORDER BY id COLLATE "C"
+SELECT id, created_at, $1 FROM pg_temp.flux_memory_staged_sessions ORDER BY id COLLATE "C"
 ON CONFLICT DO NOTHING
 """
 # A session in conflict is a different session, so its messages are held back.
 TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
 WITH conflicting AS (
-    DELETE FROM flux_memory_staged_sessions AS staged
+    DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
     USING sessions
     WHERE sessions.id::text = staged.id::text
         AND (sessions.user_id, sessions.title, sessions.created_at, sessions.metadata)
             IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
     RETURNING staged.id
 ), held_back AS (
-    DELETE FROM flux_memory_staged_messages
+    DELETE FROM pg_temp.flux_memory_staged_messages
     WHERE session_id::text IN (SELECT id::text FROM conflicting)
     RETURNING session_id
 )
@@ -96,7 +97,7 @@ WITH stored AS (
         staged.seq,
         (same.role, same.content, same.metadata, same.created_at)
             IS DISTINCT FROM (staged.role, staged.content, staged.metadata, staged.created_at) AS differs
-    FROM flux_memory_staged_messages AS staged,
+    FROM pg_temp.flux_memory_staged_messages AS staged,
         LATERAL (
             SELECT *
             FROM messages
@@ -104,7 +105,7 @@ WITH stored AS (
             LIMIT 1
         ) AS same
 ), taken_out AS (
-    DELETE FROM flux_memory_staged_messages AS staged
+    DELETE FROM pg_temp.flux_memory_staged_messages AS staged
     USING stored
     WHERE staged.session_id::text = stored.session_id::text AND staged.seq = stored.seq
 )
@@ -116,16 +117,16 @@ FROM stored
 APPEND_MESSAGES: Final = """
 WITH numbered AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY seq) AS place
-    FROM flux_memory_staged_messages
+    FROM pg_temp.flux_memory_staged_messages
 ), counted AS (
-    SELECT session_id, count(*) AS messages FROM flux_memory_staged_messages GROUP BY session_id
+    SELECT session_id, count(*) AS messages FROM pg_temp.flux_memory_staged_messages GROUP BY session_id
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + coalesce(staged.messages, 0),
         updated_at = greatest(sessions.updated_at, staged.updated_at)
     FROM (
         SELECT id, updated_at, messages
-        FROM flux_memory_staged_sessions
+        FROM pg_temp.flux_memory_staged_sessions
         LEFT JOIN counted ON counted.session_id::text = id::text
     ) AS staged
     WHERE sessions.id::text = staged.id::text AND (staged.messages > 0 OR staged.updated_at > sessions.updated_at)
@@ -252,8 +253,8 @@ async def _commit(
 async def _merge_batch(
     connection: Any, batch: Batch, record: MoveRecord | None, *, restores_deleted: bool
 ) -> _BatchResult:
-    await copy_rows(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
-    await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
+    await copy_rows(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions, schema="pg_temp")
+    await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages, schema="pg_temp")
     sessions = _rows(await connection.execute(INSERT_SESSIONS, restores_deleted))
     await connection.fetch(LOCK_SESSIONS)
     deleted = [id_ for (id_,) in await connection.fetch(TAKE_OUT_DELETED_SESSIONS)]
@@ -292,9 +293,11 @@ def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, before: set
         merged.name("message", id_)
 
 
-async def copy_rows(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
-    """Send rows to a table."""
-    await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary")
+async def copy_rows(
+    connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes], *, schema: str | None = None
+) -> None:
+    """Send rows to a table, by default to the first of search_path."""
+    await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary", schema_name=schema)
 
 
 async def _chunks(rows: list[bytes]) -> AsyncIterator[bytes]:

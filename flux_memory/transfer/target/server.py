@@ -15,6 +15,7 @@ from flux_memory.dsn import SecretText, mask_dsn, parse_dsn, rotate_hosts
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
+from flux_memory.schema.postgres.tables import find_tables
 from flux_memory.transfer.target.watchdog import guard
 
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
@@ -221,7 +222,10 @@ async def _refuse_without_record(connection: Any) -> None:
 async def prepare_schema(connection: Any) -> None:
     """Create the tables, or adopt those of the original application."""
     async with write_transaction(connection):
-        new = not await connection.fetchval(SELECT_TABLE, "sessions")
+        if new := not await connection.fetchval(SELECT_TABLE, "sessions"):
+            # Another migration may create the tables, and the record of itself, just now.
+            await connection.execute(schema.LOCK)
+            new = "sessions" not in await find_tables(connection)
         await schema.bring_up_to_date(connection)
         if new:
             # It describes tables that were dropped.
