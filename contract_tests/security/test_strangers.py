@@ -273,7 +273,7 @@ async def test_rows_on_their_way_reach_no_table_of_a_stranger(roles: Roles, path
     await migrate(Plan(sqlite_path=path, postgres_dsn=dsn))
     report = await migrate(Plan(sqlite_path=tmp_path / "more.db", postgres_dsn=dsn))
     assert report.status is Status.CONTAINED
-    assert await rows(roles.admin, "SELECT FROM loot") == []
+    assert await fetch_rows(roles.admin, "SELECT FROM loot") == []
 
 
 @pytest.mark.asyncio

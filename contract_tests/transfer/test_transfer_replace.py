@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner, Result
-from original_application import add_message, add_sessions, make_file_with_data
-from original_application import read_rows as file_rows
+from original_application import add_message, add_sessions, make_file_with_data, read_rows
 from raw_postgres import create_role, execute, fetch_rows, make_original
 from terminal import run_on_terminal
 from transfer_memories import insert_message, insert_session, make_random_file, move, read_target
@@ -103,8 +102,8 @@ def test_replace_settles_each_change_on_either_side(path: Path, target: str, nam
     report = move(path, target, replace=True)
     assert (report.status, report.exit_code) == (Status.IDENTICAL, 0)
     sessions, messages = read_target(target)
-    assert [(row[0], row[2], row[5]) for row in sessions] == file_rows(path, "SELECT id, title, metadata FROM sessions")
-    assert [row[:5] for row in messages] == file_rows(
+    assert [(row[0], row[2], row[5]) for row in sessions] == read_rows(path, "SELECT id, title, metadata FROM sessions")
+    assert [row[:5] for row in messages] == read_rows(
         path,
         "SELECT session_id, id, role, content, metadata FROM messages ORDER BY session_id, created_at, rowid",
     )
