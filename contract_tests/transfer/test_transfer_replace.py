@@ -180,7 +180,6 @@ def test_the_library_goes_on_in_a_replaced_target(path: Path, target: str) -> No
 @pytest.mark.parametrize(
     ("phase", "after_rows", "replaced"),
     [
-        ("Load", 0, False),
         ("Load", 5, False),
         ("Keys", 0, False),
         ("Analyze", 0, False),
