@@ -52,6 +52,11 @@ class LocalServer:
     directory: str
     pid: int
 
+    @property
+    def is_own(self) -> bool:
+        """True: its DSN has an address, a role and a password."""
+        return True
+
     def log_tail(self, lines: int) -> str:
         """Return the newest lines of the server's log."""
         return _tail(_Layout(Path(self.directory)).log, lines)
