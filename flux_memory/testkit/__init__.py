@@ -42,10 +42,14 @@ _HOME: Final = {
     "network_outages": "contract.outages",
 }
 
+_WITHOUT_EXTRA: Final = ("ALL", "Capability", "Proxy", "ReferenceMemory", "ReferenceStore")
+
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _WITHOUT_EXTRA:
+        import_module(f"{__name__}.extra")
     value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'clauses')}"), name)
     globals()[name] = value
     return value

@@ -152,6 +152,11 @@ def _closing(function: Test) -> Test:
 
     @functools.wraps(function)
     async def run(self: object, store: _Store) -> None:
+        if not _is_in_asyncio():
+            pytest.fail(
+                "the clause is not run by pytest-asyncio: another plugin has taken it; disable that plugin, or its "
+                "mode that runs every coroutine"
+            )
         seconds = store.patience.seconds
         try:
             with unblocked(seconds):
@@ -169,3 +174,11 @@ def _closing(function: Test) -> Test:
         store.finished = True
 
     return run
+
+
+def _is_in_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
