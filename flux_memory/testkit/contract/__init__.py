@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
+from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.capabilities import CapabilitiesContract
@@ -40,6 +41,7 @@ class MemoryContract(
     ListingContract,
     TimesContract,
     OrderContract,
+    AmountsContract,
     LimitsContract,
     MetadataContract,
     TextContract,
