@@ -218,13 +218,12 @@ def test_options_of_the_command_line_exist() -> None:
     assert lines
     for line in lines:
         _, name, *arguments = shlex.split(line)
-        command = main.commands[name]
+        context, command = main.make_context("flux-memory", [name, *arguments]), main.commands[name]
         if isinstance(command, click.Group):
             name, *arguments = arguments
             command = command.commands[name]
-        with suppress(click.BadParameter):
-            # A file that is not here is no wrong option.
-            command.make_context(name, arguments)
+        with suppress(click.BadParameter):  # a file that is not here is not a wrong option
+            command.make_context(name, arguments, parent=context)
 
 
 def test_sessions_of_nox_that_are_named_exist() -> None:

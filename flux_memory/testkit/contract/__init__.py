@@ -6,7 +6,7 @@ import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
 from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
-from flux_memory.testkit.contract.capabilities import CapabilitiesContract
+from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract

@@ -33,7 +33,7 @@ class AmountsContract(Binding):
         "FM-LIM-010",
         promise="However many sessions a store has, each one is counted, listed, filtered and found, and `clear_all` "
         "removes all of them.",
-        loses="Once there are many conversations, old ones cannot be found any more, or survive their deletion.",
+        impact="Once there are many conversations, old ones cannot be found any more, or survive their deletion.",
         needs=Capability.SESSIONS,
     )
     async def test_many_sessions(self, store: StoreUnderTest) -> None:
@@ -70,13 +70,13 @@ class AmountsContract(Binding):
         "FM-LIM-011",
         promise="However long a conversation is, `message_count` is exact, `before` reaches its first message, a retry "
         "is recognised, and deleting it removes all of it.",
-        loses="Old messages of a long conversation are out of reach, stored twice or left behind.",
+        impact="Old messages of a long conversation are out of reach, stored twice or left behind.",
         needs=Capability.SESSIONS,
     )
     async def test_a_long_conversation(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        named = {"session_id": "long"} if Capability.SESSION_IDS in store.capabilities else {}
-        retried = {"message_id": "first"} if Capability.IDEMPOTENT_IDS in store.capabilities else {}
+        named: dict[str, Any] = {"session_id": "long"} if Capability.SESSION_IDS in store.capabilities else {}
+        retried: dict[str, Any] = {"message_id": "first"} if Capability.IDEMPOTENT_IDS in store.capabilities else {}
         session = await memory.create_session(**named)
         ids = [await memory.add_message(session, "user", "0", **retried)]
         ids += await add_many(store, memory, session, 1, 2**15 + MANY if store.thorough else MANY)
@@ -104,7 +104,7 @@ class AmountsContract(Binding):
     @clause(
         "FM-LIM-012",
         promise="A batch and a history of many megabytes (17 MiB) are stored and returned complete.",
-        loses="Conversations with long documents lose messages, or cannot be read any more.",
+        impact="Conversations with long documents lose messages, or cannot be read any more.",
         needs=NOTHING,
     )
     async def test_many_megabytes(self, store: StoreUnderTest) -> None:
