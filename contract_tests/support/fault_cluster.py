@@ -81,7 +81,7 @@ class Cluster:
         while time.monotonic() < deadline:
             began = self.log.stat().st_size
             pid = int(self.run('"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!', "postgres"))
-            record_process(self.data.parents[1], pid)
+            record_process(self.data.parents[1], pid, server_account().user)
             if self._is_up(pid):
                 return
             # The children of a postmaster that was killed go a moment after it.

@@ -20,7 +20,8 @@ from flux_memory.testkit.servers import Server, ServerUnavailable, local, start_
 from flux_memory.testkit.servers.binaries import find_binaries, server_account
 from flux_memory.testkit.servers.container import ContainerServer
 from flux_memory.testkit.servers.databases import with_database
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered
+from flux_memory.testkit.servers.statements import Statements
 
 NO_ENGINE = "unix:///nowhere/docker.sock"
 NO_SERVER = "postgresql://someone:hush@127.0.0.1:1/postgres"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -190,19 +189,25 @@ def test_a_process_that_is_not_the_recorded_one_survives(record: Callable[[int],
 
 
 def test_the_recorded_processes_are_ended() -> None:
-    """Each process of a directory is ended with it, whatever it ignores."""
+    """Each process of a directory is ended with it."""
     directory = new_directory(own_mark())
-    stubborn = [sys.executable, "-c", "import signal; signal.signal(3, signal.SIG_IGN); print(flush=True); input()"]
-    with (
-        bystander() as first,
-        subprocess.Popen(stubborn, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second,
-    ):
-        assert second.stdout is not None
-        second.stdout.readline()
-        record_process(directory, first.pid)
-        assert processes_of(directory) == [first.pid]
+    with bystander() as first, bystander() as second:
+        for process in (first, second):
+            record_process(directory, process.pid, os.geteuid())
+        assert processes_of(directory) == [first.pid, second.pid]
         assert remove_directory(directory)
         assert not is_running(first.pid)
+        assert not is_running(second.pid)
+
+
+def test_a_process_of_another_user_is_never_recorded_as_the_servers() -> None:
+    """A pid that the server's user made up does not get another user's process ended."""
+    directory = new_directory(own_mark())
+    with bystander() as process:
+        record_process(directory, process.pid, os.geteuid() + 1)
+        assert processes_of(directory) == []
+        assert remove_directory(directory)
+        assert process.poll() is None
 
 
 def dead_mark() -> str:

@@ -15,8 +15,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from flux_memory.testkit.servers.ownership import is_dead
-from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered, ServerUnavailable, Wishes
+from flux_memory.testkit.servers.statements import Statements
 
 _OWNER_LABEL: Final = "flux-memory.owner"
 _ROLE: Final = "postgres"

@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered
+from flux_memory.testkit.servers.statements import Statements
 
 _PREFIX: Final = "flux_memory_test"
 _PASSWORD: Final = re.compile(r"(?<=://)([^:/@]*:)[^/]*(?=@)|(?<=[?&])(password=)[^&]*")

@@ -46,10 +46,10 @@ def sweep_directories() -> list[Path]:
     return [path for path in _ours() if _owner_is_dead(path) and remove_directory(path)]
 
 
-def record_process(directory: Path, pid: int) -> None:
-    """Record a process that uses a directory, so that `remove_directory` ends it."""
+def record_process(directory: Path, pid: int, user: int) -> None:
+    """Record a process of this user that uses a directory, so that `remove_directory` ends it."""
     with (directory / _RECORD).open("a") as record:
-        record.write(f"{record_of(pid)}\n")
+        record.write(f"{record_of(pid, user)}\n")
 
 
 def processes_of(directory: Path) -> list[int]:

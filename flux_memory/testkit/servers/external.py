@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
-from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
-from flux_memory.testkit.servers.statements import ESCAPE, NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered, ServerUnavailable, Wishes
+from flux_memory.testkit.servers.statements import ESCAPE, Statements
 
 DSN_VARIABLE: Final = "FLUX_MEMORY_TEST_DSN"
 _MAY_CREATE: Final = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"

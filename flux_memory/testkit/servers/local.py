@@ -156,7 +156,7 @@ def _run(binaries: Binaries, account: Account, layout: _Layout, settings: Mappin
     with layout.log.open("ab") as log:
         started = run_as(account, command, _ENVIRONMENT, input=_as_file(settings), errors=log.fileno())
     pid = int(started.stdout)
-    record_process(layout.top, pid)
+    record_process(layout.top, pid, account.user)
     return pid
 
 

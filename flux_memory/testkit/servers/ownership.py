@@ -36,9 +36,9 @@ def is_running(pid: int) -> bool:
     return _start_of(pid) is not None
 
 
-def record_of(pid: int) -> str:
-    """Return a process's mark and its user, by which a later run recognises it."""
-    return f"{mark_of(pid)} {_user_of(pid)}"
+def record_of(pid: int, user: int) -> str:
+    """Return the mark of a process that was started as this user, by which a later run recognises it."""
+    return f"{mark_of(pid)} {user}"
 
 
 def process_of(record: str) -> int | None:

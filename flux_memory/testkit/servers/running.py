@@ -12,6 +12,10 @@ class ServerUnavailable(Exception):  # noqa: N818 - a state of the machine, hand
     """The requested PostgreSQL is not available; the message says why and what to do."""
 
 
+class NotAnswered(Exception):  # noqa: N818 - a state, with the error as its cause
+    """The server did not accept a connection."""
+
+
 @contextmanager
 def unavailable_if_failing(what: str) -> Iterator[None]:
     """Raise `ServerUnavailable` instead of any other error: a broken environment must not end a run of tests.
@@ -28,8 +32,10 @@ def unavailable_if_failing(what: str) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """Return the error's type and the first line of its text."""
+    """Return the error's type, unless it is our own, and the first line of its text."""
     said = str(error).strip().splitlines()
+    if isinstance(error, NotAnswered | ServerUnavailable):
+        return said[0]
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 

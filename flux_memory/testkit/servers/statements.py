@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from flux_memory.testkit.servers.running import NotAnswered
+
 _T = TypeVar("_T")
 _STATEMENT_SECONDS: Final = 30.0
 _LOST: Final = (
@@ -23,10 +25,6 @@ _LOST: Final = (
 )
 """The errors that asyncpg raises if a connection is lost."""
 ESCAPE: Final = "if the password contains '/', '@', ':', '#' or '?', write them as %2F, %40, %3A, %23, %3F"
-
-
-class NotAnswered(Exception):  # noqa: N818 - a state, with the error as its cause
-    """The server did not accept a connection."""
 
 
 class Statements:
