@@ -48,7 +48,7 @@ print(json.dumps(results))
 """
 
 
-def attempts(missing: str, entries: dict[str, str]) -> dict[str, str]:
+def try_imports(missing: str, entries: dict[str, str]) -> dict[str, str]:
     """Try the imports in one process that does not have a package, and return the error of each."""
     done = subprocess.run(
         [sys.executable, "-c", TRY, missing], input=json.dumps(entries), capture_output=True, text=True, check=True
@@ -63,10 +63,10 @@ def test_each_import_names_the_extra(missing: str) -> None:
     wanted = (
         f"ModuleNotFoundError: the contract of flux_memory.testkit needs {missing}: pip install 'flux-memory[testkit]'"
     )
-    assert attempts(missing, ENTRIES) == dict.fromkeys(ENTRIES, wanted)
+    assert try_imports(missing, ENTRIES) == dict.fromkeys(ENTRIES, wanted)
 
 
 @pytest.mark.parametrize("missing", NEEDED)
 def test_the_rest_needs_no_extra(missing: str) -> None:
     """The servers, the reference, the network and the command work where pytest is not installed."""
-    assert attempts(missing, WORKING) == dict.fromkeys(WORKING, "")
+    assert try_imports(missing, WORKING) == dict.fromkeys(WORKING, "")

@@ -106,7 +106,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def dress(shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def apply_shell(shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the variables, and write the files."""
     if ".testcontainers.properties" in shell.files or "DOCKER_CONTEXT" in shell.variables:
         monkeypatch.delenv("DOCKER_HOST")
@@ -117,7 +117,7 @@ def dress(shell: Shell, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (home / name).write_bytes(content)
 
 
-def why_no_container() -> str:
+def find_reason() -> str:
     """Try to start a container, with testcontainers as a new process would import it."""
     with mock.patch.dict(sys.modules):
         for name in [name for name in sys.modules if name.startswith("testcontainers")]:
@@ -131,8 +131,8 @@ def why_no_container() -> str:
 @pytest.mark.parametrize("name", FOR_CONTAINERS)
 def test_a_failing_configuration_is_a_reason(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken configuration of Docker or testcontainers is not an error of the run: `auto` goes on with the reason."""
-    dress(FOR_CONTAINERS[name], home, monkeypatch)
-    reason = why_no_container()
+    apply_shell(FOR_CONTAINERS[name], home, monkeypatch)
+    reason = find_reason()
     assert re.search(FOR_CONTAINERS[name].reason, reason), reason
     assert "\n" not in reason
 
@@ -147,7 +147,7 @@ def test_a_user_without_a_home_gets_a_reason(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    assert "home directory" in why_no_container()
+    assert "home directory" in find_reason()
     monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", "~/bin")
     with pytest.raises(ServerUnavailable, match=r"no local server can be started: .*home"), start_server("local"):
         pass

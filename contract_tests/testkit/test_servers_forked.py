@@ -40,7 +40,7 @@ def start_and_use(dsn: str) -> None:
         server.drop_database(server.create_database())
 
 
-def in_child(work: Callable[[], object]) -> str:
+def run_in_child(work: Callable[[], object]) -> str:
     """Do the work in a forked child, and return its error, or nothing."""
     context = multiprocessing.get_context("fork")
     reading, writing = context.Pipe(duplex=False)
@@ -79,7 +79,7 @@ def has_database(server: Server, dsn: str) -> bool:
 @pytest.mark.parametrize("method", REFUSED)
 def test_statements_of_a_child_are_refused(method: str, flux_postgres_server: Server, dsn: str) -> None:
     """The thread that runs statements was not forked: the error says so, rather than waiting for it without end."""
-    said = in_child(lambda: REFUSED[method](flux_postgres_server, dsn))
+    said = run_in_child(lambda: REFUSED[method](flux_postgres_server, dsn))
     assert said.startswith("RuntimeError: this server object was made before the process forked")
     assert "start_server(dsn)" in said
     assert has_database(flux_postgres_server, dsn)
@@ -88,7 +88,7 @@ def test_statements_of_a_child_are_refused(method: str, flux_postgres_server: Se
 @pytest.mark.parametrize("method", ALLOWED)
 def test_a_child_may_look_at_the_server(method: str, flux_postgres_server: Server, dsn: str) -> None:
     """Methods that need no statement work, and closing the object in the child costs the parent nothing."""
-    assert in_child(lambda: ALLOWED[method](flux_postgres_server, dsn)) == ""
+    assert run_in_child(lambda: ALLOWED[method](flux_postgres_server, dsn)) == ""
     assert has_database(flux_postgres_server, dsn)
     flux_postgres_server.drop_database(flux_postgres_server.create_database())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from ordinary_user import ordinary_user
+from ordinary_user import become_ordinary_user
 
 from flux_memory.testkit.servers import ServerUnavailable, local, start_server
 from flux_memory.testkit.servers.binaries import server_account
@@ -36,7 +36,7 @@ IN_PLACE: Final = (
 """Names of the server's files. A server that loses them does not start, or ends."""
 
 
-def plant(names: tuple[str, ...], victim: Path, owner: int) -> None:
+def plant_forever(names: tuple[str, ...], victim: Path, owner: int) -> None:
     """As the server's user, replace these names by links to the victim wherever the owner starts a server."""
     account = server_account()
     os.setgroups([])
@@ -52,9 +52,9 @@ def plant(names: tuple[str, ...], victim: Path, owner: int) -> None:
 
 
 @contextmanager
-def planting(names: tuple[str, ...], victim: Path) -> Iterator[None]:
+def plant_links(names: tuple[str, ...], victim: Path) -> Iterator[None]:
     """Another process plants links for the length of the block."""
-    planter = multiprocessing.get_context("fork").Process(target=plant, args=(names, victim, os.getpid()))
+    planter = multiprocessing.get_context("fork").Process(target=plant_forever, args=(names, victim, os.getpid()))
     planter.start()
     try:
         yield
@@ -74,7 +74,7 @@ def test_planted_links_lead_to_no_file_of_root(names: tuple[str, ...], tmp_path:
     victim.write_text(SECRET)
     before = victim.stat()
     said = []
-    with planting(names, victim):
+    with plant_links(names, victim):
         for _ in range(3):
             try:
                 with start_server("local") as server:
@@ -100,17 +100,17 @@ def test_only_the_servers_own_directory_is_its_users(tmp_path: Path) -> None:
         assert (top / "log").stat().st_mode & 0o077 == 0
 
 
-def link(path: Path) -> None:
+def make_link(path: Path) -> None:
     path.symlink_to(path.with_name("ready"))
 
 
-def fifo(path: Path) -> None:
+def make_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
 PRETENDED: Final[dict[str, Callable[[Path], None]]] = {
-    "a link": link,
-    "a FIFO": fifo,
+    "a link": make_link,
+    "a FIFO": make_fifo,
     "a directory": Path.mkdir,
     "nothing": lambda _: None,
 }
@@ -138,7 +138,7 @@ def test_a_data_directory_that_is_a_link_is_not_read(tmp_path: Path) -> None:
 
 
 @contextmanager
-def bystander(*arguments: str, user: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def start_bystander(*arguments: str, user: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process with these words on its command line."""
     command = ["/bin/sh", "-c", "read -r line", "bystander", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, user=user, cwd="/") as process:
@@ -156,7 +156,7 @@ def test_a_reader_of_the_log_survives_the_server() -> None:
         follow = ["tail", "-n", "+1", "-f", f"{directory}/log"]
         with (
             subprocess.Popen(follow, stdout=subprocess.PIPE) as reader,
-            bystander("-D", f"{directory}/pg/data") as named,
+            start_bystander("-D", f"{directory}/pg/data") as named,
         ):
             assert reader.stdout is not None
             assert reader.stdout.readline()
@@ -182,7 +182,7 @@ RECORDS: Final[dict[str, Callable[[int], str]]] = {
 def test_a_process_that_is_not_the_recorded_one_survives(record: Callable[[int], str]) -> None:
     """A pid that was used again, or a damaged record, costs no other process its life."""
     directory = new_directory(own_mark())
-    with bystander() as process:
+    with start_bystander() as process:
         (directory / "process").write_text(record(process.pid), errors="surrogateescape")
         assert remove_directory(directory)
         assert process.poll() is None
@@ -191,7 +191,7 @@ def test_a_process_that_is_not_the_recorded_one_survives(record: Callable[[int],
 def test_the_recorded_processes_are_ended() -> None:
     """Each process of a directory is ended with it."""
     directory = new_directory(own_mark())
-    with bystander() as first, bystander() as second:
+    with start_bystander() as first, start_bystander() as second:
         for process in (first, second):
             record_process(directory, process.pid, os.geteuid())
         assert processes_of(directory) == [first.pid, second.pid]
@@ -203,26 +203,26 @@ def test_the_recorded_processes_are_ended() -> None:
 def test_a_process_of_another_user_is_never_recorded_as_the_servers() -> None:
     """A pid that the server's user made up does not get another user's process ended."""
     directory = new_directory(own_mark())
-    with bystander() as process:
+    with start_bystander() as process:
         record_process(directory, process.pid, os.geteuid() + 1)
         assert processes_of(directory) == []
         assert remove_directory(directory)
         assert process.poll() is None
 
 
-def dead_mark() -> str:
-    with bystander() as process:
+def make_dead_mark() -> str:
+    with start_bystander() as process:
         return mark_of(process.pid)
 
 
 @ONLY_ROOT
 def test_another_users_processes_do_not_block_the_start() -> None:
     """For an ordinary user, processes of others that name a leftover directory are not in the way of removing it."""
-    dead = dead_mark()
-    with ordinary_user():
+    dead = make_dead_mark()
+    with become_ordinary_user():
         left = new_directory(dead)
         (left / "process").write_text(f"{mark_of(os.getpid())} 0\n")
-    with bystander(f"{left}/pg/data", user=0) as process:
-        with ordinary_user():
+    with start_bystander(f"{left}/pg/data", user=0) as process:
+        with become_ordinary_user():
             assert left in sweep_directories()
         assert process.poll() is None
