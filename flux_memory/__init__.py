@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from flux_memory.records.limits import (
         MAX_BATCH_BYTES,
         MAX_CONTENT_BYTES,
+        MAX_FILTER_ELEMENTS,
+        MAX_FILTER_VALUES,
         MAX_ID_LENGTH,
         MAX_METADATA_BYTES,
         MAX_METADATA_DEPTH,
@@ -42,6 +44,8 @@ __version__ = "0.1.0"
 __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_CONTENT_BYTES",
+    "MAX_FILTER_ELEMENTS",
+    "MAX_FILTER_VALUES",
     "MAX_ID_LENGTH",
     "MAX_METADATA_BYTES",
     "MAX_METADATA_DEPTH",

@@ -148,7 +148,8 @@ class Memory(Protocol):
             limit: The largest number of sessions, 0 or more; `None` means all.
             offset: The number of sessions to skip, 0 or more; past the end the result is `[]`.
             user_id: Only this user's sessions; `None` means those of all users.
-            metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it.
+            metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it. It may
+                have 100 values at any depth, 16 of them within arrays.
         """
         ...
 

@@ -356,7 +356,7 @@ def test_a_process_that_gets_no_thread_is_told_and_tries_again(path: Path) -> No
     assert count == "0"
 
 
-def in_memory() -> tuple[sqlite3.Connection, OpenFile]:
+def in_memory(_: object) -> tuple[sqlite3.Connection, OpenFile]:
     db = sqlite3.connect(":memory:", check_same_thread=False)
     return db, OpenFile(":memory:", db)
 

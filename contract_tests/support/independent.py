@@ -14,7 +14,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from independent_values import NewRow, comparable, contains, count, json_text, key, new_id, new_row, new_rows, text
+from independent_values import (
+    NewRow,
+    comparable,
+    contains,
+    count,
+    json_text,
+    key,
+    new_id,
+    new_row,
+    new_rows,
+    refuse_long_filter,
+    text,
+)
 
 from flux_memory import (
     BackendUnavailableError,
@@ -169,6 +181,7 @@ class IndependentMemory:
         start, most = count("offset", offset), None if limit is None else count("limit", limit)
         user = None if user_id is None else key("user_id", user_id)
         wanted = comparable(json_text("metadata", metadata))
+        refuse_long_filter("metadata", wanted)
 
         def work(db: sqlite3.Connection) -> list[Any]:
             order = " WHERE :user IS NULL OR user_id = :user ORDER BY updated_at DESC, id DESC"

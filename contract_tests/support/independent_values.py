@@ -98,6 +98,20 @@ def plain_json(name: str, value: object, depth: int = 1) -> Any:
     raise WrongTypeError(f"{name} has a {type(value).__name__}, which JSON does not have")
 
 
+def refuse_long_filter(name: str, part: Any) -> None:
+    """Raise if a filter has more than 100 values, or more than 16 within arrays."""
+    levels = [(part, False)]
+    everywhere = within_arrays = 0
+    while levels:
+        value, in_array = levels.pop()
+        items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        in_array = in_array or isinstance(value, list)
+        everywhere, within_arrays = everywhere + len(items), within_arrays + len(items) * in_array
+        levels += [(item, in_array) for item in items]
+    if everywhere > 100 or within_arrays > 16:
+        raise InvalidInputError(f"{name} has too many values for a filter")
+
+
 def exact(number: str) -> tuple[Decimal]:
     """Return a number that equals another one of the same value, and, being a tuple, equals no boolean."""
     return (Decimal(number),)

@@ -25,7 +25,7 @@ from flux_memory.errors import (
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records.metadata import encode_metadata
+from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
 
@@ -250,7 +250,7 @@ class PostgresConversationMemory(Memory):
         self._life.check_open()
         page = (records.check_limit(limit), records.check_count("offset", offset))
         user = None if user_id is None else records.find_id("user_id", user_id)
-        part = None if metadata is None else encode_metadata(metadata)
+        part = check_filter(metadata)
         if user_id is not None and user is None:
             return []
         if user is None and part is None:

@@ -25,7 +25,7 @@ from flux_memory.errors import (
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import timestamps
-from flux_memory.records.metadata import encode_metadata
+from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
 Record = TypeVar("Record")
@@ -174,7 +174,7 @@ class ConversationMemory(Memory):
         self._life.check_open()
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
         user = None if user_id is None else records.find_id("user_id", user_id)
-        part = None if metadata is None else encode_metadata(metadata)
+        part = check_filter(metadata)
         if user_id is not None and user is None:
             return []
         return await self._records(most, partial(_page, most, skipped, user, part), records.build_sessions)
