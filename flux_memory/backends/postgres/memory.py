@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -17,7 +17,7 @@ from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translated
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
-from flux_memory.backends.postgres.retry import RetryingExecutor
+from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
 from flux_memory.backends.postgres.writer import MessageWriter
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import (
@@ -350,6 +350,9 @@ class _Store(NamedTuple):
 async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _Store:  # noqa: ASYNC109 - shared out
     executor = RetryingExecutor(pool)
     state = CallState(writes=False)
+    if pool.loop_end is None:
+        pool.loop_end = _close_at_end_of_loop(pool)
+        await anext(pool.loop_end)
     began = asyncio.get_running_loop().time()
     with translated(shown, timeout * _OPENING_SHARE, state, pool):
         try:
@@ -360,6 +363,20 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
             raise
         await pool.fill()
     return _Store(pool, executor, MessageWriter(executor))
+
+
+async def _close_at_end_of_loop(pool: OwnPool | BorrowedPool) -> AsyncGenerator[None, None]:
+    """Close the pool when the event loop shuts down its generators, which `asyncio.run` does last.
+
+    By then every task was cancelled, and the server is still ending their statements. Without a close, the tasks that
+    wait for it and the sockets would be destroyed with the loop, and asyncio would log each of them.
+    """
+    try:
+        yield
+    finally:
+        await pool.close(SERVER_GRACE_SECONDS)
+        # The sockets are closed by callbacks.
+        await asyncio.sleep(0)
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:
