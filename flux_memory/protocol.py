@@ -57,6 +57,8 @@ class Memory(Protocol):
     `flux_memory.deadline()`. A write that was sent but not acknowledged raises its subclass `OutcomeUnknownError`: it
     may or may not be stored.
 
+    An argument must not change before its call has returned: long ones are encoded in a thread.
+
     Text is stored byte for byte; NUL and lone surrogates are refused. Metadata round-trips by type and value; its key
     order is not kept. Every returned object is new.
     """

@@ -11,7 +11,7 @@ from flux_memory.records.metadata import TooLongError, encode_metadata, read_exa
 
 _STEPS: Final = 1000
 """Elements that are compared between two looks at the deadline: some milliseconds."""
-_MOST_PARTS: Final = 4 * MAX_FILTER_VALUES
+_MOST_PARTS: Final = 8 * MAX_FILTER_VALUES
 """Parts of a filter's JSON text at which encoding stops; one with fewer values than that has fewer parts."""
 _CONTAINERS: Final = frozenset({dict, list})
 

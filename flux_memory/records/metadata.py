@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from json.encoder import encode_basestring as _quote
@@ -57,29 +58,36 @@ def encode_metadata(value: object, name: str = "metadata", *, most: int = MAX_ME
     return text
 
 
-def decode_metadata(text: str | None) -> dict[str, Any]:
+def decode_metadata(text: str | None, *, most: int = sys.maxsize) -> dict[str, Any]:
     """Return the object of a stored text; NULL is `{}`.
 
     Raises:
+        TooLongError: The text has more than `most` characters.
         ValueError: The text is not a JSON object.
     """
     if text is None or text == "{}":
         return {}
     if type(text) is not str:
         raise ValueError(f"{text!r:.60} where text belongs")
+    if len(text) > most:
+        raise TooLongError
     value = _READER.decode(text) if _may_have_long_numbers(text) else orjson.loads(text)
     if type(value) is not dict:
         raise ValueError(f"a JSON {type(value).__name__} where an object belongs")
     return value
 
 
-def decode_all_metadata(texts: Sequence[str]) -> list[dict[str, Any]]:
+def decode_all_metadata(texts: Sequence[str], *, most: int = sys.maxsize) -> list[dict[str, Any]]:
     """Return the object of each text, faster than `decode` one by one.
 
     Raises:
+        TooLongError: The texts together have more than `most` characters.
         ValueError: A text is not a JSON object.
     """
-    read = decode_metadata if _may_have_long_numbers(",".join(texts)) else orjson.loads
+    together = ",".join(texts)
+    if len(together) > most:
+        raise TooLongError
+    read = decode_metadata if _may_have_long_numbers(together) else orjson.loads
     values = list(map(read, texts))
     if set(map(type, values)) - {dict}:
         raise ValueError("a text is not a JSON object")
@@ -120,7 +128,8 @@ class _Parts(list[str]):
         """Check the depth and the number of items of the next array or object."""
         if depth > MAX_METADATA_DEPTH:
             raise _RefusedError(f"is nested deeper than {MAX_METADATA_DEPTH}; flatten it")
-        if len(self) + items > self.most:
+        # Each item has two parts or more: a separator or a key, and a value.
+        if len(self) + 2 * items > self.most:
             raise TooLongError
 
 

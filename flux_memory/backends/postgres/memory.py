@@ -14,6 +14,7 @@ import asyncpg
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
+from flux_memory.backends.long_calls import LongCalls, built
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translated
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
@@ -179,6 +180,7 @@ class PostgresConversationMemory(Memory):
             lambda store, seconds: store.pool.close(seconds),
             self.timeout,
         )
+        self._long = LongCalls(self._life)
 
     async def create_session(
         self,
@@ -189,7 +191,8 @@ class PostgresConversationMemory(Memory):
         user_id: str = "",
     ) -> str:
         self._life.check_open()
-        row = records.check_new_session(session_id, user_id, title, metadata)
+        check = partial(records.check_new_session, session_id, user_id, title, metadata)
+        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
@@ -198,7 +201,7 @@ class PostgresConversationMemory(Memory):
             run = store.executor.run if session_id is None else store.executor.run_on_any_lock
             return await run(state, insert)
 
-        if not await self._run(state, create):
+        if not await self._run(state, create, seconds):
             raise records.session_id_taken(row.id)
         return row.id
 
@@ -212,16 +215,16 @@ class PostgresConversationMemory(Memory):
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        row = records.check_new_message(role, content, metadata, message_id)
-        session = records.check_session_id(session_id)
-        await self._add(session, [row])
+        check = partial(records.check_new_message, role, content, metadata, message_id)
+        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        await self._add(records.check_session_id(session_id), [row], seconds)
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        batch = records.check_batch(messages)
-        session = records.check_session_id(session_id)
-        await self._add(session, records.drop_repeats(batch))
+        check = partial(records.check_batch, records.list_messages(messages))
+        batch, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
         return [row.id for row in batch]
 
     async def get_history(
@@ -237,7 +240,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return records.build_messages(session, rows)
+        return await built(partial(records.build_messages, session, rows))
 
     async def get_sessions(
         self,
@@ -261,7 +264,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
         else:
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return records.build_sessions(rows)
+        return await built(partial(records.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -269,7 +272,7 @@ class PostgresConversationMemory(Memory):
         if session is None:
             return None
         rows = await self._rows(SELECT_SESSION, session)
-        return records.build_session(rows[0]) if rows else None
+        return await built(partial(records.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -317,9 +320,9 @@ class PostgresConversationMemory(Memory):
         if life is not None and not life.forked:
             self._pool.terminate()
 
-    async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
+    async def _add(self, session_id: str, rows: list[records.MessageRow], seconds: float) -> None:
         state = CallState(writes=True)
-        await self._run(state, lambda store: store.writer.add(session_id, rows, state))
+        await self._run(state, lambda store: store.writer.add(session_id, rows, state), seconds)
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
         """Run a read and return its rows."""
@@ -331,9 +334,11 @@ class PostgresConversationMemory(Memory):
         state = CallState(writes=True)
         return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
-    async def _run(self, state: CallState, call: Callable[[_Store], Awaitable[Result]]) -> Result:
-        """Run a call within its deadline on the open store."""
-        seconds = seconds_for(self.timeout)
+    async def _run(
+        self, state: CallState, call: Callable[[_Store], Awaitable[Result]], seconds: float | None = None
+    ) -> Result:
+        """Run a call on the open store, within its deadline or the seconds that are left of it."""
+        seconds = seconds_for(self.timeout) if seconds is None else seconds
         with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
                 return await call(await self._life.opened())
