@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, Final
 
 import pytest
-from raw_postgres import BUSY, until_none
+from raw_postgres import BUSY, wait_until_none
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory, deadline
 
@@ -35,5 +35,5 @@ async def test_no_server_process_is_left_at_work(
             call.cancel() if cancelled else None
         (answer,) = await asyncio.gather(call, return_exceptions=True)
         assert isinstance(answer, asyncio.CancelledError | BackendUnavailableError | list), answer
-        await until_none(flux_postgres_dsn, BUSY)
+        await wait_until_none(flux_postgres_dsn, BUSY)
         assert await memory.count_sessions() == 3

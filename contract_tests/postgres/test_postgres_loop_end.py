@@ -9,7 +9,7 @@ import sys
 from typing import Final
 
 import pytest
-from raw_postgres import OPEN, until_none
+from raw_postgres import OPEN, wait_until_none
 
 PROGRAM: Final = """
 import asyncio, gc, sys, warnings
@@ -62,4 +62,4 @@ def test_the_end_of_a_loop_is_silent(named_dsn: str, flux_postgres_dsn: str, wor
     printed = [line for line in done.stderr.splitlines() if "Executing <" not in line]
     assert not printed, done.stderr
     assert done.stdout == "the loop has ended\n"
-    asyncio.run(until_none(flux_postgres_dsn, OPEN))
+    asyncio.run(wait_until_none(flux_postgres_dsn, OPEN))

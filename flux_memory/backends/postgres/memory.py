@@ -175,7 +175,7 @@ class PostgresConversationMemory(Memory):
                     f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
                 )
             self._pool = OwnPool(target, min_size, max_size, self.timeout)
-        self._life: Lifecycle[_Store] = Lifecycle(
+        self._life: Lifecycle[_OpenStore] = Lifecycle(
             partial(_open, self._pool, self._shown, self.timeout),
             lambda store, seconds: store.pool.close(seconds),
             self.timeout,
@@ -196,7 +196,7 @@ class PostgresConversationMemory(Memory):
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
-        async def create(store: _Store) -> bool:
+        async def create(store: _OpenStore) -> bool:
             # A concurrent call may create a session with the caller's id, and hold its lock until it commits.
             run = store.executor.run if session_id is None else store.executor.run_on_any_lock
             return await run(state, insert)
@@ -314,7 +314,7 @@ class PostgresConversationMemory(Memory):
         return f"{type(self).__name__}({getattr(self, '_shown', 'not opened')!r})"
 
     def __del__(self) -> None:
-        life: Lifecycle[_Store] | None = getattr(self, "_life", None)
+        life: Lifecycle[_OpenStore] | None = getattr(self, "_life", None)
         if life is not None and life.resource is not None:
             warn_never_closed(self)
         if life is not None and not life.forked:
@@ -335,7 +335,7 @@ class PostgresConversationMemory(Memory):
         return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
     async def _run(
-        self, state: CallState, call: Callable[[_Store], Awaitable[Result]], seconds: float | None = None
+        self, state: CallState, call: Callable[[_OpenStore], Awaitable[Result]], seconds: float | None = None
     ) -> Result:
         """Run a call on the open store, within its deadline or the seconds that are left of it."""
         seconds = seconds_for(self.timeout) if seconds is None else seconds
@@ -344,7 +344,7 @@ class PostgresConversationMemory(Memory):
                 return await call(await self._life.opened())
 
 
-class _Store(NamedTuple):
+class _OpenStore(NamedTuple):
     """The pool of a handle, and the two ways to use it."""
 
     pool: OwnPool | BorrowedPool
@@ -352,7 +352,7 @@ class _Store(NamedTuple):
     writer: MessageWriter
 
 
-async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _Store:  # noqa: ASYNC109 - shared out
+async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _OpenStore:  # noqa: ASYNC109 - shared out
     executor = RetryingExecutor(pool)
     state = CallState(writes=False)
     if pool.loop_end is None:
@@ -367,7 +367,7 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
             pool.expire()
             raise
         await pool.fill()
-    return _Store(pool, executor, MessageWriter(executor))
+    return _OpenStore(pool, executor, MessageWriter(executor))
 
 
 async def _close_at_end_of_loop(pool: OwnPool | BorrowedPool) -> AsyncGenerator[None, None]:
