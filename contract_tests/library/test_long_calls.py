@@ -21,7 +21,8 @@ from flux_memory import (
     deadline,
 )
 from flux_memory.backends.long_calls import INLINE_CHARACTERS, INLINE_PARTS
-from flux_memory.records import build_messages, build_session, build_sessions, check_batch
+from flux_memory.records import check_batch
+from flux_memory.records.building import build_messages, build_session, build_sessions
 from flux_memory.records.metadata import TooLongError, encode_metadata
 
 NOW: Final = "2026-01-01T00:00:00.000000+00:00"

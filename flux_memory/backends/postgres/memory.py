@@ -26,6 +26,7 @@ from flux_memory.errors import (
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
+from flux_memory.records import building
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -240,7 +241,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return await built(partial(records.build_messages, session, rows))
+        return await built(partial(building.build_messages, session, rows))
 
     async def get_sessions(
         self,
@@ -264,7 +265,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
         else:
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return await built(partial(records.build_sessions, rows))
+        return await built(partial(building.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -272,7 +273,7 @@ class PostgresConversationMemory(Memory):
         if session is None:
             return None
         rows = await self._rows(SELECT_SESSION, session)
-        return await built(partial(records.build_session, rows[0])) if rows else None
+        return await built(partial(building.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()

@@ -25,7 +25,7 @@ from flux_memory.errors import (
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import timestamps
+from flux_memory.records import building, timestamps
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -161,7 +161,7 @@ class ConversationMemory(Memory):
             rows = partial(_fetch, SELECT_HISTORY, (session, most))
         else:
             rows = partial(_fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
-        return await built(partial(records.build_messages, session, await self._read(rows)))
+        return await built(partial(building.build_messages, session, await self._read(rows)))
 
     async def get_sessions(
         self,
@@ -178,7 +178,7 @@ class ConversationMemory(Memory):
         if user_id is not None and user is None:
             return []
         rows = await self._read(partial(_page, most, skipped, user, part))
-        return await built(partial(records.build_sessions, rows))
+        return await built(partial(building.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -186,7 +186,7 @@ class ConversationMemory(Memory):
         if session is None:
             return None
         rows = await self._read(partial(_fetch, SELECT_SESSION, (session,)))
-        return await built(partial(records.build_session, rows[0])) if rows else None
+        return await built(partial(building.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
