@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from operator import methodcaller
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 import asyncpg
@@ -17,9 +17,8 @@ from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls, built
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translated
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
-from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
-from flux_memory.backends.postgres.writer import MessageWriter
+from flux_memory.backends.postgres.opening import OpenStore, open_store
+from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import (
     InvalidInputError,
@@ -30,11 +29,6 @@ from flux_memory.records import building
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
-
-_OPENING_SHARE: Final = 0.9
-"""Share of the deadline for opening; the rest lets waiting callers report the cause instead of a timeout."""
-_PREPARING_SHARE: Final = 0.8
-"""Share of the deadline for checking the database and its schema; then the connection is dropped."""
 
 # Times and JSON cross the wire as text: a borrowed pool may have codecs of its own, and the records need text. A time
 # before Christ keeps its BC, so that it is not read as a later one.
@@ -176,8 +170,8 @@ class PostgresConversationMemory(Memory):
                     f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
                 )
             self._pool = OwnPool(target, min_size, max_size, self.timeout)
-        self._life: Lifecycle[_OpenStore] = Lifecycle(
-            partial(_open, self._pool, self._shown, self.timeout),
+        self._life: Lifecycle[OpenStore] = Lifecycle(
+            partial(open_store, self._pool, self._shown, self.timeout),
             lambda store, seconds: store.pool.close(seconds),
             self.timeout,
         )
@@ -197,7 +191,7 @@ class PostgresConversationMemory(Memory):
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
-        async def create(store: _OpenStore) -> bool:
+        async def create(store: OpenStore) -> bool:
             # A concurrent call may create a session with the caller's id, and hold its lock until it commits.
             run = store.executor.run if session_id is None else store.executor.run_on_any_lock
             return await run(state, insert)
@@ -315,7 +309,7 @@ class PostgresConversationMemory(Memory):
         return f"{type(self).__name__}({getattr(self, '_shown', 'not opened')!r})"
 
     def __del__(self) -> None:
-        life: Lifecycle[_OpenStore] | None = getattr(self, "_life", None)
+        life: Lifecycle[OpenStore] | None = getattr(self, "_life", None)
         if life is not None and life.resource is not None:
             warn_never_closed(self)
         if life is not None and not life.forked:
@@ -336,53 +330,13 @@ class PostgresConversationMemory(Memory):
         return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
     async def _run(
-        self, state: CallState, call: Callable[[_OpenStore], Awaitable[Result]], seconds: float | None = None
+        self, state: CallState, call: Callable[[OpenStore], Awaitable[Result]], seconds: float | None = None
     ) -> Result:
         """Run a call on the open store, within its deadline or the seconds that are left of it."""
         seconds = seconds_for(self.timeout) if seconds is None else seconds
         with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
                 return await call(await self._life.opened())
-
-
-class _OpenStore(NamedTuple):
-    """The pool of a handle, and the two ways to use it."""
-
-    pool: OwnPool | BorrowedPool
-    executor: RetryingExecutor
-    writer: MessageWriter
-
-
-async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _OpenStore:  # noqa: ASYNC109 - shared out
-    executor = RetryingExecutor(pool)
-    state = CallState(writes=False)
-    if pool.loop_end is None:
-        pool.loop_end = _close_at_end_of_loop(pool)
-        await anext(pool.loop_end)
-    began = asyncio.get_running_loop().time()
-    with translated(shown, timeout * _OPENING_SHARE, state, pool):
-        try:
-            async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
-        except BaseException:
-            pool.expire()
-            raise
-        await pool.fill()
-    return _OpenStore(pool, executor, MessageWriter(executor))
-
-
-async def _close_at_end_of_loop(pool: OwnPool | BorrowedPool) -> AsyncGenerator[None, None]:
-    """Close the pool when the event loop shuts down its generators, which `asyncio.run` does last.
-
-    By then every task was cancelled, and the server is still ending their statements. Without a close, the tasks that
-    wait for it and the sockets would be destroyed with the loop, and asyncio would log each of them.
-    """
-    try:
-        yield
-    finally:
-        await pool.close(SERVER_GRACE_SECONDS)
-        # The sockets are closed by callbacks.
-        await asyncio.sleep(0)
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:
