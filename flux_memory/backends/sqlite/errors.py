@@ -82,7 +82,8 @@ def translated(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         kind, advice = _ADVICE.get(_primary_code(error), (FluxMemoryError, "see the cause"))
-        raise kind(f"SQLite on {path}: {error}: {advice}") from error
+        reason = "interrupted" if str(error) == _STOPPED else error
+        raise kind(f"SQLite on {path}: {reason}: {advice}") from error
     except UnicodeDecodeError as error:
         # The message of an SQLite error that quotes a damaged table.
         kind, advice = _ADVICE[sqlite3.SQLITE_CORRUPT]
