@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from flux_memory.records.limits import (
         MAX_BATCH_BYTES,
         MAX_CONTENT_BYTES,
+        MAX_FILTER_ELEMENTS,
+        MAX_FILTER_VALUES,
         MAX_ID_LENGTH,
         MAX_METADATA_BYTES,
         MAX_METADATA_DEPTH,
@@ -43,6 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "MAX_BATCH_BYTES",
     "MAX_CONTENT_BYTES",
+    "MAX_FILTER_ELEMENTS",
+    "MAX_FILTER_VALUES",
     "MAX_ID_LENGTH",
     "MAX_METADATA_BYTES",
     "MAX_METADATA_DEPTH",
@@ -98,6 +102,8 @@ __getattr__, __dir__ = import_on_use(
         "records.limits": (
             "MAX_BATCH_BYTES",
             "MAX_CONTENT_BYTES",
+            "MAX_FILTER_ELEMENTS",
+            "MAX_FILTER_VALUES",
             "MAX_ID_LENGTH",
             "MAX_METADATA_BYTES",
             "MAX_METADATA_DEPTH",

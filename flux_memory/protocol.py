@@ -57,6 +57,8 @@ class Memory(Protocol):
     `flux_memory.deadline()`. A write that was sent but not acknowledged raises its subclass `OutcomeUnknownError`: it
     may or may not be stored.
 
+    An argument must not change before its call has returned: long ones are encoded in a thread.
+
     Text is stored byte for byte; NUL and lone surrogates are refused. Metadata round-trips by type and value; its key
     order is not kept. Every returned object is new.
     """
@@ -148,7 +150,8 @@ class Memory(Protocol):
             limit: The largest number of sessions, 0 or more; `None` means all.
             offset: The number of sessions to skip, 0 or more; past the end the result is `[]`.
             user_id: Only this user's sessions; `None` means those of all users.
-            metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it.
+            metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it. It may
+                have 100 values at any depth, 16 of them within arrays.
         """
         ...
 

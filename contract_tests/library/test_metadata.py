@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from raw_postgres import fetch_rows
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.records.filters import MetadataFilter
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
-from flux_memory.records.metadata import contains, decode_metadata, encode_metadata, equal
+from flux_memory.records.metadata import decode_metadata, encode_metadata, equal
 from flux_memory.testkit.contract import listing
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=8)
@@ -149,7 +150,7 @@ def test_a_stored_text_that_is_not_an_object_is_an_error(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"a": NaN}', '{"a": Infinity}', "[" * 100_000])
 def test_invalid_json_contains_nothing(text: str) -> None:
     """One corrupt row does not break a filtered listing."""
-    assert not contains(text, "{}")
+    assert not MetadataFilter("{}").finds(text)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_invalid_json_contains_nothing(text: str) -> None:
 )
 def test_containment_is_that_of_jsonb(value: dict[str, Any], part: dict[str, Any], expected: bool) -> None:
     """The clauses' cases, without SQLite's search tables, which would hide a wrong result."""
-    assert contains(encode_metadata(value), encode_metadata(part)) is expected
+    assert MetadataFilter(encode_metadata(part)).finds(encode_metadata(value)) is expected
 
 
 def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: str) -> None:
@@ -186,7 +187,7 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
     assert len(answers) == len(pairs) > 500
     assert {holds for holds, _ in answers} == {same for _, same in answers} == {True, False}
     for (one, other), (holds, same) in zip(pairs, answers, strict=True):
-        assert contains(one, other) is holds, (one, other)
+        assert MetadataFilter(other).finds(one) is holds, (one, other)
         assert equal(one, other) is same, (one, other)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
+from flux_memory.records import building
 from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.records.metadata import encode_metadata
 from flux_memory.testkit.reference import arguments as reference
@@ -117,7 +118,7 @@ def test_a_corrupt_message_is_named(column: int, value: object) -> None:
     """A row that cannot be read raises an error of the library with its id and its session's, and keeps the cause."""
     row = (*MESSAGE[:column], value, *MESSAGE[column + 1 :])
     with pytest.raises(FluxMemoryError, match=r"^message 'm1' of session 's1' cannot be read") as caught:
-        records.build_messages("s1", [row])
+        building.build_messages("s1", [row])
     assert caught.value.__cause__ is not None
 
 
@@ -126,12 +127,12 @@ def test_a_corrupt_session_is_named(column: int, value: object) -> None:
     """A session that cannot be read raises an error of the library with its id."""
     row = (*SESSION[:column], value, *SESSION[column + 1 :])
     with pytest.raises(FluxMemoryError, match=r"^session 's1' cannot be read"):
-        records.build_session(row)
+        building.build_session(row)
 
 
 def test_null_metadata_is_an_empty_object() -> None:
     """The original application's column allows NULL."""
-    (message,) = records.build_messages("s1", [(*MESSAGE[:3], None, WHEN)])
+    (message,) = building.build_messages("s1", [(*MESSAGE[:3], None, WHEN)])
     assert message == {"id": "m1", "role": "user", "content": "Hello", "metadata": {}, "created_at": WHEN}
 
 
@@ -141,7 +142,7 @@ def test_a_corrupt_message_is_named_among_many(place: int) -> None:
     rows: list[tuple[Any, ...]] = [(f"m{n}", *MESSAGE[1:]) for n in range(300)]
     rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}")
     with pytest.raises(FluxMemoryError, match=f"^message 'm{place}' of session 's1' cannot be read"):
-        records.build_messages("s1", rows)
+        building.build_messages("s1", rows)
 
 
 @pytest.mark.parametrize("place", [0, 127, 128, 299])
@@ -149,10 +150,10 @@ def test_a_corrupt_session_is_named_among_many(place: int) -> None:
     """As for messages. Sound rows keep their order, checked together or one by one, with and without NULL metadata."""
     rows: list[tuple[Any, ...]] = [(f"s{n}", *SESSION[1:]) for n in range(300)]
     rows[place] = (*rows[place][:5], None, 3)
-    assert records.build_sessions(rows) == [records.build_session(row) for row in rows]
+    assert building.build_sessions(rows) == [building.build_session(row) for row in rows]
     rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}", *SESSION[5:])
     with pytest.raises(FluxMemoryError, match=f"^session 's{place}' cannot be read"):
-        records.build_sessions(rows)
+        building.build_sessions(rows)
 
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1, 10**30, 1e22, 0.1, -1.5e-300])
@@ -160,6 +161,6 @@ def test_numbers_of_a_page_keep_type_and_value(number: float) -> None:
     """Integers beyond 64 bits come back exactly, as do their neighbours; rows given newest first come oldest first."""
     values = [{"n": 1}, {"n": [number]}, {}, {"n": 1.0}]
     rows = [(f"m{n}", "user", "Hello", encode_metadata(value), WHEN) for n, value in enumerate(values)]
-    found = records.build_messages("s1", rows)
+    found = building.build_messages("s1", rows)
     assert [message["id"] for message in found] == ["m3", "m2", "m1", "m0"]
     assert repr([message["metadata"] for message in reversed(found)]) == repr(values)

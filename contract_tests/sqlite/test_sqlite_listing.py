@@ -17,7 +17,8 @@ from original_application import INSERT_SESSION, make_file
 from flux_memory import records
 from flux_memory.backends.sqlite import memory as backend
 from flux_memory.backends.sqlite.opening import connect
-from flux_memory.records.metadata import contains, encode_metadata
+from flux_memory.records.filters import MetadataFilter
+from flux_memory.records.metadata import encode_metadata
 
 KEYS = st.sampled_from(["a", "b", "é", 'q"\\', "[]", "a" * 101, "a" * 102])
 SCALARS = st.one_of(
@@ -73,7 +74,7 @@ def test_the_filter_finds_exactly_the_containing_sessions(
             text = json.dumps(value) if escaped else encode_metadata(value)
             db.execute(INSERT, (str(number), "ann", WHEN.format(number), text))
         stored = dict(db.execute("SELECT id, metadata FROM sessions ORDER BY updated_at DESC"))
-        expected = [id_ for id_, text in stored.items() if contains(text, encode_metadata(part))]
+        expected = [id_ for id_, text in stored.items() if MetadataFilter(encode_metadata(part)).finds(text)]
         assert expected[0] == str(len(objects))
         assert filter_ids(db, part) == expected
         assert filter_ids(db, part, "ann") == expected
@@ -97,7 +98,7 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
         expected = [
             id_
             for id_, user, text in db.execute("SELECT id, user_id, metadata FROM sessions ORDER BY updated_at DESC")
-            if contains(text, wanted) and user_id in {None, user}
+            if MetadataFilter(wanted).finds(text) and user_id in {None, user}
         ]
         found: list[str] = []
         while rows := read_page(50, len(found), user_id, wanted, db):

@@ -25,6 +25,7 @@ from independent_values import (
     encode_json,
     make_id,
     parse_exact,
+    refuse_long_filter,
 )
 
 from flux_memory import (
@@ -185,6 +186,7 @@ class IndependentMemory:
         start, most = check_row_count("offset", offset), None if limit is None else check_row_count("limit", limit)
         user = None if user_id is None else check_key("user_id", user_id)
         wanted = parse_exact(encode_json("metadata", metadata))
+        refuse_long_filter("metadata", wanted)
 
         def work(db: sqlite3.Connection) -> list[Any]:
             order = " WHERE :user IS NULL OR user_id = :user ORDER BY updated_at DESC, id DESC"

@@ -100,6 +100,20 @@ def copy_json(name: str, value: object, depth: int = 1) -> Any:
     raise WrongTypeError(f"{name} has a {type(value).__name__}, which JSON does not have")
 
 
+def refuse_long_filter(name: str, part: Any) -> None:
+    """Raise if a filter has more than 100 values, or more than 16 within arrays."""
+    levels = [(part, False)]
+    everywhere = within_arrays = 0
+    while levels:
+        value, in_array = levels.pop()
+        items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        in_array = in_array or isinstance(value, list)
+        everywhere, within_arrays = everywhere + len(items), within_arrays + len(items) * in_array
+        levels += [(item, in_array) for item in items]
+    if everywhere > 100 or within_arrays > 16:
+        raise InvalidInputError(f"{name} has too many values for a filter")
+
+
 def wrap_number(number: str) -> tuple[Decimal]:
     """Wrap a number so that equal numbers are equal, and none equals a boolean."""
     return (Decimal(number),)

@@ -145,10 +145,12 @@ class Lifecycle(Generic[Resource]):
         loop = asyncio.get_running_loop()
         end = loop.time() + self._grace
         if self._loop is loop:
-            if self._in_flight:
-                self._idle.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._idle.wait(), self._grace)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(end):
+                    # A call that was counted anew meanwhile is the next part of one that was in flight.
+                    while self._in_flight:
+                        self._idle.clear()
+                        await self._idle.wait()
             if self._opening is not None:
                 await asyncio.wait([self._opening], timeout=max(end - loop.time(), 0))
         self._ended = True

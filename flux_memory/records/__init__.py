@@ -1,9 +1,9 @@
-"""Checks the arguments of a call and builds its `Message` and `Session` records, for both backends."""
+"""Checks the arguments of a call, for both backends; `building` builds its records."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
@@ -14,10 +14,16 @@ from flux_memory.errors import (
     InvalidTypeError,
     SessionNotFoundError,
 )
-from flux_memory.protocol import Message, Session
 from flux_memory.records import timestamps
-from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
-from flux_memory.records.metadata import decode_all_metadata, decode_metadata, encode_metadata, equal
+from flux_memory.records.building import describe_not_text
+from flux_memory.records.limits import (
+    MAX_BATCH_BYTES,
+    MAX_CONTENT_BYTES,
+    MAX_ID_LENGTH,
+    MAX_METADATA_BYTES,
+    MAX_USER_ID_LENGTH,
+)
+from flux_memory.records.metadata import TooLongError, encode_metadata, equal
 from flux_memory.records.text import find_unstorable, require_id, require_str, require_text, shown
 
 if sys.version_info >= (3, 14):
@@ -28,8 +34,10 @@ else:
 MAX_COUNT: Final = 2**63 - 1
 """The largest `limit` or `offset` that an engine takes."""
 
-_CHUNK_ROWS: Final = 128
-"""Rows that are checked column by column at once; more would need more memory."""
+_ROW_PARTS: Final = 16
+"""Parts of JSON that take as long to encode as a message without metadata takes to check."""
+_PART_CHARACTERS: Final = 8
+"""Characters of a part of JSON, roughly."""
 _BATCH_KEYS: Final = frozenset({"role", "content", "metadata", "message_id"})
 
 
@@ -59,19 +67,21 @@ class MessageRow(NamedTuple):
         metadata = metadata or "{}"
         try:
             if not type(role) is type(content) is type(metadata) is str:
-                raise TypeError(_not_text(role, content, metadata))
+                raise TypeError(describe_not_text(role, content, metadata))
             return (self.role, self.content) == (role, content) and equal(self.metadata, metadata)
         except (ValueError, TypeError, RecursionError) as error:
             raise FluxMemoryError(f"the stored message {self.id!r} cannot be read: {error}") from error
 
 
-def check_new_session(session_id: object, user_id: object, title: object, metadata: object) -> SessionRow:
-    """Check the arguments of `create_session`."""
+def check_new_session(
+    session_id: object, user_id: object, title: object, metadata: object, *, most: int = MAX_METADATA_BYTES
+) -> SessionRow:
+    """Check the arguments of `create_session`; for `most` see `encode_metadata`."""
     return SessionRow(
         _own_id("session_id", session_id),
         require_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH),
         check_title(title),
-        encode_metadata(metadata),
+        encode_metadata(metadata, most=most),
     )
 
 
@@ -81,9 +91,15 @@ def check_title(title: object) -> str:
 
 
 def check_new_message(
-    role: object, content: object, metadata: object, message_id: object, place: str = ""
+    role: object,
+    content: object,
+    metadata: object,
+    message_id: object,
+    place: str = "",
+    *,
+    most: int = MAX_METADATA_BYTES,
 ) -> MessageRow:
-    """Check the arguments of `add_message`; `place` names the element of a batch."""
+    """Check the arguments of `add_message`; `place` names the element of a batch, for `most` see `encode_metadata`."""
     role = require_text(f"{place}role", role, max_bytes=MAX_CONTENT_BYTES)
     if not role:
         raise InvalidInputError(f"{place}role is empty; name the speaker, such as 'user' or 'assistant'")
@@ -91,20 +107,33 @@ def check_new_message(
         _own_id(f"{place}message_id", message_id),
         role,
         require_text(f"{place}content", content, max_bytes=MAX_CONTENT_BYTES),
-        encode_metadata(metadata, f"{place}metadata"),
+        encode_metadata(metadata, f"{place}metadata", most=most),
     )
 
 
-def check_batch(messages: object) -> list[MessageRow]:
+def list_messages(messages: object) -> list[Any]:
+    """Return the elements of a batch, unchecked; they can be checked twice, while an iterator has them once."""
+    if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
+        raise InvalidTypeError(f"messages must be a sequence of mappings, not {type(messages).__name__}")
+    return list(messages)
+
+
+def check_batch(messages: object, *, most: int = MAX_METADATA_BYTES) -> list[MessageRow]:
     """Check the argument of `add_messages`.
 
     Raises:
+        TooLongError: The batch has more than `most` parts of JSON, which may be less than the default.
         InvalidInputError: An element is not a message, which the error names, or the batch is too large.
         ConflictError: Two elements have the same id and different contents.
     """
-    if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
-        raise InvalidTypeError(f"messages must be a sequence of mappings, not {type(messages).__name__}")
-    rows = [_batch_element(item, f"messages[{index}]") for index, item in enumerate(messages)]
+    rows = []
+    bounded, left = most < MAX_METADATA_BYTES, most
+    for index, item in enumerate(list_messages(messages)):
+        rows.append(_batch_element(item, f"messages[{index}]", left))
+        if bounded:
+            left -= _ROW_PARTS + len(rows[-1].metadata) // _PART_CHARACTERS
+            if left < 0:
+                raise TooLongError
     characters = sum(map(len, chain.from_iterable(rows)))
     if characters * 4 > MAX_BATCH_BYTES and sum(len(part.encode()) for row in rows for part in row) > MAX_BATCH_BYTES:
         raise InvalidInputError(f"messages are larger than {MAX_BATCH_BYTES:,} bytes; add them in several batches")
@@ -183,118 +212,6 @@ def check_limit(value: object) -> int:
     return MAX_COUNT if value is None else check_count("limit", value)
 
 
-def build_messages(session_id: str, rows: Sequence[Sequence[Any]]) -> list[Message]:
-    """Build records, oldest first, from rows of (id, role, content, metadata, created_at), newest first.
-
-    Raises:
-        FluxMemoryError: A row is corrupt; the message names it.
-    """
-    result: list[Message] = []
-    for at in range(len(rows), 0, -_CHUNK_ROWS):
-        some = rows[max(at - _CHUNK_ROWS, 0) : at][::-1]
-        try:
-            result += _sound_messages(some)
-        except (ValueError, TypeError, RecursionError):
-            result += [_message(session_id, row) for row in some]
-    return result
-
-
-def _sound_messages(rows: Sequence[Sequence[Any]]) -> list[Message]:
-    """Build records, checked column by column: several times as fast as row by row.
-
-    Raises:
-        ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
-    """
-    ids, roles, contents, metadata, times = _all_text(*zip(*rows, strict=True))
-    timestamps.check_all(times)
-    return [
-        {"id": id_, "role": role, "content": content, "metadata": value, "created_at": created_at}
-        for id_, role, content, value, created_at in zip(
-            ids, roles, contents, decode_all_metadata(metadata), times, strict=True
-        )
-    ]
-
-
-def _message(session_id: str, row: Sequence[Any]) -> Message:
-    id_, role, content, metadata, created_at = row
-    try:
-        if not type(id_) is type(role) is type(content) is str:
-            raise TypeError(_not_text(id_, role, content))
-        return {
-            "id": id_,
-            "role": role,
-            "content": content,
-            "metadata": decode_metadata(metadata),
-            "created_at": timestamps.check(created_at),
-        }
-    except (ValueError, TypeError, RecursionError) as error:
-        raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
-
-
-def build_session(row: Sequence[Any]) -> Session:
-    """Build a record from a row of (id, user_id, title, created_at, updated_at, metadata, message_count).
-
-    Raises:
-        FluxMemoryError: The row is corrupt; the message names it.
-    """
-    id_, user_id, title, created_at, updated_at, metadata, message_count = row
-    try:
-        if not type(id_) is type(user_id) is type(title) is str:
-            raise TypeError(_not_text(id_, user_id, title))
-        return {
-            "id": id_,
-            "user_id": user_id,
-            "title": title,
-            "created_at": timestamps.check(created_at),
-            "updated_at": timestamps.check(updated_at),
-            "metadata": decode_metadata(metadata),
-            "message_count": message_count,
-        }
-    except (ValueError, TypeError, RecursionError) as error:
-        raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
-
-
-def build_sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
-    """Build records from rows as `build_session` takes them, in their order.
-
-    Raises:
-        FluxMemoryError: A row is corrupt; the message names it.
-    """
-    result: list[Session] = []
-    for at in range(0, len(rows), _CHUNK_ROWS):
-        some = rows[at : at + _CHUNK_ROWS]
-        try:
-            result += _sound_sessions(some)
-        except (ValueError, TypeError, RecursionError):
-            result += map(build_session, some)
-    return result
-
-
-def _sound_sessions(rows: Sequence[Sequence[Any]]) -> list[Session]:
-    """Build records, checked column by column.
-
-    Raises:
-        ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
-    """
-    *texts, counts = zip(*rows, strict=True)
-    ids, users, titles, created, updated, metadata = _all_text(*texts)
-    timestamps.check_all(created + updated)
-    return [
-        {
-            "id": id_,
-            "user_id": user_id,
-            "title": title,
-            "created_at": created_at,
-            "updated_at": updated_at,
-            "metadata": value,
-            "message_count": message_count,
-        }
-        for id_, user_id, title, created_at, updated_at, value, message_count in zip(
-            ids, users, titles, created, updated, decode_all_metadata(metadata), counts, strict=True
-        )
-    ]
-
-
 def check_session_time(session_id: str, value: object) -> str:
     """Return a session's stored time if it has the records' form.
 
@@ -311,21 +228,13 @@ def _own_id(name: str, value: object) -> str:
     return str(uuid7()) if value is None else require_id(name, value, max_length=MAX_ID_LENGTH)
 
 
-def _batch_element(item: object, place: str) -> MessageRow:
+def _batch_element(item: object, place: str, most: int) -> MessageRow:
     if not isinstance(item, Mapping):
         raise InvalidTypeError(f"{place} must be a mapping, not {type(item).__name__}")
     if unknown := [key for key in item if key not in _BATCH_KEYS]:
         raise InvalidInputError(f"{place} has the unknown key {shown(unknown[0])}; known are {sorted(_BATCH_KEYS)}")
     if missing := [key for key in ("role", "content") if key not in item]:
         raise InvalidInputError(f"{place} has no {missing[0]!r}")
-    return check_new_message(item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.")
-
-
-def _all_text(*columns: tuple[Any, ...]) -> tuple[tuple[str, ...], ...]:
-    if set(map(type, chain.from_iterable(columns))) != {str}:
-        raise TypeError("a value is not text")
-    return columns
-
-
-def _not_text(*values: object) -> str:
-    return f"{next(value for value in values if type(value) is not str)!r:.60} where text belongs"
+    return check_new_message(
+        item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.", most=most
+    )

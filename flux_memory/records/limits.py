@@ -12,5 +12,9 @@ MAX_METADATA_BYTES: Final = 16 * 1024 * 1024
 """Bytes of metadata as JSON."""
 MAX_METADATA_DEPTH: Final = 100
 """Nesting of metadata: `{}` is 1 deep, `{"a": []}` is 2."""
+MAX_FILTER_VALUES: Final = 100
+"""Values of a metadata filter, at any depth; each is looked up in the metadata of every candidate."""
+MAX_FILTER_ELEMENTS: Final = 16
+"""Values within the arrays of a metadata filter; each may be compared with every element of a stored array."""
 MAX_BATCH_BYTES: Final = 256 * 1024 * 1024
 """Bytes of a batch's ids, roles, contents and metadata. PostgreSQL takes a batch as one message, below 1 GB."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from json.encoder import encode_basestring as _quote
@@ -21,53 +22,72 @@ _INT_BOUND: Final = 10**4300
 """Python reads and writes integers of up to 4,300 digits (`sys.get_int_max_str_digits`)."""
 
 
-def encode_metadata(value: object, name: str = "metadata") -> str:
+def encode_metadata(value: object, name: str = "metadata", *, most: int = MAX_METADATA_BYTES) -> str:
     """Return the JSON text of a metadata argument; `None` is `{}`.
 
     Floats of 1e16 and up are written in full with `.0`, since `jsonb` would turn `1e+22` into an integer; -0.0 is
     written as 0.0, since `jsonb` has no negative zero.
 
+    Args:
+        value: The argument.
+        name: Its name, for error messages.
+        most: Parts of the JSON text at which encoding stops: keys, scalars, and the ends of arrays and objects.
+
     Raises:
+        TooLongError: The text has more than `most` parts.
         InvalidInputError: The value is not a JSON object that both engines can hold; the message names the place.
     """
     if value is None:
         return "{}"
     if not isinstance(value, Mapping):
         raise InvalidTypeError(f"{name} must be a mapping or None, not {type(value).__name__}")
-    parts: list[str] = []
+    parts = _Parts()
+    parts.most = most
     try:
         _encode_object(value, 1, parts)
+    except TooLongError:
+        if most < MAX_METADATA_BYTES:
+            raise
+        # Each part has a character or more. Without this, a list that holds one list twice, and so on, has no end.
+        raise _too_large(name) from None
     except _RefusedError as error:
         raise error.kind(f"{name}{error.place:.400} {error}") from None
     text = "".join(parts)
     if len(text) * 4 > MAX_METADATA_BYTES and len(text.encode()) > MAX_METADATA_BYTES:
-        raise InvalidInputError(f"{name} is larger than {MAX_METADATA_BYTES:,} bytes as JSON; store less of it")
+        raise _too_large(name)
     return text
 
 
-def decode_metadata(text: str | None) -> dict[str, Any]:
+def decode_metadata(text: str | None, *, most: int = sys.maxsize) -> dict[str, Any]:
     """Return the object of a stored text; NULL is `{}`.
 
     Raises:
+        TooLongError: The text has more than `most` characters.
         ValueError: The text is not a JSON object.
     """
     if text is None or text == "{}":
         return {}
     if type(text) is not str:
         raise ValueError(f"{text!r:.60} where text belongs")
+    if len(text) > most:
+        raise TooLongError
     value = _READER.decode(text) if _may_have_long_numbers(text) else orjson.loads(text)
     if type(value) is not dict:
         raise ValueError(f"a JSON {type(value).__name__} where an object belongs")
     return value
 
 
-def decode_all_metadata(texts: Sequence[str]) -> list[dict[str, Any]]:
+def decode_all_metadata(texts: Sequence[str], *, most: int = sys.maxsize) -> list[dict[str, Any]]:
     """Return the object of each text, faster than `decode` one by one.
 
     Raises:
+        TooLongError: The texts together have more than `most` characters.
         ValueError: A text is not a JSON object.
     """
-    read = decode_metadata if _may_have_long_numbers(",".join(texts)) else orjson.loads
+    together = ",".join(texts)
+    if len(together) > most:
+        raise TooLongError
+    read = decode_metadata if _may_have_long_numbers(together) else orjson.loads
     values = list(map(read, texts))
     if set(map(type, values)) - {dict}:
         raise ValueError("a text is not a JSON object")
@@ -89,17 +109,28 @@ def equal(one: str, other: str) -> bool:
     return one == other or _equal(read_exactly(one), read_exactly(other))
 
 
-def contains(text: str, part: str) -> bool:
-    """Return whether a text contains a part, as PostgreSQL's `jsonb @>` defines it; invalid JSON contains nothing."""
-    try:
-        return _contains(read_exactly(text), read_exactly(part))
-    except (ValueError, RecursionError):
-        return False
-
-
 def _may_have_long_numbers(text: str) -> bool:
     """Return whether the standard reader is needed: orjson reads integers beyond 64 bits as floats."""
     return _LONG_NUMBER in text.encode().translate(_DIGITS_TO_ZERO)
+
+
+class TooLongError(Exception):
+    """The work takes longer than an event loop may be kept waiting."""
+
+
+class _Parts(list[str]):
+    """The parts of a JSON text, of which there may be `most`."""
+
+    __slots__ = ("most",)
+    most: int
+
+    def enter(self, depth: int, items: int) -> None:
+        """Check the depth and the number of items of the next array or object."""
+        if depth > MAX_METADATA_DEPTH:
+            raise _RefusedError(f"is nested deeper than {MAX_METADATA_DEPTH}; flatten it")
+        # Each item has two parts or more: a separator or a key, and a value.
+        if len(self) + 2 * items > self.most:
+            raise TooLongError
 
 
 class _RefusedError(Exception):
@@ -111,7 +142,7 @@ class _RefusedError(Exception):
         self.place = ""
 
 
-def _encode(value: object, depth: int, parts: list[str]) -> None:
+def _encode(value: object, depth: int, parts: _Parts) -> None:
     if isinstance(value, str):
         parts.append(_encode_text(value))
     elif value is None:
@@ -132,8 +163,8 @@ def _encode(value: object, depth: int, parts: list[str]) -> None:
         raise _RefusedError(f"is a {type(value).__name__}, which JSON does not have", InvalidTypeError)
 
 
-def _encode_object(value: Mapping[Any, Any], depth: int, parts: list[str]) -> None:
-    _check_depth(depth)
+def _encode_object(value: Mapping[Any, Any], depth: int, parts: _Parts) -> None:
+    parts.enter(depth, len(value))
     separator = "{"
     for key, item in value.items():
         if not isinstance(key, str):
@@ -150,8 +181,8 @@ def _encode_object(value: Mapping[Any, Any], depth: int, parts: list[str]) -> No
     parts.append("}" if separator == "," else "{}")
 
 
-def _encode_array(value: list[Any] | tuple[Any, ...], depth: int, parts: list[str]) -> None:
-    _check_depth(depth)
+def _encode_array(value: list[Any] | tuple[Any, ...], depth: int, parts: _Parts) -> None:
+    parts.enter(depth, len(value))
     separator = "["
     for index, item in enumerate(value):
         parts.append(separator)
@@ -162,11 +193,6 @@ def _encode_array(value: list[Any] | tuple[Any, ...], depth: int, parts: list[st
             raise
         separator = ","
     parts.append("]" if separator == "," else "[]")
-
-
-def _check_depth(depth: int) -> None:
-    if depth > MAX_METADATA_DEPTH:
-        raise _RefusedError(f"is nested deeper than {MAX_METADATA_DEPTH}; flatten it")
 
 
 def _encode_text(value: str) -> str:
@@ -182,6 +208,10 @@ def _encode_float(value: float) -> str:
     if "e+" in text:
         return f"{Decimal(text):f}.0"
     return "0.0" if value == 0 else text
+
+
+def _too_large(name: str) -> InvalidInputError:
+    return InvalidInputError(f"{name} is larger than {MAX_METADATA_BYTES:,} bytes as JSON; store less of it")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -205,14 +235,3 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, list):
         return len(one) == len(other) and all(map(_equal, one, other))
     return bool(one == other)
-
-
-def _contains(value: Any, part: Any) -> bool:
-    if _kind(value) is not _kind(part):
-        return False
-    if isinstance(part, dict):
-        return all(key in value and _contains(value[key], item) for key, item in part.items())
-    if isinstance(part, list):
-        # Order and repeats do not count: each element of the part needs one that contains it.
-        return all(any(_contains(candidate, item) for candidate in value) for item in part)
-    return bool(value == part)

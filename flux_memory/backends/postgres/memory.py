@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from operator import methodcaller
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 import asyncpg
@@ -14,25 +14,21 @@ import asyncpg
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
+from flux_memory.backends.long_calls import LongCalls, built
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translated
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
-from flux_memory.backends.postgres.retry import RetryingExecutor
-from flux_memory.backends.postgres.writer import MessageWriter
+from flux_memory.backends.postgres.opening import OpenStore, open_store
+from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import (
     InvalidInputError,
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records.metadata import encode_metadata
+from flux_memory.records import building
+from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
-
-_OPENING_SHARE: Final = 0.9
-"""Share of the deadline for opening; the rest lets waiting callers report the cause instead of a timeout."""
-_PREPARING_SHARE: Final = 0.8
-"""Share of the deadline for checking the database and its schema; then the connection is dropped."""
 
 # Times and JSON cross the wire as text: a borrowed pool may have codecs of its own, and the records need text. A time
 # before Christ keeps its BC, so that it is not read as a later one.
@@ -174,11 +170,12 @@ class PostgresConversationMemory(Memory):
                     f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
                 )
             self._pool = OwnPool(target, min_size, max_size, self.timeout)
-        self._life: Lifecycle[_OpenStore] = Lifecycle(
-            partial(_open, self._pool, self._shown, self.timeout),
+        self._life: Lifecycle[OpenStore] = Lifecycle(
+            partial(open_store, self._pool, self._shown, self.timeout),
             lambda store, seconds: store.pool.close(seconds),
             self.timeout,
         )
+        self._long = LongCalls(self._life)
 
     async def create_session(
         self,
@@ -189,16 +186,17 @@ class PostgresConversationMemory(Memory):
         user_id: str = "",
     ) -> str:
         self._life.check_open()
-        row = records.check_new_session(session_id, user_id, title, metadata)
+        check = partial(records.check_new_session, session_id, user_id, title, metadata)
+        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
-        async def create(store: _OpenStore) -> bool:
+        async def create(store: OpenStore) -> bool:
             # A concurrent call may create a session with the caller's id, and hold its lock until it commits.
             run = store.executor.run if session_id is None else store.executor.run_on_any_lock
             return await run(state, insert)
 
-        if not await self._run(state, create):
+        if not await self._run(state, create, seconds):
             raise records.session_id_taken(row.id)
         return row.id
 
@@ -212,16 +210,16 @@ class PostgresConversationMemory(Memory):
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        row = records.check_new_message(role, content, metadata, message_id)
-        session = records.check_session_id(session_id)
-        await self._add(session, [row])
+        check = partial(records.check_new_message, role, content, metadata, message_id)
+        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        await self._add(records.check_session_id(session_id), [row], seconds)
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        batch = records.check_batch(messages)
-        session = records.check_session_id(session_id)
-        await self._add(session, records.drop_repeats(batch))
+        check = partial(records.check_batch, records.list_messages(messages))
+        batch, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
         return [row.id for row in batch]
 
     async def get_history(
@@ -237,7 +235,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return records.build_messages(session, rows)
+        return await built(partial(building.build_messages, session, rows))
 
     async def get_sessions(
         self,
@@ -250,7 +248,7 @@ class PostgresConversationMemory(Memory):
         self._life.check_open()
         page = (records.check_limit(limit), records.check_count("offset", offset))
         user = None if user_id is None else records.find_id("user_id", user_id)
-        part = None if metadata is None else encode_metadata(metadata)
+        part = check_filter(metadata)
         if user_id is not None and user is None:
             return []
         if user is None and part is None:
@@ -261,7 +259,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
         else:
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return records.build_sessions(rows)
+        return await built(partial(building.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -269,7 +267,7 @@ class PostgresConversationMemory(Memory):
         if session is None:
             return None
         rows = await self._rows(SELECT_SESSION, session)
-        return records.build_session(rows[0]) if rows else None
+        return await built(partial(building.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -311,15 +309,15 @@ class PostgresConversationMemory(Memory):
         return f"{type(self).__name__}({getattr(self, '_shown', 'not opened')!r})"
 
     def __del__(self) -> None:
-        life: Lifecycle[_OpenStore] | None = getattr(self, "_life", None)
+        life: Lifecycle[OpenStore] | None = getattr(self, "_life", None)
         if life is not None and life.resource is not None:
             warn_never_closed(self)
         if life is not None and not life.forked:
             self._pool.terminate()
 
-    async def _add(self, session_id: str, rows: list[records.MessageRow]) -> None:
+    async def _add(self, session_id: str, rows: list[records.MessageRow], seconds: float) -> None:
         state = CallState(writes=True)
-        await self._run(state, lambda store: store.writer.add(session_id, rows, state))
+        await self._run(state, lambda store: store.writer.add(session_id, rows, state), seconds)
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
         """Run a read and return its rows."""
@@ -331,35 +329,14 @@ class PostgresConversationMemory(Memory):
         state = CallState(writes=True)
         return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
-    async def _run(self, state: CallState, call: Callable[[_OpenStore], Awaitable[Result]]) -> Result:
-        """Run a call within its deadline on the open store."""
-        seconds = seconds_for(self.timeout)
+    async def _run(
+        self, state: CallState, call: Callable[[OpenStore], Awaitable[Result]], seconds: float | None = None
+    ) -> Result:
+        """Run a call on the open store, within its deadline or the seconds that are left of it."""
+        seconds = seconds_for(self.timeout) if seconds is None else seconds
         with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
                 return await call(await self._life.opened())
-
-
-class _OpenStore(NamedTuple):
-    """The pool of a handle, and the two ways to use it."""
-
-    pool: OwnPool | BorrowedPool
-    executor: RetryingExecutor
-    writer: MessageWriter
-
-
-async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _OpenStore:  # noqa: ASYNC109 - shared out
-    executor = RetryingExecutor(pool)
-    state = CallState(writes=False)
-    began = asyncio.get_running_loop().time()
-    with translated(shown, timeout * _OPENING_SHARE, state, pool):
-        try:
-            async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
-        except BaseException:
-            pool.expire()
-            raise
-        await pool.fill()
-    return _OpenStore(pool, executor, MessageWriter(executor))
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:

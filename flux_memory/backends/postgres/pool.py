@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -64,6 +64,8 @@ class OwnPool:
         self._trimming: asyncio.TimerHandle | None = None
         self._has_answered = False
         self.trouble: Exception | None = None
+        self.loop_end: AsyncGenerator[None, None] | None = None
+        """Closes the pool at the end of the event loop."""
         self._closing = False
 
     @property
@@ -103,6 +105,8 @@ class OwnPool:
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
         """Wait for statements whose callers are gone, and close all connections, by force after `timeout` seconds."""
         self._closing = True
+        if self._openings:
+            await asyncio.wait(self._openings, timeout=min(timeout, SERVER_GRACE_SECONDS))
         for opening in self._openings:
             opening.cancel()
         taken = 0
@@ -199,6 +203,8 @@ class OwnPool:
 
     def _begin_opening(self) -> asyncio.Task[Any]:
         opening = asyncio.get_running_loop().create_task(self._open_connection())
+        # asyncpg leaves a future behind, which asyncio logs, if the end of the program cancels it with all tasks.
+        asyncio._unregister_task(opening)  # noqa: SLF001 - documented, under "Extending asyncio"
         self._openings.add(opening)
         opening.add_done_callback(self._openings.discard)
         return opening
@@ -272,6 +278,7 @@ class BorrowedPool:
         self._pool = pool
         self.max_size: Final[int] = pool.get_max_size()
         self.trouble: Exception | None = None
+        self.loop_end: AsyncGenerator[None, None] | None = None
         self._tasks: set[asyncio.Future[Any]] = set()
 
     async def fill(self) -> None:

@@ -45,6 +45,9 @@ _ADVICE: Final = {
 }
 """The library's error, and the advice in its message, by SQLite's primary result code."""
 
+_STOPPED: Final = "user-defined function raised exception"
+"""sqlite3's error where the comparison with a metadata filter was stopped; our function raises in no other case."""
+
 
 def is_busy(error: BaseException | None) -> bool:
     """Return whether another connection's lock was in the way."""
@@ -67,6 +70,8 @@ def leaves_commit_unknown(error: BaseException) -> bool:
 
 
 def _primary_code(error: BaseException | None) -> int:
+    if str(error) == _STOPPED:
+        return sqlite3.SQLITE_INTERRUPT
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
@@ -77,7 +82,8 @@ def translated(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         kind, advice = _ADVICE.get(_primary_code(error), (FluxMemoryError, "see the cause"))
-        raise kind(f"SQLite on {path}: {error}: {advice}") from error
+        reason = "interrupted" if str(error) == _STOPPED else error
+        raise kind(f"SQLite on {path}: {reason}: {advice}") from error
     except UnicodeDecodeError as error:
         # The message of an SQLite error that quotes a damaged table.
         kind, advice = _ADVICE[sqlite3.SQLITE_CORRUPT]

@@ -6,13 +6,14 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
+from flux_memory.backends.long_calls import LongCalls, built
 from flux_memory.backends.sqlite import listing
 from flux_memory.backends.sqlite.errors import translated
 from flux_memory.backends.sqlite.opening import connect
@@ -24,11 +25,10 @@ from flux_memory.errors import (
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import timestamps
-from flux_memory.records.metadata import encode_metadata
+from flux_memory.records import building, timestamps
+from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
-Record = TypeVar("Record")
 
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
@@ -72,9 +72,6 @@ COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
 DELETE_SESSIONS: Final = "DELETE FROM sessions"
 
-_INLINE_ROWS: Final = 256
-"""Records that are built on the event loop, within a millisecond."""
-
 
 class ConversationMemory(Memory):
     """A `Memory` in a SQLite file, safe for any number of tasks, handles and processes on one machine.
@@ -109,6 +106,7 @@ class ConversationMemory(Memory):
         self._life: Lifecycle[SQLiteWorker] = Lifecycle(
             partial(_open_worker, self.db_path, self.timeout), SQLiteWorker.finish, self.timeout
         )
+        self._long = LongCalls(self._life)
 
     async def create_session(
         self,
@@ -119,9 +117,9 @@ class ConversationMemory(Memory):
         user_id: str = "",
     ) -> str:
         self._life.check_open()
-        return await self._write(
-            partial(_create_session, records.check_new_session(session_id, user_id, title, metadata))
-        )
+        check = partial(records.check_new_session, session_id, user_id, title, metadata)
+        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        return await self._write(partial(_create_session, row), seconds)
 
     async def add_message(
         self,
@@ -133,19 +131,21 @@ class ConversationMemory(Memory):
         message_id: str | None = None,
     ) -> str:
         self._life.check_open()
-        row = records.check_new_message(role, content, metadata, message_id)
+        check = partial(records.check_new_message, role, content, metadata, message_id)
+        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
         if message_id is None:
-            await self._write(partial(_add_message, session, row))
+            await self._write(partial(_add_message, session, row), seconds)
         else:
-            await self._write(partial(_add_messages, session, [row]))
+            await self._write(partial(_add_messages, session, [row]), seconds)
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        batch = records.check_batch(messages)
+        check = partial(records.check_batch, records.list_messages(messages))
+        batch, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
-        await self._write(partial(_add_messages, session, records.drop_repeats(batch)))
+        await self._write(partial(_add_messages, session, records.drop_repeats(batch)), seconds)
         return [row.id for row in batch]
 
     async def get_history(
@@ -161,7 +161,7 @@ class ConversationMemory(Memory):
             rows = partial(_fetch, SELECT_HISTORY, (session, most))
         else:
             rows = partial(_fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
-        return await self._records(most, rows, partial(records.build_messages, session))
+        return await built(partial(building.build_messages, session, await self._read(rows)))
 
     async def get_sessions(
         self,
@@ -174,10 +174,11 @@ class ConversationMemory(Memory):
         self._life.check_open()
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
         user = None if user_id is None else records.find_id("user_id", user_id)
-        part = None if metadata is None else encode_metadata(metadata)
+        part = check_filter(metadata)
         if user_id is not None and user is None:
             return []
-        return await self._records(most, partial(_page, most, skipped, user, part), records.build_sessions)
+        rows = await self._read(partial(_page, most, skipped, user, part))
+        return await built(partial(building.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -185,7 +186,7 @@ class ConversationMemory(Memory):
         if session is None:
             return None
         rows = await self._read(partial(_fetch, SELECT_SESSION, (session,)))
-        return records.build_session(rows[0]) if rows else None
+        return await built(partial(building.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -225,31 +226,19 @@ class ConversationMemory(Memory):
             warn_never_closed(self)
             life.resource.abandon()
 
-    async def _records(
-        self, most: int, rows: Work[list[tuple[Any, ...]]], build: Callable[[list[tuple[Any, ...]]], list[Record]]
-    ) -> list[Record]:
-        """Read rows and build records from them.
-
-        Many records are built on the worker's thread, so that the event loop goes on. A few are built here: the loop's
-        processor would be slow to fetch them from another processor's cache.
-        """
-        if most <= _INLINE_ROWS:
-            return build(await self._read(rows))
-        return await self._read(lambda db: build(rows(db)))
-
     async def _read(self, work: Work[Result]) -> Result:
         with self._life.in_flight(), translated(self.db_path):
             worker, timeout = await self._worker()
             return await worker.read(work, timeout)
 
-    async def _write(self, work: Work[Result]) -> Result:
+    async def _write(self, work: Work[Result], seconds: float | None = None) -> Result:
         with self._life.in_flight(), translated(self.db_path):
-            worker, timeout = await self._worker()
+            worker, timeout = await self._worker(seconds)
             return await worker.write(work, timeout)
 
-    async def _worker(self) -> tuple[SQLiteWorker, float]:
+    async def _worker(self, seconds: float | None = None) -> tuple[SQLiteWorker, float]:
         """Return the open worker, and the seconds that are left of the call's deadline."""
-        seconds = seconds_for(self.timeout)
+        seconds = seconds_for(self.timeout) if seconds is None else seconds
         if self._life.resource is not None:
             return await self._life.opened(), seconds
         ends = time.monotonic() + seconds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +13,7 @@ from flux_memory.backends.sqlite.errors import is_busy, is_read_only
 from flux_memory.backends.sqlite.file import OpenFile, can_only_be_read, make_private, refuse_cut_page
 from flux_memory.backends.sqlite.worker import LOCK_SECONDS
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
-from flux_memory.records.metadata import contains
+from flux_memory.records.filters import MetadataFilter
 from flux_memory.schema import sqlite as schema
 
 _REOPEN_SECONDS: Final = 0.01
@@ -25,12 +27,15 @@ _CONNECTION: Final[dict[str, Any]] = {
 }
 
 
-def connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
+def connect(
+    path: str, timeout: float, must_stop: Callable[[], bool] = lambda: False
+) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and with a current schema; retry while other processes are opening it.
 
     Args:
         path: The file, created if it is missing, or `:memory:`.
         timeout: Seconds until a lock ends the attempts.
+        must_stop: Returns whether the statement that runs has to end; SQLite itself cannot interrupt our function.
 
     Raises:
         FluxMemoryError: The file or the SQLite library cannot be used; the message says what to do.
@@ -40,7 +45,7 @@ def connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return _connect_once(path)
+            return _connect_once(path, must_stop)
         except sqlite3.OperationalError as error:
             if not is_busy(error) or time.monotonic() >= deadline:
                 raise
@@ -48,7 +53,7 @@ def connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
             time.sleep(_REOPEN_SECONDS)
 
 
-def _connect_once(path: str) -> tuple[sqlite3.Connection, OpenFile]:
+def _connect_once(path: str, must_stop: Callable[[], bool]) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and checked, and bring its schema up to date."""
     if sqlite3.sqlite_version_info < (3, 35):
         raise FluxMemoryError(
@@ -57,20 +62,24 @@ def _connect_once(path: str) -> tuple[sqlite3.Connection, OpenFile]:
     if path != ":memory:":
         make_private(Path(path))
     try:
-        return _prepare(path, sqlite3.connect(path, **_CONNECTION))
+        return _prepare(path, sqlite3.connect(path, **_CONNECTION), must_stop)
     except sqlite3.OperationalError as error:
         if not is_read_only(error) or not can_only_be_read(path):
             raise
     # Even a reader creates files beside it, unless the file is immutable.
     uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
-    return _prepare(path, sqlite3.connect(uri, uri=True, **_CONNECTION), frozen=True)
+    return _prepare(path, sqlite3.connect(uri, uri=True, **_CONNECTION), must_stop, frozen=True)
 
 
-def _prepare(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tuple[sqlite3.Connection, OpenFile]:
+def _prepare(
+    path: str, db: sqlite3.Connection, must_stop: Callable[[], bool], *, frozen: bool = False
+) -> tuple[sqlite3.Connection, OpenFile]:
     try:
         _require(db, "synchronous", "FULL", (2,))
         _require(db, "foreign_keys", "ON", (1,))
-        db.create_function("jsonb_contains", 2, _contains, deterministic=True)
+        # A listing tests many sessions with one filter.
+        prepared = lru_cache(maxsize=1)(partial(MetadataFilter, must_stop=must_stop))
+        db.create_function("jsonb_contains", 2, partial(_contains, prepared), deterministic=True)
         refuse_cut_page(path, db)
         # The schema first: another program's file is refused before its journal mode changes.
         schema.bring_up_to_date(db)
@@ -93,9 +102,9 @@ def _use_write_ahead_log(path: str, db: sqlite3.Connection) -> None:
             raise
 
 
-def _contains(stored: bytes | None, part: str) -> bool:
+def _contains(prepared: Callable[[str], MetadataFilter], stored: bytes | None, part: str) -> bool:
     try:
-        return stored is not None and contains(stored.decode(), part)
+        return stored is not None and prepared(part).finds(stored.decode())
     except UnicodeDecodeError:
         return False
 

@@ -43,7 +43,7 @@ class SQLiteWorker:
     rolls back a transaction that a read leaves open.
     """
 
-    def __init__(self, opener: Callable[[], tuple[sqlite3.Connection, OpenFile]]) -> None:
+    def __init__(self, opener: Callable[[Callable[[], bool]], tuple[sqlite3.Connection, OpenFile]]) -> None:
         self._opener = opener
         self._db: sqlite3.Connection | None = None
         self._driver: aiosqlite.Connection | None = None
@@ -128,7 +128,7 @@ class SQLiteWorker:
         # Stored by the thread: the caller may be gone by now, and the connection must still be closed.
         try:
             with self._at_rest:
-                self._db, self._file = self._opener()
+                self._db, self._file = self._opener(self._must_interrupt)
                 self._db.set_progress_handler(self._must_interrupt, _CLOCK_INSTRUCTIONS)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error

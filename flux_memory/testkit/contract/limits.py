@@ -9,6 +9,8 @@ import pytest
 
 from flux_memory import (
     MAX_CONTENT_BYTES,
+    MAX_FILTER_ELEMENTS,
+    MAX_FILTER_VALUES,
     MAX_ID_LENGTH,
     MAX_METADATA_BYTES,
     MAX_USER_ID_LENGTH,
@@ -20,7 +22,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import NOT_TEXTS
-from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
 NOWHERE: Final = ("", "unknown", "x" * (MAX_ID_LENGTH + 1), "x" * 10_000, "nul\x00", "\ud800", "' OR '1'='1", "%")
 """Ids of no session and no message; some are not even valid."""
@@ -37,6 +39,31 @@ WRITES: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
     "session_id of add_messages": lambda memory, key: memory.add_messages(key, [{"role": "r", "content": "c"}]),
     "session_id of update_session_title": lambda memory, key: memory.update_session_title(key, "title"),
 }
+
+_FLAT: Final = {f"key {number}": number for number in range(MAX_FILTER_VALUES)}
+LARGEST_FILTERS: Final[dict[str, dict[str, Any]]] = {
+    "flat": _FLAT,
+    "an object and its members": {"a": dict(list(_FLAT.items())[1:])},
+    "an array of scalars": {"a": list(range(MAX_FILTER_ELEMENTS))},
+    "two arrays": {"a": ["x"] * (MAX_FILTER_ELEMENTS // 2), "b": {"c": ["x"] * (MAX_FILTER_ELEMENTS // 2)}},
+    "an array of objects": {"a": [{"b": number} for number in range(MAX_FILTER_ELEMENTS // 2)]},
+    "arrays in an array": {"a": [[number] for number in range(MAX_FILTER_ELEMENTS // 2)]},
+    "both limits": dict(list(_FLAT.items())[MAX_FILTER_ELEMENTS + 1 :]) | {"a": list(range(MAX_FILTER_ELEMENTS))},
+}
+"""Filters that are as large as they may be."""
+TOO_LARGE_FILTERS: Final[dict[str, dict[str, Any]]] = {
+    "flat": _FLAT | {"more": None},
+    "an object and its members": {"a": _FLAT},
+    "an array of scalars": {"a": list(range(MAX_FILTER_ELEMENTS + 1))},
+    "a tuple": {"a": ("x",) * (MAX_FILTER_ELEMENTS + 1)},
+    "two arrays": {"a": ["x"] * (MAX_FILTER_ELEMENTS // 2), "b": {"c": ["x"] * (MAX_FILTER_ELEMENTS // 2 + 1)}},
+    "an array of objects": {"a": [{"b": number} for number in range(MAX_FILTER_ELEMENTS // 2 + 1)]},
+    "an object in an array": {"a": [{str(number): number for number in range(MAX_FILTER_ELEMENTS)}]},
+    "arrays in an array": {"a": [[number] for number in range(MAX_FILTER_ELEMENTS // 2 + 1)]},
+    "empty objects": {"a": [{}] * (MAX_FILTER_ELEMENTS + 1)},
+    "as many as can be stored": {"a": list(range(100_000))},
+}
+"""Filters that are larger: each is JSON that can be stored as metadata."""
 
 
 class LimitsContract(Binding):
@@ -210,3 +237,25 @@ class LimitsContract(Binding):
                 assert isinstance(caught.value, TypeError), f"{name}={value!r} raised {caught.value!r}"
         with pytest.raises(TypeError):
             await memory.get_session(None)  # type: ignore[arg-type]  # that is the point
+
+    @clause(
+        "FM-LIM-009",
+        promise="A metadata filter has at most 100 values at any depth, and at most 16 of them within arrays; a larger "
+        "one is rejected.",
+        impact="One request with a long filter occupies the store for minutes, and other users' calls fail.",
+        needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
+    )
+    async def test_filters_are_short(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for name, metadata in LARGEST_FILTERS.items():
+            session = await memory.create_session(metadata=metadata)
+            found = [row["id"] for row in await memory.get_sessions(metadata=metadata)]
+            assert found == [session], f"the filter did not find its session: {name}"
+            await memory.delete_session(session)
+        for metadata in TOO_LARGE_FILTERS.values():
+            await memory.create_session(metadata=metadata)
+        for name, metadata in TOO_LARGE_FILTERS.items():
+            (answer,) = await gather_outcomes(memory.get_sessions(metadata=metadata))
+            assert isinstance(answer, InvalidInputError), f"the filter was accepted: {name}"
+            assert "metadata" in str(answer)
+        assert await memory.count_sessions() == len(TOO_LARGE_FILTERS)

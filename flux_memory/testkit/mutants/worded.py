@@ -171,3 +171,18 @@ class LongIdsAreInvalid(Sound):
 class AnythingIsAnId(Sound):
     async def get_session(self, session_id: Any) -> Any:
         return await super().get_session(str(session_id))
+
+
+@caught_by("FM-LIM-009")
+class FiltersByTheFirstMembers(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        some = dict(list(metadata.items())[:100]) if isinstance(metadata, dict) else metadata
+        return await super().get_sessions(*args, metadata=some, **kwargs)
+
+
+@caught_by("FM-LIM-009")
+class CutsArraysOfTheFilter(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        if isinstance(metadata, dict):
+            metadata = {key: item[:16] if isinstance(item, list | tuple) else item for key, item in metadata.items()}
+        return await super().get_sessions(*args, metadata=metadata, **kwargs)

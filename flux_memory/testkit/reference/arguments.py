@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from flux_memory import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, InvalidInputError
+from flux_memory import (
+    MAX_BATCH_BYTES,
+    MAX_CONTENT_BYTES,
+    MAX_FILTER_ELEMENTS,
+    MAX_FILTER_VALUES,
+    MAX_ID_LENGTH,
+    InvalidInputError,
+)
 from flux_memory.testkit.reference import values
 
 
@@ -61,6 +68,15 @@ def metadata(name: str, value: object) -> dict[str, Any]:
     if problem := values.problem_of_size(copied):
         raise InvalidInputError(f"{name} is {problem}")
     return copied
+
+
+def metadata_filter(name: str, value: object) -> dict[str, Any]:
+    """Return metadata to filter by, which is short."""
+    part = metadata(name, value)
+    everywhere, within_arrays = values.count_values(part)
+    if everywhere > MAX_FILTER_VALUES or within_arrays > MAX_FILTER_ELEMENTS:
+        raise InvalidInputError(f"{name} has {everywhere} values, {within_arrays} within arrays: too many for a filter")
+    return part
 
 
 def count(name: str, value: object) -> int:

@@ -111,7 +111,7 @@ class ReferenceMemory:
         most = None if limit is None else arguments.count("limit", limit)
         start = arguments.count("offset", offset)
         user = None if user_id is None else arguments.plain_text("user_id", user_id)
-        part = arguments.metadata("metadata", metadata)
+        part = arguments.metadata_filter("metadata", metadata)
         with self._store.reading() as sessions:
             rows = [
                 session_record(state)

@@ -80,6 +80,19 @@ def _plain_scalar(value: object) -> Any:
     raise NotJsonError(f"a {type(value).__name__}, which JSON does not have", wrong_type=True)
 
 
+def count_values(value: object, *, in_array: bool = False) -> tuple[int, int]:
+    """Return how many values a value holds at any depth, and how many of them are within arrays."""
+    if not isinstance(value, dict | list):
+        return 0, 0
+    in_array = in_array or isinstance(value, list)
+    items = list(value.values()) if isinstance(value, dict) else value
+    below = [count_values(item, in_array=in_array) for item in items]
+    return (
+        len(items) + sum(everywhere for everywhere, _ in below),
+        len(items) * in_array + sum(within_arrays for _, within_arrays in below),
+    )
+
+
 def contains(whole: object, part: object) -> bool:
     """Return whether one JSON value contains another, like PostgreSQL's `jsonb @>` below the top level."""
     if isinstance(whole, dict) and isinstance(part, dict):

@@ -1,0 +1,100 @@
+"""Checks long arguments and builds long results in a thread, so that the event loop goes on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from flux_memory.backends.lifecycle import Lifecycle
+from flux_memory.errors import BackendUnavailableError, InvalidInputError
+from flux_memory.records.metadata import TooLongError
+
+Result = TypeVar("Result")
+
+INLINE_PARTS: Final = 4_000
+"""Parts of JSON, two for each member or element, that are encoded on the event loop, within two milliseconds.
+
+The switch to a thread takes 0.1 ms.
+"""
+INLINE_CHARACTERS: Final = 100_000
+"""Characters of JSON that are decoded on the event loop, within a millisecond."""
+
+
+class LongCalls:
+    """Keeps the order of calls to a session if the arguments of one take long to check.
+
+    Args:
+        life: Counts the calls whose arguments are being checked, so that `close()` waits for them.
+    """
+
+    def __init__(self, life: Lifecycle[Any]) -> None:
+        self._life = life
+        self._last: dict[object, asyncio.Future[None]] = {}
+        """Of each session with such calls: a future that is done once the latest of them has gone on."""
+
+    async def checked(self, session_id: object, seconds: float, check: Callable[..., Result]) -> tuple[Result, float]:
+        """Return the checked arguments of a write, and the seconds that are left for the write itself.
+
+        The caller queues the write before it awaits anything else, so that later calls to the session follow it.
+
+        Args:
+            session_id: The session.
+            seconds: The deadline of the call.
+            check: Checks the arguments; with `most=`, it raises `TooLongError` if they have more parts of JSON.
+
+        Raises:
+            BackendUnavailableError: The deadline passed.
+        """
+        key = session_id if isinstance(session_id, str) else None
+        earlier = self._last.get(key) if self._last else None
+        try:
+            result = check(most=INLINE_PARTS)
+            if earlier is None:
+                return result, seconds
+            is_long = False
+        except TooLongError:
+            is_long = True
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        turn = self._last[key] = loop.create_future()
+        try:
+            with self._life.in_flight():
+                async with asyncio.timeout_at(ends):
+                    if is_long:
+                        result = await asyncio.to_thread(_read, check)
+                    if earlier is not None:
+                        await asyncio.wait([earlier])
+        except TimeoutError as error:
+            raise BackendUnavailableError(
+                f"the arguments were not encoded within {seconds:g} s, and nothing was stored; store less at once, or "
+                "raise timeout="
+            ) from error
+        finally:
+            if earlier is None or earlier.done():
+                loop.call_soon(self._go_on, key, turn)
+            else:
+                earlier.add_done_callback(lambda _: self._go_on(key, turn))
+        return result, max(ends - loop.time(), 0.0)
+
+    def _go_on(self, key: object, turn: asyncio.Future[None]) -> None:
+        turn.set_result(None)
+        if self._last.get(key) is turn:
+            del self._last[key]
+
+
+async def built(build: Callable[..., Result]) -> Result:
+    """Return the records of a read; `build` raises `TooLongError` if they have more characters of JSON than `most=`."""
+    try:
+        return build(most=INLINE_CHARACTERS)
+    except TooLongError:
+        return await asyncio.to_thread(build)
+
+
+def _read(check: Callable[[], Result]) -> Result:
+    try:
+        return check()
+    except RuntimeError as error:
+        if isinstance(error, RecursionError):
+            raise
+        raise InvalidInputError(f"an argument was changed during the call: {error}; change it afterwards") from error

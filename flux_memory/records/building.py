@@ -1,0 +1,148 @@
+"""Builds `Message` and `Session` records from rows, for both backends, and names the row that is corrupt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final
+
+from flux_memory.errors import FluxMemoryError
+from flux_memory.protocol import Message, Session
+from flux_memory.records import timestamps
+from flux_memory.records.metadata import TooLongError, decode_all_metadata, decode_metadata
+
+_ROW_CHARACTERS: Final = 400
+"""Characters of JSON that take as long to decode as a record without metadata takes to build."""
+_CHUNK_ROWS: Final = 128
+"""Rows that are checked column by column at once; more would need more memory."""
+
+
+def build_messages(session_id: str, rows: Sequence[Sequence[Any]], *, most: int = sys.maxsize) -> list[Message]:
+    """Build records, oldest first, from rows of (id, role, content, metadata, created_at), newest first.
+
+    Raises:
+        TooLongError: It would take as long as decoding more than `most` characters of JSON.
+        FluxMemoryError: A row is corrupt; the message names it.
+    """
+    result: list[Message] = []
+    if len(rows) * _ROW_CHARACTERS > most:
+        raise TooLongError
+    for at in range(len(rows), 0, -_CHUNK_ROWS):
+        some = rows[max(at - _CHUNK_ROWS, 0) : at][::-1]
+        try:
+            result += _sound_messages(some, most)
+        except (ValueError, TypeError, RecursionError):
+            result += [_message(session_id, row) for row in some]
+    return result
+
+
+def _sound_messages(rows: Sequence[Sequence[Any]], most: int) -> list[Message]:
+    """Build records, checked column by column: several times as fast as row by row.
+
+    Raises:
+        ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
+    """
+    ids, roles, contents, metadata, times = _all_text(*zip(*rows, strict=True))
+    timestamps.check_all(times)
+    return [
+        {"id": id_, "role": role, "content": content, "metadata": value, "created_at": created_at}
+        for id_, role, content, value, created_at in zip(
+            ids, roles, contents, decode_all_metadata(metadata, most=most), times, strict=True
+        )
+    ]
+
+
+def _message(session_id: str, row: Sequence[Any]) -> Message:
+    id_, role, content, metadata, created_at = row
+    try:
+        if not type(id_) is type(role) is type(content) is str:
+            raise TypeError(describe_not_text(id_, role, content))
+        return {
+            "id": id_,
+            "role": role,
+            "content": content,
+            "metadata": decode_metadata(metadata),
+            "created_at": timestamps.check(created_at),
+        }
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
+
+
+def build_session(row: Sequence[Any], *, most: int = sys.maxsize) -> Session:
+    """Build a record from a row of (id, user_id, title, created_at, updated_at, metadata, message_count).
+
+    Raises:
+        TooLongError: The metadata has more than `most` characters.
+        FluxMemoryError: The row is corrupt; the message names it.
+    """
+    id_, user_id, title, created_at, updated_at, metadata, message_count = row
+    try:
+        if not type(id_) is type(user_id) is type(title) is str:
+            raise TypeError(describe_not_text(id_, user_id, title))
+        return {
+            "id": id_,
+            "user_id": user_id,
+            "title": title,
+            "created_at": timestamps.check(created_at),
+            "updated_at": timestamps.check(updated_at),
+            "metadata": decode_metadata(metadata, most=most),
+            "message_count": message_count,
+        }
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
+
+
+def build_sessions(rows: Sequence[Sequence[Any]], *, most: int = sys.maxsize) -> list[Session]:
+    """Build records from rows as `build_session` takes them, in their order.
+
+    Raises:
+        TooLongError: It would take as long as decoding more than `most` characters of JSON.
+        FluxMemoryError: A row is corrupt; the message names it.
+    """
+    result: list[Session] = []
+    if len(rows) * _ROW_CHARACTERS > most:
+        raise TooLongError
+    for at in range(0, len(rows), _CHUNK_ROWS):
+        some = rows[at : at + _CHUNK_ROWS]
+        try:
+            result += _sound_sessions(some, most)
+        except (ValueError, TypeError, RecursionError):
+            result += map(build_session, some)
+    return result
+
+
+def _sound_sessions(rows: Sequence[Sequence[Any]], most: int) -> list[Session]:
+    """Build records, checked column by column.
+
+    Raises:
+        ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
+    """
+    *texts, counts = zip(*rows, strict=True)
+    ids, users, titles, created, updated, metadata = _all_text(*texts)
+    timestamps.check_all(created + updated)
+    return [
+        {
+            "id": id_,
+            "user_id": user_id,
+            "title": title,
+            "created_at": created_at,
+            "updated_at": updated_at,
+            "metadata": value,
+            "message_count": message_count,
+        }
+        for id_, user_id, title, created_at, updated_at, value, message_count in zip(
+            ids, users, titles, created, updated, decode_all_metadata(metadata, most=most), counts, strict=True
+        )
+    ]
+
+
+def _all_text(*columns: tuple[Any, ...]) -> tuple[tuple[str, ...], ...]:
+    if set(map(type, chain.from_iterable(columns))) != {str}:
+        raise TypeError("a value is not text")
+    return columns
+
+
+def describe_not_text(*values: object) -> str:
+    """Return what is wrong with the first value that is not text."""
+    return f"{next(value for value in values if type(value) is not str)!r:.60} where text belongs"
