@@ -19,7 +19,8 @@ from flux_memory.testkit.servers import Server, ServerUnavailable, local, start_
 from flux_memory.testkit.servers.binaries import find_binaries, server_account
 from flux_memory.testkit.servers.container import ContainerServer
 from flux_memory.testkit.servers.databases import with_database
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered
+from flux_memory.testkit.servers.statements import Statements
 
 pytestmark = pytest.mark.usefixtures("without_test_dsn")
 

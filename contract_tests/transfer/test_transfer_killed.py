@@ -40,6 +40,12 @@ asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, batch_size=50
 WORKING = f"{OTHER_CLIENTS} AND state <> 'idle'"
 
 
+@pytest.fixture
+def path(random_file: Path) -> Path:
+    """A file in random order."""
+    return random_file
+
+
 def kill_at_row(path: Path, dsn: str, rows: int, *, helped: bool) -> bool:
     """Run a migration that kills itself, and return whether it did."""
     command = [sys.executable, "-c", CHILD, str(path), dsn, "0" if helped else str(10**12), str(rows)]

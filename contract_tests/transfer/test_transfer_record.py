@@ -1,4 +1,4 @@
-"""The target's record of moves: what was deleted there after it was moved is not brought back by the kept file."""
+"""The target's record of moves: a kept file does not bring back sessions that were deleted in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def target(flux_empty_database: str) -> str:
 
 @pytest.fixture
 def deleted(path: Path, target: str) -> Path:
-    """The file of a memory that was moved, of which session `two` was deleted in PostgreSQL since."""
+    """A file that was moved, and whose session `two` was deleted in PostgreSQL since."""
     make_file_with_data(path)
     assert move(path, target).status is Status.IDENTICAL
 
@@ -108,7 +108,7 @@ def came_back(path: Path, dsn: str) -> Path:
 @pytest.mark.parametrize(
     "act", [lambda path, _: path, renamed, copied, vacuumed, adopted, grown, came_back], ids=lambda act: act.__name__
 )
-def test_a_kept_file_does_not_bring_back_what_was_deleted(
+def test_a_kept_file_does_not_bring_back_deleted_sessions(
     deleted: Path, target: str, act: Callable[[Path, str], Path]
 ) -> None:
     """However the file was kept, its sessions are recognised: skipped, listed, and restored on request only."""
@@ -123,7 +123,7 @@ def test_a_kept_file_does_not_bring_back_what_was_deleted(
     assert "two" in ids(target)
 
 
-def test_it_says_what_it_skipped_and_how_to_restore_it(deleted: Path, target: str) -> None:
+def test_skipped_sessions_are_named_with_the_option_that_restores_them(deleted: Path, target: str) -> None:
     """The terminal and the report list the sessions; a comparison calls them missing."""
     sides, written = ("--sqlite-path", deleted, "--postgres-dsn", target), deleted.with_name("report.json")
     skipped = call(*sides, "--report", written)
@@ -168,7 +168,7 @@ def test_an_emptied_target_stays_empty(path: Path, target: str) -> None:
     assert ids(target) == ["a new one", "three"]
 
 
-def test_what_the_application_added_stays(deleted: Path, target: str) -> None:
+def test_rows_added_by_the_application_stay(deleted: Path, target: str) -> None:
     """After the switch a plain run leaves the application's sessions and messages alone, and says what there is."""
     move(deleted, target, restore_deleted=True)
 
@@ -316,7 +316,7 @@ def test_a_role_that_may_not_create_the_record_moves_without_it(path: Path, targ
 
 
 def test_a_role_that_may_not_use_the_record_is_refused(deleted: Path, target: str) -> None:
-    """In a dry run, too: it would bring back what was deleted. With the grant it skips it."""
+    """In a dry run, too: it would bring back deleted sessions. With the grant it skips them."""
 
     async def run() -> None:
         async with create_role(target, grants=USE) as other:

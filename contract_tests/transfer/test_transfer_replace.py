@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner, Result
-from original_application import add_message, add_sessions, make_file_with_data
-from original_application import read_rows as file_rows
+from original_application import add_message, add_sessions, make_file_with_data, read_rows
 from raw_postgres import create_role, execute, fetch_rows, make_original
 from terminal import run_on_terminal
 from transfer_memories import insert_message, insert_session, make_random_file, move, read_target
@@ -92,7 +91,7 @@ def sides(path: Path, dsn: str) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_target_is_replaced_whatever_happened_to_either_side(path: Path, target: str, name: str) -> None:
+def test_replace_settles_each_change_on_either_side(path: Path, target: str, name: str) -> None:
     """A plain run says what it cannot settle; after --replace PostgreSQL has what the file has."""
     here, there, status = CHANGES[name]
     make_file_with_data(path)
@@ -103,15 +102,15 @@ def test_a_target_is_replaced_whatever_happened_to_either_side(path: Path, targe
     report = move(path, target, replace=True)
     assert (report.status, report.exit_code) == (Status.IDENTICAL, 0)
     sessions, messages = read_target(target)
-    assert [(row[0], row[2], row[5]) for row in sessions] == file_rows(path, "SELECT id, title, metadata FROM sessions")
-    assert [row[:5] for row in messages] == file_rows(
+    assert [(row[0], row[2], row[5]) for row in sessions] == read_rows(path, "SELECT id, title, metadata FROM sessions")
+    assert [row[:5] for row in messages] == read_rows(
         path,
         "SELECT session_id, id, role, content, metadata FROM messages ORDER BY session_id, created_at, rowid",
     )
 
 
-def test_it_replaces_again_and_again(path: Path, target: str) -> None:
-    """A live move: replace as often as one likes, the last time after the application was stopped."""
+def test_a_target_is_replaced_repeatedly(path: Path, target: str) -> None:
+    """A live move: each run replaces the rows of the run before, and adds one row to the record."""
     make_file_with_data(path)
     for number in range(3):
         report = move(path, target, replace=True)
@@ -125,7 +124,7 @@ def test_it_replaces_again_and_again(path: Path, target: str) -> None:
     assert len(asyncio.run(fetch_rows(target, "SELECT FROM flux_memory_moves"))) == 3
 
 
-def test_a_live_move_ends_with_what_the_application_has(path: Path, target: str) -> None:
+def test_a_live_move_ends_with_the_rows_of_the_application(path: Path, target: str) -> None:
     """An application creates, renames and deletes sessions meanwhile; after it stopped, both engines show the same."""
 
     async def contents(memory: Memory) -> list[Any]:
@@ -181,7 +180,6 @@ def test_the_library_goes_on_in_a_replaced_target(path: Path, target: str) -> No
 @pytest.mark.parametrize(
     ("phase", "after_rows", "replaced"),
     [
-        ("Load", 0, False),
         ("Load", 5, False),
         ("Keys", 0, False),
         ("Analyze", 0, False),
@@ -189,10 +187,10 @@ def test_the_library_goes_on_in_a_replaced_target(path: Path, target: str) -> No
         ("Flush", 0, True),
     ],
 )
-def test_killed_in_the_middle_it_changed_nothing(
+def test_a_run_killed_before_its_commit_changes_nothing(
     path: Path, target: str, phase: str, after_rows: int, replaced: bool
 ) -> None:
-    """Before the commit the target is what it was, with its record; the next run replaces it."""
+    """Until the commit the target and its record are unchanged; the next run replaces the rows."""
     make_file_with_data(path)
     move(path, target)
     before, moves = read_target(target), asyncio.run(fetch_rows(target, "SELECT count(*) FROM flux_memory_moves"))
@@ -215,7 +213,7 @@ CREATE TRIGGER censor BEFORE INSERT ON messages FOR EACH ROW WHEN (NEW.id = 'm3'
 """
 
 
-def test_it_commits_only_what_is_proven(path: Path, target: str) -> None:
+def test_only_proven_rows_are_committed(path: Path, target: str) -> None:
     """If the proof fails, here since a trigger changes a row on its way, the old rows are still there."""
     make_file_with_data(path)
     move(path, target)
@@ -274,7 +272,7 @@ def test_a_dry_run_of_a_new_target_loses_nothing(path: Path, target: str) -> Non
     assert read_target(target) == ([], [])
 
 
-def test_without_a_terminal_it_wants_to_be_told(path: Path, target: str) -> None:
+def test_without_a_terminal_replace_needs_yes(path: Path, target: str) -> None:
     """A script that deletes by --replace says --yes; the refusal says how to look first."""
     make_file_with_data(path)
     refused = call(*sides(path, target), "--replace")
@@ -313,7 +311,7 @@ def test_a_terminal_shows_the_losses_and_asks(path: Path, target: str, answer: s
         ("--restore-deleted", "--to-sqlite", "x"),
     ],
 )
-def test_what_makes_no_sense_together_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+def test_options_that_exclude_each_other_are_wrong_usage(arguments: tuple[str, ...]) -> None:
     """Options that exclude each other are refused before any connection is opened."""
     result = call("--postgres-dsn", "postgresql://127.0.0.1:1/none", "--yes", *arguments)
     assert result.exit_code == 2
@@ -363,7 +361,7 @@ def test_only_the_owner_replaces(path: Path, target: str) -> None:
     asyncio.run(run())
 
 
-def test_rows_of_other_tables_are_not_deleted_along(path: Path, target: str) -> None:
+def test_rows_of_other_tables_are_not_deleted(path: Path, target: str) -> None:
     """A table of the user's that refers to sessions is named, and keeps its rows."""
     make_file_with_data(path)
     move(path, target)
@@ -391,8 +389,8 @@ GUARDS: Final = {
 
 
 @pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
-def test_where_the_keys_must_stay_it_replaces_all_the_same(path: Path, target: str, guard: str) -> None:
-    """A target that cannot be loaded at full speed is replaced in one transaction beside its keys."""
+def test_a_target_whose_keys_must_stay_is_replaced_beside_them(path: Path, target: str, guard: str) -> None:
+    """A view, a trigger or a clustered index slows the replacement, and does not prevent it."""
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, guard, THERE))
