@@ -43,7 +43,6 @@ async def refusal(dsn: str) -> str | None:
     before = await dump_database(dsn)
     await say(check_postgres(dsn, 10))
     await say(inspect())
-    assert await dump_database(dsn) == before
     async with PostgresConversationMemory(dsn, min_size=0) as memory:
         await say(memory.count_sessions())
     if said[-1] is not None:
