@@ -1,4 +1,4 @@
-"""The memory's tables are permanent, ordinary ones: all else in their place is refused by whatever opens the store."""
+"""A memory's tables are permanent and ordinary: other relations in their place are refused by each way to open it."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_no_table_is_created_as_a_temporary_one(path: Path, flux_empty_dat
 
 @pytest.mark.asyncio
 async def test_the_database_may_name_pg_temp_first(path: Path, flux_empty_database: str) -> None:
-    """The setting may come from the role or the database as well; an ordinary order is no obstacle."""
+    """The setting may come from the role or the database as well; pg_temp in the last place is accepted."""
     name = flux_empty_database.rpartition("/")[2].partition("?")[0]
     await execute(flux_empty_database, f'ALTER DATABASE "{name}" SET search_path = pg_temp, public')
     await refuse(flux_empty_database, path, "remove pg_temp", but=("verify", "the way back"))
