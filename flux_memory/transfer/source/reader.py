@@ -25,6 +25,23 @@ FROM pragma_index_list(?) AS list, pragma_index_info(list.name) AS columns
 WHERE list."unique" AND NOT list.partial
 GROUP BY list.name
 """
+# Only keys are sorted: a sorter holds sixteen whole rows at a time, which may have tens of megabytes each. The LIMIT is an
+# optimizer fence.
+SELECT_SESSIONS: Final = """
+SELECT id, {user}, title, metadata, created_at, updated_at, repeated, place
+FROM (
+    SELECT rowid AS place, {repeated} AS repeated FROM sessions /* where */ ORDER BY id, rowid LIMIT -1
+) AS keys
+CROSS JOIN sessions ON sessions.rowid = place
+"""
+SELECT_MESSAGES: Final = """
+SELECT session_id, id, role, content, metadata, created_at, repeated, place
+FROM (
+    SELECT rowid AS place, {repeated} AS repeated FROM messages /* where */ ORDER BY session_id, {order} LIMIT -1
+) AS keys
+CROSS JOIN messages ON messages.rowid = place
+"""
+WHERE: Final = "/* where */"
 SELECT_MIDDLE: Final = """
 SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
 """
@@ -147,60 +164,48 @@ class Source:
 
     def sessions(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
         """Iterate over the sessions."""
-        return self._part(self._select_sessions(), "id", part, "rowid")
+        return self._part(self._select_sessions(), "id", part)
 
     def session(self, session_id: str) -> RawRow | None:
         """Return a session, or `None` if it does not exist."""
-        return next(self._rows(f"{self._select_sessions()} WHERE id = ? ORDER BY rowid", session_id), None)
+        return next(self._rows(self._select_sessions(), "WHERE id = ?", session_id), None)
 
     def messages(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
         """Iterate over the messages, session by session."""
-        return self._part(self._select_messages(), "session_id", part, self._order())
+        return self._part(self._select_messages(), "session_id", part)
 
     def messages_of(self, session_id: str) -> Iterator[RawRow]:
         """Iterate over a session's messages."""
-        return self._rows(f"{self._select_messages()} WHERE session_id = ? ORDER BY {self._order()}", session_id)
+        return self._rows(self._select_messages(), "WHERE session_id = ?", session_id)
 
     def _select_sessions(self) -> str:
         user = "user_id" if self.layout.has_user_id else "''"
         repeated = "0" if self.layout.unique_sessions else "row_number() OVER (PARTITION BY id ORDER BY rowid) > 1"
-        return (
-            f"SELECT id, {user}, title, metadata, created_at, updated_at, {repeated}, rowid "  # noqa: S608 - ours
-            "FROM sessions"
-        )
+        return SELECT_SESSIONS.format(user=user, repeated=repeated)
 
     def _select_messages(self) -> str:
-        repeated = (
-            "0"
-            if self.layout.unique_messages
-            else f"row_number() OVER (PARTITION BY session_id, id ORDER BY {self._order()}) > 1"
-        )
-        return (
-            f"SELECT session_id, id, role, content, metadata, created_at, {repeated}, rowid "  # noqa: S608 - ours
-            "FROM messages"
-        )
-
-    def _order(self) -> str:
+        order = "created_at, rowid"
         if self.layout.numbered:
-            return "seq"
-        return "microseconds(created_at), rowid" if self.by_time else "created_at, rowid"
+            order = "seq"
+        elif self.by_time:
+            order = "microseconds(created_at), rowid"
+        repeated = "0"
+        if not self.layout.unique_messages:
+            repeated = f"row_number() OVER (PARTITION BY session_id, id ORDER BY {order}) > 1"
+        return SELECT_MESSAGES.format(order=order, repeated=repeated)
 
-    def _part(self, select: str, column: str, part: Part, order: str) -> Iterator[RawRow]:
-        by = f"ORDER BY {column}, {order}"
+    def _part(self, select: str, column: str, part: Part) -> Iterator[RawRow]:
         if part.first is not None:
-            return self._rows(f"{select} WHERE {column} >= ? {by}", part.first)
+            return self._rows(select, f"WHERE {column} >= ?", part.first)
         if part.end is None:
-            return self._rows(f"{select} {by}")
+            return self._rows(select, "")
         # With an OR, SQLite would sort instead of reading in index order.
         return chain(
-            self._rows(f"{select} WHERE {column} IS NULL {by}"),
-            self._rows(f"{select} WHERE {column} < ? {by}", part.end),
+            self._rows(select, f"WHERE {column} IS NULL"), self._rows(select, f"WHERE {column} < ?", part.end)
         )
 
-    def _rows(self, sql: str, *values: str) -> Iterator[RawRow]:
-        cursor = self._db.cursor()
-        cursor.arraysize = 64
-        return iter(cursor.execute(sql, values))
+    def _rows(self, select: str, where: str, *values: str) -> Iterator[RawRow]:
+        return iter(self._db.execute(select.replace(WHERE, where), values))
 
 
 def refuse_unknown(layout: Layout, left_behind: Iterable[str]) -> None:
