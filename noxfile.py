@@ -15,7 +15,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 IMAGE = "flux-memory/postgres:15"
 FAULTS = "contract_tests/faults"
-CONTRACT = ("contract_tests/test_contract_sqlite.py", "contract_tests/test_contract_postgres.py")
+CONTRACT = ("contract_tests/contract/test_contract_sqlite.py", "contract_tests/contract/test_contract_postgres.py")
 TESTS = ("pytest", f"--ignore={FAULTS}", "-n", "auto", "-q", "-rs", "--flux-postgres-required")
 
 
@@ -78,8 +78,8 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Check types: the package strictly, and a caller's file against the public names."""
     install(session, "typecheck")
-    session.run("mypy", "flux_memory", "contract_tests/typing_public_api.py", "noxfile.py")
-    session.run("pyright", "flux_memory", "contract_tests/typing_public_api.py")
+    session.run("mypy", "flux_memory", "contract_tests/library/typing_public_api.py", "noxfile.py")
+    session.run("pyright", "flux_memory", "contract_tests/library/typing_public_api.py")
 
 
 @nox.session
@@ -135,7 +135,7 @@ def browser(session: nox.Session) -> None:
     """Test the HTML report in a headless Chromium; needs Debian's chromium and chromium-driver."""
     install(session, "browser")
     session.run(
-        *("pytest", "contract_tests/test_evidence_page.py", "-q", "-rs", *session.posargs),
+        *("pytest", "contract_tests/testkit/test_evidence_page.py", "-q", "-rs", *session.posargs),
         env={"FLUX_MEMORY_REQUIRE_CHROMIUM": "1"},
     )
 

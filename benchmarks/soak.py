@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any, Final
 
 BENCHMARKS: Final = Path(__file__).parent
-sys.path[:0] = [str(BENCHMARKS.parent / "contract_tests" / place) for place in ("", "faults")]
+sys.path[:0] = [str(BENCHMARKS.parent / "contract_tests" / "support")]
 
 import asyncpg  # noqa: E402
 import click  # noqa: E402

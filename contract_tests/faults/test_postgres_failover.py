@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fault_cluster import Cluster, cluster, meanwhile
+from fault_cluster import Cluster, caught_up, cluster, meanwhile, pair
 from fault_load import Load, judge, through
 from fault_report import Fault
 from private_hosts import private_hosts
@@ -21,27 +19,6 @@ from flux_memory.testkit.histories import check, read_stored
 
 NAME = "database.flux-memory.test"
 READ_ONLY = "ALTER SYSTEM SET default_transaction_read_only = on"
-
-
-@contextmanager
-def pair(**settings: str) -> Iterator[tuple[Cluster, Cluster, str]]:
-    """A primary, its replica, and the DSN that names both."""
-    with cluster({"wal_level": "replica", **settings}) as primary:
-        replica = primary.standby()
-        address = primary.dsn.partition("@")[2].partition("/")[0]
-        other = replica.dsn.partition("@")[2].partition("/")[0]
-        both = primary.dsn.replace(f"@{address}/", f"@{address},{other}/")
-        yield primary, replica, f"{both}?target_session_attrs=read-write"
-
-
-async def caught_up(primary: Cluster, replica: Cluster) -> None:
-    """Wait until the replica has all that the primary has."""
-    ((position,),) = await rows(primary.dsn, "SELECT pg_current_wal_lsn()::text")
-
-    async def has_it() -> object:
-        return (await rows(replica.dsn, f"SELECT pg_last_wal_replay_lsn() >= '{position}'"))[0][0]
-
-    await until(has_it)
 
 
 async def until_quiet(primary: Cluster) -> None:

@@ -12,22 +12,20 @@ from typing import Final
 
 import pytest
 from fault_cluster import Cluster, cluster
+from fault_migration import CLEAN, MESSAGES, SESSIONS, ended_well, prepared
 from fault_report import Fault
 from raw_postgres import execute
-from transfer_memories import Trigger, everything, make_random, move
+from transfer_memories import OTHER, Trigger, everything, make_random
 
-from flux_memory import BackendUnavailableError, FluxMemoryError, PostgresConversationMemory
+from flux_memory import BackendUnavailableError
 from flux_memory.testkit import Proxy
-from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer import Plan, migrate
 from flux_memory.transfer.target import watchdog
 
-SESSIONS, MESSAGES = 30, 2000
-OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
 TERMINATE = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
-CLEAN = "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema CASCADE"
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +41,6 @@ def own() -> Iterator[Cluster]:
     """A durable server of this module's own."""
     with cluster() as made:
         yield made
-
-
-def ended_well(path: Path, dsn: str) -> bool:
-    """Migrate, and tell whether it succeeded; whatever breaks is an error of ours."""
-    try:
-        return move(path, dsn, batch_size=50).status is Status.IDENTICAL
-    except FluxMemoryError:
-        return False
 
 
 @pytest.mark.fault("migration: connection cut after any byte", backend="postgres")
@@ -177,10 +167,3 @@ def broken_in(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_: str
     assert ended_well(path, dsn)
     assert everything(dsn) == expected
     return took
-
-
-async def prepared(dsn: str, statements: list[str]) -> None:
-    """Let the library make its tables, and put in what others have."""
-    async with PostgresConversationMemory(dsn, min_size=1) as memory:
-        await memory.count_sessions()
-    await execute(dsn, *statements)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from fault_cluster import Cluster, cluster, meanwhile
+from fault_cluster import Cluster, caught_up, cluster, meanwhile, pair
+from fault_migration import CLEAN, prepared
 from fault_pooler import behind, started_pooler
 from fault_report import Fault
 from raw_postgres import execute, rows, with_parameter
-from test_postgres_failover import caught_up, pair
-from test_postgres_migration import CLEAN, OTHER, prepared
-from transfer_memories import Trigger, everything, make_random, move
+from transfer_memories import OTHER, Trigger, everything, make_random, move
 from waiting import until
 
 from flux_memory.errors import MigrationError

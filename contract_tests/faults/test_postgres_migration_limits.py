@@ -10,16 +10,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from fault_cluster import Cluster, cluster
+from fault_cluster import Cluster, caught_up, cluster, pair
+from fault_migration import MESSAGES, SESSIONS, ended_well, prepared
 from fault_pooler import Pooler, behind
 from fault_report import Fault
-from raw_postgres import connected, execute, rows, with_parameter
+from raw_postgres import by_default, connected, execute, rows, with_parameter
 from small_disk import fill, small_disk
-from test_postgres_failover import caught_up, pair
-from test_postgres_migration import MESSAGES, OTHER, SESSIONS, ended_well, prepared
-from test_postgres_refusals import by_default
-from test_transfer_interrupted import start_there, waiting_for_lock
-from transfer_memories import Trigger, everything, make_random, move
+from transfer_memories import OTHER, Trigger, everything, make_random, move
+from transfer_processes import start_there, waiting_for_lock
 from waiting import until
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, PostgresConversationMemory

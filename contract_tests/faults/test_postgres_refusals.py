@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import signal
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -14,31 +13,16 @@ import pytest
 from fault_cluster import cluster, meanwhile
 from fault_load import Load, judge, through
 from fault_report import Fault
-from raw_postgres import connected, execute, rows
+from raw_postgres import by_default, connected, execute, rows
 from small_disk import fill, small_disk
 from waiting import until
 
 from flux_memory import BackendUnavailableError, OutcomeUnknownError, PostgresConversationMemory, deadline
 from flux_memory.testkit.histories import History, Journal, Recorder
-from flux_memory.testkit.servers.databases import database_of, with_database
+from flux_memory.testkit.servers.databases import with_database
 
 # Other tests may run on the same server.
 WAITING_FOR_LOCKS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-
-
-@asynccontextmanager
-async def by_default(dsn: str, **settings: str) -> AsyncIterator[None]:
-    """Defaults of the database for new connections, for the length of the block."""
-    name = database_of(dsn)
-    await execute(dsn, *(f"ALTER DATABASE \"{name}\" SET {key} = '{value}'" for key, value in settings.items()))
-    try:
-        yield
-    finally:
-        # The connection must be able to write, also where the default is that it cannot.
-        async with connected(dsn) as connection:
-            await connection.execute("SET transaction_read_only = off; SET default_transaction_read_only = off")
-            for key in settings:
-                await connection.execute(f'ALTER DATABASE "{name}" RESET {key}')
 
 
 @pytest.mark.asyncio

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +14,7 @@ import pytest
 from fault_report import Fault
 from fault_work import Store, write
 from raw_sqlite import change, on_the_thread
+from sqlite_locks import EXCLUSIVE, WRITE_LOCK, held
 
 from flux_memory import BackendUnavailableError, ConversationMemory, NewMessage, OutcomeUnknownError, deadline
 from flux_memory.testkit.histories import History, Journal, Recorder
@@ -24,28 +22,6 @@ from flux_memory.testkit.histories import History, Journal, Recorder
 SESSION: Final = "s"
 GRACE: Final = 5.0
 """Seconds by which a call may outlive its deadline on a machine that is busy; it should be one."""
-HOLDER: Final = """
-import sqlite3, sys
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-for statement in sys.argv[2:]:
-    db.execute(statement).fetchall()
-print("held", flush=True)
-sys.stdin.read()
-"""
-# The one keeps writers out, the other, taken while nobody else has the file open, readers too.
-WRITE_LOCK: Final = ("BEGIN IMMEDIATE",)
-EXCLUSIVE: Final = ("PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "UPDATE sessions SET title = title", "COMMIT")
-
-
-@contextmanager
-def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
-    """Let another process hold a lock until the block ends, or until it is killed."""
-    command = [sys.executable, "-c", HOLDER, str(path), *statements]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from test_sqlite_locks import held
+from sqlite_locks import held
 from transfer_memories import Trigger, age, everything, make_random, move
 
 from flux_memory import ConversationMemory, FluxMemoryError

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 TARGETS = ("public_api", "dsn_parser", "configuration", "legacy_file", "quarantine_file")
 DSN = "FLUX_MEMORY_FUZZ_DSN"

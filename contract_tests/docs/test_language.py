@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-PROJECT: Final = Path(__file__).parents[1]
+PROJECT: Final = Path(__file__).parents[2]
 FINISHED: Final = (
     "README.md",
     "CONTRIBUTING.md",
@@ -26,7 +26,7 @@ FINISHED: Final = (
     ".github/workflows/*.yml",
     "docs/contract/*.md",
     "flux_memory/**/*.py",
-    "contract_tests/test_language.py",
+    "contract_tests/docs/test_language.py",
 )
 """Globs of the files that are held to the rules. A glob without a file fails."""
 

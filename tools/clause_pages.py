@@ -1,4 +1,4 @@
-"""Writes the pages of docs/contract from the clauses themselves: `python contract_tests/clause_pages.py`."""
+"""Writes the pages of docs/contract from the clauses themselves: `python tools/clause_pages.py`."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ from original_application import POSTGRES_TABLES, USERS
 from secret_watch import watch
 from waiting import until
 
+from flux_memory.testkit.servers.databases import database_of
+
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, title, created_at, updated_at, metadata)
 VALUES (
@@ -148,3 +150,18 @@ async def until_none(dsn: str, query: str) -> None:
 
     async with connected(dsn) as connection:
         await until(none)
+
+
+@asynccontextmanager
+async def by_default(dsn: str, **settings: str) -> AsyncIterator[None]:
+    """Defaults of the database for new connections, for the length of the block."""
+    name = database_of(dsn)
+    await execute(dsn, *(f"ALTER DATABASE \"{name}\" SET {key} = '{value}'" for key, value in settings.items()))
+    try:
+        yield
+    finally:
+        # The connection must be able to write, also where the default is that it cannot.
+        async with connected(dsn) as connection:
+            await connection.execute("SET transaction_read_only = off; SET default_transaction_read_only = off")
+            for key in settings:
+                await connection.execute(f'ALTER DATABASE "{name}" RESET {key}')

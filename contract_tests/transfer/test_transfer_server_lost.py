@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 from raw_postgres import connected, execute
-from test_transfer_interrupted import OTHER, start_there, waiting_for_lock
-from test_transfer_load import make_tables
-from transfer_memories import Trigger, everything, make_random, move
+from transfer_memories import OTHER, Trigger, everything, make_random, make_tables, move
+from transfer_processes import start_there, waiting_for_lock
 from waiting import until
 
 from flux_memory.errors import FluxMemoryError

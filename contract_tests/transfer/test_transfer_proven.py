@@ -286,7 +286,7 @@ def test_the_guide_numbers_messages_anew(path: Path, flux_empty_database: str, d
     before = everything(dsn)
     asyncio.run(execute(dsn, damage))
     assert move(path, dsn, mode=Mode.VERIFY).status is Status.DIFFERENT
-    guide = (Path(__file__).parents[1] / "docs" / "migration.md").read_text("utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "migration.md").read_text("utf-8")
     remedy = guide.partition("### Numbering messages anew")[2].partition("```sql\n")[2].partition("```")[0]
     asyncio.run(execute(dsn, remedy.replace("'ID'", "'one'")))
     assert move(path, dsn, mode=Mode.VERIFY).status is Status.IDENTICAL

@@ -15,8 +15,10 @@ from typing import Any
 from original_application import INSERT_MESSAGE, INSERT_SESSION, make_file
 from raw_postgres import rows
 
+from flux_memory import PostgresConversationMemory
 from flux_memory.transfer import Plan, Report, migrate
 
+OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
 HISTORIES = """
 SELECT session_id, id, role, content, metadata::text, created_at::text
 FROM messages
@@ -123,3 +125,13 @@ class Trigger:
 
     def say(self, line: str) -> None:
         self.said.append(line)
+
+
+def make_tables(dsn: str) -> None:
+    """Let the library create the tables."""
+
+    async def work() -> None:
+        async with PostgresConversationMemory(dsn, min_size=1) as memory:
+            await memory.count_sessions()
+
+    asyncio.run(work())

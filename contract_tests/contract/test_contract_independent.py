@@ -6,6 +6,7 @@ import ast
 from collections.abc import Callable
 from pathlib import Path
 
+import independent
 import pytest
 from bound_stores import Corrupt, damage_sqlite
 from independent import IndependentMemory
@@ -31,7 +32,7 @@ class TestIndependent(MemoryContract):
 @pytest.mark.parametrize("module", ["independent", "independent_values"])
 def test_it_takes_nothing_of_the_library_but_its_errors(module: str) -> None:
     """What it proves of the clauses rests on its being written without the library."""
-    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text())
+    tree = ast.parse(Path(independent.__file__).with_name(f"{module}.py").read_text())
     imported = [
         (node.module or "", name.name)
         for node in ast.walk(tree)

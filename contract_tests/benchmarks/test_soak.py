@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture
 def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, from its own directory."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import soak  # noqa: PLC0415 - a program, not a package
 
     yield soak

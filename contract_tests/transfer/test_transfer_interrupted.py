@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from raw_postgres import connected, execute
-from test_transfer_load import make_tables
-from transfer_memories import everything, make_random, move
+from transfer_memories import OTHER, everything, make_random, make_tables, move
+from transfer_processes import start, start_there, waiting_for_lock
 from waiting import until
 
 from flux_memory.transfer import Plan, Status, migrate, migrate_back, to_sqlite
@@ -46,7 +46,6 @@ SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 WORKING = f"{OTHERS} AND state <> 'idle'"
-OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
 INTERRUPTED = (
     "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result.\n"
 )
@@ -88,16 +87,6 @@ def duration(process: subprocess.Popen[str]) -> float:
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     return time.monotonic() - began
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command in its own process."""
-    command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def start_there(path: Path, dsn: str) -> subprocess.Popen[str]:
-    return start("--sqlite-path", path, "--postgres-dsn", dsn, "--batch-size", 50)
 
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
@@ -294,19 +283,6 @@ with private_directory() as directory:
     assert (directory / "snapshot.db").exists(), "it was killed"
     assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
     assert list(tmp_path.iterdir()) == []
-
-
-async def waiting_for_lock(connection: Any) -> int:
-    """Wait until the migration waits for a lock, and return the pid of its server process."""
-    async with asyncio.timeout(20):
-        while True:
-            pid = await connection.fetchval(
-                "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'messages'::regclass LIMIT 1"
-            ) or await connection.fetchval(
-                "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'sessions'::regclass LIMIT 1"
-            )
-            if pid:
-                return int(pid)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

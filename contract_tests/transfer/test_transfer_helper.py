@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 from original_application import make_file
 from raw_postgres import execute
-from test_transfer_interrupted import OTHER
-from test_transfer_load import make_tables
-from transfer_memories import add, add_session, everything, make_random, move
+from transfer_memories import OTHER, add, add_session, everything, make_random, make_tables, move
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Mode, OnInvalid, Report, Status

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from raw_postgres import elsewhere
-from waiting import comes_true
+from raw_postgres import elsewhere, rows
+from waiting import comes_true, until
 
 from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.binaries import run_as, server_account
@@ -132,3 +132,24 @@ def cluster(settings: Mapping[str, str] | None = None, *, durable: bool = True) 
 async def meanwhile(work: Callable[..., Result], *arguments: Any) -> Result:
     """Do what blocks on a thread, so that the load goes on."""
     return await asyncio.to_thread(work, *arguments)
+
+
+@contextmanager
+def pair(**settings: str) -> Iterator[tuple[Cluster, Cluster, str]]:
+    """A primary, its replica, and the DSN that names both."""
+    with cluster({"wal_level": "replica", **settings}) as primary:
+        replica = primary.standby()
+        address = primary.dsn.partition("@")[2].partition("/")[0]
+        other = replica.dsn.partition("@")[2].partition("/")[0]
+        both = primary.dsn.replace(f"@{address}/", f"@{address},{other}/")
+        yield primary, replica, f"{both}?target_session_attrs=read-write"
+
+
+async def caught_up(primary: Cluster, replica: Cluster) -> None:
+    """Wait until the replica has all that the primary has."""
+    ((position,),) = await rows(primary.dsn, "SELECT pg_current_wal_lsn()::text")
+
+    async def has_it() -> object:
+        return (await rows(replica.dsn, f"SELECT pg_last_wal_replay_lsn() >= '{position}'"))[0][0]
+
+    await until(has_it)

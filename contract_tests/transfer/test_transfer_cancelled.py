@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from raw_postgres import connected, execute, with_parameter
-from test_transfer_interrupted import OTHER, waiting_for_lock
-from test_transfer_load import make_tables
-from transfer_memories import Trigger, everything, make_random, move
+from transfer_memories import OTHER, Trigger, everything, make_random, make_tables, move
+from transfer_processes import waiting_for_lock
 
 from flux_memory import FluxMemoryError
 from flux_memory.testkit import Proxy

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-GUIDE: Final = Path(__file__).parents[1] / "docs" / "test-your-own-backend.md"
+GUIDE: Final = Path(__file__).parents[2] / "docs" / "test-your-own-backend.md"
 _CLAUSES: Final = re.compile(r"[A-Z]{3}(?: [0-9]{3}(?:-[0-9]{3})?)+")
 _COUNTED: Final = re.compile(r"([0-9]+)\s+(?:still\s+fail|in\s+all)\b")
 _ONE_CLAUSE: Final = re.compile(r"-k (FM-[A-Z]{3}-[0-9]{3})$", re.MULTILINE)

@@ -14,7 +14,7 @@ import pytest
 from original_application import add_sessions, make_file, make_file_with_data
 from raw_postgres import connected, execute, make_original, rows
 from small_disk import small_files
-from transfer_memories import Trigger, add, add_session, everything, make_random, move, run
+from transfer_memories import Trigger, add, add_session, everything, make_random, make_tables, move, run
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, InvalidInputError, MigrationError, SchemaError
@@ -34,16 +34,6 @@ WHEN = "2026-02-05T15:17:45.407069"
 @pytest.fixture
 def target(flux_empty_database: str) -> str:
     return flux_empty_database
-
-
-def make_tables(dsn: str) -> None:
-    """Let the library create the tables."""
-
-    async def work() -> None:
-        async with PostgresConversationMemory(dsn, min_size=1) as memory:
-            await memory.count_sessions()
-
-    asyncio.run(work())
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 
 # An honest backend that knows nothing of this library's internals but hands the work to its SQLite memory.
 BACKEND = """

@@ -24,7 +24,7 @@ from flux_memory.testkit.capabilities import MEANING
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.servers import Server
 
-PROJECT: Final = Path(__file__).parents[1]
+PROJECT: Final = Path(__file__).parents[2]
 README: Final = PROJECT / "README.md"
 TEST_KIT: Final = PROJECT / "docs/test-kit.md"
 PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/**/*.md"))]
@@ -218,13 +218,12 @@ def test_options_of_the_command_line_exist() -> None:
     assert lines
     for line in lines:
         _, name, *arguments = shlex.split(line)
-        command = main.commands[name]
+        context, command = main.make_context("flux-memory", [name, *arguments]), main.commands[name]
         if isinstance(command, click.Group):
             name, *arguments = arguments
             command = command.commands[name]
-        with suppress(click.BadParameter):
-            # A file that is not here is no wrong option.
-            command.make_context(name, arguments)
+        with suppress(click.BadParameter):  # a file that is not here is not a wrong option
+            command.make_context(name, arguments, parent=context)
 
 
 def test_sessions_of_nox_that_are_named_exist() -> None:
