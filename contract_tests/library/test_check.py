@@ -42,7 +42,7 @@ async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
     """A check of a new installation says what will happen, and does not do it."""
     report = await check_sqlite(str(path), 10)
     assert report.backend == "sqlite"
-    assert report.target == f"{path} (does not exist yet)"
+    assert report.target == f"would be created at {path}"
     assert report.schema == "none yet: created at first use"
     assert (report.sessions, report.messages, report.round_trip_ms) == (0, 0, None)
     assert snapshot(path.parent) == {}

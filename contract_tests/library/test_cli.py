@@ -48,11 +48,11 @@ def secret_of(dsn: str) -> str:
 
 
 def test_a_new_installation_is_fine_and_nothing_is_made(tmp_path: Path) -> None:
-    """Without any settings: SQLite in the default place, which does not exist yet."""
+    """Without any settings: SQLite in the default place, which does not exist yet and is shown in full."""
     result = check()
     assert result.exit_code == 0, result.output
     assert "Backend     sqlite\n" in result.stdout
-    assert "Target      ./data/sqlite.db (does not exist yet)\n" in result.stdout
+    assert f"Target      would be created at {tmp_path}/data/sqlite.db\n" in result.stdout
     assert "Schema      none yet: created at first use\n" in result.stdout
     assert result.stdout.endswith("\nOK\n")
     assert "Round trip" not in result.stdout
@@ -129,7 +129,7 @@ def test_options_override_the_settings(
     """Whatever the environment says, the option's backend is checked."""
     environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "postgres")
     environment.setenv("FLUX_MEMORY_POSTGRES_DSN", "postgresql://nowhere.invalid/db")
-    assert "Backend     sqlite\n" in check("--sqlite-path", str(tmp_path / "chat.db")).stdout
+    assert "Backend     sqlite\n" in check("--sqlite-path", str(tmp_path / "chat.db"), "--full").stdout
     environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "sqlite")
     assert "Backend     postgres\n" in check("--postgres-dsn", flux_postgres_clean_dsn).stdout
 
@@ -345,7 +345,7 @@ def test_help_and_version() -> None:
 def test_both_ways_to_run_it_are_the_same_program(tmp_path: Path, command: list[str]) -> None:
     """`python -m flux_memory` and `flux-memory`, with real exit codes and streams."""
     good = subprocess.run(
-        [*command, "check", "--json", "--sqlite-path", str(tmp_path / "chat.db")],
+        [*command, "check", "--json", "--full", "--sqlite-path", str(tmp_path / "chat.db")],
         capture_output=True,
         text=True,
         timeout=30,

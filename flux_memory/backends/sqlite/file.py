@@ -6,10 +6,12 @@ import errno
 import math
 import os
 import sqlite3
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from flux_memory.backends.sqlite.errors import is_transient
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
@@ -152,13 +154,50 @@ class OpenFile:
             return False
 
 
+def refuse_special_files(path: str | Path) -> None:
+    """Refuse a link to nothing, and anything but regular files in the places of the file and its companions.
+
+    To open a FIFO blocks for ever; a link to nothing would create a file in a place that only the link's author chose,
+    or an empty store where a volume is not mounted.
+
+    Raises:
+        BackendUnavailableError: There is such a file; the message names it.
+    """
+    real = os.path.realpath(path)
+    for name in (str(path), *(f"{real}{suffix}" for suffix in ("-wal", "-shm", "-journal"))):
+        try:
+            # SQLite itself follows links to the file only.
+            mode = os.stat(name, follow_symlinks=name == str(path)).st_mode  # noqa: PTH116 - a text
+        except (FileNotFoundError, NotADirectoryError):
+            if name == str(path) and Path(path).is_symlink():
+                raise BackendUnavailableError(
+                    f"{path} is a link to {real}, which does not exist; mount or create that, or remove the link"
+                ) from None
+            continue
+        if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and name == str(path))):
+            raise BackendUnavailableError(f"{name} is not a regular file; find out what created it, and remove it")
+
+
+def hint_at_original(path: str | Path) -> str:
+    """Return a hint if the file is missing and the original application's file is in the same directory, or ''."""
+    original = Path(path).with_name("memory.db")
+    if Path(path).exists() or not original.is_file():
+        return ""
+    return (
+        f"the original application's file {original.absolute()} exists and is not used: to use it, give that path, or "
+        f"set DATABASE_URL=sqlite+aiosqlite:///{quote(str(original))}"
+    )
+
+
 def make_private(path: Path) -> None:
     """Create a missing file and its directories with access for their owner alone.
 
     Raises:
+        BackendUnavailableError: A link or a special file is in the way.
         FluxMemoryError: The file is empty or missing beside a write-ahead log, whose contents would be lost.
         OSError: The file cannot be created.
     """
+    refuse_special_files(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
     if _size(f"{path}-wal") and not _size(path):
@@ -171,7 +210,7 @@ def make_private(path: Path) -> None:
     # One by one: mkdir(parents=True) applies the mode to the last one only.
     for directory in reversed(path.parents):
         directory.mkdir(mode=0o700, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
 
 
 def refuse_cut_page(path: str, db: sqlite3.Connection) -> None:

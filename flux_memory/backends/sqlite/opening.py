@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +26,15 @@ _CONNECTION: Final[dict[str, Any]] = {
 }
 
 
-def connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
+def connect(
+    path: str, timeout: float, given_up: Callable[[], bool] = lambda: False
+) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and with a current schema; retry while other processes are opening it.
 
     Args:
         path: The file, created if it is missing, or `:memory:`.
         timeout: Seconds until a lock ends the attempts.
+        given_up: Called between two attempts; returns whether to end them. An upgrade that has begun goes on.
 
     Raises:
         FluxMemoryError: The file or the SQLite library cannot be used; the message says what to do.
@@ -42,7 +46,7 @@ def connect(path: str, timeout: float) -> tuple[sqlite3.Connection, OpenFile]:
         try:
             return _connect_once(path)
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() >= deadline:
+            if not is_busy(error) or time.monotonic() >= deadline or given_up():
                 raise
             # SQLite itself does not wait for a lock to change the journal mode.
             time.sleep(_REOPEN_SECONDS)

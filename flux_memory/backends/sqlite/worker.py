@@ -51,7 +51,8 @@ class SQLiteWorker:
         self._writes = Queue(writes=True)
         self._batch_limit = BATCH_CALLS
         self._called = False
-        self._given_up = False
+        self.given_up = False
+        """Whether the thread has to end: waiting calls and openings are refused, and statements interrupted."""
         self._running_job: Job[Any] | None = None
         self._answers: list[Job[Any]] = []
         self._answer_at = math.inf
@@ -66,6 +67,11 @@ class SQLiteWorker:
         self._send(partial(self._open_on_thread, job))
         try:
             await job.outcome()
+        except asyncio.CancelledError:
+            # By `close()`: nobody waits for this opening any more.
+            self.abandon()
+            await self._wait_for_end(GRACE_SECONDS)
+            raise
         except BaseException:
             self.abandon()
             raise
@@ -80,7 +86,7 @@ class SQLiteWorker:
 
     def abandon(self) -> None:
         """End the thread without waiting for it, from any thread."""
-        self._given_up = True
+        self.given_up = True
         # Not `_send`, which may start a thread: at the interpreter's end that would hang.
         if self._driver is not None and not self._ended.done():
             self._driver._tx.put_nowait((None, self._close_on_thread))  # noqa: SLF001
@@ -90,17 +96,20 @@ class SQLiteWorker:
 
         Calls that still run or wait for a lock after `timeout` seconds are given up.
         """
-        closed = asyncio.get_running_loop().create_future()
-        self._ended.add_done_callback(partial(_notify_closed, closed))
         if not self._ended.done():
             # The thread may not know of a queued call yet: `_call` tells it once the loop is idle.
             self._send(self._run_gathered)
             self._send(self._close_on_thread)
-        await asyncio.wait([closed], timeout=timeout)
-        self._given_up = True
-        await asyncio.wait([closed], timeout=GRACE_SECONDS)
-        if closed.done() and self._driver is not None:
+        await self._wait_for_end(timeout)
+        self.given_up = True
+        await self._wait_for_end(GRACE_SECONDS)
+        if self._ended.done() and self._driver is not None:
             self._driver._thread.join(GRACE_SECONDS)  # noqa: SLF001 - aiosqlite does not wait for its thread
+
+    async def _wait_for_end(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
+        ended = asyncio.get_running_loop().create_future()
+        self._ended.add_done_callback(partial(_notify_closed, ended))
+        await asyncio.wait([ended], timeout=timeout)
 
     def close_copy(self) -> None:
         """Close the connection; in a forked child that closes the child's copy only."""
@@ -145,7 +154,7 @@ class SQLiteWorker:
         return self._is_given_up(job)
 
     def _is_given_up(self, job: Job[Any]) -> bool:
-        return self._given_up or job.given_up()
+        return self.given_up or job.given_up()
 
     def _close_on_thread(self) -> None:
         try:
@@ -182,7 +191,7 @@ class SQLiteWorker:
         if (db := self._db) is None:
             return
         try:
-            while (self._reads or self._writes) and not self._given_up:
+            while (self._reads or self._writes) and not self.given_up:
                 with self._at_rest:
                     # Reads first: writes may wait for a lock.
                     self._run_reads(db)

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from flux_memory.errors import MigrationError
 from flux_memory.schema import VERSION_TABLE, adopted_version, missing
 from flux_memory.schema import sqlite as schema
+from flux_memory.schema.sqlite.objects import refuse_views_as_tables
 from flux_memory.transfer.rows.postgres_time import microseconds
 from flux_memory.transfer.rows.raw import RawRow
 
@@ -25,7 +26,7 @@ FROM pragma_index_list(?) AS list, pragma_index_info(list.name) AS columns
 WHERE list."unique" AND NOT list.partial
 GROUP BY list.name
 """
-# Only keys are sorted: a sorter holds sixteen whole rows at a time, which may have tens of megabytes each. The LIMIT is an
+# Only keys are sorted: a sorter holds sixteen rows at a time, which may have tens of megabytes each. The LIMIT is an
 # optimizer fence.
 SELECT_SESSIONS: Final = """
 SELECT id, {user}, title, metadata, created_at, updated_at, repeated, place
@@ -86,6 +87,7 @@ def inspect_source(db: sqlite3.Connection) -> Layout:
         MigrationError: The file is not a readable conversation memory.
         SchemaError: The schema is newer than the library, or belongs to another application.
     """
+    refuse_views_as_tables(db)
     tables = {name for (name,) in db.execute(SELECT_TABLES)}
     if not tables & set(_KNOWN):
         raise MigrationError(
@@ -200,9 +202,7 @@ class Source:
         if part.end is None:
             return self._rows(select, "")
         # With an OR, SQLite would sort instead of reading in index order.
-        return chain(
-            self._rows(select, f"WHERE {column} IS NULL"), self._rows(select, f"WHERE {column} < ?", part.end)
-        )
+        return chain(self._rows(select, f"WHERE {column} IS NULL"), self._rows(select, f"WHERE {column} < ?", part.end))
 
     def _rows(self, select: str, where: str, *values: str) -> Iterator[RawRow]:
         return iter(self._db.execute(select.replace(WHERE, where), values))
