@@ -193,8 +193,8 @@ async def test_what_would_do_harm_is_refused_by_name(path: Path, sql: str, says:
         (
             (
                 "DROP TABLE messages;"
-                "CREATE TABLE messages (session_id TEXT REFERENCES sessions (id) ON DELETE CASCADE, id TEXT, seq INTEGER,"
-                "role TEXT, content TEXT, metadata TEXT, created_at TEXT, PRIMARY KEY (session_id, seq),"
+                "CREATE TABLE messages (session_id TEXT REFERENCES sessions (id) ON DELETE CASCADE, id TEXT,"
+                " seq INTEGER, role TEXT, content TEXT, metadata TEXT, created_at TEXT, PRIMARY KEY (session_id, seq),"
                 "UNIQUE (session_id, id), UNIQUE (role) ON CONFLICT REPLACE)"
             ),
             "the table 'messages' has a key (role BINARY)",
