@@ -16,6 +16,9 @@ from urllib.parse import quote
 from flux_memory.backends.sqlite.errors import is_transient
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
+LOG_BYTES: Final = 8 * 1024 * 1024
+"""Bytes to which SQLite cuts the log when it begins it anew; an ordinary log stays below, at 1,000 pages."""
+_LOG_HEADER_BYTES: Final = 32
 _TRUSTED_SECONDS: Final = 0.05
 """Seconds until a read verifies the file again, and a write the log's times."""
 _TRUNCATED: Final = (
@@ -42,6 +45,8 @@ class OpenFile:
         watched = [] if path == ":memory:" else [path] if frozen else [path, self._log]
         self._known_stats = {name: os.stat(name) for name in watched if os.path.exists(name)}  # noqa: PTH110, PTH116 - quicker
         self._known_sizes = {name: known.st_size for name, known in self._known_stats.items()}
+        self._log_header = b""
+        self._log_header = self._read_log_header()
         self._truncated = False
         self._verified = time.monotonic()
         self._committed = time.time_ns()
@@ -77,10 +82,15 @@ class OpenFile:
             raise BackendUnavailableError(
                 f"{self._path} was opened as a file that no process changes, and it was changed; open the store again"
             )
-        shrunk = any(stat.st_size < self._known_sizes[name] for name, stat in found.items())
+        header = self._read_log_header()
+        shrunk = {name for name, stat in found.items() if stat.st_size < self._known_sizes[name]}
+        if shrunk == {self._log} and found[self._log].st_size >= LOG_BYTES and header != self._log_header:
+            # A process began the log anew, which it does only when the file has all of it.
+            shrunk.clear()
         if shrunk and not self._is_whole():
             self._truncated = True
             raise FluxMemoryError(_TRUNCATED.format(self._path))
+        self._log_header = header
         # Only after the verdict: a check that a lock ended must find the same truncation next time.
         self._known_stats = found
         self._known_sizes = {name: stat.st_size for name, stat in found.items()}
@@ -96,6 +106,18 @@ class OpenFile:
         if self._log in self._known_sizes:
             with suppress(OSError):
                 self._known_sizes[self._log] = _size_alone(self._log)
+
+    def _read_log_header(self) -> bytes:
+        """Return the beginning of the log, which changes whenever a process begins the log anew."""
+        try:
+            descriptor = os.open(self._log, os.O_RDONLY)
+        except OSError:
+            # There is no log, or the process has no file descriptor left.
+            return self._log_header
+        try:
+            return os.read(descriptor, _LOG_HEADER_BYTES)
+        finally:
+            os.close(descriptor)
 
     def _just_verified(self) -> bool:
         return not self._frozen and time.monotonic() - self._verified <= _TRUSTED_SECONDS

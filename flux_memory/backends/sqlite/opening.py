@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.backends.sqlite.errors import is_busy, is_read_only
-from flux_memory.backends.sqlite.file import OpenFile, can_only_be_read, make_private, refuse_cut_page
+from flux_memory.backends.sqlite.file import LOG_BYTES, OpenFile, can_only_be_read, make_private, refuse_cut_page
 from flux_memory.backends.sqlite.worker import LOCK_SECONDS
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 from flux_memory.records.metadata import contains
@@ -89,6 +89,7 @@ def _prepare(path: str, db: sqlite3.Connection, *, frozen: bool = False) -> tupl
 
 
 def _use_write_ahead_log(path: str, db: sqlite3.Connection) -> None:
+    db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     try:
         _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
     except sqlite3.OperationalError as error:
