@@ -13,6 +13,7 @@ import click
 
 from flux_memory.dsn import SecretText
 from flux_memory.errors import FluxMemoryError
+from flux_memory.records.printing import printable
 from flux_memory.records.text import find_unstorable
 
 if TYPE_CHECKING:
@@ -49,12 +50,13 @@ def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, 
         report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full, must_exist=must_exist))
     except FluxMemoryError as error:
         if as_json:
-            click.echo(json.dumps({"ok": False, "error": type(error).__name__, "message": str(error)}))
+            answer = {"ok": False, "error": type(error).__name__, "message": str(error)}
+            click.echo(printable(json.dumps(answer)))
         else:
-            click.echo(f"FAILED  {error}", err=True)
+            click.echo(printable(f"FAILED  {error}"), err=True)
         sys.exit(1)
     if as_json:
-        click.echo(json.dumps({"ok": True, **dataclasses.asdict(report)}))
+        click.echo(printable(json.dumps({"ok": True, **dataclasses.asdict(report)})))
     else:
         _show(report)
 
@@ -109,5 +111,5 @@ def _show(report: CheckReport) -> None:
     }
     for name, value in lines.items():
         if value:
-            click.echo(f"{name:<11} {value}")
+            click.echo(printable(f"{name:<11} {value}"))
     click.echo("OK")

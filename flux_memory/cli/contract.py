@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flux_memory.records.printing import printable
+
 if TYPE_CHECKING:
     from flux_memory.testkit.evidence.diff import Change, Difference
     from flux_memory.testkit.evidence.document import Evidence
@@ -36,7 +38,7 @@ def diff(old: Path, new: Path, *, as_json: bool) -> None:
     before, after = _read(old), _read(new)
     difference = compare(before, after)
     if as_json:
-        click.echo(json.dumps(difference.as_dict(), indent=1))
+        click.echo("\n".join(map(printable, json.dumps(difference.as_dict(), indent=1).split("\n"))))
     else:
         _show(difference, before, after)
     sys.exit(1 if difference.is_worse else 0)
@@ -56,7 +58,8 @@ def _read(path: Path) -> Evidence:
 
 
 def _show(difference: Difference, before: Evidence, after: Evidence) -> None:
-    click.echo(f"contract {before.contract}, {before.started}  ->  contract {after.contract}, {after.started}")
+    heading = f"contract {before.contract}, {before.started}  ->  contract {after.contract}, {after.started}"
+    click.echo(printable(heading))
     in_both = {each.name for each in before.backends} & {each.name for each in after.backends}
     _section("Newly failing", difference.failing, in_both, colour="red")
     _section("No longer seen to hold", difference.lost, in_both, colour="red")
@@ -77,7 +80,7 @@ def _section(
     click.secho(f"\n{title}: {len(changes)}", fg=colour, bold=True)
     # A backend in only one report gets one line, not one for each clause.
     for backend, count in Counter(change.backend for change in changes if change.backend not in in_both).items():
-        click.echo(f"  {backend}, in one of the two reports only: {count}")
+        click.echo(printable(f"  {backend}, in one of the two reports only: {count}"))
     for change in changes:
         if change.backend in in_both:
             _show_change(change, timed=timed)
@@ -87,6 +90,6 @@ def _show_change(change: Change, *, timed: bool) -> None:
     moved = f"{change.before or 'not there'} -> {change.after or 'not there'}"
     if timed:
         moved = f"{change.seconds_before * 1000:.0f} ms -> {change.seconds_after * 1000:.0f} ms"
-    click.echo(f"  {change.clause} on {change.backend}: {moved}. {change.promise}")
+    click.echo(printable(f"  {change.clause} on {change.backend}: {moved}. {change.promise}"))
     if change.reason and change.after != "held":
-        click.echo(f"      {' '.join(change.reason.split()):.200}")
+        click.echo(printable(f"      {' '.join(change.reason.split()):.200}"))

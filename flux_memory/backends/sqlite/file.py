@@ -39,7 +39,8 @@ class OpenFile:
 
     def __init__(self, path: str, db: sqlite3.Connection, *, frozen: bool = False) -> None:
         self._path = path
-        self._log = path + "-wal"
+        # SQLite follows a link to the file, and places the log beside what the link names.
+        self._log = os.path.realpath(path) + "-wal"
         self._db = db
         self._frozen = frozen
         watched = [] if path == ":memory:" else [path] if frozen else [path, self._log]
@@ -183,7 +184,7 @@ def refuse_special_files(path: str | Path) -> None:
     or an empty store where a volume is not mounted.
 
     Raises:
-        BackendUnavailableError: There is such a file; the message names it.
+        FluxMemoryError: There is such a file; the message names it.
     """
     real = os.path.realpath(path)
     for name in (str(path), *(f"{real}{suffix}" for suffix in ("-wal", "-shm", "-journal"))):
@@ -192,12 +193,12 @@ def refuse_special_files(path: str | Path) -> None:
             mode = os.stat(name, follow_symlinks=name == str(path)).st_mode  # noqa: PTH116 - a text
         except (FileNotFoundError, NotADirectoryError):
             if name == str(path) and Path(path).is_symlink():
-                raise BackendUnavailableError(
+                raise FluxMemoryError(
                     f"{path} is a link to {real}, which does not exist; mount or create that, or remove the link"
                 ) from None
             continue
         if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and name == str(path))):
-            raise BackendUnavailableError(f"{name} is not a regular file; find out what created it, and remove it")
+            raise FluxMemoryError(f"{name} is not a regular file; find out what created it, and remove it")
 
 
 def hint_at_original(path: str | Path) -> str:
@@ -215,8 +216,8 @@ def make_private(path: Path) -> None:
     """Create a missing file and its directories with access for their owner alone.
 
     Raises:
-        BackendUnavailableError: A link or a special file is in the way.
-        FluxMemoryError: The file is empty or missing beside a write-ahead log, whose contents would be lost.
+        FluxMemoryError: A link to nothing or a special file is in the way, or the file is empty or missing beside a
+            write-ahead log, whose contents would be lost.
         OSError: The file cannot be created.
     """
     refuse_special_files(path)

@@ -9,7 +9,7 @@ from typing import Final
 from flux_memory.errors import SchemaError
 from flux_memory.records import timestamps
 from flux_memory.schema import SchemaFile, adopted_version, history, missing
-from flux_memory.schema.sqlite.objects import kept_indexes, refuse_obstacles, verify
+from flux_memory.schema.sqlite.objects import kept_indexes, refuse_obstacles, refuse_views_as_tables, verify
 
 HAS_VERSION_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'flux_memory_schema'"
 CREATE_VERSION_TABLE: Final = """
@@ -136,8 +136,9 @@ def original_version(db: sqlite3.Connection) -> int:
     """Return the version of the original application's tables; 0 if there are none.
 
     Raises:
-        SchemaError: Another program made the tables.
+        SchemaError: Another program made the tables, or a view is in place of one.
     """
+    refuse_views_as_tables(db)
     columns = {table: {name for (name,) in db.execute(SELECT_COLUMNS, (table,))} for table in ("sessions", "messages")}
     return adopted_version(columns)
 

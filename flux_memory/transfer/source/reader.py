@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from flux_memory.errors import MigrationError
+from flux_memory.records.printing import shell_quoted
 from flux_memory.schema import VERSION_TABLE, adopted_version, missing
 from flux_memory.schema import sqlite as schema
 from flux_memory.schema.sqlite.objects import refuse_views_as_tables
@@ -216,7 +217,7 @@ def refuse_unknown(layout: Layout, left_behind: Iterable[str]) -> None:
     """
     refused = [name for name in layout.unknown if name not in set(left_behind)]
     if refused:
-        options = " ".join(f"--leave-behind {name}" for name in refused)
+        options = " ".join(f"--leave-behind {shell_quoted(name)}" for name in refused)
         raise MigrationError(
             f"the file has tables or columns that conversation memory does not know: {', '.join(refused)}. They would "
             f"not be moved; save what you need of them, then run again with {options}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
-from flux_memory.errors import MigrationError
+from flux_memory.errors import FluxMemoryError, MigrationError
 from flux_memory.schema.sqlite import distrust
 from flux_memory.transfer.source import probe_process
 from flux_memory.transfer.source.helper import Helper
@@ -221,6 +221,8 @@ def check_file(path: Path) -> int:
         refuse_special_files(path)
         size = path.stat().st_size
         readable = os.access(path, os.R_OK)
+    except FluxMemoryError:
+        raise
     except FileNotFoundError:
         hint = hint_at_original(path)
         raise MigrationError(
