@@ -68,7 +68,7 @@ class SQLiteWorker:
         try:
             await job.outcome()
         except asyncio.CancelledError:
-            # By `close()`: nobody waits for this opening any more.
+            # By `close()`: no call waits for this opening any more.
             self.abandon()
             await self._wait_for_end(GRACE_SECONDS)
             raise

@@ -62,7 +62,7 @@ def bring_up_to_date(db: sqlite3.Connection) -> None:
     if not missing("sqlite", applied_versions(db)):
         verify(db)
         return
-    # A view that reads a table which is being renamed, or is broken already, is no obstacle.
+    # SQLite would refuse to rename a table while any view is broken, or reads that table.
     db.execute("PRAGMA legacy_alter_table = ON")
     db.execute("BEGIN IMMEDIATE")
     try:
