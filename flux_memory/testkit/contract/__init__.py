@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
-from flux_memory.testkit.contract.capabilities import CapabilitiesContract
+from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
@@ -16,6 +16,7 @@ from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
+from flux_memory.testkit.contract.shutdown import ShutdownContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
@@ -31,6 +32,7 @@ class MemoryContract(
     DurabilityContract,
     LifecycleContract,
     DeadlinesContract,
+    ShutdownContract,
     CancellationContract,
     ConcurrencyContract,
     BatchesContract,

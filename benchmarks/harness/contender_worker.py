@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from harness import samples
 from harness.contenders import Contender, Reply, load
-from harness.samples import HISTORY_LIMIT, Pick
+from harness.samples import HISTORY_LIMIT, MeasuredCall
 
 _PERCENTILES: Final = {"p50_us": 0.50, "p95_us": 0.95, "p99_us": 0.99}
-_FILLED_TOGETHER: Final = 8
-_LISTED: Final = 50
+_PARALLEL_FILLS: Final = 8
+_PAGE_ROWS: Final = 50
 
 
 class _Window:
@@ -73,7 +73,7 @@ async def fill(contender: Contender, engine: str, seed: int, *, long: bool) -> N
         for session, messages in queue:
             await contender.fill(session, messages)
 
-    await asyncio.gather(*(take() for _ in range(1 if contender.synchronous else _FILLED_TOGETHER)))
+    await asyncio.gather(*(take() for _ in range(1 if contender.synchronous else _PARALLEL_FILLS)))
     if long:
         reply = contender.history(samples.long_session(0), HISTORY_LIMIT)
         found = reply if contender.synchronous else await reply
@@ -113,7 +113,9 @@ async def measure(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
     return figure
 
 
-def _measure_synchronous(call: Callable[[Pick], Reply], calls: Iterator[Pick], task: dict[str, Any]) -> dict[str, Any]:
+def _measure_synchronous(
+    call: Callable[[MeasuredCall], Reply], calls: Iterator[MeasuredCall], task: dict[str, Any]
+) -> dict[str, Any]:
     window = _Window()
     for seconds in (task["warmup"], task["seconds"]):
         window.open()
@@ -126,9 +128,9 @@ def _measure_synchronous(call: Callable[[Pick], Reply], calls: Iterator[Pick], t
     return window.figure()
 
 
-def _call_of(contender: Contender, work: str) -> Callable[[Pick], Reply]:
+def _call_of(contender: Contender, work: str) -> Callable[[MeasuredCall], Reply]:
     if work == "list":
-        return lambda pick: contender.listing(_LISTED)
+        return lambda pick: contender.listing(_PAGE_ROWS)
     return lambda pick: (
         contender.history(pick.session, HISTORY_LIMIT) if pick.read else contender.add(pick.session, pick.sample)
     )
