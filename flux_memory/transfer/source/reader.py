@@ -30,18 +30,18 @@ GROUP BY list.name
 # Only keys are sorted: a sorter holds sixteen rows at a time, which may have tens of megabytes each. The LIMIT is an
 # optimizer fence.
 SELECT_SESSIONS: Final = """
-SELECT id, {user}, title, metadata, created_at, updated_at, repeated, place
+SELECT id, {user}, title, metadata, created_at, updated_at, repeated, sessions.rowid
 FROM (
     SELECT rowid AS place, {repeated} AS repeated FROM sessions /* where */ ORDER BY id, rowid LIMIT -1
 ) AS keys
-CROSS JOIN sessions ON sessions.rowid = place
+LEFT JOIN sessions ON sessions.rowid = place
 """
 SELECT_MESSAGES: Final = """
-SELECT session_id, id, role, content, metadata, created_at, repeated, place
+SELECT session_id, id, role, content, metadata, created_at, repeated, messages.rowid
 FROM (
     SELECT rowid AS place, {repeated} AS repeated FROM messages /* where */ ORDER BY session_id, {order} LIMIT -1
 ) AS keys
-CROSS JOIN messages ON messages.rowid = place
+LEFT JOIN messages ON messages.rowid = place
 """
 WHERE: Final = "/* where */"
 SELECT_MIDDLE: Final = """
@@ -206,7 +206,10 @@ class Source:
         return chain(self._rows(select, f"WHERE {column} IS NULL"), self._rows(select, f"WHERE {column} < ?", part.end))
 
     def _rows(self, select: str, where: str, *values: str) -> Iterator[RawRow]:
-        return iter(self._db.execute(select.replace(WHERE, where), values))
+        for row in self._db.execute(select.replace(WHERE, where), values):
+            if row[7] is None:
+                raise sqlite3.DatabaseError("an index names a row that is not there")
+            yield row
 
 
 def refuse_unknown(layout: Layout, left_behind: Iterable[str]) -> None:
