@@ -14,8 +14,8 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 from original_application import make_file_with_data
-from raw_postgres import OPEN, connected, named, until_none
-from waiting import comes_true
+from raw_postgres import OPEN, connect, wait_until_none, with_application_name
+from waiting import becomes_true
 
 from flux_memory import (
     BackendUnavailableError,
@@ -29,7 +29,7 @@ from flux_memory.testkit import Proxy
 
 SECONDS: Final = 0.2
 PATIENT: Final = 60.0
-"""The timeout of the handles: whatever waits for it, or for a part of it, shows."""
+"""The timeout of the handles, which no call and no close may wait for."""
 BUSY_MACHINE: Final = 15.0
 """Seconds that tell a wait for the deadline from one for the handle's timeout, on a machine that is busy."""
 
@@ -67,7 +67,7 @@ async def test_sqlite_closes_while_another_process_keeps_it_from_opening(path: P
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.executescript(lock)
         await close_while_opening(ConversationMemory(path, timeout=PATIENT), joined=joined)
-        assert comes_true(lambda: threading.active_count() <= threads)
+        assert becomes_true(lambda: threading.active_count() <= threads)
         other.execute("ROLLBACK")
     async with ConversationMemory(path) as memory:
         assert [message["id"] for message in await memory.get_history("one")] == ["m3", "m4", "m1", "m6"]
@@ -94,7 +94,7 @@ async def test_postgres_closes_while_a_silent_network_keeps_it_from_opening(
     flux_empty_database: str, stage: Any, joined: bool
 ) -> None:
     """At each stage of the opening."""
-    with Proxy(named(flux_empty_database)) as proxy:
+    with Proxy(with_application_name(flux_empty_database)) as proxy:
         proxy.silence(stage)
         await close_while_opening(PostgresConversationMemory(proxy.dsn, timeout=PATIENT), joined=joined)
 
@@ -102,22 +102,24 @@ async def test_postgres_closes_while_a_silent_network_keeps_it_from_opening(
 @pytest.mark.asyncio
 async def test_a_connection_that_opens_after_the_close_is_dropped(flux_empty_database: str) -> None:
     """A slow server finishes the login when the handle is closed already."""
-    dsn = named(flux_empty_database)
+    dsn = with_application_name(flux_empty_database)
     with Proxy(dsn) as proxy:
         proxy.slow(200)
         memory = PostgresConversationMemory(proxy.dsn, timeout=PATIENT)
         await close_while_opening(memory, joined=False)
         proxy.heal()
-        await until_none(flux_empty_database, OPEN)
+        await wait_until_none(flux_empty_database, OPEN)
         assert memory._pool.size == 0
 
 
 @pytest.mark.asyncio
 async def test_postgres_closes_while_another_upgrades_the_tables(flux_empty_database: str) -> None:
     """The opening waits for an advisory lock, and leaves the server when it is given up."""
-    async with connected(flux_empty_database) as other, other.transaction():
+    async with connect(flux_empty_database) as other, other.transaction():
         await other.execute("SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0))")
-        await close_while_opening(PostgresConversationMemory(named(flux_empty_database), timeout=PATIENT), joined=True)
+        await close_while_opening(
+            PostgresConversationMemory(with_application_name(flux_empty_database), timeout=PATIENT), joined=True
+        )
 
 
 async def close_twice_beside_a_call_that_hangs(memory: Any, session: str) -> None:
@@ -149,9 +151,9 @@ async def test_a_close_in_a_hurry_shortens_one_that_waits_on_sqlite(path: Path) 
 @pytest.mark.asyncio
 async def test_a_close_in_a_hurry_shortens_one_that_waits_on_postgres(flux_empty_database: str) -> None:
     """The connection that waited is gone afterwards."""
-    memory = PostgresConversationMemory(named(flux_empty_database), timeout=PATIENT)
+    memory = PostgresConversationMemory(with_application_name(flux_empty_database), timeout=PATIENT)
     session = await memory.create_session()
-    async with connected(flux_empty_database) as other, other.transaction():
+    async with connect(flux_empty_database) as other, other.transaction():
         await other.execute("LOCK TABLE messages")
         await close_twice_beside_a_call_that_hangs(memory, session)
-    await until_none(flux_empty_database, OPEN)
+    await wait_until_none(flux_empty_database, OPEN)

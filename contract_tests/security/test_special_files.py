@@ -1,4 +1,4 @@
-"""What is not a regular file in the place of a store or beside it is named: it neither hangs a process nor is used."""
+"""FIFOs, links and devices in the place of a store or beside it are refused by name, and hang no process."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from original_application import contents, make_file_with_data, rows
-from raw_sqlite import change
+from original_application import dump_file, make_file_with_data, read_rows
+from raw_sqlite import execute_in_file
 
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, SchemaError
 from flux_memory.health import check_sqlite
@@ -26,7 +26,7 @@ def script(path: Path, sql: str) -> None:
 
 def objects(path: Path) -> set[tuple[str, str]]:
     """The name and the SQL of each object that was written by hand."""
-    return set(rows(path, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+    return set(read_rows(path, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
 
 
 async def current(path: Path) -> None:
@@ -36,7 +36,7 @@ async def current(path: Path) -> None:
 
 async def refused_by_name(path: Path, *says: str) -> None:
     """Every way in refuses the file with the same words, and leaves it as it was."""
-    before = contents(path)
+    before = dump_file(path)
     memory = ConversationMemory(path)
     for way in (memory.count_sessions(), memory.create_session(), check_sqlite(str(path), 10)):
         with pytest.raises(SchemaError) as refusal:
@@ -45,7 +45,7 @@ async def refused_by_name(path: Path, *says: str) -> None:
             assert words in str(refusal.value)
         assert "damaged" not in str(refusal.value)
     await memory.close()
-    assert contents(path) == before
+    assert dump_file(path) == before
 
 
 @pytest.mark.asyncio
@@ -236,10 +236,10 @@ async def test_a_trigger_that_drops_a_write_of_an_open_file_is_no_acknowledgemen
     await current(path)
     async with ConversationMemory(path) as memory:
         await memory.add_message("one", "user", "before")
-        change(path, f"CREATE TRIGGER keen BEFORE {event} BEGIN {SILENT}; END")
-        before = contents(path)
+        execute_in_file(path, f"CREATE TRIGGER keen BEFORE {event} BEGIN {SILENT}; END")
+        before = dump_file(path)
         with pytest.raises(FluxMemoryError, match="nothing was stored; drop a trigger"):
             await call(memory)
-        assert contents(path) == before
-        change(path, "DROP TRIGGER keen")
+        assert dump_file(path) == before
+        execute_in_file(path, "DROP TRIGGER keen")
         await call(memory)

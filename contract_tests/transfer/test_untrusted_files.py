@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 from original_application import add_message, add_sessions, make_file, make_file_with_data
-from transfer_memories import add, add_session, move
+from transfer_memories import insert_message, insert_session, move
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, MigrationError, SchemaError, health
 from flux_memory.cli import main
@@ -76,13 +76,13 @@ def test_large_texts_in_any_column_are_read_one_by_one(path: Path, column: str, 
     """Neither a batch nor a sort holds many rows; the two forms of time make the reader sort by their values."""
     with closing(make_file(path)) as db:
         db.execute("BEGIN")
-        add_session(db, "one")
+        insert_session(db, "one")
         for number in range(ROWS):
             when = f"2026-02-05{times.format(number % 24)}" if number else "2026-02-05T12:00:00Z"
             if column == "title":
-                add_session(db, f"s{number}", title=LARGE)
+                insert_session(db, f"s{number}", title=LARGE)
             else:
-                add(db, f"m{number}", "one", when=when, **COLUMNS[column])
+                insert_message(db, f"m{number}", "one", when=when, **COLUMNS[column])
         db.execute("COMMIT")
         db.executescript(TABLES[table])
     said = subprocess.run(
