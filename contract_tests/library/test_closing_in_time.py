@@ -138,7 +138,7 @@ async def close_twice_beside_a_call_that_hangs(memory: Any, session: str) -> Non
 
 @pytest.mark.asyncio
 async def test_a_close_in_a_hurry_shortens_one_that_waits_on_sqlite(path: Path) -> None:
-    """What was refused is not stored."""
+    """The refused message is not stored."""
     memory = ConversationMemory(path, timeout=PATIENT)
     session = await memory.create_session()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

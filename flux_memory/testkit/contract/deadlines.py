@@ -213,7 +213,7 @@ class DeadlinesContract(Binding):
 
     @clause(
         "FM-DLN-007",
-        promise="A close() ends by its own deadline while the store is unreachable, beside calls and an opening that are "
+        promise="A close() ends by its own deadline while the store is unreachable, beside calls and an opening "
         "under way.",
         impact="A program that shuts down during an outage hangs until it is killed.",
         needs=Capability.OUTAGES,
