@@ -96,6 +96,7 @@ ON_ROWS: Final = {
     f"CREATE TRIGGER keen BEFORE UPDATE ON SESSIONS BEGIN {SILENT}; END": "the trigger 'keen' on 'sessions'",
     "CREATE TRIGGER one AFTER INSERT ON messages BEGIN SELECT 1; END;"
     "CREATE TRIGGER two AFTER INSERT ON messages BEGIN SELECT 2; END": "'one' on 'messages'",
+    "CREATE TRIGGER session_metadata AFTER INSERT ON messages BEGIN SELECT 1; END": "DROP TRIGGER",
     "CREATE UNIQUE INDEX said_once ON messages (content)": "the unique index 'said_once'",
     "CREATE UNIQUE INDEX titled_once ON sessions (title)": 'DROP INDEX "titled_once"',
     "CREATE TABLE notes (x TEXT REFERENCES messages (id))": "the table 'notes' has a foreign key to 'messages'",
@@ -116,6 +117,10 @@ ON_ROWS: Final = {
         ("CREATE INDEX idx_sessions_user ON sessions (title)", "'idx_sessions_user' has a name that flux-memory needs"),
         ("CREATE TABLE messages_in_order (id TEXT)", "the table 'messages_in_order' has a name"),
         ("CREATE TABLE orphaned_messages (id TEXT)", "the table 'orphaned_messages' has a name"),
+        (
+            f"{NOTES} CREATE TRIGGER session_metadata_after_insert AFTER INSERT ON notes BEGIN SELECT 1; END",
+            "the trigger 'session_metadata_after_insert' has a name that flux-memory needs",
+        ),
         ("CREATE VIEW Session_Metadata AS SELECT 1", "the view 'Session_Metadata' has a name"),
         (
             "ALTER TABLE sessions RENAME TO s; CREATE TABLE sessions AS SELECT * FROM s",

@@ -103,8 +103,9 @@ def kept_indexes(db: sqlite3.Connection) -> list[SchemaObject]:
 
 
 def _objects(db: sqlite3.Connection) -> dict[str, SchemaObject]:
+    """Return all objects by their lower-case names; a trigger may have a table's name: its key begins with NUL."""
     return {
-        name.lower(): SchemaObject(kind, name, table, sql or "", bool(page))
+        ("\0" if kind == "trigger" else "") + name.lower(): SchemaObject(kind, name, table, sql or "", bool(page))
         for kind, name, table, sql, page in db.execute(SELECT_OBJECTS)
     }
 
@@ -126,8 +127,8 @@ def _views_as_tables(found: dict[str, SchemaObject]) -> Iterator[str]:
 def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterator[str]:
     """Describe what other programs attached to the tables, and what would decide about a write."""
     ours = _expected()
-    for each in found.values():
-        if each.type == "trigger" and each.table in ours.tables and each.name.lower() not in ours.objects:
+    for name, each in found.items():
+        if each.type == "trigger" and each.table in ours.tables and name not in ours.objects:
             yield (
                 f"the trigger {each.name!r} on {each.table!r} could change or drop what is stored; save its SQL, and "
                 f"drop it: DROP TRIGGER {quoted(each.name)}"
@@ -151,8 +152,9 @@ def _taken_names(found: dict[str, SchemaObject], steps: Iterable[SchemaFile], *,
     needed = {name for step in steps for name in _CREATES.findall(step.sql)} | (
         {"orphaned_messages"} if adopting else set()
     )
-    for name in sorted(needed & found.keys()):
-        each = found[name]
+    taken = {each.name.lower(): each for each in found.values()}
+    for name in sorted(needed & taken.keys()):
+        each = taken[name]
         yield f"the {each.type} {each.name!r} has a name that flux-memory needs; rename it, or save and drop it"
 
 
@@ -160,10 +162,10 @@ def _differences(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iter
     ours = _expected()
     for name, wanted in ours.objects.items():
         if name not in found:
-            yield f"the {wanted.type} {name!r} is missing; make it anew: {_one_line(wanted.sql)}"
+            yield f"the {wanted.type} {wanted.name!r} is missing; make it anew: {_one_line(wanted.sql)}"
         elif wanted.type != "table" and _one_line(found[name].sql) != _one_line(wanted.sql):
             yield (
-                f"the {found[name].type} {name!r} differs from flux-memory's; drop it, and make it anew: "
+                f"the {found[name].type} {wanted.name!r} differs from flux-memory's; drop it, and make it anew: "
                 f"{_one_line(wanted.sql)}"
             )
     for table, structure in ours.tables.items():
