@@ -122,6 +122,12 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
         "no host of the DSN matches target_session_attrs; promote one, or change that parameter",
     ),
     (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
+    (asyncpg.RaiseError, SchemaError, "a trigger of the database refused it; ask its owner, or change or drop it"),
+    (
+        asyncpg.IntegrityConstraintViolationError,
+        SchemaError,
+        "a constraint that flux-memory did not create refused the row; change or drop it",
+    ),
     (asyncpg.PostgresError, FluxMemoryError, "see the cause"),
     (
         ConnectionRefusedError,
@@ -144,6 +150,17 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (OSError, BackendUnavailableError, "check the network, and the host and port in the DSN"),
 )
 """asyncpg's errors, subclasses first: the library's error for each, and the advice in its message."""
+
+_ADVICE_BY_FUNCTION: Final = {
+    "check_enable_rls": (
+        "a policy may hide rows from the role; connect as a role with BYPASSRLS, or as the owner without FORCE"
+    ),
+    "ExecWithCheckOptions": (
+        "a policy does not let the role store this row; compare the session's user_id with the policies of the table"
+    ),
+    "find_option": "a policy or a trigger reads this setting; add it to the DSN, as in ?chat.user_id=ann",
+}
+"""Advice on a `SchemaError` by the function of the server that refused a statement: its text may be translated."""
 
 
 @contextmanager
@@ -182,6 +199,11 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     # asyncpg has one class for the errors of pools, connections and calls.
     if isinstance(error, asyncpg.InterfaceError) and str(error).startswith("pool is "):
         return BackendUnavailableError, "pass an open one, from 'await asyncpg.create_pool()', and close it last"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.UndefinedObjectError):
+        advice = _ADVICE_BY_FUNCTION.get(error.server_source_function or "")
+        # A FATAL refuses the connection, for a parameter of the DSN.
+        if advice is not None and error.severity_en != "FATAL":
+            return SchemaError, advice
     found = ((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
     return next(found, (BackendUnavailableError, "see the cause"))
 

@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered
+from flux_memory.testkit.servers.statements import Statements
 
 _PREFIX: Final = "flux_memory_test"
 _PASSWORD: Final = re.compile(r"(?<=://)([^:/@]*:)[^/]*(?=@)|(?<=[?&])(password=)[^&]*")
@@ -26,6 +27,10 @@ BEGIN
         SET LOCAL lock_timeout = '1s';
         DELETE FROM sessions;
     END IF;
+    -- Otherwise a migration would leave out the sessions that a test before moved.
+    IF to_regclass('flux_memory_moved_sessions') IS NOT NULL THEN
+        DELETE FROM flux_memory_moved_sessions;
+    END IF;
 END
 $$
 """
@@ -39,9 +44,9 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type 
 class Databases:
     """The databases of this process on one server."""
 
-    def __init__(self, maintenance_dsn: str) -> None:
+    def __init__(self, maintenance_dsn: str, *, own_server: bool) -> None:
         self._maintenance = maintenance_dsn
-        self._statements = Statements()
+        self._statements = Statements(own_server=own_server)
         self._token = secrets.token_hex(6)
         self._made = 0
         self._names: set[str] = set()
@@ -92,7 +97,9 @@ class Databases:
             self._statements.execute(dsn, _EMPTY)
 
     def close(self) -> None:
-        """Drop the databases and close the connections, even if the server is gone."""
+        """Drop the databases and close the connections, even if the server is gone. A forked child drops nothing."""
+        if self._statements.is_inherited:
+            return
         try:
             for name in sorted(self._names):
                 self.drop(with_database(self._maintenance, name))
