@@ -8,14 +8,17 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flux_memory.backends.sqlite.errors import translated as sqlite_translated
+from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
 from flux_memory.schema import described
+from flux_memory.schema import sqlite as sqlite_schema
 
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
@@ -41,6 +44,10 @@ ORDER BY relname DESC
 
 _ROUND_TRIPS: Final = 5
 _POOL_CONNECTIONS: Final = 10
+_LOCK_SHARE: Final = 0.9
+"""Share of the deadline to wait for another process's lock; the rest lets the caller report it."""
+_INTERRUPT_SECONDS: Final = 0.05
+"""Seconds between two attempts to interrupt a look at a file at its deadline."""
 
 
 @dataclass
@@ -61,26 +68,35 @@ class CheckReport:
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
+    note: str = ""
+    """What the reader should know besides."""
     full: list[str] = field(default_factory=list)
     """The methods that the full check called."""
 
 
-async def check_sqlite(path: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - given to SQLite
+async def check_sqlite(path: str, timeout: float, *, must_exist: bool = False) -> CheckReport:  # noqa: ASYNC109 - own
     """Check a SQLite file without creating or changing it.
 
     Args:
         path: The file, or `:memory:`.
-        timeout: Seconds to wait for another process's lock.
+        timeout: Seconds within which the check ends.
+        must_exist: Whether a missing file is an error.
 
     Raises:
         FluxMemoryError: The store cannot be used; the message names the next step.
     """
-    from flux_memory.backends.sqlite.errors import translated  # noqa: PLC0415 - only the driver in use
-
-    report = CheckReport("sqlite", path, server=f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread")
-    with translated(path):
-        # Not on the event loop: SQLite waits for another process's lock.
-        return await asyncio.to_thread(_look_at_file, Path(path), timeout, report)
+    look = _FileLook(path, timeout, must_exist)
+    # Not on the event loop: SQLite waits for another process's lock.
+    looking = asyncio.ensure_future(asyncio.to_thread(look.run))
+    try:
+        await asyncio.wait([looking], timeout=timeout)
+    finally:
+        while not looking.done():
+            # An interrupt between two statements stops neither.
+            look.interrupt()
+            await asyncio.wait([looking], timeout=_INTERRUPT_SECONDS)
+    with sqlite_translated(path):
+        return looking.result()
 
 
 async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - part of what is reported
@@ -164,37 +180,73 @@ def _check_can_be_made(file: Path) -> None:
         )
 
 
-def _look_at_file(file: Path, timeout: float, report: CheckReport) -> CheckReport:
-    from flux_memory.schema import sqlite as schema  # noqa: PLC0415 - only the driver in use
+class _FileLook:
+    """Looks at a SQLite file; another thread may end that by `interrupt`."""
 
-    if str(file) == ":memory:" or not file.exists():
-        report.schema = described("sqlite", {}, 0)
-        if str(file) != ":memory:":
-            report.target += " (does not exist yet)"
-            _check_can_be_made(file)
-        return report
-    if file.is_dir():
-        raise BackendUnavailableError(f"SQLite on {file}: is a directory; give the path of a file in it")
-    if not os.access(file, os.W_OK) or not os.access(file.absolute().parent, os.W_OK):
-        raise BackendUnavailableError(
-            f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
-            "Give the process rights there"
+    def __init__(self, path: str, timeout: float, must_exist: bool) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._must_exist = must_exist
+        self._db: sqlite3.Connection | None = None
+
+    def interrupt(self) -> None:
+        if (db := self._db) is not None:
+            # The other thread may have closed it.
+            with suppress(sqlite3.ProgrammingError):
+                db.interrupt()
+
+    def run(self) -> CheckReport:
+        report = CheckReport(
+            "sqlite", self._path, f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread"
         )
-    # Not mode=ro: such a reader leaves the log's files behind.
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True, timeout=timeout)) as db:
-        db.execute("PRAGMA query_only = ON")
-        applied = schema.applied_versions(db)
-        original = 0 if applied else schema.original_version(db)
-        report.schema = described("sqlite", applied, original)
-        if applied or original:
-            report.sessions, report.messages = db.execute(COUNTS).fetchone()
-        times = []
-        for _ in range(_ROUND_TRIPS):
-            began = time.perf_counter()
-            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            times.append(time.perf_counter() - began)
+        if self._path == ":memory:":
+            report.schema = described("sqlite", {}, 0)
+            return report
+        file = Path(self._path).absolute()
+        report.target = str(file)
+        refuse_special_files(file)
+        if not file.exists():
+            _check_can_be_made(file)
+            report.note = hint_at_original(self._path)
+            if self._must_exist:
+                hint = f"; {report.note}" if report.note else ""
+                raise BackendUnavailableError(
+                    f"there is no file {file}; correct the path, or create a store there with --full{hint}"
+                )
+            report.target = f"would be created at {file}"
+            report.schema = described("sqlite", {}, 0)
+            return report
+        if file.is_dir():
+            raise BackendUnavailableError(f"SQLite on {file}: is a directory; give the path of a file in it")
+        if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+            raise BackendUnavailableError(
+                f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
+                "Give the process rights there"
+            )
+        # Not mode=ro: such a reader leaves the log's files behind.
+        uri = f"{file.as_uri()}?mode=rw"
+        timeout = self._timeout * _LOCK_SHARE
+        with closing(sqlite3.connect(uri, uri=True, timeout=timeout, check_same_thread=False)) as db:
+            self._db = db
+            _read(db, report)
+        return report
+
+
+def _read(db: sqlite3.Connection, report: CheckReport) -> None:
+    sqlite_schema.distrust(db)
+    db.execute("PRAGMA query_only = ON")
+    applied = sqlite_schema.applied_versions(db)
+    original = 0 if applied else sqlite_schema.original_version(db)
+    report.schema = described("sqlite", applied, original)
+    sqlite_schema.inspect(db, applied)
+    if applied or original:
+        report.sessions, report.messages = db.execute(COUNTS).fetchone()
+    times = []
+    for _ in range(_ROUND_TRIPS):
+        began = time.perf_counter()
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        times.append(time.perf_counter() - began)
     report.round_trip_ms = statistics.median(times) * 1000
-    return report
 
 
 async def _look_at_server(connection: Any, report: CheckReport) -> None:

@@ -176,6 +176,8 @@ def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: 
         async with store.open() as memory:
             assert isinstance(memory, ConversationMemory)
             recorder = Recorder(memory, journal, "hanging")
+            # A file with such a trigger is not opened.
+            await memory.count_sessions()
             execute_in_file(
                 Path(store.where),
                 "CREATE TRIGGER hanging BEFORE INSERT ON messages WHEN new.content = 'hang' BEGIN SELECT hang(); END",

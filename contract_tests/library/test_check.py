@@ -42,7 +42,7 @@ async def test_a_missing_file_is_not_created(path: Path) -> None:
     """A check of a new installation announces the file and does not create it."""
     report = await check_sqlite(str(path), 10)
     assert report.backend == "sqlite"
-    assert report.target == f"{path} (does not exist yet)"
+    assert report.target == f"would be created at {path}"
     assert report.schema == "none yet: created at first use"
     assert (report.sessions, report.messages, report.round_trip_ms) == (0, 0, None)
     assert read_files(path.parent) == {}

@@ -31,7 +31,7 @@ def test_a_new_installation_passes_and_creates_nothing(tmp_path: Path) -> None:
     result = run_check()
     assert result.exit_code == 0, result.output
     assert "Backend     sqlite\n" in result.stdout
-    assert "Target      ./data/sqlite.db (does not exist yet)\n" in result.stdout
+    assert f"Target      would be created at {tmp_path}/data/sqlite.db\n" in result.stdout
     assert "Schema      none yet: created at first use\n" in result.stdout
     assert result.stdout.endswith("\nOK\n")
     assert "Round trip" not in result.stdout
@@ -108,7 +108,7 @@ def test_options_override_the_settings(
     """The option's backend is checked, even if the environment names the other one."""
     clean_environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "postgres")
     clean_environment.setenv("FLUX_MEMORY_POSTGRES_DSN", "postgresql://nowhere.invalid/db")
-    assert "Backend     sqlite\n" in run_check("--sqlite-path", str(tmp_path / "chat.db")).stdout
+    assert "Backend     sqlite\n" in run_check("--sqlite-path", str(tmp_path / "chat.db"), "--full").stdout
     clean_environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "sqlite")
     assert "Backend     postgres\n" in run_check("--postgres-dsn", flux_postgres_clean_dsn).stdout
 
@@ -179,7 +179,7 @@ def test_help_and_version() -> None:
 def test_both_commands_run_the_same_program(tmp_path: Path, command: list[str]) -> None:
     """`python -m flux_memory` and `flux-memory` have the same exit codes and output."""
     good = subprocess.run(
-        [*command, "check", "--json", "--sqlite-path", str(tmp_path / "chat.db")],
+        [*command, "check", "--json", "--full", "--sqlite-path", str(tmp_path / "chat.db")],
         capture_output=True,
         text=True,
         timeout=30,

@@ -186,33 +186,6 @@ async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Pat
     await assert_refused(path, SchemaError, says)
 
 
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("obstacle", "undo"),
-    [
-        ("CREATE INDEX sessions_of_user_by_activity ON sessions (id)", "DROP INDEX sessions_of_user_by_activity"),
-        ("CREATE INDEX idx_sessions_user ON sessions (title)", "DROP INDEX idx_sessions_user"),
-        ("CREATE TABLE messages_in_order (id TEXT)", "DROP TABLE messages_in_order"),
-        ("CREATE TABLE orphaned_messages (id TEXT)", "DROP TABLE orphaned_messages"),
-        ("CREATE VIEW newest AS SELECT max(created_at) FROM messages", "DROP VIEW newest"),
-        (
-            "CREATE TRIGGER never BEFORE UPDATE ON sessions BEGIN SELECT raise(ABORT, 'not now'); END",
-            "DROP TRIGGER never",
-        ),
-    ],
-)
-async def test_an_adoption_that_fails_half_way_leaves_the_file_as_it_was(path: Path, obstacle: str, undo: str) -> None:
-    """A failure in any step of any file undoes the steps before; without the obstacle the adoption succeeds."""
-    make_file_with_data(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        add_message(db, "orphan", "gone", "2026-02-05T15:17:45")
-        db.execute(obstacle)
-    await assert_refused(path, FluxMemoryError, "SQLite on")
-    execute_in_file(path, undo)
-    assert await read_order(path, "one") == ["m3", "m4", "m1", "m6"]
-    assert read_rows(path, "SELECT id FROM orphaned_messages") == [("orphan",)]
-
-
 KILLED_HALF_WAY = """
 import os, signal, sqlite3, sys
 from flux_memory.schema import sqlite as schema

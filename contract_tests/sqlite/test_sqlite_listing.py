@@ -160,9 +160,9 @@ def test_no_session_leaves_anything_behind(db: sqlite3.Connection) -> None:
     for id_ in ("one", "two"):
         backend._create_session(records.check_new_session(id_, "", "", {"a": [1, 2], "b": {"c": None}}), db)
     assert count_search_rows(db) == 10
-    backend._execute(backend.DELETE_SESSION, ("one",), db)
+    backend._delete("one", db)
     assert count_search_rows(db) == 5
-    backend._execute(backend.DELETE_SESSIONS, (), db)
+    backend._clear(db)
     assert count_search_rows(db) == 0
 
 

@@ -174,7 +174,7 @@ def test_a_process_without_threads_left_gets_an_error_and_can_retry(path: Path) 
     assert count == "0"
 
 
-def open_in_memory(_: object) -> tuple[sqlite3.Connection, OpenFile]:
+def open_in_memory(*_: object) -> tuple[sqlite3.Connection, OpenFile]:
     db = sqlite3.connect(":memory:", check_same_thread=False)
     return db, OpenFile(":memory:", db)
 

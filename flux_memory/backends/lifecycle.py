@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import warnings
 import weakref
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, TypeVar
 
+from flux_memory.backends.deadlines import seconds_for
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 Resource = TypeVar("Resource")
@@ -17,6 +19,8 @@ Resource = TypeVar("Resource")
 CLOSED: Final = "this memory is closed; open another one"
 _SHARED_OPENING_SECONDS: Final = 0.1
 """Seconds after the start of an opening within which a call shares its failure; later calls retry."""
+_UNNEEDED_OPENING_SECONDS: Final = 0.2
+"""Seconds that closing waits for an opening that no call needs any more, and which may be about to end."""
 _MIN_CLOSE_SECONDS: Final = 1.0
 """Seconds that closing may take even if the calls in flight used up all the time."""
 
@@ -27,7 +31,8 @@ class Lifecycle(Generic[Resource]):
     Args:
         open_resource: Opens the resource; called at the first call, and again after a failure.
         close_resource: Closes the resource within a number of seconds, once no call is in flight or the grace is over.
-        grace: Seconds that `close()` may take, plus `_MIN_CLOSE_SECONDS` if calls in flight take all of them.
+        grace: Seconds that `close()` may take outside any `deadline()`, plus `_MIN_CLOSE_SECONDS` if calls in flight
+            take all of them.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Lifecycle(Generic[Resource]):
         self._opening: asyncio.Task[Resource] | None = None
         self._opening_began = 0.0
         self._closing: asyncio.Task[None] | None = None
+        self._close_by = math.inf
         self.resource: Resource | None = None
         """The open resource, if any, until it is closed."""
         self._in_flight = 0
@@ -129,21 +135,27 @@ class Lifecycle(Generic[Resource]):
     async def close(self) -> None:
         """Refuse new calls, wait for those in flight, close the resource.
 
-        Safe to call again, also concurrently; after a cancelled close the next one continues.
+        Safe to call again, also concurrently; after a cancelled close the next one continues. Concurrent closes end at
+        the earliest of their deadlines.
         """
         self.closed = True
         loop = asyncio.get_running_loop()
+        end = loop.time() + seconds_for(self._grace)
         while not self._ended or self.resource is not None:
             closing = self._closing
             if closing is None or closing.done() or closing.get_loop() is not loop:
-                closing = self._closing = loop.create_task(self._close())
+                self._close_by = end
+                closing = self._closing = loop.create_task(self._close(end))
+            elif end < self._close_by:
+                closing.cancel()
+                self._closing = None
+                continue
             await asyncio.wait([closing])
             if not closing.cancelled():
                 closing.result()
 
-    async def _close(self) -> None:
+    async def _close(self, end: float) -> None:
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._grace
         if self._loop is loop:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(end):
@@ -151,8 +163,8 @@ class Lifecycle(Generic[Resource]):
                     while self._in_flight:
                         self._idle.clear()
                         await self._idle.wait()
-            if self._opening is not None:
-                await asyncio.wait([self._opening], timeout=max(end - loop.time(), 0))
+        if self._loop is loop and self._opening is not None:
+            await asyncio.wait([self._opening], timeout=min(max(end - loop.time(), 0), _UNNEEDED_OPENING_SECONDS))
         self._ended = True
         if self._loop is loop and self._opening is not None:
             self._opening.cancel()

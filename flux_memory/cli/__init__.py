@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import click
 
@@ -10,9 +11,20 @@ from flux_memory import __version__
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
 from flux_memory.cli.migrate import migrate
+from flux_memory.records.printing import printable
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Group(click.Group):
+    """Shows the messages of usage errors, which quote arguments and files, without control codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            raise click.UsageError(printable(error.format_message()), error.ctx) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="flux-memory")
 def main() -> None:
     """Conversation memory on SQLite and PostgreSQL."""

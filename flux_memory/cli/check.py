@@ -13,6 +13,7 @@ import click
 
 from flux_memory.dsn import SecretText
 from flux_memory.errors import FluxMemoryError
+from flux_memory.records.printing import printable
 from flux_memory.records.text import find_unstorable
 
 if TYPE_CHECKING:
@@ -44,15 +45,18 @@ def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, 
     if sqlite_path is not None and (not sqlite_path or find_unstorable(sqlite_path)):
         raise click.UsageError("--sqlite-path is empty or not text; give the path of a file, in UTF-8")
     try:
-        report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full))
+        # The full check creates a file, as an application would.
+        must_exist = sqlite_path is not None and not full
+        report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full, must_exist=must_exist))
     except FluxMemoryError as error:
         if as_json:
-            click.echo(json.dumps({"ok": False, "error": type(error).__name__, "message": str(error)}))
+            answer = {"ok": False, "error": type(error).__name__, "message": str(error)}
+            click.echo(printable(json.dumps(answer)))
         else:
-            click.echo(f"FAILED  {error}", err=True)
+            click.echo(printable(f"FAILED  {error}"), err=True)
         sys.exit(1)
     if as_json:
-        click.echo(json.dumps({"ok": True, **dataclasses.asdict(report)}))
+        click.echo(printable(json.dumps({"ok": True, **dataclasses.asdict(report)})))
     else:
         _show(report)
 
@@ -67,7 +71,13 @@ def _chosen(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
     return load_settings()
 
 
-async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckReport:  # noqa: ASYNC109 - passed on
+async def _check(
+    settings: Settings,
+    timeout: float,  # noqa: ASYNC109 - passed on
+    *,
+    full: bool,
+    must_exist: bool,
+) -> CheckReport:
     from flux_memory.backends.deadlines import deadline  # noqa: PLC0415 - --help stays fast
     from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
     from flux_memory.health import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
@@ -75,7 +85,7 @@ async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckRepo
     async def check_store() -> CheckReport:
         if settings.database_backend == "postgres":
             return await check_postgres(settings.require_postgres_dsn(), timeout)
-        return await check_sqlite(settings.sqlite_path, timeout)
+        return await check_sqlite(settings.sqlite_path, timeout, must_exist=must_exist)
 
     memory = create_memory(settings)  # raises the errors that an application would get
     with deadline(timeout):
@@ -83,7 +93,7 @@ async def _check(settings: Settings, timeout: float, *, full: bool) -> CheckRepo
         if full:
             async with memory:
                 await check_methods(memory, report)
-            report = dataclasses.replace(await check_store(), full=report.full)
+            report = dataclasses.replace(await check_store(), full=report.full, note=report.note)
     return report
 
 
@@ -100,12 +110,13 @@ def _show(report: CheckReport) -> None:
         "Pool": report.pool,
         "Round trip": "" if report.round_trip_ms is None else f"{report.round_trip_ms:.3f} ms",
         "Full check": f"{len(report.full)} methods, each as promised" if report.full else "",
+        "Note": report.note,
     }
     for name, value in lines.items():
         if value:
-            click.echo(f"{name:<11} {value}")
+            click.echo(printable(f"{name:<11} {value}"))
     for statement in report.repairs:
-        click.echo(f"At first use: {statement}")
+        click.echo(printable(f"At first use: {statement}"))
     for warning in report.warnings:
-        click.echo(f"WARNING  {warning}", err=True)
+        click.echo(printable(f"WARNING  {warning}"), err=True)
     click.echo("OK")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from flux_memory.records.printing import printable
+
 if TYPE_CHECKING:
     from flux_memory.testkit.evidence.diff import Change, Difference
     from flux_memory.testkit.evidence.document import Evidence
@@ -40,7 +42,7 @@ def diff(old: Path, new: Path, *, as_json: bool) -> None:
     before, after = _read(old), _read(new)
     difference = compare(before, after)
     if as_json:
-        click.echo(json.dumps(difference.as_dict(), indent=1))
+        click.echo("\n".join(map(printable, json.dumps(difference.as_dict(), indent=1).split("\n"))))
     else:
         _show(difference, before, after)
     sys.exit(1 if difference.is_worse else 0)
@@ -99,7 +101,7 @@ def _show_change(change: Change, *, timed: bool) -> None:
 def _print(text: str, *, indent: int = 0) -> None:
     """Print a text in lines that fit the terminal, broken between words only."""
     lines = textwrap.wrap(
-        text,
+        printable(text),
         shutil.get_terminal_size().columns - 1,
         initial_indent=" " * indent,
         subsequent_indent=" " * (indent + 4),

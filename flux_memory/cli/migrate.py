@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,7 @@ import click
 
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import FluxMemoryError, InvalidInputError
+from flux_memory.records.printing import printable
 
 if TYPE_CHECKING:
     from flux_memory.cli.migrate_display import Display
@@ -87,7 +89,7 @@ def migrate(**options: Any) -> None:
         if options["replace"] and not (options["yes"] or options["dry_run"]):
             report = _transfer({**options, "dry_run": True, "quiet": False}, asks=True)
             if report.exit_code == 0:
-                click.confirm(f"Replace everything in {report.target} with {report.source}?", abort=True)
+                click.confirm(printable(f"Replace everything in {report.target} with {report.source}?"), abort=True)
                 report = _transfer({**options, "yes": True})
         else:
             report = _transfer(options)
@@ -101,7 +103,7 @@ def migrate(**options: Any) -> None:
             except InvalidInputError as unwritten:
                 reasons.append(str(unwritten))
         for reason in dict.fromkeys(reasons):
-            click.echo(f"FAILED  {reason}", err=True)
+            click.echo(printable(f"FAILED  {reason}"), err=True)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(_GO_ON, err=True)
@@ -164,6 +166,8 @@ def _check_report(path: Path) -> None:
     try:
         if not path.absolute().parent.is_dir():
             wrong = "the directory does not exist; create it first"
+        elif path.is_symlink() and not path.exists():
+            wrong = f"{path} is a link to a file that does not exist; remove it, or give another path"
         elif path.is_file() and path.stat().st_size:
             with path.open("rb") as file:
                 if not file.read(32).startswith(_REPORTS_BEGIN):
@@ -190,7 +194,7 @@ def _work(options: dict[str, Any]) -> Callable[[Display], Coroutine[Any, Any, Re
         return partial(migrate_back, dsn, Path(options["to_sqlite"]))
     plan = _plan(options, dsn, Path(options["retry"] or options["sqlite_path"] or settings.sqlite_path))
     if not (options["yes"] or options["dry_run"] or options["verify"]) and sys.stdin.isatty():
-        click.confirm(f"Move {plan.sqlite_path} to {mask_dsn(dsn)}?", abort=True)
+        click.confirm(printable(f"Move {plan.sqlite_path} to {mask_dsn(dsn)}?"), abort=True)
     return partial(transfer, plan)
 
 
@@ -240,11 +244,12 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
 def _write_report(path: Path, report: dict[str, Any]) -> None:
     from flux_memory.transfer.tempfiles import sync  # noqa: PLC0415 - not needed for --help
 
+    lines = json.dumps(report, indent=2, ensure_ascii=False).split("\n")
     try:
-        # A file name may not be text; its bytes become JSON escapes.
-        path.write_text(
-            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
-        )
+        # It has ids, and so perhaps the names of users.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(f"{printable(line)}\n" for line in lines)
         if path.is_file():
             sync(path)
             sync(path.absolute().parent)

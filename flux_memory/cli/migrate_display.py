@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -21,6 +20,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from flux_memory.records.printing import printable, shell_quoted
 from flux_memory.transfer import Report, Status
 
 _CLOSING: Final = {
@@ -113,7 +113,7 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line."""
         if not self._quiet:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def verdict(self, report: Report, reading: Sequence[str] = (), *, asks: bool = False) -> None:
         """Print the findings and one closing line.
@@ -144,7 +144,9 @@ class Display:
             self.say(
                 _CLOSING[report.status].format(
                     quarantine=report.quarantine,
-                    retry=shlex.join(["flux-memory", "migrate", "--retry", str(report.quarantine), *reading]),
+                    retry=" ".join(
+                        map(shell_quoted, ["flux-memory", "migrate", "--retry", str(report.quarantine), *reading])
+                    ),
                     ready="all but the rows above" if report.preflight.refused else "nothing is in the way",
                 )
             )

@@ -57,7 +57,7 @@ def refuse_unwritable(path: Path) -> None:
             f"the quarantine file {path} cannot be written: its directory does not exist, or you may not write to it; "
             "give --quarantine-file another path"
         )
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise MigrationError(
             f"the quarantine file {path} exists and is not overwritten; move it away, or give another name"
         )

@@ -109,7 +109,7 @@ async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, wa
 
 
 def _refuse_existing(path: Path) -> None:
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise MigrationError(f"{path} exists and is not overwritten; move it away, or give another name")
 
 
@@ -225,4 +225,6 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
 
 def _open_to_read(path: Path) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    schema.distrust(db)
+    return db

@@ -223,6 +223,9 @@ class OwnPool:
             self._has_answered = self._has_answered or isinstance(error, asyncpg.PostgresError)
             self.trouble = error
             raise
+        if self._closing:
+            terminate(connection)
+            raise MemoryClosedError(CLOSED)
         self._has_answered = True
         self.trouble = None
         self._open.add(connection)

@@ -33,9 +33,13 @@ _ADVICE: Final = {
         BackendUnavailableError,
         "the call took longer than its deadline, and nothing was stored; raise timeout=",
     ),
+    sqlite3.SQLITE_CONSTRAINT: (
+        FluxMemoryError,
+        "nothing was stored; drop a trigger or a constraint that flux-memory did not create, or restore a backup",
+    ),
     sqlite3.SQLITE_ERROR: (
         SchemaError,
-        "the tables differ from those that the library creates: the file is damaged, or was changed by hand",
+        "the tables are not those that flux-memory creates; run flux-memory check to see what differs",
     ),
     sqlite3.SQLITE_NOTADB: (SchemaError, "the file is not a SQLite database; check the path"),
     sqlite3.SQLITE_CORRUPT: (
@@ -47,6 +51,18 @@ _ADVICE: Final = {
 
 _STOPPED: Final = "user-defined function raised exception"
 """sqlite3's error where the comparison with a metadata filter was stopped; our function raises in no other case."""
+
+
+def check_changed(changed: int, wanted: int = 1) -> None:
+    """Raise unless a write changed as many rows as it should: a trigger that is added to an open file can drop rows.
+
+    Raises:
+        sqlite3.IntegrityError: Not a `FluxMemoryError`, so that the worker rolls the whole write back.
+    """
+    if changed != wanted:
+        error = sqlite3.IntegrityError(f"a write changed {changed} of {wanted} rows")
+        error.sqlite_errorcode = sqlite3.SQLITE_CONSTRAINT
+        raise error
 
 
 def is_busy(error: BaseException | None) -> bool:

@@ -6,14 +6,19 @@ import errno
 import math
 import os
 import sqlite3
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from flux_memory.backends.sqlite.errors import is_transient
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
+LOG_BYTES: Final = 8 * 1024 * 1024
+"""Bytes to which SQLite cuts the log when it begins it anew; an ordinary log stays below, at 1,000 pages."""
+_LOG_HEADER_BYTES: Final = 32
 _TRUSTED_SECONDS: Final = 0.05
 """Seconds until a read verifies the file again, and a write the log's times."""
 _TRUNCATED: Final = (
@@ -34,12 +39,15 @@ class OpenFile:
 
     def __init__(self, path: str, db: sqlite3.Connection, *, frozen: bool = False) -> None:
         self._path = path
-        self._log = path + "-wal"
+        # SQLite follows a link to the file, and places the log beside what the link names.
+        self._log = os.path.realpath(path) + "-wal"
         self._db = db
         self._frozen = frozen
         watched = [] if path == ":memory:" else [path] if frozen else [path, self._log]
         self._known_stats = {name: os.stat(name) for name in watched if os.path.exists(name)}  # noqa: PTH110, PTH116 - quicker
         self._known_sizes = {name: known.st_size for name, known in self._known_stats.items()}
+        self._log_header = b""
+        self._log_header = self._read_log_header()
         self._truncated = False
         self._verified = time.monotonic()
         self._committed = time.time_ns()
@@ -75,10 +83,15 @@ class OpenFile:
             raise BackendUnavailableError(
                 f"{self._path} was opened as a file that no process changes, and it was changed; open the store again"
             )
-        shrunk = any(stat.st_size < self._known_sizes[name] for name, stat in found.items())
+        header = self._read_log_header()
+        shrunk = {name for name, stat in found.items() if stat.st_size < self._known_sizes[name]}
+        if shrunk == {self._log} and found[self._log].st_size >= LOG_BYTES and header != self._log_header:
+            # A process began the log anew, which it does only when the file has all of it.
+            shrunk.clear()
         if shrunk and not self._is_whole():
             self._truncated = True
             raise FluxMemoryError(_TRUNCATED.format(self._path))
+        self._log_header = header
         # Only after the verdict: a check that a lock ended must find the same truncation next time.
         self._known_stats = found
         self._known_sizes = {name: stat.st_size for name, stat in found.items()}
@@ -94,6 +107,18 @@ class OpenFile:
         if self._log in self._known_sizes:
             with suppress(OSError):
                 self._known_sizes[self._log] = _size_alone(self._log)
+
+    def _read_log_header(self) -> bytes:
+        """Return the beginning of the log, which changes whenever a process begins the log anew."""
+        try:
+            descriptor = os.open(self._log, os.O_RDONLY)
+        except OSError:
+            # There is no log, or the process has no file descriptor left.
+            return self._log_header
+        try:
+            return os.read(descriptor, _LOG_HEADER_BYTES)
+        finally:
+            os.close(descriptor)
 
     def _just_verified(self) -> bool:
         return not self._frozen and time.monotonic() - self._verified <= _TRUSTED_SECONDS
@@ -152,13 +177,50 @@ class OpenFile:
             return False
 
 
+def refuse_special_files(path: str | Path) -> None:
+    """Refuse a link to nothing, and anything but regular files in the places of the file and its companions.
+
+    To open a FIFO blocks for ever; a link to nothing would create a file in a place that only the link's author chose,
+    or an empty store where a volume is not mounted.
+
+    Raises:
+        FluxMemoryError: There is such a file; the message names it.
+    """
+    real = os.path.realpath(path)
+    for name in (str(path), *(f"{real}{suffix}" for suffix in ("-wal", "-shm", "-journal"))):
+        try:
+            # SQLite itself follows links to the file only.
+            mode = os.stat(name, follow_symlinks=name == str(path)).st_mode  # noqa: PTH116 - a text
+        except (FileNotFoundError, NotADirectoryError):
+            if name == str(path) and Path(path).is_symlink():
+                raise FluxMemoryError(
+                    f"{path} is a link to {real}, which does not exist; mount or create that, or remove the link"
+                ) from None
+            continue
+        if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and name == str(path))):
+            raise FluxMemoryError(f"{name} is not a regular file; find out what created it, and remove it")
+
+
+def hint_at_original(path: str | Path) -> str:
+    """Return a hint if the file is missing and the original application's file is in the same directory, or ''."""
+    original = Path(path).with_name("memory.db")
+    if Path(path).exists() or not original.is_file():
+        return ""
+    return (
+        f"the original application's file {original.absolute()} exists and is not used: to use it, give that path, or "
+        f"set DATABASE_URL=sqlite+aiosqlite:///{quote(str(original))}"
+    )
+
+
 def make_private(path: Path) -> None:
     """Create a missing file and its directories with access for their owner alone.
 
     Raises:
-        FluxMemoryError: The file is empty or missing beside a write-ahead log, whose contents would be lost.
+        FluxMemoryError: A link to nothing or a special file is in the way, or the file is empty or missing beside a
+            write-ahead log, whose contents would be lost.
         OSError: The file cannot be created.
     """
+    refuse_special_files(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
     if _size(f"{path}-wal") and not _size(path):
@@ -171,7 +233,7 @@ def make_private(path: Path) -> None:
     # One by one: mkdir(parents=True) applies the mode to the last one only.
     for directory in reversed(path.parents):
         directory.mkdir(mode=0o700, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
 
 
 def refuse_cut_page(path: str, db: sqlite3.Connection) -> None:

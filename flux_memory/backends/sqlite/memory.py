@@ -15,7 +15,8 @@ from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls, built
 from flux_memory.backends.sqlite import listing
-from flux_memory.backends.sqlite.errors import translated
+from flux_memory.backends.sqlite.errors import check_changed, translated
+from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.backends.sqlite.queue import Work, not_begun
 from flux_memory.backends.sqlite.worker import SQLiteWorker
@@ -158,9 +159,9 @@ class ConversationMemory(Memory):
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
-            rows = partial(_fetch, SELECT_HISTORY, (session, most))
+            rows = partial(fetch, SELECT_HISTORY, (session, most))
         else:
-            rows = partial(_fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
+            rows = partial(fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
         return await built(partial(building.build_messages, session, await self._read(rows)))
 
     async def get_sessions(
@@ -185,12 +186,12 @@ class ConversationMemory(Memory):
         session = records.find_id("session_id", session_id)
         if session is None:
             return None
-        rows = await self._read(partial(_fetch, SELECT_SESSION, (session,)))
+        rows = await self._read(partial(fetch, SELECT_SESSION, (session,)))
         return await built(partial(building.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
-        rows = await self._read(partial(_fetch, COUNT_SESSIONS, ()))
+        rows = await self._read(partial(fetch, COUNT_SESSIONS, ()))
         return int(rows[0][0])
 
     async def update_session_title(self, session_id: str, title: str) -> None:
@@ -202,11 +203,11 @@ class ConversationMemory(Memory):
         self._life.check_open()
         session = records.find_id("session_id", session_id)
         if session is not None:
-            await self._write(partial(_execute, DELETE_SESSION, (session,)))
+            await self._write(partial(_delete, session))
 
     async def clear_all(self) -> None:
         self._life.check_open()
-        await self._write(partial(_execute, DELETE_SESSIONS, ()))
+        await self._write(_clear)
 
     async def close(self) -> None:
         await self._life.close()
@@ -259,8 +260,10 @@ async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYN
 def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
     now = timestamps.utc_now()
     values = (row.id, row.user_id, row.title, now, now, row.metadata)
-    if db.execute(INSERT_SESSION, values).rowcount == 0:
+    changed = db.execute(INSERT_SESSION, values).rowcount
+    if changed == 0 and fetch(SELECT_COUNTER, (row.id,), db):
         raise records.session_id_taken(row.id)
+    check_changed(changed)
     return row.id
 
 
@@ -272,16 +275,17 @@ def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connectio
         _add_messages(session_id, [row], db)
         return
     ((seq, now),) = counter
-    db.execute(INSERT_MESSAGE, (session_id, row.id, seq, row.role, row.content, row.metadata, now))
+    values = (session_id, row.id, seq, row.role, row.content, row.metadata, now)
+    check_changed(db.execute(INSERT_MESSAGE, values).rowcount)
 
 
 def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
-    session = _fetch(SELECT_COUNTER, (session_id,), db)
+    session = fetch(SELECT_COUNTER, (session_id,), db)
     if not session:
         raise records.session_not_found(session_id)
     fresh = []
     for row in rows:
-        stored = _fetch(SELECT_SAME_ID, (session_id, row.id), db)
+        stored = fetch(SELECT_SAME_ID, (session_id, row.id), db)
         if not stored:
             fresh.append(row)
         elif not row.same_as(*stored[0]):
@@ -290,54 +294,37 @@ def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.C
         return
     ((count, updated_at),) = session
     now = max(records.check_session_time(session_id, updated_at), timestamps.utc_now())
-    db.executemany(
-        INSERT_MESSAGE,
-        [
-            (session_id, row.id, seq, row.role, row.content, row.metadata, now)
-            for seq, row in enumerate(fresh, count + 1)
-        ],
-    )
-    db.execute(UPDATE_COUNTER, (count + len(fresh), now, session_id))
+    values = [
+        (session_id, row.id, seq, row.role, row.content, row.metadata, now) for seq, row in enumerate(fresh, count + 1)
+    ]
+    check_changed(db.executemany(INSERT_MESSAGE, values).rowcount, len(fresh))
+    check_changed(db.execute(UPDATE_COUNTER, (count + len(fresh), now, session_id)).rowcount)
 
 
 def _update_title(session_id: str, title: str, db: sqlite3.Connection) -> None:
-    if db.execute(UPDATE_TITLE, (title, timestamps.utc_now(), session_id)).rowcount == 0:
+    changed = db.execute(UPDATE_TITLE, (title, timestamps.utc_now(), session_id)).rowcount
+    if changed == 0 and not fetch(SELECT_COUNTER, (session_id,), db):
         raise records.session_not_found(session_id)
+    check_changed(changed)
 
 
-def _execute(sql: str, values: tuple[Any, ...], db: sqlite3.Connection) -> None:
-    db.execute(sql, values)
+def _delete(session_id: str, db: sqlite3.Connection) -> None:
+    db.execute(DELETE_SESSION, (session_id,))
+    check_changed(len(fetch(SELECT_COUNTER, (session_id,), db)), 0)
 
 
-def _fetch(sql: str, values: tuple[Any, ...] | dict[str, Any], db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    try:
-        return db.execute(sql, values).fetchall()
-    except sqlite3.OperationalError as error:
-        if "decode to UTF-8" not in str(error):
-            raise
-    # Read bytes, so that the error can name the corrupt record.
-    db.text_factory = bytes
-    try:
-        rows = db.execute(sql, values).fetchall()
-    finally:
-        db.text_factory = str
-    return [tuple(_decoded(cell) for cell in row) for row in rows]
+def _clear(db: sqlite3.Connection) -> None:
+    db.execute(DELETE_SESSIONS)
+    check_changed(fetch(COUNT_SESSIONS, (), db)[0][0], 0)
 
 
 def _page(
     limit: int, offset: int, user_id: str | None, part: str | None, db: sqlite3.Connection
 ) -> list[tuple[Any, ...]]:
-    def fetch(sql: str, values: dict[str, object]) -> list[tuple[Any, ...]]:
-        return _fetch(sql, values, db)
+    def run(sql: str, values: dict[str, object]) -> list[tuple[Any, ...]]:
+        return fetch(sql, values, db)
 
     if part is not None:
         # A filter takes several statements, which must see one state of the file. The worker ends the transaction.
         db.execute("BEGIN")
-    return listing.page(fetch, limit, offset, user_id, part)
-
-
-def _decoded(cell: object) -> object:
-    try:
-        return cell.decode() if isinstance(cell, bytes) else cell
-    except UnicodeDecodeError:
-        return cell
+    return listing.page(run, limit, offset, user_id, part)

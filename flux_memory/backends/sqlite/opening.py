@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.backends.sqlite.errors import is_busy, is_read_only
-from flux_memory.backends.sqlite.file import OpenFile, can_only_be_read, make_private, refuse_cut_page
+from flux_memory.backends.sqlite.file import LOG_BYTES, OpenFile, can_only_be_read, make_private, refuse_cut_page
 from flux_memory.backends.sqlite.worker import LOCK_SECONDS
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 from flux_memory.records.filters import MetadataFilter
@@ -28,7 +28,10 @@ _CONNECTION: Final[dict[str, Any]] = {
 
 
 def connect(
-    path: str, timeout: float, must_stop: Callable[[], bool] = lambda: False
+    path: str,
+    timeout: float,
+    must_stop: Callable[[], bool] = lambda: False,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and with a current schema; retry while other processes are opening it.
 
@@ -36,6 +39,7 @@ def connect(
         path: The file, created if it is missing, or `:memory:`.
         timeout: Seconds until a lock ends the attempts.
         must_stop: Returns whether the statement that runs has to end; SQLite itself cannot interrupt our function.
+        given_up: Called between two attempts; returns whether to end them. An upgrade that has begun goes on.
 
     Raises:
         FluxMemoryError: The file or the SQLite library cannot be used; the message says what to do.
@@ -47,7 +51,7 @@ def connect(
         try:
             return _connect_once(path, must_stop)
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() >= deadline:
+            if not is_busy(error) or time.monotonic() >= deadline or given_up():
                 raise
             # SQLite itself does not wait for a lock to change the journal mode.
             time.sleep(_REOPEN_SECONDS)
@@ -94,6 +98,7 @@ def _prepare(
 
 
 def _use_write_ahead_log(path: str, db: sqlite3.Connection) -> None:
+    db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     try:
         _require(db, "journal_mode", "WAL", ("wal",) if path != ":memory:" else ("memory",))
     except sqlite3.OperationalError as error:

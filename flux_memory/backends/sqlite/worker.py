@@ -43,7 +43,9 @@ class SQLiteWorker:
     rolls back a transaction that a read leaves open.
     """
 
-    def __init__(self, opener: Callable[[Callable[[], bool]], tuple[sqlite3.Connection, OpenFile]]) -> None:
+    def __init__(
+        self, opener: Callable[[Callable[[], bool], Callable[[], bool]], tuple[sqlite3.Connection, OpenFile]]
+    ) -> None:
         self._opener = opener
         self._db: sqlite3.Connection | None = None
         self._driver: aiosqlite.Connection | None = None
@@ -52,6 +54,7 @@ class SQLiteWorker:
         self._batch_limit = BATCH_CALLS
         self._called = False
         self._given_up = False
+        """Whether the thread has to end: waiting calls and openings are refused, and statements interrupted."""
         self._running_job: Job[Any] | None = None
         self._answers: list[Job[Any]] = []
         self._answer_at = math.inf
@@ -66,6 +69,11 @@ class SQLiteWorker:
         self._send(partial(self._open_on_thread, job))
         try:
             await job.outcome()
+        except asyncio.CancelledError:
+            # By `close()`: no call waits for this opening any more.
+            self.abandon()
+            await self._wait_for_end(GRACE_SECONDS)
+            raise
         except BaseException:
             self.abandon()
             raise
@@ -90,17 +98,20 @@ class SQLiteWorker:
 
         Calls that still run or wait for a lock after `timeout` seconds are given up.
         """
-        closed = asyncio.get_running_loop().create_future()
-        self._ended.add_done_callback(partial(_notify_closed, closed))
         if not self._ended.done():
             # The thread may not know of a queued call yet: `_call` tells it once the loop is idle.
             self._send(self._run_gathered)
             self._send(self._close_on_thread)
-        await asyncio.wait([closed], timeout=timeout)
+        await self._wait_for_end(timeout)
         self._given_up = True
-        await asyncio.wait([closed], timeout=GRACE_SECONDS)
-        if closed.done() and self._driver is not None:
+        await self._wait_for_end(GRACE_SECONDS)
+        if self._ended.done() and self._driver is not None:
             self._driver._thread.join(GRACE_SECONDS)  # noqa: SLF001 - aiosqlite does not wait for its thread
+
+    async def _wait_for_end(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
+        ended = asyncio.get_running_loop().create_future()
+        self._ended.add_done_callback(partial(_notify_closed, ended))
+        await asyncio.wait([ended], timeout=timeout)
 
     def close_copy(self) -> None:
         """Close the connection; in a forked child that closes the child's copy only."""
@@ -128,7 +139,7 @@ class SQLiteWorker:
         # Stored by the thread: the caller may be gone by now, and the connection must still be closed.
         try:
             with self._at_rest:
-                self._db, self._file = self._opener(self._must_interrupt)
+                self._db, self._file = self._opener(self._must_interrupt, lambda: self._given_up)
                 self._db.set_progress_handler(self._must_interrupt, _CLOCK_INSTRUCTIONS)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error

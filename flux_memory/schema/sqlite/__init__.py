@@ -9,6 +9,7 @@ from typing import Final
 from flux_memory.errors import SchemaError
 from flux_memory.records import timestamps
 from flux_memory.schema import SchemaFile, adopted_version, history, missing
+from flux_memory.schema.sqlite.objects import kept_indexes, refuse_obstacles, refuse_views_as_tables, verify
 
 HAS_VERSION_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'flux_memory_schema'"
 CREATE_VERSION_TABLE: Final = """
@@ -55,28 +56,73 @@ def bring_up_to_date(db: sqlite3.Connection) -> None:
         db: A connection in autocommit mode.
 
     Raises:
-        SchemaError: The file is newer than the library, is another program's, or has rows that cannot be adopted; it
-            is left as it was.
+        SchemaError: The file is newer than the library, is another program's, has rows that cannot be adopted, or has
+            tables, keys, views or triggers with which a write could be lost; it is left as it was.
     """
     if not missing("sqlite", applied_versions(db)):
+        verify(db)
         return
+    # SQLite would refuse to rename a table while any view is broken, or reads that table.
+    db.execute("PRAGMA legacy_alter_table = ON")
     db.execute("BEGIN IMMEDIATE")
     try:
-        # Another process may have upgraded the file during the wait for the lock.
-        applied = applied_versions(db)
-        if not applied:
-            db.execute(CREATE_VERSION_TABLE)
-            for step in history("sqlite")[: _adopt(db)]:
-                applied[step.version] = _record(db, step)
-        for step in missing("sqlite", applied):
-            for statement in _statements(step.sql):
-                db.execute(statement)
-            _record(db, step)
+        _upgrade(db)
+        verify(db)
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
+    finally:
+        db.execute("PRAGMA legacy_alter_table = OFF")
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    # Another process may have upgraded the file during the wait for the lock.
+    applied = applied_versions(db)
+    inspect(db, applied)
+    indexes = kept_indexes(db)
+    if not applied:
+        db.execute(CREATE_VERSION_TABLE)
+        for step in history("sqlite")[: _adopt(db)]:
+            applied[step.version] = _record(db, step)
+    for step in missing("sqlite", applied):
+        for statement in _statements(step.sql):
+            db.execute(statement)
+        _record(db, step)
+    lost = {index.name: index.sql for index in indexes}
+    for index in kept_indexes(db):
+        lost.pop(index.name, None)
+    for sql in lost.values():
+        db.execute(sql)
+
+
+def inspect(db: sqlite3.Connection, applied: dict[int, str]) -> None:
+    """Inspect a file as an opening does, without a change.
+
+    Args:
+        db: A connection to the file.
+        applied: The result of `applied_versions`.
+
+    Raises:
+        SchemaError: As `bring_up_to_date` does, except for rows that cannot be adopted.
+    """
+    original = 0 if applied else original_version(db)
+    if not (steps := [step for step in missing("sqlite", applied) if step.version > original]):
+        verify(db)
+    else:
+        refuse_obstacles(db, steps, adopting=bool(original))
+
+
+def distrust(db: sqlite3.Connection) -> None:
+    """Prepare a connection to read a file of unknown origin.
+
+    Views and triggers may then call harmless functions only. The schema is loaded before: it may have an index on an
+    expression, which would not load afterwards.
+    """
+    db.execute("PRAGMA cell_size_check = ON")
+    db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    db.execute("PRAGMA trusted_schema = OFF")
 
 
 def applied_versions(db: sqlite3.Connection) -> dict[int, str]:
@@ -90,8 +136,9 @@ def original_version(db: sqlite3.Connection) -> int:
     """Return the version of the original application's tables; 0 if there are none.
 
     Raises:
-        SchemaError: Another program made the tables.
+        SchemaError: Another program made the tables, or a view is in place of one.
     """
+    refuse_views_as_tables(db)
     columns = {table: {name for (name,) in db.execute(SELECT_COLUMNS, (table,))} for table in ("sessions", "messages")}
     return adopted_version(columns)
 

@@ -211,6 +211,31 @@ class DeadlinesContract(Binding):
             for each in (ledger, other, third):
                 await each.judge(store)
 
+    @clause(
+        "FM-DLN-007",
+        promise="A close() ends by its own deadline while the store is unreachable, beside calls and an opening "
+        "under way.",
+        impact="A program that shuts down during an outage hangs until it is killed.",
+        needs=Capability.OUTAGES,
+        away=True,
+    )
+    async def test_close_in_an_outage(self, store: StoreUnderTest) -> None:
+        for outage in store.outages():
+            used, unused = store.open_through(outage), store.open_through(outage)
+            ledger = Ledger(await used.create_session())
+            async with outage.away():
+                calls = [ledger.adding(each, f"by {each!r}", within=PATIENT_SECONDS) for each in (used, unused)]
+                await turns_of_the_loop(4)
+                with deadline(SHORT_SECONDS):
+                    closing = [asyncio.ensure_future(each.close()) for each in (used, unused)]
+                _, late = await asyncio.wait(closing, timeout=OWN_SECONDS)
+            await asyncio.wait(calls, timeout=SETTLING_SECONDS)
+            await gather_outcomes(*closing)
+            assert not late, (
+                f"{outage.name}: close() with a deadline of {SHORT_SECONDS} s had not ended after {OWN_SECONDS} s"
+            )
+            await ledger.judge(store)
+
 
 def _cancel(tasks: Iterable[asyncio.Task[bool]]) -> None:
     for task in tasks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, deadline
@@ -51,6 +52,16 @@ class RefusedBatchesAreStored(Sound):
         if time.monotonic() - before > seconds:
             raise BackendUnavailableError("not within the deadline; nothing was stored")
         return made
+
+
+@caught_by("FM-DLN-007")
+class TakesItsTimeToClose(Sound):
+    """Waits for the store before it closes, regardless of the caller's deadline."""
+
+    async def close(self) -> None:
+        with deadline(LONG_SECONDS), suppress(FluxMemoryError):
+            await self.delete_session("no session")
+        await super().close()
 
 
 @caught_by("FM-DLN-002")

@@ -64,7 +64,7 @@ class Tally:
         """Count one case."""
         self.count += 1
         if len(self.first) < _MAX_NAMED:
-            self.first.append(f"{row_id} ({problem.column}: {problem.detail:.120})")
+            self.first.append(f"{row_id:.80} ({problem.column}: {problem.detail:.120})")
 
     def include(self, other: Tally) -> None:
         """Add the counts of the next part of the source."""

@@ -165,7 +165,7 @@ def _chunks(raws: Iterator[RawRow]) -> Iterator[list[RawRow]]:
     size = 0
     for raw in raws:
         chunk.append(raw)
-        size += getsizeof(raw[3])
+        size += sum(map(getsizeof, raw[:6]))
         if len(chunk) >= _CHUNK_MESSAGES or size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0

@@ -28,6 +28,7 @@ IDLE: Final = 12
 """Read the file: no process uses it. An unchanged fingerprint proves afterwards that none wrote to it."""
 FAILED: Final = 11
 
+_CHECK_CELLS: Final = "PRAGMA cell_size_check = ON"
 _WAL_FORMAT: Final = 2
 _DEAD_MAN_SWITCH: Final = 128
 """Offset of the byte in the `-shm` file on which each connection to a write-ahead log holds a lock."""
@@ -117,8 +118,8 @@ def _shared_lock(source: Path, busy_seconds: float) -> sqlite3.Connection | None
     """Hold SQLite's shared lock by an open read; `None` if a crash left a journal that a reader cannot roll back."""
     db = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=busy_seconds)
     try:
-        db.execute("BEGIN")
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        for statement in (_CHECK_CELLS, "BEGIN", "SELECT count(*) FROM sqlite_master"):
+            db.execute(statement).fetchone()
     except sqlite3.OperationalError as error:
         db.close()
         if _beside(source, "-journal").exists() and error.sqlite_errorcode & 0xFF in {
@@ -136,8 +137,8 @@ def _shared_lock(source: Path, busy_seconds: float) -> sqlite3.Connection | None
 def _recover(target: Path) -> None:
     """Let SQLite recover the copy into its main file."""
     with closing(sqlite3.connect(target, isolation_level=None)) as db:
-        db.execute("PRAGMA journal_mode = DELETE").fetchone()
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        for statement in (_CHECK_CELLS, "PRAGMA journal_mode = DELETE", "SELECT count(*) FROM sqlite_master"):
+            db.execute(statement).fetchone()
 
 
 def _is_wal(source: Path) -> bool:

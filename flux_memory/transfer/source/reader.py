@@ -11,8 +11,10 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from flux_memory.errors import MigrationError
+from flux_memory.records.printing import shell_quoted
 from flux_memory.schema import VERSION_TABLE, adopted_version, missing
 from flux_memory.schema import sqlite as schema
+from flux_memory.schema.sqlite.objects import refuse_views_as_tables
 from flux_memory.transfer.rows.postgres_time import microseconds
 from flux_memory.transfer.rows.raw import RawRow
 
@@ -25,6 +27,23 @@ FROM pragma_index_list(?) AS list, pragma_index_info(list.name) AS columns
 WHERE list."unique" AND NOT list.partial
 GROUP BY list.name
 """
+# Only keys are sorted: a sorter holds sixteen rows at a time, which may have tens of megabytes each. The LIMIT is an
+# optimizer fence.
+SELECT_SESSIONS: Final = """
+SELECT id, {user}, title, metadata, created_at, updated_at, repeated, sessions.rowid
+FROM (
+    SELECT rowid AS place, {repeated} AS repeated FROM sessions /* where */ ORDER BY id, rowid LIMIT -1
+) AS keys
+LEFT JOIN sessions ON sessions.rowid = place
+"""
+SELECT_MESSAGES: Final = """
+SELECT session_id, id, role, content, metadata, created_at, repeated, messages.rowid
+FROM (
+    SELECT rowid AS place, {repeated} AS repeated FROM messages /* where */ ORDER BY session_id, {order} LIMIT -1
+) AS keys
+LEFT JOIN messages ON messages.rowid = place
+"""
+WHERE: Final = "/* where */"
 SELECT_MIDDLE: Final = """
 SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
 """
@@ -69,6 +88,7 @@ def inspect_source(db: sqlite3.Connection) -> Layout:
         MigrationError: The file is not a readable conversation memory.
         SchemaError: The schema is newer than the library, or belongs to another application.
     """
+    refuse_views_as_tables(db)
     tables = {name for (name,) in db.execute(SELECT_TABLES)}
     if not tables & set(_KNOWN):
         raise MigrationError(
@@ -147,60 +167,49 @@ class Source:
 
     def sessions(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
         """Iterate over the sessions."""
-        return self._part(self._select_sessions(), "id", part, "rowid")
+        return self._part(self._select_sessions(), "id", part)
 
     def session(self, session_id: str) -> RawRow | None:
         """Return a session, or `None` if it does not exist."""
-        return next(self._rows(f"{self._select_sessions()} WHERE id = ? ORDER BY rowid", session_id), None)
+        return next(self._rows(self._select_sessions(), "WHERE id = ?", session_id), None)
 
     def messages(self, part: Part = EVERYTHING) -> Iterator[RawRow]:
         """Iterate over the messages, session by session."""
-        return self._part(self._select_messages(), "session_id", part, self._order())
+        return self._part(self._select_messages(), "session_id", part)
 
     def messages_of(self, session_id: str) -> Iterator[RawRow]:
         """Iterate over a session's messages."""
-        return self._rows(f"{self._select_messages()} WHERE session_id = ? ORDER BY {self._order()}", session_id)
+        return self._rows(self._select_messages(), "WHERE session_id = ?", session_id)
 
     def _select_sessions(self) -> str:
         user = "user_id" if self.layout.has_user_id else "''"
         repeated = "0" if self.layout.unique_sessions else "row_number() OVER (PARTITION BY id ORDER BY rowid) > 1"
-        return (
-            f"SELECT id, {user}, title, metadata, created_at, updated_at, {repeated}, rowid "  # noqa: S608 - ours
-            "FROM sessions"
-        )
+        return SELECT_SESSIONS.format(user=user, repeated=repeated)
 
     def _select_messages(self) -> str:
-        repeated = (
-            "0"
-            if self.layout.unique_messages
-            else f"row_number() OVER (PARTITION BY session_id, id ORDER BY {self._order()}) > 1"
-        )
-        return (
-            f"SELECT session_id, id, role, content, metadata, created_at, {repeated}, rowid "  # noqa: S608 - ours
-            "FROM messages"
-        )
-
-    def _order(self) -> str:
+        order = "created_at, rowid"
         if self.layout.numbered:
-            return "seq"
-        return "microseconds(created_at), rowid" if self.by_time else "created_at, rowid"
+            order = "seq"
+        elif self.by_time:
+            order = "microseconds(created_at), rowid"
+        repeated = "0"
+        if not self.layout.unique_messages:
+            repeated = f"row_number() OVER (PARTITION BY session_id, id ORDER BY {order}) > 1"
+        return SELECT_MESSAGES.format(order=order, repeated=repeated)
 
-    def _part(self, select: str, column: str, part: Part, order: str) -> Iterator[RawRow]:
-        by = f"ORDER BY {column}, {order}"
+    def _part(self, select: str, column: str, part: Part) -> Iterator[RawRow]:
         if part.first is not None:
-            return self._rows(f"{select} WHERE {column} >= ? {by}", part.first)
+            return self._rows(select, f"WHERE {column} >= ?", part.first)
         if part.end is None:
-            return self._rows(f"{select} {by}")
+            return self._rows(select, "")
         # With an OR, SQLite would sort instead of reading in index order.
-        return chain(
-            self._rows(f"{select} WHERE {column} IS NULL {by}"),
-            self._rows(f"{select} WHERE {column} < ? {by}", part.end),
-        )
+        return chain(self._rows(select, f"WHERE {column} IS NULL"), self._rows(select, f"WHERE {column} < ?", part.end))
 
-    def _rows(self, sql: str, *values: str) -> Iterator[RawRow]:
-        cursor = self._db.cursor()
-        cursor.arraysize = 64
-        return iter(cursor.execute(sql, values))
+    def _rows(self, select: str, where: str, *values: str) -> Iterator[RawRow]:
+        for row in self._db.execute(select.replace(WHERE, where), values):
+            if row[7] is None:
+                raise sqlite3.DatabaseError("an index names a row that is not there")
+            yield row
 
 
 def refuse_unknown(layout: Layout, left_behind: Iterable[str]) -> None:
@@ -211,7 +220,7 @@ def refuse_unknown(layout: Layout, left_behind: Iterable[str]) -> None:
     """
     refused = [name for name in layout.unknown if name not in set(left_behind)]
     if refused:
-        options = " ".join(f"--leave-behind {name}" for name in refused)
+        options = " ".join(f"--leave-behind {shell_quoted(name)}" for name in refused)
         raise MigrationError(
             f"the file has tables or columns that conversation memory does not know: {', '.join(refused)}. They would "
             f"not be moved; save what you need of them, then run again with {options}"

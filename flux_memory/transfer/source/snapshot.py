@@ -13,7 +13,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from flux_memory.errors import MigrationError
+from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
+from flux_memory.errors import FluxMemoryError, MigrationError
+from flux_memory.schema.sqlite import distrust
 from flux_memory.transfer.source import probe_process
 from flux_memory.transfer.source.helper import Helper
 from flux_memory.transfer.tempfiles import private_directory
@@ -216,10 +218,16 @@ def check_file(path: Path) -> int:
     try:
         if path.is_dir():
             raise MigrationError(f"{path} is a directory; give --sqlite-path the database file in it")
+        refuse_special_files(path)
         size = path.stat().st_size
         readable = os.access(path, os.R_OK)
+    except FluxMemoryError:
+        raise
     except FileNotFoundError:
-        raise MigrationError(f"there is no file {path}; check --sqlite-path and the working directory") from None
+        hint = hint_at_original(path)
+        raise MigrationError(
+            f"there is no file {path}; check --sqlite-path and the working directory{f'; {hint}' if hint else ''}"
+        ) from None
     except OSError as error:
         raise MigrationError(f"{path} cannot be read: {error.strerror}; check the path and its rights") from error
     except ValueError as error:
@@ -271,8 +279,8 @@ def connect(path: Path, parameters: str) -> sqlite3.Connection:
         db.execute(_CACHE)
         db.execute(_NO_MAPPING)
         db.execute("BEGIN")
-        # The first read takes the snapshot.
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # Its first read takes the snapshot.
+        distrust(db)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         db.close()
         raise _unreadable(path, error) from error
