@@ -250,6 +250,150 @@ def dsn_parser(pieces: list[str], other: Any) -> None:
         assert MARKER not in repr(parsed)
 
 
+_VARIABLES: Final = (
+    *("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGSERVICE", "PGSERVICEFILE", "HOME"),
+    *("PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL", "PGSSLNEGOTIATION", "PGTARGETSESSIONATTRS"),
+    *("PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION", "PGKRBSRVNAME", "PGGSSLIB", "LOGNAME"),
+)
+_VALUES: Final = (
+    *(
+        "",
+        "5432",
+        "1",
+        "1,1",
+        "abc",
+        "0",
+        "tcp://10.0.0.1:5432",
+        "/",
+        "/nowhere",
+        "::1",
+        "[::1]:1",
+        "127.0.0.1",
+        "a..b",
+    ),
+    *("require", "prefer", "disable", "verify-full", "allow", "__class__", "any", "primary", "TLSv1.2", "SSLv3"),
+    *("direct", "postgres", "gssapi", "sspi", "\udcff", "x" * 70, "a:b@c", ".", __file__, "FILE", "~"),
+)
+_PASSWORD_FILES: Final = (
+    *("", f"*:*:*:*:{MARKER}", f"*:*:*:{MARKER}", MARKER, f"#\n*:*:*:*:{MARKER}\n{MARKER}", f"{MARKER}\udcff"),
+    f"127.0.0.1:1:d:u:{MARKER}:{MARKER}",
+)
+_LOGINS: Final = (
+    "",
+    "u@",
+    f"u:{MARKER}@",
+    f"u:{MARKER}/",
+    f"u:{MARKER}?",
+    f"u:{MARKER}",
+    f"u;{MARKER}@",
+    f"u%3A{MARKER}@",
+)
+_HOSTS: Final = (
+    "127.0.0.1:1",
+    "127.0.0.1",
+    "127.0.0.1:1,[::1]:1",
+    "::1",
+    "[::1]",
+    "h:x",
+    "",
+    "%2Fnowhere",
+    "a..b",
+    ":1",
+)
+_QUERIES: Final = (
+    *(
+        "port=1",
+        "port=abc",
+        "host=127.0.0.1",
+        "host=::1",
+        "user=u",
+        f"password={MARKER}",
+        f"passwd={MARKER}",
+        "user=%ff",
+    ),
+    *(
+        "sslmode=require",
+        "sslmode=x",
+        f"sslmode=require;password={MARKER}",
+        "sslrootcert=/nowhere",
+        "sslcert=/",
+        "a=b@h",
+    ),
+    *("target_session_attrs=any", "target_session_attrs=x", "connect_timeout=1", "passfile=/nowhere", "passfile=FILE"),
+    *(
+        "sslkey=%00",
+        f"sslpassword={MARKER}",
+        f"X-Amz-Signature={MARKER}",
+        f"{MARKER}=x",
+        MARKER,
+        "gsslib=x",
+        "krbsrvname=x",
+    ),
+    *("sslnegotiation=direct", "ssl_min_protocol_version=TLSv1.3", "ssl_max_protocol_version=TLSv1.2", "=", "&", "#"),
+)
+
+
+@OFTEN
+@given(
+    *map(st.sampled_from, (_LOGINS, _HOSTS)),
+    st.lists(st.sampled_from(_QUERIES), max_size=4).map("&".join),
+    st.dictionaries(st.sampled_from(_VARIABLES), st.sampled_from(_VALUES) | texts, max_size=4),
+    st.sampled_from(_PASSWORD_FILES),
+    st.booleans(),
+)
+def dsn_and_environment(
+    login: str, hosts: str, query: str, environment: dict[str, str], password_file: str, nameless: bool
+) -> None:
+    """Any DSN beside any variables, to a port at which nothing listens: an error of ours, and no part of a password."""
+    tried["dsn_and_environment"] += 1
+    assume(MARKER not in "".join(environment.values()))
+    # No name is looked up.
+    assume(
+        environment.get("PGHOST", "") in {"", "/nowhere", "::1", "[::1]:1", "127.0.0.1", "a..b", "tcp://10.0.0.1:5432"}
+    )
+    file = place.directory / "passwords"
+    file.write_bytes(password_file.encode(errors="surrogateescape"))
+    file.chmod(0o600)
+    dsn = f"postgresql://{login}{hosts}/d{'?' * bool(query)}{query}".replace("FILE", str(file))
+    before = {name: value for name, value in os.environ.items() if name.startswith("PG") or name in _VARIABLES}
+    for name in before:
+        del os.environ[name]
+    names = {} if nameless else {"LOGNAME": "u"}
+    try:
+        # Closed ports, unless a variable says otherwise.
+        for name, value in {
+            "PGPORT": "1",
+            "PGPASSWORD": MARKER,
+            "PGPASSFILE": str(file),
+            **names,
+            **environment,
+        }.items():
+            with suppress(ValueError):  # NUL, which no environment can hold
+                os.environ[name] = value.replace("FILE", str(file))
+        if not password_file:
+            os.environ.pop("PGPASSFILE", None)
+        elif environment.get("PGPASSWORD") is None:
+            os.environ.pop("PGPASSWORD", None)
+        place.runner.run(_bounded(_refused(dsn)))
+    finally:
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+async def _refused(dsn: str) -> None:
+    """Use a memory that cannot be reached, and look at all that it says."""
+    said = [mask_dsn(dsn)]
+    try:
+        async with PostgresConversationMemory(dsn, timeout=0.05) as memory:
+            said.append(repr(memory))
+            await memory.count_sessions()
+    except FluxMemoryError as error:
+        said += [str(error), repr(error)]
+        said += [f"{cause} {cause!r}" for cause in (error.__cause__, error.__context__) if cause is not None]
+    assert MARKER not in "".join(said), dsn
+
+
 _NAMES: Final = ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN")
 
 
@@ -395,5 +539,6 @@ def quarantine_file(written: list[bytes]) -> None:
 
 
 TARGETS: Final[dict[str, Callable[[], None]]] = {
-    target.__name__: target for target in (public_api, dsn_parser, configuration, legacy_file, quarantine_file)
+    target.__name__: target
+    for target in (public_api, dsn_parser, dsn_and_environment, configuration, legacy_file, quarantine_file)
 }
