@@ -41,7 +41,19 @@ _FULL: Final = Refusal(
     "pool size",
     passes=True,
 )
+_PREPARED: Final = Refusal(
+    "a pooler in transaction mode stands between: add ?statement_cache_size=0 to the DSN", passes=False
+)
 _NOT_READY: Final = Refusal("the server, or a pooler before it, is not ready; retry, and look at its log", passes=True)
+_CLOSED: Final = Refusal(
+    "look at the log of the server or pooler, and that it is PostgreSQL which listens at the DSN's host and port",
+    passes=True,
+)
+_METHOD: Final = Refusal(
+    "the driver lacks the method of authentication that the server demands; use scram-sha-256 in its pg_hba.conf",
+    passes=False,
+)
+_FOREIGN: Final = Refusal("the answer is not that of a PostgreSQL server; check host and port in the DSN", passes=False)
 
 _CODES: Final = (
     ("28P01", _CREDENTIALS),
@@ -60,12 +72,16 @@ _CODES: Final = (
 _TEXTS: Final = tuple(
     (re.compile(pattern, re.IGNORECASE), refusal)
     for pattern, refusal in (
-        (r"(password|sasl|md5|scram|peer|certificate) auth|auth\w* failed|(wrong|invalid) password", _CREDENTIALS),
-        (r"no such user|role .*(does not exist|not found)|credentials", _CREDENTIALS),
+        (r"prepared statement", _PREPARED),
+        (
+            r"(password|sasl|md5|scram|certificate) auth|auth failed|(wrong|invalid) password|auth\w* error",
+            _CREDENTIALS,
+        ),
+        (r"no such user|role .*(does not exist|not found)|no credentials|failed to auth", _CREDENTIALS),
         (r"no such database|database .*(does not exist|not found|is disabled)", _DATABASE),
         (r"(is|been) (disabled|suspended|paused|archived)|exceeded the .*quota", _STOPPED),
-        (r"(servers?|nodes?).{0,12}down|become active|idle|circuit", _NOT_READY),
-        (r"max\w*[ _-]?(client|connection)|too many|no more connections|pool.?size|limit reached|permit", _FULL),
+        (r"(servers?|nodes?).{0,12}down|become active|\bidle\b|circuit breaker", _NOT_READY),
+        (r"max\w*[ _-]?(client|connection|pool)|too many|no more connections|pool.?size|limit reached", _FULL),
         (r"check ?out|acquir|query_wait|connection from the pool|all .*connections", _FULL),
         (r"allow.?list|not allowed|pg_hba|\b(ssl|tls)\b.*required|requires? (ssl|tls)", _RULES),
         (r"tenant|endpoint|no pool configured|invalid pool|route|project", _TENANT),
@@ -145,32 +161,45 @@ async def connect(target: Dsn, *, timeout: float, **arguments: Any) -> Any:  # n
         raise TimeoutError(f"no connection within {timeout:.3g} s") from error
     except DRIVER_ERRORS:
         raise
-    except Exception as error:  # noqa: BLE001 - of any type; its message and its variables may hold a password
+    except ValueError as error:
+        # Its message and its variables may hold a password.
         kind = type(error).__name__
+    except Exception as error:
+        raise asyncpg.InternalClientError(f"{type(error).__name__} in the driver") from error
     raise InvalidInputError(
         f"the driver cannot use PGPASSWORD, the password file (PGPASSFILE, ~/.pgpass) or a parameter of TLS ({kind}); "
         "correct it, or write the password in the DSN"
     )
 
 
-def is_fatal(error: Exception) -> bool:
-    """Return whether the server ended the session, or did not begin one."""
-    return bool({getattr(error, "severity_en", None), getattr(error, "severity", None)} & _FATAL)
+def fatal_error(error: BaseException | None) -> asyncpg.PostgresError | None:
+    """Return the error by which the server ended the session, or did not begin one; `None` if it is another."""
+    # The driver wraps an error before which no session was ready again.
+    for one in (error, getattr(error, "__cause__", None)):
+        if {getattr(one, "severity_en", None), getattr(one, "severity", None)} & _FATAL:
+            return one
+    return None
 
 
 def classify(error: Exception) -> Refusal:
     """Return why an attempt to connect failed."""
-    if not isinstance(error, asyncpg.PostgresError):
-        # asyncpg has one class for the errors of pools, connections and calls.
-        if isinstance(error, asyncpg.InterfaceError) and str(error).startswith("pool is "):
-            return Refusal("pass an open one, from 'await asyncpg.create_pool()', and close it last", passes=False)
-        return next((found for kind, found in _CLASSES if isinstance(error, kind)), _NOT_READY)
-    if found := next((refusal for code, refusal in _CODES if str(error.sqlstate or "").startswith(code)), None):
-        return found
-    return next((refusal for words, refusal in _TEXTS if words.search(message_of(error))), _NOT_READY)
+    if (fatal := fatal_error(error)) is not None:
+        by_code = (refusal for code, refusal in _CODES if str(fatal.sqlstate or "").startswith(code))
+        by_text = (refusal for pattern, refusal in _TEXTS if pattern.search(message_of(fatal)))
+        return next(by_code, None) or next(by_text, _NOT_READY)
+    words = message_of(error)
+    if isinstance(error, asyncpg.PostgresError):
+        # Without a severity it comes from the driver.
+        return _CLOSED
+    if isinstance(error, asyncpg.InterfaceError) and words.startswith("pool is "):
+        return Refusal("pass an open one, from 'await asyncpg.create_pool()', and close it last", passes=False)
+    if isinstance(error, asyncpg.InterfaceError) and "authentication" in words.lower():
+        return _METHOD
+    return next((refusal for kind, refusal in _CLASSES if isinstance(error, kind)), _NOT_READY)
 
 
 def message_of(error: Exception) -> str:
     """Return an error's message: without DETAIL, which may quote stored data, and HINT, which is for direct callers."""
     # The cause has both.
-    return str(error.args[0] if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) else error)
+    words = str(error.args[0] if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) else error)
+    return words or type(error).__name__

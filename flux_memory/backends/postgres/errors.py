@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, is_fatal, message_of
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, fatal_error, message_of
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
@@ -110,7 +110,7 @@ def not_connected(shown: str, error: Exception) -> FluxMemoryError:
 
 
 def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
-    if is_fatal(error):
+    if fatal_error(error) is not None:
         return BackendUnavailableError, classify(error).advice
     return next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
 
