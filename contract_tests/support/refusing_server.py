@@ -57,26 +57,41 @@ class Refusing:
 async def refusing(answer: bytes, *, after_login: bool = False) -> AsyncIterator[Refusing]:
     """Answer the startup message of every client, or after a welcome its first statement, and close the connection."""
     server = Refusing()
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):
-            length, code = struct.unpack("!ii", await reader.readexactly(8))
-            if code == _SSL_REQUEST:
-                writer.write(b"N")
-                (length, _) = struct.unpack("!ii", await reader.readexactly(8))
-            await reader.readexactly(length - 8)
-            if after_login:
-                writer.write(WELCOME)
-                await reader.read(65_536)
-            server.refused += 1
-            if server.refused > 1:
-                server.again.set()
-            writer.write(answer)
-            # Not closed before the client is gone: a reset would overtake the answer.
-            writer.write_eof()
-            await reader.read()
-        writer.close()
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                await refuse(reader, writer)
+        finally:
+            writer.transport.abort()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        length, code = struct.unpack("!ii", await reader.readexactly(8))
+        if code == _SSL_REQUEST:
+            writer.write(b"N")
+            (length, _) = struct.unpack("!ii", await reader.readexactly(8))
+        await reader.readexactly(length - 8)
+        if after_login:
+            writer.write(WELCOME)
+            await reader.read(65_536)
+        server.refused += 1
+        if server.refused > 1:
+            server.again.set()
+        writer.write(answer)
+        await writer.drain()
+        # Not closed before the client is gone: a reset would overtake the answer.
+        writer.write_eof()
+        await reader.read()
+
+    def start(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.get_running_loop().create_task(serve(reader, writer)))
+
+    async with await asyncio.start_server(start, "127.0.0.1", 0) as listening:
         server.port = listening.sockets[0].getsockname()[1]
         yield server
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        # The transports close in the next turn of the loop.
+        await asyncio.sleep(0)

@@ -118,7 +118,7 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
 def _deadline_error(shown: str, timeout: float, state: CallState, trouble: Exception | None) -> BackendUnavailableError:
     if state.writes and state.unknown:
         return _outcome_unknown(shown, f"did not answer within {timeout:g} s")
-    if state.sent:
+    if state.sent or isinstance(state.trouble, TimeoutError):
         what = f"did not answer within {timeout:g} s; {_WAITING}"
     elif trouble is not None:
         what = f"{message_of(trouble)}, again and again for {timeout:g} s; {classify(trouble).advice}"

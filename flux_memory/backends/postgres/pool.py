@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory.backends.lifecycle import CLOSED
-from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect, fatal_error
 from flux_memory.backends.postgres.errors import not_connected
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, back_off, is_closed, terminate
 from flux_memory.dsn import Dsn
@@ -339,12 +339,20 @@ async def prepare(connection: Any, deadline: float) -> None:
     Args:
         connection: An asyncpg connection.
         deadline: The time of the event loop at which the connection is dropped.
+
+    Raises:
+        TimeoutError: The connection was dropped.
     """
     # Not by cancellation: a cancelled transaction sends a ROLLBACK that may never return.
-    end = asyncio.get_running_loop().call_at(deadline, terminate, connection)
+    loop = asyncio.get_running_loop()
+    end = loop.call_at(deadline, terminate, connection)
     try:
         await check_encoding(connection)
         await schema.bring_up_to_date(connection)
+    except DRIVER_ERRORS as error:
+        if loop.time() < deadline or fatal_error(error) is not None:
+            raise
+        raise TimeoutError from error
     finally:
         end.cancel()
 
