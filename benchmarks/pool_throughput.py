@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 
 from harness import charts, machine, markdown, peers, terminal
-from harness.catalogue import OURS, Entry, chosen
+from harness.contender_list import OURS, Entry, chosen
+from harness.contender_processes import Runner
 from harness.field import Field, open_all, prepared
 from harness.gates import CONCURRENCY, GATES, LIMITS, POOL
-from harness.processes import Runner
 from harness.results import Case, Run, compare, from_json
 from harness.rounds import WARM_UP, Turn, measure
 

@@ -95,7 +95,7 @@ def _clause(clause: Clause) -> str:
     remarks = [ABOUT_NEEDS.format(needs=needs)] if needs else []
     remarks += [ABOUT_SINCE.format(since=clause.since)] if clause.since != "1.0" else []
     remark = f"\n\n<sub>{'; '.join(remarks)}</sub>" if remarks else ""
-    return f"## {clause.id}\n\n{clause.promise}\n\n**Lost without it:** {clause.loses}{remark}"
+    return f"## {clause.id}\n\n{clause.promise}\n\n**Lost without it:** {clause.impact}{remark}"
 
 
 if __name__ == "__main__":

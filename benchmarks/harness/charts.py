@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
-from harness.catalogue import ALL, OURS, Entry
+from harness.contender_list import ALL, OURS, Entry
 from harness.gates import POOL
 from harness.markdown import ENGINES, WORKS, times
 from harness.results import Case, Run

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from flux_memory.testkit.servers import Server, start_server
-from harness.catalogue import Entry
+from harness.contender_list import Entry
+from harness.contender_processes import Runner, Worker
 from harness.pgbench import Pgbench
-from harness.processes import Runner, Worker
 
 OURS_ON_POSTGRES: Final = "flux:FluxPostgres"
 _ROOM: Final = {"max_connections": "400"}

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 from harness import samples
-from harness.processes import BENCHMARKS
-from harness.worker import resident_mb
+from harness.contender_processes import BENCHMARKS
+from harness.contender_worker import resident_mb
 
 IMPORTS: Final = 11
 HANDLES: Final = 20

@@ -52,7 +52,7 @@ LIMITS: Final = (
 """Upper bounds: a target beyond its bound needs calls that share statements and commits."""
 
 
-class Outcome(NamedTuple):
+class GateResult(NamedTuple):
     """A gate at one concurrency."""
 
     gate: Gate
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
         return self.reached is not None and self.reached >= self.target
 
 
-def outcomes(run: Run) -> list[Outcome]:
+def outcomes(run: Run) -> list[GateResult]:
     """Return each gate at each concurrency, for the engines of the run."""
     found = []
     for gate in GATES:
@@ -75,5 +75,5 @@ def outcomes(run: Run) -> list[Outcome]:
             continue
         for concurrency, target in zip(CONCURRENCY, gate.targets, strict=True):
             ratio = run.ratio(Case(gate.engine, gate.work, concurrency, POOL), gate.base)
-            found.append(Outcome(gate, concurrency, target, ratio.median if ratio else None))
+            found.append(GateResult(gate, concurrency, target, ratio.median if ratio else None))
     return found

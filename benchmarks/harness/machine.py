@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.processes import BENCHMARKS
+from harness.contender_processes import BENCHMARKS
 
 
 def about() -> dict[str, Any]:

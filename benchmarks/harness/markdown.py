@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from harness import machine
-from harness.catalogue import OURS
-from harness.gates import CONCURRENCY, LIMITS, POOL, Outcome, outcomes
+from harness.contender_list import OURS
+from harness.gates import CONCURRENCY, LIMITS, POOL, GateResult, outcomes
 from harness.ratios import typical_error
 from harness.results import Case, Run
 
@@ -93,7 +93,7 @@ def times(value: float | None) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
-def _gate_table(found: Sequence[Outcome]) -> Iterator[str]:
+def _gate_table(found: Sequence[GateResult]) -> Iterator[str]:
     by_place = {(each.gate, each.concurrency): each for each in found}
     rows = []
     for gate in dict.fromkeys(each.gate for each in found):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from harness.processes import BENCHMARKS
+from harness.contender_processes import BENCHMARKS
 
 REQUIREMENTS: Final = BENCHMARKS / "peers.txt"
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Final, NamedTuple
 
-from harness.catalogue import OURS
+from harness.contender_list import OURS
 from harness.ratios import Ratio, got_worse, summary, typical_error, within_rounds
 
 FORMAT: Final = 1
@@ -90,7 +90,7 @@ def from_json(value: dict[str, Any]) -> Run:
     return run
 
 
-class Change(NamedTuple):
+class Drift(NamedTuple):
     """A ratio in two runs."""
 
     case: Case
@@ -100,13 +100,13 @@ class Change(NamedTuple):
     worse: bool
 
 
-def compare(old: Run, new: Run) -> list[Change]:
+def compare(old: Run, new: Run) -> list[Drift]:
     """Return the ratios that both runs have; mark those that fell by more than the noise."""
     before = {(case, base): ratio for case, base, ratio in old.ratios()}
     after = {(case, base): ratio for case, base, ratio in new.ratios()}
     noise = {"old_noise": typical_error(list(before.values())), "new_noise": typical_error(list(after.values()))}
     return [
-        Change(*key, before[key], after[key], got_worse(after[key], before[key], **noise))
+        Drift(*key, before[key], after[key], got_worse(after[key], before[key], **noise))
         for key in before
         if key in after
     ]

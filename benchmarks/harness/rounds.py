@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from harness.processes import Runner
+from harness.contender_processes import Runner
 from harness.results import Case, Run
 
 WARM_UP: Final = 0.3

@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     metadata: dict[str, Any]
 
 
-class Pick(NamedTuple):
+class MeasuredCall(NamedTuple):
     """One call of a measurement."""
 
     read: bool
@@ -59,7 +59,7 @@ def samples(seed: int | str, count: int = _POOL) -> list[Sample]:
     return [_sample(rng, number) for number in range(count)]
 
 
-def picks(engine: str, work: str, seed: int | str) -> Iterator[Pick]:
+def picks(engine: str, work: str, seed: int | str) -> Iterator[MeasuredCall]:
     """Return an endless iterator over the calls of a measurement.
 
     Args:
@@ -72,7 +72,7 @@ def picks(engine: str, work: str, seed: int | str) -> Iterator[Pick]:
     share = {"add": 0.0, "mix": _READS_OF_MIX}.get(work, 1.0)
     session, sessions = (short_session, SHORT_SESSIONS[engine]) if work == "add" else (long_session, LONG_SESSIONS)
     return cycle(
-        [Pick(rng.random() < share, session(rng.randrange(sessions)), rng.choice(pool)) for _ in range(_PICKS)]
+        [MeasuredCall(rng.random() < share, session(rng.randrange(sessions)), rng.choice(pool)) for _ in range(_PICKS)]
     )
 
 

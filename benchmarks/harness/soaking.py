@@ -28,7 +28,7 @@ from flux_memory import (
     PostgresConversationMemory,
 )
 from flux_memory.testkit.histories import Journal, Recorder, call_as_anyone
-from harness.worker import resident_mb
+from harness.contender_worker import resident_mb
 
 THINKING: Final = 0.3
 """Mean seconds between two calls of a user."""

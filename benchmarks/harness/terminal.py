@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from harness.catalogue import OURS
+from harness.contender_list import OURS
 from harness.gates import CONCURRENCY, POOL, outcomes
 from harness.markdown import ENGINES, WORKS, number, parts, places, times
-from harness.results import Case, Change, Run
+from harness.results import Case, Drift, Run
 
 
 class Watch:
@@ -96,7 +96,7 @@ def show_gates(console: Console, run: Run) -> bool:
     return all(each.passed for each in found.values())
 
 
-def show_changes(console: Console, changes: Sequence[Change]) -> bool:
+def show_changes(console: Console, changes: Sequence[Drift]) -> bool:
     """Print how ratios changed; return whether none got worse."""
     table = Table(title="Against the older run", title_justify="left")
     for name in ("case", "against"):

@@ -18,19 +18,19 @@ from flux_memory.testkit.contract.model.answers import argument_of, difference
 from flux_memory.testkit.contract.model.calls import (
     Answer,
     Answered,
-    Call,
     Cut,
     CutOff,
     HangError,
-    Pick,
+    IdPlaceholder,
+    ModelCall,
     Raised,
     Returned,
     at_once,
     resolved,
 )
-from flux_memory.testkit.contract.model.claimed import NEEDED
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, explore
-from flux_memory.testkit.contract.model.machine import Finding
+from flux_memory.testkit.contract.model.reduce_to_claims import NEEDED
+from flux_memory.testkit.contract.model.state_machine import Finding
 from flux_memory.testkit.contract.model.states import State, explain
 from flux_memory.testkit.mutants import MUTANTS, broken
 
@@ -144,9 +144,9 @@ async def test_a_call_that_hangs_is_told() -> None:
     """A call that never ends is a finding, not a run that never ends."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
-    hanging = Call("update_session_title", {"session_id": "s", "title": "t"})
+    hanging = ModelCall("update_session_title", {"session_id": "s", "title": "t"})
     with pytest.raises(HangError, match="update_session_title"):
-        await at_once([(memory, Call("count_sessions", {}), None), (memory, hanging, None)], patience=0.05)
+        await at_once([(memory, ModelCall("count_sessions", {}), None), (memory, hanging, None)], seconds=0.05)
     await memory.close()
 
 
@@ -155,14 +155,14 @@ async def test_a_call_is_cut_where_it_waits() -> None:
     """A cut call is cancelled at its suspension, and the others are not."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
-    hanging = Call("update_session_title", {"session_id": "s", "title": "t"})
-    answers = await at_once([(memory, hanging, Cut(0, "asleep")), (memory, Call("count_sessions", {}), None)])
+    hanging = ModelCall("update_session_title", {"session_id": "s", "title": "t"})
+    answers = await at_once([(memory, hanging, Cut(0, "asleep")), (memory, ModelCall("count_sessions", {}), None)])
     assert answers == [CutOff(), Returned(1)]
     await memory.close()
 
 
 def made(method: str, answer: Answer, **arguments: Any) -> Answered:
-    return Answered(0, Call(method, arguments), answer)
+    return Answered(0, ModelCall(method, arguments), answer)
 
 
 def after(*groups: Sequence[Answered]) -> list[State]:
@@ -217,8 +217,8 @@ def test_answers_are_compared_by_type_value_and_argument() -> None:
 def test_picks_are_ids_that_are_there() -> None:
     """A placeholder becomes the id of a session that is there, or of a message of that session."""
     known = {"s": ["m", "n"], "t": []}
-    call = Call("get_history", {"session_id": Pick("session", 2), "before": Pick("message", 1)})
+    call = ModelCall("get_history", {"session_id": IdPlaceholder("session", 2), "before": IdPlaceholder("message", 1)})
     assert resolved(call, known).arguments == {"session_id": "s", "before": "n"}
     assert resolved(call, {}).arguments == {"session_id": "no session", "before": "no message"}
-    batch = Call("add_messages", {"session_id": "t", "messages": [{"message_id": Pick("message", 0)}, 7]})
+    batch = ModelCall("add_messages", {"session_id": "t", "messages": [{"message_id": IdPlaceholder("message", 0)}, 7]})
     assert resolved(batch, known).arguments["messages"] == [{"message_id": "no message"}, 7]

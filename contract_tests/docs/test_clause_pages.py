@@ -22,4 +22,4 @@ def test_every_clause_is_on_one_page() -> None:
     assert shipped
     for known in shipped:
         assert everything.count(f"## {known.id}\n") == 1, known.id
-        assert known.loses in everything
+        assert known.impact in everything

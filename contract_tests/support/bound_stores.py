@@ -16,7 +16,7 @@ from raw_postgres import connected
 
 from flux_memory.testkit import CLAUSES, MemoryContract
 from flux_memory.testkit.contract.under_test import StoreUnderTest
-from flux_memory.testkit.patience import BlockedError
+from flux_memory.testkit.timeouts import BlockedError
 
 Corrupt = Callable[[str, str], Awaitable[None]]
 

@@ -39,7 +39,7 @@ def test_every_clause_is_in_the_contract() -> None:
 def test_every_clause_is_a_sentence() -> None:
     """What is promised and what is lost are read by people who have not read the code."""
     for known in CLAUSES.values():
-        for sentence in (known.promise, known.loses):
+        for sentence in (known.promise, known.impact):
             assert re.fullmatch(r"[^a-z].*[.]", sentence), f"{known.id}: {sentence}"
         assert known.group in GROUPS.values()
 
@@ -50,7 +50,7 @@ def test_two_clauses_with_one_id(registry: None) -> None:
     def test_another(self: object, store: StoreUnderTest) -> None: ...
 
     with pytest.raises(ValueError, match="have the same id, FM-ORD-003"):
-        clause("FM-ORD-003", promise="P.", loses="L.")(test_another)
+        clause("FM-ORD-003", promise="P.", impact="L.")(test_another)
 
 
 def test_two_clauses_with_one_name(registry: None) -> None:
@@ -59,14 +59,14 @@ def test_two_clauses_with_one_name(registry: None) -> None:
     def test_limit_takes_the_newest(self: object, store: StoreUnderTest) -> None: ...
 
     with pytest.raises(ValueError, match="FM-ORD-003 and FM-ORD-999 have the same name"):
-        clause("FM-ORD-999", promise="P.", loses="L.")(test_limit_takes_the_newest)
+        clause("FM-ORD-999", promise="P.", impact="L.")(test_limit_takes_the_newest)
 
 
 @pytest.mark.parametrize("clause_id", ["ORD-1", "FM-ORD-1", "FM-XYZ-001", "fm-ord-001"])
 def test_malformed_ids(clause_id: str) -> None:
     """Ids have one form, and a group that has a name."""
     with pytest.raises(ValueError, match="is not a clause id"):
-        clause(clause_id, promise="P.", loses="L.")
+        clause(clause_id, promise="P.", impact="L.")
 
 
 @pytest.mark.asyncio

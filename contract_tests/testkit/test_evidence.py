@@ -30,35 +30,35 @@ CLAUSES_OF_THEIR_OWN = """
     from flux_memory.testkit.contract.binding import Binding
 
     class Contract(Binding):
-        @clause("FM-ORD-901", promise="Holds `always`.", loses="Nothing.")
+        @clause("FM-ORD-901", promise="Holds `always`.", impact="Nothing.")
         async def test_holds(self, store):
             await store.open().create_session()
 
-        @clause("FM-ORD-902", promise="Fails | always.", loses="Everything <b>.")
+        @clause("FM-ORD-902", promise="Fails | always.", impact="Everything <b>.")
         async def test_fails(self, store):
             memory = store.open()
             session = await memory.create_session("the title")
             assert await memory.get_history(session) == ["postgresql://me:s3cret@host/db", "\\ud800"]
 
-        @clause("FM-ORD-903", promise="Cannot be checked.", loses="Certainty.")
+        @clause("FM-ORD-903", promise="Cannot be checked.", impact="Certainty.")
         async def test_unverified(self, store):
             pytest.skip("unverified: nobody knows how")
 
-        @clause("FM-ORD-904", promise="Is newer.", loses="Nothing yet.", since="1.1")
+        @clause("FM-ORD-904", promise="Is newer.", impact="Nothing yet.", since="1.1")
         async def test_newer(self, store):
             await store.open().create_session(1)
 
-        @clause("FM-ORD-905", promise="Is newer and holds.", loses="Nothing yet.", since="1.1")
+        @clause("FM-ORD-905", promise="Is newer and holds.", impact="Nothing yet.", since="1.1")
         async def test_newer_and_holds(self, store):
             await store.open().create_session()
 
-        @clause("FM-ORD-906", promise="Ends the process.", loses="The run.")
+        @clause("FM-ORD-906", promise="Ends the process.", impact="The run.")
         def test_ends(self, store):
             if "ENDING" in os.environ:
                 os._exit(3)
 
         @pytest.mark.usefixtures("untidy")
-        @clause("FM-ORD-907", promise="Is cleared up after.", loses="The next one.")
+        @clause("FM-ORD-907", promise="Is cleared up after.", impact="The next one.")
         async def test_cleared_up(self, store):
             await store.open().create_session()
 
@@ -185,7 +185,7 @@ def test_what_did_not_run_is_no_pass(report: Path) -> None:
 
 
 def test_no_password_and_no_odd_character_gets_into_a_report(report: Path) -> None:
-    """A DSN in a failure loses its password; what no file can hold is shown escaped; markup stays text."""
+    """A DSN in a failure impact its password; what no file can hold is shown escaped; markup stays text."""
     for name in FILES:
         text = (report / name).read_bytes().decode()
         assert "s3cret" not in text
@@ -276,7 +276,7 @@ def test_the_table_says_what_isolation_costs(project: pytest.Pytester) -> None:
 
 
 def test_the_json_is_read_back_as_it_was(report: Path, tmp_path: Path) -> None:
-    """What reads a report loses nothing; keys that a later release adds are passed over."""
+    """What reads a report impact nothing; keys that a later release adds are passed over."""
     text = (report / "contract.json").read_text(encoding="utf-8")
     evidence = read_evidence(report / "contract.json")
     assert evidence.to_json() == text

@@ -17,12 +17,12 @@ CONTRACT = """
     from flux_memory.testkit.contract.binding import Binding
 
     class Contract(Binding):
-        @clause("FM-ORD-901", promise="Always fails.", loses="Nothing.")
+        @clause("FM-ORD-901", promise="Always fails.", impact="Nothing.")
         async def test_fails(self, store):
             await store.open().create_session()
             assert False, "seen to fail"
 
-        @clause("FM-ORD-902", promise="Always fails, too.", loses="Nothing.", needs=Capability.CURSOR)
+        @clause("FM-ORD-902", promise="Always fails, too.", impact="Nothing.", needs=Capability.CURSOR)
         def test_fails_too(self, store):
             assert False, "seen to fail"
 

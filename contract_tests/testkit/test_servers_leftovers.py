@@ -40,8 +40,8 @@ def test_waits(flux_postgres_dsn):
 """
 
 
-def wait_until(condition: Callable[[], bool], what: str, patience: float = 60) -> None:
-    assert comes_true(condition, seconds=patience), f"{what}: not within {patience} s"
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+    assert comes_true(condition, seconds=timeout), f"{what}: not within {timeout} s"
 
 
 def answers(dsn: str) -> bool:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from flux_memory.testkit.capabilities import ALL, Capability
-    from flux_memory.testkit.claims import known_failure
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
     from flux_memory.testkit.contract.outages import Outage, network_outages
+    from flux_memory.testkit.declarations import known_failure
     from flux_memory.testkit.proxy import Proxy
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
@@ -33,7 +33,7 @@ __all__ = [
 _HOME: Final = {
     "ALL": "capabilities",
     "Capability": "capabilities",
-    "known_failure": "claims",
+    "known_failure": "declarations",
     "MemoryContract": "contract",
     "Outage": "contract.outages",
     "Proxy": "proxy",

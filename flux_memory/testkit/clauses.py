@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import pytest
 
 from flux_memory.testkit.capabilities import NOTHING, Capability
-from flux_memory.testkit.patience import BlockedError, Patience, unblocked
+from flux_memory.testkit.timeouts import BlockedError, Timeouts, unblocked
 from flux_memory.testkit.versions import parse_version
 
 CONTRACT_VERSION: Final = "1.0"
@@ -47,7 +47,7 @@ _ID: Final = re.compile(r"FM-(?P<group>[A-Z]{3})-[0-9]{3}")
 class _Store(Protocol):
     """What a clause's wrapper uses of the store under test."""
 
-    patience: Patience
+    timeouts: Timeouts
     finished: bool
 
     async def close(self, *, quietly: bool = False) -> None: ...
@@ -59,7 +59,7 @@ class Clause:
 
     id: str
     promise: str
-    loses: str
+    impact: str
     home: str
     test: Test
     fresh: bool
@@ -74,7 +74,7 @@ class Clause:
 
     def words(self) -> dict[str, str]:
         """Return the texts that reports show beside the id."""
-        return {"group": self.group, "since": self.since, "promise": self.promise, "loses": self.loses}
+        return {"group": self.group, "since": self.since, "promise": self.promise, "impact": self.impact}
 
 
 CLAUSES: Final[dict[str, Clause]] = {}
@@ -90,7 +90,7 @@ def clause(
     clause_id: str,
     *,
     promise: str,
-    loses: str,
+    impact: str,
     needs: Capability = NOTHING,
     fresh: bool = False,
     away: bool = False,
@@ -105,7 +105,7 @@ def clause(
     Args:
         clause_id: `FM-` group `-` number. It never changes and is never reused.
         promise: The promise to users, as a sentence.
-        loses: What users lose if a backend breaks it, as a sentence.
+        impact: What users lose if a backend breaks it, as a sentence.
         needs: The capabilities that the clause needs; without them it does not count.
         fresh: The clause needs a store on which no handle was ever opened.
         away: The clause puts the store out of reach, by the binding's `outages`.
@@ -128,7 +128,7 @@ def clause(
                 # In a class that inherits both, one hides the other.
                 raise ValueError(f"the clauses {known.id} and {clause_id} have the same name, {function.__name__}")
         test = _closing(function)
-        CLAUSES[clause_id] = Clause(clause_id, promise, loses, home, test, fresh, away, since, needs)
+        CLAUSES[clause_id] = Clause(clause_id, promise, impact, home, test, fresh, away, since, needs)
         if inspect.iscoroutinefunction(test):
             test = pytest.mark.asyncio(loop_scope="function")(test)
         # pytest collects a function with this attribute under any `python_functions`.
@@ -152,7 +152,7 @@ def _closing(function: Test) -> Test:
 
     @functools.wraps(function)
     async def run(self: object, store: _Store) -> None:
-        seconds = store.patience.seconds
+        seconds = store.timeouts.seconds
         try:
             with unblocked(seconds):
                 async with asyncio.timeout(seconds) as deadline:
@@ -160,7 +160,7 @@ def _closing(function: Test) -> Test:
         except BaseException as error:
             hung = deadline.expired()
             if hung or isinstance(error, BlockedError):
-                store.patience.lose()
+                store.timeouts.shorten()
             await store.close(quietly=True)
             if hung and not isinstance(error, BlockedError):
                 pytest.fail(f"the clause was not done within {seconds:.0f} s: a call hangs")

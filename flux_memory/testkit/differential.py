@@ -12,10 +12,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from flux_memory import Memory
 from flux_memory.testkit.contract.model import generated
 from flux_memory.testkit.contract.model.answers import TIMES, argument_of, difference, family, is_time
-from flux_memory.testkit.contract.model.calls import Answer, Call, Known, Raised, Returned, at_once, made_by, resolved
+from flux_memory.testkit.contract.model.calls import (
+    Answer,
+    Known,
+    ModelCall,
+    Raised,
+    Returned,
+    at_once,
+    made_by,
+    resolved,
+)
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, run_machine
-from flux_memory.testkit.contract.model.machine import Finding, Findings, UnexplainedError
 from flux_memory.testkit.contract.model.script import Script
+from flux_memory.testkit.contract.model.state_machine import Finding, Findings, UnexplainedError
 
 _REOPEN_AFTER_STEPS: Final = 5
 """Calls on a handle before it may be reopened: opening costs more than any other call."""
@@ -58,7 +67,7 @@ class _Side:
         self.known: Known = {}
         self._names: dict[str, str] = {}
 
-    async def answer(self, handle: int, call: Call) -> Answer:
+    async def answer(self, handle: int, call: ModelCall) -> Answer:
         """Make a call and name the ids that it generated."""
         (answer,) = await at_once([(self._handle(handle), resolved(call, self.known), None)])
         for made in made_by(call, answer):
@@ -119,12 +128,12 @@ class _Machine(RuleBasedStateMachine):
     def start(self, names: list[str]) -> None:
         """Start from two empty stores, with a few sessions."""
         for side in self._sides:
-            self._runner.run(side.answer(0, Call("clear_all", {})))
+            self._runner.run(side.answer(0, ModelCall("clear_all", {})))
         for name in names:
-            self.write(0, Call("create_session", {"session_id": name}))
+            self.write(0, ModelCall("create_session", {"session_id": name}))
 
     @rule(handle=generated.handles, call=generated.writes)
-    def write(self, handle: int, call: Call) -> None:
+    def write(self, handle: int, call: ModelCall) -> None:
         """Make a write on both sides, then compare the whole stores."""
         self._compare(handle, call)
         one, other = (self._runner.run(side.look()) for side in self._sides)
@@ -132,16 +141,16 @@ class _Machine(RuleBasedStateMachine):
             self._fail(f"the stores differ at {found.place}: {found.expected!r:.200} and {found.seen!r:.200}")
 
     @rule(handle=generated.handles, call=generated.reads)
-    def read(self, handle: int, call: Call) -> None:
+    def read(self, handle: int, call: ModelCall) -> None:
         """Make a read, or a call that is refused, on both sides."""
         self._compare(handle, call)
 
     @precondition(lambda self: self._steps_since_reopening >= _REOPEN_AFTER_STEPS)
     @rule(handle=generated.handles, late=st.one_of(st.none(), generated.calls))
-    def reopen(self, handle: int, late: Call | None) -> None:
+    def reopen(self, handle: int, late: ModelCall | None) -> None:
         """Close a handle on both sides, perhaps call it once more, and let the next call open another one."""
         self._steps_since_reopening = 0
-        self._compare(handle, Call("close", {}))
+        self._compare(handle, ModelCall("close", {}))
         if late is not None:
             self._compare(handle, late)
         for side in self._sides:
@@ -155,7 +164,7 @@ class _Machine(RuleBasedStateMachine):
                 self._runner.run(side.close(handle))
         self._runner.close()
 
-    def _compare(self, handle: int, call: Call) -> None:
+    def _compare(self, handle: int, call: ModelCall) -> None:
         self._steps_since_reopening += 1
         written = resolved(call, self._sides[0].known)
         one, other = (self._runner.run(side.answer(handle, call)) for side in self._sides)

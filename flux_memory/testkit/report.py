@@ -42,7 +42,7 @@ def backend_of(item: pytest.Item) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse unknown names of capabilities before any xdist worker starts."""
     if config.option.flux_without:
-        from flux_memory.testkit.claims import named_capabilities
+        from flux_memory.testkit.declarations import named_capabilities
 
         named_capabilities(config.option.flux_without)
 
@@ -127,7 +127,7 @@ def _replaced(item: pytest.Item) -> str | None:
 
 @cache
 def _replaced_in(binding: type) -> str | None:
-    from flux_memory.testkit.claims import refuse_replacements
+    from flux_memory.testkit.declarations import refuse_replacements
 
     try:
         refuse_replacements(binding)
@@ -175,7 +175,7 @@ def pytest_runtest_makereport(
     if report.failed and call.excinfo is not None:
         lines = [
             f"promised:  {clause.promise}",
-            f"users lose: {clause.loses}",
+            f"users lose: {clause.impact}",
             f"seen:      {call.excinfo.exconly():.600}",
         ]
         if reproduction:

@@ -141,7 +141,7 @@ class RunEvidence:
         """Return the evidence of the run."""
         from flux_memory.testkit.clauses import CONTRACT_VERSION, GROUPS
         from flux_memory.testkit.evidence.document import Evidence
-        from flux_memory.testkit.evidence.surroundings import environment
+        from flux_memory.testkit.evidence.environment import environment
 
         return Evidence(
             contract=CONTRACT_VERSION,

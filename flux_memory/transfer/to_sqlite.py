@@ -20,6 +20,7 @@ from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.preflight import preflight
 from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
+from flux_memory.transfer.target.copy_out import copy_out
 from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
 from flux_memory.transfer.target.verify import compare_in_transaction
@@ -122,10 +123,10 @@ async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:
         db.execute("PRAGMA synchronous = OFF")
         db.execute("BEGIN")
         sessions = _Inserter(db, INSERT_SESSION, _session, watcher)
-        await connection.copy_from_query(SELECT_SESSIONS, output=sessions.receive, format="binary")
+        await copy_out(connection, SELECT_SESSIONS, sessions.receive)
         await sessions.flush()
         messages = _Inserter(db, INSERT_MESSAGE, _message, watcher)
-        await connection.copy_from_query(SELECT_MESSAGES, output=messages.receive, format="binary")
+        await copy_out(connection, SELECT_MESSAGES, messages.receive)
         await messages.flush()
         await run_in_thread(lambda: _finish(db), db.interrupt)
     return MergeResult(sessions.rows, messages.rows)

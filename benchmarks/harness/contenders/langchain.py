@@ -15,7 +15,7 @@ from harness.samples import Sample
 _TABLE = "chat_history"
 
 
-class History(Partial):
+class HistoryObjects(Partial):
     """Shares connections, not history objects: its documentation calls creating these fast."""
 
     async def open(self, target: str, connections: int) -> None:

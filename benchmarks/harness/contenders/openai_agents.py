@@ -63,7 +63,7 @@ class SQLAlchemy(_OpenAI):
         return installed("openai-agents", "SQLAlchemy", "asyncpg")
 
 
-class SQLite(_OpenAI):
+class SessionsSQLite(_OpenAI):
     """`SQLiteSession` on a file: calls go to a thread."""
 
     async def open(self, target: str, connections: int) -> None:
@@ -75,7 +75,7 @@ class SQLite(_OpenAI):
         return SQLiteSession(session, self.target)
 
 
-class AsyncSQLite(SQLite):
+class AsyncSQLite(SessionsSQLite):
     """`AsyncSQLiteSession` on a file: aiosqlite."""
 
     def of(self, session: str) -> Any:

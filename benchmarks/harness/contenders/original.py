@@ -28,7 +28,7 @@ CREATE INDEX idx_messages_session ON messages(session_id, created_at);
 """
 
 
-class SQLite(Partial):
+class OriginalSQLite(Partial):
     """aiosqlite with a new connection for each call, and SQLite's default journal."""
 
     async def open(self, target: str, connections: int) -> None:

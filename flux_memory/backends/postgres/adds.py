@@ -101,7 +101,7 @@ SELECT
 ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
 
 
-class Outcome(Enum):
+class AddOutcome(Enum):
     """The outcome of an add that was not refused."""
 
     STORED = auto()
@@ -111,7 +111,7 @@ class Outcome(Enum):
 
 async def add(
     connection: Any, calls: Sequence[tuple[str, Sequence[MessageRow]]], *, wait: bool
-) -> list[Outcome | FluxMemoryError]:
+) -> list[AddOutcome | FluxMemoryError]:
     """Store calls by one statement, each as a whole or not at all.
 
     Args:
@@ -135,16 +135,16 @@ async def add(
     # After a wait for locks, `locked` may name a session that was deleted meanwhile: the snapshot is older.
     known, skipped = set(found), set() if wait else set(locked)
     return [
-        Outcome.LOCKED
+        AddOutcome.LOCKED
         if session_id in skipped
         else _outcome(session_id, found=session_id in known, taken=first_taken.get(number))
         for number, (session_id, _) in enumerate(calls)
     ]
 
 
-def _outcome(session_id: str, *, found: bool, taken: str | None) -> Outcome | FluxMemoryError:
+def _outcome(session_id: str, *, found: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
     if not found:
         return records.session_not_found(session_id)
     if taken is not None:
         return records.message_id_taken(session_id, taken)
-    return Outcome.STORED
+    return AddOutcome.STORED

@@ -174,7 +174,7 @@ class PostgresConversationMemory(Memory):
                     f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
                 )
             self._pool = OwnPool(target, min_size, max_size, self.timeout)
-        self._life: Lifecycle[_Store] = Lifecycle(
+        self._life: Lifecycle[_OpenStore] = Lifecycle(
             partial(_open, self._pool, self._shown, self.timeout),
             lambda store, seconds: store.pool.close(seconds),
             self.timeout,
@@ -193,7 +193,7 @@ class PostgresConversationMemory(Memory):
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
-        async def create(store: _Store) -> bool:
+        async def create(store: _OpenStore) -> bool:
             # A concurrent call may create a session with the caller's id, and hold its lock until it commits.
             run = store.executor.run if session_id is None else store.executor.run_on_any_lock
             return await run(state, insert)
@@ -311,7 +311,7 @@ class PostgresConversationMemory(Memory):
         return f"{type(self).__name__}({getattr(self, '_shown', 'not opened')!r})"
 
     def __del__(self) -> None:
-        life: Lifecycle[_Store] | None = getattr(self, "_life", None)
+        life: Lifecycle[_OpenStore] | None = getattr(self, "_life", None)
         if life is not None and life.resource is not None:
             warn_never_closed(self)
         if life is not None and not life.forked:
@@ -331,7 +331,7 @@ class PostgresConversationMemory(Memory):
         state = CallState(writes=True)
         return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
 
-    async def _run(self, state: CallState, call: Callable[[_Store], Awaitable[Result]]) -> Result:
+    async def _run(self, state: CallState, call: Callable[[_OpenStore], Awaitable[Result]]) -> Result:
         """Run a call within its deadline on the open store."""
         seconds = seconds_for(self.timeout)
         with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
@@ -339,7 +339,7 @@ class PostgresConversationMemory(Memory):
                 return await call(await self._life.opened())
 
 
-class _Store(NamedTuple):
+class _OpenStore(NamedTuple):
     """The pool of a handle, and the two ways to use it."""
 
     pool: OwnPool | BorrowedPool
@@ -347,7 +347,7 @@ class _Store(NamedTuple):
     writer: MessageWriter
 
 
-async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _Store:  # noqa: ASYNC109 - shared out
+async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _OpenStore:  # noqa: ASYNC109 - shared out
     executor = RetryingExecutor(pool)
     state = CallState(writes=False)
     began = asyncio.get_running_loop().time()
@@ -359,7 +359,7 @@ async def _open(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> _St
             pool.expire()
             raise
         await pool.fill()
-    return _Store(pool, executor, MessageWriter(executor))
+    return _OpenStore(pool, executor, MessageWriter(executor))
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:

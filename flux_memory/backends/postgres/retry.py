@@ -55,7 +55,7 @@ class Pool(Protocol):
         ...
 
 
-class Attempts(Protocol):
+class StatementObserver(Protocol):
     """The observer of a statement: the state of its one call, or all calls that share it."""
 
     def sending(self) -> None:
@@ -82,7 +82,7 @@ class RetryingExecutor:
         """The calls and statements that may wait for a row lock, each on a connection; others need the rest."""
         self._on_any_lock = asyncio.Semaphore(max(pool.max_size - self._max_on_lock - 1, 1))
 
-    async def run(self, attempts: Attempts, work: Callable[[Any], Awaitable[Result]]) -> Result:
+    async def run(self, attempts: StatementObserver, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Call `work` with a connection and return its result."""
         tried = 0
         while True:

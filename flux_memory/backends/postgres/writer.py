@@ -10,7 +10,7 @@ from itertools import islice
 from math import ceil
 from typing import Any, Final
 
-from flux_memory.backends.postgres.adds import Outcome, add
+from flux_memory.backends.postgres.adds import AddOutcome, add
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.records import MessageRow
@@ -293,10 +293,10 @@ class MessageWriter:
         batch = [(call.queue.session_id, call.rows) for call in calls]
         outcomes = await add(connection, batch, wait=statement in self._executor.on_lock)
         for call, outcome in zip(calls, outcomes, strict=True):
-            if outcome is not Outcome.LOCKED:
-                call.settle(None if outcome is Outcome.STORED else outcome)
-        if Outcome.LOCKED in outcomes:
-            locked = {call.queue for call, outcome in zip(calls, outcomes, strict=True) if outcome is Outcome.LOCKED}
+            if outcome is not AddOutcome.LOCKED:
+                call.settle(None if outcome is AddOutcome.STORED else outcome)
+        if AddOutcome.LOCKED in outcomes:
+            locked = {call.queue for call, outcome in zip(calls, outcomes, strict=True) if outcome is AddOutcome.LOCKED}
             for queue in locked & statement.queues.keys():
                 self._wait_for_lock(statement, queue)
 

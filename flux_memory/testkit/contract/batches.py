@@ -39,7 +39,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-001",
         promise="A batch is stored in the given order, and the ids are returned in that order.",
-        loses="A question and its answer, stored together, swap places.",
+        impact="A question and its answer, stored together, swap places.",
         needs=Capability.BATCH,
     )
     async def test_a_batch_keeps_its_order(self, store: StoreUnderTest) -> None:
@@ -56,7 +56,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-002",
         promise="A message in a batch may have metadata and a `message_id`; `None` means the same as leaving them out.",
-        loses="Messages that are added in a batch lose their metadata or their ids.",
+        impact="Messages that are added in a batch lose their metadata or their ids.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_IDS,
     )
     async def test_a_batch_has_metadata_and_ids(self, store: StoreUnderTest) -> None:
@@ -78,7 +78,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-003",
         promise="A batch with one invalid message is rejected as a whole; the error names the message and the key.",
-        loses="Half a batch is stored, and a retry stores that half twice.",
+        impact="Half a batch is stored, and a retry stores that half twice.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_a_bad_message_refuses_the_batch(self, store: StoreUnderTest) -> None:
@@ -105,7 +105,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-004",
         promise="A batch with one conflict is rejected as a whole, wherever the conflict is in the batch.",
-        loses="Half a batch is stored, and the caller cannot find out which half.",
+        impact="Half a batch is stored, and the caller cannot find out which half.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_a_conflict_refuses_the_batch(self, store: StoreUnderTest) -> None:
@@ -129,7 +129,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-005",
         promise="A batch for a session that does not exist raises `SessionNotFoundError`, even if the batch is empty.",
-        loses="A batch is lost without an error.",
+        impact="A batch is lost without an error.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_a_batch_for_nowhere(self, store: StoreUnderTest) -> None:
@@ -143,7 +143,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-006",
         promise="An empty batch returns `[]` and changes nothing.",
-        loses="A call that adds nothing moves a conversation to the top of the list.",
+        impact="A call that adds nothing moves a conversation to the top of the list.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_an_empty_batch_changes_nothing(self, store: StoreUnderTest) -> None:
@@ -159,7 +159,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-007",
         promise="A batch is any iterable of mappings; text, bytes, a single mapping and other types are type errors.",
-        loses="A single message passed instead of a list is iterated key by key.",
+        impact="A single message passed instead of a list is iterated key by key.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
     )
     async def test_a_batch_is_an_iterable_of_mappings(self, store: StoreUnderTest) -> None:
@@ -181,7 +181,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-008",
         promise="A retried batch is stored once: messages that are already stored are skipped, missing ones are added.",
-        loses="A retried batch duplicates its messages, or fails forever.",
+        impact="A retried batch duplicates its messages, or fails forever.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -205,7 +205,7 @@ class BatchesContract(Binding):
         "FM-BAT-009",
         promise="If an id occurs twice in a batch, it is stored once if the contents agree; otherwise `ConflictError` "
         "is raised and nothing is stored.",
-        loses="One of two messages in a batch is dropped without an error.",
+        impact="One of two messages in a batch is dropped without an error.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_one_id_twice_in_a_batch(self, store: StoreUnderTest) -> None:
@@ -229,7 +229,7 @@ class BatchesContract(Binding):
     @clause(
         "FM-BAT-010",
         promise="Batches from concurrent writers are not interleaved, and no reader sees half a batch.",
-        loses="An answer lands between another question and its answer.",
+        impact="An answer lands between another question and its answer.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_batches_stay_together(self, store: StoreUnderTest) -> None:

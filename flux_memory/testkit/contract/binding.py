@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 from flux_memory.testkit.capabilities import ALL, Capability
-from flux_memory.testkit.claims import capabilities_of, refuse_replacements
 from flux_memory.testkit.clauses import CLAUSES
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import (
@@ -17,9 +16,10 @@ from flux_memory.testkit.contract.under_test import (
     StoreUnderTest,
     clock_of_this_process,
 )
-from flux_memory.testkit.patience import Patience
+from flux_memory.testkit.declarations import capabilities_of, refuse_replacements
+from flux_memory.testkit.timeouts import Timeouts
 
-_PATIENCE = pytest.StashKey[Patience]()
+_TIMEOUTS = pytest.StashKey[Timeouts]()
 
 
 class Binding:
@@ -93,5 +93,5 @@ class Binding:
             capabilities=capabilities_of(request.node),
             thorough=request.config.option.flux_model == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
-            patience=request.config.stash.setdefault(_PATIENCE, Patience()),
+            timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts()),
         )

@@ -38,7 +38,7 @@ class CancellationContract(Binding):
         "FM-CAN-001",
         promise="A cancelled `add_message` is stored completely or not at all; counts stay correct and no lock is "
         "held.",
-        loses="One user closes a tab; then all other users wait for a lock, or message counts stay wrong.",
+        impact="One user closes a tab; then all other users wait for a lock, or message counts stay wrong.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_add_message(self, store: StoreUnderTest) -> None:
@@ -54,7 +54,7 @@ class CancellationContract(Binding):
         "FM-CAN-002",
         promise="A cancelled `add_messages` is stored completely or not at all; counts stay correct and no lock is "
         "held.",
-        loses="A question is stored without its answer.",
+        impact="A question is stored without its answer.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_add_messages(self, store: StoreUnderTest) -> None:
@@ -74,7 +74,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-003",
         promise="A cancelled `create_session` leaves a complete session or none.",
-        loses="Sessions appear without an owner or metadata.",
+        impact="Sessions appear without an owner or metadata.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -102,7 +102,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-004",
         promise="A cancelled `delete_session` removes a session with all its messages, or nothing.",
-        loses="A conversation loses some of its messages.",
+        impact="A conversation loses some of its messages.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_delete_session(self, store: StoreUnderTest) -> None:
@@ -128,7 +128,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-005",
         promise="A cancelled `update_session_title` sets the title or changes nothing.",
-        loses="A rename that timed out leaves the session locked.",
+        impact="A rename that timed out leaves the session locked.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
     async def test_update_session_title(self, store: StoreUnderTest) -> None:
@@ -146,7 +146,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-006",
         promise="After a cancelled read, the handle still works, and later reads get their own answers.",
-        loses="After a timeout, a user sees the answer to another user's request.",
+        impact="After a timeout, a user sees the answer to another user's request.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_reads(self, store: StoreUnderTest) -> None:
@@ -173,7 +173,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-007",
         promise="A cancelled `clear_all` removes everything or nothing.",
-        loses="A clear that timed out leaves half the data behind.",
+        impact="A clear that timed out leaves half the data behind.",
         needs=Capability.BATCH
         | Capability.SESSIONS
         | Capability.SESSION_IDS
@@ -212,7 +212,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-008",
         promise="If the first call on a handle is cancelled, the next call opens the store.",
-        loses="A worker whose first request timed out never serves another request.",
+        impact="A worker whose first request timed out never serves another request.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES,
     )
     async def test_first_use(self, store: StoreUnderTest) -> None:
@@ -233,7 +233,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-009",
         promise="Cancelling one call does not affect concurrent calls: acknowledged writes are stored.",
-        loses="One user's timeout discards other users' messages.",
+        impact="One user's timeout discards other users' messages.",
     )
     async def test_neighbours(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -253,7 +253,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-010",
         promise="A cancelled add can be retried with its `message_id`, and the message is then stored exactly once.",
-        loses="After a timeout, a message is duplicated or lost.",
+        impact="After a timeout, a message is duplicated or lost.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_retry_after_cancellation(self, store: StoreUnderTest) -> None:
@@ -273,7 +273,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-011",
         promise="After many cancelled calls, the handle still serves as many concurrent calls as before.",
-        loses="Each timeout leaks a connection, until none is left.",
+        impact="Each timeout leaks a connection, until none is left.",
         needs=Capability.SESSIONS,
     )
     async def test_storm(self, store: StoreUnderTest) -> None:
@@ -307,7 +307,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-012",
         promise="A cancelled `close()` loses no acknowledged write and can be called again.",
-        loses="An interrupted shutdown loses the last messages.",
+        impact="An interrupted shutdown loses the last messages.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_close(self, store: StoreUnderTest) -> None:
@@ -329,7 +329,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-013",
         promise="An add cancelled in the event loop turn that made it is not stored, alone or beside other adds.",
-        loses="A message that was withdrawn before it was sent appears in the conversation.",
+        impact="A message that was withdrawn before it was sent appears in the conversation.",
     )
     async def test_cancelled_at_once(self, store: StoreUnderTest) -> None:
         memory = store.open_plain()
@@ -352,7 +352,7 @@ class CancellationContract(Binding):
         "FM-CAN-014",
         promise="If every task of the event loop is cancelled, at any turn, the handle still adds, reads and closes, "
         "and loses nothing.",
-        loses="An application that cancels all tasks and then saves its remaining messages cannot save them.",
+        impact="An application that cancels all tasks and then saves its remaining messages cannot save them.",
     )
     async def test_every_task_cancelled(self, store: StoreUnderTest) -> None:
         ours = asyncio.all_tasks()
@@ -371,7 +371,7 @@ class CancellationContract(Binding):
     @clause(
         "FM-CAN-015",
         promise="If every task is cancelled while a handle opens, at any turn, the next call opens it.",
-        loses="A worker that is cancelled during startup reports a closed memory until it is restarted.",
+        impact="A worker that is cancelled during startup reports a closed memory until it is restarted.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_every_task_cancelled_while_opening(self, store: StoreUnderTest) -> None:
@@ -390,7 +390,7 @@ class CancellationContract(Binding):
         "FM-CAN-016",
         promise="If every task is cancelled while a handle closes, calling `close()` again closes it: no acknowledged "
         "write is lost, and no thread, file or connection stays open.",
-        loses="An interrupted shutdown leaks connections, or keeps the interpreter from exiting.",
+        impact="An interrupted shutdown leaks connections, or keeps the interpreter from exiting.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_every_task_cancelled_while_closing(self, store: StoreUnderTest) -> None:

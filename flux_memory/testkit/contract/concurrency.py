@@ -20,7 +20,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-001",
         promise="First use may race: many tasks on a new handle to a new store all succeed.",
-        loses="The first requests after a deployment fail.",
+        impact="The first requests after a deployment fail.",
         fresh=True,
         needs=Capability.SESSIONS | Capability.TITLES,
     )
@@ -32,7 +32,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-002",
         promise="First use may race: many handles on a new store all succeed, for reads and writes.",
-        loses="A service with several workers fails on its first start.",
+        impact="A service with several workers fails on its first start.",
         fresh=True,
         needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
@@ -48,7 +48,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-003",
         promise="Concurrent adds through one handle are all stored exactly once, and counts are correct.",
-        loses="Messages from users who write at the same time are lost.",
+        impact="Messages from users who write at the same time are lost.",
         needs=Capability.SESSIONS,
     )
     async def test_concurrent_adds_through_one_handle(self, store: StoreUnderTest) -> None:
@@ -58,7 +58,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-004",
         promise="Concurrent adds through several handles are all stored exactly once, and counts are correct.",
-        loses="Two workers lose each other's messages.",
+        impact="Two workers lose each other's messages.",
         needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_adds_through_several_handles(self, store: StoreUnderTest) -> None:
@@ -68,7 +68,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-005",
         promise="A write through one handle is immediately visible to all other handles.",
-        loses="A user reloads, reaches another worker, and the message is gone.",
+        impact="A user reloads, reaches another worker, and the message is gone.",
         needs=Capability.SESSIONS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
     async def test_handles_see_each_other(self, store: StoreUnderTest) -> None:
@@ -90,7 +90,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-006",
         promise="Failing calls do not affect concurrent calls: acknowledged writes are stored, failed ones are not.",
-        loses="One user's error rolls back another user's message.",
+        impact="One user's error rolls back another user's message.",
         needs=Capability.BATCH
         | Capability.IDEMPOTENT_IDS
         | Capability.SESSION_IDS
@@ -134,7 +134,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-007",
         promise="If an id is created concurrently, one creation succeeds and the others raise `ConflictError`.",
-        loses="Two conversations share an id, or one overwrites the other.",
+        impact="Two conversations share an id, or one overwrites the other.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_creations_of_one_session(self, store: StoreUnderTest) -> None:
@@ -150,7 +150,7 @@ class ConcurrencyContract(Binding):
         "FM-CON-008",
         promise="If a session is deleted during adds, each add is stored or raises `SessionNotFoundError`, and no "
         "message remains.",
-        loses="Calls deadlock, or messages of a deleted conversation reappear.",
+        impact="Calls deadlock, or messages of a deleted conversation reappear.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_deleting_beside_adders(self, store: StoreUnderTest) -> None:
@@ -173,7 +173,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-009",
         promise="`clear_all` during concurrent creations and adds neither deadlocks nor leaves messages behind.",
-        loses="Clearing a busy store blocks every user.",
+        impact="Clearing a busy store blocks every user.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.CLEAR_ALL | Capability.SEVERAL_HANDLES,
     )
     async def test_clearing_beside_adders(self, store: StoreUnderTest) -> None:
@@ -193,7 +193,7 @@ class ConcurrencyContract(Binding):
         "FM-CON-010",
         promise="All methods called concurrently on two handles finish without a deadlock; every error is a "
         "`FluxMemoryError`.",
-        loses="Under load, calls fail with driver errors that applications do not handle.",
+        impact="Under load, calls fail with driver errors that applications do not handle.",
         needs=Capability.BATCH
         | Capability.IDEMPOTENT_IDS
         | Capability.SESSIONS
@@ -225,7 +225,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-011",
         promise="For any arguments and any state of the store, every error is a `FluxMemoryError`.",
-        loses="Applications have to catch the errors of every driver.",
+        impact="Applications have to catch the errors of every driver.",
         needs=Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_foreign_errors_never_escape(self, store: StoreUnderTest) -> None:
@@ -274,7 +274,7 @@ class ConcurrencyContract(Binding):
     @clause(
         "FM-CON-012",
         promise="A failed call does not break the handle: the next call works.",
-        loses="After one error, a worker fails until it is restarted.",
+        impact="After one error, a worker fails until it is restarted.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSION_IDS,
     )
     async def test_failures_do_not_poison(self, store: StoreUnderTest) -> None:

@@ -98,7 +98,7 @@ class Rank(IntEnum):
     FIRST = 1
 
 
-class Ratio(float):
+class OddFloat(float):
     """A `float` subclass."""
 
     __slots__ = ()
@@ -195,7 +195,7 @@ UNUSUAL_MAPPINGS: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
     "ordered": (OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
     "with a default": (defaultdict(list, {"a": [1]}), {"a": [1]}),
     "subclasses as values": (
-        {"s": Shout("x"), "e": Colour.RED, "i": Rank.FIRST, "f": Ratio(0.5)},
+        {"s": Shout("x"), "e": Colour.RED, "i": Rank.FIRST, "f": OddFloat(0.5)},
         {"s": "x", "e": "red", "i": 1, "f": 0.5},
     ),
     "subclasses as keys": ({Shout("x"): 1, Colour.RED: 2}, {"x": 1, "red": 2}),

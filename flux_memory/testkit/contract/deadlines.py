@@ -50,7 +50,7 @@ class DeadlinesContract(Binding):
         "FM-DLN-001",
         promise="A call that fails at its deadline is not stored, then or later, regardless of the deadlines of "
         "concurrent calls.",
-        loses="Under load, an application is told that a message was not stored, sends it again, and the message is "
+        impact="Under load, an application is told that a message was not stored, sends it again, and the message is "
         "there twice.",
     )
     async def test_mixed_deadlines(self, store: StoreUnderTest) -> None:
@@ -73,7 +73,7 @@ class DeadlinesContract(Binding):
     @clause(
         "FM-DLN-002",
         promise="A call whose deadline passes while the event loop is blocked does not fail if it was stored.",
-        loses="After one slow function blocks the event loop, stored messages are reported as not stored.",
+        impact="After one slow function blocks the event loop, stored messages are reported as not stored.",
     )
     async def test_stalled_loop(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -94,7 +94,7 @@ class DeadlinesContract(Binding):
         "FM-DLN-003",
         promise="A call that fails while the store is unreachable is not stored when the store returns, even if "
         "concurrent calls still wait.",
-        loses="After an outage, each message that was sent again is in the conversation twice.",
+        impact="After an outage, each message that was sent again is in the conversation twice.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -122,7 +122,7 @@ class DeadlinesContract(Binding):
     @clause(
         "FM-DLN-004",
         promise="A call ends by its own deadline, regardless of the deadlines of concurrent calls.",
-        loses="A request with a deadline of one second takes a minute, because a background job has a longer deadline.",
+        impact="A request with a deadline of a second takes a minute, because a background job has a longer deadline.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -144,7 +144,7 @@ class DeadlinesContract(Binding):
     @clause(
         "FM-DLN-005",
         promise="Once the store returns, new calls are answered, even while calls for other sessions still wait.",
-        loses="After one lost connection, a conversation stays blocked until an unrelated call reaches its deadline.",
+        impact="After one lost connection, a conversation stays blocked until an unrelated call reaches its deadline.",
         needs=Capability.OUTAGES,
         away=True,
     )
@@ -173,7 +173,7 @@ class DeadlinesContract(Binding):
         "FM-DLN-006",
         promise="A cancelled call takes effect by its deadline or never, alone or beside other calls: if it was "
         "cancelled while the store was unreachable, it is not stored when the store returns.",
-        loses="A withdrawn message appears in the conversation once the network is back.",
+        impact="A withdrawn message appears in the conversation once the network is back.",
         needs=Capability.OUTAGES | Capability.SEVERAL_HANDLES,
         away=True,
     )

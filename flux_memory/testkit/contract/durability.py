@@ -28,7 +28,7 @@ class DurabilityContract(Binding):
     @clause(
         "FM-DUR-001",
         promise="An acknowledged write is still there after the store is closed and reopened.",
-        loses="A restart loses messages.",
+        impact="A restart loses messages.",
         needs=Capability.BATCH
         | Capability.SESSIONS
         | Capability.SESSION_METADATA
@@ -53,7 +53,7 @@ class DurabilityContract(Binding):
     @clause(
         "FM-DUR-002",
         promise="Another process sees an acknowledged write, and this process sees what the other one wrote.",
-        loses="A service with several workers shows a user different conversations from one request to the next.",
+        impact="A service with several workers shows a user different conversations from one request to the next.",
         needs=Capability.TITLES | Capability.DURABLE,
     )
     def test_another_process_sees_it(self, store: StoreUnderTest) -> None:
@@ -77,7 +77,7 @@ class DurabilityContract(Binding):
     @clause(
         "FM-DUR-003",
         promise="An acknowledged write survives `kill -9` of the process that wrote it.",
-        loses="A crashing worker loses the end of a conversation.",
+        impact="A crashing worker loses the end of a conversation.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.DURABLE,
     )
     def test_kill_9_loses_nothing_acknowledged(self, store: StoreUnderTest) -> None:
@@ -116,7 +116,7 @@ class DurabilityContract(Binding):
     @clause(
         "FM-DUR-004",
         promise="First use may race: several processes on a new store all succeed.",
-        loses="A service with several processes fails on its first start.",
+        impact="A service with several processes fails on its first start.",
         fresh=True,
         needs=Capability.SESSIONS | Capability.DURABLE | Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
@@ -140,7 +140,7 @@ class DurabilityContract(Binding):
         "FM-DUR-005",
         promise="Processes that add concurrently lose nothing and see one order, in which each process's messages "
         "keep theirs.",
-        loses="Messages of users who are served by different processes are lost or shuffled.",
+        impact="Messages of users who are served by different processes are lost or shuffled.",
         needs=Capability.MESSAGE_IDS
         | Capability.SESSIONS
         | Capability.DURABLE
@@ -170,7 +170,7 @@ class DurabilityContract(Binding):
     @clause(
         "FM-DUR-006",
         promise="Ids made in forked processes are all different.",
-        loses="Two workers make the same id, and a message is mistaken for a retry of another.",
+        impact="Two workers make the same id, and a message is mistaken for a retry of another.",
         needs=Capability.MESSAGE_IDS | Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
     def test_forked_processes_make_different_ids(self, store: StoreUnderTest) -> None:
@@ -193,7 +193,7 @@ class DurabilityContract(Binding):
         "FM-DUR-007",
         promise="Processes that send the same message with one `message_id` store it once; different content raises "
         "`ConflictError`.",
-        loses="A message retried through another worker is stored twice.",
+        impact="A message retried through another worker is stored twice.",
         needs=Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.DURABLE

@@ -19,7 +19,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.processes import Tell, run_together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
-from flux_memory.testkit.patience import unblocked
+from flux_memory.testkit.timeouts import unblocked
 
 LOOP_SECONDS: Final = 20.0
 """How long a call on another event loop may take to succeed or raise."""
@@ -45,7 +45,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-001",
         promise="`close()` can be called again, concurrently, and on a handle that was never used.",
-        loses="Shutdown raises if two parts of an application close the same memory.",
+        impact="Shutdown raises if two parts of an application close the same memory.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_close_is_idempotent(self, store: StoreUnderTest) -> None:
@@ -58,7 +58,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-002",
         promise="After `close()`, every call raises `MemoryClosedError`, whether or not the handle was used before.",
-        loses="A call after shutdown hangs, or silently reopens the store.",
+        impact="A call after shutdown hangs, or silently reopens the store.",
         needs=Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_calls_after_close(self, store: StoreUnderTest) -> None:
@@ -75,7 +75,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-003",
         promise="After `close()`, a call raises `MemoryClosedError` even if its arguments are invalid.",
-        loses="The error points to the arguments, and debugging starts in the wrong place.",
+        impact="The error points to the arguments, and debugging starts in the wrong place.",
     )
     async def test_wrong_calls_after_close(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -92,7 +92,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-004",
         promise="`async with` yields the memory itself, closes it at the end, and lets exceptions through.",
-        loses="Exceptions are swallowed, or handles stay open.",
+        impact="Exceptions are swallowed, or handles stay open.",
     )
     async def test_async_with(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -117,7 +117,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-005",
         promise="A call in flight at `close()` is stored and acknowledged, or raises and is not stored.",
-        loses="A restart loses messages that were acknowledged.",
+        impact="A restart loses messages that were acknowledged.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_close_loses_no_acknowledged_write(self, store: StoreUnderTest) -> None:
@@ -139,7 +139,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-006",
         promise="Closing one handle does not disturb other handles on the same store.",
-        loses="One worker's shutdown breaks the other workers.",
+        impact="One worker's shutdown breaks the other workers.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_closing_one_of_two(self, store: StoreUnderTest) -> None:
@@ -155,7 +155,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-007",
         promise="A closed handle leaves no thread, file or connection open.",
-        loses="A service that opens a handle for each request runs out of file descriptors.",
+        impact="A service that opens a handle for each request runs out of file descriptors.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_closed_handles_leave_nothing_open(self, store: StoreUnderTest) -> None:
@@ -180,7 +180,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-008",
         promise="A handle that was never closed emits a `ResourceWarning` and does not keep the process alive.",
-        loses="Scripts hang at exit.",
+        impact="Scripts hang at exit.",
         needs=Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES,
     )
     def test_a_forgotten_handle_warns(self, store: StoreUnderTest) -> None:
@@ -205,7 +205,7 @@ class LifecycleContract(Binding):
         "FM-LIF-009",
         promise="A handle used from a second event loop, while the first still runs, works or raises a "
         "`FluxMemoryError` immediately.",
-        loses="A web framework with several event loops hangs without an error.",
+        impact="A web framework with several event loops hangs without an error.",
     )
     def test_two_loops_at_once(self, store: StoreUnderTest) -> None:
         outcomes: list[object] = []
@@ -235,7 +235,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-010",
         promise="A handle used after its event loop has ended works or raises a `FluxMemoryError`; it never hangs.",
-        loses="The second `asyncio.run` in a script hangs.",
+        impact="The second `asyncio.run` in a script hangs.",
     )
     def test_one_loop_after_another(self, store: StoreUnderTest) -> None:
         async def move(open_handle: Callable[[], Memory], tell: Tell) -> None:
@@ -257,7 +257,7 @@ class LifecycleContract(Binding):
     @clause(
         "FM-LIF-011",
         promise="A damaged row raises a `FluxMemoryError` that names it; everything else stays readable.",
-        loses="One damaged byte makes a whole history, or every history, unreadable.",
+        impact="One damaged byte makes a whole history, or every history, unreadable.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR | Capability.SESSIONS | Capability.DURABLE,
     )
     async def test_one_damaged_row(self, store: StoreUnderTest) -> None:

@@ -45,7 +45,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-001",
         promise="A caller's id has 1 to 36 characters of any size in bytes; other lengths are rejected.",
-        loses="One engine truncates ids, and two sessions become one.",
+        impact="One engine truncates ids, and two sessions become one.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -72,7 +72,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-002",
         promise="A user id has at most 255 characters; a longer one is rejected.",
-        loses="PostgreSQL cannot index a longer id: the write fails there and nowhere else.",
+        impact="PostgreSQL cannot index a longer id: the write fails there and nowhere else.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_ids_have_at_most_255_characters(self, store: StoreUnderTest) -> None:
@@ -87,7 +87,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-003",
         promise="Long content (a megabyte) is returned complete.",
-        loses="Long answers are cut off at the end.",
+        impact="Long answers are cut off at the end.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_long_content_is_not_cut(self, store: StoreUnderTest) -> None:
@@ -104,7 +104,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-004",
         promise="Content over the byte limit is rejected, never truncated.",
-        loses="Each engine fails, or truncates the text, at a different size.",
+        impact="Each engine fails, or truncates the text, at a different size.",
         needs=Capability.BATCH,
     )
     async def test_content_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
@@ -123,7 +123,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-005",
         promise="Metadata over the byte limit is rejected, never truncated.",
-        loses="Each engine fails at a different size.",
+        impact="Each engine fails at a different size.",
         needs=Capability.SESSIONS,
     )
     async def test_metadata_over_the_limit_is_refused(self, store: StoreUnderTest) -> None:
@@ -137,7 +137,7 @@ class LimitsContract(Binding):
         "FM-LIM-006",
         promise="Reading or deleting with an id that does not exist, or is not valid, finds nothing: `None`, `[]`, no "
         "error.",
-        loses="A mistyped link shows an internal error instead of an empty page.",
+        impact="A mistyped link shows an internal error instead of an empty page.",
         needs=Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_lookups_of_nothing_find_nothing(self, store: StoreUnderTest) -> None:
@@ -155,7 +155,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-007",
         promise="Writing to a session id that does not exist, or is not valid, raises `SessionNotFoundError`.",
-        loses="Messages are lost, or the driver's error reaches the application.",
+        impact="Messages are lost, or the driver's error reaches the application.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES,
     )
     async def test_writes_to_nowhere_are_not_found(self, store: StoreUnderTest) -> None:
@@ -176,7 +176,7 @@ class LimitsContract(Binding):
     @clause(
         "FM-LIM-008",
         promise="Looking up an id that is not a `str` is a type error that names the argument.",
-        loses="A bug in the caller looks like an empty conversation.",
+        impact="A bug in the caller looks like an empty conversation.",
         needs=Capability.BATCH | Capability.CURSOR | Capability.SESSIONS | Capability.USER_SCOPE | Capability.TITLES,
     )
     async def test_lookups_take_text_only(self, store: StoreUnderTest) -> None:

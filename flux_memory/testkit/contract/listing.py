@@ -96,7 +96,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-001",
         promise="Sessions are listed by activity, newest first: creations, adds, batches and renames count.",
-        loses="The conversation a user just used is not at the top of the list.",
+        impact="The conversation a user just used is not at the top of the list.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_newest_activity_first(self, store: StoreUnderTest) -> None:
@@ -120,7 +120,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-002",
         promise="Sessions with equal times have one order, however the list is split into pages.",
-        loses="Pages overlap: one session appears twice and another never.",
+        impact="Pages overlap: one session appears twice and another never.",
         needs=Capability.TIMESTAMPS | Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_ties_have_one_order(self, store: StoreUnderTest) -> None:
@@ -139,7 +139,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-003",
         promise="`limit` and `offset` page through all sessions with no gap and no repeat; past the end is `[]`.",
-        loses="Some conversations are on no page of the list.",
+        impact="Some conversations are on no page of the list.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_pages_are_complete(self, store: StoreUnderTest) -> None:
@@ -157,7 +157,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-004",
         promise="`limit` defaults to 50; 0 returns nothing; `None`, and any number above the count, returns all.",
-        loses="A list is cut off, or a page is much larger than the caller asked for.",
+        impact="A list is cut off, or a page is much larger than the caller asked for.",
         needs=Capability.SESSIONS,
     )
     async def test_list_limits_at_the_edges(self, store: StoreUnderTest) -> None:
@@ -174,7 +174,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-005",
         promise="A `limit` or `offset` that is not an `int` is a type error; a negative one is rejected.",
-        loses="A wrong page number gives an empty list on one engine and an error on the other.",
+        impact="A wrong page number gives an empty list on one engine and an error on the other.",
         needs=Capability.SESSIONS,
     )
     async def test_wrong_counts_are_refused(self, store: StoreUnderTest) -> None:
@@ -197,7 +197,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-006",
         promise="Sessions without messages are listed, with a count of 0.",
-        loses="A conversation that was just started cannot be found.",
+        impact="A conversation that was just started cannot be found.",
         needs=Capability.SESSIONS,
     )
     async def test_empty_sessions_are_listed(self, store: StoreUnderTest) -> None:
@@ -210,7 +210,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-007",
         promise="`message_count` is correct after adds, batches, retries and rejections.",
-        loses="The list shows a different number of messages than the conversation has.",
+        impact="The list shows a different number of messages than the conversation has.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_message_count_is_true(self, store: StoreUnderTest) -> None:
@@ -231,7 +231,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-008",
         promise="`user_id` lists one user's sessions; `None` lists every user's, and `\"\"` those without an owner.",
-        loses="Users see other users' conversations.",
+        impact="Users see other users' conversations.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_scope(self, store: StoreUnderTest) -> None:
@@ -259,7 +259,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-009",
         promise="A metadata filter compares scalars by type and value; a missing key is not `None`.",
-        loses="A filter returns sessions that do not match, or misses sessions that do.",
+        impact="A filter returns sessions that do not match, or misses sessions that do.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_scalars(self, store: StoreUnderTest) -> None:
@@ -268,7 +268,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-010",
         promise="A metadata filter compares numbers by value, to the last digit: 1 finds 1.0.",
-        loses="A filter by a long number finds another user's session.",
+        impact="A filter by a long number finds another user's session.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_numbers(self, store: StoreUnderTest) -> None:
@@ -277,7 +277,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-011",
         promise="A metadata filter finds objects that contain it, at any depth; an empty filter finds all.",
-        loses="A filter stops matching once a session gets a second key.",
+        impact="A filter stops matching once a session gets a second key.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_objects(self, store: StoreUnderTest) -> None:
@@ -286,7 +286,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-012",
         promise="A metadata filter compares arrays like `jsonb @>`: order and repeats do not count, nesting does.",
-        loses="A filter by tags works on one engine only.",
+        impact="A filter by tags works on one engine only.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.METADATA_FILTER,
     )
     async def test_filter_by_arrays(self, store: StoreUnderTest) -> None:
@@ -295,7 +295,7 @@ class ListingContract(Binding):
     @clause(
         "FM-LST-013",
         promise="Filters apply before `limit` and `offset`, and a session has to match all of them.",
-        loses="A filtered list has incomplete pages, or shows other users' sessions.",
+        impact="A filtered list has incomplete pages, or shows other users' sessions.",
         needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.METADATA_FILTER | Capability.USER_SCOPE,
     )
     async def test_filters_come_before_pages(self, store: StoreUnderTest) -> None:

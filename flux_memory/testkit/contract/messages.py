@@ -21,7 +21,7 @@ class MessagesContract(Binding):
     @clause(
         "FM-MSG-001",
         promise="A message is a plain `dict` with exactly the keys of the record and values of the record's types.",
-        loses="Code written for one backend breaks on the other.",
+        impact="Code written for one backend breaks on the other.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_a_message_is_the_record(self, store: StoreUnderTest) -> None:
@@ -40,7 +40,7 @@ class MessagesContract(Binding):
     @clause(
         "FM-MSG-002",
         promise="Adding the same content again with the same `message_id` stores it once and returns the id.",
-        loses="A retry after a lost response stores the message twice.",
+        impact="A retry after a lost response stores the message twice.",
         needs=Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.MESSAGE_METADATA
@@ -63,7 +63,7 @@ class MessagesContract(Binding):
     @clause(
         "FM-MSG-003",
         promise="A retry changes nothing: not the order, the times or the count.",
-        loses="A retry moves an old message to the end, or an old session to the top.",
+        impact="A retry moves an old message to the end, or an old session to the top.",
         needs=Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_a_retry_changes_nothing(self, store: StoreUnderTest) -> None:
@@ -80,7 +80,7 @@ class MessagesContract(Binding):
         "FM-MSG-004",
         promise="Different content, role or metadata with a stored `message_id` raises `ConflictError`; nothing "
         "changes.",
-        loses="One of two different messages is dropped without an error.",
+        impact="One of two different messages is dropped without an error.",
         needs=Capability.IDEMPOTENT_IDS
         | Capability.MESSAGE_METADATA
         | Capability.SESSIONS
@@ -108,7 +108,7 @@ class MessagesContract(Binding):
     @clause(
         "FM-MSG-005",
         promise="A `message_id` is unique within its session only.",
-        loses="Copying a conversation fails, or drops messages.",
+        impact="Copying a conversation fails, or drops messages.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_ids_belong_to_their_session(self, store: StoreUnderTest) -> None:
@@ -135,7 +135,7 @@ class MessagesContract(Binding):
     @clause(
         "FM-MSG-006",
         promise="Concurrent retries of one message, on several handles, store it once and all return its id.",
-        loses="If a client sends a message several times at once, it appears several times.",
+        impact="If a client sends a message several times at once, it appears several times.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_retries_store_once(self, store: StoreUnderTest) -> None:
@@ -153,7 +153,7 @@ class MessagesContract(Binding):
         "FM-MSG-007",
         promise="If different contents are added concurrently with one `message_id`, one is stored and the others "
         "raise `ConflictError`.",
-        loses="Two messages share an id, or one is acknowledged and lost.",
+        impact="Two messages share an id, or one is acknowledged and lost.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_conflicts_store_one(self, store: StoreUnderTest) -> None:
@@ -172,7 +172,7 @@ class MessagesContract(Binding):
         "FM-MSG-008",
         promise="A retry compares numbers in metadata by value, at any depth: 1 equals 1.0; the value stored first is "
         "kept.",
-        loses="A client whose language has only one number type cannot retry a message.",
+        impact="A client whose language has only one number type cannot retry a message.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
     )
     async def test_a_retry_compares_numbers_by_value(self, store: StoreUnderTest) -> None:

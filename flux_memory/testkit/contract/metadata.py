@@ -34,7 +34,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-001",
         promise="A message's metadata is returned equal by type and value, at every depth.",
-        loses="Citations, token counts and flags change their type or value.",
+        impact="Citations, token counts and flags change their type or value.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_message_metadata_round_trips(self, store: StoreUnderTest) -> None:
@@ -43,7 +43,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-002",
         promise="A session's metadata is returned equal by type and value, by `get_session` and `get_sessions`.",
-        loses="A session's settings change their type or value.",
+        impact="A session's settings change their type or value.",
         needs=Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_session_metadata_round_trips(self, store: StoreUnderTest) -> None:
@@ -59,7 +59,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-003",
         promise="A float stays a float and keeps its value, including floats of 1e16 and above.",
-        loses="Scores and costs become integers, as in `jsonb`.",
+        impact="Scores and costs become integers, as in `jsonb`.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_floats_stay_floats(self, store: StoreUnderTest) -> None:
@@ -69,7 +69,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-004",
         promise="An integer stays an integer, exact to 4,300 digits; a longer one is rejected.",
-        loses="The last digits of large ids change.",
+        impact="The last digits of large ids change.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_integers_are_exact(self, store: StoreUnderTest) -> None:
@@ -81,7 +81,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-005",
         promise="-0.0 is returned as 0.0.",
-        loses="The same conversation compares unequal on two engines.",
+        impact="The same conversation compares unequal on two engines.",
         needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_negative_zero_becomes_zero(self, store: StoreUnderTest) -> None:
@@ -97,7 +97,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-006",
         promise="Tuples are returned as lists; mappings and subclasses of `str`, `int` and `float` as the plain types.",
-        loses="An application gets back types that it cannot serialise.",
+        impact="An application gets back types that it cannot serialise.",
         needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_unusual_types_come_back_plain(self, store: StoreUnderTest) -> None:
@@ -114,7 +114,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-007",
         promise="`None` and missing metadata are both stored as `{}`.",
-        loses="Every reader has to handle both `None` and `{}`.",
+        impact="Every reader has to handle both `None` and `{}`.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_none_is_an_empty_object(self, store: StoreUnderTest) -> None:
@@ -133,7 +133,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-008",
         promise="Metadata that is not a mapping is a type error: lists, strings, numbers, `False`.",
-        loses="A list is stored where every reader expects an object.",
+        impact="A list is stored where every reader expects an object.",
         needs=Capability.BATCH
         | Capability.MESSAGE_METADATA
         | Capability.SESSIONS
@@ -148,7 +148,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-009",
         promise="A key that is not a `str` is rejected, at any depth.",
-        loses="The keys 1 and '1' become one, and a value is lost.",
+        impact="The keys 1 and '1' become one, and a value is lost.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_keys_are_text(self, store: StoreUnderTest) -> None:
@@ -160,7 +160,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-010",
         promise="NaN and the infinities are rejected, at any depth.",
-        loses="They become null, or text that no JSON reader accepts.",
+        impact="They become null, or text that no JSON reader accepts.",
         needs=Capability.BATCH | Capability.SESSIONS,
     )
     async def test_only_finite_numbers(self, store: StoreUnderTest) -> None:
@@ -172,7 +172,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-011",
         promise="A NUL in a key or a value is rejected, at any depth; the error names its offset.",
-        loses="SQLite stores it and PostgreSQL fails, so the data cannot be migrated.",
+        impact="SQLite stores it and PostgreSQL fails, so the data cannot be migrated.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
     )
     async def test_nul_in_metadata_is_refused(self, store: StoreUnderTest) -> None:
@@ -181,7 +181,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-012",
         promise="A lone surrogate in a key or a value is rejected, at any depth; the error names its offset.",
-        loses="Half an emoji creates a row that can be written but not read.",
+        impact="Half an emoji creates a row that can be written but not read.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
     )
     async def test_lone_surrogates_in_metadata_are_refused(self, store: StoreUnderTest) -> None:
@@ -190,7 +190,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-013",
         promise="Values that JSON does not have (bytes, sets, dates, objects) are type errors, at any depth.",
-        loses="Values are stored as their `repr`.",
+        impact="Values are stored as their `repr`.",
         needs=Capability.BATCH
         | Capability.MESSAGE_METADATA
         | Capability.SESSIONS
@@ -206,7 +206,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-014",
         promise="Metadata may be nested 100 levels deep; deeper metadata is rejected.",
-        loses="Deep metadata can be written, but overflows the reader's stack.",
+        impact="Deep metadata can be written, but overflows the reader's stack.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.SESSIONS,
     )
     async def test_nesting_of_one_hundred(self, store: StoreUnderTest) -> None:
@@ -221,7 +221,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-015",
         promise="The caller's metadata is not modified.",
-        loses="A dict that an application still uses changes unexpectedly.",
+        impact="A dict that an application still uses changes unexpectedly.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -244,7 +244,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-016",
         promise="Each read returns a new object: changing it, or the argument, does not change stored data.",
-        loses="One caller's edit appears in another caller's history.",
+        impact="One caller's edit appears in another caller's history.",
         needs=Capability.MESSAGE_METADATA | Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_nothing_is_aliased(self, store: StoreUnderTest) -> None:
@@ -270,7 +270,7 @@ class MetadataContract(Binding):
     @clause(
         "FM-MET-017",
         promise="Large metadata (a megabyte) is returned complete.",
-        loses="Retrieved documents stored with an answer are lost.",
+        impact="Retrieved documents stored with an answer are lost.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_large_metadata_round_trips(self, store: StoreUnderTest) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.model.claimed import NEEDED
+from flux_memory.testkit.contract.model.reduce_to_claims import NEEDED
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
@@ -19,7 +19,7 @@ class ModelContract(Binding):
         "FM-MOD-001",
         promise="For any calls, in any order, concurrent or cancelled part-way, the reference model explains every "
         "answer.",
-        loses="Rare combinations of calls lose messages, return wrong answers or hang.",
+        impact="Rare combinations of calls lose messages, return wrong answers or hang.",
         needs=NEEDED,
     )
     def test_the_reference_model_explains_everything(self, store: StoreUnderTest) -> None:

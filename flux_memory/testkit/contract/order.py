@@ -29,7 +29,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-001",
         promise="A history is in the order of the adds, oldest first.",
-        loses="Answers come before their questions.",
+        impact="Answers come before their questions.",
     )
     async def test_history_is_in_the_order_of_adds(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -42,7 +42,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-002",
         promise="The order does not depend on ids or on equal timestamps.",
-        loses="Messages of the same microsecond are shuffled on every read.",
+        impact="Messages of the same microsecond are shuffled on every read.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_ties_keep_their_order(self, store: StoreUnderTest) -> None:
@@ -62,7 +62,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-003",
         promise="`limit` selects the newest messages and returns them oldest first.",
-        loses="The model is given the start of a long conversation instead of its end.",
+        impact="The model is given the start of a long conversation instead of its end.",
     )
     async def test_limit_takes_the_newest(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -74,7 +74,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-004",
         promise="`limit=0` returns nothing; `None`, and any number above the count, even beyond 64 bits, returns all.",
-        loses="A limit from a configuration file empties or breaks the history.",
+        impact="A limit from a configuration file empties or breaks the history.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR,
     )
     async def test_limits_at_the_edges(self, store: StoreUnderTest) -> None:
@@ -103,7 +103,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-005",
         promise="A `limit` that is not an `int` (a `bool` is not) is a type error; a negative one is rejected.",
-        loses="`limit=-1` means all messages on one engine and an error on the other.",
+        impact="`limit=-1` means all messages on one engine and an error on the other.",
     )
     async def test_wrong_limits_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -119,7 +119,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-006",
         promise="`before` pages back through the whole history, with no gap and no repeat.",
-        loses="Scrolling back skips messages or shows them twice.",
+        impact="Scrolling back skips messages or shows them twice.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR,
     )
     async def test_before_pages_back(self, store: StoreUnderTest) -> None:
@@ -134,7 +134,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-007",
         promise="Paging back has no gap and no repeat while others append.",
-        loses="Scrolling back in a busy conversation skips messages.",
+        impact="Scrolling back in a busy conversation skips messages.",
         needs=Capability.MESSAGE_IDS | Capability.CURSOR | Capability.SEVERAL_HANDLES,
     )
     async def test_before_pages_back_while_others_append(self, store: StoreUnderTest) -> None:
@@ -155,7 +155,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-008",
         promise="`before` with an id that is not in the session returns nothing, even if another session has that id.",
-        loses="A client with a stale cursor starts again at the newest page, forever.",
+        impact="A client with a stale cursor starts again at the newest page, forever.",
         needs=Capability.CURSOR,
     )
     async def test_before_an_unknown_message_is_nothing(self, store: StoreUnderTest) -> None:
@@ -170,7 +170,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-009",
         promise="The order holds when the clock is set back.",
-        loses="After a clock correction, new messages appear in the middle of the conversation.",
+        impact="After a clock correction, new messages appear in the middle of the conversation.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.CURSOR | Capability.TIMESTAMPS,
     )
     async def test_order_survives_a_clock_set_back(self, store: StoreUnderTest) -> None:
@@ -192,7 +192,7 @@ class OrderContract(Binding):
         "FM-ORD-010",
         promise="All readers see concurrent writers' messages in one order, in which each writer's messages keep "
         "theirs.",
-        loses="Two readers of one conversation see its messages in different orders.",
+        impact="Two readers of one conversation see its messages in different orders.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_concurrent_writers_keep_their_order(self, store: StoreUnderTest) -> None:
@@ -213,7 +213,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-011",
         promise="An add that finished before another began comes first, through any handles.",
-        loses="An answer written by another worker comes before its question.",
+        impact="An answer written by another worker comes before its question.",
         needs=Capability.SEVERAL_HANDLES,
     )
     async def test_two_handles_share_one_order(self, store: StoreUnderTest) -> None:
@@ -227,7 +227,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-012",
         promise="A failed or rejected add leaves no visible gap and takes no place in the order.",
-        loses="Counts and pages disagree with the stored messages.",
+        impact="Counts and pages disagree with the stored messages.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.CURSOR | Capability.SESSIONS,
     )
     async def test_failed_adds_leave_no_hole(self, store: StoreUnderTest) -> None:
@@ -258,7 +258,7 @@ class OrderContract(Binding):
     @clause(
         "FM-ORD-013",
         promise="Each session has its own order: its messages never appear in another session's history.",
-        loses="One user reads another user's messages.",
+        impact="One user reads another user's messages.",
     )
     async def test_sessions_do_not_mix(self, store: StoreUnderTest) -> None:
         memory = store.open()

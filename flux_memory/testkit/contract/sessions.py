@@ -22,7 +22,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-001",
         promise="A new session has the given values; missing ones are empty text, `{}` and no messages.",
-        loses="A conversation appears without its title, owner or settings.",
+        impact="A conversation appears without its title, owner or settings.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -42,7 +42,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-002",
         promise="A session is a plain `dict` with exactly the keys of the record and values of the record's types.",
-        loses="Code written for one backend breaks on the other.",
+        impact="Code written for one backend breaks on the other.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_a_session_is_the_record(self, store: StoreUnderTest) -> None:
@@ -62,7 +62,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-003",
         promise="An id made by the library is UUIDv7 text and unique across handles.",
-        loses="Ids collide, or do not sort by age.",
+        impact="Ids collide, or do not sort by age.",
         needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
@@ -79,7 +79,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-004",
         promise="Creating a session with an existing id raises `ConflictError` and leaves that session unchanged.",
-        loses="A new conversation overwrites an existing one.",
+        impact="A new conversation overwrites an existing one.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.SESSION_METADATA
@@ -100,7 +100,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-005",
         promise="Adding to a session that does not exist raises `SessionNotFoundError` and stores nothing.",
-        loses="Messages are stored where no reader will find them.",
+        impact="Messages are stored where no reader will find them.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS,
     )
     async def test_adding_to_nowhere(self, store: StoreUnderTest) -> None:
@@ -122,7 +122,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-006",
         promise="Renaming a session that does not exist raises `SessionNotFoundError` and creates nothing.",
-        loses="A rename that did nothing appears to have worked.",
+        impact="A rename that did nothing appears to have worked.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_renaming_nothing(self, store: StoreUnderTest) -> None:
@@ -143,7 +143,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-007",
         promise="Renaming changes the title and `updated_at` of that session, and nothing else.",
-        loses="Renaming loses a session's metadata, owner or messages.",
+        impact="Renaming loses a session's metadata, owner or messages.",
         needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES,
     )
     async def test_renaming_changes_the_title_only(self, store: StoreUnderTest) -> None:
@@ -168,7 +168,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-008",
         promise="Deleting a session removes it and its messages, and nothing else.",
-        loses="Deleted messages reappear, or another session's messages are gone.",
+        impact="Deleted messages reappear, or another session's messages are gone.",
         needs=Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.SEVERAL_HANDLES,
     )
     async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
@@ -198,7 +198,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-009",
         promise="Deleting a session that does not exist does nothing.",
-        loses="A retried delete raises, or deletes something else.",
+        impact="A retried delete raises, or deletes something else.",
         needs=Capability.SESSIONS,
     )
     async def test_deleting_nothing(self, store: StoreUnderTest) -> None:
@@ -214,7 +214,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-010",
         promise="`clear_all` removes every session and every message; the store keeps working.",
-        loses="Data that had to be erased is still there.",
+        impact="Data that had to be erased is still there.",
         needs=Capability.SESSIONS
         | Capability.SESSION_IDS
         | Capability.USER_SCOPE
@@ -246,7 +246,7 @@ class SessionsContract(Binding):
     @clause(
         "FM-SES-011",
         promise="`count_sessions` returns the number of sessions.",
-        loses="A pager shows pages that do not exist.",
+        impact="A pager shows pages that do not exist.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_counting(self, store: StoreUnderTest) -> None:

@@ -61,7 +61,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-001",
         promise="A message's content is returned byte for byte: emoji, NFC and NFD, CRLF, BOM, spaces, SQL, empty.",
-        loses="The words of a user or a model change silently, and so does the prompt built from them.",
+        impact="The words of a user or a model change silently, and so does the prompt built from them.",
     )
     async def test_content_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -75,7 +75,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-002",
         promise="A title is returned byte for byte, whether `create_session` or `update_session_title` set it.",
-        loses="Users see a different title from the one they typed.",
+        impact="Users see a different title from the one they typed.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_title_is_byte_exact(self, store: StoreUnderTest) -> None:
@@ -93,7 +93,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-003",
         promise="A role is returned byte for byte; any text except the empty text is a role.",
-        loses="Messages change their speaker, or an application's own roles are lost.",
+        impact="Messages change their speaker, or an application's own roles are lost.",
         needs=Capability.BATCH,
     )
     async def test_role_is_byte_exact(self, store: StoreUnderTest) -> None:
@@ -106,7 +106,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-004",
         promise="A user id is returned byte for byte and selects only that user's sessions.",
-        loses="One user sees another user's conversations.",
+        impact="One user sees another user's conversations.",
         needs=Capability.SESSIONS | Capability.USER_SCOPE,
     )
     async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
@@ -120,7 +120,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-005",
         promise="Session ids are compared byte for byte: no case folding, normalisation, trimming or patterns.",
-        loses="Two conversations become one, or one is found under another's id.",
+        impact="Two conversations become one, or one is found under another's id.",
         needs=Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES,
     )
     async def test_session_ids_are_exact(self, store: StoreUnderTest) -> None:
@@ -136,7 +136,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-006",
         promise="Message ids are compared byte for byte, by retries and by `before`.",
-        loses="A message is mistaken for a retry of another and dropped.",
+        impact="A message is mistaken for a retry of another and dropped.",
         needs=Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.CURSOR,
     )
     async def test_message_ids_are_exact(self, store: StoreUnderTest) -> None:
@@ -153,7 +153,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-007",
         promise="A `str` subclass is stored as the text it holds and returned as plain `str`.",
-        loses="Enum members and marked-up strings are stored as their display text, or returned as types the reader "
+        impact="Enum members and marked-up strings are stored as their display text, or returned as types the reader "
         "does not expect.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
@@ -183,7 +183,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-008",
         promise="Text with a NUL is rejected; the error names the argument and the offset.",
-        loses="One engine truncates the text at the NUL, another fails in the driver.",
+        impact="One engine truncates the text at the NUL, another fails in the driver.",
     )
     async def test_nul_is_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store, NUL_TEXTS)
@@ -191,7 +191,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-009",
         promise="Text with a lone surrogate is rejected; the error names the argument and the offset.",
-        loses="Half an emoji fails in the driver, or can be written but never read.",
+        impact="Half an emoji fails in the driver, or can be written but never read.",
     )
     async def test_lone_surrogates_are_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store, SURROGATE_TEXTS)
@@ -199,7 +199,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-010",
         promise="A value that is not a `str` is a type error that names the argument; nothing is converted.",
-        loses="`1` becomes '1' on one engine and an error on the other.",
+        impact="`1` becomes '1' on one engine and an error on the other.",
     )
     async def test_other_types_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -218,7 +218,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-011",
         promise="An empty role is rejected.",
-        loses="Messages without a speaker reach the model, which rejects the whole conversation.",
+        impact="Messages without a speaker reach the model, which rejects the whole conversation.",
     )
     async def test_empty_role_is_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -233,7 +233,7 @@ class TextContract(Binding):
     @clause(
         "FM-TXT-012",
         promise="Invalid input is rejected before anything is written: nothing is stored, and no time changes.",
-        loses="An error leaves half a message, or a session that looks active.",
+        impact="An error leaves half a message, or a session that looks active.",
         needs=Capability.SESSIONS,
     )
     async def test_refused_input_leaves_nothing(self, store: StoreUnderTest) -> None:

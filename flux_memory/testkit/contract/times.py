@@ -32,7 +32,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-001",
         promise="Times are UTC text, `YYYY-MM-DDTHH:MM:SS.ffffff+00:00`, always 32 characters.",
-        loses="Times with zero microseconds are sorted and compared wrongly as text.",
+        impact="Times with zero microseconds are sorted and compared wrongly as text.",
         needs=Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_times_have_one_form(self, store: StoreUnderTest) -> None:
@@ -49,7 +49,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-002",
         promise="Times are correct in any time zone of the process.",
-        loses="Conversations are hours off on servers that do not run on UTC.",
+        impact="Conversations are hours off on servers that do not run on UTC.",
         needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS | Capability.SEVERAL_HANDLES,
     )
     async def test_times_do_not_depend_on_the_time_zone(self, store: StoreUnderTest) -> None:
@@ -66,7 +66,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-003",
         promise="`created_at` never decreases along a history, even if the clock is set back.",
-        loses="A transcript shows an answer before its question.",
+        impact="A transcript shows an answer before its question.",
         needs=Capability.BATCH | Capability.TIMESTAMPS,
     )
     async def test_created_at_never_decreases(self, store: StoreUnderTest) -> None:
@@ -86,7 +86,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-004",
         promise="`updated_at` never decreases, even if the clock is set back.",
-        loses="A conversation that was just used sinks in the list.",
+        impact="A conversation that was just used sinks in the list.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_updated_at_never_decreases(self, store: StoreUnderTest) -> None:
@@ -110,7 +110,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-005",
         promise="`updated_at` is the time of the newest change: the `created_at` of a message or batch, or the rename.",
-        loses="The list of conversations is not in the order of their last use.",
+        impact="The list of conversations is not in the order of their last use.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_updated_at_is_the_newest_change(self, store: StoreUnderTest) -> None:
@@ -128,7 +128,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-006",
         promise="A rename updates `updated_at`, and so does every add.",
-        loses="A renamed or continued conversation stays at the bottom of the list.",
+        impact="A renamed or continued conversation stays at the bottom of the list.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_changes_bump_updated_at(self, store: StoreUnderTest) -> None:
@@ -151,7 +151,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-007",
         promise="Reads change nothing.",
-        loses="Opening a conversation moves it to the top of the list.",
+        impact="Opening a conversation moves it to the top of the list.",
         needs=Capability.CURSOR | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_reads_change_nothing(self, store: StoreUnderTest) -> None:
@@ -171,7 +171,7 @@ class TimesContract(Binding):
     @clause(
         "FM-TIM-008",
         promise="A change affects the times of its own session only.",
-        loses="Unrelated conversations jump to the top of the list.",
+        impact="Unrelated conversations jump to the top of the list.",
         needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_changes_touch_one_session(self, store: StoreUnderTest) -> None:

@@ -16,8 +16,8 @@ from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.processes import Child, Work
-from flux_memory.testkit.patience import CLOSE_SECONDS, BlockedError, Patience, unblocked
 from flux_memory.testkit.recorder import Transcript, awaitable
+from flux_memory.testkit.timeouts import CLOSE_SECONDS, BlockedError, Timeouts, unblocked
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
@@ -50,7 +50,7 @@ class StoreUnderTest:
         capabilities: What the backend claims.
         thorough: Explore the model for ten minutes instead of seconds.
         seed: The random seed of the model.
-        patience: How long a clause may take in this run.
+        timeouts: How long a clause may take in this run.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StoreUnderTest:
         capabilities: Capability = ALL,
         thorough: bool = False,
         seed: int | None = None,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
@@ -74,7 +74,7 @@ class StoreUnderTest:
         """The finding on each capability: its `name`, whether it is `claimed`, the `outcome`."""
         self.thorough = thorough
         self.seed = seed
-        self.patience = patience or Patience()
+        self.timeouts = timeouts or Timeouts()
         self.seeds: dict[str, int] = {}
         """The random seed that was used, to repeat the run."""
         self.finished = False
@@ -167,17 +167,17 @@ class StoreUnderTest:
             except Exception as error:  # noqa: BLE001 - for example, close() is not a coroutine; an earlier failure takes precedence
                 problems.append(f"close() raised {error!r}")
                 continue
-            seconds = self.patience.close_seconds
+            seconds = self.timeouts.close_seconds
             try:
                 with unblocked(seconds):
                     done, _ = await asyncio.wait({closing}, timeout=seconds)
             except BlockedError as error:
-                self.patience.lose_at_close()
+                self.timeouts.shorten_close()
                 _hush()
                 problems.append(f"close() does not end: {error}")
                 continue
             if not done:
-                self.patience.lose_at_close()
+                self.timeouts.shorten_close()
                 problems.append(f"close() did not end within {seconds:.0f} s")
             elif raised := closing.exception():
                 problems.append(f"close() raised {raised!r}")

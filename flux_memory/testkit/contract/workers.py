@@ -36,7 +36,7 @@ class WorkersContract(Binding):
         "FM-CON-013",
         promise="When concurrent workers send, retry and cancel, every acknowledged message is stored completely, "
         "once and in order, and nothing else is.",
-        loses="In a busy service, single messages are lost, duplicated or swapped, with no trace of when.",
+        impact="In a busy service, single messages are lost, duplicated or swapped, with no trace of when.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
@@ -63,7 +63,7 @@ class WorkersContract(Binding):
         "FM-DUR-008",
         promise="When one of several writing processes is killed and another retries its calls, every acknowledged "
         "message is stored completely, once and in order, and nothing else is.",
-        loses="After a crash under load, the conversation has gaps or duplicates.",
+        impact="After a crash under load, the conversation has gaps or duplicates.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS

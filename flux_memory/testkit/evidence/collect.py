@@ -77,7 +77,7 @@ class Collector:
 
     backends: dict[str, BackendOutcomes] = field(default_factory=dict)
     facts: dict[str, dict[str, str]] = field(default_factory=dict)
-    """The texts of each clause that ran: `group`, `since`, `promise`, `loses`."""
+    """The texts of each clause that ran: `group`, `since`, `promise`, `impact`."""
     seeds: dict[str, str] = field(default_factory=dict)
     mutants: dict[str, bool] = field(default_factory=dict)
     """Whether each broken backend was caught."""

@@ -58,7 +58,7 @@ class ClauseEvidence:
     group: str
     since: str
     promise: str
-    loses: str
+    impact: str
     results: dict[str, Result]
 
 

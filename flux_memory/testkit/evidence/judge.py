@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from flux_memory.testkit.claims import capabilities_of, why_known
+from flux_memory.testkit.declarations import capabilities_of, why_known
 from flux_memory.testkit.evidence.collect import presentable
 from flux_memory.testkit.evidence.document import Outcome, Result
 from flux_memory.testkit.versions import is_binding

@@ -88,7 +88,7 @@ def _not_held(evidence: Evidence) -> Iterator[str]:
     for clause, name, result in shown:
         yield f"\n### {clause.id} on {_plain(name)}: {result.outcome}\n"
         yield f"- Promised: {_words(clause.promise)}"
-        yield f"- Without it: {_words(clause.loses)}"
+        yield f"- Without it: {_words(clause.impact)}"
         yield f"- Why: {_plain(result.reason)}"
         if result.test:
             yield f"- Test: `{result.test}`"

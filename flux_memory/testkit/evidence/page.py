@@ -179,7 +179,7 @@ def _clause(clause: ClauseEvidence) -> str:
     return (
         f'<article class="{classes}" id="{clause.id}">\n'
         f'<div class="id"><a href="#{clause.id}">{clause.id}</a></div>\n'
-        f'<div>\n<p>{_words(clause.promise)}</p>\n<p class="quiet">Without it: {_words(clause.loses)}</p>\n</div>\n'
+        f'<div>\n<p>{_words(clause.promise)}</p>\n<p class="quiet">Without it: {_words(clause.impact)}</p>\n</div>\n'
         f'<ul class="results">\n{chips}\n</ul>\n' + "".join(_whys(clause)) + "</article>"
     )
 

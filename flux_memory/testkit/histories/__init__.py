@@ -9,7 +9,7 @@ violations = check(History.read(directory), await read_stored(memory))
 from flux_memory.testkit.histories.callers import call_as_anyone
 from flux_memory.testkit.histories.check import check
 from flux_memory.testkit.histories.journal import History, Journal, Operation, Sent
-from flux_memory.testkit.histories.recorder import Recorder
+from flux_memory.testkit.histories.journaled import Recorder
 from flux_memory.testkit.histories.stored import Numbers, Stored, StoredSession, read_stored
 from flux_memory.testkit.histories.violations import Violation
 

@@ -110,10 +110,10 @@ class SendsWhatWasCancelled(Sound):
         with deadline(LONG_SECONDS):
             work = asyncio.ensure_future(super().add_message(*args, **kwargs))
         try:
-            async with asyncio.timeout(seconds_for(LONG_SECONDS)) as patience:
+            async with asyncio.timeout(seconds_for(LONG_SECONDS)) as timer:
                 return await asyncio.shield(work)
         except (TimeoutError, asyncio.CancelledError):
-            if not patience.expired():
+            if not timer.expired():
                 raise
             work.cancel()
             raise BackendUnavailableError("not within the deadline; nothing was stored") from None

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from flux_memory.transfer.rows.pgcopy import GROUP_MESSAGES, MESSAGE_DIGEST, SESSION_DIGEST, CopyReader
 from flux_memory.transfer.rows.spool import SessionDigest
+from flux_memory.transfer.target.copy_out import copy_out
 
 # Parallel workers compute and sort the digests of messages. The aggregates receive them in the subquery's order; in any
 # other order the session would seem to differ, and be compared row by row. The full join finds messages without a
@@ -73,7 +74,7 @@ async def read_digests(connection: Any, take: Callable[[ServerSession], None]) -
         for row in reader.rows(data):
             take(_session(row))
 
-    await connection.copy_from_query(SELECT_DIGESTS, output=receive, format="binary")
+    await copy_out(connection, SELECT_DIGESTS, receive)
 
 
 def _session(row: list[bytes | None]) -> ServerSession:

@@ -32,7 +32,7 @@ _ARGUMENT: Final = re.compile(r"[a-z_]+(?:\[[0-9]+\])?(?:\.[a-z_]+)?")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00")
 
 
-class Difference(NamedTuple):
+class Mismatch(NamedTuple):
     """The first difference between two answers: its place, as code that follows the call, and both values."""
 
     place: str
@@ -52,17 +52,17 @@ def argument_of(error: BaseException) -> str | None:
     return found.group() if found else None
 
 
-def difference(expected: Answer, seen: Answer) -> Difference | None:
+def difference(expected: Answer, seen: Answer) -> Mismatch | None:
     """Return the first difference from the expected answer, or `None`."""
     if isinstance(expected, Returned) and isinstance(seen, Returned):
         return _first_difference(expected.value, seen.value)
     if isinstance(expected, Raised) and isinstance(seen, Raised):
         if family(expected.error) != family(seen.error):
-            return Difference("", expected.error, seen.error)
+            return Mismatch("", expected.error, seen.error)
         argument = argument_of(expected.error)
         # Each backend words its messages; only the argument's name is promised.
-        return None if argument is None or argument in str(seen.error) else Difference("", expected.error, seen.error)
-    return Difference("", _bare(expected), _bare(seen))
+        return None if argument is None or argument in str(seen.error) else Mismatch("", expected.error, seen.error)
+    return Mismatch("", _bare(expected), _bare(seen))
 
 
 def is_time(value: object) -> bool:
@@ -76,19 +76,19 @@ def _bare(answer: Answer) -> Any:
     return answer.error if isinstance(answer, Raised) else answer
 
 
-def _first_difference(expected: Any, seen: Any, place: str = "") -> Difference | None:
+def _first_difference(expected: Any, seen: Any, place: str = "") -> Mismatch | None:
     if isinstance(expected, dict) and type(expected) is type(seen):
         if expected.keys() != seen.keys():
-            return Difference(f"{place}.keys()", set(expected), set(seen))
+            return Mismatch(f"{place}.keys()", set(expected), set(seen))
         return _first_of((expected[key], seen[key], f"{place}[{key!r}]") for key in expected)
     if isinstance(expected, list) and type(expected) is type(seen) and len(expected) == len(seen):
         return _first_of(
             (one, other, f"{place}[{at}]") for at, (one, other) in enumerate(zip(expected, seen, strict=True))
         )
     if expected == ANY_TIME and place.endswith(("['created_at']", "['updated_at']")):
-        return None if is_time(seen) else Difference(place, "a time", seen)
-    return None if same(expected, seen) else Difference(place, expected, seen)
+        return None if is_time(seen) else Mismatch(place, "a time", seen)
+    return None if same(expected, seen) else Mismatch(place, expected, seen)
 
 
-def _first_of(pairs: Any) -> Difference | None:
+def _first_of(pairs: Any) -> Mismatch | None:
     return next((found for pair in pairs if (found := _first_difference(*pair)) is not None), None)

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from flux_memory import Memory
 from flux_memory.testkit.contract.cancel_points import When, cut_short
-from flux_memory.testkit.patience import BlockedError, unblocked
+from flux_memory.testkit.timeouts import BlockedError, unblocked
 
 HANG_SECONDS: Final = 20.0
 """A call that takes this long hangs; calls usually take milliseconds."""
@@ -20,7 +20,7 @@ WRITES: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Pick:
+class IdPlaceholder:
     """A placeholder for an id that exists when the call is made: number `at`, modulo the number of ids."""
 
     kind: Literal["session", "message"]
@@ -36,8 +36,8 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A method call with its arguments by name; a `Pick` may take the place of an id."""
+class ModelCall:
+    """A method call with its arguments by name; a `IdPlaceholder` may take the place of an id."""
 
     method: str
     arguments: Mapping[str, Any]
@@ -67,10 +67,10 @@ Answer = Returned | Raised | CutOff
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A call on a handle and its answer; its arguments no longer contain a `Pick`."""
+    """A call on a handle and its answer; its arguments no longer contain a `IdPlaceholder`."""
 
     handle: int
-    call: Call
+    call: ModelCall
     answer: Answer
 
 
@@ -78,8 +78,8 @@ Known = Mapping[str, Sequence[str]]
 """The ids of the existing sessions, each with the ids of its messages."""
 
 
-def resolved(call: Call, known: Known) -> Call:
-    """Return the call with an id for every `Pick`; message ids come from the call's session."""
+def resolved(call: ModelCall, known: Known) -> ModelCall:
+    """Return the call with an id for every `IdPlaceholder`; message ids come from the call's session."""
     arguments = dict(call.arguments)
     if "session_id" in arguments:
         arguments["session_id"] = _picked(arguments["session_id"], list(known))
@@ -94,16 +94,16 @@ def resolved(call: Call, known: Known) -> Call:
             else message
             for message in arguments["messages"]
         ]
-    return Call(call.method, arguments)
+    return ModelCall(call.method, arguments)
 
 
 def _picked(value: Any, ids: Sequence[str]) -> Any:
-    if not isinstance(value, Pick):
+    if not isinstance(value, IdPlaceholder):
         return value
     return ids[value.at % len(ids)] if ids else f"no {value.kind}"
 
 
-def made_by(call: Call, answer: Answer) -> list[str | None]:
+def made_by(call: ModelCall, answer: Answer) -> list[str | None]:
     """Return the ids in a call's answer, with `None` for each id that the caller chose."""
     if not isinstance(answer, Returned) or call.method not in {"create_session", "add_message", "add_messages"}:
         return []
@@ -117,7 +117,9 @@ def made_by(call: Call, answer: Answer) -> list[str | None]:
     return [made if wanted is None and isinstance(made, str) else None for made, wanted in pairs]
 
 
-async def at_once(calls: Sequence[tuple[Memory, Call, Cut | None]], *, patience: float = HANG_SECONDS) -> list[Answer]:
+async def at_once(
+    calls: Sequence[tuple[Memory, ModelCall, Cut | None]], *, seconds: float = HANG_SECONDS
+) -> list[Answer]:
     """Make calls at the same time, cancel those with a `Cut`, and return their answers in order.
 
     Raises:
@@ -128,13 +130,13 @@ async def at_once(calls: Sequence[tuple[Memory, Call, Cut | None]], *, patience:
         made = getattr(memory, call.method)(**call.arguments)
         tasks.append(asyncio.ensure_future(made if cut is None else cut_short(made, cut.point, cut.when)))
     try:
-        with unblocked(patience):
-            _, late = await asyncio.wait(tasks, timeout=patience)
+        with unblocked(seconds):
+            _, late = await asyncio.wait(tasks, timeout=seconds)
             for task in late:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=1)
-                raise HangError(f"{calls[tasks.index(late.pop())][1].method} did not end within {patience:.0f} s")
+                raise HangError(f"{calls[tasks.index(late.pop())][1].method} did not end within {seconds:.0f} s")
     except BlockedError as error:
         methods = " or ".join(sorted({call.method for _, call, _ in calls}))
         raise HangError(f"{methods}: {error}") from None

@@ -10,9 +10,9 @@ from hypothesis.strategies import SearchStrategy
 
 from flux_memory import MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.testkit.contract import corpus
-from flux_memory.testkit.contract.model.calls import WRITES, Call, Cut, Pick
+from flux_memory.testkit.contract.model.calls import WRITES, Cut, IdPlaceholder, ModelCall
 
-Group = Sequence[tuple[int, Call, Cut | None]]
+Group = Sequence[tuple[int, ModelCall, Cut | None]]
 
 _NAMES: Final = ("a", "b", "c")
 """Few names, so that calls often share a session or a message."""
@@ -64,14 +64,14 @@ _new_ids: Final = _weighted((3, st.sampled_from(_NAMES)), (1, st.sampled_from(_O
 
 
 def _ids(kind: Any) -> SearchStrategy[Any]:
-    picked = st.builds(Pick, st.just(kind), st.integers(0, 3))
+    picked = st.builds(IdPlaceholder, st.just(kind), st.integers(0, 3))
     return _weighted((8, picked), (3, st.sampled_from(_NAMES)), (1, st.sampled_from([*_NOWHERE, *_ODD_NAMES])))
 
 
 _sessions: Final = _ids("session")
 _own_message_ids: Final = _weighted(
     (3, st.sampled_from(_NAMES)),
-    (2, st.builds(Pick, st.just("message"), st.integers(0, 3))),
+    (2, st.builds(IdPlaceholder, st.just("message"), st.integers(0, 3))),
     (1, st.sampled_from(_ODD_NAMES)),
 )
 _counts: Final = st.one_of(st.integers(0, 3), st.sampled_from([50, 2**31, 2**63, 10**30]))
@@ -85,9 +85,9 @@ _message: Final = st.fixed_dictionaries(
 
 def _method(
     name: str, required: dict[str, SearchStrategy[Any]], **optional: SearchStrategy[Any]
-) -> SearchStrategy[Call]:
+) -> SearchStrategy[ModelCall]:
     arguments = st.fixed_dictionaries(required, optional=optional)
-    return arguments.map(lambda given: Call(name, given))
+    return arguments.map(lambda given: ModelCall(name, given))
 
 
 _add: Final = _method(
@@ -120,10 +120,10 @@ _whole_listing: Final = _method(
     "get_sessions", {"limit": st.none()}, user_id=st.one_of(st.none(), _user_ids), metadata=_few
 )
 _session: Final = _method("get_session", {"session_id": _sessions})
-_count: Final = st.just(Call("count_sessions", {}))
+_count: Final = st.just(ModelCall("count_sessions", {}))
 _retitle: Final = _method("update_session_title", {"session_id": _sessions, "title": texts})
 _delete: Final = _method("delete_session", {"session_id": _sessions})
-_clear: Final = st.just(Call("clear_all", {}))
+_clear: Final = st.just(ModelCall("clear_all", {}))
 
 writes: Final = _weighted((8, _add), (6, _add_batch), (4, _create), (3, _retitle), (2, _delete), (1, _clear))
 _reads: Final = _weighted((3, _history), (4, _listing), (2, _session), (1, _count))
@@ -191,7 +191,7 @@ _REFUSED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
 
 
 @st.composite
-def _spoilt(draw: st.DrawFn) -> Call:
+def _spoilt(draw: st.DrawFn) -> ModelCall:
     """Draw a call with one invalid argument."""
     call = draw(st.one_of(_add, _create, _add_batch, _history, _listing, _retitle, _session, _delete))
     refused = _REFUSED[call.method]
@@ -200,8 +200,8 @@ def _spoilt(draw: st.DrawFn) -> Call:
         batch = [dict(message) for message in call.arguments["messages"]]
         key = draw(st.sampled_from(["content", "message_id", "metadata", "role"]))
         draw(st.sampled_from(batch))[key] = draw(st.sampled_from(_REFUSED["add_message"][key]))
-        return Call(call.method, {**call.arguments, "messages": batch})
-    return Call(call.method, {**call.arguments, name: draw(st.sampled_from(refused[name]))})
+        return ModelCall(call.method, {**call.arguments, "messages": batch})
+    return ModelCall(call.method, {**call.arguments, name: draw(st.sampled_from(refused[name]))})
 
 
 changes: Final = st.one_of(st.just({}), st.sampled_from([{"content": "z"}, {"role": "z"}, {"metadata": {"k": 9}}]))
@@ -230,14 +230,14 @@ _together: Final = _weighted(
 
 
 @st.composite
-def _member(draw: st.DrawFn) -> tuple[int, Call, Cut | None]:
+def _member(draw: st.DrawFn) -> tuple[int, ModelCall, Cut | None]:
     handle, call, cut = draw(handles), draw(_together), draw(_cuts)
     if cut is not None and call.method in WRITES:
         call = _recognisable(draw, call)
     return handle, call, cut
 
 
-def _recognisable(draw: st.DrawFn, call: Call) -> Call:
+def _recognisable(draw: st.DrawFn, call: ModelCall) -> ModelCall:
     """Return the call with ids chosen by the caller: a cancelled call cannot return generated ones."""
     arguments = dict(call.arguments)
     own = st.sampled_from(_NAMES)
@@ -249,7 +249,7 @@ def _recognisable(draw: st.DrawFn, call: Call) -> Call:
         arguments["messages"] = [
             {**message, "message_id": message.get("message_id") or draw(own)} for message in arguments["messages"]
         ]
-    return Call(call.method, arguments)
+    return ModelCall(call.method, arguments)
 
 
 groups: Final[SearchStrategy[Group]] = st.lists(_member(), min_size=2, max_size=4)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from flux_memory.testkit.contract.model.calls import Answer, Call, Cut, CutOff, Raised, made_by
+from flux_memory.testkit.contract.model.calls import Answer, Cut, CutOff, ModelCall, Raised, made_by
 
 
 class Script:
@@ -26,7 +26,7 @@ class Script:
         self._handles.append(f"memory_{handle + 1}")
         self._lines.append(f"{self._handles[-1]} = memory_factory()")
 
-    def call(self, handle: int, call: Call, answer: Answer) -> None:
+    def call(self, handle: int, call: ModelCall, answer: Answer) -> None:
         """Add a single call."""
         code = self.code(handle, call)
         if isinstance(answer, Raised):
@@ -36,7 +36,7 @@ class Script:
         else:
             self._lines.append(f"{self._target(call, answer)}{code}")
 
-    def group(self, items: Sequence[tuple[int, Call, Cut | None]], answers: Sequence[Answer]) -> None:
+    def group(self, items: Sequence[tuple[int, ModelCall, Cut | None]], answers: Sequence[Answer]) -> None:
         """Add concurrent calls."""
         self._imports.add("import asyncio")
         lines = []
@@ -56,7 +56,7 @@ class Script:
         """Add a line that says what was expected."""
         self._lines.append(line)
 
-    def code(self, handle: int, call: Call) -> str:
+    def code(self, handle: int, call: ModelCall) -> str:
         """Return a call as an expression."""
         arguments = ", ".join(f"{name}={self.shown(value)}" for name, value in call.arguments.items())
         return f"await memory_{handle + 1}.{call.method}({arguments})"
@@ -78,7 +78,7 @@ class Script:
         imports = "\n".join(sorted({*self._imports, "import pytest"}))
         return f"{imports}\n\n\n@pytest.mark.asyncio\nasync def test_reproduction(memory_factory):\n{body}\n"
 
-    def _target(self, call: Call, answer: Answer) -> str:
+    def _target(self, call: ModelCall, answer: Answer) -> str:
         """Return the assignment before a call: variables for the ids made by the store."""
         made = made_by(call, answer)
         if not any(made):

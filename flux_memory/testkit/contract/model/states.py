@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from flux_memory import ConflictError, SessionNotFoundError
 from flux_memory.testkit.contract.model.answers import ANY_TIME, difference
-from flux_memory.testkit.contract.model.calls import WRITES, Answer, Answered, Call, CutOff, Raised, Returned
+from flux_memory.testkit.contract.model.calls import WRITES, Answer, Answered, CutOff, ModelCall, Raised, Returned
 from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
 _LISTINGS: Final = frozenset({"get_sessions", "count_sessions"})
@@ -40,7 +40,7 @@ class State:
         closed = made.handle in self.closed and not isinstance(made.answer, CutOff)
         expected = _reference_answer(sessions, _told(made), closed=closed)
         if made.call.method == "get_sessions":
-            every = Call("get_sessions", {**made.call.arguments, "limit": None, "offset": 0})
+            every = ModelCall("get_sessions", {**made.call.arguments, "limit": None, "offset": 0})
             whole = _reference_answer(sessions, every, closed=closed)
             expected = _in_the_order_seen(whole, expected, made.answer)
         if _contradicts_itself(made):
@@ -126,7 +126,7 @@ def _contradicts_itself(made: Answered) -> bool:
     return any(one["message_id"] == other["message_id"] and one != other for one, other in combinations(batch, 2))
 
 
-def _reference_answer(sessions: Sessions, call: Call, *, closed: bool) -> Answer:
+def _reference_answer(sessions: Sessions, call: ModelCall, *, closed: bool) -> Answer:
     store = ReferenceStore()
     with store.writing() as kept:
         kept.update(sessions)
@@ -194,7 +194,7 @@ def _dated(before: Sessions, after: Sessions) -> Sessions:
     return dated
 
 
-def _told(made: Answered) -> Call:
+def _told(made: Answered) -> ModelCall:
     """Return the call with the ids that the store chose, so that the reference model uses the same."""
     call, answer = made.call, made.answer
     if not isinstance(answer, Returned) or not answer.value:
@@ -209,8 +209,8 @@ def _told(made: Answered) -> Call:
             message if message.get("message_id") is not None else message | {"message_id": chosen}
             for message, chosen in zip(arguments["messages"], answer.value, strict=False)
         ] + arguments["messages"][len(answer.value) :]
-    return Call(call.method, arguments)
+    return ModelCall(call.method, arguments)
 
 
-def _messages(call: Call) -> list[Any]:
+def _messages(call: ModelCall) -> list[Any]:
     return [call.arguments] if call.method == "add_message" else list(call.arguments["messages"])

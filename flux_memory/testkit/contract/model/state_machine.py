@@ -15,25 +15,25 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from flux_memory import Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model import generated
-from flux_memory.testkit.contract.model.answers import Difference, difference
+from flux_memory.testkit.contract.model.answers import Mismatch, difference
 from flux_memory.testkit.contract.model.calls import (
     HANG_SECONDS,
     Answer,
     Answered,
-    Call,
     Cut,
     CutOff,
     HangError,
+    ModelCall,
     Raised,
     Returned,
     at_once,
     resolved,
 )
-from flux_memory.testkit.contract.model.claimed import Item, claimed
+from flux_memory.testkit.contract.model.reduce_to_claims import Item, claimed
 from flux_memory.testkit.contract.model.script import Script
 from flux_memory.testkit.contract.model.states import State, explain
 from flux_memory.testkit.contract.model.time_rules import Rows, adopted, problem_of_times, unsorted
-from flux_memory.testkit.patience import BlockedError, unblocked
+from flux_memory.testkit.timeouts import BlockedError, unblocked
 
 HANDLES: Final = 2
 _MAX_PENDING: Final = 2
@@ -44,7 +44,7 @@ _HANG_AGAIN_SECONDS: Final = 2.0
 _MIN_STEPS_PER_HANDLE: Final = 5
 """A handle is reopened after this many steps at the earliest: opening is the most expensive call."""
 
-EVERYTHING: Final = Call("get_sessions", {"limit": None})
+EVERYTHING: Final = ModelCall("get_sessions", {"limit": None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Findings:
 
     def __init__(self, shrinking: float) -> None:
         self.shortest: Finding | None = None
-        self.patience = HANG_SECONDS
+        self.timeout = HANG_SECONDS
         self._shrinking = shrinking
         self._enough = math.inf
 
@@ -133,7 +133,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self._states = [State({})]
         self._script = Script()
         self._steps: list[Step] = []
-        self._told: list[Call] = []
+        self._told: list[ModelCall] = []
         self._certain = True
         self._reader = 0
         self._steps_since_reopening = 0
@@ -143,21 +143,21 @@ class MemoryMachine(RuleBasedStateMachine):
         """Start from an empty store with a few sessions."""
         self._steps.append(Step("start", {"names": names}))
         self._open(0)
-        for _, call, _ in self._claimed([(0, Call("clear_all", {}), None)]) or self._deletions():
+        for _, call, _ in self._claimed([(0, ModelCall("clear_all", {}), None)]) or self._deletions():
             self._do(call)
         if left := self._do(EVERYTHING):
             self._fail(f"a store that was cleared has sessions: {left!r:.200}")
         for name in names:
-            self._call(0, Call("create_session", {"session_id": name}))
+            self._call(0, ModelCall("create_session", {"session_id": name}))
 
     @rule(handle=generated.handles, call=generated.writes)
-    def write(self, handle: int, call: Call) -> None:
+    def write(self, handle: int, call: ModelCall) -> None:
         """Change something."""
         self._steps.append(Step("write", {"handle": handle, "call": call}))
         self._call_if_claimed(handle, call)
 
     @rule(handle=generated.handles, call=generated.reads)
-    def read(self, handle: int, call: Call) -> None:
+    def read(self, handle: int, call: ModelCall) -> None:
         """Read something, or make an invalid call."""
         self._steps.append(Step("read", {"handle": handle, "call": call}))
         self._call_if_claimed(handle, call)
@@ -169,7 +169,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self._steps.append(Step("retry", {"handle": handle, "at": at, "changes": changes}))
         if self._told:
             call = self._told[-1 - at % len(self._told)]
-            self._call_if_claimed(handle, Call(call.method, {**call.arguments, **changes}))
+            self._call_if_claimed(handle, ModelCall(call.method, {**call.arguments, **changes}))
 
     @rule(group=generated.groups)
     def at_once(self, group: generated.Group) -> None:
@@ -187,7 +187,7 @@ class MemoryMachine(RuleBasedStateMachine):
     @precondition(lambda self: Capability.DURABLE in self._claims)
     @precondition(lambda self: self._steps_since_reopening >= _MIN_STEPS_PER_HANDLE)
     @rule(handle=generated.handles, late=st.one_of(st.none(), generated.calls))
-    def reopen(self, handle: int, late: Call | None) -> None:
+    def reopen(self, handle: int, late: ModelCall | None) -> None:
         """Close a handle, call it after that, and open another handle in its place."""
         self._steps.append(Step("reopen", {"handle": handle, "late": late}))
         self._steps_since_reopening = 0
@@ -206,8 +206,8 @@ class MemoryMachine(RuleBasedStateMachine):
         """Close all handles, also after a failure."""
         for memory in self._handles.values():
             try:
-                with unblocked(self._findings.patience):
-                    self._runner.run(asyncio.wait_for(memory.close(), self._findings.patience))
+                with unblocked(self._findings.timeout):
+                    self._runner.run(asyncio.wait_for(memory.close(), self._findings.timeout))
             except (Exception, BlockedError) as error:  # noqa: BLE001 - an earlier failure is the one to report
                 if self._findings.shortest is None:
                     self._fail(f"close() raised {error!r}")
@@ -217,9 +217,9 @@ class MemoryMachine(RuleBasedStateMachine):
         return [item for each in items if (item := claimed(each, self._claims)) is not None]
 
     def _deletions(self) -> list[Item]:
-        return [(0, Call("delete_session", {"session_id": row["id"]}), None) for row in self._do(EVERYTHING)]
+        return [(0, ModelCall("delete_session", {"session_id": row["id"]}), None) for row in self._do(EVERYTHING)]
 
-    def _do(self, call: Call) -> Any:
+    def _do(self, call: ModelCall) -> Any:
         """Make a call that has to succeed in any state, while the model does not know the state yet."""
         (answer,) = self._make([(0, call, None)])
         if isinstance(answer, Returned):
@@ -227,19 +227,19 @@ class MemoryMachine(RuleBasedStateMachine):
         self._script.call(0, call, answer)
         return self._fail(f"{call.method}: {_told(answer)}")
 
-    def _call_if_claimed(self, handle: int, call: Call) -> None:
+    def _call_if_claimed(self, handle: int, call: ModelCall) -> None:
         for at, asked, _ in self._claimed([(handle, call, None)]):
             self._call(at, asked)
 
-    def _call(self, handle: int, call: Call) -> None:
+    def _call(self, handle: int, call: ModelCall) -> None:
         made = self._resolved(call)
         (answer,) = self._make([(handle, made, None)])
         self._script.call(handle, made, answer)
         if call.method == "add_message" and isinstance(answer, Returned) and Capability.IDEMPOTENT_IDS in self._claims:
-            self._told.append(Call(call.method, {**made.arguments, "message_id": answer.value}))
+            self._told.append(ModelCall(call.method, {**made.arguments, "message_id": answer.value}))
         self._learn([Answered(handle, made, answer)])
 
-    def _resolved(self, call: Call) -> Call:
+    def _resolved(self, call: ModelCall) -> ModelCall:
         sessions = self._states[0].sessions
         return resolved(call, {name: [m["id"] for m in sessions[name]["messages"]] for name in sessions})
 
@@ -250,7 +250,7 @@ class MemoryMachine(RuleBasedStateMachine):
         return self._handles[handle]
 
     def _close(self, handle: int) -> None:
-        closing = Call("close", {})
+        closing = ModelCall("close", {})
         (answer,) = self._make([(handle, closing, None)])
         self._script.call(handle, closing, answer)
         self._judge([Answered(handle, closing, answer)])
@@ -266,14 +266,14 @@ class MemoryMachine(RuleBasedStateMachine):
         self._states = _distinct([replace(state, pending=()) for state in self._states])
         self._observe(alone=False)
 
-    def _make(self, items: Sequence[tuple[int, Call, Cut | None]]) -> list[Answer]:
+    def _make(self, items: Sequence[tuple[int, ModelCall, Cut | None]]) -> list[Answer]:
         for handle in sorted({handle for handle, _, _ in items} - self._handles.keys()):
             self._open(handle)
         calls = [(self._handles[handle], call, cut) for handle, call, cut in items]
         try:
-            return self._runner.run(at_once(calls, patience=self._findings.patience))
+            return self._runner.run(at_once(calls, seconds=self._findings.timeout))
         except HangError as error:
-            self._findings.patience = _HANG_AGAIN_SECONDS
+            self._findings.timeout = _HANG_AGAIN_SECONDS
             self._script.group(items, [CutOff()] * len(items))
             self._fail(str(error))
 
@@ -307,7 +307,8 @@ class MemoryMachine(RuleBasedStateMachine):
         # Also read removed sessions: they must have no messages.
         gone = earlier.keys() - names
         histories = {
-            name: cast("Rows", self._read(Call("get_history", {"session_id": name}))) for name in sorted(names | gone)
+            name: cast("Rows", self._read(ModelCall("get_history", {"session_id": name})))
+            for name in sorted(names | gone)
         }
         if not self._certain:
             return
@@ -318,7 +319,7 @@ class MemoryMachine(RuleBasedStateMachine):
         possible = [state for state, problem in zip(self._states, problems, strict=True) if problem is None]
         self._states = _distinct([adopted(state, rows, histories) for state in possible])
 
-    def _read(self, call: Call) -> Any:
+    def _read(self, call: ModelCall) -> Any:
         self._reader += 1
         opened = [handle for handle in self._handles if handle not in self._states[0].closed]
         if not opened:
@@ -334,7 +335,7 @@ class MemoryMachine(RuleBasedStateMachine):
             self._fail("no order of these concurrent calls explains what they returned and raised")
         (one,) = made
         expected, _ = self._states[0].outcome(one)
-        found = difference(expected, one.answer) or Difference("", expected, one.answer)
+        found = difference(expected, one.answer) or Mismatch("", expected, one.answer)
         code = self._script.code(one.handle, one.call)
         if not isinstance(expected, Returned) or not isinstance(one.answer, Returned):
             self._script.expect(f"# expected: {_told(expected)}")

@@ -45,7 +45,7 @@ class Worker:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "POSTGRES_"))}
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [python, "-m", "harness.worker", load],
+                [python, "-m", "harness.contender_worker", load],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -23,18 +23,18 @@ _REPEAT_SECONDS: Final = 1.0
 """Interval of the next interrupts, for further calls that block the same loop."""
 
 
-class Patience:
+class Timeouts:
     """The time limits of a run. They are short after the first hang: the next ones most likely have the same cause."""
 
     def __init__(self) -> None:
         self.seconds = CLAUSE_SECONDS
         self.close_seconds = CLOSE_SECONDS
 
-    def lose(self) -> None:
+    def shorten(self) -> None:
         """Shorten the limit of the next clauses."""
         self.seconds = min(self.seconds, _SECONDS_ONCE_HUNG)
 
-    def lose_at_close(self) -> None:
+    def shorten_close(self) -> None:
         """Shorten the limit for closing the next handles."""
         self.close_seconds = min(self.close_seconds, _CLOSE_SECONDS_ONCE_HUNG)
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from harness import samples
 from harness.contenders import Contender, Reply, load
-from harness.samples import HISTORY_LIMIT, Pick
+from harness.samples import HISTORY_LIMIT, MeasuredCall
 
 _PERCENTILES: Final = {"p50_us": 0.50, "p95_us": 0.95, "p99_us": 0.99}
 _FILLED_TOGETHER: Final = 8
@@ -113,7 +113,9 @@ async def measure(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
     return figure
 
 
-def _measure_synchronous(call: Callable[[Pick], Reply], calls: Iterator[Pick], task: dict[str, Any]) -> dict[str, Any]:
+def _measure_synchronous(
+    call: Callable[[MeasuredCall], Reply], calls: Iterator[MeasuredCall], task: dict[str, Any]
+) -> dict[str, Any]:
     window = _Window()
     for seconds in (task["warmup"], task["seconds"]):
         window.open()
@@ -126,7 +128,7 @@ def _measure_synchronous(call: Callable[[Pick], Reply], calls: Iterator[Pick], t
     return window.figure()
 
 
-def _call_of(contender: Contender, work: str) -> Callable[[Pick], Reply]:
+def _call_of(contender: Contender, work: str) -> Callable[[MeasuredCall], Reply]:
     if work == "list":
         return lambda pick: contender.listing(_LISTED)
     return lambda pick: (

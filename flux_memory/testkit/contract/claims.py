@@ -67,7 +67,7 @@ class CapabilitiesContract(Binding):
         "FM-CAP-001",
         promise="A claimed call works; an unclaimed one raises an `InvalidInputError` that names the method or "
         "argument.",
-        loses="An unsupported call appears to have worked.",
+        impact="An unsupported call appears to have worked.",
     )
     async def test_calls_are_as_claimed(self, store: StoreUnderTest) -> None:
         for capability, calls in CALLS.items():
@@ -85,7 +85,7 @@ class CapabilitiesContract(Binding):
     @clause(
         "FM-CAP-002",
         promise="Ids, times and several handles work if they are claimed, and only then.",
-        loses="Users rely on ids or times that do not work, or two handles corrupt each other's data.",
+        impact="Users rely on ids or times that do not work, or two handles corrupt each other's data.",
     )
     async def test_records_and_handles_are_as_claimed(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -101,7 +101,7 @@ class CapabilitiesContract(Binding):
         "FM-CAP-003",
         promise="Messages outlive their process, and several processes can share a store, if that is claimed, and "
         "only then.",
-        loses="Conversations are lost after a restart, or with a second worker.",
+        impact="Conversations are lost after a restart, or with a second worker.",
     )
     def test_processes_are_as_claimed(self, store: StoreUnderTest) -> None:
         async def write(open_handle: Callable[[], Memory], tell: Tell) -> None:
@@ -134,7 +134,7 @@ class CapabilitiesContract(Binding):
         "FM-CAP-004",
         promise="If outages are claimed, and only then, a write in an outage raises `BackendUnavailableError` by its "
         "deadline, and calls work again afterwards.",
-        loses="A service hangs with its database, or stays broken after the database returns.",
+        impact="A service hangs with its database, or stays broken after the database returns.",
         away=True,
     )
     async def test_outages_are_as_claimed(self, store: StoreUnderTest) -> None:

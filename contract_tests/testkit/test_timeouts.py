@@ -18,7 +18,7 @@ from flux_memory import Memory
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.model.calls import Call, HangError, at_once
 from flux_memory.testkit.contract.under_test import StoreUnderTest
-from flux_memory.testkit.patience import BlockedError, Patience, unblocked
+from flux_memory.testkit.timeouts import BlockedError, Timeouts, unblocked
 
 pytest_plugins = ["pytester"]
 
@@ -30,9 +30,9 @@ BINDING = """
     import threading
 
     import pytest
-    from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore, patience
+    from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore, timeouts
 
-    patience.CLAUSE_SECONDS = 0.1
+    timeouts.CLAUSE_SECONDS = 0.1
     never = threading.Event()
 
     class Blocking(ReferenceMemory):
@@ -91,10 +91,10 @@ class Hanging(ReferenceMemory):
 
 def impatient(memory: type[Any]) -> StoreUnderTest:
     """Return a store of such memories, for whose clauses a moment is too long."""
-    shared, patience = ReferenceStore(), Patience()
-    patience.seconds = 0.1
+    shared, timeouts = ReferenceStore(), Timeouts()
+    timeouts.seconds = 0.1
     broken = type("Broken", (memory,), {"lock": threading.Lock()})
-    return StoreUnderTest(lambda: broken(shared), patience=patience)
+    return StoreUnderTest(lambda: broken(shared), timeouts=timeouts)
 
 
 def test_a_call_that_blocks_the_event_loop_is_ended() -> None:
@@ -123,10 +123,10 @@ def test_a_call_that_never_ends_is_ended() -> None:
 @pytest.mark.parametrize("memory", [Blocking, Hanging])
 def test_the_first_to_hang_waits_for_all(memory: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that hangs in forty clauses does not take forty minutes."""
-    monkeypatch.setattr("flux_memory.testkit.patience._SECONDS_ONCE_HUNG", 0.05)
+    monkeypatch.setattr("flux_memory.testkit.timeouts._SECONDS_ONCE_HUNG", 0.05)
     store = impatient(memory)
     assert verdict(TWO_HANDLES, store) is not None
-    assert store.patience.seconds == 0.05
+    assert store.timeouts.seconds == 0.05
 
 
 def test_a_synchronous_clause_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,11 +148,11 @@ def test_the_first_handle_that_does_not_close_waits_for_all(monkeypatch: pytest.
         async def close(self) -> None:
             await asyncio.Event().wait()
 
-    monkeypatch.setattr("flux_memory.testkit.patience._CLOSE_SECONDS_ONCE_HUNG", 0.05)
+    monkeypatch.setattr("flux_memory.testkit.timeouts._CLOSE_SECONDS_ONCE_HUNG", 0.05)
     store = impatient(Open)
-    store.patience.close_seconds = 0.1
+    store.timeouts.close_seconds = 0.1
     assert "close() did not end within" in str(verdict(ONE_HANDLE, store))
-    assert store.patience.close_seconds == 0.05
+    assert store.timeouts.close_seconds == 0.05
 
 
 def test_closing_that_blocks_is_ended() -> None:
@@ -163,7 +163,7 @@ def test_closing_that_blocks_is_ended() -> None:
             threading.Event().wait()
 
     store = impatient(Stuck)
-    store.patience.close_seconds = 0.1
+    store.timeouts.close_seconds = 0.1
     error = verdict(ONE_HANDLE, store)
     assert "close() does not end: the event loop stood still" in str(error)
 
@@ -179,7 +179,7 @@ def test_the_model_says_which_calls_blocked(tmp_path: Path) -> None:
         session = await one.create_session()
         reading = Call("get_history", {"session_id": session})
         with pytest.raises(HangError, match="get_history: the event loop stood still"):
-            await at_once([(one, reading, None), (other, reading, None)], patience=0.1)
+            await at_once([(one, reading, None), (other, reading, None)], seconds=0.1)
         await one.close()
         await other.close()
 

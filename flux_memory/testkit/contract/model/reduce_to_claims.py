@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from flux_memory.testkit.capabilities import Capability
-from flux_memory.testkit.contract.model.calls import WRITES, Call, Cut
+from flux_memory.testkit.contract.model.calls import WRITES, Cut, ModelCall
 
 NEEDED: Final = Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.TIMESTAMPS
 """Without these capabilities the model cannot determine what a store holds."""
@@ -28,7 +28,7 @@ _ARGUMENTS: Final[dict[str, dict[str, Capability]]] = {
     "get_sessions": {"user_id": Capability.USER_SCOPE, "metadata": Capability.METADATA_FILTER},
 }
 
-Item = tuple[int, Call, Cut | None]
+Item = tuple[int, ModelCall, Cut | None]
 """A handle, the call on it, and where it is cancelled."""
 
 
@@ -51,7 +51,7 @@ def claimed(item: Item, claims: Capability) -> Item | None:
         needed |= Capability.IDEMPOTENT_IDS
     if call.method in WRITES and needed not in claims:
         cut = None
-    return handle, Call(call.method, arguments), cut
+    return handle, ModelCall(call.method, arguments), cut
 
 
 def _without(given: Mapping[str, Any], needs: Mapping[str, Capability], claims: Capability) -> dict[str, Any]:
