@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import click
 
+from flux_memory.cli.failure import causes, in_number, show_failure
 from flux_memory.dsn import SecretText
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.text import find_unstorable
@@ -47,9 +48,10 @@ def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, 
         report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full))
     except FluxMemoryError as error:
         if as_json:
-            click.echo(json.dumps({"ok": False, "error": type(error).__name__, "message": str(error)}))
+            failure = {"ok": False, "error": type(error).__name__, "message": str(error), "causes": causes(error)}
+            click.echo(json.dumps(failure))
         else:
-            click.echo(f"FAILED  {error}", err=True)
+            show_failure(error)
         sys.exit(1)
     if as_json:
         click.echo(json.dumps({"ok": True, **dataclasses.asdict(report)}))
@@ -100,5 +102,5 @@ def _show(report: CheckReport) -> None:
     }
     for name, value in lines.items():
         if value:
-            click.echo(f"{name:<11} {value}")
+            click.echo(in_number(f"{name:<11} {value}"))
     click.echo("OK")

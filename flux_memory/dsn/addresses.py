@@ -43,9 +43,7 @@ def read_addresses(netloc: str, hosts: str, ports: str) -> tuple[Address, ...]:
         return tuple((host, int(port)) for host, port in found)
     defaults = _read_ports(ports)
     if len(defaults) not in {1, len(found)}:
-        raise InvalidInputError(
-            f"there are {len(defaults)} ports for {len(found)} hosts; give one port, or as many as hosts"
-        )
+        raise InvalidInputError("the numbers of ports and hosts differ; give one port, or one for each host")
     defaults *= len(found) // len(defaults)
     return tuple((host, int(port or default)) for (host, port), default in zip(found, defaults, strict=True))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from flux_memory.errors import MigrationError
+
 if TYPE_CHECKING:
     from flux_memory.transfer.migration import Mode, OnInvalid, Plan, migrate
     from flux_memory.transfer.progress import Watcher
@@ -45,4 +47,12 @@ _MODULES: Final = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "fcntl":
+            raise
+        raise MigrationError(
+            "a migration needs the file locks of Linux or macOS, which this system lacks; run it there, in WSL or in a "
+            "container"
+        ) from None
