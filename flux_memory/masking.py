@@ -13,6 +13,8 @@ ESCAPE: Final = (
 )
 SCHEMES: Final = ("postgresql", "postgres")
 _PARTS: Final = re.compile(r"(?P<netloc>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?", re.DOTALL)
+_IN_TEXT: Final = re.compile(r"postgres(?:ql)?://[^\s\"'<>`]*[^\s\"'<>`.,;:)\]}]", re.IGNORECASE)
+"""A DSN in prose, without the punctuation after it."""
 _USER: Final = re.compile(r"[\w.@+-]*")
 _HOSTS: Final = re.compile(r"(?:(?:[\w./%-]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::\d*)?(?:,(?!$)|$))*")
 _DATABASE: Final = re.compile(r"[\w.-]*")
@@ -91,7 +93,7 @@ def split_dsn(dsn: str) -> DsnParts:
         name, equals, value = part.partition("=")
         if not part:
             continue
-        if not equals:
+        if not equals and part != _MASK:
             raise AmbiguousDsnError(f"the DSN has a parameter without a value, or a part of the password; {ESCAPE}")
         # An '@' after the query's beginning may be the one before the host.
         if "@" in name or ("@" in value and unquote(name) not in {"user", *_SECRETS}):
@@ -113,6 +115,11 @@ def mask_dsn(dsn: str) -> str:
     database = "" if parts.database is None else f"/{_shown(parts.database, _DATABASE)}"
     parameters = "&".join(map(_mask_parameter, parts.parameters))
     return f"{parts.scheme}://{login}{'@' if login else ''}{hosts}{database}{'?' if parameters else ''}{parameters}"
+
+
+def mask_dsns(text: str) -> str:
+    """Return a text in which each DSN is masked."""
+    return _IN_TEXT.sub(lambda found: mask_dsn(found[0]), text)
 
 
 def _mask_parameter(parameter: tuple[str, str]) -> str:

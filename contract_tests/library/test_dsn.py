@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flux_memory.dsn import Dsn, mask_dsn, parse_dsn
 from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.masking import mask_dsns
 
 SPECIAL = st.text(st.sampled_from("/@?#:&=%+,;[]$ '\"\\é漢") | st.characters(codec="utf-8"), max_size=3)
 TOKENS = ("qTok1q", "qTok2q", "qTok3q")
@@ -364,6 +365,23 @@ def test_what_is_shown_of_a_dsn(dsn: str) -> None:
     """What is known to be harmless, and nothing else: each other part may be a password in a wrong place."""
     assert mask_dsn(dsn) == SHOWN[dsn]
     assert "secret" not in mask_dsn(dsn)
+
+
+PROSE: Final = {
+    "at postgresql://u:secret@h/d: refused": "at postgresql://u:***@h/d: refused",
+    "(postgres://u:secret@h:1/d), then": "(postgres://u:***@h:1/d), then",
+    "'postgresql://u@h/d?passwd=secret'.": "'postgresql://u@h/d?***'.",
+    "postgresql://u:secret@h/d postgresql://v;secret@h": "postgresql://u:***@h/d postgresql://***@h",
+    "POSTGRESQL://u:secret@h/d": "***",
+    "at postgresql://u:***@h/d?***: refused": "at postgresql://u:***@h/d?***: refused",
+    "postgresql:// alone": "postgresql:// alone",
+}
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_a_dsn_in_a_text_is_masked_where_it_stands(text: str) -> None:
+    """Reports quote reasons of failures; what was masked once stays as it is."""
+    assert mask_dsns(text) == PROSE[text]
 
 
 @given(

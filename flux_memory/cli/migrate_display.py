@@ -31,7 +31,9 @@ _CLOSING: Final = {
         "Stopped before anything was changed: the rows above cannot be moved. Correct them, or run again with "
         "--on-invalid=quarantine to move the rest."
     ),
-    Status.QUARANTINED: "Done and proven, except for the rows in {quarantine}. Correct them there, {mask}then run: {retry}",
+    Status.QUARANTINED: (
+        "Done and proven, except for the rows in {quarantine}. Correct them there, {mask}then run: {retry}"
+    ),
     Status.DIFFERENT: "DIFFERENT: see the list above. Nothing was overwritten; correct these rows, then run again.",
 }
 _COMPARED: Final = "Proven identical, except for the rows above that cannot be moved."

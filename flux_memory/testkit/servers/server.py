@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flux_memory.testkit.servers.databases import Databases, database_of, with_database, without_password
+from flux_memory.masking import mask_dsn
+from flux_memory.testkit.servers.databases import Databases, database_of, with_database
 from flux_memory.testkit.servers.external import ExternalServer
 from flux_memory.testkit.servers.running import ServerUnavailable, Started
 from flux_memory.testkit.servers.statements import NotAnswered
@@ -58,7 +59,7 @@ class Server:
         The DSN is printed, so it omits the password of an external server.
         """
         kept = self._databases.keep(dsn)
-        return without_password(kept) if isinstance(self._running, ExternalServer) else kept
+        return mask_dsn(kept) if isinstance(self._running, ExternalServer) else kept
 
     def empty_database(self, dsn: str) -> None:
         """Delete the rows of `sessions`, and the rows that refer to them, if the table exists."""
