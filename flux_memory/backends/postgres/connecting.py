@@ -90,7 +90,7 @@ _TEXTS: Final = tuple(
 )
 """Words of poolers, which give many errors one SQLSTATE: PgBouncer 08P01, Supavisor and Neon XX000, pgcat 58000."""
 _CLASSES: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Refusal], ...]] = (
-    (asyncpg.exceptions.ClientConfigurationError, Refusal("correct the DSN", passes=False)),
+    (asyncpg.exceptions.ClientConfigurationError, Refusal("correct the parameters of TLS in the DSN", passes=False)),
     (
         asyncpg.TargetServerAttributeNotMatched,
         Refusal("no host of the DSN matches target_session_attrs; promote one, or change that parameter", passes=True),
