@@ -98,6 +98,11 @@ def split_dsn(dsn: str) -> DsnParts:
         # An '@' after the query's beginning may be the one before the host.
         if "@" in name or ("@" in value and unquote(name) not in {"user", *_SECRETS}):
             raise AmbiguousDsnError(f"the DSN has an unescaped '@' or '#'; {ESCAPE}")
+        if any(known in _SECRETS for known, _ in parameters) and unquote(name) not in {*CHOICES, *_HARMLESS, *_SECRETS}:
+            raise AmbiguousDsnError(
+                "the DSN has a parameter after its password that may be a part of it; write the password last, and its "
+                "'&' and '=' as %26 and %3D"
+            )
         parameters.append((unquote(name), SecretText(value)))
     database = found["path"] and found["path"][1:]
     return DsnParts(scheme, user, SecretText(password) if colon else None, hosts, database, tuple(parameters))

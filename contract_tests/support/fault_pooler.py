@@ -32,7 +32,7 @@ pool_mode = {mode}
 default_pool_size = {pool_size}
 max_client_conn = 100
 server_login_retry = 0.2
-server_reset_query =
+server_reset_query = {reset}
 logfile =
 """
 
@@ -53,6 +53,7 @@ class Pooler:
         assert self._program, "PgBouncer is not installed: apt-get install pgbouncer"
         self._file = directory / "pgbouncer.ini"
         chosen = {"auth": "plain", "mode": "transaction", "pool_size": 4, "databases": "*"} | settings
+        chosen["reset"] = "DISCARD ALL" if chosen["mode"] == "session" else ""
         databases = f"{chosen.pop('databases')} = host={parts.hostname} port={parts.port}"
         self._file.write_text(
             _CONFIGURATION.format(own_port=self.port, directory=directory, databases=databases, **chosen)

@@ -28,6 +28,7 @@ _REFUSED: Final = {
         "asyncpg leaves keepalives to the operating system; set them there",
     ),
     "client_encoding": "the driver always uses UTF8; remove it",
+    **dict.fromkeys(("pass", "passwd", "pwd", "pgpassword"), "the password is the parameter 'password'"),
     "hostaddr": "give the address as the host",
     "fallback_application_name": "use application_name",
     **dict.fromkeys(("schema", "currentSchema"), "use search_path"),

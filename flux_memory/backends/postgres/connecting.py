@@ -41,8 +41,10 @@ _FULL: Final = Refusal(
     "pool size",
     passes=True,
 )
-_PREPARED: Final = Refusal(
-    "a pooler in transaction mode stands between: add ?statement_cache_size=0 to the DSN", passes=False
+PREPARED: Final = Refusal(
+    "a pooler in transaction mode stands between: add ?statement_cache_size=0 to the DSN; or one in session mode lacks "
+    "server_reset_query",
+    passes=False,
 )
 _NOT_READY: Final = Refusal("the server, or a pooler before it, is not ready; retry, and look at its log", passes=True)
 _CLOSED: Final = Refusal(
@@ -72,7 +74,7 @@ _CODES: Final = (
 _TEXTS: Final = tuple(
     (re.compile(pattern, re.IGNORECASE), refusal)
     for pattern, refusal in (
-        (r"prepared statement", _PREPARED),
+        (r"prepared statement", PREPARED),
         (
             r"(password|sasl|md5|scram|certificate) auth|auth failed|(wrong|invalid) password|auth\w* error",
             _CREDENTIALS,

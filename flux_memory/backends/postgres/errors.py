@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, fatal_error, message_of
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, PREPARED, classify, fatal_error, message_of
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
@@ -55,7 +55,7 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (
         (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError),
         BackendUnavailableError,
-        "a pooler in transaction mode stands between: add ?statement_cache_size=0 to the DSN",
+        PREPARED.advice,
     ),
     (
         asyncpg.InvalidSchemaNameError,
