@@ -88,7 +88,7 @@ def split_dsn(dsn: str) -> DsnParts:
     if "@" in login or "@" in (found["path"] or "") or found["fragment"]:
         raise AmbiguousDsnError(f"the DSN has an unescaped '@' or '#'; {ESCAPE}")
     user, colon, password = login.partition(":")
-    parameters = []
+    parameters: list[tuple[str, SecretText]] = []
     for part in (found["query"] or "").split("&"):
         name, equals, value = part.partition("=")
         if not part:

@@ -16,7 +16,8 @@ from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translated
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
+from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
+from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.backends.postgres.writer import MessageWriter
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn

@@ -11,12 +11,11 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory.backends.lifecycle import CLOSED
-from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect, fatal_error
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect
 from flux_memory.backends.postgres.errors import not_connected
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, back_off, is_closed, terminate
 from flux_memory.dsn import Dsn
-from flux_memory.errors import FluxMemoryError, MemoryClosedError, SchemaError
-from flux_memory.schema import postgres as schema
+from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 _IDLE_SECONDS: Final = 60.0
 """Seconds that idle connections beyond `min_size` stay open."""
@@ -331,36 +330,3 @@ def _drop_unless_released(connection: Any, releasing: asyncio.Future[Any]) -> No
     if releasing.cancelled():
         # Possibly before its first step: the pool would wait for the connection for ever.
         terminate(connection)
-
-
-async def prepare(connection: Any, deadline: float) -> None:
-    """Check the database's encoding, and bring its schema up to date.
-
-    Args:
-        connection: An asyncpg connection.
-        deadline: The time of the event loop at which the connection is dropped.
-
-    Raises:
-        TimeoutError: The connection was dropped.
-    """
-    # Not by cancellation: a cancelled transaction sends a ROLLBACK that may never return.
-    loop = asyncio.get_running_loop()
-    end = loop.call_at(deadline, terminate, connection)
-    try:
-        await check_encoding(connection)
-        await schema.bring_up_to_date(connection)
-    except DRIVER_ERRORS as error:
-        if loop.time() < deadline or fatal_error(error) is not None:
-            raise
-        raise TimeoutError from error
-    finally:
-        end.cancel()
-
-
-async def check_encoding(connection: Any) -> None:
-    """Raise `SchemaError` unless the database can hold every text."""
-    encoding = await connection.fetchval("SHOW server_encoding")
-    if encoding != "UTF8":
-        raise SchemaError(
-            f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
-        )
