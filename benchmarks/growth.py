@@ -22,14 +22,14 @@ from harness import footprint, large, machine
 from harness.markdown import ENGINES, table
 
 RESULTS: Final = Path(__file__).parent / "results"
-FEW: Final = 1_000
-MOST_TIMES: Final = 2.0
+FEW_MESSAGES: Final = 1_000
+MAX_GROWTH_FACTOR: Final = 2.0
 """Ratio: a page among many rows may take this many times as long as among few."""
-NOTHING: Final = 0.2
+NEGLIGIBLE_MS: Final = 0.2
 """Milliseconds: smaller differences cannot be measured on a shared machine."""
-MOST_GROWN_MB: Final = 100.0
-MOST_IMPORT_MS: Final = 30.0
-PAGE: Final = 50
+MAX_GROWTH_MB: Final = 100.0
+MAX_IMPORT_MS: Final = 30.0
+PAGE_ROWS: Final = 50
 TURNS: Final = 15
 TURN_SECONDS: Final = 0.05
 
@@ -50,14 +50,14 @@ def calls_of(memory: Memory, rows: int) -> dict[str, Call]:
     """Return the measured calls by name."""
 
     def listing(options: dict[str, Any]) -> Call:
-        return lambda: memory.get_sessions(PAGE, **options)
+        return lambda: memory.get_sessions(PAGE_ROWS, **options)
 
     middle = large.message_id(rows // 2)
     return {
         **{name: listing(options) for name, options in LISTINGS.items()},
         "get_session": lambda: memory.get_session(large.LONG),
-        "get_history(50)": lambda: memory.get_history(large.LONG, PAGE),
-        "... before the middle": lambda: memory.get_history(large.LONG, PAGE, before=middle),
+        "get_history(50)": lambda: memory.get_history(large.LONG, PAGE_ROWS),
+        "... before the middle": lambda: memory.get_history(large.LONG, PAGE_ROWS, before=middle),
     }
 
 
@@ -79,15 +79,15 @@ async def open_filled(engine: str, rows: int, server: Server, directory: Path) -
 
 async def measure_growth(engine: str, many: int, server: Server, directory: Path) -> dict[str, dict[str, float]]:
     """Return the milliseconds of each call among few rows and among many, measured alternately."""
-    stores = {rows: await open_filled(engine, rows, server, directory) for rows in (FEW, many)}
+    stores = {rows: await open_filled(engine, rows, server, directory) for rows in (FEW_MESSAGES, many)}
     calls = {rows: calls_of(memory, rows) for rows, memory in stores.items()}
     found = {}
-    for name in calls[FEW]:
-        taken: dict[int, list[float]] = {FEW: [], many: []}
+    for name in calls[FEW_MESSAGES]:
+        taken: dict[int, list[float]] = {FEW_MESSAGES: [], many: []}
         for _ in range(TURNS):
-            for rows in (FEW, many):
+            for rows in (FEW_MESSAGES, many):
                 taken[rows].append(await _turn(calls[rows][name]))
-        found[name] = {"few_ms": median(taken[FEW]), "many_ms": median(taken[many])}
+        found[name] = {"few_ms": median(taken[FEW_MESSAGES]), "many_ms": median(taken[many])}
     for memory in stores.values():
         await memory.close()
     return found
@@ -108,12 +108,12 @@ def within_bounds(result: dict[str, Any]) -> list[str]:
     bad = []
     for engine, calls in result["growth"].items():
         for name, each in calls.items():
-            if each["many_ms"] > MOST_TIMES * each["few_ms"] + NOTHING:
+            if each["many_ms"] > MAX_GROWTH_FACTOR * each["few_ms"] + NEGLIGIBLE_MS:
                 bad.append(f"{ENGINES[engine]} {name}: {each['many_ms']:.2f} ms after {each['few_ms']:.2f} ms")
     for engine, burst in result["burst"].items():
-        if burst["failed"] or burst["stored"] != footprint.BURST or burst["grown_mb"] > MOST_GROWN_MB:
+        if burst["failed"] or burst["stored"] != footprint.BURST_CALLS or burst["grown_mb"] > MAX_GROWTH_MB:
             bad.append(f"{ENGINES[engine]} burst: {burst}")
-    if result["import"]["milliseconds"] > MOST_IMPORT_MS or result["import"]["loaded"]:
+    if result["import"]["milliseconds"] > MAX_IMPORT_MS or result["import"]["loaded"]:
         bad.append(f"import: {result['import']}")
     return bad
 
@@ -124,7 +124,7 @@ def tables(result: dict[str, Any]) -> dict[str, list[list[str]]]:
     growth = [
         [
             "call, milliseconds",
-            *(f"{ENGINES[engine]}: {rows}" for engine in result["growth"] for rows in (f"{FEW:,}", many)),
+            *(f"{ENGINES[engine]}: {rows}" for engine in result["growth"] for rows in (f"{FEW_MESSAGES:,}", many)),
         ]
     ]
     for name in next(iter(result["growth"].values())):
@@ -155,7 +155,7 @@ def document(result: dict[str, Any]) -> str:
 
 @click.command()
 @click.option(
-    "--rows", type=click.IntRange(FEW), default=1_000_000, show_default=True, help="Rows of the large stores."
+    "--rows", type=click.IntRange(FEW_MESSAGES), default=1_000_000, show_default=True, help="Rows of the large stores."
 )
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default="benchmarks/results")
 def main(*, rows: int, out: Path) -> None:

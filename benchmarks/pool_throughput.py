@@ -16,7 +16,7 @@ from harness.contender_processes import Runner
 from harness.field import Field, open_all, prepared
 from harness.gates import CONCURRENCY, GATES, LIMITS, POOL
 from harness.results import Case, Run, compare, from_json
-from harness.rounds import WARM_UP, Turn, measure
+from harness.rounds import WARM_UP_SECONDS, Turn, measure
 
 RESULTS: Final = Path(__file__).parent / "results"
 FULL_CONCURRENCY: Final = (1, 10, 64, 256)
@@ -100,7 +100,7 @@ def main(
     seconds = seconds or (0.5 if quick else 2.0 if full else 0.8)
     entries = [each for each in chosen(everything=full, peers=with_peers) if engine in {None, each.engine}]
     python = peers_python or (peers.python() if any(each.own_environment for each in entries) else sys.executable)
-    run = Run(machine.about() | {"rounds": rounds, "seconds": seconds, "warmup": WARM_UP, "seed": seed})
+    run = Run(machine.about() | {"rounds": rounds, "seconds": seconds, "warmup": WARM_UP_SECONDS, "seed": seed})
     run.about["engine"] = engine
     with prepared(python, seed) as field, terminal.watching(console) as watch:
         run.about["server"] = field.server.version

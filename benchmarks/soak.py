@@ -40,15 +40,15 @@ from harness import machine  # noqa: E402
 from harness.soaking import Orders  # noqa: E402
 
 USERS: Final = 256
-TIMEOUT: Final = 10.0
+TIMEOUT_SECONDS: Final = 10.0
 """The deadline of a call, in seconds."""
-LATENESS: Final = 1.0
+LATENESS_SECONDS: Final = 1.0
 """Seconds that a call may exceed its deadline."""
-PAUSE: Final = (2.0, 4.0)
+PAUSE_SECONDS: Final = (2.0, 4.0)
 """Seconds between two faults, minimum and maximum."""
-STARTING: Final = 15.0
+START_SECONDS: Final = 15.0
 """Seconds for the processes to start, before the first fault."""
-QUIET: Final = 4.0
+QUIET_SECONDS: Final = 4.0
 """Seconds without a fault at the end."""
 GROWTH: Final = (1.05, 8.0)
 """Allowed memory of a process in its last third of the time against the second: a factor, plus megabytes."""
@@ -276,7 +276,7 @@ def soak(engine: str, processes: int, seconds: float, seed: int, log: Path) -> P
         def start(name: str) -> Process:
             left = max(until - time.monotonic(), 1.0)
             users = USERS // processes
-            return Process(Orders(engine, store.target, shared, users, left, TIMEOUT, str(journals), name), log)
+            return Process(Orders(engine, store.target, shared, users, left, TIMEOUT_SECONDS, str(journals), name), log)
 
         running = [start(f"process {number}") for number in range(1, processes + 1)]
         ended: list[Process] = []
@@ -291,10 +291,10 @@ def soak(engine: str, processes: int, seconds: float, seed: int, log: Path) -> P
 
             faults["a process killed"] = replace
         # A new handle waits less for a server that is down, so let each connect first.
-        comes_true(lambda: all(process.samples for process in running), seconds=STARTING)
-        _break(phase, faults, until - QUIET, random.Random(seed))
+        comes_true(lambda: all(process.samples for process in running), seconds=START_SECONDS)
+        _break(phase, faults, until - QUIET_SECONDS, random.Random(seed))
         for process in [*ended, *running]:
-            phase.problems += process.finish(max(until - time.monotonic(), 0) + 3 * TIMEOUT)
+            phase.problems += process.finish(max(until - time.monotonic(), 0) + 3 * TIMEOUT_SECONDS)
             phase.samples += process.samples
         asyncio.run(_judge(phase, store, journals))
     return phase
@@ -304,7 +304,7 @@ def _break(phase: Phase, faults: Faults, until: float, chance: random.Random) ->
     """Inject a fault every few seconds, each once per cycle in random order."""
     waiting: list[str] = []
     while time.monotonic() < until:
-        time.sleep(chance.uniform(*PAUSE))
+        time.sleep(chance.uniform(*PAUSE_SECONDS))
         waiting = waiting or chance.sample(sorted(faults), len(faults))
         name = waiting.pop()
         phase.faults.append((round(time.monotonic() - phase.began, 1), name))
@@ -329,8 +329,8 @@ async def _judge(phase: Phase, store: Store, journals: Path) -> None:
         stored = await read_stored(memory, await store.numbers())
     phase.messages = sum(len(session.history) for session in stored.sessions.values())
     phase.problems += [str(violation) for violation in check(history, stored)]
-    if phase.longest_call > TIMEOUT + LATENESS:
-        phase.problems.append(f"a call took {phase.longest_call} s, and its deadline was {TIMEOUT} s")
+    if phase.longest_call > TIMEOUT_SECONDS + LATENESS_SECONDS:
+        phase.problems.append(f"a call took {phase.longest_call} s, and its deadline was {TIMEOUT_SECONDS} s")
     if left := await store.connections():
         phase.problems.append(f"{left} connections are left on the server")
     if not phase.faults:
@@ -350,7 +350,7 @@ def main(minutes: float, backend: tuple[str, ...], seed: int | None, out: Path) 
     out.mkdir(parents=True, exist_ok=True)
     log = out / "soak.log"
     log.unlink(missing_ok=True)
-    about = {**machine.about(), "minutes": minutes, "seed": seed, "users": USERS, "timeout": TIMEOUT}
+    about = {**machine.about(), "minutes": minutes, "seed": seed, "users": USERS, "timeout": TIMEOUT_SECONDS}
     phases = []
     for engine in engines:
         for processes in (1, 4):

@@ -6,8 +6,9 @@ the driver in use.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
     from flux_memory.backends.deadlines import deadline
@@ -68,24 +69,40 @@ __all__ = [
     "deadline",
 ]
 
-_HOME: Final = {
-    "ConversationMemory": "backends.sqlite.memory",
-    "PostgresConversationMemory": "backends.postgres.memory",
-    "Settings": "settings",
-    "create_memory": "factory",
-    "deadline": "backends.deadlines",
-    **dict.fromkeys(("Memory", "Message", "Metadata", "NewMessage", "Session"), "protocol"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOME.get(name) or ("records.limits" if name.startswith("MAX_") else "errors")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = import_on_use(
+    __name__,
+    {
+        "backends.deadlines": ("deadline",),
+        "backends.postgres.memory": ("PostgresConversationMemory",),
+        "backends.sqlite.memory": ("ConversationMemory",),
+        "errors": (
+            "BackendUnavailableError",
+            "ConflictError",
+            "FluxMemoryError",
+            "InvalidInputError",
+            "InvalidTypeError",
+            "MemoryClosedError",
+            "MigrationError",
+            "OutcomeUnknownError",
+            "SchemaError",
+            "SessionNotFoundError",
+        ),
+        "factory": ("create_memory",),
+        "protocol": (
+            "Memory",
+            "Message",
+            "Metadata",
+            "NewMessage",
+            "Session",
+        ),
+        "records.limits": (
+            "MAX_BATCH_BYTES",
+            "MAX_CONTENT_BYTES",
+            "MAX_ID_LENGTH",
+            "MAX_METADATA_BYTES",
+            "MAX_METADATA_DEPTH",
+            "MAX_USER_ID_LENGTH",
+        ),
+        "settings": ("Settings",),
+    },
+)

@@ -17,7 +17,7 @@ from harness.results import Case, Run
 
 _COLOURS: Final = {"ours": "#1f6feb", "ceiling": "#6e7781", "peer": "#bf8700"}
 _ROLES: Final = {"ours": "this library", "ceiling": "ceiling of the engine", "peer": "used today"}
-_WIDTH: Final = 9.0
+_WIDTH_INCHES: Final = 9.0
 
 
 def draw(run: Run, directory: Path) -> list[Path]:
@@ -46,7 +46,7 @@ def _throughput(run: Run, engine: str, work: str) -> Any:
     if not cases or len(entries) < 2:
         return None
     figure, axes = plt.subplots(
-        1, len(cases), figsize=(max(_WIDTH, 3.2 * len(cases)), 1.5 + 0.26 * len(entries)), sharey=True
+        1, len(cases), figsize=(max(_WIDTH_INCHES, 3.2 * len(cases)), 1.5 + 0.26 * len(entries)), sharey=True
     )
     for axis, case in zip([axes] if len(cases) == 1 else axes, cases, strict=True):
         _bars(axis, run, case, entries)
@@ -82,7 +82,7 @@ def _pool_sizes(run: Run) -> Any:
     works = [work for work in WORKS if len({case.pool for case in cases if case.work == work}) > 1]
     if not works:
         return None
-    figure, axis = plt.subplots(figsize=(_WIDTH * 0.7, 3.4))
+    figure, axis = plt.subplots(figsize=(_WIDTH_INCHES * 0.7, 3.4))
     for work in works:
         busiest = max(case.concurrency for case in cases if case.work == work and case.pool != POOL)
         line = [case for case in cases if case.work == work and case.concurrency == busiest]

@@ -18,8 +18,8 @@ from harness.contenders import Contender, Reply, load
 from harness.samples import HISTORY_LIMIT, MeasuredCall
 
 _PERCENTILES: Final = {"p50_us": 0.50, "p95_us": 0.95, "p99_us": 0.99}
-_FILLED_TOGETHER: Final = 8
-_LISTED: Final = 50
+_PARALLEL_FILLS: Final = 8
+_PAGE_ROWS: Final = 50
 
 
 class _Window:
@@ -73,7 +73,7 @@ async def fill(contender: Contender, engine: str, seed: int, *, long: bool) -> N
         for session, messages in queue:
             await contender.fill(session, messages)
 
-    await asyncio.gather(*(take() for _ in range(1 if contender.synchronous else _FILLED_TOGETHER)))
+    await asyncio.gather(*(take() for _ in range(1 if contender.synchronous else _PARALLEL_FILLS)))
     if long:
         reply = contender.history(samples.long_session(0), HISTORY_LIMIT)
         found = reply if contender.synchronous else await reply
@@ -130,7 +130,7 @@ def _measure_synchronous(
 
 def _call_of(contender: Contender, work: str) -> Callable[[MeasuredCall], Reply]:
     if work == "list":
-        return lambda pick: contender.listing(_LISTED)
+        return lambda pick: contender.listing(_PAGE_ROWS)
     return lambda pick: (
         contender.history(pick.session, HISTORY_LIMIT) if pick.read else contender.add(pick.session, pick.sample)
     )

@@ -17,7 +17,7 @@ from harness.contender_worker import resident_mb
 
 IMPORTS: Final = 11
 HANDLES: Final = 20
-BURST: Final = 10_000
+BURST_CALLS: Final = 10_000
 LAZY: Final = ("asyncpg", "aiosqlite", "sqlite3", "pydantic", "click", "rich", "pytest")
 """Modules that `import flux_memory` must not load."""
 
@@ -86,7 +86,7 @@ async def _burst(engine: str, target: str) -> dict[str, Any]:
         before, began = resident_mb(), loop.time()
         adds = [
             asyncio.ensure_future(memory.add_message(sessions[n % len(sessions)], *pool[n % len(pool)]))
-            for n in range(BURST)
+            for n in range(BURST_CALLS)
         ]
         while not all(add.done() for add in adds[-1:]):
             await asyncio.wait(adds[-1:], timeout=0.02)

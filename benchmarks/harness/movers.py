@@ -94,7 +94,7 @@ assert report.exit_code == 0, report
 megabytes = (peak("self") + max(peaks.values(), default=0)) / 1024
 print(json.dumps({**report.seconds, "total": total, "mb": megabytes}))
 """
-_BATCH: Final = 100
+_BATCH_ROWS: Final = 100
 _LARGE_BATCH: Final = "10000"
 
 Figures = dict[str, float]
@@ -191,12 +191,12 @@ def _original(server: Any, source: Path, _directory: Path) -> Figures:
         began = time.monotonic()
         with closing(sqlite3.connect(source)) as db:
             sessions = db.execute("SELECT id, title, created_at, updated_at, metadata, user_id FROM sessions")
-            while rows := sessions.fetchmany(_BATCH):
+            while rows := sessions.fetchmany(_BATCH_ROWS):
                 await connection.executemany(
                     ORIGINAL_SESSION, [(*row[:2], _time(row[2]), _time(row[3]), *row[4:]) for row in rows]
                 )
             messages = db.execute("SELECT id, session_id, role, content, metadata, created_at FROM messages")
-            while rows := messages.fetchmany(_BATCH):
+            while rows := messages.fetchmany(_BATCH_ROWS):
                 await connection.executemany(ORIGINAL_MESSAGE, [(*row[:5], _time(row[5])) for row in rows])
         seconds = time.monotonic() - began
         await connection.close()

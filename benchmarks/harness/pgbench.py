@@ -39,7 +39,7 @@ _SCRIPTS: Final = {
 }
 """By work: the commands that set the variables of a call, the statement, and the variables for $1, $2, ..."""
 
-_WARM_UP: Final = 0.5
+_WARM_UP_SECONDS: Final = 0.5
 """Seconds for each connection to prepare the statement, and for the server to fill its catalogue caches."""
 
 
@@ -83,7 +83,7 @@ class Pgbench:
             began = time.monotonic()
             self._run(path, clients, "-t", "1")
             self._connecting[clients] = time.monotonic() - began
-        seconds = math.ceil(1.5 * self._connecting[clients] + _WARM_UP + task["seconds"])
+        seconds = math.ceil(1.5 * self._connecting[clients] + _WARM_UP_SECONDS + task["seconds"])
         for old in self._directory.glob("calls.*"):
             old.unlink()
         before = _cpu_of_children()
@@ -127,7 +127,7 @@ def _figure(directory: Path, seconds: float, cpu: float) -> dict[str, Any]:
             _, _, micros, _, second, fraction = line.split()[:6]
             ends.append(int(second) + int(fraction) / 1e6)
             taken.append(int(micros))
-    begin = min(ends) + _WARM_UP
+    begin = min(ends) + _WARM_UP_SECONDS
     end = begin + seconds
     if max(ends) < end:
         # It connected more slowly than before: measure the rest, at least the second half.

@@ -10,7 +10,7 @@ from typing import Final
 
 _MEDIAN_AGAINST_MEAN: Final = math.sqrt(math.pi / 2)
 """Ratio of the standard error of a median to that of a mean."""
-_CERTAIN: Final = 3.0
+_SIGNIFICANT_ERRORS: Final = 3.0
 """Standard errors: a larger change is significant."""
 
 
@@ -50,4 +50,4 @@ def typical_error(ratios: Sequence[Ratio]) -> float:
 def got_worse(new: Ratio, old: Ratio, *, new_noise: float = 0.0, old_noise: float = 0.0) -> bool:
     """Return whether a ratio fell by more than the noise of both runs."""
     error = math.hypot(max(new.error, new_noise), max(old.error, old_noise))
-    return math.log(new.median / old.median) < -_CERTAIN * error
+    return math.log(new.median / old.median) < -_SIGNIFICANT_ERRORS * error

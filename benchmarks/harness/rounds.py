@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from harness.contender_processes import Runner
 from harness.results import Case, Run
 
-WARM_UP: Final = 0.3
+WARM_UP_SECONDS: Final = 0.3
 """Seconds before a measurement counts."""
 
 
@@ -42,7 +42,7 @@ def measure(
                 "engine": turn.case.engine,
                 "work": turn.case.work,
                 "concurrency": turn.case.concurrency,
-                "warmup": WARM_UP,
+                "warmup": WARM_UP_SECONDS,
                 "seconds": seconds,
                 "seed": f"{seed}-{number}-{turn.case}",
             }

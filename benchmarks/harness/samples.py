@@ -17,10 +17,10 @@ SHORT_SESSIONS: Final = {"postgres": 1_000, "sqlite": 100}
 """Number of sessions for adds: enough that adds rarely collide, and few enough for the peers' open files."""
 _FIRST_SHORT: Final = 1_000_000_000_000_000_000
 _FIRST_LONG: Final = 2_000_000_000_000_000_000
-_CONTENT: Final = 500
-_POOL: Final = 512
-_PICKS: Final = 8_192
-_READS_OF_MIX: Final = 0.8
+_CONTENT_CHARACTERS: Final = 500
+_POOL_SAMPLES: Final = 512
+_DRAWN_CALLS: Final = 8_192
+_READ_SHARE: Final = 0.8
 _WORDS: Final = (
     "the", "of", "to", "and", "in", "is", "it", "you", "that", "he", "was", "for", "on", "are", "with", "they", "at",
     "one", "have", "this", "from", "by", "hot", "some", "what", "there", "out", "other", "were", "all", "your", "when",
@@ -53,7 +53,7 @@ def long_session(number: int) -> str:
     return str(_FIRST_LONG + number)
 
 
-def samples(seed: int | str, count: int = _POOL) -> list[Sample]:
+def samples(seed: int | str, count: int = _POOL_SAMPLES) -> list[Sample]:
     """Return random messages."""
     rng = random.Random(seed)
     return [_sample(rng, number) for number in range(count)]
@@ -69,10 +69,13 @@ def picks(engine: str, work: str, seed: int | str) -> Iterator[MeasuredCall]:
     """
     rng = random.Random(seed)
     pool = samples(seed)
-    share = {"add": 0.0, "mix": _READS_OF_MIX}.get(work, 1.0)
+    share = {"add": 0.0, "mix": _READ_SHARE}.get(work, 1.0)
     session, sessions = (short_session, SHORT_SESSIONS[engine]) if work == "add" else (long_session, LONG_SESSIONS)
     return cycle(
-        [MeasuredCall(rng.random() < share, session(rng.randrange(sessions)), rng.choice(pool)) for _ in range(_PICKS)]
+        [
+            MeasuredCall(rng.random() < share, session(rng.randrange(sessions)), rng.choice(pool))
+            for _ in range(_DRAWN_CALLS)
+        ]
     )
 
 
@@ -82,7 +85,7 @@ def as_json(sample: Sample) -> str:
 
 
 def _sample(rng: random.Random, number: int) -> Sample:
-    text = " ".join(rng.choices(_WORDS, k=_CONTENT // 3))[:_CONTENT]
+    text = " ".join(rng.choices(_WORDS, k=_CONTENT_CHARACTERS // 3))[:_CONTENT_CHARACTERS]
     metadata = {
         "model": "gpt-4o-mini",
         "tokens": rng.randrange(4_000),

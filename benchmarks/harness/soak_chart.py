@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 _ANSWERED, _FAILED, _FAULT = "#1f6feb", "#cf222e", "#8c959f"
-_MOST_NAMED = 30
+_MAX_NAMED = 30
 """Number of faults up to which each is named."""
 
 
@@ -56,7 +56,7 @@ def _calls(axis: Any, phase: dict[str, Any]) -> None:
         align="edge",
         label="calls failed, with an error of the library",
     )
-    named = len(phase["faults"]) <= _MOST_NAMED
+    named = len(phase["faults"]) <= _MAX_NAMED
     for at, name in phase["faults"]:
         axis.axvline(at, color=_FAULT, linewidth=0.8, linestyle=":")
         if named:

@@ -30,7 +30,7 @@ from flux_memory import (
 from flux_memory.testkit.histories import Journal, Recorder, call_as_anyone
 from harness.contender_worker import resident_mb
 
-THINKING: Final = 0.3
+THINK_SECONDS: Final = 0.3
 """Mean seconds between two calls of a user."""
 CALLS: Final = {"add": 12, "batch": 3, "newest": 4, "all": 1, "sessions": 2, "title": 1, "delete": 0.4}
 """Relative frequency of each kind of call."""
@@ -73,7 +73,7 @@ class Soak:
         chance = random.Random(f"{self.orders.name}-{number}")
         own = ""
         while time.monotonic() < self.until:
-            await asyncio.sleep(chance.uniform(0, 2 * THINKING))
+            await asyncio.sleep(chance.uniform(0, 2 * THINK_SECONDS))
             (kind,) = chance.choices(list(CALLS), CALLS.values())
             try:
                 if not own:

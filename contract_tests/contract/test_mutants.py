@@ -22,14 +22,28 @@ Record = Callable[[str, object], None]
 # A broken memory may leave calls that nobody awaits, and handles that nobody closes.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# Clauses that need a clock, a damaged row or an outage are tried on the reference, whose store gives all of them.
-ANYWHERE = [
-    name
-    for name, mutant in MUTANTS.items()
-    if not mutant.reference_only
-    and not CLAUSES[mutant.caught_by].away
-    and mutant.caught_by not in {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-TIM-001"}
-]
+
+REFERENCE_CLAUSES = {"FM-LIF-011", "FM-ORD-002", "FM-LST-002"}
+"""They need a clock or a damaged row, which only the reference model's store always has."""
+
+
+def sample() -> list[str]:
+    """Return the first break of each group of clauses that can be tried on any memory.
+
+    The reference model proves every clause. The engines need to show only that their clauses are not vacuous: a clause
+    is the same code for every memory, `test_mutants_engines` breaks the engines' own SQL, and `test_model` the model.
+    """
+    chosen: dict[str, str] = {}
+    for name, mutant in MUTANTS.items():
+        clause = CLAUSES[mutant.caught_by]
+        # Some need a clock, a damaged row or an outage, which only the reference model's store always has.
+        if (
+            not mutant.reference_only
+            and not clause.away
+            and clause.id not in {"FM-LIF-011", "FM-ORD-002", "FM-LST-002"}
+        ):
+            chosen.setdefault(clause.group, name)
+    return list(chosen.values())
 
 
 def test_every_clause_catches_a_break() -> None:
@@ -54,7 +68,7 @@ def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property
     assert verdict(MUTANTS[name].caught_by, store) is not None
 
 
-@pytest.mark.parametrize("name", ANYWHERE)
+@pytest.mark.parametrize("name", sample())
 def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: Record) -> None:
     """The clause named for a break fails on the SQLite backend that has it."""
     record_property(MUTANT, f"{name} on SQLite")
@@ -62,7 +76,7 @@ def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: R
     assert verdict(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(tmp_path / "chat.db"))) is not None
 
 
-@pytest.mark.parametrize("name", ANYWHERE)
+@pytest.mark.parametrize("name", sample())
 def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, record_property: Record) -> None:
     """The clause named for a break fails on the PostgreSQL backend that has it."""
     record_property(MUTANT, f"{name} on PostgreSQL")

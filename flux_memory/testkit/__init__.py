@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
     from flux_memory.testkit.capabilities import ALL, Capability
@@ -30,26 +31,29 @@ __all__ = [
     "network_outages",
 ]
 
-_HOME: Final = {
-    "ALL": "capabilities",
-    "Capability": "capabilities",
-    "known_failure": "declarations",
-    "MemoryContract": "contract",
-    "Outage": "contract.outages",
-    "Proxy": "proxy",
-    "ReferenceMemory": "reference",
-    "ReferenceStore": "reference",
-    "network_outages": "contract.outages",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'clauses')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = import_on_use(
+    __name__,
+    {
+        "capabilities": (
+            "ALL",
+            "Capability",
+        ),
+        "clauses": (
+            "CLAUSES",
+            "CONTRACT_VERSION",
+            "Clause",
+            "clause",
+        ),
+        "contract": ("MemoryContract",),
+        "contract.outages": (
+            "Outage",
+            "network_outages",
+        ),
+        "declarations": ("known_failure",),
+        "proxy": ("Proxy",),
+        "reference": (
+            "ReferenceMemory",
+            "ReferenceStore",
+        ),
+    },
+)

@@ -5,10 +5,10 @@ Names are imported on first use, since the helper process, which reads half of a
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from flux_memory.errors import MigrationError
+from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
     from flux_memory.transfer.migration import Mode, OnInvalid, Plan, migrate
@@ -30,25 +30,32 @@ __all__ = [
     "migrate_back",
 ]
 
-_MODULES: Final = {
-    "Mode": "migration",
-    "ProblemKind": "rows.problems",
-    "OnInvalid": "migration",
-    "Plan": "migration",
-    "Report": "report",
-    "Status": "report",
-    "Tally": "rows.problems",
-    "Watcher": "progress",
-    "migrate": "migration",
-    "migrate_back": "to_sqlite",
-}
+_load, __dir__ = import_on_use(
+    __name__,
+    {
+        "migration": (
+            "Mode",
+            "OnInvalid",
+            "Plan",
+            "migrate",
+        ),
+        "progress": ("Watcher",),
+        "report": (
+            "Report",
+            "Status",
+        ),
+        "rows.problems": (
+            "ProblemKind",
+            "Tally",
+        ),
+        "to_sqlite": ("migrate_back",),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return _load(name)
     except ModuleNotFoundError as error:
         if error.name != "fcntl":
             raise

@@ -11,7 +11,7 @@ from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 from harness.contenders import Partial, Reply, installed
 from harness.samples import Sample
 
-_BATCH = 500
+_BATCH_ROWS = 500
 
 
 class _Flux(Partial):
@@ -19,12 +19,12 @@ class _Flux(Partial):
 
     async def fill(self, session: str, samples: Sequence[Sample]) -> None:
         await self.memory.create_session(session_id=session, user_id="bench", metadata={"lang": "en"})
-        for at in range(0, len(samples), _BATCH):
+        for at in range(0, len(samples), _BATCH_ROWS):
             await self.memory.add_messages(
                 session,
                 [
                     {"role": each.role, "content": each.content, "metadata": each.metadata}
-                    for each in samples[at : at + _BATCH]
+                    for each in samples[at : at + _BATCH_ROWS]
                 ],
             )
 

@@ -16,6 +16,7 @@ from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
+from flux_memory.testkit.contract.shutdown import ShutdownContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
@@ -31,6 +32,7 @@ class MemoryContract(
     DurabilityContract,
     LifecycleContract,
     DeadlinesContract,
+    ShutdownContract,
     CancellationContract,
     ConcurrencyContract,
     BatchesContract,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
     from flux_memory.testkit.servers.choice import start_server
@@ -12,15 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "ServerUnavailable", "start_server"]
 
-_HOME: Final = {"Server": "server", "ServerUnavailable": "running", "start_server": "choice"}
-
-
-def __getattr__(name: str) -> Any:
-    # Lazy, because every pytest run imports this package for the fixtures.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = import_on_use(
+    __name__,
+    {
+        "choice": ("start_server",),
+        "running": ("ServerUnavailable",),
+        "server": ("Server",),
+    },
+)
