@@ -202,6 +202,31 @@ def test_the_command_shows_the_words_of_a_cause() -> None:
     assert causes(quoting) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{}"],
+        ["check", "{}"],
+        ["check", "--timeout", "{}"],
+        ["check", "--postgres-dsn", "a", "{}"],
+        ["migrate", "{}"],
+        ["migrate", "--on-invalid", "{}"],
+        ["migrate", "--assume-timezone", "{}"],
+        ["contract", "diff", "{}", "x"],
+        ["contract", "{}"],
+    ],
+)
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://u:secret@h/d", "postgres://u;secret@h/d", "postgresql://h/d?pass=secret"]
+)
+def test_a_dsn_in_a_wrong_place_of_the_command_line_is_masked(arguments: list[str], dsn: str) -> None:
+    """Usage errors quote what was given, and logs of a deployment keep them."""
+    result = CliRunner().invoke(main, [each.format(dsn) for each in arguments])
+    assert result.exit_code in {1, 2}
+    assert "***" in result.output or "://" not in result.output
+    assert "secret" not in result.output
+
+
 WITHOUT_LOCKS: Final = """
 import sys
 for name in ("fcntl", "pwd", "grp", "resource", "termios"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import click
 
@@ -10,9 +11,21 @@ from flux_memory import __version__
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
 from flux_memory.cli.migrate import migrate
+from flux_memory.masking import mask_dsns
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands whose usage errors, which quote the arguments, show no password of a DSN in a wrong place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = mask_dsns(error.message)
+            raise
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="flux-memory")
 def main() -> None:
     """Conversation memory on SQLite and PostgreSQL."""
