@@ -24,6 +24,7 @@ class World(NamedTuple):
     advice: str
     passes: bool = False
     """It is tried again, as it may pass without a fix."""
+    severity: str = "FATAL"
 
 
 CREDENTIALS: Final = "check the user and the password in the DSN"
@@ -114,6 +115,8 @@ WORLDS: Final = {
         "57000", "all backend nodes are down, pgpool requires at least one valid node", "ended the call", passes=True
     ),
     "RDS Proxy: busy": World("08006", "Timed-out waiting to acquire database connection", FULL, passes=True),
+    "no FATAL, but before a session": World("XX000", "Tenant or user not found", TENANT, severity="ERROR"),
+    "no FATAL, and it passes": World("58000", "the pool is empty", NOT_READY, passes=True, severity="ERROR"),
     "unknown words": World("XX000", "the flux capacitor is cold", NOT_READY, passes=True),
     "unknown code": World("ZZ999", "no", NOT_READY, passes=True),
 }
@@ -146,7 +149,7 @@ async def refusal(server: Refusing) -> str:
 async def test_a_refusal_is_about_reaching_the_database(name: str) -> None:
     """One that needs a fix is raised at once, any other is tried again; the words of the server are shown."""
     world = WORLDS[name]
-    async with refusing(error(world.code, world.text)) as server:
+    async with refusing(error(world.code, world.text, world.severity)) as server:
         said = await refusal(server)
     assert world.text in said
     assert world.advice in said

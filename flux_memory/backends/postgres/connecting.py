@@ -132,12 +132,7 @@ _CLASSES: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...
     ),
     (ConnectionError, Refusal("check the network, and host, port and sslmode in the DSN", passes=True)),
     (OSError, Refusal("check the network, and the host and port in the DSN", passes=True)),
-    (
-        (asyncpg.InterfaceError, asyncpg.InternalClientError),
-        Refusal(
-            "the answer is not that of a PostgreSQL server that the driver knows; check host and port", passes=False
-        ),
-    ),
+    ((asyncpg.InterfaceError, asyncpg.InternalClientError), _FOREIGN),
 )
 """Errors of the driver and of the system, subclasses first."""
 DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -184,15 +179,16 @@ def fatal_error(error: BaseException | None) -> asyncpg.PostgresError | None:
 
 
 def classify(error: Exception) -> Refusal:
-    """Return why an attempt to connect failed."""
-    if (fatal := fatal_error(error)) is not None:
-        by_code = (refusal for code, refusal in _CODES if str(fatal.sqlstate or "").startswith(code))
-        by_text = (refusal for pattern, refusal in _TEXTS if pattern.search(message_of(fatal)))
+    """Return why an attempt to connect failed, or why the server ended a session."""
+    refused = fatal_error(error) or error
+    words = message_of(refused)
+    if isinstance(refused, asyncpg.PostgresError):
+        # Some poolers call it an ERROR. Without a severity it comes from the driver.
+        if not getattr(refused, "severity", None):
+            return _CLOSED
+        by_code = (refusal for code, refusal in _CODES if str(refused.sqlstate or "").startswith(code))
+        by_text = (refusal for pattern, refusal in _TEXTS if pattern.search(words))
         return next(by_code, None) or next(by_text, _NOT_READY)
-    words = message_of(error)
-    if isinstance(error, asyncpg.PostgresError):
-        # Without a severity it comes from the driver.
-        return _CLOSED
     if isinstance(error, asyncpg.InterfaceError) and words.startswith("pool is "):
         return Refusal("pass an open one, from 'await asyncpg.create_pool()', and close it last", passes=False)
     if isinstance(error, asyncpg.InterfaceError) and "authentication" in words.lower():
