@@ -30,8 +30,8 @@ sys.path[:0] = [str(BENCHMARKS.parent / "contract_tests" / "support")]
 
 import asyncpg  # noqa: E402
 import click  # noqa: E402
-from fault_cluster import Cluster, cluster  # noqa: E402
-from waiting import comes_true  # noqa: E402
+from fault_cluster import Cluster, run_cluster  # noqa: E402
+from waiting import becomes_true  # noqa: E402
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory  # noqa: E402
 from flux_memory.testkit.histories import History, Journal, Numbers, Recorder, check, read_stored  # noqa: E402
@@ -218,7 +218,7 @@ class Process:
 @contextmanager
 def postgres(directory: Path) -> Iterator[Store]:
     """Start a server behind a proxy."""
-    with cluster() as own, Proxy(own.dsn) as proxy:
+    with run_cluster() as own, Proxy(own.dsn) as proxy:
         separator = "&" if "?" in proxy.dsn else "?"
         yield Store("postgres", f"{proxy.dsn}{separator}application_name=soak", own.dsn, _postgres_faults(own, proxy))
 
@@ -291,7 +291,7 @@ def soak(engine: str, processes: int, seconds: float, seed: int, log: Path) -> P
 
             faults["a process killed"] = replace
         # A new handle waits less for a server that is down, so let each connect first.
-        comes_true(lambda: all(process.samples for process in running), seconds=START_SECONDS)
+        becomes_true(lambda: all(process.samples for process in running), seconds=START_SECONDS)
         _break(phase, faults, until - QUIET_SECONDS, random.Random(seed))
         for process in [*ended, *running]:
             phase.problems += process.finish(max(until - time.monotonic(), 0) + 3 * TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""What several test modules share: a SQLite file, named connections, Docker where it is, the watch for passwords."""
+"""Fixtures that every room uses: a SQLite file, an open memory, PostgreSQL, Docker, and the password watch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, NoReturn
 import docker.errors
 import pytest
 import pytest_asyncio
-from raw_postgres import named
-from secret_watch import SecretWatch, watch
+from raw_postgres import with_application_name
+from secret_watch import SecretWatch, watch_password
 
 from flux_memory import ConversationMemory, Memory
 from flux_memory.testkit.servers import Server, ServerUnavailable, container
 from flux_memory.testkit.servers.choice import default_image
 
-# They run in an environment of their own: `nox -s peers`.
+# They run in their own environment: `nox -s peers`.
 collect_ignore = ["peers"]
 
-# Its options must be known whichever tests are asked for, and its summary printed by the controller of xdist.
+# Loaded here, so that its options exist for any selection of tests and xdist's controller prints its summary.
 pytest_plugins = ["fault_report"]
 
 BUILT_IMAGE = "flux-memory/postgres:15"
@@ -33,20 +33,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a SQLite file is, or will be."""
+    """The path of a SQLite file that does not exist yet."""
     return tmp_path / "chat.db"
 
 
 @pytest.fixture
-def unopened(path: Path) -> Memory:
-    """The handle that `memory` opens: on SQLite, if a module does not say otherwise."""
+def unopened_memory(path: Path) -> Memory:
+    """The handle that `memory` opens. A module overrides this fixture to test another backend."""
     return ConversationMemory(path, timeout=5)
 
 
 @pytest_asyncio.fixture
-async def memory(unopened: Memory) -> AsyncIterator[Memory]:
+async def memory(unopened_memory: Memory) -> AsyncIterator[Memory]:
     """An open handle with the sessions `one` and `two`."""
-    async with unopened as memory:
+    async with unopened_memory as memory:
         for id_ in ("one", "two"):
             await memory.create_session(session_id=id_)
         yield memory
@@ -54,14 +54,14 @@ async def memory(unopened: Memory) -> AsyncIterator[Memory]:
 
 @pytest.fixture
 def named_dsn(flux_postgres_clean_dsn: str) -> str:
-    """A DSN whose connections can be told from others, by OPEN and BUSY."""
-    return named(flux_postgres_clean_dsn)
+    """A DSN with an application name, by which OPEN and BUSY count its connections."""
+    return with_application_name(flux_postgres_clean_dsn)
 
 
 @pytest.fixture(scope="session")
 def flux_postgres_server(flux_postgres_server: Server) -> Server:
-    """The run's PostgreSQL, whose password must not show."""
-    watch(flux_postgres_server.dsn)
+    """The run's PostgreSQL server; its password must not appear in any output."""
+    watch_password(flux_postgres_server.dsn)
     return flux_postgres_server
 
 
@@ -84,7 +84,7 @@ def docker_engine() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def built_image(docker_engine: Any) -> str:
-    """The image made by the project's own recipe, `nox -s image`."""
+    """The image that `nox -s image` builds."""
     try:
         docker_engine.images.get(BUILT_IMAGE)
     except docker.errors.ImageNotFound:
@@ -94,7 +94,7 @@ def built_image(docker_engine: Any) -> str:
 
 @pytest.fixture(scope="session")
 def postgres_image(request: pytest.FixtureRequest, docker_engine: Any) -> str:
-    """An image that is there: the one asked for, or the project's own."""
+    """A local image: the configured one, or else the one that `nox -s image` builds."""
     wanted = default_image()
     try:
         docker_engine.images.get(wanted)

@@ -1,4 +1,4 @@
-"""Writes the pages of docs/contract from the clauses themselves: `python tools/clause_pages.py`."""
+"""Generates the pages of docs/contract from the clauses: `python tools/clause_pages.py`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ABOUT_SINCE: Final = "since contract {since}"
 
 
 def pages() -> dict[str, str]:
-    """Return every page by its file's name."""
+    """Return the text of each page by file name."""
     groups = {group: shipped for group in GROUPS if (shipped := list(_shipped(group)))}
     rows = "\n".join(
         f"| [FM-{group}]({_file(group)}) | {GROUPS[group]} | {len(clauses)} |" for group, clauses in groups.items()
@@ -57,7 +57,7 @@ def pages() -> dict[str, str]:
 
 
 def write() -> None:
-    """Write the pages, and remove those of groups that no longer exist."""
+    """Write the pages and remove those of groups that no longer exist."""
     PLACE.mkdir(exist_ok=True)
     made = pages()
     for name, content in made.items():
@@ -68,7 +68,7 @@ def write() -> None:
 
 
 def _shipped(group: str) -> Iterator[Clause]:
-    """Yield the kit's clauses of a group; a test run may register others."""
+    """Yield the kit's own clauses of a group; a test run may register others."""
     for clause_id, clause in sorted(CLAUSES.items()):
         if clause_id.startswith(f"FM-{group}-") and clause.home.startswith(MemoryContract.__module__):
             yield clause

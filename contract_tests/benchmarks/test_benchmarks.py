@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks: ratios within rounds, their error, the gates, and when a run got worse."""
+"""Tests the benchmarks' arithmetic: ratios within rounds, their error, the gates, and detected regressions."""
 
 # ruff: noqa: PLC0415 - the harness is importable only within the fixture
 from __future__ import annotations
@@ -18,45 +18,45 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module", autouse=True)
 def harness() -> Iterator[None]:
-    """The benchmarks' own package, which is a script's neighbour and not installed."""
+    """Make the benchmarks' package importable, which lies beside scripts and is not installed."""
     sys.path.insert(0, str(BENCHMARKS))
     yield
     sys.path.remove(str(BENCHMARKS))
 
 
-def figure(ops: float, **others: Any) -> dict[str, Any]:
-    """A figure as the worker gives it."""
+def make_figure(ops: float, **others: Any) -> dict[str, Any]:
+    """Return a figure in the worker's format."""
     rest = {"calls": 1, "p50_us": 1.0, "p95_us": 1.0, "p99_us": 1.0, "cpu_us": 1.0, "rss_mb": None, "errors": 0}
     return {"ops": ops, **rest, "first_error": None, **others}
 
 
-def run_of(ours: list[float], base: list[float], *, work: str = "add", concurrency: int = 1) -> Any:
-    """A run of the library against pgbench."""
+def make_run(ours: list[float], base: list[float], *, work: str = "add", concurrency: int = 1) -> Any:
+    """Return a run of the library against pgbench."""
     from harness.results import Case, Run
 
     run = Run({"at": "now"})
     case = Case("postgres", work, concurrency, 10)
     for one, other in zip(ours, base, strict=True):
-        run.add(case, "flux-memory", figure(one))
-        run.add(case, "pgbench", figure(other))
+        run.add(case, "flux-memory", make_figure(one))
+        run.add(case, "pgbench", make_figure(other))
     return run
 
 
 def test_a_drifting_machine_does_not_move_the_ratio() -> None:
-    """Ratios are taken within a round: a machine that gets ten times slower changes neither ratio nor error."""
-    (found,) = run_of([200.0, 100.0, 20.0, 10.0, 2.0], [100.0, 50.0, 10.0, 5.0, 1.0]).ratios()
+    """Ratios are taken within a round: a machine that becomes ten times slower changes neither ratio nor error."""
+    (found,) = make_run([200.0, 100.0, 20.0, 10.0, 2.0], [100.0, 50.0, 10.0, 5.0, 1.0]).ratios()
     assert found[2].median == pytest.approx(2.0)
     assert found[2].error == pytest.approx(0.0)
 
 
 def test_a_round_in_which_nothing_happened_is_left_out() -> None:
     """A contender that stalled for a round neither divides by zero nor counts as infinitely slow."""
-    (found,) = run_of([2.0, 2.0, 2.0], [1.0, 0.0, 1.0]).ratios()
+    (found,) = make_run([2.0, 2.0, 2.0], [1.0, 0.0, 1.0]).ratios()
     assert found[2].median == pytest.approx(2.0)
 
 
 def test_a_single_round_proves_nothing() -> None:
-    """One round has no error of its own, so that no change against it is called one."""
+    """One round has no error estimate, so no change against it counts as a regression."""
     from harness.ratios import Ratio, got_worse, summary
 
     assert math.isinf(summary([2.0]).error)
@@ -64,7 +64,7 @@ def test_a_single_round_proves_nothing() -> None:
 
 
 def test_the_error_is_that_of_the_median() -> None:
-    """The error printed is what repeated runs would scatter by."""
+    """The printed error is the scatter of repeated runs."""
     from harness.ratios import summary
 
     rng = random.Random(1)
@@ -76,18 +76,18 @@ def test_the_error_is_that_of_the_median() -> None:
 
 
 @pytest.mark.parametrize(("fall", "worse"), [(0.9, False), (0.5, True)])
-def test_worse_is_what_noise_does_not_explain(fall: float, *, worse: bool) -> None:
+def test_a_fall_beyond_the_noise_is_worse(fall: float, *, worse: bool) -> None:
     """A ratio that fell within the noise of both runs passes; one that fell beyond it fails the comparison."""
     from harness.results import compare
 
-    old = run_of([1.0, 1.1, 0.9, 1.05, 0.95], [1.0] * 5)
-    new = run_of([fall * each for each in (1.0, 1.1, 0.9, 1.05, 0.95)], [1.0] * 5)
+    old = make_run([1.0, 1.1, 0.9, 1.05, 0.95], [1.0] * 5)
+    new = make_run([fall * each for each in (1.0, 1.1, 0.9, 1.05, 0.95)], [1.0] * 5)
     (change,) = compare(old, new)
     assert change.worse is worse
 
 
 def test_noise_alone_is_rarely_called_a_regression() -> None:
-    """Comparing a run with its like raises a false alarm less than once in forty ratios, five rounds each."""
+    """Comparing two equal runs raises a false alarm for less than one in forty ratios of five rounds."""
     from harness.ratios import got_worse, summary
 
     rng = random.Random(2)
@@ -95,33 +95,33 @@ def test_noise_alone_is_rarely_called_a_regression() -> None:
     def one() -> Any:
         return summary([rng.lognormvariate(0, 0.15) for _ in range(5)])
 
-    # The typical error of a run is a floor under each row's.
+    # The typical error of a run is the lower bound of each row's error.
     typical = sorted(one().error for _ in range(999))[499]
     alarms = sum(got_worse(one(), one(), new_noise=typical, old_noise=typical) for _ in range(4_000))
     assert alarms < 4_000 / 40
 
 
 def test_a_missed_or_missing_figure_fails_its_gate() -> None:
-    """Below the target is red, and so is what was not measured."""
+    """A value below the target fails, and so does a missing measurement."""
     from harness.gates import outcomes
 
     found = {
         (each.gate.work, each.gate.base, each.concurrency): each.passed
-        for each in outcomes(run_of([0.96] * 3, [1.0] * 3))
+        for each in outcomes(make_run([0.96] * 3, [1.0] * 3))
         if each.gate.engine == "postgres"
     }
     assert found["add", "pgbench", 1]
     assert not found["add", "pgbench", 10]
-    missed = outcomes(run_of([0.94] * 3, [1.0] * 3))[0]
+    missed = outcomes(make_run([0.94] * 3, [1.0] * 3))[0]
     assert missed.reached == pytest.approx(0.94)
     assert not missed.passed
 
 
 def test_json_reads_back() -> None:
-    """A run that was kept compares with a later one: nothing is lost on the way through JSON."""
+    """A stored run compares with a later one: JSON loses nothing."""
     from harness.results import from_json
 
-    run = run_of([1.0, 2.0], [2.0, 2.0])
+    run = make_run([1.0, 2.0], [2.0, 2.0])
     again = from_json(json.loads(json.dumps(run.as_json())))
     assert again.figures == run.figures
     with pytest.raises(ValueError, match="format 0"):
@@ -129,7 +129,7 @@ def test_json_reads_back() -> None:
 
 
 def test_every_contender_makes_the_same_calls() -> None:
-    """Calls come from a seed: two contenders of a case do the same, and the next round something else."""
+    """Calls depend on a seed: contenders of a case make the same calls, and each round makes others."""
     from harness import samples
 
     def first(seed: str, work: str) -> list[Any]:
@@ -143,19 +143,19 @@ def test_every_contender_makes_the_same_calls() -> None:
 
 
 def test_contenders_of_a_case_follow_one_another() -> None:
-    """Whom a ratio compares are measured side by side, in an order that changes from round to round."""
+    """Contenders of one ratio are measured side by side, in an order that changes from round to round."""
     from harness.results import Case, Run
     from harness.rounds import Turn, measure
 
-    class Runner:
+    class FakeRunner:
         def versions(self) -> dict[str, str]:
             return {}
 
         def measure(self, task: dict[str, Any]) -> dict[str, Any]:
-            return figure(1.0)
+            return make_figure(1.0)
 
     cases = [Case("postgres", work, concurrency, 10) for work in ("add", "history") for concurrency in (1, 10)]
-    turns = [Turn(name, case, Runner()) for name in ("one", "two", "three") for case in cases]
+    turns = [Turn(name, case, FakeRunner()) for name in ("one", "two", "three") for case in cases]
     order: list[Turn] = []
     measure(Run({}), turns, rounds=20, seconds=0, seed=1, progress=order.append)
     triples = [order[at : at + 3] for at in range(0, len(order), 3)]
@@ -164,7 +164,7 @@ def test_contenders_of_a_case_follow_one_another() -> None:
 
 
 def test_pgbench_sends_the_librarys_own_statements() -> None:
-    """The ceiling is the same statement: every parameter is a variable, none is left, no colon in a literal is one."""
+    """The ceiling runs the same statement: every parameter is a variable, and no colon in a literal becomes one."""
     from harness import pgbench
 
     for work in ("add", "history", "list"):

@@ -1,4 +1,4 @@
-"""The soak: a short one runs to its end and keeps all promises, and what it looks for it finds."""
+"""Tests the soak: a short run keeps all promises, and leaks are found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, from its own directory."""
+    """The module, imported from its own directory."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     import soak  # noqa: PLC0415 - a program, not a package
 
@@ -22,7 +22,7 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_short_soak_keeps_every_promise(soak: Any, tmp_path: Path) -> None:
-    """256 users on four processes, a lock held by another process, one user's process killed: nothing lost or left."""
+    """256 users on four processes, a foreign lock, one killed process of users: nothing is lost or leaked."""
     phase = soak.soak("sqlite", 4, 9.0, 1, tmp_path / "log")
     assert phase.problems == []
     assert phase.faults
@@ -31,8 +31,8 @@ def test_a_short_soak_keeps_every_promise(soak: Any, tmp_path: Path) -> None:
     json.dumps(soak.asdict(phase))
 
 
-def test_what_is_left_behind_is_named(soak: Any) -> None:
-    """A descriptor, a thread or a task more than before is a problem, and so is memory that goes on growing."""
+def test_leaks_are_named(soak: Any) -> None:
+    """An additional descriptor, thread or task is a problem, and so is memory that keeps growing."""
     before = {"files": 7, "threads": 1, "tasks": 1}
     assert soak.leaks("one", before, before) == []
     assert soak.leaks("one", before, {**before, "threads": 2}) == ["one leaks threads: 1 before, 2 after close()"]

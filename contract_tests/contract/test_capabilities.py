@@ -1,4 +1,4 @@
-"""Honest capabilities: what a backend lacks it may say, and then it must lack it; clauses cannot be switched off."""
+"""Tests capabilities: a backend may declare what it lacks, must then lack it, and cannot switch off a clause."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from bound_stores import damage_reference, verdict
-from distant import DistantMemory, Switch, never_away
-from lacking import lacking
+from bound_stores import make_reference_corrupter, run_clause
+from limited_memories import limited_factory
+from outage_stores import Switch, SwitchedMemory, make_no_outage
 
 from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, ReferenceMemory, ReferenceStore, known_failure
 from flux_memory.testkit.capabilities import MEANING
@@ -18,7 +18,7 @@ pytest_plugins = ["pytester"]
 
 CLAIMS = ("FM-CAP-001", "FM-CAP-002", "FM-CAP-003", "FM-CAP-004")
 NEEDY = "FM-ORD-006"
-"""A clause that needs the cursor, and nothing else."""
+"""A clause that needs the cursor and nothing else."""
 
 OURS = [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
 
@@ -41,24 +41,24 @@ BINDING = """
 """
 
 
-def run(
+def run_binding(
     pytester: pytest.Pytester, *args: str, above: str = "", within: str = "pass", memory: str = "ReferenceMemory"
 ) -> pytest.RunResult:
-    """Run a binding of the contract in a project of its own."""
+    """Run a binding of the contract in a separate project."""
     pytester.makepyfile(BINDING.format(above=above, within=within, memory=memory))
     options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
     return pytester.runpytest_subprocess(*options, *args)
 
 
-def outcome(pytester: pytest.Pytester, clause_id: str) -> dict[str, str]:
-    """Return what the report of the run says of a clause."""
+def read_outcome(pytester: pytest.Pytester, clause_id: str) -> dict[str, str]:
+    """Return a clause's entry in the run's report."""
     evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
     found: dict[str, str] = next(each for each in evidence["clauses"] if each["id"] == clause_id)["results"]["TestMine"]
     return found
 
 
 def test_every_capability_has_a_meaning() -> None:
-    """What a backend may lack is said in a sentence, and some clause needs it."""
+    """Each capability has a one-sentence meaning and a clause that needs it."""
     assert set(MEANING) == set(Capability)
     for capability in Capability:
         assert MEANING[capability].endswith(".")
@@ -67,36 +67,36 @@ def test_every_capability_has_a_meaning() -> None:
 
 @pytest.mark.parametrize("clause_id", OURS)
 def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> None:
-    """It holds on a backend that has what the clause says it needs, and nothing else."""
+    """The clause holds on a backend that has the capabilities the clause needs, and no others."""
     claimed = CLAUSES[clause_id].needs
     path = tmp_path / "reference.json"
     switch = Switch()
-    open_memory = lacking(~claimed, tmp_path, switch)
+    open_memory = limited_factory(~claimed, tmp_path, switch)
     store = StoreUnderTest(
         open_memory,
         capabilities=claimed,
-        corrupt_message=damage_reference(path),
+        corrupt_message=make_reference_corrupter(path),
         outages=switch.outages(open_memory) if Capability.OUTAGES in claimed else (),
     )
-    assert verdict(clause_id, store) is None
+    assert run_clause(clause_id, store) is None
 
 
 @pytest.mark.parametrize("capability", Capability, ids=lambda each: str(each.name))
 def test_claimed_and_lacking(capability: Capability, tmp_path: Path) -> None:
-    """A backend that claims what it lacks fails a clause on claims."""
+    """A backend that claims a capability it lacks fails a clause on claims."""
     problems = []
     for clause_id in CLAIMS:
         directory = tmp_path / clause_id
         directory.mkdir()
-        open_memory = lacking(capability, directory)
-        store = StoreUnderTest(open_memory, outages=never_away(open_memory))
-        problems.append(str(verdict(clause_id, store)))
+        open_memory = limited_factory(capability, directory)
+        store = StoreUnderTest(open_memory, outages=make_no_outage(open_memory))
+        problems.append(str(run_clause(clause_id, store)))
     assert any(f"{capability.name} is claimed, and " in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize("capability", Capability, ids=lambda each: str(each.name))
 def test_works_and_is_not_claimed(capability: Capability, tmp_path: Path) -> None:
-    """A backend that has what it says it lacks fails a clause on claims."""
+    """A backend that has a capability it does not claim fails a clause on claims."""
     problems = []
     for clause_id in CLAIMS:
         shared = ReferenceStore(tmp_path / f"{clause_id}.json")
@@ -104,9 +104,9 @@ def test_works_and_is_not_claimed(capability: Capability, tmp_path: Path) -> Non
         store = StoreUnderTest(
             lambda shared=shared: ReferenceMemory(shared),  # type: ignore[misc]  # a lambda's default
             capabilities=ALL & ~capability,
-            outages=switch.outages(lambda shared=shared, switch=switch: DistantMemory(shared, switch)),  # type: ignore[misc]
+            outages=switch.outages(lambda shared=shared, switch=switch: SwitchedMemory(shared, switch)),  # type: ignore[misc]
         )
-        problems.append(str(verdict(clause_id, store)))
+        problems.append(str(run_clause(clause_id, store)))
     assert any(f"{capability.name} is not claimed, and works" in problem for problem in problems), problems
 
 
@@ -119,16 +119,16 @@ def test_a_lack_that_raises_another_error(tmp_path: Path) -> None:
 
     shared = ReferenceStore(tmp_path / "reference.json")
     store = StoreUnderTest(lambda: Careless(shared), capabilities=ALL & ~Capability.CLEAR_ALL)
-    assert "clear_all raises NotImplementedError" in str(verdict("FM-CAP-001", store))
+    assert "clear_all raises NotImplementedError" in str(run_clause("FM-CAP-001", store))
 
 
 def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) -> None:
-    """It counts neither as a pass nor as a failure, and the report names the capability that it needs."""
+    """It counts neither as a pass nor as a failure, and the report names the missing capability."""
     within = "capabilities = ALL & ~Capability.CURSOR"
-    result = run(pytester, "-k", f"{NEEDY} or ORD-003", "--flux-report=report", within=within)
+    result = run_binding(pytester, "-k", f"{NEEDY} or ORD-003", "--flux-report=report", within=within)
     assert result.ret == 0
     result.assert_outcomes(passed=1, skipped=1, deselected=len(OURS) - 2)
-    assert outcome(pytester, NEEDY) | {"test": "", "seconds": 0.0} == {
+    assert read_outcome(pytester, NEEDY) | {"test": "", "seconds": 0.0} == {
         "outcome": "not claimed",
         "reason": "cursor",
         "reproduction": "",
@@ -140,9 +140,9 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
 
 
 def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
-    """Whoever reads the report sees what was claimed, and what was found."""
+    """The report shows what was claimed and what was found."""
     within = "capabilities = ALL & ~(Capability.TITLES | Capability.OUTAGES)"
-    run(pytester, "-k", "FM-CAP", "--flux-report=report", within=within).assert_outcomes(
+    run_binding(pytester, "-k", "FM-CAP", "--flux-report=report", within=within).assert_outcomes(
         passed=3, failed=1, deselected=len(OURS) - 4
     )
     evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
@@ -153,9 +153,11 @@ def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
 
 
 def test_the_option_for_a_factory(pytester: pytest.Pytester) -> None:
-    """A memory that is plugged in by its factory says by an option what it lacks; a wrong name is refused."""
-    run(pytester, "-k", NEEDY, "--flux-without=titles,cursor").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
-    refused = run(pytester, "-k", NEEDY, "--flux-without=wings", "-n", "1")
+    """With a factory, an option declares what the backend lacks; a wrong name is refused."""
+    run_binding(pytester, "-k", NEEDY, "--flux-without=titles,cursor").assert_outcomes(
+        skipped=1, deselected=len(OURS) - 1
+    )
+    refused = run_binding(pytester, "-k", NEEDY, "--flux-without=wings", "-n", "1")
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
     refused.stderr.fnmatch_lines(["*--flux-without: there is no wings; there are BATCH, *"])
 
@@ -169,8 +171,8 @@ def test_the_option_for_a_factory(pytester: pytest.Pytester) -> None:
     ],
 )
 def test_a_clause_cannot_be_replaced(pytester: pytest.Pytester, within: str) -> None:
-    """A subclass that overrides or deletes a clause is an error at collection, which says what to do instead."""
-    result = run(pytester, within=within)
+    """A subclass that overrides or deletes a clause fails at collection, with advice."""
+    result = run_binding(pytester, within=within)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         ["*TypeError: TestMine replaces test_limit_takes_the_newest*FM-ORD-003*@known_failure*"]
@@ -178,7 +180,7 @@ def test_a_clause_cannot_be_replaced(pytester: pytest.Pytester, within: str) -> 
 
 
 def test_a_clause_cannot_be_hidden_by_another_base() -> None:
-    """A class that comes before the contract in a subclass's bases cannot delete a clause either."""
+    """A class before the contract in the bases of a subclass cannot replace a clause either."""
 
     class Hiding:
         test_limit_takes_the_newest = None
@@ -188,33 +190,33 @@ def test_a_clause_cannot_be_hidden_by_another_base() -> None:
 
 
 def test_a_known_failure_runs_and_is_reported(pytester: pytest.Pytester) -> None:
-    """It does not fail the run, and the report says that it failed, and why that is known."""
+    """It does not fail the run, and the report gives the failure and its declared reason."""
     above = '@known_failure("FM-ORD-003", reason="newest first, until version 2")'
-    result = run(pytester, "-k", "ORD-003", "--flux-report=report", above=above, memory="Forgetful")
+    result = run_binding(pytester, "-k", "ORD-003", "--flux-report=report", above=above, memory="Forgetful")
     result.assert_outcomes(xfailed=1, deselected=len(OURS) - 1)
-    assert outcome(pytester, "FM-ORD-003")["outcome"] == "failed"
-    assert "newest first, until version 2" in outcome(pytester, "FM-ORD-003")["reason"]
+    assert read_outcome(pytester, "FM-ORD-003")["outcome"] == "failed"
+    assert "newest first, until version 2" in read_outcome(pytester, "FM-ORD-003")["reason"]
 
 
 def test_a_known_failure_that_holds(pytester: pytest.Pytester) -> None:
-    """A declaration that is no longer true fails the run, so that it goes."""
+    """An outdated declaration fails the run, so that it is removed."""
     above = '@known_failure("FM-ORD-003", reason="newest first, until version 2")'
-    run(pytester, "-k", "ORD-003", above=above).assert_outcomes(failed=1, deselected=len(OURS) - 1)
+    run_binding(pytester, "-k", "ORD-003", above=above).assert_outcomes(failed=1, deselected=len(OURS) - 1)
 
 
 @pytest.mark.parametrize(
     ("clause_id", "reason", "message"), [("FM-ORD-999", "why", "no clause"), ("FM-ORD-003", " ", "say why")]
 )
 def test_a_known_failure_has_a_clause_and_a_reason(clause_id: str, reason: str, message: str) -> None:
-    """Nobody declares a failure without saying of what, and why."""
+    """A declaration without a known clause or without a reason is refused."""
     with pytest.raises(ValueError, match=message):
         known_failure(clause_id, reason=reason)
 
 
 def test_unverified_is_never_a_pass(pytester: pytest.Pytester) -> None:
-    """A clause that could not be checked is said to be unverified, and fails a strict run."""
-    run(pytester, "-k", "LIF-011", "--flux-report=report").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
-    assert outcome(pytester, "FM-LIF-011")["outcome"] == "unverified"
-    strict = run(pytester, "-k", "LIF-011", "--flux-strict")
+    """A clause that could not be checked is reported as unverified, and fails a strict run."""
+    run_binding(pytester, "-k", "LIF-011", "--flux-report=report").assert_outcomes(skipped=1, deselected=len(OURS) - 1)
+    assert read_outcome(pytester, "FM-LIF-011")["outcome"] == "unverified"
+    strict = run_binding(pytester, "-k", "LIF-011", "--flux-strict")
     strict.assert_outcomes(failed=1, deselected=len(OURS) - 1)
     strict.stdout.fnmatch_lines(["*FM-LIF-011 is unverified, and the run is strict: override the fixture*"])

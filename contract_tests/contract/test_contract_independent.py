@@ -1,4 +1,4 @@
-"""The contract, kept by a memory that shares no code with the library: a clause it fails promises too much."""
+"""Runs the contract on a memory that shares no code with the library; a clause that fails here promises too much."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import independent
 import pytest
-from bound_stores import Corrupt, damage_sqlite
+from bound_stores import Corrupt, make_sqlite_corrupter
 from independent import IndependentMemory
 
 import flux_memory
@@ -17,7 +17,7 @@ from flux_memory.testkit import ALL, Capability, MemoryContract
 
 class TestIndependent(MemoryContract):
     backend = "Independent"
-    # It knows no deadlines: it takes nothing of the library but its errors.
+    # It supports no deadlines, because it uses nothing of the library but its errors.
     capabilities = ALL & ~Capability.OUTAGES
 
     @pytest.fixture
@@ -26,12 +26,14 @@ class TestIndependent(MemoryContract):
 
     @pytest.fixture
     def corrupt_message(self, tmp_path: Path) -> Corrupt:
-        return damage_sqlite(tmp_path / "store.db", "UPDATE messages SET metadata = '{' WHERE session = ? AND id = ?")
+        return make_sqlite_corrupter(
+            tmp_path / "store.db", "UPDATE messages SET metadata = '{' WHERE session = ? AND id = ?"
+        )
 
 
 @pytest.mark.parametrize("module", ["independent", "independent_values"])
 def test_it_takes_nothing_of_the_library_but_its_errors(module: str) -> None:
-    """What it proves of the clauses rests on its being written without the library."""
+    """The independent memory proves the clauses only if it is written without the library."""
     tree = ast.parse(Path(independent.__file__).with_name(f"{module}.py").read_text())
     imported = [
         (node.module or "", name.name)

@@ -1,4 +1,4 @@
-"""The contract, kept by PostgreSQL, and promises that only a look at the server can check."""
+"""Runs the contract on PostgreSQL, and tests promises that only the server's own data can show."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from importlib.metadata import version
 from typing import Final
 
 import pytest
-from bound_stores import Corrupt, check, damage_postgres, written_at
-from distant import distant_postgres
-from raw_postgres import execute, rows, until_none
+from bound_stores import Corrupt, make_postgres_clock, make_postgres_corrupter, run_async_clause
+from outage_stores import make_postgres_outages
+from raw_postgres import execute, fetch_rows, wait_until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import MemoryContract
@@ -40,25 +40,26 @@ class TestPostgreSQL(MemoryContract):
 
     @pytest.fixture
     def clock_at(self, flux_postgres_clean_dsn: str) -> ClockAt:
-        return written_at(flux_postgres_clean_dsn)
+        return make_postgres_clock(flux_postgres_clean_dsn)
 
     @pytest.fixture
     def outages(self, flux_postgres_clean_dsn: str) -> Iterator[Sequence[Outage]]:
-        with distant_postgres(flux_postgres_clean_dsn) as outages:
+        with make_postgres_outages(flux_postgres_clean_dsn) as outages:
             yield outages
 
     @pytest.fixture
     def corrupt_message(self, flux_postgres_clean_dsn: str) -> Corrupt:
-        return damage_postgres(flux_postgres_clean_dsn, DAMAGES["a time without end"])
+        return make_postgres_corrupter(flux_postgres_clean_dsn, DAMAGES["a time without end"])
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("sql", DAMAGES.values(), ids=DAMAGES)
 async def test_every_kind_of_damage_stays_in_its_row(flux_postgres_clean_dsn: str, sql: str) -> None:
-    """One damaged row raises an error that names it, whatever is wrong with it."""
+    """A damaged row of any kind raises an error that names it, and the others stay readable."""
     dsn = flux_postgres_clean_dsn
-    await check(
-        "FM-LIF-011", StoreUnderTest(lambda: PostgresConversationMemory(dsn), corrupt_message=damage_postgres(dsn, sql))
+    await run_async_clause(
+        "FM-LIF-011",
+        StoreUnderTest(lambda: PostgresConversationMemory(dsn), corrupt_message=make_postgres_corrupter(dsn, sql)),
     )
 
 
@@ -69,17 +70,17 @@ async def test_a_race_to_first_use_leaks_no_connection(flux_empty_database: str)
     await asyncio.gather(*(handle.create_session() for handle in handles))
     await asyncio.gather(*(handle.close() for handle in handles))
     others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    await until_none(flux_empty_database, f"SELECT count(*) {others} AND backend_type = 'client backend'")
+    await wait_until_none(flux_empty_database, f"SELECT count(*) {others} AND backend_type = 'client backend'")
 
 
 @pytest.mark.asyncio
 async def test_a_history_has_no_hole_in_the_table(flux_postgres_clean_dsn: str) -> None:
-    """Numbers within a session have no gap and no repeat, failed and cancelled adds included."""
+    """Sequence numbers of a session have no gap and no repeat, after failed and cancelled adds too."""
     dsn = flux_postgres_clean_dsn
     for clause_id in ("FM-ORD-012", "FM-CON-006", "FM-CAN-001", "FM-CAN-011"):
         await execute(dsn, "DELETE FROM sessions") if clause_id != "FM-ORD-012" else None
-        await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
-        for count, numbers in await rows(
+        await run_async_clause(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
+        for count, numbers in await fetch_rows(
             dsn,
             "SELECT s.message_count, array_agg(m.seq ORDER BY m.seq) FILTER (WHERE m.seq IS NOT NULL)"
             " FROM sessions s LEFT JOIN messages m ON m.session_id = s.id GROUP BY s.id, s.message_count",

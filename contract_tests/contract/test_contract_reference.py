@@ -1,4 +1,4 @@
-"""The contract, kept by the reference model: a clause that the plainest correct code fails is a wrong clause."""
+"""Runs the contract on the reference model: a clause that the simplest correct code fails is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
-from distant import DistantMemory, Switch
+from outage_stores import Switch, SwitchedMemory
 
 from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.outages import Outage
@@ -24,7 +24,7 @@ class TestReference(MemoryContract):
     @pytest.fixture
     def outages(self, tmp_path: Path) -> Sequence[Outage]:
         store, switch = ReferenceStore(tmp_path / "reference.json"), Switch()
-        return switch.outages(lambda: DistantMemory(store, switch))
+        return switch.outages(lambda: SwitchedMemory(store, switch))
 
     @pytest.fixture
     def corrupt_message(self, tmp_path: Path) -> Callable[[str, str], Awaitable[None]]:

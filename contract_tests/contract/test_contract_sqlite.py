@@ -1,4 +1,4 @@
-"""The contract, kept by SQLite, and damage that only raw access to the file can do."""
+"""Runs the contract on SQLite, and tests damage that only raw access to the file can cause."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from bound_stores import Corrupt, check, damage_sqlite
-from distant import locked_sqlite
+from bound_stores import Corrupt, make_sqlite_corrupter, run_async_clause
+from outage_stores import make_lock_outages
 
 from flux_memory import ConversationMemory
 from flux_memory.testkit import MemoryContract
@@ -38,25 +38,25 @@ class TestSQLite(MemoryContract):
 
     @pytest.fixture
     def outages(self, path: Path) -> Sequence[Outage]:
-        return locked_sqlite(path)
+        return make_lock_outages(path)
 
     @pytest.fixture
     def corrupt_message(self, path: Path) -> Corrupt:
-        return damage_sqlite(path, DAMAGES["bad JSON"])
+        return make_sqlite_corrupter(path, DAMAGES["bad JSON"])
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("sql", DAMAGES.values(), ids=DAMAGES)
 async def test_every_kind_of_damage_stays_in_its_row(tmp_path: Path, sql: str) -> None:
-    """One damaged row raises an error that names it, whatever is wrong with it."""
+    """A damaged row of any kind raises an error that names it, and the others stay readable."""
     path = tmp_path / "chat.db"
-    store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=damage_sqlite(path, sql))
-    await check("FM-LIF-011", store)
+    store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=make_sqlite_corrupter(path, sql))
+    await run_async_clause("FM-LIF-011", store)
 
 
 @pytest.mark.asyncio
 async def test_first_use_races_on_many_files(tmp_path: Path) -> None:
-    """Handles that race to a file that is not there never meet a lock they do not wait for."""
+    """Handles that race to create a file always wait for its lock."""
     for number in range(60):
         handles = [ConversationMemory(tmp_path / f"{number}.db") for _ in range(8)]
         outcomes = await gather_outcomes(*(handle.create_session() for handle in handles))

@@ -1,31 +1,26 @@
-"""SQLite and PostgreSQL side by side: the same calls, the same answers, errors included."""
+"""Tests that SQLite and PostgreSQL give the same answers to the same calls, errors included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bound_stores import make_reference_factory
 
-from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
-from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.testkit import ReferenceMemory
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, thorough
 from flux_memory.testkit.differential import Differential
 
 QUICK = Profile(examples=40, steps=25, seed=1, shrinking=8)
 
 
-def opener(memory: type[ReferenceMemory]) -> Callable[[], Memory]:
-    store = ReferenceStore()
-    return lambda: memory(store)
-
-
 def test_sqlite_and_postgres_answer_alike(
     request: pytest.FixtureRequest, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
-    """No sequence of calls tells the two backends apart."""
+    """No sequence of calls gives different answers on the two backends."""
     compared = Differential(
         lambda: ConversationMemory(tmp_path / "chat.db"),
         lambda: PostgresConversationMemory(flux_postgres_clean_dsn),
@@ -35,12 +30,15 @@ def test_sqlite_and_postgres_answer_alike(
     assert finding is None, f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}"
 
 
-def test_equal_backends_are_not_told_apart() -> None:
-    """Ids and times differ from store to store, and are no difference."""
-    assert Differential(opener(ReferenceMemory), opener(ReferenceMemory)).explore(QUICK) is None
+def test_equal_backends_have_no_difference() -> None:
+    """Ids and times differ between stores and do not count as a difference."""
+    assert (
+        Differential(make_reference_factory(ReferenceMemory), make_reference_factory(ReferenceMemory)).explore(QUICK)
+        is None
+    )
 
 
-class OldestFirst(ReferenceMemory):
+class OldestPage(ReferenceMemory):
     async def get_history(self, *args: Any, limit: int | None = None, **kwargs: Any) -> Any:
         return (await super().get_history(*args, **kwargs))[: None if limit is None else limit]
 
@@ -58,11 +56,13 @@ class Wide(ReferenceMemory):
         return record and {**record, "seq": 1}
 
 
-@pytest.mark.parametrize("broken", [OldestFirst, OtherArgument, Wide])
+@pytest.mark.parametrize("broken", [OldestPage, OtherArgument, Wide])
 def test_a_difference_is_found_and_reproduced(broken: type[ReferenceMemory]) -> None:
-    """What differs is shown with the answers of both, after the few calls that lead there."""
-    compared = Differential(opener(ReferenceMemory), opener(broken), names=("sound", "broken"))
-    # Hypothesis takes constants from the modules loaded, so one seed is not always the same.
+    """A difference is shown with the answers of both backends, after the few calls that lead to it."""
+    compared = Differential(
+        make_reference_factory(ReferenceMemory), make_reference_factory(broken), names=("sound", "broken")
+    )
+    # Hypothesis draws constants from the loaded modules, so the same seed can give other examples.
     findings = (compared.explore(replace(QUICK, seed=seed)) for seed in range(1, 9))
     finding = next(found for found in findings if found is not None)
     assert finding.lines <= 30, finding.code

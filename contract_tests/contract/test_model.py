@@ -1,4 +1,4 @@
-"""The state machine: it holds sound memories for sound, finds what is broken, and writes a test that shows it."""
+"""Tests the state machine: it accepts correct memories, finds broken ones, and prints a test that fails on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lacking import lacking
+from bound_stores import make_reference_factory
+from limited_memories import limited_factory
 
 from flux_memory import ConversationMemory, Memory
 from flux_memory.testkit import ALL, Capability, ReferenceMemory, ReferenceStore
@@ -34,13 +35,13 @@ from flux_memory.testkit.contract.model.state_machine import Finding
 from flux_memory.testkit.contract.model.states import State, explain
 from flux_memory.testkit.mutants import MUTANTS, broken
 
-# A broken memory may leave handles that nobody closes.
+# A broken memory may leave handles open.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """Handles that nobody closes complain here, not in somebody else's test."""
+def collect_leaks() -> Iterator[None]:
+    """Collect leaked handles here, so that their warnings do not fail another test."""
     yield
     gc.collect()
 
@@ -48,8 +49,8 @@ def collected() -> Iterator[None]:
 QUICK = Profile(examples=30, steps=25, seed=2, shrinking=1.5)
 
 
-def found_by_some_seed(factory: Callable[[], Memory], claims: Capability = ALL) -> Finding:
-    """What a few seeds find: Hypothesis takes constants from the modules loaded, so one seed is not always the same."""
+def find_with_some_seed(factory: Callable[[], Memory], claims: Capability = ALL) -> Finding:
+    """Return the finding of the first seed that has one; Hypothesis's examples depend on the loaded modules too."""
     for seed in range(2, 12):
         finding = explore(factory, replace(QUICK, seed=seed), claims)
         if finding is not None:
@@ -71,24 +72,19 @@ FOUND = (
     "HandlesWriteBackWhatTheyRead",
     "DriverErrorsEscape",
 )
-"""Of the catalogue, one break of each kind that calls can show, races and cancellations among them."""
-
-
-def opener(memory: type[Any]) -> Callable[[], Memory]:
-    store = ReferenceStore()
-    return lambda: memory(store)
+"""One mutant of each kind that calls can reveal, including races and cancellations."""
 
 
 def test_a_sound_memory_has_no_findings() -> None:
-    """What is right by being plain is explained from beginning to end."""
-    assert explore(opener(ReferenceMemory), FAST) is None
+    """The reference model's answers are explained from the first to the last."""
+    assert explore(make_reference_factory(ReferenceMemory), FAST) is None
 
 
 @pytest.mark.parametrize("name", FOUND)
 def test_a_break_is_found(name: str) -> None:
-    """Each break of the catalogue's kinds is found without a clause that is named for it."""
+    """Each kind of mutant is found without the clause that is named for it."""
     assert name in MUTANTS
-    finding = found_by_some_seed(opener(broken(name, ReferenceMemory)))
+    finding = find_with_some_seed(make_reference_factory(broken(name, ReferenceMemory)))
     compile(finding.code, "reproduction", "exec")
 
 
@@ -103,20 +99,20 @@ LITTLE = {
 
 @pytest.mark.parametrize("name", LITTLE)
 def test_a_memory_that_claims_little_is_asked_for_no_more(name: str, tmp_path: Path) -> None:
-    """Neither a refusal nor the lack itself is a finding."""
-    assert explore(lacking(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name]) is None
+    """Neither a refusal nor a missing capability is a finding."""
+    assert explore(limited_factory(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name]) is None
 
 
 @pytest.mark.parametrize("name", ["NewestFirst", "DeletesTheSessionOnly", "ReadsBump", "DriverErrorsEscape"])
 def test_a_break_is_found_in_a_memory_that_claims_little(name: str) -> None:
-    """Most backends lack something; their order, say, is explored all the same."""
-    finding = found_by_some_seed(opener(broken(name, ReferenceMemory)), NEEDED)
+    """Most backends lack some capability; the model still explores the rest, such as order."""
+    finding = find_with_some_seed(make_reference_factory(broken(name, ReferenceMemory)), NEEDED)
     for other in ("add_messages", "title", "metadata=", "user_id=", "message_id=", "before=", "memory_2"):
         assert other not in finding.code, finding.code
 
 
 class Doubles(ConversationMemory):
-    """Says one message more than there is, from the third on."""
+    """Reports one message too many, from the third on."""
 
     async def get_session(self, session_id: str) -> Any:
         record = await super().get_session(session_id)
@@ -124,8 +120,8 @@ class Doubles(ConversationMemory):
 
 
 def test_a_reproduction_is_a_test(tmp_path: Path) -> None:
-    """The code that is printed fails on the broken memory, and passes on a sound one."""
-    finding = found_by_some_seed(lambda: Doubles(tmp_path / "broken.db"))
+    """The printed code fails on the broken memory and passes on a correct one."""
+    finding = find_with_some_seed(lambda: Doubles(tmp_path / "broken.db"))
     names: dict[str, Any] = {}
     exec(compile(finding.code, "reproduction", "exec"), names)
     asyncio.run(names["test_reproduction"](lambda: ConversationMemory(tmp_path / "sound.db")))
@@ -140,8 +136,8 @@ class Hangs(ReferenceMemory):
 
 
 @pytest.mark.asyncio
-async def test_a_call_that_hangs_is_told() -> None:
-    """A call that never ends is a finding, not a run that never ends."""
+async def test_a_hanging_call_is_a_finding() -> None:
+    """A call that never ends is a finding and does not block the run."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
     hanging = ModelCall("update_session_title", {"session_id": "s", "title": "t"})
@@ -151,8 +147,8 @@ async def test_a_call_that_hangs_is_told() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_call_is_cut_where_it_waits() -> None:
-    """A cut call is cancelled at its suspension, and the others are not."""
+async def test_a_call_is_cancelled_where_it_waits() -> None:
+    """A cut call is cancelled at its suspension point, and the others are not."""
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
     hanging = ModelCall("update_session_title", {"session_id": "s", "title": "t"})
@@ -161,43 +157,43 @@ async def test_a_call_is_cut_where_it_waits() -> None:
     await memory.close()
 
 
-def made(method: str, answer: Answer, **arguments: Any) -> Answered:
+def answered(method: str, answer: Answer, **arguments: Any) -> Answered:
     return Answered(0, ModelCall(method, arguments), answer)
 
 
-def after(*groups: Sequence[Answered]) -> list[State]:
+def possible_states(*groups: Sequence[Answered]) -> list[State]:
     states = [State({})]
     for group in groups:
         states = explain(states, list(group))
     return states
 
 
-CREATE = made("create_session", Returned("s"), session_id="s")
-COUNT_0, COUNT_1 = made("count_sessions", Returned(0)), made("count_sessions", Returned(1))
+CREATE = answered("create_session", Returned("s"), session_id="s")
+COUNT_0, COUNT_1 = answered("count_sessions", Returned(0)), answered("count_sessions", Returned(1))
 
 
-def test_some_order_of_calls_at_once_explains_their_answers() -> None:
-    """Calls at the same time may have taken effect in any order, and in no order that gives other answers."""
-    assert after([CREATE, COUNT_0])
-    assert after([COUNT_1, CREATE])
-    assert not after([CREATE], [COUNT_0])
-    assert not after([CREATE, COUNT_0, made("create_session", Returned("s"), session_id="s")])
+def test_concurrent_answers_are_explained_by_some_order() -> None:
+    """Concurrent calls may take effect in any order that gives their answers, and in no other."""
+    assert possible_states([CREATE, COUNT_0])
+    assert possible_states([COUNT_1, CREATE])
+    assert not possible_states([CREATE], [COUNT_0])
+    assert not possible_states([CREATE, COUNT_0, answered("create_session", Returned("s"), session_id="s")])
 
 
 def test_a_call_that_was_cut_off_takes_effect_once_or_never() -> None:
     """A cancelled write may show at once, later or never, but does not come and go."""
-    cut = made("create_session", CutOff(), session_id="s")
-    assert after([cut], [COUNT_0], [COUNT_1])
-    assert after([cut], [COUNT_0], [COUNT_0])
-    assert not after([cut], [COUNT_1], [COUNT_0])
-    assert not after([made("count_sessions", CutOff())], [COUNT_1])
+    cut = answered("create_session", CutOff(), session_id="s")
+    assert possible_states([cut], [COUNT_0], [COUNT_1])
+    assert possible_states([cut], [COUNT_0], [COUNT_0])
+    assert not possible_states([cut], [COUNT_1], [COUNT_0])
+    assert not possible_states([answered("count_sessions", CutOff())], [COUNT_1])
 
 
-def test_an_id_that_is_made_twice_is_no_retry() -> None:
-    """A store that makes an id that is taken is not explained as one that recognised a retry."""
-    add = made("add_message", Returned("m"), session_id="s", role="user", content="x")
-    assert after([CREATE], [add])
-    assert not after([CREATE], [add], [add])
+def test_an_id_generated_twice_is_not_a_retry() -> None:
+    """A store that generates a taken id is not explained as one that recognised a retry."""
+    add = answered("add_message", Returned("m"), session_id="s", role="user", content="x")
+    assert possible_states([CREATE], [add])
+    assert not possible_states([CREATE], [add], [add])
 
 
 def test_answers_are_compared_by_type_value_and_argument() -> None:
@@ -215,7 +211,7 @@ def test_answers_are_compared_by_type_value_and_argument() -> None:
 
 
 def test_picks_are_ids_that_are_there() -> None:
-    """A placeholder becomes the id of a session that is there, or of a message of that session."""
+    """A placeholder becomes the id of an existing session, or of a message of that session."""
     known = {"s": ["m", "n"], "t": []}
     call = ModelCall("get_history", {"session_id": IdPlaceholder("session", 2), "before": IdPlaceholder("message", 1)})
     assert resolved(call, known).arguments == {"session_id": "s", "before": "n"}

@@ -1,4 +1,4 @@
-"""The proof that the contract bites the engines' own bugs: one line of SQL changed, and the clause for it fails."""
+"""Tests that the contract finds bugs of the engines: with one changed line of SQL, the clause for it fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from bound_stores import damage_postgres, damage_sqlite, verdict, written_at
+from bound_stores import make_postgres_clock, make_postgres_corrupter, make_sqlite_corrupter, run_clause
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, Session, records
 from flux_memory.backends.postgres import adds as postgres_adds
@@ -25,12 +25,12 @@ from flux_memory.testkit.evidence.properties import MUTANT
 
 Record = Callable[[str, object], None]
 
-# A broken memory may leave calls that nobody awaits, and handles that nobody closes.
+# A broken memory may leave handles open and calls without an await.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Break(NamedTuple):
-    """One constant or function replaced; of a text, one part."""
+    """Replaces one constant or function, or one part of a text."""
 
     caught_by: str
     module: ModuleType | type
@@ -39,7 +39,7 @@ class Break(NamedTuple):
     replacement: Any
 
     def apply(self, patch: pytest.MonkeyPatch) -> None:
-        """Break the module; fails if what was to be replaced is gone."""
+        """Break the module; fails if the text to replace is gone."""
         sound = getattr(self.module, self.name)
         if isinstance(sound, str):
             assert self.part in sound
@@ -80,7 +80,7 @@ VALUES = {
     "times without a zone": Break("FM-TIM-001", timestamps, "check", "", lambda _: lambda value: value[:26]),
     "times without a zone in a listing": Break("FM-TIM-001", records, "_sound_sessions", "", without_zone),
 }
-"""Breaks of what both backends share; those that one engine mends by itself are in the engine's own list."""
+"""Bugs in code that both backends share; a bug that one engine compensates is in the other engine's list."""
 
 
 SQLITE = {
@@ -111,7 +111,7 @@ SQLITE = {
 NO_WAIT = """
 SELECT 1 / pg_try_advisory_xact_lock(hashtextextended('flux_memory_schema', 0))::int, pg_sleep(0.1)
 """
-"""An error where somebody else has the lock; who has it keeps it long enough to be met."""
+"""Raises instead of waiting for another process's lock; its holder keeps it long enough to be met."""
 
 POSTGRES = {
     **{name: broken for name, broken in VALUES.items() if name != "-0.0 is kept"},
@@ -132,7 +132,7 @@ POSTGRES = {
         "FM-MSG-002", postgres_adds, "ADD_MESSAGE", " AND NOT EXISTS (SELECT FROM stored)", ""
     ),
     "retries compare the content only": Break("FM-MSG-004", postgres_adds, "ADD_MESSAGE", "role = $3 AND ", ""),
-    "nobody waits for tables to be created": Break(
+    "the creation of tables is not awaited": Break(
         "FM-CON-002", postgres_schema, "LOCK", postgres_schema.LOCK, NO_WAIT
     ),
 }
@@ -142,27 +142,27 @@ POSTGRES = {
 def test_a_broken_sqlite_is_caught(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
-    """The clause named for a break fails on the backend that has it."""
+    """The named clause fails on the backend with this bug."""
     record_property(MUTANT, f"{name} on SQLite")
     SQLITE[name].apply(monkeypatch)
     path = tmp_path / "chat.db"
-    damage = damage_sqlite(path, "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?")
+    damage = make_sqlite_corrupter(path, "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?")
     store = StoreUnderTest(lambda: ConversationMemory(path), corrupt_message=damage)
-    assert verdict(SQLITE[name].caught_by, store) is not None
+    assert run_clause(SQLITE[name].caught_by, store) is not None
 
 
 @pytest.mark.parametrize("name", POSTGRES)
 def test_a_broken_postgres_is_caught(
     name: str, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
-    """The clause named for a break fails on the backend that has it."""
+    """The named clause fails on the backend with this bug."""
     record_property(MUTANT, f"{name} on PostgreSQL")
     POSTGRES[name].apply(monkeypatch)
     store = StoreUnderTest(
         lambda: PostgresConversationMemory(flux_empty_database),
-        clock_at=written_at(flux_empty_database),
-        corrupt_message=damage_postgres(
+        clock_at=make_postgres_clock(flux_empty_database),
+        corrupt_message=make_postgres_corrupter(
             flux_empty_database, "UPDATE messages SET metadata = '[]' WHERE session_id = $1 AND id = $2"
         ),
     )
-    assert verdict(POSTGRES[name].caught_by, store) is not None
+    assert run_clause(POSTGRES[name].caught_by, store) is not None

@@ -1,4 +1,4 @@
-"""The pages about the clauses say what the clauses say."""
+"""Tests that the pages of docs/contract match the clauses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flux_memory.testkit import CLAUSES, MemoryContract
 
 
 def test_the_pages_are_those_of_the_clauses() -> None:
-    """No page is stale, missing or left over: what users are told they lose is what the suite checks."""
+    """No page is stale, missing or left over, so users read the promises that the suite checks."""
     written = {path.name: path.read_text(encoding="utf-8") for path in PLACE.glob("*.md")}
     made = pages()
     stale = sorted(name for name in made.keys() | written.keys() if made.get(name) != written.get(name))
@@ -16,7 +16,7 @@ def test_the_pages_are_those_of_the_clauses() -> None:
 
 
 def test_every_clause_is_on_one_page() -> None:
-    """Whoever looks up the id of a failing test finds it, once."""
+    """A search for the id of a failing test finds exactly one page."""
     everything = "\n".join(pages().values())
     shipped = [known for known in CLAUSES.values() if known.home.startswith(MemoryContract.__module__)]
     assert shipped

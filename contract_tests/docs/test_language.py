@@ -1,4 +1,4 @@
-"""The language rules hold: finished files have none of the words and turns that STYLE rules out."""
+"""Tests the language rules: finished files contain none of the excluded words and constructions."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ FINISHED: Final = (
     ".github/workflows/*.yml",
     "docs/contract/*.md",
     "flux_memory/**/*.py",
-    "contract_tests/docs/test_language.py",
+    "contract_tests/**/*.py",
+    "tools/*.py",
 )
-"""Globs of the files that are held to the rules. A glob without a file fails."""
+"""Globs of the files held to the rules. A glob that matches no file fails."""
 
 RULED_OUT: Final = {
     "an actor without a name": re.compile(r"\b(?:whoever|whatever|somebody|nobody)\b", re.IGNORECASE),
@@ -38,7 +39,7 @@ RULED_OUT: Final = {
     "is not a": re.compile(r"(?<!\bthere )\bis no\b(?! longer\b)", re.IGNORECASE),
     "a named subject": re.compile(r"\bWhat (?:is|was)\b"),
 }
-"""Regular expressions by the remedy that a failure names."""
+"""Regular expressions, by the remedy that a failure names."""
 
 _CODE: Final = re.compile(r"^ *```.*?^ *```|`[^`]*`", re.DOTALL | re.MULTILINE)
 _HASH: Final = re.compile(r"(?:^|\s)#+(.*)$", re.MULTILINE)
@@ -50,7 +51,7 @@ _IGNORED: Final = {
 }
 
 
-def slips(name: str, text: str) -> list[str]:
+def find_slips(name: str, text: str) -> list[str]:
     """Return each phrase in a file's prose that the rules exclude, with its remedy and surroundings."""
     return [
         f"{name}: {prose[max(found.start() - 40, 0) : found.end() + 40]!r} -> {remedy}"
@@ -89,17 +90,17 @@ def _python_prose(text: str) -> Iterator[str]:
     yield passage
 
 
-def finished() -> list[Path]:
+def finished_files() -> list[Path]:
     """Return the files that are held to the rules."""
     found = {glob: sorted(PROJECT.glob(glob)) for glob in FINISHED}
     assert [glob for glob, paths in found.items() if not paths] == []
     return [path for paths in found.values() for path in paths]
 
 
-@pytest.mark.parametrize("path", finished(), ids=lambda path: path.relative_to(PROJECT).as_posix())
+@pytest.mark.parametrize("path", finished_files(), ids=lambda path: path.relative_to(PROJECT).as_posix())
 def test_a_finished_file_keeps_the_language_rules(path: Path) -> None:
-    """A rewritten text stays rewritten: later changes bring no excluded phrase back."""
-    assert slips(path.name, path.read_text(encoding="utf-8")) == []
+    """A finished text stays finished: later changes bring no excluded phrase back."""
+    assert find_slips(path.name, path.read_text(encoding="utf-8")) == []
 
 
 PLANTED: Final = [
@@ -118,7 +119,7 @@ PLANTED: Final = [
 
 @pytest.mark.parametrize("sentence", PLANTED)
 def test_a_planted_sentence_is_found(sentence: str) -> None:
-    """The check sees prose in each kind of file: text, comments, docstrings, messages, also over a line's end."""
+    """The check sees prose in each kind of file: text, comments, docstrings, messages, also across a line end."""
     wrapped = sentence.split()
     middle = len(wrapped) // 2
     first, second = " ".join(wrapped[:middle]), " ".join(wrapped[middle:])
@@ -129,14 +130,14 @@ def test_a_planted_sentence_is_found(sentence: str) -> None:
         "message.py": f'raise ValueError("{first} "\n    f"{second} {{x}}")\n',
         "script.sh": f"set -e\n# {first}\n# {second}\n",
     }
-    missed = [name for name, text in files.items() if len(slips(name, text)) != 1]
+    missed = [name for name, text in files.items() if len(find_slips(name, text)) != 1]
     assert missed == []
 
 
 def test_code_and_names_are_not_prose() -> None:
     """Identifiers, code blocks, quoted code and single words do not have to be English."""
     no_one, broken = "no" + "body", "me" + "nd"
-    assert slips("page.md", f"Run as `{no_one}`.\n\n```sh\n{broken} x\n```\n\nThere is" + " no file.") == []
-    assert slips("code.py", f'{no_one} = {broken}("{no_one}")  # the user `{no_one}`') == []
-    assert slips("script.sh", f"{broken} {no_one}") == []
-    assert slips("page.md", "It is" + " no longer there.") == []
+    assert find_slips("page.md", f"Run as `{no_one}`.\n\n```sh\n{broken} x\n```\n\nThere is" + " no file.") == []
+    assert find_slips("code.py", f'{no_one} = {broken}("{no_one}")  # the user `{no_one}`') == []
+    assert find_slips("script.sh", f"{broken} {no_one}") == []
+    assert find_slips("page.md", "It is" + " no longer there.") == []

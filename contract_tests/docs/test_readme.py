@@ -1,4 +1,4 @@
-"""The words of the project are true: code blocks run as printed, and what they name exists."""
+"""Tests that the documentation is true: code blocks run as printed, and everything they name exists."""
 
 from __future__ import annotations
 
@@ -45,123 +45,123 @@ def open_memory(path):
     return MyMemory(path / "chat.db")
 """
 FEW_CLAUSES: Final = ("-q", "-p", "no:cacheprovider", "-k", "FM-SES")
-"""How a run of the contract is printed is under test here, not the contract."""
+"""Keeps the contract's own plugins out; these tests look at the printed output, not at the contract."""
 
 THE_SERVERS_WORDS: Final = {
     "permission denied for schema public",
     "no schema has been selected to create in",
 }
-"""What PostgreSQL says itself, in the headings of the troubleshooting page."""
+"""Messages of PostgreSQL itself that are headings of the troubleshooting page."""
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def find_blocks(page: Path, language: str) -> list[str]:
     """Return the code blocks of a page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def programs() -> dict[str, str]:
-    """Return the code blocks that are whole programs, each under a name."""
+def find_programs() -> dict[str, str]:
+    """Return the code blocks that are whole programs, by name."""
     return {
         f"{page.stem}-{number}": code
         for page in PAGES
-        for number, code in enumerate(blocks(page, "python"), 1)
+        for number, code in enumerate(find_blocks(page, "python"), 1)
         if "asyncio.run(" in code
     }
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without what configures memories or pytest."""
+def base_environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without variables that configure memories or pytest."""
     ours = ("DATABASE_", "POSTGRES_", "FLUX_MEMORY_", "PYTEST_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | more
 
 
-def run(place: Path, *arguments: str, **variables: str) -> str:
-    """Run this Python in a directory and return what it printed; a failure is an error."""
+def run_python(place: Path, *arguments: str, **variables: str) -> str:
+    """Run Python in a directory and return its output; fail if it fails."""
     command = [sys.executable, *arguments]
     done = subprocess.run(
-        command, cwd=place, env=environment(**variables), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=place, env=base_environment(**variables), capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_first_block_is_twenty_lines_and_prints_what_the_readme_says(tmp_path: Path) -> None:
-    """The README begins with a short program, and shows its output word for word."""
-    code, output = blocks(README, "python")[0], blocks(README, "text")[0]
+    """The README opens with a short program and shows its exact output."""
+    code, output = find_blocks(README, "python")[0], find_blocks(README, "text")[0]
     assert len(code.splitlines()) <= 20
-    assert run(tmp_path, "-W", "error", "-c", code) == output
+    assert run_python(tmp_path, "-W", "error", "-c", code) == output
     assert (tmp_path / "data" / "sqlite.db").exists()
 
 
 def test_the_first_block_prints_the_same_on_postgresql(tmp_path: Path, flux_empty_database: str) -> None:
-    """The same program on the other backend: only the environment changes."""
-    code, output = blocks(README, "python")[0], blocks(README, "text")[0]
+    """The same program runs on the other backend with a change of the environment only."""
+    code, output = find_blocks(README, "python")[0], find_blocks(README, "text")[0]
     variables = {"DATABASE_BACKEND": "postgres", "POSTGRES_DSN": flux_empty_database}
     for name in variables:
-        assert any(f"export {name}=" in block for block in blocks(README, "sh"))
-    assert run(tmp_path, "-W", "error", "-c", code, **variables) == output
+        assert any(f"export {name}=" in block for block in find_blocks(README, "sh"))
+    assert run_python(tmp_path, "-W", "error", "-c", code, **variables) == output
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("code", programs().values(), ids=programs())
+@pytest.mark.parametrize("code", find_programs().values(), ids=find_programs())
 def test_every_program_of_the_docs_runs_as_printed(code: str, tmp_path: Path) -> None:
-    """A reader may paste any program of the docs into a file and run it."""
-    run(tmp_path, "-W", "error", "-c", code)
+    """A reader can paste any program of the docs into a file and run it."""
+    run_python(tmp_path, "-W", "error", "-c", code)
 
 
 def test_the_class_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
-    """The printed test class runs the contract on somebody's backend."""
-    (code,) = (block for block in blocks(README, "python") if "MemoryContract" in block)
+    """The printed test class runs the contract on a reader's backend."""
+    (code,) = (block for block in find_blocks(README, "python") if "MemoryContract" in block)
     (tmp_path / "mypackage.py").write_text(MY_BACKEND)
     (tmp_path / "test_mine.py").write_text(code)
-    assert " passed" in run(tmp_path, "-m", "pytest", *FEW_CLAUSES)
+    assert " passed" in run_python(tmp_path, "-m", "pytest", *FEW_CLAUSES)
 
 
 def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
-    """The printed command runs the contract on what a function opens."""
-    (command,) = (block for block in blocks(README, "sh") if block.startswith("pytest --pyargs"))
+    """The printed command runs the contract on the memory that a function opens."""
+    (command,) = (block for block in find_blocks(README, "sh") if block.startswith("pytest --pyargs"))
     package = tmp_path / "mypackage"
     package.mkdir()
     (package / "__init__.py").write_text(MY_BACKEND)
     (package / "testing.py").write_text(MY_FACTORY)
-    assert " passed" in run(tmp_path, "-m", *shlex.split(command), *FEW_CLAUSES, PYTHONPATH=str(tmp_path))
+    assert " passed" in run_python(tmp_path, "-m", *shlex.split(command), *FEW_CLAUSES, PYTHONPATH=str(tmp_path))
 
 
 def test_the_tests_of_the_docs_pass(tmp_path: Path, flux_postgres_server: Server) -> None:
-    """Whoever pastes one of them into a file has a test that runs."""
-    pasted = [block for page in PAGES for block in blocks(page, "python") if "def test_" in block]
+    """A reader who pastes one of the tests into a file has a test that runs."""
+    pasted = [block for page in PAGES for block in find_blocks(page, "python") if "def test_" in block]
     for number, block in enumerate(pasted):
         (tmp_path / f"test_pasted_{number}.py").write_text(block)
-    printed = run(tmp_path, "-m", "pytest", "-q", f"--flux-postgres={flux_postgres_server.dsn}")
+    printed = run_python(tmp_path, "-m", "pytest", "-q", f"--flux-postgres={flux_postgres_server.dsn}")
     assert f"{len(pasted)} passed" in printed
 
 
 def test_the_bindings_of_the_test_kits_page_are_valid(tmp_path: Path) -> None:
-    """Each collects every clause, and nothing that it says of its backend is refused."""
+    """Each binding collects every clause, and all of its declarations are accepted."""
     (tmp_path / "mypackage.py").write_text(MY_BACKEND)
-    bindings = [block for block in blocks(TEST_KIT, "python") if "MemoryContract" in block]
+    bindings = [block for block in find_blocks(TEST_KIT, "python") if "MemoryContract" in block]
     for number, block in enumerate(bindings):
         (tmp_path / f"test_binding_{number}.py").write_text(block)
-    printed = run(tmp_path, "-m", "pytest", "--collect-only", "-q")
-    assert f"{len(bindings) * len(ours())} tests collected" in printed
+    printed = run_python(tmp_path, "-m", "pytest", "--collect-only", "-q")
+    assert f"{len(bindings) * len(kit_clause_ids())} tests collected" in printed
 
 
 def test_the_outages_of_the_test_kits_page_work(tmp_path: Path, flux_postgres_server: Server) -> None:
-    """A store behind the kit's proxy can be put out of reach as the page says, and the clauses that need it run."""
-    (block,) = (block for block in blocks(TEST_KIT, "python") if "def outages" in block)
+    """Following the page, a store behind the kit's proxy can be made unreachable, and the clauses that need it run."""
+    (block,) = (block for block in find_blocks(TEST_KIT, "python") if "def outages" in block)
     (tmp_path / "test_binding.py").write_text(block)
     dsn = f"--flux-postgres={flux_postgres_server.dsn}"
-    printed = run(tmp_path, "-m", "pytest", "-q", "-k", "FM-CAP-004 or FM-DLN-004", dsn)
+    printed = run_python(tmp_path, "-m", "pytest", "-q", "-k", "FM-CAP-004 or FM-DLN-004", dsn)
     assert "2 passed" in printed
 
 
-def ours() -> list[str]:
+def kit_clause_ids() -> list[str]:
     """Return the ids of the kit's own clauses."""
     return [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
 
 
 def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
-    """What can be said of a backend can be found."""
+    """The page describes everything that can be declared about a backend."""
     page = TEST_KIT.read_text()
     for capability, meaning in MEANING.items():
         assert f"| `{capability.name}` | {meaning} |" in page
@@ -174,16 +174,16 @@ def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
     assert {name for name in fixtures | {"memory_factory"} if f"| `{name}` |" not in page} == set()
 
 
-def test_every_option_of_ours_is_in_the_readme(pytestconfig: pytest.Config) -> None:
-    """An option that only `pytest --help` knows is hardly found."""
-    known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
+def test_every_option_of_the_kit_is_in_the_readme(pytestconfig: pytest.Config) -> None:
+    """Users find options on the page, not in `pytest --help`."""
+    known = run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     options = set(re.findall(r"^ +(--flux-[a-z-]+)", known, re.MULTILINE))
     assert "--flux-strict" in options
     assert {option for option in options if f"`{option}" not in README.read_text()} == set()
 
 
 def test_the_readme_lists_every_method_with_its_arguments() -> None:
-    """The table of the API is the protocol's."""
+    """The table of the API matches the protocol."""
     told = re.findall(r"^\| `(\w+)(\(.*?\))` \|", README.read_text(), re.MULTILINE)
     methods = {
         name: function
@@ -199,19 +199,19 @@ def test_the_readme_lists_every_method_with_its_arguments() -> None:
 
 
 def test_options_of_pytest_in_the_readme_exist(pytestconfig: pytest.Config) -> None:
-    """Every --flux option that a page or the CI names is one that pytest knows."""
+    """pytest knows every --flux option that a page or the CI names."""
     named = {option for page in COMMAND_FILES for option in re.findall(r"--flux-[a-z-]+", page.read_text())}
-    known = run(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
+    known = run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     assert named
     assert {option for option in named if not re.search(rf"{option}[= \n]", known)} == set()
 
 
 def test_options_of_the_command_line_exist() -> None:
-    """Every `flux-memory` command that a page prints is one that the program understands."""
+    """The program accepts every `flux-memory` command that a page prints."""
     lines = [
         line
         for page in PAGES
-        for block in blocks(page, "sh")
+        for block in find_blocks(page, "sh")
         for line in block.splitlines()
         if line.startswith("flux-memory ")
     ]
@@ -222,12 +222,12 @@ def test_options_of_the_command_line_exist() -> None:
         if isinstance(command, click.Group):
             name, *arguments = arguments
             command = command.commands[name]
-        with suppress(click.BadParameter):  # a file that is not here is not a wrong option
+        with suppress(click.BadParameter):  # the file of an example need not exist
             command.make_context(name, arguments, parent=context)
 
 
 def test_sessions_of_nox_that_are_named_exist() -> None:
-    """Every `nox -s` that a page or the CI prints names sessions of the noxfile."""
+    """The noxfile has every session that a page or the CI names."""
     tree = ast.parse((PROJECT / "noxfile.py").read_text())
     sessions = {
         each.name
@@ -244,34 +244,34 @@ def test_sessions_of_nox_that_are_named_exist() -> None:
     assert named <= sessions
 
 
-def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as GitHub makes them."""
+def heading_anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub creates them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_within_the_project_lead_somewhere(page: Path) -> None:
-    """No link of a page is dead: the file is there, and so is the heading."""
+    """No link of a page is dead: both the file and the heading exist."""
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if "://" in link:
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+        assert not anchor or anchor in heading_anchors(target), link
 
 
 def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
-    """A guide that nobody finds is none."""
+    """Readers only find guides that are linked."""
     text = README.read_text()
-    # A folder's pages are linked from its own README.
+    # A folder's README links the folder's pages.
     pages = [page.relative_to(PROJECT) for page in (*PROJECT.glob("docs/*.md"), *PROJECT.glob("docs/*/README.md"))]
     assert [page for page in pages if f"]({page})" not in text] == []
 
 
 def test_messages_on_the_troubleshooting_page_are_the_codes_own() -> None:
-    """Who searches the page for the words of an error finds them: each is in the code today."""
+    """A search for an error's text finds its heading, so each heading occurs in the code."""
     words = {
         node.value
         for source in PROJECT.glob("flux_memory/**/*.py")

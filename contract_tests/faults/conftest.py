@@ -1,4 +1,4 @@
-"""Tests that break real things: servers, networks, poolers, disks, processes. `nox -s faults` runs them."""
+"""Fixtures of the tests that break real servers, networks, poolers, disks and processes; run by `nox -s faults`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_pooler import Pooler, started_pooler
+from fault_cluster import Cluster, run_cluster
+from fault_pooler import Pooler, run_pooler
 from fault_report import Fault
 from fault_work import Store
+from raw_postgres import with_application_name
+
+from flux_memory.testkit import Proxy
 
 
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Fault:
-    """Where a test records what it saw of its fault: `fault.judge(history, stored)` once a round."""
+    """Records the figures of a test's fault: call `fault.judge(history, stored)` once a round."""
     return Fault(request.node)
 
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """A store, empty at first, on the backend that `on_each` says."""
+    """An empty store on the backend that `on_both_backends` chooses."""
     journals = tmp_path / "journals"
     journals.mkdir()
     if request.param == "sqlite":
@@ -27,8 +31,22 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store("postgres", request.getfixturevalue("flux_postgres_clean_dsn"), journals)
 
 
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Cluster]:
+    """A durable server for the module; a module with other settings overrides it."""
+    with run_cluster() as made:
+        yield made
+
+
 @pytest.fixture
 def pooler(flux_empty_database: str) -> Iterator[Pooler]:
-    """A PgBouncer before the run's server."""
-    with started_pooler(flux_empty_database) as started:
+    """A PgBouncer in front of the run's server."""
+    with run_pooler(flux_empty_database) as started:
         yield started
+
+
+@pytest.fixture
+def proxy(flux_empty_database: str) -> Iterator[Proxy]:
+    """A breakable network in front of an empty database; its connections have an application name."""
+    with Proxy(with_application_name(flux_empty_database)) as made:
+        yield made

@@ -1,11 +1,11 @@
-"""A storm: 40 workers on one handle, deadlines of 0.02, 0.2 and 4 s mixed, while everything around it breaks.
+"""A storm: 40 workers on one handle, with deadlines of 0.02, 0.2 and 4 s, while everything around the handle breaks.
 
     python contract_tests/faults/storm.py --engine postgres --seconds 3600 --seed 1
 
-Writes are cancelled at random and tried again with the same ids, and some are refused by the store. On PostgreSQL
-connections are reset, refused, silent and killed, replies are lost and rows held; on SQLite another process locks the
-file; on both the event loop stalls. Each round ends at rest, and is judged there and once more a round later. Prints a
-summary as JSON, and ends with 1 where a promise was broken.
+Writes are cancelled at random and retried with the same ids, and the store refuses some. On PostgreSQL, connections
+are reset, refused, silenced and killed, replies are lost and rows locked; on SQLite, another process locks the file;
+on both, the event loop stalls. Each round ends in a calm, in which it is judged, and judged again one round later.
+Prints a summary as JSON; the exit code is 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -13,249 +13,58 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1] / "support")]
 
-import asyncpg
 import click
-from fault_cluster import cluster
-from fault_storm import AFTERWARDS, Rest, Round, Sent, Verdict
-from fault_told import opened
-from raw_postgres import BUSY, CONNECTIONS, named
-from waiting import until
+from fault_cluster import run_cluster
+from fault_storm import AFTERWARDS, Rest, Round, StormWrite, Verdict
+from fault_weather import Weather, postgres_weather, sqlite_weather
 
 from flux_memory import (
     BackendUnavailableError,
     ConflictError,
-    ConversationMemory,
     FluxMemoryError,
     Memory,
     OutcomeUnknownError,
     deadline,
 )
-from flux_memory.testkit import Proxy
 
 WORKERS: Final = 40
 SESSIONS: Final = 12
-DEADLINES: Final = (0.02, 0.2, 4.0)
-"""Seconds."""
+DEADLINE_SECONDS: Final = (0.02, 0.2, 4.0)
+"""Deadlines of calls."""
 ROUND_SECONDS: Final = 20.0
-LATENESS: Final = 10.0
-"""Seconds after its deadline, or its cancellation, at which a call is taken to hang; it should be one."""
+HANG_SECONDS: Final = 10.0
+"""Seconds after its deadline or cancellation at which a call counts as hung; one second is the promise."""
 ATTEMPTS: Final = 5
-
-MESSAGES: Final = "SELECT session_id, seq, content FROM messages ORDER BY session_id, seq"
-POSTGRES_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata ->> 'made', '') FROM sessions"
-SQLITE_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata ->> '$.made', '') FROM sessions"
-TERMINATE: Final = f"SELECT pg_terminate_backend(pid) {CONNECTIONS} AND random() < 0.4"
-RENAME: Final = "UPDATE sessions SET title = 'renamed' WHERE metadata ? 'made' AND random() < 0.3"
-POSTGRES_CHECK: Final = "ALTER TABLE messages ADD CONSTRAINT good CHECK (content NOT LIKE 'bad%')"
-SQLITE_CHECK: Final = """
-CREATE TRIGGER good BEFORE INSERT ON messages WHEN new.content LIKE 'bad%'
-BEGIN SELECT raise(ABORT, 'the content is bad'); END
-"""
-LOCKER: Final = """
-import sqlite3, sys, time
-db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=10)
-for line in sys.stdin:
-    begin, seconds = line.split()
-    try:
-        db.execute("BEGIN " + begin)
-        if begin == "DEFERRED":
-            db.execute("SELECT count(*) FROM messages").fetchone()
-        time.sleep(float(seconds))
-        db.execute("ROLLBACK")
-    except sqlite3.OperationalError:
-        pass
-    print("done", flush=True)
-"""
-
-
-class Weather(Protocol):
-    """What breaks things around a store, and reads it past the library."""
-
-    def opened(self) -> AbstractAsyncContextManager[Memory]:
-        """Open the handle that the workers share."""
-        ...
-
-    async def strike(self, rng: random.Random, sessions: list[str]) -> None:
-        """Break something for a moment, and heal it."""
-        ...
-
-    async def hold(self, rng: random.Random, sessions: list[str]) -> None:
-        """Hold locks for a moment."""
-        ...
-
-    async def refuse_bad_rows(self) -> None:
-        """Let the store refuse contents that begin with `bad`."""
-        ...
-
-    async def at_rest(self) -> Rest:
-        """Wait until no call is in flight in the store, and read everything."""
-        ...
-
-    async def forget(self, sessions: list[str]) -> None:
-        """Remove what is not one of these sessions."""
-        ...
-
-
-class PostgresWeather:
-    """A proxy before a database, and a connection past it."""
-
-    def __init__(self, direct: Any, holder: Any, proxy: Proxy, *, borrowed: bool) -> None:
-        self._borrowed = borrowed
-        self._direct = direct
-        self._holder = holder
-        self._proxy = proxy
-
-    def opened(self) -> AbstractAsyncContextManager[Memory]:
-        return opened(self._proxy.dsn, borrowed=self._borrowed)
-
-    async def strike(self, rng: random.Random, sessions: list[str]) -> None:
-        seconds = rng.uniform(0.05, 0.5)
-        kind = rng.choices(
-            ("reset", "lose", "terminate", "refuse", "silence", "forget", "slow"), (4, 4, 3, 2, 2, 1, 1)
-        )[0]
-        if kind == "reset":
-            self._proxy.reset()
-        elif kind == "lose":
-            self._proxy.lose_reply("sync", times=rng.randrange(1, 6))
-        elif kind == "terminate":
-            await self._direct.execute(TERMINATE)
-        elif kind == "forget":
-            self._proxy.forget()
-        elif kind == "slow":
-            self._proxy.slow(rng.choice((20_000, 200_000)))
-        elif kind == "silence":
-            self._proxy.silence(rng.choice((None, "bind", "execute", "sync")))
-        else:
-            self._proxy.refuse()
-            self._proxy.reset()
-            # Until the impatient have left, and a little longer.
-            seconds = rng.uniform(0.1, 1.5)
-        await asyncio.sleep(seconds)
-        self._proxy.heal()
-
-    async def hold(self, rng: random.Random, sessions: list[str]) -> None:
-        # A session whose creation lost its answer may have changed when it is looked for.
-        await self._holder.execute(RENAME)
-        # The server may find a deadlock between the rows of this transaction and those of a statement.
-        with suppress(asyncpg.DeadlockDetectedError):
-            await self._hold(rng, sessions)
-
-    async def _hold(self, rng: random.Random, sessions: list[str]) -> None:
-        async with self._holder.transaction():
-            for session in rng.sample(sessions, rng.randrange(1, len(sessions))):
-                await self._holder.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session)
-            await asyncio.sleep(rng.uniform(0.05, 0.5))
-
-    async def refuse_bad_rows(self) -> None:
-        await self._direct.execute(POSTGRES_CHECK)
-
-    async def at_rest(self) -> Rest:
-        async def quiet() -> bool:
-            return not await self._direct.fetchval(BUSY)
-
-        await until(quiet)
-        return Rest(
-            [tuple(row) for row in await self._direct.fetch(MESSAGES)],
-            [tuple(row) for row in await self._direct.fetch(POSTGRES_SESSIONS)],
-        )
-
-    async def forget(self, sessions: list[str]) -> None:
-        await self._direct.execute("DELETE FROM sessions WHERE id <> ALL ($1::text[])", sessions)
-
-
-class SqliteWeather:
-    """Another process that locks the file."""
-
-    def __init__(self, path: Path, locker: asyncio.subprocess.Process) -> None:
-        self._path = path
-        self._locker = locker
-
-    def opened(self) -> AbstractAsyncContextManager[Memory]:
-        return ConversationMemory(self._path)
-
-    async def strike(self, rng: random.Random, sessions: list[str]) -> None:
-        await asyncio.sleep(rng.uniform(0.1, 1.0))
-
-    async def hold(self, rng: random.Random, sessions: list[str]) -> None:
-        kind = rng.choice(("EXCLUSIVE", "EXCLUSIVE", "IMMEDIATE", "DEFERRED"))
-        assert self._locker.stdin is not None
-        assert self._locker.stdout is not None
-        self._locker.stdin.write(f"{kind} {rng.choice((0.01, 0.05, 0.3, 1.0))}\n".encode())
-        await self._locker.stdout.readline()
-        await asyncio.sleep(rng.uniform(0, 0.3))
-
-    async def refuse_bad_rows(self) -> None:
-        with closing(sqlite3.connect(self._path)) as db:
-            db.execute(SQLITE_CHECK)
-
-    async def at_rest(self) -> Rest:
-        with closing(sqlite3.connect(self._path)) as db:
-            assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            return Rest(db.execute(MESSAGES).fetchall(), db.execute(SQLITE_SESSIONS).fetchall())
-
-    async def forget(self, sessions: list[str]) -> None:
-        with closing(sqlite3.connect(self._path, timeout=20)) as db, db:
-            db.execute("PRAGMA foreign_keys = ON")
-            db.execute("DELETE FROM sessions WHERE id NOT IN (SELECT value FROM json_each(?))", [json.dumps(sessions)])
-
-
-@asynccontextmanager
-async def postgres_weather(dsn: str, *, borrowed: bool = False) -> AsyncIterator[Weather]:
-    """Break what is between a handle and a database."""
-    direct, holder = [await asyncpg.connect(dsn) for _ in range(2)]
-    try:
-        with Proxy(named(dsn)) as proxy:
-            yield PostgresWeather(direct, holder, proxy, borrowed=borrowed)
-    finally:
-        await direct.close()
-        await holder.close()
-
-
-@asynccontextmanager
-async def sqlite_weather(path: Path) -> AsyncIterator[Weather]:
-    """Lock a file from another process."""
-    locker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", LOCKER, str(path), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        yield SqliteWeather(path, locker)
-    finally:
-        assert locker.stdin is not None
-        locker.stdin.close()
-        await locker.wait()
 
 
 @dataclass
 class Summary:
-    """What happened, and what was broken."""
+    """Counts of what happened, and of broken promises."""
 
     engine: str
     seed: int
     rounds: int = 0
-    told: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     longest_overrun: float = 0.0
-    """Seconds by which a call outlived its deadline."""
+    """Seconds by which the slowest call outlived its deadline."""
     verdict: Verdict = field(default_factory=Verdict)
     examples: list[str] = field(default_factory=list)
 
     def shown(self) -> dict[str, Any]:
-        """Return it flat, for JSON."""
-        told = {name: self.told[name] for name in ("calls", "acknowledged", "refused", "unknown", "cancelled")}
+        """Return a flat dict for JSON."""
+        told = {name: self.outcomes[name] for name in ("calls", "acknowledged", "refused", "unknown", "cancelled")}
         about = {"engine": self.engine, "seed": self.seed, "rounds": self.rounds}
         return about | told | asdict(self.verdict) | {"longest_overrun": round(self.longest_overrun, 2)}
 
@@ -265,9 +74,9 @@ class Storm:
 
     Args:
         memory: The handle.
-        weather: Breaks what is around it.
-        summary: Where the outcomes are counted.
-        seed: Of everything that is random.
+        weather: Breaks the surroundings of the store.
+        summary: Counts the outcomes.
+        seed: Seed of every random choice.
     """
 
     def __init__(self, memory: Memory, weather: Weather, summary: Summary, seed: int) -> None:
@@ -280,7 +89,7 @@ class Storm:
         self._calls = 0
 
     async def run(self, seconds: float) -> None:
-        """Let it blow for so long, in rounds."""
+        """Let the storm blow for this long, in rounds."""
         end = time.monotonic() + seconds
         before: Round | None = None
         while (left := end - time.monotonic()) > 0:
@@ -294,7 +103,7 @@ class Storm:
             self._summary.rounds += 1
             self._summary.verdict.add(this.judge(rest))
             if before is not None:
-                # What was judged at rest, and has changed since then, was not at rest.
+                # A difference since the last judgement means that the store was not at rest then.
                 again = before.judge(rest)
                 self._summary.verdict.refused_but_stored += again.refused_but_stored
                 self._summary.verdict.from_nowhere += again.from_nowhere
@@ -318,7 +127,7 @@ class Storm:
 
     async def _rest(self) -> Rest:
         with deadline(30):
-            # Behind everything that still waits for a session.
+            # These adds queue behind all earlier calls of their sessions.
             outcomes = await asyncio.gather(
                 *(self._memory.add_message(session, "user", AFTERWARDS) for session in self._round.sessions),
                 return_exceptions=True,
@@ -341,7 +150,7 @@ class Storm:
     async def _stall(self) -> None:
         while not self._stopping:
             await asyncio.sleep(self._rng.uniform(0.05, 0.5))
-            time.sleep(self._rng.choice((0.005, 0.03, 0.03, 0.25)))  # noqa: ASYNC251 - the loop stands still
+            time.sleep(self._rng.choice((0.005, 0.03, 0.03, 0.25)))  # noqa: ASYNC251 - the stall under test
 
     async def _work(self, rng: random.Random) -> None:
         while not self._stopping:
@@ -354,7 +163,7 @@ class Storm:
     async def _add(self, rng: random.Random) -> None:
         session, content = rng.choice(self._round.sessions), self._content()
         message_id = content if rng.random() < 0.5 else None
-        sent = Sent(session, [content], time.monotonic(), message_id)
+        sent = StormWrite(session, [content], time.monotonic(), message_id)
         self._round.messages.append(sent)
         await self._attempts(
             rng,
@@ -364,7 +173,7 @@ class Storm:
         )
 
     async def _add_refused(self, rng: random.Random) -> None:
-        """Add what the store refuses, and what its neighbours in a statement must not suffer from."""
+        """Add a row that the store refuses; the other calls in its statement must not fail with it."""
         session, content = rng.choice(self._round.sessions), f"bad {self._content()}"
         taken = rng.choice([sent for sent in self._round.messages[:50] if sent.acknowledged] or [None])
         message_id = None
@@ -372,7 +181,7 @@ class Storm:
             session = "none"
         elif kind == 2 and taken is not None and taken.message_id is not None:
             session, message_id = taken.session, taken.message_id
-        self._round.messages.append(sent := Sent(session, [content], time.monotonic()))
+        self._round.messages.append(sent := StormWrite(session, [content], time.monotonic()))
         await self._attempts(
             rng,
             sent,
@@ -385,7 +194,7 @@ class Storm:
         session, content = rng.choice(self._round.sessions), self._content()
         contents = [f"{content}.{number}" for number in range(rng.randrange(2, 6))]
         with_ids = rng.random() < 0.5
-        sent = Sent(session, contents, time.monotonic())
+        sent = StormWrite(session, contents, time.monotonic())
         self._round.messages.append(sent)
         batch: list[Any] = [
             {"role": "user", "content": one} | ({"message_id": one} if with_ids else {}) for one in contents
@@ -395,7 +204,7 @@ class Storm:
     async def _create(self, rng: random.Random) -> None:
         name = self._content()
         session_id = f"new-{name}" if rng.random() < 0.5 else None
-        sent = Sent(session_id or "", [name], time.monotonic())
+        sent = StormWrite(session_id or "", [name], time.monotonic())
         self._round.created.append(sent)
         await self._attempts(
             rng,
@@ -407,7 +216,7 @@ class Storm:
 
     async def _rename(self, rng: random.Random) -> None:
         session, title = rng.choice(self._round.sessions), self._content()
-        sent = Sent(session, [title], time.monotonic())
+        sent = StormWrite(session, [title], time.monotonic())
         self._round.titles.append(sent)
         await self._attempts(rng, sent, lambda: self._memory.update_session_title(session, title), again=False)
 
@@ -420,7 +229,7 @@ class Storm:
                 self._memory.count_sessions,
             )
         )
-        await self._attempts(rng, Sent(session, [], time.monotonic()), call, again=False)
+        await self._attempts(rng, StormWrite(session, [], time.monotonic()), call, again=False)
 
     def _content(self) -> str:
         self._calls += 1
@@ -429,21 +238,21 @@ class Storm:
     async def _attempts(
         self,
         rng: random.Random,
-        sent: Sent,
+        sent: StormWrite,
         call: Callable[[], Awaitable[object]],
         *,
         again: bool,
         creates: bool = False,
         refusals: tuple[type[Exception], ...] = (BackendUnavailableError,),
     ) -> None:
-        """Make a call, and make it again with the same ids where its outcome is open."""
+        """Make a call, and retry it with the same ids while its outcome is unknown."""
         for attempt in range(ATTEMPTS):
-            patience = rng.choice(DEADLINES) if attempt < 2 else DEADLINES[-1]
-            leaves = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
-            outcome = await self._one(call, patience, leaves)
-            self._summary.told["calls"] += 1
+            seconds = rng.choice(DEADLINE_SECONDS) if attempt < 2 else DEADLINE_SECONDS[-1]
+            leaves_after = rng.random() * rng.choice((0.002, 0.02, 0.2)) if rng.random() < 0.1 else None
+            outcome = await self._one(call, seconds, leaves_after)
+            self._summary.outcomes["calls"] += 1
             told = self._told(outcome, refusals, exists=creates and sent.open)
-            self._summary.told[told] += 1
+            self._summary.outcomes[told] += 1
             if told == "acknowledged":
                 sent.acknowledged_at = min(sent.acknowledged_at, time.monotonic())
                 return
@@ -462,7 +271,7 @@ class Storm:
         if isinstance(outcome, refusals):
             return "refused"
         if isinstance(outcome, ConflictError) and exists:
-            # An earlier attempt, whose outcome was open, has made it.
+            # An earlier attempt with an unknown outcome created it.
             return "acknowledged"
         if isinstance(outcome, ConflictError):
             self._summary.verdict.false_conflicts += 1
@@ -471,18 +280,18 @@ class Storm:
         self._summary.examples.append(repr(outcome)[:300])
         return "unknown"
 
-    async def _one(self, call: Callable[[], Awaitable[object]], patience: float, leaves: float | None) -> object:
+    async def _one(self, call: Callable[[], Awaitable[object]], seconds: float, leaves_after: float | None) -> object:
         """Make one call and return its result or its exception."""
-        with deadline(patience):
+        with deadline(seconds):
             task = asyncio.ensure_future(call())
         began = time.monotonic()
-        await asyncio.wait([task], timeout=patience + LATENESS if leaves is None else leaves)
+        await asyncio.wait([task], timeout=seconds + HANG_SECONDS if leaves_after is None else leaves_after)
         if not task.done():
-            self._summary.verdict.hung += leaves is None
+            self._summary.verdict.hung += leaves_after is None
             task.cancel()
-            began, patience = time.monotonic(), 0.0
-            await asyncio.wait([task], timeout=LATENESS)
-        self._summary.longest_overrun = max(self._summary.longest_overrun, time.monotonic() - began - patience)
+            began, seconds = time.monotonic(), 0.0
+            await asyncio.wait([task], timeout=HANG_SECONDS)
+        self._summary.longest_overrun = max(self._summary.longest_overrun, time.monotonic() - began - seconds)
         if not task.done():
             self._summary.verdict.hung += 1
             return asyncio.CancelledError()
@@ -490,7 +299,7 @@ class Storm:
 
 
 async def storm(weather: Weather, engine: str, seconds: float, seed: int) -> Summary:
-    """Let a storm blow, and return what it broke."""
+    """Let a storm blow, and return its summary."""
     summary = Summary(engine, seed)
     async with weather.opened() as memory:
         await memory.count_sessions()
@@ -500,7 +309,7 @@ async def storm(weather: Weather, engine: str, seconds: float, seed: int) -> Sum
 
 
 async def on_postgres(dsn: str, seconds: float, seed: int, *, borrowed: bool = False) -> Summary:
-    """Let a storm blow over a database, whose handle has a pool of its own or a borrowed one."""
+    """Let a storm blow over a database; the handle has its own pool or a borrowed one."""
     async with postgres_weather(dsn, borrowed=borrowed) as weather:
         return await storm(weather, "postgres", seconds, seed)
 
@@ -515,12 +324,12 @@ async def on_sqlite(path: Path, seconds: float, seed: int) -> Summary:
 @click.option("--engine", type=click.Choice(["postgres", "sqlite"]), required=True)
 @click.option("--seconds", type=float, default=60.0, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--borrowed", is_flag=True, help="Borrow a pool of asyncpg's, on PostgreSQL.")
+@click.option("--borrowed", is_flag=True, help="Use a borrowed asyncpg pool, on PostgreSQL.")
 def main(engine: str, seconds: float, seed: int, borrowed: bool) -> None:
-    """Run it, and print what it saw."""
+    """Run a storm, and print its summary."""
     if engine == "postgres":
-        with cluster(durable=False) as own:
-            summary = asyncio.run(on_postgres(own.dsn, seconds, seed, borrowed=borrowed))
+        with run_cluster(durable=False) as own_server:
+            summary = asyncio.run(on_postgres(own_server.dsn, seconds, seed, borrowed=borrowed))
     else:
         with tempfile.TemporaryDirectory() as directory:
             summary = asyncio.run(on_sqlite(Path(directory) / "chat.db", seconds, seed))

@@ -1,4 +1,4 @@
-"""The process that writes dies, is told to stop, or is cancelled: what it was told is stored is stored."""
+"""Tests that acknowledged writes survive when the writing process is killed, terminated or cancelled."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from contextlib import closing
 
 import pytest
 from fault_report import Fault
-from fault_work import Store, on_each, write
-from raw_postgres import rows
+from fault_work import Store, on_both_backends, write_messages
+from raw_postgres import fetch_rows
 
 from flux_memory import Memory
 from flux_memory.testkit.contract.processes import Child, Tell
@@ -26,47 +26,47 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND state
 """
 
 
-def writing_child(store: Store, round_: int) -> Child:
-    """A process whose tasks write for ever."""
+def start_writing_child(store: Store, round_: int) -> Child:
+    """Return a process whose tasks write forever."""
 
     async def work(open_handle: Callable[[], Memory], tell: Tell) -> None:
         journal = Journal(store.journal(round_) / f"{os.getpid()}.jsonl")
-        await write(open_handle(), journal, f"{round_}-{os.getpid()}", tasks=6, told=tell)
+        await write_messages(open_handle(), journal, f"{round_}-{os.getpid()}", tasks=6, told=tell)
 
     return Child(store.open, work)
 
 
-@on_each("kill -9 of the client")
+@on_both_backends("kill -9 of the client")
 def test_a_killed_process_loses_nothing_acknowledged(store: Store, fault: Fault) -> None:
-    """Two processes write, one is killed at a random moment and then the other: the store opens, and has it all."""
+    """Two processes write and are killed at random moments, one after the other: the store opens and has everything."""
     rng = random.Random(9)
     before = None
     for round_ in fault.rounds(8, 100):
-        children = [writing_child(store, round_) for _ in range(2)]
+        children = [start_writing_child(store, round_) for _ in range(2)]
         for child in children:
             child.go()
         for child in children:
             assert child.hear() == "begun"
         for child in children:
-            # A random moment, not a state: wherever the process is then.
+            # A random moment, not a state: the process may be anywhere.
             time.sleep(rng.uniform(0, 0.03))
             child.kill()
         before = store.judge(fault, round_, before)
         if round_ % 10 == 9:
-            # A store that grows for ever takes longer to look through than to break.
-            asyncio.run(store.emptied())
+            # Checking a store that grows without limit would take most of the time.
+            asyncio.run(store.clear())
             before = None
 
 
-@on_each("SIGTERM of the client")
+@on_both_backends("SIGTERM of the client")
 @pytest.mark.parametrize("handled", [False, True], ids=["default", "handled"])
 def test_a_terminated_process_loses_nothing_acknowledged(store: Store, fault: Fault, handled: bool) -> None:
-    """Also where the program catches the signal, cancels its work in the middle and closes: it ends, and cleanly."""
+    """A program that catches the signal, cancels its work and closes the handle also ends, and cleanly."""
 
     async def work(open_handle: Callable[[], Memory], tell: Tell) -> None:
         journal = Journal(store.journal(round_) / "child.jsonl")
         memory = open_handle()
-        writing = asyncio.ensure_future(write(memory, journal, str(round_), tasks=6, told=tell))
+        writing = asyncio.ensure_future(write_messages(memory, journal, str(round_), tasks=6, told=tell))
         if handled:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, writing.cancel)
         try:
@@ -87,9 +87,9 @@ def test_a_terminated_process_loses_nothing_acknowledged(store: Store, fault: Fa
         before = store.judge(fault, round_, before)
 
 
-@on_each("cancellation storm")
+@on_both_backends("cancellation storm")
 def test_a_storm_of_cancellations_leaves_nothing_half_done(store: Store, fault: Fault) -> None:
-    """Half of all calls are cancelled at random moments: none is half stored, no transaction stays open, no lock."""
+    """Half of all calls are cancelled at random moments: none is half stored, and no transaction or lock stays open."""
 
     async def storm(round_: int) -> None:
         rng = random.Random(round_)
@@ -115,7 +115,7 @@ def test_a_storm_of_cancellations_leaves_nothing_half_done(store: Store, fault: 
                 with closing(sqlite3.connect(store.where, timeout=0, isolation_level=None)) as other:
                     other.execute("BEGIN EXCLUSIVE")
             else:
-                assert (await rows(store.where, IDLE_IN_TRANSACTION))[0][0] == 0
+                assert (await fetch_rows(store.where, IDLE_IN_TRANSACTION))[0][0] == 0
         journal.close()
         history = History.read(store.journal(round_))
         assert {operation.error for operation in history.operations} <= {None, "CancelledError"}

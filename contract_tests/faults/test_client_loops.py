@@ -1,4 +1,4 @@
-"""Event loops that are closed under a handle, and processes that fork while one is open: a clear error, or it works."""
+"""Tests event loops that are closed under an open handle, and forks: the handle works or raises a clear error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from fault_work import Store, on_each
+from fault_work import Store, on_both_backends
 
 from flux_memory.testkit.histories import History
 
@@ -40,7 +40,7 @@ async def leave():
 first = asyncio.new_event_loop()
 first.set_exception_handler(lambda loop, context: None)
 first.run_until_complete(leave())
-# Not asyncio.run(), which would cancel what is under way and let it end.
+# Not asyncio.run(), which would cancel the running calls and let them end.
 first.close()
 
 async def use():
@@ -53,7 +53,7 @@ asyncio.run(use())
 asyncio.run(memory.close())
 print("closed")
 sys.stdout.flush()
-# What was under way is destroyed with its loop, which asyncio complains of; that is the program's own doing.
+# Destroying the running calls with their loop makes asyncio complain, which is the script's fault.
 os._exit(0)
 """
 )
@@ -89,7 +89,7 @@ async def fork_while_running():
     await asyncio.sleep(0)
     pid = os.fork()
     if pid == 0:
-        # Whoever awaits in the parent's loop, as if nothing had happened.
+        # Awaits in the parent's loop, as a child that ignores the fork would.
         try:
             await memory.count_sessions()
         except FluxMemoryError as error:
@@ -107,7 +107,7 @@ else:
     pid = os.fork()
     if pid == 0:
         child()
-        # What goes here is the parent's too. Not sys.exit(): asyncio's own loop would take the parent's along.
+        # These objects belong to the parent too. Not sys.exit(): asyncio's own loop would take the parent's along.
         del recorder, memory
         gc.collect()
         os._exit(0)
@@ -123,8 +123,8 @@ loop.close()
 )
 
 
-def run(script: str, store: Store, *arguments: str) -> list[str]:
-    """Run a script in a process of its own, and return what it printed; it neither fails nor complains."""
+def run_script(script: str, store: Store, *arguments: str) -> list[str]:
+    """Run a script in its own process, and return its output; it must neither fail nor print to stderr."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, store.backend, store.where]
     done = subprocess.run(
         [*command, str(store.directory), *arguments, *sys.path],
@@ -137,20 +137,20 @@ def run(script: str, store: Store, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@on_each("event loop closed under a handle")
+@on_both_backends("event loop closed under a handle")
 def test_an_event_loop_that_is_closed_under_its_calls(store: Store, fault: Fault) -> None:
-    """A call on another loop is a clear error at once, `close()` lets go, and what was acknowledged is stored."""
-    refusal, closed = run(CLOSED_LOOP, store)
+    """A call on another loop raises at once, `close()` releases everything, and acknowledged writes are stored."""
+    refusal, closed = run_script(CLOSED_LOOP, store)
     assert "first used on another event loop" in refusal
     assert closed == "closed"
     store.judge(fault, 0)
 
 
-@on_each("fork with a handle open")
+@on_both_backends("fork with a handle open")
 @pytest.mark.parametrize("how", ["idle", "running"])
 def test_a_fork_leaves_the_handle_to_the_parent(store: Store, fault: Fault, how: str) -> None:
-    """The child gets a clear error and can open its own; the parent goes on as if nothing had happened."""
-    *refusals, ended = run(FORKED, store, how)
+    """The child gets a clear error and can open its own handle; the parent's keeps working."""
+    *refusals, ended = run_script(FORKED, store, how)
     assert len(refusals) == (2 if how == "idle" else 3)
     assert all("opened before the process forked" in refusal for refusal in refusals)
     assert ended == "child ended 0"
@@ -162,9 +162,9 @@ def test_a_fork_leaves_the_handle_to_the_parent(store: Store, fault: Fault, how:
     assert {operation.outcome for operation in asked if operation.worker == "child"} == {"acknowledged"}
 
 
-@on_each("handle made before a fork, and used after it")
+@on_both_backends("handle made before a fork, and used after it")
 def test_a_handle_that_was_not_opened_yet_works_on_both_sides(store: Store, fault: Fault) -> None:
-    """An application that makes its memory at import, and is forked into workers, needs to know nothing of this."""
+    """An application that creates its memory at import and forks workers needs no special care."""
     script = (
         PREAMBLE
         + """
@@ -183,6 +183,6 @@ if pid:
     print(os.waitpid(pid, 0)[1])
 """
     )
-    assert run(script, store) == ["0"]
+    assert run_script(script, store) == ["0"]
     stored = store.judge(fault, 0)
     assert {name: len(session.history) for name, session in stored.sessions.items()} == {"child": 20, "parent": 20}

@@ -1,4 +1,4 @@
-"""Every task cancelled at each turn of the loop, as applications and `asyncio.run` end: the handle works afterwards."""
+"""Tests that a handle works after every task was cancelled at any turn of the loop, as at an application's end."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from fault_outcomes import CONTENTS
 from fault_report import Fault
-from fault_told import CONTENTS
-from fault_work import Store, on_each
-from raw_postgres import OPEN, named, rows, until_none
-from waiting import comes_true
+from fault_work import Store, on_both_backends
+from raw_postgres import OPEN, fetch_rows, wait_until_none, with_application_name
+from waiting import becomes_true
 
 from flux_memory import FluxMemoryError, Memory, MemoryClosedError, PostgresConversationMemory, deadline
 from flux_memory.testkit import Proxy
@@ -24,12 +24,12 @@ from flux_memory.testkit.histories import Journal, Recorder
 SESSIONS: Final = [f"s{number}" for number in range(12)]
 BURST: Final = 72
 Moment = int | float
-"""Turns of the event loop, or seconds: what happens on a socket or a thread takes longer than a turn."""
+"""Turns of the event loop, or seconds, because work on a socket or a thread takes longer than a turn."""
 OPENING_MOMENTS: Final[list[Moment]] = [*range(12), *(number / 500 for number in range(1, 20))]
 
 
-async def until_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> None:
-    """Let calls run for so long."""
+async def wait_for_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> None:
+    """Let calls run until this moment."""
     if isinstance(moment, float):
         await asyncio.wait(calls, timeout=moment)
         return
@@ -38,7 +38,7 @@ async def until_moment(moment: Moment, calls: Iterable[asyncio.Future[Any]]) -> 
 
 
 async def cancel_everything() -> None:
-    """Do what applications do when they end, the library's own tasks included."""
+    """Cancel all tasks, including the library's own, as applications do at their end."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -46,7 +46,7 @@ async def cancel_everything() -> None:
         await asyncio.wait(tasks, timeout=10)
 
 
-def burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
+def start_burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
     """Start adds to many sessions, some of them batches."""
     calls: list[Awaitable[Any]] = []
     for number in range(BURST):
@@ -58,10 +58,10 @@ def burst(memory: Memory, turn: object) -> list[asyncio.Future[Any]]:
     return [asyncio.ensure_future(call) for call in calls]
 
 
-async def still_works(memory: Memory, turn: object) -> None:
-    """Assert that what is left can be saved: a burst of adds, and reads."""
+async def assert_works(memory: Memory, turn: object) -> None:
+    """Assert that an application can still save its work: a burst of adds, then reads."""
     with deadline(4):
-        outcomes = await asyncio.gather(*burst(memory, f"{turn} saved"), return_exceptions=True)
+        outcomes = await asyncio.gather(*start_burst(memory, f"{turn} saved"), return_exceptions=True)
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         assert not failed, f"cancelled at {turn}: {len(failed)} of {BURST} adds fail afterwards, with {failed[0]!r}"
         for session in SESSIONS:
@@ -69,50 +69,50 @@ async def still_works(memory: Memory, turn: object) -> None:
         assert await memory.count_sessions() == len(SESSIONS)
 
 
-async def filled(store: Store, journal: Journal) -> None:
-    """Make the sessions."""
+async def fill_sessions(store: Store, journal: Journal) -> None:
+    """Create the sessions."""
     async with store.open() as memory:
         recorder = Recorder(memory, journal, "before")
         for session in SESSIONS:
             await recorder.create_session(session_id=session)
 
 
-def use(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) -> None:
-    """Do the work on an event loop of its own, and hold what it was told against what is stored."""
+def run_work(store: Store, fault: Fault, work: Callable[[Journal], Awaitable[None]]) -> None:
+    """Run the work on a separate event loop, and check its answers against the stored data."""
 
     async def main() -> None:
-        await filled(store, journal)
+        await fill_sessions(store, journal)
         await work(journal)
 
     journal = Journal(store.journal(0) / "journal.jsonl")
     asyncio.run(main())
     journal.close()
-    # A handle that was left open complains here, and not in another test.
+    # The warning about a leaked handle belongs to this test, not to a later one.
     gc.collect()
     store.judge(fault, 0)
 
 
-@on_each("every task cancelled in a burst")
+@on_both_backends("every task cancelled in a burst")
 def test_a_handle_works_after_every_task_was_cancelled_in_a_burst(store: Store, fault: Fault) -> None:
-    """At each turn of the loop: the queue, the connections and the order of each session are in order again."""
+    """At each turn of the loop: the queue, the connections and the order of each session recover."""
 
     async def work(journal: Journal) -> None:
         for turn in range(41):
             async with store.open() as inner:
                 await inner.count_sessions()
                 memory = Recorder(inner, journal, "burst")
-                calls = burst(memory, turn)
-                await until_moment(turn, calls)
+                calls = start_burst(memory, turn)
+                await wait_for_moment(turn, calls)
                 await cancel_everything()
                 assert all(call.done() for call in calls)
-                await still_works(memory, turn)
+                await assert_works(memory, turn)
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("tasks of the library cancelled in a burst")
+@on_both_backends("tasks of the library cancelled in a burst")
 def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: Store, fault: Fault) -> None:
-    """An application that spares its own tasks: each caller gets its result or an error of ours, and in time."""
+    """Callers that were not cancelled get a result or an error of the library in time."""
 
     async def work(journal: Journal) -> None:
         for turn in range(41):
@@ -120,8 +120,8 @@ def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: 
                 await inner.count_sessions()
                 memory = Recorder(inner, journal, "burst")
                 with deadline(4):
-                    calls = burst(memory, turn)
-                await until_moment(turn, calls)
+                    calls = start_burst(memory, turn)
+                await wait_for_moment(turn, calls)
                 for task in asyncio.all_tasks() - {asyncio.current_task(), *calls}:
                     task.cancel()
                 done, late = await asyncio.wait(calls, timeout=6)
@@ -129,14 +129,14 @@ def test_callers_are_answered_though_every_task_but_theirs_was_cancelled(store: 
                 assert not [call for call in done if call.cancelled()], "a caller that was not cancelled is told so"
                 errors = [call.exception() for call in done if call.exception() is not None]
                 assert all(isinstance(error, FluxMemoryError) for error in errors), errors
-                await still_works(memory, turn)
+                await assert_works(memory, turn)
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("every task cancelled again and again")
+@on_both_backends("every task cancelled again and again")
 def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, fault: Fault) -> None:
-    """One handle for all of it: nothing adds up."""
+    """With one handle for all rounds, damage does not accumulate."""
 
     async def work(journal: Journal) -> None:
         rng = random.Random(3)
@@ -144,20 +144,20 @@ def test_a_handle_works_after_every_task_was_cancelled_many_times(store: Store, 
             memory = Recorder(inner, journal, "burst")
             for number in range(40):
                 calls = [
-                    *burst(memory, number),
+                    *start_burst(memory, number),
                     *(asyncio.ensure_future(memory.get_history(session)) for session in SESSIONS[:3]),
                     asyncio.ensure_future(memory.update_session_title("s0", f"{number}")),
                 ]
-                await until_moment(rng.choice([rng.randrange(6), rng.randrange(120), rng.random() / 50]), calls)
+                await wait_for_moment(rng.choice([rng.randrange(6), rng.randrange(120), rng.random() / 50]), calls)
                 await cancel_everything()
-            await still_works(memory, "the end")
+            await assert_works(memory, "the end")
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("last words at the end of asyncio.run")
-def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fault: Fault) -> None:
-    """A worker that is cancelled adds its last message, while every task of the library was cancelled with it."""
+@on_both_backends("last words at the end of asyncio.run")
+def test_tasks_save_messages_while_asyncio_run_cancels_them(store: Store, fault: Fault) -> None:
+    """A cancelled worker adds its last message, although every task of the library was cancelled with it."""
     saved: list[str] = []
 
     async def work(journal: Journal) -> None:
@@ -188,17 +188,17 @@ def test_tasks_save_what_is_left_while_asyncio_run_cancels_them(store: Store, fa
         await begun.wait()
 
     closing: list[asyncio.Future[None]] = []
-    use(store, fault, work)
+    run_work(store, fault, work)
     assert len(saved) == BURST
 
 
-@on_each("every task cancelled while a handle opens")
+@on_both_backends("every task cancelled while a handle opens")
 @pytest.mark.parametrize("callers", [1, 5])
 @pytest.mark.parametrize("everything", [True, False], ids=["every task", "callers alone"])
 def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
     store: Store, fault: Fault, callers: int, everything: bool
 ) -> None:
-    """From the first step of the opening on: it is not closed, and was not told to be."""
+    """From the first step of the opening on: the handle is not closed, because no one called `close()`."""
 
     async def work(journal: Journal) -> None:
         for moment in OPENING_MOMENTS:
@@ -208,7 +208,7 @@ def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
                     asyncio.ensure_future(memory.add_message(SESSIONS[number], "user", f"{moment}"))
                     for number in range(callers)
                 ]
-                await until_moment(moment, calls)
+                await wait_for_moment(moment, calls)
                 if everything:
                     await cancel_everything()
                 else:
@@ -220,19 +220,17 @@ def test_a_handle_whose_opening_was_cancelled_opens_at_its_next_use(
                     await memory.add_message("s0", "user", f"{moment} saved")
                     assert await memory.count_sessions() == len(SESSIONS)
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
 @pytest.mark.fault("every task cancelled while a handle waits for its server", backend="postgres")
-def test_a_handle_whose_opening_was_cancelled_while_its_server_was_away_opens_when_it_is_back(
-    flux_empty_database: str, fault: Fault
-) -> None:
+def test_a_handle_cancelled_while_its_server_was_away_opens_later(flux_empty_database: str, fault: Fault) -> None:
     """Nothing of the first calls is stored, and the next ones succeed."""
 
     async def work() -> None:
         async with PostgresConversationMemory(flux_empty_database) as direct:
             await direct.create_session(session_id="s0")
-        with Proxy(named(flux_empty_database)) as proxy:
+        with Proxy(with_application_name(flux_empty_database)) as proxy:
             proxy.refuse()
             async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
                 calls = [asyncio.ensure_future(memory.add_message("s0", "user", f"{number}")) for number in range(8)]
@@ -242,15 +240,15 @@ def test_a_handle_whose_opening_was_cancelled_while_its_server_was_away_opens_wh
                 proxy.heal()
                 with deadline(5):
                     await asyncio.gather(*(memory.add_message("s0", "user", "saved") for _ in range(8)))
-            await until_none(flux_empty_database, OPEN)
-        assert await rows(flux_empty_database, CONTENTS) == [("s0", "saved")] * 8
+            await wait_until_none(flux_empty_database, OPEN)
+        assert await fetch_rows(flux_empty_database, CONTENTS) == [("s0", "saved")] * 8
         fault.add(acknowledged=8)
 
     asyncio.run(work())
 
 
-def open_files(store: Store) -> list[str]:
-    """Return what this process has open of a SQLite store."""
+def list_open_files(store: Store) -> list[str]:
+    """Return the files of a SQLite store that this process has open."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
@@ -262,13 +260,13 @@ def open_files(store: Store) -> list[str]:
     return found
 
 
-@on_each("close() cancelled")
+@on_both_backends("close() cancelled")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
 @pytest.mark.parametrize("everything", [True, False], ids=["every task", "close() alone"])
 def test_a_close_that_was_cancelled_can_be_called_again(
     store: Store, fault: Fault, busy: bool, everything: bool
 ) -> None:
-    """The second one closes what the first one left: connections, files, threads."""
+    """The second call closes what the first one left open: connections, files, threads."""
 
     async def work(journal: Journal) -> None:
         for moment in [*range(12), 0.002, 0.005, 0.01]:
@@ -276,11 +274,11 @@ def test_a_close_that_was_cancelled_can_be_called_again(
             inner = store.open()
             await inner.count_sessions()
             memory = Recorder(inner, journal, "closing")
-            calls = burst(memory, moment) if busy else []
+            calls = start_burst(memory, moment) if busy else []
             if busy:
-                await until_moment(3, calls)
+                await wait_for_moment(3, calls)
             closing = asyncio.ensure_future(inner.close())
-            await until_moment(moment, [closing])
+            await wait_for_moment(moment, [closing])
             if everything:
                 await cancel_everything()
             else:
@@ -293,17 +291,19 @@ def test_a_close_that_was_cancelled_can_be_called_again(
             with pytest.raises(MemoryClosedError):
                 await inner.count_sessions()
             if store.backend == "postgres":
-                await until_none(store.where, OPEN)
+                await wait_until_none(store.where, OPEN)
             else:
-                assert comes_true(lambda: not open_files(store), seconds=3), f"at {moment}: {open_files(store)}"
-                assert comes_true(lambda: threading.active_count() <= threads, seconds=3), moment  # noqa: B023 - now
+                assert becomes_true(lambda: not list_open_files(store), seconds=3), (
+                    f"at {moment}: {list_open_files(store)}"
+                )
+                assert becomes_true(lambda: threading.active_count() <= threads, seconds=3), moment  # noqa: B023 - now
 
-    use(store, fault, work)
+    run_work(store, fault, work)
 
 
-@on_each("close() cancelled")
+@on_both_backends("close() cancelled")
 def test_a_second_closer_is_not_cancelled_with_the_first(store: Store, fault: Fault) -> None:
-    """Two tasks close one handle, and one of them is cancelled: the other returns when it is closed."""
+    """Two tasks close one handle and one is cancelled: the other returns when the handle is closed."""
 
     async def work(journal: Journal) -> None:
         for turn in range(10):
@@ -313,13 +313,13 @@ def test_a_second_closer_is_not_cancelled_with_the_first(store: Store, fault: Fa
             adding = asyncio.ensure_future(memory.add_message("s0", "user", f"{turn} in flight"))
             await asyncio.sleep(0)
             first, second = (asyncio.ensure_future(inner.close()) for _ in range(2))
-            await until_moment(turn, [second])
+            await wait_for_moment(turn, [second])
             first.cancel()
             await asyncio.wait_for(second, 10)
             await asyncio.wait_for(asyncio.wait([first, adding]), 5)
             if store.backend == "postgres":
-                await until_none(store.where, OPEN)
+                await wait_until_none(store.where, OPEN)
             else:
-                assert comes_true(lambda: not open_files(store), seconds=3)
+                assert becomes_true(lambda: not list_open_files(store), seconds=3)
 
-    use(store, fault, work)
+    run_work(store, fault, work)

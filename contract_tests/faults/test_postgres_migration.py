@@ -1,21 +1,21 @@
-"""A migration to PostgreSQL is broken from outside: what it left is no harm, and a second run completes it."""
+"""Tests migrations to PostgreSQL that a fault interrupts: they leave no damage, and a second run completes them."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread, Timer
 from typing import Final
 
 import pytest
-from fault_cluster import Cluster, cluster
-from fault_migration import CLEAN, MESSAGES, SESSIONS, ended_well, prepared
+from fault_cluster import Cluster
+from fault_migration import CLEAN, MESSAGES, SESSIONS, migrate_succeeds, prepare_target
 from fault_report import Fault
 from raw_postgres import execute
-from transfer_memories import OTHER, Trigger, everything, make_random
+from transfer_memories import OTHER, Trigger, make_random_file, read_target
 
 from flux_memory import BackendUnavailableError
 from flux_memory.testkit import Proxy
@@ -32,91 +32,84 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND pid <
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of the original application."""
     made = tmp_path_factory.mktemp("broken") / "chat.db"
-    make_random(made, sessions=SESSIONS, messages=MESSAGES)
+    make_random_file(made, sessions=SESSIONS, messages=MESSAGES)
     return made
-
-
-@pytest.fixture(scope="module")
-def own() -> Iterator[Cluster]:
-    """A durable server of this module's own."""
-    with cluster() as made:
-        yield made
 
 
 @pytest.mark.fault("migration: connection cut after any byte", backend="postgres")
 def test_cut_after_any_byte(path: Path, flux_empty_database: str, fault: Fault) -> None:
-    """Wherever the connection breaks, the next run goes on to exactly the same result."""
+    """After a break at any byte, the next run reaches exactly the same result."""
     dsn = flux_empty_database
-    assert ended_well(path, dsn)
-    expected = everything(dsn)
+    assert migrate_succeeds(path, dsn)
+    expected = read_target(dsn)
     places = fault.rounds(10, 100)
     broken = 0
     for place in places:
         asyncio.run(execute(dsn, CLEAN))
         with Proxy(dsn) as proxy:
             proxy.cut(after=1000 + place * 500_000 // len(places))
-            broken += not ended_well(path, proxy.dsn)
-        assert ended_well(path, dsn)
-        assert everything(dsn) == expected
+            broken += not migrate_succeeds(path, proxy.dsn)
+        assert migrate_succeeds(path, dsn)
+        assert read_target(dsn) == expected
     assert broken >= len(places) // 2
     fault.add(rounds=len(places), acknowledged=len(places) * (SESSIONS + MESSAGES))
 
 
 @pytest.mark.fault("migration: kill -9 of the server", backend="postgres")
-def test_the_server_is_killed(path: Path, own: Cluster, fault: Fault) -> None:
-    """Rows that are there when the server comes back are whole, and the next run adds what is missing."""
-    asyncio.run(execute(own.dsn, CLEAN))
-    assert ended_well(path, own.dsn)
-    expected = everything(own.dsn)
+def test_the_server_is_killed(path: Path, own_server: Cluster, fault: Fault) -> None:
+    """Rows present after the server's recovery are complete, and the next run adds the missing ones."""
+    asyncio.run(execute(own_server.dsn, CLEAN))
+    assert migrate_succeeds(path, own_server.dsn)
+    expected = read_target(own_server.dsn)
     for number in fault.rounds(3, 50):
-        asyncio.run(execute(own.dsn, CLEAN))
-        killer = Timer(0.05 + number % 10 / 20, own.end, (signal.SIGKILL,))
+        asyncio.run(execute(own_server.dsn, CLEAN))
+        killer = Timer(0.05 + number % 10 / 20, own_server.end, (signal.SIGKILL,))
         killer.start()
-        ended_well(path, own.dsn)
+        migrate_succeeds(path, own_server.dsn)
         killer.join()
-        own.start()
-        assert ended_well(path, own.dsn)
-        assert everything(own.dsn) == expected
+        own_server.start()
+        assert migrate_succeeds(path, own_server.dsn)
+        assert read_target(own_server.dsn) == expected
         fault.add(acknowledged=SESSIONS + MESSAGES)
 
 
 @pytest.mark.fault("migration: fast shutdown of the server", backend="postgres")
-def test_the_server_is_shut_down_in_the_middle(path: Path, own: Cluster, fault: Fault) -> None:
-    """An administrator restarts the server under a migration."""
-    asyncio.run(execute(own.dsn, CLEAN))
-    assert ended_well(path, own.dsn)
-    expected = everything(own.dsn)
+def test_the_server_is_shut_down_in_the_middle(path: Path, own_server: Cluster, fault: Fault) -> None:
+    """An administrator restarts the server during a migration."""
+    asyncio.run(execute(own_server.dsn, CLEAN))
+    assert migrate_succeeds(path, own_server.dsn)
+    expected = read_target(own_server.dsn)
     for number in fault.rounds(2, 50):
-        asyncio.run(execute(own.dsn, CLEAN))
-        restarting = Thread(target=own.restart, args=(signal.SIGINT,))
+        asyncio.run(execute(own_server.dsn, CLEAN))
+        restarting = Thread(target=own_server.restart, args=(signal.SIGINT,))
         starter = Timer(0.05 + number % 10 / 20, restarting.start)
         starter.start()
-        ended_well(path, own.dsn)
+        migrate_succeeds(path, own_server.dsn)
         starter.join()
         restarting.join()
-        assert ended_well(path, own.dsn)
-        assert everything(own.dsn) == expected
+        assert migrate_succeeds(path, own_server.dsn)
+        assert read_target(own_server.dsn) == expected
         fault.add(acknowledged=SESSIONS + MESSAGES)
 
 
-def aside(work: Callable[[], object]) -> None:
-    """Do what needs an event loop of its own, whoever calls."""
+def run_on_new_loop(work: Callable[[], object]) -> None:
+    """Run work that needs its own event loop on a thread."""
     thread = Thread(target=work)
     thread.start()
     thread.join()
 
 
-def silence(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on nothing comes through; the patience of a test is shorter."""
+def silence_network(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Swallow everything from now on; timeouts are short for the test."""
     proxy.silence()
     monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_SECONDS", 0.3)
 
 
 BREAKS: Final[dict[str, Callable[[Proxy, str, pytest.MonkeyPatch], None]]] = {
-    "black hole": lambda proxy, _, monkeypatch: silence(proxy, monkeypatch),
+    "black hole": lambda proxy, _, monkeypatch: silence_network(proxy, monkeypatch),
     "connections reset": lambda proxy, _, __: proxy.reset(),
     "reply to COMMIT lost": lambda proxy, _, __: proxy.lose_reply("query", containing=b"COMMIT"),
-    "pg_terminate_backend": lambda _, dsn, __: aside(lambda: asyncio.run(execute(dsn, TERMINATE))),
+    "pg_terminate_backend": lambda _, dsn, __: run_on_new_loop(lambda: asyncio.run(execute(dsn, TERMINATE))),
 }
 PHASES: Final = {
     "black hole": ("Preflight", "Load", "Load beside others", "Keys", "Verify"),
@@ -137,22 +130,22 @@ PHASES: Final = {
 def test_the_network_breaks_in_each_phase(
     path: Path, flux_empty_database: str, fault: Fault, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str
 ) -> None:
-    """An error in bounded time, though the driver would wait for ever; the next run completes, each row once."""
+    """An error comes in bounded time, though the driver would wait forever; the next run stores each row once."""
     for _ in fault.rounds(1, 10):
-        took = broken_in(path, flux_empty_database, monkeypatch, break_, phase)
+        took = break_in_phase(path, flux_empty_database, monkeypatch, break_, phase)
         fault.add(acknowledged=SESSIONS + MESSAGES, call=took)
 
 
-def broken_in(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str) -> float:
-    """Break a migration, complete it, and return how long the broken one took to end."""
+def break_in_phase(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_: str, phase: str) -> float:
+    """Break a migration, complete it, and return the seconds that the broken one took to end."""
     name, _, others = phase.partition(" ")
     before = [OTHER] if others else []
     asyncio.run(execute(dsn, CLEAN))
-    asyncio.run(prepared(dsn, before))
-    assert ended_well(path, dsn)
-    expected = everything(dsn)
+    asyncio.run(prepare_target(dsn, before))
+    assert migrate_succeeds(path, dsn)
+    expected = read_target(dsn)
     asyncio.run(execute(dsn, CLEAN))
-    asyncio.run(prepared(dsn, before))
+    asyncio.run(prepare_target(dsn, before))
     with monkeypatch.context() as patch, Proxy(dsn) as proxy:
         patch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.1)
         trigger = Trigger(
@@ -164,6 +157,6 @@ def broken_in(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_: str
         took = time.monotonic() - began
     assert trigger.acted
     assert ("nothing has come back" in str(caught.value)) is (break_ == "black hole")
-    assert ended_well(path, dsn)
-    assert everything(dsn) == expected
+    assert migrate_succeeds(path, dsn)
+    assert read_target(dsn) == expected
     return took

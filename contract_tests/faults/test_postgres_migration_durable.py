@@ -1,4 +1,4 @@
-"""A migration that was called proven survives what happens to the server in the next moment."""
+"""Tests that a proven migration survives a failure of the server right after the proof."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from fault_cluster import Cluster, caught_up, cluster, meanwhile, pair
-from fault_migration import CLEAN, prepared
-from fault_pooler import behind, started_pooler
+from fault_cluster import Cluster, primary_and_replica, run_blocking, run_cluster, wait_for_replica
+from fault_migration import CLEAN, prepare_target
+from fault_pooler import run_pooler, with_pooler
 from fault_report import Fault
-from raw_postgres import execute, rows, with_parameter
-from transfer_memories import OTHER, Trigger, everything, make_random, move
-from waiting import until
+from raw_postgres import execute, fetch_rows, with_parameter
+from transfer_memories import OTHER, Trigger, make_random_file, move, read_target
+from waiting import wait_until
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
@@ -32,49 +32,49 @@ SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_eve
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of the original application."""
     made = tmp_path_factory.mktemp("durable") / "chat.db"
-    make_random(made, sessions=SESSIONS, messages=MESSAGES)
+    make_random_file(made, sessions=SESSIONS, messages=MESSAGES)
     return made
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[Cluster]:
-    """A server whose log reaches the disk only where a transaction waits for it, or after ten seconds."""
-    with cluster({"wal_writer_delay": "10s", "autovacuum": "off"}) as made:
+def own_server() -> Iterator[Cluster]:
+    """A server that flushes its log for transactions that wait for it, and otherwise after ten seconds."""
+    with run_cluster({"wal_writer_delay": "10s", "autovacuum": "off"}) as made:
         yield made
 
 
-def directly(path: Path, own: Cluster) -> None:
-    """In batches, or at once where the target is empty."""
-    assert move(path, own.dsn, batch_size=50).status is Status.IDENTICAL
+def migrate_directly(path: Path, own_server: Cluster) -> None:
+    """Move rows in batches, or all at once into an empty target."""
+    assert move(path, own_server.dsn, batch_size=50).status is Status.IDENTICAL
 
 
-def pooled(path: Path, own: Cluster) -> None:
-    """Through PgBouncer in transaction mode."""
-    with started_pooler(own.dsn) as pooler:
-        dsn = with_parameter(behind(own.dsn, pooler), "statement_cache_size=0")
+def migrate_through_pooler(path: Path, own_server: Cluster) -> None:
+    """Move rows through PgBouncer in transaction mode."""
+    with run_pooler(own_server.dsn) as pooler:
+        dsn = with_parameter(with_pooler(own_server.dsn, pooler), "statement_cache_size=0")
         assert move(path, dsn, batch_size=50).status is Status.IDENTICAL
-        # While the pooler is there: its end would give the server time.
-        own.end(signal.SIGKILL)
+        # While the pooler runs, because its end would give the server time to flush.
+        own_server.end(signal.SIGKILL)
 
 
-def resumed(path: Path, own: Cluster) -> None:
-    """Every batch was committed by a run that was interrupted, so that there is nothing left to do."""
-    interrupted(path, own)
-    assert move(path, own.dsn).status is Status.IDENTICAL
+def resume_migration(path: Path, own_server: Cluster) -> None:
+    """Continue an interrupted run that committed every batch, with nothing left to move."""
+    interrupt_migration(path, own_server)
+    assert move(path, own_server.dsn).status is Status.IDENTICAL
 
 
-def compared(path: Path, own: Cluster) -> None:
-    """Nothing is moved, and the rows are called proven all the same."""
-    interrupted(path, own)
-    assert move(path, own.dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
+def compare_only(path: Path, own_server: Cluster) -> None:
+    """Move nothing, and still call the rows proven."""
+    interrupt_migration(path, own_server)
+    assert move(path, own_server.dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
 
 
-def interrupted(path: Path, own: Cluster) -> None:
-    """Leave all batches behind, and no proof."""
+def interrupt_migration(path: Path, own_server: Cluster) -> None:
+    """Commit all batches without a proof."""
 
     async def run() -> None:
         trigger = Trigger("Verify", lambda: task.cancel())  # noqa: PLW0108 - the task is not there yet
-        task = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=own.dsn, batch_size=50), trigger))
+        task = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=own_server.dsn, batch_size=50), trigger))
         with suppress(asyncio.CancelledError):
             await task
         assert task.cancelled()
@@ -84,33 +84,40 @@ def interrupted(path: Path, own: Cluster) -> None:
 
 @pytest.mark.fault("migration: kill -9 of the server after the proof", backend="postgres")
 @pytest.mark.parametrize("others", [[], [OTHER]], ids=["empty", "populated"])
-@pytest.mark.parametrize("by", [directly, pooled, resumed, compared], ids=lambda by: by.__name__)
+@pytest.mark.parametrize(
+    "by", [migrate_directly, migrate_through_pooler, resume_migration, compare_only], ids=lambda by: by.__name__
+)
 @pytest.mark.parametrize("before", [[], [WITHOUT_WAITING]], ids=["waiting", "synchronous_commit off"])
-def test_what_was_proven_is_there_when_the_server_comes_back(
-    path: Path, own: Cluster, fault: Fault, before: list[str], by: Callable[[Path, Cluster], None], others: list[str]
+def test_proven_rows_survive_a_crash_of_the_server(
+    path: Path,
+    own_server: Cluster,
+    fault: Fault,
+    before: list[str],
+    by: Callable[[Path, Cluster], None],
+    others: list[str],
 ) -> None:
-    """Every path to the proof waits for the disk, regardless of the role's setting."""
-    asyncio.run(execute(own.dsn, CLEAN, *before))
-    asyncio.run(prepared(own.dsn, others))
+    """Every way to a proof waits for the disk, regardless of the role's setting."""
+    asyncio.run(execute(own_server.dsn, CLEAN, *before))
+    asyncio.run(prepare_target(own_server.dsn, others))
     for _ in fault.rounds(1, 20):
-        asyncio.run(execute(own.dsn, "DELETE FROM sessions", *others, "CHECKPOINT"))
-        by(path, own)
+        asyncio.run(execute(own_server.dsn, "DELETE FROM sessions", *others, "CHECKPOINT"))
+        by(path, own_server)
         with suppress(FileNotFoundError, ProcessLookupError):
-            own.end(signal.SIGKILL)
-        own.start()
-        sessions, messages = everything(own.dsn)
+            own_server.end(signal.SIGKILL)
+        own_server.start()
+        sessions, messages = read_target(own_server.dsn)
         lost = SESSIONS + len(others) - len(sessions) + MESSAGES - len(messages)
         fault.add(acknowledged=SESSIONS + MESSAGES, lost=lost)
         assert lost == 0
-    asyncio.run(execute(own.dsn, "ALTER ROLE CURRENT_USER RESET synchronous_commit"))
+    asyncio.run(execute(own_server.dsn, "ALTER ROLE CURRENT_USER RESET synchronous_commit"))
 
 
 @pytest.fixture
 def standby() -> Iterator[tuple[Cluster, Cluster]]:
-    """A primary and the standby that has to confirm its commits, which is down."""
-    with pair() as (primary, replica, _):
-        asyncio.run(prepared(primary.dsn, [OTHER, WITHOUT_WAITING]))
-        asyncio.run(caught_up(primary, replica))
+    """A primary, and the stopped standby that must confirm its commits."""
+    with primary_and_replica() as (primary, replica, _):
+        asyncio.run(prepare_target(primary.dsn, [OTHER, WITHOUT_WAITING]))
+        asyncio.run(wait_for_replica(primary, replica))
         replica.end(signal.SIGINT)
         asyncio.run(
             execute(
@@ -125,10 +132,10 @@ def standby() -> Iterator[tuple[Cluster, Cluster]]:
 def test_the_proof_waits_for_a_synchronous_standby(
     path: Path, standby: tuple[Cluster, Cluster], fault: Fault, mode: Mode
 ) -> None:
-    """What was proven is there on the standby that takes over in the next moment."""
+    """Proven rows exist on a standby that takes over right after the proof."""
     primary, replica = standby
     if mode is Mode.VERIFY:
-        interrupted(path, primary)
+        interrupt_migration(path, primary)
 
     async def run() -> Status:
         migrating = asyncio.create_task(
@@ -136,26 +143,26 @@ def test_the_proof_waits_for_a_synchronous_standby(
         )
 
         async def waits() -> bool:
-            return migrating.done() or bool(await rows(primary.dsn, WAITING))
+            return migrating.done() or bool(await fetch_rows(primary.dsn, WAITING))
 
-        await until(waits)
+        await wait_until(waits)
         assert not migrating.done()
-        await meanwhile(replica.start)
+        await run_blocking(replica.start)
         return (await migrating).status
 
     assert asyncio.run(run()) is Status.IDENTICAL
     primary.end(signal.SIGKILL)
     replica.promote()
-    sessions, messages = everything(replica.dsn)
+    sessions, messages = read_target(replica.dsn)
     assert (len(sessions), len(messages)) == (SESSIONS + 1, MESSAGES)
     fault.add(acknowledged=SESSIONS + MESSAGES)
 
 
 @pytest.mark.fault("migration: synchronous standby away", backend="postgres")
-def test_a_wait_for_the_standby_that_is_given_up_is_no_proof(
+def test_a_cancelled_wait_for_the_standby_is_not_a_proof(
     path: Path, standby: tuple[Cluster, Cluster], fault: Fault
 ) -> None:
-    """An administrator who cancels it makes the server commit all the same, with no more than a warning."""
+    """When an administrator cancels the wait, the server commits nonetheless and only warns."""
     primary, replica = standby
 
     async def run() -> Any:
@@ -163,25 +170,25 @@ def test_a_wait_for_the_standby_that_is_given_up_is_no_proof(
 
         async def given_up() -> bool:
             return migrating.done() or bool(
-                await rows(primary.dsn, f"SELECT pg_cancel_backend(pid) FROM ({WAITING}) w")
+                await fetch_rows(primary.dsn, f"SELECT pg_cancel_backend(pid) FROM ({WAITING}) w")
             )
 
-        await until(given_up)
+        await wait_until(given_up)
         return await migrating
 
     with pytest.raises(MigrationError, match=r"does not confirm that the rows are on all disks.*run again"):
         asyncio.run(run())
     replica.start()
-    directly(path, primary)
+    migrate_directly(path, primary)
     fault.add(acknowledged=SESSIONS + MESSAGES)
 
 
 @pytest.mark.fault("migration: proven on a replica", backend="postgres")
 def test_a_replica_can_be_compared_and_read_back(path: Path, tmp_path: Path, fault: Fault) -> None:
-    """It takes no writes, and shows nothing that is not on its disk."""
-    with pair() as (primary, replica, _):
-        directly(path, primary)
-        asyncio.run(caught_up(primary, replica))
+    """A replica refuses writes, and shows only rows that are on its disk."""
+    with primary_and_replica() as (primary, replica, _):
+        migrate_directly(path, primary)
+        asyncio.run(wait_for_replica(primary, replica))
         assert move(path, replica.dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
         assert asyncio.run(migrate_back(replica.dsn, tmp_path / "back.db")).status is Status.IDENTICAL
     fault.add(acknowledged=SESSIONS + MESSAGES)

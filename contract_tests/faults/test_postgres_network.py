@@ -1,58 +1,35 @@
-"""The network between a memory and PostgreSQL is refused, reset, silent, slow, or cut at any byte."""
+"""Tests a network to PostgreSQL that refuses, resets, swallows, delays, or cuts at any byte."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_load import Load, judge, through
+from fault_load import Load, check_history, run_round
+from fault_outcomes import measure_call
 from fault_report import Fault
-from raw_postgres import rows, until_none
+from raw_postgres import OTHER_CLIENTS, fetch_rows, wait_until_none
 
 from flux_memory import (
     BackendUnavailableError,
-    ConflictError,
-    Memory,
     OutcomeUnknownError,
     PostgresConversationMemory,
-    SessionNotFoundError,
     deadline,
 )
 from flux_memory.backends.postgres import pool as postgres_pool
 from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import History, Journal, Recorder
 
-OTHERS = """
-SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
 STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
-
-
-@pytest.fixture
-def proxy(flux_empty_database: str) -> Iterator[Proxy]:
-    """A network that can be broken, before an empty database."""
-    with Proxy(flux_empty_database) as made:
-        yield made
-
-
-async def timed(call: Awaitable[object], within: float) -> tuple[float, BaseException | None]:
-    """Await a call that must end in time; return how long it took, and its error."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    done, _ = await asyncio.wait([task := asyncio.ensure_future(call)], timeout=within + 5)
-    took = loop.time() - began
-    assert done, "the call hangs"
-    assert took < within
-    return took, None if task.cancelled() else task.exception()
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused under load", backend="postgres")
-async def test_refused_for_a_while(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
+async def test_calls_wait_while_connections_are_refused(
+    proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path
+) -> None:
     """Connections are lost and new ones refused: calls wait until the server is back, and none fails."""
 
     async def refuse(_: Load) -> None:
@@ -62,7 +39,7 @@ async def test_refused_for_a_while(proxy: Proxy, flux_empty_database: str, fault
         proxy.heal()
 
     for number in fault.rounds(2, 50):
-        load = await through(fault, proxy.dsn, tmp_path / str(number), refuse, stored_at=flux_empty_database)
+        load = await run_round(fault, proxy.dsn, tmp_path / str(number), refuse, stored_at=flux_empty_database)
         assert load.unavailable == []
 
 
@@ -74,15 +51,15 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
         session = await memory.create_session()
         proxy.refuse()
         proxy.reset()
-        await until_none(flux_empty_database, OTHERS)
+        await wait_until_none(flux_empty_database, OTHER_CLIENTS)
         with deadline(1):
-            took, error = await timed(memory.add_message(session, "user", "x"), 2)
+            took, error = await measure_call(memory.add_message(session, "user", "x"), 2)
         assert isinstance(error, BackendUnavailableError)
         assert not isinstance(error, OutcomeUnknownError)
         assert "nothing listens there" in str(error)
         assert "Nothing was stored" in str(error)
         async with PostgresConversationMemory(proxy.dsn, timeout=10) as other:
-            sooner, error = await timed(other.count_sessions(), 4)
+            sooner, error = await measure_call(other.count_sessions(), 4)
         assert isinstance(error, BackendUnavailableError)
         proxy.heal()
         assert await memory.get_history(session) == []
@@ -91,16 +68,18 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connections reset under load", backend="postgres")
-async def test_reset_again_and_again(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
-    """Whoever was in flight is tried again, with the same ids."""
+async def test_calls_survive_repeated_resets(
+    proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path
+) -> None:
+    """Calls in flight are retried with the same ids."""
 
     async def reset(load: Load) -> None:
         for _ in range(10):
             proxy.reset()
-            await load.more(10)
+            await load.wait_for_calls(10)
 
     for number in fault.rounds(2, 50):
-        load = await through(fault, proxy.dsn, tmp_path / str(number), reset, stored_at=flux_empty_database)
+        load = await run_round(fault, proxy.dsn, tmp_path / str(number), reset, stored_at=flux_empty_database)
         assert load.unavailable == []
 
 
@@ -111,7 +90,7 @@ async def test_reset_again_and_again(proxy: Proxy, flux_empty_database: str, fau
 async def test_a_black_hole_at_each_stage(
     proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path, stage: Any
 ) -> None:
-    """Every call ends within a second of its deadline, a cancelled one too; afterwards the handle works again."""
+    """Every call ends within a second of its deadline or cancellation; afterwards the handle works again."""
     journal = Journal(tmp_path / "journal.jsonl")
     async with PostgresConversationMemory(flux_empty_database) as direct:
         made = Recorder(direct, journal, "before")
@@ -128,7 +107,7 @@ async def test_a_black_hole_at_each_stage(
             lambda: memory.get_history(session),
             lambda: memory.update_session_title(session, "x"),
         ):
-            took, error = await timed(call(), 2)
+            took, error = await measure_call(call(), 2)
             assert isinstance(error, BackendUnavailableError)
             if stage in {"startup", "authentication"}:
                 assert not isinstance(error, OutcomeUnknownError)
@@ -136,17 +115,17 @@ async def test_a_black_hole_at_each_stage(
         for adding in [asyncio.create_task(memory.add_message(session, "user", "cancelled")) for _ in range(3)]:
             await asyncio.wait([adding], timeout=0.1)
             adding.cancel()
-            await timed(adding, 1)
+            await measure_call(adding, 1)
         proxy.heal()
-        # A handle that never connected may hear only now that its last attempt failed.
-        await timed(inner.count_sessions(), 2)
+        # A handle that never connected may learn only now that its last attempt failed.
+        await measure_call(inner.count_sessions(), 2)
         with deadline(20):
             await memory.add_message(session, "user", "afterwards")
             assert (await memory.get_history(session))[-1]["content"] == "afterwards"
         proxy.silence()
-        await timed(inner.close(), 3)
+        await measure_call(inner.close(), 3)
     journal.close()
-    await judge(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
+    await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
 
 
 @pytest.mark.asyncio
@@ -154,7 +133,7 @@ async def test_a_black_hole_at_each_stage(
 async def test_idle_connections_that_were_forgotten(
     proxy: Proxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a long rest nothing comes back through the old connections: they are asked first, and no call fails."""
+    """Replies no longer arrive on old connections: the handle probes them first, and no call fails."""
     monkeypatch.setattr(postgres_pool, "_SUSPECT_SECONDS", 0.05)
     async with PostgresConversationMemory(proxy.dsn, min_size=3) as memory:
         session = await memory.create_session()
@@ -162,7 +141,7 @@ async def test_idle_connections_that_were_forgotten(
             await asyncio.gather(*(memory.count_sessions() for _ in range(6)))
             await asyncio.sleep(0.1)
             proxy.forget()
-            took, error = await timed(memory.add_message(session, "user", str(number)), 3)
+            took, error = await measure_call(memory.add_message(session, "user", str(number)), 3)
             assert error is None
             fault.add(acknowledged=1, call=took, outage=took)
 
@@ -170,19 +149,19 @@ async def test_idle_connections_that_were_forgotten(
 @pytest.mark.asyncio
 @pytest.mark.fault("first of two hosts is a black hole", backend="postgres")
 async def test_a_host_that_is_gone_does_not_use_up_the_deadline(flux_empty_database: str, fault: Fault) -> None:
-    """A fail-over: the first host of the DSN swallows packets, and the second one answers in time."""
+    """The first host of the DSN swallows packets, and the second one answers in time."""
     with Proxy(flux_empty_database) as gone, Proxy(flux_empty_database) as there:
         dsn = gone.dsn.replace(f":{gone.port}/", f":{gone.port},127.0.0.1:{there.port}/")
         async with PostgresConversationMemory(dsn, timeout=6, min_size=1) as memory:
             session = await memory.create_session()
             gone.silence()
             with deadline(1):
-                _, error = await timed(memory.add_message(session, "user", "x", message_id="m"), 2)
+                _, error = await measure_call(memory.add_message(session, "user", "x", message_id="m"), 2)
             assert isinstance(error, OutcomeUnknownError)
-            took, error = await timed(memory.add_message(session, "user", "x", message_id="m"), 5)
+            took, error = await measure_call(memory.add_message(session, "user", "x", message_id="m"), 5)
             assert error is None
             assert there.connections
-            assert await rows(flux_empty_database, "SELECT id FROM messages") == [("m",)]
+            assert await fetch_rows(flux_empty_database, "SELECT id FROM messages") == [("m",)]
             fault.add(acknowledged=1, call=took, outage=took)
 
 
@@ -198,100 +177,25 @@ async def test_a_slow_network(proxy: Proxy, flux_empty_database: str, fault: Fau
         await asyncio.gather(*(memory.add_message(session, "user", f"{n}" * 100) for n in range(5)))
         assert len(await memory.get_history(session)) == 5
     journal.close()
-    await judge(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
-
-
-Call = Callable[[Memory], Awaitable[object]]
-WRITES: dict[str, Call] = {
-    "create_session": lambda memory: memory.create_session("title", {"a": 1}),
-    "create_session with an id": lambda memory: memory.create_session("title", {"a": 1}, session_id="new"),
-    "add_message": lambda memory: memory.add_message("s", "user", "x", {"a": 1}),
-    "add_message with an id": lambda memory: memory.add_message("s", "user", "x", message_id="m"),
-    "add_messages": lambda memory: memory.add_messages("s", [{"role": "user", "content": f"{n}"} for n in range(3)]),
-    "update_session_title": lambda memory: memory.update_session_title("s", "new"),
-    "delete_session": lambda memory: memory.delete_session("s"),
-    "clear_all": lambda memory: memory.clear_all(),
-}
-
-
-@pytest.mark.asyncio
-@pytest.mark.fault("reply to COMMIT lost", backend="postgres")
-@pytest.mark.parametrize("name", WRITES)
-async def test_the_reply_is_lost(proxy: Proxy, flux_empty_database: str, fault: Fault, name: str) -> None:
-    """It was carried out, and nobody heard: the second attempt finds that, and it is done once."""
-    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
-        for _ in fault.rounds(2, 50):
-            await memory.clear_all()
-            await memory.create_session(session_id="s")
-            proxy.lose_reply("sync")
-            took, error = await timed(WRITES[name](memory), 5)
-            assert error is None
-            stored = {session["id"]: session["message_count"] for session in await memory.get_sessions()}
-            expected = {"add_message": 1, "add_messages": 3}.get(name.split(" ", maxsplit=1)[0], 0)
-            assert stored.get("s", 0) == expected
-            assert len(stored) == {"create": 2, "delete": 0, "clear": 0}.get(name.partition("_")[0], 1)
-            assert len(await rows(flux_empty_database, "SELECT FROM messages")) == expected
-            fault.add(acknowledged=1, call=took, outage=took)
-
-
-@pytest.mark.asyncio
-@pytest.mark.fault("reply to COMMIT lost, refused all the same", backend="postgres")
-async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None:
-    """An id that somebody else has taken, or a session that is not there, is an error whatever the network does."""
-    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
-        await memory.create_session("theirs", session_id="s")
-        await memory.add_message("s", "user", "theirs", message_id="m")
-        for call, kind in (
-            (lambda: memory.create_session("ours", session_id="s"), ConflictError),
-            (lambda: memory.add_message("s", "user", "ours", message_id="m"), ConflictError),
-            (lambda: memory.add_message("none", "user", "x"), SessionNotFoundError),
-            (lambda: memory.update_session_title("none", "x"), SessionNotFoundError),
-        ):
-            proxy.lose_reply("sync")
-            with pytest.raises(kind):
-                await call()
-        fault.add(acknowledged=2)
-
-
-@pytest.mark.asyncio
-@pytest.mark.fault("reply to COMMIT lost, then refused", backend="postgres")
-async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
-    """It is stored, and the error says that it may be; the same call again finds out."""
-    # A second connection, opened in the round before, would be asked instead.
-    async with PostgresConversationMemory(proxy.dsn, min_size=1, max_size=1) as memory:
-        session = await memory.create_session()
-        for number in fault.rounds(2, 50):
-            proxy.lose_reply("sync")
-            proxy.refuse()
-            with deadline(0.6):
-                took, error = await timed(memory.add_message(session, "user", "x", message_id=f"m{number}"), 2)
-            assert isinstance(error, OutcomeUnknownError)
-            assert "whether the call took effect is not known" in str(error)
-            assert len(await rows(flux_empty_database, "SELECT FROM messages")) == number + 1
-            proxy.heal()
-            assert await memory.add_message(session, "user", "x", message_id=f"m{number}") == f"m{number}"
-            assert len(await memory.get_history(session)) == number + 1
-            fault.add(acknowledged=1, call=took, outage=took)
+    await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused to many at once", backend="postgres")
-async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
-    proxy: Proxy, flux_empty_database: str, fault: Fault
-) -> None:
-    """Adds that would share a statement: none was sent, so that each error says that nothing was stored."""
+async def test_each_of_many_callers_gets_its_own_outcome(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
+    """Adds that would share a statement: none was sent, so each error says that nothing was stored."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         sessions = [await memory.create_session() for _ in range(4)]
         proxy.refuse()
         proxy.reset()
-        await until_none(flux_empty_database, OTHERS)
+        await wait_until_none(flux_empty_database, OTHER_CLIENTS)
         with deadline(0.8):
             adds = [memory.add_message(sessions[number % 4], "user", f"{number}") for number in range(40)]
             outcomes = await asyncio.wait_for(asyncio.gather(*adds, return_exceptions=True), 2)
         assert {type(outcome) for outcome in outcomes} == {BackendUnavailableError}
         assert all("Nothing was stored" in str(outcome) for outcome in outcomes)
         proxy.heal()
-        assert await rows(flux_empty_database, "SELECT FROM messages") == []
+        assert await fetch_rows(flux_empty_database, "SELECT FROM messages") == []
         await asyncio.gather(*(memory.add_message(session, "user", "afterwards") for session in sessions))
         fault.add(acknowledged=8)
 
@@ -299,7 +203,7 @@ async def test_each_of_many_callers_hears_what_happened_to_its_own_call(
 @pytest.mark.asyncio
 @pytest.mark.fault("cut after any byte of a call", backend="postgres")
 async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
-    """Wherever the connection breaks, the call succeeds, and what it adds is stored once."""
+    """After a break at any byte the call succeeds, and its message is stored once."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         session = await memory.create_session()
         added = 0
@@ -313,7 +217,7 @@ async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: 
             added += 2
         contents = [message["content"] for message in await memory.get_history(session)]
         assert contents == [str(n) for n in range(added)]
-        numbers = await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
+        numbers = await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
         assert numbers == [(n + 1,) for n in range(added)]
         fault.add(rounds=len(places), acknowledged=2 * len(places))
 
@@ -321,7 +225,7 @@ async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: 
 @pytest.mark.asyncio
 @pytest.mark.fault("cut after any byte of the first call", backend="postgres")
 async def test_cut_after_each_byte_of_an_opening(proxy: Proxy, fault: Fault) -> None:
-    """Also while connecting, authenticating and looking at the schema."""
+    """Also while connecting, authenticating and reading the schema."""
     places = fault.rounds(25, 250)
     for place in places:
         proxy.cut(after=place * 4000 // len(places))
@@ -334,7 +238,7 @@ async def test_cut_after_each_byte_of_an_opening(proxy: Proxy, fault: Fault) -> 
 @pytest.mark.asyncio
 @pytest.mark.fault("cancellation storm", backend="postgres")
 async def test_a_storm_of_cancellations(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
-    """Calls cancelled at any moment are stored whole or not at all, and hold neither locks nor connections."""
+    """Calls cancelled at any moment are stored as a whole or not at all, and hold neither locks nor connections."""
     journal = Journal(tmp_path / "journal.jsonl")
     async with PostgresConversationMemory(proxy.dsn, max_size=4) as inner:
         memory = Recorder(inner, journal, "stormy")
@@ -353,10 +257,6 @@ async def test_a_storm_of_cancellations(proxy: Proxy, flux_empty_database: str, 
         await memory.add_message(session, "user", "afterwards")
         assert (await memory.get_history(session))[-1]["content"] == "afterwards"
         assert proxy.connections <= 5
-        await until_none(
-            flux_empty_database,
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-            " AND state <> 'idle' AND pid <> pg_backend_pid()",
-        )
+        await wait_until_none(flux_empty_database, f"{OTHER_CLIENTS} AND state <> 'idle'")
     journal.close()
-    await judge(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))
+    await check_history(fault, flux_empty_database, History.read(tmp_path / "journal.jsonl"))

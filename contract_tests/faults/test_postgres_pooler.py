@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode: it works by one setting, whose lack is said, and its restart disturbs nobody."""
+"""Tests PgBouncer in transaction mode: one setting is enough, its lack is reported, and a restart fails no call."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from fault_cluster import meanwhile
-from fault_load import Load, through
-from fault_pooler import Pooler, behind
+from fault_cluster import run_blocking
+from fault_load import Load, run_round
+from fault_pooler import Pooler, with_pooler
 from fault_report import Fault
 from raw_postgres import with_parameter
 
@@ -27,22 +27,22 @@ from flux_memory import BackendUnavailableError, PostgresConversationMemory
 async def test_the_pooler_is_restarted_under_load(
     pooler: Pooler, flux_empty_database: str, fault: Fault, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """With `statement_cache_size=0` everything works in transaction mode, and goes on when the pooler is back."""
+    """With `statement_cache_size=0` everything works in transaction mode, and continues after the pooler's restart."""
 
     async def restart(_: Load) -> None:
-        await meanwhile(pooler.restart, how)
+        await run_blocking(pooler.restart, how)
 
-    dsn = with_parameter(behind(flux_empty_database, pooler), "statement_cache_size=0")
+    dsn = with_parameter(with_pooler(flux_empty_database, pooler), "statement_cache_size=0")
     for number in fault.rounds(2, 50):
-        load = await through(fault, dsn, tmp_path / str(number), restart, stored_at=flux_empty_database)
+        load = await run_round(fault, dsn, tmp_path / str(number), restart, stored_at=flux_empty_database)
         assert load.unavailable == []
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("statement_cache_size=0 forgotten behind PgBouncer", backend="postgres")
-async def test_the_forgotten_setting_is_said(pooler: Pooler, flux_empty_database: str, fault: Fault) -> None:
-    """Two handles get in each other's way, and the error says what to add to the DSN; nothing is stored by halves."""
-    dsn = behind(flux_empty_database, pooler)
+async def test_the_forgotten_setting_is_named(pooler: Pooler, flux_empty_database: str, fault: Fault) -> None:
+    """Two handles collide, and the error says what to add to the DSN; nothing is half stored."""
+    dsn = with_pooler(flux_empty_database, pooler)
     async with PostgresConversationMemory(dsn) as one, PostgresConversationMemory(dsn) as two:
         session = await one.create_session(session_id="s")
         outcomes = []

@@ -9,9 +9,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
-from fault_pooler import ONLY_IN_POOLER, behind, started_pooler
+from fault_pooler import ONLY_IN_POOLER, run_pooler, with_pooler
 from fault_report import Fault
-from raw_postgres import as_user, elsewhere, with_parameter
+from raw_postgres import with_address, with_parameter, with_user
 from secret_watch import MARKER
 
 from flux_memory import BackendUnavailableError, ConversationMemory, PostgresConversationMemory
@@ -26,16 +26,16 @@ def user_of(dsn: str) -> str:
 
 def as_stranger(dsn: str) -> str:
     """As a user whom only the pooler knows."""
-    return as_user(dsn, ONLY_IN_POOLER, str(urlsplit(dsn).password))
+    return with_user(dsn, ONLY_IN_POOLER, str(urlsplit(dsn).password))
 
 
 CREDENTIALS: Final = "check the user and the password in the DSN"
 DATABASE: Final = "create the database, or correct its name in the DSN"
 MISTAKES: Final[dict[str, tuple[Callable[[str], str], str]]] = {
-    "wrong password": (lambda dsn: as_user(dsn, user_of(dsn), MARKER), CREDENTIALS),
-    "unknown user": (lambda dsn: as_user(dsn, "no_such_user", MARKER), CREDENTIALS),
+    "wrong password": (lambda dsn: with_user(dsn, user_of(dsn), MARKER), CREDENTIALS),
+    "unknown user": (lambda dsn: with_user(dsn, "no_such_user", MARKER), CREDENTIALS),
     "a user whom the server does not know": (as_stranger, CREDENTIALS),
-    "missing database": (lambda dsn: elsewhere(dsn, database="no_such_database"), DATABASE),
+    "missing database": (lambda dsn: with_address(dsn, database="no_such_database"), DATABASE),
     "a setting": (lambda dsn: with_parameter(dsn, "search_path=chat"), "remove them from the DSN"),
     "an option": (lambda dsn: with_parameter(dsn, "options=-c%20jit=off"), "remove them from the DSN"),
 }
@@ -49,8 +49,8 @@ MISTAKES: Final[dict[str, tuple[Callable[[str], str], str]]] = {
 async def test_a_mistake_is_named_at_once(flux_empty_database: str, fault: Fault, name: str, auth: str) -> None:
     """One SQLSTATE stands for all of them there; the words decide, and nothing is tried until the deadline."""
     change, advice = MISTAKES[name]
-    with started_pooler(flux_empty_database, auth=auth) as pooler:
-        wrong = change(behind(flux_empty_database, pooler))
+    with run_pooler(flux_empty_database, auth=auth) as pooler:
+        wrong = change(with_pooler(flux_empty_database, pooler))
         memory = PostgresConversationMemory(wrong, timeout=60)
         with pytest.raises(BackendUnavailableError) as caught:
             await memory.create_session()
@@ -64,8 +64,8 @@ async def test_a_mistake_is_named_at_once(flux_empty_database: str, fault: Fault
 @pytest.mark.fault("database that PgBouncer does not have", backend="postgres")
 async def test_a_database_that_only_the_server_has_is_named(flux_empty_database: str, fault: Fault) -> None:
     """Its list of databases has no entry for all others."""
-    with started_pooler(flux_empty_database, databases="another") as pooler:
-        memory = PostgresConversationMemory(behind(flux_empty_database, pooler), timeout=60)
+    with run_pooler(flux_empty_database, databases="another") as pooler:
+        memory = PostgresConversationMemory(with_pooler(flux_empty_database, pooler), timeout=60)
         with pytest.raises(BackendUnavailableError, match=f"no such database.*; {DATABASE}"):
             await memory.count_sessions()
         await memory.close()
@@ -76,8 +76,8 @@ async def test_a_database_that_only_the_server_has_is_named(flux_empty_database:
 @pytest.mark.fault("PgBouncer in session mode, pool smaller than the handle's", backend="postgres")
 async def test_a_pool_in_session_mode_that_is_too_small_is_named(flux_empty_database: str, fault: Fault) -> None:
     """A connection there holds a server connection until it ends: one more waits, and the deadline says for what."""
-    with started_pooler(flux_empty_database, mode="session", pool_size=2) as pooler:
-        dsn = behind(flux_empty_database, pooler)
+    with run_pooler(flux_empty_database, mode="session", pool_size=2) as pooler:
+        dsn = with_pooler(flux_empty_database, pooler)
         async with PostgresConversationMemory(dsn, max_size=2) as fits:
             session = await fits.create_session()
             await asyncio.gather(*(fits.add_message(session, "user", "x") for _ in range(20)))
@@ -107,8 +107,8 @@ async def test_the_commands_work_through_it(flux_empty_database: str, fault: Fau
     async with ConversationMemory(tmp_path / "chat.db") as memory:
         session = await memory.create_session()
         await memory.add_messages(session, [{"role": "user", "content": str(number)} for number in range(10)])
-    with started_pooler(flux_empty_database, mode=mode, pool_size=2) as pooler:
-        dsn = with_parameter(behind(flux_empty_database, pooler), "statement_cache_size=0")
+    with run_pooler(flux_empty_database, mode=mode, pool_size=2) as pooler:
+        dsn = with_parameter(with_pooler(flux_empty_database, pooler), "statement_cache_size=0")
         await check_postgres(dsn, 20)
         moved = await migrate(Plan(sqlite_path=tmp_path / "chat.db", postgres_dsn=dsn))
         assert moved.exit_code == 0

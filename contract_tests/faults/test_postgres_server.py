@@ -1,4 +1,4 @@
-"""The PostgreSQL server is killed, stopped, restarted, full or refuses: what was acknowledged is stored, once."""
+"""Tests a PostgreSQL server that dies, stops, restarts or is full: acknowledged messages are stored once."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_cluster import Cluster, cluster, meanwhile
-from fault_load import Load, through
+from fault_cluster import Cluster, run_blocking, run_cluster
+from fault_load import Load, run_round
 from fault_report import Fault
-from raw_postgres import CONNECTIONS, connected, named, rows
+from raw_postgres import CONNECTIONS, connect, fetch_rows, with_application_name
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory, deadline
 
 
 @pytest.fixture(scope="module")
-def own() -> Iterator[Cluster]:
-    """A durable server of this module's own."""
-    with cluster({"max_connections": "30", "superuser_reserved_connections": "3"}) as made:
+def own_server() -> Iterator[Cluster]:
+    """A durable server for this module."""
+    with run_cluster({"max_connections": "30", "superuser_reserved_connections": "3"}) as made:
         yield made
 
 
@@ -38,57 +38,61 @@ def own() -> Iterator[Cluster]:
     ],
 )
 async def test_the_server_goes_and_comes_back_amid_commits(
-    own: Cluster, fault: Fault, tmp_path: Path, how: signal.Signals, usual: int
+    own_server: Cluster, fault: Fault, tmp_path: Path, how: signal.Signals, usual: int
 ) -> None:
-    """Every acknowledged message is stored once and in order, and the handle goes on by itself; no call fails."""
+    """Every acknowledged message is stored once and in order, the handle recovers by itself, and no call fails."""
 
     async def restart(_: Load) -> None:
-        await meanwhile(own.restart, how)
+        await run_blocking(own_server.restart, how)
 
     for number in fault.rounds(usual, 50):
-        load = await through(fault, own.dsn, tmp_path / str(number), restart)
+        load = await run_round(fault, own_server.dsn, tmp_path / str(number), restart)
         assert load.unavailable == []
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("kill -9 of one backend", backend="postgres")
-async def test_one_backend_is_killed(own: Cluster, fault: Fault, tmp_path: Path) -> None:
-    """The server ends all its connections and recovers; the calls of the handle are tried again."""
+async def test_one_backend_is_killed(own_server: Cluster, fault: Fault, tmp_path: Path) -> None:
+    """The server ends all its connections and recovers; the handle retries its calls."""
 
     async def kill(load: Load) -> None:
-        for pid, *_ in (await rows(own.dsn, f"SELECT pid {CONNECTIONS}"))[:1]:
+        for pid, *_ in (await fetch_rows(own_server.dsn, f"SELECT pid {CONNECTIONS}"))[:1]:
             os.kill(pid, signal.SIGKILL)
-        await load.more(20)
+        await load.wait_for_calls(20)
 
     for number in fault.rounds(3, 50):
-        load = await through(fault, named(own.dsn), tmp_path / str(number), kill, stored_at=own.dsn)
+        load = await run_round(
+            fault, with_application_name(own_server.dsn), tmp_path / str(number), kill, stored_at=own_server.dsn
+        )
         assert load.unavailable == []
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("pg_terminate_backend of busy connections", backend="postgres")
-async def test_busy_connections_are_terminated(own: Cluster, fault: Fault, tmp_path: Path) -> None:
-    """Whoever was answered is stored, the others are tried again: nobody notices."""
+async def test_busy_connections_are_terminated(own_server: Cluster, fault: Fault, tmp_path: Path) -> None:
+    """Acknowledged calls are stored and the others are retried: no caller sees an error."""
 
     async def terminate(load: Load) -> None:
         for _ in range(5):
-            await rows(own.dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
-            await load.more(20)
+            await fetch_rows(own_server.dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
+            await load.wait_for_calls(20)
 
     for number in fault.rounds(3, 50):
-        load = await through(fault, named(own.dsn), tmp_path / str(number), terminate, stored_at=own.dsn)
+        load = await run_round(
+            fault, with_application_name(own_server.dsn), tmp_path / str(number), terminate, stored_at=own_server.dsn
+        )
         assert load.unavailable == []
 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("pg_terminate_backend of idle connections", backend="postgres")
-async def test_idle_connections_are_terminated(own: Cluster, fault: Fault) -> None:
-    """No call fails because of a connection that died while idle, also right after its death."""
-    async with PostgresConversationMemory(named(own.dsn), min_size=4) as memory:
+async def test_idle_connections_are_terminated(own_server: Cluster, fault: Fault) -> None:
+    """No call fails because of a connection that died while idle, even right after its death."""
+    async with PostgresConversationMemory(with_application_name(own_server.dsn), min_size=4) as memory:
         session = await memory.create_session()
         await asyncio.gather(*(memory.count_sessions() for _ in range(10)))
         for number in fault.rounds(10, 100):
-            await rows(own.dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
+            await fetch_rows(own_server.dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
             assert await memory.add_message(session, "user", str(number), message_id=f"m{number}") == f"m{number}"
             assert [message["content"] for message in await memory.get_history(session, 1)] == [str(number)]
             fault.add(acknowledged=2)
@@ -96,12 +100,12 @@ async def test_idle_connections_are_terminated(own: Cluster, fault: Fault) -> No
 
 @pytest.mark.asyncio
 @pytest.mark.fault("restart between calls", backend="postgres")
-async def test_the_server_is_restarted_between_calls(own: Cluster, fault: Fault) -> None:
-    """The next call finds the server that came back."""
-    async with PostgresConversationMemory(own.dsn) as memory:
+async def test_the_server_is_restarted_between_calls(own_server: Cluster, fault: Fault) -> None:
+    """The next call finds the restarted server."""
+    async with PostgresConversationMemory(own_server.dsn) as memory:
         session = await memory.create_session()
         for number in fault.rounds(2, 50):
-            await meanwhile(own.restart, signal.SIGINT)
+            await run_blocking(own_server.restart, signal.SIGINT)
             await memory.add_message(session, "user", str(number))
             fault.add(acknowledged=1)
         stored = [message["content"] for message in await memory.get_history(session)]
@@ -110,18 +114,18 @@ async def test_the_server_is_restarted_between_calls(own: Cluster, fault: Fault)
 
 @pytest.mark.asyncio
 @pytest.mark.fault("max_connections reached", backend="postgres")
-async def test_the_server_has_no_connection_to_spare(own: Cluster, fault: Fault) -> None:
-    """A call waits until there is one; if there is none by its deadline, the error says why; nothing was stored."""
-    async with connected(own.dsn) as admin:
+async def test_the_server_has_no_connection_to_spare(own_server: Cluster, fault: Fault) -> None:
+    """A call waits for a free connection until its deadline; then the error says why, and nothing was stored."""
+    async with connect(own_server.dsn) as admin:
         await admin.execute("CREATE ROLE crowd LOGIN PASSWORD 'crowd' CONNECTION LIMIT 2")
         await admin.execute("GRANT ALL ON SCHEMA public TO crowd")
-        dsn = own.dsn.replace(own.dsn.partition("//")[2].partition("@")[0], "crowd:crowd")
+        dsn = own_server.dsn.replace(own_server.dsn.partition("//")[2].partition("@")[0], "crowd:crowd")
         try:
-            async with PostgresConversationMemory(own.dsn) as owner:
+            async with PostgresConversationMemory(own_server.dsn) as owner:
                 session = await owner.create_session()
             await admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO crowd")
             async with PostgresConversationMemory(dsn, timeout=20) as memory:
-                async with connected(dsn), connected(dsn):
+                async with connect(dsn), connect(dsn):
                     began = asyncio.get_running_loop().time()
                     with deadline(1), pytest.raises(BackendUnavailableError, match=r"too many connections.*max_conn"):
                         await memory.add_message(session, "user", "none free")

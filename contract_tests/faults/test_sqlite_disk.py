@@ -1,4 +1,4 @@
-"""No room for another page: a clear error, nothing half written, and it works again as soon as there is room."""
+"""Tests full disks under SQLite: a clear error, nothing half written, and it works again as soon as there is space."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Final
 import pytest
 from fault_report import Fault
 from fault_work import Store
-from raw_sqlite import on_the_thread
-from small_disk import small_disk
+from raw_sqlite import run_on_worker
+from small_disk import mount_small_disk
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, NewMessage
 from flux_memory.testkit.histories import Journal, Recorder
 
-SIZE: Final = 3_000_000
-BALLAST: Final = 1_000_000
+DISK_BYTES: Final = 3_000_000
+BALLAST_BYTES: Final = 1_000_000
 SAYS: Final = "the disk is full; nothing was stored. Make room and retry"
 
 
-async def fill(recorder: Recorder) -> str:
-    """Write, one by one and in batches, several at once, until there is no room; return what the error said."""
+async def fill_store(recorder: Recorder) -> str:
+    """Write messages and batches, several at once, until the disk is full; return the error's text."""
     batch: list[NewMessage] = [{"role": "user", "content": "b" * 5_000}] * 10
 
     async def one(number: int) -> None:
@@ -38,13 +38,13 @@ async def fill(recorder: Recorder) -> str:
 async def fill_and_make_room(
     store: Store, round_: int, no_room: Callable[[Memory], Any], room: Callable[[Memory], Any]
 ) -> None:
-    """Fill a store twice; in between, everything can be read, and once there is room, written."""
+    """Fill a store twice; everything is readable when full, and writable once there is space."""
     journal = Journal(store.journal(round_) / "full.jsonl")
     async with store.open() as memory:
         recorder = Recorder(memory, journal, str(round_))
         await recorder.create_session(session_id="s")
         await no_room(memory)
-        assert SAYS in await fill(recorder)
+        assert SAYS in await fill_store(recorder)
         for _ in range(3):
             with pytest.raises(BackendUnavailableError, match="is full"):
                 await recorder.add_messages("s", [{"role": "user", "content": "z" * 50_000}] * 20)
@@ -55,7 +55,7 @@ async def fill_and_make_room(
     journal.close()
 
 
-def new_store(directory: Path, tmp_path: Path) -> Store:
+def make_store(directory: Path, tmp_path: Path) -> Store:
     journals = tmp_path / "journals"
     journals.mkdir(exist_ok=True)
     return Store("sqlite", str(directory / "chat.db"), journals)
@@ -63,30 +63,30 @@ def new_store(directory: Path, tmp_path: Path) -> Store:
 
 @pytest.mark.fault("max_page_count reached", backend="sqlite")
 def test_a_file_that_may_not_grow_loses_nothing(tmp_path: Path, fault: Fault) -> None:
-    """SQLite's own limit: refused whole, and everything goes on when it is raised."""
+    """At SQLite's own limit, writes are refused as a whole; they succeed once it is raised."""
 
     def limited_to(pages: int) -> Callable[[Memory], Any]:
         async def limit(memory: Memory) -> None:
             assert isinstance(memory, ConversationMemory)
-            await on_the_thread(memory, lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+            await run_on_worker(memory, lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
 
         return limit
 
-    store = new_store(tmp_path, tmp_path)
+    store = make_store(tmp_path, tmp_path)
     asyncio.run(fill_and_make_room(store, 0, limited_to(300), limited_to(100_000)))
     store.judge(fault, 0)
 
 
 @pytest.mark.fault("disk full", backend="sqlite")
 def test_a_full_disk_loses_nothing(tmp_path: Path, fault: Fault) -> None:
-    """A real file system without room, in the middle of a log, of a page, of a commit."""
-    with small_disk(str(SIZE)) as small:
+    """A real file system without space, in the middle of a log, a page or a commit."""
+    with mount_small_disk(str(DISK_BYTES)) as small:
         for round_ in fault.rounds(3, 25):
             directory = small / str(round_)
             directory.mkdir()
             ballast = small / "ballast"
-            # Another amount each round: another write is the first that does not fit.
-            ballast.write_bytes(bytes(BALLAST + round_ * 1111))
+            # A different amount each round, so that a different write is the first that does not fit.
+            ballast.write_bytes(bytes(BALLAST_BYTES + round_ * 1111))
 
             async def nothing(_: Memory) -> None:
                 pass
@@ -94,7 +94,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, fault: Fault) -> None:
             async def remove(_: Memory, ballast: Path = ballast) -> None:
                 await asyncio.to_thread(ballast.unlink)
 
-            store = new_store(directory, tmp_path)
+            store = make_store(directory, tmp_path)
             asyncio.run(fill_and_make_room(store, round_, nothing, remove))
             store.judge(fault, round_)
             for left in directory.iterdir():

@@ -1,4 +1,4 @@
-"""Other processes that hold the file: calls wait within their deadline, and an error that says so is the truth."""
+"""Tests other processes that lock the file: calls wait within their deadline, and their errors are true."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from fault_work import Store, write
-from raw_sqlite import change, on_the_thread
-from sqlite_locks import EXCLUSIVE, WRITE_LOCK, held
+from fault_work import Store, write_messages
+from raw_sqlite import execute_in_file, run_on_worker
+from sqlite_locks import EXCLUSIVE, WRITE_LOCK, hold_lock
 
 from flux_memory import BackendUnavailableError, ConversationMemory, NewMessage, OutcomeUnknownError, deadline
 from flux_memory.testkit.histories import History, Journal, Recorder
 
 SESSION: Final = "s"
-GRACE: Final = 5.0
-"""Seconds by which a call may outlive its deadline on a machine that is busy; it should be one."""
+OVERRUN_SECONDS: Final = 5.0
+"""Seconds by which a call may outlive its deadline on a busy machine; one second is the promise."""
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.mark.fault("write lock held by another process", backend="sqlite")
 def test_a_held_write_lock_fails_writes_and_no_reads(store: Store, fault: Fault) -> None:
-    """Writes end at the deadline with an error that says that nothing was stored; reads are answered meanwhile."""
+    """Writes fail at their deadline and say that nothing was stored; reads are answered meanwhile."""
 
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
         async with store.open() as memory:
             recorder = Recorder(memory, journal, "held")
             await recorder.add_message(SESSION, "user", "before")
-            with held(Path(store.where), *WRITE_LOCK):
+            with hold_lock(Path(store.where), *WRITE_LOCK):
                 batch: list[NewMessage] = [{"role": "user", "content": "x"}] * 3
                 with deadline(2):
                     writes = [asyncio.ensure_future(recorder.add_message(SESSION, "user", "x")) for _ in range(5)]
@@ -61,22 +61,22 @@ def test_a_held_write_lock_fails_writes_and_no_reads(store: Store, fault: Fault)
                 assert all("nothing was stored" in str(outcome) for outcome in outcomes)
             await recorder.add_message(SESSION, "user", "afterwards")
 
-    before = asyncio.run(store.settled())
+    before = asyncio.run(store.read_settled())
     asyncio.run(use())
     stored = store.judge(fault, 0, before)
     assert [one["content"] for one in stored.sessions[SESSION].history] == ["before", "afterwards"]
-    assert History.read(store.journal(0)).longest_call() < 2 + GRACE
+    assert History.read(store.journal(0)).longest_call() < 2 + OVERRUN_SECONDS
 
 
 @pytest.mark.fault("EXCLUSIVE lock held by another process", backend="sqlite")
 @pytest.mark.parametrize("released", [False, True], ids=["for good", "for a while"])
 def test_an_exclusive_lock_is_waited_for_within_the_deadline(store: Store, fault: Fault, released: bool) -> None:
-    """Not even opening outlives the deadline; where the holder dies in time, nothing fails."""
+    """Not even the opening outlives the deadline; if the holder dies in time, nothing fails."""
     timeout = 30.0 if released else 2.0
 
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
-        with held(Path(store.where), *EXCLUSIVE) as holder:
+        with hold_lock(Path(store.where), *EXCLUSIVE) as holder:
             async with store.open(timeout=timeout) as memory:
                 recorder = Recorder(memory, journal, "held")
                 calls = [
@@ -94,21 +94,21 @@ def test_an_exclusive_lock_is_waited_for_within_the_deadline(store: Store, fault
                     holder.wait()
                 await recorder.add_message(SESSION, "user", "afterwards")
 
-    before = asyncio.run(store.settled())
+    before = asyncio.run(store.read_settled())
     asyncio.run(use())
     stored = store.judge(fault, 0, before)
     assert len(stored.sessions[SESSION].history) == (2 if released else 1)
-    assert History.read(store.journal(0)).longest_call() < timeout + GRACE
+    assert History.read(store.journal(0)).longest_call() < timeout + OVERRUN_SECONDS
 
 
-@pytest.mark.fault("write lock taken and let go by another process", backend="sqlite")
+@pytest.mark.fault("write lock taken and released by another process", backend="sqlite")
 def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None:
-    """A neighbour that takes the lock again and again makes calls slower; all are stored, in order."""
+    """A process that takes the lock repeatedly makes calls slower; all are stored, in order."""
 
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
         async with store.open() as memory:
-            await write(memory, journal, "patient", tasks=4, calls=15, patient=True)
+            await write_messages(memory, journal, "patient", tasks=4, calls=15, patient=True)
 
     ended = threading.Event()
 
@@ -121,7 +121,7 @@ def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None
                 # SQLite's locks are not fair: a client that asks without a pause always gets them.
                 time.sleep(0.005)
 
-    before = asyncio.run(store.settled())
+    before = asyncio.run(store.read_settled())
     thread = threading.Thread(target=neighbour)
     thread.start()
     try:
@@ -135,7 +135,7 @@ def test_locks_that_come_and_go_fail_nothing(store: Store, fault: Fault) -> None
 
 @pytest.mark.fault("cancellation while the file is locked", backend="sqlite")
 def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: Fault) -> None:
-    """It ends at once and is not made afterwards; closing does not wait for the lock either."""
+    """The call ends at once and is not made later; closing does not wait for the lock either."""
 
     async def use() -> None:
         journal = Journal(store.journal(0) / "held.jsonl")
@@ -143,7 +143,7 @@ def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: 
             async with store.open() as memory:
                 recorder = Recorder(memory, journal, "held")
                 await recorder.get_history(SESSION)
-                stack.enter_context(held(Path(store.where), *WRITE_LOCK))
+                stack.enter_context(hold_lock(Path(store.where), *WRITE_LOCK))
                 waiting = asyncio.ensure_future(recorder.add_message(SESSION, "user", "x"))
                 await asyncio.wait([waiting], timeout=0.2)
                 waiting.cancel()
@@ -153,7 +153,7 @@ def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: 
                     await recorder.get_history(SESSION)
                     await memory.close()
 
-    before = asyncio.run(store.settled())
+    before = asyncio.run(store.read_settled())
     asyncio.run(use())
     stored = store.judge(fault, 0, before)
     assert stored.sessions[SESSION].history == []
@@ -161,7 +161,7 @@ def test_a_call_can_be_cancelled_while_it_waits_for_a_lock(store: Store, fault: 
 
 @pytest.mark.fault("disk that hangs", backend="sqlite")
 def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: Fault) -> None:
-    """Begun and not ended at the deadline: the error claims neither; those behind it were not begun, and say so."""
+    """A write that is running at its deadline has an unknown outcome; those behind it say that they never started."""
     release = threading.Event()
 
     begun = threading.Event()
@@ -176,11 +176,11 @@ def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: 
         async with store.open() as memory:
             assert isinstance(memory, ConversationMemory)
             recorder = Recorder(memory, journal, "hanging")
-            change(
+            execute_in_file(
                 Path(store.where),
                 "CREATE TRIGGER hanging BEFORE INSERT ON messages WHEN new.content = 'hang' BEGIN SELECT hang(); END",
             )
-            await on_the_thread(memory, lambda db: db.create_function("hang", 0, hang))
+            await run_on_worker(memory, lambda db: db.create_function("hang", 0, hang))
             try:
                 with deadline(2):
                     hanging = asyncio.ensure_future(recorder.add_message(SESSION, "user", "hang"))
@@ -199,17 +199,17 @@ def test_a_write_that_hangs_is_an_error_that_does_not_know(store: Store, fault: 
             ]
             await recorder.add_message(SESSION, "user", "afterwards")
 
-    before = asyncio.run(store.settled())
+    before = asyncio.run(store.read_settled())
     asyncio.run(use())
-    change(Path(store.where), "DROP TRIGGER hanging")
+    execute_in_file(Path(store.where), "DROP TRIGGER hanging")
     stored = store.judge(fault, 0, before)
     assert "behind" not in {one["content"] for one in stored.sessions[SESSION].history}
-    assert History.read(store.journal(0)).longest_call() < 2 + GRACE
+    assert History.read(store.journal(0)).longest_call() < 2 + OVERRUN_SECONDS
 
 
 @pytest.mark.fault("read that takes too long", backend="sqlite")
 def test_a_read_that_takes_too_long_is_stopped(store: Store, fault: Fault) -> None:
-    """At its deadline it ends on the thread as well, so that nobody waits behind it."""
+    """The read also stops on the thread, so that later calls need not wait for it."""
 
     async def use() -> None:
         async with store.open() as memory:

@@ -1,4 +1,4 @@
-"""A migration from a SQLite file that is broken: a clear error, nothing moved, and a second run completes."""
+"""Tests migrations from a broken SQLite file: a clear error, nothing moved, and a second run completes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Final
 
 import pytest
 from fault_report import Fault
-from sqlite_locks import held
-from transfer_memories import Trigger, age, everything, make_random, move
+from sqlite_locks import hold_lock
+from transfer_memories import Trigger, make_old, make_random_file, move, read_target
 
 from flux_memory import ConversationMemory, FluxMemoryError
 from flux_memory.transfer import Plan, Status, migrate
 
-# The command as it is, but for its patience with locks.
+# The command with a short timeout for locks.
 COMMAND: Final = """
 from flux_memory.transfer.source import snapshot
 snapshot._BUSY_SECONDS = 0.5
@@ -27,19 +27,19 @@ from flux_memory.cli.migrate import migrate
 migrate()
 """
 SESSIONS, MESSAGES = 20, 1500
-PAGE: Final = 4096
+PAGE_BYTES: Final = 4096
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A file of the original application, with messages on many pages."""
     path = tmp_path / "chat.db"
-    make_random(path, sessions=SESSIONS, messages=MESSAGES)
+    make_random_file(path, sessions=SESSIONS, messages=MESSAGES)
     return path
 
 
-def command(path: Path, dsn: str) -> tuple[int, str]:
-    """Run `flux-memory migrate`; return its exit code and what it said on stderr."""
+def run_impatient_migrate(path: Path, dsn: str) -> tuple[int, str]:
+    """Run `flux-memory migrate`; return its exit code and its stderr."""
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, "--sqlite-path", str(path), "--postgres-dsn", dsn, "--yes"],
         capture_output=True,
@@ -51,14 +51,14 @@ def command(path: Path, dsn: str) -> tuple[int, str]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Another process is in the middle of a commit, and stays there."""
-    with held(path, "BEGIN EXCLUSIVE"):
+def hold_commit(path: Path) -> Iterator[None]:
+    """Keep another process in the middle of a commit."""
+    with hold_lock(path, "BEGIN EXCLUSIVE"):
         yield
 
 
 @contextmanager
-def overwritten(path: Path, at: int, size: int) -> Iterator[None]:
+def overwrite_bytes(path: Path, at: int, size: int) -> Iterator[None]:
     content = path.read_bytes()
     path.write_bytes(content[:at] + b"\xff" * size + content[at + size :])
     yield
@@ -66,7 +66,7 @@ def overwritten(path: Path, at: int, size: int) -> Iterator[None]:
 
 
 @contextmanager
-def truncated(path: Path, size: int) -> Iterator[None]:
+def truncate_to(path: Path, size: int) -> Iterator[None]:
     content = path.read_bytes()
     os.truncate(path, size)
     yield
@@ -74,16 +74,19 @@ def truncated(path: Path, size: int) -> Iterator[None]:
 
 
 FAULTS: Final = {
-    "locked": (locked, "another process holds the file's lock; stop it"),
-    "header overwritten": (lambda path: overwritten(path, 0, 100), "is not a SQLite database; check --sqlite-path"),
-    "page overwritten": (lambda path: overwritten(path, path.stat().st_size // PAGE // 2 * PAGE, PAGE), "is damaged"),
+    "locked": (hold_commit, "another process holds the file's lock; stop it"),
+    "header overwritten": (lambda path: overwrite_bytes(path, 0, 100), "is not a SQLite database; check --sqlite-path"),
+    "page overwritten": (
+        lambda path: overwrite_bytes(path, path.stat().st_size // PAGE_BYTES // 2 * PAGE_BYTES, PAGE_BYTES),
+        "is damaged",
+    ),
     "schema overwritten": (
-        lambda path: overwritten(path, path.read_bytes().index(b"CREATE TABLE sessions") + 2, 1),
+        lambda path: overwrite_bytes(path, path.read_bytes().index(b"CREATE TABLE sessions") + 2, 1),
         "is damaged; copy it",
     ),
-    "truncated": (lambda path: truncated(path, path.stat().st_size // PAGE // 2 * PAGE), "is damaged"),
-    "truncated in a page": (lambda path: truncated(path, path.stat().st_size - 1000), "damaged"),
-    "emptied": (lambda path: truncated(path, 0), "is empty; check --sqlite-path"),
+    "truncated": (lambda path: truncate_to(path, path.stat().st_size // PAGE_BYTES // 2 * PAGE_BYTES), "is damaged"),
+    "truncated in a page": (lambda path: truncate_to(path, path.stat().st_size - 1000), "damaged"),
+    "emptied": (lambda path: truncate_to(path, 0), "is empty; check --sqlite-path"),
 }
 
 
@@ -93,19 +96,19 @@ FAULTS: Final = {
 def test_a_broken_source_moves_nothing_and_says_why(
     path: Path, flux_postgres_clean_dsn: str, fault: Fault, name: str, old: bool
 ) -> None:
-    """Exit 1 and a sentence, no traceback, nothing in the target; with the file mended, the same command completes."""
+    """Exit code 1 and a sentence, no traceback, nothing in the target; with the file repaired the command completes."""
     dsn = flux_postgres_clean_dsn
     break_, says = FAULTS[name]
     with break_(path):
         if old:
-            age(path)
-        code, errors = command(path, dsn)
+            make_old(path)
+        code, errors = run_impatient_migrate(path, dsn)
         assert code == 1, errors
         assert says in errors
         assert "Traceback" not in errors
-        assert everything(dsn) == ([], [])
-    assert command(path, dsn)[0] == 0
-    sessions, messages = everything(dsn)
+        assert read_target(dsn) == ([], [])
+    assert run_impatient_migrate(path, dsn)[0] == 0
+    sessions, messages = read_target(dsn)
     assert (len(sessions), len(messages)) == (SESSIONS, MESSAGES)
     fault.add(acknowledged=MESSAGES)
 
@@ -115,7 +118,7 @@ def test_a_broken_source_moves_nothing_and_says_why(
 def test_a_source_that_is_cut_while_it_is_read(
     tmp_path: Path, flux_postgres_clean_dsn: str, fault: Fault, phase: str
 ) -> None:
-    """A file that an application has open is read in place: what is missing of it is an error, or was read before."""
+    """A file that an application has open is read in place: missing data is an error, or was read before."""
     dsn, path = flux_postgres_clean_dsn, tmp_path / "chat.db"
 
     async def run() -> tuple[Path, bool]:
@@ -130,7 +133,7 @@ def test_a_source_that_is_cut_while_it_is_read(
                 await asyncio.to_thread(
                     lambda end: Path(f"{whole}{end}").write_bytes(Path(f"{path}{end}").read_bytes()), suffix
                 )
-            cut = Trigger(phase, lambda: (os.truncate(path, PAGE), os.truncate(f"{path}-wal", PAGE)))
+            cut = Trigger(phase, lambda: (os.truncate(path, PAGE_BYTES), os.truncate(f"{path}-wal", PAGE_BYTES)))
             (outcome,) = await asyncio.gather(
                 migrate(Plan(sqlite_path=path, postgres_dsn=dsn), cut), return_exceptions=True
             )
@@ -141,8 +144,8 @@ def test_a_source_that_is_cut_while_it_is_read(
             return whole, outcome.status is Status.IDENTICAL
 
     whole, moved = asyncio.run(run())
-    sessions, messages = everything(dsn)
+    sessions, messages = read_target(dsn)
     assert (len(sessions), len(messages)) == ((4, 400) if moved else (0, 0))
     assert move(whole, dsn).status is Status.IDENTICAL
-    assert len(everything(dsn)[1]) == 400
+    assert len(read_target(dsn)[1]) == 400
     fault.add(acknowledged=400)

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner
-from ordinary_user import ordinary_user
-from raw_postgres import closed_port
+from ordinary_user import become_ordinary_user, make_traversable
+from raw_postgres import reserve_port
 
 from flux_memory import BackendUnavailableError, ConversationMemory, InvalidInputError, PostgresConversationMemory
 from flux_memory.cli import main
@@ -103,13 +103,10 @@ CLOSED: Final[dict[str, tuple[Callable[[Path], Path], str]]] = {
 def test_a_file_that_this_user_may_not_open_is_named(tmp_path: Path, world: str) -> None:
     """SQLite has one message for all of them: the advice names the file whose owner is to be looked at."""
     make, says = CLOSED[world]
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == 0 and directory != Path("/"):
-            directory.chmod(directory.stat().st_mode | 0o055)
     tmp_path.chmod(0o777)
     path = make(tmp_path)
     memory = ConversationMemory(path, timeout=5)
-    with ordinary_user():
+    with make_traversable(tmp_path), become_ordinary_user():
         with pytest.raises(BackendUnavailableError, match=says):
             asyncio.run(memory.count_sessions())
         asyncio.run(memory.close())
@@ -122,9 +119,9 @@ async def test_the_home_of_another_user_is_named(environment: pytest.MonkeyPatch
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     environment.setenv("HOME", str(home))
-    with closed_port() as port:
+    with reserve_port() as port:
         memory = PostgresConversationMemory(f"postgresql://u:p@127.0.0.1:{port}/d", timeout=5)
-        with ordinary_user(), pytest.raises(BackendUnavailableError, match=r"and that HOME, where \.postgresql is"):
+        with become_ordinary_user(), pytest.raises(BackendUnavailableError, match=r"HOME, where \.postgresql is"):
             await memory.count_sessions()
         await memory.close()
 

@@ -1,4 +1,4 @@
-"""The connection check: what it finds, that it changes nothing, and that the full check leaves nothing behind."""
+"""Tests the connection check: its findings are right, it changes nothing, and the full check cleans up."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from original_application import make_file_with_data
-from raw_postgres import connected, execute, make_original
-from raw_postgres import contents as postgres_contents
-from raw_sqlite import change
+from raw_postgres import connect, execute, make_original
+from raw_postgres import dump_database as postgres_contents
+from raw_sqlite import execute_in_file
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
@@ -33,67 +33,67 @@ METHODS = [
 ]
 
 
-def snapshot(directory: Path) -> dict[str, bytes]:
+def read_files(directory: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in directory.iterdir()}
 
 
 @pytest.mark.asyncio
-async def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
-    """A check of a new installation says what will happen, and does not do it."""
+async def test_a_missing_file_is_not_created(path: Path) -> None:
+    """A check of a new installation announces the file and does not create it."""
     report = await check_sqlite(str(path), 10)
     assert report.backend == "sqlite"
     assert report.target == f"{path} (does not exist yet)"
     assert report.schema == "none yet: created at first use"
     assert (report.sessions, report.messages, report.round_trip_ms) == (0, 0, None)
-    assert snapshot(path.parent) == {}
+    assert read_files(path.parent) == {}
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_a_file_of_the_original_application_is_only_looked_at(path: Path, generation: int) -> None:
-    """It says what would be adopted, counts it, and leaves every byte as it was."""
+    """The check describes and counts the data it would adopt, and leaves every byte unchanged."""
     make_file_with_data(path, generation=generation)
-    before = snapshot(path.parent)
+    before = read_files(path.parent)
     report = await check_sqlite(str(path), 10)
     assert report.schema == f"the original application's, generation {generation}: adopted in place at first use"
     assert (report.sessions, report.messages) == (2, 6)
-    assert snapshot(path.parent) == before
+    assert read_files(path.parent) == before
 
 
 @pytest.mark.asyncio
 async def test_a_current_file_is_counted(path: Path) -> None:
-    """Contents, versions and a round trip; nothing is left lying about next to the file."""
+    """Contents, versions and a round trip are reported; no file is left beside the database."""
     async with ConversationMemory(path) as memory:
         session = await memory.create_session()
         await memory.add_message(session, "user", "x")
-    before = snapshot(path.parent)
+    before = read_files(path.parent)
     report = await check_sqlite(str(path), 10)
     assert (report.target, report.schema) == (str(path), f"version {NEWEST['sqlite']}, current")
     assert (report.sessions, report.messages) == (1, 1)
     assert report.server == f"SQLite {sqlite3.sqlite_version}"
     assert report.round_trip_ms is not None
     assert report.round_trip_ms > 0
-    assert snapshot(path.parent) == before
+    assert read_files(path.parent) == before
 
 
 @pytest.mark.asyncio
 async def test_a_file_in_use_is_counted(path: Path) -> None:
-    """The application may run meanwhile; what it has stored is seen although it is still in the journal."""
+    """Messages that are still in the write-ahead log of a running application are counted."""
     async with ConversationMemory(path) as memory:
         await memory.create_session()
         assert (await check_sqlite(str(path), 10)).sessions == 1
 
 
 @pytest.mark.asyncio
-async def test_a_store_in_memory_has_nothing_to_look_at() -> None:
-    """`:memory:` is no file."""
+async def test_a_store_in_memory_has_no_description() -> None:
+    """`:memory:` names no file, so there is nothing to describe."""
     report = await check_sqlite(":memory:", 10)
     assert (report.target, report.schema) == (":memory:", "none yet: created at first use")
 
 
 @pytest.mark.asyncio
 async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
-    """As `touch` makes it."""
+    """An empty file, as `touch` creates it, is a new installation."""
     await asyncio.to_thread(path.touch)
     report = await check_sqlite(str(path), 10)
     assert report.schema == "none yet: created at first use"
@@ -109,17 +109,17 @@ async def test_an_empty_file_has_no_schema_yet(path: Path) -> None:
     ],
 )
 async def test_a_schema_that_would_be_refused_is_refused_here_too(path: Path, spoil: str, says: str) -> None:
-    """The check finds before the application does what the application would trip over."""
+    """The check finds every schema that the application would refuse."""
     async with ConversationMemory(path) as memory:
         await memory.count_sessions()
-    change(path, spoil)
+    execute_in_file(path, spoil)
     with pytest.raises(SchemaError, match=says):
         await check_sqlite(str(path), 10)
 
 
 @pytest.mark.asyncio
 async def test_a_database_is_only_looked_at(flux_empty_database: str) -> None:
-    """Fresh, of the original application, and current: described, counted, not changed."""
+    """A fresh, an original and a current database are described and counted, not changed."""
     report = await check_postgres(flux_empty_database, 10)
     assert report.schema == "none yet: created at first use"
     assert report.server.startswith("PostgreSQL 1")
@@ -144,7 +144,7 @@ async def test_a_database_is_only_looked_at(flux_empty_database: str) -> None:
 
 @pytest.mark.asyncio
 async def test_a_server_that_does_not_answer_ends_the_check() -> None:
-    """Something listens and says nothing, as behind some firewalls: the check ends in time."""
+    """A port that accepts connections and never answers, as behind some firewalls, ends the check in time."""
     release = asyncio.Event()
 
     async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -159,19 +159,19 @@ async def test_a_server_that_does_not_answer_ends_the_check() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_lock_that_holds_up_the_check_is_told_as_such(flux_empty_database: str) -> None:
-    """A statement that waits is no want of connections: the message says where to look."""
+async def test_a_lock_that_blocks_the_check_is_reported_as_a_lock(flux_empty_database: str) -> None:
+    """A statement that waits for a lock is not reported as a lack of connections: the message says where to look."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.count_sessions()
-    async with connected(flux_empty_database) as other, other.transaction():
+    async with connect(flux_empty_database) as other, other.transaction():
         await other.execute("LOCK TABLE sessions")
         with pytest.raises(BackendUnavailableError, match=r"did not answer within 0\.5 s; look for locks"):
             await check_postgres(flux_empty_database, 0.5)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def opened(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
-    """A function that makes a memory on either backend."""
+def open_memory(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
+    """A function that opens a memory on either backend."""
     if request.param == "sqlite":
         yield lambda: ConversationMemory(path)
     else:
@@ -180,9 +180,9 @@ def opened(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.asyncio
-async def test_the_full_check_calls_every_method_and_leaves_nothing(opened: Any) -> None:
-    """Each public method but `clear_all`, on a session of its own; what was there stays, what it made goes."""
-    async with opened() as memory:
+async def test_the_full_check_calls_every_method_and_leaves_nothing(open_memory: Any) -> None:
+    """Each public method but `clear_all` runs on a scratch session; existing data stays, the scratch session goes."""
+    async with open_memory() as memory:
         kept = await memory.create_session("kept", {"check": True})
         await memory.add_message(kept, "user", "kept")
         before = await memory.get_sessions()
@@ -201,7 +201,7 @@ class Forgetful(ConversationMemory):
 
 @pytest.mark.asyncio
 async def test_the_full_check_reports_a_method_that_does_not_keep_its_promise(path: Path) -> None:
-    """What comes back is compared with what was stored; the scratch session goes all the same."""
+    """Stored values are read back and compared; the scratch session is deleted in any case."""
     async with Forgetful(path) as memory:
         report = CheckReport("sqlite", "")
         with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned other data than was stored"):

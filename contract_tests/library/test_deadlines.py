@@ -1,4 +1,4 @@
-"""`deadline()`: which calls it is for, and what it refuses."""
+"""Tests `deadline()`: the calls it applies to, and the values it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flux_memory.backends.deadlines import seconds_for
 
 
 def test_the_innermost_block_counts() -> None:
-    """Outside any block the handle's own timeout holds, also after an error."""
+    """Outside any block the handle's own timeout applies, also after an error."""
     assert seconds_for(30.0) == 30.0
     with deadline(5):
         assert seconds_for(30.0) == 5.0
@@ -26,7 +26,7 @@ def test_the_innermost_block_counts() -> None:
 
 @pytest.mark.asyncio
 async def test_a_block_holds_for_its_own_task_and_those_it_starts() -> None:
-    """Tasks side by side do not disturb one another."""
+    """Concurrent tasks do not affect each other's deadlines."""
 
     async def seconds() -> float:
         await asyncio.sleep(0)
@@ -39,6 +39,6 @@ async def test_a_block_holds_for_its_own_task_and_those_it_starts() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "5", None, True])
 def test_a_deadline_that_makes_no_sense_is_refused(wrong: Any) -> None:
-    """A mistake shows where it is made."""
+    """The error is raised where the mistake is, at the block's start."""
     with pytest.raises(InvalidInputError, match="seconds"), deadline(wrong):
         pass

@@ -1,4 +1,4 @@
-"""DSNs: what is taken, what is refused and why, and that no password is ever shown."""
+"""Tests DSNs: the accepted ones, the refused ones with their reasons, and that no password is ever shown."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_process_without_a_user_name_needs_one_in_the_dsn(environment: pytest.
     ],
 )
 def test_a_parameter_without_effect_is_refused_with_advice(parameter: str, advice: str) -> None:
-    """Nothing that was asked for is ignored silently."""
+    """No parameter is ignored silently."""
     with pytest.raises(InvalidInputError, match=rf"parameter '{parameter.split('=', maxsplit=1)[0]}'.*{advice}"):
         parse_dsn(f"postgresql://h/d?{parameter}")
 
@@ -221,15 +221,15 @@ def test_a_parameter_without_effect_is_refused_with_advice(parameter: str, advic
 @pytest.mark.parametrize(
     "parameter", ["connect_timeout=soon", "connect_timeout=-1", "connect_timeout=nan", "connect_timeout=0"]
 )
-def test_a_number_that_is_none_is_refused(parameter: str) -> None:
+def test_an_invalid_number_is_refused(parameter: str) -> None:
     """A deadline is a positive number of seconds."""
     with pytest.raises(InvalidInputError, match="'connect_timeout' is not a number of seconds, more than 0"):
         parse_dsn(f"postgresql://h/d?{parameter}")
 
 
 @pytest.mark.parametrize("size", ["-1", "many", "1.5"])
-def test_a_cache_size_that_is_none_is_refused(size: str) -> None:
-    """A size is a whole number, 0 or more."""
+def test_an_invalid_cache_size_is_refused(size: str) -> None:
+    """A cache size is an integer of 0 or more."""
     with pytest.raises(InvalidInputError, match="'statement_cache_size' is not a whole number, 0 or more"):
         parse_dsn(f"postgresql://h/d?statement_cache_size={size}")
 
@@ -290,7 +290,7 @@ def test_a_cache_size_that_is_none_is_refused(size: str) -> None:
     ],
 )
 def test_a_wrong_dsn_is_refused_with_advice_and_without_its_password(dsn: str, says: str) -> None:
-    """The message says what to write, and shows nothing of what may be a password."""
+    """The message says what to write, and shows no part of the text that may be a password."""
     with pytest.raises(InvalidInputError) as caught:
         parse_dsn(dsn)
     assert says in str(caught.value)
@@ -312,15 +312,15 @@ def test_a_wrong_dsn_is_refused_with_advice_and_without_its_password(dsn: str, s
     ],
 )
 def test_a_password_with_an_unescaped_character_is_refused(password: str) -> None:
-    """Such a DSN would name another host or database; the message says how to write the character."""
+    """Such a DSN would name another host or database; the message says how to escape the character."""
     with pytest.raises(InvalidInputError, match="write them as %2F") as caught:
         parse_dsn(f"postgresql://user:{password}@host/db")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("value", [None, b"postgresql://h/d", 5])
-def test_a_dsn_that_is_no_text_is_a_type_error(value: object) -> None:
-    """A DSN is text; bytes are not guessed at."""
+def test_a_dsn_of_another_type_is_a_type_error(value: object) -> None:
+    """A DSN is a str; bytes are not decoded."""
     with pytest.raises(InvalidTypeError, match="dsn must be a str"):
         parse_dsn(value)
 
@@ -395,7 +395,7 @@ def test_a_dsn_in_a_text_is_masked_where_it_stands(text: str) -> None:
     st.sampled_from(["", "?sslmode=require", "?user=a@b"]),
 )
 def test_no_part_of_a_password_is_shown(between: list[str], escaped: bool, query: str) -> None:
-    """Whatever stands in a password, raw or escaped, not even a piece of it gets through the mask."""
+    """No piece of a password gets through the mask, with any characters, raw or escaped."""
     password = between[0] + "".join(token + special for token, special in zip(TOKENS, between[1:], strict=True))
     written = quote(password, safe="") if escaped else password
     shown = mask_dsn(f"postgresql://user:{written}@host:5432/db{query}")
@@ -410,7 +410,7 @@ def test_no_part_of_a_password_is_shown(between: list[str], escaped: bool, query
     st.text(st.characters(codec="utf-8"), max_size=40), st.sampled_from(["postgresql://", "postgres://u:qTok1q", ""])
 )
 def test_no_text_at_all_breaks_the_parser(text: str, start: str) -> None:
-    """Any text either passes or is refused by an error of ours, and can be masked."""
+    """Any text is either accepted or refused with an error of the library, and can be masked."""
     mask_dsn(start + text)
     refusal = ""
     try:

@@ -1,4 +1,4 @@
-"""`create_memory()`: the settings choose the backend, and nothing is opened before its first use."""
+"""Tests `create_memory()`: the settings choose the backend, and nothing is opened before first use."""
 
 from __future__ import annotations
 
@@ -11,30 +11,22 @@ from pydantic import SecretStr
 from flux_memory import ConversationMemory, PostgresConversationMemory, Settings, create_memory
 from flux_memory.errors import InvalidInputError
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No `.env` of somebody's, and no variables."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(f"FLUX_MEMORY_{name}", raising=False)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 @pytest.mark.asyncio
-async def test_the_default_is_sqlite_in_the_settings_file(in_an_empty_directory: Path) -> None:
-    """Without any configuration there is a memory; its file appears at the first use, not before."""
+async def test_the_default_is_sqlite_in_the_settings_file(tmp_path: Path) -> None:
+    """Without any configuration there is a memory; its file appears at first use, not before."""
     async with create_memory() as memory:
         assert isinstance(memory, ConversationMemory)
         assert memory.db_path == "./data/sqlite.db"
-        assert os.listdir(in_an_empty_directory) == []  # noqa: PTH208 - no Path in async code
+        assert os.listdir(tmp_path) == []  # noqa: PTH208 - no Path in async code
         await memory.create_session()
-    assert (in_an_empty_directory / "data" / "sqlite.db").exists()
+    assert (tmp_path / "data" / "sqlite.db").exists()
 
 
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Switching backends is a matter of the environment, not of code."""
+    """The environment switches backends without a change in code."""
     monkeypatch.setenv("DATABASE_BACKEND", "postgres")
     monkeypatch.setenv("POSTGRES_DSN", "postgresql://u:secret@h/d")
     memory = create_memory()
@@ -43,7 +35,7 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_given_settings_are_used() -> None:
-    """Settings made by the application win over the environment."""
+    """Settings that the application passes win over the environment."""
     memory = create_memory(Settings(database_backend="sqlite", database_url="sqlite:///own.db"))
     assert repr(memory) == "ConversationMemory('own.db')"
     dsn = SecretStr("postgresql://u:secret@h/d")
@@ -53,7 +45,7 @@ def test_given_settings_are_used() -> None:
 
 
 def test_wrong_settings_are_refused_at_once() -> None:
-    """A mistake shows when the memory is made, not at its first use."""
+    """A mistake shows when the memory is created, not at first use."""
     with pytest.raises(InvalidInputError, match="POSTGRES_DSN"):
         create_memory(Settings(database_backend="postgres"))
     with pytest.raises(InvalidInputError, match="remove '\\+asyncpg'"):
@@ -62,15 +54,15 @@ def test_wrong_settings_are_refused_at_once() -> None:
         create_memory(Settings(database_url="mysql://h/d"))
 
 
-def test_what_are_no_settings_is_refused() -> None:
-    """Whoever takes the argument for a DSN or a path is told where those go."""
+def test_other_objects_as_settings_are_refused() -> None:
+    """A caller who passes a DSN or a path as settings learns where those go."""
     with pytest.raises(InvalidInputError, match="not str; a path is for ConversationMemory") as caught:
         create_memory("postgresql://u:secret@h/d")  # type: ignore[arg-type]
     assert "secret" not in str(caught.traceback[-1].frame.f_locals)
 
 
 def test_the_classes_read_the_settings_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each class without an argument takes what the settings say for it, whatever backend they choose."""
+    """Each class without an argument takes its own setting, even if the settings choose the other backend."""
     monkeypatch.setenv("POSTGRES_DSN", "postgresql://h/d")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///own.db")
     assert ConversationMemory().db_path == "own.db"

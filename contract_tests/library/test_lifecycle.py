@@ -1,4 +1,4 @@
-"""The life of a handle: opened once, used on one loop, closed once, whatever happens at the same time."""
+"""Tests the life of a handle under concurrency: opened once, used on one loop, closed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 
 class Resource:
-    """Something that is opened and closed, and counts both; it opens when `gate` is set."""
+    """A resource that counts how often it is opened and closed; it opens when `gate` is set."""
 
     def __init__(self, grace: float = 5.0) -> None:
         self.gate = asyncio.Event()
@@ -41,7 +41,7 @@ class Resource:
         self.seconds = seconds
 
     async def call(self, until: asyncio.Event | None = None) -> str:
-        """What a method of a handle does."""
+        """A call as a method of a handle makes it."""
         self.life.check_open()
         with self.life.in_flight():
             await self.life.opened()
@@ -50,8 +50,8 @@ class Resource:
             return "done"
 
 
-async def settled(*tasks: asyncio.Task[Any]) -> None:
-    """Let tasks run until each waits for something that only the test gives."""
+async def let_tasks_settle(*tasks: asyncio.Task[Any]) -> None:
+    """Let tasks run until each waits for an event that only the test sets."""
     for _ in range(10):
         await asyncio.sleep(0)
     assert not any(task.done() for task in tasks)
@@ -59,15 +59,15 @@ async def settled(*tasks: asyncio.Task[Any]) -> None:
 
 @pytest.mark.asyncio
 async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() -> None:
-    """Who came with it shares its failure; who joined it later opens anew, once."""
+    """Callers that started the opening share its failure; a caller that joined later opens again, once."""
     resource = Resource()
     resource.gate.clear()
     resource.failures = [ValueError("the second one"), ValueError("the first one")]
     together = [asyncio.create_task(resource.call()) for _ in range(2)]
-    await settled(*together)
+    await let_tasks_settle(*together)
     resource.life._opening_began -= 60
     late = [asyncio.create_task(resource.call()) for _ in range(2)]
-    await settled(*late)
+    await let_tasks_settle(*late)
     resource.gate.set()
     outcomes = await asyncio.gather(*together, *late, return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["the first one"] * 2 + ["the second one"] * 2
@@ -77,14 +77,14 @@ async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() 
 
 @pytest.mark.asyncio
 async def test_any_number_of_first_users_open_once() -> None:
-    """First use may race."""
+    """Concurrent first calls open the resource once."""
     resource = Resource()
     assert await asyncio.gather(*(resource.call() for _ in range(20))) == ["done"] * 20
     assert resource.opened == 1
 
 
 @pytest.mark.asyncio
-async def test_a_failed_opening_fails_all_who_waited_and_is_tried_again() -> None:
+async def test_a_failed_opening_fails_its_callers_and_is_retried() -> None:
     """A server that was down at the first call is found at the next."""
     resource = Resource()
     resource.failures.append(FluxMemoryError("not yet"))
@@ -96,11 +96,11 @@ async def test_a_failed_opening_fails_all_who_waited_and_is_tried_again() -> Non
 
 @pytest.mark.asyncio
 async def test_a_cancelled_first_user_does_not_undo_the_opening_for_others() -> None:
-    """The opening belongs to everybody."""
+    """The opening continues for the other callers."""
     resource = Resource()
     resource.gate.clear()
     first, second = asyncio.create_task(resource.call()), asyncio.create_task(resource.call())
-    await settled(first, second)
+    await let_tasks_settle(first, second)
     first.cancel()
     resource.gate.set()
     assert await second == "done"
@@ -109,29 +109,29 @@ async def test_a_cancelled_first_user_does_not_undo_the_opening_for_others() -> 
 
 
 @pytest.mark.asyncio
-async def test_a_failure_that_nobody_waits_for_any_more_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Where every caller was cancelled, asyncio has nothing to complain about."""
+async def test_a_failure_without_waiting_callers_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """If every caller was cancelled, asyncio does not log the failure as never retrieved."""
     resource = Resource()
     resource.gate.clear()
-    resource.failures.append(FluxMemoryError("nobody is left"))
+    resource.failures.append(FluxMemoryError("no caller is left"))
     task = asyncio.create_task(resource.call())
-    await settled(task)
+    await let_tasks_settle(task)
     task.cancel()
     resource.gate.set()
     await asyncio.gather(task, return_exceptions=True)
-    await settled()
+    await let_tasks_settle()
     assert caplog.records == []
     assert await resource.call() == "done"
 
 
 @pytest.mark.asyncio
-async def test_closing_waits_for_what_is_in_flight() -> None:
-    """No acknowledged write is lost: the resource closes when the last call is done, and no new one begins."""
+async def test_closing_waits_for_calls_in_flight() -> None:
+    """No acknowledged write is lost: the resource closes after the last call, and no new call starts."""
     resource, until = Resource(), asyncio.Event()
     calls = [asyncio.create_task(resource.call(until)) for _ in range(3)]
-    await settled(*calls)
+    await let_tasks_settle(*calls)
     closing = asyncio.create_task(resource.life.close())
-    await settled(closing)
+    await let_tasks_settle(closing)
     assert resource.closed == 0
     with pytest.raises(MemoryClosedError, match="this memory is closed; open another one"):
         await resource.call()
@@ -143,10 +143,10 @@ async def test_closing_waits_for_what_is_in_flight() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_waits_a_bounded_time() -> None:
-    """A call that hangs does not keep a program from ending, and closing what is open has no whole grace of its own."""
+    """A hanging call does not keep a program from ending; closing the resource gets the rest of the grace only."""
     resource = Resource(grace=1.1)
     hanging = asyncio.create_task(resource.call(asyncio.Event()))
-    await settled(hanging)
+    await let_tasks_settle(hanging)
     await asyncio.wait_for(resource.life.close(), 5)
     assert resource.closed == 1
     assert resource.seconds == 1.0
@@ -155,13 +155,13 @@ async def test_closing_waits_a_bounded_time() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_while_opening_leaves_nothing_open() -> None:
-    """Whoever began to open gets an answer, and what was opened is closed."""
+    """The caller that started the opening gets an answer, and the opened resource is closed."""
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     closing = asyncio.create_task(resource.life.close())
-    await settled()
+    await let_tasks_settle()
     resource.gate.set()
     await closing
     assert await call == "done"
@@ -170,11 +170,11 @@ async def test_closing_while_opening_leaves_nothing_open() -> None:
 
 @pytest.mark.asyncio
 async def test_closing_after_the_opener_was_cancelled_leaves_nothing_open() -> None:
-    """The opening goes on without its caller, and closing waits for it."""
+    """The opening continues without its caller, and closing waits for it."""
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     call.cancel()
     closing = asyncio.create_task(resource.life.close())
     await asyncio.gather(call, return_exceptions=True)
@@ -185,22 +185,22 @@ async def test_closing_after_the_opener_was_cancelled_leaves_nothing_open() -> N
 
 @pytest.mark.asyncio
 async def test_an_opening_that_outlasts_the_grace_leaves_nothing_open() -> None:
-    """It is given up, and whoever waited for it is told that the memory is closed: nobody has cancelled them."""
+    """The opening is abandoned, and its callers learn that the memory is closed; they see no cancellation."""
     resource = Resource(grace=0.05)
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     await asyncio.wait_for(resource.life.close(), 5)
     resource.gate.set()
     with pytest.raises(MemoryClosedError):
         await call
-    await settled()
+    await let_tasks_settle()
     assert resource.life.resource is None
 
 
 @pytest.mark.asyncio
 async def test_closing_is_idempotent_also_at_once() -> None:
-    """Twice, ten times together, after a cancelled attempt: closed once, and each returns when it is closed."""
+    """Twice, ten times at once, after a cancelled attempt: closed once, and each call returns when it is closed."""
     resource = Resource()
     await resource.call()
     cancelled = asyncio.create_task(resource.life.close())
@@ -211,23 +211,23 @@ async def test_closing_is_idempotent_also_at_once() -> None:
     assert resource.closed == 1
 
 
-def cancel_all() -> None:
-    """Do what applications do when they shut down, and `asyncio.run`."""
+def cancel_all_tasks() -> None:
+    """Cancel every task, as `asyncio.run` and applications do when they shut down."""
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("turns", range(6))
-async def test_an_opening_that_was_cancelled_with_every_task_begins_anew(turns: int) -> None:
-    """Whichever turn it was cancelled in, its first one included: the next call opens, and closing leaves nothing."""
+async def test_an_opening_cancelled_with_every_task_starts_again(turns: int) -> None:
+    """In whichever turn it was cancelled, the first included, the next call opens, and closing leaves nothing open."""
     resource = Resource()
     if turns > 3:
         resource.gate.clear()
     calls = [asyncio.create_task(resource.call()) for _ in range(3)]
     for _ in range(turns):
         await asyncio.sleep(0)
-    cancel_all()
+    cancel_all_tasks()
     resource.gate.set()
     assert await resource.call() == "done"
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -238,11 +238,11 @@ async def test_an_opening_that_was_cancelled_with_every_task_begins_anew(turns: 
 
 @pytest.mark.asyncio
 async def test_a_caller_outlives_the_opening_that_it_waits_for() -> None:
-    """It was not cancelled itself: it is neither cancelled nor told that the memory is closed."""
+    """A caller that was not cancelled itself is neither cancelled nor told that the memory is closed."""
     resource = Resource()
     resource.gate.clear()
     call = asyncio.create_task(resource.call())
-    await settled(call)
+    await let_tasks_settle(call)
     for task in asyncio.all_tasks() - {asyncio.current_task(), call}:
         task.cancel()
     resource.gate.set()
@@ -253,18 +253,18 @@ async def test_a_caller_outlives_the_opening_that_it_waits_for() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_close_that_was_cancelled_with_every_task_continues(turns: int) -> None:
-    """Waiting for a call, or closing the resource: the next `close()` returns when it is closed, at once or later."""
+    """Cancelled while it waits for a call or closes the resource, the next `close()` completes the closing."""
     resource = Resource()
     await resource.call()
     resource.closing.clear()
     calls: list[asyncio.Task[Any]] = []
     if turns % 2:
         calls.append(asyncio.create_task(resource.call(asyncio.Event())))
-        await settled(*calls)
+        await let_tasks_settle(*calls)
     calls += [asyncio.create_task(resource.life.close()) for _ in range(2)]
     for _ in range(turns):
         await asyncio.sleep(0)
-    cancel_all()
+    cancel_all_tasks()
     resource.closing.set()
     await asyncio.gather(resource.life.close(), resource.life.close())
     assert (resource.closed, resource.life.resource) == (1, None)
@@ -275,7 +275,7 @@ async def test_a_close_that_was_cancelled_with_every_task_continues(turns: int) 
 
 @pytest.mark.asyncio
 async def test_a_close_that_failed_is_tried_again() -> None:
-    """What could not be closed is still the handle's: the next `close()` closes it."""
+    """A resource that failed to close still belongs to the handle, and the next `close()` closes it."""
     resource = Resource()
     await resource.call()
     resource.failures.append(ValueError("not yet"))
@@ -286,8 +286,8 @@ async def test_a_close_that_failed_is_tried_again() -> None:
 
 
 @pytest.mark.asyncio
-async def test_closing_what_was_never_opened_opens_nothing() -> None:
-    """A handle that was made and not used costs nothing."""
+async def test_closing_an_unopened_handle_opens_nothing() -> None:
+    """A handle that is created and never used costs nothing."""
     resource = Resource()
     await resource.life.close()
     assert (resource.opened, resource.closed) == (0, 0)
@@ -296,7 +296,7 @@ async def test_closing_what_was_never_opened_opens_nothing() -> None:
 
 
 def test_another_event_loop_is_a_clear_error() -> None:
-    """A handle lives on one loop; a call on another one raises at once and never hangs."""
+    """A handle belongs to one loop; a call on another one raises at once and never hangs."""
     resource = Resource()
     asyncio.run(resource.call())
     with pytest.raises(
@@ -305,8 +305,8 @@ def test_another_event_loop_is_a_clear_error() -> None:
         asyncio.run(resource.call())
 
 
-def test_closing_on_another_event_loop_lets_go() -> None:
-    """The first loop may be gone; closing still frees what it can and returns, again too."""
+def test_closing_on_another_event_loop_releases_the_resource() -> None:
+    """The first loop may be gone; closing still releases what it can and returns, also the second time."""
     resource = Resource()
     asyncio.run(resource.call())
     asyncio.run(resource.life.close())

@@ -1,4 +1,4 @@
-"""Metadata: what is stored comes back by type and value, and comparing it agrees with a real `jsonb`."""
+"""Tests metadata: values round-trip by type and value, and comparisons agree with a real `jsonb`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_postgres import rows
+from raw_postgres import fetch_rows
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
@@ -29,7 +29,7 @@ VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(TEXT, VALUES, max_size=4)
 
-# Few values, so that objects often contain one another, or almost.
+# Few values, so that objects often contain one another, or almost do.
 SMALL = st.recursive(
     st.sampled_from([None, True, False, 0, 1, 1.0, -0.0, 1.5, 10**20, 1e20, "", "1", "a"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", ""]), inner, max_size=2),
@@ -39,7 +39,7 @@ SMALL_OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "c"]), SMALL, max_siz
 
 
 class Frozen(Mapping[str, Any]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __getitem__(self, key: str) -> Any:
         return {"inside": 1}[key]
@@ -51,16 +51,16 @@ class Frozen(Mapping[str, Any]):
         return 1
 
 
-def typed(value: object) -> object:
-    """A form in which 1, 1.0 and True differ."""
+def with_types(value: object) -> object:
+    """Return a form in which 1, 1.0 and True differ."""
     if isinstance(value, dict):
-        return {key: typed(item) for key, item in value.items()}
+        return {key: with_types(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [typed(item) for item in value]
+        return [with_types(item) for item in value]
     return type(value).__name__, repr(abs(value)) if value == 0 and isinstance(value, float) else repr(value)
 
 
-def nested(depth: int) -> dict[str, Any]:
+def nest(depth: int) -> dict[str, Any]:
     inner: dict[str, Any] = {}
     for _ in range(depth - 1):
         inner = {"a": inner}
@@ -68,9 +68,9 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @given(OBJECTS)
-def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
+def test_values_round_trip(value: dict[str, Any]) -> None:
     """Every JSON object round-trips by type and value; -0.0 becomes 0.0."""
-    assert typed(decode_metadata(encode_metadata(value))) == typed(value)
+    assert with_types(decode_metadata(encode_metadata(value))) == with_types(value)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_goes_in_comes_out(value: dict[str, Any]) -> None:
     ],
 )
 def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
-    """One text form for both engines: floats stay floats, tuples become lists, any mapping is an object."""
+    """Both engines use one text form: floats stay floats, tuples become lists, any mapping is an object."""
     assert encode_metadata(value) == text
 
 
@@ -113,20 +113,20 @@ def test_the_text_form(value: Mapping[str, Any] | None, text: str) -> None:
         ({"a": b"x"}, InvalidTypeError, "is a bytes"),
         ({"a": 10**4300}, InvalidInputError, "more than 4,300 digits"),
         ({"a": -(10**4300)}, InvalidInputError, "more than 4,300 digits"),
-        (nested(MAX_METADATA_DEPTH + 1), InvalidInputError, "nested deeper than 100"),
+        (nest(MAX_METADATA_DEPTH + 1), InvalidInputError, "nested deeper than 100"),
         ({"a": json.loads("[" * MAX_METADATA_DEPTH + "]" * MAX_METADATA_DEPTH)}, InvalidInputError, "nested deeper"),
     ],
 )
-def test_what_both_engines_cannot_keep_is_refused_with_its_place(
+def test_values_that_an_engine_cannot_store_are_refused_with_their_place(
     value: object, kind: type[Exception], says: str
 ) -> None:
-    """Nothing is dropped, rounded or turned into null on the way; the message says where to look."""
+    """No value is dropped, rounded or turned into null; the message says where it is."""
     with pytest.raises(kind, match=says):
         encode_metadata(value)
 
 
 def test_the_size_is_counted_in_bytes_of_json() -> None:
-    """Larger than the shared limit is refused, never cut."""
+    """Metadata above the shared limit is refused, never cut."""
     fits = "é" * ((MAX_METADATA_BYTES - len('{"a":""}')) // 2)
     assert len(encode_metadata({"a": fits}).encode()) == MAX_METADATA_BYTES
     with pytest.raises(InvalidInputError, match="metadata is larger than"):
@@ -135,14 +135,14 @@ def test_the_size_is_counted_in_bytes_of_json() -> None:
 
 @pytest.mark.parametrize("text", [None, "{}"])
 def test_an_empty_object_is_a_fresh_one_too(text: str | None) -> None:
-    """Whoever fills it fills nobody else's."""
+    """Each reader gets a separate dict; changing one changes no other."""
     assert decode_metadata(text) is not decode_metadata(text)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", '"x"', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1} x'])
-def test_a_stored_text_that_is_no_object_is_an_error(text: str) -> None:
-    """Corrupt metadata is never taken for an empty object, and never contained in or by anything."""
-    with pytest.raises(ValueError):  # noqa: PT011 - json's message or ours; the caller names the row
+def test_a_stored_text_that_is_not_an_object_is_an_error(text: str) -> None:
+    """Corrupt metadata is never read as an empty object, and containment finds nothing in it."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is json's or the library's; the caller names the row
         decode_metadata(text)
 
 
@@ -157,26 +157,26 @@ def test_invalid_json_contains_nothing(text: str) -> None:
     [*listing.SCALARS, *listing.NUMBERS, *listing.OBJECTS, *listing.ARRAYS, ({"a": "1"}, {"a": 1}, False)],
 )
 def test_containment_is_that_of_jsonb(value: dict[str, Any], part: dict[str, Any], expected: bool) -> None:
-    """The clauses' own cases, without the tables that SQLite looks into first and that hide what is wrong here."""
+    """The clauses' cases, without SQLite's search tables, which would hide a wrong result."""
     assert contains(encode_metadata(value), encode_metadata(part)) is expected
 
 
 def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: str) -> None:
-    """SQLite filters with our `contains`, PostgreSQL with `@>`: the same answers, whatever the objects.
+    """SQLite filters with `contains`, PostgreSQL with `@>`: both give the same answers for any objects.
 
-    Also: a retry is told from a conflict by our `equal` on one engine and by `=` of `jsonb` on the other.
+    SQLite tells a retry from a conflict with `equal`, PostgreSQL with `=` of `jsonb`: these agree as well.
     """
     pairs: list[tuple[str, str]] = []
 
     @settings(max_examples=300, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(SMALL_OBJECTS, SMALL_OBJECTS, st.randoms(use_true_random=False))
     def collect(value: dict[str, Any], other: dict[str, Any], chance: random.Random) -> None:
-        pairs.extend((encode_metadata(value), encode_metadata(part)) for part in (other, pruned(value, chance)))
+        pairs.extend((encode_metadata(value), encode_metadata(part)) for part in (other, prune(value, chance)))
 
     collect()
     columns = [[one for one, _ in pairs], [other for _, other in pairs]]
     answers = asyncio.run(
-        rows(
+        fetch_rows(
             flux_postgres_dsn,
             "SELECT one::jsonb @> other::jsonb, one::jsonb = other::jsonb "
             "FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS pair (one, other, at) ORDER BY at",
@@ -190,12 +190,12 @@ def test_a_real_jsonb_agrees_about_containment_and_equality(flux_postgres_dsn: s
         assert equal(one, other) is same, (one, other)
 
 
-def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> None:
-    """Types survive `jsonb`: no float becomes an int, no int loses a digit, over random doubles of every size."""
+def test_a_real_jsonb_returns_the_encoded_value(flux_postgres_dsn: str) -> None:
+    """Types survive `jsonb`: no float becomes an int and no int loses a digit, for random doubles of every size."""
     chance = random.Random(17)
     doubles = [chance.uniform(-1, 1) * 10.0 ** chance.randint(-320, 308) for _ in range(2000)]
     objects: list[dict[str, Any]] = [{"n": double} for double in [*doubles, 1e16, 1e22, 5e-324, 1.7976931348623157e308]]
-    objects += [{"n": 10**4300 - 1}, {"n": 2**63}, {"deep": nested(99)}]
+    objects += [{"n": 10**4300 - 1}, {"n": 2**63}, {"deep": nest(99)}]
 
     @settings(max_examples=200, database=None)
     @given(OBJECTS)
@@ -205,22 +205,22 @@ def test_a_real_jsonb_gives_back_what_was_encoded(flux_postgres_dsn: str) -> Non
     collect()
     texts = [encode_metadata(value) for value in objects]
     stored = asyncio.run(
-        rows(
+        fetch_rows(
             flux_postgres_dsn,
             "SELECT value::jsonb::text FROM unnest($1::text[]) WITH ORDINALITY AS item (value, at) ORDER BY at",
             texts,
         )
     )
     for value, (text,) in zip(objects, stored, strict=True):
-        assert typed(decode_metadata(text)) == typed(json.loads(json.dumps(value)))
+        assert with_types(decode_metadata(text)) == with_types(json.loads(json.dumps(value)))
 
 
-def pruned(value: Any, chance: random.Random) -> Any:
-    """Leave parts out and shuffle, so that the result is often contained in the value."""
+def prune(value: Any, chance: random.Random) -> Any:
+    """Drop and shuffle parts, so that the value often contains the result."""
     if isinstance(value, dict):
-        return {key: pruned(item, chance) for key, item in value.items() if chance.random() < 0.7}
+        return {key: prune(item, chance) for key, item in value.items() if chance.random() < 0.7}
     if isinstance(value, list):
-        kept = [pruned(item, chance) for item in value if chance.random() < 0.7]
+        kept = [prune(item, chance) for item in value if chance.random() < 0.7]
         chance.shuffle(kept)
         return kept + kept[:1]
     return value

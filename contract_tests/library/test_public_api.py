@@ -1,4 +1,4 @@
-"""The public names: what there is, what importing it costs, and how a handle behaves at the end of a program."""
+"""Tests the public names, the cost of importing them, and handles that are never closed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import flux_memory
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
 
 
-def run(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", program, *arguments]
-    # What measures coverage would be among the imports that are looked at.
+    # A coverage tracer would add its own imports to the measured ones.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=cwd, env=plain)
 
@@ -58,15 +58,15 @@ def test_another_name_is_an_attribute_error() -> None:
     ],
 )
 def test_an_import_loads_only_what_it_needs(program: str, absent: str) -> None:
-    """A driver is loaded by whom it serves; importing the package costs little."""
-    done = run(f"import sys; {program}; print(*(set(sys.argv[1:]) & set(sys.modules)))", *absent.split())
+    """A driver is loaded only for its own backend, so importing the package is cheap."""
+    done = run_program(f"import sys; {program}; print(*(set(sys.argv[1:]) & set(sys.modules)))", *absent.split())
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize("backend", [ConversationMemory, PostgresConversationMemory])
 def test_the_backends_have_the_signatures_of_the_protocol(backend: type) -> None:
-    """Names, defaults and kinds of every parameter are the protocol's, and each method is a coroutine."""
+    """Names, defaults and kinds of every parameter match the protocol, and each method is a coroutine."""
     for name, promised in inspect.getmembers(Memory, inspect.isfunction):
         if not name.startswith("_") or name in {"__aenter__", "__aexit__"}:
             kept = getattr(backend, name)
@@ -75,7 +75,7 @@ def test_the_backends_have_the_signatures_of_the_protocol(backend: type) -> None
 
 
 def test_the_errors_are_one_family_and_fit_the_standard_ones() -> None:
-    """`except FluxMemoryError` catches all; each is also what a caller without the library would expect."""
+    """`except FluxMemoryError` catches all; each is also a subclass of the matching built-in error."""
     errors = [value for name in flux_memory.__all__ if name.endswith("Error") for value in [getattr(flux_memory, name)]]
     assert len(errors) == 10
     assert all(issubclass(error, FluxMemoryError) for error in errors)
@@ -95,7 +95,7 @@ def test_records_have_the_documented_keys() -> None:
 
 @pytest.mark.parametrize("record", [flux_memory.Message, flux_memory.Session, flux_memory.NewMessage])
 def test_pydantic_takes_the_records(record: type) -> None:
-    """An endpoint of FastAPI may say that it returns `list[Message]`."""
+    """A FastAPI endpoint can declare `list[Message]` as its return type."""
     assert TypeAdapter(list[record]).json_schema()["items"]
 
 
@@ -124,9 +124,9 @@ print("end of the program")
 def test_a_handle_that_was_never_closed_warns_and_never_hangs_the_exit(
     backend: str, how: str, tmp_path: Path, flux_postgres_clean_dsn: str
 ) -> None:
-    """A forgotten `close()` is said aloud, without the password, and costs neither the exit nor the message."""
+    """A missing `close()` gives a warning without the password, and costs neither the exit nor the message."""
     target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_postgres_clean_dsn
-    done = run(NEVER_CLOSED, backend, target, how)
+    done = run_program(NEVER_CLOSED, backend, target, how)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "end of the program\n"
     assert "ResourceWarning" in done.stderr
@@ -146,7 +146,7 @@ def test_a_handle_that_was_never_closed_warns_and_never_hangs_the_exit(
 
 @pytest.mark.filterwarnings("error")
 def test_a_handle_that_was_never_used_has_nothing_to_warn_about(tmp_path: Path) -> None:
-    """Nothing is open before the first use, so nothing is forgotten, and nothing was made."""
+    """Nothing is opened or created before first use, so there is nothing to warn about."""
     memory = ConversationMemory(tmp_path / "chat.db")
     del memory
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Reading costs the page, not the table: the engines' plans for the library's own statements, at many rows."""
+"""Tests the cost of reads: in large tables, the engines' plans for the library's statements touch one page of rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import asyncpg
 import pytest
-from raw_sqlite import on_the_thread
+from raw_sqlite import run_on_worker
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.testkit.servers import Server
@@ -36,7 +36,7 @@ INSERT INTO messages (session_id, id, seq, role, content, created_at)
 SELECT '{LONG}', lpad(n::text, 36, '0'), n, 'user', 'some words', TIMESTAMP '2026-01-01' + n * INTERVAL '1 second'
 FROM generate_series(1, {MESSAGES}) AS n;
 """
-# What autovacuum does after such growth; it also empties the list of what the metadata's index has not sorted in yet.
+# Autovacuum does this after such growth; VACUUM also empties the pending list of the metadata's index.
 POSTGRES_UPKEEP: Final = "VACUUM (ANALYZE) sessions, messages"
 SQLITE_ROWS: Final = f"""
 BEGIN;
@@ -60,13 +60,13 @@ FROM numbers;
 COMMIT;
 ANALYZE;
 """
-PAGE: Final = 50
-FEW: Final = 3 * PAGE
-"""Rows that a page may cost: those that are skipped on the way to it included."""
-STEP: Final = 10
-"""Instructions of SQLite's machine between two looks at them."""
-STEPS_OF_A_ROW: Final = 50
-"""Instructions that a row may cost."""
+PAGE_ROWS: Final = 50
+FEW: Final = 3 * PAGE_ROWS
+"""Rows that a page may touch, including those skipped on the way to it."""
+STEP_INSTRUCTIONS: Final = 10
+"""Virtual machine instructions of SQLite between two progress callbacks."""
+ROW_INSTRUCTIONS: Final = 50
+"""Virtual machine instructions that a row may cost."""
 LISTINGS: Final[dict[str, dict[str, Any]]] = {
     "all": {},
     "of a user": {"user_id": "user-7"},
@@ -79,8 +79,8 @@ LISTINGS: Final[dict[str, dict[str, Any]]] = {
 }
 HISTORIES: Final[dict[str, dict[str, Any]]] = {"newest": {}, "a page back": {"before": f"{MESSAGES // 2:036d}"}}
 CALLS: Final = [
-    *(("get_sessions", (PAGE,), listing) for listing in LISTINGS.values()),
-    *(("get_history", (LONG, PAGE), history) for history in HISTORIES.values()),
+    *(("get_sessions", (PAGE_ROWS,), listing) for listing in LISTINGS.values()),
+    *(("get_history", (LONG, PAGE_ROWS), history) for history in HISTORIES.values()),
     ("get_session", (LONG,), {}),
 ]
 NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" for name in HISTORIES), "session"]
@@ -88,7 +88,7 @@ NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" 
 
 @pytest.fixture(scope="module")
 def filled_postgres(flux_postgres_server: Server) -> Iterator[str]:
-    """A database with many sessions, and one more that has many messages."""
+    """A database with many sessions, one of which has many messages."""
 
     async def fill(dsn: str) -> None:
         async with PostgresConversationMemory(dsn) as memory:
@@ -108,7 +108,7 @@ def filled_postgres(flux_postgres_server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def filled_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with many sessions, and one more that has many messages."""
+    """A file with many sessions, one of which has many messages."""
 
     async def make(path: Path) -> None:
         async with ConversationMemory(path) as memory:
@@ -121,7 +121,7 @@ def filled_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-async def statement_of(dsn: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+async def capture_statement(dsn: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Make a call and return the statement that reached asyncpg, with its values."""
     seen: list[Any] = []
 
@@ -135,12 +135,12 @@ async def statement_of(dsn: str, method: str, arguments: tuple[Any, ...], option
         await memory.count_sessions()
         seen.clear()
         assert await getattr(memory, method)(*arguments, **options) is not None
-    # asyncpg asks for the types of arrays before it sends one.
+    # asyncpg queries the types of arrays before it sends the first one.
     return next(each for each in seen if each.args and "pg_type" not in each.query)
 
 
-async def plan_in_the_long_run(dsn: str, sql: str, values: tuple[object, ...]) -> dict[str, Any]:
-    """Return what an execution did once PostgreSQL may use one plan for all values: after five executions."""
+async def explain_generic(dsn: str, sql: str, values: tuple[object, ...]) -> dict[str, Any]:
+    """Return an execution's plan once PostgreSQL may use one plan for all values: after five executions."""
     connection = await asyncpg.connect(dsn, statement_cache_size=0)
     try:
         literals = [str(value) if isinstance(value, int) else f"'{value}'" for value in values]
@@ -155,15 +155,15 @@ async def plan_in_the_long_run(dsn: str, sql: str, values: tuple[object, ...]) -
     return top
 
 
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Return a plan's nodes, the top one first."""
+def walk_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a plan's nodes from the top."""
     yield plan
     for below in plan.get("Plans", ()):
-        yield from nodes(below)
+        yield from walk_nodes(below)
 
 
-def touched(node: dict[str, Any]) -> float:
-    """Return how many rows a node looked at."""
+def count_touched_rows(node: dict[str, Any]) -> float:
+    """Return the number of rows that a node read."""
     removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
     return float((node["Actual Rows"] + removed) * node["Actual Loops"])
 
@@ -173,30 +173,32 @@ def touched(node: dict[str, Any]) -> float:
 async def test_postgres_reads_the_page_only(
     filled_postgres: str, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    """A page costs about its own rows, however many sessions or messages there are, also in the long run."""
-    sent = await statement_of(filled_postgres, method, arguments, options)
-    plan = await plan_in_the_long_run(filled_postgres, sent.query, sent.args)
-    found = list(nodes(plan))
+    """A page costs about its own rows in tables of any size, also with a generic plan."""
+    sent = await capture_statement(filled_postgres, method, arguments, options)
+    plan = await explain_generic(filled_postgres, sent.query, sent.args)
+    found = list(walk_nodes(plan))
     assert not [node for node in found if node["Node Type"] == "Seq Scan"], json.dumps(plan, indent=1)
-    assert max(map(touched, found)) <= FEW, json.dumps(plan, indent=1)
+    assert max(map(count_touched_rows, found)) <= FEW, json.dumps(plan, indent=1)
     if not options.get("metadata"):
-        # In the index's order already; by metadata, the few that match may be sorted.
+        # Already in index order; a filter by metadata may sort its few matches.
         assert not [node for node in found if "Sort" in node["Node Type"]], json.dumps(plan, indent=1)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 64, 256])
 @pytest.mark.asyncio(loop_scope="function")
 async def test_postgres_adds_cost_their_rows(filled_postgres: str, rows: int) -> None:
-    """However many messages there are, adds find their sessions and their ids by keys."""
+    """Adds find their session and ids by key in tables of any size."""
     messages = [{"role": "user", "content": f"{number}"} for number in range(rows)]
-    sent = await statement_of(filled_postgres, "add_messages", (LONG, messages), {})
+    sent = await capture_statement(filled_postgres, "add_messages", (LONG, messages), {})
     connection = await asyncpg.connect(filled_postgres, statement_cache_size=0)
     try:
         async with connection.transaction():
             (plan,) = json.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {sent.query}", *sent.args))
     finally:
         await connection.close()
-    assert not [node for node in nodes(plan["Plan"]) if node["Node Type"] == "Seq Scan"], json.dumps(plan, indent=1)
+    assert not [node for node in walk_nodes(plan["Plan"]) if node["Node Type"] == "Seq Scan"], json.dumps(
+        plan, indent=1
+    )
 
 
 @pytest.mark.parametrize(("method", "arguments", "options"), CALLS, ids=NAMES)
@@ -204,17 +206,17 @@ async def test_postgres_adds_cost_their_rows(filled_postgres: str, rows: int) ->
 async def test_sqlite_reads_the_page_only(
     filled_sqlite: Path, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    """A page costs about its own rows, however many sessions or messages there are, and however many match."""
+    """A page costs about its own rows in tables of any size, with any number of matches."""
     steps = 0
 
     def count() -> None:
         nonlocal steps
-        steps += STEP
+        steps += STEP_INSTRUCTIONS
 
     async with ConversationMemory(filled_sqlite) as memory:
-        await on_the_thread(memory, lambda db: db.set_progress_handler(count, STEP))
+        await run_on_worker(memory, lambda db: db.set_progress_handler(count, STEP_INSTRUCTIONS))
         assert await getattr(memory, method)(*arguments, **options) is not None
-        assert steps <= FEW * STEPS_OF_A_ROW
+        assert steps <= FEW * ROW_INSTRUCTIONS
 
 
 @pytest.mark.parametrize(
@@ -226,10 +228,10 @@ async def test_sqlite_reads_the_page_only(
 async def test_sqlite_reads_in_an_indexs_order(
     filled_sqlite: Path, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    """SQLite walks an index in the order asked for: it sorts no table, and scans none without an index."""
+    """SQLite walks an index in the requested order: it neither sorts a table nor scans one without an index."""
     seen: list[str] = []
     async with ConversationMemory(filled_sqlite) as memory:
-        await on_the_thread(memory, lambda db: db.set_trace_callback(seen.append))
+        await run_on_worker(memory, lambda db: db.set_trace_callback(seen.append))
         assert await getattr(memory, method)(*arguments, **options) is not None
     (read,) = [sql for sql in seen if "FROM sessions" in sql or "FROM messages" in sql]
     with closing(sqlite3.connect(filled_sqlite)) as db:

@@ -1,4 +1,4 @@
-"""Arguments in, records out: checks before any I/O, and corrupt rows that are named."""
+"""Tests the checks of arguments before any I/O, and the errors that name a corrupt row."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MESSAGE = ("m1", "user", "Hello", '{"a": 1}', WHEN)
 SESSION = ("s1", "ann", "Trip", WHEN, WHEN, '{"a": 1}', 3)
 
 
-def test_a_session_gets_an_id_of_its_own_where_none_is_given() -> None:
-    """Ids made by the library are UUIDv7: 36 characters, different, and in the order in which they were made."""
+def test_a_session_without_an_id_gets_one() -> None:
+    """Generated ids are UUIDv7: 36 characters, distinct, and sorted by creation."""
     made = [records.check_new_session(None, "", "", None).id for _ in range(50)]
     assert made == sorted(set(made))
     assert all(len(id_) == 36 and id_[14] == "7" for id_ in made)
@@ -35,14 +35,14 @@ def test_a_session_gets_an_id_of_its_own_where_none_is_given() -> None:
         ([{"role": "", "content": "x"}], r"messages\[0\]\.role is empty; name the speaker"),
     ],
 )
-def test_a_wrong_batch_is_told_what_is_wrong(batch: object, says: str) -> None:
-    """The message says which element, which key, and what may be given."""
+def test_the_error_of_a_wrong_batch_names_its_place(batch: object, says: str) -> None:
+    """The message names the element and the key, and says what is allowed."""
     with pytest.raises(InvalidInputError, match=says):
         records.check_batch(batch)
 
 
 def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
-    """PostgreSQL would drop the connection at 1 GB, again and again until the deadline, and SQLite store it."""
+    """PostgreSQL would drop the connection at 1 GB until the deadline has passed; SQLite would store the batch."""
     parts = MAX_BATCH_BYTES // MAX_CONTENT_BYTES
     room = MAX_CONTENT_BYTES - len("user") - len("{}") - MAX_ID_LENGTH
     fits = [{"role": "user", "content": "x" * room}] * parts
@@ -54,7 +54,7 @@ def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
 
 
 def test_a_batch_that_repeats_a_message_stores_it_once() -> None:
-    """The same id with the same content is a retry; with another content it is a conflict."""
+    """The same id with the same content is a retry; with other content it is a conflict."""
     same = {"role": "user", "content": "x", "metadata": {"n": 1}, "message_id": "m"}
     rows = records.check_batch(
         [same, {**same, "metadata": {"n": 1.0}}, {"role": "user", "content": "y", "message_id": "n"}]
@@ -68,14 +68,14 @@ def test_a_batch_that_repeats_a_message_stores_it_once() -> None:
 @pytest.mark.parametrize(
     ("value", "says"), [(True, "offset must be an int, not bool"), (-1, "offset is -1; it must be 0 or more")]
 )
-def test_a_wrong_count_is_told_what_is_right(value: object, says: str) -> None:
-    """The message says what may be given."""
+def test_the_error_of_a_wrong_count_says_what_is_allowed(value: object, says: str) -> None:
+    """The message says what is allowed."""
     with pytest.raises(InvalidInputError, match=says):
         records.check_count("offset", value)
 
 
 def test_a_number_too_long_to_be_written_is_refused_as_any_other() -> None:
-    """Python does not write integers of more than 4,300 digits: the message must not fail where the check did not."""
+    """Python cannot print integers of more than 4,300 digits: building the message must not fail."""
     with pytest.raises(InvalidInputError, match="limit is a value of type int; it must be 0 or more"):
         records.check_limit(-(10**5000))
     with pytest.raises(InvalidInputError, match="unknown key a value of type int"):
@@ -86,8 +86,8 @@ def test_a_number_too_long_to_be_written_is_refused_as_any_other() -> None:
         records.check_seconds("timeout", 10**400)
 
 
-def test_a_session_that_cannot_be_there_is_named_by_its_text() -> None:
-    """A subclass of `str` is what its characters are, whatever it says of itself."""
+def test_an_impossible_session_is_named_by_its_characters() -> None:
+    """A subclass of `str` counts by its characters, not by its `__str__`."""
 
     class Shouting(str):
         __slots__ = ()
@@ -114,7 +114,7 @@ def test_a_session_that_cannot_be_there_is_named_by_its_text() -> None:
     ],
 )
 def test_a_corrupt_message_is_named(column: int, value: object) -> None:
-    """A row that cannot be read raises an error of ours with its id and its session's, and keeps the cause."""
+    """A row that cannot be read raises an error of the library with its id and its session's, and keeps the cause."""
     row = (*MESSAGE[:column], value, *MESSAGE[column + 1 :])
     with pytest.raises(FluxMemoryError, match=r"^message 'm1' of session 's1' cannot be read") as caught:
         records.build_messages("s1", [row])
@@ -123,21 +123,21 @@ def test_a_corrupt_message_is_named(column: int, value: object) -> None:
 
 @pytest.mark.parametrize(("column", "value"), [(1, None), (2, b"\xff"), (3, "2026"), (4, 5), (5, "not JSON"), (5, "1")])
 def test_a_corrupt_session_is_named(column: int, value: object) -> None:
-    """A session that cannot be read raises an error of ours with its id."""
+    """A session that cannot be read raises an error of the library with its id."""
     row = (*SESSION[:column], value, *SESSION[column + 1 :])
     with pytest.raises(FluxMemoryError, match=r"^session 's1' cannot be read"):
         records.build_session(row)
 
 
 def test_null_metadata_is_an_empty_object() -> None:
-    """The original's column allows NULL."""
+    """The original application's column allows NULL."""
     (message,) = records.build_messages("s1", [(*MESSAGE[:3], None, WHEN)])
     assert message == {"id": "m1", "role": "user", "content": "Hello", "metadata": {}, "created_at": WHEN}
 
 
 @pytest.mark.parametrize("place", [0, 1, 127, 128, 299])
 def test_a_corrupt_message_is_named_among_many(place: int) -> None:
-    """However a page is checked, the row that is at fault is the one that the error names."""
+    """The error names the broken row, also when a page is checked as a whole."""
     rows: list[tuple[Any, ...]] = [(f"m{n}", *MESSAGE[1:]) for n in range(300)]
     rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}")
     with pytest.raises(FluxMemoryError, match=f"^message 'm{place}' of session 's1' cannot be read"):
@@ -146,7 +146,7 @@ def test_a_corrupt_message_is_named_among_many(place: int) -> None:
 
 @pytest.mark.parametrize("place", [0, 127, 128, 299])
 def test_a_corrupt_session_is_named_among_many(place: int) -> None:
-    """As for messages; sound ones come in their order, one by one or together, NULL metadata among them."""
+    """As for messages. Sound rows keep their order, checked together or one by one, with and without NULL metadata."""
     rows: list[tuple[Any, ...]] = [(f"s{n}", *SESSION[1:]) for n in range(300)]
     rows[place] = (*rows[place][:5], None, 3)
     assert records.build_sessions(rows) == [records.build_session(row) for row in rows]
@@ -157,7 +157,7 @@ def test_a_corrupt_session_is_named_among_many(place: int) -> None:
 
 @pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**64 - 1, 2**64, -(2**63) - 1, 10**30, 1e22, 0.1, -1.5e-300])
 def test_numbers_of_a_page_keep_type_and_value(number: float) -> None:
-    """Integers beyond 64 bits come back exactly, and so does everything beside them; newest first becomes last."""
+    """Integers beyond 64 bits come back exactly, as do their neighbours; rows given newest first come oldest first."""
     values = [{"n": 1}, {"n": [number]}, {}, {"n": 1.0}]
     rows = [(f"m{n}", "user", "Hello", encode_metadata(value), WHEN) for n, value in enumerate(values)]
     found = records.build_messages("s1", rows)

@@ -1,4 +1,4 @@
-"""The schema's history: the naming rule, files that never change, and what a database lacks."""
+"""Tests the schema's history: the naming rule, released files that never change, and what a database lacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from flux_memory.errors import SchemaError
 from flux_memory.schema import FILE_NAME, adopted_version, described, history, missing
 
-# A file that was released is never changed: databases have recorded its checksum. A new file gets a line here.
+# Released files never change: databases have recorded their checksums. A new file gets a line here.
 PINNED = {
     "sqlite": {
         "0001_original": "5d55deee641ef835953f8abe2350655c3a47ece17b00e9bb6f0858e65fa71bd3",
@@ -33,7 +33,7 @@ dialects = pytest.mark.parametrize("dialect", sorted(PINNED))
 
 @dialects
 def test_the_numbered_files_have_not_changed(dialect: str) -> None:
-    """Databases in the field know the files by their checksums; a change would lock their owners out."""
+    """Existing databases have recorded the checksums; a changed file would lock their owners out."""
     assert {f"{step.version:04}_{step.name}": step.checksum for step in history(dialect)} == PINNED[dialect]
 
 
@@ -48,18 +48,18 @@ def test_every_sql_file_follows_the_naming_rule(dialect: str) -> None:
 
 @dialects
 def test_the_numbers_have_no_gap_and_no_repeat(dialect: str) -> None:
-    """The version is the position in the history."""
+    """A version is a position in the history."""
     assert [step.version for step in history(dialect)] == list(range(1, len(PINNED[dialect]) + 1))
 
 
 def test_a_version_that_both_dialects_have_means_the_same() -> None:
-    """The number in a report or an error does not depend on the engine; one engine may be ahead of the other."""
+    """A number in a report or an error means the same on both engines; one engine may be ahead."""
     assert all(one.name == other.name for one, other in zip(history("sqlite"), history("postgres"), strict=False))
 
 
 @dialects
-def test_what_a_database_lacks(dialect: str) -> None:
-    """Nothing of a current database, everything of a fresh one, the rest of an old one."""
+def test_the_missing_files_of_a_database(dialect: str) -> None:
+    """A current database lacks nothing, a fresh one every file, an old one the rest."""
     steps = history(dialect)
     everything = {step.version: step.checksum for step in steps}
     assert missing(dialect, everything) == []
@@ -69,7 +69,7 @@ def test_what_a_database_lacks(dialect: str) -> None:
 
 @dialects
 def test_a_newer_database_is_refused(dialect: str) -> None:
-    """An old release does not write into what it does not know; the message says which way out there is."""
+    """An old release does not write to a newer schema; the message says how to proceed."""
     newest = len(history(dialect))
     with pytest.raises(SchemaError, match=f"has schema version {newest + 1} and this .* knows {newest}; upgrade"):
         missing(dialect, {newest + 1: "0"})
@@ -77,13 +77,13 @@ def test_a_newer_database_is_refused(dialect: str) -> None:
 
 @dialects
 def test_another_checksum_is_refused(dialect: str) -> None:
-    """A database made by a file that differs is not what the code expects."""
+    """The schema of a database made by a different file is unknown."""
     with pytest.raises(SchemaError, match=r"schema version 2 \(user_id\) was applied .* from a file that differs"):
         missing(dialect, {1: history(dialect)[0].checksum, 2: "0"})
 
 
 def test_which_generation_made_the_tables() -> None:
-    """The original's generations differ by `user_id`; columns that somebody added to sessions are kept."""
+    """The original's generations differ by `user_id`; an owner's additional columns of sessions are kept."""
     assert adopted_version({"sessions": set(), "messages": set()}) == 0
     assert adopted_version({"sessions": SESSIONS, "messages": MESSAGES}) == 1
     assert adopted_version({"sessions": SESSIONS | {"user_id"}, "messages": MESSAGES}) == 2
@@ -99,15 +99,15 @@ def test_which_generation_made_the_tables() -> None:
         (SESSIONS, MESSAGES | {"embedding"}, "'messages' has columns .*: embedding; move them"),
     ],
 )
-def test_somebody_elses_tables_are_refused(sessions: set[str], messages: set[str], says: str) -> None:
-    """A table called sessions is not enough; nobody's data is touched on a guess."""
+def test_foreign_tables_are_refused(sessions: set[str], messages: set[str], says: str) -> None:
+    """A table called sessions is not proof enough: foreign data is never adopted on a guess."""
     with pytest.raises(SchemaError, match=says):
         adopted_version({"sessions": sessions, "messages": messages})
 
 
 @dialects
 def test_a_schema_in_words(dialect: str) -> None:
-    """What `check` shows: current, behind, the original's, or none."""
+    """The `check` command shows: current, behind, original, or none."""
     everything = {step.version: step.checksum for step in history(dialect)}
     newest = max(everything)
     behind = {version: everything[version] for version in everything if version < newest}

@@ -1,4 +1,4 @@
-"""Settings: the environment and `.env`, who wins, and that secrets stay secret."""
+"""Tests settings: the environment and `.env`, their precedence, and that secrets stay secret."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ordinary_user import ordinary_user
+from ordinary_user import become_ordinary_user
 
 from flux_memory import Settings
 from flux_memory.dsn import SecretText
@@ -21,23 +21,19 @@ Environment = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
-    """An empty directory and an environment without our variables; call it to set them, `dotenv=` for the file."""
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.upper().removeprefix("FLUX_MEMORY_") in {"DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"}:
-            monkeypatch.delenv(name)
+def environment(tmp_path: Path, clean_environment: pytest.MonkeyPatch) -> Environment:
+    """Sets variables, and `.env` with `dotenv=`, in an otherwise clean environment."""
 
     def put(dotenv: str = "", **variables: str) -> None:
         (tmp_path / ".env").write_text(dotenv, encoding="utf-8")
         for name, value in variables.items():
-            monkeypatch.setenv(name, value)
+            clean_environment.setenv(name, value)
 
     return put
 
 
 def test_the_defaults_are_a_sqlite_file_below_the_working_directory() -> None:
-    """With nothing configured the library works."""
+    """The library works without configuration."""
     settings = load_settings()
     assert settings.database_backend == "sqlite"
     assert settings.sqlite_path == "./data/sqlite.db"
@@ -45,7 +41,7 @@ def test_the_defaults_are_a_sqlite_file_below_the_working_directory() -> None:
 
 
 def test_the_environment_is_read(environment: Environment) -> None:
-    """The original's variable names work."""
+    """The original application's variable names work."""
     environment(DATABASE_BACKEND="postgres", POSTGRES_DSN="postgresql://h/d", DATABASE_URL="sqlite:///x.db")
     settings = load_settings()
     assert (settings.database_backend, settings.require_postgres_dsn()) == ("postgres", "postgresql://h/d")
@@ -54,7 +50,7 @@ def test_the_environment_is_read(environment: Environment) -> None:
 
 @pytest.mark.parametrize("where", ["environment", "dotenv", "mixed"])
 def test_the_prefix_wins(environment: Environment, where: str) -> None:
-    """An application with a DATABASE_URL of its own can give the library another one, wherever either stands."""
+    """An application with its own DATABASE_URL can give the library another one, in the environment or in `.env`."""
     plain, own = "DATABASE_URL", "FLUX_MEMORY_DATABASE_URL"
     if where == "environment":
         environment(**{plain: "sqlite:///theirs.db", own: "sqlite:///ours.db"})
@@ -72,14 +68,14 @@ def test_the_environment_wins_over_dotenv(environment: Environment) -> None:
 
 
 def test_unknown_keys_are_no_error(environment: Environment) -> None:
-    """The `.env` is the application's; most of it is not for us."""
+    """The `.env` file belongs to the application, and most of its keys are unknown to the library."""
     environment("OPENAI_API_KEY=x\nFLUX_MEMORY_SOMETHING=y\nDATABASE_BACKEND=postgres\n", FLUX_MEMORY_OTHER="z")
     assert load_settings().database_backend == "postgres"
 
 
 @pytest.mark.parametrize("wrong", [{"backend": "postgres"}, {"dsn": "secret"}])
 def test_an_unknown_keyword_is_an_error(environment: Environment, wrong: dict[str, str]) -> None:
-    """A typo would write to a SQLite file where PostgreSQL was meant, without a word."""
+    """A typo would silently write to a SQLite file instead of PostgreSQL."""
     environment()
     with pytest.raises(InvalidInputError, match=rf"has no {next(iter(wrong))}; it has database_backend,") as caught:
         Settings(**wrong)  # type: ignore[arg-type]
@@ -88,14 +84,14 @@ def test_an_unknown_keyword_is_an_error(environment: Environment, wrong: dict[st
 
 
 def test_keywords_may_have_the_prefix(environment: Environment) -> None:
-    """The names of the environment, in the case of Python."""
+    """Keywords are the environment's names in lower case, with or without the prefix."""
     environment(DATABASE_BACKEND="sqlite")
     settings: Any = Settings(flux_memory_database_backend="postgres")  # type: ignore[call-arg]
     assert settings.database_backend == "postgres"
 
 
-def test_settings_of_an_application_may_build_on_ours(environment: Environment) -> None:
-    """A subclass has more of them."""
+def test_settings_can_be_subclassed(environment: Environment) -> None:
+    """A subclass may add settings."""
     environment(APP_NAME="chat")
 
     class Own(Settings):
@@ -107,14 +103,14 @@ def test_settings_of_an_application_may_build_on_ours(environment: Environment) 
 
 
 def test_overrides_win_over_everything(environment: Environment) -> None:
-    """What the command line says goes, prefix or not."""
+    """The command line's options win, with or without the prefix."""
     environment("FLUX_MEMORY_POSTGRES_DSN=postgresql://file/d\n", FLUX_MEMORY_DATABASE_BACKEND="sqlite")
     settings = load_settings(database_backend="postgres", postgres_dsn="postgresql://given/d")
     assert (settings.database_backend, settings.require_postgres_dsn()) == ("postgres", "postgresql://given/d")
 
 
-def test_an_override_that_is_no_text_is_named(environment: Environment) -> None:
-    """The command line may hold bytes that are not UTF-8: an error of ours, and no password in it."""
+def test_an_override_that_is_not_utf8_is_named(environment: Environment) -> None:
+    """Bytes on the command line that are not UTF-8 raise an error of the library without the password."""
     environment()
     with pytest.raises(InvalidInputError, match="the setting postgres_dsn is wrong") as caught:
         load_settings(database_backend="postgres", postgres_dsn=SecretText("postgresql://u:secret@h/d\udcff"))
@@ -123,7 +119,7 @@ def test_an_override_that_is_no_text_is_named(environment: Environment) -> None:
 
 @pytest.mark.parametrize("value", ["mysql", "Postgres", ""])
 def test_an_unknown_backend_is_named(environment: Environment, value: str) -> None:
-    """The error names the setting and the values it can have."""
+    """The error names the setting and its valid values."""
     environment(DATABASE_BACKEND=value, POSTGRES_DSN="postgresql://u:secret@h/d")
     with pytest.raises(
         InvalidInputError, match=r"the setting database_backend is wrong: .*'sqlite' or 'postgres'"
@@ -151,7 +147,7 @@ def test_the_path_in_the_url(environment: Environment, url: str, path: str) -> N
 
 @pytest.mark.parametrize("url", ["sqlite+aiosqlite:///", "sqlite:///?timeout=5"])
 def test_a_url_whose_path_is_missing_keeps_nothing_in_memory(environment: Environment, url: str) -> None:
-    """As of `sqlite:///$CHAT_DB` where that is not set: everything would be lost with the process."""
+    """`sqlite:///$CHAT_DB` with an unset variable would keep everything in memory and lose it with the process."""
     environment(DATABASE_URL=url)
     with pytest.raises(InvalidInputError, match="DATABASE_URL names no file"):
         _ = load_settings().sqlite_path
@@ -168,7 +164,7 @@ def test_a_url_that_is_not_of_sqlite_says_what_to_write(environment: Environment
 
 @pytest.mark.parametrize("value", [None, ""])
 def test_a_missing_dsn_says_what_to_set(environment: Environment, value: str | None) -> None:
-    """The backend without its DSN: the error names the variable and shows the form."""
+    """The error for a backend without its DSN names the variable and shows the form."""
     environment(DATABASE_BACKEND="postgres", **({} if value is None else {"POSTGRES_DSN": value}))
     with pytest.raises(InvalidInputError, match="POSTGRES_DSN is not set; set it to postgresql://"):
         load_settings().require_postgres_dsn()
@@ -182,14 +178,14 @@ def test_a_password_never_shows_in_a_repr(environment: Environment) -> None:
 
 
 def test_an_error_of_pydantic_hides_its_input() -> None:
-    """Whoever builds `Settings` by hand does not get a password in the error either."""
+    """The error of `Settings(...)` with a wrong value does not contain the password."""
     with pytest.raises(ValueError, match="postgres_dsn") as caught:
         Settings(postgres_dsn=["postgresql://u:secret@h/d"])  # type: ignore[arg-type]
     assert "secret" not in str(caught.value)
 
 
 def test_a_dotenv_that_may_not_be_read_is_named() -> None:
-    """A service that runs as another user than the one who wrote the file gets told, not a traceback."""
+    """A service whose user may not read the file gets a clear error instead of a traceback."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         file = Path(name) / ".env"
         file.write_text("DATABASE_BACKEND=postgres\n")
@@ -197,14 +193,14 @@ def test_a_dotenv_that_may_not_be_read_is_named() -> None:
         Path(name).chmod(0o755)
         os.chdir(name)
         with (
-            ordinary_user(),
+            become_ordinary_user(),
             pytest.raises(InvalidInputError, match=r"the file \.env cannot be read \(Permission denied\)"),
         ):
             load_settings()
 
 
 def test_a_dotenv_in_another_encoding_is_named(tmp_path: Path) -> None:
-    """The error says what to do and does not show the file, which has the password."""
+    """The error says what to do and does not quote the file, which holds the password."""
     (tmp_path / ".env").write_bytes(b"POSTGRES_DSN=postgresql://u:secret\xff@h/d\n")
     with pytest.raises(InvalidInputError, match=r"\.env is not UTF-8") as caught:
         load_settings()

@@ -1,4 +1,4 @@
-"""Text arguments: what is refused before any I/O, and what the message says about the place."""
+"""Tests text arguments: the texts refused before any I/O, and the offset in the message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flux_memory.records.text import find_unstorable, require_id, require_str, r
     ],
 )
 def test_unstorable_text_is_refused_with_its_offset(text: str, reason: str) -> None:
-    """NUL and lone surrogates cannot be kept by both engines; the message says where they are."""
+    """The engines cannot both store NUL and lone surrogates; the message gives their offset."""
     assert reason in (find_unstorable(text) or "")
     with pytest.raises(InvalidInputError, match=f"^content has a {reason}"):
         require_text("content", text, max_bytes=100)
@@ -26,8 +26,8 @@ def test_unstorable_text_is_refused_with_its_offset(text: str, reason: str) -> N
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 1.5, b"bytes", ["a"]])
-def test_what_is_no_text_is_a_type_error_of_ours(value: object) -> None:
-    """Nothing is converted to text silently, and the error names the argument and the type found."""
+def test_another_type_than_text_is_a_type_error(value: object) -> None:
+    """No value is converted to text silently; the error names the argument and its type."""
     with pytest.raises(InvalidTypeError, match=f"^role must be a str, not {type(value).__name__}$") as caught:
         require_str("role", value)
     assert isinstance(caught.value, TypeError)
@@ -35,7 +35,7 @@ def test_what_is_no_text_is_a_type_error_of_ours(value: object) -> None:
 
 
 def test_size_is_counted_in_bytes() -> None:
-    """A limit is one of UTF-8 bytes, exact to the byte, since that is what the engines count."""
+    """Limits are in UTF-8 bytes, exact to the byte, because the engines count bytes."""
     assert require_text("content", "é" * 50, max_bytes=100) == "é" * 50
     with pytest.raises(InvalidInputError, match="larger than 100 bytes"):
         require_text("content", "é" * 50 + "x", max_bytes=100)

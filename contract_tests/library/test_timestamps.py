@@ -1,4 +1,4 @@
-"""Times: the one form of the records, and every form that the original application wrote."""
+"""Tests times: the one form of records, and every form that the original application wrote."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_every_form_of_the_original_is_read_as_the_same_time(stored: object) -> 
     ],
 )
 def test_fractions_and_bounds_of_a_form(stored: object, expected: str) -> None:
-    """No fraction is lost or made up, and a basic date is not taken for an epoch."""
+    """No fraction is lost or invented, and a basic date is not read as an epoch."""
     assert timestamps.parse(stored) == expected
 
 
 def test_a_naive_time_can_be_of_another_zone() -> None:
-    """Whoever knows that a file was written in local time can say so."""
+    """The caller can name the zone of a file that was written in local time."""
     assert timestamps.parse("2026-02-05T21:00:00", timezone(timedelta(hours=9))) == NOON
 
 
@@ -78,8 +78,8 @@ def test_a_naive_time_can_be_of_another_zone() -> None:
         "9" * 40,
     ],
 )
-def test_what_is_no_time_is_refused_and_shown(stored: object) -> None:
-    """A time that cannot be read is never guessed at: the adoption stops and shows it."""
+def test_an_invalid_time_is_refused_and_shown(stored: object) -> None:
+    """An unreadable time is never guessed: the adoption stops and shows it."""
     with pytest.raises(ValueError, match="is not a time"):
         timestamps.parse(stored)
 
@@ -92,7 +92,7 @@ def test_what_is_no_time_is_refused_and_shown(stored: object) -> None:
     st.integers(-14 * 60, 14 * 60),
 )
 def test_the_records_form_is_of_one_length_and_sorts_as_the_times_do(naive: datetime, minutes: int) -> None:
-    """32 characters whatever the zone, so that text order is time order and a round trip loses nothing."""
+    """32 characters in every zone, so that text order is time order and a round trip loses nothing."""
     moment = naive.replace(tzinfo=timezone(timedelta(minutes=minutes)))
     text = timestamps.utc_text(moment)
     assert len(text) == 32
@@ -123,16 +123,16 @@ def test_now_is_utc_now() -> None:
     ],
 )
 def test_a_stored_time_of_another_form_is_corrupt(stored: object) -> None:
-    """A record never shows a time that is not of the promised form."""
+    """A record never shows a time in another form than the promised one."""
     with pytest.raises(ValueError, match=r"where a UTC time of 32 characters belongs|must be in|Invalid isoformat"):
         timestamps.check(stored)
 
 
 @pytest.mark.parametrize("wrong", ["", "yesterday", NOON + "\n", f"{NOON}\n{NOON}", "2026-13-05T12:00:00.000000+00:00"])
 def test_one_wrong_time_among_many_is_found(wrong: str) -> None:
-    """Checking many at once lets nothing through that checking each would not."""
+    """Checking many times at once finds each one that a single check would find."""
     timestamps.check_all([])
     timestamps.check_all([NOON] * 3)
     for times in ([wrong, NOON], [NOON, wrong], [wrong]):
-        with pytest.raises(ValueError):  # noqa: PT011 - Python's message or ours
+        with pytest.raises(ValueError):  # noqa: PT011 - the message is Python's or the library's
             timestamps.check_all(times)

@@ -1,4 +1,4 @@
-"""What a caller writes, for the type checkers: it is checked, never run."""
+"""A caller's code for the type checkers; it is checked, never run."""
 
 from __future__ import annotations
 

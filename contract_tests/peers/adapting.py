@@ -1,4 +1,4 @@
-"""What the adapters share: a memory that refuses every call until an adapter gives it a peer's own."""
+"""The base class of the adapters, which refuses every call that a peer does not offer, and their common checks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from flux_memory import InvalidInputError, MemoryClosedError
 
 
 class _WrongTypeError(InvalidInputError, TypeError):
-    """What the contract asks for where an argument has the wrong type."""
+    """The error that the contract requires for an argument of the wrong type."""
 
 
 class Adapter(ABC):
-    """A memory that has nothing. An adapter overrides what the peer has and says the rest in `capabilities`."""
+    """A memory without features. An adapter overrides what the peer offers and declares it in `capabilities`."""
 
     closed = False
 
     def check_open(self) -> None:
-        """Refuse a call after `close()`; for peers that leave closing to their caller."""
+        """Refuse a call after `close()`, for peers that do not check it themselves."""
         if self.closed:
             raise MemoryClosedError("this handle is closed")
 
     def refuse(self, method: str) -> NoReturn:
-        """Refuse a method that the peer does not have."""
+        """Refuse a method that the peer lacks."""
         self.check_open()
         refuse(method)
 
@@ -72,12 +72,12 @@ class Adapter(ABC):
 
 
 def refuse(what: str) -> NoReturn:
-    """Refuse what the peer does not have."""
+    """Refuse a feature that the peer lacks."""
     raise InvalidInputError(f"{what} is not supported")
 
 
 def refuse_given(**given: object) -> None:
-    """Refuse the arguments that were given; an empty text or object is what a record without one has."""
+    """Refuse arguments that the peer lacks; an empty text or object is the value of a record without one."""
     for name, value in given.items():
         if value:
             refuse(name)
@@ -86,20 +86,20 @@ def refuse_given(**given: object) -> None:
 def checked_count(name: str, value: Any) -> int:
     """Return a limit or an offset that the adapter itself applies."""
     if type(value) is not int:
-        raise _WrongTypeError(f"{name} is no int")
+        raise _WrongTypeError(f"{name} is not an int")
     if value < 0:
         raise InvalidInputError(f"{name} is negative")
     return value
 
 
 def message(role: str, content: str, metadata: dict[str, Any] | None = None, message_id: str = "") -> dict[str, Any]:
-    """Return a message as a record; what the peer does not have is empty."""
+    """Return a message as a record; features that the peer lacks are empty."""
     return {"id": message_id, "role": role, "content": content, "metadata": metadata or {}, "created_at": ""}
 
 
 @contextmanager
 def translating(errors: Mapping[type[Exception], type[Exception]]) -> Iterator[None]:
-    """Raise the contract's errors for the peer's own; everything else passes."""
+    """Translate the peer's errors to the contract's; other errors pass."""
     try:
         yield
     except tuple(errors) as error:

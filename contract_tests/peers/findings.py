@@ -1,4 +1,4 @@
-"""What was found by hand behind the failures: a reproduction for each, what it printed, and the clauses it explains."""
+"""The causes of the peers' failures, found by hand: reproductions, their output, and the clauses they explain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ADK: Final = "google-adk DatabaseSessionService"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PeerFinding:
     """One fact. The reproduction's docstring is its sentence."""
 
     backend: str
@@ -30,37 +30,37 @@ STORED: Final = (
 LONG: Final = "67108865"
 
 FINDINGS: Final = (
-    Finding(SQLITE, "openai_sqlite_text.py", TEXTS, STORED),
-    Finding(SQLITE, "openai_sqlite_long.py", ("FM-LIM-004",), LONG),
-    Finding(SQLITE, "openai_sqlite_limit.py", ("FM-ORD-005",), "-1 ['1', '2']\nTrue ['2']"),
-    Finding(SQLITE, "openai_sqlite_forgotten.py", ("FM-LIF-008",), "[]"),
-    Finding(SQLALCHEMY, "openai_sqlalchemy_text.py", TEXTS, STORED),
-    Finding(SQLALCHEMY, "openai_sqlalchemy_long.py", ("FM-LIM-004",), LONG),
-    Finding(SQLALCHEMY, "openai_sqlalchemy_limit.py", ("FM-ORD-005",), "1\nDBAPIError LIMIT must not be negative"),
-    Finding(
+    PeerFinding(SQLITE, "openai_sqlite_text.py", TEXTS, STORED),
+    PeerFinding(SQLITE, "openai_sqlite_long.py", ("FM-LIM-004",), LONG),
+    PeerFinding(SQLITE, "openai_sqlite_limit.py", ("FM-ORD-005",), "-1 ['1', '2']\nTrue ['2']"),
+    PeerFinding(SQLITE, "openai_sqlite_forgotten.py", ("FM-LIF-008",), "[]"),
+    PeerFinding(SQLALCHEMY, "openai_sqlalchemy_text.py", TEXTS, STORED),
+    PeerFinding(SQLALCHEMY, "openai_sqlalchemy_long.py", ("FM-LIM-004",), LONG),
+    PeerFinding(SQLALCHEMY, "openai_sqlalchemy_limit.py", ("FM-ORD-005",), "1\nDBAPIError LIMIT must not be negative"),
+    PeerFinding(
         SQLALCHEMY,
         "openai_sqlalchemy_loops.py",
         ("FM-LIF-009", "FM-LIF-010"),
         "RuntimeError: attached to a different loop",
     ),
-    Finding(
+    PeerFinding(
         LANGCHAIN,
         "langchain_text.py",
         TEXTS,
         "UntranslatableCharacter\nInvalidTextRepresentation\n['stored']\nValidationError False",
     ),
-    Finding(LANGCHAIN, "langchain_floats.py", ("FM-MET-003",), "{'score': 10000000000000000000000}"),
-    Finding(LANGCHAIN, "langchain_long.py", ("FM-LIM-004",), LONG),
-    Finding(LANGCHAIN, "langchain_race.py", ("FM-ORD-010", "FM-LIF-007"), "['UniqueViolation']"),
-    Finding(ADK, "adk_text.py", (*TEXTS, "FM-TXT-012"), "\n".join(["DBAPIError"] * 5 + ["[('', 'stored')]"])),
-    Finding(
+    PeerFinding(LANGCHAIN, "langchain_floats.py", ("FM-MET-003",), "{'score': 10000000000000000000000}"),
+    PeerFinding(LANGCHAIN, "langchain_long.py", ("FM-LIM-004",), LONG),
+    PeerFinding(LANGCHAIN, "langchain_race.py", ("FM-ORD-010", "FM-LIF-007"), "['UniqueViolation']"),
+    PeerFinding(ADK, "adk_text.py", (*TEXTS, "FM-TXT-012"), "\n".join(["DBAPIError"] * 5 + ["[('', 'stored')]"])),
+    PeerFinding(
         ADK,
         "adk_metadata.py",
         ("FM-MET-003", "FM-MET-006", "FM-LIM-005"),
         "{'score': 10000000000000000000000}\nPydanticSerializationError\n17825792",
     ),
-    Finding(ADK, "adk_limit.py", ("FM-ORD-005",), "True 1\n-1 ValidationError"),
-    Finding(
+    PeerFinding(ADK, "adk_limit.py", ("FM-ORD-005",), "True 1\n-1 ValidationError"),
+    PeerFinding(
         ADK,
         "adk_stale.py",
         (
@@ -75,7 +75,7 @@ FINDINGS: Final = (
         ),
         "3 of 4",
     ),
-    Finding(ADK, "adk_race.py", ("FM-CON-002", "FM-LIF-007", "FM-DUR-004", "FM-DUR-006"), "['IntegrityError']"),
-    Finding(ADK, "adk_closed.py", ("FM-LIF-002", "FM-LIF-003", "FM-LIF-004"), "['after']"),
-    Finding(ADK, "adk_loops.py", ("FM-LIF-009", "FM-LIF-010"), "open RuntimeError\nclosed RuntimeError"),
+    PeerFinding(ADK, "adk_race.py", ("FM-CON-002", "FM-LIF-007", "FM-DUR-004", "FM-DUR-006"), "['IntegrityError']"),
+    PeerFinding(ADK, "adk_closed.py", ("FM-LIF-002", "FM-LIF-003", "FM-LIF-004"), "['after']"),
+    PeerFinding(ADK, "adk_loops.py", ("FM-LIF-009", "FM-LIF-010"), "open RuntimeError\nclosed RuntimeError"),
 )

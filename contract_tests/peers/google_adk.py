@@ -1,4 +1,4 @@
-"""google-adk: a `DatabaseSessionService` for each handle; a session is loaded anew for each event, as it asks for."""
+"""google-adk: a `DatabaseSessionService` for each handle; the session is reloaded for each event, as documented."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ERRORS = {
 
 
 class ADK(Adapter):
-    """Messages are events, metadata is `state` and `custom_metadata`. One user owns all: ids are a user's own."""
+    """Messages are events, metadata is `state` and `custom_metadata`. One user owns all: ids belong to a user."""
 
     def __init__(self, dsn: str) -> None:
         self.service = DatabaseSessionService(dsn.replace("postgresql://", "postgresql+asyncpg://", 1))
@@ -81,7 +81,7 @@ class ADK(Adapter):
         session = await self.loaded(session_id, None)
         if session is None:
             return None
-        # It has no title, and no time of its creation.
+        # The peer has no title and no creation time.
         blank = {"user_id": "", "title": "", "created_at": "", "updated_at": ""}
         return {"id": session.id, **blank, "metadata": session.state, "message_count": len(session.events)}
 
@@ -89,7 +89,7 @@ class ADK(Adapter):
         self, limit: int | None = 50, offset: int = 0, *, user_id: str | None = None, metadata: Any = None
     ) -> list[dict[str, Any]]:
         refuse_given(user_id=user_id, metadata=metadata)
-        # It lists the oldest activity first, all of it, and without events.
+        # The peer lists all sessions, oldest activity first, without events.
         listed = (await self.service.list_sessions(**OWNER)).sessions[::-1][checked_count("offset", offset) :]
         page = listed if limit is None else listed[: checked_count("limit", limit)]
         rows = [await self.get_session(each.id) for each in page]
@@ -102,6 +102,6 @@ class ADK(Adapter):
         await self.service.delete_session(**OWNER, session_id=session_id)
 
     async def close(self) -> None:
-        # What it does not have is refused as closed; what it has answers for itself.
+        # The adapter refuses closed calls of missing features; the peer answers for its own.
         self.closed = True
         await self.service.close()

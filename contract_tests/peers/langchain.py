@@ -26,7 +26,7 @@ TABLE = "chat_history"
 
 
 class LangChain(Adapter):
-    """Messages are `ChatMessage`s, which take any role. `limit` is the adapter's: the peer reads all."""
+    """Messages are `ChatMessage`s, which take any role. The adapter applies `limit`, because the peer reads all."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
@@ -34,7 +34,7 @@ class LangChain(Adapter):
         self.connection: AsyncConnection[Any] | None = None
 
     async def history(self, session_id: str) -> PostgresChatMessageHistory:
-        """Return the history object of a conversation; a session's id is the text of a UUID."""
+        """Return the history object of a conversation; session ids are UUIDs as text."""
         self.check_open()
         async with self.opening:
             if self.connection is None:
@@ -89,7 +89,7 @@ class LangChain(Adapter):
 
 
 def _message(one: Any) -> ChatMessage:
-    # Its own validation raises a ValueError for what is no text.
+    # The peer's validation raises a ValueError for values that are not text.
     return ChatMessage(
         content=one["content"], role=one["role"], additional_kwargs=one.get("metadata") or {}, id=str(uuid7())
     )

@@ -1,4 +1,4 @@
-"""openai-agents: a session object for each conversation, made at its first use and kept."""
+"""openai-agents: a session object for each conversation, created at its first use and kept."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPABILITIES = (
 
 
 class OpenAIAgents(Adapter):
-    """Items are `{"role": ..., "content": ...}`. They have no ids, and a session is there once it has an item."""
+    """Items are `{"role": ..., "content": ...}`. They have no ids, and a session exists once it has an item."""
 
     errors: ClassVar[dict[type[Exception], type[Exception]]] = {}
 
@@ -50,7 +50,7 @@ class OpenAIAgents(Adapter):
         self.check_open()
         refuse_given(title=title, metadata=metadata, user_id=user_id)
         given = str(uuid4()) if session_id is None else session_id
-        # As a new handle would: so that the store is opened.
+        # Opens the store, as a new handle would.
         await self.session(given).get_items(1)
         return given
 
@@ -83,7 +83,7 @@ class OpenAIAgents(Adapter):
 
 
 class SQLite(OpenAIAgents):
-    """`SQLiteSession` on a file. Once closed, its calls raise a `RuntimeError`."""
+    """`SQLiteSession` on a file. After `close()` its calls raise a `RuntimeError`."""
 
     errors: ClassVar[dict[type[Exception], type[Exception]]] = {RuntimeError: MemoryClosedError}
 
@@ -101,7 +101,7 @@ class SQLite(OpenAIAgents):
 
 
 class SQLAlchemy(OpenAIAgents):
-    """`SQLAlchemySession` on asyncpg; an engine for each handle."""
+    """`SQLAlchemySession` on asyncpg, with an engine for each handle."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Writes the scorecard of the peers, as Markdown and JSON, from a run's evidence and the findings made by hand."""
+"""Writes the peers' scorecard as Markdown and JSON, from a run's evidence and the findings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from findings import FINDINGS, REPRODUCTIONS, Finding
+from findings import FINDINGS, REPRODUCTIONS, PeerFinding
 
 from flux_memory.testkit.evidence.document import OUTCOMES, BackendEvidence, Evidence, read_evidence
 
@@ -16,22 +16,21 @@ HERE = Path(__file__).parent
 HEAD = """\
 # The contract on published stores
 
-Each store was run through its own public API by a small adapter in this folder, which claims what the store's
-documentation offers; a clause that needs more does not count. The clauses are those of `flux_memory.testkit`: a store
-that was made for something else does not promise them. `nox -s peers` runs the clauses again. The reproductions use
-the store's own API alone; each was run by hand (`python FILE PATH-OR-DSN`, on an empty store), and printed what is
-shown.
+A small adapter in this folder runs each store through its own public API and claims what the store's documentation
+offers; clauses that need more do not count. The clauses are those of `flux_memory.testkit`: a store with another
+purpose does not promise them. `nox -s peers` runs the clauses again. The reproductions use only the store's own API;
+each was run by hand (`python FILE PATH-OR-DSN`, on an empty store) and printed the output shown.
 """
 NOTES = """\
 ## What the adapters add
 
-- openai-agents: a session object is made at the first use of an id and kept. Calls after `close()` are refused by
-  the adapter.
-- langchain-postgres: one psycopg connection for each handle; `ChatMessage`s, since they take any role; ids are given by
-  the adapter; `limit` is applied by the adapter, as the store reads all. A `ValueError` counts as refused input. Calls
-  after `close()` are refused by the adapter.
-- google-adk: the session is loaded anew before each event; one user owns all sessions; `message_count` is the number of
-  events loaded. Its errors for a session that exists or does not, and pydantic's, count as the contract's.
+- openai-agents: the adapter creates a session object at the first use of an id and keeps it. It refuses calls after
+  `close()`.
+- langchain-postgres: one psycopg connection for each handle; `ChatMessage`s, because they take any role. The adapter
+  creates ids, and applies `limit`, because the store reads all. A `ValueError` counts as refused input. The adapter
+  refuses calls after `close()`.
+- google-adk: the adapter reloads the session before each event; one user owns all sessions; `message_count` is the
+  number of loaded events. Its errors for existing and missing sessions, and pydantic's, count as the contract's.
 """
 
 
@@ -41,7 +40,7 @@ def main(report: str) -> None:
     scores = [_score(evidence, backend) for backend in evidence.backends]
     described = {"contract": evidence.contract, "environment": evidence.environment, "stores": scores}
     (HERE / "scorecard.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    parts = [HEAD, _table(scores), *(_findings(score) for score in scores), NOTES]
+    parts = [HEAD, _format_table(scores), *(_findings(score) for score in scores), NOTES]
     (HERE / "scorecard.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -72,7 +71,7 @@ def _score(evidence: Evidence, backend: BackendEvidence) -> dict[str, Any]:
     }
 
 
-def _table(scores: list[dict[str, Any]]) -> str:
+def _format_table(scores: list[dict[str, Any]]) -> str:
     lines = [
         "| store | version | hold | do not | unverified | need what it does not claim |",
         "|---|---|---|---|---|---|",
@@ -99,8 +98,8 @@ def _findings(score: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fact(finding: Finding) -> str:
-    """Return what a reproduction shows, in its own words."""
+def fact(finding: PeerFinding) -> str:
+    """Return the sentence of a reproduction: its docstring."""
     source = (REPRODUCTIONS / finding.reproduction).read_text(encoding="utf-8")
     return str(ast.get_docstring(ast.parse(source)))
 

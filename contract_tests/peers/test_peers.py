@@ -1,4 +1,4 @@
-"""The contract on published stores, through their own APIs: what each claims is what its documentation offers."""
+"""Runs the contract on published stores through their own APIs; each claims what its documentation offers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from flux_memory.testkit import MemoryContract
 
-# What a peer leaves open is its own; a clause that is about it says so.
+# Resources that a peer leaves open are its own matter; the clauses about leaks report them.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL backend where it is more than the contract: servers set strangely, plans, corrupt rows."""
+"""Tests the PostgreSQL backend beyond the contract: unusual server settings, plans, corrupt rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import asyncpg
 import pytest
-from bound_stores import check
-from raw_postgres import execute, rows
+from bound_stores import run_async_clause
+from raw_postgres import execute, fetch_rows
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SchemaError
@@ -20,35 +20,35 @@ FUTURE = "2999-01-01T00:00:00.000000+00:00"
 
 
 @pytest.fixture
-def unopened(flux_postgres_clean_dsn: str) -> PostgresConversationMemory:
+def unopened_memory(flux_postgres_clean_dsn: str) -> PostgresConversationMemory:
     return PostgresConversationMemory(flux_postgres_clean_dsn, timeout=10)
 
 
-async def set_for_database(dsn: str, *settings: str) -> None:
-    """Set defaults as an administrator would: each is `name = value`."""
-    ((name,),) = await rows(dsn, "SELECT current_database()")
+async def set_database_defaults(dsn: str, *settings: str) -> None:
+    """Set defaults of the database as an administrator would; each is `name = value`."""
+    ((name,),) = await fetch_rows(dsn, "SELECT current_database()")
     await execute(dsn, *(f'ALTER DATABASE "{name}" SET {setting}' for setting in settings))
 
 
-async def use(dsn: str) -> None:
-    """Run clauses that hold every form in which the server gives an answer to what was stored."""
+async def run_format_clauses(dsn: str) -> None:
+    """Run clauses that cover every format in which the server returns stored values."""
     for clause_id in (
         *("FM-TIM-001", "FM-TIM-002", "FM-TIM-005", "FM-TXT-001", "FM-MET-001", "FM-MET-003", "FM-ORD-006"),
         *("FM-BAT-002", "FM-SES-001", "FM-SES-007", "FM-SES-008", "FM-LST-001", "FM-LST-012", "FM-CON-010"),
     ):
         async with PostgresConversationMemory(dsn) as memory:
             await memory.clear_all()
-        await check(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
+        await run_async_clause(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))
 
 
 @pytest.mark.asyncio
 async def test_through_a_unix_socket() -> None:
-    """A DSN that names a socket's directory works as well as one that names a host."""
-    # A server of its own: the run's may be a container, whose socket is out of reach.
+    """A DSN with a socket directory works as well as one with a host."""
+    # A separate server: the run's may be a container, whose socket is out of reach.
     with start_server("local") as server:
         dsn = server.through_socket(server.create_database())
         assert dsn is not None
-        await use(dsn)
+        await run_format_clauses(dsn)
 
 
 @pytest.mark.asyncio
@@ -73,13 +73,13 @@ async def test_through_a_unix_socket() -> None:
 async def test_a_server_set_strangely_gives_the_same_answers(
     flux_empty_database: str, settings: tuple[str, ...]
 ) -> None:
-    """Neither the server's time zone nor its formats, plans or isolation show in a record."""
-    await set_for_database(flux_empty_database, *settings)
-    await use(flux_empty_database)
+    """The server's time zone, formats, plans and isolation do not show in a record."""
+    await set_database_defaults(flux_empty_database, *settings)
+    await run_format_clauses(flux_empty_database)
 
 
-def test_a_pool_that_is_none_is_refused() -> None:
-    """What cannot lend connections is told when it is given, not at the first call."""
+def test_a_pool_of_another_type_is_refused() -> None:
+    """An object that cannot lend connections is refused when it is passed, not at the first call."""
     with pytest.raises(TypeError, match="pool must be an asyncpg pool or None, not int"):
         PostgresConversationMemory(pool=3)
 
@@ -87,8 +87,8 @@ def test_a_pool_that_is_none_is_refused() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 async def test_concurrent_adds_under_a_strict_default_isolation(flux_empty_database: str, isolation: str) -> None:
-    """What the server rolls back for the sake of another add is run again: none fails, none is stored twice."""
-    await set_for_database(flux_empty_database, f"default_transaction_isolation = '{isolation}'")
+    """Adds that the server rolls back in favour of others are retried: none fails, none is stored twice."""
+    await set_database_defaults(flux_empty_database, f"default_transaction_isolation = '{isolation}'")
     async with (
         PostgresConversationMemory(flux_empty_database) as one,
         PostgresConversationMemory(flux_empty_database) as two,
@@ -97,14 +97,16 @@ async def test_concurrent_adds_under_a_strict_default_isolation(flux_empty_datab
         adds = [memory.add_message("s", "user", f"{n}") for n in range(20) for memory in (one, two)]
         ids = await asyncio.gather(*adds)
         assert sorted(message["id"] for message in await one.get_history("s")) == sorted(ids)
-    assert await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq") == [(n,) for n in range(1, 41)]
+    assert await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq") == [
+        (n,) for n in range(1, 41)
+    ]
 
 
 @pytest.mark.asyncio
 async def test_a_database_that_cannot_hold_every_text_is_refused(flux_postgres_server: Server) -> None:
-    """In LATIN1 most of the world's text would fail at the first message; it fails at the first use, and says why."""
+    """LATIN1 cannot store most of the world's text, so the first use fails and says why."""
     dsn = flux_postgres_server.create_database()
-    ((name,),) = await rows(dsn, "SELECT current_database()")
+    ((name,),) = await fetch_rows(dsn, "SELECT current_database()")
     try:
         await execute(
             flux_postgres_server.dsn,
@@ -114,17 +116,17 @@ async def test_a_database_that_cannot_hold_every_text_is_refused(flux_postgres_s
         async with PostgresConversationMemory(dsn) as memory:
             with pytest.raises(SchemaError, match=r"encoding is LATIN1, .*; create it with ENCODING 'UTF8'"):
                 await memory.count_sessions()
-        assert await rows(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+        assert await fetch_rows(dsn, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
     finally:
         flux_postgres_server.drop_database(dsn)
 
 
 @pytest.mark.asyncio
-async def test_ids_are_ordered_by_bytes_whatever_the_collation(flux_empty_database: str) -> None:
-    """Ties in a listing are broken as on the other backend, also where the database sorts as a dictionary does."""
+async def test_ids_are_ordered_by_bytes_under_any_collation(flux_empty_database: str) -> None:
+    """Ties in a listing are broken as on SQLite, even if the database sorts as a dictionary does."""
     ids = ["B", "a", "_b", "Z", "é", "a-1", "a1"]
     async with PostgresConversationMemory(flux_empty_database) as memory:
-        ((collation,),) = await rows(
+        ((collation,),) = await fetch_rows(
             flux_empty_database,
             "SELECT quote_ident(collname) FROM pg_collation WHERE 'a' < 'B' "
             "AND collname IN ('en-US-x-icu', 'und-x-icu', 'en_US.utf8', 'en_US') ORDER BY 1 LIMIT 1",
@@ -142,14 +144,14 @@ async def test_ids_are_ordered_by_bytes_whatever_the_collation(flux_empty_databa
 
 @pytest.mark.asyncio
 async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn: str) -> None:
-    """No BEGIN, no second statement: counted on the connections that the memory uses."""
+    """No BEGIN and no second statement: counted on the memory's own connections."""
     statements: list[str] = []
 
     async def count(connection: Any) -> None:
         connection.add_query_logger(lambda query: statements.append(query.query))
 
     async def keep(connection: Any) -> None:
-        """Reset nothing, as the library's own pool does."""
+        """Skip the reset, as the library's own pool does."""
 
     async with (
         asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, init=count, reset=keep) as pool,
@@ -167,7 +169,7 @@ async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn
             ):
                 statements.clear()
                 await work()
-                # The driver asks once for each connection what a text[] is.
+                # The driver queries the type text[] once for each connection.
                 assert len(statements) == 1 or not warm, statements
 
 
@@ -176,7 +178,7 @@ async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn
 async def test_a_corrupt_session_is_named_and_hides_nothing_else(
     memory: PostgresConversationMemory, flux_postgres_clean_dsn: str, value: str
 ) -> None:
-    """A listing that meets it names it; others, its own messages and every other way to a session work."""
+    """A listing with that session names it; its messages, other sessions and every other access work."""
     healthy = await memory.create_session(metadata={"a": 1}, user_id="ann")
     await memory.add_message("one", "user", "kept")
     await execute(flux_postgres_clean_dsn, f"UPDATE sessions SET {value} WHERE id = 'one'")
@@ -194,7 +196,7 @@ async def test_a_corrupt_session_is_named_and_hides_nothing_else(
 async def test_a_retry_of_a_message_whose_metadata_became_null(
     memory: PostgresConversationMemory, flux_postgres_clean_dsn: str
 ) -> None:
-    """NULL reads as an empty object, so it compares as one: never as a session that does not exist."""
+    """NULL counts as an empty object in comparisons, never as a session that does not exist."""
     for id_, metadata in (("empty", {}), ("full", {"a": 1})):
         await memory.add_message("one", "user", "x", metadata, message_id=id_)
     await execute(flux_postgres_clean_dsn, "UPDATE messages SET metadata = NULL")
@@ -210,7 +212,7 @@ async def test_a_retry_of_a_message_whose_metadata_became_null(
 
 @pytest.mark.asyncio
 async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) -> None:
-    """Dropped by hand while the handle was open: the error names the way out, and a new handle takes it."""
+    """If tables are dropped while a handle is open, the error says what to do, and a new handle does it."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.create_session()
         await execute(flux_empty_database, "DROP TABLE messages, sessions, flux_memory_schema")
@@ -221,8 +223,8 @@ async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) ->
 
 
 @pytest.mark.asyncio
-async def test_a_wrong_filter_is_refused_whoever_is_asked_for(flux_postgres_clean_dsn: str) -> None:
-    """A user that nobody can be does not hide that the metadata filter is wrong."""
+async def test_a_wrong_filter_is_refused_for_any_user(flux_postgres_clean_dsn: str) -> None:
+    """An impossible user does not hide that the metadata filter is wrong."""
     async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
         with pytest.raises(InvalidInputError, match="metadata"):
             await memory.get_sessions(user_id="\x00", metadata=[])  # type: ignore[arg-type]

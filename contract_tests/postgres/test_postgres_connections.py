@@ -1,4 +1,4 @@
-"""The connections of the PostgreSQL backend: whose they are, how many, what goes wrong, secrets that stay secret."""
+"""Tests the connections of the PostgreSQL backend: ownership, number, failures, and passwords that stay secret."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from raw_postgres import (
     BUSY,
     CONNECTIONS,
     OPEN,
-    as_user,
-    closed_port,
-    connected,
-    elsewhere,
+    connect,
+    create_role,
     execute,
-    named,
-    role,
-    rows,
-    until_none,
+    fetch_rows,
+    reserve_port,
+    wait_until_none,
+    with_address,
+    with_application_name,
     with_parameter,
+    with_user,
 )
-from waiting import until
+from waiting import wait_until
 
 from flux_memory import PostgresConversationMemory, deadline
 from flux_memory.errors import (
@@ -44,15 +44,15 @@ from flux_memory.testkit.servers import Server
 
 
 @asynccontextmanager
-async def locked(dsn: str, session_id: str) -> AsyncIterator[None]:
-    """Hold the row of a session."""
-    async with connected(dsn) as other, other.transaction():
+async def lock_session(dsn: str, session_id: str) -> AsyncIterator[None]:
+    """Hold the lock of a session's row."""
+    async with connect(dsn) as other, other.transaction():
         await other.execute("SELECT FROM sessions WHERE id = $1 FOR UPDATE", session_id)
         yield
 
 
-async def failure(dsn: str, **arguments: Any) -> FluxMemoryError:
-    """What the first call of a memory on this DSN raises."""
+async def first_error(dsn: str, **arguments: Any) -> FluxMemoryError:
+    """Return the error of the first call on this DSN."""
     async with PostgresConversationMemory(dsn, **{"timeout": 5, **arguments}) as memory:
         with pytest.raises(FluxMemoryError) as caught:
             await memory.count_sessions()
@@ -71,8 +71,8 @@ async def failure(dsn: str, **arguments: Any) -> FluxMemoryError:
     ],
 )
 async def test_a_wrong_address_says_what_is_wrong(flux_postgres_dsn: str, change: dict[str, str], says: str) -> None:
-    """The message names what to mend; the driver's error stays in the cause."""
-    error = await failure(elsewhere(flux_postgres_dsn, **change))  # type: ignore[arg-type]
+    """The message says what to fix; the driver's error is the cause."""
+    error = await first_error(with_address(flux_postgres_dsn, **change))  # type: ignore[arg-type]
     assert isinstance(error, BackendUnavailableError)
     assert says in str(error)
     assert error.__cause__ is not None
@@ -80,25 +80,25 @@ async def test_a_wrong_address_says_what_is_wrong(flux_postgres_dsn: str, change
 
 @pytest.mark.asyncio
 async def test_a_port_on_which_nothing_listens(flux_postgres_dsn: str) -> None:
-    """Known not applied: `BackendUnavailableError`, at once."""
-    with closed_port() as port:
-        error = await failure(elsewhere(flux_postgres_dsn, port=port))
+    """A `BackendUnavailableError`, which was certainly not applied, raised at once."""
+    with reserve_port() as port:
+        error = await first_error(with_address(flux_postgres_dsn, port=port))
     assert isinstance(error, BackendUnavailableError)
     assert "nothing listens there; start the server, check host and port" in str(error)
 
 
 @pytest.mark.asyncio
-async def test_a_socket_that_is_not_there() -> None:
-    """A path that is wrong is called a path, not a network."""
-    error = await failure("postgresql://u:secret@/db?host=/no/such/directory")
+async def test_a_missing_socket_is_named() -> None:
+    """A wrong socket path is reported as a path, not as a network failure."""
+    error = await first_error("postgresql://u:secret@/db?host=/no/such/directory")
     assert isinstance(error, BackendUnavailableError)
     assert "no such socket or file" in str(error)
 
 
 @pytest.mark.asyncio
 async def test_a_server_without_tls_where_tls_is_demanded(flux_postgres_dsn: str) -> None:
-    """What the DSN demands is never given up silently."""
-    error = await failure(with_parameter(flux_postgres_dsn, "sslmode=require"))
+    """The DSN's demand for TLS is never dropped silently."""
+    error = await first_error(with_parameter(flux_postgres_dsn, "sslmode=require"))
     assert isinstance(error, BackendUnavailableError)
     assert "rejected SSL upgrade" in str(error)
     assert "sslmode in the DSN" in str(error)
@@ -106,29 +106,29 @@ async def test_a_server_without_tls_where_tls_is_demanded(flux_postgres_dsn: str
 
 @pytest.mark.asyncio
 async def test_a_server_that_demands_tls(flux_postgres_server: Server, flux_empty_database: str) -> None:
-    """The server lets a role in over TLS only: the message says what to write into the DSN."""
-    async with role(flux_empty_database) as dsn, connected(flux_postgres_server.dsn) as admin:
+    """A server that admits a role over TLS only: the message says what to add to the DSN."""
+    async with create_role(flux_empty_database) as dsn, connect(flux_postgres_server.dsn) as admin:
         original = await admin.fetchval("SELECT pg_read_file(current_setting('hba_file'))")
         line = f"hostnossl all {urlsplit(dsn).username} all reject\n"
-        await put_hba(admin, line + original)
+        await write_hba(admin, line + original)
         errors: list[FluxMemoryError] = []
 
         async def refused() -> bool:
-            errors.append(await failure(dsn))
+            errors.append(await first_error(dsn))
             return not isinstance(errors[-1], SchemaError)
 
         try:
-            # Until the server has read the file, the role gets in and lacks the right to make tables.
-            await until(refused)
+            # Until the server has reread the file, the role gets in and lacks the right to create tables.
+            await wait_until(refused)
         finally:
-            await put_hba(admin, original)
+            await write_hba(admin, original)
     assert isinstance(errors[-1], BackendUnavailableError)
     assert "no encryption" in str(errors[-1])
     assert "sslmode=require where the server demands TLS" in str(errors[-1])
 
 
-async def put_hba(admin: Any, text: str) -> None:
-    """Replace the server's pg_hba.conf and have it read again."""
+async def write_hba(admin: Any, text: str) -> None:
+    """Replace the server's pg_hba.conf and let the server reload it."""
     path = await admin.fetchval("SELECT current_setting('hba_file')")
     lines = ", ".join("(" + "'" + line.replace("'", "''") + "')" for line in text.splitlines())
     await admin.execute(f"COPY (SELECT * FROM (VALUES {lines}) AS file (line)) TO '{path}' WITH (DELIMITER E'\\x01')")
@@ -139,21 +139,21 @@ async def put_hba(admin: Any, text: str) -> None:
 @pytest.mark.parametrize(
     "password", ["s3cr/et", "s3cr@et", "s3cr?et", "s3cr#et", "s3cr:et", "s3cr%et", "s3cr&=et", "s3cr é漢", "s3cr'\"et"]
 )
-async def test_no_password_shows_whatever_is_in_it(flux_empty_database: str, password: str) -> None:
-    """Escaped, such a password works; in no repr, error or traceback, causes included, does it show."""
-    async with role(flux_empty_database, password=password) as dsn:
-        with closed_port() as port:
-            refused = elsewhere(dsn, port=port)
+async def test_no_password_shows_with_any_characters(flux_empty_database: str, password: str) -> None:
+    """Escaped, such a password works; it shows in no repr, error or traceback, causes included."""
+    async with create_role(flux_empty_database, password=password) as dsn:
+        with reserve_port() as port:
+            refused = with_address(dsn, port=port)
         assert quote(password, safe="") in dsn
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             assert await connection.fetchval("SELECT 1") == 1
-        wrong = as_user(dsn, str(urlsplit(dsn).username), password + "x")
+        wrong = with_user(dsn, str(urlsplit(dsn).username), password + "x")
         errors = [
-            await failure(dsn),
-            await failure(wrong),
-            await failure(refused),
-            await failure(elsewhere(dsn, database="no_such_database")),
-            await failure(elsewhere(dsn, host="no-such-host.invalid")),
+            await first_error(dsn),
+            await first_error(wrong),
+            await first_error(refused),
+            await first_error(with_address(dsn, database="no_such_database")),
+            await first_error(with_address(dsn, host="no-such-host.invalid")),
         ]
     assert [type(error) for error in errors] == [SchemaError, *[BackendUnavailableError] * 4]
     assert "check the user and the password in the DSN" in str(errors[1])
@@ -168,7 +168,7 @@ async def test_no_password_shows_whatever_is_in_it(flux_empty_database: str, pas
 
 @pytest.mark.parametrize("password", ["s3cr/et", "s3cr@et/1", "1#s3cr", "1?s3cr", "s3cr:et@/", "1?s3cr&x=y"])
 def test_no_unescaped_password_shows_in_the_refusal(password: str) -> None:
-    """A DSN that was written without escaping is refused before anything is tried, and nothing of it is shown."""
+    """A DSN with an unescaped password is refused before any connection, and no part of it is shown."""
     with pytest.raises(InvalidInputError) as caught:
         PostgresConversationMemory(f"postgresql://user:{password}@host/db")
     assert "s3cr" not in "".join(traceback.format_exception(caught.value))
@@ -180,7 +180,7 @@ def test_no_unescaped_password_shows_in_the_refusal(password: str) -> None:
     + [{"timeout": timeout} for timeout in (0, -1, float("nan"), "5", None, True)],
 )
 def test_sizes_and_deadlines_that_make_no_sense_are_refused_at_once(arguments: dict[str, Any]) -> None:
-    """A mistake shows where it is made, not at the first call."""
+    """The error is raised where the mistake is, not at the first call."""
     with pytest.raises(InvalidInputError, match=r"min_size|max_size|timeout"):
         PostgresConversationMemory("postgresql://h/d", **arguments)
 
@@ -188,18 +188,18 @@ def test_sizes_and_deadlines_that_make_no_sense_are_refused_at_once(arguments: d
 @pytest.mark.asyncio
 async def test_a_parameter_that_the_server_does_not_know(flux_postgres_dsn: str) -> None:
     """An unknown parameter of the DSN goes to the server, which refuses it: the message says so."""
-    error = await failure(with_parameter(flux_postgres_dsn, "no_such_parameter=1"))
+    error = await first_error(with_parameter(flux_postgres_dsn, "no_such_parameter=1"))
     assert isinstance(error, BackendUnavailableError)
     assert "no_such_parameter" in str(error)
     assert "the server does not know a parameter of the DSN; remove it" in str(error)
-    error = await failure(with_parameter(flux_postgres_dsn, "datestyle=nonsense"))
+    error = await first_error(with_parameter(flux_postgres_dsn, "datestyle=nonsense"))
     assert isinstance(error, BackendUnavailableError)
     assert "has an invalid value; correct it" in str(error)
 
 
 @pytest.mark.asyncio
 async def test_a_borrowed_pool_stays_its_owners(flux_postgres_clean_dsn: str) -> None:
-    """It is never closed, each connection goes back, and the owner's codecs disturb nobody."""
+    """The pool is never closed, each connection goes back, and the owner's codecs have no effect on the memory."""
 
     async def codecs(connection: Any) -> None:
         for name in ("json", "jsonb"):
@@ -231,10 +231,10 @@ async def test_a_borrowed_pool_stays_its_owners(flux_postgres_clean_dsn: str) ->
 
 @pytest.mark.asyncio
 async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: str, named_dsn: str) -> None:
-    """Calls that wait for a connection, or for a lock, end at their deadline; afterwards everything works."""
+    """Calls that wait for a connection or a lock end at their deadline; afterwards everything works."""
     async with PostgresConversationMemory(named_dsn, min_size=1, max_size=1, timeout=0.4) as memory:
         session = await memory.create_session(session_id="s")
-        async with locked(flux_postgres_clean_dsn, "s"):
+        async with lock_session(flux_postgres_clean_dsn, "s"):
             began = asyncio.get_running_loop().time()
             with deadline(1):
                 adding = asyncio.ensure_future(memory.add_message(session, "user", "x"))
@@ -244,7 +244,7 @@ async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: 
             with pytest.raises(OutcomeUnknownError, match="within 1 s; whether the call took effect is not"):
                 await adding
             assert asyncio.get_running_loop().time() - began < 3
-        await until_none(flux_postgres_clean_dsn, BUSY)
+        await wait_until_none(flux_postgres_clean_dsn, BUSY)
         assert await memory.count_sessions() == 1
         await memory.add_message(session, "user", "afterwards")
         assert (await memory.get_history(session))[-1]["content"] == "afterwards"
@@ -252,7 +252,7 @@ async def test_an_exhausted_pool_ends_the_call_in_time(flux_postgres_clean_dsn: 
 
 @pytest.mark.asyncio
 async def test_errors_and_cancellations_leak_no_connection(flux_postgres_clean_dsn: str, named_dsn: str) -> None:
-    """After many calls that failed or were cancelled at any moment, all connections are idle and all can be used."""
+    """After many calls that failed or were cancelled at any moment, all connections are idle and usable."""
     async with PostgresConversationMemory(named_dsn, min_size=1, max_size=2, timeout=10) as memory:
         await memory.create_session(session_id="s")
         for turns in range(40):
@@ -267,7 +267,7 @@ async def test_errors_and_cancellations_leak_no_connection(flux_postgres_clean_d
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        async with locked(flux_postgres_clean_dsn, "s"):
+        async with lock_session(flux_postgres_clean_dsn, "s"):
             stuck = [asyncio.create_task(memory.add_message("s", "user", "stuck")) for _ in range(4)]
             await asyncio.wait(stuck, timeout=0.05)
             for task in stuck:
@@ -282,34 +282,36 @@ async def test_errors_and_cancellations_leak_no_connection(flux_postgres_clean_d
         assert [type(kind) for kind in kinds] == [ConflictError, SessionNotFoundError, SessionNotFoundError]
         await asyncio.gather(*(memory.add_message("s", "user", "fine") for _ in range(10)))
         await asyncio.gather(*(memory.count_sessions() for _ in range(10)))
-        await until_none(flux_postgres_clean_dsn, BUSY)
-        ((still_open,),) = await rows(flux_postgres_clean_dsn, OPEN)
+        await wait_until_none(flux_postgres_clean_dsn, BUSY)
+        ((still_open,),) = await fetch_rows(flux_postgres_clean_dsn, OPEN)
         assert still_open <= 2
-        stored = await rows(flux_postgres_clean_dsn, "SELECT seq FROM messages WHERE session_id = 's' ORDER BY seq")
+        stored = await fetch_rows(
+            flux_postgres_clean_dsn, "SELECT seq FROM messages WHERE session_id = 's' ORDER BY seq"
+        )
         assert stored == [(n,) for n in range(1, len(stored) + 1)]
-    await until_none(flux_postgres_clean_dsn, OPEN)
+    await wait_until_none(flux_postgres_clean_dsn, OPEN)
 
 
 @pytest.mark.asyncio
 async def test_a_failed_opening_leaks_no_connection(flux_empty_database: str) -> None:
-    """A refused database is let go of, however often it is tried."""
+    """A refused database leaves no connection behind, after any number of attempts."""
     await execute(flux_empty_database, "CREATE TABLE sessions (token text)")
-    async with PostgresConversationMemory(named(flux_empty_database)) as memory:
+    async with PostgresConversationMemory(with_application_name(flux_empty_database)) as memory:
         for _ in range(5):
             with pytest.raises(SchemaError):
                 await memory.count_sessions()
-        await until_none(flux_empty_database, OPEN)
+        await wait_until_none(flux_empty_database, OPEN)
 
 
 @pytest.mark.asyncio
 async def test_connections_that_the_server_ended_are_replaced(flux_postgres_clean_dsn: str, named_dsn: str) -> None:
-    """Idle connections die, of a restart or a firewall: the handle finds new ones, and every error is ours."""
+    """Idle connections die when a server restarts or a firewall drops them: the handle opens new ones."""
     async with PostgresConversationMemory(named_dsn, min_size=2, max_size=3) as memory:
         await asyncio.gather(*(memory.count_sessions() for _ in range(6)))
-        ended = await rows(flux_postgres_clean_dsn, "SELECT pid, pg_terminate_backend(pid) " + CONNECTIONS)
+        ended = await fetch_rows(flux_postgres_clean_dsn, "SELECT pid, pg_terminate_backend(pid) " + CONNECTIONS)
         assert ended
         pids = ", ".join(str(pid) for pid, _ in ended)
-        await until_none(flux_postgres_clean_dsn, f"SELECT count(*) FROM pg_stat_activity WHERE pid IN ({pids})")
+        await wait_until_none(flux_postgres_clean_dsn, f"SELECT count(*) FROM pg_stat_activity WHERE pid IN ({pids})")
         for _ in range(4):
             assert await memory.count_sessions() == 0
         assert await asyncio.gather(*(memory.count_sessions() for _ in range(6))) == [0] * 6
@@ -317,7 +319,7 @@ async def test_connections_that_the_server_ended_are_replaced(flux_postgres_clea
 
 @pytest.mark.asyncio
 async def test_closing_while_calls_are_in_flight_loses_none(flux_postgres_clean_dsn: str) -> None:
-    """What was begun before `close()` is answered and stored; no connection is left."""
+    """Calls that started before `close()` are answered and stored; no connection is left."""
     memory = PostgresConversationMemory(flux_postgres_clean_dsn)
     session = await memory.create_session()
     writes = [asyncio.create_task(memory.add_message(session, "user", str(number))) for number in range(50)]
@@ -325,12 +327,12 @@ async def test_closing_while_calls_are_in_flight_loses_none(flux_postgres_clean_
     await asyncio.gather(*(memory.close() for _ in range(3)))
     assert len(await asyncio.gather(*writes)) == 50
     await memory.close()
-    assert await rows(flux_postgres_clean_dsn, "SELECT count(*) FROM messages") == [(50,)]
+    assert await fetch_rows(flux_postgres_clean_dsn, "SELECT count(*) FROM messages") == [(50,)]
 
 
 @pytest.mark.asyncio
 async def test_closing_while_opening(flux_postgres_clean_dsn: str) -> None:
-    """Whoever began gets an answer, and nothing stays open."""
+    """A caller that had started gets an answer, and nothing stays open."""
     memory = PostgresConversationMemory(flux_postgres_clean_dsn)
     calls = [asyncio.create_task(memory.count_sessions()) for _ in range(3)]
     await asyncio.sleep(0)

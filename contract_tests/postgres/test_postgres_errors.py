@@ -1,4 +1,4 @@
-"""What goes wrong on PostgreSQL is said in one line, with advice that fits."""
+"""Tests the messages of PostgreSQL failures: one line, with fitting advice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flux_memory.backends.postgres.errors import _ADVICE
 
 
 def test_no_row_of_the_table_is_hidden_by_one_above_it() -> None:
-    """The special stands before the general, or its advice is never given."""
+    """A specific row comes before a general one, or its advice would never be given."""
     seen: tuple[type[BaseException], ...] = ()
     for causes, _, advice in _ADVICE:
         each = causes if isinstance(causes, tuple) else (causes,)
@@ -19,8 +19,8 @@ def test_no_row_of_the_table_is_hidden_by_one_above_it() -> None:
 
 
 @pytest.mark.asyncio
-async def test_no_host_is_what_the_dsn_asks_for(flux_postgres_clean_dsn: str) -> None:
-    """No connection was lost: the hosts are others than the DSN wants."""
+async def test_no_host_has_the_demanded_role(flux_postgres_clean_dsn: str) -> None:
+    """No connection was lost: the hosts have another role than the DSN demands."""
     dsn = with_parameter(flux_postgres_clean_dsn, "target_session_attrs=standby")
     async with PostgresConversationMemory(dsn, timeout=1) as memory:
         with pytest.raises(BackendUnavailableError, match="matches target_session_attrs"):
@@ -29,7 +29,7 @@ async def test_no_host_is_what_the_dsn_asks_for(flux_postgres_clean_dsn: str) ->
 
 @pytest.mark.asyncio
 async def test_a_message_is_one_line_and_the_cause_has_the_rest(flux_empty_database: str) -> None:
-    """The server's hint, which may guess wrong, does not stand before our advice."""
+    """The server's hint, which may be a wrong guess, does not precede the library's advice."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.count_sessions()
         await execute(flux_empty_database, "ALTER TABLE sessions RENAME title TO titles")

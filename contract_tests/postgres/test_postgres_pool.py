@@ -1,4 +1,4 @@
-"""The connections that a PostgreSQL memory keeps: given back when idle, replaced when dead, dropped when forgotten."""
+"""Tests a PostgreSQL memory's pool: idle connections are closed, dead ones replaced, forgotten ones dropped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
-from raw_postgres import CONNECTIONS, OPEN, execute, rows, until_none
+from raw_postgres import CONNECTIONS, OPEN, execute, fetch_rows, wait_until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends.postgres import pool as postgres_pool
@@ -20,7 +20,7 @@ from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 @pytest_asyncio.fixture(params=["own", "borrowed"])
 async def memory(request: pytest.FixtureRequest, flux_postgres_clean_dsn: str) -> AsyncIterator[Any]:
-    """A memory on a pool of its own, and one on a borrowed pool."""
+    """A memory with its own pool, and one with a borrowed pool."""
     if request.param == "own":
         async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
             yield memory
@@ -33,35 +33,35 @@ async def memory(request: pytest.FixtureRequest, flux_postgres_clean_dsn: str) -
 
 
 @pytest.mark.asyncio
-async def test_what_the_server_undoes_for_another_is_run_again_but_not_for_ever(
+async def test_rolled_back_adds_are_retried_a_bounded_number_of_times(
     memory: Any, flux_postgres_clean_dsn: str
 ) -> None:
-    """A counter set back by hand makes every add fail: it ends, by an error of ours, and stores nothing."""
+    """A counter reset by hand makes every add fail: the call ends with an error of the library and stores nothing."""
     session = await memory.create_session()
     await memory.add_message(session, "user", "first")
     await execute(flux_postgres_clean_dsn, "UPDATE sessions SET message_count = 0")
     with pytest.raises(FluxMemoryError, match="duplicate key value violates unique constraint"):
         await memory.add_message(session, "user", "second")
-    assert await rows(flux_postgres_clean_dsn, "SELECT content FROM messages") == [("first",)]
+    assert await fetch_rows(flux_postgres_clean_dsn, "SELECT content FROM messages") == [("first",)]
 
 
 @pytest.mark.asyncio
-async def test_connections_that_nobody_needs_are_given_back(
+async def test_unneeded_connections_are_closed(
     named_dsn: str, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a rush the handle goes back to `min_size` connections, and can rush again."""
+    """After a burst the pool shrinks to `min_size` connections, and can grow again."""
     monkeypatch.setattr(postgres_pool, "_IDLE_SECONDS", 0.05)
     async with PostgresConversationMemory(named_dsn, min_size=1, max_size=4) as memory:
         for _ in range(2):
             await asyncio.gather(*(memory.count_sessions() for _ in range(20)))
-            # Not asked of the server, where the answer may take longer than the connections stay.
+            # Not measured on the server, where the query may take longer than the connections stay.
             assert memory._pool.size == 4
-            await until_none(flux_postgres_clean_dsn, OPEN.replace("count(*)", "count(*) - 1"))
+            await wait_until_none(flux_postgres_clean_dsn, OPEN.replace("count(*)", "count(*) - 1"))
 
 
 @pytest.mark.asyncio
 async def test_a_forgotten_handle_warns_and_drops_its_connections(named_dsn: str, flux_postgres_clean_dsn: str) -> None:
-    """The warning names the handle, without the password; the server is not left with idle connections."""
+    """The warning names the handle without the password, and the server keeps no idle connection."""
     memory = PostgresConversationMemory(named_dsn)
     await memory.count_sessions()
     forgotten = [memory]
@@ -70,12 +70,12 @@ async def test_a_forgotten_handle_warns_and_drops_its_connections(named_dsn: str
         ResourceWarning, match=r"PostgresConversationMemory\('postgresql://\w+:\*\*\*@.* was never closed"
     ):
         forgotten.clear()
-    await until_none(flux_postgres_clean_dsn, OPEN)
+    await wait_until_none(flux_postgres_clean_dsn, OPEN)
 
 
 @pytest.mark.asyncio
 async def test_a_forgotten_handle_on_a_borrowed_pool_leaves_the_pool_alone(flux_postgres_clean_dsn: str) -> None:
-    """The pool is its owner's, also then."""
+    """The pool belongs to its owner, also when the handle is forgotten."""
     async with asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1) as pool:
         memory = PostgresConversationMemory(pool=pool)
         await memory.count_sessions()
@@ -88,7 +88,7 @@ async def test_a_forgotten_handle_on_a_borrowed_pool_leaves_the_pool_alone(flux_
 
 @pytest.mark.asyncio
 async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str, flux_postgres_clean_dsn: str) -> None:
-    """A statement that goes on past the grace is dropped with its connection."""
+    """A statement that runs past the grace period is dropped with its connection."""
     memory = PostgresConversationMemory(named_dsn, timeout=0.3)
     await memory.count_sessions()
     store = await memory._life.opened()
@@ -103,7 +103,7 @@ async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str,
 
 @pytest.mark.asyncio
 async def test_a_call_that_waits_for_a_connection_is_told_that_the_pool_is_closed() -> None:
-    """Nobody has cancelled the call, so that it does not end as one that was."""
+    """The call was not cancelled by its caller, so it must not end with `CancelledError`."""
     release = asyncio.Event()
     reached = asyncio.Event()
 
@@ -128,7 +128,7 @@ async def test_a_call_that_waits_for_a_connection_is_told_that_the_pool_is_close
 async def test_a_connection_that_is_lost_to_a_close_is_not_replaced(
     flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A closed pool has no connections: a caller that was about to get an old one is told that the memory is closed."""
+    """A closed pool opens no connection: the caller that waits for one learns that the memory is closed."""
     monkeypatch.setattr(postgres_pool, "_SUSPECT_SECONDS", -1.0)
     pool = postgres_pool.OwnPool(parse_dsn(flux_postgres_clean_dsn), 1, 1, 5.0)
     pool.put_back(await pool.take())
@@ -144,7 +144,7 @@ async def test_a_connection_that_is_lost_to_a_close_is_not_replaced(
 async def test_a_caller_that_outlived_its_cancellation_outlives_that_of_an_opening(
     flux_postgres_clean_dsn: str,
 ) -> None:
-    """A task that saves what is left when it is cancelled gets a connection, though the opening is cancelled too."""
+    """A task that saves its work when it is cancelled gets a connection, even if the opening is cancelled too."""
     pool = postgres_pool.OwnPool(parse_dsn(flux_postgres_clean_dsn), 0, 1, 5.0)
 
     async def save_what_is_left() -> Any:

@@ -1,4 +1,4 @@
-"""Adds to PostgreSQL that share a statement: each has its own outcome, and nobody waits for somebody else's lock."""
+"""Tests adds that share a statement on PostgreSQL: separate outcomes, and no waiting for another session's lock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from functools import partial
 import asyncpg
 import pytest
 import pytest_asyncio
-from raw_postgres import connected, execute, rows
-from waiting import until
+from raw_postgres import connect, execute, fetch_rows
+from waiting import wait_until
 
 from flux_memory import PostgresConversationMemory, deadline
 from flux_memory.backends.postgres import adds as postgres_adds
@@ -49,7 +49,7 @@ async def memory(flux_empty_database: str) -> AsyncIterator[PostgresConversation
 async def test_a_call_that_the_server_refuses_fails_alone(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
-    """The statement that it shared fails as a whole; its neighbours are sent again, in order, without it."""
+    """The shared statement fails as a whole; its other calls are sent again, in order, without the refused one."""
     await execute(
         flux_empty_database, "ALTER TABLE messages ADD CONSTRAINT no_bad_ones CHECK (content NOT LIKE 'bad%')"
     )
@@ -61,13 +61,13 @@ async def test_a_call_that_the_server_refuses_fails_alone(
     assert [type(outcome) for outcome in outcomes] == [str] * 6 + [FluxMemoryError] + [str] * 6
     contents.remove("bad")
     assert [message["content"] for message in await memory.get_history("one")] == contents
-    stored = await rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
+    stored = await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
     assert stored == [(number,) for number in range(1, 13)]
 
 
 @pytest.mark.asyncio
-async def test_refusals_of_ours_share_a_statement_with_neighbours(memory: PostgresConversationMemory) -> None:
-    """A missing session or a taken id is the caller's affair; everybody else's message is stored."""
+async def test_refused_calls_share_a_statement_with_neighbours(memory: PostgresConversationMemory) -> None:
+    """A missing session or a taken id fails its own call only; all other messages are stored."""
     await memory.add_message("one", "user", "first", message_id="taken")
     outcomes = await asyncio.gather(
         memory.add_message("one", "user", "second"),
@@ -93,7 +93,7 @@ async def test_a_lock_on_one_session_holds_up_no_other(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
     """Adds to a locked session wait for it, in order; adds to other sessions do not."""
-    async with connected(flux_empty_database) as other:
+    async with connect(flux_empty_database) as other:
         transaction = other.transaction()
         await transaction.start()
         await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
@@ -111,16 +111,16 @@ async def test_a_lock_on_one_session_holds_up_no_other(
 async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
-    """At the deadline each call ends by our error, which says of one that was never sent that nothing was stored.
+    """At the deadline each call fails; a call that was never sent says that nothing was stored.
 
-    Afterwards the session takes messages again, in order.
+    Afterwards the session accepts messages again, in order.
     """
 
     async def in_a_hurry() -> None:
         with deadline(0.3):
             await memory.add_messages("held", [{"role": "user", "content": "x"}, {"role": "user", "content": "x"}])
 
-    async with connected(flux_empty_database) as other, other.transaction():
+    async with connect(flux_empty_database) as other, other.transaction():
         await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
         began = asyncio.get_running_loop().time()
         outcomes = await asyncio.gather(
@@ -142,15 +142,15 @@ async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
 async def test_a_session_that_is_deleted_while_a_write_waits_for_its_lock_is_not_found(
     memory: PostgresConversationMemory, flux_empty_database: str, messages: int
 ) -> None:
-    """The statement still sees the session, and can no longer lock it: alone, gathered, and for a rename."""
+    """The statement sees the session and can no longer lock it: alone, in a batch, and in a rename."""
     batch: list[NewMessage] = [{"role": "user", "content": "x"}] * messages
-    async with connected(flux_empty_database) as other, connected(flux_empty_database) as watcher:
+    async with connect(flux_empty_database) as other, connect(flux_empty_database) as watcher:
         transaction = other.transaction()
         await transaction.start()
         await other.execute("DELETE FROM sessions")
         calls = [asyncio.create_task(memory.add_messages(id_, batch)) for id_ in ("one", "two", "two")]
         calls.append(asyncio.create_task(memory.update_session_title("held", "x")))
-        await until(partial(watcher.fetchval, "SELECT count(*) = 3 FROM pg_locks WHERE NOT granted"))
+        await wait_until(partial(watcher.fetchval, "SELECT count(*) = 3 FROM pg_locks WHERE NOT granted"))
         await transaction.commit()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [SessionNotFoundError] * 4
@@ -158,7 +158,7 @@ async def test_a_session_that_is_deleted_while_a_write_waits_for_its_lock_is_not
 
 @pytest.mark.asyncio
 async def test_a_call_that_is_cancelled_before_its_turn_is_not_stored(memory: PostgresConversationMemory) -> None:
-    """What shares the statement with it is; the order stays."""
+    """Calls that share its statement are stored, in order."""
     tasks = [asyncio.create_task(memory.add_message("one", "user", str(number))) for number in range(6)]
     for _ in range(3):
         await asyncio.sleep(0)
@@ -174,7 +174,7 @@ async def test_a_call_that_is_cancelled_before_its_turn_is_not_stored(memory: Po
 
 @pytest.mark.asyncio
 async def test_retries_in_one_burst_are_stored_once(memory: PostgresConversationMemory) -> None:
-    """The same id many times at once, alone and in batches: one message; another content under it: a conflict."""
+    """The same id many times at once, alone and in batches: one message; with other content: a conflict."""
     ids = await asyncio.gather(
         *(memory.add_message("one", "user", "x", message_id="m") for _ in range(5)),
         *(memory.add_messages("one", [{"role": "user", "content": "x", "message_id": "m"}]) for _ in range(5)),
@@ -190,7 +190,7 @@ async def test_retries_in_one_burst_are_stored_once(memory: PostgresConversation
 async def test_a_caller_that_comes_again_at_once_does_not_overtake_those_that_wait(
     memory: PostgresConversationMemory,
 ) -> None:
-    """Callers that add one message after the other all get on, whoever came first."""
+    """Callers that add one message after the other all make progress, in any order of arrival."""
     sessions = [await memory.create_session() for _ in range(8)]
     done = dict.fromkeys(sessions, 0)
 
@@ -207,7 +207,7 @@ async def test_a_caller_that_comes_again_at_once_does_not_overtake_those_that_wa
 async def test_adds_that_share_a_statement_share_a_plan(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:
-    """The server plans a shared statement once for any number of calls, not anew for each statement."""
+    """The server plans a shared statement once for any number of calls."""
     await execute(flux_empty_database, MANY_ROWS)
     await execute(flux_empty_database, "ANALYZE")
     sessions = [str(number) for number in range(1, 5)]
@@ -220,7 +220,7 @@ async def test_adds_that_share_a_statement_share_a_plan(
 
 @pytest.mark.asyncio
 async def test_many_callers_are_divided_among_two_statements(memory: PostgresConversationMemory) -> None:
-    """While the server is at the calls of one half, the other half is told and comes again."""
+    """While the server runs the statement of one half, the callers of the other half get answers and call again."""
     sessions = [await memory.create_session() for _ in range(40)]
     writer = memory._life.resource.writer
     in_flight = set()
@@ -241,7 +241,7 @@ async def test_many_callers_are_divided_among_two_statements(memory: PostgresCon
 
 @pytest.mark.asyncio
 async def test_large_metadata_makes_no_larger_statements(memory: PostgresConversationMemory) -> None:
-    """Metadata counts as content does: a statement of many large calls could be more than the server takes."""
+    """Metadata counts like content: a statement of many large calls could exceed the server's limit."""
     writer = memory._life.resource.writer
     together = set()
     large = {"text": "x" * postgres_writer.BATCH_CHARACTERS}
@@ -255,10 +255,10 @@ async def test_large_metadata_makes_no_larger_statements(memory: PostgresConvers
 
 
 @pytest.mark.asyncio
-async def test_a_refusal_whose_caller_was_cancelled_meanwhile_is_not_logged(
+async def test_a_refusal_of_a_cancelled_call_is_not_logged(
     flux_empty_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The answer was there, and its connection on the way back to a borrowed pool: asyncio has nothing to report."""
+    """The answer arrived, and its connection was on the way back to a borrowed pool: asyncio logs nothing."""
     async with (
         asyncpg.create_pool(flux_empty_database, min_size=1, max_size=1) as pool,
         PostgresConversationMemory(pool=pool) as memory,

@@ -1,4 +1,4 @@
-"""PostgreSQL databases are made, adopted and upgraded in place: all or nothing, and nothing is lost."""
+"""Tests that PostgreSQL databases are created, adopted and upgraded in place, atomically and without loss."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from functools import partial
 
 import asyncpg
 import pytest
-from adopted import check_adopted, race_to_add
+from adoption import check_adopted, race_to_add
 from original_application import POSTGRES_TABLES
-from raw_postgres import connected, contents, execute, make_original, role, rows, until_none, with_parameter
-from waiting import until
+from raw_postgres import (
+    connect,
+    create_role,
+    dump_database,
+    execute,
+    fetch_rows,
+    make_original,
+    wait_until_none,
+    with_parameter,
+)
+from waiting import wait_until
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.errors import FluxMemoryError, SchemaError
@@ -23,31 +32,31 @@ VERSIONS = [(step.version,) for step in history("postgres")]
 APPLIED = "SELECT version FROM flux_memory_schema ORDER BY version"
 
 
-async def order(dsn: str, session_id: str) -> list[str]:
+async def read_order(dsn: str, session_id: str) -> list[str]:
     async with PostgresConversationMemory(dsn) as memory:
         return [message["id"] for message in await memory.get_history(session_id)]
 
 
-async def refused(dsn: str, kind: type[FluxMemoryError], says: str) -> None:
-    """Open a database, expect a refusal, and find the database as it was."""
-    before = await contents(dsn)
+async def assert_refused(dsn: str, kind: type[FluxMemoryError], says: str) -> None:
+    """Open a database, expect a refusal, and check that the database is unchanged."""
+    before = await dump_database(dsn)
     async with PostgresConversationMemory(dsn) as memory:
         for _ in range(2):
             with pytest.raises(kind, match=says):
                 await memory.count_sessions()
-    assert await contents(dsn) == before
+    assert await dump_database(dsn) == before
 
 
 @pytest.mark.asyncio
 async def test_a_fresh_database_replays_the_whole_history(flux_empty_database: str) -> None:
-    """There is no second description of the schema: version by version, each with its checksum and time."""
+    """The schema has one description: a fresh database applies each version and records its checksum and time."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         assert await memory.count_sessions() == 0
-    recorded = await rows(
+    recorded = await fetch_rows(
         flux_empty_database, "SELECT version, name, checksum FROM flux_memory_schema ORDER BY version"
     )
     assert recorded == [(step.version, step.name, step.checksum) for step in history("postgres")]
-    late = await rows(
+    late = await fetch_rows(
         flux_empty_database,
         "SELECT extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - applied_at) BETWEEN 0 AND 60 "
         "FROM flux_memory_schema",
@@ -58,20 +67,20 @@ async def test_a_fresh_database_replays_the_whole_history(flux_empty_database: s
 @pytest.mark.asyncio
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_an_adopted_database_is_in_order_and_complete(flux_empty_database: str, generation: int) -> None:
-    """Messages by their time, ties by the order in which they were written; every value is still there."""
+    """Messages are ordered by time, ties by writing order; every value is still there."""
     await make_original(flux_empty_database, generation=generation)
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await check_adopted(memory)
-    stored = await rows(flux_empty_database, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
+    stored = await fetch_rows(flux_empty_database, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
     assert stored == [(1,), (2,), (3,), (4,), (5,)]
-    assert await rows(flux_empty_database, APPLIED) == VERSIONS
+    assert await fetch_rows(flux_empty_database, APPLIED) == VERSIONS
 
 
 @pytest.mark.asyncio
 async def test_the_order_is_proven_by_a_key_and_keys_begin_with_the_session(flux_empty_database: str) -> None:
-    """No number and no id twice within a session; and no unique index that could not be spread over machines."""
+    """No number or id occurs twice within a session, and no unique index would prevent sharding by session."""
     await make_original(flux_empty_database)
-    await order(flux_empty_database, "one")
+    await read_order(flux_empty_database, "one")
     for id_, seq in (("new", 1), ("m3", 99)):
         with pytest.raises(asyncpg.UniqueViolationError):
             await execute(
@@ -79,7 +88,7 @@ async def test_the_order_is_proven_by_a_key_and_keys_begin_with_the_session(flux
                 "INSERT INTO messages (session_id, id, seq, role, content, created_at) "
                 f"VALUES ('one', '{id_}', {seq}, '', '', now())",
             )
-    keys = await rows(
+    keys = await fetch_rows(
         flux_empty_database,
         "SELECT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] "
         "WHERE indrelid = 'messages'::regclass AND indisunique",
@@ -89,7 +98,7 @@ async def test_the_order_is_proven_by_a_key_and_keys_begin_with_the_session(flux
 
 @pytest.mark.asyncio
 async def test_users_and_nulls_of_the_second_generation(flux_empty_database: str) -> None:
-    """A session still belongs to its user; NULL is nobody, no title, no metadata."""
+    """A session still belongs to its user; a NULL user, title or metadata becomes empty."""
     await make_original(flux_empty_database, generation=2)
     await execute(
         flux_empty_database,
@@ -126,10 +135,10 @@ async def test_users_and_nulls_of_the_second_generation(flux_empty_database: str
 async def test_a_database_that_cannot_be_adopted_is_refused_and_left_alone(
     flux_empty_database: str, spoil: str, says: str
 ) -> None:
-    """Nothing is guessed, dropped or half done: the message says what to mend, the database is as it was."""
+    """Nothing is guessed, dropped or half done: the message says what to fix, and the database is unchanged."""
     await make_original(flux_empty_database)
     await execute(flux_empty_database, spoil)
-    await refused(flux_empty_database, SchemaError, says)
+    await assert_refused(flux_empty_database, SchemaError, says)
 
 
 @pytest.mark.asyncio
@@ -151,12 +160,12 @@ async def test_a_database_that_cannot_be_adopted_is_refused_and_left_alone(
 async def test_an_adoption_that_fails_half_way_leaves_the_database_as_it_was(
     flux_empty_database: str, obstacle: str, undo: str
 ) -> None:
-    """Whatever step fails, in whatever file, no step before it stays; without the obstacle it succeeds."""
+    """A failure in any step of any file undoes the steps before; without the obstacle the adoption succeeds."""
     await make_original(flux_empty_database)
     await execute(flux_empty_database, obstacle)
-    await refused(flux_empty_database, FluxMemoryError, r"^PostgreSQL at postgresql://\w+:\*\*\*@")
+    await assert_refused(flux_empty_database, FluxMemoryError, r"^PostgreSQL at postgresql://\w+:\*\*\*@")
     await execute(flux_empty_database, undo)
-    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
+    assert await read_order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
 
 
 SESSIONS = """
@@ -178,22 +187,22 @@ asyncio.run(main())
 
 @pytest.mark.asyncio
 async def test_an_adoption_whose_process_is_killed_leaves_the_database_as_it_was(flux_empty_database: str) -> None:
-    """A `kill -9` while the adoption waits in the middle of its files: the server undoes what was done."""
+    """After `kill -9` in the middle of the files, the server rolls back the whole adoption."""
     await make_original(flux_empty_database)
-    before = await contents(flux_empty_database)
-    async with connected(flux_empty_database) as other, connected(flux_empty_database) as watch:
-        # A row that the third file updates, after the first two have been recorded and the second has run.
+    before = await dump_database(flux_empty_database)
+    async with connect(flux_empty_database) as other, connect(flux_empty_database) as watch:
+        # The third file updates this row, after the first two were recorded.
         transaction = other.transaction()
         await transaction.start()
         await other.execute("SELECT FROM messages WHERE id = 'm1' FOR UPDATE")
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", ADOPTER, flux_empty_database)
-        await until(partial(watch.fetchval, SESSIONS + " AND wait_event_type = 'Lock'"))
+        await wait_until(partial(watch.fetchval, SESSIONS + " AND wait_event_type = 'Lock'"))
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
         await transaction.rollback()
-        await until_none(flux_empty_database, SESSIONS + " AND xact_start IS NOT NULL AND state <> 'active'")
-    assert await contents(flux_empty_database) == before
-    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
+        await wait_until_none(flux_empty_database, SESSIONS + " AND xact_start IS NOT NULL AND state <> 'active'")
+    assert await dump_database(flux_empty_database) == before
+    assert await read_order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
 
 
 @pytest.mark.asyncio
@@ -208,30 +217,30 @@ async def test_an_adoption_whose_process_is_killed_leaves_the_database_as_it_was
     ],
 )
 async def test_a_newer_or_a_changed_schema_is_refused(flux_empty_database: str, spoil: str, says: str) -> None:
-    """An old release does not write into what it does not know."""
-    await order(flux_empty_database, "one")
+    """An old release does not write to a schema it does not know."""
+    await read_order(flux_empty_database, "one")
     await execute(flux_empty_database, spoil)
-    await refused(flux_empty_database, SchemaError, says)
+    await assert_refused(flux_empty_database, SchemaError, says)
 
 
 @pytest.mark.asyncio
 async def test_a_database_of_an_older_release_is_upgraded(flux_empty_database: str) -> None:
-    """Recorded versions are not applied again, the missing ones are."""
+    """Recorded versions are not applied again; the missing ones are."""
     await make_original(flux_empty_database)
     first = history("postgres")[0]
-    async with connected(flux_empty_database) as connection:
+    async with connect(flux_empty_database) as connection:
         await connection.execute(schema.CREATE_VERSION_TABLE)
         await connection.execute(schema.INSERT_VERSION, first.version, first.name, first.checksum)
-    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
-    assert await rows(flux_empty_database, APPLIED) == VERSIONS
+    assert await read_order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
+    assert await fetch_rows(flux_empty_database, APPLIED) == VERSIONS
 
 
 @pytest.mark.asyncio
 async def test_where_the_schema_is_current_no_ddl_runs(flux_empty_database: str) -> None:
-    """An open transaction on the tables does not keep anybody from opening, reading or writing other sessions."""
+    """An open transaction on the tables does not block opening, reading, or writing to other sessions."""
     await make_original(flux_empty_database)
-    await order(flux_empty_database, "one")
-    async with connected(flux_empty_database) as other, other.transaction():
+    await read_order(flux_empty_database, "one")
+    async with connect(flux_empty_database) as other, other.transaction():
         await other.execute("LOCK TABLE sessions, messages, flux_memory_schema IN ROW EXCLUSIVE MODE")
         await other.execute("SELECT FROM sessions WHERE id = 'two' FOR UPDATE")
         async with PostgresConversationMemory(flux_empty_database, timeout=10) as memory:
@@ -240,13 +249,13 @@ async def test_where_the_schema_is_current_no_ddl_runs(flux_empty_database: str)
 
 @pytest.mark.asyncio
 async def test_where_the_schema_is_current_no_right_to_make_tables_is_needed(flux_empty_database: str) -> None:
-    """The application's role may read and write rows and no more; making the schema is somebody else's."""
+    """The application's role needs no right beyond reading and writing rows; another role creates the schema."""
     rights = ("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",)
-    async with role(flux_empty_database) as dsn, PostgresConversationMemory(dsn) as memory:
+    async with create_role(flux_empty_database) as dsn, PostgresConversationMemory(dsn) as memory:
         with pytest.raises(SchemaError, match="permission denied for schema public; grant the role what it lacks"):
             await memory.create_session()
-    await order(flux_empty_database, "one")
-    async with role(flux_empty_database, grants=rights) as dsn, PostgresConversationMemory(dsn) as memory:
+    await read_order(flux_empty_database, "one")
+    async with create_role(flux_empty_database, grants=rights) as dsn, PostgresConversationMemory(dsn) as memory:
         session = await memory.create_session(metadata={"a": 1})
         await memory.add_message(session, "user", "x")
         await memory.delete_session(session)
@@ -254,11 +263,11 @@ async def test_where_the_schema_is_current_no_right_to_make_tables_is_needed(flu
 
 
 @pytest.mark.asyncio
-async def test_a_schema_that_the_role_may_not_use_is_no_missing_one(flux_empty_database: str) -> None:
-    """Without USAGE the server acts as if there were no schema; who reads the message must not make a second one."""
+async def test_a_schema_without_usage_is_not_reported_as_missing(flux_empty_database: str) -> None:
+    """Without USAGE the server reports no schema; the message must not make its reader create a second one."""
     await execute(flux_empty_database, "CREATE SCHEMA chat")
     async with (
-        role(flux_empty_database) as dsn,
+        create_role(flux_empty_database) as dsn,
         PostgresConversationMemory(with_parameter(dsn, "search_path=chat")) as memory,
     ):
         with pytest.raises(SchemaError, match="create one, or grant the role USAGE on it"):
@@ -269,25 +278,25 @@ async def test_a_schema_that_the_role_may_not_use_is_no_missing_one(flux_empty_d
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
 @pytest.mark.parametrize("original", [True, False], ids=["adopting", "making"])
 async def test_handles_that_race_do_it_once(flux_empty_database: str, original: bool, isolation: str) -> None:
-    """One does it, the others wait and find it done, whatever the database's default isolation."""
+    """One handle adopts, the others wait and find it done, under any default isolation."""
     if original:
         await make_original(flux_empty_database)
-    (name,) = (await rows(flux_empty_database, "SELECT current_database()"))[0]
+    (name,) = (await fetch_rows(flux_empty_database, "SELECT current_database()"))[0]
     await execute(flux_empty_database, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{isolation}'")
     memories = [PostgresConversationMemory(flux_empty_database, min_size=1, max_size=2) for _ in range(6)]
     histories = await asyncio.gather(*(memory.get_history("one") for memory in memories))
     expected = ["m3", "m4", "m1", "m6"] if original else []
     assert [[message["id"] for message in each] for each in histories] == [expected] * 6
     await asyncio.gather(*(memory.close() for memory in memories))
-    assert await rows(flux_empty_database, APPLIED) == VERSIONS
+    assert await fetch_rows(flux_empty_database, APPLIED) == VERSIONS
 
 
 def test_processes_that_race_to_adopt_do_it_once(flux_empty_database: str) -> None:
-    """The same across processes: none fails, none loses its message."""
+    """The same across processes: none fails, and none loses its message."""
     asyncio.run(make_original(flux_empty_database))
     said = race_to_add("PostgresConversationMemory", flux_empty_database)
     stored = asyncio.run(
-        rows(flux_empty_database, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
+        fetch_rows(flux_empty_database, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
     )
     assert [seq for seq, _ in stored] == list(range(1, 9))
     assert {content for _, content in stored[4:]} == said
@@ -295,7 +304,7 @@ def test_processes_that_race_to_adopt_do_it_once(flux_empty_database: str) -> No
 
 @pytest.mark.asyncio
 async def test_tables_in_another_schema_of_the_search_path(flux_empty_database: str) -> None:
-    """The DSN may name a schema; another application's tables in `public` are none of our business."""
+    """The DSN may name a schema; another application's tables in `public` are left alone."""
     await execute(
         flux_empty_database,
         "CREATE SCHEMA chat",
@@ -305,14 +314,14 @@ async def test_tables_in_another_schema_of_the_search_path(flux_empty_database: 
     dsn = with_parameter(flux_empty_database, "search_path=chat")
     async with PostgresConversationMemory(dsn) as memory:
         await memory.add_message(await memory.create_session(), "user", "x")
-    assert await rows(flux_empty_database, "SELECT count(*) FROM chat.messages") == [(1,)]
-    assert await rows(flux_empty_database, "SELECT count(*) FROM public.messages") == [(0,)]
+    assert await fetch_rows(flux_empty_database, "SELECT count(*) FROM chat.messages") == [(1,)]
+    assert await fetch_rows(flux_empty_database, "SELECT count(*) FROM public.messages") == [(0,)]
 
 
 @pytest.mark.asyncio
 async def test_the_originals_own_ddl_still_runs_afterwards(flux_empty_database: str) -> None:
-    """The original application may start once more on an adopted database: its DDL changes nothing that we need."""
+    """The original application may start once more on an adopted database: its DDL breaks nothing."""
     await make_original(flux_empty_database)
-    await order(flux_empty_database, "one")
+    await read_order(flux_empty_database, "one")
     await execute(flux_empty_database, POSTGRES_TABLES)
-    assert await order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
+    assert await read_order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]

@@ -1,7 +1,7 @@
-"""Fuzzes every target for as long as told: `python contract_tests/security/fuzz.py --minutes=10` (`nox -s fuzz`).
+"""Fuzzes every target for a given time: `python contract_tests/security/fuzz.py --minutes=10` (`nox -s fuzz`).
 
-Each target gets half of its time from hypothesis, and half from atheris, guided by coverage, where that is installed
-(it has wheels for Linux). Prints how many inputs were tried. An input that does harm ends the run and is printed.
+Half of each target's time goes to hypothesis and half to atheris, which is guided by coverage and has wheels for
+Linux only. Prints the number of inputs tried. An input that breaks a target ends the run and is printed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DSN = "FLUX_MEMORY_FUZZ_DSN"
 
 
 def main() -> int:
-    """Run every target in a process of its own, on one server."""
+    """Run every target in its own process, on one server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0, help="for all targets together")
     parser.add_argument("--target", choices=TARGETS, action="append", help="only this one; may be repeated")
@@ -31,7 +31,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.engine:
         return _fuzz(options.target[0], options.engine, options.minutes * 60)
-    from flux_memory.testkit.servers import start_server  # noqa: PLC0415 - a process that fuzzes has its own start
+    from flux_memory.testkit.servers import start_server  # noqa: PLC0415 - not needed in the processes that fuzz
 
     targets = options.target or TARGETS
     engines = ["hypothesis", *(["atheris"] if importlib.util.find_spec("atheris") else [])]
@@ -57,9 +57,9 @@ def main() -> int:
 
 
 def _fuzz(target: str, engine: str, seconds: float) -> int:
-    """Fuzz one target in this process, and print how many inputs it got."""
+    """Fuzz one target in this process, and print the number of inputs."""
     if engine == "atheris":
-        import atheris  # noqa: PLC0415 - only where it is installed
+        import atheris  # noqa: PLC0415 - optional
 
         with atheris.instrument_imports(include=["flux_memory"]):
             import flux_memory.transfer  # noqa: F401, PLC0415 - instrumented here
@@ -76,7 +76,7 @@ def _fuzz(target: str, engine: str, seconds: float) -> int:
         test.hypothesis.fuzz_one_input(data)  # type: ignore[attr-defined]
         if time.monotonic() > deadline:
             tell()
-            # libFuzzer has no other end: it leaves the process by itself, and skips what is left to do.
+            # libFuzzer exits the process itself and skips the rest of this function.
             os._exit(0)
 
     with tempfile.TemporaryDirectory(prefix="fm-fuzz-") as directory:

@@ -1,4 +1,4 @@
-"""What a migration leaves in files is for their owner alone, whatever the process's umask lets others do."""
+"""Tests that only their owner can read the files of a migration, under any umask."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from flux_memory.transfer import OnInvalid, Plan, migrate, migrate_back
 
 
 @pytest.fixture(autouse=True)
-def permissive() -> Iterator[None]:
-    """A umask that keeps nobody out."""
+def permissive_umask() -> Iterator[None]:
+    """A umask that grants everything to everyone."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
-def modes(directory: Path) -> dict[str, int]:
-    """What anybody may do with each file below."""
+def file_modes(directory: Path) -> dict[str, int]:
+    """Return the permissions of each file below a directory."""
     return {found.name: stat.S_IMODE(found.stat().st_mode) for found in directory.rglob("*") if found.is_file()}
 
 
-def test_what_a_migration_leaves_is_its_owners(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
-    """The quarantine file and the file of the way back hold conversations, and are 0600."""
+def test_files_of_a_migration_are_private(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+    """The quarantine file and the file written by a migration to SQLite hold conversations, and are 0600."""
     source = tmp_path / "source.db"
     make_file_with_data(source)
     with closing(sqlite3.connect(source, isolation_level=None)) as db:
@@ -48,4 +48,4 @@ def test_what_a_migration_leaves_is_its_owners(tmp_path: Path, flux_postgres_cle
     asyncio.run(migrate(plan))
     asyncio.run(migrate_back(flux_postgres_clean_dsn, made / "back.db"))
     assert json.loads(quarantine.read_text(encoding="utf-8").splitlines()[0])["row"]["id"] == "orphan"
-    assert modes(made) == {"rows.jsonl": 0o600, "back.db": 0o600}
+    assert file_modes(made) == {"rows.jsonl": 0o600, "back.db": 0o600}

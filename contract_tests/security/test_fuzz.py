@@ -1,4 +1,4 @@
-"""Input from outside, at random: few of it in each run, much of it by `nox -s fuzz`."""
+"""Tests random input from outside: a little in each run, much of it with `nox -s fuzz`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flux_memory.testkit.servers import Server
 
 @pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory: pytest.TempPathFactory, flux_postgres_server: Server) -> Iterator[None]:
-    """Where the targets work."""
+    """The place that the targets use."""
     dsn = flux_postgres_server.create_database()
     fuzz_targets.place.open(tmp_path_factory.mktemp("fuzz"), dsn)
     yield
@@ -23,7 +23,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, flux_postgres_server: Server
 
 @pytest.mark.parametrize("target", fuzz_targets.TARGETS.values(), ids=fuzz_targets.TARGETS)
 def test_no_input_does_harm(target: Callable[[], None], record_property: Callable[[str, object], None]) -> None:
-    """No error but ours, no hang, nothing said to one row touches another; the inputs tried are counted."""
+    """Only errors of the library, no hang, and no call touches another row; the inputs are counted."""
     target()
     tried = fuzz_targets.tried[target.__name__]
     assert tried >= 30
@@ -31,7 +31,7 @@ def test_no_input_does_harm(target: Callable[[], None], record_property: Callabl
 
 
 def test_a_feedback_file_is_refused(tmp_path: Path) -> None:
-    """The original application's feedback is no memory: given in the place of one it is refused, and nothing moves."""
+    """The original application's feedback is not a memory: it is refused, and nothing moves."""
     line = (
         '{"id": "a", "message_id": "m", "session_id": "s", "rating": 1, "comment": "좋은 답변입니다", '
         '"corrected_answer": null, "created_at": "2026-02-05T15:17:55.280357"}\n'

@@ -1,4 +1,4 @@
-"""Least privilege: the roles that the documentation grants work, with the lists printed there and not a right less."""
+"""Tests the documented roles: they work with the printed grants, and each grant is needed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from raw_postgres import as_user, connected, elsewhere, rows
-from secret_watch import watch
+from raw_postgres import connect, fetch_rows, with_address, with_user
+from secret_watch import watch_password
 
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, SchemaError
 from flux_memory.health import check_methods, check_postgres
@@ -21,14 +21,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 DATABASE = "chat"
 
 
-def printed() -> list[list[str]]:
-    """The statements of each SQL block of the page's section on roles."""
+def printed_statements() -> list[list[str]]:
+    """Return the statements of each SQL block in the page's section on roles."""
     section = PAGE.read_text(encoding="utf-8").partition("## Roles")[2].partition("\n## ")[0]
     blocks = re.findall(r"```sql\n(.*?)```", section, flags=re.DOTALL)
     return [[one.strip() for one in block.split(";") if one.strip()] for block in blocks]
 
 
-CLUSTER, SCHEMA, GRANTS = printed()
+CLUSTER, SCHEMA, GRANTS = printed_statements()
 PASSWORDS = dict(re.findall(r"CREATE ROLE (\w+) LOGIN PASSWORD '([^']+)'", "\n".join(CLUSTER)))
 APPLICATION_GRANTS = [
     (right, table)
@@ -43,7 +43,7 @@ APPLICATION_GRANTS = [
 
 @dataclass(frozen=True)
 class Roles:
-    """DSNs of the roles that the page makes."""
+    """DSNs of the roles that the page creates."""
 
     admin: str
     owner: str
@@ -53,38 +53,40 @@ class Roles:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server of the module's own: roles belong to a whole server."""
+    """A separate server for this module, because roles belong to a whole server."""
     with start_server("local") as server:
-        watch(server.dsn)
+        watch_password(server.dsn)
         yield server
 
 
 @pytest_asyncio.fixture(loop_scope="function")
 async def roles(server: Server) -> AsyncIterator[Roles]:
-    """The page, executed to its end."""
-    admin = elsewhere(server.dsn, database=DATABASE)
+    """The page's statements, executed to the end."""
+    admin = with_address(server.dsn, database=DATABASE)
     names = ("chat_owner", "chat_app", "chat_reader")
-    found = Roles(admin, *(as_user(admin, name, PASSWORDS[name]) for name in names))
-    await run(server.dsn, CLUSTER)
+    found = Roles(admin, *(with_user(admin, name, PASSWORDS[name]) for name in names))
+    await execute_each(server.dsn, CLUSTER)
     try:
-        await run(admin, SCHEMA)
+        await execute_each(admin, SCHEMA)
         async with PostgresConversationMemory(found.owner) as memory:
             await check_methods(memory, await check_postgres(found.owner, 10))
-        await run(found.owner, GRANTS)
+        await execute_each(found.owner, GRANTS)
         yield found
     finally:
-        await run(server.dsn, [f"DROP DATABASE {DATABASE} WITH (FORCE)", *(f"DROP ROLE {name}" for name in names)])
+        await execute_each(
+            server.dsn, [f"DROP DATABASE {DATABASE} WITH (FORCE)", *(f"DROP ROLE {name}" for name in names)]
+        )
 
 
-async def run(dsn: str, statements: list[str]) -> None:
-    """Execute statements, each by itself."""
-    async with connected(dsn) as connection:
+async def execute_each(dsn: str, statements: list[str]) -> None:
+    """Execute each statement separately."""
+    async with connect(dsn) as connection:
         for statement in statements:
             await connection.execute(statement)
 
 
-async def use(memory: Memory) -> None:
-    """Call every method, of a batch and of a retry too."""
+async def call_every_method(memory: Memory) -> None:
+    """Call every method, including a batch and a retry."""
     session = await memory.create_session("title", {"a": 1}, user_id="u")
     await memory.add_message(session, "user", "one", message_id="m")
     await memory.add_message(session, "user", "one", message_id="m")
@@ -100,17 +102,17 @@ async def use(memory: Memory) -> None:
 
 @pytest.mark.asyncio
 async def test_a_role_that_owns_only_its_schema_does_everything(roles: Roles) -> None:
-    """The owner made the tables with no right but its schema's, none in `public`, and every method works."""
+    """The owner creates the tables with rights on its own schema only, none in `public`, and every method works."""
     async with PostgresConversationMemory(roles.owner) as memory:
-        await use(memory)
-    assert await rows(roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'") == [
-        ("chat",)
-    ]
+        await call_every_method(memory)
+    assert await fetch_rows(
+        roles.admin, "SELECT DISTINCT schemaname FROM pg_tables WHERE tableowner = 'chat_owner'"
+    ) == [("chat",)]
 
 
 @pytest.mark.asyncio
 async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, tmp_path: Path) -> None:
-    """Rows that join others need one right more than those that come first."""
+    """A migration into a filled target needs one right more than one into an empty target."""
     for number in range(2):
         path = tmp_path / f"{number}.db"
         async with ConversationMemory(path) as memory:
@@ -122,16 +124,16 @@ async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, 
 
 @pytest.mark.asyncio
 async def test_a_role_without_ddl_rights_uses_a_current_schema(roles: Roles) -> None:
-    """Every method works for the application's role, which may create nothing anywhere."""
+    """Every method works for the application's role, which may not create anything."""
     async with PostgresConversationMemory(roles.application) as memory:
-        await use(memory)
+        await call_every_method(memory)
     for kind in ("schema", "database"):
-        assert await rows(roles.admin, f"SELECT has_{kind}_privilege('chat_app', 'chat', 'CREATE')") == [(False,)]
+        assert await fetch_rows(roles.admin, f"SELECT has_{kind}_privilege('chat_app', 'chat', 'CREATE')") == [(False,)]
 
 
 @pytest.mark.asyncio
-async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) -> None:
-    """Reads work with SELECT alone; a write says what the role lacks, and stores nothing."""
+async def test_the_reader_reads_and_gets_an_error_for_writes(roles: Roles) -> None:
+    """Reads work with SELECT alone; a write says which right the role lacks, and stores nothing."""
     async with PostgresConversationMemory(roles.owner) as memory:
         session = await memory.create_session()
         await memory.add_message(session, "user", "one")
@@ -146,16 +148,16 @@ async def test_the_reader_reads_and_is_told_that_it_may_not_write(roles: Roles) 
 
 @pytest.mark.asyncio
 async def test_no_right_granted_to_the_application_is_idle(roles: Roles) -> None:
-    """Without any one of the rights printed something fails, with an error of ours: the list is the least there is."""
+    """Without any one of the printed rights some call fails with an error of the library: the list is minimal."""
     assert len(APPLICATION_GRANTS) >= 8
     for right, table in APPLICATION_GRANTS:
         kind = "SCHEMA " if right == "USAGE" else ""
         name = "chat" if right == "USAGE" else table
-        await run(roles.owner, [f"REVOKE {right} ON {kind}{name} FROM chat_app"])
+        await execute_each(roles.owner, [f"REVOKE {right} ON {kind}{name} FROM chat_app"])
         async with PostgresConversationMemory(roles.application) as memory:
             with pytest.raises(FluxMemoryError) as caught:
-                await use(memory)
+                await call_every_method(memory)
         assert isinstance(caught.value, SchemaError), f"{right} on {table}: {caught.value!r}"
-        await run(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
+        await execute_each(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
     async with PostgresConversationMemory(roles.application) as memory:
-        await use(memory)
+        await call_every_method(memory)

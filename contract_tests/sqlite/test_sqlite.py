@@ -1,4 +1,4 @@
-"""The SQLite backend's file: its pragmas, its rights, paths that cannot be used."""
+"""Tests the file of the SQLite backend: its pragmas, its permissions, and paths that cannot be used."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ordinary_user import ordinary_user
-from raw_sqlite import on_the_thread
+from ordinary_user import become_ordinary_user
+from raw_sqlite import run_on_worker
+from unusable_paths import make_directory, make_file_as_parent, write_notes
 
 from flux_memory import ConversationMemory
 from flux_memory.backends.sqlite import opening
@@ -29,12 +30,12 @@ from flux_memory.errors import (
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("pragma", "value"), [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)])
 async def test_the_connection_is_durable_and_checked(memory: ConversationMemory, pragma: str, value: object) -> None:
-    """An acknowledged write survives a power cut, and no message is without its session: asked of the connection."""
-    assert await on_the_thread(memory, lambda db: db.execute(f"PRAGMA {pragma}").fetchone()) == (value,)
+    """An acknowledged write survives a power cut, and every message has its session: read from the connection."""
+    assert await run_on_worker(memory, lambda db: db.execute(f"PRAGMA {pragma}").fetchone()) == (value,)
 
 
 def test_a_pragma_that_does_not_take_is_an_error() -> None:
-    """SQLite ignores what it cannot do; we do not."""
+    """SQLite silently ignores a pragma that it cannot apply; the library raises."""
     says = "cannot set journal_mode to WAL here, it stays memory"
     with closing(sqlite3.connect(":memory:")) as db, pytest.raises(BackendUnavailableError, match=says):
         opening._require(db, "journal_mode", "WAL", ("wal",))
@@ -42,7 +43,7 @@ def test_a_pragma_that_does_not_take_is_an_error() -> None:
 
 @pytest.mark.asyncio
 async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the version that is needed, not a syntax error in the middle of a statement."""
+    """The error names the required version, instead of a syntax error in some statement."""
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
     async with ConversationMemory(path) as memory:
         with pytest.raises(FluxMemoryError, match=r"SQLite 3\.35 or newer is needed"):
@@ -50,7 +51,7 @@ async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_files_and_directories_are_their_owners_alone(tmp_path: Path) -> None:
-    """Conversations are nobody else's business, whatever the umask: every directory made, the file, its journals."""
+    """Only the owner can read conversations, under any umask: created directories, the file, its journals."""
 
     async def modes() -> dict[str, int]:
         async with ConversationMemory(tmp_path / "a" / "b" / "chat.db") as memory:
@@ -67,7 +68,7 @@ def test_files_and_directories_are_their_owners_alone(tmp_path: Path) -> None:
     assert found == {"a": 0o700, "b": 0o700, "chat.db": 0o600, "chat.db-wal": 0o600, "chat.db-shm": 0o600}
 
 
-def test_the_mode_of_a_file_that_is_there_is_its_owners_choice(path: Path) -> None:
+def test_the_mode_of_an_existing_file_is_kept(path: Path) -> None:
     """A file that was shared on purpose stays shared."""
     path.touch()
     path.chmod(0o640)
@@ -82,7 +83,7 @@ def test_the_mode_of_a_file_that_is_there_is_its_owners_choice(path: Path) -> No
 
 @pytest.mark.asyncio
 async def test_a_store_in_memory_is_the_handles_own() -> None:
-    """`:memory:` makes no file, and no other handle sees it."""
+    """`:memory:` creates no file, and no other handle sees it."""
     async with ConversationMemory(":memory:") as one, ConversationMemory(":memory:") as other:
         session = await one.create_session()
         await one.add_message(session, "user", "x")
@@ -93,7 +94,7 @@ async def test_a_store_in_memory_is_the_handles_own() -> None:
 
 @pytest.mark.asyncio
 async def test_a_path_is_text_or_a_path(path: Path) -> None:
-    """Both open the same file, and the name may hold what a URL or an SQL statement would stumble over."""
+    """Both open the same file, and its name may contain characters that are special in URLs or SQL."""
     odd = path.with_name("a b?c=d&'%41;#.db")
     async with ConversationMemory(odd) as one, ConversationMemory(str(odd)) as other:
         await one.create_session()
@@ -108,14 +109,14 @@ class _PathOfBytes:
 
 @pytest.mark.parametrize("value", [b"chat.db", 5, ["chat.db"], _PathOfBytes()])
 def test_a_path_of_another_type_is_refused(value: Any) -> None:
-    """A wrong type is an error of the caller, at once."""
+    """A wrong type raises when the handle is created."""
     with pytest.raises(InvalidInputError, match="db_path must be a str or a path"):
         ConversationMemory(value)
 
 
 @pytest.mark.parametrize("value", ["", "a\x00b", "a\ud800b"])
 def test_a_path_that_cannot_be_is_refused(value: str) -> None:
-    """SQLite would take the empty path as a temporary database, and lose everything."""
+    """SQLite would open the empty path as a temporary database and lose everything."""
     with pytest.raises(InvalidInputError, match="db_path is empty, has a NUL or a lone surrogate"):
         ConversationMemory(value)
 
@@ -124,32 +125,17 @@ def test_a_path_that_cannot_be_is_refused(value: str) -> None:
     "value", ["sqlite:///chat.db", "sqlite+aiosqlite:///./data/sqlite.db", "postgresql://u:secret@h/d"]
 )
 def test_a_url_is_no_path(value: str) -> None:
-    """A setting's URL given as the path would make a directory of that name, and a new, empty memory in it."""
+    """The URL of a setting, given as the path, would create a directory of that name with an empty memory in it."""
     with pytest.raises(InvalidInputError, match="db_path is a URL; give the path alone") as caught:
         ConversationMemory(value)
     assert "secret" not in str(caught.value)
 
 
-def content_of(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def directory(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
-def below_a_file(path: Path) -> Path:
-    path.touch()
-    return path / "chat.db"
-
-
-def not_a_database(path: Path) -> Path:
-    path.write_bytes(b"These are notes, no database. " * 100)
-    return path
-
-
-def damaged(path: Path) -> Path:
+def write_damaged(path: Path) -> Path:
     with closing(sqlite3.connect(path)) as db:
         db.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(100000))")
     content = bytearray(path.read_bytes())
@@ -162,29 +148,29 @@ def damaged(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (directory, BackendUnavailableError, "is a directory"),
-        (below_a_file, BackendUnavailableError, "check the path"),
-        (not_a_database, SchemaError, "file is not a database: the file is not a SQLite database; check the path"),
-        (damaged, FluxMemoryError, "the file is damaged"),
+        (make_directory, BackendUnavailableError, "is a directory"),
+        (make_file_as_parent, BackendUnavailableError, "check the path"),
+        (write_notes, SchemaError, "file is not a database: the file is not a SQLite database; check the path"),
+        (write_damaged, FluxMemoryError, "the file is damaged"),
     ],
 )
 async def test_a_path_that_cannot_be_used_says_why(
     path: Path, make: Callable[[Path], Path], kind: type[Exception], says: str
 ) -> None:
-    """Nothing is overwritten, every call fails alike, and the driver's error stays in the cause."""
+    """Nothing is overwritten, every call fails in the same way, and the cause is the driver's error."""
     target = make(path)
-    content = content_of(path)
+    content = read_content(path)
     async with ConversationMemory(target) as memory:
         for _ in range(2):
             with pytest.raises(kind, match=says) as caught:
                 await memory.count_sessions()
             assert isinstance(caught.value.__cause__, sqlite3.Error | OSError)
-    assert content_of(path) == content
+    assert read_content(path) == content
 
 
 @pytest.fixture
 def closed_directory() -> Iterator[Path]:
-    """A directory that an ordinary user may look into and not write to."""
+    """A directory that an ordinary user can list but not write to."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -193,7 +179,7 @@ def closed_directory() -> Iterator[Path]:
 
 
 def test_a_directory_without_rights_says_so(closed_directory: Path) -> None:
-    """The message names the path and says what to look at."""
+    """The message names the path and says what to check."""
     if os.geteuid() != 0:
         closed_directory.chmod(0o555)
 
@@ -201,12 +187,12 @@ def test_a_directory_without_rights_says_so(closed_directory: Path) -> None:
         async with ConversationMemory(closed_directory / "chat.db") as memory:
             await memory.create_session()
 
-    with ordinary_user(), pytest.raises(BackendUnavailableError, match="Permission denied; check the path"):
+    with become_ordinary_user(), pytest.raises(BackendUnavailableError, match="Permission denied; check the path"):
         asyncio.run(use())
 
 
 def test_a_file_without_rights_says_why_it_takes_no_writes(closed_directory: Path) -> None:
-    """A file that belongs to somebody else: the error says so, and what to check."""
+    """The error for another user's file says that it is read-only and what to check."""
     path = closed_directory / "chat.db"
 
     async def use() -> None:
@@ -218,15 +204,15 @@ def test_a_file_without_rights_says_why_it_takes_no_writes(closed_directory: Pat
     if os.geteuid() != 0:
         closed_directory.chmod(0o555)
     with (
-        ordinary_user(),
+        become_ordinary_user(),
         pytest.raises(BackendUnavailableError, match="the file or its directory is read-only; check who owns them"),
     ):
         asyncio.run(use())
 
 
 @pytest.mark.asyncio
-async def test_a_file_of_somebody_else_is_left_as_it_was(tmp_path: Path) -> None:
-    """A file that is refused keeps its journal mode, and every byte."""
+async def test_a_foreign_file_is_left_unchanged(tmp_path: Path) -> None:
+    """A refused file keeps its journal mode and every byte."""
     path = tmp_path / "theirs.db"
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE sessions (token TEXT)")

@@ -1,4 +1,4 @@
-"""A filter by metadata on SQLite: exactly what contains it, whoever wrote it, however it is found."""
+"""Tests the metadata filter on SQLite: it finds exactly the containing sessions, with any writer and query plan."""
 
 from __future__ import annotations
 
@@ -39,35 +39,35 @@ SELECT id, user_id, time, time, metadata FROM (SELECT ? AS id, ? AS user_id, ? A
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
-    """The connection of a backend, on an empty file."""
+    """The backend's connection to an empty file."""
     with closing(connect(str(tmp_path / "chat.db"), 5)[0]) as db:
         yield db
 
 
-def page(limit: int, offset: int, user_id: str | None, part: str, db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """Return a page; like the worker, end the transaction of the read."""
+def read_page(limit: int, offset: int, user_id: str | None, part: str, db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """Return a page, and end the read's transaction as the worker does."""
     try:
         return backend._page(limit, offset, user_id, part, db)
     finally:
         db.rollback()
 
 
-def listed(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = None, limit: int = 50) -> list[str]:
+def filter_ids(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = None, limit: int = 50) -> list[str]:
     """Return the ids that a filter finds."""
-    return [row[0] for row in page(limit, 0, user_id, encode_metadata(part), db)]
+    return [row[0] for row in read_page(limit, 0, user_id, encode_metadata(part), db)]
 
 
-def rows_left(db: sqlite3.Connection) -> int:
-    """Return how many rows there are about metadata."""
+def count_search_rows(db: sqlite3.Connection) -> int:
+    """Return the number of rows in the search table."""
     return int(db.execute("SELECT count(*) FROM session_metadata").fetchone()[0])
 
 
 @settings(max_examples=150, deadline=None)
 @given(objects=st.lists(OBJECTS, max_size=8), part=OBJECTS, escaped=st.booleans())
-def test_the_filter_finds_what_contains_it(
+def test_the_filter_finds_exactly_the_containing_sessions(
     objects: list[dict[str, Any]], part: dict[str, Any], *, escaped: bool
 ) -> None:
-    """Neither the rows that stand for metadata nor the way taken make a difference, escapes in JSON neither."""
+    """Neither the search table nor the plan changes the result; JSON escapes do not either."""
     with closing(connect(":memory:", 5)[0]) as db:
         for number, value in enumerate([*objects, part]):
             text = json.dumps(value) if escaped else encode_metadata(value)
@@ -75,17 +75,17 @@ def test_the_filter_finds_what_contains_it(
         stored = dict(db.execute("SELECT id, metadata FROM sessions ORDER BY updated_at DESC"))
         expected = [id_ for id_, text in stored.items() if contains(text, encode_metadata(part))]
         assert expected[0] == str(len(objects))
-        assert listed(db, part) == expected
-        assert listed(db, part, "ann") == expected
+        assert filter_ids(db, part) == expected
+        assert filter_ids(db, part, "ann") == expected
         for limit in range(len(expected)):
-            assert listed(db, part, limit=limit) == expected[:limit]
+            assert filter_ids(db, part, limit=limit) == expected[:limit]
         db.execute("DELETE FROM sessions")
-        assert rows_left(db) == 0
+        assert count_search_rows(db) == 0
 
 
 @pytest.mark.parametrize("matching", [0, 1, 30, 199, 200, 201, 1_000, 3_000])
 def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: int) -> None:
-    """Whether the matching ones are sorted or the newest are walked, pages follow one another without a gap."""
+    """Whether the plan sorts the matches or walks the newest sessions, pages follow one another without a gap."""
     db.execute("BEGIN")
     for number in range(3_000):
         match = number * matching // 3_000 != (number + 1) * matching // 3_000
@@ -100,16 +100,16 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
             if contains(text, wanted) and user_id in {None, user}
         ]
         found: list[str] = []
-        while rows := page(50, len(found), user_id, wanted, db):
+        while rows := read_page(50, len(found), user_id, wanted, db):
             found += [row[0] for row in rows]
         assert found == expected
-        everything = page(records.MAX_COUNT, 0, user_id, wanted, db)
+        everything = read_page(records.MAX_COUNT, 0, user_id, wanted, db)
         assert [row[0] for row in everything] == expected
-        assert page(0, 0, user_id, wanted, db) == []
+        assert read_page(0, 0, user_id, wanted, db) == []
 
 
 def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None:
-    """What others delete between the statements of one page hides nothing that was there all along."""
+    """Deletions by other processes between the statements of a page do not hide a session that exists throughout."""
     matching = [f"match-{number}" for number in range(4)]
     for number, id_ in enumerate([*matching, *(f"other-{number:02}" for number in range(36))]):
         text = encode_metadata({"lang": "ko" if id_ in matching else "en"})
@@ -122,57 +122,57 @@ def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None
                 other.execute("DELETE FROM sessions WHERE id LIKE 'other-%'")
 
     db.set_trace_callback(delete_before_the_count)
-    assert listed(db, {"lang": "ko"}, "ann", limit=2) == ["match-3", "match-2"]
+    assert filter_ids(db, {"lang": "ko"}, "ann", limit=2) == ["match-3", "match-2"]
     assert not db.in_transaction
 
 
-def test_what_others_write_is_found(db: sqlite3.Connection) -> None:
+def test_writes_of_other_programs_are_found(db: sqlite3.Connection) -> None:
     """Any program that inserts, changes, replaces or deletes sessions keeps the filter right without knowing of it."""
     db.execute(INSERT, ("one", "", WHEN.format(1), '{"tags": ["a", {"b": 1}], "u": {"p": 1.50}}'))
     db.execute(INSERT, ("two", "", WHEN.format(2), '{"t\\u0061gs": ["\\u0061"]}'))
-    assert listed(db, {"tags": ["a"]}) == ["two", "one"]
-    assert listed(db, {"tags": [{"b": 1.0}]}) == ["one"]
-    assert listed(db, {"u": {"p": 1.5}}) == ["one"]
+    assert filter_ids(db, {"tags": ["a"]}) == ["two", "one"]
+    assert filter_ids(db, {"tags": [{"b": 1.0}]}) == ["one"]
+    assert filter_ids(db, {"u": {"p": 1.5}}) == ["one"]
     db.execute("UPDATE sessions SET metadata = '{\"tags\": []}' WHERE id = 'one'")
-    assert listed(db, {"tags": ["a"]}) == ["two"]
-    assert listed(db, {"tags": []}) == ["two", "one"]
+    assert filter_ids(db, {"tags": ["a"]}) == ["two"]
+    assert filter_ids(db, {"tags": []}) == ["two", "one"]
     db.execute("UPDATE sessions SET id = 'three' WHERE id = 'one'")
-    assert listed(db, {"tags": []}) == ["two", "three"]
+    assert filter_ids(db, {"tags": []}) == ["two", "three"]
     db.execute(INSERT.replace("INSERT", "INSERT OR REPLACE"), ("two", "", WHEN.format(3), '{"tags": ["c"]}'))
-    assert listed(db, {"tags": ["a"]}) == []
-    assert listed(db, {"tags": ["c"]}) == ["two"]
+    assert filter_ids(db, {"tags": ["a"]}) == []
+    assert filter_ids(db, {"tags": ["c"]}) == ["two"]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "7", "null", '"a"', '{"a": NaN}', "[" * 3_000, '{"a": 1} x'])
-def test_metadata_that_is_no_object_is_nowhere(db: sqlite3.Connection, text: str | None) -> None:
-    """Corrupt metadata can be written past the library, is found by no filter, and hides nothing else."""
+def test_metadata_that_is_not_an_object_matches_no_filter(db: sqlite3.Connection, text: str | None) -> None:
+    """Corrupt metadata written beside the library matches no filter and hides no other session."""
     db.execute(INSERT, ("good", "", WHEN.format(1), '{"a": 1}'))
     db.execute(INSERT, ("bad", "", WHEN.format(2), text))
-    assert listed(db, {"a": 1}) == ["good"]
-    assert listed(db, {}) == ["good"]
+    assert filter_ids(db, {"a": 1}) == ["good"]
+    assert filter_ids(db, {}) == ["good"]
     db.execute("UPDATE sessions SET metadata = '{\"a\": 1}' WHERE id = 'bad'")
-    assert listed(db, {"a": 1}) == ["bad", "good"]
+    assert filter_ids(db, {"a": 1}) == ["bad", "good"]
 
 
 def test_no_session_leaves_anything_behind(db: sqlite3.Connection) -> None:
-    """What stands for a session's metadata goes with it."""
+    """The search rows of a session are deleted with it."""
     for id_ in ("one", "two"):
         backend._create_session(records.check_new_session(id_, "", "", {"a": [1, 2], "b": {"c": None}}), db)
-    assert rows_left(db) == 10
+    assert count_search_rows(db) == 10
     backend._execute(backend.DELETE_SESSION, ("one",), db)
-    assert rows_left(db) == 5
+    assert count_search_rows(db) == 5
     backend._execute(backend.DELETE_SESSIONS, (), db)
-    assert rows_left(db) == 0
+    assert count_search_rows(db) == 0
 
 
 @pytest.mark.parametrize("generation", [1, 2])
 def test_an_adopted_files_metadata_is_found(tmp_path: Path, generation: int) -> None:
-    """What the original application wrote is found by a filter from the first call, escaped letters included."""
+    """The first filter finds the original application's metadata, including escaped letters."""
     path = tmp_path / "chat.db"
     with closing(make_file(path, generation=generation)) as original:
         for id_, text in (("old", json.dumps({"언어": "한국어", "n": [1]})), ("null", None), ("bad", "{")):
             original.execute(INSERT_SESSION, (id_, "", "2026-01-01T00:00:00", "2026-01-01T00:00:00", text))
     with closing(connect(str(path), 5)[0]) as db:
-        assert listed(db, {"언어": "한국어"}) == ["old"]
-        assert listed(db, {"n": [1.0]}) == ["old"]
-        assert listed(db, {}) == ["old", "null"]
+        assert filter_ids(db, {"언어": "한국어"}) == ["old"]
+        assert filter_ids(db, {"n": [1.0]}) == ["old"]
+        assert filter_ids(db, {}) == ["old", "null"]

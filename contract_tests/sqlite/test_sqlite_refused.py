@@ -1,4 +1,4 @@
-"""Refused is not stored, on SQLite: deadlines, stalls, locks, cancellations and stray exceptions on one handle."""
+"""Tests that a refused write on SQLite is not stored: deadlines, stalls, locks, cancellations, stray exceptions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from original_application import rows
-from raw_sqlite import change, on_the_thread
-from waiting import until
+from original_application import read_rows
+from raw_sqlite import execute_in_file, run_on_worker
+from waiting import wait_until
 
 from flux_memory import BackendUnavailableError, ConversationMemory, FluxMemoryError, OutcomeUnknownError, deadline
 
@@ -37,27 +37,27 @@ for turn in range(10**6):
 
 
 @contextmanager
-def locked_at_times(path: Path) -> Iterator[None]:
-    """Let another process take the file's lock again and again."""
+def lock_repeatedly(path: Path) -> Iterator[None]:
+    """Let another process take and release the file's lock repeatedly."""
     with subprocess.Popen([sys.executable, "-c", LOCKER, str(path)]) as process:
         yield
         process.kill()
 
 
-class Fates:
-    """What each call was told, to be held against what is stored."""
+class JudgedCalls:
+    """The outcome of each call, to be checked against the stored data."""
 
     def __init__(self) -> None:
         self.of: dict[str, str] = {}
         self._told: defaultdict[object, list[str]] = defaultdict(list)
 
     async def add(
-        self, memory: ConversationMemory, content: str, seconds: float, patience: float | None = None
+        self, memory: ConversationMemory, content: str, seconds: float, cancel_after: float | None = None
     ) -> None:
-        """Add a message under a deadline, and cancel the call after so many seconds of patience."""
+        """Add a message under a deadline, and cancel the call after `cancel_after` seconds."""
         try:
             with deadline(seconds):
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(cancel_after):
                     await memory.add_message(SESSION, "user", content)
         except OutcomeUnknownError:
             self.of[content] = "unknown"
@@ -70,8 +70,8 @@ class Fates:
             self._told[asyncio.current_task()].append(content)
 
     def judge(self, path: Path) -> Counter[str]:
-        """Return how many calls had each fate, after making sure that each is true."""
-        stored = [content for (content,) in rows(path, "SELECT content FROM messages ORDER BY seq")]
+        """Return the number of calls with each outcome, after checking that each outcome is true."""
+        stored = [content for (content,) in read_rows(path, "SELECT content FROM messages ORDER BY seq")]
         place = {content: number for number, content in enumerate(stored)}
         assert len(place) == len(stored), "stored twice"
         assert [content for content, fate in self.of.items() if fate == "refused" and content in place] == []
@@ -83,28 +83,26 @@ class Fates:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("locked", [False, True])
-async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
-    memory: ConversationMemory, path: Path, locked: bool
-) -> None:
-    """Deadlines of 1 ms to 4 s, cancellations, a loop that stalls, another process's locks: each answer is true."""
-    chance, fates = random.Random(13), Fates()
+async def test_refused_is_not_stored_beside_any_deadlines(memory: ConversationMemory, path: Path, locked: bool) -> None:
+    """Deadlines of 1 ms to 4 s, cancellations, a stalled loop, another process's locks: each answer is true."""
+    chance, judged = random.Random(13), JudgedCalls()
     end = time.monotonic() + 3
 
     async def work(number: int) -> None:
         calls = 0
         while time.monotonic() < end:
             calls += 1
-            patience = chance.choice((None, None, None, 0.001, 0.05))
-            await fates.add(memory, f"{number} {calls}", chance.choice((0.001, 0.02, 0.2, 4)), patience)
+            cancel_after = chance.choice((None, None, None, 0.001, 0.05))
+            await judged.add(memory, f"{number} {calls}", chance.choice((0.001, 0.02, 0.2, 4)), cancel_after)
 
     async def stall() -> None:
         while time.monotonic() < end:
             await asyncio.sleep(0.05)
             time.sleep(chance.choice((0.01, 0.03, 0.6)))  # noqa: ASYNC251 - the stall
 
-    with locked_at_times(path) if locked else nullcontext():
+    with lock_repeatedly(path) if locked else nullcontext():
         await asyncio.gather(*(work(number) for number in range(40)), stall())
-    counts = fates.judge(path)
+    counts = judged.judge(path)
     assert counts["acknowledged"]
     assert counts["refused"]
     assert counts["cancelled"]
@@ -112,25 +110,25 @@ async def test_refused_is_not_stored_whatever_the_neighbours_deadlines_are(
 
 @pytest.mark.asyncio
 async def test_an_answer_that_a_stalled_loop_is_late_to_hear_is_heard(memory: ConversationMemory, path: Path) -> None:
-    """The deadlines pass while the loop stands still: what the thread has stored meanwhile is acknowledged."""
-    fates = Fates()
-    calls = [asyncio.create_task(fates.add(memory, str(number), 0.2)) for number in range(80)]
+    """The deadlines pass during the stall; writes that the thread stored meanwhile are acknowledged."""
+    judged = JudgedCalls()
+    calls = [asyncio.create_task(judged.add(memory, str(number), 0.2)) for number in range(80)]
     for _ in range(4):
         await asyncio.sleep(0)
     time.sleep(1)  # noqa: ASYNC251 - the stall
     await asyncio.gather(*calls)
-    assert fates.judge(path) == {"acknowledged": 80}
+    assert judged.judge(path) == {"acknowledged": 80}
 
 
 @pytest.mark.asyncio
 async def test_writes_that_wait_for_a_lock_cost_others_nothing(memory: ConversationMemory, path: Path) -> None:
-    """Reads go on beside 4,000 of them; those that are cancelled end at once and are not stored; the others are."""
+    """Reads continue beside 4,000 writes; cancelled ones end at once and are not stored, the others are."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with deadline(60):
             writes = [asyncio.create_task(memory.add_message(SESSION, "user", str(n))) for n in range(4000)]
-        spent = [await on_the_thread(memory, lambda _: time.thread_time()) for _ in range(21)]
-        # The thread tries for the lock between two reads. Going through all that wait would take it 20 ms and more.
+        spent = [await run_on_worker(memory, lambda _: time.thread_time()) for _ in range(21)]
+        # The thread tries for the lock between two reads. Visiting every waiting write would take 20 ms and more.
         assert spent[-1] - spent[0] < 20 * 0.005
         for write in writes[::2]:
             write.cancel()
@@ -138,14 +136,14 @@ async def test_writes_that_wait_for_a_lock_cost_others_nothing(memory: Conversat
         assert not waiting
         other.execute("COMMIT")
     await asyncio.gather(*writes[1::2])
-    stored = [content for (content,) in rows(path, "SELECT content FROM messages ORDER BY seq")]
+    stored = [content for (content,) in read_rows(path, "SELECT content FROM messages ORDER BY seq")]
     assert stored == [str(number) for number in range(1, 4000, 2)]
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("writes", [False, True])
 async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemory, path: Path, writes: bool) -> None:
-    """A call that is done, beside one that runs until its own deadline, gets its answer within a moment."""
+    """A finished call gets its answer at once, beside a call that runs until its own deadline."""
 
     def run(db: sqlite3.Connection) -> None:
         if writes:
@@ -161,7 +159,7 @@ async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemo
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
         await patient
     assert await memory.count_sessions() == 2
-    assert rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
+    assert read_rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
 
 
 @pytest.mark.asyncio
@@ -169,7 +167,7 @@ async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemo
 async def test_an_exception_of_any_kind_ends_its_own_write(
     memory: ConversationMemory, path: Path, error: type[BaseException]
 ) -> None:
-    """No transaction stays open, the neighbours are stored, the event loop lives, and the caller is told."""
+    """No transaction stays open, neighbours are stored, the event loop survives, and the caller gets the error."""
 
     def work(db: sqlite3.Connection) -> None:
         db.execute("UPDATE sessions SET title = 'half done'")
@@ -187,26 +185,26 @@ async def test_an_exception_of_any_kind_ends_its_own_write(
         assert error.__name__ in str(outcome)
         assert isinstance(outcome.__cause__, error)
     await asyncio.gather(*before, *after)
-    # The lock is free, and nothing is half done.
-    change(path, "UPDATE sessions SET user_id = 'another process'")
-    assert rows(path, "SELECT content FROM messages ORDER BY seq") == [(str(number),) for number in range(6)]
-    assert rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
+    # The lock is free, and no transaction is half done.
+    execute_in_file(path, "UPDATE sessions SET user_id = 'another process'")
+    assert read_rows(path, "SELECT content FROM messages ORDER BY seq") == [(str(number),) for number in range(6)]
+    assert read_rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
 
 
 @pytest.mark.asyncio
 async def test_a_stray_exception_in_the_thread_breaks_no_promise(
     memory: ConversationMemory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Raised from outside at any moment, also where it ends the thread: answers are true, and the handle goes on."""
-    # pytest reports a thread that ends so in that thread, where the next one would hit it.
+    """An exception at any moment, even one that ends the thread: answers are true, and the handle keeps working."""
+    # pytest reports the end of such a thread within that thread, where the next exception would hit it.
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    chance, fates = random.Random(13), Fates()
+    chance, judged = random.Random(13), JudgedCalls()
     worker = await memory._life.opened()
     for turn in range(30):
-        calls = [asyncio.create_task(fates.add(memory, f"{turn} {n}", 0.2)) for n in range(chance.choice((1, 5, 40)))]
+        calls = [asyncio.create_task(judged.add(memory, f"{turn} {n}", 0.2)) for n in range(chance.choice((1, 5, 40)))]
         for _ in range(chance.randrange(3)):
             await asyncio.sleep(0)
-        time.sleep(chance.random() * 0.003)  # noqa: ASYNC251 - the thread gets on while the loop does not
+        time.sleep(chance.random() * 0.003)  # noqa: ASYNC251 - the thread works while the loop stands still
         assert worker._driver is not None
         thread = ctypes.c_ulong(worker._driver._thread.ident or 0)
         stray = chance.choice((SystemExit, KeyboardInterrupt, MemoryError))
@@ -214,12 +212,12 @@ async def test_a_stray_exception_in_the_thread_breaks_no_promise(
         await asyncio.gather(*calls)
 
     async def goes_on() -> bool:
-        content = f"afterwards {len(fates.of)}"
-        await fates.add(memory, content, 0.5)
-        return fates.of[content] == "acknowledged"
+        content = f"afterwards {len(judged.of)}"
+        await judged.add(memory, content, 0.5)
+        return judged.of[content] == "acknowledged"
 
-    # The last exception may still wait for the thread to wake.
-    await until(goes_on)
-    assert not await on_the_thread(memory, lambda db: db.in_transaction)
-    fates.judge(path)
+    # The last exception may be raised only when the thread wakes.
+    await wait_until(goes_on)
+    assert not await run_on_worker(memory, lambda db: db.in_transaction)
+    judged.judge(path)
     assert threading.active_count() < 10

@@ -1,4 +1,4 @@
-"""A SQLite memory whose event loop cancels every task, as applications and `asyncio.run` do when they shut down."""
+"""Tests a SQLite memory whose event loop cancels every task, as applications and `asyncio.run` do at shutdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from original_application import rows
+from original_application import read_rows
 
 from flux_memory import ConversationMemory, MemoryClosedError
 
@@ -18,7 +18,7 @@ TURNS = 24
 
 
 async def cancel_all_after(turns: int) -> None:
-    """Let the loop turn so many times, every other time with a pause, then cancel every task but this one."""
+    """Let the loop run this many turns, every other time with a pause, then cancel every task but this one."""
     for turn in range(turns):
         await asyncio.sleep(0.0005 * (turn % 2))
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -26,8 +26,8 @@ async def cancel_all_after(turns: int) -> None:
 
 
 @asynccontextmanager
-async def no_thread_left() -> AsyncIterator[None]:
-    """Make sure that each thread that the block starts ends."""
+async def assert_no_thread_left() -> AsyncIterator[None]:
+    """Check that each thread started in the block ends."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
@@ -38,7 +38,7 @@ async def no_thread_left() -> AsyncIterator[None]:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("opened", [False, True])
 async def test_a_handle_works_after_every_task_was_cancelled(path: Path, opened: bool) -> None:
-    """At each turn of opening, reading and writing: the next call works, and what was acknowledged is stored."""
+    """At each turn of opening, reading and writing: the next call works, and acknowledged writes are stored."""
     acknowledged: list[str] = []
 
     async def use(number: int) -> None:
@@ -46,7 +46,7 @@ async def test_a_handle_works_after_every_task_was_cancelled(path: Path, opened:
         acknowledged.append(await memory.add_message(f"{turn} {number}", "user", "x", message_id=f"{turn} {number}"))
         assert len(await memory.get_history(f"{turn} {number}")) == 1
 
-    async with no_thread_left():
+    async with assert_no_thread_left():
         for turn in range(TURNS):
             async with ConversationMemory(path, timeout=20) as memory:
                 if opened:
@@ -58,16 +58,16 @@ async def test_a_handle_works_after_every_task_was_cancelled(path: Path, opened:
                 assert await memory.get_session(saved) is not None
                 outcomes = await asyncio.gather(*calls, return_exceptions=True)
                 assert {type(outcome) for outcome in outcomes} <= {type(None), asyncio.CancelledError}
-    stored = [id_ for (id_,) in rows(path, "SELECT id FROM messages")]
+    stored = [id_ for (id_,) in read_rows(path, "SELECT id FROM messages")]
     assert set(acknowledged) <= set(stored)
     assert len(set(stored)) == len(stored)
-    assert rows(path, "SELECT count(*) FROM sessions WHERE id LIKE 'saved%'") == [(TURNS,)]
+    assert read_rows(path, "SELECT count(*) FROM sessions WHERE id LIKE 'saved%'") == [(TURNS,)]
 
 
 @pytest.mark.asyncio
 async def test_a_handle_closes_after_its_close_was_cancelled(path: Path) -> None:
-    """At each turn of `close()`, beside calls or without: the next `close()` closes the file and ends the thread."""
-    async with no_thread_left():
+    """At each turn of `close()`, with and without calls: the next `close()` closes the file and ends the thread."""
+    async with assert_no_thread_left():
         for turn in range(TURNS):
             memory = ConversationMemory(path, timeout=20)
             if turn % 3:
@@ -86,7 +86,7 @@ async def test_a_handle_closes_after_its_close_was_cancelled(path: Path) -> None
 
 
 def test_a_handle_that_its_loop_left_behind_can_be_closed(path: Path) -> None:
-    """`asyncio.run` cancels a close that is under way; on another loop `close()` ends the thread all the same."""
+    """`asyncio.run` cancels a running `close()`; on another loop `close()` still ends the thread."""
     threads = set(threading.enumerate())
     memory = ConversationMemory(path, timeout=20)
 

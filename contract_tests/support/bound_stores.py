@@ -1,4 +1,4 @@
-"""What the bindings of the contract share: clocks and damage behind a backend's back, and the verdict of a clause."""
+"""Parts that the bindings of the contract share: clocks, functions that corrupt a row, and the verdict of a clause."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from raw_postgres import connected
+from raw_postgres import connect
 
-from flux_memory.testkit import CLAUSES, MemoryContract
+from flux_memory import Memory
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceStore
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.timeouts import BlockedError
 
 Corrupt = Callable[[str, str], Awaitable[None]]
 
 
-def written_at(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
-    """Return a clock for PostgreSQL. The server has the true one, so what was written gets its moment afterwards."""
+def make_postgres_clock(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
+    """Return a clock for PostgreSQL. The server sets the times, so rows get the wanted time after they are written."""
 
     @asynccontextmanager
     async def clock_at(moment: datetime) -> AsyncIterator[None]:
         yield
         naive = moment.astimezone(UTC).replace(tzinfo=None)
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             await connection.execute("UPDATE messages SET created_at = $1", naive)
             await connection.execute("UPDATE sessions SET updated_at = $1", naive)
 
     return clock_at
 
 
-def damage_postgres(dsn: str, sql: str) -> Corrupt:
-    """Return a function that spoils a message; the statement takes a session's and a message's id."""
+def make_postgres_corrupter(dsn: str, sql: str) -> Corrupt:
+    """Return a function that corrupts a message; the statement takes a session id and a message id."""
 
     async def corrupt(session_id: str, message_id: str) -> None:
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             assert await connection.execute(sql, session_id, message_id) == "UPDATE 1"
 
     return corrupt
 
 
-def damage_sqlite(path: Path, sql: str) -> Corrupt:
-    """Return a function that spoils a message; the statement takes a session's and a message's id."""
+def make_sqlite_corrupter(path: Path, sql: str) -> Corrupt:
+    """Return a function that corrupts a message; the statement takes a session id and a message id."""
 
     async def corrupt(session_id: str, message_id: str) -> None:
         with closing(sqlite3.connect(path)) as connection:
@@ -56,8 +58,8 @@ def damage_sqlite(path: Path, sql: str) -> Corrupt:
     return corrupt
 
 
-def damage_reference(path: Path) -> Corrupt:
-    """Return a function that spoils a message in the reference model's file."""
+def make_reference_corrupter(path: Path) -> Corrupt:
+    """Return a function that corrupts a message in the reference model's file."""
 
     def write(session_id: str, message_id: str) -> None:
         sessions = json.loads(path.read_bytes())
@@ -72,19 +74,19 @@ def damage_reference(path: Path) -> Corrupt:
     return corrupt
 
 
-async def check(clause_id: str, store: StoreUnderTest) -> None:
-    """Run a clause that is a coroutine."""
+async def run_async_clause(clause_id: str, store: StoreUnderTest) -> None:
+    """Run an asynchronous clause."""
     checked = CLAUSES[clause_id].test(MemoryContract(), store)
     assert checked is not None
     await checked
 
 
-def verdict(clause_id: str, store: StoreUnderTest) -> BaseException | None:
-    """Run one clause as pytest would, and return why it fails."""
+def run_clause(clause_id: str, store: StoreUnderTest) -> BaseException | None:
+    """Run one clause as pytest would; return the exception if it fails."""
     try:
         checked = CLAUSES[clause_id].test(MemoryContract(), store)
         if checked is not None:
-            asyncio.run(_awaited(checked))
+            asyncio.run(_await(checked))
     except (Exception, pytest.fail.Exception, BlockedError) as error:  # noqa: BLE001 - a broken memory may raise anything
         return error
     finally:
@@ -92,5 +94,11 @@ def verdict(clause_id: str, store: StoreUnderTest) -> BaseException | None:
     return None
 
 
-async def _awaited(checked: Awaitable[None]) -> None:
+async def _await(checked: Awaitable[None]) -> None:
     await checked
+
+
+def make_reference_factory(memory: type[Any]) -> Callable[[], Memory]:
+    """Return a factory of handles on one store of the reference model, or of a variant of it."""
+    store = ReferenceStore()
+    return lambda: memory(store)

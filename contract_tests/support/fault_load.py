@@ -1,4 +1,4 @@
-"""Writers and readers at work while something breaks, and the verdict on what is stored when they have stopped."""
+"""A load of writers and readers on one handle while a fault happens, and the verdict on the stored data afterwards."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from fault_report import Fault
-from raw_postgres import rows
+from raw_postgres import fetch_rows
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory
 from flux_memory.testkit.histories import History, Journal, Recorder, call_as_anyone, read_stored
 
 _NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
-_MESSAGES_A_SESSION: Final = 60
-_PATIENCE: Final = 40.0
+_SESSION_MESSAGES: Final = 60
+_PATIENCE_SECONDS: Final = 40.0
 
 
 class Load:
-    """Tasks on one memory that add, read, rename and begin anew, until they are told to stop.
+    """Tasks on one handle that add, read, rename and start new sessions until they are stopped.
 
-    Their calls have different deadlines and begin at different moments, and some are cancelled. `unavailable` has the
+    Their calls have different deadlines and start at random moments, and some are cancelled. `unavailable` collects the
     errors of the calls with the memory's own deadline.
 
     Args:
-        memory: Whose calls are recorded.
-        directory: For the journals.
-        writers: How many tasks.
+        memory: The handle; its calls are recorded.
+        directory: Where the journals are written.
+        writers: Number of tasks.
     """
 
     def __init__(self, memory: Any, directory: Path, writers: int = 8) -> None:
@@ -55,21 +55,21 @@ class Load:
     ) -> None:
         self._stopping = True
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
                 await asyncio.gather(*self._tasks)
         finally:
             for task in self._tasks:
                 task.cancel()
             self._journal.close()
 
-    async def more(self, calls: int) -> None:
-        """Return when that many more calls have been acknowledged.
+    async def wait_for_calls(self, calls: int) -> None:
+        """Return when this many more calls have been acknowledged.
 
         Raises:
-            TimeoutError: They were not for a long time.
+            TimeoutError: the calls were not acknowledged in time.
         """
         wanted = self.acknowledged + calls
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_PATIENCE_SECONDS):
             while self.acknowledged < wanted:
                 self._progress.clear()
                 if failed := [task for task in self._tasks if task.done() and task.exception()]:
@@ -78,7 +78,7 @@ class Load:
                     await asyncio.wait_for(self._progress.wait(), 0.5)
 
     def history(self) -> History:
-        """Return what was recorded."""
+        """Return the recorded history."""
         return History.read(self.directory)
 
     async def _write(self, number: int) -> None:
@@ -92,7 +92,7 @@ class Load:
                 await self._wait_after(error)
                 continue
             self._count()
-            for position in range(_MESSAGES_A_SESSION):
+            for position in range(_SESSION_MESSAGES):
                 if self._stopping:
                     return
                 call = partial(self._one_of_many, session, position)
@@ -114,7 +114,7 @@ class Load:
 
     async def _wait_after(self, error: BackendUnavailableError) -> None:
         self.unavailable.append(error)
-        # As a caller does who was told to come again later.
+        # A caller would back off like this.
         await asyncio.sleep(0.05)
 
     def _count(self) -> None:
@@ -122,16 +122,16 @@ class Load:
         self._progress.set()
 
 
-async def judge(fault: Fault, dsn: str, history: History) -> None:
-    """Read everything that is stored, through a new handle and past it, and hold the history against it."""
+async def check_history(fault: Fault, dsn: str, history: History) -> None:
+    """Read everything stored, through a new handle and directly, and check the history against it."""
     numbers: dict[str, list[tuple[int, str]]] = {}
-    for session, number, message in await rows(dsn, _NUMBERS):
+    for session, number, message in await fetch_rows(dsn, _NUMBERS):
         numbers.setdefault(session, []).append((number, message))
     async with PostgresConversationMemory(dsn) as memory:
         fault.judge(history, await read_stored(memory, numbers))
 
 
-async def through(
+async def run_round(
     fault: Fault,
     dsn: str,
     directory: Path,
@@ -140,22 +140,22 @@ async def through(
     stored_at: str | None = None,
     **arguments: Any,
 ) -> Load:
-    """Run one round: work, breakage, work again, verdict.
+    """Run one round: load, fault, more load, verdict.
 
     Args:
-        fault: Where the figures go.
-        dsn: What the memory is given.
-        directory: An empty one, for the journal.
-        breaking: Breaks something under load, and mends it.
-        stored_at: Where to look afterwards, if not at `dsn`.
+        fault: Collects the figures.
+        dsn: The DSN of the handle under test.
+        directory: An empty directory for the journals.
+        breaking: Causes the fault under load, and repairs it.
+        stored_at: The DSN to read from afterwards, if it is not `dsn`.
         arguments: More arguments for the memory.
     """
     direct = stored_at or dsn
     async with PostgresConversationMemory(direct) as before:
         await before.clear_all()
     async with PostgresConversationMemory(dsn, **arguments) as memory, Load(memory, directory) as load:
-        await load.more(20)
+        await load.wait_for_calls(20)
         await breaking(load)
-        await load.more(20)
-    await judge(fault, direct, load.history())
+        await load.wait_for_calls(20)
+    await check_history(fault, direct, load.history())
     return load

@@ -1,4 +1,4 @@
-"""A migration that faults interrupt: its size, its target, and whether it ended well."""
+"""Migrations that a fault interrupts: how to run one, and how to prepare its target."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SESSIONS, MESSAGES = 30, 2000
 CLEAN = "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema CASCADE"
 
 
-def ended_well(path: Path, dsn: str) -> bool:
-    """Migrate, and tell whether it succeeded; whatever breaks is an error of ours."""
+def migrate_succeeds(path: Path, dsn: str) -> bool:
+    """Migrate and return whether it succeeded; any failure must be an error of the library."""
     try:
         return move(path, dsn, batch_size=50).status is Status.IDENTICAL
     except FluxMemoryError:
         return False
 
 
-async def prepared(dsn: str, statements: list[str]) -> None:
-    """Let the library make its tables, and put in what others have."""
+async def prepare_target(dsn: str, statements: list[str]) -> None:
+    """Let the library create its tables, then run statements that add objects of other clients."""
     async with PostgresConversationMemory(dsn, min_size=1) as memory:
         await memory.count_sessions()
     await execute(dsn, *statements)

@@ -1,4 +1,4 @@
-"""A PgBouncer of a test's own, before a server."""
+"""A PgBouncer in transaction mode for one test."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from raw_postgres import elsewhere
-from waiting import comes_true
+from raw_postgres import with_address
+from waiting import becomes_true
 
 from flux_memory.testkit.servers.binaries import server_account
 
@@ -42,7 +42,7 @@ ONLY_IN_POOLER: Final = "only_in_pooler"
 
 
 class Pooler:
-    """A PgBouncer before one server, on a port of its own."""
+    """A PgBouncer in front of one server, on its own port."""
 
     def __init__(self, dsn: str, directory: Path, **settings: object) -> None:
         parts = urlsplit(dsn)
@@ -70,7 +70,7 @@ class Pooler:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and return when it takes connections."""
+        """Start the pooler, and return when it accepts connections."""
         self._process = subprocess.Popen(
             [str(self._program), "-q", str(self._file)],
             user=self._account.user if self._account.is_other else None,
@@ -79,7 +79,7 @@ class Pooler:
             stderr=subprocess.DEVNULL,
         )
         running = self._process
-        assert comes_true(lambda: running.poll() is not None or self._answers(), seconds=10), (
+        assert becomes_true(lambda: running.poll() is not None or self._answers(), seconds=10), (
             "PgBouncer does not answer"
         )
         assert running.poll() is None, "PgBouncer has ended"
@@ -92,22 +92,22 @@ class Pooler:
         return True
 
     def end(self, how: signal.Signals) -> None:
-        """End it, with all connections through it."""
+        """End the pooler and with it all connections through it."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(timeout=10)
             self._process = None
 
     def restart(self, how: signal.Signals) -> None:
-        """End it and start it again."""
+        """End the pooler and start it again."""
         self.end(how)
         self.start()
 
 
 @contextmanager
-def started_pooler(dsn: str, **settings: object) -> Iterator[Pooler]:
-    """Start one before a server, for the length of the block; settings are `auth`, `mode`, `pool_size`, `databases`."""
-    # Not pytest's own directories, which nobody else can enter.
+def run_pooler(dsn: str, **settings: object) -> Iterator[Pooler]:
+    """Run a pooler in front of a server during the block; settings are `auth`, `mode`, `pool_size` and `databases`."""
+    # The pooler's user cannot enter pytest's directories.
     directory = Path("/var/tmp") / f"fm-pooler-{os.getpid()}-{time.monotonic_ns()}"
     directory.mkdir(mode=0o700)
     made = Pooler(dsn, directory, **settings)
@@ -119,6 +119,6 @@ def started_pooler(dsn: str, **settings: object) -> Iterator[Pooler]:
         shutil.rmtree(directory)
 
 
-def behind(dsn: str, pooler: Pooler) -> str:
-    """The DSN through the pooler, without the one setting."""
-    return urlunsplit(urlsplit(elsewhere(dsn, host="127.0.0.1", port=pooler.port)))
+def with_pooler(dsn: str, pooler: Pooler) -> str:
+    """Return the DSN through the pooler, without `statement_cache_size`."""
+    return urlunsplit(urlsplit(with_address(dsn, host="127.0.0.1", port=pooler.port)))

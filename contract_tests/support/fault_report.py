@@ -1,4 +1,4 @@
-"""What the tests of `faults/` found out: figures of each fault, added up over its rounds, printed and written down."""
+"""The figures of `faults/`: a pytest plugin that adds them up over the rounds, and prints and writes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLUMNS: Final = (
 
 @dataclass
 class Figures:
-    """What was seen of one fault, in all its rounds; times in seconds."""
+    """Totals of one fault over all its rounds; times in seconds."""
 
     fault: str
     backend: str
@@ -39,7 +39,7 @@ class Figures:
     call: float = 0.0
 
     def add(self, *, rounds: int, acknowledged: int, lost: int, duplicated: int, outage: float, call: float) -> None:
-        """Add what some rounds saw."""
+        """Add the figures of some rounds."""
         self.rounds += rounds
         self.acknowledged += acknowledged
         self.lost += lost
@@ -49,22 +49,22 @@ class Figures:
 
 
 class Fault:
-    """The figures of the running test, which names its fault with `@pytest.mark.fault("name", backend="sqlite")`."""
+    """The figures of the running test, whose fault has a name: `@pytest.mark.fault("name", backend="sqlite")`."""
 
     def __init__(self, item: pytest.Item) -> None:
         marker = item.get_closest_marker("fault")
         assert marker is not None, 'name the fault: @pytest.mark.fault("kill -9 of the server", backend="postgres")'
         self._figures: Final[dict[str, Any]] = asdict(Figures(*marker.args, **marker.kwargs))
         self._long = bool(item.config.option.long)
-        # Filled while the test runs; under xdist it travels with the test's report.
+        # Filled while the test runs; xdist transports it with the test's report.
         item.user_properties.append((_PROPERTY, self._figures))
 
     def rounds(self, usual: int, long: int) -> range:
-        """Return the rounds to run: `long` of them with `--long`."""
+        """Return the rounds to run: `usual` of them, or `long` with `--long`."""
         return range(long if self._long else usual)
 
     def judge(self, history: History, stored: Stored, before: Stored | None = None) -> None:
-        """Hold one round's history against what is stored: record its figures, and fail where a promise was broken."""
+        """Check one round's history against the stored data: record the figures, and fail if a promise is broken."""
         violations = check(history, stored, before)
         kinds = [violation.kind for violation in violations]
         self.add(
@@ -95,41 +95,41 @@ class Fault:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+    """Add the options of the fault tests."""
     group = parser.getgroup("faults", "the tests of contract_tests/faults")
-    group.addoption("--long", action="store_true", help="Run each fault in all its rounds: 50 or 100 of them.")
+    group.addoption("--long", action="store_true", help="Run every round of each fault: 50 or 100.")
     group.addoption(
         "--faults-report", metavar="FILE", type=Path, help="Write the figures there: Markdown, or JSON for *.json."
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
-    config.addinivalue_line("markers", "fault(name, backend): which fault a test causes, for the summary.")
+    """Register the marker."""
+    config.addinivalue_line("markers", "fault(name, backend): the fault that a test causes, for the summary.")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the figures, and write them where that was asked for."""
-    found = _added_up(terminalreporter)
+    """Print the figures, and write them to the file of `--faults-report`."""
+    found = _sum_up(terminalreporter)
     if not found:
         return
     terminalreporter.section("faults")
-    for line in _table(found):
+    for line in _format_table(found):
         terminalreporter.write_line(line)
     if file := config.option.faults_report:
         text = json.dumps([asdict(one) for one in found], indent=2) if file.suffix == ".json" else _markdown(found)
         file.write_text(text + "\n", encoding="utf-8")
 
 
-def _added_up(terminalreporter: pytest.TerminalReporter) -> list[Figures]:
+def _sum_up(terminalreporter: pytest.TerminalReporter) -> list[Figures]:
     total: dict[tuple[str, str], Figures] = {}
-    for one in _recorded(terminalreporter):
+    for one in _iterate_figures(terminalreporter):
         figures = total.setdefault((one["backend"], one["fault"]), Figures(one["fault"], one["backend"]))
         figures.add(**{name: value for name, value in one.items() if name not in {"fault", "backend"}})
     return [total[key] for key in sorted(total)]
 
 
-def _recorded(terminalreporter: pytest.TerminalReporter) -> Iterator[dict[str, Any]]:
+def _iterate_figures(terminalreporter: pytest.TerminalReporter) -> Iterator[dict[str, Any]]:
     names = {field.name for field in fields(Figures)}
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
@@ -143,7 +143,7 @@ def _cells(figures: Figures) -> list[str]:
     return [f"{value:.2f}" if isinstance(value, float) else f"{value}" for value in values]
 
 
-def _table(found: list[Figures]) -> list[str]:
+def _format_table(found: list[Figures]) -> list[str]:
     rows = [[title for _, title in _COLUMNS], *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""What the storm's workers sent and were told, held against what is stored when nothing is in flight."""
+"""The verdict on a storm: the writes that workers sent and their answers, checked against the stored data."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Final
 
 AFTERWARDS: Final = "afterwards"
-"""The content of messages that were added at rest."""
+"""The content of messages added while nothing else runs."""
 
 
 @dataclass(slots=True)
-class Sent:
-    """One write, with all its attempts: they have the same ids, or there is only one."""
+class StormWrite:
+    """One write with all its attempts, which share their ids; a write without ids has one attempt."""
 
     session: str
     contents: Sequence[str]
@@ -22,22 +22,22 @@ class Sent:
     message_id: str | None = None
     acknowledged_at: float = math.inf
     open: bool = False
-    """An attempt was cancelled, or its outcome is unknown."""
+    """Whether an attempt was cancelled or has an unknown outcome."""
 
     @property
     def refused(self) -> bool:
-        """Whether each attempt was told that nothing was stored."""
+        """Whether every attempt failed with an error that says nothing was stored."""
         return self.acknowledged_at == math.inf and not self.open
 
     @property
     def acknowledged(self) -> bool:
-        """Whether an attempt was told that it is stored."""
+        """Whether an attempt succeeded."""
         return self.acknowledged_at < math.inf
 
 
 @dataclass
 class Verdict:
-    """Broken promises; each number has to be 0."""
+    """The number of violations of each promise; all must be 0."""
 
     lost: int = 0
     doubled: int = 0
@@ -50,41 +50,41 @@ class Verdict:
     foreign_errors: int = 0
     hung: int = 0
     failed_at_rest: int = 0
-    """Adds that fail when nothing is broken any more."""
+    """Adds that failed after the fault was over."""
 
     def add(self, other: Verdict) -> None:
-        """Add another round's."""
+        """Add the numbers of another round."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     @property
     def is_clean(self) -> bool:
-        """Whether no promise was broken."""
+        """Whether every promise held."""
         return not any(asdict(self).values())
 
 
 @dataclass
 class Rest:
-    """What is stored, read past the library."""
+    """The stored data at rest, read without the library."""
 
     messages: list[tuple[str, int, str]]
-    """Session, number and content, in the order of sessions and numbers."""
+    """Session, number and content, ordered by session and number."""
     sessions: list[tuple[str, str, int, str]]
-    """Id, title, message count, and the name in the metadata by which a created session is known."""
+    """Id, title, message count, and the name in the metadata that identifies a created session."""
 
 
 @dataclass
 class Round:
-    """What was sent in one round."""
+    """The writes of one round."""
 
     sessions: list[str]
-    messages: list[Sent] = field(default_factory=list)
-    created: list[Sent] = field(default_factory=list)
-    """Their content is the name in the session's metadata."""
-    titles: list[Sent] = field(default_factory=list)
+    messages: list[StormWrite] = field(default_factory=list)
+    created: list[StormWrite] = field(default_factory=list)
+    """Creations of sessions; their content is the name in the session's metadata."""
+    titles: list[StormWrite] = field(default_factory=list)
 
     def judge(self, rest: Rest) -> Verdict:
-        """Return which promises of this round were broken."""
+        """Return the violations of this round."""
         verdict = Verdict()
         self._judge_messages(rest, verdict)
         self._judge_counters(rest, verdict)
@@ -122,7 +122,7 @@ class Round:
             verdict.counters_wrong += wrong or told[session] != len(numbers[session])
 
 
-def _judge_presence(sent: Iterable[Sent], counts_of: Callable[[Sent], list[int]], verdict: Verdict) -> None:
+def _judge_presence(sent: Iterable[StormWrite], counts_of: Callable[[StormWrite], list[int]], verdict: Verdict) -> None:
     for one in sent:
         counts = counts_of(one)
         present = sum(count > 0 for count in counts)
@@ -135,8 +135,8 @@ def _judge_presence(sent: Iterable[Sent], counts_of: Callable[[Sent], list[int]]
             verdict.half_stored += 0 < present < len(counts)
 
 
-def _out_of_order(history: Sequence[Sent]) -> int:
-    """Count messages that stand before one that was acknowledged before they were sent."""
+def _out_of_order(history: Sequence[StormWrite]) -> int:
+    """Count messages stored before one that was acknowledged before they were sent."""
     earliest, wrong = math.inf, 0
     for sent in reversed(history):
         wrong += earliest < sent.began
@@ -144,7 +144,7 @@ def _out_of_order(history: Sequence[Sent]) -> int:
     return wrong
 
 
-def _batches_out_of_order(history: Sequence[str], known: Sequence[Sent]) -> int:
+def _batches_out_of_order(history: Sequence[str], known: Sequence[StormWrite]) -> int:
     places = {content: place for place, content in enumerate(history)}
     batches = {id(sent): sent for sent in known if len(sent.contents) > 1}.values()
     wrong = 0

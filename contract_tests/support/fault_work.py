@@ -1,4 +1,4 @@
-"""Work that goes on while something breaks: writers whose every call is in a journal, and what is left in the end."""
+"""Writers that keep working while a fault happens, with a journal of every call, on both backends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 from fault_report import Fault
-from raw_postgres import OPEN, named, rows, until_none
+from raw_postgres import OPEN, fetch_rows, wait_until_none, with_application_name
 
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
 from flux_memory.testkit.histories import History, Journal, Recorder, Stored, call_as_anyone, read_stored
@@ -23,8 +23,8 @@ from flux_memory.testkit.histories import History, Journal, Recorder, Stored, ca
 NUMBERS: Final = "SELECT session_id, seq, id FROM messages ORDER BY session_id, seq"
 
 
-def on_each(name: str) -> pytest.MarkDecorator:
-    """Run a test of the fault of this name on both backends; the argument `store` says which."""
+def on_both_backends(name: str) -> pytest.MarkDecorator:
+    """Run a test of this fault on both backends, with the argument `store`."""
     params = [
         pytest.param(backend, marks=pytest.mark.fault(name, backend=backend)) for backend in ("sqlite", "postgres")
     ]
@@ -33,58 +33,58 @@ def on_each(name: str) -> pytest.MarkDecorator:
 
 @dataclass(frozen=True)
 class Store:
-    """A store that something happens to."""
+    """A store that suffers a fault."""
 
     backend: str
     where: str
-    """A path, or a DSN that is not named."""
+    """A path, or a DSN without an application name."""
     directory: Path
-    """Where the journals go."""
+    """The directory of the journals."""
 
     def open(self, timeout: float = 30.0) -> Memory:
         """Open a handle."""
         if self.backend == "sqlite":
             return ConversationMemory(self.where, timeout=timeout)
-        return PostgresConversationMemory(named(self.where), timeout=timeout, min_size=1, max_size=4)
+        return PostgresConversationMemory(with_application_name(self.where), timeout=timeout, min_size=1, max_size=4)
 
     def journal(self, round_: int) -> Path:
-        """Return where the journals of one round are."""
+        """Return the directory of one round's journals."""
         directory = self.directory / str(round_)
         directory.mkdir(exist_ok=True)
         return directory
 
-    async def settled(self) -> Stored:
-        """Read everything, once no writer that is gone has a call under way on the server."""
+    async def read_settled(self) -> Stored:
+        """Read everything once the server has finished the calls of writers that are gone."""
         numbers: dict[str, list[tuple[int, str]]] = {}
         if self.backend == "postgres":
-            await until_none(self.where, OPEN)
+            await wait_until_none(self.where, OPEN)
         async with self.open() as memory:
             await memory.count_sessions()
             for session, number, message in await self._numbers():
                 numbers.setdefault(session, []).append((number, message))
             return await read_stored(memory, numbers)
 
-    async def emptied(self) -> None:
+    async def clear(self) -> None:
         """Remove everything."""
         async with self.open() as memory:
             await memory.clear_all()
 
     async def _numbers(self) -> list[Any]:
         if self.backend == "postgres":
-            return [tuple(row) for row in await rows(self.where, NUMBERS)]
+            return [tuple(row) for row in await fetch_rows(self.where, NUMBERS)]
         with closing(sqlite3.connect(self.where)) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
             return db.execute(NUMBERS).fetchall()
 
     def judge(self, fault: Fault, round_: int, before: Stored | None = None) -> Stored:
-        """Hold a round's journals against what is stored, and return that."""
-        stored = asyncio.run(self.settled())
+        """Check a round's journals against the stored data, and return that data."""
+        stored = asyncio.run(self.read_settled())
         fault.judge(History.read(self.journal(round_)), stored, before)
         return stored
 
 
-async def write(
+async def write_messages(
     memory: Memory,
     journal: Journal,
     worker: str,
@@ -95,19 +95,19 @@ async def write(
     gives_up: bool = True,
     patient: bool = False,
 ) -> None:
-    """Let some tasks write to sessions of their own and to one they share, for ever or so many calls each.
+    """Write to one session for each task and to a shared one: endlessly, or `calls` times.
 
-    The calls have different deadlines and begin at different moments, and some are cancelled.
+    The calls have different deadlines and start at random moments, and some are cancelled.
 
     Args:
-        memory: Where to.
+        memory: The handle to write with.
         journal: Records every call.
-        worker: The name of the tasks together.
-        tasks: How many there are.
-        calls: How many each makes, after its session's creation.
-        told: Called once everybody has written something.
-        gives_up: End at the first error; otherwise errors of ours are what the test is about.
-        patient: Each call has the handle's deadline, and none is cancelled.
+        worker: The common name of the tasks.
+        tasks: Number of tasks.
+        calls: Calls of each task after it has created its session.
+        told: Called once every task has written a message.
+        gives_up: Whether to stop at the first error; otherwise errors of the library are expected.
+        patient: Whether each call has the handle's deadline and none is cancelled.
     """
     recorder = Recorder(memory, journal, worker)
     shared = await recorder.create_session(f"shared by {worker}", session_id=f"{worker}-shared"[:36])

@@ -1,13 +1,12 @@
-"""What is fuzzed: everything that takes input from outside. Each target is a hypothesis test without fixtures.
+"""Fuzz targets for everything that takes input from outside; each is a hypothesis test without fixtures.
 
-Whatever comes in: no error but the library's own, no hang, and nothing that was asked of one row touches another.
-Hypothesis runs them in the suite, and atheris, which is guided by coverage, through `fuzz_one_input`.
+Any input may raise the library's errors only, must not hang, and must not touch rows that it does not name.
+Hypothesis runs the targets in the suite; atheris, guided by coverage, runs them through `fuzz_one_input`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sqlite3
 from collections import Counter
@@ -18,6 +17,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import original_application
+from fuzz_inputs import (
+    BYSTANDER,
+    CELLS,
+    DSN_PARTS,
+    HOSTS,
+    LOGINS,
+    PASSWORD_FILES,
+    QUERIES,
+    VALUES,
+    VARIABLES,
+    WITH_SESSION,
+    calls,
+    cells,
+    lines,
+    texts,
+    values,
+)
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from secret_watch import MARKER
@@ -33,15 +49,13 @@ from flux_memory.dsn import mask_dsn, parse_dsn
 from flux_memory.settings import load_settings
 from flux_memory.transfer import Mode, Plan, migrate
 
-SECONDS: Final = 20.0
-"""Longer than that is a hang."""
-BYSTANDER: Final = "bystander"
-"""A session that no call names."""
+HANG_SECONDS: Final = 20.0
+"""Time after which a call counts as hung."""
 
 
 @dataclass
 class Place:
-    """Where the targets work; an event loop and handles that live as long."""
+    """The directory, database, event loop and handles that the targets use."""
 
     directory: Path = Path()
     dsn: str = ""
@@ -49,7 +63,7 @@ class Place:
     memories: list[Memory] = field(default_factory=list)
 
     def open(self, directory: Path, dsn: str) -> None:
-        """Open a handle on each backend, with the bystander in both."""
+        """Open a handle on each backend, and create the bystander session in both."""
         self.directory, self.dsn, self.runner = directory, dsn, asyncio.Runner()
         self.runner.run(self._open())
 
@@ -60,95 +74,26 @@ class Place:
             await memory.add_message(BYSTANDER, "user", "untouched")
 
     def close(self) -> None:
-        """Close the handles and the loop."""
+        """Close the handles and the event loop."""
         for memory in self.memories:
             self.runner.run(memory.close())
         self.runner.close()
 
 
 place: Final = Place()
-"""Opened by whoever runs the targets."""
+"""The caller of the targets opens it."""
 tried: Counter[str] = Counter()
-"""Inputs that each target got."""
+"""Number of inputs by target."""
 
 OFTEN: Final = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
 _SELDOM: Final = settings(OFTEN, max_examples=max(30, settings().max_examples // 10))
-"""For targets that start a process for each input."""
-
-NASTY: Final = (
-    *("", "\x00", "\ud800", "'; DROP TABLE messages; --", "' OR '1'='1", "$1", "?1", "%s", ":session_id", "{}", "null"),
-    *(
-        "%(x)s",
-        "{0.__class__}",
-        "\\x00",
-        "\ufeff",
-        "e\u0301",
-        "\u202e",
-        "🏳️‍🌈",
-        "a" * 37,
-        BYSTANDER + "\x00",
-        "\r\n",
-        "\\",
-    ),
-    *("COPY messages TO PROGRAM 'id'", "; SELECT pg_sleep(60); --", "ATTACH DATABASE '/tmp/x' AS x", "../../x", "~"),
-)
-# Surrogates too, which are no text that can be stored.
-texts = st.one_of(st.sampled_from(NASTY), st.text(st.characters(exclude_categories=()), max_size=60))
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), texts, st.binary(max_size=20))
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.dictionaries(st.one_of(texts, st.integers(), st.none()), inner, max_size=4),
-        st.tuples(inner, inner),
-        st.sets(st.integers(), max_size=2),
-    ),
-    max_leaves=12,
-)
-arguments = st.one_of(texts, texts, values)
-
-
-def _batch() -> st.SearchStrategy[Any]:
-    entry = st.dictionaries(
-        st.sampled_from(["role", "content", "metadata", "message_id", "x"]), arguments, min_size=1, max_size=5
-    )
-    return st.one_of(arguments, st.lists(st.one_of(entry, entry, arguments), max_size=4))
-
-
-CALLS: Final = {
-    "create_session": {"title": arguments, "metadata": values, "session_id": arguments, "user_id": arguments},
-    "add_message": {"role": arguments, "content": arguments, "metadata": values, "message_id": arguments},
-    "add_messages": {"messages": _batch()},
-    "get_history": {"limit": arguments, "before": arguments},
-    "get_sessions": {"limit": arguments, "offset": arguments, "user_id": arguments, "metadata": values},
-    "get_session": {},
-    "update_session_title": {"title": arguments},
-    "delete_session": {},
-}
-WITH_SESSION: Final = frozenset(CALLS) - {"create_session", "get_sessions"}
-REQUIRED: Final = {
-    "add_message": ("role", "content"),
-    "add_messages": ("messages",),
-    "update_session_title": ("title",),
-}
-
-
-@st.composite
-def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any], bool]:
-    """A method, its arguments, and whether the session it names is one that exists."""
-    method = draw(st.sampled_from(sorted(CALLS)))
-    given_ = {
-        name: draw(strategy)
-        for name, strategy in CALLS[method].items()
-        if name in REQUIRED.get(method, ()) or draw(st.booleans())
-    }
-    return method, given_, draw(st.booleans())
+"""Fewer examples, for targets that start a process for each input."""
 
 
 @OFTEN
 @given(calls(), texts)
 def public_api(call: tuple[str, dict[str, Any], bool], unknown: str) -> None:
-    """Any value for any argument of any method, on both backends, which answer alike."""
+    """Any value for any argument of any method: both backends give the same answer."""
     tried["public_api"] += 1
     method, given_, exists = call
     assume(BYSTANDER not in (unknown, given_.get("session_id")))
@@ -160,7 +105,7 @@ def public_api(call: tuple[str, dict[str, Any], bool], unknown: str) -> None:
 
 
 async def _one_call(memory: Memory, method: str, given_: dict[str, Any], exists: bool, unknown: str) -> str:
-    """Make one call and return how it ended."""
+    """Make one call and return its outcome."""
     own = await memory.create_session()
     session = ((own if exists else unknown),) if method in WITH_SESSION else ()
     made = own
@@ -186,58 +131,19 @@ async def _one_call(memory: Memory, method: str, given_: dict[str, Any], exists:
 
 
 async def _bounded(work: Any) -> Any:
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(HANG_SECONDS):
         return await work
 
 
-_PIECES: Final = (
-    *(
-        "postgresql://",
-        "postgres://",
-        "mysql://",
-        "postgresql+asyncpg://",
-        "://",
-        "@",
-        ":",
-        "/",
-        "?",
-        "#",
-        "&",
-        "=",
-        ",",
-    ),
-    *(
-        "%40",
-        "%",
-        "%zz",
-        "[::1]",
-        "[",
-        "]",
-        "user",
-        "host",
-        "5432",
-        "99999",
-        "-1",
-        "db",
-        " ",
-        "\n",
-        "\x00",
-        "ünï",
-        "\ud800",
-    ),
-    *("sslmode=", "verify-full", "connect_timeout=", "nan", "password=", "statement_cache_size=", "options=-c%20x=1"),
-)
-
-
 @OFTEN
-@given(st.lists(st.one_of(st.sampled_from(_PIECES), texts), max_size=12), st.one_of(st.none(), values))
+@given(st.lists(st.one_of(st.sampled_from(DSN_PARTS), texts), max_size=12), st.one_of(st.none(), values))
 def dsn_parser(pieces: list[str], other: Any) -> None:
-    """Texts like DSNs and unlike them: read or refused, and a password in its place is never shown."""
+    """Texts that resemble DSNs and texts that do not: accepted or refused, and a password never shows."""
     tried["dsn_parser"] += 1
     written = "".join(pieces)
     with suppress(FluxMemoryError):
         parse_dsn(written if other is None else other)
-    # Hypothesis takes constants from the code around, too.
+    # Hypothesis also draws constants from the surrounding code.
     assume(MARKER not in written)
     mask_dsn(written)
     with_password = f"postgresql://user:{MARKER}@{written}"
@@ -245,100 +151,17 @@ def dsn_parser(pieces: list[str], other: Any) -> None:
     try:
         parsed = parse_dsn(with_password)
     except InvalidInputError as error:
-        assert MARKER not in f"{error} {error!r}"  # noqa: PT017 - taking it is fine, too
+        assert MARKER not in f"{error} {error!r}"  # noqa: PT017 - a DSN may also be accepted
     else:
         assert MARKER not in repr(parsed)
 
 
-_VARIABLES: Final = (
-    *("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGSERVICE", "PGSERVICEFILE", "HOME"),
-    *("PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL", "PGSSLNEGOTIATION", "PGTARGETSESSIONATTRS"),
-    *("PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION", "PGKRBSRVNAME", "PGGSSLIB", "LOGNAME"),
-)
-_VALUES: Final = (
-    *(
-        "",
-        "5432",
-        "1",
-        "1,1",
-        "abc",
-        "0",
-        "tcp://10.0.0.1:5432",
-        "/",
-        "/nowhere",
-        "::1",
-        "[::1]:1",
-        "127.0.0.1",
-        "a..b",
-    ),
-    *("require", "prefer", "disable", "verify-full", "allow", "__class__", "any", "primary", "TLSv1.2", "SSLv3"),
-    *("direct", "postgres", "gssapi", "sspi", "\udcff", "x" * 70, "a:b@c", ".", __file__, "FILE", "~"),
-)
-_PASSWORD_FILES: Final = (
-    *("", f"*:*:*:*:{MARKER}", f"*:*:*:{MARKER}", MARKER, f"#\n*:*:*:*:{MARKER}\n{MARKER}", f"{MARKER}\udcff"),
-    f"127.0.0.1:1:d:u:{MARKER}:{MARKER}",
-)
-_LOGINS: Final = (
-    "",
-    "u@",
-    f"u:{MARKER}@",
-    f"u:{MARKER}/",
-    f"u:{MARKER}?",
-    f"u:{MARKER}",
-    f"u;{MARKER}@",
-    f"u%3A{MARKER}@",
-)
-_HOSTS: Final = (
-    "127.0.0.1:1",
-    "127.0.0.1",
-    "127.0.0.1:1,[::1]:1",
-    "::1",
-    "[::1]",
-    "h:x",
-    "",
-    "%2Fnowhere",
-    "a..b",
-    ":1",
-)
-_QUERIES: Final = (
-    *(
-        "port=1",
-        "port=abc",
-        "host=127.0.0.1",
-        "host=::1",
-        "user=u",
-        f"password={MARKER}",
-        f"passwd={MARKER}",
-        "user=%ff",
-    ),
-    *(
-        "sslmode=require",
-        "sslmode=x",
-        f"sslmode=require;password={MARKER}",
-        "sslrootcert=/nowhere",
-        "sslcert=/",
-        "a=b@h",
-    ),
-    *("target_session_attrs=any", "target_session_attrs=x", "connect_timeout=1", "passfile=/nowhere", "passfile=FILE"),
-    *(
-        "sslkey=%00",
-        f"sslpassword={MARKER}",
-        f"X-Amz-Signature={MARKER}",
-        f"{MARKER}=x",
-        MARKER,
-        "gsslib=x",
-        "krbsrvname=x",
-    ),
-    *("sslnegotiation=direct", "ssl_min_protocol_version=TLSv1.3", "ssl_max_protocol_version=TLSv1.2", "=", "&", "#"),
-)
-
-
 @OFTEN
 @given(
-    *map(st.sampled_from, (_LOGINS, _HOSTS)),
-    st.lists(st.sampled_from(_QUERIES), max_size=4).map("&".join),
-    st.dictionaries(st.sampled_from(_VARIABLES), st.sampled_from(_VALUES) | texts, max_size=4),
-    st.sampled_from(_PASSWORD_FILES),
+    *map(st.sampled_from, (LOGINS, HOSTS)),
+    st.lists(st.sampled_from(QUERIES), max_size=4).map("&".join),
+    st.dictionaries(st.sampled_from(VARIABLES), st.sampled_from(VALUES) | texts, max_size=4),
+    st.sampled_from(PASSWORD_FILES),
     st.booleans(),
 )
 def dsn_and_environment(
@@ -355,7 +178,7 @@ def dsn_and_environment(
     file.write_bytes(password_file.encode(errors="surrogateescape"))
     file.chmod(0o600)
     dsn = f"postgresql://{login}{hosts}/d{'?' * bool(query)}{query}".replace("FILE", str(file))
-    before = {name: value for name, value in os.environ.items() if name.startswith("PG") or name in _VARIABLES}
+    before = {name: value for name, value in os.environ.items() if name.startswith("PG") or name in VARIABLES}
     for name in before:
         del os.environ[name]
     names = {} if nameless else {"LOGNAME": "u"}
@@ -376,7 +199,7 @@ def dsn_and_environment(
             os.environ.pop("PGPASSWORD", None)
         place.runner.run(_bounded(_refused(dsn)))
     finally:
-        for name in _VARIABLES:
+        for name in VARIABLES:
             os.environ.pop(name, None)
         os.environ.update(before)
 
@@ -404,7 +227,7 @@ _NAMES: Final = ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN")
     st.sampled_from(_NAMES),
 )
 def configuration(environment: dict[str, str], file: bytes, name: str) -> None:
-    """Any environment and any `.env`: settings, or an error that says what is wrong with them."""
+    """Any environment and any `.env` file: valid settings, or an error that says what is wrong with them."""
     tried["configuration"] += 1
     home = Path.cwd()
     (place.directory / ".env").write_bytes(name.encode() + b"=" + file)
@@ -412,7 +235,7 @@ def configuration(environment: dict[str, str], file: bytes, name: str) -> None:
     os.chdir(place.directory)
     try:
         for key, value in environment.items():
-            with suppress(ValueError):  # NUL, which no environment can hold
+            with suppress(ValueError):  # NUL, which an environment cannot hold
                 os.environ[key] = value
         with suppress(FluxMemoryError):
             found = load_settings()
@@ -426,20 +249,6 @@ def configuration(environment: dict[str, str], file: bytes, name: str) -> None:
         (place.directory / ".env").unlink()
 
 
-_CELLS: Final = [
-    *(("sessions", name) for name in ("id", "title", "created_at", "updated_at", "metadata", "user_id")),
-    *(("messages", name) for name in ("id", "session_id", "role", "content", "metadata", "created_at")),
-]
-cells = st.one_of(
-    st.none(),
-    st.integers(-(2**63), 2**63 - 1),
-    st.floats(),
-    st.binary(max_size=20),
-    st.text(max_size=30),
-    st.sampled_from(["2026-02-30T00:00:00", "0000", "9999-12-31T23:59:59.999999-23:59", "1e999", '{"a":' * 200, "[]"]),
-)
-
-
 def _original() -> bytes:
     path = place.directory / "original.db"
     if not path.exists():
@@ -449,7 +258,7 @@ def _original() -> bytes:
 
 @_SELDOM
 @given(
-    st.lists(st.tuples(st.sampled_from(_CELLS), cells), max_size=4),
+    st.lists(st.tuples(st.sampled_from(CELLS), cells), max_size=4),
     st.lists(
         st.tuples(st.one_of(st.integers(0, 120), st.integers(0, 2**15)), st.binary(min_size=1, max_size=8)), max_size=4
     ),
@@ -458,7 +267,7 @@ def _original() -> bytes:
 def legacy_file(
     written: list[tuple[tuple[str, str], Any]], overwritten: list[tuple[int, bytes]], length: int | None
 ) -> None:
-    """An original application's file with odd values and damaged bytes: read by a dry run, then adopted in place."""
+    """An original file with odd values and damaged bytes: read in a dry run, then adopted in place."""
     tried["legacy_file"] += 1
     path = place.directory / "legacy.db"
     for suffix in ("", "-wal", "-shm", "-journal"):
@@ -488,47 +297,10 @@ async def _adopt(path: Path) -> None:
                 await memory.get_history(row["id"])
 
 
-_OBJECT: Final = st.sampled_from([[], "", 0, None, {}])
-lines = st.one_of(
-    st.just(b"[" * 100_000),
-    st.text(st.characters(exclude_categories=()), max_size=40).map(lambda text: text.encode(errors="surrogatepass")),
-    st.binary(max_size=40),
-    st.recursive(
-        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
-        lambda inner: st.one_of(
-            st.lists(inner, max_size=3),
-            st.dictionaries(
-                st.sampled_from(["table", "row", "session", "problems", "id", "title", "base64", "float", "metadata"]),
-                inner,
-            ),
-        ),
-    ).map(lambda value: json.dumps(value).encode()),
-    st.fixed_dictionaries(
-        {
-            "table": st.sampled_from(["sessions", "messages", "x"]),
-            "row": _OBJECT
-            | st.dictionaries(
-                st.sampled_from(sorted({name for _, name in _CELLS} | {"x"})),
-                st.one_of(
-                    cells.filter(lambda cell: not isinstance(cell, bytes)),
-                    st.integers(-(2**70), 2**70),
-                    st.dictionaries(
-                        st.sampled_from(["base64", "text_base64", "float", "x"]), st.text(max_size=8), max_size=2
-                    ),
-                ),
-            ),
-        },
-        optional={
-            "session": _OBJECT | st.dictionaries(st.sampled_from(["id", "title", "metadata"]), st.text(max_size=20))
-        },
-    ).map(lambda value: json.dumps(value).encode()),
-)
-
-
 @_SELDOM
 @given(st.lists(lines, max_size=5))
 def quarantine_file(written: list[bytes]) -> None:
-    """A quarantine file that people, or something else, have edited: loaded as far as a dry run goes, or refused."""
+    """A quarantine file after arbitrary edits: accepted by a dry run, or refused."""
     tried["quarantine_file"] += 1
     path = place.directory / "quarantine.jsonl"
     path.write_bytes(b"\n".join(written))

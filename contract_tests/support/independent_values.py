@@ -1,4 +1,4 @@
-"""What the independent memory takes and compares: checks written from the contract's words alone."""
+"""Checks of arguments for `IndependentMemory`, written from the contract's text alone."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class NewRow(NamedTuple):
     metadata: str
 
 
-def plain_text(name: str, value: object) -> str:
-    """Return a text that is perhaps not fit to be stored."""
+def require_str(name: str, value: object) -> str:
+    """Return the value as a plain str, which may not be storable."""
     if not isinstance(value, str):
         raise WrongTypeError(f"{name} must be a str, not {type(value).__name__}")
     return str.__str__(value)
 
 
-def text(name: str, value: object, shortest: int = 0, longest: int = 64 * MEBIBYTE) -> str:
+def check_text(name: str, value: object, shortest: int = 0, longest: int = 64 * MEBIBYTE) -> str:
     """Return a text that can be stored."""
-    plain = plain_text(name, value)
+    plain = require_str(name, value)
     if not shortest <= len(plain) <= longest:
         raise InvalidInputError(f"{name} must have {shortest} to {longest} characters, not {len(plain)}")
     if "\x00" in plain:
@@ -52,14 +52,14 @@ def text(name: str, value: object, shortest: int = 0, longest: int = 64 * MEBIBY
     return plain
 
 
-def key(name: str, value: object) -> str:
-    """Return a text to look for; one that SQLite cannot be asked for becomes one that nobody has."""
-    plain = plain_text(name, value)
+def check_key(name: str, value: object) -> str:
+    """Return a text to look up; a text that SQLite cannot bind becomes an id that does not exist."""
+    plain = require_str(name, value)
     return plain if plain.encode(errors="ignore").decode() == plain else "\x00"
 
 
-def count(name: str, value: object) -> int:
-    """Return how many rows, at most as many as a machine can count."""
+def check_row_count(name: str, value: object) -> int:
+    """Return a number of rows, capped at the largest that SQLite can count."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise WrongTypeError(f"{name} must be an int, not {type(value).__name__}")
     if value < 0:
@@ -67,26 +67,28 @@ def count(name: str, value: object) -> int:
     return min(value, sys.maxsize // 2)
 
 
-def json_text(name: str, value: object) -> str:
+def encode_json(name: str, value: object) -> str:
     """Return metadata as it is stored."""
     if value is not None and not isinstance(value, Mapping):
         raise WrongTypeError(f"{name} must be a mapping, not {type(value).__name__}")
-    stored = json.dumps(plain_json(name, {} if value is None else value), ensure_ascii=False, separators=(",", ":"))
+    stored = json.dumps(copy_json(name, {} if value is None else value), ensure_ascii=False, separators=(",", ":"))
     if len(stored.encode()) > 16 * MEBIBYTE:
         raise InvalidInputError(f"{name} is larger than 16 MiB")
     return stored
 
 
-def plain_json(name: str, value: object, depth: int = 1) -> Any:
-    """Return a copy of a JSON value, made of plain types."""
+def copy_json(name: str, value: object, depth: int = 1) -> Any:
+    """Return a copy of a JSON value, built from plain types."""
     if isinstance(value, Mapping | list | tuple) and depth > 100:
         raise InvalidInputError(f"{name} is nested deeper than 100")
     if isinstance(value, Mapping):
-        return {text(f"{name}, in a key,", each): plain_json(name, item, depth + 1) for each, item in value.items()}
+        return {
+            check_text(f"{name}, in a key,", each): copy_json(name, item, depth + 1) for each, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [plain_json(name, each, depth + 1) for each in value]
+        return [copy_json(name, each, depth + 1) for each in value]
     if isinstance(value, str):
-        return text(f"{name}, in a text,", value)
+        return check_text(f"{name}, in a text,", value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < 10**4300:
@@ -98,37 +100,37 @@ def plain_json(name: str, value: object, depth: int = 1) -> Any:
     raise WrongTypeError(f"{name} has a {type(value).__name__}, which JSON does not have")
 
 
-def exact(number: str) -> tuple[Decimal]:
-    """Return a number that equals another one of the same value, and, being a tuple, equals no boolean."""
+def wrap_number(number: str) -> tuple[Decimal]:
+    """Wrap a number so that equal numbers are equal, and none equals a boolean."""
     return (Decimal(number),)
 
 
-def comparable(stored: str) -> Any:
-    """Return stored metadata with every number `exact`."""
-    return json.loads(stored, parse_int=exact, parse_float=exact)
+def parse_exact(stored: str) -> Any:
+    """Return stored metadata with every number wrapped."""
+    return json.loads(stored, parse_int=wrap_number, parse_float=wrap_number)
 
 
-def contains(whole: Any, part: Any) -> bool:
-    """Tell whether JSON contains other JSON, numbers being `exact`."""
+def contains_json(whole: Any, part: Any) -> bool:
+    """Return whether a JSON value contains another one, with wrapped numbers."""
     if isinstance(whole, dict) and isinstance(part, dict):
-        return all(each in whole and contains(whole[each], part[each]) for each in part)
+        return all(each in whole and contains_json(whole[each], part[each]) for each in part)
     if isinstance(whole, list) and isinstance(part, list):
-        return all(any(contains(mine, each) for mine in whole) for each in part)
+        return all(any(contains_json(mine, each) for mine in whole) for each in part)
     return bool(whole == part)
 
 
-def new_row(role: object, content: object, metadata: object, message_id: object, place: str = "") -> NewRow:
-    """Check a message."""
+def check_row(role: object, content: object, metadata: object, message_id: object, place: str = "") -> NewRow:
+    """Return a checked message."""
     return NewRow(
-        new_id() if message_id is None else text(f"{place}message_id", message_id, 1, 36),
-        text(f"{place}role", role, 1),
-        text(f"{place}content", content),
-        json_text(f"{place}metadata", metadata),
+        make_id() if message_id is None else check_text(f"{place}message_id", message_id, 1, 36),
+        check_text(f"{place}role", role, 1),
+        check_text(f"{place}content", content),
+        encode_json(f"{place}metadata", metadata),
     )
 
 
-def new_rows(messages: object) -> Iterator[NewRow]:
-    """Check a batch."""
+def check_rows(messages: object) -> Iterator[NewRow]:
+    """Yield the checked messages of a batch."""
     if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
         raise WrongTypeError(f"messages must be an iterable of mappings, not {type(messages).__name__}")
     for at, message in enumerate(messages):
@@ -139,10 +141,10 @@ def new_rows(messages: object) -> Iterator[NewRow]:
         if missing or unknown:
             raise InvalidInputError(f"messages[{at}] has no {missing or '{}'} and must not have {unknown or '{}'}")
         optional = message.get("metadata"), message.get("message_id")
-        yield new_row(message["role"], message["content"], *optional, f"messages[{at}].")
+        yield check_row(message["role"], message["content"], *optional, f"messages[{at}].")
 
 
-def new_id() -> str:
-    """Return a UUIDv7: milliseconds, then chance."""
+def make_id() -> str:
+    """Return a UUIDv7: the time in milliseconds, then random bits."""
     number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10))
     return str(UUID(int=number & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62))

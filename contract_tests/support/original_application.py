@@ -1,4 +1,4 @@
-"""Databases as the original application made them, generation by generation, written without the library's code."""
+"""Databases of each generation of the original application, created without the library's code."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ INSERT_MESSAGE: Final = (
 
 
 def make_file(path: Path, *, generation: int = 1) -> sqlite3.Connection:
-    """Make an empty file of a generation and return a connection in autocommit mode; the caller closes it."""
+    """Create an empty file of a generation and return a connection in autocommit mode; the caller closes it."""
     db = sqlite3.connect(path, isolation_level=None)
     db.executescript(SQLITE_TABLES + (USERS if generation > 1 else ""))
     return db
 
 
 def make_file_with_data(path: Path, *, generation: int = 1) -> None:
-    """Make a file with two sessions, whose messages were not written in the order of their times."""
+    """Create a file with two sessions whose messages were not written in the order of their times."""
     with closing(make_file(path, generation=generation)) as db:
         add_sessions(db, "one", "two")
         for number, (session, when) in enumerate(
@@ -72,23 +72,23 @@ def make_file_with_data(path: Path, *, generation: int = 1) -> None:
 
 
 def add_sessions(db: sqlite3.Connection, *ids: str, when: str | float = "2026-02-05T15:17:45.407069") -> None:
-    """Store sessions as the original did."""
+    """Store sessions as the original application did."""
     for id_ in ids:
         db.execute(INSERT_SESSION, (id_, f"title of {id_}", when, when, '{"lang": "ko"}'))
 
 
 def add_message(db: sqlite3.Connection, id_: str | None, session_id: str, when: str | float) -> None:
-    """Store a message as the original did."""
+    """Store a message as the original application did."""
     db.execute(INSERT_MESSAGE, (id_, session_id, "user", f"content of {id_}", '{"n": 1.0}', when))
 
 
-def contents(path: Path) -> list[str]:
-    """Everything that a file holds, as SQL, read without the library."""
+def dump_file(path: Path) -> list[str]:
+    """Return a file's whole content as SQL, read without the library."""
     with closing(sqlite3.connect(path)) as db:
         return list(db.iterdump())
 
 
-def rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    """Read from a file without the library."""
+def read_rows(path: Path, sql: str, *values: object) -> list[tuple[Any, ...]]:
+    """Read rows from a file without the library."""
     with closing(sqlite3.connect(path)) as db:
         return db.execute(sql, values).fetchall()

@@ -1,7 +1,7 @@
-"""A disk that forgets: records every write and sync that SQLite makes, and gives the states a power cut could leave.
+"""A simulated disk that loses power: records every write and sync of SQLite, and yields the states a cut may leave.
 
-The library runs as it is, on the SQLite that Python's own `sqlite3` uses: a VFS is registered there, as its default,
-whose files are the operating system's and whose writes, truncations, syncs and deletions are recorded on their way.
+The library runs unchanged on the SQLite that Python's `sqlite3` links. A VFS registered there as the default passes
+everything to the operating system and records writes, truncations, syncs and deletions.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-_SECTOR: Final = 512
-"""Bytes that a disk writes whole or not at all."""
+_SECTOR_BYTES: Final = 512
+"""Bytes that a disk writes as a whole or not at all."""
 _POINTER = ctypes.c_void_p
-# A name goes through as the pointer that it is: SQLite keeps it, and has more behind it.
+# File names stay pointers: SQLite keeps them and stores more behind them.
 _XOPEN = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, _POINTER, ctypes.c_int, _POINTER)
 _XDELETE = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, ctypes.c_int)
 _XCLOSE = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER)
@@ -29,7 +29,7 @@ _XSYNC = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, ctypes.c_int)
 
 
 class _Vfs(ctypes.Structure):
-    """`sqlite3_vfs`, as far as it is changed; the rest is copied as it is."""
+    """The changed part of `sqlite3_vfs`; the rest is copied."""
 
     _fields_ = (
         ("iVersion", ctypes.c_int),
@@ -45,7 +45,7 @@ class _Vfs(ctypes.Structure):
 
 
 class _Methods(ctypes.Structure):
-    """`sqlite3_io_methods`, likewise."""
+    """The changed part of `sqlite3_io_methods`; the rest is copied."""
 
     _fields_ = (
         ("iVersion", ctypes.c_int),
@@ -64,35 +64,35 @@ class _File(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened to one file, or a word of the test's own."""
+    """One operation on one file, or a note of the test."""
 
     kind: Literal["write", "truncate", "sync", "delete", "note"]
     name: str
     at: int = 0
-    """The offset of a write; the size that a truncation leaves; 1 for a deletion that has to last."""
+    """The offset of a write, the size after a truncation, or 1 for a deletion that must be durable."""
     data: bytes = b""
 
 
 @dataclass
 class Record:
-    """Everything that happened, in order. Notes tell what was acknowledged up to then."""
+    """All operations in order. Notes tell what had been acknowledged at that point."""
 
     events: list[Event] = field(default_factory=list)
 
     def note(self, what: str) -> None:
-        """Note something between two writes."""
+        """Add a note between two operations."""
         self.events.append(Event("note", what))
 
     def noted(self, events: int) -> list[str]:
-        """Return what was noted before a cut after so many events."""
+        """Return the notes of the first `events` events."""
         return [event.name for event in self.events[:events] if event.kind == "note"]
 
     def cut(self, events: int, rng: random.Random) -> dict[str, bytes]:
-        """Return the files after a power cut that follows so many events.
+        """Return the files after a power cut that follows the first `events` events.
 
-        What was synced is there. Of what a file got since its last sync, each sector of each write may be there or
-        not, whatever their order; so may a truncation. A deletion may be undone until the directory is synced, which
-        SQLite does with the first sync of a file that it made.
+        Synced data survives. Of the data written since a file's last sync, each sector of each write may survive or
+        not, in any combination; the same holds for a truncation. A deletion may be undone until the directory is
+        synced, which SQLite does with the first sync of a new file.
         """
         disk = _Disk()
         for event in self.events[:events]:
@@ -101,7 +101,7 @@ class Record:
 
 
 class _Disk:
-    """What is on a disk for sure, and what may be."""
+    """The durable content of a disk, and the operations that may be lost."""
 
     def __init__(self) -> None:
         self._synced: dict[str, bytearray] = {}
@@ -132,17 +132,17 @@ class _Disk:
 
 
 @contextmanager
-def recording(directory: Path) -> Iterator[Record]:
-    """Record what SQLite does to the files in a directory, for connections opened in the block.
+def record_writes(directory: Path) -> Iterator[Record]:
+    """Record SQLite's operations on files in a directory, for connections opened in the block.
 
     Raises:
-        AttributeError: This Python's SQLite hides its C functions; run the test on one that links a shared library.
+        AttributeError: Python's SQLite hides its C functions; use a Python that links a shared library.
     """
     record = Record()
     library = ctypes.CDLL(_sqlite3.__file__)
     library.sqlite3_vfs_find.restype = ctypes.POINTER(_Vfs)
     default = library.sqlite3_vfs_find(None)
-    recorder = _Recorder(record, directory, default.contents)
+    recorder = _RecordingVfs(record, directory, default.contents)
     assert library.sqlite3_vfs_register(ctypes.byref(recorder.vfs), 1) == 0
     try:
         yield record
@@ -151,8 +151,8 @@ def recording(directory: Path) -> Iterator[Record]:
         assert library.sqlite3_vfs_unregister(ctypes.byref(recorder.vfs)) == 0
 
 
-class _Recorder:
-    """The default VFS with `xOpen` and `xDelete` of its own, and files with some methods of their own."""
+class _RecordingVfs:
+    """The default VFS with its own `xOpen` and `xDelete`, and files with some of their own methods."""
 
     def __init__(self, record: Record, directory: Path, default: _Vfs) -> None:
         self._record = record
@@ -166,7 +166,7 @@ class _Recorder:
         self.vfs.xDelete = _XDELETE(self._delete)
 
     def _watched(self, name: int | None) -> str | None:
-        """Return the name of a file that is watched, without its directory."""
+        """Return a watched file's name without its directory, or None."""
         path = None if name is None else Path(os.fsdecode(ctypes.string_at(name)))
         return path.name if path is not None and path.parent == self._directory else None
 
@@ -184,7 +184,7 @@ class _Recorder:
 
     def _recorded(self, original: _Methods) -> _Methods:
         methods = _Methods.from_buffer_copy(original)
-        # SQLite may read through the memory of a file, and must not write so.
+        # Memory-mapped writes would go unrecorded; SQLite writes through `xWrite` then.
         methods.iVersion = min(methods.iVersion, 2)
 
         def close(file: int) -> int:
@@ -232,6 +232,6 @@ def _sectors(event: Event) -> Iterator[Event]:
         return
     start = event.at
     while start < event.at + len(event.data):
-        end = min((start // _SECTOR + 1) * _SECTOR, event.at + len(event.data))
+        end = min((start // _SECTOR_BYTES + 1) * _SECTOR_BYTES, event.at + len(event.data))
         yield Event("write", event.name, start, event.data[start - event.at : end - event.at])
         start = end

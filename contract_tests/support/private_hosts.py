@@ -1,4 +1,4 @@
-"""A host name that only the name look-ups of the running event loop know, and whose address can be changed."""
+"""A host name that only the running event loop resolves, to an address that a test can change."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _HOSTS: Final = b"/etc/hosts"
 
 
 class PrivateHosts:
-    """Names that are looked up in a file of one's own; the machine's stays as it is."""
+    """Host names in a private file; the machine's own file stays unchanged."""
 
     def __init__(self, file: Path) -> None:
         self._file: Final = file
         self._usual: Final = Path(os.fsdecode(_HOSTS)).read_text(encoding="utf-8")
 
     def point(self, name: str, address: str) -> None:
-        """Let a name mean an address, from now on."""
+        """Let a name resolve to an address from now on."""
         content = f"{self._usual}\n{address} {name}\n".encode()
-        # In place: another file would not be the one that is mounted. And at once: nobody finds it empty.
+        # Written in place, because a new file would not be the mounted one, and in one write, so it is never empty.
         descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.pwrite(descriptor, content, 0)
@@ -38,22 +38,22 @@ class PrivateHosts:
 
 
 @contextmanager
-def private_hosts(file: Path) -> Iterator[PrivateHosts]:
-    """Let the running event loop look names up on a thread that sees another `/etc/hosts`. Needs root.
+def use_private_hosts(file: Path) -> Iterator[PrivateHosts]:
+    """Let the running event loop resolve names on a thread that sees a different `/etc/hosts`. Needs root.
 
     Args:
-        file: A file to make.
+        file: The path of the file to create.
     """
     hosts = PrivateHosts(file)
     hosts.point("nobody.invalid", "127.0.0.1")
-    # Where the event loop resolves names, and nothing else of a test's does anything.
-    with ThreadPoolExecutor(1, "look-ups", initializer=_see_another, initargs=(file,)) as look_ups:
+    # The event loop resolves names on its default executor; a test uses it for nothing else.
+    with ThreadPoolExecutor(1, "look-ups", initializer=_mount_hosts, initargs=(file,)) as look_ups:
         asyncio.get_running_loop().set_default_executor(look_ups)
         yield hosts
 
 
-def _see_another(file: Path) -> None:
-    """Give the calling thread mounts of its own, which end with it, and put a file over `/etc/hosts` in them."""
+def _mount_hosts(file: Path) -> None:
+    """Give the calling thread its own mounts, which end with it, and mount a file over `/etc/hosts`."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def done(result: int) -> None:

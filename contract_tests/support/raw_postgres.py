@@ -1,4 +1,4 @@
-"""A PostgreSQL read and written past the library, and changed as an administrator would."""
+"""Reads, writes and administers PostgreSQL without the library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 from original_application import POSTGRES_TABLES, USERS
-from secret_watch import watch
-from waiting import until
+from secret_watch import watch_password
+from waiting import wait_until
 
 from flux_memory.testkit.servers.databases import database_of
 
@@ -45,14 +45,19 @@ INDEXES: Final = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 
 
 NAME: Final = "under_test"
 CONNECTIONS: Final = f"FROM pg_stat_activity WHERE datname = current_database() AND application_name = '{NAME}'"
-"""The connections of a `named` DSN."""
+"""Connections of a DSN `with_application_name`."""
 BUSY: Final = f"SELECT count(*) {CONNECTIONS} AND state <> 'idle'"
+OTHER_CLIENTS: Final = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+"""Counts the database's connections but the one that runs it."""
 OPEN: Final = f"SELECT count(*) {CONNECTIONS}"
 
 
 @asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[Any]:
-    """A connection of the driver's own."""
+async def connect(dsn: str) -> AsyncIterator[Any]:
+    """Open a connection of the driver."""
     connection = await asyncpg.connect(dsn)
     try:
         yield connection
@@ -61,22 +66,22 @@ async def connected(dsn: str) -> AsyncIterator[Any]:
 
 
 async def execute(dsn: str, *statements: str) -> None:
-    """Run statements, each in a transaction of its own."""
-    async with connected(dsn) as connection:
+    """Run each statement in its own transaction."""
+    async with connect(dsn) as connection:
         for statement in statements:
             await connection.execute(statement)
 
 
-async def rows(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
+async def fetch_rows(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
     """Read rows as tuples."""
-    async with connected(dsn) as connection:
+    async with connect(dsn) as connection:
         return [tuple(row) for row in await connection.fetch(sql, *values)]
 
 
 async def make_original(dsn: str, *, generation: int = 1) -> None:
-    """Make the original application's tables, with data that was not written in the order of its times."""
+    """Create the original application's tables, with messages that were not written in the order of their times."""
     await execute(dsn, POSTGRES_TABLES + (USERS if generation > 1 else ""))
-    async with connected(dsn) as connection:
+    async with connect(dsn) as connection:
         for id_ in ("one", "two"):
             await connection.execute(INSERT_SESSION, id_)
         for number, (session, second) in enumerate(
@@ -85,9 +90,9 @@ async def make_original(dsn: str, *, generation: int = 1) -> None:
             await connection.execute(INSERT_MESSAGE, f"m{number}", session, second)
 
 
-async def contents(dsn: str) -> list[tuple[Any, ...]]:
-    """Everything there is: columns, constraints, indexes, and every row of every table."""
-    async with connected(dsn) as connection:
+async def dump_database(dsn: str) -> list[tuple[Any, ...]]:
+    """Return columns, constraints, indexes, and every row of every table."""
+    async with connect(dsn) as connection:
         found = [tuple(row) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in await connection.fetch(query)]
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
         for (table,) in tables:
@@ -95,38 +100,38 @@ async def contents(dsn: str) -> list[tuple[Any, ...]]:
         return found
 
 
-def as_user(dsn: str, user: str, password: str) -> str:
-    """The same database, for another role."""
+def with_user(dsn: str, user: str, password: str) -> str:
+    """Return the DSN of the same database for another role."""
     parts = urlsplit(dsn)
     hosts = parts.netloc.rpartition("@")[2]
     return urlunsplit(parts._replace(netloc=f"{quote(user)}:{quote(password, safe='')}@{hosts}"))
 
 
 @asynccontextmanager
-async def role(dsn: str, *, grants: tuple[str, ...] = (), password: str | None = None) -> AsyncIterator[str]:
-    """A role for the length of the block, and its DSN; `{role}` in a grant is its name."""
+async def create_role(dsn: str, *, grants: tuple[str, ...] = (), password: str | None = None) -> AsyncIterator[str]:
+    """Create a role during the block and yield its DSN; `{role}` in a grant stands for its name."""
     name, password = f"role_{secrets.token_hex(6)}", password or secrets.token_hex(8)
-    watch(password)
+    watch_password(password)
     literal = password.replace("'", "''")
     await execute(dsn, f"CREATE ROLE {name} LOGIN PASSWORD '{literal}'", *(grant.format(role=name) for grant in grants))
     try:
-        yield as_user(dsn, name, password)
+        yield with_user(dsn, name, password)
     finally:
         await execute(dsn, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
 
 
 def with_parameter(dsn: str, parameter: str) -> str:
-    """The DSN with one more parameter."""
+    """Return the DSN with one more parameter."""
     return f"{dsn}{'&' if '?' in dsn else '?'}{parameter}"
 
 
-def named(dsn: str) -> str:
-    """The DSN with a name by which OPEN and BUSY tell its connections from others."""
+def with_application_name(dsn: str) -> str:
+    """Return the DSN with an application name, by which OPEN and BUSY count its connections."""
     return with_parameter(dsn, f"application_name={NAME}")
 
 
-def elsewhere(dsn: str, *, host: str | None = None, port: int | None = None, database: str | None = None) -> str:
-    """The DSN with another host, port or database."""
+def with_address(dsn: str, *, host: str | None = None, port: int | None = None, database: str | None = None) -> str:
+    """Return the DSN with another host, port or database."""
     parts = urlsplit(dsn)
     user, _, address = parts.netloc.rpartition("@")
     name, _, number = address.rpartition(":")
@@ -135,33 +140,33 @@ def elsewhere(dsn: str, *, host: str | None = None, port: int | None = None, dat
 
 
 @contextmanager
-def closed_port() -> Iterator[int]:
-    """A port on which nothing listens, kept from others for the length of the block."""
+def reserve_port() -> Iterator[int]:
+    """Yield a port on which nothing listens, reserved during the block."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
 
 
-async def until_none(dsn: str, query: str) -> None:
-    """Wait until a count is 0."""
+async def wait_until_none(dsn: str, query: str) -> None:
+    """Wait until a query counts 0."""
 
     async def none() -> bool:
         return not await connection.fetchval(query)
 
-    async with connected(dsn) as connection:
-        await until(none)
+    async with connect(dsn) as connection:
+        await wait_until(none)
 
 
 @asynccontextmanager
-async def by_default(dsn: str, **settings: str) -> AsyncIterator[None]:
-    """Defaults of the database for new connections, for the length of the block."""
+async def set_defaults(dsn: str, **settings: str) -> AsyncIterator[None]:
+    """Set the database's defaults for new connections during the block."""
     name = database_of(dsn)
     await execute(dsn, *(f"ALTER DATABASE \"{name}\" SET {key} = '{value}'" for key, value in settings.items()))
     try:
         yield
     finally:
-        # The connection must be able to write, also where the default is that it cannot.
-        async with connected(dsn) as connection:
+        # The defaults under test may make the connection read-only.
+        async with connect(dsn) as connection:
             await connection.execute("SET transaction_read_only = off; SET default_transaction_read_only = off")
             for key in settings:
                 await connection.execute(f'ALTER DATABASE "{name}" RESET {key}')

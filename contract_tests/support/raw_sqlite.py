@@ -1,4 +1,4 @@
-"""A SQLite memory reached past its methods: its file, and the very connection that it uses."""
+"""Access to a SQLite memory beside its methods: the file, and the connection that the library uses."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from flux_memory import ConversationMemory
 
 
-def change(path: Path, sql: str, *values: object) -> None:
-    """Write past the library."""
+def execute_in_file(path: Path, sql: str, *values: object) -> None:
+    """Write to a file without the library."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(sql, values)
 
 
-async def on_the_thread(memory: ConversationMemory, work: Callable[[sqlite3.Connection], Any]) -> Any:
-    """Run work on the very connection that the library uses."""
+async def run_on_worker(memory: ConversationMemory, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    """Run work on the connection that the library uses, on its thread."""
     return await (await memory._life.opened()).read(work, 5)

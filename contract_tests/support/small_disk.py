@@ -1,4 +1,4 @@
-"""Disks that fill up soon: a file system of its own in memory, and a limit on the size of this process's files."""
+"""Disks that fill up: a small file system in memory, and a limit on the size of this process's files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from flux_memory.testkit.servers.binaries import server_account
 
 
 @contextmanager
-def small_disk(size: str, *, for_server: bool = False) -> Iterator[Path]:
-    """Mount one, for the length of the block; the test fails where this process may not.
+def mount_small_disk(size: str, *, for_server: bool = False) -> Iterator[Path]:
+    """Mount a small file system during the block; fails the test if mounting is not permitted.
 
     Args:
-        size: As `mount` writes it.
-        for_server: Whether it is a throwaway server's, rather than this process's.
+        size: The size in the notation of `mount`.
+        for_server: Whether the throwaway server's user owns it, rather than this process's.
     """
     account = server_account()
     own = (os.geteuid(), os.getegid())
@@ -48,8 +48,8 @@ def small_disk(size: str, *, for_server: bool = False) -> Iterator[Path]:
         place.rmdir()
 
 
-def fill(disk: Path, *, leave: int = 0) -> Path:
-    """Write a file that leaves no more than so many bytes free, and return it."""
+def fill_disk(disk: Path, *, leave: int = 0) -> Path:
+    """Fill a disk until at most `leave` bytes are free, and return the file that fills it."""
     filler = disk / "filler"
     with filler.open("ab", buffering=0) as file, suppress(OSError):
         while (free := os.statvfs(disk)).f_bavail * free.f_frsize > leave:
@@ -58,8 +58,8 @@ def fill(disk: Path, *, leave: int = 0) -> Path:
 
 
 @contextmanager
-def small_files(size: int = 4096) -> Iterator[None]:
-    """Let this process write no file beyond so many bytes: for itself that is a full disk."""
+def limit_file_size(size: int = 4096) -> Iterator[None]:
+    """Limit the size of files that this process writes, in bytes; to the process that is a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:

@@ -1,4 +1,4 @@
-"""Another process that holds a SQLite file's lock."""
+"""A second process that holds the lock of a SQLite file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ for statement in sys.argv[2:]:
 print("held", flush=True)
 sys.stdin.read()
 """
-# The one keeps writers out, the other, taken while nobody else has the file open, readers too.
+# The first keeps writers out. The second keeps readers out too; take it while no other client has the file open.
 WRITE_LOCK: Final = ("BEGIN IMMEDIATE",)
 EXCLUSIVE: Final = ("PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "UPDATE sessions SET title = title", "COMMIT")
 
 
 @contextmanager
-def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
-    """Let another process hold a lock until the block ends, or until it is killed."""
+def hold_lock(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
+    """Let another process hold a lock until the block ends or the process is killed."""
     command = [sys.executable, "-c", HOLDER, str(path), *statements]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Helpers for the tests of transfers: create and read memories without the code under test."""
+"""Sources and targets of transfers, created and read without the code under test."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from original_application import INSERT_MESSAGE, INSERT_SESSION, make_file
-from raw_postgres import rows
+from raw_postgres import fetch_rows
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.transfer import Plan, Report, migrate
+from flux_memory.transfer import Plan, Report, Status, Watcher, migrate
 
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
 HISTORIES = """
@@ -31,23 +31,31 @@ ORDER BY id COLLATE "C"
 """
 
 
-def move(path: Path, dsn: str, **plan: Any) -> Report:
+def move(path: Path, dsn: str, watcher: Watcher | None = None, **plan: Any) -> Report:
     """Migrate on a new event loop."""
-    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan)))
+    return asyncio.run(migrate(Plan(sqlite_path=path, postgres_dsn=dsn, **plan), watcher))
 
 
-def everything(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Return all rows of a target, messages in order; nothing if it has no tables."""
+def complete_migration(path: Path, dsn: str, *, kept: int) -> None:
+    """Run an interrupted migration of 6,000 messages again; each row is stored once, beside `kept` other sessions."""
+    assert move(path, dsn).status is Status.IDENTICAL
+    sessions, messages = read_target(dsn)
+    assert (len(sessions), len(messages)) == (3000 + kept, 6000)
+    assert len({row[1] for row in messages}) == 6000
+
+
+def read_target(dsn: str) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Return all rows of a target, messages in order; empty lists if it has no tables."""
 
     async def read() -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        if await rows(dsn, "SELECT WHERE to_regclass('sessions') IS NULL"):
+        if await fetch_rows(dsn, "SELECT WHERE to_regclass('sessions') IS NULL"):
             return [], []
-        return await rows(dsn, SESSIONS), await rows(dsn, HISTORIES)
+        return await fetch_rows(dsn, SESSIONS), await fetch_rows(dsn, HISTORIES)
 
     return asyncio.run(read())
 
 
-def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
+def run_concurrently(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
     """Run coroutines concurrently."""
 
     async def together() -> list[Any]:
@@ -56,30 +64,30 @@ def run(*work: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
     return asyncio.run(together())
 
 
-def make_random(path: Path, *, sessions: int, messages: int, seed: int = 1) -> None:
-    """Create a file of the original application, with rows in random order of ids and times."""
+def make_random_file(path: Path, *, sessions: int, messages: int, seed: int = 1) -> None:
+    """Create a file of the original application, with random order of ids and times."""
     rng = random.Random(seed)
     with closing(make_file(path, generation=2)) as db:
         db.execute("BEGIN")
         ids = [f"s-{rng.getrandbits(48):012x}" for _ in range(sessions)]
         for id_ in ids:
-            add_session(db, id_, title=f"about {id_} 한국어")
+            insert_session(db, id_, title=f"about {id_} 한국어")
         for number in range(messages):
             when = f"2026-02-05T{rng.randrange(24):02}:00:{rng.randrange(60):02}.{rng.randrange(1_000_000):06}"
             metadata = json.dumps({"n": number, "score": rng.random(), "text": "é\u2028\n"})
-            add(db, f"m-{number}", rng.choice(ids), when=when, metadata=metadata)
+            insert_message(db, f"m-{number}", rng.choice(ids), when=when, metadata=metadata)
         db.execute("COMMIT")
 
 
-def add_session(db: sqlite3.Connection, id_: object, **columns: Any) -> None:
-    """Store a session, with valid or invalid values."""
+def insert_session(db: sqlite3.Connection, id_: object, **columns: Any) -> None:
+    """Store a session with valid or invalid values."""
     when = columns.get("when", "2026-02-05T15:17:45.407069")
     metadata = columns.get("metadata", "{}")
     db.execute(INSERT_SESSION, (id_, columns.get("title", "title"), when, columns.get("updated", when), metadata))
 
 
-def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) -> None:
-    """Store a message, with valid or invalid values."""
+def insert_message(db: sqlite3.Connection, id_: object, session: object, **columns: Any) -> None:
+    """Store a message with valid or invalid values."""
     db.execute(
         INSERT_MESSAGE,
         (
@@ -93,13 +101,13 @@ def add(db: sqlite3.Connection, id_: object, session: object, **columns: Any) ->
     )
 
 
-def age(path: Path) -> None:
-    """Set a file's mtime to long ago."""
+def make_old(path: Path) -> None:
+    """Set a file's mtime to a time long ago."""
     os.utime(path, (1_000_000_000, 1_000_000_000))
 
 
 class Trigger:
-    """A watcher that acts when a phase has begun, or after some of its rows."""
+    """A watcher that acts at the start of a phase, or after some of its rows."""
 
     def __init__(self, name: str, act: Callable[[], object], *, after_rows: int = 0) -> None:
         self._name = name
@@ -109,7 +117,7 @@ class Trigger:
         self.acted = False
         self.said: list[str] = []
         self.rows = 0
-        """Rows reported in all phases."""
+        """Number of rows reported in all phases."""
 
     def phase(self, name: str, rows: int | None) -> None:
         self._phase = name

@@ -1,26 +1,38 @@
-"""The migration command in a process of its own, and the moment at which it waits for a lock."""
+"""The migration command as a separate process, and a wait for the moment at which it needs a lock."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+KILLS: Final = 20
+"""Kills or interrupts of one test, at random moments."""
+MAX_ROUNDS: Final = 4 * KILLS
+"""Rounds within which they must succeed; a run that ends first does not count."""
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the command in its own process."""
+def seeded_random() -> random.Random:
+    """Return the random numbers of a run, which `FLUX_MEMORY_TRANSFER_SEED` varies."""
+    return random.Random(os.environ.get("FLUX_MEMORY_TRANSFER_SEED", "7"))
+
+
+def start_command(*arguments: object) -> subprocess.Popen[str]:
+    """Start the command."""
     command = [sys.executable, "-m", "flux_memory", "migrate", "--yes", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def start_there(path: Path, dsn: str) -> subprocess.Popen[str]:
-    return start("--sqlite-path", path, "--postgres-dsn", dsn, "--batch-size", 50)
+def start_migration(path: Path, dsn: str) -> subprocess.Popen[str]:
+    return start_command("--sqlite-path", path, "--postgres-dsn", dsn, "--batch-size", 50)
 
 
-async def waiting_for_lock(connection: Any) -> int:
-    """Wait until the migration waits for a lock, and return the pid of its server process."""
+async def wait_for_lock(connection: Any) -> int:
+    """Wait until the migration waits for a lock, and return the process id of its server process."""
     async with asyncio.timeout(20):
         while True:
             pid = await connection.fetchval(

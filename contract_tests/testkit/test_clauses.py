@@ -1,4 +1,4 @@
-"""What clauses are made of: the registry, the recorder, and cancellation at every await."""
+"""Tests the parts of clauses: the registry, the recorder, and cancellation at every await."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from bound_stores import verdict
+from bound_stores import run_clause
 
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore, clause
 from flux_memory.testkit.clauses import GROUPS
@@ -26,7 +26,7 @@ def registry() -> Iterator[None]:
 
 
 def test_every_clause_is_in_the_contract() -> None:
-    """No clause is hidden by another one's name, and none is left out of `MemoryContract`."""
+    """No clause is hidden by another one's name, and `MemoryContract` includes all of them."""
     methods = {
         f"{function.__module__}.{function.__qualname__}"
         for name, function in inspect.getmembers(MemoryContract, inspect.isfunction)
@@ -37,7 +37,7 @@ def test_every_clause_is_in_the_contract() -> None:
 
 
 def test_every_clause_is_a_sentence() -> None:
-    """What is promised and what is lost are read by people who have not read the code."""
+    """Readers who have not seen the code read the promises and the losses."""
     for known in CLAUSES.values():
         for sentence in (known.promise, known.impact):
             assert re.fullmatch(r"[^a-z].*[.]", sentence), f"{known.id}: {sentence}"
@@ -45,7 +45,7 @@ def test_every_clause_is_a_sentence() -> None:
 
 
 def test_two_clauses_with_one_id(registry: None) -> None:
-    """An id names one promise for ever."""
+    """An id names one promise forever."""
 
     def test_another(self: object, store: StoreUnderTest) -> None: ...
 
@@ -64,14 +64,14 @@ def test_two_clauses_with_one_name(registry: None) -> None:
 
 @pytest.mark.parametrize("clause_id", ["ORD-1", "FM-ORD-1", "FM-XYZ-001", "fm-ord-001"])
 def test_malformed_ids(clause_id: str) -> None:
-    """Ids have one form, and a group that has a name."""
+    """Ids have one form and begin with a known group."""
     with pytest.raises(ValueError, match="is not a clause id"):
         clause(clause_id, promise="P.", impact="L.")
 
 
 @pytest.mark.asyncio
 async def test_a_reproduction_is_code_that_reproduces() -> None:
-    """What the recorder prints can be pasted, and does the same again."""
+    """The recorder's output can be pasted and repeats the same calls."""
     store = ReferenceStore()
     tried = StoreUnderTest(lambda: ReferenceMemory(store))
     memory = tried.open()
@@ -93,7 +93,7 @@ async def test_a_reproduction_is_code_that_reproduces() -> None:
 
 @pytest.mark.asyncio
 async def test_a_long_reproduction_is_cut() -> None:
-    """Hundreds of calls of one kind are counted, not listed."""
+    """Hundreds of similar calls are counted, not listed."""
     tried = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))
     memory = tried.open()
     for _ in range(200):
@@ -106,7 +106,7 @@ async def test_a_long_reproduction_is_cut() -> None:
 
 @pytest.mark.asyncio
 async def test_every_suspension_is_cancelled() -> None:
-    """Each await of a call is once where it is cancelled, asleep and awoken, and one attempt ends by itself."""
+    """Each await of a call is cancelled once, both while it sleeps and after it woke; one attempt runs to its end."""
     reached: list[int] = []
 
     async def call(number: int) -> int:
@@ -128,25 +128,25 @@ async def test_every_suspension_is_cancelled() -> None:
     assert attempts[8].cancelled
 
 
-def test_a_method_that_is_no_coroutine_is_named() -> None:
-    """Whoever forgot `async` is not told of an `await` expression in the kit."""
+def test_a_method_that_is_not_a_coroutine_is_named() -> None:
+    """The error for a forgotten `async` names the method, not an `await` in the kit."""
 
     class Plain(ReferenceMemory):
         def create_session(self, *_: object, **__: object) -> str:  # type: ignore[override]
             return "s"
 
     shared = ReferenceStore()
-    found = verdict("FM-ORD-001", StoreUnderTest(lambda: Plain(shared)))
+    found = run_clause("FM-ORD-001", StoreUnderTest(lambda: Plain(shared)))
     assert "create_session() gave a str at once: a memory's methods are `async def`" in str(found)
 
 
 def test_a_method_that_is_missing_is_explained() -> None:
-    """A backend refuses a call that it does not support; it does not leave the method out."""
+    """A backend refuses an unsupported call; it does not omit the method."""
 
     class Less:
         async def close(self) -> None: ...
 
-    found = verdict("FM-ORD-001", StoreUnderTest(Less))  # type: ignore[arg-type]
+    found = run_clause("FM-ORD-001", StoreUnderTest(Less))  # type: ignore[arg-type]
     assert isinstance(found, AttributeError)
     assert found.__notes__ == [
         "A memory has every method of `flux_memory.Memory`; it raises InvalidInputError if unsupported."
@@ -154,17 +154,17 @@ def test_a_method_that_is_missing_is_explained() -> None:
 
 
 def test_a_factory_that_is_a_coroutine_is_named() -> None:
-    """Nothing is said of a coroutine that has no attribute."""
+    """The error does not complain about an attribute that a coroutine lacks."""
 
     async def connect() -> ReferenceMemory:
         return ReferenceMemory(ReferenceStore())
 
-    found = verdict("FM-ORD-001", StoreUnderTest(connect))  # type: ignore[arg-type]
+    found = run_clause("FM-ORD-001", StoreUnderTest(connect))  # type: ignore[arg-type]
     assert "memory_factory returned a coroutine, not a memory: make it a plain function" in str(found)
 
 
 def test_a_reproduction_tells_event_loops_apart() -> None:
-    """On one loop the same calls would work."""
+    """On a single loop the same calls would work."""
     store = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))
-    assert verdict("FM-LIF-009", store) is None
+    assert run_clause("FM-LIF-009", store) is None
     assert "'second loop')  # on another event loop" in store.transcript.text()

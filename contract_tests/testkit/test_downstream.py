@@ -1,4 +1,4 @@
-"""A stranger's project: the built wheel in an empty environment, a backend of its own, four lines of test."""
+"""Tests a downstream project: the built wheel in an empty environment, and four lines of test for its own backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 
-# An honest backend that knows nothing of this library's internals but hands the work to its SQLite memory.
+# A backend that delegates to the SQLite memory through public names only.
 BACKEND = """
 from flux_memory import ConversationMemory
 
@@ -48,7 +48,7 @@ filterwarnings = error
 """
 
 
-def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_command(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV", "PYTHON"))
     }
@@ -57,37 +57,37 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def downstream_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment that holds the built wheel with its testkit, and nothing of this checkout."""
+    """The interpreter of an environment with the built wheel and its testkit, and without this checkout."""
     place = tmp_path_factory.mktemp("downstream")
     python = str(place / "environment" / "bin" / "python")
     for command in (
         (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(PROJECT)),
         (sys.executable, "-m", "venv", str(place / "environment")),
     ):
-        done = run(*command, cwd=place)
+        done = run_command(*command, cwd=place)
         assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = place.glob("*.whl")
-    done = run(python, "-m", "pip", "install", "-q", f"{wheel}[testkit]", "pytest-xdist", cwd=place)
+    done = run_command(python, "-m", "pip", "install", "-q", f"{wheel}[testkit]", "pytest-xdist", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return python
 
 
 @pytest.mark.parametrize(("mode", "scope"), [("strict", "function"), ("auto", "session")])
 def test_four_lines_plug_a_backend_in(downstream_python: str, tmp_path: Path, mode: str, scope: str) -> None:
-    """The contract runs from the wheel in a stranger's project, whatever its asyncio mode and loop scopes."""
+    """The contract runs from the wheel in a downstream project with any asyncio mode and loop scopes."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
     (tmp_path / "test_mine.py").write_text(FOUR_LINES.format(kind="MyMemory"))
     (tmp_path / "pytest.ini").write_text(CONFIGURATION.format(mode=mode, scope=scope))
-    done = run(downstream_python, "-m", "pytest", "-q", "-k", "FM-SES or FM-ORD or FM-CON", cwd=tmp_path)
+    done = run_command(downstream_python, "-m", "pytest", "-q", "-k", "FM-SES or FM-ORD or FM-CON", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "TestMine" in done.stdout
 
 
-def test_a_broken_backend_is_told_what_its_users_lose(downstream_python: str, tmp_path: Path) -> None:
-    """A failing clause names itself, the promise, the loss, and shows the calls that reproduce it."""
+def test_a_failing_clause_says_what_users_lose(downstream_python: str, tmp_path: Path) -> None:
+    """A failing clause shows its id, its promise, the users' loss, and the calls that reproduce it."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
     (tmp_path / "test_mine.py").write_text(FOUR_LINES.format(kind="ForgetfulMemory"))
-    done = run(downstream_python, "-m", "pytest", "-q", "-k", "FM-TXT-002 or FM-TXT-001", cwd=tmp_path)
+    done = run_command(downstream_python, "-m", "pytest", "-q", "-k", "FM-TXT-002 or FM-TXT-001", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FM-TXT-002" in done.stdout
     assert "update_session_title(" in done.stdout
@@ -95,9 +95,9 @@ def test_a_broken_backend_is_told_what_its_users_lose(downstream_python: str, tm
 
 
 def test_a_factory_on_the_command_line_plugs_a_backend_in(downstream_python: str, tmp_path: Path) -> None:
-    """The other way: no test file at all, one option that names a function."""
+    """Without a test file, one option that names a function is enough."""
     (tmp_path / "mypackage.py").write_text(BACKEND)
-    done = run(
+    done = run_command(
         *(
             downstream_python,
             "-m",

@@ -1,4 +1,4 @@
-"""`flux-memory contract diff`: what changed between two runs of the contract, and whether that is worse."""
+"""Tests `flux-memory contract diff`: the changes between two runs, and which of them are worse."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flux_memory.testkit.evidence.document import Result as Found
 Backends = dict[str, Found | Outcome]
 
 
-def run_of(**clauses: Backends) -> Evidence:
-    """A run whose clauses ORD_001=... came to these outcomes on these backends."""
+def make_evidence(**clauses: Backends) -> Evidence:
+    """Return a run with these outcomes of clauses, such as ORD_001=..., by backend."""
     found = {
         name: {
             backend: each if isinstance(each, Found) else Found(each, reason="" if each == "held" else f"why {each}")
@@ -58,9 +58,9 @@ def diff(tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.mark.parametrize("after", ["failed", "advisory", "unverified", "not claimed", "not run"])
-def test_what_held_and_holds_no_longer_is_worse(diff: Callable[..., Result], after: Outcome) -> None:
-    """The exit code is 1 for whatever is not seen to hold any more; no run is green for want of evidence."""
-    result = diff(run_of(ORD_001={"A": "held"}), run_of(ORD_001={"A": after}))
+def test_a_clause_that_no_longer_holds_is_worse(diff: Callable[..., Result], after: Outcome) -> None:
+    """The exit code is 1 if a clause that held is not seen to hold; missing evidence is not a pass."""
+    result = diff(make_evidence(ORD_001={"A": "held"}), make_evidence(ORD_001={"A": after}))
     assert result.exit_code == 1, result.output
     title = "Newly failing" if after in {"failed", "advisory"} else "No longer seen to hold"
     assert f"{title}: 1\n  FM-ORD-001 on A: held -> {after}. Promises ORD_001.\n      why {after}\n" in result.output
@@ -68,17 +68,17 @@ def test_what_held_and_holds_no_longer_is_worse(diff: Callable[..., Result], aft
 
 
 def test_a_backend_that_is_gone_is_worse(diff: Callable[..., Result]) -> None:
-    """A backend that nobody ran any more is not seen to hold anything."""
-    result = diff(run_of(ORD_001={"A": "held", "B": "held"}), run_of(ORD_001={"A": "held"}))
+    """A backend that is no longer tested is not seen to hold any clause."""
+    result = diff(make_evidence(ORD_001={"A": "held", "B": "held"}), make_evidence(ORD_001={"A": "held"}))
     assert result.exit_code == 1
     assert "No longer seen to hold: 1\n  B, in one of the two reports only: 1\n" in result.output
 
 
 def test_a_backend_that_is_new_or_never_held_is_one_line(diff: Callable[..., Result]) -> None:
-    """A backend that came, or went without ever having held anything, is no reason to fail, and no page of clauses."""
+    """A new backend, or a removed one that never held a clause, takes one line and does not fail the comparison."""
     clauses = ("ORD_001", "ORD_002")
-    before = run_of(**{name: {"A": "held", "Gone": "failed"} for name in clauses})
-    result = diff(before, run_of(**{name: {"A": "held", "New": "held"} for name in clauses}))
+    before = make_evidence(**{name: {"A": "held", "Gone": "failed"} for name in clauses})
+    result = diff(before, make_evidence(**{name: {"A": "held", "New": "held"} for name in clauses}))
     assert result.exit_code == 0
     assert "Added: 2\n  New, in one of the two reports only: 2\n" in result.output
     assert "Removed: 2\n  Gone, in one of the two reports only: 2\n" in result.output
@@ -98,33 +98,35 @@ OTHER: dict[str, Backends] = {"ORD_009": {"A": "held"}}
         ({"ORD_001": {"A": Found("held", 0.1)}}, {"ORD_001": {"A": Found("held", 0.5)}}, "Slower: 1"),
     ],
 )
-def test_what_is_not_worse_is_shown(
+def test_changes_that_are_not_worse_are_listed(
     diff: Callable[..., Result], before: dict[str, Backends], after: dict[str, Backends], title: str
 ) -> None:
-    """Clauses fixed, added to the contract, taken from it or slower are named, with the exit code 0."""
-    result = diff(run_of(**before), run_of(**after))
+    """Clauses that were fixed, added, removed or became slower are listed, with exit code 0."""
+    result = diff(make_evidence(**before), make_evidence(**after))
     assert result.exit_code == 0, result.output
     assert f"\n{title}\n  FM-ORD-001 on " in result.output
     assert result.output.endswith("\nall that held still holds\n")
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.001, 0.2), (1.0, 1.9), (2.0, 1.0), (0.3, 0.3)])
-def test_a_busy_machine_is_no_news(before: float, after: float) -> None:
-    """A clause is slower when it takes twice as long and noticeably so, not when a few milliseconds swing."""
-    assert not compare(run_of(ORD_001={"A": Found("held", before)}), run_of(ORD_001={"A": Found("held", after)})).slower
+def test_noise_is_not_called_slower(before: float, after: float) -> None:
+    """A clause is slower if it takes twice as long and noticeably so, not if a few milliseconds vary."""
+    assert not compare(
+        make_evidence(ORD_001={"A": Found("held", before)}), make_evidence(ORD_001={"A": Found("held", after)})
+    ).slower
 
 
 def test_nothing_changed(diff: Callable[..., Result]) -> None:
-    """Two runs that came to the same say so in two lines."""
-    same = run_of(ORD_001={"A": "held"}, ORD_002={"A": "failed"}, ORD_003={"A": "not claimed"})
+    """Two runs with the same outcomes give two lines."""
+    same = make_evidence(ORD_001={"A": "held"}, ORD_002={"A": "failed"}, ORD_003={"A": "not claimed"})
     result = diff(same, same)
     assert result.exit_code == 0
     assert len(result.output.strip().splitlines()) == 3
 
 
 def test_json(diff: Callable[..., Result]) -> None:
-    """For programs: every kind of change, and whether it is worse."""
-    result = diff(run_of(ORD_001={"A": "held"}), run_of(ORD_001={"A": "failed"}), "--json")
+    """The JSON has every kind of change, and whether it is worse."""
+    result = diff(make_evidence(ORD_001={"A": "held"}), make_evidence(ORD_001={"A": "failed"}), "--json")
     assert result.exit_code == 1
     data = json.loads(result.output)
     assert data["worse"] is True
@@ -133,14 +135,14 @@ def test_json(diff: Callable[..., Result]) -> None:
 
 
 def test_a_directory_without_a_report_says_what_to_give(tmp_path: Path) -> None:
-    """The commonest mistake: the directory above the one with the report."""
+    """The most common mistake is to name the parent of the report's directory."""
     result = CliRunner().invoke(contract, ["diff", str(tmp_path), str(tmp_path)])
     assert result.exit_code == 2
     assert "No such file or directory; give a directory that pytest --flux-report has written" in result.output
 
 
-def test_a_file_that_is_no_report(tmp_path: Path) -> None:
-    """The wrong file, or a directory without a report, ends with 2 and its name."""
+def test_a_file_that_is_not_a_report_is_named(tmp_path: Path) -> None:
+    """The wrong file, or a directory without a report, gives exit code 2 and an error with its name."""
     (tmp_path / "wrong.json").write_text("{}")
     for path in (tmp_path / "wrong.json", tmp_path):
         result = CliRunner().invoke(contract, ["diff", str(path), str(path)])
@@ -149,7 +151,7 @@ def test_a_file_that_is_no_report(tmp_path: Path) -> None:
 
 
 def test_reports_are_compared_without_the_testkit_installed() -> None:
-    """The command needs nothing that only the extra `testkit` brings."""
+    """The command needs nothing from the extra `testkit`."""
     code = (
         "import sys; sys.modules['pytest'] = sys.modules['hypothesis'] = None\n"
         "from flux_memory.cli.contract import contract\n"

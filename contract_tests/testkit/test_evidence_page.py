@@ -1,4 +1,4 @@
-"""The HTML report in a real browser: readable at phone and desktop width, in light and dark, filtered and printed."""
+"""Tests the HTML report in a real browser: width of phone and desktop, light and dark, filters, print."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from flux_memory.testkit.evidence.document import (
 )
 from flux_memory.testkit.evidence.page import page
 
-PHONE: Final = 375
-DESKTOP: Final = 1280
-READABLE: Final = 4.5
-"""The contrast that WCAG asks of text."""
+PHONE_PIXELS: Final = 375
+DESKTOP_PIXELS: Final = 1280
+MIN_CONTRAST: Final = 4.5
+"""The minimum contrast of text according to WCAG."""
 
 ARGUMENTS: Final = (
     "--headless=new",
@@ -38,7 +38,7 @@ ARGUMENTS: Final = (
     "--disable-sync",
 )
 
-# The colours of every text that can be seen, with what is painted behind it.
+# The contrast of each visible text with the colour behind it.
 CONTRASTS: Final = """
 const channels = text => text.match(/[\\d.]+/g).map(Number);
 const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
@@ -60,7 +60,7 @@ for (const element of document.querySelectorAll("body *")) {
 }
 return found;
 """
-# What is cut off or reaches beyond the window; a table and a piece of code may be scrolled.
+# Elements that reach beyond the window; tables and code may scroll.
 SPILLED: Final = """
 return [...document.querySelectorAll("body *")]
     .filter(element => !element.closest(".scroll, pre") && element.getBoundingClientRect().right > innerWidth + 1)
@@ -79,7 +79,7 @@ OUTCOMES: Final[dict[str, tuple[Outcome, Outcome]]] = {
 }
 
 
-def a_run_with_everything() -> Evidence:
+def make_full_run() -> Evidence:
     names = ("SQLite", "A backend with quite a long name")
 
     def result(outcome: Outcome) -> Result:
@@ -144,7 +144,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if browser is None or driver is None:
         without_browser("there is no Chromium: apt-get install chromium chromium-driver")
     try:
-        from selenium import webdriver  # noqa: PLC0415 - only here is it needed
+        from selenium import webdriver  # noqa: PLC0415 - an optional dependency
     except ImportError:
         without_browser("selenium is not installed: nox -s browser")
     options = webdriver.ChromeOptions()
@@ -158,20 +158,20 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page, as a file."""
+def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page as a file."""
     path = tmp_path_factory.mktemp("page") / "contract.html"
-    path.write_text(page(a_run_with_everything()), encoding="utf-8")
+    path.write_text(page(make_full_run()), encoding="utf-8")
     return path
 
 
-def look(chromium: Any, report: Path, width: int = DESKTOP, scheme: str = "light") -> None:
+def open_page(chromium: Any, report_page: Path, width: int = DESKTOP_PIXELS, scheme: str = "light") -> None:
     """Open the page at a width, in a colour scheme."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE_PIXELS}
     chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
-    chromium.get(report.as_uri())
+    chromium.get(report_page.as_uri())
     if pictures := os.environ.get("FLUX_MEMORY_SCREENSHOTS"):
         place = Path(pictures)
         place.mkdir(parents=True, exist_ok=True)
@@ -180,30 +180,30 @@ def look(chromium: Any, report: Path, width: int = DESKTOP, scheme: str = "light
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_readable(chromium: Any, report: Path, width: int, scheme: str) -> None:
-    """Nothing reaches beyond the window, and every text stands out from what is behind it."""
-    look(chromium, report, width, scheme)
+@pytest.mark.parametrize("width", [PHONE_PIXELS, DESKTOP_PIXELS])
+def test_readable(chromium: Any, report_page: Path, width: int, scheme: str) -> None:
+    """No element reaches beyond the window, and every text contrasts with its background."""
+    open_page(chromium, report_page, width, scheme)
     assert chromium.execute_script("return innerWidth") == width
     assert chromium.execute_script(SPILLED) == []
     contrasts = chromium.execute_script(CONTRASTS)
     assert len(contrasts) > 15
-    assert {name: ratio for name, ratio in contrasts.items() if ratio < READABLE} == {}
+    assert {name: ratio for name, ratio in contrasts.items() if ratio < MIN_CONTRAST} == {}
 
 
-def test_dark_is_dark(chromium: Any, report: Path) -> None:
+def test_dark_is_dark(chromium: Any, report_page: Path) -> None:
     """The page follows the system's colour scheme."""
     backgrounds = set()
     for scheme in ("light", "dark"):
-        look(chromium, report, scheme=scheme)
+        open_page(chromium, report_page, scheme=scheme)
         backgrounds.add(chromium.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert backgrounds == {"rgb(255, 255, 255)", "rgb(13, 17, 23)"}
 
 
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_filter(chromium: Any, report: Path, width: int) -> None:
-    """A click on an outcome leaves the clauses that came to it on some backend; held is held on all."""
-    look(chromium, report, width)
+@pytest.mark.parametrize("width", [PHONE_PIXELS, DESKTOP_PIXELS])
+def test_filter(chromium: Any, report_page: Path, width: int) -> None:
+    """A click on an outcome shows the clauses that have it on some backend; held means on all of them."""
+    open_page(chromium, report_page, width)
     expected = {
         "held": ["FM-TXT-001"],
         "failed": ["FM-TXT-002"],
@@ -219,25 +219,25 @@ def test_filter(chromium: Any, report: Path, width: int) -> None:
         assert chromium.execute_script(GROUPS_SHOWN) == (2 if choice == "all" else 1)
 
 
-def test_filter_by_keyboard(chromium: Any, report: Path) -> None:
-    """The filter can be reached and changed without a mouse."""
-    look(chromium, report)
+def test_filter_by_keyboard(chromium: Any, report_page: Path) -> None:
+    """The filter works without a mouse."""
+    open_page(chromium, report_page)
     chromium.execute_script("document.getElementById('only-all').focus()")
     chromium.switch_to.active_element.send_keys("\ue014")  # the right arrow
     assert chromium.execute_script(SHOWN) == ["FM-TXT-001"]
 
 
-def test_nothing_is_fetched(chromium: Any, report: Path) -> None:
-    """The page is one file: it loads nothing, runs no script, and the browser has nothing to complain about."""
-    look(chromium, report)
+def test_nothing_is_fetched(chromium: Any, report_page: Path) -> None:
+    """The page is one file: it loads nothing, runs no script, and logs nothing to the console."""
+    open_page(chromium, report_page)
     assert chromium.execute_script("return performance.getEntriesByType('resource').map(each => each.name)") == []
     assert chromium.execute_script("return document.scripts.length") == 0
     assert [each for each in chromium.get_log("browser") if "favicon" not in each["message"]] == []
 
 
-def test_printed(chromium: Any, report: Path) -> None:
-    """On paper there is no filter, and the colours are those of light paper, from a dark screen too."""
-    look(chromium, report, scheme="dark")
+def test_printed(chromium: Any, report_page: Path) -> None:
+    """On paper there is no filter, and the colours are light, even from a dark screen."""
+    open_page(chromium, report_page, scheme="dark")
     features = [{"name": "prefers-color-scheme", "value": "light"}]
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
     assert not chromium.execute_script("return document.querySelector('.filter').checkVisibility()")

@@ -1,4 +1,4 @@
-"""No plugin, fixture, mark or selection makes a run pass whose clauses were not seen to hold."""
+"""Tests that no plugin, fixture, mark or selection passes a run whose clauses were not seen to hold."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off", "--flux-report=report"
 INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\nmarkers = ours\n"
 
 
-def run(
+def run_contract(
     pytester: pytest.Pytester, *args: str, above: str = "", fixture: str = "", within: str = "", conftest: str = ""
 ) -> pytest.RunResult:
-    """Run a contract of two clauses that fail, with something that hides it."""
+    """Run a contract of two failing clauses with a part that hides the failure."""
     pytester.makepyfile(test_mine=CONTRACT.format(above=above, fixture=fixture, within=within))
     pytester.makeini(INI)
     pytester.makeconftest(conftest)
     return pytester.runpytest_subprocess(*PLAIN, *args)
 
 
-def outcomes(directory: Path) -> dict[str, str]:
-    """Return the outcomes of the two clauses by the end of their ids."""
+def read_outcomes(directory: Path) -> dict[str, str]:
+    """Return the outcomes of the two clauses by the last digits of their ids."""
     evidence = read_evidence(directory / "report")
     ids = ("FM-ORD-901", "FM-ORD-902")
     return {clause.id[-3:]: result.outcome for clause, result in evidence.results_of("Mine") if clause.id in ids}
@@ -114,8 +114,8 @@ WORKERS = pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdis
 
 
 @WORKERS
-def test_a_skip_is_unverified_whatever_its_reason_says(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
-    """Only the kit leaves a clause out as not claimed; the words of a reason decide nothing."""
+def test_a_skip_with_any_reason_is_unverified(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    """Only the kit marks a clause as not claimed; the text of a reason decides nothing."""
     pytester.makepyfile(test_mine=SKIPPING)
     pytester.makeini(INI)
     result = pytester.runpytest_subprocess(*PLAIN, "--flux-strict", *workers)
@@ -141,16 +141,16 @@ SKIPPING_HOOKS = """
 
 
 def test_a_skip_by_a_plugin_is_unverified(pytester: pytest.Pytester) -> None:
-    """A plugin named by -p has no more to say than a fixture."""
+    """A plugin given with -p has no more authority than a fixture."""
     pytester.makepyfile(leaving_out=SKIPPING_HOOKS)
-    assert run(pytester, "-p", "leaving_out", "--flux-strict").ret == pytest.ExitCode.TESTS_FAILED
-    assert outcomes(pytester.path) == {"901": "unverified", "902": "unverified"}
+    assert run_contract(pytester, "-p", "leaving_out", "--flux-strict").ret == pytest.ExitCode.TESTS_FAILED
+    assert read_outcomes(pytester.path) == {"901": "unverified", "902": "unverified"}
 
 
 @WORKERS
 def test_a_run_in_which_nothing_was_checked_fails(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
-    """Also when it is not strict: no clause was seen to hold, and the summary says so."""
-    result = run(pytester, *workers, fixture="pytest.skip('no server')")
+    """It fails without --flux-strict too: no clause was seen to hold, and the summary says so."""
+    result = run_contract(pytester, *workers, fixture="pytest.skip('no server')")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: no clause could be checked"])
 
@@ -168,7 +168,7 @@ XFAILS = {
 @pytest.mark.parametrize("way", XFAILS)
 def test_an_xfail_of_others_is_a_usage_error(pytester: pytest.Pytester, way: str) -> None:
     """A mark does not excuse a clause; the error names the decorator that does."""
-    result = run(pytester, **XFAILS[way])
+    result = run_contract(pytester, **XFAILS[way])
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
         ["*test_fails*: only @known_failure(clause_id, reason=...) above the class may declare*"]
@@ -205,10 +205,10 @@ LATE_XFAILS = {
 
 @pytest.mark.parametrize("way", LATE_XFAILS)
 def test_an_xfail_that_comes_late_fails_its_clause(pytester: pytest.Pytester, way: str) -> None:
-    """After the collection, and in a worker of xdist, there is no usage error any more: each clause fails."""
+    """After collection, and in a worker of xdist, it cannot be a usage error: each clause fails."""
     hiding, workers = LATE_XFAILS[way]
-    assert run(pytester, *workers, **hiding).ret == pytest.ExitCode.TESTS_FAILED
-    assert outcomes(pytester.path) == {"901": "failed", "902": "failed"}
+    assert run_contract(pytester, *workers, **hiding).ret == pytest.ExitCode.TESTS_FAILED
+    assert read_outcomes(pytester.path) == {"901": "failed", "902": "failed"}
 
 
 GREEN = {
@@ -273,9 +273,9 @@ GREEN = {
 def test_a_report_turned_green_does_not_turn_the_run_green(
     pytester: pytest.Pytester, way: str, workers: tuple[str, ...]
 ) -> None:
-    """What a clause raised decides, and that it ran to its end; the run fails with or without --flux-strict."""
-    assert run(pytester, *workers, conftest=GREEN[way]).ret == pytest.ExitCode.TESTS_FAILED
-    assert outcomes(pytester.path) == {"901": "failed", "902": "failed"}
+    """The exception of a clause decides, and that it ran to its end; the run fails with and without --flux-strict."""
+    assert run_contract(pytester, *workers, conftest=GREEN[way]).ret == pytest.ExitCode.TESTS_FAILED
+    assert read_outcomes(pytester.path) == {"901": "failed", "902": "failed"}
     assert "2 of" in (badge := (pytester.path / "report" / "badge.svg").read_text())
     assert " failed</title>" in badge
 
@@ -294,21 +294,21 @@ def test_a_report_turned_green_does_not_turn_the_run_green(
     ids=" ".join,
 )
 def test_a_strict_run_runs_every_clause(pytester: pytest.Pytester, selection: list[str]) -> None:
-    """What -k or -m deselects was not checked; in a gate that is no pass, though every test that ran passed."""
+    """Clauses deselected by -k or -m were not checked, so a strict run fails even if every test that ran passed."""
     passing = "@known_failure('FM-ORD-901', reason='later')\n    @known_failure('FM-ORD-902', reason='later')"
-    result = run(pytester, "--flux-strict", *selection, above=passing)
+    result = run_contract(pytester, "--flux-strict", *selection, above=passing)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and ? of 2 clauses did not run"])
 
 
 def test_a_selection_passes_where_the_run_is_not_strict(pytester: pytest.Pytester) -> None:
-    """Without the gate, a project runs its own tests, or one clause, as with any other suite."""
-    assert run(pytester, "-k", "of_their_own").ret == 0
-    assert run(pytester, "-k", "FM-ORD-901", above="@known_failure('FM-ORD-901', reason='later')").ret == 0
+    """Without --flux-strict a project can run its own tests, or one clause, as in any suite."""
+    assert run_contract(pytester, "-k", "of_their_own").ret == 0
+    assert run_contract(pytester, "-k", "FM-ORD-901", above="@known_failure('FM-ORD-901', reason='later')").ret == 0
 
 
 def test_a_strict_run_has_a_clause(pytester: pytest.Pytester) -> None:
-    """A module of clauses that is skipped as a whole leaves no trace of them; the gate fails all the same."""
+    """A module that is skipped as a whole leaves no trace of its clauses; a strict run fails nonetheless."""
     pytester.makepyfile(test_mine="import pytest\npytest.importorskip('no_such_driver')", test_other="def test(): pass")
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--flux-strict")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -317,25 +317,25 @@ def test_a_strict_run_has_a_clause(pytester: pytest.Pytester) -> None:
 
 @WORKERS
 def test_the_kits_own_excuses_pass(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
-    """A known failure and a clause that is not claimed fail no run, and are told apart in the evidence."""
+    """A known failure and an unclaimed clause do not fail a run, and the evidence tells them apart."""
     above = "@known_failure('FM-ORD-901', reason='later')"
     within = "capabilities = ALL & ~Capability.CURSOR"
-    assert run(pytester, *workers, above=above, within=within).ret == 0
-    assert outcomes(pytester.path) == {"901": "failed", "902": "not claimed"}
+    assert run_contract(pytester, *workers, above=above, within=within).ret == 0
+    assert read_outcomes(pytester.path) == {"901": "failed", "902": "not claimed"}
     known = {clause.id: result.known for clause, result in read_evidence(pytester.path / "report").results_of("Mine")}
     assert (known["FM-ORD-901"], known["FM-ORD-902"]) == (True, False)
 
 
 def test_a_strict_run_in_which_no_clause_held_fails(pytester: pytest.Pytester) -> None:
-    """Every clause excused is a contract that is not kept."""
+    """A contract with every clause excused is not kept."""
     above = "@known_failure('FM-ORD-901', reason='later')"
-    result = run(pytester, "--flux-strict", above=above, within="capabilities = ALL & ~Capability.CURSOR")
+    result = run_contract(pytester, "--flux-strict", above=above, within="capabilities = ALL & ~Capability.CURSOR")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and no clause held"])
 
 
-def test_none_held_is_never_held() -> None:
-    """Neither badge nor card nor headline calls a contract kept of which nothing was seen to hold."""
+def test_a_contract_without_a_held_clause_is_not_held() -> None:
+    """No badge, card or headline calls a contract held if no clause was seen to hold."""
     assert verdict([]) == ("none held", "unverified")
     assert verdict([Result("not claimed")] * 2) == ("none held, 2 not claimed", "unverified")
     assert verdict([Result("advisory"), Result("not claimed")])[1] == "unverified"

@@ -1,4 +1,4 @@
-"""What a failed test leaves to be looked at, on request: its database, and the server it is on."""
+"""Tests that a failed test's database and server stay for inspection, on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAILING = """
     async def test_fails(flux_postgres_clean_dsn):
         memory = PostgresConversationMemory(flux_postgres_clean_dsn)
         await memory.create_session("what was there")
-        # Left open: whoever is connected must not prevent the copy.
+        # Left open, because an open connection must not prevent the copy.
         assert False
 
     @pytest.mark.asyncio
@@ -47,14 +47,14 @@ async def fetch(dsn: str, statement: str) -> list[Any]:
 
 @pytest.mark.parametrize("keep", [True, False], ids=["on request", "by default"])
 def test_a_failed_tests_database_is_kept(pytester: pytest.Pytester, keep: bool) -> None:
-    """On request it is there after the run with what the test had stored; the next test starts empty all the same."""
+    """On request the database stays after the run with the test's data; the next test still starts empty."""
     pytester.makepyfile(FAILING)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     with start_server() as server:
         options = ["--flux-keep-databases"] if keep else []
         result = pytester.runpytest_subprocess("-p", "no:cacheprovider", f"--flux-postgres={server.dsn}", *options)
         result.assert_outcomes(failed=1, passed=1)
-        # Somebody else's server has a log, but not for us: nothing is shown, rather than an empty one.
+        # An external server's log is not accessible, so no log is shown.
         assert "server log" not in result.stdout.str()
         names = re.findall(KEPT, result.stdout.str(), re.MULTILINE)
         left = asyncio.run(fetch(server.dsn, "SELECT datname FROM pg_database WHERE datname ~ '^flux_memory'"))
@@ -66,7 +66,7 @@ def test_a_failed_tests_database_is_kept(pytester: pytest.Pytester, keep: bool) 
 
 
 def test_a_kept_database_outlives_its_run(tmp_path: Path) -> None:
-    """A server that was started for the run is not stopped at its end; by default it is."""
+    """On request, a server that the run started keeps running after its end; by default it stops."""
     agreement = SharedServer(tmp_path / "run")
     started = agreement.attach(lambda: Started(start(Wishes(image=""), own_mark()), "", 0.0))
     pid: int = started.running.pid  # type: ignore[attr-defined]  # a local server's

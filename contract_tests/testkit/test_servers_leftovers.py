@@ -1,4 +1,4 @@
-"""Nothing is left behind: what a killed or interrupted run leaves, and that a live one's is never touched."""
+"""Tests that killed and interrupted runs leave nothing for good, and that live runs are never touched."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import comes_true
+from waiting import becomes_true
 
 from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.directories import new_directory, sweep_directories
@@ -40,11 +40,11 @@ def test_waits(flux_postgres_dsn):
 """
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
-    assert comes_true(condition, seconds=timeout), f"{what}: not within {timeout} s"
+def assert_becomes_true(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
+    assert becomes_true(condition, seconds=timeout), f"{what}: not within {timeout} s"
 
 
-def answers(dsn: str) -> bool:
+def accepts_connections(dsn: str) -> bool:
     with closing(Statements()) as statements:
         try:
             return bool(statements.fetch_value(dsn, "SELECT 1") == 1)
@@ -53,8 +53,8 @@ def answers(dsn: str) -> bool:
 
 
 @contextmanager
-def holder(choice: str, image: str = "none") -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that holds a server, and the DSN of a database that it made there."""
+def hold_server(choice: str, image: str = "none") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that holds a server, and the DSN of a database that it created there."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, choice, image], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -67,7 +67,7 @@ def holder(choice: str, image: str = "none") -> Iterator[tuple[subprocess.Popen[
         process.communicate(timeout=60)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill_process(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait(timeout=60)
 
@@ -85,50 +85,57 @@ def containers_of(engine: Any, pid: int) -> list[str]:
 
 def test_the_next_run_removes_a_killed_runs_local_server() -> None:
     """Promise: after kill -9, the next run ends the server and removes its directory; a live run's stays."""
-    with holder("local") as (killed, dead_dsn), holder("local") as (live, live_dsn):
+    with hold_server("local") as (killed, dead_dsn), hold_server("local") as (live, live_dsn):
         assert directories_of(killed.pid)
-        kill(killed)
+        kill_process(killed)
         with start_server("local"):
             assert not directories_of(killed.pid)
-            assert not answers(dead_dsn)
-            assert answers(live_dsn)
+            assert not accepts_connections(dead_dsn)
+            assert accepts_connections(live_dsn)
             assert directories_of(live.pid)
     assert not directories_of(live.pid)
 
 
 def test_the_next_run_removes_a_killed_runs_container(docker_engine: Any, postgres_image: str) -> None:
     """Promise: after kill -9, the next run removes the container; a live run's stays."""
-    with holder("docker", postgres_image) as (killed, _), holder("docker", postgres_image) as (live, live_dsn):
+    with (
+        hold_server("docker", postgres_image) as (killed, _),
+        hold_server("docker", postgres_image) as (live, live_dsn),
+    ):
         assert containers_of(docker_engine, killed.pid)
-        kill(killed)
+        kill_process(killed)
         with start_server("docker", image=postgres_image):
             assert not containers_of(docker_engine, killed.pid)
-            assert answers(live_dsn)
+            assert accepts_connections(live_dsn)
     assert not containers_of(docker_engine, live.pid)
 
 
 def test_the_next_run_drops_a_killed_runs_databases() -> None:
-    """Promise: on somebody else's server a killed run's databases are dropped by the next run; a live run's stay."""
-    with start_server("local") as server, holder(server.dsn) as (killed, dead), holder(server.dsn) as (_, live):
-        kill(killed)
+    """Promise: on an external server, the next run drops a killed run's databases; a live run's stay."""
+    with (
+        start_server("local") as server,
+        hold_server(server.dsn) as (killed, dead),
+        hold_server(server.dsn) as (_, live),
+    ):
+        kill_process(killed)
 
         def is_gone() -> bool:
             # The server takes a moment to notice that the killed process's connection is gone.
             with start_server(server.dsn):
-                return not answers(dead)
+                return not accepts_connections(dead)
 
-        wait_until(is_gone, "the killed run's database is dropped")
-        assert answers(live)
+        assert_becomes_true(is_gone, "the killed run's database is dropped")
+        assert accepts_connections(live)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("choice", ["local", "docker"])
 def test_ctrl_c_leaves_nothing(choice: str, workers: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Promise: Ctrl-C in the middle of a test stops the server, with and without xdist."""
+    """Promise: Ctrl-C during a test stops the server, with and without xdist."""
     docker = request.getfixturevalue("docker_engine") if choice == "docker" else None
     image = request.getfixturevalue("postgres_image") if choice == "docker" else "none"
     with pytest_run(tmp_path, f"--flux-postgres={choice}", f"--flux-postgres-image={image}", f"-n{workers}") as run:
-        wait_until((tmp_path / "in-the-test").exists, "the test runs")
+        assert_becomes_true((tmp_path / "in-the-test").exists, "the test runs")
         os.killpg(run.pid, signal.SIGINT)
         said, _ = run.communicate(timeout=60)
     assert run.returncode == 2, said
@@ -137,9 +144,9 @@ def test_ctrl_c_leaves_nothing(choice: str, workers: int, tmp_path: Path, reques
 
 
 def test_ctrl_c_while_the_server_starts_leaves_nothing(tmp_path: Path) -> None:
-    """Promise: Ctrl-C while the cluster is still being made leaves nothing either."""
+    """Promise: Ctrl-C while the cluster is being created leaves nothing either."""
     with pytest_run(tmp_path, "--flux-postgres=local") as run:
-        wait_until(lambda: any(path.joinpath("pg").exists() for path in directories_of(run.pid)), "it starts")
+        assert_becomes_true(lambda: any(path.joinpath("pg").exists() for path in directories_of(run.pid)), "it starts")
         os.killpg(run.pid, signal.SIGINT)
         said, _ = run.communicate(timeout=60)
     assert run.returncode == 2, said
@@ -147,9 +154,9 @@ def test_ctrl_c_while_the_server_starts_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_next_run_cleans_up_after_a_killed_pytest_with_workers(tmp_path: Path) -> None:
-    """Promise: the controller owns what a worker has started: killed, it leaves it to the next run."""
+    """Promise: the controller owns what a worker starts; if it is killed, the next run cleans up."""
     with pytest_run(tmp_path, "--flux-postgres=local", "-n2") as run:
-        wait_until((tmp_path / "in-the-test").exists, "the test runs")
+        assert_becomes_true((tmp_path / "in-the-test").exists, "the test runs")
         assert directories_of(run.pid)
         os.killpg(run.pid, signal.SIGKILL)
         run.communicate(timeout=60)
@@ -159,8 +166,8 @@ def test_the_next_run_cleans_up_after_a_killed_pytest_with_workers(tmp_path: Pat
 
 @contextmanager
 def pytest_run(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """A pytest in a process group of its own, as a terminal would start it."""
-    # A shell starts its background jobs deaf to Ctrl-C, and so would be what they start.
+    """Run pytest in its own process group, as a terminal would."""
+    # Background jobs of a shell ignore Ctrl-C, and their children inherit that.
     hearing = signal.signal(signal.SIGINT, signal.default_int_handler)
     (directory / "pytest.ini").write_text(INI)
     (directory / "test_waiting.py").write_text(WAITING_TEST)
@@ -182,7 +189,7 @@ def pytest_run(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]
                 os.killpg(run.pid, signal.SIGKILL)
 
 
-def dead_mark() -> str:
+def make_dead_mark() -> str:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = mark_of(process.pid)
     process.communicate()
@@ -190,40 +197,40 @@ def dead_mark() -> str:
 
 
 def test_marks_tell_the_living_from_the_dead() -> None:
-    """Promise: a pid that was used again, or another host's, is never mistaken for a dead or a live owner."""
+    """Promise: a reused pid, or another host's, is never mistaken for a dead or a live owner."""
     host, pid, start = own_mark().split("-")
     assert not is_dead(own_mark())
-    assert is_dead(dead_mark())
+    assert is_dead(make_dead_mark())
     assert is_dead(f"{host}-{pid}-{int(start) + 1}"), "the pid belongs to another process now"
     assert not is_dead(f"000000-{pid}-1"), "what another host owns cannot be judged here"
     assert not is_dead("nonsense")
 
 
-def test_a_process_that_nobody_reaped_is_dead() -> None:
-    """Promise: a killed run whose parent has not looked yet counts as dead."""
+def test_a_process_that_was_not_reaped_is_dead() -> None:
+    """Promise: a killed run whose parent has not reaped it yet counts as dead."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mark = mark_of(process.pid)
     process.kill()
-    wait_until(lambda: is_dead(mark), "the process is dead")
+    assert_becomes_true(lambda: is_dead(mark), "the process is dead")
     process.communicate()
 
 
 def test_sweeping_follows_no_link_and_touches_nothing_else(tmp_path: Path) -> None:
-    """Promise: sweeping removes directories of dead runs, and neither what a link leads to nor anything else."""
+    """Promise: sweeping removes directories of dead runs, and neither the target of a link nor anything else."""
     precious = tmp_path / "precious"
     precious.mkdir()
     root = Path(tempfile.gettempdir())
     with ExitStack() as stack:
-        link = root / f"fm-{dead_mark()}-link"
+        link = root / f"fm-{make_dead_mark()}-link"
         link.symlink_to(precious)
         stack.callback(link.unlink)
-        # Its name is this run's own, as others may run on this machine.
+        # The name belongs to this run, because others may run on this machine.
         other = root / f"fm-of-somebody-else-{os.getpid()}"
         other.mkdir()
         stack.callback(other.rmdir)
         mine = new_directory(own_mark())
         stack.callback(mine.rmdir)
-        left = new_directory(dead_mark())
+        left = new_directory(make_dead_mark())
         (left / "file").touch()
         sweep_directories()
         assert not left.exists()

@@ -1,4 +1,4 @@
-"""The pytest side of the throwaway PostgreSQL: fixtures, header, skipping, sharing by workers, logs of failures."""
+"""Tests the pytest side of the throwaway PostgreSQL: fixtures, header, skips, shared servers, logs of failures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_SERVER = "postgresql://user:hush@127.0.0.1:1/nowhere"
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A downstream project that turns warnings into errors."""
     monkeypatch.delenv("FLUX_MEMORY_TEST_DSN", raising=False)
-    # Where this suite itself runs under xdist.
+    # This suite may itself run under xdist.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     pytester.makeini("""
@@ -40,15 +40,15 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     return pytester
 
 
-def left_by(project: pytest.Pytester) -> list[Path]:
-    """The directories that the project's last run has left; others run on this machine at the same time."""
+def files_left_by(project: pytest.Pytester) -> list[Path]:
+    """Return the directories that the project's last run left; other runs may use this machine at the same time."""
     pid = (project.path / "controller.pid").read_text()
     roots = {Path("/dev/shm"), Path(tempfile.gettempdir())}
     return [path for root in roots for path in root.glob(f"fm-*-{pid}-*")]
 
 
 def test_fixtures_give_databases_as_empty_as_they_say(project: pytest.Pytester) -> None:
-    """Promise: one database a worker, without sessions before each test that asks; a fresh one a test where wanted."""
+    """Promise: one database for each worker, without sessions before each test; a new one for each test on request."""
     project.makepyfile("""
         import asyncio, asyncpg, pytest
 
@@ -87,11 +87,11 @@ def test_fixtures_give_databases_as_empty_as_they_say(project: pytest.Pytester) 
     """)
     result = project.runpytest_subprocess("--flux-postgres=local")
     result.assert_outcomes(passed=6)
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_header_names_the_server(project: pytest.Pytester) -> None:
-    """Promise: the run's header says which server, where it is from and which version."""
+    """Promise: the run's header names the server, its origin and its version."""
     project.makepyfile("def test_uses(flux_postgres_server): pass")
     result = project.runpytest_subprocess("--flux-postgres=local")
     result.stdout.re_match_lines(
@@ -103,8 +103,8 @@ def test_header_names_the_server(project: pytest.Pytester) -> None:
     )
 
 
-def test_header_says_what_was_passed_over(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Promise: `auto` says in the header why it did not take Docker."""
+def test_header_names_skipped_providers(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise: the header says why `auto` did not use Docker."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     project.makepyfile("def test_uses(flux_postgres_server): pass")
     result = project.runpytest_subprocess()
@@ -112,26 +112,26 @@ def test_header_says_what_was_passed_over(project: pytest.Pytester, monkeypatch:
 
 
 def test_a_server_asked_for_late_is_named_in_the_end(project: pytest.Pytester) -> None:
-    """Promise: a server that only `getfixturevalue` reveals is started, named and stopped, too."""
+    """Promise: a server that only `getfixturevalue` reveals is also started, named and stopped."""
     project.makepyfile("def test_uses(request): request.getfixturevalue('flux_postgres_dsn')")
     result = project.runpytest_subprocess("--flux-postgres=local")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["test_*", "flux-memory: PostgreSQL: *from local binaries*", "*1 passed*"])
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
-def test_a_run_that_needs_no_server_starts_none(project: pytest.Pytester, options: list[str]) -> None:
-    """Promise: who has the package but does not use it sees nothing of it."""
+def test_a_run_without_postgres_tests_starts_no_server(project: pytest.Pytester, options: list[str]) -> None:
+    """Promise: a project that has the package and does not use it sees nothing of it."""
     project.makepyfile("def test_other(): pass")
     result = project.runpytest_subprocess("--flux-postgres=local", *options)
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*PostgreSQL*")
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_collecting_starts_no_server(project: pytest.Pytester) -> None:
-    """Promise: --collect-only costs no server."""
+    """Promise: --collect-only starts no server."""
     project.makepyfile("def test_uses(flux_postgres_server): pass")
     result = project.runpytest_subprocess("--flux-postgres=local", "--collect-only")
     result.stdout.no_fnmatch_line("*PostgreSQL*")
@@ -139,7 +139,7 @@ def test_collecting_starts_no_server(project: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
 def test_without_a_server_the_reason_shows(project: pytest.Pytester, options: list[str]) -> None:
-    """Promise: a skip for want of a server gives its reason, in the header as well."""
+    """Promise: a skip without a server gives its reason, also in the header."""
     project.makepyfile("def test_uses(flux_postgres_dsn): pass\ndef test_too(flux_empty_database): pass")
     result = project.runpytest_subprocess("--flux-postgres=off", "-rs", *options)
     result.assert_outcomes(skipped=2)
@@ -149,22 +149,22 @@ def test_without_a_server_the_reason_shows(project: pytest.Pytester, options: li
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
 def test_required_turns_the_skip_into_a_failure(project: pytest.Pytester, options: list[str]) -> None:
-    """Promise: with --flux-postgres-required a missing server is never green."""
+    """Promise: with --flux-postgres-required a missing server never passes."""
     project.makepyfile("def test_uses(flux_postgres_dsn): pass\ndef test_too(flux_empty_database): pass")
     result = project.runpytest_subprocess("--flux-postgres=off", "--flux-postgres-required", *options)
     result.assert_outcomes(errors=2)
     result.stdout.fnmatch_lines(["*no PostgreSQL: PostgreSQL is switched off*"])
-    # One error, said once, and no log of a server that never was.
+    # One error, printed once, without a log of a server that never started.
     assert "another exception" not in result.stdout.str()
     assert "server log" not in result.stdout.str()
 
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
 @pytest.mark.parametrize("named_by", ["local", "docker", "DSN", "variable"])
-def test_a_server_that_was_named_and_is_not_there_is_a_failure(
+def test_a_mistyped_server_is_a_failure(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, named_by: str, options: list[str]
 ) -> None:
-    """Promise: who asks for one server and mistypes it gets no green run; only `auto` and `off` may end in a skip."""
+    """Promise: a mistyped choice of a server fails the run; only `auto` and `off` may skip."""
     project.makepyfile("def test_uses(flux_postgres_dsn): pass")
     choice = {"local": "local", "docker": "docker", "DSN": NO_SERVER, "variable": "auto"}[named_by]
     monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", str(project.path / "nowhere"))
@@ -179,7 +179,7 @@ def test_a_server_that_was_named_and_is_not_there_is_a_failure(
 
 @pytest.mark.parametrize("choice", ["dokcer", "mysql://user:hush@host/db", "host=host password=hush"])
 def test_a_wrong_choice_is_a_usage_error(project: pytest.Pytester, choice: str) -> None:
-    """Promise: a misspelt choice stops the run, rather than skipping its tests, and shows no password."""
+    """Promise: a misspelt choice stops the run instead of skipping its tests, and shows no password."""
     result = project.runpytest_subprocess(f"--flux-postgres={choice}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*--flux-postgres: * is not one of auto, docker, local, off or a DSN*"])
@@ -189,7 +189,7 @@ def test_a_wrong_choice_is_a_usage_error(project: pytest.Pytester, choice: str) 
 
 @pytest.mark.parametrize("options", [[], ["-n2"]])
 def test_a_failed_tests_report_has_the_servers_log(project: pytest.Pytester, options: list[str]) -> None:
-    """Promise: what the server had to say about a failed test is in its report; others' reports stay clean."""
+    """Promise: a failed test's report has the server's log of that test; other reports do not."""
     project.makepyfile("""
         import asyncio, asyncpg
 
@@ -217,7 +217,7 @@ def test_a_failed_tests_report_has_the_servers_log(project: pytest.Pytester, opt
 
 @pytest.mark.parametrize("choice", ["local", "docker", "external"])
 def test_workers_share_one_server(project: pytest.Pytester, choice: str, request: pytest.FixtureRequest) -> None:
-    """Promise: under xdist there is one server, started once; each worker has a database of its own."""
+    """Promise: under xdist one server starts once; each worker has its own database."""
     image = request.getfixturevalue("postgres_image") if choice == "docker" else "none"
     project.makepyfile("""
         import json, pathlib
@@ -237,11 +237,11 @@ def test_workers_share_one_server(project: pytest.Pytester, choice: str, request
     assert first["server"] == second["server"]
     assert first["own"] != second["own"]
     assert urlsplit(first["own"]).netloc == urlsplit(first["server"]).netloc
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_a_worker_that_dies_takes_no_server_along(project: pytest.Pytester) -> None:
-    """Promise: a worker that is killed costs its test, not the server; the run still cleans up."""
+    """Promise: a killed worker costs its test, not the server; the run still cleans up."""
     project.makepyfile("""
         import os, signal
         def test_dies(flux_postgres_dsn):
@@ -251,10 +251,10 @@ def test_a_worker_that_dies_takes_no_server_along(project: pytest.Pytester) -> N
     """)
     result = project.runpytest_subprocess("--flux-postgres=local", "-n1")
     result.assert_outcomes(passed=1, failed=1)
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
-def test_a_server_that_died_is_no_second_failure(project: pytest.Pytester) -> None:
+def test_a_dead_server_causes_no_second_failure(project: pytest.Pytester) -> None:
     """Promise: when the server is gone, the run ends with the test's failure and leaves nothing."""
     project.makepyfile("""
         import os, signal
@@ -264,11 +264,11 @@ def test_a_server_that_died_is_no_second_failure(project: pytest.Pytester) -> No
     """)
     result = project.runpytest_subprocess("--flux-postgres=local")
     assert result.parseoutcomes().get("failed") == 1
-    assert left_by(project) == []
+    assert files_left_by(project) == []
 
 
 def test_the_entry_point_imports_nothing_heavy() -> None:
-    """Promise: a pytest run in an environment with the package pays next to nothing for the plugin."""
+    """Promise: the plugin costs a pytest run next to nothing if the package is installed but unused."""
     code = (
         "import pytest, sys; before = set(sys.modules)\n"
         "import flux_memory.testkit.plugin, flux_memory.testkit.servers.fixtures\n"

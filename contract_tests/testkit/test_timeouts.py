@@ -1,4 +1,4 @@
-"""A clause ends whatever the backend does: calls that never end, and calls that block the event loop."""
+"""Tests that a clause ends with any backend, even if a call never ends or blocks the event loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bound_stores import verdict
+from bound_stores import run_clause
 
 from flux_memory import Memory
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
-from flux_memory.testkit.contract.model.calls import Call, HangError, at_once
+from flux_memory.testkit.contract.model.calls import HangError, ModelCall, at_once
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.timeouts import BlockedError, Timeouts, unblocked
 
@@ -37,7 +37,7 @@ BINDING = """
 
     class Blocking(ReferenceMemory):
         async def get_history(self, *args, **kwargs):
-            never.wait()  # and nobody sets it
+            never.wait()  # it is never set
             return await super().get_history(*args, **kwargs)
 
     class TestMine(MemoryContract):
@@ -47,20 +47,20 @@ BINDING = """
             return lambda: Blocking(store)
 """
 
-# A broken memory may leave handles that nobody closes.
+# A broken memory may leave handles open.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No test leaves a timer behind, and no handle complains in somebody else's test."""
+def assert_nothing_left() -> Iterator[None]:
+    """No test leaves a timer behind, and no warning of a leaked handle reaches another test."""
     yield
     gc.collect()
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
-class Blocking(ReferenceMemory):
-    """Takes a lock at its first write, which it gives back when it is closed."""
+class BlockingMemory(ReferenceMemory):
+    """Takes a lock at its first write and releases it in `close()`."""
 
     lock: threading.Lock
     held = False
@@ -84,13 +84,13 @@ class Blocking(ReferenceMemory):
             self.held = False
 
 
-class Hanging(ReferenceMemory):
+class HangingMemory(ReferenceMemory):
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
         await asyncio.Event().wait()
 
 
-def impatient(memory: type[Any]) -> StoreUnderTest:
-    """Return a store of such memories, for whose clauses a moment is too long."""
+def impatient_store(memory: type[Any]) -> StoreUnderTest:
+    """Return a store of such memories with very short timeouts for its clauses."""
     shared, timeouts = ReferenceStore(), Timeouts()
     timeouts.seconds = 0.1
     broken = type("Broken", (memory,), {"lock": threading.Lock()})
@@ -98,9 +98,9 @@ def impatient(memory: type[Any]) -> StoreUnderTest:
 
 
 def test_a_call_that_blocks_the_event_loop_is_ended() -> None:
-    """No timeout of the loop can: the clause fails in the midst of the call, which the reproduction shows."""
-    store = impatient(Blocking)
-    error = verdict(TWO_HANDLES, store)
+    """A timeout of the loop cannot end it: the clause fails during the call, which the reproduction shows."""
+    store = impatient_store(BlockingMemory)
+    error = run_clause(TWO_HANDLES, store)
     assert isinstance(error, BlockedError)
     assert "the event loop stood still" in str(error)
     assert "get_history(session_1)  # BlockedError: the event loop stood still" in store.transcript.text()
@@ -108,30 +108,30 @@ def test_a_call_that_blocks_the_event_loop_is_ended() -> None:
     assert "_take" in places[-2:], places
 
 
-def test_what_does_not_block_is_left_alone() -> None:
-    """The same memory, with one handle at a time."""
-    assert verdict(ONE_HANDLE, impatient(Blocking)) is None
+def test_a_call_that_does_not_block_is_left_alone() -> None:
+    """The same memory passes with one handle at a time."""
+    assert run_clause(ONE_HANDLE, impatient_store(BlockingMemory)) is None
 
 
 def test_a_call_that_never_ends_is_ended() -> None:
-    """The loop's own timeout comes first."""
-    error = verdict(ONE_HANDLE, impatient(Hanging))
+    """The timeout of the loop comes first."""
+    error = run_clause(ONE_HANDLE, impatient_store(HangingMemory))
     assert "a call hangs" in str(error)
     assert not isinstance(error, BlockedError)
 
 
-@pytest.mark.parametrize("memory", [Blocking, Hanging])
+@pytest.mark.parametrize("memory", [BlockingMemory, HangingMemory])
 def test_the_first_to_hang_waits_for_all(memory: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that hangs in forty clauses does not take forty minutes."""
     monkeypatch.setattr("flux_memory.testkit.timeouts._SECONDS_ONCE_HUNG", 0.05)
-    store = impatient(memory)
-    assert verdict(TWO_HANDLES, store) is not None
+    store = impatient_store(memory)
+    assert run_clause(TWO_HANDLES, store) is not None
     assert store.timeouts.seconds == 0.05
 
 
 def test_a_synchronous_clause_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of it run on event loops of their own."""
-    store = impatient(ReferenceMemory)
+    """Parts of it run on their own event loops."""
+    store = impatient_store(ReferenceMemory)
 
     async def block() -> None:
         threading.Event().wait()
@@ -142,42 +142,42 @@ def test_a_synchronous_clause_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_first_handle_that_does_not_close_waits_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every clause closes handles, so that a close that hangs would be waited for in each."""
+    """Every clause closes handles, so each would wait for a hanging close."""
 
     class Open(ReferenceMemory):
         async def close(self) -> None:
             await asyncio.Event().wait()
 
     monkeypatch.setattr("flux_memory.testkit.timeouts._CLOSE_SECONDS_ONCE_HUNG", 0.05)
-    store = impatient(Open)
+    store = impatient_store(Open)
     store.timeouts.close_seconds = 0.1
-    assert "close() did not end within" in str(verdict(ONE_HANDLE, store))
+    assert "close() did not end within" in str(run_clause(ONE_HANDLE, store))
     assert store.timeouts.close_seconds == 0.05
 
 
 def test_closing_that_blocks_is_ended() -> None:
-    """The store says which call it was."""
+    """The store names the blocked call."""
 
     class Stuck(ReferenceMemory):
         async def close(self) -> None:
             threading.Event().wait()
 
-    store = impatient(Stuck)
+    store = impatient_store(Stuck)
     store.timeouts.close_seconds = 0.1
-    error = verdict(ONE_HANDLE, store)
+    error = run_clause(ONE_HANDLE, store)
     assert "close() does not end: the event loop stood still" in str(error)
 
 
 def test_the_model_says_which_calls_blocked(tmp_path: Path) -> None:
-    """A call that blocks is a finding like one that hangs."""
+    """A call that blocks is a finding, like a call that hangs."""
     lock = threading.Lock()
     shared = ReferenceStore(tmp_path / "reference.json")
-    factory: Callable[[], Memory] = lambda: type("Broken", (Blocking,), {"lock": lock})(shared)  # noqa: E731
+    factory: Callable[[], Memory] = lambda: type("Broken", (BlockingMemory,), {"lock": lock})(shared)  # noqa: E731
 
     async def main() -> None:
         one, other = factory(), factory()
         session = await one.create_session()
-        reading = Call("get_history", {"session_id": session})
+        reading = ModelCall("get_history", {"session_id": session})
         with pytest.raises(HangError, match="get_history: the event loop stood still"):
             await at_once([(one, reading, None), (other, reading, None)], seconds=0.1)
         await one.close()
@@ -186,8 +186,8 @@ def test_the_model_says_which_calls_blocked(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_timer_of_somebody_else_is_left_alone() -> None:
-    """Such as that of pytest-timeout, which ends the test by itself."""
+def test_a_foreign_timer_is_left_alone() -> None:
+    """pytest-timeout, for example, uses a timer to end a test."""
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append("theirs"))
     try:
@@ -200,7 +200,7 @@ def test_a_timer_of_somebody_else_is_left_alone() -> None:
 
 
 def test_an_inner_wait_does_not_end_the_outer_one() -> None:
-    """Closing handles is bounded by itself, within a clause."""
+    """Closing handles has its own limit, within a clause."""
 
     def wait() -> None:
         with unblocked(60.0):
@@ -212,7 +212,7 @@ def test_an_inner_wait_does_not_end_the_outer_one() -> None:
 
 
 def test_another_thread_can_do_without() -> None:
-    """Signals are for the main thread; elsewhere there is no bound, and no error either."""
+    """Signals belong to the main thread; other threads have no limit, and no error either."""
     done = []
 
     def run() -> None:
@@ -226,14 +226,14 @@ def test_another_thread_can_do_without() -> None:
 
 
 def test_a_run_ends_and_shows_the_line_that_blocks(pytester: pytest.Pytester) -> None:
-    """What an author of a backend sees."""
+    """The author of a backend sees the blocking line in the output."""
     pytester.makepyfile(BINDING)
     options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
     result = pytester.runpytest_subprocess(*options, "-k", "ORD-001")
     result.assert_outcomes(failed=1, deselected=158)
     result.stdout.fnmatch_lines(
         [
-            "*never.wait()  # and nobody sets it",
+            "*never.wait()  # it is never set",
             "*BlockedError: the event loop stood still for 0 s: a call blocks it, *",
             "promised:  *",
             "    await memory_1.get_history(*)  # BlockedError: the event loop stood still *",

@@ -1,4 +1,4 @@
-"""An application that shuts down cancels every task of the event loop: a migration ends and leaves nothing behind."""
+"""Tests migrations in an application that cancels every task at shutdown: each ends and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from raw_postgres import connected, execute, with_parameter
-from transfer_memories import OTHER, Trigger, everything, make_random, make_tables, move
-from transfer_processes import waiting_for_lock
+from raw_postgres import connect, execute, with_parameter
+from transfer_memories import OTHER, Trigger, make_random_file, make_tables, move, read_target
+from transfer_processes import wait_for_lock
 
 from flux_memory import FluxMemoryError
 from flux_memory.testkit import Proxy
@@ -90,11 +90,11 @@ print("done")
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cancelled") / "chat.db"
-    make_random(path, sessions=40, messages=4000)
+    make_random_file(path, sessions=40, messages=4000)
     return path
 
 
-def child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+def run_child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
     """Run a script in its own process, where a crash does not end the test run; return exit code, stdout and stderr."""
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
@@ -114,13 +114,13 @@ def test_all_tasks_are_cancelled_at_any_moment(
     if how in {"verify", "back"}:
         assert move(path, dsn).status is Status.IDENTICAL
     (work := tmp_path / "work").mkdir()
-    # The driver leaves an exception behind if its TLS request is cancelled.
+    # asyncpg leaves an unretrieved exception behind if its TLS request is cancelled.
     plain = with_parameter(dsn, "sslmode=disable")
-    code, output, errors = child(CHILD, how, path, plain, work, 1, 28, tmp_path=tmp_path, monkeypatch=monkeypatch)
+    code, output, errors = run_child(CHILD, how, path, plain, work, 1, 28, tmp_path=tmp_path, monkeypatch=monkeypatch)
     assert errors == ""
     assert (code, output) == (0, "done\n")
     assert move(path, dsn).status is Status.IDENTICAL
-    assert len(everything(dsn)[1]) == 4000
+    assert len(read_target(dsn)[1]) == 4000
 
 
 def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_clean_dsn: str) -> None:
@@ -158,10 +158,10 @@ def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_em
     make_tables(dsn)
 
     async def run(proxy: Proxy) -> float:
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
             migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
-            await waiting_for_lock(connection)
+            await wait_for_lock(connection)
             proxy.silence()
             began = time.monotonic()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -175,7 +175,7 @@ def test_all_tasks_are_cancelled_while_the_network_is_silent(path: Path, flux_em
 
 
 def test_a_thread_has_ended_when_its_call_does() -> None:
-    """However often the call is cancelled, it returns after the thread has ended, and repeats `stop` until then."""
+    """The call returns after its thread has ended, even if it is cancelled repeatedly; it repeats `stop` until then."""
     stops = threading.Semaphore(0)
     at_work = asyncio.Event()
     loop: asyncio.AbstractEventLoop

@@ -1,4 +1,4 @@
-"""Two processes that read halves of a large file find together what one finds alone."""
+"""Tests the helper process: two processes that read halves of a large file find what one process finds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from original_application import make_file
 from raw_postgres import execute
-from transfer_memories import OTHER, add, add_session, everything, make_random, make_tables, move
+from transfer_memories import OTHER, insert_message, insert_session, make_random_file, make_tables, move, read_target
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Mode, OnInvalid, Report, Status
@@ -33,32 +33,32 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
-def spoil(path: Path) -> None:
+def insert_invalid_rows(path: Path) -> None:
     """Add invalid rows in both halves, and rows whose ids are not text."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for number, home in enumerate(["", "gone", "s-0", "s-f", "zz"]):
-            add(db, f"bad-{number}", home, metadata="[")
-        add(db, None, "gone")
-        add(db, "blob", b"x")
-        add_session(db, None)
-        add_session(db, "zz", metadata="nothing")
+            insert_message(db, f"bad-{number}", home, metadata="[")
+        insert_message(db, None, "gone")
+        insert_message(db, "blob", b"x")
+        insert_session(db, None)
+        insert_session(db, "zz", metadata="nothing")
         db.execute("INSERT INTO messages VALUES ('mixed', 'zz', 'user', CAST(? AS TEXT), '{}', 5)", (b"\xff",))
 
 
-def findings(report: Report) -> dict[str, Any]:
+def summarize(report: Report) -> dict[str, Any]:
     found = report.as_dict()
     tallies = {(tally["table"], tally["kind"]): tally["count"] for tally in found["preflight"].pop("tallies")}
     return {"preflight": found["preflight"], "tallies": tallies, "verification": found["verification"]}
 
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
-def test_two_processes_find_and_move_what_one_does(
+def test_two_processes_find_and_move_the_same_rows_as_one(
     path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch, populated: bool
 ) -> None:
     """Rows, refused rows, counts and digests are the same with and without the helper, for load and merge."""
     dsn = flux_postgres_clean_dsn
-    make_random(path, sessions=40, messages=1000)
-    spoil(path)
+    make_random_file(path, sessions=40, messages=1000)
+    insert_invalid_rows(path)
     make_tables(dsn)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     results = []
@@ -68,15 +68,15 @@ def test_two_processes_find_and_move_what_one_does(
         held = path.with_name(f"held-{large}")
         report = move(path, dsn, batch_size=7, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
         assert report.status is Status.QUARANTINED
-        results.append((findings(report), sorted(held.read_text("utf-8").splitlines()), everything(dsn)))
+        results.append((summarize(report), sorted(held.read_text("utf-8").splitlines()), read_target(dsn)))
     assert len(results[0][2][1]) == 1000
     assert results[0] == results[1]
 
 
 def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result does not depend on where chunks end within valid and invalid sessions."""
-    make_random(path, sessions=40, messages=300)
-    spoil(path)
+    make_random_file(path, sessions=40, messages=300)
+    insert_invalid_rows(path)
     results = []
     for together in (1, 3, 100, 1000):
         monkeypatch.setattr(preflight_module, "_CHUNK_MESSAGES", together)
@@ -90,12 +90,12 @@ def test_rows_are_found_alike_however_many_are_checked_together(path: Path, monk
     assert all(result == results[0] for result in results)
 
 
-def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, two_processes: None) -> None:
+def test_two_processes_see_one_state_during_writes(path: Path, two_processes: None) -> None:
     """Both processes see a transaction that commits while they open the file, or neither does."""
     with closing(make_file(path)) as db:
         db.execute("PRAGMA journal_mode = WAL")
-        add_session(db, "a")
-        add_session(db, "z")
+        insert_session(db, "a")
+        insert_session(db, "z")
     stop = threading.Event()
 
     def application() -> None:
@@ -104,7 +104,7 @@ def test_two_processes_see_one_state_of_a_file_that_is_written_to(path: Path, tw
             while not stop.wait(0.002):
                 db.execute("BEGIN IMMEDIATE")
                 for session in "az":
-                    add(db, f"{session}-{number}", session)
+                    insert_message(db, f"{session}-{number}", session)
                 db.execute("COMMIT")
                 number += 1
 
@@ -134,7 +134,7 @@ def test_a_helper_that_is_killed_is_an_error_with_advice(
     path: Path, flux_postgres_clean_dsn: str, two_processes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the kernel kills the helper, the error says so, nothing was changed, and the next run completes."""
-    make_random(path, sessions=40, messages=1000)
+    make_random_file(path, sessions=40, messages=1000)
     preflight = helper.Helper.preflight
 
     def killed(self: helper.Helper, *arguments: Any, **options: Any) -> Any:
@@ -145,13 +145,13 @@ def test_a_helper_that_is_killed_is_an_error_with_advice(
         patched.setattr(helper.Helper, "preflight", killed)
         with pytest.raises(MigrationError, match=r"exit code -9.*run again"):
             move(path, flux_postgres_clean_dsn)
-    assert everything(flux_postgres_clean_dsn) == ([], [])
+    assert read_target(flux_postgres_clean_dsn) == ([], [])
     assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
 
 
 def test_a_dry_run_and_a_comparison_use_both(path: Path, flux_postgres_clean_dsn: str, two_processes: None) -> None:
     """The helper spools no rows for a dry run or a comparison."""
-    make_random(path, sessions=40, messages=1000)
+    make_random_file(path, sessions=40, messages=1000)
     assert move(path, flux_postgres_clean_dsn, mode=Mode.PREFLIGHT).preflight.messages == 1000
     assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
     assert move(path, flux_postgres_clean_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL

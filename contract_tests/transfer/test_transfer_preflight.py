@@ -1,26 +1,20 @@
-"""The preflight finds every invalid row before the target is changed, and refused rows are never lost."""
+"""Tests the preflight: it finds every invalid row before the target changes, and refused rows are never lost."""
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import itertools
 import json
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from original_application import add_sessions, make_file
-from transfer_memories import Trigger, add, add_session, everything, move
+from transfer_memories import insert_message, insert_session, move, read_target
 
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.transfer import Mode, OnInvalid, Plan, ProblemKind, Report, Status, migrate, quarantine
-from flux_memory.transfer.quarantine import write_quarantine
-from flux_memory.transfer.rows.spool import RefusedRow
+from flux_memory.transfer import Mode, OnInvalid, ProblemKind, Report, Status
 
 Db = sqlite3.Connection
 JSON = "metadata"
@@ -28,79 +22,104 @@ EARLIEST, LATEST = "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59.999999-23:5
 """Times within the years 1 to 9999 in their own zone, but not in UTC."""
 
 
-def found(report: Report) -> dict[tuple[str, str], int]:
+def count_problems(report: Report) -> dict[tuple[str, str], int]:
     return {(tally.table, str(tally.kind)): tally.count for tally in report.preflight.tallies.values()}
 
 
-def session_and_message(db: Db) -> None:
-    add_session(db, "b", metadata="[")
-    add(db, "x", "b")
+def insert_bad_session(db: Db) -> None:
+    insert_session(db, "b", metadata="[")
+    insert_message(db, "x", "b")
 
 
 PROBLEMS: list[tuple[str, str, ProblemKind, Callable[[Db], Any]]] = [
-    ("orphan", "messages", ProblemKind.ORPHAN, lambda db: add(db, "bad", "gone")),
-    ("null-id", "messages", ProblemKind.NULL_ID, lambda db: add(db, None, "one")),
-    ("null-session-id", "sessions", ProblemKind.NULL_ID, lambda db: add_session(db, None)),
-    ("empty-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: add(db, "", "one")),
-    ("long-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: add(db, "x" * 37, "one")),
-    ("nul", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", content="a\x00b")),
-    ("nul-in-json", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", metadata='{"a": "\\u0000"}')),
-    ("nul-in-key", "messages", ProblemKind.NUL, lambda db: add(db, "bad", "one", metadata='{"\\u0000": 1}')),
-    ("surrogate", "messages", ProblemKind.LONE_SURROGATE, lambda db: raw(db, "content", b"\xed\xa0\x80")),
+    ("orphan", "messages", ProblemKind.ORPHAN, lambda db: insert_message(db, "bad", "gone")),
+    ("null-id", "messages", ProblemKind.NULL_ID, lambda db: insert_message(db, None, "one")),
+    ("null-session-id", "sessions", ProblemKind.NULL_ID, lambda db: insert_session(db, None)),
+    ("empty-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: insert_message(db, "", "one")),
+    ("long-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: insert_message(db, "x" * 37, "one")),
+    ("nul", "messages", ProblemKind.NUL, lambda db: insert_message(db, "bad", "one", content="a\x00b")),
+    (
+        "nul-in-json",
+        "messages",
+        ProblemKind.NUL,
+        lambda db: insert_message(db, "bad", "one", metadata='{"a": "\\u0000"}'),
+    ),
+    ("nul-in-key", "messages", ProblemKind.NUL, lambda db: insert_message(db, "bad", "one", metadata='{"\\u0000": 1}')),
+    ("surrogate", "messages", ProblemKind.LONE_SURROGATE, lambda db: insert_raw(db, "content", b"\xed\xa0\x80")),
     (
         "surrogate-in-json",
         "messages",
         ProblemKind.LONE_SURROGATE,
-        lambda db: add(db, "b", "one", metadata='{"a": "\\ud800"}'),
+        lambda db: insert_message(db, "b", "one", metadata='{"a": "\\ud800"}'),
     ),
-    ("utf8", "messages", ProblemKind.BAD_UTF8, lambda db: raw(db, "content", b"caf\xe9")),
-    ("utf8-in-title", "sessions", ProblemKind.BAD_UTF8, lambda db: raw(db, "title", b"caf\xe9")),
-    ("blob", "messages", ProblemKind.BLOB, lambda db: add(db, "bad", "one", content=b"\x00\x01")),
-    ("blob-json", "messages", ProblemKind.BLOB, lambda db: add(db, "bad", "one", metadata=b"{}")),
-    ("json", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{'a': 1}")),
-    ("json-rest", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="{} {}")),
-    ("json-empty", "messages", ProblemKind.BAD_JSON, lambda db: add(db, "bad", "one", metadata="")),
-    ("json-list", "messages", ProblemKind.NOT_AN_OBJECT, lambda db: add(db, "bad", "one", metadata="[1]")),
-    ("json-null", "sessions", ProblemKind.NOT_AN_OBJECT, lambda db: add_session(db, "bad", metadata="null")),
-    ("nan", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": NaN}')),
-    ("nan-after-space", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata=' {"a": NaN}')),
-    ("infinity", "messages", ProblemKind.NAN, lambda db: add(db, "bad", "one", metadata='{"a": -Infinity}')),
-    ("1e400", "messages", ProblemKind.NUMBER_OUT_OF_RANGE, lambda db: add(db, "b", "one", metadata='{"a": 1e400}')),
+    ("utf8", "messages", ProblemKind.BAD_UTF8, lambda db: insert_raw(db, "content", b"caf\xe9")),
+    ("utf8-in-title", "sessions", ProblemKind.BAD_UTF8, lambda db: insert_raw(db, "title", b"caf\xe9")),
+    ("blob", "messages", ProblemKind.BLOB, lambda db: insert_message(db, "bad", "one", content=b"\x00\x01")),
+    ("blob-json", "messages", ProblemKind.BLOB, lambda db: insert_message(db, "bad", "one", metadata=b"{}")),
+    ("json", "messages", ProblemKind.BAD_JSON, lambda db: insert_message(db, "bad", "one", metadata="{'a': 1}")),
+    ("json-rest", "messages", ProblemKind.BAD_JSON, lambda db: insert_message(db, "bad", "one", metadata="{} {}")),
+    ("json-empty", "messages", ProblemKind.BAD_JSON, lambda db: insert_message(db, "bad", "one", metadata="")),
+    ("json-list", "messages", ProblemKind.NOT_AN_OBJECT, lambda db: insert_message(db, "bad", "one", metadata="[1]")),
+    ("json-null", "sessions", ProblemKind.NOT_AN_OBJECT, lambda db: insert_session(db, "bad", metadata="null")),
+    ("nan", "messages", ProblemKind.NAN, lambda db: insert_message(db, "bad", "one", metadata='{"a": NaN}')),
+    (
+        "nan-after-space",
+        "messages",
+        ProblemKind.NAN,
+        lambda db: insert_message(db, "bad", "one", metadata=' {"a": NaN}'),
+    ),
+    ("infinity", "messages", ProblemKind.NAN, lambda db: insert_message(db, "bad", "one", metadata='{"a": -Infinity}')),
+    (
+        "1e400",
+        "messages",
+        ProblemKind.NUMBER_OUT_OF_RANGE,
+        lambda db: insert_message(db, "b", "one", metadata='{"a": 1e400}'),
+    ),
     (
         "digits",
         "messages",
         ProblemKind.NUMBER_OUT_OF_RANGE,
-        lambda db: add(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}'),
+        lambda db: insert_message(db, "b", "one", metadata=f'{{"a": {"9" * 5000}}}'),
     ),
     (
         "deep",
         "messages",
         ProblemKind.TOO_DEEP,
-        lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 150 + "]" * 150 + "}"),
+        lambda db: insert_message(db, "b", "one", metadata='{"a":' + "[" * 150 + "]" * 150 + "}"),
     ),
     (
         "abyss",
         "messages",
         ProblemKind.TOO_DEEP,
-        lambda db: add(db, "b", "one", metadata='{"a":' + "[" * 99999 + "]" * 99999 + "}"),
+        lambda db: insert_message(db, "b", "one", metadata='{"a":' + "[" * 99999 + "]" * 99999 + "}"),
     ),
-    ("time", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="yesterday")),
-    ("month-13", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when="2026-13-01T00:00:00")),
-    ("year-10000", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "bad", "one", when=1e18)),
-    ("year-10000-in-utc", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: add(db, "b", "one", when=LATEST)),
-    ("year-0-in-utc", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated=EARLIEST)),
-    ("session-time", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: add_session(db, "bad", updated="never")),
-    ("empty-role", "messages", ProblemKind.EMPTY_ROLE, lambda db: add(db, "bad", "one", role="")),
+    ("time", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: insert_message(db, "bad", "one", when="yesterday")),
+    (
+        "month-13",
+        "messages",
+        ProblemKind.BAD_TIMESTAMP,
+        lambda db: insert_message(db, "bad", "one", when="2026-13-01T00:00:00"),
+    ),
+    ("year-10000", "messages", ProblemKind.BAD_TIMESTAMP, lambda db: insert_message(db, "bad", "one", when=1e18)),
+    (
+        "year-10000-in-utc",
+        "messages",
+        ProblemKind.BAD_TIMESTAMP,
+        lambda db: insert_message(db, "b", "one", when=LATEST),
+    ),
+    ("year-0-in-utc", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: insert_session(db, "bad", updated=EARLIEST)),
+    ("session-time", "sessions", ProblemKind.BAD_TIMESTAMP, lambda db: insert_session(db, "bad", updated="never")),
+    ("empty-role", "messages", ProblemKind.EMPTY_ROLE, lambda db: insert_message(db, "bad", "one", role="")),
     (
         "its-session",
         "messages",
         ProblemKind.SESSION_REFUSED,
-        session_and_message,
+        insert_bad_session,
     ),
 ]
 
 
-def raw(db: Db, column: str, value: bytes) -> None:
+def insert_raw(db: Db, column: str, value: bytes) -> None:
     """Store bytes that are not UTF-8 as TEXT, as some programs do."""
     if column == "title":
         db.execute("INSERT INTO sessions VALUES ('bad', CAST(? AS TEXT), '2026-01-01', '2026-01-01', '{}')", (value,))
@@ -111,40 +130,40 @@ def raw(db: Db, column: str, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("table", "kind", "spoil"), [case[1:] for case in PROBLEMS], ids=[case[0] for case in PROBLEMS]
 )
-def test_each_problem_is_found_refused_and_quarantined_whole(
+def test_each_problem_is_found_refused_and_quarantined(
     path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: ProblemKind, spoil: Callable[[Db], Any]
 ) -> None:
     """By default nothing is moved. With a quarantine the other rows are, and the corrected row can be loaded later."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
-        add(db, "good-1", "one", when="2026-01-01T00:00:01")
+        insert_message(db, "good-1", "one", when="2026-01-01T00:00:01")
         spoil(db)
-        add(db, "good-2", "one", when="2026-01-01T00:00:02")
+        insert_message(db, "good-2", "one", when="2026-01-01T00:00:02")
 
     report = move(path, flux_postgres_clean_dsn)
     assert (report.status, report.exit_code) == (Status.REFUSED, 1)
-    assert found(report)[table, str(kind)] == 1
-    assert everything(flux_postgres_clean_dsn) == ([], [])
+    assert count_problems(report)[table, str(kind)] == 1
+    assert read_target(flux_postgres_clean_dsn) == ([], [])
 
     held = tmp_path / "held.jsonl"
     report = move(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
     assert (report.status, report.exit_code) == (Status.QUARANTINED, 3)
-    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good-1", "good-2"]
+    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["good-1", "good-2"]
     entries = [json.loads(line) for line in held.read_text("utf-8").splitlines()]
     assert len(entries) == report.preflight.refused
     assert held.stat().st_mode & 0o777 == 0o600
 
     retried = move(held, flux_postgres_clean_dsn, retry=True)
     assert retried.status is Status.REFUSED, "a row that is not corrected is refused again"
-    held.write_text("".join(json.dumps(corrected(entry)) + "\n" for entry in entries), "utf-8")
+    held.write_text("".join(json.dumps(correct(entry)) + "\n" for entry in entries), "utf-8")
     retried = move(held, flux_postgres_clean_dsn, retry=True)
     assert retried.status is Status.IDENTICAL
-    sessions, messages = everything(flux_postgres_clean_dsn)
+    sessions, messages = read_target(flux_postgres_clean_dsn)
     assert len(messages) == 2 + sum(entry["table"] == "messages" for entry in entries)
     assert len(sessions) == 1 + sum(entry["table"] == "sessions" for entry in entries)
 
 
-def corrected(entry: dict[str, Any]) -> dict[str, Any]:
+def correct(entry: dict[str, Any]) -> dict[str, Any]:
     row = entry["row"]
     if entry["table"] == "messages":
         session = "one" if row["session_id"] in {"gone", "one"} else row["session_id"]
@@ -152,13 +171,13 @@ def corrected(entry: dict[str, Any]) -> dict[str, Any]:
         row |= {"metadata": "{}", "created_at": "2026-01-01"}
         entry.pop("session", None) if session != "one" else None
         if session == "one":
-            entry["session"] = one()
+            entry["session"] = session_one()
     else:
         row |= {"id": row["id"] or "fixed", "title": "fixed", "metadata": "{}", "updated_at": "2026-01-01"}
     return entry
 
 
-def one() -> dict[str, Any]:
+def session_one() -> dict[str, Any]:
     when = "2026-02-05T15:17:45.407069"
     return {"id": "one", "title": "title of one", "metadata": '{"lang": "ko"}', "created_at": when, "updated_at": when}
 
@@ -172,18 +191,18 @@ def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path
             CREATE TABLE messages (id TEXT, session_id TEXT, role TEXT, content TEXT, metadata TEXT, created_at TEXT);
             """
         )
-        add_session(db, "one")
-        add_session(db, "one", title="another")
-        add(db, "m", "one", content="first")
-        add(db, "m", "one", content="second")
+        insert_session(db, "one")
+        insert_session(db, "one", title="another")
+        insert_message(db, "m", "one", content="first")
+        insert_message(db, "m", "one", content="second")
     report = move(
         path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=path.with_suffix(".q")
     )
-    assert found(report) == {
+    assert count_problems(report) == {
         ("sessions", str(ProblemKind.DUPLICATE_ID)): 1,
         ("messages", str(ProblemKind.DUPLICATE_ID)): 1,
     }
-    assert [row[3] for row in everything(flux_postgres_clean_dsn)[1]] == ["first"]
+    assert [row[3] for row in read_target(flux_postgres_clean_dsn)[1]] == ["first"]
 
 
 def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None:
@@ -200,13 +219,13 @@ def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> N
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         for id_ in "zyx":
-            add(db, id_, "one")
+            insert_message(db, id_, "one")
     report = move(path, flux_postgres_clean_dsn)
     assert report.preflight.ties == 2
-    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["z", "y", "x"]
+    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["z", "y", "x"]
 
 
-def test_what_is_unknown_is_named_and_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_unknown_columns_and_tables_are_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
     """Unknown columns and tables are left behind only if they are named."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
@@ -239,131 +258,3 @@ def test_a_file_of_another_kind_is_refused(path: Path, flux_postgres_clean_dsn: 
         db.execute("INSERT INTO flux_memory_schema VALUES (99, '', '', '')")
     with pytest.raises(SchemaError, match="upgrade flux-memory"):
         move(path.with_name("newer.db"), flux_postgres_clean_dsn)
-
-
-def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_dsn: str) -> None:
-    """An existing quarantine file may hold the only copy of rows to be corrected."""
-    with closing(make_file(path)) as db:
-        add(db, "m", "gone")
-    held = path.with_name("held")
-    held.write_text("precious")
-    with pytest.raises(MigrationError, match="not overwritten"):
-        move(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
-    assert held.read_text() == "precious"
-
-
-def make_file_with_an_orphan(path: Path) -> None:
-    with closing(make_file(path)) as db:
-        add_sessions(db, "one")
-        add(db, "good", "one")
-        add(db, "orphan", "gone")
-
-
-@pytest.mark.parametrize("phase", ["Load", "Verify"])
-def test_interrupted_with_a_quarantine_the_same_command_completes(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, phase: str
-) -> None:
-    """The quarantine file is written last, so that it does not block the second run after an interruption."""
-    make_file_with_an_orphan(path)
-    held = tmp_path / "held.jsonl"
-    plan = Plan(
-        sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held
-    )
-    with pytest.raises(RuntimeError, match="interrupted"):
-        asyncio.run(migrate(plan, Trigger(phase, interrupt)))
-    report = asyncio.run(migrate(plan))
-    assert (report.status, report.quarantine) == (Status.QUARANTINED, str(held))
-    assert [json.loads(line)["row"]["id"] for line in held.read_text("utf-8").splitlines()] == ["orphan"]
-    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good"]
-
-
-def interrupt() -> None:
-    raise RuntimeError("interrupted")
-
-
-def test_a_place_that_takes_no_quarantine_file_is_told_and_another_will_do(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str
-) -> None:
-    """An unwritable path is refused before the move; if found later, the next run skips the rows already moved."""
-    make_file_with_an_orphan(path)
-    directory = tmp_path / "mounted"
-    plan = Plan(
-        sqlite_path=path,
-        postgres_dsn=flux_postgres_clean_dsn,
-        on_invalid=OnInvalid.QUARANTINE,
-        quarantine_file=directory / "held",
-    )
-    with pytest.raises(MigrationError, match="give --quarantine-file another path"):
-        asyncio.run(migrate(plan))
-    assert everything(flux_postgres_clean_dsn) == ([], [])
-    directory.mkdir()
-    with pytest.raises(MigrationError, match="what was moved is skipped"):
-        asyncio.run(migrate(plan, Trigger("Verify", directory.rmdir)))
-    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ["good"]
-    directory.mkdir()
-    assert asyncio.run(migrate(plan)).status is Status.QUARANTINED
-
-
-def test_a_quarantine_file_that_is_not_whole_does_not_stay(tmp_path: Path) -> None:
-    """A quarantine file that could not be completed, for example on a full disk, is removed."""
-
-    def rows() -> Iterator[RefusedRow]:
-        yield RefusedRow("messages", ("gone", "orphan"), None, [])
-        raise OSError(errno.ENOSPC, "no space left")
-
-    held = tmp_path / "held"
-    with pytest.raises(MigrationError, match="no space left"):
-        write_quarantine(held, rows())
-    assert not held.exists()
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [("nonsense", "line 1"), ("[]", "not a JSON object"), ('{"table": "x", "row": {}}', "'table' must be")],
-)
-def test_a_broken_quarantine_file_names_the_line(
-    path: Path, flux_postgres_clean_dsn: str, line: str, says: str
-) -> None:
-    """An error in a quarantine file edited by hand names the line."""
-    path.write_text(line + "\n")
-    with pytest.raises(MigrationError, match=says):
-        move(path, flux_postgres_clean_dsn, retry=True)
-
-
-def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancelled retry stops reading its file before the call ends."""
-    session = {"id": "s", "created_at": "2026-01-01T00:00:00", "updated_at": "2026-01-01T00:00:00"}
-    line = json.dumps({"table": "sessions", "problems": [], "row": session})
-    path.write_text(f"{line}\n" * 300_000)
-    begun, lines, row = threading.Event(), itertools.count(), quarantine._row
-
-    def counted(*arguments: Any) -> Any:
-        next(lines)
-        begun.set()
-        return row(*arguments)
-
-    async def run() -> int:
-        plan = Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere", retry=True)
-        retrying = asyncio.create_task(migrate(plan))
-        await asyncio.to_thread(begun.wait)
-        retrying.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await retrying
-        return next(lines)
-
-    monkeypatch.setattr(quarantine, "_row", counted)
-    read = asyncio.run(run())
-    assert read < 300_000
-    # `asyncio.run` has waited for all threads.
-    assert next(lines) == read + 1
-
-
-def test_a_retry_looks_its_sessions_up(tmp_path: Path) -> None:
-    """Sessions of refused messages are joined by an index; a nested scan would take a day for 100,000 rows."""
-    path, scratch = tmp_path / "empty.jsonl", tmp_path / "scratch.db"
-    path.touch()
-    quarantine.to_scratch(path, scratch, lambda: False)
-    with closing(sqlite3.connect(scratch)) as db:
-        db.executescript("CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at)")
-        plan = [row[-1] for row in db.execute(f"EXPLAIN QUERY PLAN {quarantine.ADD_CONTEXTS}")]
-    assert any("INDEX sessions_by_id (id=?)" in step for step in plan), plan

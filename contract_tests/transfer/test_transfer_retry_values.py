@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 from original_application import make_file_with_data
-from raw_sqlite import change
+from raw_sqlite import execute_in_file
 
 from flux_memory.cli import main
 from flux_memory.errors import MigrationError
@@ -75,7 +75,7 @@ def test_the_printed_retry_goes_to_the_same_database(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("POSTGRES_DSN", raising=False)
     make_file_with_data(tmp_path / "chat.db")
-    change(tmp_path / "chat.db", "UPDATE messages SET metadata = 'x' WHERE rowid = 1")
+    execute_in_file(tmp_path / "chat.db", "UPDATE messages SET metadata = 'x' WHERE rowid = 1")
     options = ["--sqlite-path", "chat.db", "--on-invalid=quarantine", "--quarantine-file", "rows.jsonl"]
     result = CliRunner().invoke(main, ["migrate", *options, "--postgres-dsn", flux_empty_database])
     assert result.exit_code == 3, result.output

@@ -1,4 +1,4 @@
-"""Memories of every kind move both ways, and each field arrives as an application reads it."""
+"""Tests that memories of every kind move both ways, with each field as an application reads it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from original_application import make_file, make_file_with_data
-from raw_postgres import execute, rows
-from transfer_memories import add, add_session, everything, make_random, move
+from raw_postgres import execute, fetch_rows
+from transfer_memories import insert_message, insert_session, make_random_file, move, read_target
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.records import timestamps
@@ -60,7 +60,7 @@ MOMENTS = st.datetimes(datetime(1974, 1, 1), datetime(2200, 1, 1))  # noqa: DTZ0
 
 
 @st.composite
-def times(draw: st.DrawFn) -> str | int:
+def draw_time(draw: st.DrawFn) -> str | int:
     """A time in one of the forms found in existing files."""
     moment = draw(MOMENTS)
     form = draw(st.sampled_from(["naive", "utc", "short", "z", "space", "offset", "seconds", "milliseconds", "digits"]))
@@ -79,7 +79,7 @@ def times(draw: st.DrawFn) -> str | int:
     return forms[form]
 
 
-MESSAGES = st.tuples(st.sampled_from("abc"), TEXT.filter(bool), TEXT, METADATA, SPELLINGS, times())
+MESSAGES = st.tuples(st.sampled_from("abc"), TEXT.filter(bool), TEXT, METADATA, SPELLINGS, draw_time())
 ON_A_DATABASE = settings(
     max_examples=int(os.environ.get("FLUX_MEMORY_TRANSFER_EXAMPLES", "40")),
     deadline=None,
@@ -89,7 +89,7 @@ ON_A_DATABASE = settings(
 
 @ON_A_DATABASE
 @given(
-    sessions=st.lists(st.tuples(TEXT, METADATA, SPELLINGS, times()), min_size=3, max_size=3),
+    sessions=st.lists(st.tuples(TEXT, METADATA, SPELLINGS, draw_time()), min_size=3, max_size=3),
     messages=st.lists(MESSAGES, max_size=12),
     generation=st.sampled_from([1, 2]),
     batch_size=st.none() | st.integers(1, 5),
@@ -105,15 +105,15 @@ def test_every_field_arrives(
         with closing(make_file(path, generation=generation)) as db:
             db.execute("BEGIN")
             for id_, (title, metadata, spelling, when) in zip("abc", sessions, strict=True):
-                add_session(db, id_, title=title, metadata=json.dumps(metadata, **spelling), when=when)
+                insert_session(db, id_, title=title, metadata=json.dumps(metadata, **spelling), when=when)
             for number, (session, role, content, metadata, spelling, when) in enumerate(messages):
                 written = json.dumps(metadata, **spelling)
-                add(db, f"m{number}", session, role=role, content=content, metadata=written, when=when)
+                insert_message(db, f"m{number}", session, role=role, content=content, metadata=written, when=when)
                 expected[session].append(
-                    (timestamps.parse(_stored(when)), number, f"m{number}", role, content, _typed(metadata))
+                    (timestamps.parse(_as_stored(when)), number, f"m{number}", role, content, _with_types(metadata))
                 )
             db.execute("COMMIT")
-        empty(dsn)
+        clear_target(dsn)
         if batch_size is not None:
             asyncio.run(execute(dsn, "INSERT INTO sessions (id, created_at, updated_at) VALUES ('x', now(), now())"))
         report = move(path, dsn, **({} if batch_size is None else {"batch_size": batch_size}))
@@ -121,50 +121,50 @@ def test_every_field_arrives(
         assert report.moved is not None
         assert (report.moved.sessions, report.moved.messages) == (3, len(messages))
         in_order = {id_: [row[:1] + row[2:] for row in sorted(expected[id_], key=lambda row: row[:2])] for id_ in "abc"}
-        assert asyncio.run(histories(PostgresConversationMemory(dsn, min_size=1))) == in_order
+        assert asyncio.run(read_histories(PostgresConversationMemory(dsn, min_size=1))) == in_order
         back = Path(directory) / "back.db"
         assert asyncio.run(migrate_back(dsn, back)).status is Status.IDENTICAL
-        assert asyncio.run(histories(ConversationMemory(back))) == in_order
-        asyncio.run(same_sessions(dsn, back))
+        assert asyncio.run(read_histories(ConversationMemory(back))) == in_order
+        asyncio.run(assert_same_sessions(dsn, back))
 
 
-def _stored(when: str | int) -> str:
+def _as_stored(when: str | int) -> str:
     """Return what a TEXT column stores for a number."""
     return str(when)
 
 
-def _typed(value: Any) -> Any:
+def _with_types(value: Any) -> Any:
     """Return JSON in which 1, 1.0 and True differ, and -0.0 and 0.0 do not."""
     if isinstance(value, dict):
-        return {key: _typed(item) for key, item in value.items()}
+        return {key: _with_types(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_typed(item) for item in value]
+        return [_with_types(item) for item in value]
     if isinstance(value, float):
         value = 0.0 if value == 0 else value
     return type(value).__name__, repr(value)
 
 
-async def histories(memory: Any) -> dict[str, list[tuple[Any, ...]]]:
+async def read_histories(memory: Any) -> dict[str, list[tuple[Any, ...]]]:
     async with memory:
         return {
             session: [
-                (row["created_at"], row["id"], row["role"], row["content"], _typed(row["metadata"]))
+                (row["created_at"], row["id"], row["role"], row["content"], _with_types(row["metadata"]))
                 for row in await memory.get_history(session)
             ]
             for session in "abc"
         }
 
 
-async def same_sessions(dsn: str, path: Path) -> None:
+async def assert_same_sessions(dsn: str, path: Path) -> None:
     async with PostgresConversationMemory(dsn, min_size=1) as there, ConversationMemory(path) as back:
         for session in "abc":
             one, other = await there.get_session(session), await back.get_session(session)
             assert one is not None
             assert one == other
-            assert _typed(one["metadata"]) == _typed(other["metadata"] if other else None)
+            assert _with_types(one["metadata"]) == _with_types(other["metadata"] if other else None)
 
 
-def empty(dsn: str) -> None:
+def clear_target(dsn: str) -> None:
     async def work() -> None:
         async with PostgresConversationMemory(dsn, min_size=1) as memory:
             await memory.clear_all()
@@ -176,15 +176,13 @@ def empty(dsn: str) -> None:
 @given(METADATA, SPELLINGS)
 @example({"b": 1, "a": 2, "aa": 1, "é": 1, "z": [1e22, -0.0, 1e-7, 1.5, 10**30]}, {})
 @example({"a": "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"), "": {"": []}}, {})
-def test_the_canonical_text_is_what_the_server_shows(
-    flux_postgres_clean_dsn: str, metadata: Any, spelling: Any
-) -> None:
+def test_the_canonical_text_equals_the_servers(flux_postgres_clean_dsn: str, metadata: Any, spelling: Any) -> None:
     """The canonical text equals PostgreSQL's byte for byte, since both sides are compared by it."""
     written = json.dumps(metadata, **spelling)
     canonical = Canonicalizer().canonical(written)
-    ((shown,),) = asyncio.run(rows(flux_postgres_clean_dsn, "SELECT $1::text::jsonb::text", canonical))
+    ((shown,),) = asyncio.run(fetch_rows(flux_postgres_clean_dsn, "SELECT $1::text::jsonb::text", canonical))
     assert shown == canonical
-    assert _typed(json.loads(canonical)) == _typed(metadata)
+    assert _with_types(json.loads(canonical)) == _with_types(metadata)
 
 
 FLAT = st.dictionaries(
@@ -202,7 +200,7 @@ FLAT_TEXTS = st.tuples(FLAT, SPELLINGS).map(lambda pair: json.dumps(pair[0], **p
 @example(['{"a": 1}', '{"a": -0}', '{"a": 1, "a": 2}', '{"a": 01}', '{"a": 1}\n'])
 @example(['{"bb": "x", "a": [1, "y"]}', '{"bb": "x\ty", "a": []}', '{"bb": "\\"", "a": [1,2]}'])
 def test_a_shape_that_was_seen_before_changes_nothing(texts: list[str]) -> None:
-    """A template and the parser give the same canonical text."""
+    """A cached template and the parser give the same canonical text."""
 
     def outcome(canonicalizer: Canonicalizer, text: str) -> str:
         try:
@@ -229,15 +227,15 @@ def test_no_text_breaks_the_canonicalizer(text: str) -> None:
 def test_numbers_spelled_in_other_ways_keep_their_type(tmp_path: Path, flux_postgres_clean_dsn: str, text: str) -> None:
     """Python reads the same value from the canonical text as from the original."""
     with closing(make_file(tmp_path / "chat.db")) as db:
-        add_session(db, "a", metadata=text)
-        add(db, "m", "a", metadata=text)
-    empty(flux_postgres_clean_dsn)
+        insert_session(db, "a", metadata=text)
+        insert_message(db, "m", "a", metadata=text)
+    clear_target(flux_postgres_clean_dsn)
     assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    stored = everything(flux_postgres_clean_dsn)[1][0][4]
-    assert _typed(json.loads(stored)) == _typed(json.loads(text))
+    stored = read_target(flux_postgres_clean_dsn)[1][0][4]
+    assert _with_types(json.loads(stored)) == _with_types(json.loads(text))
 
 
-@given(times())
+@given(draw_time())
 def test_the_fast_reading_of_times_agrees_with_the_library(when: str | int) -> None:
     """The fast path reads each time as `timestamps.parse` does."""
     assert time_text(microseconds(when)) == timestamps.parse(when)
@@ -246,7 +244,7 @@ def test_the_fast_reading_of_times_agrees_with_the_library(when: str | int) -> N
 @pytest.mark.parametrize(
     "when", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", math.inf, "20260205", None, b""]
 )
-def test_times_that_are_none_are_refused_by_both(when: Any) -> None:
+def test_invalid_times_are_refused_by_both(when: Any) -> None:
     """The fast path refuses each value that `timestamps.parse` refuses."""
     for read in (microseconds, timestamps.parse):
         if when == "20260205":
@@ -260,9 +258,9 @@ def test_naive_times_are_of_the_zone_that_is_given(tmp_path: Path, flux_postgres
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - for this test alone
 
     make_file_with_data(tmp_path / "chat.db")
-    empty(flux_postgres_clean_dsn)
+    clear_target(flux_postgres_clean_dsn)
     move(tmp_path / "chat.db", flux_postgres_clean_dsn, assume_timezone=ZoneInfo("Asia/Seoul"))
-    assert everything(flux_postgres_clean_dsn)[0][0][3] == "2026-02-05 06:17:45.407069"
+    assert read_target(flux_postgres_clean_dsn)[0][0][3] == "2026-02-05 06:17:45.407069"
 
 
 def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
@@ -274,22 +272,22 @@ def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_postgre
             return await memory.add_messages(session, [{"role": "user", "content": str(n)} for n in range(50)])
 
     ids = asyncio.run(write())
-    empty(flux_postgres_clean_dsn)
+    clear_target(flux_postgres_clean_dsn)
     assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    assert [row[1] for row in everything(flux_postgres_clean_dsn)[1]] == ids
+    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ids
 
 
 def test_a_thousand_messages_move_there_and_back(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
     """A file with many sessions, several chunks of COPY data, survives both ways."""
-    make_random(tmp_path / "chat.db", sessions=100, messages=1000)
-    empty(flux_postgres_clean_dsn)
+    make_random_file(tmp_path / "chat.db", sessions=100, messages=1000)
+    clear_target(flux_postgres_clean_dsn)
     assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    before = everything(flux_postgres_clean_dsn)
+    before = read_target(flux_postgres_clean_dsn)
     assert asyncio.run(migrate_back(flux_postgres_clean_dsn, tmp_path / "back.db")).status is Status.IDENTICAL
     assert move(tmp_path / "back.db", flux_postgres_clean_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
-    empty(flux_postgres_clean_dsn)
+    clear_target(flux_postgres_clean_dsn)
     assert move(tmp_path / "back.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    assert everything(flux_postgres_clean_dsn) == before
+    assert read_target(flux_postgres_clean_dsn) == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["back.db", "chat.db"]
 
 
@@ -299,7 +297,7 @@ def test_the_original_applications_real_file_moves(tmp_path: Path, flux_postgres
     if legacy is None:
         pytest.skip("FLUX_MEMORY_LEGACY_DB names no file")
     shutil.copyfile(legacy, tmp_path / "chat.db")
-    empty(flux_postgres_clean_dsn)
+    clear_target(flux_postgres_clean_dsn)
     report = move(tmp_path / "chat.db", flux_postgres_clean_dsn)
     assert report.status is Status.IDENTICAL
     assert report.verification is not None

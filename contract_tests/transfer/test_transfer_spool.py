@@ -1,4 +1,4 @@
-"""A spool returns its rows unchanged, in batches of any size."""
+"""Tests the spool: it returns its rows unchanged, in batches of any size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MESSAGES = st.lists(st.integers(1, 40).map(lambda length: b"m" * length), max_si
 def test_batches_hold_every_row_once_and_stay_small(
     sessions: list[list[bytes]], most_rows: int, most_bytes: int
 ) -> None:
-    """Batches keep the order, and exceed neither the limit of rows nor, by more than one row, that of bytes."""
+    """Batches keep the order and the limit of rows, and exceed the limit of bytes by at most one row."""
     with Spool() as prepared:
         for number, messages in enumerate(sessions):
             prepared.add_messages(messages)
@@ -51,7 +51,7 @@ def test_rows_that_are_not_kept_leave_their_digests(sessions: list[list[bytes]])
         assert prepared.size("sessions") == prepared.size("messages") == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives a file's pages back")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux frees parts of a file")
 @pytest.mark.parametrize("in_batches", [False, True], ids=["pieces", "batches"])
 def test_rows_that_were_sent_take_no_room_any_more(in_batches: bool) -> None:
     """Rows already read are freed, so that the disk need not write them, and arrive unchanged."""

@@ -1,4 +1,4 @@
-"""Validating messages in chunks gives the same result as validating each one alone."""
+"""Tests that validating messages in chunks gives the same result as validating each one alone."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ VALUES: list[list[Any]] = [
 ROWS = st.tuples(*map(st.sampled_from, VALUES)) | st.just(USUAL)
 
 
-def nearly_usual(column: int) -> st.SearchStrategy[tuple[Any, ...]]:
+def near_usual_rows(column: int) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.sampled_from(VALUES[column]).map(lambda value: (*USUAL[:column], value, *USUAL[column + 1 :]))
 
 
 @pytest.mark.parametrize("naive", [UTC, timezone(timedelta(hours=9))], ids=["utc", "seoul"])
-@given(rows=st.lists(ROWS | st.integers(1, 6).flatmap(nearly_usual), min_size=1, max_size=6))
+@given(rows=st.lists(ROWS | st.integers(1, 6).flatmap(near_usual_rows), min_size=1, max_size=6))
 @example(rows=[USUAL, (*USUAL[:4], '{"a": -0.0, "bb": "x"}', *USUAL[5:])])
 @example(rows=[USUAL, (*USUAL[:4], '{"a": 1.5, "bb": "x"}\n', *USUAL[5:])])
 @example(rows=[USUAL, (*USUAL[:3], "a\0b", *USUAL[4:])])

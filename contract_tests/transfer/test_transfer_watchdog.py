@@ -1,4 +1,4 @@
-"""A migration with a lost connection ends; one with a slow server continues."""
+"""Tests the watchdog: a migration with a lost connection ends, one with a slow server continues."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from raw_postgres import connected, rows
-from transfer_memories import Trigger, everything, make_random, make_tables, move
-from transfer_processes import start_there, waiting_for_lock
-from waiting import until
+from raw_postgres import connect, fetch_rows
+from transfer_memories import Trigger, make_random_file, make_tables, move, read_target
+from transfer_processes import start_migration, wait_for_lock
+from waiting import wait_until
 
 from flux_memory import BackendUnavailableError
 from flux_memory.testkit import Proxy
@@ -33,7 +33,7 @@ CONNECTED = "SELECT sessions FROM pg_stat_database WHERE datname = current_datab
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lifeline") / "chat.db"
-    make_random(path, sessions=10, messages=200)
+    make_random_file(path, sessions=10, messages=200)
     return path
 
 
@@ -44,16 +44,16 @@ def test_a_server_at_work_is_waited_for(path: Path, flux_empty_database: str, mo
     make_tables(dsn)
 
     async def run() -> Status:
-        async with connected(dsn) as other, connected(dsn) as observer:
+        async with connect(dsn) as other, connect(dsn) as observer:
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
             migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn)))
-            await waiting_for_lock(other)
+            await wait_for_lock(other)
             before = await observer.fetchval(CONNECTED)
 
             async def asked_often() -> bool:
                 return migrating.done() or await observer.fetchval(CONNECTED) > before + 4 * watchdog.MAX_SILENT_PROBES
 
-            await until(asked_often)
+            await wait_until(asked_often)
             await other.execute("COMMIT")
             return (await migrating).status
 
@@ -69,12 +69,12 @@ def test_a_refused_connection_is_an_answer(
     make_tables(dsn)
 
     async def run(proxy: Proxy) -> Status:
-        async with connected(dsn) as other:
+        async with connect(dsn) as other:
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
             migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=proxy.dsn)))
-            await waiting_for_lock(other)
+            await wait_for_lock(other)
             proxy.refuse()
-            # Many times the duration of the probes.
+            # Many times the duration of a probe.
             await asyncio.wait([migrating], timeout=0.5)
             await other.execute("COMMIT")
             return (await migrating).status
@@ -107,10 +107,10 @@ def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux
     make_tables(dsn)
 
     async def interrupt(proxy: Proxy) -> tuple[int, str, float]:
-        async with connected(dsn) as connection:
+        async with connect(dsn) as connection:
             await connection.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
-            process = start_there(path, proxy.dsn)
-            await waiting_for_lock(connection)
+            process = start_migration(path, proxy.dsn)
+            await wait_for_lock(connection)
             proxy.silence()
             began = time.monotonic()
             process.send_signal(signal.SIGINT)
@@ -126,10 +126,10 @@ def test_an_interrupt_ends_a_migration_through_a_silent_network(path: Path, flux
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file larger than the buffers between the migration and its server."""
     path = tmp_path_factory.mktemp("large") / "chat.db"
-    make_random(path, sessions=10, messages=1500)
+    make_random_file(path, sessions=10, messages=1500)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("UPDATE messages SET content = hex(randomblob(20000))")
     return path
@@ -142,7 +142,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, server: Server) -> None:
+def test_a_reset_while_the_server_reads_nothing_ends_the_load(large_file: Path, server: Server) -> None:
     """A connection lost while the server reads nothing ends the load, although the driver waits for room to send."""
     dsn = server.create_database()
     make_tables(dsn)
@@ -152,7 +152,7 @@ def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, ser
         trigger = Trigger("Load", lambda: None)
 
         async def backend() -> bool:
-            stopped[:] = [pid for (pid,) in await rows(dsn, f"{BACKENDS} AND query LIKE 'COPY %'")]
+            stopped[:] = [pid for (pid,) in await fetch_rows(dsn, f"{BACKENDS} AND query LIKE 'COPY %'")]
             return bool(stopped)
 
         async def stuck() -> bool:
@@ -160,10 +160,10 @@ def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, ser
             await asyncio.sleep(0.3)
             return trigger.acted and trigger.rows == before
 
-        migrating = asyncio.create_task(migrate(Plan(sqlite_path=large, postgres_dsn=proxy.dsn), trigger))
-        await until(backend)
+        migrating = asyncio.create_task(migrate(Plan(sqlite_path=large_file, postgres_dsn=proxy.dsn), trigger))
+        await wait_until(backend)
         os.kill(stopped[0], signal.SIGSTOP)
-        await until(stuck)
+        await wait_until(stuck)
         assert not migrating.done()
         proxy.reset()
         with pytest.raises(BackendUnavailableError, match="the connection was lost"):
@@ -175,5 +175,5 @@ def test_a_connection_that_is_reset_while_it_takes_no_more_ends(large: Path, ser
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
-    assert move(large, dsn).status is Status.IDENTICAL
-    assert len(everything(dsn)[1]) == 1500
+    assert move(large_file, dsn).status is Status.IDENTICAL
+    assert len(read_target(dsn)[1]) == 1500

@@ -1,4 +1,4 @@
-"""After `close()` a service goes on working."""
+"""A service keeps working after `close()`."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""`num_recent_events` of True counts as 1; of -1 it ends in the error shown."""
+"""`num_recent_events` of True counts as 1; of -1 it raises the error shown."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ async def main(url):
             config = GetSessionConfig(num_recent_events=limit)
             found = await service.get_session(**OWNER, session_id=session.id, config=config)
             print(limit, len(found.events))
-        except Exception as error:  # noqa: BLE001 - its kind is what is shown
+        except Exception as error:  # noqa: BLE001 - the example shows its type
             print(limit, type(error).__name__)
     await service.close()
 

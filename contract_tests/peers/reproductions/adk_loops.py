@@ -15,5 +15,5 @@ for state in ("open", "closed"):
     try:
         second.run_until_complete(service.create_session(**OWNER))
         print(state, "works")
-    except Exception as error:  # noqa: BLE001 - its kind is what is shown
+    except Exception as error:  # noqa: BLE001 - the example shows its type
         print(state, type(error).__name__)

@@ -1,4 +1,4 @@
-"""1e22 in `custom_metadata` becomes an int, a mapping that is no dict fails, 17 MiB of state are stored."""
+"""1e22 in `custom_metadata` becomes an int, a mapping that is not a dict fails, and 17 MiB of state are stored."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ async def main(url):
     print(session.events[0].custom_metadata)
     try:
         await service.append_event(session, event("", custom_metadata={"k": MappingProxyType({})}))
-    except Exception as error:  # noqa: BLE001 - its kind is what is shown
+    except Exception as error:  # noqa: BLE001 - the example shows its type
         print(type(error).__name__)
     session = await service.create_session(**OWNER, state={"k": "x" * (17 * 1024 * 1024)})
     print(len(session.state["k"]))

@@ -1,4 +1,4 @@
-"""Services that are first used at the same time on an empty database: some raise."""
+"""Services that are first used at the same time on an empty database: some of them raise."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Of events appended at the same time by writers that each loaded the session, some raise `StaleSessionError`."""
+"""Writers that each load the session and append at the same time: some get a `StaleSessionError`."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""A NUL, a lone surrogate or an id that is no text end in the driver's errors; an empty author is stored."""
+"""A NUL, a lone surrogate or an id that is not text raises the driver's error; an empty author is stored."""
 
 import asyncio
 import sys
@@ -20,12 +20,12 @@ async def main(url):
     for session_id in ("\x00", "\ud800", 7):
         try:
             await service.get_session(**OWNER, session_id=session_id)
-        except Exception as error:  # noqa: BLE001 - its kind is what is shown
+        except Exception as error:  # noqa: BLE001 - the example shows its type
             print(type(error).__name__)
     for text in ("\x00", "\ud800"):
         try:
             await service.append_event(session, event(text))
-        except Exception as error:  # noqa: BLE001 - its kind is what is shown
+        except Exception as error:  # noqa: BLE001 - the example shows its type
             print(type(error).__name__)
     session = await service.create_session(**OWNER)
     await service.append_event(session, event("stored", author=""))

@@ -1,4 +1,4 @@
-"""A NUL and a lone surrogate raise psycopg's errors; an empty role is stored; a role of 7 is no `TypeError`."""
+"""A NUL and a lone surrogate raise psycopg's errors; an empty role is stored; a role of 7 raises no `TypeError`."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ async def main(dsn: str) -> None:
         print([message.content for message in await history.aget_messages()])
         try:
             ChatMessage(role=7, content="x")
-        except Exception as error:  # noqa: BLE001 - its kind is what is shown
+        except Exception as error:  # noqa: BLE001 - the example shows its type
             print(type(error).__name__, isinstance(error, TypeError))
 
 

@@ -1,4 +1,4 @@
-"""A limit of -1 ends in the driver's error, and `True` counts as 1."""
+"""A limit of -1 raises the driver's error, and `True` counts as 1."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""There is no limit of its own to the length of content: 64 MiB and one more byte are stored whole."""
+"""Content has no limit of its own: 64 MiB and one more byte are stored completely."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Content with a NUL or a lone surrogate, content that is no text, and an empty role are stored and returned."""
+"""Content with a NUL or a lone surrogate, content that is not text, and an empty role are stored and returned."""
 
 import asyncio
 import sys

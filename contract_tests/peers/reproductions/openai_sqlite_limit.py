@@ -1,4 +1,4 @@
-"""A limit of -1 gives all items, and `True` counts as 1."""
+"""A limit of -1 returns all items, and `True` counts as 1."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""What every adoption of the original application's data must come to, whichever engine holds it."""
+"""Checks of an adopted original database, which both engines must pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ asyncio.run(main())
 
 
 async def check_adopted(memory: Any) -> None:
-    """Messages by their time, ties by the order in which they were written; every value is there; adds go on."""
+    """Check order (by time, ties in writing order), values, and that adding still works."""
     messages = await memory.get_history("one")
     assert [message["id"] for message in messages] == ["m3", "m4", "m1", "m6"]
     assert messages[0] == {
@@ -46,7 +46,7 @@ async def check_adopted(memory: Any) -> None:
 
 
 def race_to_add(backend: str, target: str) -> set[str]:
-    """Let processes open a store and add to its session `one` at once; return what they said."""
+    """Let two processes open a store and add to its session `one` at once; return their outputs."""
     contents = [f"by {number}" for number in range(4)]
     racers = [
         subprocess.Popen(

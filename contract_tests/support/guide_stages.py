@@ -1,4 +1,4 @@
-"""Builds the stages of the guide to one's own backend out of its page, as a reader does."""
+"""Builds the stages of the guide `test-your-own-backend` from its page, as a reader would."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Stage:
     number: int
     title: str
     files: dict[str, str]
-    """The files as they are at the section's end, by their names."""
+    """Contents of the files at the section's end, by file name."""
     failing: frozenset[str]
-    """The clauses that fail then, says the text."""
+    """The ids of the clauses that fail at that point, according to the text."""
     counted: int | None
-    """How many those are, says the text."""
+    """The number of those clauses, according to the text."""
     outputs: list[str]
-    """The other outputs that are shown."""
+    """The other outputs that the section shows."""
     looked_at: str | None
-    """The clause whose failure the section begins with; it is the stage before that fails it."""
+    """The failing clause that opens the section; the stage before fails it."""
 
 
-def stages() -> list[Stage]:
-    """Return the numbered sections, in order."""
+def read_stages() -> list[Stage]:
+    """Return the numbered sections in order."""
     text = GUIDE.read_text(encoding="utf-8")
     headings = list(re.finditer(r"^## (?:([0-9]+)\. )?(.*)$", text, re.MULTILINE))
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
@@ -63,8 +63,8 @@ def stages() -> list[Stage]:
     return found
 
 
-def told(ids: set[str]) -> str:
-    """Return clauses as the guide lists them."""
+def format_ids(ids: set[str]) -> str:
+    """Return clause ids in the guide's notation."""
     groups: dict[str, list[int]] = {}
     for each in sorted(ids):
         _, group, number = each.split("-")
@@ -97,7 +97,7 @@ def _files(blocks: list[str]) -> dict[str, str]:
 
 
 def _merged(blocks: list[str]) -> str:
-    """Put blocks into one file: what has a name replaces what had it, in classes too; imports come first."""
+    """Merge code blocks into one file: a definition replaces an earlier one of the same name; imports come first."""
     imports: list[ast.stmt] = []
     body: list[ast.stmt] = []
     for node in (node for block in blocks for node in ast.parse(block).body):

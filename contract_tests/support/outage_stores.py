@@ -1,4 +1,4 @@
-"""Stores that can be out of reach: the reference model behind a switch, a locked file, PostgreSQL behind a proxy."""
+"""Stores that a test can make unreachable: a switched reference model, a locked file, a server behind a proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final
 
-from raw_postgres import connected
+from raw_postgres import connect
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.backends.deadlines import seconds_for
@@ -19,11 +19,11 @@ from flux_memory.testkit.contract.outages import Outage, network_outages
 
 TIMEOUT_SECONDS: Final = 30.0
 LOCK_SESSIONS: Final = "SELECT FROM sessions FOR UPDATE"
-"""Lets reads through, and no write to a session that is there."""
+"""Lets readers through and blocks writers of existing sessions."""
 
 
-class DistantMemory(ReferenceMemory):
-    """The reference model in a place that can be out of reach; a call waits for it until its deadline."""
+class SwitchedMemory(ReferenceMemory):
+    """The reference model as a remote store: while it is unreachable, calls wait until their deadline."""
 
     def __init__(self, store: ReferenceStore, switch: Switch) -> None:
         super().__init__(store)
@@ -31,17 +31,17 @@ class DistantMemory(ReferenceMemory):
 
 
 class Switch:
-    """Whether the store is out of reach now, and whether calls made meanwhile hear when it is back."""
+    """Makes a store unreachable; a silent outage also loses the calls in flight, as a dead connection does."""
 
     def __init__(self) -> None:
         self._away = False
         self._silent = False
 
     async def reach(self) -> None:
-        """Return once the store can be reached.
+        """Return once the store is reachable.
 
         Raises:
-            BackendUnavailableError: It could not until the deadline.
+            BackendUnavailableError: the store stayed unreachable until the deadline.
         """
         lost = self._away and self._silent
         try:
@@ -52,7 +52,7 @@ class Switch:
             raise BackendUnavailableError("the store was out of reach; nothing was stored") from None
 
     def outages(self, open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
-        """Return the outages of handles behind the switch."""
+        """Return the outages of handles that use this switch."""
         return (
             Outage("down", open_memory, lambda: self._turned(silent=False)),
             Outage("silent", open_memory, lambda: self._turned(silent=True), loses_connections=True),
@@ -67,7 +67,7 @@ class Switch:
             self._away = False
 
 
-def _reaching(name: str) -> Callable[..., Any]:
+def _when_reachable(name: str) -> Callable[..., Any]:
     async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_open()
         await self._switch.reach()
@@ -77,11 +77,11 @@ def _reaching(name: str) -> Callable[..., Any]:
 
 
 for _name in EVERY_CALL:
-    setattr(DistantMemory, _name, _reaching(_name))
+    setattr(SwitchedMemory, _name, _when_reachable(_name))
 
 
-def never_away(open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
-    """Return an outage in which nothing happens."""
+def make_no_outage(open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
+    """Return an outage during which the store stays reachable."""
 
     def away() -> AbstractAsyncContextManager[None]:
         return nullcontext()
@@ -89,7 +89,7 @@ def never_away(open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
     return (Outage("none", open_memory, away),)
 
 
-def locked_sqlite(path: Path) -> tuple[Outage, ...]:
+def make_lock_outages(path: Path) -> tuple[Outage, ...]:
     """Return the outage of a file that another client has locked."""
 
     @asynccontextmanager
@@ -103,12 +103,12 @@ def locked_sqlite(path: Path) -> tuple[Outage, ...]:
 
 
 @contextmanager
-def distant_postgres(dsn: str) -> Iterator[Sequence[Outage]]:
-    """Give the outages of a server: its network, and a lock that another client holds."""
+def make_postgres_outages(dsn: str) -> Iterator[Sequence[Outage]]:
+    """Yield the outages of a server: a lost network, and a lock that another client holds."""
 
     @asynccontextmanager
     async def locked() -> AsyncIterator[None]:
-        async with connected(dsn) as connection, connection.transaction():
+        async with connect(dsn) as connection, connection.transaction():
             await connection.execute(LOCK_SESSIONS)
             yield
 

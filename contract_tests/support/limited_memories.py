@@ -1,4 +1,4 @@
-"""The reference model without some of its capabilities, honestly: it refuses what it does not have."""
+"""Variants of the reference model that lack capabilities and refuse the calls that need them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from distant import DistantMemory, Switch
+from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import BackendUnavailableError, InvalidInputError, Memory
 from flux_memory.testkit import Capability, ReferenceMemory, ReferenceStore
@@ -25,7 +25,7 @@ _REFUSED: Final[dict[Capability, dict[str, tuple[str, ...]]]] = {
     Capability.TITLES: {"create_session": ("title",), "update_session_title": ()},
     Capability.CLEAR_ALL: {"clear_all": ()},
 }
-"""The calls that a capability's lack refuses: wholly, or where one of these arguments is given."""
+"""The calls that need a capability: always, or when one of these arguments is given."""
 _PARAMETERS: Final = {
     "create_session": ("title", "metadata"),
     "add_message": ("session_id", "role", "content", "metadata"),
@@ -36,23 +36,25 @@ _PARAMETERS: Final = {
 _TIMES: Final = ("created_at", "updated_at")
 
 
-def lacking(lacks: Capability, directory: Path, switch: Switch | None = None) -> Callable[[], Memory]:
-    """Return a factory of handles on one store, behind a switch if one is given, that lacks some capabilities."""
+def limited_factory(lacks: Capability, directory: Path, switch: Switch | None = None) -> Callable[[], Memory]:
+    """Return a factory of handles on one store that lack some capabilities, behind a switch if one is given."""
     store = ReferenceStore(None if Capability.DURABLE in lacks else directory / "reference.json")
-    memory: Any = DistantMemory if switch else ReferenceMemory
+    memory: Any = SwitchedMemory if switch else ReferenceMemory
     if lacks & (Capability.SEVERAL_HANDLES | Capability.SEVERAL_PROCESSES):
         alone = Capability.SEVERAL_HANDLES in lacks
         shared = {"lock": directory / "lock", "alone": alone, "held": []}
         memory = type("Exclusive", (_Exclusive, memory), shared)
     for capability in lacks:
-        members = {name: _refusing(memory, name, given) for name, given in _REFUSED.get(capability, {}).items()}
+        members = {name: _refuse(memory, name, given) for name, given in _REFUSED.get(capability, {}).items()}
         memory = type(f"No{str(capability.name).title()}", (memory,), members)
     blank = ("id",) if Capability.MESSAGE_IDS in lacks else ()
-    memory = type("Blanking", (memory,), _blanking(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ())))
+    memory = type(
+        "Blanking", (memory,), _blank_methods(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ()))
+    )
     return lambda: memory(store, *([switch] if switch else []))
 
 
-def _refusing(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
+def _refuse(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
     async def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_open()
         if not arguments:
@@ -63,7 +65,7 @@ def _refusing(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[
             elements = list(given["messages"])
             args, kwargs = (given["session_id"], elements), {}
         for name in arguments:
-            # An empty title, user or object is what a record without one has.
+            # A record without the capability has an empty title, user or object, so these are accepted.
             if any(isinstance(element, dict) and element.get(name) for element in elements):
                 raise InvalidInputError(f"{name} is not supported")
         return await getattr(parent, method)(self, *args, **kwargs)
@@ -71,7 +73,7 @@ def _refusing(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[
     return refusing
 
 
-def _blanking(parent: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+def _blank_methods(parent: Any, keys: tuple[str, ...]) -> dict[str, Any]:
     def blank(row: Any, names: tuple[str, ...]) -> Any:
         return row and row | dict.fromkeys(row.keys() & names, "")
 
@@ -102,10 +104,10 @@ class _Exclusive:
     lock: ClassVar[Path]
     alone: ClassVar[bool]
     held: ClassVar[list[Any]]
-    """The handles of this process."""
+    """The open handles of this process."""
 
     def __init__(self, *given: Any) -> None:
-        super().__init__(*given)  # the reference model comes next
+        super().__init__(*given)  # calls the reference model
         if self.alone and self.held:
             raise BackendUnavailableError("the store is in use by another handle")
         self._file = self.held[0]._file if self.held else self.lock.open("w")
@@ -117,7 +119,7 @@ class _Exclusive:
         self.held.append(self)
 
     async def close(self) -> None:
-        await super().close()  # type: ignore[misc]  # the reference model comes next
+        await super().close()  # type: ignore[misc]  # calls the reference model
         if self in self.held:
             self.held.remove(self)
         if not self.held:

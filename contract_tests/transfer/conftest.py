@@ -1,0 +1,38 @@
+"""Fixtures of the tests of transfers: an empty target, and a file that no process uses."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from transfer_memories import make_old, make_random_file
+
+from flux_memory.transfer.source import snapshot
+
+
+@pytest.fixture
+def target(flux_empty_database: str) -> str:
+    """The DSN of an empty database."""
+    return flux_empty_database
+
+
+@pytest.fixture(params=["DELETE", "WAL"])
+def idle_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A file with 20 sessions and 5,000 messages whose application stopped some time ago."""
+    path = tmp_path / "data" / "chat.db"
+    path.parent.mkdir()
+    make_random_file(path, sessions=20, messages=5000)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA journal_mode = {request.param}")
+    make_old(path)
+    return path
+
+
+@pytest.fixture(params=[1, 2], ids=["one process", "two processes"])
+def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads files of any size with and without the helper process."""
+    monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: request.param)
