@@ -1,4 +1,4 @@
-"""Each advice that an error gives has its heading on the page for it."""
+"""Each advice of an error has a heading on the troubleshooting page."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ ADVICE: Final = sorted(
 
 @pytest.mark.parametrize("advice", ADVICE)
 def test_each_advice_has_a_heading(advice: str) -> None:
-    """Who pastes the end of a message into the page's search finds more about it."""
+    """A search for the end of a message finds its heading."""
     assert any(heading and heading in advice for heading in HEADINGS)

@@ -1,4 +1,4 @@
-"""PgBouncer refuses a client, or has no room for one: the error names the mistake, and waits only for what may pass."""
+"""PgBouncer refuses a client or has no room for one: the error names the mistake, and only what may pass is retried."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def user_of(dsn: str) -> str:
 
 
 def as_stranger(dsn: str) -> str:
-    """As a user whom only the pooler knows."""
+    """The DSN for a user that only the pooler knows."""
     return with_user(dsn, ONLY_IN_POOLER, str(urlsplit(dsn).password))
 
 
@@ -39,7 +39,7 @@ MISTAKES: Final[dict[str, tuple[Callable[[str], str], str]]] = {
     "a setting": (lambda dsn: with_parameter(dsn, "search_path=chat"), "remove them from the DSN"),
     "an option": (lambda dsn: with_parameter(dsn, "options=-c%20jit=off"), "remove them from the DSN"),
 }
-"""DSNs with a mistake, and the advice that it needs."""
+"""A change to the DSN, and the advice that it needs."""
 
 
 @pytest.mark.asyncio
@@ -47,7 +47,7 @@ MISTAKES: Final[dict[str, tuple[Callable[[str], str], str]]] = {
 @pytest.mark.parametrize("auth", ["plain", "scram-sha-256"])
 @pytest.mark.parametrize("name", MISTAKES)
 async def test_a_mistake_is_named_at_once(flux_empty_database: str, fault: Fault, name: str, auth: str) -> None:
-    """One SQLSTATE stands for all of them there; the words decide, and nothing is tried until the deadline."""
+    """PgBouncer has one SQLSTATE for all mistakes; its words decide, and none is retried until the deadline."""
     change, advice = MISTAKES[name]
     with run_pooler(flux_empty_database, auth=auth) as pooler:
         wrong = change(with_pooler(flux_empty_database, pooler))
@@ -63,7 +63,7 @@ async def test_a_mistake_is_named_at_once(flux_empty_database: str, fault: Fault
 @pytest.mark.asyncio
 @pytest.mark.fault("database that PgBouncer does not have", backend="postgres")
 async def test_a_database_that_only_the_server_has_is_named(flux_empty_database: str, fault: Fault) -> None:
-    """Its list of databases has no entry for all others."""
+    """PgBouncer's list of databases may have no entry for the others."""
     with run_pooler(flux_empty_database, databases="another") as pooler:
         memory = PostgresConversationMemory(with_pooler(flux_empty_database, pooler), timeout=60)
         with pytest.raises(BackendUnavailableError, match=f"no such database.*; {DATABASE}"):
@@ -75,7 +75,7 @@ async def test_a_database_that_only_the_server_has_is_named(flux_empty_database:
 @pytest.mark.asyncio
 @pytest.mark.fault("PgBouncer in session mode, pool smaller than the handle's", backend="postgres")
 async def test_a_pool_in_session_mode_that_is_too_small_is_named(flux_empty_database: str, fault: Fault) -> None:
-    """A connection there holds a server connection until it ends: one more waits, and the deadline says for what."""
+    """A client keeps its server connection until it closes; the deadline of one more names the pool size."""
     with run_pooler(flux_empty_database, mode="session", pool_size=2) as pooler:
         dsn = with_pooler(flux_empty_database, pooler)
         async with PostgresConversationMemory(dsn, max_size=2) as fits:

@@ -1,4 +1,4 @@
-"""An error sends its reader to the mistake: worlds that look alike, and the advice that each needs."""
+"""Errors name the mistake: causes that look alike, and the advice that each of them needs."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Monke
 
 @pytest.mark.parametrize("end", ["\r", "\n", " ", "\t", '"', "'", "\u00a0", "\ufeff", "\u200b", "\x00"])
 @pytest.mark.parametrize("url", ["sqlite:///{}chat.db", "{}sqlite:///chat.db", "sqlite:///chat.db{}"])
-def test_a_url_with_something_invisible_opens_no_other_file(url: str, end: str) -> None:
-    """A shell, a file from Windows or a paste adds it; the file with that name would be a new, empty store."""
+def test_a_url_with_a_hidden_character_opens_no_other_file(url: str, end: str) -> None:
+    """Shells, files from Windows and pastes add such characters; a file with that name would be a new, empty store."""
     settings = Settings(database_url=url.format(end))
     if end in " \"'" and url == "sqlite:///{}chat.db":
         assert settings.sqlite_path == f"{end}chat.db"
@@ -51,13 +51,13 @@ def test_a_url_with_something_invisible_opens_no_other_file(url: str, end: str) 
 
 @pytest.mark.parametrize("name", ["a%20", "%27a%27", "a%09", "a b.db"])
 def test_a_name_that_is_meant_can_be_escaped(name: str) -> None:
-    """Nothing that a file system allows is out of reach."""
+    """Escapes reach every file name."""
     assert Settings(database_url=f"sqlite:///{name}").sqlite_path
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_byte_order_mark_hides_no_setting(tmp_path: Path, mark: bytes) -> None:
-    """An editor on Windows writes one; the first name of the file would not be recognized."""
+    """Editors on Windows write a mark, which would become a part of the first name."""
     (tmp_path / ".env").write_bytes(mark + b"DATABASE_BACKEND=postgres\r\nPOSTGRES_DSN=postgresql://h/d\r\n")
     settings = load_settings()
     assert (settings.database_backend, settings.require_postgres_dsn()) == ("postgres", "postgresql://h/d")
@@ -78,7 +78,7 @@ def closed_directory(directory: Path) -> Path:
 
 
 def closed_log(directory: Path, suffix: str) -> Path:
-    """A file beside which another user's process has left its log."""
+    """A file with a log of another user's process beside it."""
     path = directory / "chat.db"
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA journal_mode = WAL")
@@ -101,7 +101,7 @@ CLOSED: Final[dict[str, tuple[Callable[[Path], Path], str]]] = {
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
 @pytest.mark.parametrize("world", CLOSED)
 def test_a_file_that_this_user_may_not_open_is_named(tmp_path: Path, world: str) -> None:
-    """SQLite has one message for all of them: the advice names the file whose owner is to be looked at."""
+    """SQLite has one message for all of these; the advice names the file to look at."""
     make, says = CLOSED[world]
     tmp_path.chmod(0o777)
     path = make(tmp_path)
@@ -115,7 +115,7 @@ def test_a_file_that_this_user_may_not_open_is_named(tmp_path: Path, world: str)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
 @pytest.mark.asyncio
 async def test_the_home_of_another_user_is_named(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As in a container that keeps HOME=/root and runs as somebody else: the network is not to blame."""
+    """A container may keep HOME=/root and run as another user; the error does not blame the network."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     environment.setenv("HOME", str(home))
@@ -127,7 +127,7 @@ async def test_the_home_of_another_user_is_named(environment: pytest.MonkeyPatch
 
 
 class Foreign:
-    """Types of other packages that have the names of ours."""
+    """Types of other packages with the names of built-in ones."""
 
     bool = type("bool", (), {"__module__": "numpy"})
     dict = type("dict", (), {"__module__": "strange"})
@@ -147,7 +147,7 @@ class Foreign:
     ],
 )
 def test_a_type_of_another_package_is_named_with_it(value: object, named: str) -> None:
-    """NumPy's `bool` is no `bool` of ours."""
+    """NumPy's `bool` is not Python's."""
     with pytest.raises(InvalidInputError) as caught:
         encode_metadata({"a": value})
     assert named in str(caught.value)
@@ -165,7 +165,7 @@ def test_a_type_of_another_package_is_named_with_it(value: object, named: str) -
     ],
 )
 def test_a_surrogate_pair_is_not_called_lone(text: str, says: str) -> None:
-    """A pair is text that was decoded in halves, and can be joined; a lone one cannot."""
+    """A pair is one character in two halves, which can be joined; a lone surrogate cannot."""
     with pytest.raises(InvalidInputError) as caught:
         encode_metadata({"a": text})
     assert says in str(caught.value)
@@ -184,12 +184,12 @@ def test_a_surrogate_pair_is_not_called_lone(text: str, says: str) -> None:
     ],
 )
 def test_one_is_singular(line: str, shown: str) -> None:
-    """The terminal speaks of 1 session."""
+    """The terminal shows "1 session"."""
     assert in_number(line) == shown
 
 
 def test_the_command_shows_the_words_of_a_cause() -> None:
-    """Whoever reads the terminal has no traceback."""
+    """A terminal shows no traceback."""
     error = FluxMemoryError("it failed")
     error.__cause__ = ValueError("the words\nDETAIL: stored data")
     error.__cause__.__cause__ = OSError(5, "Input/output error")
@@ -217,7 +217,7 @@ def test_the_command_shows_the_words_of_a_cause() -> None:
     "dsn", ["postgresql://u:secret@h/d", "postgres://u;secret@h/d", "postgresql://h/d?pass=secret"]
 )
 def test_a_dsn_in_a_wrong_place_of_the_command_line_is_masked(arguments: list[str], dsn: str) -> None:
-    """Usage errors quote what was given, and logs of a deployment keep them."""
+    """Usage errors quote arguments, and logs of deployments keep them."""
     result = CliRunner().invoke(main, [each.format(dsn) for each in arguments])
     assert result.exit_code in {1, 2}
     assert "***" in result.output or "://" not in result.output
@@ -244,7 +244,7 @@ run()
     ],
 )
 def test_a_migration_without_file_locks_is_refused_in_a_sentence(tmp_path: Path, arguments: list[str]) -> None:
-    """Windows lacks modules that Unix has."""
+    """Windows lacks some modules of Unix."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_LOCKS, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -267,7 +267,7 @@ def test_the_rest_works_without_the_modules_of_unix(tmp_path: Path) -> None:
 
 
 def test_the_check_is_in_the_singular(tmp_path: Path) -> None:
-    """End to end."""
+    """The command prints "1 session" for one."""
 
     async def fill() -> None:
         async with ConversationMemory(tmp_path / "chat.db") as memory:

@@ -22,7 +22,7 @@ IAM_TOKEN: Final = (
     "db.example.com:5432/?Action=connect&DBUser=u&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=secret%2Fus"
     "&X-Amz-Expires=900&X-Amz-Security-Token=secret%2B&X-Amz-Signature=secret"
 )
-"""The password that a cloud gives for fifteen minutes, as its tools print it."""
+"""A temporary password of a cloud, as its tools print it."""
 
 
 @pytest.fixture(autouse=True)
@@ -85,12 +85,12 @@ READ: Final[dict[str, tuple[list[tuple[str, int]], dict[str, Any]]]] = {
         {"user": "me", "database": "d", "dsn": "postgresql://?sslmode=verify-full"},
     ),
 }
-"""DSNs, and what the driver is given: addresses, and other arguments."""
+"""The addresses and the other arguments of the driver, by DSN."""
 
 
 @pytest.mark.parametrize("dsn", READ)
-def test_what_a_dsn_means(dsn: str) -> None:
-    """TCP, Unix sockets, several hosts, IPv6, TLS, parameters of other drivers: as libpq reads them."""
+def test_a_dsn_is_read_as_by_libpq(dsn: str) -> None:
+    """TCP, Unix sockets, several hosts, IPv6, TLS, and parameters of other drivers."""
     addresses, arguments = READ[dsn]
     parsed = parse_dsn(dsn)
     assert (list(parsed.addresses), parsed.arguments) == (addresses, arguments)
@@ -126,12 +126,12 @@ VARIABLES: Final[dict[str, tuple[str, dict[str, str], Any]]] = {
     ),
     "a service not needed": ("postgresql://u@h/d", {"PGSERVICE": "prod"}, [("h", 5432)]),
 }
-"""A DSN beside variables, and what is made of both: the addresses, or some of the arguments."""
+"""A DSN, variables, and the resulting addresses or some of the resulting arguments."""
 
 
 @pytest.mark.parametrize("world", VARIABLES)
 def test_variables_complete_a_dsn(environment: pytest.MonkeyPatch, world: str) -> None:
-    """As libpq does: the DSN wins, an empty variable is none, and one that is not needed may hold anything."""
+    """As in libpq: the DSN overrides a variable, an empty one is unset, and an unneeded one may hold anything."""
     dsn, variables, expected = VARIABLES[world]
     for name, value in variables.items():
         environment.setenv(name, value)
@@ -165,7 +165,7 @@ REFUSED_VARIABLES: Final = {
 
 @pytest.mark.parametrize("world", REFUSED_VARIABLES)
 def test_a_wrong_variable_is_named(environment: pytest.MonkeyPatch, world: str) -> None:
-    """The mistake is in the shell, so the message does not send its reader to the DSN."""
+    """The mistake is in the shell, so the message does not blame the DSN."""
     variables, says = REFUSED_VARIABLES[world]
     for name, value in variables.items():
         environment.setenv(name, value)
@@ -180,7 +180,7 @@ def test_a_wrong_variable_is_named(environment: pytest.MonkeyPatch, world: str) 
     "raised", [KeyError("getpwuid(): uid not found: 12345"), OSError("No username"), ImportError()]
 )
 def test_a_process_without_a_user_name_needs_one_in_the_dsn(environment: pytest.MonkeyPatch, raised: Exception) -> None:
-    """As in a container that runs as a number without an entry in its list of users."""
+    """A container may run as a user id without an entry in /etc/passwd."""
 
     def nameless() -> str:
         raise raised
@@ -366,8 +366,8 @@ SHOWN: Final = {
 
 
 @pytest.mark.parametrize("dsn", SHOWN)
-def test_what_is_shown_of_a_dsn(dsn: str) -> None:
-    """What is known to be harmless, and nothing else: each other part may be a password in a wrong place."""
+def test_the_mask_shows_only_harmless_parts(dsn: str) -> None:
+    """The mask shows harmless parts only: any other part may be a password in a wrong place."""
     assert mask_dsn(dsn) == SHOWN[dsn]
     assert "secret" not in mask_dsn(dsn)
 
@@ -385,7 +385,7 @@ PROSE: Final = {
 
 @pytest.mark.parametrize("text", PROSE)
 def test_a_dsn_in_a_text_is_masked_where_it_stands(text: str) -> None:
-    """Reports quote reasons of failures; what was masked once stays as it is."""
+    """Reports quote reasons of failures; a masked DSN stays as it is."""
     assert mask_dsns(text) == PROSE[text]
 
 
@@ -421,7 +421,7 @@ def test_no_text_at_all_breaks_the_parser(text: str, start: str) -> None:
 
 
 def test_the_first_host_goes_last() -> None:
-    """After a host that does not answer, the next one is tried first; everything else stays."""
+    """When a host does not answer, the next one is tried first; the rest of the DSN stays."""
     parsed = parse_dsn("postgresql://u:p@one:5432,[::1]:5433,three/d?application_name=b")
     rotated: Dsn = parsed.rotated()
     assert rotated == parsed._replace(addresses=(("::1", 5433), ("three", 5432), ("one", 5432)))

@@ -1,4 +1,4 @@
-"""What poolers, providers and servers say instead of letting a client in: each is about reaching the database."""
+"""Refusals of servers, poolers and providers before a session exists are about reaching the database."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from flux_memory.transfer import migrate_back
 
 
 class World(NamedTuple):
-    """An answer to a client that wants a session."""
+    """An answer in place of a session."""
 
     code: str
     text: str
     advice: str
     passes: bool = False
-    """It is tried again, as it may pass without a fix."""
+    """Whether it may pass without a fix, so that the call retries."""
     severity: str = "FATAL"
 
 
@@ -123,7 +123,7 @@ WORLDS: Final = {
 
 
 async def refusal(server: Refusing) -> str:
-    """Use a memory there until it gives up, or is refused for the second time, and return what it says then."""
+    """Return the message of a memory that gives up, or that is refused for the second time."""
     memory = PostgresConversationMemory(server.dsn, timeout=60)
     call = asyncio.create_task(memory.create_session())
     again = asyncio.create_task(server.again.wait())
@@ -147,7 +147,7 @@ async def refusal(server: Refusing) -> str:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", WORLDS)
 async def test_a_refusal_is_about_reaching_the_database(name: str) -> None:
-    """One that needs a fix is raised at once, any other is tried again; the words of the server are shown."""
+    """A refusal that needs a fix is raised at once, any other is retried; the message has the server's words."""
     world = WORLDS[name]
     async with refusing(error(world.code, world.text, world.severity)) as server:
         said = await refusal(server)
@@ -160,7 +160,7 @@ async def test_a_refusal_is_about_reaching_the_database(name: str) -> None:
 @pytest.mark.parametrize("after_login", [False, True], ids=["instead of a session", "instead of the first answer"])
 @pytest.mark.parametrize("name", ["PgBouncer: server away", "Supavisor: session mode"])
 async def test_the_deadline_names_the_refusal(name: str, after_login: bool) -> None:
-    """Also where the pooler lets the client in before it has a server, and ends the session at its first statement."""
+    """A pooler may accept the client before it has a server, and end the session at its first statement."""
     world = WORLDS[name]
     async with refusing(error(world.code, world.text), after_login=after_login) as server:
         memory = PostgresConversationMemory(server.dsn, timeout=1.5)
@@ -173,8 +173,8 @@ async def test_the_deadline_names_the_refusal(name: str, after_login: bool) -> N
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", ["PgBouncer: password", "Supavisor: tenant", "pgcat: pool", "Neon: compute"])
-async def test_a_migration_is_told_the_same(name: str, tmp_path: Path) -> None:
-    """It connects by the same way."""
+async def test_a_migration_gets_the_same_advice(name: str, tmp_path: Path) -> None:
+    """A migration connects by the same function."""
     world = WORLDS[name]
     async with refusing(error(world.code, world.text)) as server:
         with pytest.raises(BackendUnavailableError) as caught:
@@ -199,13 +199,13 @@ STRANGERS: Final = {
     "a broken SCRAM": message("R", b"\0\0\0\x0aSCRAM-SHA-256\0\0") + message("R", b"\0\0\0\x0bgarbage"),
     "a newer protocol": message("v", b"\0\0\0\0\0\0\0\0"),
 }
-"""Answers of programs that are not PostgreSQL, or hardly."""
+"""Answers of programs that are not PostgreSQL."""
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("name", STRANGERS)
 async def test_a_stranger_at_the_port_raises_no_error_of_the_driver(name: str) -> None:
-    """The message sends its reader to the host and the port, or to the method that the driver lacks."""
+    """The message names the host and the port, or the method that the driver lacks."""
     async with refusing(STRANGERS[name]) as server:
         said = await refusal(server)
     assert "host and port" in said or "pg_hba.conf" in said
@@ -213,7 +213,7 @@ async def test_a_stranger_at_the_port_raises_no_error_of_the_driver(name: str) -
 
 @pytest.mark.asyncio
 async def test_calls_go_on_when_a_full_pooler_has_room(flux_postgres_clean_dsn: str) -> None:
-    """A refusal that passes is retried within the deadline: the caller sees none of it."""
+    """A refusal that passes is retried within the deadline, and the caller does not notice it."""
     busy = WORLDS["Supavisor: clients"]
     async with refusing(error(busy.code, busy.text)) as server:
         memory = PostgresConversationMemory(server.dsn, timeout=60)

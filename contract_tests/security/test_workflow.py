@@ -1,4 +1,4 @@
-"""The workflow runs only code that a commit names: a tag of an action can be moved, a commit cannot."""
+"""The workflow names its actions by commit, since a tag can be moved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PINNED: Final = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 def test_every_action_is_pinned_by_its_commit(workflow: Path) -> None:
-    """A tag that its owner, or a thief of the owner's account, moves changes no run."""
+    """A moved tag changes no run."""
     used = re.findall(r"uses: *(.+)", workflow.read_text(encoding="utf-8"))
     assert used
     assert [action for action in used if not PINNED.fullmatch(action)] == []

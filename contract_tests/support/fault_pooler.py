@@ -38,7 +38,7 @@ logfile =
 
 
 ONLY_IN_POOLER: Final = "only_in_pooler"
-"""A user that the pooler knows, by the password of the server's user, and the server does not."""
+"""A user that only the pooler knows, with the password of the server's user."""
 
 
 class Pooler:
@@ -60,7 +60,7 @@ class Pooler:
         )
         users = directory / "users"
         password = unquote(parts.password or "")
-        # The pooler knows a user more than the server.
+        # The pooler knows one user more than the server.
         users.write_text(
             "".join(f'"{user}" "{password}"\n' for user in (unquote(parts.username or ""), ONLY_IN_POOLER))
         )

@@ -167,7 +167,7 @@ def dsn_parser(pieces: list[str], other: Any) -> None:
 def dsn_and_environment(
     login: str, hosts: str, query: str, environment: dict[str, str], password_file: str, nameless: bool
 ) -> None:
-    """Any DSN beside any variables, to a port at which nothing listens: an error of ours, and no part of a password."""
+    """Any DSN with any variables, to a closed port, raises the library's errors only, without a part of a password."""
     tried["dsn_and_environment"] += 1
     assume(MARKER not in "".join(environment.values()))
     # No name is looked up.
@@ -205,7 +205,7 @@ def dsn_and_environment(
 
 
 async def _refused(dsn: str) -> None:
-    """Use a memory that cannot be reached, and look at all that it says."""
+    """Use an unreachable memory, and search its messages for the password."""
     said = [mask_dsn(dsn)]
     try:
         async with PostgresConversationMemory(dsn, timeout=0.05) as memory:

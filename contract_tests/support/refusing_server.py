@@ -1,6 +1,6 @@
-"""A TCP server that speaks the beginning of PostgreSQL's protocol, and refuses each client with the error it was given.
+"""A TCP server that speaks the beginning of PostgreSQL's protocol, and refuses each client with a given answer.
 
-It stands for the poolers and providers that cannot run here: a fault, not a database.
+It injects the refusals of poolers and providers that cannot run here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def message(kind: str, body: bytes) -> bytes:
 
 
 def error(code: str, text: str, severity: str = "FATAL") -> bytes:
-    """An ErrorResponse as poolers send it: without the severity that is not translated."""
+    """An ErrorResponse without the untranslated severity, as poolers send it."""
     return message(
         "E",
         b"".join(f"{name}{value}\0".encode() for name, value in zip("SCM", (severity, code, text), strict=True))
@@ -35,12 +35,12 @@ WELCOME: Final = (
     + message("S", b"client_encoding\0UTF8\0")
     + message("Z", b"I")
 )
-"""The client is let in."""
+"""The messages that begin a session."""
 
 
 @dataclass
 class Refusing:
-    """A running server: where it listens, and how many clients it has refused."""
+    """The state of a running server."""
 
     port: int = 0
     refused: int = 0
@@ -49,13 +49,13 @@ class Refusing:
 
     @property
     def dsn(self) -> str:
-        """A DSN that leads to it."""
+        """A DSN with its address."""
         return f"postgresql://user:m4rker-of-a-p4ssword@127.0.0.1:{self.port}/chat"
 
 
 @asynccontextmanager
 async def refusing(answer: bytes, *, after_login: bool = False) -> AsyncIterator[Refusing]:
-    """Answer the startup message of every client, or after a welcome its first statement, and close the connection."""
+    """Answer each client's startup message, or its first statement, and close the connection."""
     server = Refusing()
     serving: set[asyncio.Task[None]] = set()
 

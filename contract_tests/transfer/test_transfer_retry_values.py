@@ -1,4 +1,4 @@
-"""Rows that a person has corrected in a quarantine file: a value is taken as it is meant, or refused by its column."""
+"""Values that were corrected by hand in a quarantine file are read as intended, or refused with their column."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REFUSED: Final[dict[str, tuple[str, Any, str]]] = {
 
 
 def read(directory: Path, column: str, value: Any) -> Any:
-    """Convert a file with one session, and return what became of a column."""
+    """Convert a file with one session, and return the value of a column."""
     path, scratch = directory / "rows.jsonl", directory / "scratch.db"
     path.write_text(json.dumps({"table": "sessions", "row": {column: value}}, ensure_ascii=False), encoding="utf-8")
     to_scratch(path, scratch, lambda: False)
@@ -53,15 +53,15 @@ def read(directory: Path, column: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_a_value_is_taken_as_it_is_meant(tmp_path: Path, name: str) -> None:
-    """Metadata is JSON, so it may be written as such; other values have the forms in which the file was written."""
+def test_a_value_is_read_as_intended(tmp_path: Path, name: str) -> None:
+    """Metadata may be a JSON object; other values have the forms that the command writes."""
     column, value, expected = TAKEN[name]
     assert read(tmp_path, column, value) == expected
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_value_that_means_nothing_is_refused_by_its_column(tmp_path: Path, name: str) -> None:
-    """The line and the column are named, in words of the file."""
+def test_an_unknown_form_is_refused_with_its_column(tmp_path: Path, name: str) -> None:
+    """The message names the line and the column."""
     column, value, says = REFUSED[name]
     with pytest.raises(MigrationError, match=r"line 1 of .* is not a quarantined row") as caught:
         read(tmp_path, column, value)
@@ -71,7 +71,7 @@ def test_a_value_that_means_nothing_is_refused_by_its_column(tmp_path: Path, nam
 def test_the_printed_retry_goes_to_the_same_database(
     tmp_path: Path, flux_empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command names the DSN that the first one was given; the password is the reader's to add."""
+    """The printed command has the DSN of the first one, masked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("POSTGRES_DSN", raising=False)
     make_file_with_data(tmp_path / "chat.db")
