@@ -24,6 +24,7 @@ GATES: Final = (
     ("load, of the limit", ">=", 0.9),
     ("preflight and verification, of the load", "<=", 0.5),
     ("populated target, of the limit", ">=", 0.4),
+    ("replaced target, of the empty target", ">=", 0.9),
     ("times the original's way", ">=", 5.0),
     ("times pgloader", ">=", 2.5),
     ("MB of memory, large file", "<=", 80.0),
@@ -133,6 +134,8 @@ def _ratios(result: dict[str, Any]) -> dict[str, float]:
     )
     if LIMIT in there and movers.POPULATED in there:
         ratios["populated target, of the limit"] = over(seconds(LIMIT), seconds(movers.POPULATED))
+    if movers.REPLACED in there:
+        ratios["replaced target, of the empty target"] = over(seconds(OURS), seconds(movers.REPLACED))
     for label, name in (("times the original's way", movers.ORIGINAL), ("times pgloader", movers.PGLOADER)):
         if name in there:
             ratios[label] = over(seconds(name), seconds(OURS))

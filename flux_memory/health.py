@@ -20,8 +20,24 @@ from flux_memory.schema import described
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
 
-MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+# Tables of which a policy may hide rows from the role, and whether some policy lets it read.
+ROW_SECURITY: Final = """
+SELECT
+    relname::text,
+    EXISTS (
+        SELECT FROM pg_policy
+        WHERE polrelid = pg_class.oid AND polpermissive AND polcmd IN ('r', '*')
+            AND EXISTS (
+                SELECT FROM pg_catalog.unnest(polroles) AS holder
+                WHERE holder = 0::oid OR pg_has_role(holder, 'USAGE')
+            )
+    )
+FROM pg_class
+WHERE oid IN (to_regclass('sessions'), to_regclass('messages')) AND row_security_active(oid)
+ORDER BY relname DESC
+"""
 
 _ROUND_TRIPS: Final = 5
 _POOL_CONNECTIONS: Final = 10
@@ -35,8 +51,13 @@ class CheckReport:
     target: str
     server: str = ""
     schema: str = ""
+    repairs: list[str] = field(default_factory=list)
+    """The statements by which the first use repairs the original application's tables, before it upgrades them."""
+    warnings: list[str] = field(default_factory=list)
     sessions: int = 0
     messages: int = 0
+    row_security: list[str] = field(default_factory=list)
+    """Tables of which row-level security may hide rows from the role; the counts are then of the rows it sees."""
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
@@ -182,11 +203,18 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
     await check_encoding(connection)
-    applied = await schema.applied_versions(connection)
-    original = 0 if applied else await schema.original_version(connection)
-    report.schema = described("postgres", applied, original)
-    if applied or original:
-        report.sessions, report.messages = await connection.fetchrow(COUNTS)
+    # In one snapshot, since another process may upgrade the tables.
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        state = await schema.inspect(connection)
+    report.schema = described("postgres", state.applied, state.original)
+    report.repairs = [fault.statement for fault in state.repairs]
+    report.warnings = [
+        f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "
+        f"SCHEMA {each.name} FROM {each.grantee}"
+        for each in state.open_schemas
+    ]
+    if state.version:
+        await _count_rows(connection, report)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
@@ -198,3 +226,18 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
         await connection.fetchval("SELECT 1")
         times.append(time.perf_counter() - began)
     report.round_trip_ms = statistics.median(times) * 1000
+
+
+async def _count_rows(connection: Any, report: CheckReport) -> None:
+    tables = await connection.fetch(ROW_SECURITY)
+    report.row_security = [name for name, _ in tables]
+    if hidden := [name for name, may_read in tables if not may_read]:
+        raise SchemaError(
+            f"PostgreSQL at {report.target}: row-level security is on for {', '.join(hidden)}, and no policy lets the "
+            "role read a row, so that the store looks empty to it; create a policy for the role, or connect as another"
+        )
+    async with connection.transaction(readonly=True):
+        if not tables:
+            # The server raises, instead of counting only what a policy shows that was created just now.
+            await connection.execute("SET LOCAL row_security = off")
+        report.sessions, report.messages = await connection.fetchrow(COUNTS)

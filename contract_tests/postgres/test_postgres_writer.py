@@ -19,8 +19,8 @@ from flux_memory.backends.postgres import writer as postgres_writer
 from flux_memory.errors import (
     BackendUnavailableError,
     ConflictError,
-    FluxMemoryError,
     OutcomeUnknownError,
+    SchemaError,
     SessionNotFoundError,
 )
 from flux_memory.protocol import NewMessage
@@ -58,7 +58,7 @@ async def test_a_call_that_the_server_refuses_fails_alone(
     outcomes = await asyncio.gather(
         *(memory.add_message("one", "user", content) for content in contents), return_exceptions=True
     )
-    assert [type(outcome) for outcome in outcomes] == [str] * 6 + [FluxMemoryError] + [str] * 6
+    assert [type(outcome) for outcome in outcomes] == [str] * 6 + [SchemaError] + [str] * 6
     contents.remove("bad")
     assert [message["content"] for message in await memory.get_history("one")] == contents
     stored = await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")

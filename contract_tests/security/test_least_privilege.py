@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
-from raw_postgres import connect, fetch_rows, with_address, with_user
+from raw_postgres import connect, fetch_rows, with_address, with_parameter, with_user
 from secret_watch import watch_password
 
-from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, SchemaError
+from flux_memory import (
+    ConflictError,
+    ConversationMemory,
+    FluxMemoryError,
+    Memory,
+    PostgresConversationMemory,
+    SchemaError,
+    SessionNotFoundError,
+)
 from flux_memory.health import check_methods, check_postgres
 from flux_memory.testkit.servers import Server, start_server
-from flux_memory.transfer import Plan, Status, migrate
+from flux_memory.transfer import Plan, Status, migrate, migrate_back
 
 PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 DATABASE = "chat"
 
 
-def printed_statements() -> list[list[str]]:
-    """Return the statements of each SQL block in the page's section on roles."""
-    section = PAGE.read_text(encoding="utf-8").partition("## Roles")[2].partition("\n## ")[0]
+def printed(heading: str) -> list[list[str]]:
+    """The statements of each SQL block of a section of the page."""
+    section = PAGE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```sql\n(.*?)```", section, flags=re.DOTALL)
     return [[one.strip() for one in block.split(";") if one.strip()] for block in blocks]
 
 
-CLUSTER, SCHEMA, GRANTS = printed_statements()
+CLUSTER, SCHEMA, GRANTS = printed("Roles")
+(POLICIES,) = printed("Row-level security")
 PASSWORDS = dict(re.findall(r"CREATE ROLE (\w+) LOGIN PASSWORD '([^']+)'", "\n".join(CLUSTER)))
 APPLICATION_GRANTS = [
     (right, table)
@@ -117,7 +128,7 @@ async def test_the_owner_moves_a_file_there_and_another_beside_it(roles: Roles, 
         path = tmp_path / f"{number}.db"
         async with ConversationMemory(path) as memory:
             await memory.add_message(await memory.create_session(), "user", "one")
-        assert (await migrate(Plan(sqlite_path=path, postgres_dsn=roles.owner))).status is Status.IDENTICAL
+        assert (await migrate(Plan(sqlite_path=path, postgres_dsn=roles.owner))).exit_code == 0
     async with PostgresConversationMemory(roles.reader) as memory:
         assert await memory.count_sessions() == 2
 
@@ -161,3 +172,85 @@ async def test_no_right_granted_to_the_application_is_idle(roles: Roles) -> None
         await execute_each(roles.owner, [f"GRANT {right} ON {kind}{name} TO chat_app"])
     async with PostgresConversationMemory(roles.application) as memory:
         await call_every_method(memory)
+
+
+def of_user(dsn: str, user: str) -> PostgresConversationMemory:
+    """A handle of one user, as the page opens it."""
+    return PostgresConversationMemory(with_parameter(dsn, f"chat.user_id={quote(user, safe='')}"), min_size=1)
+
+
+@pytest.mark.asyncio
+async def test_the_printed_policies_keep_users_apart(roles: Roles) -> None:
+    """Each call of the library honours the policies: the sessions of another user do not exist."""
+    await execute_each(roles.owner, POLICIES)
+    async with of_user(roles.application, "ann & co") as ann, of_user(roles.application, "bob") as bob:
+        secret = await ann.create_session(user_id="ann & co")
+        await ann.add_message(secret, "user", "one")
+        own = await bob.create_session(user_id="bob")
+        await bob.add_messages(own, [{"role": "user", "content": "two"}])
+        assert [await each.count_sessions() for each in (ann, bob)] == [1, 1]
+        assert await bob.get_session(secret) is None
+        assert await bob.get_history(secret) == []
+        assert [row["id"] for row in await bob.get_sessions()] == [own]
+        for write in (bob.add_message(secret, "user", "x"), bob.update_session_title(secret, "x")):
+            with pytest.raises(SessionNotFoundError):
+                await write
+        with pytest.raises(ConflictError):
+            await bob.create_session(session_id=secret, user_id="bob")
+        with pytest.raises(SchemaError, match="a policy does not let the role store this row"):
+            await bob.create_session(user_id="ann & co")
+        await bob.delete_session(secret)
+        await bob.clear_all()
+        assert await bob.count_sessions() == 0
+        assert len(await ann.get_history(secret)) == 1
+    async with PostgresConversationMemory(roles.reader) as reader:
+        assert await reader.count_sessions() == 1
+
+
+@pytest.mark.asyncio
+async def test_policies_by_role_keep_users_apart(roles: Roles) -> None:
+    """The variant that the page names for clients with SQL of their own, and for PgBouncer."""
+    await execute_each(
+        roles.owner, [one.replace("current_setting('chat.user_id', TRUE)", "current_user") for one in POLICIES]
+    )
+    async with PostgresConversationMemory(roles.application) as memory:
+        session = await memory.create_session(user_id="chat_app")
+        with pytest.raises(SchemaError, match="a policy does not let the role store this row"):
+            await memory.create_session(user_id="another")
+        assert [row["id"] for row in await memory.get_sessions()] == [session]
+
+
+@pytest.mark.asyncio
+async def test_the_owner_moves_both_ways_past_the_printed_policies(roles: Roles, tmp_path: Path) -> None:
+    """The policies do not apply to the owner, so a migration sees every row; the application's role is refused."""
+    path = tmp_path / "chat.db"
+    async with ConversationMemory(path) as memory:
+        for user in ("ann", "bob"):
+            await memory.add_message(await memory.create_session(user_id=user), "user", "one")
+    await execute_each(roles.owner, POLICIES)
+    assert (await migrate(Plan(sqlite_path=path, postgres_dsn=roles.owner))).status is Status.IDENTICAL
+    report = await migrate_back(roles.owner, tmp_path / "back.db")
+    assert report.verification is not None
+    assert (report.status, report.verification.sessions) == (Status.IDENTICAL, 2)
+    ann = with_parameter(roles.application, "chat.user_id=ann")
+    with pytest.raises(SchemaError, match="a policy may hide rows from the role"):
+        await migrate_back(ann, tmp_path / "again.db")
+    found = await check_postgres(ann, 10)
+    assert (found.sessions, found.messages, found.row_security) == (1, 1, ["sessions", "messages"])
+
+
+@pytest.mark.asyncio
+async def test_a_row_that_a_policy_refuses_takes_no_other_along(roles: Roles) -> None:
+    """Adds that share a statement with a refused one are stored."""
+    await execute_each(
+        roles.owner, [*POLICIES, "CREATE POLICY polite ON messages AS RESTRICTIVE USING (content <> 'rude')"]
+    )
+    async with of_user(roles.application, "ann") as memory:
+        session = await memory.create_session(user_id="ann")
+        words = ["good", "rude", "kind", "rude", *map(str, range(20))]
+        adds = (memory.add_message(session, "user", word) for word in words)
+        outcomes = await asyncio.gather(*adds, return_exceptions=True)
+        refused = [word for word, outcome in zip(words, outcomes, strict=True) if isinstance(outcome, SchemaError)]
+        assert refused == ["rude", "rude"]
+        history = await memory.get_history(session)
+        assert sorted(row["content"] for row in history) == sorted(set(words) - {"rude"})

@@ -18,6 +18,7 @@ from waiting import wait_until
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory
 from flux_memory.testkit.servers import Server, start_server
+from flux_memory.testkit.servers.binaries import run_as, server_account
 
 PASSWORD = "throwaway-of-tls"
 ONLY_ENCRYPTED = "hostssl all encrypted all scram-sha-256\nhost all encrypted all reject\n"
@@ -95,14 +96,12 @@ def _bindir() -> str:
 
 
 def write_configuration(data: Path, authority: Authority) -> None:
-    """Write the keys and settings of TLS to the server's directory."""
-    owner = data.stat()
-    for name in ("server.crt", "server.key"):
-        (data / name).touch(mode=0o600)
-        (data / name).write_bytes((authority.directory / name).read_bytes())
-        os.chown(data / name, owner.st_uid, owner.st_gid)
+    """Write the keys and settings of TLS to the server's directory, as the user that it belongs to."""
     rules = data / "pg_hba.conf"
-    rules.write_text(ONLY_ENCRYPTED + rules.read_text())
+    content = {data / name: (authority.directory / name).read_text() for name in ("server.crt", "server.key")}
+    for path, text in {**content, rules: ONLY_ENCRYPTED + rules.read_text()}.items():
+        done = run_as(server_account(), ["/bin/sh", "-c", 'cat >"$0"', str(path)], {"PATH": os.defpath}, input=text)
+        assert done.returncode == 0, done.stdout
 
 
 async def require_tls(admin: asyncpg.Connection, authority: Authority) -> None:

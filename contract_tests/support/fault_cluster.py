@@ -17,6 +17,7 @@ from waiting import becomes_true, wait_until
 
 from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.binaries import run_as, server_account
+from flux_memory.testkit.servers.directories import record_process
 from flux_memory.testkit.servers.ownership import is_running
 
 Result = TypeVar("Result")
@@ -38,12 +39,10 @@ class Cluster:
     def __init__(self, data: Path, programs: Path, admin_dsn: str, dsn: str) -> None:
         self.data: Final = data
         self.log: Final = data.with_name(f"{data.name}.log")
-        self.log.touch()
-        # The server runs as another user and writes to it.
-        os.chown(self.log, data.stat().st_uid, data.stat().st_gid)
         self.admin_dsn: Final = admin_dsn
         self.dsn: Final = dsn
         self._programs = programs
+        self.run(': >>"$2"', "postgres")
 
     def start_standby(self, address: str | None = None) -> Cluster:
         """Start a streaming replica, on its own port or at another address with the same port."""
@@ -56,8 +55,7 @@ class Cluster:
                 probe.bind(("127.0.0.1", 0))
                 place = {"port": probe.getsockname()[1]}
             settings = f"port = {place['port']}\n"
-        with (data / "postgresql.conf").open("a") as configuration:
-            configuration.write(settings)
+        self.run(f"cat >>'{data}/postgresql.conf' <<'END'\n{settings}END", "postgres")
         replica = Cluster(data, self._programs, with_address(self.admin_dsn, **place), with_address(self.dsn, **place))
         replica.start()
         return replica
@@ -83,6 +81,7 @@ class Cluster:
         while time.monotonic() < deadline:
             began = self.log.stat().st_size
             pid = int(self.run('"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!', "postgres"))
+            record_process(self.data.parents[1], pid, server_account().user)
             if self._is_up(pid):
                 return
             # Children of a killed postmaster may outlive it for a moment and keep its resources.

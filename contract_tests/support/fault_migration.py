@@ -8,16 +8,17 @@ from raw_postgres import execute
 from transfer_memories import move
 
 from flux_memory import FluxMemoryError, PostgresConversationMemory
-from flux_memory.transfer import Status
 
 SESSIONS, MESSAGES = 30, 2000
-CLEAN = "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema CASCADE"
+CLEAN = (
+    "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema, flux_memory_moves, flux_memory_moved_sessions CASCADE"
+)
 
 
 def migrate_succeeds(path: Path, dsn: str) -> bool:
     """Migrate and return whether it succeeded; any failure must be an error of the library."""
     try:
-        return move(path, dsn, batch_size=50).status is Status.IDENTICAL
+        return move(path, dsn, batch_size=50).exit_code == 0
     except FluxMemoryError:
         return False
 

@@ -16,7 +16,7 @@ from original_application import INSERT_MESSAGE, INSERT_SESSION, make_file
 from raw_postgres import fetch_rows
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.transfer import Plan, Report, Status, Watcher, migrate
+from flux_memory.transfer import Plan, Report, Watcher, migrate
 
 OTHER = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('kept', '2026-01-01', '2026-01-01')"
 HISTORIES = """
@@ -30,6 +30,10 @@ FROM sessions
 ORDER BY id COLLATE "C"
 """
 
+FORGET = "DROP TABLE IF EXISTS flux_memory_moves, flux_memory_moved_sessions"
+"""Make a target one that no run moved anything into, so that what was deleted there is moved again."""
+EMPTY = ("DELETE FROM sessions", FORGET)
+
 
 def move(path: Path, dsn: str, watcher: Watcher | None = None, **plan: Any) -> Report:
     """Migrate on a new event loop."""
@@ -38,7 +42,7 @@ def move(path: Path, dsn: str, watcher: Watcher | None = None, **plan: Any) -> R
 
 def complete_migration(path: Path, dsn: str, *, kept: int) -> None:
     """Run an interrupted migration of 6,000 messages again; each row is stored once, beside `kept` other sessions."""
-    assert move(path, dsn).status is Status.IDENTICAL
+    assert move(path, dsn).exit_code == 0
     sessions, messages = read_target(dsn)
     assert (len(sessions), len(messages)) == (3000 + kept, 6000)
     assert len({row[1] for row in messages}) == 6000

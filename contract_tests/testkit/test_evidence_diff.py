@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,11 +118,42 @@ def test_noise_is_not_called_slower(before: float, after: float) -> None:
 
 
 def test_nothing_changed(diff: Callable[..., Result]) -> None:
-    """Two runs with the same outcomes give two lines."""
+    """Two runs with the same outcomes say so, and list nothing."""
     same = make_evidence(ORD_001={"A": "held"}, ORD_002={"A": "failed"}, ORD_003={"A": "not claimed"})
     result = diff(same, same)
     assert result.exit_code == 0
-    assert len(result.output.strip().splitlines()) == 3
+    assert len(result.output.split("\n\n")) == 2
+
+
+REASONS = {
+    "short": "why",
+    "of several lines": "first line\n  second    line\n" * 3,
+    "cut": "some words of a very long reason " * 20,
+    "in one word": "x" * 100,
+    "a path": "see /a/very-long-path/with-hyphens/and_underscores/that-is-not-broken/at-any-of-them/in-the-output.txt",
+}
+
+
+@pytest.mark.parametrize("reason", REASONS.values(), ids=REASONS)
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_lines_break_between_words(
+    diff: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, columns: int, reason: str
+) -> None:
+    """The report fits the terminal, and no word, id or path is broken: each can be searched for and copied."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name = "a.backend:with_a_long_name"
+    before = make_evidence(ORD_001={name: "held"})
+    after = make_evidence(ORD_001={name: Found("failed", reason=reason)})
+    promise = "`message_count` is correct after adds, batches, retries and rejections: byte-for-byte, NFC or NFD."
+    for evidence in (before, after):
+        evidence.clauses[0] = replace(evidence.clauses[0], promise=promise)
+    output = diff(before, after).output
+    for line in output.splitlines():
+        assert len(line) < columns or len(line.split()) == 1, line
+    words = f"FM-ORD-001 on {name}: held -> failed. {promise} {reason}".split()
+    shown = set(output.split())
+    missing = [word for word in words if word not in shown]
+    assert missing == []
 
 
 def test_json(diff: Callable[..., Result]) -> None:

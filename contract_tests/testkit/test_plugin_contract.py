@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 
-from flux_memory.testkit import CLAUSES, MemoryContract
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 pytest_plugins = ["pytester"]
 
@@ -277,13 +279,29 @@ def test_plugins_named_by_hand(pytester: pytest.Pytester, monkeypatch: pytest.Mo
     assert both.parseoutcomes()["passed"] == 1
 
 
-def test_next_to_anyio(pytester: pytest.Pytester) -> None:
-    """Another asynchronous plugin leaves the clauses alone; its mode that does not is refused with an explanation."""
+@pytest.mark.parametrize(
+    ("setting", "harmless"), [("anyio_mode=auto", "anyio_mode=strict"), ("trio_mode=true", "trio_mode=false")]
+)
+def test_next_to_plugins_that_run_coroutines(pytester: pytest.Pytester, setting: str, harmless: str) -> None:
+    """A plugin that runs coroutines, too, leaves the clauses alone; its mode that does not is a usage error."""
     pytester.makepyfile(BINDING)
-    run_pytest_process(pytester, *BOTH).assert_outcomes(passed=2, deselected=count_other_clauses(2))
-    refused = run_pytest_process(pytester, *BOTH, "-o", "anyio_mode=auto")
+    pytester.makeconftest("""
+        def pytest_addoption(parser):
+            parser.addini("trio_mode", "that of pytest-trio, if it is not installed", type="bool")
+    """)
+    run_pytest_process(pytester, *BOTH, "-o", harmless).assert_outcomes(passed=2, deselected=count_other_clauses(2))
+    refused = run_pytest_process(pytester, *BOTH, "-o", setting)
     assert refused.ret == pytest.ExitCode.USAGE_ERROR
-    refused.stderr.fnmatch_lines(["*anyio_mode=auto takes the contract's tests from pytest-asyncio*"])
+    refused.stderr.fnmatch_lines([f"*{setting} takes the contract's tests from pytest-asyncio; set {harmless} *"])
+
+
+def test_a_clause_that_another_plugin_runs_says_so() -> None:
+    """A plugin without such a setting that takes the coroutines is named as the cause."""
+    store = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))
+    clause = CLAUSES[ASYNC].test(MemoryContract(), store)
+    assert inspect.iscoroutine(clause)
+    with pytest.raises(pytest.fail.Exception, match="not run by pytest-asyncio: another plugin has taken it"):
+        clause.send(None)
 
 
 def test_no_effect_on_others(pytester: pytest.Pytester) -> None:

@@ -19,7 +19,8 @@ from flux_memory.testkit.servers import Server, ServerUnavailable, local, start_
 from flux_memory.testkit.servers.binaries import find_binaries, server_account
 from flux_memory.testkit.servers.container import ContainerServer
 from flux_memory.testkit.servers.databases import with_database
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered
+from flux_memory.testkit.servers.statements import Statements
 
 pytestmark = pytest.mark.usefixtures("without_test_dsn")
 
@@ -70,12 +71,13 @@ def test_every_provider_refuses_a_wrong_password(server: Server) -> None:
 
 
 def test_emptying_keeps_tables_and_other_databases(server: Server, statements: Statements) -> None:
-    """Promise: emptying deletes the sessions of one database, and only if it has such a table."""
+    """Promise: emptying deletes the sessions of one database, moved ones too, and only if there are such tables."""
     dsn = server.create_database()
     server.empty_database(dsn)
-    statements.execute(dsn, "CREATE TABLE sessions (id int); INSERT INTO sessions VALUES (1)")
-    server.empty_database(dsn)
-    assert statements.fetch_value(dsn, "SELECT count(*) FROM sessions") == 0
+    for table in ("sessions", "flux_memory_moved_sessions"):
+        statements.execute(dsn, f"CREATE TABLE {table} (id int); INSERT INTO {table} VALUES (1)")
+        server.empty_database(dsn)
+        assert statements.fetch_value(dsn, f"SELECT count(*) FROM {table}") == 0
     with pytest.raises(ValueError, match="not a database of this run"):
         server.empty_database(server.dsn)
 

@@ -18,7 +18,8 @@ from waiting import becomes_true
 from flux_memory.testkit.servers import start_server
 from flux_memory.testkit.servers.directories import new_directory, sweep_directories
 from flux_memory.testkit.servers.ownership import is_dead, mark_of, own_mark
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered
+from flux_memory.testkit.servers.statements import Statements
 
 HOLDER = """
 import sys

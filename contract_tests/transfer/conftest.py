@@ -1,4 +1,4 @@
-"""Fixtures of the tests of transfers: an empty target, and a file that no process uses."""
+"""Fixtures of the tests of transfers: an empty target, an idle file, and a file in random order."""
 
 from __future__ import annotations
 
@@ -36,3 +36,11 @@ def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Reads files of any size with and without the helper process."""
     monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: request.param)
+
+
+@pytest.fixture(scope="module")
+def random_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with 40 sessions and 3,000 messages, in random order of ids and times."""
+    path = tmp_path_factory.mktemp("random") / "chat.db"
+    make_random_file(path, sessions=40, messages=3000)
+    return path

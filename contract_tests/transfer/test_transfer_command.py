@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
-import os
-import pty
 import re
 import shlex
 import sqlite3
-import struct
-import subprocess
-import sys
-import termios
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from original_application import make_file_with_data
 from raw_postgres import dump_database, execute
+from terminal import run_on_terminal
 from transfer_memories import insert_message, read_target
 
 from flux_memory.cli.migrate import migrate
@@ -253,26 +247,6 @@ def test_a_report_with_a_file_name_that_is_not_utf8_is_json(tmp_path: Path) -> N
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
     assert str(path) in json.loads(report.read_text("utf-8"))["error"]
-
-
-def run_on_terminal(columns: int, *arguments: object, typed: bytes = b"", code: int = 0) -> str:
-    """Run the command on its own terminal, type input, and return its output."""
-    command = [sys.executable, "-m", "flux_memory", "migrate", *map(str, arguments)]
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR"}}
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm"}
-    ) as process:
-        os.close(theirs)
-        os.write(ours, typed)
-        written = b""
-        with suppress(OSError):  # raised by a terminal that its process has closed
-            while piece := os.read(ours, 65536):
-                written += piece
-    os.close(ours)
-    assert process.returncode == code, written
-    return written.decode()
 
 
 @pytest.mark.parametrize("columns", [60, 100])

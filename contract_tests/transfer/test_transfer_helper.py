@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 from original_application import make_file
 from raw_postgres import execute
-from transfer_memories import OTHER, insert_message, insert_session, make_random_file, make_tables, move, read_target
+from transfer_memories import (
+    EMPTY,
+    OTHER,
+    insert_message,
+    insert_session,
+    make_random_file,
+    make_tables,
+    move,
+    read_target,
+)
 
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import Mode, OnInvalid, Report, Status
@@ -63,7 +72,7 @@ def test_two_processes_find_and_move_the_same_rows_as_one(
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     results = []
     for large in (10**12, 0):
-        asyncio.run(execute(dsn, "DELETE FROM sessions", *([OTHER] if populated else [])))
+        asyncio.run(execute(dsn, *EMPTY, *([OTHER] if populated else [])))
         monkeypatch.setattr(snapshot, "_HELPER_MIN_BYTES", large)
         held = path.with_name(f"held-{large}")
         report = move(path, dsn, batch_size=7, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)

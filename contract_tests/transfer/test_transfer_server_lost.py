@@ -17,8 +17,8 @@ from waiting import wait_until
 from flux_memory.errors import FluxMemoryError
 from flux_memory.testkit.servers import Server, start_server
 from flux_memory.testkit.servers import local as local_servers
-from flux_memory.testkit.servers.binaries import find_binaries, run_as, server_account
-from flux_memory.testkit.servers.directories import _processes_in
+from flux_memory.testkit.servers.binaries import Binaries, find_binaries, server_account
+from flux_memory.testkit.servers.directories import processes_of
 from flux_memory.transfer import Plan, migrate
 
 
@@ -38,7 +38,7 @@ def server() -> Iterator[Server]:
 
 def kill_server(server: Server) -> None:
     """Kill the server's first process; the others notice it and end."""
-    (pid,) = _processes_in(server_directory(server))
+    (pid,) = processes_of(server_directory(server))
     os.kill(pid, signal.SIGKILL)
 
 
@@ -52,14 +52,13 @@ def restart_server(server: Server) -> None:
     layout = local_servers._Layout(top)
     copied = top / "programs" / "bin" / "postgres"
     program = copied if copied.exists() else find_binaries().directory / "postgres"
-    command = ["/bin/sh", "-c", local_servers._IN_BACKGROUND, str(program), str(layout.data), str(layout.log)]
 
     async def started() -> bool:
         # Refused until the last old process has ended; the first may stay a zombie and keep its locks.
         for lock in (layout.data / "postmaster.pid", *layout.home.glob(".s.PGSQL.*.lock")):
             lock.unlink(missing_ok=True)
-        process = run_as(server_account(), command, local_servers._ENVIRONMENT)
-        return local_servers._becomes_ready(layout, int(process.stdout))
+        pid = local_servers._run(Binaries(program.parent, ""), server_account(), layout, {})
+        return local_servers._becomes_ready(layout, pid)
 
     asyncio.run(wait_until(started))
 

@@ -21,6 +21,14 @@ from flux_memory.transfer.source import reader, snapshot
 from flux_memory.transfer.source.snapshot import snapshot_of
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A path in a directory of its own."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    return directory / "chat.db"
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

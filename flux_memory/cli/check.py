@@ -95,7 +95,10 @@ def _show(report: CheckReport) -> None:
         "Target": report.target,
         "Server": report.server,
         "Schema": report.schema,
-        "Contents": f"{report.sessions:,} sessions, {report.messages:,} messages",
+        "Contents": f"{report.sessions:,} sessions, {report.messages:,} messages"
+        + " that the role may see" * bool(report.row_security),
+        "Policies": f"row-level security on {', '.join(report.row_security)} may hide others"
+        * bool(report.row_security),
         "Pool": report.pool,
         "Round trip": "" if report.round_trip_ms is None else f"{report.round_trip_ms:.3f} ms",
         "Full check": f"{len(report.full)} methods, each as promised" if report.full else "",
@@ -103,4 +106,8 @@ def _show(report: CheckReport) -> None:
     for name, value in lines.items():
         if value:
             click.echo(in_number(f"{name:<11} {value}"))
+    for statement in report.repairs:
+        click.echo(f"At first use: {statement}")
+    for warning in report.warnings:
+        click.echo(f"WARNING  {warning}", err=True)
     click.echo("OK")

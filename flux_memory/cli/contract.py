@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 if TYPE_CHECKING:
     from flux_memory.testkit.evidence.diff import Change, Difference
     from flux_memory.testkit.evidence.document import Evidence
+
+_REASON_CHARACTERS: Final = 200
 
 
 @click.group(short_help="Work with reports of the contract.")
@@ -56,7 +60,7 @@ def _read(path: Path) -> Evidence:
 
 
 def _show(difference: Difference, before: Evidence, after: Evidence) -> None:
-    click.echo(f"contract {before.contract}, {before.started}  ->  contract {after.contract}, {after.started}")
+    _print(f"contract {before.contract}, {before.started}  ->  contract {after.contract}, {after.started}")
     in_both = {each.name for each in before.backends} & {each.name for each in after.backends}
     _section("Newly failing", difference.failing, in_both, colour="red")
     _section("No longer seen to hold", difference.lost, in_both, colour="red")
@@ -77,7 +81,7 @@ def _section(
     click.secho(f"\n{title}: {len(changes)}", fg=colour, bold=True)
     # A backend in only one report gets one line, not one for each clause.
     for backend, count in Counter(change.backend for change in changes if change.backend not in in_both).items():
-        click.echo(f"  {backend}, in one of the two reports only: {count}")
+        _print(f"{backend}, in one of the two reports only: {count}", indent=2)
     for change in changes:
         if change.backend in in_both:
             _show_change(change, timed=timed)
@@ -87,6 +91,19 @@ def _show_change(change: Change, *, timed: bool) -> None:
     moved = f"{change.before or 'not there'} -> {change.after or 'not there'}"
     if timed:
         moved = f"{change.seconds_before * 1000:.0f} ms -> {change.seconds_after * 1000:.0f} ms"
-    click.echo(f"  {change.clause} on {change.backend}: {moved}. {change.promise}")
+    _print(f"{change.clause} on {change.backend}: {moved}. {change.promise}", indent=2)
     if change.reason and change.after != "held":
-        click.echo(f"      {' '.join(change.reason.split()):.200}")
+        _print(textwrap.shorten(change.reason, _REASON_CHARACTERS, placeholder=" ..."), indent=6)
+
+
+def _print(text: str, *, indent: int = 0) -> None:
+    """Print a text in lines that fit the terminal, broken between words only."""
+    lines = textwrap.wrap(
+        text,
+        shutil.get_terminal_size().columns - 1,
+        initial_indent=" " * indent,
+        subsequent_indent=" " * (indent + 4),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    click.echo("\n".join(lines))

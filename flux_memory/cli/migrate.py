@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 _REPORTS_BEGIN = (b'{\n  "source": ', b'{\n  "status": ')
 """The beginnings of a report: of a migration that ended, and of one that failed."""
+_EXCLUDED = {
+    "replace": ("verify", "to_sqlite", "retry", "restore_deleted"),
+    "restore_deleted": ("verify", "to_sqlite"),
+}
 _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it goes on to exactly the same result."
 
 
@@ -44,10 +48,20 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
     type=click.IntRange(min=1),
     help="Rows of a commit, if the target already has rows.",
 )
-@click.option("--dry-run", is_flag=True, help="Preflight only: show what would be done, change nothing.")
+@click.option("--dry-run", is_flag=True, help="Read all rows, rehearse the move, and change nothing.")
 @click.option("--verify", is_flag=True, help="Compare both sides, change nothing.")
 @click.option("--to-sqlite", metavar="FILE", help="The way back: write the PostgreSQL memory into a fresh SQLite file.")
 @click.option("--retry", metavar="FILE", help="Load the corrected rows of a quarantine file.")
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Make PostgreSQL exactly the file: also delete and overwrite. Asks first; --dry-run shows what would be lost.",
+)
+@click.option(
+    "--restore-deleted",
+    is_flag=True,
+    help="Move also sessions that an earlier run moved and that were deleted in PostgreSQL since.",
+)
 @click.option(
     "--on-invalid",
     default="fail",
@@ -61,23 +75,23 @@ _GO_ON = "Interrupted. Nothing is half done: run the same command again, and it 
 @click.option("--assume-timezone", default="UTC", show_default=True, help="The time zone of times without one.")
 @click.option("--leave-behind", multiple=True, metavar="NAME", help="An unknown table, or table.column, to leave out.")
 @click.option("--report", metavar="FILE", help="Write a report as JSON.")
-@click.option("--yes", is_flag=True, help="Skip the confirmation, which is asked for on a terminal only.")
+@click.option("--yes", is_flag=True, help="Skip the confirmation. Without a terminal only --replace needs it.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 def migrate(**options: Any) -> None:
     """Move a SQLite memory to PostgreSQL, and prove that nothing was lost.
 
-    The SQLite file is only read. Exits with 0 if both sides are proven identical, 1 if it failed or they differ, 2
-    for wrong usage, 3 if rows are in quarantine.
+    The SQLite file is only read. Exits with 0 if everything in it is proven to be in PostgreSQL, 1 if it failed or the
+    sides differ, 2 for wrong usage, 3 if rows are in quarantine, or sessions were skipped as deleted.
     """
     _check_usage(options)
-    before = {number: signal.getsignal(number) for number in _ENDING}
     try:
-        work = _work(options)
-        from flux_memory.cli.migrate_display import Display  # noqa: PLC0415 - rich costs more than --help may
-
-        with Display(quiet=options["quiet"]) as display:
-            report = asyncio.run(_interruptible(work(display)))
-        display.verdict(report, _for_a_retry(options))
+        if options["replace"] and not (options["yes"] or options["dry_run"]):
+            report = _transfer({**options, "dry_run": True, "quiet": False}, asks=True)
+            if report.exit_code == 0:
+                click.confirm(f"Replace everything in {report.target} with {report.source}?", abort=True)
+                report = _transfer({**options, "yes": True})
+        else:
+            report = _transfer(options)
         if options["report"]:
             _write_report(Path(options["report"]), report.as_dict())
     except FluxMemoryError as error:
@@ -92,10 +106,23 @@ def migrate(**options: Any) -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(_GO_ON, err=True)
         sys.exit(1)
+    sys.exit(report.exit_code)
+
+
+def _transfer(options: dict[str, Any], *, asks: bool = False) -> Report:
+    """Run a transfer and show its verdict; `asks` is whether a question follows that."""
+    from flux_memory.cli.migrate_display import Display  # noqa: PLC0415 - rich costs more than --help may
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    try:
+        work = _work(options)
+        with Display(quiet=options["quiet"]) as display:
+            report = asyncio.run(_interruptible(work(display)))
+        display.verdict(report, _for_a_retry(options), asks=asks)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    sys.exit(report.exit_code)
+    return report
 
 
 def _for_a_retry(options: dict[str, Any]) -> list[str]:
@@ -118,12 +145,24 @@ def _check_usage(options: dict[str, Any]) -> None:
             )
     if sum(bool(options[name]) for name in ("dry_run", "verify", "to_sqlite")) > 1:
         raise click.UsageError("--dry-run, --verify and --to-sqlite exclude each other")
+    _check_replacing(options)
     if options["retry"] and (options["to_sqlite"] or options["sqlite_path"]):
         raise click.UsageError("--retry replaces --sqlite-path and excludes --to-sqlite; leave those out")
     if options["to_sqlite"] and options["sqlite_path"]:
         raise click.UsageError("--to-sqlite names the file to create and reads no SQLite file; leave out --sqlite-path")
     if options["report"]:
         _check_report(Path(options["report"]))
+
+
+def _check_replacing(options: dict[str, Any]) -> None:
+    for name, excluded in _EXCLUDED.items():
+        for other in excluded:
+            if options[name] and options[other]:
+                raise click.UsageError(f"--{name} and --{other} exclude each other; leave one out".replace("_", "-"))
+    if options["replace"] and not (options["yes"] or options["dry_run"] or sys.stdin.isatty()):
+        raise click.UsageError(
+            "--replace deletes what only PostgreSQL has; look first with --dry-run, then run with --yes"
+        )
 
 
 def _check_report(path: Path) -> None:
@@ -186,6 +225,8 @@ def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
         assume_timezone=zone,
         leave_behind=frozenset(options["leave_behind"]),
         retry=bool(options["retry"]),
+        replace=options["replace"],
+        restore_deleted=options["restore_deleted"],
     )
 
 

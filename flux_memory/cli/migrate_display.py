@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -25,7 +25,15 @@ from flux_memory.cli.failure import in_number
 from flux_memory.transfer import Report, Status
 
 _CLOSING: Final = {
-    Status.IDENTICAL: "Proven identical: every session and message is there, in order, with its content.",
+    Status.IDENTICAL: "Proven identical: both sides have the same sessions and messages, in order, with their content.",
+    Status.CONTAINED: (
+        "Proven: every session and message of the file is in PostgreSQL, in order, with its content. PostgreSQL has "
+        "more, as shown above; it was left as it is."
+    ),
+    Status.SKIPPED: (
+        "Done and proven, except for the sessions above that were deleted in PostgreSQL. To move them again, run with "
+        "--restore-deleted."
+    ),
     Status.READY: "Ready: {ready}. Run again without --dry-run to move it.",
     Status.REFUSED: (
         "Stopped before anything was changed: the rows above cannot be moved. Correct them, or run again with "
@@ -34,7 +42,10 @@ _CLOSING: Final = {
     Status.QUARANTINED: (
         "Done and proven, except for the rows in {quarantine}. Correct them there, {mask}then run: {retry}"
     ),
-    Status.DIFFERENT: "DIFFERENT: see the list above. Nothing was overwritten; correct these rows, then run again.",
+    Status.DIFFERENT: (
+        "DIFFERENT: see the list above. Nothing was overwritten; correct these rows, then run again, or run with "
+        "--replace to make PostgreSQL equal to the file."
+    ),
 }
 _COMPARED: Final = "Proven identical, except for the rows above that cannot be moved."
 """The closing line after `--verify`, which writes no quarantine file."""
@@ -107,12 +118,13 @@ class Display:
         if not self._quiet:
             self._progress.console.print(in_number(line), markup=False, highlight=False, soft_wrap=True)
 
-    def verdict(self, report: Report, options: Sequence[str] = ()) -> None:
+    def verdict(self, report: Report, options: Sequence[str] = (), *, asks: bool = False) -> None:
         """Print the findings and one closing line.
 
         Args:
             report: The report of the transfer.
             options: The options that a retry needs, too.
+            asks: Whether a question follows a dry run, instead of advice.
         """
         for tally in report.preflight.tallies.values():
             self.say(f"  {tally.count:,} {tally.table}: {tally.kind}. First: {'; '.join(tally.first)}")
@@ -126,11 +138,12 @@ class Display:
             self.say(
                 f"{report.preflight.ties:,} messages share their time with the one before; they keep the order written"
             )
+        self._losses(report)
         self._moved(report)
         self._verification(report)
         if report.status is Status.QUARANTINED and report.quarantine is None:
             self.say(_COMPARED)
-        else:
+        elif not (asks and report.status is Status.READY):
             retry = shlex.join(["flux-memory", "migrate", "--retry", str(report.quarantine), *options])
             self.say(
                 _CLOSING[report.status].format(
@@ -141,18 +154,37 @@ class Display:
                 )
             )
 
+    def _losses(self, report: Report) -> None:
+        lost = report.losses
+        if lost is None:
+            return
+        self.say(
+            f"PostgreSQL would lose {lost.only_in_target:,} sessions (with {lost.messages_only_in_target:,} messages), "
+            f"and {lost.added_since:,} messages of other sessions, which the file does not have"
+        )
+        if lost.first_only_in_target:
+            self.say(f"  First sessions: {', '.join(lost.first_only_in_target)}")
+        if lost.differences:
+            self.say(f"PostgreSQL would get the file's content where it has another: {_counted(lost.differences)}")
+            for difference in lost.first_differences:
+                self.say(f"  {difference}")
+        if lost.columns:
+            self.say(f"PostgreSQL would lose the values of your columns in sessions: {', '.join(lost.columns)}")
+
     def _moved(self, report: Report) -> None:
         moved = report.moved
         if moved is None:
             return
         self.say(f"Moved {moved.sessions:,} sessions, {moved.messages:,} messages")
+        if moved.replaced_sessions or moved.replaced_messages:
+            self.say(f"In place of {moved.replaced_sessions:,} sessions, {moved.replaced_messages:,} messages")
         if moved.skipped_sessions or moved.skipped_messages:
             self.say(f"Already there: {moved.skipped_sessions:,} sessions, {moved.skipped_messages:,} messages")
         if moved.first_conflicts:
             self.say(
                 f"In conflict, and left as they are: {moved.conflicting_sessions:,} sessions (with {moved.held_back:,} "
                 f"messages held back), {moved.conflicting_messages:,} messages. "
-                f"First: {', '.join(moved.first_conflicts)}"
+                f"First: {', '.join(moved.first_conflicts)}. To take the file's rows instead, run with --replace"
             )
 
     def _verification(self, report: Report) -> None:
@@ -172,12 +204,17 @@ class Display:
         if found.only_in_target or found.added_since:
             self.say(
                 f"Only in {there}: {found.only_in_target:,} sessions, and {found.added_since:,} messages of sessions "
-                "that are on both sides"
+                f"that are on both sides. First sessions: {', '.join(found.first_only_in_target)}"
+            )
+        if found.deleted_since:
+            self.say(
+                f"Skipped, since an earlier run moved them and they were deleted in {there}: {found.deleted_since:,} "
+                f"sessions, {found.messages_deleted_since:,} messages. First: {', '.join(found.first_deleted_since)}"
             )
         for difference in found.first_differences:
             self.say(f"  {difference}")
         if found.differences:
-            self.say("Differences: " + ", ".join(f"{count:,} x {kind}" for kind, count in found.differences.items()))
+            self.say(f"Differences: {_counted(found.differences)}")
 
     def _end_phase(self) -> None:
         if self._name:
@@ -198,3 +235,7 @@ class Display:
         if not self._progress.disable:
             self._progress.remove_task(self._task)
         self._progress.stop()
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} x {kind}" for kind, count in kinds.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import flux_memory.testkit.extra  # noqa: F401 - its error names the extra  # isort: skip
+
 import asyncio
 import functools
 import inspect
@@ -152,6 +154,11 @@ def _closing(function: Test) -> Test:
 
     @functools.wraps(function)
     async def run(self: object, store: _Store) -> None:
+        if not _is_in_asyncio():
+            pytest.fail(
+                "the clause is not run by pytest-asyncio: another plugin has taken it; disable that plugin, or its "
+                "mode that runs every coroutine"
+            )
         seconds = store.timeouts.seconds
         try:
             with unblocked(seconds):
@@ -169,3 +176,11 @@ def _closing(function: Test) -> Test:
         store.finished = True
 
     return run
+
+
+def _is_in_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import flux_memory.testkit.extra  # noqa: F401 - its error names the extra  # isort: skip
+
 import inspect
 from collections.abc import Callable
 from typing import Any, Final, TypeVar

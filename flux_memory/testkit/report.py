@@ -23,6 +23,11 @@ from flux_memory.testkit.evidence.properties import (
 
 _PLUGGED_IN: Final = "test_plugged_in.py"
 _SERVER_FIXTURE: Final = "flux_postgres_server"
+_TAKES_TESTS: Final = (
+    ("anyio_mode", "auto", "anyio_mode=auto", "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"),
+    ("trio_mode", True, "trio_mode=true", "set trio_mode=false and mark your own tests with pytest.mark.trio"),
+)
+"""Settings of other plugins with which they run every coroutine: name, value, both as users write them, advice."""
 
 
 def clause_of(item: pytest.Item) -> str | None:
@@ -99,11 +104,9 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
             "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]', "
             "and -p asyncio if plugins are not loaded automatically"
         )
-    if config.pluginmanager.hasplugin("anyio") and _anyio_mode(config) == "auto":
-        yield (
-            "anyio_mode=auto takes the contract's tests from pytest-asyncio; "
-            "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"
-        )
+    for setting, value, words, advice in _TAKES_TESTS:
+        if _setting(config, setting) == value:
+            yield f"{words} takes the contract's tests from pytest-asyncio; {advice}"
     if plugged_in := [item for item in clauses if item.path.name == _PLUGGED_IN]:
         if not config.option.flux_memory_factory:
             yield (
@@ -136,11 +139,11 @@ def _replaced_in(binding: type) -> str | None:
     return None
 
 
-def _anyio_mode(config: pytest.Config) -> object:
+def _setting(config: pytest.Config, name: str) -> object:
     try:
-        return config.getini("anyio_mode")
+        return config.getini(name)
     except ValueError:
-        # Older versions of anyio have no modes.
+        # Its plugin is not loaded, or is older than the setting.
         return None
 
 

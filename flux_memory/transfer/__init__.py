@@ -11,7 +11,8 @@ from flux_memory.errors import MigrationError
 from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from flux_memory.transfer.migration import Mode, OnInvalid, Plan, migrate
+    from flux_memory.transfer.migration import migrate
+    from flux_memory.transfer.plan import Mode, OnInvalid, Plan
     from flux_memory.transfer.progress import Watcher
     from flux_memory.transfer.report import Report, Status
     from flux_memory.transfer.rows.problems import ProblemKind, Tally
@@ -33,11 +34,11 @@ __all__ = [
 _load, __dir__ = import_on_use(
     __name__,
     {
-        "migration": (
+        "migration": ("migrate",),
+        "plan": (
             "Mode",
             "OnInvalid",
             "Plan",
-            "migrate",
         ),
         "progress": ("Watcher",),
         "report": (

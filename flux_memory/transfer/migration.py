@@ -2,88 +2,62 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, tzinfo
-from enum import StrEnum
-from itertools import chain
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain, islice
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 from flux_memory.dsn import mask_dsn
 from flux_memory.errors import FluxMemoryError, MigrationError
+from flux_memory.transfer.plan import Mode, OnInvalid, Plan
 from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.quarantine import add_sessions_of_target, refuse_unwritable, to_scratch, write_quarantine
 from flux_memory.transfer.report import Report, Status
-from flux_memory.transfer.rows.spool import RefusedRow, Spool, all_digests
+from flux_memory.transfer.rows.spool import RefusedRow, SessionDigest, Spool, all_digests
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.helper import read_all
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.source.reader import Source, inspect_source, refuse_unknown
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
-from flux_memory.transfer.target.load import load
-from flux_memory.transfer.target.merge import MergeResult, merge
+from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
+from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.moves import MoveRecord, find_sources, may_read_record, open_record
+from flux_memory.transfer.target.parallel import merge_parts
+from flux_memory.transfer.target.rehearsal import load_first
 from flux_memory.transfer.target.server import (
+    ANALYZE,
+    WRITING,
     Target,
     analyze,
     inspect_target,
     make_durable,
     open_connection,
     prepare_schema,
+    read_transaction,
+    rehearsal,
+    write_transaction,
 )
-from flux_memory.transfer.target.verify import compare
+from flux_memory.transfer.target.verify import Comparison, Forecast, Losses, check_keys, compare
 from flux_memory.transfer.tempfiles import private_directory
 from flux_memory.transfer.threads import run_in_thread
 
 Result = TypeVar("Result")
 
 
-class OnInvalid(StrEnum):
-    """How to treat invalid rows."""
-
-    FAIL = "fail"
-    QUARANTINE = "quarantine"
-
-
-class Mode(StrEnum):
-    """How much of a migration to run."""
-
-    MOVE = "move"
-    PREFLIGHT = "preflight"
-    """Validate the source, and change nothing."""
-    VERIFY = "verify"
-    """Compare both sides, and change nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The settings of a migration."""
-
-    sqlite_path: Path
-    """The SQLite file; with `retry`, the quarantine file."""
-    postgres_dsn: str = field(repr=False)
-    mode: Mode = Mode.MOVE
-    batch_size: int = 100
-    """Rows per commit if the target already has rows."""
-    on_invalid: OnInvalid = OnInvalid.FAIL
-    quarantine_file: Path | None = None
-    """Receives refused rows; required to quarantine, and never overwritten."""
-    assume_timezone: tzinfo = UTC
-    """The zone of times without an offset."""
-    leave_behind: frozenset[str] = frozenset()
-    """Unknown tables, and columns as `table.column`, to leave out."""
-    retry: bool = False
+_NOT_RECORDED: Final = (
+    "The target keeps no record of this move, since the role does not own the tables, or may not create others beside "
+    "them: a later run would move again what is deleted meanwhile. Let their owner run the first migration"
+)
 
 
 async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
     """Move a SQLite memory into a PostgreSQL memory, and prove that both have the same content.
 
-    The SQLite file is never changed. Rows of the target are never overwritten. After an interruption at any point, a
-    second run completes with the same result.
+    The SQLite file is never changed. Rows of the target are never overwritten, unless they are to be replaced. After an
+    interruption at any point, a second run completes with the same result.
 
     Args:
         plan: The settings.
@@ -99,6 +73,8 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         raise MigrationError(f"the batch size is {plan.batch_size}; give 1 or more")
     if plan.on_invalid is OnInvalid.QUARANTINE and plan.quarantine_file is None:
         raise MigrationError("there is no quarantine file; set one to receive refused rows")
+    if plan.replace and plan.retry:
+        raise MigrationError("a quarantine file has only some of the rows; retry it without replacing the others")
     if plan.quarantine_file is not None and plan.mode is Mode.MOVE:
         refuse_unwritable(plan.quarantine_file)
     report = Report(str(plan.sqlite_path), mask_dsn(plan.postgres_dsn))
@@ -110,8 +86,9 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
             await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with open_connection(plan.postgres_dsn) as connection:
                 if (await inspect_target(connection)).sessions:
-                    await prepare_schema(connection)
-                    await add_sessions_of_target(path, connection)
+                    async with rehearsal(connection):
+                        await prepare_schema(connection)
+                        await add_sessions_of_target(path, connection)
         snapshot = stack.enter_context(snapshot_of(path))
         with Spool() as spool:
             await _Migration(plan, report, snapshot, spool, watcher or NullWatcher()).run()
@@ -138,23 +115,23 @@ class _Migration:
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
             target = await inspect_target(connection, for_reading=for_reading)
-            self._watcher.say(_describe(target, report.target))
+            self._watcher.say(_describe(target, report.target, "replaced" if plan.replace else "kept"))
+            if plan.replace and target.has_tables:
+                await refuse_to_replace(connection)
             await self._retry_if_changed(lambda: self._preflight(sessions + messages))
             if report.preflight.refused and plan.on_invalid is OnInvalid.FAIL:
                 report.status = Status.REFUSED
                 return
             if plan.mode is Mode.PREFLIGHT:
-                report.status = Status.READY
+                with report.phase(self._watcher, "Rehearse", None):
+                    await self._rehearse(connection, replaces=plan.replace and target.has_tables)
                 return
             if plan.mode is Mode.MOVE:
-                await prepare_schema(connection)
-                with report.phase(self._watcher, "Load", report.preflight.sessions + report.preflight.messages):
-                    report.moved = await self._load(connection)
-                if self._filled:
-                    with report.phase(self._watcher, "Analyze", None):
-                        await analyze(connection)
-            with report.phase(self._watcher, "Verify", None):
-                await self._verify(connection)
+                await self._move(connection)
+            else:
+                await self._prove(connection)
+            if report.status is Status.DIFFERENT and plan.replace:
+                return
             with report.phase(self._watcher, "Flush", None):
                 await make_durable(connection)
         path = plan.quarantine_file
@@ -213,63 +190,156 @@ class _Migration:
                 raise MigrationError("it was cancelled")
             yield row
 
-    async def _load(self, connection: Any) -> MergeResult:
-        found, advance = self._report.preflight, self._watcher.advance
-        if await load(connection, self._parts, found, self._watcher):
+    async def _prepare(self, connection: Any) -> MoveRecord | None:
+        await prepare_schema(connection)
+        digests = all_digests(self._parts)
+        record = await open_record(connection, self._plan.sqlite_path, digests, complete=not self._plan.retry)
+        if record is None:
+            self._watcher.say(_NOT_RECORDED)
+        return record
+
+    async def _rehearse(self, connection: Any, *, replaces: bool) -> None:
+        """Do what a move does, but load the first rows only, and undo everything."""
+        plan, report, first = self._plan, self._report, self._parts[0]
+        async with rehearsal(connection):
+            record = await self._prepare(connection)
+            # Before any row is locked: a large target takes long.
+            only_loaded, found, sources = plan.replace, Comparison(), None
+            if replaces:
+                report.losses = Losses(columns=await added_columns(connection))
+                await compare(report.losses, connection, *self._own_side())
+            elif not plan.replace:
+                sources = await self._sources(connection)
+                found = await self._compare(connection, sources, Forecast())
+                only_loaded = not (found.target_sessions or found.target_messages)
+            whole = await load_first(
+                connection,
+                first,
+                record,
+                replaces=plan.replace,
+                restores_deleted=plan.restore_deleted,
+                watcher=self._watcher,
+            )
+            if only_loaded:
+                # A trigger may have dropped or changed a row without an error.
+                loaded = islice(first.digests(), first.kept_sessions)
+                await self._compare(connection, sources, Comparison() if whole else Forecast(), loaded)
+        if report.status is not Status.DIFFERENT:
+            report.status = Status.READY
+            report.verification = found if found.deleted_since else None
+
+    async def _move(self, connection: Any) -> None:
+        plan, report, watcher = self._plan, self._report, self._watcher
+        record = await self._prepare(connection)
+        report.recorded = record is not None
+        if plan.replace:
+            await self._replace(connection, record)
+            return
+        with report.phase(watcher, "Load", report.preflight.sessions + report.preflight.messages):
+            report.moved = await self._load(connection, record)
+        if self._filled:
+            with report.phase(watcher, "Analyze", None):
+                await analyze(connection)
+        await self._prove(connection)
+
+    async def _load(self, connection: Any, record: MoveRecord | None) -> MergeResult:
+        plan, found, advance = self._plan, self._report.preflight, self._watcher.advance
+        skips = record is not None and record.known and not plan.restore_deleted
+        if not skips and await load(connection, self._parts, found, self._watcher, record):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
-        # One connection per part, so that the server works on several processors, too.
-        merged = MergeResult()
-        async with AsyncExitStack() as stack:
-            others = [open_connection(self._plan.postgres_dsn) for _ in self._parts[1:]]
-            connections = [connection, *[await stack.enter_async_context(other) for other in others]]
-            tasks = [
-                asyncio.create_task(merge(own, part, batch_size=self._plan.batch_size, advance=advance))
-                for own, part in zip(connections, self._parts, strict=True)
-            ]
-            try:
-                for part in await asyncio.gather(*tasks):
-                    merged.include(part)
-            finally:
-                await _cancel_all(tasks)
+        merged = await merge_parts(
+            plan.postgres_dsn,
+            connection,
+            self._parts,
+            record,
+            batch_size=plan.batch_size,
+            restores_deleted=plan.restore_deleted,
+            advance=advance,
+        )
+        if record is not None:
+            async with write_transaction(connection):
+                await record.add_move(connection, found.sessions, found.messages)
         return merged
 
-    async def _verify(self, connection: Any) -> None:
-        report = self._report
-        report.verification = await compare(
-            connection, lambda: self._read_in_thread(self._frozen_source), self._validator, all_digests(self._parts)
-        )
-        if not report.verification.identical:
-            report.status = Status.DIFFERENT
+    async def _replace(self, connection: Any, record: MoveRecord | None) -> None:
+        """Replace the target's rows, and prove the new ones before the old ones are gone."""
+        report, found = self._report, self._report.preflight
+        # After an error there is no ROLLBACK, for the reason given in `read_transaction`.
+        transaction = connection.transaction(isolation="read_committed", readonly=False)
+        await transaction.start()
+        await connection.execute(WRITING)
+        with report.phase(self._watcher, "Load", found.sessions + found.messages):
+            before = await replace(connection, self._parts, found, self._watcher, record)
+        with report.phase(self._watcher, "Analyze", None):
+            await connection.execute(ANALYZE)
+        with report.phase(self._watcher, "Verify", None):
+            await self._compare(connection, None, Comparison())
+        if report.status is Status.DIFFERENT:
+            await transaction.rollback()
         else:
-            report.status = Status.QUARANTINED if report.preflight.refused else Status.IDENTICAL
+            await transaction.commit()
+            report.moved = MergeResult(
+                found.sessions, found.messages, replaced_sessions=before[0], replaced_messages=before[1]
+            )
+
+    async def _prove(self, connection: Any) -> None:
+        """Compare both sides in a transaction of its own."""
+        with self._report.phase(self._watcher, "Verify", None):
+            async with read_transaction(connection):
+                await self._compare(connection, await self._sources(connection), Comparison())
+
+    async def _sources(self, connection: Any) -> list[UUID] | None:
+        """Return what the source may be called in the target's record of moves; `None` if there is none to read."""
+        if not await may_read_record(connection):
+            return None
+        found = self._report.preflight
+        if self._plan.retry or found.refused_sessions:
+            # Other sessions of the target are not deleted in the source: it does not have all of its sessions here.
+            return []
+        return await find_sources(connection, all_digests(self._parts), found.sessions)
+
+    async def _compare(
+        self,
+        connection: Any,
+        sources: list[UUID] | None,
+        found: Comparison,
+        digests: Iterator[SessionDigest] | None = None,
+    ) -> Comparison:
+        report = self._report
+        report.verification = found
+        skips_deleted = self._plan.mode is not Mode.VERIFY and not self._plan.restore_deleted
+        source, validator, every = self._own_side()
+        await compare(
+            found, connection, source, validator, digests or every, sources=sources, skips_deleted=skips_deleted
+        )
+        await check_keys(found, connection)
+        if not found.contained:
+            report.status = Status.DIFFERENT
+        elif report.preflight.refused:
+            report.status = Status.QUARANTINED
+        elif found.deleted_since:
+            report.status = Status.SKIPPED
+        else:
+            report.status = Status.IDENTICAL if found.identical else Status.CONTAINED
+        return found
+
+    def _own_side(self) -> tuple[Callable[[], Awaitable[Source]], RowValidator, Iterator[SessionDigest]]:
+        """Return what `compare` needs of the source."""
+        return lambda: self._read_in_thread(self._frozen_source), self._validator, all_digests(self._parts)
 
     async def _read_in_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source in a thread that `interrupt` ends."""
         return await run_in_thread(work, self._snapshot.interrupt)
 
 
-async def _cancel_all(tasks: Sequence[asyncio.Task[MergeResult]]) -> None:
-    """Cancel tasks and wait for their end, even if the wait is cancelled; `gather` has raised their errors."""
-    cancelled: asyncio.CancelledError | None = None
-    while not all(task.done() for task in tasks):
-        for task in tasks:
-            task.cancel()
-        try:
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-
-
-def _describe(target: Target, shown: str) -> str:
+def _describe(target: Target, shown: str, fate: str) -> str:
     where = f"PostgreSQL {target.server_version} at {shown}"
     if target.original:
         return (
             f"Target: {where}, with the original application's tables: {target.sessions:,} sessions, "
-            f"{target.messages:,} messages; they are kept, upgraded in place, and added to"
+            f"{target.messages:,} messages; the tables are upgraded in place, and the rows {fate}"
         )
     if target.sessions or target.messages:
-        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are kept"
+        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are {fate}"
     return f"Target: {where}, empty"

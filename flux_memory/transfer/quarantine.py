@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.rows.raw import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
 from flux_memory.transfer.rows.spool import RefusedRow
@@ -120,7 +121,8 @@ async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
         while ids := [id_ for (id_,) in db.execute(SELECT_ORPHANED, (last, _PAGE_SESSIONS))]:
             last = ids[-1]
             # PostgreSQL cannot store a NUL, so no session there has such an id.
-            found = await connection.fetch(SELECT_SESSIONS, [id_ for id_ in ids if "\x00" not in id_])
+            storable = write_texts(id_ for id_ in ids if "\x00" not in id_)
+            found = await connection.fetch(SELECT_SESSIONS, storable)
             db.executemany(INSERT_SESSION, [tuple(row) for row in found])
 
 

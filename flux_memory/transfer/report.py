@@ -12,14 +12,18 @@ from typing import Any
 from flux_memory.transfer.progress import Watcher
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.target.merge import MergeResult
-from flux_memory.transfer.target.verify import Comparison
+from flux_memory.transfer.target.verify import Comparison, Losses
 
 
 class Status(StrEnum):
     """How a transfer ended."""
 
     IDENTICAL = "identical"
-    """Every row was moved, or was there already, and is proven equal."""
+    """Both sides are proven to have the same rows."""
+    CONTAINED = "contained"
+    """Every row was moved, or was there already, and is proven equal; the other side has more rows."""
+    SKIPPED = "skipped"
+    """The same, except for sessions that were deleted in the target since an earlier run moved them."""
     READY = "ready"
     """A dry run found no obstacle."""
     REFUSED = "refused"
@@ -30,7 +34,15 @@ class Status(StrEnum):
     """A row is missing on the other side, or has different content there."""
 
 
-_EXIT_CODES = {Status.IDENTICAL: 0, Status.READY: 0, Status.REFUSED: 1, Status.DIFFERENT: 1, Status.QUARANTINED: 3}
+_EXIT_CODES = {
+    Status.IDENTICAL: 0,
+    Status.CONTAINED: 0,
+    Status.READY: 0,
+    Status.REFUSED: 1,
+    Status.DIFFERENT: 1,
+    Status.SKIPPED: 3,
+    Status.QUARANTINED: 3,
+}
 
 
 @dataclass
@@ -43,6 +55,10 @@ class Report:
     status: Status = Status.DIFFERENT
     preflight: PreflightResult = field(default_factory=PreflightResult)
     moved: MergeResult | None = None
+    losses: Losses | None = None
+    """What replacing the target's rows would delete or overwrite there; of a dry run."""
+    recorded: bool | None = None
+    """Whether the target keeps a record of the move; `None` if nothing was moved."""
     verification: Comparison | None = None
     quarantine: str | None = None
     """The quarantine file, if one was written."""
@@ -62,7 +78,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0: success; 1: refused or different; 3: moved, with rows in quarantine."""
+        """0: success; 1: refused or different; 3: moved, except for rows in quarantine or deleted sessions."""
         return _EXIT_CODES[self.status]
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,6 +92,8 @@ class Report:
             "exit_code": self.exit_code,
             "preflight": found,
             "moved": None if self.moved is None else asdict(self.moved),
+            "recorded": self.recorded,
+            "losses": None if self.losses is None else asdict(self.losses),
             "verification": None if self.verification is None else asdict(self.verification),
             "quarantine": self.quarantine,
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.seconds.items()},

@@ -23,7 +23,7 @@ from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_sourc
 from flux_memory.transfer.target.copy_out import copy_out
 from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
-from flux_memory.transfer.target.verify import compare_in_transaction
+from flux_memory.transfer.target.verify import Comparison, compare
 from flux_memory.transfer.tempfiles import publish, unproven_file
 from flux_memory.transfer.threads import run_in_thread
 
@@ -219,12 +219,11 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
             async def opened() -> Source:
                 return source
 
-            found = await compare_in_transaction(connection, opened, validator, spool.digests())
+            found = report.verification = Comparison()
+            await compare(found, connection, opened, validator, spool.digests())
             for (id_,) in await run_in_thread(lambda: db.execute(SELECT_MISNUMBERED).fetchall(), db.interrupt):
                 found.add("messages numbered wrongly in the file", id_)
-    report.verification = found
-    complete = found.identical and not report.preflight.refused and not found.only_in_target and not found.added_since
-    report.status = Status.IDENTICAL if complete else Status.DIFFERENT
+    report.status = Status.IDENTICAL if found.identical and not report.preflight.refused else Status.DIFFERENT
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:

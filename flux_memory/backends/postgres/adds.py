@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Any, Final
 
+import orjson
+
 from flux_memory import records
+from flux_memory.backends.postgres.arrays import write_numbers, write_texts
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records import MessageRow
 
@@ -17,12 +20,12 @@ ADD_MESSAGE: Final = """
 WITH stored AS (
     SELECT role = $3 AND content = $4 AND coalesce(metadata, '{}') = $5::text::jsonb AS same
     FROM messages
-    WHERE session_id = $1 AND id = $2
+    WHERE session_id::text = $1 AND id::text = $2
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + 1,
         updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-    WHERE id = $1 AND NOT EXISTS (SELECT FROM stored)
+    WHERE id::text = $1 AND NOT EXISTS (SELECT FROM stored)
     RETURNING id, message_count, updated_at
 ), added AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
@@ -41,8 +44,8 @@ ADD_MESSAGES: Final = """
 WITH item AS (
     SELECT *
     FROM unnest(
-        (SELECT $2::int[]), (SELECT $3::text[]), (SELECT $4::text[]),
-        (SELECT $5::text[]), (SELECT $6::text[]), (SELECT $7::text[])
+        (SELECT $2::text::int[]), (SELECT $3::text::text[]), (SELECT $4::text::text[]),
+        (SELECT $5::text::text[]), (SELECT $6::text::text[]), (SELECT $7::text::text[])
     ) WITH ORDINALITY AS item (call, session_id, id, role, content, metadata, position)
 ), stored AS (
     SELECT
@@ -53,16 +56,16 @@ WITH item AS (
             AND messages.content = item.content
             AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
     FROM item
-    JOIN messages ON messages.session_id = item.session_id AND messages.id = item.id
+    JOIN messages ON messages.session_id::text = item.session_id AND messages.id::text = item.id
 ), fresh AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY position) AS number
     FROM item
     WHERE position NOT IN (SELECT position FROM stored)
         AND call NOT IN (SELECT call FROM stored WHERE NOT same)
 ), locked AS (
-    SELECT id
+    SELECT id::text AS id
     FROM sessions
-    WHERE id = ANY ((SELECT $1::text[])::text[])
+    WHERE id::text = ANY ((SELECT $1::text::text[])::text[])
     FOR UPDATE SKIP LOCKED
 ), bumped AS (
     UPDATE sessions
@@ -70,8 +73,8 @@ WITH item AS (
         updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
     FROM (SELECT session_id, count(*) AS messages FROM fresh GROUP BY session_id) AS growth
     JOIN locked ON locked.id = growth.session_id
-    WHERE sessions.id = growth.session_id
-    RETURNING sessions.id, message_count - growth.messages AS before, updated_at
+    WHERE sessions.id::text = growth.session_id
+    RETURNING sessions.id::text AS id, message_count - growth.messages AS before, updated_at
 ), added AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
     SELECT
@@ -85,17 +88,18 @@ WITH item AS (
     FROM fresh
     JOIN bumped ON bumped.id = fresh.session_id
 )
-SELECT
+SELECT pg_catalog.json_build_array(
     ARRAY (SELECT id FROM locked),
     ARRAY (
         SELECT id
         FROM sessions
-        WHERE id = ANY ((SELECT $1::text[])::text[])
-            AND (SELECT count(*) FROM locked) < (SELECT cardinality($1::text[]))
-            AND id NOT IN (SELECT id FROM locked)
+        WHERE id::text = ANY ((SELECT $1::text::text[])::text[])
+            AND (SELECT count(*) FROM locked) < (SELECT pg_catalog.cardinality($1::text::text[]))
+            AND id::text NOT IN (SELECT id FROM locked)
     ),
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
     ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
+)::text
 """
 
 ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
@@ -127,10 +131,11 @@ async def add(
         ((same,),) = await connection.fetch(ADD_MESSAGE, session_id, *row)
         return [_outcome(session_id, found=same is not None, taken=row.id if same is False else None)]
     items = [(number, session_id, *row) for number, (session_id, rows) in enumerate(calls) for row in rows]
-    columns = [list(column) for column in zip(*items, strict=True)] or [[] for _ in range(6)]
-    sessions = list(dict.fromkeys(session_id for session_id, _ in calls))
-    sql = ADD_MESSAGES_WAITING if wait else ADD_MESSAGES
-    ((found, locked, refused, taken),) = await connection.fetch(sql, sessions, *columns)
+    numbers, *texts = zip(*items, strict=True) if items else [()] * 6
+    sessions = dict.fromkeys(session_id for session_id, _ in calls)
+    arrays = (write_texts(sessions), write_numbers(numbers), *map(write_texts, texts))
+    ((outcomes,),) = await connection.fetch(ADD_MESSAGES_WAITING if wait else ADD_MESSAGES, *arrays)
+    found, locked, refused, taken = orjson.loads(outcomes)
     first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
     # After a wait for locks, `locked` may name a session that was deleted meanwhile: the snapshot is older.
     known, skipped = set(found), set() if wait else set(locked)

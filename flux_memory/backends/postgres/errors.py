@@ -65,6 +65,12 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (asyncpg.PostgresConnectionError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.InterfaceError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
+    (asyncpg.RaiseError, SchemaError, "a trigger of the database refused it; ask its owner, or change or drop it"),
+    (
+        asyncpg.IntegrityConstraintViolationError,
+        SchemaError,
+        "a constraint that flux-memory did not create refused the row; change or drop it",
+    ),
     (asyncpg.PostgresError, FluxMemoryError, "look at the server's log"),
     (OSError, BackendUnavailableError, "the connection was lost; retry"),
 )
@@ -73,6 +79,17 @@ _WAITING: Final = (
     "look for locks in pg_stat_activity, or for a pooler in session mode whose pool_size is below the max_size= of all "
     "handles together, or raise timeout="
 )
+
+_ADVICE_BY_FUNCTION: Final = {
+    "check_enable_rls": (
+        "a policy may hide rows from the role; connect as a role with BYPASSRLS, or as the owner without FORCE"
+    ),
+    "ExecWithCheckOptions": (
+        "a policy does not let the role store this row; compare the session's user_id with the policies of the table"
+    ),
+    "find_option": "a policy or a trigger reads this setting; add it to the DSN, as in ?chat.user_id=ann",
+}
+"""Advice on a `SchemaError` by the function of the server that refused a statement: its text may be translated."""
 
 
 @contextmanager
@@ -110,8 +127,13 @@ def not_connected(shown: str, error: Exception) -> FluxMemoryError:
 
 
 def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
+    # A FATAL refuses the connection, for a parameter of the DSN.
     if fatal_error(error) is not None:
         return BackendUnavailableError, classify(error).advice
+    if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.UndefinedObjectError):
+        advice = _ADVICE_BY_FUNCTION.get(error.server_source_function or "")
+        if advice is not None:
+            return SchemaError, advice
     return next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
 
 

@@ -45,20 +45,20 @@ FROM (SELECT clock_timestamp() AT TIME ZONE 'UTC' AS utc) AS now
 ON CONFLICT (id) DO NOTHING
 RETURNING TRUE
 """
-SELECT_OWN_SESSION: Final = "SELECT TRUE FROM sessions WHERE id = $1 AND creation_id = $2::text::uuid"
+SELECT_OWN_SESSION: Final = "SELECT TRUE FROM sessions WHERE id::text = $1 AND creation_id = $2::text::uuid"
 
 SELECT_HISTORY: Final = """
 SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
 FROM messages
-WHERE session_id = $1
+WHERE session_id::text = $1
 ORDER BY seq DESC
 LIMIT $2
 """
 SELECT_HISTORY_BEFORE: Final = """
 SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
 FROM messages
-WHERE session_id = $1
-    AND seq < (SELECT seq FROM messages WHERE session_id = $1 AND id = $3)
+WHERE session_id::text = $1
+    AND seq < (SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $3)
 ORDER BY seq DESC
 LIMIT $2
 """
@@ -73,7 +73,7 @@ SELECT
     message_count
 FROM sessions
 """
-SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id = $1"
+SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id::text = $1"
 NEWEST_FIRST: Final = """
 ORDER BY sessions.updated_at DESC, id COLLATE "C" DESC
 LIMIT $1 OFFSET $2
@@ -100,30 +100,30 @@ UPDATE_TITLE: Final = """
 WITH locked AS (
     SELECT id
     FROM sessions
-    WHERE id = $1
+    WHERE id::text = $1
     FOR NO KEY UPDATE SKIP LOCKED
 ), renamed AS (
     UPDATE sessions
     SET title = $2, updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
     FROM locked
-    WHERE sessions.id = locked.id
+    WHERE sessions.id::text = locked.id::text
     RETURNING TRUE
 )
-SELECT EXISTS (SELECT 1 FROM renamed), EXISTS (SELECT 1 FROM sessions WHERE id = $1)
+SELECT EXISTS (SELECT 1 FROM renamed), EXISTS (SELECT 1 FROM sessions WHERE id::text = $1)
 """
 DELETE_SESSION: Final = """
 WITH locked AS (
     SELECT id
     FROM sessions
-    WHERE id = $1
+    WHERE id::text = $1
     FOR UPDATE SKIP LOCKED
 ), deleted AS (
     DELETE FROM sessions
     USING locked
-    WHERE sessions.id = locked.id
+    WHERE sessions.id::text = locked.id::text
     RETURNING TRUE
 )
-SELECT EXISTS (SELECT 1 FROM deleted), EXISTS (SELECT 1 FROM sessions WHERE id = $1)
+SELECT EXISTS (SELECT 1 FROM deleted), EXISTS (SELECT 1 FROM sessions WHERE id::text = $1)
 """
 # Not TRUNCATE, which deadlocks with adds that hold a session's row and wait for the messages' table.
 DELETE_SESSIONS: Final = "DELETE FROM sessions"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema import SchemaFile, adopted_version, history, missing
+from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing
+from flux_memory.schema.postgres.inspection import (
+    NUMBERED,
+    Fault,
+    find_faults,
+    refuse_obstacles,
+    without_triggers,
+)
+from flux_memory.schema.postgres.tables import find_tables, refuse_temporary_schema
+from flux_memory.schema.postgres.trust import OpenSchema, find_open_schemas, refuse_strangers
 
 # The hash of a name: other users of advisory locks in the database are unlikely to take the same number.
-LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0))"
-# Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes
-# the cache.
-HAS_VERSION_TABLE: Final = """
-SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'flux_memory_schema' AND pg_table_is_visible(oid))
-"""
+LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0::bigint))"
 CREATE_VERSION_TABLE: Final = """
 CREATE TABLE flux_memory_schema (
     version    INTEGER PRIMARY KEY,
@@ -25,16 +29,30 @@ CREATE TABLE flux_memory_schema (
 SELECT_VERSIONS: Final = "SELECT version, checksum FROM flux_memory_schema"
 INSERT_VERSION: Final = "INSERT INTO flux_memory_schema (version, name, checksum) VALUES ($1, $2, $3)"
 SELECT_COLUMNS: Final = """
-SELECT attname::text, format_type(atttypid, atttypmod)
-FROM pg_attribute
-WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
+SELECT relname::text, attname::text
+FROM pg_class
+JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0::int2 AND NOT attisdropped
+WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
 """
+LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 
-_EXPECTED_TYPES: Final = {
-    "created_at": "timestamp without time zone",
-    "updated_at": "timestamp without time zone",
-    "metadata": "jsonb",
-}
+
+class State(NamedTuple):
+    """The schema of a database."""
+
+    applied: dict[int, str]
+    """The checksums of the applied files by version."""
+    original: int
+    """The version of the original application's tables; 0 if there are none."""
+    repairs: list[Fault]
+    """What an upgrade repairs in them."""
+    open_schemas: list[OpenSchema]
+    """The schemas of search_path in which other roles may create objects."""
+
+    @property
+    def version(self) -> int:
+        """The version of the tables; 0 if there are none."""
+        return max(self.applied, default=self.original)
 
 
 async def bring_up_to_date(connection: Any) -> None:
@@ -44,49 +62,87 @@ async def bring_up_to_date(connection: Any) -> None:
         connection: An asyncpg connection outside a transaction.
 
     Raises:
-        SchemaError: The database is newer than the library, or has another program's tables; it is left as it was.
+        SchemaError: The database is newer than the library, or its tables cannot be used; it is left as it was.
     """
-    if not missing("postgres", await applied_versions(connection)):
+    # Not yet the original's tables: another process may upgrade them meanwhile.
+    state = await inspect(connection, for_reading=True)
+    if not missing("postgres", state.applied):
+        await find_faults(connection, state.version)
         return
     # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(LOCK)
-        applied = await applied_versions(connection)
-        if not applied:
-            await connection.execute(CREATE_VERSION_TABLE)
-            for step in history("postgres")[: await original_version(connection)]:
-                applied[step.version] = await _record(connection, step)
-        for step in missing("postgres", applied):
-            await connection.execute(step.sql)
-            await _record(connection, step)
+        state = await inspect(connection)
+        if not missing("postgres", state.applied):
+            return
+        if state.version:
+            await connection.execute(LOCK_TABLES)
+        async with without_triggers(connection):
+            for fault in state.repairs:
+                await connection.execute(fault.statement)
+            await _apply_files(connection, state)
+        await inspect(connection)
 
 
-async def applied_versions(connection: Any) -> dict[int, str]:
-    """Return the checksums of the applied files by version; none for a database without a version table."""
-    if not await connection.fetchval(HAS_VERSION_TABLE):
-        return {}
-    return {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
+async def _apply_files(connection: Any, state: State) -> None:
+    applied = dict(state.applied)
+    if not applied:
+        await connection.execute(CREATE_VERSION_TABLE)
+        for step in history("postgres")[: state.original]:
+            applied[step.version] = await _record(connection, step)
+    for step in missing("postgres", applied):
+        await connection.execute(step.sql)
+        await _record(connection, step)
 
 
-async def original_version(connection: Any) -> int:
-    """Return the version of the original application's tables; 0 if there are none.
+async def inspect(connection: Any, *, for_reading: bool = False) -> State:
+    """Return the state of a database, which is not changed.
+
+    Args:
+        connection: An asyncpg connection.
+        for_reading: Whether to accept tables with faults, such as a missing key, or of the original application.
 
     Raises:
-        SchemaError: Another program made the tables.
+        SchemaError: The database is newer than the library, or its tables cannot be used; the message says what to do.
     """
-    types = {
-        table: {name: kind for name, kind in await connection.fetch(SELECT_COLUMNS, table)}  # noqa: C416 - Records
-        for table in ("sessions", "messages")
-    }
-    version = adopted_version({table: set(columns) for table, columns in types.items()})
-    for table, columns in types.items():
-        for column, expected in _EXPECTED_TYPES.items():
-            if (found := columns.get(column, expected)) != expected:
-                raise SchemaError(
-                    f"the original database has {table}.{column} as {found}, not {expected}; convert it with "
-                    f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {expected} USING ..., then retry"
-                )
-    return version
+    open_schemas = await find_open_schemas(connection)
+    tables = await find_tables(connection)
+    if tables:
+        await refuse_strangers(connection)
+    applied = await _applied_versions(connection) if VERSION_TABLE in tables else {}
+    lacking = missing("postgres", applied)
+    state = State(applied, 0, [], open_schemas)
+    if for_reading:
+        return state
+    if not applied:
+        state = state._replace(original=await _original_version(connection))
+    if lacking:
+        await refuse_temporary_schema(connection)
+    if not state.version:
+        return state
+    if lacking:
+        await refuse_obstacles(connection)
+    if state.version < NUMBERED:
+        await refuse_strangers(connection, upgrade=True)
+    return state._replace(repairs=await find_faults(connection, state.version))
+
+
+async def _applied_versions(connection: Any) -> dict[int, str]:
+    applied = {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
+    if not applied:
+        # The table and its first rows are committed together.
+        raise SchemaError(
+            f"the table {VERSION_TABLE} shows the role no row; if row-level security hides them, create a policy that "
+            "lets every role read them; if the table was emptied, restore it from a backup"
+        )
+    return applied
+
+
+async def _original_version(connection: Any) -> int:
+    columns: dict[str, set[str]] = {"sessions": set(), "messages": set()}
+    for table, column in await connection.fetch(SELECT_COLUMNS):
+        columns[table].add(column)
+    return adopted_version(columns)
 
 
 async def _record(connection: Any, step: SchemaFile) -> str:

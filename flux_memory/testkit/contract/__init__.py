@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
+from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
@@ -41,6 +43,7 @@ class MemoryContract(
     ListingContract,
     TimesContract,
     OrderContract,
+    AmountsContract,
     LimitsContract,
     MetadataContract,
     TextContract,

@@ -144,6 +144,15 @@ METADATA: Final[dict[str, dict[str, Any]]] = {
 }
 """Metadata that has to be returned equal by type and value, at every depth."""
 
+LARGE_METADATA: Final[dict[str, dict[str, Any]]] = {
+    "documents": {f"document {number}": "0123456789 \u20ac" * 700 for number in range(100)},
+    "a long text": {"text": "0123456789 \u20ac" * 100_000},
+    "thousands of keys": {f"key {number}": number for number in range(2_000)},
+    "thousands of elements": {"list": list(range(3_000))},
+    "a long key": {"key" * 2_000: 1},
+}
+"""Metadata beyond the limits that stores have on a value, a key or their number."""
+
 INTEGERS: Final = (
     0,
     -1,

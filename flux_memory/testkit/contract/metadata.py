@@ -14,6 +14,7 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import (
     FLOATS,
     INTEGERS,
+    LARGE_METADATA,
     METADATA,
     NOT_JSON,
     NOT_OBJECTS,
@@ -269,13 +270,22 @@ class MetadataContract(Binding):
 
     @clause(
         "FM-MET-017",
-        promise="Large metadata (a megabyte) is returned complete.",
+        promise="Large metadata of messages and sessions is returned complete: megabytes, thousands of keys and "
+        "elements, long texts and keys.",
         impact="Retrieved documents stored with an answer are lost.",
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_large_metadata_round_trips(self, store: StoreUnderTest) -> None:
-        documents = {f"document {number}": "0123456789 \u20ac" * 700 for number in range(100)}
-        await _round_trips(store.open(), {"large": documents})
+        memory = store.open()
+        await _round_trips(memory, LARGE_METADATA)
+        if Capability.SESSIONS | Capability.SESSION_METADATA in store.capabilities:
+            for name, metadata in LARGE_METADATA.items():
+                session = await memory.create_session(metadata=metadata)
+                found = await memory.get_session(session)
+                listed = next(row for row in await memory.get_sessions() if row["id"] == session)
+                assert found is not None
+                assert same(found["metadata"], metadata), f"get_session changed: {name}"
+                assert same(listed["metadata"], metadata), f"get_sessions changed: {name}"
 
 
 async def _round_trips(memory: Memory, cases: dict[str, dict[str, Any]]) -> None:

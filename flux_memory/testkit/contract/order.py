@@ -13,7 +13,14 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.clock import UNSET_CLOCK
-from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents, gather_outcomes
+from flux_memory.testkit.contract.under_test import (
+    MANY,
+    StoreUnderTest,
+    add_many,
+    add_numbered,
+    contents,
+    gather_outcomes,
+)
 
 NOT_COUNTS: Final[tuple[Any, ...]] = (True, False, 1.0, 0.0, "1", b"1", [1], (), {}, object())
 """Values that are not an `int`."""
@@ -87,18 +94,11 @@ class OrderContract(Binding):
         for limit in HUGE_COUNTS:
             assert contents(await memory.get_history(session, limit)) == ["0", "1", "2"]
             assert contents(await memory.get_history(session, limit, before=ids[2])) == ["0", "1"]
-        ids += await self._add_many(store, memory, session)
+        ids += await add_many(store, memory, session, 3)
         for most in (None, MANY * 2, 2**63):
             assert contents(await memory.get_history(session, most)) == [str(number) for number in range(len(ids))]
             before = await memory.get_history(session, most, before=ids[-1])
             assert [message["id"] for message in before] == ids[:-1]
-
-    @staticmethod
-    async def _add_many(store: StoreUnderTest, memory: Memory, session: str) -> list[str]:
-        """Add more messages than a store with a limit of its own returns at once."""
-        if Capability.BATCH in store.capabilities:
-            return await memory.add_messages(session, [{"role": "user", "content": str(n)} for n in range(3, MANY)])
-        return await add_numbered(memory, session, range(3, 120))
 
     @clause(
         "FM-ORD-005",

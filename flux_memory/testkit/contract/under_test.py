@@ -29,6 +29,7 @@ SEPARATORS: Final = (":", "/", "|", "#", "-", "_", ".", ",", " ", "\x1f")
 
 MANY: Final = 3_000
 """More messages than fit a hidden limit of a store, such as a page or the arguments of a script."""
+_MANY_ONE_BY_ONE: Final = 120
 
 
 @asynccontextmanager
@@ -223,6 +224,15 @@ def _hush() -> None:
 async def add_numbered(memory: Memory, session_id: str, numbers: Iterable[int]) -> list[str]:
     """Add a message for each number, one after the other, and return their ids."""
     return [await memory.add_message(session_id, "user", str(number)) for number in numbers]
+
+
+async def add_many(store: StoreUnderTest, memory: Memory, session_id: str, start: int, stop: int = MANY) -> list[str]:
+    """Add more numbered messages than a store with a limit of its own holds or returns at once; return their ids."""
+    if Capability.BATCH in store.capabilities:
+        return await memory.add_messages(
+            session_id, [{"role": "user", "content": str(number)} for number in range(start, stop)]
+        )
+    return await add_numbered(memory, session_id, range(start, _MANY_ONE_BY_ONE))
 
 
 def contents(history: list[Message]) -> list[str]:

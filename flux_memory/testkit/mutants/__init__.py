@@ -2,6 +2,7 @@
 
 from flux_memory.testkit.mutants import (
     cancelled,
+    capped,
     claimed,
     combined,
     impatient,
@@ -21,6 +22,7 @@ __all__ = [
     "Mutant",
     "broken",
     "cancelled",
+    "capped",
     "claimed",
     "combined",
     "impatient",

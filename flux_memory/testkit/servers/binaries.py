@@ -7,7 +7,9 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -81,9 +83,24 @@ def server_account() -> Account:
     )
 
 
-def run_as(account: Account, command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command as the account, protected from the terminal's Ctrl-C."""
-    return subprocess.run(
+def run_as(
+    account: Account,
+    command: list[str],
+    environment: dict[str, str],
+    *,
+    input: str = "",  # noqa: A002 - as in `subprocess`
+    errors: int = subprocess.STDOUT,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as the account, protected from the terminal's Ctrl-C; if interrupted, end it with its children.
+
+    Args:
+        account: The user and the group.
+        command: The program and its arguments.
+        environment: All of its environment.
+        input: What it reads from its standard input.
+        errors: The descriptor of its standard error; by default, its output.
+    """
+    with subprocess.Popen(
         command,
         env=environment,
         cwd="/",
@@ -92,12 +109,18 @@ def run_as(account: Account, command: list[str], environment: dict[str, str]) ->
         extra_groups=[] if account.is_other else None,
         umask=0o077,
         start_new_session=True,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=errors,
         text=True,
-        check=False,
-    )
+    ) as process:
+        try:
+            output, _ = process.communicate(input)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output)
 
 
 def within_reach(binaries: Binaries, account: Account) -> bool:

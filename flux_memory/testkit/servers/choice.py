@@ -11,7 +11,7 @@ from typing import Final
 from flux_memory.testkit.servers import container, external, local
 from flux_memory.testkit.servers.directories import sweep_directories
 from flux_memory.testkit.servers.ownership import own_mark
-from flux_memory.testkit.servers.running import Running, ServerUnavailable, Started, Wishes
+from flux_memory.testkit.servers.running import Running, ServerUnavailable, Started, Wishes, unavailable_if_failing
 from flux_memory.testkit.servers.server import Server
 from flux_memory.testkit.servers.statements import Statements
 
@@ -36,10 +36,14 @@ def launch(choice: str, wishes: Wishes, mark: str) -> Started:
         ServerUnavailable: No server is available; the message says why for each provider.
     """
     began = time.monotonic()
-    sweep_directories()
+    with unavailable_if_failing("leftovers of earlier runs cannot be removed"):
+        sweep_directories()
     running, passed_over = _provide(choice, wishes, mark)
     try:
-        with closing(Statements()) as statements:
+        with (
+            unavailable_if_failing(f"{running.origin} does not answer"),
+            closing(Statements(own_server=running.is_own)) as statements,
+        ):
             version = str(statements.fetch_value(running.dsn, "SHOW server_version")).split()[0]
     except BaseException:
         running.stop()
@@ -51,9 +55,9 @@ def _provide(choice: str, wishes: Wishes, mark: str) -> tuple[Running, tuple[str
     if choice == "auto":
         return _provide_best(wishes, mark)
     if choice == "docker":
-        return container.start(wishes, mark), ()
+        return _start_container(wishes, mark), ()
     if choice == "local":
-        return local.start(wishes, mark), ()
+        return _start_local(wishes, mark), ()
     if choice == "off":
         raise ServerUnavailable("PostgreSQL is switched off for this run")
     if "://" in choice:
@@ -66,13 +70,23 @@ def _provide_best(wishes: Wishes, mark: str) -> tuple[Running, tuple[str, ...]]:
     if dsn := os.environ.get(external.DSN_VARIABLE):
         return external.attach(dsn, external.DSN_VARIABLE, wishes), ()
     try:
-        return container.start(wishes, mark), ()
+        return _start_container(wishes, mark), ()
     except ServerUnavailable as no_container:
         try:
-            return local.start(wishes, mark), (str(no_container),)
+            return _start_local(wishes, mark), (str(no_container),)
         except ServerUnavailable as no_binaries:
             tried = f"{external.DSN_VARIABLE} is not set; {no_container}; {no_binaries}"
             raise ServerUnavailable(tried) from no_binaries
+
+
+def _start_container(wishes: Wishes, mark: str) -> Running:
+    with unavailable_if_failing("no container can be started"):
+        return container.start(wishes, mark)
+
+
+def _start_local(wishes: Wishes, mark: str) -> Running:
+    with unavailable_if_failing("no local server can be started"):
+        return local.start(wishes, mark)
 
 
 @contextmanager
@@ -95,6 +109,7 @@ def start_server(
         ServerUnavailable: No server is available; the message says why.
     """
     wishes = Wishes(image or default_image(), durable=durable, settings=settings or {})
+    owner = os.getpid()
     started = launch(choice, wishes, own_mark())
     try:
         server = Server(started)
@@ -103,4 +118,6 @@ def start_server(
         finally:
             server.close()
     finally:
-        started.running.stop()
+        # A forked child that leaves the block leaves the server to its parent.
+        if os.getpid() == owner:
+            started.running.stop()

@@ -15,8 +15,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from flux_memory.testkit.servers.ownership import is_dead
-from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
-from flux_memory.testkit.servers.statements import NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered, ServerUnavailable, Wishes
+from flux_memory.testkit.servers.statements import Statements
 
 _OWNER_LABEL: Final = "flux-memory.owner"
 _ROLE: Final = "postgres"
@@ -42,16 +42,16 @@ class ContainerServer:
         """None, because the socket is inside the container."""
         return
 
+    @property
+    def is_own(self) -> bool:
+        """True: its DSN has an address, a role and a password."""
+        return True
+
     def log_tail(self, lines: int) -> str:
         """Return the newest lines of the container's output."""
-        from docker.errors import DockerException
-
-        try:
-            with docker_engine() as engine:
-                printed: bytes = engine.containers.get(self.container).logs(tail=lines)
-                return printed.decode(errors="replace").rstrip()
-        except DockerException as error:
-            return f"(the container's log cannot be read: {error})"
+        with docker_engine() as engine:
+            printed: bytes = engine.containers.get(self.container).logs(tail=lines)
+            return printed.decode(errors="replace").rstrip()
 
     def stop(self) -> None:
         """Remove the container and its volumes."""
@@ -68,7 +68,6 @@ def start(wishes: Wishes, mark: str) -> ContainerServer:
 
 
 def _start(wishes: Wishes, mark: str) -> ContainerServer:
-    from docker.errors import DockerException
     from testcontainers.core.container import DockerContainer
 
     password = secrets.token_urlsafe(18)
@@ -87,15 +86,15 @@ def _start(wishes: Wishes, mark: str) -> ContainerServer:
         dsn = f"postgresql://{_ROLE}:{password}@{host}:{container.get_exposed_port(_PORT)}/{_ROLE}"
         _wait_until_ready(container, dsn)
         return ContainerServer(dsn, f"Docker, {wishes.image}", container.get_container_id())
-    except (DockerException, OSError, RuntimeError) as error:
-        container.stop()
+    except BaseException as error:
+        with suppress(Exception):
+            container.stop()
+        if isinstance(error, ServerUnavailable) or not isinstance(error, Exception):
+            raise
         raise ServerUnavailable(
             f"the image {wishes.image} cannot be run: {_short(error)}; pull or build it, or name another with "
             "--flux-postgres-image"
         ) from error
-    except BaseException:
-        container.stop()
-        raise
     finally:
         container.get_docker_client().client.close()
 
@@ -118,7 +117,7 @@ def _publishes_on_loopback(client: Any) -> bool:
 def _wait_until_ready(container: Any, dsn: str) -> None:
     # From here, not by psql in the container: the published port has to work too.
     deadline = time.monotonic() + _START_SECONDS
-    with closing(Statements()) as statements:
+    with closing(Statements(own_server=True)) as statements:
         while True:
             try:
                 statements.fetch_value(dsn, "SELECT 1")

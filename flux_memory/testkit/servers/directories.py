@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from flux_memory.testkit.servers.ownership import is_dead, is_running
+from flux_memory.testkit.servers.ownership import is_dead, process_of, record_of
 
 _PREFIX = "fm-"
+_RECORD = "process"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - names there are random and the owner is checked
 _MIN_FREE_BYTES = 1 << 30
 _MAX_ROOT_BYTES = 50
@@ -46,16 +46,34 @@ def sweep_directories() -> list[Path]:
     return [path for path in _ours() if _owner_is_dead(path) and remove_directory(path)]
 
 
+def record_process(directory: Path, pid: int, user: int) -> None:
+    """Record a process of this user that uses a directory, so that `remove_directory` ends it."""
+    with (directory / _RECORD).open("a") as record:
+        record.write(f"{record_of(pid, user)}\n")
+
+
+def processes_of(directory: Path) -> list[int]:
+    """Return the recorded processes that still run."""
+    try:
+        records = (directory / _RECORD).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [pid for record in records if (pid := process_of(record)) is not None]
+
+
 def remove_directory(path: Path) -> bool:
-    """End the processes that use the directory, then remove it. Another run may be doing the same."""
+    """End the processes that were recorded for the directory, then remove it. Another run may be doing the same."""
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
     # Immediate shutdown first: PostgreSQL then ends its children and releases its shared memory.
     strength = signal.SIGQUIT
     while path.exists():
-        for pid in _processes_in(path):
+        for pid in processes_of(path):
             with suppress(ProcessLookupError):
                 os.kill(pid, strength)
         _wait_until_ended(path, deadline=time.monotonic() + _SHUTDOWN_SECONDS / 3)
+        with suppress(FileNotFoundError):
+            # Other users can no longer reach a subdirectory that was theirs, and add to it.
+            path.chmod(0o700)
         shutil.rmtree(path, ignore_errors=True)
         if time.monotonic() > deadline:
             return False
@@ -64,8 +82,7 @@ def remove_directory(path: Path) -> bool:
 
 
 def _wait_until_ended(path: Path, deadline: float) -> None:
-    pids = set(_processes_in(path))
-    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+    while processes_of(path) and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
@@ -94,30 +111,3 @@ def _ours() -> Iterator[Path]:
 
 def _owner_is_dead(path: Path) -> bool:
     return is_dead(path.name.removeprefix(_PREFIX).rpartition("-")[0])
-
-
-def _processes_in(path: Path) -> Iterator[int]:
-    """Yield the processes with the directory on their command line: `initdb` and the main server process."""
-    wanted = f"{path}/"
-    for pid, command in _commands():
-        if wanted in command and pid != os.getpid():
-            yield pid
-
-
-def _commands() -> Iterator[tuple[int, str]]:
-    proc = Path("/proc")
-    if not (proc / "self/cmdline").exists():
-        listed = subprocess.run(
-            ["ps", "-axww", "-o", "pid=,command="],  # noqa: S607 - its path differs between systems
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for line in listed.splitlines():
-            pid, _, command = line.strip().partition(" ")
-            yield int(pid), command
-        return
-    for entry in proc.iterdir():
-        if entry.name.isdigit():
-            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-                yield int(entry.name), (entry / "cmdline").read_bytes().decode(errors="replace")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
-from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
-from flux_memory.testkit.servers.statements import ESCAPE, NotAnswered, Statements
+from flux_memory.testkit.servers.running import NotAnswered, ServerUnavailable, Wishes
+from flux_memory.testkit.servers.statements import ESCAPE, Statements
 
 DSN_VARIABLE: Final = "FLUX_MEMORY_TEST_DSN"
 _MAY_CREATE: Final = "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"
@@ -29,6 +29,11 @@ class ExternalServer:
         host = parts.hostname or dict(parse_qsl(parts.query)).get("host", "")
         return self.dsn if host.startswith("/") else None
 
+    @property
+    def is_own(self) -> bool:
+        """False: as with any DSN, `PG*` variables add what it lacks."""
+        return False
+
     def log_tail(self, lines: int) -> str:
         """Return nothing: the log belongs to the server's owner."""
         return ""
@@ -39,14 +44,19 @@ class ExternalServer:
 
 def attach(dsn: str, named_by: str, wishes: Wishes) -> ExternalServer:
     """Check that the server answers and lets the role create databases."""
-    if urlsplit(dsn).scheme not in {"postgresql", "postgres"}:
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        # The error's message may quote the password.
+        raise ServerUnavailable(f"{named_by}: the DSN cannot be parsed; {ESCAPE}") from None
+    if parts.scheme not in {"postgresql", "postgres"}:
         raise ServerUnavailable(f"{named_by}: the DSN must begin with postgresql://")
-    if urlsplit(dsn).netloc.count("@") > 1:
+    if parts.netloc.count("@") > 1:
         # The driver would end the password at the first '@' and look up the rest of it as a host.
         raise ServerUnavailable(f"{named_by}: the DSN has two '@'; {ESCAPE}")
     if wishes.settings:
         raise ServerUnavailable(f"{named_by}: settings need a server that is started for the run")
-    with closing(Statements()) as statements:
+    with closing(Statements(own_server=False)) as statements:
         try:
             may_create = statements.fetch_value(dsn, _MAY_CREATE)
             durable = statements.fetch_value(dsn, _IS_DURABLE)

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,12 +22,13 @@ from flux_memory.testkit.servers.binaries import (
     server_account,
     within_reach,
 )
-from flux_memory.testkit.servers.directories import new_directory, remove_directory
+from flux_memory.testkit.servers.directories import new_directory, record_process, remove_directory
 from flux_memory.testkit.servers.ownership import is_running
 from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
 
 _ROLE: Final = "postgres"
 _START_SECONDS: Final = 60.0
+_STATUS_BYTES: Final = 4096
 _PORTS_TRIED: Final = 5
 _ENVIRONMENT: Final = {
     "PATH": os.defpath,
@@ -34,8 +36,10 @@ _ENVIRONMENT: Final = {
     # Without it, initdb compares this machine's clock with every time zone.
     "TZ": "UTC",
 }
+# initdb may read its standard input only through a pipe that its own user has made.
+_THROUGH_PIPE: Final = 'cat | "$0" "$@"'
 # The shell exits immediately, so the server is not our child: the process that started it may end first.
-_IN_BACKGROUND: Final = '"$0" -D "$1" </dev/null >>"$2" 2>&1 & echo $!'
+_IN_BACKGROUND: Final = 'cat >>"$1/postgresql.conf"; "$0" -D "$1" </dev/null >&2 & echo $!'
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class LocalServer:
     origin: str
     directory: str
     pid: int
+
+    @property
+    def is_own(self) -> bool:
+        """True: its DSN has an address, a role and a password."""
+        return True
 
     def log_tail(self, lines: int) -> str:
         """Return the newest lines of the server's log."""
@@ -60,20 +69,26 @@ class LocalServer:
 
 @dataclass(frozen=True)
 class _Layout:
+    """The files of a server. Only the account's directory is the account's.
+
+    If this is root, a process of the account may replace each name in that directory by a link at any time. So no file
+    there is written, and the only one that is read is opened without following a link.
+    """
+
     top: Path
 
     @property
+    def log(self) -> Path:
+        return self.top / "log"
+
+    @property
     def home(self) -> Path:
-        """The account's subdirectory, which also holds the socket."""
+        """The account's directory, which also holds the socket."""
         return self.top / "pg"
 
     @property
     def data(self) -> Path:
         return self.home / "data"
-
-    @property
-    def log(self) -> Path:
-        return self.home / "log"
 
 
 def start(wishes: Wishes, mark: str) -> LocalServer:
@@ -106,22 +121,15 @@ def start(wishes: Wishes, mark: str) -> LocalServer:
 
 
 def _initialise(binaries: Binaries, account: Account, layout: _Layout, password: str) -> None:
-    password_file = layout.home / "password"
-    password_file.touch(mode=0o600)
-    password_file.write_text(f"{password}\n")
-    if account.is_other:
-        os.chown(password_file, account.user, account.group)
-    command = [str(binaries.directory / "initdb"), "--no-sync", f"--pgdata={layout.data}", f"--username={_ROLE}"]
-    command += [f"--pwfile={password_file}", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
-    done = run_as(account, command, _ENVIRONMENT)
-    password_file.unlink()
+    command = ["/bin/sh", "-c", _THROUGH_PIPE, str(binaries.directory / "initdb"), "--no-sync"]
+    command += [f"--pgdata={layout.data}", f"--username={_ROLE}", "--pwfile=/dev/stdin"]
+    command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
+    done = run_as(account, command, _ENVIRONMENT, input=f"{password}\n")
     if done.returncode != 0:
         raise ServerUnavailable(f"initdb of {binaries.origin} failed: {done.stdout.strip()[-500:]}")
 
 
 def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishes) -> tuple[int, int]:
-    configuration = layout.data / "postgresql.conf"
-    base = configuration.read_text()
     for _ in range(_PORTS_TRIED):
         port = _free_port()
         settings = {
@@ -132,10 +140,7 @@ def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishe
             "dynamic_shared_memory_type": "mmap",
             **wishes.configuration(),
         }
-        configuration.write_text(base + _as_file(settings))
-        command = ["/bin/sh", "-c", _IN_BACKGROUND, str(binaries.directory / "postgres"), str(layout.data)]
-        started = run_as(account, [*command, str(layout.log)], _ENVIRONMENT)
-        pid = int(started.stdout)
+        pid = _run(binaries, account, layout, settings)
         if _becomes_ready(layout, pid):
             return port, pid
         # Another process took the port after we checked it.
@@ -144,15 +149,37 @@ def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishe
     raise ServerUnavailable(f"no free port in {_PORTS_TRIED} attempts")
 
 
+def _run(binaries: Binaries, account: Account, layout: _Layout, settings: Mapping[str, str]) -> int:
+    """Start the server with these settings added, and return its pid."""
+    command = ["/bin/sh", "-c", _IN_BACKGROUND, str(binaries.directory / "postgres"), str(layout.data)]
+    layout.log.touch(mode=0o600)
+    with layout.log.open("ab") as log:
+        started = run_as(account, command, _ENVIRONMENT, input=_as_file(settings), errors=log.fileno())
+    pid = int(started.stdout)
+    record_process(layout.top, pid, account.user)
+    return pid
+
+
 def _becomes_ready(layout: _Layout, pid: int) -> bool:
-    status = layout.data / "postmaster.pid"
     deadline = time.monotonic() + _START_SECONDS
     while is_running(pid) and time.monotonic() < deadline:
         # The server writes its status to the eighth line, for pg_ctl.
-        if status.exists() and status.read_text().splitlines()[7:8] == ["ready   "]:
+        if _read_status(layout).splitlines()[7:8] == [b"ready   "]:
             return True
         time.sleep(0.005)
     return False
+
+
+def _read_status(layout: _Layout) -> bytes:
+    """Return the content of `postmaster.pid`; nothing if there is none, or if the name leads elsewhere."""
+    with ExitStack() as opened, suppress(OSError):
+        data = os.open(layout.data, os.O_DIRECTORY | os.O_NOFOLLOW)
+        opened.callback(os.close, data)
+        # Opening a FIFO would wait for its writer.
+        status = os.open("postmaster.pid", os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=data)
+        opened.callback(os.close, status)
+        return os.read(status, _STATUS_BYTES)
+    return b""
 
 
 def _as_file(settings: Mapping[str, str]) -> str:

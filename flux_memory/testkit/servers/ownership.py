@@ -36,6 +36,22 @@ def is_running(pid: int) -> bool:
     return _start_of(pid) is not None
 
 
+def record_of(pid: int, user: int) -> str:
+    """Return the mark of a process that was started as this user, by which a later run recognises it."""
+    return f"{mark_of(pid)} {user}"
+
+
+def process_of(record: str) -> int | None:
+    """Return the pid of the recorded process, if it still runs here: same host, start time and user."""
+    try:
+        mark, user = record.split()
+        host, pid, start = mark.split("-")
+        alive = host == _host() and _start_of(int(pid)) == start and _user_of(int(pid)) == int(user)
+    except ValueError:
+        return None
+    return int(pid) if alive else None
+
+
 @cache
 def _host() -> str:
     # A pid is valid in one boot and one pid namespace only; engines and /dev/shm can be shared by several.
@@ -62,12 +78,24 @@ def _start_of(pid: int) -> str | None:
 
 
 def _start_by_ps(pid: int) -> str | None:
-    seen = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],  # noqa: S607 - its path differs between systems
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.split(maxsplit=1)
+    seen = _ask_ps("stat=,lstart=", pid).split(maxsplit=1)
     if len(seen) != 2 or seen[0].startswith("Z"):
         return None
     return hashlib.sha256(seen[1].encode()).hexdigest()[:8]
+
+
+def _user_of(pid: int) -> int | None:
+    """Return a process's effective user; the owner of its directory in /proc can be root instead."""
+    if not (_PROC / "self/stat").exists():
+        found = _ask_ps("uid=", pid).strip()
+        return int(found) if found else None
+    try:
+        status = (_PROC / str(pid) / "status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(status.partition("\nUid:")[2].split()[1])
+
+
+def _ask_ps(columns: str, pid: int) -> str:
+    command = ["ps", "-o", columns, "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from flux_memory.testkit.servers.choice import default_image, launch
 from flux_memory.testkit.servers.directories import named_directory
 from flux_memory.testkit.servers.ownership import mark_of
-from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
+from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, describe, unavailable_if_failing
 from flux_memory.testkit.servers.server import Server
 from flux_memory.testkit.servers.sharing import SharedServer
 
@@ -23,11 +25,15 @@ class PostgresRun:
             image: The value of `--flux-postgres-image`.
         """
         self._mark = mark_of(owner)
-        self._agreement = SharedServer(named_directory(self._mark, name))
+        self._name = name
         self._choice = choice
         self._image = image
         self._server: Server | None = None
         self._unavailable: ServerUnavailable | None = None
+
+    @cached_property
+    def _agreement(self) -> SharedServer:
+        return SharedServer(named_directory(self._mark, self._name))
 
     def server(self) -> Server:
         """Return the run's server; start it if necessary."""
@@ -36,12 +42,18 @@ class PostgresRun:
         if self._server is None:
             wishes = Wishes(self._image or default_image())
             try:
-                started = self._agreement.attach(lambda: launch(self._choice, wishes, self._mark))
+                with unavailable_if_failing("the run's processes cannot share a server"):
+                    started = self._agreement.attach(lambda: launch(self._choice, wishes, self._mark))
                 self._server = Server(started)
             except ServerUnavailable as error:
                 self._unavailable = error
                 raise
         return self._server
+
+    @property
+    def has_own_server(self) -> bool:
+        """Whether this process uses a server that was started for the run."""
+        return self._server is not None and self._server.is_own
 
     def keep(self, dsn: str) -> str:
         """Copy a database of this run, keep the server running after the run, and return the copy's DSN."""
@@ -51,7 +63,12 @@ class PostgresRun:
 
     def log_tail(self, lines: int) -> str:
         """Return the newest lines of the server's log, if this process uses it."""
-        return self._server.log_tail(lines) if self._server is not None else ""
+        if self._server is None:
+            return ""
+        try:
+            return self._server.log_tail(lines)
+        except Exception as error:  # noqa: BLE001 - a test's report does not fail with its server
+            return f"(the log cannot be read: {describe(error)})"
 
     def report(self) -> str | None:
         """Return which server runs, or why none does; None until a process of the run requests it."""

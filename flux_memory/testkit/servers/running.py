@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 
 class ServerUnavailable(Exception):  # noqa: N818 - a state of the machine, handled as often as raised
     """The requested PostgreSQL is not available; the message says why and what to do."""
+
+
+class NotAnswered(Exception):  # noqa: N818 - a state, with the error as its cause
+    """The server did not accept a connection."""
+
+
+@contextmanager
+def unavailable_if_failing(what: str) -> Iterator[None]:
+    """Raise `ServerUnavailable` instead of any other error: a broken environment must not end a run of tests.
+
+    Args:
+        what: The failing part, for the message.
+    """
+    try:
+        yield
+    except ServerUnavailable:
+        raise
+    except Exception as error:
+        raise ServerUnavailable(f"{what}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return the error's type, unless it is our own, and the first line of its text."""
+    said = str(error).strip().splitlines()
+    if isinstance(error, NotAnswered | ServerUnavailable):
+        return said[0]
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -46,8 +74,13 @@ class Running(Protocol):
         """Where the server comes from, for reports."""
         ...
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the server was started for the run, so that its DSN says all there is to say."""
+        ...
+
     def log_tail(self, lines: int) -> str:
-        """Return the newest lines of the server's log, or nothing if it cannot be read."""
+        """Return the newest lines of the server's log, or nothing if it has none for us."""
         ...
 
     def stop(self) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from flux_memory.masking import mask_dsn
 from flux_memory.testkit.servers.databases import Databases, database_of, with_database
-from flux_memory.testkit.servers.external import ExternalServer
-from flux_memory.testkit.servers.running import ServerUnavailable, Started
-from flux_memory.testkit.servers.statements import NotAnswered
+from flux_memory.testkit.servers.running import Started, unavailable_if_failing
 
 
 class Server:
@@ -15,10 +13,8 @@ class Server:
     def __init__(self, started: Started) -> None:
         self._started = started
         self._running = started.running
-        try:
-            self._databases = Databases(started.running.dsn)
-        except NotAnswered as error:
-            raise ServerUnavailable(f"{started.running.origin} does not answer: {error}") from error
+        with unavailable_if_failing(f"{started.running.origin} does not answer"):
+            self._databases = Databases(started.running.dsn, own_server=started.running.is_own)
 
     @property
     def dsn(self) -> str:
@@ -41,6 +37,11 @@ class Server:
         return self._started.version
 
     @property
+    def is_own(self) -> bool:
+        """Whether the server was started for the run."""
+        return self._running.is_own
+
+    @property
     def passed_over(self) -> tuple[str, ...]:
         """Why `auto` skipped the providers that it prefers."""
         return self._started.passed_over
@@ -59,10 +60,10 @@ class Server:
         The DSN is printed, so it omits the password of an external server.
         """
         kept = self._databases.keep(dsn)
-        return mask_dsn(kept) if isinstance(self._running, ExternalServer) else kept
+        return kept if self._running.is_own else mask_dsn(kept)
 
     def empty_database(self, dsn: str) -> None:
-        """Delete the rows of `sessions`, and the rows that refer to them, if the table exists."""
+        """Delete all sessions, the rows that refer to them, and the record of moved ones, where the tables exist."""
         self._databases.empty(dsn)
 
     def through_socket(self, dsn: str) -> str | None:

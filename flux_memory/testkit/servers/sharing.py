@@ -43,7 +43,7 @@ class SharedServer:
     def attach(self, start: Callable[[], Started]) -> Started:
         """Return the run's server; call `start` if no process has. A failed start is remembered too."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        if self._directory.stat().st_uid != os.geteuid():
+        if self._directory.lstat().st_uid != os.geteuid():
             raise ServerUnavailable(f"{self._directory} belongs to another user")
         with self._locked():
             if (found := self.look()) is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import asyncpg
+
+from flux_memory.testkit.servers.running import NotAnswered
 
 _T = TypeVar("_T")
 _STATEMENT_SECONDS: Final = 30.0
@@ -23,14 +27,16 @@ _LOST: Final = (
 ESCAPE: Final = "if the password contains '/', '@', ':', '#' or '?', write them as %2F, %40, %3A, %23, %3F"
 
 
-class NotAnswered(Exception):  # noqa: N818 - a state, with the error as its cause
-    """The server did not accept a connection."""
-
-
 class Statements:
-    """Runs statements on its own event loop, so that nothing is bound to the loop of a test."""
+    """Runs statements on its own event loop, so that nothing is bound to the loop of a test.
 
-    def __init__(self) -> None:
+    Args:
+        own_server: The server was started for the run: its DSN is complete, and `PG*` variables have no effect.
+    """
+
+    def __init__(self, *, own_server: bool = False) -> None:
+        self._own_server = own_server
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="flux-postgres-statements", daemon=True)
         self._thread.start()
@@ -58,9 +64,14 @@ class Statements:
         """Close the connection to a database, so that it can be dropped."""
         self._run(self._forget(dsn))
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child of the process that made the object: the thread was not forked with it."""
+        return os.getpid() != self._process
+
     def close(self) -> None:
-        """Close every connection and end the thread. Closing twice is not an error."""
-        if self._loop.is_closed():
+        """Close every connection and end the thread. Closing twice is not an error; a forked child closes nothing."""
+        if self._loop.is_closed() or self.is_inherited:
             return
         for dsn in list(self._connections):
             self.forget(dsn)
@@ -69,6 +80,12 @@ class Statements:
         self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        if self.is_inherited:
+            work.close()
+            raise RuntimeError(
+                "this server object was made before the process forked, and belongs to the parent; pass the DSN of a "
+                "database to the child, or call start_server(dsn) in it"
+            )
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _call(self, dsn: str, method: str, *arguments: object) -> Any:
@@ -93,7 +110,7 @@ class Statements:
     async def _connection(self, dsn: str) -> Any:
         connection = self._connections.get(dsn)
         if connection is None or connection.is_closed():
-            connection = await _connect(dsn)
+            connection = await _connect(dsn, _taken_from(dsn) if self._own_server else {})
             self._connections[dsn] = connection
             if dsn in self._greetings:
                 query, arguments = self._greetings[dsn]
@@ -101,14 +118,21 @@ class Statements:
         return connection
 
 
-async def _connect(dsn: str) -> Any:
+def _taken_from(dsn: str) -> dict[str, Any]:
+    """Return the arguments with which asyncpg reads no variable of the environment."""
+    no_tls = {"ssl": False, "direct_tls": False}
+    return {"port": urlsplit(dsn).port, **no_tls, "target_session_attrs": "any", "gsslib": "gssapi"}
+
+
+async def _connect(dsn: str, arguments: dict[str, Any]) -> Any:
     try:
         async with asyncio.timeout(_STATEMENT_SECONDS):
-            return await asyncpg.connect(dsn)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            return await asyncpg.connect(dsn, **arguments)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         # A timeout is an OSError.
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise NotAnswered(said[0]) from error
-    except ValueError:
-        # asyncpg's message quotes part of the DSN, possibly part of the password.
-        raise NotAnswered("the DSN cannot be parsed; " + ESCAPE) from None
+    except Exception as error:  # noqa: BLE001 - asyncpg raises many kinds of errors from a malformed DSN or variable
+        # Their messages quote part of the DSN, possibly part of the password.
+        kind = type(error).__name__
+        raise NotAnswered(f"the DSN or a PG* variable cannot be parsed ({kind}); {ESCAPE}") from None

@@ -22,6 +22,8 @@ _ENTRY: Final = Struct(">I32sQ32sI")
 _FILE_COUNT: Final = 5
 _BUFFER_BYTES: Final = 256 * 1024
 _HOLE_BYTES: Final = 4 * 1024 * 1024
+_SAMPLE_BYTES: Final = 1024 * 1024
+"""Size at which a spool that does not keep all rows stops keeping them."""
 _LENGTH_BYTES: Final = array("I").itemsize
 
 
@@ -69,7 +71,11 @@ class Spool:
 
     def __init__(self, descriptors: Iterable[int] = ()) -> None:
         self.keeps_rows = True
-        """Whether accepted rows are kept for a load; digests and refused rows always are."""
+        """Whether all accepted rows are kept; else only the first, with at least one message if there is any."""
+        self.kept_sessions = 0
+        """The number of sessions whose rows this process kept."""
+        self._kept_bytes = 0
+        self._keeps_next = True
         self._files: list[IO[bytes]] = [os.fdopen(number, "w+b", _BUFFER_BYTES) for number in descriptors]
         if not self._files:
             self._files = [_create_file() for _ in range(_FILE_COUNT)]
@@ -82,6 +88,7 @@ class Spool:
 
     def clear(self) -> None:
         """Delete everything spooled so far."""
+        self.kept_sessions, self._kept_bytes, self._keeps_next = 0, 0, True
         with _explain_full_disk():
             for file in self._files:
                 file.seek(0)
@@ -92,15 +99,18 @@ class Spool:
         head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages, len(row))
         with _explain_full_disk():
             self._digests.write(head + digest.id)
-            if self.keeps_rows:
+            if self._keeps_next:
                 self._sessions.write(row)
+                self.kept_sessions += 1
+                self._kept_bytes += len(row)
+                self._keeps_next = self.keeps_rows or not digest.count or self._kept_bytes < _SAMPLE_BYTES
 
     def add_messages(self, rows: list[bytes]) -> None:
         """Add messages of the session that `add_session` adds next."""
-        if self.keeps_rows:
+        if self._keeps_next:
             with _explain_full_disk():
                 self._lengths.write(array("I", map(len, rows)))
-                self._messages.write(b"".join(rows))
+                self._kept_bytes += self._messages.write(b"".join(rows))
 
     def refuse(self, row: RefusedRow) -> None:
         """Keep a row that cannot be moved."""
@@ -148,6 +158,9 @@ class Spool:
         size = released = 0
         for digest, row_length in self._entries():
             row = self._sessions.read(row_length)
+            if not row:
+                # The rows of this session and of later ones were not kept.
+                break
             if len(batch.sessions) >= max_rows:
                 yield batch
                 batch, size = Batch([], [], 0, continues=False), 0

@@ -1,4 +1,4 @@
-"""Fills an empty target in one transaction: drop the keys, COPY the rows, build the keys again."""
+"""Fills a target in one transaction: drop the keys and old rows, COPY the rows, build the keys again."""
 
 from __future__ import annotations
 
@@ -7,56 +7,72 @@ from typing import Any, Final
 
 import asyncpg
 
-from flux_memory.errors import MigrationError
+from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.source.preflight import PreflightResult
+from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, copy_rows
+from flux_memory.transfer.target.moves import LOCK_MIGRATIONS, MoveRecord
 from flux_memory.transfer.target.server import write_transaction
 
-# Serializes migrations; a second one then finds the first one's rows and merges.
-LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0))"
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
-# Keys may be dropped only on plain tables of our role to which no other table or index refers.
-IS_PLAIN: Final = """
-SELECT count(*) = 2
-    AND bool_and(relkind = 'r' AND relpersistence = 'p' AND pg_has_role(relowner, 'USAGE'))
-    AND NOT EXISTS (
-        SELECT FROM pg_constraint
-        WHERE contype = 'f' AND confrelid IN ('sessions'::regclass, 'messages'::regclass)
-            AND conrelid NOT IN ('sessions'::regclass, 'messages'::regclass)
-    )
-    AND NOT EXISTS (
-        SELECT FROM pg_index
-        WHERE indrelid IN ('sessions'::regclass, 'messages'::regclass) AND (indisreplident OR indisclustered)
-    )
-    AND NOT EXISTS (
-        SELECT FROM pg_inherits
-        WHERE inhrelid IN ('sessions'::regclass, 'messages'::regclass)
-            OR inhparent IN ('sessions'::regclass, 'messages'::regclass)
-    )
-FROM pg_class
-WHERE oid IN ('sessions'::regclass, 'messages'::regclass)
+# What a rebuild of the keys would lose, and what TRUNCATE would reach besides the two tables. `_Keys.rehearse` finds
+# what the server refuses.
+SELECT_OBSTACLE: Final = """
+SELECT pg_catalog.format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
+FROM pg_index
+WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND (indisreplident OR indisclustered)
+UNION ALL
+SELECT pg_catalog.format('the table %s inherits from the table %s', inhrelid::regclass, inhparent::regclass)
+FROM pg_inherits
+WHERE inhrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+    OR inhparent IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+UNION ALL
+SELECT pg_catalog.format('the trigger %I of the table %s acts on TRUNCATE', tgname, tgrelid::regclass)
+FROM pg_trigger
+WHERE tgrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT tgisinternal AND tgtype::int4 & 32 <> 0
 """
 # Foreign keys depend on the others: dropped first, created last.
 SELECT_CONSTRAINTS: Final = """
 SELECT
-    format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
-    format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+    pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
+    pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
 FROM pg_constraint
-WHERE conrelid IN ('sessions'::regclass, 'messages'::regclass) AND contype IN ('p', 'u', 'x', 'f')
+WHERE conrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND contype IN ('p', 'u', 'x', 'f')
 ORDER BY contype <> 'f', conrelid, conname
 """
 SELECT_INDEXES: Final = """
-SELECT format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
+SELECT pg_catalog.format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
 FROM pg_index
-WHERE indrelid IN ('sessions'::regclass, 'messages'::regclass)
+WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
 ORDER BY indexrelid::regclass::text
 """
 # COPY can freeze rows only in a table truncated in the same transaction.
 EMPTY: Final = "TRUNCATE sessions, messages"
+# Messages go with their sessions.
+DELETE_ROWS: Final = "DELETE FROM sessions"
+COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+IS_OWNER: Final = """
+SELECT bool_and(pg_has_role(relowner, 'USAGE'))
+FROM pg_class
+WHERE oid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+"""
+# Deleting a session would delete the rows of such a table, or fail.
+SELECT_REFERRING: Final = """
+SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
+FROM pg_constraint
+WHERE contype = 'f' AND confrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+    AND conrelid NOT IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+"""
+SELECT_ADDED_COLUMNS: Final = """
+SELECT attname::text
+FROM pg_attribute
+WHERE attrelid = 'sessions'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> ALL ($1)
+ORDER BY attnum
+"""
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
 WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < $1::bigint * 1024
@@ -69,38 +85,149 @@ _MAX_MEMORY_KB: Final = 1024 * 1024
 """Upper bound for maintenance_work_mem, in kB."""
 
 
-async def load(connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher) -> bool:
-    """Fill an empty target; return `False`, with nothing changed, if it has rows or its keys may not be dropped.
+async def load(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> bool:
+    """Fill an empty target; return `False`, with nothing changed, if it has rows or the role does not own the tables.
 
     Args:
         connection: Connected to a target with the current schema.
         parts: The spools, in order.
         found: The numbers of rows.
-        watcher: Receives the rows sent, and the phase that builds keys.
+        watcher: Receives the rows sent, the phase that builds keys, and why they are not dropped.
+        record: Receives the sessions.
     """
     async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
-        if await connection.fetchval(HAS_ROWS) or not await connection.fetchval(IS_PLAIN):
+        if await connection.fetchval(HAS_ROWS):
+            return False
+        if not await connection.fetchval(IS_OWNER):
+            watcher.say("The role does not own the tables, so the rows are loaded in batches beside the keys")
             return False
         await _lock_tables(connection)
         if await connection.fetchval(HAS_ROWS):
             return False
-        keys = [*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)]
-        for drop, _ in keys:
-            await connection.execute(drop)
-        await connection.execute(EMPTY)
-        for table, columns, count in (
-            ("sessions", SESSION_COLUMNS, found.sessions),
-            ("messages", MESSAGE_COLUMNS, found.messages),
-        ):
-            data = aiter(_CopyStream(parts, table, count, watcher.advance))
-            await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
+        await _fill(connection, parts, found, watcher, record)
+    return True
+
+
+async def replace(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> tuple[int, int]:
+    """Replace all rows of a target, in the caller's transaction; return the numbers of sessions and messages before.
+
+    Args: as those of `load`.
+    """
+    await connection.execute(LOCK_MIGRATIONS)
+    await _lock_tables(connection)
+    sessions, messages = await connection.fetchrow(COUNT_ROWS)
+    await _fill(connection, parts, found, watcher, record)
+    return sessions, messages
+
+
+async def refuse_to_replace(connection: Any) -> None:
+    """Refuse a target whose rows cannot be replaced.
+
+    Raises:
+        SchemaError: The role does not own the tables, or other tables refer to them; the message says what to do.
+    """
+    if not await connection.fetchval(IS_OWNER):
+        raise SchemaError(
+            "the role does not own the target's tables, whose rows only their owner may replace; let the owner run "
+            "the migration, or leave out --replace"
+        )
+    if tables := await connection.fetchval(SELECT_REFERRING):
+        raise SchemaError(
+            f"other tables refer to the target's sessions or messages ({tables}), and replacing these would delete "
+            "rows there; drop their foreign keys for the time of the move, or leave out --replace"
+        )
+
+
+async def added_columns(connection: Any) -> list[str]:
+    """Return the columns of `sessions` that are not the library's, whose values a replacement loses."""
+    known = [*SESSION_COLUMNS, "creation_id"]
+    return [name for (name,) in await connection.fetch(SELECT_ADDED_COLUMNS, known)]
+
+
+async def _fill(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+) -> None:
+    """Put rows into the locked tables in place of theirs."""
+    keys = _Keys([*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)])
+    obstacle = await connection.fetchval(SELECT_OBSTACLE) or await keys.rehearse(connection)
+    if obstacle is None:
+        await keys.drop(connection)
+        await _copy_all(connection, parts, found, watcher.advance)
         watcher.phase("Keys", None)
+        # Tables with deferred checks cannot be altered.
+        await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
         memory = max(found.messages * _KEY_BYTES // 1024, 1024)
         await connection.execute(RAISE_MEMORY, str(min(memory, _MAX_MEMORY_KB)))
-        for _, create in reversed(keys):
+        await keys.create(connection)
+    else:
+        watcher.say(f"The keys cannot be dropped ({obstacle}), so the rows are loaded in batches beside them")
+        await connection.execute(DELETE_ROWS)
+        await _copy_in_batches(connection, parts, watcher.advance)
+    if record is not None:
+        await record.add_every_session(connection)
+        await record.add_move(connection, found.sessions, found.messages)
+
+
+class _Keys:
+    """The keys and indexes of the tables, as statements that drop and create them."""
+
+    def __init__(self, statements: Sequence[tuple[str, str]]) -> None:
+        self._statements = statements
+
+    async def drop(self, connection: Any) -> None:
+        """Drop the keys and all rows."""
+        for drop, _ in self._statements:
+            await connection.execute(drop)
+        await connection.execute(EMPTY)
+
+    async def create(self, connection: Any) -> None:
+        """Create the keys again."""
+        for _, create in reversed(self._statements):
             await connection.execute(create)
-    return True
+
+    async def rehearse(self, connection: Any) -> str | None:
+        """Rebuild the keys without rows, and undo it; return why the server refuses it: for a view, or by a trigger."""
+        savepoint = connection.transaction()
+        await savepoint.start()
+        try:
+            await self.drop(connection)
+            await self.create(connection)
+        except asyncpg.PostgresError as error:
+            if connection.is_closed():
+                raise
+            # The details of this error name the objects.
+            detail = error.detail if isinstance(error, asyncpg.DependentObjectsStillExistError) else None
+            obstacle = (detail or str(error.args[0])).partition("\n")[0]
+        else:
+            obstacle = None
+        await savepoint.rollback()
+        return obstacle
+
+
+async def _copy_all(connection: Any, parts: Sequence[Spool], found: PreflightResult, advance: Advance) -> None:
+    for table, columns, count in (
+        ("sessions", SESSION_COLUMNS, found.sessions),
+        ("messages", MESSAGE_COLUMNS, found.messages),
+    ):
+        data = aiter(_CopyStream(parts, table, count, advance))
+        await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
+
+
+async def _copy_in_batches(connection: Any, parts: Sequence[Spool], advance: Advance) -> None:
+    # One COPY of all rows would queue a check of the foreign key for each of them in the server's memory.
+    for part in parts:
+        continues = False
+        for batch in part.batches(BATCH_ROWS, BATCH_BYTES):
+            sessions = batch.sessions[continues:]
+            await copy_rows(connection, "sessions", SESSION_COLUMNS, sessions)
+            await copy_rows(connection, "messages", MESSAGE_COLUMNS, batch.messages)
+            advance(len(sessions) + batch.message_count)
+            continues = batch.continues
 
 
 async def _lock_tables(connection: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -10,18 +11,23 @@ import asyncpg
 
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
-from flux_memory.transfer.rows.spool import Batch, Spool
+from flux_memory.transfer.rows.spool import Batch
+from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import WRITING
 
+# With pg_temp last in search_path, a table of that name in another schema would take the rows: names are qualified.
 CREATE_STAGING: Final = """
-CREATE TEMP TABLE flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
+CREATE TEMP TABLE pg_temp.flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
 SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM sessions WITH NO DATA;
 
-CREATE TEMP TABLE flux_memory_staged_messages ON COMMIT DELETE ROWS AS
+CREATE TEMP TABLE pg_temp.flux_memory_staged_messages ON COMMIT DELETE ROWS AS
 SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
 """
-# Behind a pooler each transaction may run in another server process, so it creates its own tables.
-CREATE_STAGING_ANEW: Final = CREATE_STAGING.replace("DELETE ROWS", "DROP")
+# If the target has no record of moves, and the role may not create one, this empty table takes its place.
+CREATE_EMPTY_RECORD: Final = """
+CREATE TEMP TABLE flux_memory_moved_sessions ON COMMIT DELETE ROWS AS
+SELECT id::text AS session_id, created_at FROM sessions WITH NO DATA;
+"""
 SELECT_PROCESS: Final = "SELECT pg_backend_pid()"
 # Staging tables have no statistics; otherwise the planner may scan the whole target for each batch. Disabled plans get
 # a high cost, which would start the JIT compiler for each batch.
@@ -29,11 +35,16 @@ PLAN_BY_INDEX: Final = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_seqsca
 # A server crash may lose the last batches, but never part of one. `server.make_durable` waits for all of them.
 COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
 
-# Ordered by id, so that two migrations wait for each other instead of deadlocking.
+# Ordered by id, so that two migrations wait for each other instead of deadlocking. A session that an earlier run moved
+# is either there or was deleted since.
 INSERT_SESSIONS: Final = """
 INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
 SELECT id, user_id, title, created_at, updated_at, metadata
-FROM flux_memory_staged_sessions
+FROM pg_temp.flux_memory_staged_sessions AS staged
+WHERE $1 OR NOT EXISTS (
+    SELECT FROM flux_memory_moved_sessions AS moved
+    WHERE moved.session_id = staged.id::text AND moved.created_at = staged.created_at
+)
 ORDER BY id COLLATE "C"
 ON CONFLICT (id) DO NOTHING
 """
@@ -42,26 +53,41 @@ LOCK_SESSIONS: Final = """
 SELECT count(*)
 FROM (
     SELECT FROM sessions
-    WHERE id IN (SELECT id FROM flux_memory_staged_sessions)
+    WHERE id::text IN (SELECT id::text FROM pg_temp.flux_memory_staged_sessions)
     ORDER BY id COLLATE "C"
     FOR NO KEY UPDATE
 ) AS locked
 """
+TAKE_OUT_DELETED_SESSIONS: Final = """
+WITH deleted AS (
+    DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
+    WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = staged.id::text)
+    RETURNING id
+), held_back AS (
+    DELETE FROM pg_temp.flux_memory_staged_messages WHERE session_id::text IN (SELECT id::text FROM deleted)
+)
+SELECT id FROM deleted
+"""
+RECORD_SESSIONS: Final = """
+INSERT INTO flux_memory_moved_sessions (session_id, created_at, source)
+SELECT id, created_at, $1 FROM pg_temp.flux_memory_staged_sessions ORDER BY id COLLATE "C"
+ON CONFLICT DO NOTHING
+"""
 # A session in conflict is a different session, so its messages are held back.
 TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
 WITH conflicting AS (
-    DELETE FROM flux_memory_staged_sessions AS staged
+    DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
     USING sessions
-    WHERE sessions.id = staged.id
+    WHERE sessions.id::text = staged.id::text
         AND (sessions.user_id, sessions.title, sessions.created_at, sessions.metadata)
             IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
     RETURNING staged.id
 ), held_back AS (
-    DELETE FROM flux_memory_staged_messages
-    WHERE session_id IN (SELECT id FROM conflicting)
+    DELETE FROM pg_temp.flux_memory_staged_messages
+    WHERE session_id::text IN (SELECT id::text FROM conflicting)
     RETURNING session_id
 )
-SELECT id, (SELECT count(*) FROM held_back WHERE session_id = id) FROM conflicting ORDER BY id COLLATE "C"
+SELECT id, (SELECT count(*) FROM held_back WHERE session_id::text = id::text) FROM conflicting ORDER BY id COLLATE "C"
 """
 TAKE_OUT_STORED_MESSAGES: Final = """
 WITH stored AS (
@@ -71,48 +97,53 @@ WITH stored AS (
         staged.seq,
         (same.role, same.content, same.metadata, same.created_at)
             IS DISTINCT FROM (staged.role, staged.content, staged.metadata, staged.created_at) AS differs
-    FROM flux_memory_staged_messages AS staged,
+    FROM pg_temp.flux_memory_staged_messages AS staged,
         LATERAL (
-            SELECT * FROM messages WHERE messages.session_id = staged.session_id AND messages.id = staged.id LIMIT 1
+            SELECT *
+            FROM messages
+            WHERE messages.session_id::text = staged.session_id::text AND messages.id::text = staged.id::text
+            LIMIT 1
         ) AS same
 ), taken_out AS (
-    DELETE FROM flux_memory_staged_messages AS staged
+    DELETE FROM pg_temp.flux_memory_staged_messages AS staged
     USING stored
-    WHERE staged.session_id = stored.session_id AND staged.seq = stored.seq
+    WHERE staged.session_id::text = stored.session_id::text AND staged.seq = stored.seq
 )
 SELECT
     count(*) FILTER (WHERE NOT differs),
-    coalesce(array_agg(id ORDER BY session_id, seq) FILTER (WHERE differs), '{}')
+    coalesce(pg_catalog.json_agg(id ORDER BY session_id, seq) FILTER (WHERE differs)::text, '[]')
 FROM stored
 """
 APPEND_MESSAGES: Final = """
 WITH numbered AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY seq) AS place
-    FROM flux_memory_staged_messages
+    FROM pg_temp.flux_memory_staged_messages
 ), counted AS (
-    SELECT session_id, count(*) AS messages FROM flux_memory_staged_messages GROUP BY session_id
+    SELECT session_id, count(*) AS messages FROM pg_temp.flux_memory_staged_messages GROUP BY session_id
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + coalesce(staged.messages, 0),
         updated_at = greatest(sessions.updated_at, staged.updated_at)
     FROM (
         SELECT id, updated_at, messages
-        FROM flux_memory_staged_sessions
-        LEFT JOIN counted ON counted.session_id = id
+        FROM pg_temp.flux_memory_staged_sessions
+        LEFT JOIN counted ON counted.session_id::text = id::text
     ) AS staged
-    WHERE sessions.id = staged.id AND (staged.messages > 0 OR staged.updated_at > sessions.updated_at)
+    WHERE sessions.id::text = staged.id::text AND (staged.messages > 0 OR staged.updated_at > sessions.updated_at)
     RETURNING sessions.id, message_count - coalesce(staged.messages, 0) AS before
 )
 INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
 SELECT session_id, numbered.id, before + place, role, content, metadata, created_at
 FROM numbered
-JOIN bumped ON bumped.id = numbered.session_id
+JOIN bumped ON bumped.id::text = numbered.session_id::text
 """
 
 _MAX_ATTEMPTS: Final = 5
 _MAX_NAMED: Final = 20
 """Conflicting ids that a report names."""
-_BATCH_BYTES: Final = 2 * 1024 * 1024
+BATCH_ROWS: Final = 10_000
+"""Messages of a batch that is not committed by itself."""
+BATCH_BYTES: Final = 2 * 1024 * 1024
 """Size at which a batch ends even with fewer messages, to bound memory use."""
 _CHUNK_BYTES: Final = 128 * 1024
 """Size at which gathered rows are sent."""
@@ -133,6 +164,9 @@ class MergeResult:
     held_back: int = 0
     """Messages of sessions in conflict."""
     first_conflicts: list[str] = field(default_factory=list)
+    replaced_sessions: int = 0
+    replaced_messages: int = 0
+    """Rows of the target that were there before, and were replaced."""
 
     def include(self, other: MergeResult) -> None:
         """Add the result of another part."""
@@ -151,28 +185,39 @@ class MergeResult:
             self.first_conflicts.append(f"{kind} {id_}")
 
 
-async def merge(connection: Any, spool: Spool, *, batch_size: int, advance: Advance) -> MergeResult:
+async def merge(
+    connection: Any,
+    batches: Iterable[Batch],
+    record: MoveRecord | None,
+    *,
+    restores_deleted: bool,
+    advance: Advance,
+) -> MergeResult:
     """Add the missing rows of a part, in committed batches.
 
     Args:
         connection: Connected to a target with the current schema.
-        spool: The part.
-        batch_size: Messages per batch.
+        batches: The rows, in the order of the sessions' ids.
+        record: Receives the sessions of each batch; sessions that it has and the target has no longer are left out.
+        restores_deleted: Whether these are added all the same.
         advance: Called with the number of rows committed.
     """
     merged = MergeResult()
     pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
+    staging = CREATE_STAGING if record is not None else CREATE_STAGING + CREATE_EMPTY_RECORD
     if not pooled:
-        await connection.execute(CREATE_STAGING)
-    settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {CREATE_STAGING_ANEW if pooled else ''}"
-    continues, last_conflict = False, ""
-    for batch in spool.batches(batch_size, _BATCH_BYTES):
-        outcome = await _commit(connection, settings, batch)
-        _count(merged, batch, outcome, continues, last_conflict)
+        await connection.execute(staging)
+        staging = ""
+    # Behind a pooler each transaction may run in another server process, so it creates its own tables.
+    staging = staging.replace("DELETE ROWS", "DROP")
+    settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {staging}"
+    continues = False
+    taken_out: set[str] = set()
+    for batch in batches:
+        outcome = await _commit(connection, settings, batch, record, restores_deleted=restores_deleted)
+        _count(merged, batch, outcome, taken_out, continues=continues)
         advance(batch.message_count + len(batch.sessions) - continues)
-        continues = batch.continues
-        if outcome.conflicts:
-            last_conflict, _ = outcome.conflicts[-1]
+        continues, taken_out = batch.continues, outcome.taken_out
     return merged
 
 
@@ -181,53 +226,78 @@ class _BatchResult(NamedTuple):
     messages: int
     skipped: int
     conflicts: list[tuple[str, int]]
+    deleted: list[str]
     conflicting_messages: list[str]
 
+    @property
+    def taken_out(self) -> set[str]:
+        """The ids of sessions that were left out."""
+        return {*self.deleted, *(id_ for id_, _ in self.conflicts)}
 
-async def _commit(connection: Any, settings: str, batch: Batch) -> _BatchResult:
+
+async def _commit(
+    connection: Any, settings: str, batch: Batch, record: MoveRecord | None, *, restores_deleted: bool
+) -> _BatchResult:
     attempt = 1
     while True:
         try:
             async with connection.transaction(isolation="read_committed", readonly=False):
                 await connection.execute(settings)
-                return await _merge_batch(connection, batch)
+                return await _merge_batch(connection, batch, record, restores_deleted=restores_deleted)
         except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
             if attempt == _MAX_ATTEMPTS:
                 raise
         attempt += 1
 
 
-async def _merge_batch(connection: Any, batch: Batch) -> _BatchResult:
-    await _copy(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions)
-    await _copy(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages)
-    sessions = _rows(await connection.execute(INSERT_SESSIONS))
+async def _merge_batch(
+    connection: Any, batch: Batch, record: MoveRecord | None, *, restores_deleted: bool
+) -> _BatchResult:
+    await copy_rows(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions, schema="pg_temp")
+    await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages, schema="pg_temp")
+    sessions = _rows(await connection.execute(INSERT_SESSIONS, restores_deleted))
     await connection.fetch(LOCK_SESSIONS)
+    deleted = [id_ for (id_,) in await connection.fetch(TAKE_OUT_DELETED_SESSIONS)]
     conflicts = [(id_, held) for id_, held in await connection.fetch(TAKE_OUT_SESSIONS_IN_CONFLICT)]
     skipped, differing = await connection.fetchrow(TAKE_OUT_STORED_MESSAGES)
+    if record is not None:
+        await connection.execute(RECORD_SESSIONS, record.source)
     messages = _rows(await connection.execute(APPEND_MESSAGES))
-    return _BatchResult(sessions, messages, skipped, conflicts, differing)
+    return _BatchResult(sessions, messages, skipped, conflicts, deleted, json.loads(differing))
 
 
-def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, continues: bool, last_conflict: str) -> None:
-    """Add up a batch; a session that continues from the previous batch was counted there."""
+def _count(merged: MergeResult, batch: Batch, outcome: _BatchResult, before: set[str], *, continues: bool) -> None:
+    """Add up a batch; a session that continues from the previous batch was counted there.
+
+    Args:
+        merged: The sum.
+        batch: The batch.
+        outcome: Its result.
+        before: The sessions left out of the previous batch.
+        continues: Whether its first session continues.
+    """
     merged.sessions += outcome.sessions
     merged.messages += outcome.messages
     merged.skipped_messages += outcome.skipped
     for id_, held in outcome.conflicts:
         merged.held_back += held
-        if id_ != last_conflict:
+        if id_ not in before:
             merged.conflicting_sessions += 1
             merged.name("session", id_)
-        else:
-            continues = False
-    merged.skipped_sessions += len(batch.sessions) - continues - outcome.sessions - len(outcome.conflicts)
+    out = outcome.taken_out
+    merged.skipped_sessions += (
+        len(batch.sessions) - outcome.sessions - len(out) - (continues and out.isdisjoint(before))
+    )
     for id_ in outcome.conflicting_messages:
         merged.conflicting_messages += 1
         merged.name("message", id_)
 
 
-async def _copy(connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes]) -> None:
-    await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary")
+async def copy_rows(
+    connection: Any, table: str, columns: tuple[str, ...], rows: list[bytes], *, schema: str | None = None
+) -> None:
+    """Send rows to a table, by default to the first of search_path."""
+    await connection.copy_to_table(table, source=_chunks(rows), columns=columns, format="binary", schema_name=schema)
 
 
 async def _chunks(rows: list[bytes]) -> AsyncIterator[bytes]:

@@ -16,13 +16,14 @@ from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
+from flux_memory.schema.postgres.tables import find_tables
 from flux_memory.transfer.target.watchdog import guard
 
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
 SELECT_RIGHTS: Final = """
 SELECT
-    has_schema_privilege(current_schema(), 'CREATE'),
+    has_schema_privilege(current_schema()::text, 'CREATE'),
     pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     current_schema()
 """
@@ -32,16 +33,31 @@ SELECT has_table_privilege('sessions', 'INSERT')
     AND has_table_privilege('sessions', 'UPDATE')
     AND has_table_privilege('messages', 'INSERT')
 """
+# The catalogue, not to_regclass(), for the reason given in `flux_memory.schema.postgres`.
+HAS_RECORD: Final = """
+SELECT count(*) = 2
+FROM pg_class
+WHERE relname IN ('flux_memory_moves', 'flux_memory_moved_sessions') AND pg_table_is_visible(oid)
+"""
+MAY_READ_RECORD: Final = """
+SELECT has_table_privilege('flux_memory_moves', 'SELECT')
+    AND has_table_privilege('flux_memory_moved_sessions', 'SELECT')
+"""
+MAY_WRITE_RECORD: Final = """
+SELECT has_table_privilege('flux_memory_moves', 'INSERT')
+    AND has_table_privilege('flux_memory_moved_sessions', 'INSERT')
+"""
+DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_sessions, flux_memory_moves"
 # `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
 NEEDS_TEMPORARY: Final = """
-SELECT quote_ident(current_database())
-WHERE NOT has_database_privilege(current_database(), 'TEMPORARY')
+SELECT quote_ident(current_database()::text)
+WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
     AND (
         EXISTS (SELECT FROM sessions)
         OR EXISTS (SELECT FROM messages)
         OR EXISTS (
             SELECT FROM pg_class
-            WHERE oid IN ('sessions'::regclass, 'messages'::regclass) AND NOT pg_has_role(relowner, 'USAGE')
+            WHERE oid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT pg_has_role(relowner, 'USAGE')
         )
     )
 """
@@ -55,25 +71,9 @@ SELECT
     to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
     to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
 FROM sessions
-WHERE id = ANY($1)
+WHERE id::text = ANY($1::text::text[])
 """
 ANALYZE: Final = "ANALYZE sessions, messages"
-# An administrator may have dropped a key for a bulk load, or disabled the triggers that enforce a foreign key.
-SELECT_MISSING_KEYS: Final = """
-SELECT format('%s on %s', definition, relation)
-FROM (
-    VALUES
-        ('sessions', 'PRIMARY KEY (id)'),
-        ('messages', 'PRIMARY KEY (session_id, seq)'),
-        ('messages', 'UNIQUE (session_id, id)'),
-        ('messages', 'FOREIGN KEY (session_id) REFERENCES sessions(id) ON DELETE CASCADE')
-) AS wanted (relation, definition)
-WHERE NOT EXISTS (
-    SELECT FROM pg_constraint
-    WHERE conrelid = relation::regclass AND starts_with(pg_get_constraintdef(oid), definition) AND convalidated
-        AND NOT EXISTS (SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled = 'D')
-)
-"""
 # A commit waits for the disk and a synchronous standby only if its transaction wrote to the log; then it waits for
 # everything before it, too. A server in recovery shows only durable rows and accepts no writes.
 WRITE_TO_LOG: Final = """
@@ -108,6 +108,7 @@ class Target:
     """Whether the tables are those of the original application."""
     sessions: int
     messages: int
+    has_tables: bool
 
 
 @asynccontextmanager
@@ -158,6 +159,8 @@ async def inspect_target(connection: Any, *, for_reading: bool = False) -> Targe
 
 
 async def _inspect(connection: Any, *, for_reading: bool) -> Target:
+    # First: until then, pg_catalog may not be the first schema that is searched.
+    state = await schema.inspect(connection, for_reading=for_reading)
     version, encoding = await connection.fetchrow(SELECT_SERVER)
     if encoding != "UTF8":
         raise SchemaError(
@@ -166,8 +169,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
     if read_only and not for_reading:
         raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
-    applied = await schema.applied_versions(connection)
-    lacking = missing("postgres", applied)
+    lacking = missing("postgres", state.applied)
     has_tables = [bool(await connection.fetchval(SELECT_TABLE, table)) for table in ("sessions", "messages")]
     if for_reading and lacking:
         raise SchemaError(
@@ -192,7 +194,9 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
             await _refuse_without_rights(connection)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
-    return Target(version, original=any(has_tables) and not applied, sessions=sessions, messages=messages)
+        if not for_reading:
+            await _refuse_without_record(connection)
+    return Target(version, state.original > 0, sessions, messages, all(has_tables))
 
 
 async def _refuse_without_rights(connection: Any) -> None:
@@ -208,10 +212,27 @@ async def _refuse_without_rights(connection: Any) -> None:
         )
 
 
+async def _refuse_without_record(connection: Any) -> None:
+    if await connection.fetchval(HAS_RECORD) and not (
+        await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD)
+    ):
+        raise SchemaError(
+            "the role may not use the target's record of moves, which tells what was deleted since; GRANT SELECT, "
+            "INSERT ON flux_memory_moves, flux_memory_moved_sessions to it, or let their owner run the migration"
+        )
+
+
 async def prepare_schema(connection: Any) -> None:
     """Create the tables, or adopt those of the original application."""
     async with write_transaction(connection):
+        if new := not await connection.fetchval(SELECT_TABLE, "sessions"):
+            # Another migration may create the tables, and the record of itself, just now.
+            await connection.execute(schema.LOCK)
+            new = "sessions" not in await find_tables(connection)
         await schema.bring_up_to_date(connection)
+        if new:
+            # It describes tables that were dropped.
+            await connection.execute(DROP_RECORD)
 
 
 async def analyze(connection: Any) -> None:
@@ -246,11 +267,6 @@ async def make_durable(connection: Any) -> None:
         )
 
 
-async def missing_keys(connection: Any) -> list[str]:
-    """Return the keys that the library requires and the tables lack."""
-    return [key for (key,) in await connection.fetch(SELECT_MISSING_KEYS)]
-
-
 @asynccontextmanager
 async def read_transaction(connection: Any) -> AsyncIterator[None]:
     """Run a transaction that reads one snapshot, without the database's time limits.
@@ -263,6 +279,20 @@ async def read_transaction(connection: Any) -> AsyncIterator[None]:
     await connection.execute(TRANSACTION_SETTINGS)
     yield
     await transaction.commit()
+
+
+@asynccontextmanager
+async def rehearsal(connection: Any) -> AsyncIterator[None]:
+    """Run a transaction that writes, meet what would refuse its commit, and roll it back.
+
+    After an error there is no ROLLBACK, as in `read_transaction`.
+    """
+    transaction = connection.transaction(isolation="read_committed", readonly=False)
+    await transaction.start()
+    await connection.execute(TRANSACTION_SETTINGS)
+    yield
+    await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    await transaction.rollback()
 
 
 @asynccontextmanager

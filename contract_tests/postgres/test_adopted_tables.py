@@ -1,0 +1,152 @@
+"""Tables of the original application in every state: upgraded and then in ordinary use, or refused with the statement
+that helps; and `check` and a migration say what the first use does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Iterator
+
+import pytest
+from original_worlds import CURRENT, WORLDS, World
+from raw_postgres import connect, create_role, dump_database, execute, make_original
+
+from flux_memory import PostgresConversationMemory, SchemaError
+from flux_memory.health import check_postgres
+from flux_memory.testkit.servers import Server
+from flux_memory.transfer.target.server import inspect_target, open_connection
+
+
+@pytest.fixture(scope="module")
+def database(flux_postgres_server: Server) -> Iterator[str]:
+    """A database for all worlds: a schema is made anew in a fraction of the time."""
+    dsn = flux_postgres_server.create_database()
+    yield dsn
+    flux_postgres_server.drop_database(dsn)
+
+
+async def refusal(dsn: str) -> str | None:
+    """What the first use of a database says, and a check and a migration before it."""
+    said: list[str | None] = []
+
+    async def say(action: Awaitable[object]) -> None:
+        try:
+            await action
+            said.append(None)
+        except SchemaError as error:
+            said.append(str(error))
+
+    async def inspect() -> None:
+        async with open_connection(dsn) as connection:
+            await inspect_target(connection)
+
+    before = await dump_database(dsn)
+    await say(check_postgres(dsn, 10))
+    await say(inspect())
+    assert await dump_database(dsn) == before
+    async with PostgresConversationMemory(dsn, min_size=0) as memory:
+        await say(memory.count_sessions())
+    if said[-1] is not None:
+        assert await dump_database(dsn) == before
+    assert len(set(said)) == 1, said
+    return said[0]
+
+
+async def use(dsn: str) -> None:
+    """Ordinary use: what was there is read, added to, and deleted with its messages; an id is used again."""
+    async with connect(dsn) as raw, PostgresConversationMemory(dsn, min_size=0) as memory:
+        old = await raw.fetchval("SELECT session_id FROM messages GROUP BY session_id ORDER BY count(*) DESC LIMIT 1")
+        kept = await raw.fetch("SELECT id FROM messages WHERE session_id = $1 ORDER BY created_at, ctid", old)
+        assert [message["id"] for message in await memory.get_history(old)] == [id_ for (id_,) in kept]
+        added = await memory.add_message(old, "tool", "x" * 300, {"a": 1})
+        await memory.add_messages(old, [{"role": "user", "content": "1"}, {"role": "user", "content": "2"}])
+        assert next(message["id"] for message in await memory.get_history(old, limit=3)) == added
+        assert (await memory.get_session(old) or {})["message_count"] == len(kept) + 3
+        session = await memory.create_session("t" * 100, {"lang": "ko"}, session_id=f"{old}x"[-36:], user_id="ann")
+        assert [row["id"] for row in await memory.get_sessions(user_id="ann", metadata={"lang": "ko"})] == [session]
+        await memory.add_message(session, "user", "x", message_id=added)
+        assert await memory.get_session(session.upper()) is None
+        for id_ in (old, session):
+            await memory.delete_session(id_)
+            assert await raw.fetchval("SELECT count(*) FROM messages WHERE session_id = $1", id_) == 0
+        await memory.create_session(session_id=old)
+        assert await memory.get_history(old) == []
+        await memory.add_message(old, "user", "again")
+
+
+async def follow_advice(dsn: str, says: str) -> bool:
+    """Expect a refusal, and run the statements that it names; return whether there were any."""
+    said = await refusal(dsn)
+    assert said is not None
+    assert re.search(says, said), said
+    advised = re.search("Run as their owner: (.*); then retry$", said)
+    if advised is not None:
+        await execute(dsn, advised[1])
+        assert await refusal(dsn) is None
+    return advised is not None
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+async def test_each_world_is_upgraded_or_refused_with_what_helps(database: str, world: World) -> None:
+    """The check, a migration and the first use agree; the statements of a refusal, run as they stand, end it."""
+    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    await make_original(database, generation=world.generation)
+    await execute(database, world.done)
+    if world.says is None:
+        assert await refusal(database) is None
+    elif not await follow_advice(database, world.says):
+        return
+    await use(database)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("done", "says"), CURRENT.values(), ids=CURRENT)
+async def test_a_later_change_is_refused_with_what_helps(database: str, done: str, says: str) -> None:
+    """Without the key or the constraint, deletes would leave messages, or adds would fail for good."""
+    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    await make_original(database)
+    async with PostgresConversationMemory(database, min_size=0) as memory:
+        await memory.count_sessions()
+    await execute(database, done)
+    assert await follow_advice(database, says)
+    await use(database)
+
+
+@pytest.mark.asyncio
+async def test_orphaned_messages_are_kept_aside(database: str) -> None:
+    """The upgrade loses none of them, and the next one does not take their table for its own."""
+    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    await make_original(database)
+    await execute(database, WORLDS["orphaned messages"].done)
+    report = await check_postgres(database, 10)
+    assert any(statement.startswith("CREATE TABLE orphaned_messages") for statement in report.repairs)
+    await use(database)
+    async with connect(database) as raw:
+        assert await raw.fetch("SELECT id, session_id, content FROM orphaned_messages") == [("lost", "gone", "x")]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("grants", "says"),
+    [
+        ((), "sessions belongs to the role .*, and only its owner may upgrade it"),
+        (
+            tuple(f"ALTER TABLE {table} OWNER TO {{role}}" for table in ("sessions", "messages")),
+            "may not create objects in the schema public, .* run GRANT CREATE ON SCHEMA public TO ",
+        ),
+    ],
+    ids=["owner", "schema"],
+)
+async def test_a_role_that_may_not_upgrade_is_told_beforehand(
+    flux_empty_database: str, grants: tuple[str, ...], says: str
+) -> None:
+    """The check does not bless for a role what the role cannot do."""
+    await make_original(flux_empty_database)
+    async with create_role(flux_empty_database, grants=("GRANT ALL ON sessions, messages TO {role}", *grants)) as dsn:
+        with pytest.raises(SchemaError, match=says):
+            await check_postgres(dsn, 10)
+        async with PostgresConversationMemory(dsn, min_size=0) as memory:
+            with pytest.raises(SchemaError, match=says):
+                await memory.count_sessions()
+        await execute(flux_empty_database, "DROP TABLE messages, sessions")

@@ -1,0 +1,306 @@
+"""Memories with a cap that the contract does not have: on lists, counts, pages, conversations and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def cut(rows: list[Any], limit: Any, offset: Any) -> list[Any]:
+    """Return one page of the rows."""
+    return rows[offset:] if limit is None else rows[offset : offset + limit]
+
+
+def is_more(value: Any, most: int) -> bool:
+    """Return whether a value is a number above the cap; the sound memory refuses other types."""
+    return type(value) is int and value > most
+
+
+def cut_text(value: Any, most: int) -> Any:
+    """Return a text up to the cap; the sound memory refuses other types."""
+    return value[:most] if isinstance(value, str) else value
+
+
+@caught_by("FM-LIM-010")
+class CountsToOneThousand(Sound):
+    """Like a search engine that stops to count exactly."""
+
+    async def count_sessions(self) -> Any:
+        return min(await super().count_sessions(), 1_000)
+
+
+@caught_by("FM-LIM-010")
+class CountsOnePage(Sound):
+    async def count_sessions(self) -> Any:
+        return len(await super().get_sessions())
+
+
+@caught_by("FM-LIM-010")
+class ListsOneThousand(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        await super().get_sessions(limit, offset, **filters)
+        return cut((await super().get_sessions(None, **filters))[:1_000], limit, offset)
+
+
+@caught_by("FM-LIM-010")
+class SkipsOneThousandAtMost(Sound):
+    """Like a search engine with a window over the results."""
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        return await super().get_sessions(0 if is_more(offset, 1_000) else limit, offset, **filters)
+
+
+@caught_by("FM-LIM-010")
+class OwnersHaveOneHundred(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, user_id: Any = None, **filters: Any) -> Any:
+        rows = await super().get_sessions(limit, offset, user_id=user_id, **filters)
+        every = await super().get_sessions(None, user_id=user_id, **filters)
+        return rows if user_id is None else cut(every[:100], limit, offset)
+
+
+@caught_by("FM-LIM-010")
+class FindsOneHundred(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, metadata: Any = None, **filters: Any) -> Any:
+        rows = await super().get_sessions(limit, offset, metadata=metadata, **filters)
+        every = await super().get_sessions(None, metadata=metadata, **filters)
+        return cut(every[:100], limit, offset) if metadata else rows
+
+
+@caught_by("FM-LIM-010")
+class LooksUpTheNewestOneThousand(Sound):
+    """Looks sessions up in a cache that holds the newest ones."""
+
+    async def get_session(self, session_id: Any) -> Any:
+        found = await super().get_session(session_id)
+        newest = {row["id"] for row in await super().get_sessions(1_000)}
+        return found if session_id in newest else None
+
+
+@caught_by("FM-LIM-010")
+class ClearsOneThousand(Sound):
+    async def clear_all(self) -> None:
+        for row in await super().get_sessions(1_000):
+            await super().delete_session(row["id"])
+
+
+class _ChangesCounts(Sound):
+    def change(self, count: Any) -> Any:
+        raise NotImplementedError
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "message_count": self.change(row["message_count"])}
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [{**row, "message_count": self.change(row["message_count"])} for row in rows]
+
+
+@caught_by("FM-LIM-011")
+class CountsOneHundredMessages(_ChangesCounts):
+    def change(self, count: Any) -> Any:
+        return min(count, 100)
+
+
+@caught_by("FM-LIM-011")
+class CountsMessagesInAByte(_ChangesCounts):
+    def change(self, count: Any) -> Any:
+        return count % 256
+
+
+@caught_by("FM-LIM-011")
+class ListsCountOneThousand(Sound):
+    """Counts the messages of a page of the history, for the list only."""
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [{**row, "message_count": min(row["message_count"], 1_000)} for row in rows]
+
+
+@caught_by("FM-LIM-011")
+class PagesBackOneThousand(Sound):
+    """Looks for `before` among the newest messages."""
+
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        rows = await super().get_history(session_id, limit, before=before)
+        newest = {row["id"] for row in await super().get_history(session_id, 1_000)}
+        return rows if before is None or before in newest else []
+
+
+@caught_by("FM-LIM-011")
+class RemembersOneThousandIds(Sound):
+    """Recognises a retry by the newest ids."""
+
+    async def add_message(self, session_id: Any, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
+        ids = [row["id"] for row in await super().get_history(session_id)] if isinstance(session_id, str) else []
+        if message_id in ids[:-1_000]:
+            await super().add_message(session_id, *args, **kwargs)
+            return message_id
+        return await super().add_message(session_id, *args, message_id=message_id, **kwargs)
+
+
+@caught_by("FM-LIM-011")
+class DeletesOneThousandMessages(Sound):
+    left: ClassVar[dict[str, Any]] = {}
+
+    async def delete_session(self, session_id: Any) -> None:
+        left = (await super().get_history(session_id))[1_000:]
+        await super().delete_session(session_id)
+        self.left[session_id] = left
+
+    async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(session_id, *args, **kwargs)
+        return [*self.left.get(session_id, []), *rows]
+
+
+@caught_by("FM-LIM-012")
+class HistoryOfSixteenMegabytes(Sound):
+    """Like a client that refuses a larger response, and is asked for less."""
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        while sum(len(row["content"]) for row in rows) > 16 * MIB:
+            rows = rows[1:]
+        return rows
+
+
+@caught_by("FM-LIM-012")
+class BatchOfSixteenMegabytes(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        if isinstance(messages, list) and all(isinstance(one, dict) for one in messages):
+            while sum(len(str(one.get("content"))) for one in messages) > 16 * MIB:
+                messages = messages[:-1]
+        return await super().add_messages(session_id, messages)
+
+
+@caught_by("FM-LIM-003")
+class CutsContentAtSixteenMegabytes(Sound):
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().add_message(session_id, role, cut_text(content, 16 * MIB), *args, **kwargs)
+
+
+@caught_by("FM-LIM-003")
+class CutsLongRoles(Sound):
+    async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().add_message(session_id, cut_text(role, 64 * KIB), *args, **kwargs)
+
+
+@caught_by("FM-LIM-003")
+class CutsChangedTitles(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        await super().update_session_title(session_id, cut_text(title, 64 * KIB))
+
+
+@caught_by("FM-LIM-003")
+class CutsListedTitles(Sound):
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        return [{**row, "title": row["title"][:255]} for row in await super().get_sessions(*args, **kwargs)]
+
+
+def reduce(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return JSON with a change applied to it and to everything in it."""
+    value = change(value)
+    if isinstance(value, dict):
+        return {change(key): reduce(item, change) for key, item in value.items()}
+    return [reduce(item, change) for item in value] if isinstance(value, list) else value
+
+
+class _ReducesMetadata(Sound):
+    def change(self, value: Any) -> Any:
+        raise NotImplementedError
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        return [{**row, "metadata": reduce(row["metadata"], self.change)} for row in rows]
+
+
+@caught_by("FM-MET-017")
+class CutsLongTextsInMetadata(_ReducesMetadata):
+    def change(self, value: Any) -> Any:
+        return cut_text(value, 64 * KIB)
+
+
+@caught_by("FM-MET-017")
+class CutsLongKeys(_ReducesMetadata):
+    def change(self, value: Any) -> Any:
+        return {key[:255]: item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@caught_by("FM-MET-017")
+class KeepsOneThousandKeys(_ReducesMetadata):
+    """Like a search engine with a limit on the fields of a document."""
+
+    def change(self, value: Any) -> Any:
+        return dict(list(value.items())[:1_000]) if isinstance(value, dict) else value
+
+
+@caught_by("FM-MET-017")
+class KeepsOneThousandElements(_ReducesMetadata):
+    def change(self, value: Any) -> Any:
+        return value[:1_000] if isinstance(value, list) else value
+
+
+@caught_by("FM-MET-017")
+class SessionsDropLargeMetadata(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "metadata": row["metadata"] if len(str(row["metadata"])) < 64 * KIB else {}}
+
+
+@caught_by("FM-MET-017")
+class ListsDropLargeMetadata(Sound):
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [{**row, "metadata": row["metadata"] if len(str(row["metadata"])) < 64 * KIB else {}} for row in rows]
+
+
+@caught_by("FM-LST-011")
+class FiltersByTenKeys(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        if type(metadata) is dict and all(isinstance(key, str) for key in metadata):
+            metadata = dict(list(metadata.items())[:10])
+        return await super().get_sessions(*args, metadata=metadata, **kwargs)
+
+
+@caught_by("FM-LST-011")
+class FiltersTenLevels(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        await super().get_sessions(*args, metadata=metadata, **kwargs)
+        return await super().get_sessions(*args, metadata=_down_to(metadata, 10), **kwargs)
+
+
+def _down_to(value: Any, levels: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _down_to(item, levels - 1) for key, item in value.items()} if levels else {}
+    return value
+
+
+@caught_by("FM-LST-012")
+class FiltersTheFirstOneThousand(Sound):
+    """Indexes only the first elements of an array."""
+
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
+        wanted = (metadata or {}).get("a")
+        if not isinstance(wanted, list):
+            return rows
+        return [row for row in rows if not any(item in row["metadata"]["a"][1_000:] for item in wanted)]
+
+
+@caught_by("FM-LST-009")
+class FiltersByTheBeginning(Sound):
+    """Compares what an index holds of a text."""
+
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
+        wanted = (metadata or {}).get("a")
+        if not isinstance(wanted, str):
+            return rows
+        every = await super().get_sessions(*args, **kwargs)
+        return [row for row in every if cut_text(row["metadata"].get("a"), 255) == wanted[:255]]

@@ -1,0 +1,49 @@
+"""The settings of a migration from SQLite to PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
+from enum import StrEnum
+from pathlib import Path
+
+
+class OnInvalid(StrEnum):
+    """How to treat invalid rows."""
+
+    FAIL = "fail"
+    QUARANTINE = "quarantine"
+
+
+class Mode(StrEnum):
+    """How much of a migration to run."""
+
+    MOVE = "move"
+    PREFLIGHT = "preflight"
+    """Validate the source, rehearse the move, and change nothing."""
+    VERIFY = "verify"
+    """Compare both sides, and change nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The settings of a migration."""
+
+    sqlite_path: Path
+    """The SQLite file; with `retry`, the quarantine file."""
+    postgres_dsn: str = field(repr=False)
+    mode: Mode = Mode.MOVE
+    batch_size: int = 100
+    """Rows per commit if the target already has rows."""
+    on_invalid: OnInvalid = OnInvalid.FAIL
+    quarantine_file: Path | None = None
+    """Receives refused rows; required to quarantine, and never overwritten."""
+    assume_timezone: tzinfo = UTC
+    """The zone of times without an offset."""
+    leave_behind: frozenset[str] = frozenset()
+    """Unknown tables, and columns as `table.column`, to leave out."""
+    retry: bool = False
+    replace: bool = False
+    """Make the target exactly the source; rows that only the target has are deleted."""
+    restore_deleted: bool = False
+    """Move also sessions that were deleted in the target since an earlier run moved them."""

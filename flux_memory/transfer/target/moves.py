@@ -1,0 +1,147 @@
+"""The target's record of moves: which sessions came from which source, so that a later run recognises deleted ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from flux_memory.backends.postgres.arrays import write_texts
+from flux_memory.transfer.rows.spool import SessionDigest
+from flux_memory.transfer.target.server import HAS_RECORD, MAY_READ_RECORD, write_transaction
+
+# Serializes migrations; a second one then finds the first one's rows and merges.
+LOCK_MIGRATIONS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_transfer', 0::bigint))"
+# Deleted sessions stay in the record, so it refers to no other table.
+CREATE_RECORD: Final = """
+CREATE TABLE flux_memory_moves (
+    id       BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    source   UUID NOT NULL,
+    file     TEXT NOT NULL,
+    sessions BIGINT NOT NULL,
+    messages BIGINT NOT NULL,
+    moved_at TIMESTAMP NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'UTC')
+);
+
+CREATE TABLE flux_memory_moved_sessions (
+    session_id TEXT NOT NULL,
+    created_at TIMESTAMP NOT NULL,
+    source     UUID NOT NULL,
+    PRIMARY KEY (session_id, created_at)
+)
+"""
+# The record goes to the schema of the tables that it describes, wherever else the search_path leads, and belongs to
+# their owner: applications need not trust another role.
+ENTER_SCHEMA: Final = """
+SELECT set_config('search_path', quote_ident(nspname::text), TRUE)
+FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE pg_class.oid = 'sessions'::regclass::oid
+    AND pg_has_role(relowner, 'USAGE')
+    AND has_schema_privilege(pg_namespace.oid, 'CREATE')
+"""
+# A superuser may move for the owner.
+SELECT_GIVE_TO_OWNER: Final = """
+SELECT pg_catalog.format(
+    'ALTER TABLE flux_memory_moves OWNER TO %1$s; ALTER TABLE flux_memory_moved_sessions OWNER TO %1$s',
+    relowner::regrole
+)
+FROM pg_class
+WHERE oid = 'sessions'::regclass::oid AND current_setting('is_superuser')::boolean
+"""
+SELECT_SOURCE: Final = """
+SELECT source
+FROM flux_memory_moved_sessions
+WHERE session_id = ANY($1::text::text[])
+GROUP BY source
+ORDER BY count(*) DESC, source
+LIMIT 1
+"""
+SELECT_SOURCES: Final = "SELECT DISTINCT source FROM flux_memory_moves"
+RECORD_EVERY_SESSION: Final = """
+INSERT INTO flux_memory_moved_sessions (session_id, created_at, source)
+SELECT id, created_at, $1 FROM sessions
+ON CONFLICT DO NOTHING
+"""
+INSERT_MOVE: Final = "INSERT INTO flux_memory_moves (source, file, sessions, messages) VALUES ($1, $2, $3, $4)"
+
+_PAGE_SESSIONS: Final = 1_000
+
+
+@dataclass(frozen=True)
+class MoveRecord:
+    """What the target's record says about a source, and what a move adds to it."""
+
+    source: UUID
+    """Identifies the source in the record."""
+    file: str
+    known: bool
+    """Whether an earlier run moved sessions of the source."""
+
+    async def add_every_session(self, connection: Any) -> None:
+        """Record that each session of the target came from the source; call it in the transaction of the load."""
+        await connection.execute(RECORD_EVERY_SESSION, self.source)
+
+    async def add_move(self, connection: Any, sessions: int, messages: int) -> None:
+        """Record a move, with the numbers of rows that the source had."""
+        await connection.execute(INSERT_MOVE, self.source, self.file, sessions, messages)
+
+
+async def open_record(
+    connection: Any, file: Path, digests: Iterator[SessionDigest], *, complete: bool
+) -> MoveRecord | None:
+    """Return the record of a source, and create the tables; `None` if the server does not let the role create them.
+
+    Args:
+        connection: Connected to a target with the current schema.
+        file: The source.
+        digests: The digests of its sessions.
+        complete: Whether the source is a whole memory; the rows of a quarantine file are a source of their own.
+    """
+    async with write_transaction(connection):
+        await connection.execute(LOCK_MIGRATIONS)
+        if not await connection.fetchval(HAS_RECORD):
+            if await connection.fetchval(ENTER_SCHEMA) is None:
+                return None
+            try:
+                async with connection.transaction():
+                    await connection.execute(CREATE_RECORD)
+                    if give := await connection.fetchval(SELECT_GIVE_TO_OWNER):
+                        await connection.execute(give)
+            except asyncpg.RaiseError:
+                # An event trigger guards against DDL.
+                return None
+        found = await _find_source(connection, digests)
+    return MoveRecord(found if found and complete else uuid4(), _shown(file), known=found is not None)
+
+
+async def may_read_record(connection: Any) -> bool:
+    """Return whether the target has a record that the role may read."""
+    return bool(await connection.fetchval(HAS_RECORD) and await connection.fetchval(MAY_READ_RECORD))
+
+
+async def find_sources(connection: Any, digests: Iterator[SessionDigest], sessions: int) -> list[UUID]:
+    """Return which sources of the record a memory with a number of sessions may be; each of them if it has none."""
+    if not sessions:
+        return [source for (source,) in await connection.fetch(SELECT_SOURCES)]
+    found = await _find_source(connection, digests)
+    return [] if found is None else [found]
+
+
+async def _find_source(connection: Any, digests: Iterator[SessionDigest]) -> UUID | None:
+    """Identify a source by its sessions: unlike its name, they are the same in a copy, and after a VACUUM."""
+    ids = (digest.id.decode() for digest in digests)
+    while page := list(islice(ids, _PAGE_SESSIONS)):
+        if (source := await connection.fetchval(SELECT_SOURCE, write_texts(page))) is not None:
+            return UUID(bytes=source.bytes)
+    return None
+
+
+def _shown(file: Path) -> str:
+    """Return a file's name as text, which a name need not be."""
+    return os.fsencode(file.absolute()).decode(errors="backslashreplace")
