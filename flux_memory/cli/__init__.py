@@ -21,7 +21,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = mask_dsns(error.message)
+            # click declares it final; only the error's own methods read it, and later.
+            vars(error)["message"] = mask_dsns(error.message)
             raise
 
 
