@@ -250,7 +250,7 @@ def _read(db: sqlite3.Connection, report: CheckReport) -> None:
 
 
 async def _look_at_server(connection: Any, report: CheckReport) -> None:
-    from flux_memory.backends.postgres.pool import check_encoding  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres.preparing import check_encoding  # noqa: PLC0415 - only the driver in use
     from flux_memory.schema import postgres as schema  # noqa: PLC0415 - only the driver in use
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"

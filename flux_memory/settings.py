@@ -29,7 +29,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env",
-        env_file_encoding="utf-8",
+        # An editor on Windows may write a byte order mark, which would become a part of the first name.
+        env_file_encoding="utf-8-sig",
         extra="ignore",
         hide_input_in_errors=True,
         populate_by_name=True,
@@ -68,6 +69,11 @@ class Settings(BaseSettings):
         Raises:
             InvalidInputError: `database_url` is not a SQLite URL, or names no file.
         """
+        if self.database_url.strip("'\" ") != self.database_url or not self.database_url.isprintable():
+            raise InvalidInputError(
+                "DATABASE_URL begins or ends with a quote or a space, or has an invisible character such as a line "
+                "break; remove it, or write it as an escape such as %20 if it belongs to the file's name"
+            )
         scheme, _, rest = self.database_url.partition("://")
         if scheme not in {"sqlite", "sqlite+aiosqlite"}:
             raise InvalidInputError(

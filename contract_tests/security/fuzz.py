@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-TARGETS = ("public_api", "dsn_parser", "configuration", "legacy_file", "quarantine_file")
+TARGETS = ("public_api", "dsn_parser", "dsn_and_environment", "configuration", "legacy_file", "quarantine_file")
 DSN = "FLUX_MEMORY_FUZZ_DSN"
 
 

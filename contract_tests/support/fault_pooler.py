@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raw_postgres import with_address
@@ -20,26 +21,30 @@ from flux_memory.testkit.servers.binaries import server_account
 
 _CONFIGURATION = """
 [databases]
-* = host={host} port={port}
+{databases}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {own_port}
 unix_socket_dir =
-auth_type = plain
+auth_type = {auth}
 auth_file = {directory}/users
-pool_mode = transaction
-default_pool_size = 4
+pool_mode = {mode}
+default_pool_size = {pool_size}
 max_client_conn = 100
 server_login_retry = 0.2
-server_reset_query =
+server_reset_query = {reset}
 logfile =
 """
+
+
+ONLY_IN_POOLER: Final = "only_in_pooler"
+"""A user that only the pooler knows, with the password of the server's user."""
 
 
 class Pooler:
     """A PgBouncer in front of one server, on its own port."""
 
-    def __init__(self, dsn: str, directory: Path) -> None:
+    def __init__(self, dsn: str, directory: Path, **settings: object) -> None:
         parts = urlsplit(dsn)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -47,11 +52,18 @@ class Pooler:
         self._program = shutil.which("pgbouncer", path=f"{os.defpath}:/usr/sbin")
         assert self._program, "PgBouncer is not installed: apt-get install pgbouncer"
         self._file = directory / "pgbouncer.ini"
+        chosen = {"auth": "plain", "mode": "transaction", "pool_size": 4, "databases": "*"} | settings
+        chosen["reset"] = "DISCARD ALL" if chosen["mode"] == "session" else ""
+        databases = f"{chosen.pop('databases')} = host={parts.hostname} port={parts.port}"
         self._file.write_text(
-            _CONFIGURATION.format(host=parts.hostname, port=parts.port, own_port=self.port, directory=directory)
+            _CONFIGURATION.format(own_port=self.port, directory=directory, databases=databases, **chosen)
         )
         users = directory / "users"
-        users.write_text(f'"{unquote(parts.username or "")}" "{unquote(parts.password or "")}"\n')
+        password = unquote(parts.password or "")
+        # The pooler knows one user more than the server.
+        users.write_text(
+            "".join(f'"{user}" "{password}"\n' for user in (unquote(parts.username or ""), ONLY_IN_POOLER))
+        )
         self._account = server_account()
         for path in (directory, self._file, users):
             os.chown(path, self._account.user, self._account.group)
@@ -93,12 +105,12 @@ class Pooler:
 
 
 @contextmanager
-def run_pooler(dsn: str) -> Iterator[Pooler]:
-    """Run a pooler in front of a server during the block."""
+def run_pooler(dsn: str, **settings: object) -> Iterator[Pooler]:
+    """Run a pooler in front of a server during the block; settings are `auth`, `mode`, `pool_size` and `databases`."""
     # The pooler's user cannot enter pytest's directories.
     directory = Path("/var/tmp") / f"fm-pooler-{os.getpid()}-{time.monotonic_ns()}"
     directory.mkdir(mode=0o700)
-    made = Pooler(dsn, directory)
+    made = Pooler(dsn, directory, **settings)
     try:
         made.start()
         yield made

@@ -6,6 +6,7 @@ import json
 from typing import Any, Final
 
 from hypothesis import strategies as st
+from secret_watch import MARKER
 
 BYSTANDER: Final = "bystander"
 """The id of a session that no generated call names."""
@@ -162,4 +163,86 @@ lines = st.one_of(
             "session": ODD_OBJECTS | st.dictionaries(st.sampled_from(["id", "title", "metadata"]), st.text(max_size=20))
         },
     ).map(lambda value: json.dumps(value).encode()),
+)
+
+VARIABLES: Final = (
+    *("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGSERVICE", "PGSERVICEFILE", "HOME"),
+    *("PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY", "PGSSLCRL", "PGSSLNEGOTIATION", "PGTARGETSESSIONATTRS"),
+    *("PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION", "PGKRBSRVNAME", "PGGSSLIB", "LOGNAME"),
+)
+VALUES: Final = (
+    *(
+        "",
+        "5432",
+        "1",
+        "1,1",
+        "abc",
+        "0",
+        "tcp://10.0.0.1:5432",
+        "/",
+        "/nowhere",
+        "::1",
+        "[::1]:1",
+        "127.0.0.1",
+        "a..b",
+    ),
+    *("require", "prefer", "disable", "verify-full", "allow", "__class__", "any", "primary", "TLSv1.2", "SSLv3"),
+    *("direct", "postgres", "gssapi", "sspi", "\udcff", "x" * 70, "a:b@c", ".", __file__, "FILE", "~"),
+)
+PASSWORD_FILES: Final = (
+    *("", f"*:*:*:*:{MARKER}", f"*:*:*:{MARKER}", MARKER, f"#\n*:*:*:*:{MARKER}\n{MARKER}", f"{MARKER}\udcff"),
+    f"127.0.0.1:1:d:u:{MARKER}:{MARKER}",
+)
+LOGINS: Final = (
+    "",
+    "u@",
+    f"u:{MARKER}@",
+    f"u:{MARKER}/",
+    f"u:{MARKER}?",
+    f"u:{MARKER}",
+    f"u;{MARKER}@",
+    f"u%3A{MARKER}@",
+)
+HOSTS: Final = (
+    "127.0.0.1:1",
+    "127.0.0.1",
+    "127.0.0.1:1,[::1]:1",
+    "::1",
+    "[::1]",
+    "h:x",
+    "",
+    "%2Fnowhere",
+    "a..b",
+    ":1",
+)
+QUERIES: Final = (
+    *(
+        "port=1",
+        "port=abc",
+        "host=127.0.0.1",
+        "host=::1",
+        "user=u",
+        f"password={MARKER}",
+        f"passwd={MARKER}",
+        "user=%ff",
+    ),
+    *(
+        "sslmode=require",
+        "sslmode=x",
+        f"sslmode=require;password={MARKER}",
+        "sslrootcert=/nowhere",
+        "sslcert=/",
+        "a=b@h",
+    ),
+    *("target_session_attrs=any", "target_session_attrs=x", "connect_timeout=1", "passfile=/nowhere", "passfile=FILE"),
+    *(
+        "sslkey=%00",
+        f"sslpassword={MARKER}",
+        f"X-Amz-Signature={MARKER}",
+        f"{MARKER}=x",
+        MARKER,
+        "gsslib=x",
+        "krbsrvname=x",
+    ),
+    *("sslnegotiation=direct", "ssl_min_protocol_version=TLSv1.3", "ssl_max_protocol_version=TLSv1.2", "=", "&", "#"),
 )

@@ -17,7 +17,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import original_application
-from fuzz_inputs import BYSTANDER, CELLS, DSN_PARTS, WITH_SESSION, calls, cells, lines, texts, values
+from fuzz_inputs import (
+    BYSTANDER,
+    CELLS,
+    DSN_PARTS,
+    HOSTS,
+    LOGINS,
+    PASSWORD_FILES,
+    QUERIES,
+    VALUES,
+    VARIABLES,
+    WITH_SESSION,
+    calls,
+    cells,
+    lines,
+    texts,
+    values,
+)
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from secret_watch import MARKER
@@ -140,6 +156,67 @@ def dsn_parser(pieces: list[str], other: Any) -> None:
         assert MARKER not in repr(parsed)
 
 
+@OFTEN
+@given(
+    *map(st.sampled_from, (LOGINS, HOSTS)),
+    st.lists(st.sampled_from(QUERIES), max_size=4).map("&".join),
+    st.dictionaries(st.sampled_from(VARIABLES), st.sampled_from(VALUES) | texts, max_size=4),
+    st.sampled_from(PASSWORD_FILES),
+    st.booleans(),
+)
+def dsn_and_environment(
+    login: str, hosts: str, query: str, environment: dict[str, str], password_file: str, nameless: bool
+) -> None:
+    """Any DSN with any variables, to a closed port, raises the library's errors only, without a part of a password."""
+    tried["dsn_and_environment"] += 1
+    assume(MARKER not in "".join(environment.values()))
+    # No name is looked up.
+    assume(
+        environment.get("PGHOST", "") in {"", "/nowhere", "::1", "[::1]:1", "127.0.0.1", "a..b", "tcp://10.0.0.1:5432"}
+    )
+    file = place.directory / "passwords"
+    file.write_bytes(password_file.encode(errors="surrogateescape"))
+    file.chmod(0o600)
+    dsn = f"postgresql://{login}{hosts}/d{'?' * bool(query)}{query}".replace("FILE", str(file))
+    before = {name: value for name, value in os.environ.items() if name.startswith("PG") or name in VARIABLES}
+    for name in before:
+        del os.environ[name]
+    names = {} if nameless else {"LOGNAME": "u"}
+    try:
+        # Closed ports, unless a variable says otherwise.
+        for name, value in {
+            "PGPORT": "1",
+            "PGPASSWORD": MARKER,
+            "PGPASSFILE": str(file),
+            **names,
+            **environment,
+        }.items():
+            with suppress(ValueError):  # NUL, which no environment can hold
+                os.environ[name] = value.replace("FILE", str(file))
+        if not password_file:
+            os.environ.pop("PGPASSFILE", None)
+        elif environment.get("PGPASSWORD") is None:
+            os.environ.pop("PGPASSWORD", None)
+        place.runner.run(_bounded(_refused(dsn)))
+    finally:
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+async def _refused(dsn: str) -> None:
+    """Use an unreachable memory, and search its messages for the password."""
+    said = [mask_dsn(dsn)]
+    try:
+        async with PostgresConversationMemory(dsn, timeout=0.05) as memory:
+            said.append(repr(memory))
+            await memory.count_sessions()
+    except FluxMemoryError as error:
+        said += [str(error), repr(error)]
+        said += [f"{cause} {cause!r}" for cause in (error.__cause__, error.__context__) if cause is not None]
+    assert MARKER not in "".join(said), dsn
+
+
 _NAMES: Final = ("DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN")
 
 
@@ -234,5 +311,6 @@ def quarantine_file(written: list[bytes]) -> None:
 
 
 TARGETS: Final[dict[str, Callable[[], None]]] = {
-    target.__name__: target for target in (public_api, dsn_parser, configuration, legacy_file, quarantine_file)
+    target.__name__: target
+    for target in (public_api, dsn_parser, dsn_and_environment, configuration, legacy_file, quarantine_file)
 }

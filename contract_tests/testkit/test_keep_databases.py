@@ -11,7 +11,6 @@ import asyncpg
 import pytest
 
 from flux_memory.testkit.servers import start_server
-from flux_memory.testkit.servers.databases import without_password
 from flux_memory.testkit.servers.local import start
 from flux_memory.testkit.servers.ownership import is_running, own_mark
 from flux_memory.testkit.servers.running import Started, Wishes
@@ -79,17 +78,3 @@ def test_a_kept_database_outlives_its_run(tmp_path: Path) -> None:
     finally:
         started.running.stop()
     assert not is_running(pid)
-
-
-@pytest.mark.parametrize(
-    ("dsn", "shown"),
-    [
-        ("postgresql://me:s3cret@host:5432/db", "postgresql://me:***@host:5432/db"),
-        ("postgresql://me@host/db", "postgresql://me@host/db"),
-        ("postgresql:///db?host=/run/pg&password=s3cret", "postgresql:///db?host=/run/pg&password=***"),
-        ("postgresql://me:p%40ss:w@host/db", "postgresql://me:***@host/db"),
-    ],
-)
-def test_the_password_of_an_external_server_is_not_printed(dsn: str, shown: str) -> None:
-    """The run prints an external server's DSN without its password."""
-    assert without_password(dsn) == shown

@@ -87,7 +87,7 @@ def test_a_corrected_quarantine_file_is_retried(path: Path, flux_empty_database:
     sides = ("--sqlite-path", path, "--postgres-dsn", flux_empty_database)
     refused = run_migrate(*sides)
     assert refused.exit_code == 1
-    assert "1 messages: session is gone. First: orphan" in refused.output
+    assert "1 message: session is gone. First: orphan" in refused.output
     assert "--on-invalid=quarantine" in refused.output
     dry = run_migrate(*sides, "--on-invalid", "quarantine", "--dry-run")
     assert dry.exit_code == 0
@@ -96,7 +96,7 @@ def test_a_corrected_quarantine_file_is_retried(path: Path, flux_empty_database:
     quarantined = run_migrate(*sides, "--on-invalid", "quarantine")
     assert quarantined.exit_code == 3, quarantined.output
     (held,) = path.parent.glob("*.quarantine.jsonl")
-    assert f"Cannot be moved: 0 sessions, 1 messages; they are in {held.name}" in quarantined.output
+    assert f"Cannot be moved: 0 sessions, 1 message; they are in {held.name}" in quarantined.output
     assert f"flux-memory migrate --retry {held.name}" in quarantined.output
     held.write_text(held.read_text("utf-8").replace('"gone"', '"one"'), "utf-8")
     assert run_migrate("--retry", held, "--postgres-dsn", flux_empty_database).exit_code == 0
@@ -112,10 +112,13 @@ def test_a_retry_reads_times_as_the_migration_did(path: Path, flux_empty_databas
         "--sqlite-path", path, *options, "--on-invalid", "quarantine", "--quarantine-file", "a b.jsonl"
     )
     told = quarantined.output.rstrip().rpartition("then run: flux-memory migrate ")[2]
-    assert told == "--retry 'a b.jsonl' --assume-timezone Asia/Seoul"
+    parts = shlex.split(told)
+    assert parts[:3] == ["--retry", "a b.jsonl", "--postgres-dsn"]
+    assert parts[4:] == ["--assume-timezone", "Asia/Seoul"]
     held = path.with_name("a b.jsonl")
     held.write_text(held.read_text("utf-8").replace('"{"', '"{}"'), "utf-8")
-    retried = run_migrate(*shlex.split(told), "--postgres-dsn", flux_empty_database)
+    parts[3] = flux_empty_database
+    retried = run_migrate(*parts)
     assert retried.exit_code == 0, retried.output
 
 

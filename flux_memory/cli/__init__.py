@@ -11,20 +11,21 @@ from flux_memory import __version__
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
 from flux_memory.cli.migrate import migrate
+from flux_memory.masking import mask_dsns
 from flux_memory.records.printing import printable
 
 
-class _Group(click.Group):
-    """Shows the messages of usage errors, which quote arguments and files, without control codes."""
+class _Commands(click.Group):
+    """Commands whose usage errors, which quote arguments and files, show no password of a DSN and no control code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            raise click.UsageError(printable(error.format_message()), error.ctx) from error
+            raise click.UsageError(printable(mask_dsns(error.format_message())), error.ctx) from error
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="flux-memory")
 def main() -> None:
     """Conversation memory on SQLite and PostgreSQL."""

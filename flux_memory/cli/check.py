@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import click
 
+from flux_memory.cli.failure import causes, in_number, show_failure
 from flux_memory.dsn import SecretText
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
@@ -50,10 +51,10 @@ def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, 
         report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full, must_exist=must_exist))
     except FluxMemoryError as error:
         if as_json:
-            answer = {"ok": False, "error": type(error).__name__, "message": str(error)}
-            click.echo(printable(json.dumps(answer)))
+            failure = {"ok": False, "error": type(error).__name__, "message": str(error), "causes": causes(error)}
+            click.echo(printable(json.dumps(failure)))
         else:
-            click.echo(printable(f"FAILED  {error}"), err=True)
+            show_failure(error)
         sys.exit(1)
     if as_json:
         click.echo(printable(json.dumps({"ok": True, **dataclasses.asdict(report)})))
@@ -114,7 +115,7 @@ def _show(report: CheckReport) -> None:
     }
     for name, value in lines.items():
         if value:
-            click.echo(printable(f"{name:<11} {value}"))
+            click.echo(printable(in_number(f"{name:<11} {value}")))
     for statement in report.repairs:
         click.echo(printable(f"At first use: {statement}"))
     for warning in report.warnings:

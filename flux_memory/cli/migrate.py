@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from flux_memory.cli.failure import show_failure
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import FluxMemoryError, InvalidInputError
 from flux_memory.records.printing import printable
@@ -96,14 +97,13 @@ def migrate(**options: Any) -> None:
         if options["report"]:
             _write_report(Path(options["report"]), report.as_dict())
     except FluxMemoryError as error:
-        reasons = [str(error)]
+        show_failure(error)
         if options["report"]:
             try:
                 _write_report(Path(options["report"]), {"status": "failed", "exit_code": 1, "error": str(error)})
             except InvalidInputError as unwritten:
-                reasons.append(str(unwritten))
-        for reason in dict.fromkeys(reasons):
-            click.echo(printable(f"FAILED  {reason}"), err=True)
+                if str(unwritten) != str(error):
+                    show_failure(unwritten)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(_GO_ON, err=True)
@@ -120,12 +120,19 @@ def _transfer(options: dict[str, Any], *, asks: bool = False) -> Report:
         work = _work(options)
         with Display(quiet=options["quiet"]) as display:
             report = asyncio.run(_interruptible(work(display)))
-        zone = options["assume_timezone"]
-        display.verdict(report, () if zone == "UTC" else ("--assume-timezone", zone), asks=asks)
+        display.verdict(report, _for_a_retry(options), asks=asks)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return report
+
+
+def _for_a_retry(options: dict[str, Any]) -> list[str]:
+    """Return the options that decided where rows went and how they were read; a retry needs the same."""
+    given = {"--postgres-dsn": options["postgres_dsn"] and mask_dsn(options["postgres_dsn"])}
+    if options["assume_timezone"] != "UTC":
+        given["--assume-timezone"] = options["assume_timezone"]
+    return [part for name, value in given.items() if value for part in (name, value)]
 
 
 def _check_usage(options: dict[str, Any]) -> None:

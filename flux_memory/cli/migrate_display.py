@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from flux_memory.cli.failure import in_number
 from flux_memory.records.printing import printable, shell_quoted
 from flux_memory.transfer import Report, Status
 
@@ -38,7 +39,9 @@ _CLOSING: Final = {
         "Stopped before anything was changed: the rows above cannot be moved. Correct them, or run again with "
         "--on-invalid=quarantine to move the rest."
     ),
-    Status.QUARANTINED: "Done and proven, except for the rows in {quarantine}. Correct them there, then run: {retry}",
+    Status.QUARANTINED: (
+        "Done and proven, except for the rows in {quarantine}. Correct them there, {mask}then run: {retry}"
+    ),
     Status.DIFFERENT: (
         "DIFFERENT: see the list above. Nothing was overwritten; correct these rows, then run again, or run with "
         "--replace to make PostgreSQL equal to the file."
@@ -113,14 +116,14 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line."""
         if not self._quiet:
-            self._progress.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(printable(in_number(line)), markup=False, highlight=False, soft_wrap=True)
 
-    def verdict(self, report: Report, reading: Sequence[str] = (), *, asks: bool = False) -> None:
+    def verdict(self, report: Report, options: Sequence[str] = (), *, asks: bool = False) -> None:
         """Print the findings and one closing line.
 
         Args:
             report: The report of the transfer.
-            reading: The options that decided how rows were read; a retry needs the same.
+            options: The options that a retry needs, too.
             asks: Whether a question follows a dry run, instead of advice.
         """
         for tally in report.preflight.tallies.values():
@@ -141,12 +144,12 @@ class Display:
         if report.status is Status.QUARANTINED and report.quarantine is None:
             self.say(_COMPARED)
         elif not (asks and report.status is Status.READY):
+            retry = " ".join(map(shell_quoted, ["flux-memory", "migrate", "--retry", str(report.quarantine), *options]))
             self.say(
                 _CLOSING[report.status].format(
                     quarantine=report.quarantine,
-                    retry=" ".join(
-                        map(shell_quoted, ["flux-memory", "migrate", "--retry", str(report.quarantine), *reading])
-                    ),
+                    retry=retry,
+                    mask="replace *** below with the password, " * ("***" in retry),
                     ready="all but the rows above" if report.preflight.refused else "nothing is in the way",
                 )
             )

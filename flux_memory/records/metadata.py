@@ -14,7 +14,7 @@ import orjson
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
-from flux_memory.records.text import find_unstorable, shown
+from flux_memory.records.text import find_unstorable, shown, type_name
 
 _DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte).isdecimal() else ord("-") for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 19
@@ -40,7 +40,7 @@ def encode_metadata(value: object, name: str = "metadata", *, most: int = MAX_ME
     if value is None:
         return "{}"
     if not isinstance(value, Mapping):
-        raise InvalidTypeError(f"{name} must be a mapping or None, not {type(value).__name__}")
+        raise InvalidTypeError(f"{name} must be a mapping or None, not {type_name(value)}")
     parts = _Parts()
     parts.most = most
     try:
@@ -160,7 +160,10 @@ def _encode(value: object, depth: int, parts: _Parts) -> None:
     elif isinstance(value, list | tuple):
         _encode_array(value, depth, parts)
     else:
-        raise _RefusedError(f"is a {type(value).__name__}, which JSON does not have", InvalidTypeError)
+        raise _RefusedError(
+            f"is a {type_name(value)}, which JSON does not have; convert it to a str, int, float, bool, list or dict",
+            InvalidTypeError,
+        )
 
 
 def _encode_object(value: Mapping[Any, Any], depth: int, parts: _Parts) -> None:
@@ -168,9 +171,7 @@ def _encode_object(value: Mapping[Any, Any], depth: int, parts: _Parts) -> None:
     separator = "{"
     for key, item in value.items():
         if not isinstance(key, str):
-            raise _RefusedError(
-                f"has a key of type {type(key).__name__}, {shown(key)}; keys must be str", InvalidTypeError
-            )
+            raise _RefusedError(f"has a key of type {type_name(key)}, {shown(key)}; keys must be str", InvalidTypeError)
         try:
             parts.append(separator + _encode_text(key) + ":")
             _encode(item, depth + 1, parts)

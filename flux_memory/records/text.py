@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from flux_memory.errors import InvalidInputError, InvalidTypeError
+
+_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def find_unstorable(value: str) -> str | None:
@@ -16,6 +21,11 @@ def find_unstorable(value: str) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
+            if _PAIR.match(value, error.start):
+                return (
+                    f"a surrogate pair at offset {error.start}, which is one character cut in two; join it with "
+                    ".encode('utf-16', 'surrogatepass').decode('utf-16')"
+                )
             return f"a lone surrogate at offset {error.start}, which is not text; decode it properly or remove it"
     return None
 
@@ -28,6 +38,12 @@ def shown(value: object) -> str:
         return f"a value of type {type(value).__name__}"
 
 
+def type_name(value: object) -> str:
+    """Return the name of a value's type, with its module unless it is built in: NumPy has a `bool` of its own."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def require_str(name: str, value: object) -> str:
     """Return a text as plain `str`, so that a subclass does not leak into a record.
 
@@ -38,7 +54,7 @@ def require_str(name: str, value: object) -> str:
         return value
     if isinstance(value, str):
         return str.__str__(value)
-    raise InvalidTypeError(f"{name} must be a str, not {type(value).__name__}")
+    raise InvalidTypeError(f"{name} must be a str, not {type_name(value)}")
 
 
 def require_text(name: str, value: object, *, max_bytes: int) -> str:

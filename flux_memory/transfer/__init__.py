@@ -5,8 +5,9 @@ Names are imported on first use, since the helper process, which reads half of a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from flux_memory.errors import MigrationError
 from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ __all__ = [
     "migrate_back",
 ]
 
-__getattr__, __dir__ = import_on_use(
+_load, __dir__ = import_on_use(
     __name__,
     {
         "migration": ("migrate",),
@@ -51,3 +52,15 @@ __getattr__, __dir__ = import_on_use(
         "to_sqlite": ("migrate_back",),
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _load(name)
+    except ModuleNotFoundError as error:
+        if error.name != "fcntl":
+            raise
+        raise MigrationError(
+            "a migration needs the file locks of Linux or macOS, which this system lacks; run it there, in WSL or in a "
+            "container"
+        ) from None

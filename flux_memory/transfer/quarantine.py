@@ -178,14 +178,22 @@ def _row(names: tuple[str, ...], row: Any) -> tuple[Any, ...]:
         raise TypeError("'row' and 'session' must be JSON objects")
     if unknown := set(row) - set(names):
         raise ValueError(f"unknown columns {sorted(unknown)}")
-    return tuple(_from_json(row.get(name)) for name in names)
+    return tuple(_from_json(name, row.get(name)) for name in names)
 
 
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        ((kind, inner),) = value.items()
-        if kind == "float":
-            return float(inner)
-        # Text that is not UTF-8 cannot be bound; as a BLOB it is refused again until it is corrected.
-        return base64.b64decode(inner, validate=True)
+def _from_json(name: str, value: Any) -> Any:
+    """Return the value of a column; metadata may be written as text, or as the JSON object that it is."""
+    kind, inner = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else ("", None)
+    if kind == "float" and isinstance(inner, str):
+        return float(inner)
+    if kind in {"base64", "text_base64"} and isinstance(inner, str):
+        try:
+            # Text that is not UTF-8 cannot be bound; as a BLOB it is refused again until it is corrected.
+            return base64.b64decode(inner, validate=True)
+        except ValueError:
+            raise ValueError(f"'{name}' is not valid base64") from None
+    if isinstance(value, dict | list) and name == "metadata":
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict | list):
+        raise TypeError(f"'{name}' must be text, a number or null")
     return value

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.dsn import SecretText, mask_dsn
-from flux_memory.errors import MigrationError
+from flux_memory.errors import FluxMemoryError, MigrationError
 from flux_memory.schema import sqlite as schema
 from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.report import Report, Status
@@ -88,6 +88,9 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
             await _write_and_prove(postgres_dsn, unproven, report, watcher)
             if report.status is Status.IDENTICAL:
                 await run_in_thread(lambda: publish(unproven, sqlite_path), lambda: None, undo=sqlite_path.unlink)
+    except FluxMemoryError:
+        # An unreachable server is an OSError, too.
+        raise
     except OSError as error:
         raise MigrationError(
             f"{sqlite_path} cannot be written: {error.strerror or error}; check the directory, its rights and its room"

@@ -1,9 +1,7 @@
-"""Translates asyncpg's errors into the library's, by one table, and knows which of them are transient."""
+"""Translates asyncpg's errors into the library's: those of statements by one table, those of connecting by its own."""
 
 from __future__ import annotations
 
-import socket
-import ssl
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, PREPARED, classify, fatal_error, message_of
 from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
@@ -30,42 +29,8 @@ ROLLED_BACK_FOR_ANOTHER: Final = (
 )
 """The server rolled the statement back because of another one; a retry sees the changes of that one."""
 
-_PERMANENT: Final = (
-    asyncpg.exceptions.ClientConfigurationError,
-    ssl.SSLCertVerificationError,
-    PermissionError,
-)
-_TRANSIENT: Final = (
-    OSError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.TargetServerAttributeNotMatched,
-)
-
-
-def is_transient(error: Exception) -> bool:
-    """Return whether an attempt to connect with this error may succeed later, without a fix."""
-    # A pooler uses this one class for every error, also for a server that is down and for a full pool.
-    refused_for_good = isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)
-    return isinstance(error, _TRANSIENT) and not isinstance(error, _PERMANENT) and not refused_for_good
-
-
 _Causes = type[BaseException] | tuple[type[BaseException], ...]
 _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
-    (asyncpg.InvalidPasswordError, BackendUnavailableError, "check the user and the password in the DSN"),
-    (
-        asyncpg.InvalidAuthorizationSpecificationError,
-        BackendUnavailableError,
-        "check the user in the DSN, sslmode=require where the server demands TLS, and the server's pg_hba.conf",
-    ),
-    (
-        asyncpg.InvalidCatalogNameError,
-        BackendUnavailableError,
-        "create the database, or correct its name in the DSN",
-    ),
-    (asyncpg.TooManyConnectionsError, BackendUnavailableError, "lower max_size=, or raise max_connections"),
-    (asyncpg.CannotConnectNowError, BackendUnavailableError, "the server is starting or stopping; retry"),
     (
         asyncpg.DiskFullError,
         BackendUnavailableError,
@@ -82,45 +47,23 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     ),
     (asyncpg.InsufficientPrivilegeError, SchemaError, "grant the role what it lacks"),
     (asyncpg.UndefinedTableError, SchemaError, "the tables are gone; open a new memory to make them"),
-    (asyncpg.UndefinedColumnError, SchemaError, "the tables were changed by hand; restore them"),
     (
-        asyncpg.UndefinedObjectError,
-        InvalidInputError,
-        "the server does not know a parameter of the DSN; remove it",
-    ),
-    (
-        asyncpg.CantChangeRuntimeParamError,
-        InvalidInputError,
-        "a parameter of the DSN cannot be set; remove it",
-    ),
-    (
-        asyncpg.InvalidParameterValueError,
-        InvalidInputError,
-        "a parameter of the DSN has an invalid value; correct it",
+        (asyncpg.UndefinedColumnError, asyncpg.UndefinedObjectError, asyncpg.InvalidColumnReferenceError),
+        SchemaError,
+        "the tables were changed by hand; restore them",
     ),
     (
         (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError),
         BackendUnavailableError,
-        "a pooler in transaction mode stands between: add ?statement_cache_size=0 to the DSN",
+        PREPARED.advice,
     ),
     (
         asyncpg.InvalidSchemaNameError,
         SchemaError,
         "the role's search_path names no schema that it may use; create one, or grant the role USAGE on it",
     ),
-    (
-        asyncpg.ProtocolViolationError,
-        BackendUnavailableError,
-        "the server or a pooler refused the connection's parameters; remove them from the DSN",
-    ),
-    (asyncpg.exceptions.ClientConfigurationError, InvalidInputError, "correct the DSN"),
     (asyncpg.PostgresConnectionError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.InterfaceError, BackendUnavailableError, "the connection was lost; retry"),
-    (
-        asyncpg.TargetServerAttributeNotMatched,
-        BackendUnavailableError,
-        "no host of the DSN matches target_session_attrs; promote one, or change that parameter",
-    ),
     (asyncpg.InternalClientError, BackendUnavailableError, "the connection was lost; retry"),
     (asyncpg.RaiseError, SchemaError, "a trigger of the database refused it; ask its owner, or change or drop it"),
     (
@@ -128,28 +71,14 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
         SchemaError,
         "a constraint that flux-memory did not create refused the row; change or drop it",
     ),
-    (asyncpg.PostgresError, FluxMemoryError, "see the cause"),
-    (
-        ConnectionRefusedError,
-        BackendUnavailableError,
-        "nothing listens there; start the server, check host and port",
-    ),
-    (socket.gaierror, BackendUnavailableError, "the host is not found; check its name in the DSN"),
-    (
-        FileNotFoundError,
-        BackendUnavailableError,
-        "there is no such socket or file; check the paths in the DSN",
-    ),
-    (
-        ssl.SSLCertVerificationError,
-        BackendUnavailableError,
-        "the server's certificate is not trusted; check sslrootcert in the DSN, and that its host is a name in it",
-    ),
-    (ssl.SSLError, BackendUnavailableError, "TLS failed; check sslmode and sslrootcert in the DSN"),
-    (ConnectionError, BackendUnavailableError, "check the network, and host, port and sslmode in the DSN"),
-    (OSError, BackendUnavailableError, "check the network, and the host and port in the DSN"),
+    (asyncpg.PostgresError, FluxMemoryError, "look at the server's log"),
+    (OSError, BackendUnavailableError, "the connection was lost; retry"),
 )
-"""asyncpg's errors, subclasses first: the library's error for each, and the advice in its message."""
+"""Errors of statements, subclasses first: the library's error for each, and the advice in its message."""
+_WAITING: Final = (
+    "look for locks in pg_stat_activity, or for a pooler in session mode whose pool_size is below the max_size= of all "
+    "handles together, or raise timeout="
+)
 
 _ADVICE_BY_FUNCTION: Final = {
     "check_enable_rls": (
@@ -181,42 +110,42 @@ def translated(shown: str, timeout: float, state: CallState | None = None, pool:
         _clear_frames(error, asyncpg.__name__)
         trouble = pool.trouble if pool is not None else None
         raise _deadline_error(shown, timeout, state or CallState(writes=False), trouble) from error
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+    except DRIVER_ERRORS as error:
         _clear_frames(error, asyncpg.__name__)
         if state is not None and state.writes and state.unknown:
-            raise _outcome_unknown(shown, f"the connection was lost, and then: {_message(error)}") from error
+            raise _outcome_unknown(shown, f"the connection was lost, and then: {message_of(error)}") from error
         kind, advice = _advice(error)
-        raise kind(f"PostgreSQL at {shown}: {_message(error)}; {advice}") from error
+        raise kind(f"PostgreSQL at {shown}: {message_of(error)}; {advice}") from error
 
 
-def _message(error: Exception) -> str:
-    # Only the message: a DETAIL may quote stored data, and asyncpg's HINTs address its direct callers. The cause has
-    # both.
-    return str(error.args[0] if isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError) else error)
+def not_connected(shown: str, error: Exception) -> FluxMemoryError:
+    """Return the library's error for an attempt to connect that failed."""
+    _clear_frames(error, asyncpg.__name__)
+    configuration = isinstance(error, asyncpg.exceptions.ClientConfigurationError)
+    kind = InvalidInputError if configuration else BackendUnavailableError
+    return kind(f"PostgreSQL at {shown}: {message_of(error)}; {classify(error).advice}")
 
 
 def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
-    # asyncpg has one class for the errors of pools, connections and calls.
-    if isinstance(error, asyncpg.InterfaceError) and str(error).startswith("pool is "):
-        return BackendUnavailableError, "pass an open one, from 'await asyncpg.create_pool()', and close it last"
+    # A FATAL refuses the connection, for a parameter of the DSN.
+    if fatal_error(error) is not None:
+        return BackendUnavailableError, classify(error).advice
     if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.UndefinedObjectError):
         advice = _ADVICE_BY_FUNCTION.get(error.server_source_function or "")
-        # A FATAL refuses the connection, for a parameter of the DSN.
-        if advice is not None and error.severity_en != "FATAL":
+        if advice is not None:
             return SchemaError, advice
-    found = ((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
-    return next(found, (BackendUnavailableError, "see the cause"))
+    return next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))
 
 
 def _deadline_error(shown: str, timeout: float, state: CallState, trouble: Exception | None) -> BackendUnavailableError:
     if state.writes and state.unknown:
         return _outcome_unknown(shown, f"did not answer within {timeout:g} s")
-    if trouble is None and not state.blocked:
-        trouble = state.trouble
-    if state.sent:
-        what = f"did not answer within {timeout:g} s; look for locks in pg_stat_activity, or raise timeout="
+    if state.sent or isinstance(state.trouble, TimeoutError):
+        what = f"did not answer within {timeout:g} s; {_WAITING}"
     elif trouble is not None:
-        what = f"{_message(trouble)}, again and again for {timeout:g} s; {_advice(trouble)[1]}"
+        what = f"{message_of(trouble)}, again and again for {timeout:g} s; {classify(trouble).advice}"
+    elif state.trouble is not None and not state.blocked:
+        what = f"{message_of(state.trouble)}, again and again for {timeout:g} s; {_advice(state.trouble)[1]}"
     elif state.blocked:
         what = (
             f"a lock, or an earlier write to the session, was in the way for {timeout:g} s; look for locks in "
@@ -229,8 +158,7 @@ def _deadline_error(shown: str, timeout: float, state: CallState, trouble: Excep
 
 def _outcome_unknown(shown: str, what: str) -> OutcomeUnknownError:
     return OutcomeUnknownError(
-        f"PostgreSQL at {shown}: {what}; whether the call took effect is not known. "
-        "Retry with the same ids, look for locks in pg_stat_activity, or raise timeout="
+        f"PostgreSQL at {shown}: {what}; whether the call took effect is not known. Retry with the same ids; {_WAITING}"
     )
 
 

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translated
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool, prepare
+from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
+from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
 from flux_memory.backends.postgres.writer import MessageWriter
 

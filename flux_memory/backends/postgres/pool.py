@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory.backends.lifecycle import CLOSED
-from flux_memory.backends.postgres.errors import is_transient
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect
+from flux_memory.backends.postgres.errors import not_connected
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, back_off, is_closed, terminate
-from flux_memory.dsn import Dsn, rotate_hosts
-from flux_memory.errors import InvalidInputError, MemoryClosedError, SchemaError
-from flux_memory.schema import postgres as schema
+from flux_memory.dsn import Dsn
+from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 _IDLE_SECONDS: Final = 60.0
 """Seconds that idle connections beyond `min_size` stay open."""
@@ -46,12 +46,12 @@ class OwnPool:
     """
 
     def __init__(self, target: Dsn, min_size: int, max_size: int, timeout: float) -> None:
-        self.many_hosts = rotate_hosts(target.url) != target.url
-        self._url = target.url
+        self.many_hosts = len(target.addresses) > 1
+        self._target = target
         # The statements are few and never change. A lifetime would keep those of every lost connection in memory, each
         # by a timer.
         lifetime = {"max_cached_statement_lifetime": 0}
-        self._arguments = {"timeout": timeout * _CONNECT_SHARE, **lifetime, **target.arguments}
+        self._arguments = {"timeout": target.arguments.get("timeout", timeout * _CONNECT_SHARE), **lifetime}
         self._min_size = min_size
         self.max_size: Final = max_size
         self._first_contact_seconds = timeout * _FIRST_CONTACT_SHARE
@@ -100,7 +100,7 @@ class OwnPool:
             self._drop(self._idle.pop().connection)
         self._expired = set(self._open)
         # Without target_session_attrs in the DSN, only the next host may have the needed role.
-        self._url = rotate_hosts(self._url)
+        self._target = self._target.rotated()
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
         """Wait for statements whose callers are gone, and close all connections, by force after `timeout` seconds."""
@@ -190,9 +190,10 @@ class OwnPool:
             except Exception as error:
                 never_answered = isinstance(error, OSError) and not self._has_answered
                 late = loop.time() - began > self._first_contact_seconds
-                if self._closing or not is_transient(error) or (never_answered and late):
+                ours = isinstance(error, FluxMemoryError)
+                if ours or self._closing or not classify(error).passes or (never_answered and late):
                     self._permits.release()
-                    raise
+                    raise (error if ours else not_connected(self._target.shown, error)) from error
             tried += 1
             try:
                 await back_off(tried)
@@ -211,14 +212,14 @@ class OwnPool:
 
     async def _open_connection(self) -> Any:
         try:
-            connection = await asyncpg.connect(self._url, **self._arguments)
-        except UnicodeError as error:
-            raise InvalidInputError(f"the DSN has an invalid host name: {error}; correct it") from error
+            connection = await connect(self._target, **self._arguments)
         except TimeoutError as error:
             # The next attempt begins with another host: this one may not exist.
-            self._url = rotate_hosts(self._url)
-            self.trouble = ConnectionError(f"no connection within {self._arguments['timeout']:.3g} s")
-            raise self.trouble from error
+            self._target = self._target.rotated()
+            self.trouble = error
+            raise
+        except FluxMemoryError:
+            raise
         except Exception as error:
             self._has_answered = self._has_answered or isinstance(error, asyncpg.PostgresError)
             self.trouble = error
@@ -294,8 +295,10 @@ class BorrowedPool:
                 connection = await self._pool.acquire()
             except Exception as error:
                 self.trouble = error
-                if not is_transient(error):
+                if not isinstance(error, DRIVER_ERRORS):
                     raise
+                if not classify(error).passes:
+                    raise not_connected("a borrowed pool", error) from error
             else:
                 self.trouble = None
                 return connection
@@ -337,28 +340,3 @@ def _drop_unless_released(connection: Any, releasing: asyncio.Future[Any]) -> No
     if releasing.cancelled():
         # Possibly before its first step: the pool would wait for the connection for ever.
         terminate(connection)
-
-
-async def prepare(connection: Any, deadline: float) -> None:
-    """Check the database's encoding, and bring its schema up to date.
-
-    Args:
-        connection: An asyncpg connection.
-        deadline: The time of the event loop at which the connection is dropped.
-    """
-    # Not by cancellation: a cancelled transaction sends a ROLLBACK that may never return.
-    end = asyncio.get_running_loop().call_at(deadline, terminate, connection)
-    try:
-        await check_encoding(connection)
-        await schema.bring_up_to_date(connection)
-    finally:
-        end.cancel()
-
-
-async def check_encoding(connection: Any) -> None:
-    """Raise `SchemaError` unless the database can hold every text."""
-    encoding = await connection.fetchval("SHOW server_encoding")
-    if encoding != "UTF8":
-        raise SchemaError(
-            f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
-        )

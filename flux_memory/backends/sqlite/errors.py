@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,13 +92,33 @@ def _primary_code(error: BaseException | None) -> int:
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
+def _why_not_opened(path: str) -> str | None:
+    """Return advice for a file that SQLite cannot open, for which it has one message."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        return "the process has no file descriptor left; close files, or raise the limit of open files"
+    directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120 - Path raises where a directory is closed
+    if not os.access(directory, os.X_OK):
+        return f"this user may not enter {directory}, or it does not exist; check who owns it"
+    needed = ((path, os.R_OK), (f"{path}-wal", os.R_OK | os.W_OK), (f"{path}-shm", os.R_OK | os.W_OK))
+    for name, rights in needed:
+        if os.path.lexists(name) and not os.access(name, rights):
+            return f"this user may not use {name}; check who owns it, and its mode"
+    return None
+
+
 @contextmanager
 def translated(path: str) -> Iterator[None]:
     """Translate the errors of the driver and of the file system into the library's."""
     try:
         yield
     except sqlite3.Error as error:
-        kind, advice = _ADVICE.get(_primary_code(error), (FluxMemoryError, "see the cause"))
+        kind, advice = _ADVICE.get(
+            _primary_code(error), (FluxMemoryError, "look up its words in SQLite's documentation")
+        )
+        if _primary_code(error) == sqlite3.SQLITE_CANTOPEN:
+            advice = _why_not_opened(path) or advice
         reason = "interrupted" if str(error) == _STOPPED else error
         raise kind(f"SQLite on {path}: {reason}: {advice}") from error
     except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 
+from flux_memory.masking import mask_dsns
 from flux_memory.testkit.evidence.document import (
     BackendEvidence,
     CapabilityEvidence,
@@ -30,13 +31,14 @@ from flux_memory.testkit.evidence.properties import (
     SERVER,
 )
 
-_PASSWORD: Final = re.compile(r"(://[^\s:/@]*:)[^\s]*@")
+_PASSWORD: Final = re.compile(r"(?<!postgres)(?<!postgresql)(://[^\s:/@]*:)[^\s]*@")
+"""Of other URLs than PostgreSQL's, which are masked as a whole."""
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def presentable(text: str) -> str:
     """Return the text with passwords of DSNs masked, and with control characters and surrogates escaped."""
-    masked = _PASSWORD.sub(r"\1***@", text)
+    masked = _PASSWORD.sub(r"\1***@", mask_dsns(text))
     shown = _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", masked)
     return shown.encode("utf-8", "backslashreplace").decode()
 

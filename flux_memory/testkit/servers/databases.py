@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -13,7 +12,6 @@ from flux_memory.testkit.servers.running import NotAnswered
 from flux_memory.testkit.servers.statements import Statements
 
 _PREFIX: Final = "flux_memory_test"
-_PASSWORD: Final = re.compile(r"(?<=://)([^:/@]*:)[^/]*(?=@)|(?<=[?&])(password=)[^&]*")
 # A process holds an advisory lock on the token in its databases' names. The lock of a killed process is released, so a
 # later run on any machine recognises its databases.
 _HOLD: Final = "SELECT pg_advisory_lock(hashtext($1), hashtext('flux-memory'))"
@@ -129,11 +127,6 @@ def with_database(dsn: str, name: str) -> str:
     parts = urlsplit(dsn)
     query = [(key, value) for key, value in parse_qsl(parts.query) if key not in {"database", "dbname"}]
     return urlunsplit(parts._replace(path=f"/{quote(name, safe='')}", query=urlencode(query, safe="/,")))
-
-
-def without_password(dsn: str) -> str:
-    """Return the DSN with `***` for its password."""
-    return _PASSWORD.sub(r"\1\2***", dsn)
 
 
 def database_of(dsn: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flux_memory.testkit.servers.databases import Databases, database_of, with_database, without_password
+from flux_memory.masking import mask_dsn
+from flux_memory.testkit.servers.databases import Databases, database_of, with_database
 from flux_memory.testkit.servers.running import Started, unavailable_if_failing
 
 
@@ -59,7 +60,7 @@ class Server:
         The DSN is printed, so it omits the password of an external server.
         """
         kept = self._databases.keep(dsn)
-        return kept if self._running.is_own else without_password(kept)
+        return kept if self._running.is_own else mask_dsn(kept)
 
     def empty_database(self, dsn: str) -> None:
         """Delete all sessions, the rows that refer to them, and the record of moved ones, where the tables exist."""

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import asyncpg
 
-from flux_memory.backends.postgres.errors import translated
-from flux_memory.dsn import SecretText, mask_dsn, parse_dsn, rotate_hosts
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, connect
+from flux_memory.backends.postgres.errors import not_connected, translated
+from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
@@ -118,23 +119,25 @@ async def open_connection(dsn: str) -> AsyncIterator[Any]:
         FluxMemoryError: The server cannot be reached, or the connection was lost; the message says what to do.
     """
     dsn = SecretText(dsn)
-    parsed = parse_dsn(dsn)
-    url = parsed.url
-    with translated(mask_dsn(dsn), CONNECT_SECONDS):
+    target = parse_dsn(dsn)
+    with translated(target.shown, CONNECT_SECONDS):
 
-        async def connect(seconds: float) -> Any:
-            nonlocal url
+        async def probe(seconds: float) -> Any:
+            nonlocal target
             # The next attempt begins with another host: this one may be gone.
-            chosen, url = url, rotate_hosts(url)
-            return await asyncpg.connect(chosen, **{**parsed.arguments, "timeout": seconds})
+            target = target.rotated()
+            return await connect(target, timeout=seconds)
 
-        connection = await connect(parsed.arguments.get("timeout", CONNECT_SECONDS))
         try:
-            async with guard(connection, connect):
+            connection = await connect(target, timeout=target.arguments.get("timeout", CONNECT_SECONDS))
+        except DRIVER_ERRORS as error:
+            raise not_connected(target.shown, error) from error
+        try:
+            async with guard(connection, probe):
                 yield connection
         except asyncpg.DiskFullError as error:
             raise MigrationError(
-                f"PostgreSQL at {mask_dsn(dsn)}: the server's disk is full; nothing is half done. Make room there, "
+                f"PostgreSQL at {target.shown}: the server's disk is full; nothing is half done. Make room there, "
                 "and run the same command again"
             ) from error
         finally:

@@ -1,0 +1,44 @@
+"""Checks a database at the first connection, and brings its schema up to date."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, fatal_error
+from flux_memory.backends.postgres.retry import terminate
+from flux_memory.errors import SchemaError
+from flux_memory.schema import postgres as schema
+
+
+async def prepare(connection: Any, deadline: float) -> None:
+    """Check the database's encoding, and bring its schema up to date.
+
+    Args:
+        connection: An asyncpg connection.
+        deadline: The time of the event loop at which the connection is dropped.
+
+    Raises:
+        TimeoutError: The connection was dropped.
+    """
+    # Not by cancellation: a cancelled transaction sends a ROLLBACK that may never return.
+    loop = asyncio.get_running_loop()
+    end = loop.call_at(deadline, terminate, connection)
+    try:
+        await check_encoding(connection)
+        await schema.bring_up_to_date(connection)
+    except DRIVER_ERRORS as error:
+        if loop.time() < deadline or fatal_error(error) is not None:
+            raise
+        raise TimeoutError from error
+    finally:
+        end.cancel()
+
+
+async def check_encoding(connection: Any) -> None:
+    """Raise `SchemaError` unless the database can hold every text."""
+    encoding = await connection.fetchval("SHOW server_encoding")
+    if encoding != "UTF8":
+        raise SchemaError(
+            f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
+        )
