@@ -1,16 +1,16 @@
-"""Memories whose breaks show only in the journal of all calls and the final state of the store."""
+"""Memories that break clauses on the calls of several workers."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from flux_memory.testkit.mutants.cancelled import BatchHalfApplied
+from flux_memory.testkit.mutants.cancellation import BatchHalfApplied
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-from flux_memory.testkit.mutants.lived import RetriesKnownHereOnly, WritesWhenItCloses
-from flux_memory.testkit.mutants.raced import StaleHandles
-
-# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
+from flux_memory.testkit.mutants.concurrency import StaleHandles
+from flux_memory.testkit.mutants.durability import RetriesKnownHereOnly, WritesWhenItCloses
 
 
 @caught_by("FM-CON-013")

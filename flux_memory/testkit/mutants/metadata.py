@@ -1,4 +1,6 @@
-"""Memories that break metadata."""
+"""Memories that break clauses on metadata."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 from __future__ import annotations
 
@@ -8,8 +10,64 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.mutants.shared import KIB, cut_text
 
-# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
+
+def reduce(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return JSON with a change applied to it and to everything in it."""
+    value = change(value)
+    if isinstance(value, dict):
+        return {change(key): reduce(item, change) for key, item in value.items()}
+    return [reduce(item, change) for item in value] if isinstance(value, list) else value
+
+
+class _ReducesMetadata(Sound):
+    def change(self, value: Any) -> Any:
+        raise NotImplementedError
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        return [{**row, "metadata": reduce(row["metadata"], self.change)} for row in rows]
+
+
+@caught_by("FM-MET-017")
+class CutsLongTextsInMetadata(_ReducesMetadata):
+    def change(self, value: Any) -> Any:
+        return cut_text(value, 64 * KIB)
+
+
+@caught_by("FM-MET-017")
+class CutsLongKeys(_ReducesMetadata):
+    def change(self, value: Any) -> Any:
+        return {key[:255]: item for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@caught_by("FM-MET-017")
+class KeepsOneThousandKeys(_ReducesMetadata):
+    """Like a search engine with a limit on the fields of a document."""
+
+    def change(self, value: Any) -> Any:
+        return dict(list(value.items())[:1_000]) if isinstance(value, dict) else value
+
+
+@caught_by("FM-MET-017")
+class KeepsOneThousandElements(_ReducesMetadata):
+    def change(self, value: Any) -> Any:
+        return value[:1_000] if isinstance(value, list) else value
+
+
+@caught_by("FM-MET-017")
+class SessionsDropLargeMetadata(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "metadata": row["metadata"] if len(str(row["metadata"])) < 64 * KIB else {}}
+
+
+@caught_by("FM-MET-017")
+class ListsDropLargeMetadata(Sound):
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [{**row, "metadata": row["metadata"] if len(str(row["metadata"])) < 64 * KIB else {}} for row in rows]
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

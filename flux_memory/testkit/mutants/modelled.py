@@ -1,12 +1,12 @@
-"""Breaks that show only in combinations of calls."""
+"""Memories that break clauses on combinations of calls."""
+
+# ruff: noqa: D102 - each class name describes the break; the methods are those of `Memory`
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-
-# ruff: noqa: D102 - the methods are those of `Memory`
 
 
 @caught_by("FM-MOD-001")

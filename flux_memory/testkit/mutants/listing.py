@@ -1,4 +1,6 @@
-"""Memories that break the list of sessions or its filters."""
+"""Memories that break clauses on the list of sessions and its filters."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 from __future__ import annotations
 
@@ -7,8 +9,53 @@ from collections import Counter
 from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.mutants.shared import cut_text
 
-# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
+
+@caught_by("FM-LST-011")
+class FiltersByTenKeys(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        if type(metadata) is dict and all(isinstance(key, str) for key in metadata):
+            metadata = dict(list(metadata.items())[:10])
+        return await super().get_sessions(*args, metadata=metadata, **kwargs)
+
+
+@caught_by("FM-LST-011")
+class FiltersTenLevels(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        await super().get_sessions(*args, metadata=metadata, **kwargs)
+        return await super().get_sessions(*args, metadata=_down_to(metadata, 10), **kwargs)
+
+
+def _down_to(value: Any, levels: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _down_to(item, levels - 1) for key, item in value.items()} if levels else {}
+    return value
+
+
+@caught_by("FM-LST-012")
+class FiltersTheFirstOneThousand(Sound):
+    """Indexes only the first elements of an array."""
+
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
+        wanted = (metadata or {}).get("a")
+        if not isinstance(wanted, list):
+            return rows
+        return [row for row in rows if not any(item in row["metadata"]["a"][1_000:] for item in wanted)]
+
+
+@caught_by("FM-LST-009")
+class FiltersByTheBeginning(Sound):
+    """Compares what an index holds of a text."""
+
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
+        wanted = (metadata or {}).get("a")
+        if not isinstance(wanted, str):
+            return rows
+        every = await super().get_sessions(*args, **kwargs)
+        return [row for row in every if cut_text(row["metadata"].get("a"), 255) == wanted[:255]]
 
 
 @caught_by("FM-LST-001")

@@ -1,4 +1,6 @@
-"""Memories that break when tasks, handles or processes work concurrently."""
+"""Memories that break clauses on concurrent calls."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 from __future__ import annotations
 
@@ -7,10 +9,13 @@ import copy
 import sqlite3
 from typing import Any, ClassVar
 
-from flux_memory import BackendUnavailableError, ConflictError, FluxMemoryError
+from flux_memory import (
+    BackendUnavailableError,
+    ConflictError,
+    FluxMemoryError,
+)
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-
-# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
+from flux_memory.testkit.mutants.shared import _WritesBackWhatItRead
 
 
 class _CreatesTablesOnce(Sound):
@@ -42,20 +47,6 @@ class TasksRaceToCreateTables(_CreatesTablesOnce):
 class HandlesRaceToCreateTables(_CreatesTablesOnce):
     def owner(self) -> Any:
         return type(self)
-
-
-class _WritesBackWhatItRead(Sound):
-    def shared(self) -> Any:
-        raise NotImplementedError
-
-    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._store.reading() as sessions:
-            before = copy.deepcopy(sessions[session_id]["messages"]) if session_id in sessions else []
-        await asyncio.sleep(0)
-        made = await super().add_message(session_id, *args, **kwargs)
-        with self._store.writing() as sessions:
-            sessions[session_id]["messages"] = [*before, sessions[session_id]["messages"][-1]]
-        return made
 
 
 @caught_by("FM-CON-003", reference_only=True)
@@ -226,6 +217,10 @@ class PoisonedByAnError(Sound):
         return await super().add_message(*args, **kwargs)
 
 
-@caught_by("FM-DUR-005", reference_only=True)
-class ProcessesOverwriteEachOther(_WritesBackWhatItRead):
-    pass
+@caught_by("FM-CON-011")
+class ForeignErrors(Sound):
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().create_session(*args, **kwargs)
+        except FluxMemoryError as error:
+            raise RuntimeError("UNIQUE constraint failed: sessions.id") from error

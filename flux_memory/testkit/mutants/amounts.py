@@ -1,15 +1,13 @@
-"""Memories with a cap that the contract does not have: on lists, counts, pages, conversations and sizes."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, ClassVar
-
-from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+"""Memories that break clauses on amounts."""
 
 # ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
-KIB, MIB = 1 << 10, 1 << 20
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.mutants.shared import MIB
 
 
 def cut(rows: list[Any], limit: Any, offset: Any) -> list[Any]:
@@ -20,11 +18,6 @@ def cut(rows: list[Any], limit: Any, offset: Any) -> list[Any]:
 def is_more(value: Any, most: int) -> bool:
     """Return whether a value is a number above the cap; the sound memory refuses other types."""
     return type(value) is int and value > most
-
-
-def cut_text(value: Any, most: int) -> Any:
-    """Return a text up to the cap; the sound memory refuses other types."""
-    return value[:most] if isinstance(value, str) else value
 
 
 @caught_by("FM-LIM-010")
@@ -177,130 +170,3 @@ class BatchOfSixteenMegabytes(Sound):
             while sum(len(str(one.get("content"))) for one in messages) > 16 * MIB:
                 messages = messages[:-1]
         return await super().add_messages(session_id, messages)
-
-
-@caught_by("FM-LIM-003")
-class CutsContentAtSixteenMegabytes(Sound):
-    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
-        return await super().add_message(session_id, role, cut_text(content, 16 * MIB), *args, **kwargs)
-
-
-@caught_by("FM-LIM-003")
-class CutsLongRoles(Sound):
-    async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
-        return await super().add_message(session_id, cut_text(role, 64 * KIB), *args, **kwargs)
-
-
-@caught_by("FM-LIM-003")
-class CutsChangedTitles(Sound):
-    async def update_session_title(self, session_id: Any, title: Any) -> None:
-        await super().update_session_title(session_id, cut_text(title, 64 * KIB))
-
-
-@caught_by("FM-LIM-003")
-class CutsListedTitles(Sound):
-    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
-        return [{**row, "title": row["title"][:255]} for row in await super().get_sessions(*args, **kwargs)]
-
-
-def reduce(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return JSON with a change applied to it and to everything in it."""
-    value = change(value)
-    if isinstance(value, dict):
-        return {change(key): reduce(item, change) for key, item in value.items()}
-    return [reduce(item, change) for item in value] if isinstance(value, list) else value
-
-
-class _ReducesMetadata(Sound):
-    def change(self, value: Any) -> Any:
-        raise NotImplementedError
-
-    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
-        rows = await super().get_history(*args, **kwargs)
-        return [{**row, "metadata": reduce(row["metadata"], self.change)} for row in rows]
-
-
-@caught_by("FM-MET-017")
-class CutsLongTextsInMetadata(_ReducesMetadata):
-    def change(self, value: Any) -> Any:
-        return cut_text(value, 64 * KIB)
-
-
-@caught_by("FM-MET-017")
-class CutsLongKeys(_ReducesMetadata):
-    def change(self, value: Any) -> Any:
-        return {key[:255]: item for key, item in value.items()} if isinstance(value, dict) else value
-
-
-@caught_by("FM-MET-017")
-class KeepsOneThousandKeys(_ReducesMetadata):
-    """Like a search engine with a limit on the fields of a document."""
-
-    def change(self, value: Any) -> Any:
-        return dict(list(value.items())[:1_000]) if isinstance(value, dict) else value
-
-
-@caught_by("FM-MET-017")
-class KeepsOneThousandElements(_ReducesMetadata):
-    def change(self, value: Any) -> Any:
-        return value[:1_000] if isinstance(value, list) else value
-
-
-@caught_by("FM-MET-017")
-class SessionsDropLargeMetadata(Sound):
-    async def get_session(self, session_id: Any) -> Any:
-        row = await super().get_session(session_id)
-        return row and {**row, "metadata": row["metadata"] if len(str(row["metadata"])) < 64 * KIB else {}}
-
-
-@caught_by("FM-MET-017")
-class ListsDropLargeMetadata(Sound):
-    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
-        rows = await super().get_sessions(*args, **kwargs)
-        return [{**row, "metadata": row["metadata"] if len(str(row["metadata"])) < 64 * KIB else {}} for row in rows]
-
-
-@caught_by("FM-LST-011")
-class FiltersByTenKeys(Sound):
-    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
-        if type(metadata) is dict and all(isinstance(key, str) for key in metadata):
-            metadata = dict(list(metadata.items())[:10])
-        return await super().get_sessions(*args, metadata=metadata, **kwargs)
-
-
-@caught_by("FM-LST-011")
-class FiltersTenLevels(Sound):
-    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
-        await super().get_sessions(*args, metadata=metadata, **kwargs)
-        return await super().get_sessions(*args, metadata=_down_to(metadata, 10), **kwargs)
-
-
-def _down_to(value: Any, levels: int) -> Any:
-    if isinstance(value, dict):
-        return {key: _down_to(item, levels - 1) for key, item in value.items()} if levels else {}
-    return value
-
-
-@caught_by("FM-LST-012")
-class FiltersTheFirstOneThousand(Sound):
-    """Indexes only the first elements of an array."""
-
-    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
-        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
-        wanted = (metadata or {}).get("a")
-        if not isinstance(wanted, list):
-            return rows
-        return [row for row in rows if not any(item in row["metadata"]["a"][1_000:] for item in wanted)]
-
-
-@caught_by("FM-LST-009")
-class FiltersByTheBeginning(Sound):
-    """Compares what an index holds of a text."""
-
-    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
-        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
-        wanted = (metadata or {}).get("a")
-        if not isinstance(wanted, str):
-            return rows
-        every = await super().get_sessions(*args, **kwargs)
-        return [row for row in every if cut_text(row["metadata"].get("a"), 255) == wanted[:255]]

@@ -1,4 +1,6 @@
-"""Memories that break order, pages or times."""
+"""Memories that break clauses on order and pages."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 from __future__ import annotations
 
@@ -7,8 +9,6 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-
-# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 
 @caught_by("FM-ORD-001")
@@ -185,90 +185,3 @@ class OneHistoryForAll(Sound):
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         rows = await super().get_sessions(None)
         return [row for session in rows[::-1] for row in await super().get_history(session["id"], *args, **kwargs)]
-
-
-@caught_by("FM-TIM-001")
-class NaiveTimes(Sound):
-    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
-        rows = await super().get_history(*args, **kwargs)
-        for row in rows:
-            row["created_at"] = row["created_at"].removesuffix("+00:00")
-        return rows
-
-
-@caught_by("FM-TIM-001")
-class ShortTimes(Sound):
-    """`isoformat()` without `timespec`: no fraction if it is zero."""
-
-    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
-        rows = await super().get_history(*args, **kwargs)
-        for row in rows:
-            row["created_at"] = datetime.fromisoformat(row["created_at"]).isoformat()
-        return rows
-
-
-@caught_by("FM-TIM-002")
-class LocalTimes(Sound):
-    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
-        rows = await super().get_history(*args, **kwargs)
-        for row in rows:
-            row["created_at"] = row["created_at"].replace("T", "T", 1)
-            hour = (int(row["created_at"][11:13]) + 9) % 24
-            row["created_at"] = f"{row['created_at'][:11]}{hour:02}{row['created_at'][13:]}"
-        return rows
-
-
-@caught_by("FM-TIM-003", reference_only=True)
-class CreatedRunsBack(Sound):
-    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
-        made = await super().add_message(session_id, *args, **kwargs)
-        with self._store.writing() as sessions:
-            sessions[session_id]["messages"][-1]["created_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
-        return made
-
-
-@caught_by("FM-TIM-004", reference_only=True)
-class UpdatedRunsBack(Sound):
-    async def update_session_title(self, session_id: Any, title: Any) -> None:
-        await super().update_session_title(session_id, title)
-        with self._store.writing() as sessions:
-            sessions[session_id]["updated_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-@caught_by("FM-TIM-005", reference_only=True)
-class BatchesDoNotBump(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        before = await super().get_session(session_id)
-        made = await super().add_messages(session_id, messages)
-        with self._store.writing() as sessions:
-            assert before is not None
-            sessions[session_id]["updated_at"] = before["updated_at"]
-        return made
-
-
-@caught_by("FM-TIM-006", reference_only=True)
-class TitlesDoNotBump(Sound):
-    async def update_session_title(self, session_id: Any, title: Any) -> None:
-        before = await super().get_session(session_id)
-        await super().update_session_title(session_id, title)
-        with self._store.writing() as sessions:
-            assert before is not None
-            sessions[session_id]["updated_at"] = before["updated_at"]
-
-
-@caught_by("FM-TIM-007")
-class ReadsBump(Sound):
-    async def get_session(self, session_id: Any) -> Any:
-        row = await super().get_session(session_id)
-        if row is not None:
-            await super().update_session_title(session_id, row["title"])
-        return row
-
-
-@caught_by("FM-TIM-008")
-class ChangesTouchAll(Sound):
-    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
-        made = await super().add_message(*args, **kwargs)
-        for row in await super().get_sessions(None):
-            await super().update_session_title(row["id"], row["title"])
-        return made

@@ -1,4 +1,6 @@
-"""Memories that break under cancellation: partial writes, locks that stay, neighbours cancelled as well."""
+"""Memories that break clauses on single cancelled calls."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
 from __future__ import annotations
 
@@ -6,13 +8,11 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, ClassVar
 
-from flux_memory import BackendUnavailableError
+from flux_memory import (
+    BackendUnavailableError,
+)
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-
-# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
-
-LOCK_SECONDS = 0.2
-"""How long a call waits for a lock; short, so that clauses fail quickly."""
+from flux_memory.testkit.mutants.shared import LOCK_SECONDS
 
 
 class _LeaksALock(Sound):
@@ -122,26 +122,6 @@ class ClearsMessagesFirst(Sound):
         await super().clear_all()
 
 
-@caught_by("FM-CAN-008")
-class OpensOnce(Sound):
-    opening = False
-
-    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._opened(super().create_session(*args, **kwargs))
-
-    async def get_session(self, session_id: Any) -> Any:
-        return await self._opened(super().get_session(session_id))
-
-    async def _opened(self, call: Awaitable[Any]) -> Any:
-        if self.opening:
-            call.close()  # type: ignore[attr-defined]  # it is a coroutine
-            raise BackendUnavailableError("the memory was never opened completely")
-        self.opening = True
-        await asyncio.sleep(0)
-        self.opening = False
-        return await call
-
-
 @caught_by("FM-CAN-009")
 class CancelsItsNeighbours(Sound):
     """Runs concurrent adds in one task, which every caller awaits and can therefore cancel."""
@@ -178,47 +158,3 @@ class ForgetsTheIdWhenCancelled(Sound):
         except asyncio.CancelledError:
             await super().add_message(session_id, role, content, metadata)
             raise
-
-
-@caught_by("FM-CAN-011")
-class LeaksConnections(Sound):
-    """A pool of ten connections that loses one with every cancelled call."""
-
-    free = 10
-
-    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._pooled(super().create_session(*args, **kwargs))
-
-    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._pooled(super().add_message(*args, **kwargs))
-
-    async def _pooled(self, call: Awaitable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(LOCK_SECONDS):
-                while self.free == 0:  # noqa: ASYNC110 - a pool without events is part of the break
-                    await asyncio.sleep(0)
-        except TimeoutError:
-            call.close()  # type: ignore[attr-defined]  # it is a coroutine
-            raise BackendUnavailableError("the pool is exhausted") from None
-        self.free -= 1
-        await asyncio.sleep(0)
-        try:
-            result = await call
-        except Exception:
-            self.free += 1
-            raise
-        self.free += 1
-        return result
-
-
-@caught_by("FM-CAN-012")
-class ClosesOnce(Sound):
-    closing = False
-
-    async def close(self) -> None:
-        if self.closing:
-            raise BackendUnavailableError("close() was started but never finished")
-        self.closing = True
-        await asyncio.sleep(0)
-        await super().close()
-        self.closing = False

@@ -1,0 +1,119 @@
+"""Memories that break clauses on batches."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from flux_memory import (
+    ConflictError,
+)
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+
+
+@caught_by("FM-BAT-001")
+class BatchBackwards(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        return (await super().add_messages(session_id, list(messages)[::-1]))[::-1]
+
+
+@caught_by("FM-BAT-002")
+class BatchWithoutMetadata(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        bare: list[Any] = [{key: value for key, value in one.items() if key != "metadata"} for one in messages]
+        return await super().add_messages(session_id, bare)
+
+
+@caught_by("FM-BAT-003")
+class BatchUntilTheFirstError(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        listed = list(messages)
+        try:
+            return await super().add_messages(session_id, listed)
+        except ValueError:
+            await super().add_messages(session_id, listed[:2])
+            raise
+
+
+@caught_by("FM-BAT-003")
+class BatchIgnoresUnknownKeys(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        known = {"role", "content", "metadata", "message_id"}
+        kept: list[Any] = [{key: value for key, value in one.items() if key in known} for one in messages]
+        return await super().add_messages(session_id, kept)
+
+
+@caught_by("FM-BAT-004")
+class BatchIsALoop(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        return [
+            await super(BatchIsALoop, self).add_message(
+                session_id, one["role"], one["content"], one.get("metadata"), message_id=one.get("message_id")
+            )
+            for one in messages
+        ]
+
+
+@caught_by("FM-BAT-004")
+class LongBatchesInParts(Sound):
+    """Splits batches that exceed the limit of a statement, a script or a request."""
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        if not isinstance(messages, list) or len(messages) <= 1_000:
+            return await super().add_messages(session_id, messages)
+        parts = [messages[at : at + 1_000] for at in range(0, len(messages), 1_000)]
+        return [made for part in parts for made in await super(LongBatchesInParts, self).add_messages(session_id, part)]
+
+
+@caught_by("FM-BAT-005")
+class EmptyBatchIsNothing(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        listed = list(messages)
+        return await super().add_messages(session_id, listed) if listed else []
+
+
+@caught_by("FM-BAT-006")
+class EmptyBatchBumps(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        made = await super().add_messages(session_id, messages)
+        row = await super().get_session(session_id)
+        await super().update_session_title(session_id, row["title"] if row else "")
+        return made
+
+
+@caught_by("FM-BAT-007")
+class TakesAMappingForAList(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        return await super().add_messages(session_id, list(messages) if isinstance(messages, Mapping) else messages)
+
+
+@caught_by("FM-BAT-008")
+class RetriedBatchConflicts(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        listed = list(messages)
+        known = {row["id"] for row in await super().get_history(session_id)}
+        if known & {one.get("message_id") for one in listed}:
+            raise ConflictError("there already")
+        return await super().add_messages(session_id, listed)
+
+
+@caught_by("FM-BAT-009")
+class LastOfABatchWins(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        listed = list(messages)
+        last = {one.get("message_id", at): one for at, one in enumerate(listed)}
+        await super().add_messages(session_id, last.values())
+        return [one.get("message_id", "") for one in listed]
+
+
+@caught_by("FM-BAT-010")
+class BatchMessageByMessage(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        made = []
+        for one in messages:
+            made += await super().add_messages(session_id, [one])
+            await asyncio.sleep(0)
+        return made

@@ -1,0 +1,105 @@
+"""Memories that break clauses on text."""
+
+# ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.mutants.shared import _ChangesContent
+
+
+@caught_by("FM-TXT-001")
+class Strips(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return content.strip()
+
+
+@caught_by("FM-TXT-001")
+class Normalises(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return unicodedata.normalize("NFC", content)
+
+
+@caught_by("FM-TXT-001")
+class UniversalNewlines(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return content.replace("\r\n", "\n")
+
+
+@caught_by("FM-TXT-001")
+class DropsTheByteOrderMark(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return content.removeprefix("\ufeff")
+
+
+@caught_by("FM-TXT-007")
+class StoresTheDisplayText(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return str(content) if isinstance(content, str) else content
+
+
+@caught_by("FM-TXT-008")
+class CutsAtNul(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return content.split("\x00")[0] if isinstance(content, str) else content
+
+
+@caught_by("FM-TXT-009")
+class ReplacesSurrogates(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return content.encode(errors="replace").decode() if isinstance(content, str) else content
+
+
+@caught_by("FM-TXT-010")
+class ConvertsToText(_ChangesContent):
+    def change(self, content: Any) -> Any:
+        return content if isinstance(content, str) else str(content)
+
+
+@caught_by("FM-TXT-002")
+class CutsTitles(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        await super().update_session_title(session_id, title[:255])
+
+
+@caught_by("FM-TXT-003")
+class KnowsItsRoles(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        lowered: list[Any] = [{**one, "role": one["role"].lower()} for one in messages]
+        return await super().add_messages(session_id, lowered)
+
+
+@caught_by("FM-TXT-004")
+class FoldsUsers(Sound):
+    async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if user_id is None or row["user_id"].casefold() == user_id.casefold()]
+
+
+@caught_by("FM-TXT-005")
+class TrimsIds(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        return await super().get_session(session_id.strip())
+
+
+@caught_by("FM-TXT-006")
+class FoldsMessageIds(Sound):
+    async def add_message(self, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
+        return await super().add_message(*args, message_id=message_id and message_id.lower(), **kwargs)
+
+
+@caught_by("FM-TXT-011")
+class ChoosesARole(Sound):
+    async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().add_message(session_id, role or "user", *args, **kwargs)
+
+
+@caught_by("FM-TXT-012")
+class BumpsBeforeItChecks(Sound):
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        if (row := await super().get_session(session_id)) is not None:
+            await super().update_session_title(session_id, row["title"])
+        return await super().add_message(session_id, *args, **kwargs)
