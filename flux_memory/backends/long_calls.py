@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from flux_memory.backends.lifecycle import Lifecycle
@@ -19,6 +22,8 @@ The switch to a thread takes 0.1 ms.
 """
 INLINE_CHARACTERS: Final = 100_000
 """Characters of JSON that are decoded on the event loop, within a millisecond."""
+_MAX_THREADS: Final = 4
+"""Threads for long work; more would only compete for the interpreter."""
 
 
 class LongCalls:
@@ -62,7 +67,7 @@ class LongCalls:
             with self._life.in_flight():
                 async with asyncio.timeout_at(ends):
                     if is_long:
-                        result = await asyncio.to_thread(_read, check)
+                        result = await loop.run_in_executor(_threads(), _read, check)
                     if earlier is not None:
                         await asyncio.wait([earlier])
         except TimeoutError as error:
@@ -88,7 +93,18 @@ async def built(build: Callable[..., Result]) -> Result:
     try:
         return build(most=INLINE_CHARACTERS)
     except TooLongError:
-        return await asyncio.to_thread(build)
+        return await asyncio.get_running_loop().run_in_executor(_threads(), build)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Return threads of our own: all of the event loop's may be waiting for calls like these."""
+    return ThreadPoolExecutor(_MAX_THREADS, "flux-memory")
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads are the parent's.
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def _read(check: Callable[[], Result]) -> Result:
