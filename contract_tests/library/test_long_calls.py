@@ -165,6 +165,19 @@ async def test_adds_to_a_session_keep_their_order(store: Memory) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_new_session_does_not_wait_for_another_with_long_metadata(store: Memory) -> None:
+    """Only calls to one session have an order."""
+    released = threading.Event()
+    first = asyncio.ensure_future(store.create_session(metadata=Told(LONG["members"], released)))
+    await asyncio.sleep(0)
+    with deadline(5):
+        second = await store.create_session()
+    assert not first.done()
+    released.set()
+    assert len({await first, second}) == 2
+
+
+@pytest.mark.asyncio
 async def test_a_deadline_reaches_long_arguments(store: Memory) -> None:
     """The call ends by its own deadline; nothing is stored, and the session goes on."""
     released = threading.Event()
@@ -199,8 +212,26 @@ async def test_long_calls_need_none_of_the_loops_threads(store: Memory) -> None:
 
 def test_a_forked_child_has_threads_of_its_own(path: Path) -> None:
     """A web server may fork its workers after it used a memory."""
-    run = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, path]
+    run = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, str(path)]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "stored\n" * 2
+
+
+@pytest.mark.asyncio
+async def test_close_waits_for_long_arguments_of_a_first_call(path: Path) -> None:
+    """A call that was accepted is stored, though nothing was open when it came."""
+    async with ConversationMemory(path) as before:
+        session = await before.create_session()
+    released = threading.Event()
+    memory = ConversationMemory(path)
+    adding = asyncio.ensure_future(memory.add_message(session, "user", "x", Told(LONG["members"], released)))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(memory.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    released.set()
+    await asyncio.gather(adding, closing)
+    async with ConversationMemory(path) as after:
+        assert len(await after.get_history(session)) == 1
 
 
 @pytest.mark.asyncio

@@ -75,17 +75,9 @@ class Lifecycle(Generic[Resource]):
         """Return the resource; the first caller starts to open it, and later ones wait for the same opening.
 
         Raises:
-            FluxMemoryError: The handle belongs to another event loop.
             MemoryClosedError: `close()` stopped waiting before the resource was open.
         """
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self._loop is not None:
-                raise FluxMemoryError(
-                    "this memory was first used on another event loop, and its connections live there; "
-                    "create one memory for each event loop"
-                )
-            self._loop = loop
         # An earlier opening has less time left than this call: if it fails, this call starts another.
         earlier = self._opening if loop.time() - self._opening_began > _SHARED_OPENING_SECONDS else None
         # A call that comes while others wake up waits behind them: it must not overtake their messages.
@@ -134,7 +126,19 @@ class Lifecycle(Generic[Resource]):
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Count a call, so that `close()` waits for it."""
+        """Count a call, so that `close()` waits for it; the first one binds the handle to its event loop.
+
+        Raises:
+            FluxMemoryError: The handle belongs to another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise FluxMemoryError(
+                    "this memory was first used on another event loop, and its connections live there; "
+                    "create one memory for each event loop"
+                )
+            self._loop = loop
         self._in_flight += 1
         try:
             yield

@@ -51,7 +51,8 @@ class LongCalls:
         Raises:
             BackendUnavailableError: The deadline passed.
         """
-        key = session_id if isinstance(session_id, str) else None
+        # A session without a caller's id is in no other call.
+        key = session_id if isinstance(session_id, str) else object()
         earlier = self._last.get(key) if self._last else None
         try:
             result = check(most=INLINE_PARTS)
@@ -62,24 +63,24 @@ class LongCalls:
             is_long = True
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
-        turn = self._last[key] = loop.create_future()
-        try:
-            with self._life.in_flight():
+        with self._life.in_flight():
+            turn = self._last[key] = loop.create_future()
+            try:
                 async with asyncio.timeout_at(ends):
                     if is_long:
                         result = await loop.run_in_executor(_threads(), _read, check)
                     if earlier is not None:
                         await asyncio.wait([earlier])
-        except TimeoutError as error:
-            raise BackendUnavailableError(
-                f"the arguments were not encoded within {seconds:g} s, and nothing was stored; store less at once, or "
-                "raise timeout="
-            ) from error
-        finally:
-            if earlier is None or earlier.done():
-                loop.call_soon(self._go_on, key, turn)
-            else:
-                earlier.add_done_callback(lambda _: self._go_on(key, turn))
+            except TimeoutError as error:
+                raise BackendUnavailableError(
+                    f"the arguments were not encoded within {seconds:g} s, and nothing was stored; store less at once, "
+                    "or raise timeout="
+                ) from error
+            finally:
+                if earlier is None or earlier.done():
+                    loop.call_soon(self._go_on, key, turn)
+                else:
+                    earlier.add_done_callback(lambda _: self._go_on(key, turn))
         return result, max(ends - loop.time(), 0.0)
 
     def _go_on(self, key: object, turn: asyncio.Future[None]) -> None:
