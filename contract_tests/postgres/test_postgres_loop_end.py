@@ -19,7 +19,10 @@ memory = PostgresConversationMemory(sys.argv[1], timeout=20)
 tasks = []
 
 def start(*calls):
-    tasks.extend(map(asyncio.ensure_future, calls))
+    for task in map(asyncio.ensure_future, calls):
+        # asyncio would log the failed call as this program's, if the call fails before the loop ends.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        tasks.append(task)
 
 async def fill(count):
     session = await memory.create_session()
