@@ -7,6 +7,7 @@ import math
 import os
 import sqlite3
 import stat
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ LOG_BYTES: Final = 8 * 1024 * 1024
 _LOG_HEADER_BYTES: Final = 32
 _TRUSTED_SECONDS: Final = 0.05
 """Seconds until a read verifies the file again, and a write the log's times."""
+_CREATING: Final = threading.Lock()
 _TRUNCATED: Final = (
     "{} was truncated while it was open; stop the process that cut it, copy the rest with -wal, and restore a backup"
 )
@@ -228,12 +230,14 @@ def make_private(path: Path) -> None:
             f"{path} is empty or missing and {path}-wal beside it is not: the file was lost. Restore a backup of it; "
             "or move both away, and a new store is created"
         )
-    if path.exists():
-        return
-    # One by one: mkdir(parents=True) applies the mode to the last one only.
-    for directory in reversed(path.parents):
-        directory.mkdir(mode=0o700, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
+    # Closing any descriptor of a file drops the process's locks on it, also those of a handle that opened it meanwhile.
+    with _CREATING:
+        if path.exists():
+            return
+        # One by one: mkdir(parents=True) applies the mode to the last one only.
+        for directory in reversed(path.parents):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600))
 
 
 def refuse_cut_page(path: str, db: sqlite3.Connection) -> None:
