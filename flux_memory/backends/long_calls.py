@@ -36,7 +36,7 @@ class LongCalls:
     def __init__(self, life: Lifecycle[Any]) -> None:
         self._life = life
         self._last: dict[object, asyncio.Future[None]] = {}
-        """Of each session with such calls: a future that is done once the latest of them has gone on."""
+        """By session: a future that is done once the latest such call is queued, or has failed."""
 
     async def checked(self, session_id: object, seconds: float, check: Callable[..., Result]) -> tuple[Result, float]:
         """Return the checked arguments of a write, and the seconds that are left for the write itself.
@@ -73,8 +73,8 @@ class LongCalls:
                         await asyncio.wait([earlier])
             except TimeoutError as error:
                 raise BackendUnavailableError(
-                    f"the arguments were not encoded within {seconds:g} s, and nothing was stored; store less at once, "
-                    "or raise timeout="
+                    f"the arguments, or those of an earlier call to the session, were not encoded within {seconds:g} "
+                    "s, and nothing was stored; store less at once, or raise timeout="
                 ) from error
             finally:
                 if earlier is None or earlier.done():
