@@ -186,7 +186,7 @@ class Lifecycle(Generic[Resource]):
             await asyncio.wait([self._opening], timeout=_MIN_CLOSE_SECONDS)
         if self.resource is not None:
             await self._close_resource(self.resource, max(end - loop.time(), _MIN_CLOSE_SECONDS))
-            self.resource = None
+            self.resource = self._opening = None
 
 
 _LIFECYCLES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()
