@@ -1,7 +1,7 @@
 """aiosqlite's thread, as a place to run functions: the only use of names that aiosqlite does not promise.
 
-aiosqlite has no public way to run a function on its thread, nor to make the thread a daemon. Without that, a handle that
-was never closed would keep the interpreter from ending. `pyproject.toml` bounds the version.
+aiosqlite has no public way to run a function on its thread, nor to make the thread a daemon. Without that, a handle
+that was never closed would keep the interpreter from ending. `pyproject.toml` bounds the version.
 """
 
 from __future__ import annotations
