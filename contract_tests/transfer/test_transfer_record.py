@@ -19,6 +19,7 @@ from transfer_processes import invoke_migrate
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
 from flux_memory.errors import SchemaError
+from flux_memory.testkit.servers.databases import database_of
 from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate, migrate_back
 
 RECORDED: Final = 'SELECT session_id FROM flux_memory_moved_sessions ORDER BY session_id COLLATE "C"'
@@ -268,18 +269,14 @@ def test_the_record_is_in_the_tables_schema_and_belongs_to_their_owner(path: Pat
         async with create_role(target) as owner:
             name = owner.partition("://")[2].partition(":")[0]
             await execute(target, f"CREATE SCHEMA chat AUTHORIZATION {name}", "CREATE SCHEMA first")
-            for who in (name, "CURRENT_USER"):
-                await execute(target, f"ALTER ROLE {who} SET search_path = chat")
-            try:
-                async with PostgresConversationMemory(owner, min_size=1) as memory:
-                    await memory.count_sessions()
-                await execute(target, "ALTER ROLE CURRENT_USER SET search_path = first, chat")
-                assert (await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status is Status.IDENTICAL
-                places = "SELECT schemaname, tableowner FROM pg_tables WHERE tablename LIKE 'flux_memory_move%'"
-                assert await fetch_rows(target, places) == [("chat", name)] * 2
-                assert (await migrate(Plan(sqlite_path=path, postgres_dsn=owner))).status is Status.IDENTICAL
-            finally:
-                await execute(target, "ALTER ROLE CURRENT_USER RESET search_path")
+            search = f'ALTER ROLE {{}} IN DATABASE "{database_of(target)}" SET search_path = {{}}'
+            await execute(target, search.format(name, "chat"), search.format("CURRENT_USER", "first, chat"))
+            async with PostgresConversationMemory(owner, min_size=1) as memory:
+                await memory.count_sessions()
+            assert (await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status is Status.IDENTICAL
+            places = "SELECT schemaname, tableowner FROM pg_tables WHERE tablename LIKE 'flux_memory_move%'"
+            assert await fetch_rows(target, places) == [("chat", name)] * 2
+            assert (await migrate(Plan(sqlite_path=path, postgres_dsn=owner))).status is Status.IDENTICAL
 
     asyncio.run(run())
 
