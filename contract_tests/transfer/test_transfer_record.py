@@ -128,7 +128,7 @@ def test_skipped_sessions_are_named_with_the_option_that_restores_them(deleted: 
     sides, written = ("--sqlite-path", deleted, "--postgres-dsn", target), deleted.with_name("report.json")
     skipped = call(*sides, "--report", written)
     assert skipped.exit_code == 3
-    assert "Skipped, since an earlier run moved them and they were deleted in PostgreSQL: 1 sessions" in skipped.output
+    assert "Skipped, since an earlier run moved them and they were deleted in PostgreSQL: 1 session" in skipped.output
     assert "2 messages. First: two\n" in skipped.output
     assert skipped.output.rstrip().endswith("To move them again, run with --restore-deleted.")
     assert "identical" not in skipped.output
@@ -182,7 +182,7 @@ def test_rows_added_by_the_application_stay(deleted: Path, target: str) -> None:
     contained = call("--sqlite-path", deleted, "--postgres-dsn", target)
     assert contained.exit_code == 0
     assert (
-        "Only in PostgreSQL: 1 sessions, and 1 messages of sessions that are on both sides. "
+        "Only in PostgreSQL: 1 session, and 1 message of sessions that are on both sides. "
         "First sessions: of the application, one"
     ) in contained.output
     closing_line = contained.output.rstrip().splitlines()[-1]

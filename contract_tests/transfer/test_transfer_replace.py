@@ -241,7 +241,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     written = path.with_name("report.json")
     looked = call(*sides(path, target), "--replace", "--dry-run", "--report", written)
     assert looked.exit_code == 0, looked.output
-    assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 messages of other sessions" in looked.output
+    assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 message of other sessions" in looked.output
     assert "\n  First sessions: there, two, one\n" in looked.output
     assert "\n  session's title differs: one\n" in looked.output
     assert "\nPostgreSQL would lose the values of your columns in sessions: stars\n" in looked.output
@@ -293,7 +293,7 @@ def test_a_terminal_shows_the_losses_and_asks(path: Path, target: str, answer: s
     written = run_on_terminal(200, "--replace", *sides(path, target), typed=f"{answer}\n".encode(), code=code)
     shown, asked, after = written.partition("? [y/N]: ")
     assert asked, written
-    assert "PostgreSQL would lose 1 sessions" in shown
+    assert "PostgreSQL would lose 1 session" in shown
     assert "First sessions: there" in shown
     assert "Replace everything in " in shown
     assert ("Proven identical" in after) == (answer == "y")
