@@ -115,7 +115,7 @@ class _Migration:
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
             target = await inspect_target(connection, for_reading=for_reading)
-            self._watcher.say(_describe(target, report.target, "replaced" if plan.replace else "kept"))
+            self._watcher.say(_describe(target, plan, report.target))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)
             await self._retry_if_changed(lambda: self._preflight(sessions + messages))
@@ -333,7 +333,10 @@ class _Migration:
         return await run_in_thread(work, self._snapshot.interrupt)
 
 
-def _describe(target: Target, shown: str, fate: str) -> str:
+def _describe(target: Target, plan: Plan, shown: str) -> str:
+    fate = "are kept"
+    if plan.replace:
+        fate = "would be replaced" if plan.mode is Mode.PREFLIGHT else "will be replaced"
     where = f"PostgreSQL {target.server_version} at {shown}"
     if target.original:
         return (
@@ -341,5 +344,5 @@ def _describe(target: Target, shown: str, fate: str) -> str:
             f"{target.messages:,} messages; the tables are upgraded in place, and the rows {fate}"
         )
     if target.sessions or target.messages:
-        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are {fate}"
+        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which {fate}"
     return f"Target: {where}, empty"
