@@ -168,7 +168,7 @@ class Display:
         if lost.first_only_in_target:
             self.say(f"  First sessions: {', '.join(lost.first_only_in_target)}")
         if lost.differences:
-            self.say(f"PostgreSQL would get the file's content where it has another: {_counted(lost.differences)}")
+            self.say(f"PostgreSQL would get the file's content for rows that differ: {_counted(lost.differences)}")
             for difference in lost.first_differences:
                 self.say(f"  {difference}")
         if lost.columns:
