@@ -1,5 +1,6 @@
-"""Tables of the original application in every state: upgraded and then in ordinary use, or refused with the statement
-that helps; and `check` and a migration say what the first use does.
+"""Tests the original application's tables in every state: upgraded and usable, or refused with the right statement.
+
+`check` and a migration announce what the first use does.
 """
 
 from __future__ import annotations
