@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
-# Tables of which a policy may hide rows from the role, and whether some policy lets it read.
+# Tables whose rows a policy may hide from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """
 SELECT
     relname::text,
@@ -64,7 +64,7 @@ class CheckReport:
     sessions: int = 0
     messages: int = 0
     row_security: list[str] = field(default_factory=list)
-    """Tables of which row-level security may hide rows from the role; the counts are then of the rows it sees."""
+    """Tables whose rows row-level security may hide from the role; the counts include only rows that it sees."""
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""

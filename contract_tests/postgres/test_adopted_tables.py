@@ -20,7 +20,7 @@ from flux_memory.transfer.target.server import inspect_target, open_connection
 
 @pytest.fixture(scope="module")
 def database(flux_postgres_server: Server) -> Iterator[str]:
-    """A database for all worlds: a schema is made anew in a fraction of the time."""
+    """One database for all worlds: creating a schema again takes a fraction of the time."""
     dsn = flux_postgres_server.create_database()
     yield dsn
     flux_postgres_server.drop_database(dsn)
