@@ -18,8 +18,8 @@ from flux_memory.transfer.target.server import write_transaction
 
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
-# Settings that a rebuild of the keys would lose, and other tables and triggers that TRUNCATE would reach.
-# `_Keys.rehearse` finds the obstacles that the server itself reports.
+# What a rebuild of the keys would lose, and what TRUNCATE would reach besides the two tables. `_Keys.rehearse` finds
+# what the server refuses.
 SELECT_OBSTACLE: Final = """
 SELECT pg_catalog.format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
 FROM pg_index
