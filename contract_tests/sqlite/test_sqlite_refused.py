@@ -206,7 +206,7 @@ async def test_a_stray_exception_in_the_thread_breaks_no_promise(
             await asyncio.sleep(0)
         time.sleep(chance.random() * 0.003)  # noqa: ASYNC251 - the thread works while the loop stands still
         assert worker._driver is not None
-        thread = ctypes.c_ulong(worker._driver._thread.ident or 0)
+        thread = ctypes.c_ulong(worker._driver.thread.ident or 0)
         stray = chance.choice((SystemExit, KeyboardInterrupt, MemoryError))
         ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(stray))
         await asyncio.gather(*calls)

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from click.testing import CliRunner, Result
 from original_application import add_message, add_sessions, make_file, make_file_with_data
 from raw_postgres import create_role, execute, fetch_rows
 from transfer_memories import FORGET, Trigger, insert_message, make_random_file, move, read_target
+from transfer_processes import invoke_migrate
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
-from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import SchemaError
 from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate, migrate_back
 
@@ -33,11 +32,6 @@ USE: Final = (
 
 
 @pytest.fixture
-def target(flux_empty_database: str) -> str:
-    return flux_empty_database
-
-
-@pytest.fixture
 def deleted(path: Path, target: str) -> Path:
     """A file that was moved, and whose session `two` was deleted in PostgreSQL since."""
     make_file_with_data(path)
@@ -49,12 +43,6 @@ def deleted(path: Path, target: str) -> Path:
 
     asyncio.run(delete())
     return path
-
-
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    return result
 
 
 def ids(dsn: str) -> list[str]:
@@ -126,7 +114,7 @@ def test_a_kept_file_does_not_bring_back_deleted_sessions(
 def test_skipped_sessions_are_named_with_the_option_that_restores_them(deleted: Path, target: str) -> None:
     """The terminal and the report list the sessions; a comparison calls them missing."""
     sides, written = ("--sqlite-path", deleted, "--postgres-dsn", target), deleted.with_name("report.json")
-    skipped = call(*sides, "--report", written)
+    skipped = invoke_migrate(*sides, "--report", written)
     assert skipped.exit_code == 3
     assert "Skipped, since an earlier run moved them and they were deleted in PostgreSQL: 1 session" in skipped.output
     assert "2 messages. First: two\n" in skipped.output
@@ -141,10 +129,10 @@ def test_skipped_sessions_are_named_with_the_option_that_restores_them(deleted: 
         1,
         4,
     )
-    compared = call(*sides, "--verify")
+    compared = invoke_migrate(*sides, "--verify")
     assert compared.exit_code == 1
     assert "session missing: two with 2 messages, deleted since it was moved" in compared.output
-    restored = call(*sides, "--restore-deleted")
+    restored = invoke_migrate(*sides, "--restore-deleted")
     assert restored.exit_code == 0
     assert "Proven identical" in restored.output
 
@@ -179,7 +167,7 @@ def test_rows_added_by_the_application_stay(deleted: Path, target: str) -> None:
 
     asyncio.run(go_on())
     before = read_target(target)
-    contained = call("--sqlite-path", deleted, "--postgres-dsn", target)
+    contained = invoke_migrate("--sqlite-path", deleted, "--postgres-dsn", target)
     assert contained.exit_code == 0
     assert (
         "Only in PostgreSQL: 1 session, and 1 message of sessions that are on both sides. "

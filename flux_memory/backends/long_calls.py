@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Final, TypeVar
 
 from flux_memory.backends.lifecycle import Lifecycle
@@ -19,6 +22,8 @@ Switching to a thread takes 0.1 ms.
 """
 INLINE_CHARACTERS: Final = 100_000
 """Characters of JSON up to which decoding stays on the event loop: one millisecond."""
+_MAX_THREADS: Final = 4
+"""Threads for long work; more would only compete for the interpreter."""
 
 
 class LongCalls:
@@ -48,7 +53,8 @@ class LongCalls:
         Raises:
             BackendUnavailableError: The deadline passed.
         """
-        key = session_id if isinstance(session_id, str) else None
+        # A session without a caller's id is in no other call.
+        key = session_id if isinstance(session_id, str) else object()
         earlier = self._last.get(key) if self._last else None
         try:
             result = check(most=INLINE_PARTS)
@@ -59,24 +65,24 @@ class LongCalls:
             is_long = True
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
-        turn = self._last[key] = loop.create_future()
-        try:
-            with self._life.in_flight():
+        with self._life.in_flight():
+            turn = self._last[key] = loop.create_future()
+            try:
                 async with asyncio.timeout_at(ends):
                     if is_long:
-                        result = await asyncio.to_thread(_check_in_thread, check)
+                        result = await loop.run_in_executor(_threads(), _check_in_thread, check)
                     if earlier is not None:
                         await asyncio.wait([earlier])
-        except TimeoutError as error:
-            raise BackendUnavailableError(
-                f"the arguments were not encoded within {seconds:g} s, and nothing was stored; store less at once, or "
-                "raise timeout="
-            ) from error
-        finally:
-            if earlier is None or earlier.done():
-                loop.call_soon(self._end_turn, key, turn)
-            else:
-                earlier.add_done_callback(lambda _: self._end_turn(key, turn))
+            except TimeoutError as error:
+                raise BackendUnavailableError(
+                    f"the arguments were not encoded within {seconds:g} s, and nothing was stored; store less at once, "
+                    "or raise timeout="
+                ) from error
+            finally:
+                if earlier is None or earlier.done():
+                    loop.call_soon(self._end_turn, key, turn)
+                else:
+                    earlier.add_done_callback(lambda _: self._end_turn(key, turn))
         return result, max(ends - loop.time(), 0.0)
 
     def _end_turn(self, key: object, turn: asyncio.Future[None]) -> None:
@@ -94,7 +100,18 @@ async def build_off_loop(build: Callable[..., Result]) -> Result:
     try:
         return build(most=INLINE_CHARACTERS)
     except TooLongError:
-        return await asyncio.to_thread(build)
+        return await asyncio.get_running_loop().run_in_executor(_threads(), build)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Return threads of our own: all of the event loop's may be waiting for calls like these."""
+    return ThreadPoolExecutor(_MAX_THREADS, "flux-memory")
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads are the parent's.
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def _check_in_thread(check: Callable[[], Result]) -> Result:

@@ -16,7 +16,7 @@ from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls, build_off_loop
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.errors import translated
+from flux_memory.backends.postgres.errors import translate_errors
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
@@ -334,7 +334,7 @@ class PostgresConversationMemory(Memory):
     ) -> Result:
         """Run a call on the open store, within its deadline or the seconds that are left of it."""
         seconds = seconds_for(self.timeout) if seconds is None else seconds
-        with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
+        with self._life.in_flight(), translate_errors(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
                 return await call(await self._life.opened())
 

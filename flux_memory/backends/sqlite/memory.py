@@ -15,7 +15,7 @@ from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls, build_off_loop
 from flux_memory.backends.sqlite import listing
-from flux_memory.backends.sqlite.errors import check_changed, translated
+from flux_memory.backends.sqlite.errors import check_changed, translate_errors
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.backends.sqlite.queue import Work, not_begun
@@ -228,12 +228,12 @@ class ConversationMemory(Memory):
             life.resource.abandon()
 
     async def _read(self, work: Work[Result]) -> Result:
-        with self._life.in_flight(), translated(self.db_path):
+        with self._life.in_flight(), translate_errors(self.db_path):
             worker, timeout = await self._worker()
             return await worker.read(work, timeout)
 
     async def _write(self, work: Work[Result], seconds: float | None = None) -> Result:
-        with self._life.in_flight(), translated(self.db_path):
+        with self._life.in_flight(), translate_errors(self.db_path):
             worker, timeout = await self._worker(seconds)
             return await worker.write(work, timeout)
 

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema import SchemaFile, history
+from flux_memory.schema import VERSION_TABLE, SchemaFile, history
 
 SELECT_OBJECTS: Final = "SELECT type, name, lower(tbl_name), sql, rootpage FROM sqlite_master"
 SELECT_COLUMNS: Final = "SELECT name, upper(type) FROM pragma_table_info(?)"
@@ -128,7 +128,7 @@ def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterat
     """Describe objects that other programs attached to the tables, and that could affect a write."""
     ours = _expected()
     for name, each in found.items():
-        if each.type == "trigger" and each.table in ours.tables and name not in ours.objects:
+        if each.type == "trigger" and each.table in {*ours.tables, VERSION_TABLE} and name not in ours.objects:
             yield (
                 f"the trigger {each.name!r} on {each.table!r} could change or drop what is stored; save its SQL, and "
                 f"drop it: DROP TRIGGER {quoted(each.name)}"
