@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
-# Tables of which a policy may hide rows from the role, and whether some policy lets it read.
+# Tables whose rows a policy may hide from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """
 SELECT
     relname::text,
@@ -47,7 +47,7 @@ _POOL_CONNECTIONS: Final = 10
 _LOCK_SHARE: Final = 0.9
 """Share of the deadline to wait for another process's lock; the rest lets the caller report it."""
 _INTERRUPT_SECONDS: Final = 0.05
-"""Seconds between two attempts to interrupt a look at a file at its deadline."""
+"""Seconds between two attempts to interrupt the inspection of a file at its deadline."""
 
 
 @dataclass
@@ -64,12 +64,12 @@ class CheckReport:
     sessions: int = 0
     messages: int = 0
     row_security: list[str] = field(default_factory=list)
-    """Tables of which row-level security may hide rows from the role; the counts are then of the rows it sees."""
+    """Tables whose rows row-level security may hide from the role; the counts include only rows that it sees."""
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
     note: str = ""
-    """What the reader should know besides."""
+    """A remark that is not a fault, such as a file that the settings may mean instead."""
     full: list[str] = field(default_factory=list)
     """The methods that the full check called."""
 
@@ -92,7 +92,7 @@ async def check_sqlite(path: str, timeout: float, *, must_exist: bool = False) -
         await asyncio.wait([looking], timeout=timeout)
     finally:
         while not looking.done():
-            # An interrupt between two statements stops neither.
+            # Repeated, since an interrupt between two statements has no effect.
             look.interrupt()
             await asyncio.wait([looking], timeout=_INTERRUPT_SECONDS)
     with translate_sqlite_errors(path):
@@ -290,6 +290,6 @@ async def _count_rows(connection: Any, report: CheckReport) -> None:
         )
     async with connection.transaction(readonly=True):
         if not tables:
-            # The server raises, instead of counting only what a policy shows that was created just now.
+            # If a policy was created just now, the server raises instead of counting only the rows that it shows.
             await connection.execute("SET LOCAL row_security = off")
         report.sessions, report.messages = await connection.fetchrow(COUNTS)

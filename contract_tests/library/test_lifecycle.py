@@ -58,6 +58,29 @@ async def let_tasks_settle(*tasks: asyncio.Task[Any]) -> None:
 
 
 @pytest.mark.asyncio
+async def test_calls_leave_the_opening_in_their_order() -> None:
+    """A call that comes while those before it wake up does not overtake them: their messages would be out of order."""
+    resource = Resource()
+    resource.gate.clear()
+    order: list[int] = []
+
+    async def call(number: int) -> None:
+        await resource.call()
+        order.append(number)
+
+    calls = [asyncio.ensure_future(call(number)) for number in range(3)]
+    await let_tasks_settle(*calls)
+    resource.gate.set()
+    for number in range(3, 20):
+        calls.append(asyncio.ensure_future(call(number)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    assert order == sorted(order)
+    await resource.life.close()
+    assert (resource.opened, resource.closed) == (1, 1)
+
+
+@pytest.mark.asyncio
 async def test_a_late_caller_does_not_fail_of_an_opening_that_ran_out_of_time() -> None:
     """Callers that started the opening share its failure; a caller that joined later opens again, once."""
     resource = Resource()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +36,22 @@ LONG: Final[dict[str, dict[str, Any]]] = {
     "objects": {"a": [{"k": n} for n in range(INLINE_PARTS // 2)]},
     "deep": {"a": {"b": {"c": ["x"] * INLINE_PARTS}}},
 }
+FORKED: Final = """
+import asyncio, os, sys
+from flux_memory import ConversationMemory
+
+async def use():
+    async with ConversationMemory(sys.argv[1]) as memory, asyncio.timeout(30):
+        session = await memory.create_session(metadata={"a": [1] * 9_000})
+        assert await memory.get_session(session)
+        print("stored", flush=True)
+
+asyncio.run(use())
+child = os.fork()
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+asyncio.run(use())
+"""
 
 
 class Told(Mapping[str, Any]):
@@ -54,6 +73,10 @@ class Told(Mapping[str, Any]):
         if self.released is not None and threading.current_thread() is not threading.main_thread():
             self.released.wait(30)
         return iter(self.values_)
+
+
+def _text(most: int) -> str:
+    return f'{{"a": "{"x" * most}"}}'
 
 
 @pytest_asyncio.fixture(params=["sqlite", "postgres"])
@@ -80,11 +103,22 @@ def test_long_metadata_is_recognised_early(value: dict[str, Any]) -> None:
         lambda most: check_batch([{"role": "r", "content": "c"}] * 1_000, most=most),
         lambda most: check_batch([{"role": "r", "content": "c", "metadata": SHORT}] * 9, most=most),
         lambda most: build_messages("s", [("i", "r", "c", "{}", NOW)] * 300, most=most),
-        lambda most: build_messages("s", [("i", "r", "c", f'{{"a": "{"x" * most}"}}', NOW)], most=most),
-        lambda most: build_session(("i", "", "", NOW, NOW, f'{{"a": "{"x" * most}"}}', 0), most=most),
+        lambda most: build_messages("s", [("i", "r", "c", _text(most), NOW)], most=most),
+        lambda most: build_session(("i", "", "", NOW, NOW, _text(most), 0), most=most),
         lambda most: build_sessions([("i", "", "", NOW, NOW, "{}", 0)] * 300, most=most),
+        lambda most: build_messages("s", [("i", "r", "c", text, NOW) for text in (None, _text(most))], most=most),
+        lambda most: build_sessions([("i", "", "", NOW, NOW, text, 0) for text in (None, _text(most))], most=most),
     ],
-    ids=["messages", "their metadata", "history", "its metadata", "session", "sessions"],
+    ids=[
+        "messages",
+        "their metadata",
+        "history",
+        "its metadata",
+        "session",
+        "sessions",
+        "history beside NULL",
+        "sessions beside NULL",
+    ],
 )
 def test_other_long_work_is_recognised_early(work: Callable[[int], Any]) -> None:
     """Many small records take as long as one large one."""
@@ -131,6 +165,19 @@ async def test_adds_to_a_session_keep_their_order(store: Memory) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_new_session_does_not_wait_for_another_with_long_metadata(store: Memory) -> None:
+    """Only calls to one session have an order."""
+    released = threading.Event()
+    first = asyncio.ensure_future(store.create_session(metadata=Told(LONG["members"], released)))
+    await asyncio.sleep(0)
+    with deadline(5):
+        second = await store.create_session()
+    assert not first.done()
+    released.set()
+    assert len({await first, second}) == 2
+
+
+@pytest.mark.asyncio
 async def test_a_deadline_reaches_long_arguments(store: Memory) -> None:
     """The call ends by its own deadline; nothing is stored, and the session goes on."""
     released = threading.Event()
@@ -141,6 +188,50 @@ async def test_a_deadline_reaches_long_arguments(store: Memory) -> None:
     await store.add_message("s", "user", "next")
     released.set()
     assert [row["content"] for row in await store.get_history("s")] == ["next"]
+
+
+@pytest.mark.asyncio
+async def test_long_calls_need_none_of_the_loops_threads(store: Memory) -> None:
+    """All of these may wait for such calls, in an application that calls from synchronous code in threads."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+
+    async def calls() -> list[Any]:
+        await store.add_message("s", "user", "x", LONG["members"])
+        return await store.get_history("s")
+
+    def call_from_a_thread() -> list[Any]:
+        calling = asyncio.run_coroutine_threadsafe(calls(), loop)
+        try:
+            return calling.result(30)
+        finally:
+            calling.cancel()
+
+    assert [row["metadata"] for row in await asyncio.to_thread(call_from_a_thread)] == [LONG["members"]]
+
+
+def test_a_forked_child_has_threads_of_its_own(path: Path) -> None:
+    """A web server may fork its workers after it used a memory."""
+    run = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, str(path)]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == "stored\n" * 2
+
+
+@pytest.mark.asyncio
+async def test_close_waits_for_long_arguments_of_a_first_call(path: Path) -> None:
+    """A call that was accepted is stored, though nothing was open when it came."""
+    async with ConversationMemory(path) as before:
+        session = await before.create_session()
+    released = threading.Event()
+    memory = ConversationMemory(path)
+    adding = asyncio.ensure_future(memory.add_message(session, "user", "x", Told(LONG["members"], released)))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(memory.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    released.set()
+    await asyncio.gather(adding, closing)
+    async with ConversationMemory(path) as after:
+        assert len(await after.get_history(session)) == 1
 
 
 @pytest.mark.asyncio

@@ -158,6 +158,10 @@ async def test_what_would_do_harm_is_refused_by_name(path: Path, sql: str, says:
     ("sql", "says"),
     [
         *ON_ROWS.items(),
+        (
+            f"CREATE TRIGGER keen BEFORE INSERT ON flux_memory_schema BEGIN {SILENT}; END",
+            "the trigger 'keen' on 'flux_memory_schema'",
+        ),
         ("DROP TRIGGER session_metadata_after_insert", "the trigger 'session_metadata_after_insert' is missing"),
         (
             (

@@ -61,7 +61,7 @@ def copied(path: Path, _: str) -> Path:
 
 
 def vacuumed(path: Path, _: str) -> Path:
-    """Write the file anew."""
+    """Write the file again."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("VACUUM INTO ?", (str(path.with_name("new.db")),))
     return path.with_name("new.db")
@@ -253,7 +253,7 @@ def test_retried_rows_are_recorded_but_not_of_the_file(path: Path, target: str) 
 
 
 def test_tables_that_were_dropped_have_no_record(path: Path, target: str) -> None:
-    """Where the tables are made anew, nothing was moved into them."""
+    """Nothing was moved into tables that were created again."""
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, "DROP TABLE messages, sessions, flux_memory_schema"))

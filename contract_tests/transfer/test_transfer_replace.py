@@ -236,6 +236,16 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     assert losses["differences"] == {"session's title differs": 1}
 
 
+def test_a_dry_run_without_losses_says_so(path: Path, target: str) -> None:
+    """A reader need not add up zeros to see that nothing would be lost; the rows are not replaced yet."""
+    make_file_with_data(path)
+    move(path, target)
+    looked = invoke_migrate(*name_sides(path, target), "--replace", "--dry-run")
+    assert looked.exit_code == 0, looked.output
+    assert "\nPostgreSQL would lose no session and no message\n" in looked.output
+    assert "which would be replaced\n" in looked.output
+
+
 def test_the_original_applications_tables_are_replaced(path: Path, target: str) -> None:
     """A dry run of tables that would be upgraded first shows their losses, too."""
     asyncio.run(make_original(target))

@@ -46,7 +46,10 @@ class Lifecycle(Generic[Resource]):
         self._grace = grace
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[Resource] | None = None
+        """The opening that runs, or the one that succeeded."""
         self._opening_began = 0.0
+        self._waiting = 0
+        """Callers that wait for the opening, or have not run since it ended."""
         self._closing: asyncio.Task[None] | None = None
         self._close_by = math.inf
         self.resource: Resource | None = None
@@ -72,26 +75,25 @@ class Lifecycle(Generic[Resource]):
         """Return the resource; the first caller starts to open it, and later ones wait for the same opening.
 
         Raises:
-            FluxMemoryError: The handle belongs to another event loop.
             MemoryClosedError: `close()` stopped waiting before the resource was open.
         """
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self._loop is not None:
-                raise FluxMemoryError(
-                    "this memory was first used on another event loop, and its connections live there; "
-                    "create one memory for each event loop"
-                )
-            self._loop = loop
         # An earlier opening has less time left than this call: if it fails, this call starts another.
         earlier = self._opening if loop.time() - self._opening_began > _SHARED_OPENING_SECONDS else None
+        # A call that comes while others wake up waits behind them: it must not overtake their messages.
+        overtakes = self._waiting > 0
         while not self._ended:
-            if self.resource is not None:
+            if self.resource is not None and not overtakes:
                 return self.resource
             opening = self._opening or self._begin_opening(loop)
-            # A cancelled caller does not cancel the opening, nor the other way round: an application may cancel every
-            # task, and a caller that still waits starts another opening.
-            await asyncio.wait([opening])
+            self._waiting += 1
+            try:
+                # A cancelled caller does not cancel the opening, nor the other way round: an application may cancel
+                # every task, and a caller that still waits starts another opening.
+                await asyncio.wait([opening])
+            finally:
+                self._waiting -= 1
+            overtakes = False
             if not opening.cancelled() and opening.exception() is not None and opening is not earlier:
                 opening.result()
         raise MemoryClosedError(CLOSED)
@@ -106,9 +108,10 @@ class Lifecycle(Generic[Resource]):
         """Store the resource: as a callback, before any caller wakes, even if the task never ran."""
         if opening is not self._opening:
             return
-        self._opening = None
         # Retrieving the exception also keeps asyncio from logging it if every caller is gone.
-        if not opening.cancelled() and opening.exception() is None:
+        if opening.cancelled() or opening.exception() is not None:
+            self._opening = None
+        else:
             self.resource = opening.result()
 
     def leave_to_parent(self) -> None:
@@ -123,7 +126,19 @@ class Lifecycle(Generic[Resource]):
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Count a call, so that `close()` waits for it."""
+        """Count a call, so that `close()` waits for it; the first one binds the handle to its event loop.
+
+        Raises:
+            FluxMemoryError: The handle belongs to another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise FluxMemoryError(
+                    "this memory was first used on another event loop, and its connections live there; "
+                    "create one memory for each event loop"
+                )
+            self._loop = loop
         self._in_flight += 1
         try:
             yield
@@ -159,7 +174,7 @@ class Lifecycle(Generic[Resource]):
         if self._loop is loop:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(end):
-                    # A call that was counted anew meanwhile is the next part of one that was in flight.
+                    # A call that is counted again during the wait continues one that was in flight before.
                     while self._in_flight:
                         self._idle.clear()
                         await self._idle.wait()

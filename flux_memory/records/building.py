@@ -33,7 +33,7 @@ def build_messages(session_id: str, rows: Sequence[Sequence[Any]], *, most: int 
         try:
             result += _sound_messages(some, most)
         except (ValueError, TypeError, RecursionError):
-            result += [_message(session_id, row) for row in some]
+            result += [_message(session_id, row, most) for row in some]
     return result
 
 
@@ -53,7 +53,7 @@ def _sound_messages(rows: Sequence[Sequence[Any]], most: int) -> list[Message]:
     ]
 
 
-def _message(session_id: str, row: Sequence[Any]) -> Message:
+def _message(session_id: str, row: Sequence[Any], most: int) -> Message:
     id_, role, content, metadata, created_at = row
     try:
         if not type(id_) is type(role) is type(content) is str:
@@ -62,7 +62,7 @@ def _message(session_id: str, row: Sequence[Any]) -> Message:
             "id": id_,
             "role": role,
             "content": content,
-            "metadata": decode_metadata(metadata),
+            "metadata": decode_metadata(metadata, most=most),
             "created_at": timestamps.check(created_at),
         }
     except (ValueError, TypeError, RecursionError) as error:
@@ -108,7 +108,7 @@ def build_sessions(rows: Sequence[Sequence[Any]], *, most: int = sys.maxsize) ->
         try:
             result += _sound_sessions(some, most)
         except (ValueError, TypeError, RecursionError):
-            result += map(build_session, some)
+            result += [build_session(row, most=most) for row in some]
     return result
 
 

@@ -20,7 +20,7 @@ class QueuedCall:
         self.state = state
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.alone = False
-        """The server refused a statement that it shared; the next one is its own."""
+        """Whether it must not share its next statement, since the server refused one that it shared."""
 
     def settle(self, error: Exception | None) -> None:
         """Answer the caller, if it still waits."""
@@ -31,7 +31,7 @@ class QueuedCall:
             self.future.set_result(None)
         else:
             self.future.set_exception(error)
-            # Marks it as retrieved: asyncio would log it if the caller, which sends the statement, is cancelled first.
+            # Retrieved here, since asyncio would log it if the caller sends the statement itself and is cancelled.
             self.future.exception()
 
 
@@ -44,7 +44,7 @@ class SessionQueue:
         self.session_id = session_id
         self.waiting: dict[QueuedCall, None] = {}
         self.in_flight: dict[QueuedCall, None] = {}
-        """Calls of the statement whose callers still wait. Once it is empty, the next calls can be sent."""
+        """Calls in `statement` whose callers still wait. Once there are none, the next calls can be sent."""
         self.statement: AddStatement | None = None
 
 

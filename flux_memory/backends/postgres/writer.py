@@ -19,21 +19,21 @@ from flux_memory.records import MessageRow
 MAX_IN_FLIGHT: Final = 2
 """Statements in flight: the server works on one while the callers of the other are answered and call again."""
 MIN_BATCH: Final = 16
-"""Calls up to which one statement costs less than two."""
+"""Calls up to which one shared statement costs less than two in parallel."""
 BATCH_ROWS: Final = 256
 """Rows of one statement; more would delay readers and other handles."""
 BATCH_CHARACTERS: Final = 1_000_000
 """Characters of one statement; more would delay readers and other handles."""
 SLOT_SECONDS: Final = 0.02
-"""Seconds until a statement in flight makes room for the next: it waits for a lock, or on a slow network."""
+"""Seconds after which a statement no longer counts as in flight: it waits for a lock or for a slow network."""
 
 
 class MessageWriter:
     """Sends a call at once if none is in flight, and otherwise in a batch with the calls that gather meanwhile.
 
     A session's messages are stored in the order of the calls. A call whose caller is cancelled before it is sent is not
-    stored; one that was sent is stored as a whole or not at all. A statement without callers is cancelled, and a
-    session's next calls are sent as soon as its callers in the statement before are gone.
+    stored; one that was sent is stored as a whole or not at all. A statement is cancelled once all its callers are
+    gone. A session's next calls are sent as soon as its callers in the statement before are answered or gone.
 
     A shared statement skips locked sessions. Each of these gets a statement that waits for the lock, or is tried again
     after `LOCKED_SECONDS` if too many statements wait for locks.
@@ -68,7 +68,7 @@ class MessageWriter:
 
         Raises:
             SessionNotFoundError: The session does not exist.
-            ConflictError: The session has a message with an id of the rows and another content.
+            ConflictError: The session has a message with the id of a row and other content.
         """
         queue = self._queues.get(session_id)
         # A caller that calls again at once must not overtake the calls that wait.
@@ -87,12 +87,12 @@ class MessageWriter:
         try:
             await call.future
         finally:
-            self._leave(call)
+            self._forget(call)
 
     async def _send_at_once(self, call: QueuedCall) -> None:
         """Send a call from its caller's task, which is cheaper than a new one."""
         statement = AddStatement()
-        self._board(statement, call)
+        self._put_in_flight(statement, call)
         self._occupy_slot(statement)
         self._executor.on_lock.add(statement)
         try:
@@ -102,7 +102,7 @@ class MessageWriter:
             self._finish(statement)
         call.future.result()
 
-    def _leave(self, call: QueuedCall) -> None:
+    def _forget(self, call: QueuedCall) -> None:
         """Forget a call whose caller has stopped waiting; cancel a statement that has no other calls."""
         queue = call.queue
         if call in queue.waiting:
@@ -191,11 +191,11 @@ class MessageWriter:
             room[2] -= sum(len(part) for row in call.rows for part in row)
             del queue.waiting[call]
             self._waiting -= 1
-            self._board(statement, call)
+            self._put_in_flight(statement, call)
             statement.gathered += 1
         self._ready.pop(queue, None)
 
-    def _board(self, statement: AddStatement, call: QueuedCall) -> None:
+    def _put_in_flight(self, statement: AddStatement, call: QueuedCall) -> None:
         call.queue.in_flight[call] = None
         call.queue.statement = statement
         statement.queues[call.queue] = None
@@ -258,7 +258,7 @@ class MessageWriter:
         for call in calls:
             call.state.lost = call.state.unknown
             if isinstance(error, Exception):
-                # One call was refused: each is sent again on its own.
+                # Of a shared statement, the error does not say which call the server refused: each is sent again alone.
                 if len(calls) == 1 or statement is self._next:
                     call.settle(error)
                 call.alone = True

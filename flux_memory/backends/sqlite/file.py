@@ -17,7 +17,7 @@ from flux_memory.backends.sqlite.errors import is_transient
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
 LOG_BYTES: Final = 8 * 1024 * 1024
-"""Bytes to which SQLite cuts the log when it begins it anew; an ordinary log stays below, at 1,000 pages."""
+"""Bytes to which SQLite cuts the log when it restarts it; an ordinary log stays smaller, at 1,000 pages."""
 _LOG_HEADER_BYTES: Final = 32
 _TRUSTED_SECONDS: Final = 0.05
 """Seconds until a read verifies the file again, and a write the log's times."""
@@ -86,7 +86,7 @@ class OpenFile:
         header = self._read_log_header()
         shrunk = {name for name, stat in found.items() if stat.st_size < self._known_sizes[name]}
         if shrunk == {self._log} and found[self._log].st_size >= LOG_BYTES and header != self._log_header:
-            # A process began the log anew, which it does only when the file has all of it.
+            # A process restarted the log, which it does only once the whole log is in the file.
             shrunk.clear()
         if shrunk and not self._is_whole():
             self._truncated = True
@@ -109,7 +109,7 @@ class OpenFile:
                 self._known_sizes[self._log] = _size_alone(self._log)
 
     def _read_log_header(self) -> bytes:
-        """Return the beginning of the log, which changes whenever a process begins the log anew."""
+        """Return the beginning of the log, which changes whenever a process restarts the log."""
         try:
             descriptor = os.open(self._log, os.O_RDONLY)
         except OSError:
@@ -180,8 +180,8 @@ class OpenFile:
 def refuse_special_files(path: str | Path) -> None:
     """Refuse a link to nothing, and anything but regular files in the places of the file and its companions.
 
-    To open a FIFO blocks for ever; a link to nothing would create a file in a place that only the link's author chose,
-    or an empty store where a volume is not mounted.
+    Opening a FIFO blocks forever. Opening a link to nothing would create a file where only the link's author chose, or
+    an empty store where a volume is not mounted.
 
     Raises:
         FluxMemoryError: There is such a file; the message names it.
