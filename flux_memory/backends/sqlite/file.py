@@ -98,7 +98,7 @@ class OpenFile:
         self._verified = time.monotonic()
 
     def note_commit(self) -> None:
-        """Remember the time and the log's size; a later change of the log is another process's.
+        """Remember the time, and the log's size and header; a later change of the log is another process's.
 
         It never raises: the commit is stored, even if the log's size cannot be read because the process has no file
         descriptor left.
@@ -106,19 +106,15 @@ class OpenFile:
         self._committed = time.time_ns()
         if self._log in self._known_sizes:
             with suppress(OSError):
-                self._known_sizes[self._log] = _size_alone(self._log)
+                self._known_sizes[self._log], self._log_header = _size_and_header(self._log)
 
     def _read_log_header(self) -> bytes:
         """Return the beginning of the log, which changes whenever a process restarts the log."""
         try:
-            descriptor = os.open(self._log, os.O_RDONLY)
+            return _size_and_header(self._log)[1]
         except OSError:
             # There is no log, or the process has no file descriptor left.
             return self._log_header
-        try:
-            return os.read(descriptor, _LOG_HEADER_BYTES)
-        finally:
-            os.close(descriptor)
 
     def _just_verified(self) -> bool:
         return not self._frozen and time.monotonic() - self._verified <= _TRUSTED_SECONDS
@@ -127,7 +123,7 @@ class OpenFile:
         try:
             for name, was in self._known_stats.items():
                 if name == self._log:
-                    if _size_alone(name) < self._known_sizes[name]:
+                    if _size_and_header(name)[0] < self._known_sizes[name]:
                         return False
                 else:
                     found = os.stat(name)  # noqa: PTH116 - quicker, and this is done for each write
@@ -256,11 +252,12 @@ def can_only_be_read(path: str) -> bool:
     )
 
 
-def _size_alone(path: str) -> int:
-    """Return a file's size without a `stat`; see `verify_before_write`."""
+def _size_and_header(path: str) -> tuple[int, bytes]:
+    """Return a log's size and beginning without a `stat`; see `verify_before_write`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.lseek(descriptor, 0, os.SEEK_END)
+        header = os.read(descriptor, _LOG_HEADER_BYTES)
+        return os.lseek(descriptor, 0, os.SEEK_END), header
     finally:
         os.close(descriptor)
 
