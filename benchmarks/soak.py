@@ -15,14 +15,12 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 BENCHMARKS: Final = Path(__file__).parent
@@ -37,6 +35,7 @@ from flux_memory import ConversationMemory, Memory, PostgresConversationMemory  
 from flux_memory.testkit.histories import History, Journal, Numbers, Recorder, check, read_stored  # noqa: E402
 from flux_memory.testkit.proxy import Proxy  # noqa: E402
 from harness import machine  # noqa: E402
+from harness.soak_process import Process  # noqa: E402
 from harness.soaking import Orders  # noqa: E402
 
 USERS: Final = 256
@@ -50,8 +49,6 @@ START_SECONDS: Final = 15.0
 """Seconds for the processes to start, before the first fault."""
 QUIET_SECONDS: Final = 4.0
 """Seconds without a fault at the end."""
-GROWTH: Final = (1.05, 8.0)
-"""Allowed memory of a process in its last third of the time against the second: a factor, plus megabytes."""
 
 SELECT_NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
 SELECT_OPEN: Final = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'soak'"
@@ -133,86 +130,6 @@ class Phase:
     longest_outage: float = 0.0
     messages: int = 0
     problems: list[str] = field(default_factory=list)
-
-
-def leaks(name: str, before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """Return a sentence for each kind of resource that a process leaked."""
-    return [
-        f"{name} leaks {kind}: {before[kind]} before, {after[kind]} after close()"
-        for kind in before
-        if after[kind] > before[kind]
-    ]
-
-
-def growth(name: str, used: list[float]) -> list[str]:
-    """Return a sentence if memory, sampled in megabytes, still grows in the last third of a run of 15 s or more."""
-    third = len(used) // 3
-    if third < 5:
-        return []
-    middle, end = median(used[third : 2 * third]), median(used[2 * third :])
-    if end <= middle * GROWTH[0] + GROWTH[1]:
-        return []
-    return [f"{name} grows: {middle:.0f} MB in the second third of its time, {end:.0f} MB in the last"]
-
-
-class Process:
-    """A process with users; a thread reads its samples."""
-
-    def __init__(self, orders: Orders, log: Path) -> None:
-        self.orders = orders
-        self.samples: list[dict[str, Any]] = []
-        self.last: dict[str, Any] = {}
-        self.killed = False
-        with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", "harness.soaking"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                cwd=BENCHMARKS,
-            )
-        assert self._process.stdin is not None
-        # Not on the command line: the target contains a password.
-        self._process.stdin.write(json.dumps(asdict(orders)))
-        self._process.stdin.close()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def kill(self) -> None:
-        """Kill the process."""
-        self.killed = True
-        self._process.send_signal(signal.SIGKILL)
-
-    def finish(self, seconds: float) -> list[str]:
-        """Wait for the process to end; return its problems."""
-        name = self.orders.name
-        try:
-            code = self._process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return [f"{name} did not end"]
-        self._reader.join(timeout=5)
-        if self.killed:
-            return []
-        if code != 0 or not self.last:
-            return [f"{name} ended with {code}; see the log"]
-        return [
-            *leaks(name, self.last["before"], self.last["after"]),
-            *growth(name, [sample["rss_mb"] for sample in self.samples]),
-        ]
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                # The last line of a killed process may be torn.
-                if line.endswith("\n"):
-                    told = json.loads(line)
-                    if "after" in told:
-                        self.last = told
-                    else:
-                        self.samples.append(told)
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flux_memory.backends.sqlite.errors import translated as sqlite_translated
+from flux_memory.backends.sqlite.errors import translate_errors as translate_sqlite_errors
 from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
-from flux_memory.schema import described
+from flux_memory.schema import describe_version
 from flux_memory.schema import sqlite as sqlite_schema
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
-# Tables of which a policy may hide rows from the role, and whether some policy lets it read.
+# Tables whose rows a policy may hide from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """
 SELECT
     relname::text,
@@ -47,7 +47,7 @@ _POOL_CONNECTIONS: Final = 10
 _LOCK_SHARE: Final = 0.9
 """Share of the deadline to wait for another process's lock; the rest lets the caller report it."""
 _INTERRUPT_SECONDS: Final = 0.05
-"""Seconds between two attempts to interrupt a look at a file at its deadline."""
+"""Seconds between two attempts to interrupt the inspection of a file at its deadline."""
 
 
 @dataclass
@@ -64,12 +64,12 @@ class CheckReport:
     sessions: int = 0
     messages: int = 0
     row_security: list[str] = field(default_factory=list)
-    """Tables of which row-level security may hide rows from the role; the counts are then of the rows it sees."""
+    """Tables whose rows row-level security may hide from the role; the counts include only rows that it sees."""
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
     note: str = ""
-    """What the reader should know besides."""
+    """A remark that is not a fault, such as a file that the settings may mean instead."""
     full: list[str] = field(default_factory=list)
     """The methods that the full check called."""
 
@@ -92,10 +92,10 @@ async def check_sqlite(path: str, timeout: float, *, must_exist: bool = False) -
         await asyncio.wait([looking], timeout=timeout)
     finally:
         while not looking.done():
-            # An interrupt between two statements stops neither.
+            # Repeated, since an interrupt between two statements has no effect.
             look.interrupt()
             await asyncio.wait([looking], timeout=_INTERRUPT_SECONDS)
-    with sqlite_translated(path):
+    with translate_sqlite_errors(path):
         return looking.result()
 
 
@@ -110,7 +110,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
         FluxMemoryError: The store cannot be used; the message names the next step.
     """
     from flux_memory.backends.postgres.call_state import CallState  # noqa: PLC0415 - only the driver in use
-    from flux_memory.backends.postgres.errors import translated  # noqa: PLC0415 - only the driver in use
+    from flux_memory.backends.postgres.errors import translate_errors  # noqa: PLC0415 - only the driver in use
     from flux_memory.backends.postgres.pool import OwnPool  # noqa: PLC0415 - only the driver in use
 
     dsn = SecretText(dsn)
@@ -118,7 +118,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     pool = OwnPool(parse_dsn(dsn), 2, _POOL_CONNECTIONS, timeout)
     state = CallState(writes=False)
     try:
-        with translated(report.target, timeout, state, pool):
+        with translate_errors(report.target, timeout, state, pool):
             async with asyncio.timeout(timeout):
                 connection = await pool.take()
                 state.sending()
@@ -200,7 +200,7 @@ class _FileLook:
             "sqlite", self._path, f"SQLite {sqlite3.sqlite_version}", pool="one connection on a thread"
         )
         if self._path == ":memory:":
-            report.schema = described("sqlite", {}, 0)
+            report.schema = describe_version("sqlite", {}, 0)
             return report
         file = Path(self._path).absolute()
         report.target = str(file)
@@ -214,7 +214,7 @@ class _FileLook:
                     f"there is no file {file}; correct the path, or create a store there with --full{hint}"
                 )
             report.target = f"would be created at {file}"
-            report.schema = described("sqlite", {}, 0)
+            report.schema = describe_version("sqlite", {}, 0)
             return report
         if file.is_dir():
             raise BackendUnavailableError(f"SQLite on {file}: is a directory; give the path of a file in it")
@@ -237,7 +237,7 @@ def _read(db: sqlite3.Connection, report: CheckReport) -> None:
     db.execute("PRAGMA query_only = ON")
     applied = sqlite_schema.applied_versions(db)
     original = 0 if applied else sqlite_schema.original_version(db)
-    report.schema = described("sqlite", applied, original)
+    report.schema = describe_version("sqlite", applied, original)
     sqlite_schema.inspect(db, applied)
     if applied or original:
         report.sessions, report.messages = db.execute(COUNTS).fetchone()
@@ -258,7 +258,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     # In one snapshot, since another process may upgrade the tables.
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await schema.inspect(connection)
-    report.schema = described("postgres", state.applied, state.original)
+    report.schema = describe_version("postgres", state.applied, state.original)
     report.repairs = [fault.statement for fault in state.repairs]
     report.warnings = [
         f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "
@@ -290,6 +290,6 @@ async def _count_rows(connection: Any, report: CheckReport) -> None:
         )
     async with connection.transaction(readonly=True):
         if not tables:
-            # The server raises, instead of counting only what a policy shows that was created just now.
+            # If a policy was created just now, the server raises instead of counting only the rows that it shows.
             await connection.execute("SET LOCAL row_security = off")
         report.sessions, report.messages = await connection.fetchrow(COUNTS)

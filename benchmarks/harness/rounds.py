@@ -14,7 +14,7 @@ WARM_UP_SECONDS: Final = 0.3
 
 
 class Turn(NamedTuple):
-    """One contender, one case."""
+    """One measurement of a round: a contender in a case."""
 
     contender: str
     case: Case
@@ -24,10 +24,10 @@ class Turn(NamedTuple):
 def measure(
     run: Run, turns: Sequence[Turn], *, rounds: int, seconds: float, seed: int, progress: Callable[[Turn], None]
 ) -> None:
-    """Measure every turn in every round.
+    """Take every turn in every round, and add its figures to the run.
 
     Args:
-        run: Receives the figures.
+        run: The result, to which the figures are added.
         turns: The measurements of each round.
         rounds: The number of rounds.
         seconds: The duration of each measurement.
@@ -36,7 +36,7 @@ def measure(
     """
     rng = random.Random(seed)
     for number in range(rounds):
-        for turn in _order(turns, rng):
+        for turn in _shuffle(turns, rng):
             progress(turn)
             task = {
                 "engine": turn.case.engine,
@@ -49,8 +49,8 @@ def measure(
             run.add(turn.case, turn.contender, turn.runner.measure(task))
 
 
-def _order(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
-    """Shuffle the cases, and the contenders within each, so that compared contenders run close together."""
+def _shuffle(turns: Sequence[Turn], rng: random.Random) -> list[Turn]:
+    """Return the turns in random order, case by case, so that the contenders of a case run close together."""
     cases = sorted({turn.case for turn in turns})
     rng.shuffle(cases)
     order: list[Turn] = []

@@ -21,6 +21,12 @@ def soak(monkeypatch: pytest.MonkeyPatch) -> Any:
         del sys.modules[name]
 
 
+@pytest.fixture
+def soak_process(soak: Any) -> Any:
+    """The module of the soak's processes."""
+    return sys.modules[soak.Process.__module__]
+
+
 def test_a_short_soak_keeps_every_promise(soak: Any, tmp_path: Path) -> None:
     """256 users on four processes, a foreign lock, one killed process of users: nothing is lost or leaked."""
     phase = soak.soak("sqlite", 4, 9.0, 1, tmp_path / "log")
@@ -31,11 +37,13 @@ def test_a_short_soak_keeps_every_promise(soak: Any, tmp_path: Path) -> None:
     json.dumps(soak.asdict(phase))
 
 
-def test_leaks_are_named(soak: Any) -> None:
+def test_leaks_are_named(soak_process: Any) -> None:
     """An additional descriptor, thread or task is a problem, and so is memory that keeps growing."""
     before = {"files": 7, "threads": 1, "tasks": 1}
-    assert soak.leaks("one", before, before) == []
-    assert soak.leaks("one", before, {**before, "threads": 2}) == ["one leaks threads: 1 before, 2 after close()"]
+    assert soak_process.leaks("one", before, before) == []
+    assert soak_process.leaks("one", before, {**before, "threads": 2}) == [
+        "one leaks threads: 1 before, 2 after close()"
+    ]
     flat = [50.0 + (second % 3) for second in range(60)]
-    assert soak.growth("one", flat) == []
-    assert "grows" in soak.growth("one", [50.0 + second for second in range(60)])[0]
+    assert soak_process.growth("one", flat) == []
+    assert "grows" in soak_process.growth("one", [50.0 + second for second in range(60)])[0]

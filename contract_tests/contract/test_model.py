@@ -30,8 +30,8 @@ from flux_memory.testkit.contract.model.calls import (
     resolved,
 )
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, explore
+from flux_memory.testkit.contract.model.findings import Finding
 from flux_memory.testkit.contract.model.reduce_to_claims import NEEDED
-from flux_memory.testkit.contract.model.state_machine import Finding
 from flux_memory.testkit.contract.model.states import State, explain
 from flux_memory.testkit.mutants import MUTANTS, broken
 

@@ -62,7 +62,7 @@ def test_a_stage_begins_with_a_failure_that_is_real(before: Stage, tmp_path: Pat
 
 
 def test_the_guide_can_be_read_in_ten_minutes() -> None:
-    """The guide has few stages, each of which fixes a bug, and takes at most ten minutes to read."""
+    """The guide has few stages, each fixes a bug, and it takes at most ten minutes to read."""
     assert 5 <= len(STAGES) <= 7
     for before, stage in pairwise(STAGES):
         assert stage.failing < before.failing

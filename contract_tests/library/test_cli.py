@@ -120,6 +120,14 @@ def test_options_of_both_backends_are_a_usage_error() -> None:
     assert "give --sqlite-path or --postgres-dsn, not both" in result.output
 
 
+@pytest.mark.parametrize("arguments", [[], ["contract"]])
+def test_a_group_without_a_subcommand_prints_its_help(arguments: list[str]) -> None:
+    """The help keeps its lines: only text that a user typed is shown without control codes."""
+    shown = CliRunner().invoke(main, arguments).output.splitlines()
+    assert shown[0].startswith("Usage: ")
+    assert "Commands:" in shown
+
+
 @pytest.mark.parametrize("path", ["", "\udcff.db"])
 def test_a_path_that_names_no_file_is_a_usage_error(path: str) -> None:
     """An empty variable in a script must not select a store in memory, which always works."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from flux_memory.backends.sqlite.errors import translated
+from flux_memory.backends.sqlite.errors import translate_errors
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.errors import BackendUnavailableError, InvalidInputError
 from flux_memory.records.filters import MetadataFilter, StoppedError, check_filter
@@ -78,7 +78,7 @@ def test_a_stopped_comparison_is_a_deadline(tmp_path: Any) -> None:
         values = (b'{"a": [' + b"1," * 1_000 + b"1]}", '{"a": [2]}')
         with (
             pytest.raises(BackendUnavailableError, match="interrupted: the call took longer than its"),
-            translated("chat.db"),
+            translate_errors("chat.db"),
         ):
             db.execute(call, values).fetchone()
         assert isinstance(db.execute("SELECT 1").fetchone(), tuple), "the connection goes on"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import os
+import sqlite3
 import subprocess
 import sys
 import typing
 from pathlib import Path
 
+import aiosqlite
 import pytest
 from pydantic import TypeAdapter
 
@@ -22,6 +25,41 @@ def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subpr
     # A coverage tracer would add its own imports to the measured ones.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=cwd, env=plain)
+
+
+PUBLIC = {
+    "flux_memory": """
+        MAX_BATCH_BYTES MAX_CONTENT_BYTES MAX_FILTER_ELEMENTS MAX_FILTER_VALUES MAX_ID_LENGTH MAX_METADATA_BYTES
+        MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory FluxMemoryError
+        InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
+        OutcomeUnknownError PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
+        deadline
+    """,
+    "flux_memory.testkit": """
+        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxy ReferenceMemory ReferenceStore clause
+        known_failure network_outages
+    """,
+    "flux_memory.testkit.contract": "MemoryContract",
+    "flux_memory.testkit.servers": "Server ServerUnavailable start_server",
+    "flux_memory.testkit.histories": """
+        History Journal Numbers Operation Recorder Sent Stored StoredSession Violation call_as_anyone check read_stored
+    """,
+    "flux_memory.transfer": "Mode OnInvalid Plan ProblemKind Report Status Tally Watcher migrate migrate_back",
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_public_names_are_those_of_the_list(module: str) -> None:
+    """A name is neither lost nor published by accident: other projects import them."""
+    package = importlib.import_module(module)
+    assert sorted(package.__all__) == sorted(PUBLIC[module].split())
+    assert set(package.__all__) <= set(dir(package))
+
+
+@pytest.mark.parametrize("name", ["_thread", "_tx"])
+def test_aiosqlite_has_the_private_names_in_use(name: str) -> None:
+    """A release of aiosqlite that moved one fails here, by its name."""
+    assert hasattr(aiosqlite.Connection(lambda: sqlite3.connect(":memory:"), iter_chunk_size=64), name)
 
 
 def test_every_public_name_can_be_imported() -> None:

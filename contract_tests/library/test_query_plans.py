@@ -88,7 +88,7 @@ NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" 
 
 @pytest.fixture(scope="module")
 def filled_postgres(flux_postgres_server: Server) -> Iterator[str]:
-    """A database with many sessions, one of which has many messages."""
+    """A database with many sessions and one long conversation."""
 
     async def fill(dsn: str) -> None:
         async with PostgresConversationMemory(dsn) as memory:
@@ -108,7 +108,7 @@ def filled_postgres(flux_postgres_server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def filled_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with many sessions, one of which has many messages."""
+    """A file with many sessions and one long conversation."""
 
     async def make(path: Path) -> None:
         async with ConversationMemory(path) as memory:

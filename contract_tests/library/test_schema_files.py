@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema import FILE_NAME, adopted_version, described, history, missing
+from flux_memory.schema import FILE_NAME, adopted_version, describe_version, history, missing_steps
 
 # Released files never change: databases have recorded their checksums. A new file gets a line here.
 PINNED = {
@@ -62,9 +62,9 @@ def test_the_missing_files_of_a_database(dialect: str) -> None:
     """A current database lacks nothing, a fresh one every file, an old one the rest."""
     steps = history(dialect)
     everything = {step.version: step.checksum for step in steps}
-    assert missing(dialect, everything) == []
-    assert missing(dialect, {}) == list(steps)
-    assert missing(dialect, {1: steps[0].checksum}) == list(steps[1:])
+    assert missing_steps(dialect, everything) == []
+    assert missing_steps(dialect, {}) == list(steps)
+    assert missing_steps(dialect, {1: steps[0].checksum}) == list(steps[1:])
 
 
 @dialects
@@ -72,14 +72,14 @@ def test_a_newer_database_is_refused(dialect: str) -> None:
     """An old release does not write to a newer schema; the message says how to proceed."""
     newest = len(history(dialect))
     with pytest.raises(SchemaError, match=f"has schema version {newest + 1} and this .* knows {newest}; upgrade"):
-        missing(dialect, {newest + 1: "0"})
+        missing_steps(dialect, {newest + 1: "0"})
 
 
 @dialects
 def test_another_checksum_is_refused(dialect: str) -> None:
     """The schema of a database made by a different file is unknown."""
     with pytest.raises(SchemaError, match=r"schema version 2 \(user_id\) was applied .* from a file that differs"):
-        missing(dialect, {1: history(dialect)[0].checksum, 2: "0"})
+        missing_steps(dialect, {1: history(dialect)[0].checksum, 2: "0"})
 
 
 def test_which_generation_made_the_tables() -> None:
@@ -111,7 +111,7 @@ def test_a_schema_in_words(dialect: str) -> None:
     everything = {step.version: step.checksum for step in history(dialect)}
     newest = max(everything)
     behind = {version: everything[version] for version in everything if version < newest}
-    assert described(dialect, everything, 0) == f"version {newest}, current"
-    assert described(dialect, behind, 0) == f"version {newest - 1}, 1 behind: upgraded at first use"
-    assert described(dialect, {}, 1) == "the original application's, generation 1: adopted in place at first use"
-    assert described(dialect, {}, 0) == "none yet: created at first use"
+    assert describe_version(dialect, everything, 0) == f"version {newest}, current"
+    assert describe_version(dialect, behind, 0) == f"version {newest - 1}, 1 behind: upgraded at first use"
+    assert describe_version(dialect, {}, 1) == "the original application's, generation 1: adopted in place at first use"
+    assert describe_version(dialect, {}, 0) == "none yet: created at first use"

@@ -1,5 +1,6 @@
-"""Tables of the original application in every state: upgraded and then in ordinary use, or refused with the statement
-that helps; and `check` and a migration say what the first use does.
+"""Tests the original application's tables in every state: upgraded and usable, or refused with the right statement.
+
+`check` and a migration announce what the first use does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flux_memory.transfer.target.server import inspect_target, open_connection
 
 @pytest.fixture(scope="module")
 def database(flux_postgres_server: Server) -> Iterator[str]:
-    """A database for all worlds: a schema is made anew in a fraction of the time."""
+    """One database for all worlds: creating a schema again takes a fraction of the time."""
     dsn = flux_postgres_server.create_database()
     yield dsn
     flux_postgres_server.drop_database(dsn)

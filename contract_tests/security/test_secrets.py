@@ -30,7 +30,7 @@ def file_to_move(tmp_path: Path) -> Path:
 
 
 def printed_texts(error: BaseException) -> Iterator[str]:
-    """Return all that people and tools print of an error, with the variables of the package's and driver's frames."""
+    """Return everything that is printed of an error, with the variables of the package's and driver's frames."""
     yield f"{error} {error!r} {error.args!r}"
     # The frames above belong to this test, which holds the DSN.
     entries = traceback.TracebackException.from_exception(error, capture_locals=True)

@@ -112,10 +112,10 @@ async def test_refused_is_not_stored_beside_any_deadlines(memory: ConversationMe
 async def test_an_answer_that_a_stalled_loop_is_late_to_hear_is_heard(memory: ConversationMemory, path: Path) -> None:
     """The deadlines pass during the stall; writes that the thread stored meanwhile are acknowledged."""
     judged = JudgedCalls()
-    calls = [asyncio.create_task(judged.add(memory, str(number), 0.2)) for number in range(80)]
+    calls = [asyncio.create_task(judged.add(memory, str(number), 1.5)) for number in range(80)]
     for _ in range(4):
         await asyncio.sleep(0)
-    time.sleep(1)  # noqa: ASYNC251 - the stall
+    time.sleep(2)  # noqa: ASYNC251 - the stall
     await asyncio.gather(*calls)
     assert judged.judge(path) == {"acknowledged": 80}
 
@@ -206,7 +206,7 @@ async def test_a_stray_exception_in_the_thread_breaks_no_promise(
             await asyncio.sleep(0)
         time.sleep(chance.random() * 0.003)  # noqa: ASYNC251 - the thread works while the loop stands still
         assert worker._driver is not None
-        thread = ctypes.c_ulong(worker._driver._thread.ident or 0)
+        thread = ctypes.c_ulong(worker._driver.thread.ident or 0)
         stray = chance.choice((SystemExit, KeyboardInterrupt, MemoryError))
         ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(stray))
         await asyncio.gather(*calls)

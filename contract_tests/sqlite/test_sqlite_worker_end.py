@@ -31,7 +31,7 @@ async def test_a_forgotten_handle_warns_and_ends_its_thread(path: Path) -> None:
     """The warning names the file, and the thread ends."""
     memory = ConversationMemory(path)
     await memory.create_session()
-    thread = (await memory._life.opened())._driver._thread
+    thread = (await memory._life.opened())._driver.thread
     forgotten = [memory]
     del memory
     with pytest.warns(ResourceWarning, match=r"ConversationMemory\('.*chat\.db'\) was never closed"):
@@ -201,5 +201,5 @@ async def test_a_worker_with_a_hanging_thread_is_abandoned() -> None:
     await asyncio.wait_for(worker.finish(0.05), 5)
     release.set()
     await hanging
-    await asyncio.to_thread(worker._driver._thread.join, 5)
-    assert not worker._driver._thread.is_alive()
+    await asyncio.to_thread(worker._driver.thread.join, 5)
+    assert not worker._driver.thread.is_alive()

@@ -58,7 +58,7 @@ def search_text(where: str, text: str) -> None:
 
 
 def search_error(error: BaseException) -> None:
-    """Search all that may be shown of an error: its text, its causes, and the variables of the package's frames."""
+    """Search everything that shows of an error: its text, its causes, and the variables of the package's frames."""
     for one in _causes(error):
         name = type(one).__name__
         search_text(f"the words of {name}", f"{one} {one!r} {one.args!r} {getattr(one, '__notes__', '')!r}")

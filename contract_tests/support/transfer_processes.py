@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from click.testing import CliRunner, Result
+
+from flux_memory.cli.migrate import migrate
+
 KILLS: Final = 20
 """Kills or interrupts of one test, at random moments."""
 MAX_ROUNDS: Final = 4 * KILLS
@@ -42,3 +46,15 @@ async def wait_for_lock(connection: Any) -> int:
             )
             if pid:
                 return int(pid)
+
+
+def invoke_migrate(*arguments: object) -> Result:
+    """Run the command in this process."""
+    result = CliRunner().invoke(migrate, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.output
+    return result
+
+
+def name_sides(path: Path, dsn: str) -> tuple[object, ...]:
+    """Return the options that name both sides."""
+    return "--sqlite-path", path, "--postgres-dsn", dsn

@@ -231,7 +231,7 @@ def test_plugged_in_without_a_name_is_a_usage_error(pytester: pytest.Pytester) -
     """A run with nothing to check does not pass."""
     result = run_pytest_process(pytester, "--pyargs", "flux_memory.testkit.contract")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*the contract has no memory to test: pass --flux-memory-factory=module:callable*"])
+    result.stderr.fnmatch_lines(["*the contract has no memory to test: pass --flux-memory-factory=module:function*"])
 
 
 @pytest.mark.parametrize("name", ["nowhere:open_memory", "os:nothing", "os path", "os", "os:sep", "broken:open_memory"])
@@ -242,7 +242,7 @@ def test_a_missing_factory_is_named_once(pytester: pytest.Pytester, name: str) -
         pytester, "--pyargs", "flux_memory.testkit.contract", f"--flux-memory-factory={name}", "-k", ASYNC
     )
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*--flux-memory-factory={name}: *write module:callable*"])
+    result.stderr.fnmatch_lines([f"*--flux-memory-factory={name}: *write module:function*"])
     assert "flux-memory contract" not in result.stdout.str()
 
 

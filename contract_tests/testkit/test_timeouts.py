@@ -230,7 +230,9 @@ def test_a_run_ends_and_shows_the_line_that_blocks(pytester: pytest.Pytester) ->
     pytester.makepyfile(BINDING)
     options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
     result = pytester.runpytest_subprocess(*options, "-k", "ORD-001")
-    result.assert_outcomes(failed=1, deselected=158)
+    outcomes = result.parseoutcomes()
+    outcomes.pop("deselected")
+    assert outcomes == {"failed": 1}
     result.stdout.fnmatch_lines(
         [
             "*never.wait()  # it is never set",

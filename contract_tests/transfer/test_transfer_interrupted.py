@@ -1,4 +1,4 @@
-"""Tests that a second run completes a migration with exactly the same result after a kill at any point."""
+"""Tests interrupts, lost servers and cancelled calls: each is reported with advice, and nothing stays open."""
 
 from __future__ import annotations
 

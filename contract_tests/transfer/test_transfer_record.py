@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from click.testing import CliRunner, Result
 from original_application import add_message, add_sessions, make_file, make_file_with_data
 from raw_postgres import create_role, execute, fetch_rows
 from transfer_memories import FORGET, Trigger, insert_message, make_random_file, move, read_target
+from transfer_processes import invoke_migrate
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
-from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import SchemaError
+from flux_memory.testkit.servers.databases import database_of
 from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate, migrate_back
 
 RECORDED: Final = 'SELECT session_id FROM flux_memory_moved_sessions ORDER BY session_id COLLATE "C"'
@@ -30,11 +30,6 @@ USE: Final = (
     "GRANT UPDATE ON sessions TO {role}",
     "GRANT SELECT ON flux_memory_schema TO {role}",
 )
-
-
-@pytest.fixture
-def target(flux_empty_database: str) -> str:
-    return flux_empty_database
 
 
 @pytest.fixture
@@ -49,12 +44,6 @@ def deleted(path: Path, target: str) -> Path:
 
     asyncio.run(delete())
     return path
-
-
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    return result
 
 
 def ids(dsn: str) -> list[str]:
@@ -72,7 +61,7 @@ def copied(path: Path, _: str) -> Path:
 
 
 def vacuumed(path: Path, _: str) -> Path:
-    """Write the file anew."""
+    """Write the file again."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("VACUUM INTO ?", (str(path.with_name("new.db")),))
     return path.with_name("new.db")
@@ -126,9 +115,9 @@ def test_a_kept_file_does_not_bring_back_deleted_sessions(
 def test_skipped_sessions_are_named_with_the_option_that_restores_them(deleted: Path, target: str) -> None:
     """The terminal and the report list the sessions; a comparison calls them missing."""
     sides, written = ("--sqlite-path", deleted, "--postgres-dsn", target), deleted.with_name("report.json")
-    skipped = call(*sides, "--report", written)
+    skipped = invoke_migrate(*sides, "--report", written)
     assert skipped.exit_code == 3
-    assert "Skipped, since an earlier run moved them and they were deleted in PostgreSQL: 1 sessions" in skipped.output
+    assert "Skipped, since an earlier run moved them and they were deleted in PostgreSQL: 1 session" in skipped.output
     assert "2 messages. First: two\n" in skipped.output
     assert skipped.output.rstrip().endswith("To move them again, run with --restore-deleted.")
     assert "identical" not in skipped.output
@@ -141,10 +130,10 @@ def test_skipped_sessions_are_named_with_the_option_that_restores_them(deleted: 
         1,
         4,
     )
-    compared = call(*sides, "--verify")
+    compared = invoke_migrate(*sides, "--verify")
     assert compared.exit_code == 1
     assert "session missing: two with 2 messages, deleted since it was moved" in compared.output
-    restored = call(*sides, "--restore-deleted")
+    restored = invoke_migrate(*sides, "--restore-deleted")
     assert restored.exit_code == 0
     assert "Proven identical" in restored.output
 
@@ -179,10 +168,10 @@ def test_rows_added_by_the_application_stay(deleted: Path, target: str) -> None:
 
     asyncio.run(go_on())
     before = read_target(target)
-    contained = call("--sqlite-path", deleted, "--postgres-dsn", target)
+    contained = invoke_migrate("--sqlite-path", deleted, "--postgres-dsn", target)
     assert contained.exit_code == 0
     assert (
-        "Only in PostgreSQL: 1 sessions, and 1 messages of sessions that are on both sides. "
+        "Only in PostgreSQL: 1 session, and 1 message of sessions that are on both sides. "
         "First sessions: of the application, one"
     ) in contained.output
     closing_line = contained.output.rstrip().splitlines()[-1]
@@ -264,7 +253,7 @@ def test_retried_rows_are_recorded_but_not_of_the_file(path: Path, target: str) 
 
 
 def test_tables_that_were_dropped_have_no_record(path: Path, target: str) -> None:
-    """Where the tables are made anew, nothing was moved into them."""
+    """Nothing was moved into tables that were created again."""
     make_file_with_data(path)
     move(path, target)
     asyncio.run(execute(target, "DROP TABLE messages, sessions, flux_memory_schema"))
@@ -280,18 +269,14 @@ def test_the_record_is_in_the_tables_schema_and_belongs_to_their_owner(path: Pat
         async with create_role(target) as owner:
             name = owner.partition("://")[2].partition(":")[0]
             await execute(target, f"CREATE SCHEMA chat AUTHORIZATION {name}", "CREATE SCHEMA first")
-            for who in (name, "CURRENT_USER"):
-                await execute(target, f"ALTER ROLE {who} SET search_path = chat")
-            try:
-                async with PostgresConversationMemory(owner, min_size=1) as memory:
-                    await memory.count_sessions()
-                await execute(target, "ALTER ROLE CURRENT_USER SET search_path = first, chat")
-                assert (await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status is Status.IDENTICAL
-                places = "SELECT schemaname, tableowner FROM pg_tables WHERE tablename LIKE 'flux_memory_move%'"
-                assert await fetch_rows(target, places) == [("chat", name)] * 2
-                assert (await migrate(Plan(sqlite_path=path, postgres_dsn=owner))).status is Status.IDENTICAL
-            finally:
-                await execute(target, "ALTER ROLE CURRENT_USER RESET search_path")
+            search = f'ALTER ROLE {{}} IN DATABASE "{database_of(target)}" SET search_path = {{}}'
+            await execute(target, search.format(name, "chat"), search.format("CURRENT_USER", "first, chat"))
+            async with PostgresConversationMemory(owner, min_size=1) as memory:
+                await memory.count_sessions()
+            assert (await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status is Status.IDENTICAL
+            places = "SELECT schemaname, tableowner FROM pg_tables WHERE tablename LIKE 'flux_memory_move%'"
+            assert await fetch_rows(target, places) == [("chat", name)] * 2
+            assert (await migrate(Plan(sqlite_path=path, postgres_dsn=owner))).status is Status.IDENTICAL
 
     asyncio.run(run())
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from click.testing import CliRunner, Result
 from original_application import add_message, add_sessions, make_file_with_data, read_rows
-from raw_postgres import create_role, execute, fetch_rows, make_original
+from raw_postgres import execute, fetch_rows, make_original
 from terminal import run_on_terminal
 from transfer_memories import insert_message, insert_session, make_random_file, move, read_target
+from transfer_processes import invoke_migrate, name_sides
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
-from flux_memory.cli.migrate import migrate as command
-from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.transfer import Mode, OnInvalid, Plan, Status, migrate
 
 # Kills itself at the beginning of a phase, or in it after some rows.
@@ -69,25 +67,10 @@ CHANGES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...], Status]]] = {
 }
 
 
-@pytest.fixture
-def target(flux_empty_database: str) -> str:
-    return flux_empty_database
-
-
 def change(path: Path, *statements: str) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         for statement in statements:
             db.execute(statement)
-
-
-def call(*arguments: object) -> Result:
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    return result
-
-
-def sides(path: Path, dsn: str) -> tuple[object, ...]:
-    return "--sqlite-path", path, "--postgres-dsn", dsn
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -223,7 +206,7 @@ def test_only_proven_rows_are_committed(path: Path, target: str) -> None:
     report = move(path, target, replace=True)
     assert (report.status, report.moved) == (Status.DIFFERENT, None)
     assert read_target(target) == before
-    looked = call(*sides(path, target), "--replace", "--yes")
+    looked = invoke_migrate(*name_sides(path, target), "--replace", "--yes")
     assert looked.exit_code == 1
     assert "message differs: m3 of session one" in looked.output
     assert "Nothing was overwritten" in looked.output
@@ -239,9 +222,9 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     asyncio.run(execute(target, "ALTER TABLE sessions ADD COLUMN stars INTEGER", THERE, *ADD_THERE))
     before = read_target(target)
     written = path.with_name("report.json")
-    looked = call(*sides(path, target), "--replace", "--dry-run", "--report", written)
+    looked = invoke_migrate(*name_sides(path, target), "--replace", "--dry-run", "--report", written)
     assert looked.exit_code == 0, looked.output
-    assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 messages of other sessions" in looked.output
+    assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 message of other sessions" in looked.output
     assert "\n  First sessions: there, two, one\n" in looked.output
     assert "\n  session's title differs: one\n" in looked.output
     assert "\nPostgreSQL would lose the values of your columns in sessions: stars\n" in looked.output
@@ -251,6 +234,16 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     assert (losses["only_in_target"], losses["messages_only_in_target"], losses["added_since"]) == (2, 2, 1)
     assert losses["first_only_in_target"] == ["there", "two", "one"]
     assert losses["differences"] == {"session's title differs": 1}
+
+
+def test_a_dry_run_without_losses_says_so(path: Path, target: str) -> None:
+    """A reader need not add up zeros to see that nothing would be lost; the rows are not replaced yet."""
+    make_file_with_data(path)
+    move(path, target)
+    looked = invoke_migrate(*name_sides(path, target), "--replace", "--dry-run")
+    assert looked.exit_code == 0, looked.output
+    assert "\nPostgreSQL would lose no session and no message\n" in looked.output
+    assert "which would be replaced\n" in looked.output
 
 
 def test_the_original_applications_tables_are_replaced(path: Path, target: str) -> None:
@@ -272,17 +265,6 @@ def test_a_dry_run_of_a_new_target_loses_nothing(path: Path, target: str) -> Non
     assert read_target(target) == ([], [])
 
 
-def test_without_a_terminal_replace_needs_yes(path: Path, target: str) -> None:
-    """A script that deletes by --replace says --yes; the refusal says how to look first."""
-    make_file_with_data(path)
-    refused = call(*sides(path, target), "--replace")
-    assert refused.exit_code == 2
-    told = " ".join(refused.output.split())
-    assert "--replace deletes what only PostgreSQL has; look first with --dry-run, then run with --yes" in told
-    assert read_target(target) == ([], [])
-    assert call(*sides(path, target), "--replace", "--yes").exit_code == 0
-
-
 @pytest.mark.parametrize(("answer", "code"), [("n", 1), ("y", 0)])
 def test_a_terminal_shows_the_losses_and_asks(path: Path, target: str, answer: str, code: int) -> None:
     """The question comes after the losses, and only yes replaces."""
@@ -290,38 +272,14 @@ def test_a_terminal_shows_the_losses_and_asks(path: Path, target: str, answer: s
     move(path, target)
     asyncio.run(execute(target, THERE))
     before = read_target(target)
-    written = run_on_terminal(200, "--replace", *sides(path, target), typed=f"{answer}\n".encode(), code=code)
+    written = run_on_terminal(200, "--replace", *name_sides(path, target), typed=f"{answer}\n".encode(), code=code)
     shown, asked, after = written.partition("? [y/N]: ")
     assert asked, written
-    assert "PostgreSQL would lose 1 sessions" in shown
+    assert "PostgreSQL would lose 1 session" in shown
     assert "First sessions: there" in shown
     assert "Replace everything in " in shown
     assert ("Proven identical" in after) == (answer == "y")
     assert (read_target(target) == before) == (answer == "n")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--replace", "--verify"),
-        ("--replace", "--to-sqlite", "x"),
-        ("--replace", "--retry", "x"),
-        ("--replace", "--restore-deleted"),
-        ("--restore-deleted", "--verify"),
-        ("--restore-deleted", "--to-sqlite", "x"),
-    ],
-)
-def test_options_that_exclude_each_other_are_wrong_usage(arguments: tuple[str, ...]) -> None:
-    """Options that exclude each other are refused before any connection is opened."""
-    result = call("--postgres-dsn", "postgresql://127.0.0.1:1/none", "--yes", *arguments)
-    assert result.exit_code == 2
-    assert "exclude" in result.output
-
-
-def test_a_quarantine_file_replaces_nothing(path: Path, target: str) -> None:
-    """The few rows of a quarantine file never take the place of all others, from a program either."""
-    with pytest.raises(MigrationError, match="only some of the rows"):
-        move(path, target, replace=True, retry=True)
 
 
 def test_refused_rows_are_neither_moved_nor_kept(path: Path, target: str) -> None:
@@ -344,38 +302,6 @@ def test_refused_rows_are_neither_moved_nor_kept(path: Path, target: str) -> Non
     assert [row[0] for row in read_target(target)[0]] == ["one", "two"]
     assert move(held, target, retry=True, restore_deleted=True).status is Status.CONTAINED
     assert read_target(target) == corrected
-
-
-def test_only_the_owner_replaces(path: Path, target: str) -> None:
-    """Another role is refused before the file is read, in a dry run, too."""
-    make_file_with_data(path)
-    move(path, target)
-
-    async def run() -> None:
-        grants = ("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}",)
-        async with create_role(target, grants=grants) as other:
-            for mode in (Mode.PREFLIGHT, Mode.MOVE):
-                with pytest.raises(SchemaError, match="does not own the target's tables"):
-                    await asyncio.to_thread(move, path, other, replace=True, mode=mode)
-
-    asyncio.run(run())
-
-
-def test_rows_of_other_tables_are_not_deleted(path: Path, target: str) -> None:
-    """A table of the user's that refers to sessions is named, and keeps its rows."""
-    make_file_with_data(path)
-    move(path, target)
-    asyncio.run(
-        execute(
-            target,
-            "CREATE TABLE ratings (session_id VARCHAR(36) REFERENCES sessions ON DELETE CASCADE)",
-            "INSERT INTO ratings VALUES ('one')",
-        )
-    )
-    for mode in (Mode.PREFLIGHT, Mode.MOVE):
-        with pytest.raises(SchemaError, match=r"other tables refer .* \(ratings\)"):
-            move(path, target, replace=True, mode=mode)
-    assert asyncio.run(fetch_rows(target, "SELECT session_id FROM ratings")) == [("one",)]
 
 
 GUARDS: Final = {

@@ -174,7 +174,7 @@ class Lifecycle(Generic[Resource]):
         if self._loop is loop:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(end):
-                    # A call that was counted anew meanwhile is the next part of one that was in flight.
+                    # A call that is counted again during the wait continues one that was in flight before.
                     while self._in_flight:
                         self._idle.clear()
                         await self._idle.wait()

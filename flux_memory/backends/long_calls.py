@@ -1,4 +1,4 @@
-"""Checks long arguments and builds long results in a thread, so that the event loop goes on meanwhile."""
+"""Checks long arguments and builds long results in a thread, so that they do not block the event loop."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from flux_memory.records.metadata import TooLongError
 Result = TypeVar("Result")
 
 INLINE_PARTS: Final = 4_000
-"""Parts of JSON, two for each member or element, that are encoded on the event loop, within two milliseconds.
+"""Parts of JSON, two for each member or element, up to which encoding stays on the event loop: two milliseconds.
 
-The switch to a thread takes 0.1 ms.
+Switching to a thread takes 0.1 ms.
 """
 INLINE_CHARACTERS: Final = 100_000
-"""Characters of JSON that are decoded on the event loop, within a millisecond."""
+"""Characters of JSON up to which decoding stays on the event loop: one millisecond."""
 _MAX_THREADS: Final = 4
 """Threads for long work; more would only compete for the interpreter."""
 
 
 class LongCalls:
-    """Keeps the order of calls to a session if the arguments of one take long to check.
+    """Keeps the order of a session's writes, also while the arguments of one are checked in a thread.
 
     Args:
         life: Counts the calls whose arguments are being checked, so that `close()` waits for them.
@@ -36,9 +36,11 @@ class LongCalls:
     def __init__(self, life: Lifecycle[Any]) -> None:
         self._life = life
         self._last: dict[object, asyncio.Future[None]] = {}
-        """By session: a future that is done once the latest such call is queued, or has failed."""
+        """For each session with such writes: a future that is done once the latest of them has been queued."""
 
-    async def checked(self, session_id: object, seconds: float, check: Callable[..., Result]) -> tuple[Result, float]:
+    async def check_in_order(
+        self, session_id: object, seconds: float, check: Callable[..., Result]
+    ) -> tuple[Result, float]:
         """Return the checked arguments of a write, and the seconds that are left for the write itself.
 
         The caller queues the write before it awaits anything else, so that later calls to the session follow it.
@@ -46,7 +48,7 @@ class LongCalls:
         Args:
             session_id: The session.
             seconds: The deadline of the call.
-            check: Checks the arguments; with `most=`, it raises `TooLongError` if they have more parts of JSON.
+            check: Checks the arguments. With `most=`, it raises `TooLongError` for more parts of JSON than that.
 
         Raises:
             BackendUnavailableError: The deadline passed.
@@ -68,7 +70,7 @@ class LongCalls:
             try:
                 async with asyncio.timeout_at(ends):
                     if is_long:
-                        result = await loop.run_in_executor(_threads(), _read, check)
+                        result = await loop.run_in_executor(_threads(), _check_in_thread, check)
                     if earlier is not None:
                         await asyncio.wait([earlier])
             except TimeoutError as error:
@@ -78,19 +80,23 @@ class LongCalls:
                 ) from error
             finally:
                 if earlier is None or earlier.done():
-                    loop.call_soon(self._go_on, key, turn)
+                    loop.call_soon(self._end_turn, key, turn)
                 else:
-                    earlier.add_done_callback(lambda _: self._go_on(key, turn))
+                    earlier.add_done_callback(lambda _: self._end_turn(key, turn))
         return result, max(ends - loop.time(), 0.0)
 
-    def _go_on(self, key: object, turn: asyncio.Future[None]) -> None:
+    def _end_turn(self, key: object, turn: asyncio.Future[None]) -> None:
         turn.set_result(None)
         if self._last.get(key) is turn:
             del self._last[key]
 
 
-async def built(build: Callable[..., Result]) -> Result:
-    """Return the records of a read; `build` raises `TooLongError` if they have more characters of JSON than `most=`."""
+async def build_off_loop(build: Callable[..., Result]) -> Result:
+    """Return the records of a read, built in a thread if they are long.
+
+    Args:
+        build: Builds them. With `most=`, it raises `TooLongError` if they have more characters of JSON than that.
+    """
     try:
         return build(most=INLINE_CHARACTERS)
     except TooLongError:
@@ -108,7 +114,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
-def _read(check: Callable[[], Result]) -> Result:
+def _check_in_thread(check: Callable[[], Result]) -> Result:
+    """Check arguments that the caller's code may change meanwhile; iterating them then raises `RuntimeError`."""
     try:
         return check()
     except RuntimeError as error:

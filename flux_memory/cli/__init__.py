@@ -22,6 +22,9 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
+            # A group without a subcommand answers with its help, which quotes no argument and has many lines.
+            if error.ctx is not None and error.message == error.ctx.get_help():
+                raise
             raise click.UsageError(printable(mask_dsns(error.format_message())), error.ctx) from error
 
 

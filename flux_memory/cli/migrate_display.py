@@ -158,14 +158,17 @@ class Display:
         lost = report.losses
         if lost is None:
             return
-        self.say(
-            f"PostgreSQL would lose {lost.only_in_target:,} sessions (with {lost.messages_only_in_target:,} messages), "
-            f"and {lost.added_since:,} messages of other sessions, which the file does not have"
-        )
+        if lost.only_in_target or lost.added_since:
+            self.say(
+                f"PostgreSQL would lose {lost.only_in_target:,} sessions (with {lost.messages_only_in_target:,} "
+                f"messages), and {lost.added_since:,} messages of other sessions, which the file does not have"
+            )
+        else:
+            self.say("PostgreSQL would lose no session and no message")
         if lost.first_only_in_target:
             self.say(f"  First sessions: {', '.join(lost.first_only_in_target)}")
         if lost.differences:
-            self.say(f"PostgreSQL would get the file's content where it has another: {_counted(lost.differences)}")
+            self.say(f"PostgreSQL would get the file's content for rows that differ: {_counted(lost.differences)}")
             for difference in lost.first_differences:
                 self.say(f"  {difference}")
         if lost.columns:
@@ -177,7 +180,7 @@ class Display:
             return
         self.say(f"Moved {moved.sessions:,} sessions, {moved.messages:,} messages")
         if moved.replaced_sessions or moved.replaced_messages:
-            self.say(f"In place of {moved.replaced_sessions:,} sessions, {moved.replaced_messages:,} messages")
+            self.say(f"Replaced {moved.replaced_sessions:,} sessions, {moved.replaced_messages:,} messages")
         if moved.skipped_sessions or moved.skipped_messages:
             self.say(f"Already there: {moved.skipped_sessions:,} sessions, {moved.skipped_messages:,} messages")
         if moved.first_conflicts:

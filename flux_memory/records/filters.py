@@ -136,5 +136,5 @@ def _scalars(items: list[Any]) -> set[Any]:
 
 
 def _probe(container: Any) -> object:
-    """Return a key or a scalar that each container which contains this one has, for a quick first test; else `None`."""
+    """Return a key or scalar that must be in each value that contains this one, for a quick first test; else `None`."""
     return next((item for item in container if type(item) not in _CONTAINERS), None)

@@ -48,7 +48,7 @@ def encode_metadata(value: object, name: str = "metadata", *, most: int = MAX_ME
     except TooLongError:
         if most < MAX_METADATA_BYTES:
             raise
-        # Each part has a character or more. Without this, a list that holds one list twice, and so on, has no end.
+        # Each part has at least one character. The JSON of a list that holds one list twice, and so on, never ends.
         raise _too_large(name) from None
     except _RefusedError as error:
         raise error.kind(f"{name}{error.place:.400} {error}") from None
@@ -119,7 +119,7 @@ class TooLongError(Exception):
 
 
 class _Parts(list[str]):
-    """The parts of a JSON text, of which there may be `most`."""
+    """The parts of a JSON text, at most `most` of them."""
 
     __slots__ = ("most",)
     most: int

@@ -45,7 +45,7 @@ def history(dialect: str) -> tuple[SchemaFile, ...]:
     return tuple(sorted(steps))
 
 
-def missing(dialect: str, applied: Mapping[int, str]) -> list[SchemaFile]:
+def missing_steps(dialect: str, applied: Mapping[int, str]) -> list[SchemaFile]:
     """Return the files that a database lacks.
 
     Args:
@@ -70,7 +70,7 @@ def missing(dialect: str, applied: Mapping[int, str]) -> list[SchemaFile]:
     return [step for step in steps if step.version not in applied]
 
 
-def described(dialect: str, applied: Mapping[int, str], original_version: int) -> str:
+def describe_version(dialect: str, applied: Mapping[int, str], original_version: int) -> str:
     """Describe the schema of a database in a few words.
 
     Args:
@@ -81,7 +81,7 @@ def described(dialect: str, applied: Mapping[int, str], original_version: int) -
     Raises:
         SchemaError: As `missing` does.
     """
-    lacking = missing(dialect, applied)
+    lacking = missing_steps(dialect, applied)
     if applied:
         return f"version {max(applied)}" + (
             f", {len(lacking)} behind: upgraded at first use" if lacking else ", current"

@@ -25,8 +25,8 @@ from flux_memory.testkit.contract.model.calls import (
     resolved,
 )
 from flux_memory.testkit.contract.model.exploration import FAST, Profile, run_machine
+from flux_memory.testkit.contract.model.findings import Finding, Findings, UnexplainedError
 from flux_memory.testkit.contract.model.script import Script
-from flux_memory.testkit.contract.model.state_machine import Finding, Findings, UnexplainedError
 
 _REOPEN_AFTER_STEPS: Final = 5
 """Calls on a handle before it may be reopened: opening costs more than any other call."""

@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--flux-memory-factory",
         default=None,
-        metavar="MODULE:CALLABLE",
+        metavar="MODULE:FUNCTION",
         help="The memory for `pytest --pyargs flux_memory.testkit.contract`: a directory in, a handle out.",
     )
     group.addoption(

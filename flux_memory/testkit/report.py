@@ -27,7 +27,7 @@ _TAKES_TESTS: Final = (
     ("anyio_mode", "auto", "anyio_mode=auto", "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"),
     ("trio_mode", True, "trio_mode=true", "set trio_mode=false and mark your own tests with pytest.mark.trio"),
 )
-"""Settings of other plugins with which they run every coroutine: name, value, both as users write them, advice."""
+"""Settings with which another plugin runs every coroutine test: name, value, how users write them, advice."""
 
 
 def clause_of(item: pytest.Item) -> str | None:
@@ -110,14 +110,14 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     if plugged_in := [item for item in clauses if item.path.name == _PLUGGED_IN]:
         if not config.option.flux_memory_factory:
             yield (
-                "the contract has no memory to test: pass --flux-memory-factory=module:callable; the callable takes an "
+                "the contract has no memory to test: pass --flux-memory-factory=module:function; the function takes an "
                 "empty directory (pathlib.Path) and returns a handle on the store there"
             )
         try:
             plugged_in[0].module.find_factory(config)  # type: ignore[attr-defined]
         except pytest.UsageError as error:
             yield str(error)
-    # The class itself refuses this when it is created; a clause can be replaced later.
+    # A binding refuses replaced clauses when the class is created, but they can also be replaced afterwards.
     yield from filter(None, map(_replaced, clauses))
     from flux_memory.testkit.evidence.judge import ONLY_KNOWN_FAILURE, has_other_xfail
 
@@ -151,7 +151,7 @@ def _setting(config: pytest.Config, name: str) -> object:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Attach the result, and to a failure the promise, the cost to users, the error and a reproduction."""
+    """Attach a clause's result; to a failure also its promise, the cost to users, the error and a reproduction."""
     report = yield
     clause_id = clause_of(item)
     if clause_id is None:

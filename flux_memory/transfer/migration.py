@@ -24,7 +24,7 @@ from flux_memory.transfer.source.reader import Source, inspect_source, refuse_un
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
 from flux_memory.transfer.target.merge import MergeResult
-from flux_memory.transfer.target.moves import MoveRecord, find_sources, may_read_record, open_record
+from flux_memory.transfer.target.moves import MoveRecord, find_source_ids, may_read_record, open_record
 from flux_memory.transfer.target.parallel import merge_parts
 from flux_memory.transfer.target.rehearsal import load_first
 from flux_memory.transfer.target.server import (
@@ -48,15 +48,15 @@ Result = TypeVar("Result")
 
 
 _NOT_RECORDED: Final = (
-    "The target keeps no record of this move, since the role does not own the tables, or may not create others beside "
-    "them: a later run would move again what is deleted meanwhile. Let their owner run the first migration"
+    "The target keeps no record of this move, since the role does not own the tables, or may not create tables in "
+    "their schema. A later run would move deleted sessions again. Let their owner run the first migration"
 )
 
 
 async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
     """Move a SQLite memory into a PostgreSQL memory, and prove that both have the same content.
 
-    The SQLite file is never changed. Rows of the target are never overwritten, unless they are to be replaced. After an
+    The SQLite file is never changed. Rows of the target are never overwritten, unless `plan.replace` is set. After an
     interruption at any point, a second run completes with the same result.
 
     Args:
@@ -105,7 +105,7 @@ class _Migration:
         self._spool: Final = spool
         self._parts: list[Spool] = []
         self._filled = False
-        """Whether an empty target was filled, so that the server lacks statistics."""
+        """Whether an empty target was filled, whose statistics the server does not have yet."""
 
     async def run(self) -> None:
         plan, report = self._plan, self._report
@@ -115,7 +115,7 @@ class _Migration:
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
             target = await inspect_target(connection, for_reading=for_reading)
-            self._watcher.say(_describe(target, report.target, "replaced" if plan.replace else "kept"))
+            self._watcher.say(_describe(target, plan, report.target))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)
             await self._retry_if_changed(lambda: self._preflight(sessions + messages))
@@ -136,7 +136,7 @@ class _Migration:
                 await make_durable(connection)
         path = plan.quarantine_file
         if path is not None and plan.mode is Mode.MOVE and report.preflight.refused:
-            # Last, since the file is not overwritten: until it exists, the same command can be run again.
+            # Last, since an existing file is refused: until this one exists, the same command can be run again.
             await run_in_thread(
                 lambda: write_quarantine(path, self._refused()), self._snapshot.interrupt, undo=path.unlink
             )
@@ -203,14 +203,14 @@ class _Migration:
         plan, report, first = self._plan, self._report, self._parts[0]
         async with rehearsal(connection):
             record = await self._prepare(connection)
-            # Before any row is locked: a large target takes long.
-            only_loaded, found, sources = plan.replace, Comparison(), None
+            # Compared before any row is locked, since this takes long with a large target.
+            only_loaded, found, source_ids = plan.replace, Comparison(), None
             if replaces:
                 report.losses = Losses(columns=await added_columns(connection))
-                await compare(report.losses, connection, *self._own_side())
+                await compare(report.losses, connection, *self._source_side())
             elif not plan.replace:
-                sources = await self._sources(connection)
-                found = await self._compare(connection, sources, Forecast())
+                source_ids = await self._find_source_ids(connection)
+                found = await self._compare(connection, source_ids, Forecast())
                 only_loaded = not (found.target_sessions or found.target_messages)
             whole = await load_first(
                 connection,
@@ -223,7 +223,7 @@ class _Migration:
             if only_loaded:
                 # A trigger may have dropped or changed a row without an error.
                 loaded = islice(first.digests(), first.kept_sessions)
-                await self._compare(connection, sources, Comparison() if whole else Forecast(), loaded)
+                await self._compare(connection, source_ids, Comparison() if whole else Forecast(), loaded)
         if report.status is not Status.DIFFERENT:
             report.status = Status.READY
             report.verification = found if found.deleted_since else None
@@ -244,8 +244,8 @@ class _Migration:
 
     async def _load(self, connection: Any, record: MoveRecord | None) -> MergeResult:
         plan, found, advance = self._plan, self._report.preflight, self._watcher.advance
-        skips = record is not None and record.known and not plan.restore_deleted
-        if not skips and await load(connection, self._parts, found, self._watcher, record):
+        skips_deleted = record is not None and record.known and not plan.restore_deleted
+        if not skips_deleted and await load(connection, self._parts, found, self._watcher, record):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
         merged = await merge_parts(
@@ -284,34 +284,34 @@ class _Migration:
             )
 
     async def _prove(self, connection: Any) -> None:
-        """Compare both sides in a transaction of its own."""
+        """Compare both sides in a new transaction."""
         with self._report.phase(self._watcher, "Verify", None):
             async with read_transaction(connection):
-                await self._compare(connection, await self._sources(connection), Comparison())
+                await self._compare(connection, await self._find_source_ids(connection), Comparison())
 
-    async def _sources(self, connection: Any) -> list[UUID] | None:
-        """Return what the source may be called in the target's record of moves; `None` if there is none to read."""
+    async def _find_source_ids(self, connection: Any) -> list[UUID] | None:
+        """Return the ids that the source may have in the target's record of moves; `None` if it cannot be read."""
         if not await may_read_record(connection):
             return None
         found = self._report.preflight
         if self._plan.retry or found.refused_sessions:
-            # Other sessions of the target are not deleted in the source: it does not have all of its sessions here.
+            # Only part of the source is read here: a session that it lacks may not have been deleted there.
             return []
-        return await find_sources(connection, all_digests(self._parts), found.sessions)
+        return await find_source_ids(connection, all_digests(self._parts), found.sessions)
 
     async def _compare(
         self,
         connection: Any,
-        sources: list[UUID] | None,
+        source_ids: list[UUID] | None,
         found: Comparison,
         digests: Iterator[SessionDigest] | None = None,
     ) -> Comparison:
         report = self._report
         report.verification = found
         skips_deleted = self._plan.mode is not Mode.VERIFY and not self._plan.restore_deleted
-        source, validator, every = self._own_side()
+        source, validator, every = self._source_side()
         await compare(
-            found, connection, source, validator, digests or every, sources=sources, skips_deleted=skips_deleted
+            found, connection, source, validator, digests or every, source_ids=source_ids, skips_deleted=skips_deleted
         )
         await check_keys(found, connection)
         if not found.contained:
@@ -324,8 +324,8 @@ class _Migration:
             report.status = Status.IDENTICAL if found.identical else Status.CONTAINED
         return found
 
-    def _own_side(self) -> tuple[Callable[[], Awaitable[Source]], RowValidator, Iterator[SessionDigest]]:
-        """Return what `compare` needs of the source."""
+    def _source_side(self) -> tuple[Callable[[], Awaitable[Source]], RowValidator, Iterator[SessionDigest]]:
+        """Return the arguments of `compare` that describe the source."""
         return lambda: self._read_in_thread(self._frozen_source), self._validator, all_digests(self._parts)
 
     async def _read_in_thread(self, work: Callable[[], Result]) -> Result:
@@ -333,7 +333,10 @@ class _Migration:
         return await run_in_thread(work, self._snapshot.interrupt)
 
 
-def _describe(target: Target, shown: str, fate: str) -> str:
+def _describe(target: Target, plan: Plan, shown: str) -> str:
+    fate = "are kept"
+    if plan.replace:
+        fate = "would be replaced" if plan.mode is Mode.PREFLIGHT else "will be replaced"
     where = f"PostgreSQL {target.server_version} at {shown}"
     if target.original:
         return (
@@ -341,5 +344,5 @@ def _describe(target: Target, shown: str, fate: str) -> str:
             f"{target.messages:,} messages; the tables are upgraded in place, and the rows {fate}"
         )
     if target.sessions or target.messages:
-        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which are {fate}"
+        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which {fate}"
     return f"Target: {where}, empty"

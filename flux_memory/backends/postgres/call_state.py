@@ -37,6 +37,6 @@ class CallState:
         """Note how a statement failed: its answer was lost, or else the server refused it."""
         self.lost = self.lost or lost
         self.sent = False
-        # An attempt that a deadline ended says less than one before it that failed.
+        # The error of an earlier attempt says more than the timeout that ended this one.
         if self.trouble is None or not isinstance(error, TimeoutError):
             self.trouble = error

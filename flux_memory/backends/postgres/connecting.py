@@ -136,7 +136,7 @@ _CLASSES: Final[tuple[tuple[type[BaseException] | tuple[type[BaseException], ...
 )
 """Errors of the driver and of the system, subclasses first."""
 DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""All that the driver raises by design."""
+"""Every exception that the driver raises by design."""
 _FATAL: Final = frozenset({"FATAL", "PANIC"})
 
 
@@ -149,7 +149,7 @@ async def connect(target: Dsn, *, timeout: float, **arguments: Any) -> Any:  # n
         arguments: Further arguments of `asyncpg.connect`.
 
     Raises:
-        InvalidInputError: The driver cannot use a value that it alone reads.
+        InvalidInputError: The driver refuses a value that only the driver reads, such as a password file.
         TimeoutError: No host let the client in within `timeout`.
     """
     try:
@@ -170,8 +170,8 @@ async def connect(target: Dsn, *, timeout: float, **arguments: Any) -> Any:  # n
 
 
 def fatal_error(error: BaseException | None) -> asyncpg.PostgresError | None:
-    """Return the error by which the server ended the session, or did not begin one; `None` if it is another."""
-    # The driver wraps an error before which no session was ready again.
+    """Return the error with which the server ended or refused the session; `None` for any other error."""
+    # The driver wraps an error that arrives before the session is ready.
     for one in (error, getattr(error, "__cause__", None)):
         if {getattr(one, "severity_en", None), getattr(one, "severity", None)} & _FATAL:
             return one

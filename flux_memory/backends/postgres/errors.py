@@ -93,7 +93,9 @@ _ADVICE_BY_FUNCTION: Final = {
 
 
 @contextmanager
-def translated(shown: str, timeout: float, state: CallState | None = None, pool: Pool | None = None) -> Iterator[None]:
+def translate_errors(
+    shown: str, timeout: float, state: CallState | None = None, pool: Pool | None = None
+) -> Iterator[None]:
     """Translate the errors of the driver and of the network into the library's.
 
     Args:

@@ -14,9 +14,9 @@ import asyncpg
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.long_calls import LongCalls, built
+from flux_memory.backends.long_calls import LongCalls, build_off_loop
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.errors import translated
+from flux_memory.backends.postgres.errors import translate_errors
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
@@ -187,7 +187,7 @@ class PostgresConversationMemory(Memory):
     ) -> str:
         self._life.check_open()
         check = partial(records.check_new_session, session_id, user_id, title, metadata)
-        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         state = CallState(writes=True)
         insert = partial(_insert_session, row, str(uuid4()), state)
 
@@ -211,14 +211,14 @@ class PostgresConversationMemory(Memory):
     ) -> str:
         self._life.check_open()
         check = partial(records.check_new_message, role, content, metadata, message_id)
-        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         await self._add(records.check_session_id(session_id), [row], seconds)
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
         check = partial(records.check_batch, records.list_messages(messages))
-        batch, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
         return [row.id for row in batch]
 
@@ -235,7 +235,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
-        return await built(partial(building.build_messages, session, rows))
+        return await build_off_loop(partial(building.build_messages, session, rows))
 
     async def get_sessions(
         self,
@@ -259,7 +259,7 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
         else:
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return await built(partial(building.build_sessions, rows))
+        return await build_off_loop(partial(building.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -267,7 +267,7 @@ class PostgresConversationMemory(Memory):
         if session is None:
             return None
         rows = await self._rows(SELECT_SESSION, session)
-        return await built(partial(building.build_session, rows[0])) if rows else None
+        return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -334,7 +334,7 @@ class PostgresConversationMemory(Memory):
     ) -> Result:
         """Run a call on the open store, within its deadline or the seconds that are left of it."""
         seconds = seconds_for(self.timeout) if seconds is None else seconds
-        with self._life.in_flight(), translated(self._shown, seconds, state, self._pool):
+        with self._life.in_flight(), translate_errors(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
                 return await call(await self._life.opened())
 

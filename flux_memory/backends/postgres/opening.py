@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.errors import translated
+from flux_memory.backends.postgres.errors import translate_errors
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
@@ -36,7 +36,7 @@ async def open_store(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -
         pool.loop_end = _close_at_end_of_loop(pool)
         await anext(pool.loop_end)
     began = asyncio.get_running_loop().time()
-    with translated(shown, timeout * _OPENING_SHARE, state, pool):
+    with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
                 await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))

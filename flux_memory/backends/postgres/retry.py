@@ -82,21 +82,21 @@ class RetryingExecutor:
         """The calls and statements that may wait for a row lock, each on a connection; others need the rest."""
         self._on_any_lock = asyncio.Semaphore(max(pool.max_size - self._max_on_lock - 1, 1))
 
-    async def run(self, attempts: StatementObserver, work: Callable[[Any], Awaitable[Result]]) -> Result:
+    async def run(self, observer: StatementObserver, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Call `work` with a connection and return its result."""
         tried = 0
         while True:
             connection = await self._pool.take()
             try:
-                attempts.sending()
+                observer.sending()
                 result = await work(connection)
             except Exception as error:
                 if isinstance(error, TimeoutError):
-                    attempts.failed(error, lost=True)
+                    observer.failed(error, lost=True)
                     self._give_up(connection)
                     raise
                 closed = is_closed(connection)
-                attempts.failed(error, lost=closed or not isinstance(error, _REFUSALS))
+                observer.failed(error, lost=closed or not isinstance(error, _REFUSALS))
                 self._pool.put_back(connection)
                 tried += 1
                 if not closed and not self._may_succeed(error, tried):

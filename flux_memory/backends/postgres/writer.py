@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from math import ceil
@@ -12,104 +12,28 @@ from typing import Any, Final
 
 from flux_memory.backends.postgres.adds import AddOutcome, add
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.queue import AddStatement, QueuedCall, SessionQueue
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.records import MessageRow
 
 MAX_IN_FLIGHT: Final = 2
 """Statements in flight: the server works on one while the callers of the other are answered and call again."""
 MIN_BATCH: Final = 16
-"""Calls up to which one statement costs less than two."""
+"""Calls up to which one shared statement costs less than two in parallel."""
 BATCH_ROWS: Final = 256
 """Rows of one statement; more would delay readers and other handles."""
 BATCH_CHARACTERS: Final = 1_000_000
 """Characters of one statement; more would delay readers and other handles."""
 SLOT_SECONDS: Final = 0.02
-"""Seconds until a statement in flight makes room for the next: it waits for a lock, or on a slow network."""
-
-
-class _Call:
-    """One `add_message` or `add_messages`: all its rows are stored, or none."""
-
-    __slots__ = ("alone", "future", "queue", "rows", "state")
-
-    def __init__(self, queue: _SessionQueue, rows: Sequence[MessageRow], state: CallState) -> None:
-        self.queue = queue
-        self.rows = rows
-        self.state = state
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.alone = False
-        """The server refused a statement that it shared; the next one is its own."""
-
-    def settle(self, error: Exception | None) -> None:
-        """Answer the caller, if it still waits."""
-        self.queue.in_flight.pop(self, None)
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(None)
-        else:
-            self.future.set_exception(error)
-            # Marks it as retrieved: asyncio would log it if the caller, which sends the statement, is cancelled first.
-            self.future.exception()
-
-
-class _SessionQueue:
-    """The unanswered adds to one session, in order: those in flight, then those that wait."""
-
-    __slots__ = ("in_flight", "session_id", "statement", "waiting")
-
-    def __init__(self, session_id: str) -> None:
-        self.session_id = session_id
-        self.waiting: dict[_Call, None] = {}
-        self.in_flight: dict[_Call, None] = {}
-        """Calls of the statement whose callers still wait. Once it is empty, the next calls can be sent."""
-        self.statement: _Statement | None = None
-
-
-class _Statement:
-    """One statement and the calls in it.
-
-    Args:
-        fill: Takes the ready calls into the statement once it has a connection.
-    """
-
-    __slots__ = ("_fill", "gathered", "queues", "slot", "task")
-
-    task: asyncio.Task[None]
-    """Runs the statement, unless its caller does so in `_send_at_once`."""
-
-    def __init__(self, fill: Callable[[_Statement], None] | None = None) -> None:
-        self._fill = fill
-        self.queues: dict[_SessionQueue, None] = {}
-        """Its sessions with callers that still wait."""
-        self.gathered = 0
-        """The number of calls that it took from the queues."""
-        self.slot: asyncio.TimerHandle | None = None
-
-    def calls(self) -> list[_Call]:
-        """Return the calls whose callers still wait."""
-        return [call for queue in self.queues for call in queue.in_flight if not call.future.done()]
-
-    def sending(self) -> None:
-        """Take the calls before the first attempt, and note in each that it is sent."""
-        if (fill := self._fill) is not None:
-            self._fill = None
-            fill(self)
-        for call in self.calls():
-            call.state.sending()
-
-    def failed(self, error: Exception, *, lost: bool) -> None:
-        """Note in each call how the statement failed."""
-        for call in self.calls():
-            call.state.failed(error, lost=lost)
+"""Seconds after which a statement no longer counts as in flight: it waits for a lock or for a slow network."""
 
 
 class MessageWriter:
     """Sends a call at once if none is in flight, and otherwise in a batch with the calls that gather meanwhile.
 
     A session's messages are stored in the order of the calls. A call whose caller is cancelled before it is sent is not
-    stored; one that was sent is stored as a whole or not at all. A statement without callers is cancelled, and a
-    session's next calls are sent as soon as its callers in the statement before are gone.
+    stored; one that was sent is stored as a whole or not at all. A statement is cancelled once all its callers are
+    gone. A session's next calls are sent as soon as its callers in the statement before are answered or gone.
 
     A shared statement skips locked sessions. Each of these gets a statement that waits for the lock, or is tried again
     after `LOCKED_SECONDS` if too many statements wait for locks.
@@ -120,16 +44,16 @@ class MessageWriter:
 
     def __init__(self, executor: RetryingExecutor) -> None:
         self._executor = executor
-        self._queues: dict[str, _SessionQueue] = {}
-        self._ready: OrderedDict[_SessionQueue, None] = OrderedDict()
+        self._queues: dict[str, SessionQueue] = {}
+        self._ready: OrderedDict[SessionQueue, None] = OrderedDict()
         """Sessions whose waiting calls can be sent, the one that has waited longest first."""
-        self._locked: dict[_SessionQueue, None] = {}
+        self._locked: dict[SessionQueue, None] = {}
         """Sessions that were locked, until they are tried again."""
         self._waiting = 0
         self._gathered = 0
         """Calls in flight that came from the queues."""
-        self._slots: set[_Statement] = set()
-        self._next: _Statement | None = None
+        self._slots: set[AddStatement] = set()
+        self._next: AddStatement | None = None
         """The statement that waits for a connection, and then takes the ready calls."""
         self._expecting_refill = False
         """A shared statement has just ended: its callers may call again at once, and share the next one."""
@@ -144,14 +68,14 @@ class MessageWriter:
 
         Raises:
             SessionNotFoundError: The session does not exist.
-            ConflictError: The session has a message with an id of the rows and another content.
+            ConflictError: The session has a message with the id of a row and other content.
         """
         queue = self._queues.get(session_id)
         # A caller that calls again at once must not overtake the calls that wait.
         idle = not (queue or self._slots or self._ready or self._expecting_refill)
         if queue is None:
-            queue = self._queues[session_id] = _SessionQueue(session_id)
-        call = _Call(queue, rows, state)
+            queue = self._queues[session_id] = SessionQueue(session_id)
+        call = QueuedCall(queue, rows, state)
         if idle and self._executor.may_wait_for_lock():
             await self._send_at_once(call)
             return
@@ -163,12 +87,12 @@ class MessageWriter:
         try:
             await call.future
         finally:
-            self._leave(call)
+            self._forget(call)
 
-    async def _send_at_once(self, call: _Call) -> None:
+    async def _send_at_once(self, call: QueuedCall) -> None:
         """Send a call from its caller's task, which is cheaper than a new one."""
-        statement = _Statement()
-        self._board(statement, call)
+        statement = AddStatement()
+        self._put_in_flight(statement, call)
         self._occupy_slot(statement)
         self._executor.on_lock.add(statement)
         try:
@@ -178,7 +102,7 @@ class MessageWriter:
             self._finish(statement)
         call.future.result()
 
-    def _leave(self, call: _Call) -> None:
+    def _forget(self, call: QueuedCall) -> None:
         """Forget a call whose caller has stopped waiting; cancel a statement that has no other calls."""
         queue = call.queue
         if call in queue.waiting:
@@ -195,7 +119,7 @@ class MessageWriter:
                 if not statement.queues:
                     statement.task.cancel()
 
-    def _line_up(self, queue: _SessionQueue) -> None:
+    def _line_up(self, queue: SessionQueue) -> None:
         """Add a session with waiting calls to the ready ones; forget one without calls."""
         if queue.statement is not None:
             return
@@ -209,7 +133,7 @@ class MessageWriter:
     def _send_next(self) -> None:
         """Start the next statement if calls are ready and there is room for it."""
         if self._ready and self._next is None and self._has_room():
-            self._next = statement = _Statement(self._fill)
+            self._next = statement = AddStatement(self._fill)
             self._slots.add(statement)
             self._start(statement)
 
@@ -217,21 +141,21 @@ class MessageWriter:
         calls = self._waiting + self._gathered
         return len(self._slots) < (MAX_IN_FLIGHT if calls > MIN_BATCH else 1)
 
-    def _start(self, statement: _Statement) -> None:
+    def _start(self, statement: AddStatement) -> None:
         sending = self._executor.run(statement, partial(self._send, statement))
         statement.task = asyncio.get_running_loop().create_task(sending)
         # Cleanup is in a callback: a task that is cancelled before its first step runs no `finally`.
         statement.task.add_done_callback(partial(self._ended, statement))
 
-    def _occupy_slot(self, statement: _Statement) -> None:
+    def _occupy_slot(self, statement: AddStatement) -> None:
         self._slots.add(statement)
         statement.slot = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._free_slot, statement)
 
-    def _free_slot(self, statement: _Statement) -> None:
+    def _free_slot(self, statement: AddStatement) -> None:
         self._slots.discard(statement)
         self._send_next()
 
-    def _fill(self, statement: _Statement) -> None:
+    def _fill(self, statement: AddStatement) -> None:
         """Take ready calls into the next statement, which has a connection now."""
         self._next = None
         self._expecting_refill = False
@@ -247,7 +171,7 @@ class MessageWriter:
             self._executor.on_lock.add(statement)
         self._send_next()
 
-    def _take(self, statement: _Statement, queue: _SessionQueue, room: list[int]) -> None:
+    def _take(self, statement: AddStatement, queue: SessionQueue, room: list[int]) -> None:
         """Take a session's first waiting calls into a statement: at least one, and more while there is room.
 
         Args:
@@ -267,16 +191,16 @@ class MessageWriter:
             room[2] -= sum(len(part) for row in call.rows for part in row)
             del queue.waiting[call]
             self._waiting -= 1
-            self._board(statement, call)
+            self._put_in_flight(statement, call)
             statement.gathered += 1
         self._ready.pop(queue, None)
 
-    def _board(self, statement: _Statement, call: _Call) -> None:
+    def _put_in_flight(self, statement: AddStatement, call: QueuedCall) -> None:
         call.queue.in_flight[call] = None
         call.queue.statement = statement
         statement.queues[call.queue] = None
 
-    def _release(self, statement: _Statement, queue: _SessionQueue) -> None:
+    def _release(self, statement: AddStatement, queue: SessionQueue) -> None:
         """Take a session out of a statement; its unanswered calls wait again, before later ones."""
         if queue.in_flight:
             self._waiting += len(queue.in_flight)
@@ -286,7 +210,7 @@ class MessageWriter:
         del statement.queues[queue]
         self._line_up(queue)
 
-    async def _send(self, statement: _Statement, connection: Any) -> None:
+    async def _send(self, statement: AddStatement, connection: Any) -> None:
         calls = statement.calls()
         if not calls:
             return
@@ -300,14 +224,14 @@ class MessageWriter:
             for queue in locked & statement.queues.keys():
                 self._wait_for_lock(statement, queue)
 
-    def _wait_for_lock(self, skipped_by: _Statement, queue: _SessionQueue) -> None:
+    def _wait_for_lock(self, skipped_by: AddStatement, queue: SessionQueue) -> None:
         """Send a call to a locked session by a statement that waits for the lock, or try again later."""
         for call in queue.in_flight:
             call.state.sent = False
             call.state.blocked = True
         self._release(skipped_by, queue)
         if self._executor.may_wait_for_lock():
-            statement = _Statement()
+            statement = AddStatement()
             self._executor.on_lock.add(statement)
             # One call only, so that its caller can cancel the statement before later calls are sent.
             self._take(statement, queue, [1, BATCH_ROWS, BATCH_CHARACTERS])
@@ -324,7 +248,7 @@ class MessageWriter:
         self._locked.clear()
         self._send_next()
 
-    def _ended(self, statement: _Statement, task: asyncio.Task[None]) -> None:
+    def _ended(self, statement: AddStatement, task: asyncio.Task[None]) -> None:
         """Settle the calls that a statement left unanswered, or queue them again."""
         error = None if task.cancelled() else task.exception()
         calls = statement.calls()
@@ -334,13 +258,13 @@ class MessageWriter:
         for call in calls:
             call.state.lost = call.state.unknown
             if isinstance(error, Exception):
-                # One call was refused: each is sent again on its own.
+                # Of a shared statement, the error does not say which call the server refused: each is sent again alone.
                 if len(calls) == 1 or statement is self._next:
                     call.settle(error)
                 call.alone = True
         self._finish(statement)
 
-    def _finish(self, statement: _Statement) -> None:
+    def _finish(self, statement: AddStatement) -> None:
         if statement is self._next:
             self._next = None
         if statement.slot is not None:

@@ -109,7 +109,7 @@ def _why_not_opened(path: str) -> str | None:
 
 
 @contextmanager
-def translated(path: str) -> Iterator[None]:
+def translate_errors(path: str) -> Iterator[None]:
     """Translate the errors of the driver and of the file system into the library's."""
     try:
         yield

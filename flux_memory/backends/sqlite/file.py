@@ -18,7 +18,7 @@ from flux_memory.backends.sqlite.errors import is_transient
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 
 LOG_BYTES: Final = 8 * 1024 * 1024
-"""Bytes to which SQLite cuts the log when it begins it anew; an ordinary log stays below, at 1,000 pages."""
+"""Bytes to which SQLite cuts the log when it restarts it; an ordinary log stays smaller, at 1,000 pages."""
 _LOG_HEADER_BYTES: Final = 32
 _TRUSTED_SECONDS: Final = 0.05
 """Seconds until a read verifies the file again, and a write the log's times."""
@@ -88,7 +88,7 @@ class OpenFile:
         header = self._read_log_header()
         shrunk = {name for name, stat in found.items() if stat.st_size < self._known_sizes[name]}
         if shrunk == {self._log} and found[self._log].st_size >= LOG_BYTES and header != self._log_header:
-            # A process began the log anew, which it does only when the file has all of it.
+            # A process restarted the log, which it does only once the whole log is in the file.
             shrunk.clear()
         if shrunk and not self._is_whole():
             self._truncated = True
@@ -100,7 +100,7 @@ class OpenFile:
         self._verified = time.monotonic()
 
     def note_commit(self) -> None:
-        """Remember the time and the log's size; a later change of the log is another process's.
+        """Remember the time, and the log's size and header; a later change of the log is another process's.
 
         It never raises: the commit is stored, even if the log's size cannot be read because the process has no file
         descriptor left.
@@ -108,19 +108,15 @@ class OpenFile:
         self._committed = time.time_ns()
         if self._log in self._known_sizes:
             with suppress(OSError):
-                self._known_sizes[self._log] = _size_alone(self._log)
+                self._known_sizes[self._log], self._log_header = _size_and_header(self._log)
 
     def _read_log_header(self) -> bytes:
-        """Return the beginning of the log, which changes whenever a process begins the log anew."""
+        """Return the beginning of the log, which changes whenever a process restarts the log."""
         try:
-            descriptor = os.open(self._log, os.O_RDONLY)
+            return _size_and_header(self._log)[1]
         except OSError:
             # There is no log, or the process has no file descriptor left.
             return self._log_header
-        try:
-            return os.read(descriptor, _LOG_HEADER_BYTES)
-        finally:
-            os.close(descriptor)
 
     def _just_verified(self) -> bool:
         return not self._frozen and time.monotonic() - self._verified <= _TRUSTED_SECONDS
@@ -129,7 +125,7 @@ class OpenFile:
         try:
             for name, was in self._known_stats.items():
                 if name == self._log:
-                    if _size_alone(name) < self._known_sizes[name]:
+                    if _size_and_header(name)[0] < self._known_sizes[name]:
                         return False
                 else:
                     found = os.stat(name)  # noqa: PTH116 - quicker, and this is done for each write
@@ -182,8 +178,8 @@ class OpenFile:
 def refuse_special_files(path: str | Path) -> None:
     """Refuse a link to nothing, and anything but regular files in the places of the file and its companions.
 
-    To open a FIFO blocks for ever; a link to nothing would create a file in a place that only the link's author chose,
-    or an empty store where a volume is not mounted.
+    Opening a FIFO blocks forever. Opening a link to nothing would create a file where only the link's author chose, or
+    an empty store where a volume is not mounted.
 
     Raises:
         FluxMemoryError: There is such a file; the message names it.
@@ -260,11 +256,12 @@ def can_only_be_read(path: str) -> bool:
     )
 
 
-def _size_alone(path: str) -> int:
-    """Return a file's size without a `stat`; see `verify_before_write`."""
+def _size_and_header(path: str) -> tuple[int, bytes]:
+    """Return a log's size and beginning without a `stat`; see `verify_before_write`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return os.lseek(descriptor, 0, os.SEEK_END)
+        header = os.read(descriptor, _LOG_HEADER_BYTES)
+        return os.lseek(descriptor, 0, os.SEEK_END), header
     finally:
         os.close(descriptor)
 

@@ -13,9 +13,9 @@ from typing import Any, Final, Self, TypeVar
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
-from flux_memory.backends.long_calls import LongCalls, built
+from flux_memory.backends.long_calls import LongCalls, build_off_loop
 from flux_memory.backends.sqlite import listing
-from flux_memory.backends.sqlite.errors import check_changed, translated
+from flux_memory.backends.sqlite.errors import check_changed, translate_errors
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.backends.sqlite.queue import Work, not_begun
@@ -119,7 +119,7 @@ class ConversationMemory(Memory):
     ) -> str:
         self._life.check_open()
         check = partial(records.check_new_session, session_id, user_id, title, metadata)
-        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         return await self._write(partial(_create_session, row), seconds)
 
     async def add_message(
@@ -133,7 +133,7 @@ class ConversationMemory(Memory):
     ) -> str:
         self._life.check_open()
         check = partial(records.check_new_message, role, content, metadata, message_id)
-        row, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
         if message_id is None:
             await self._write(partial(_add_message, session, row), seconds)
@@ -144,7 +144,7 @@ class ConversationMemory(Memory):
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
         check = partial(records.check_batch, records.list_messages(messages))
-        batch, seconds = await self._long.checked(session_id, seconds_for(self.timeout), check)
+        batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
         await self._write(partial(_add_messages, session, records.drop_repeats(batch)), seconds)
         return [row.id for row in batch]
@@ -162,7 +162,7 @@ class ConversationMemory(Memory):
             rows = partial(fetch, SELECT_HISTORY, (session, most))
         else:
             rows = partial(fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
-        return await built(partial(building.build_messages, session, await self._read(rows)))
+        return await build_off_loop(partial(building.build_messages, session, await self._read(rows)))
 
     async def get_sessions(
         self,
@@ -179,7 +179,7 @@ class ConversationMemory(Memory):
         if user_id is not None and user is None:
             return []
         rows = await self._read(partial(_page, most, skipped, user, part))
-        return await built(partial(building.build_sessions, rows))
+        return await build_off_loop(partial(building.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
@@ -187,7 +187,7 @@ class ConversationMemory(Memory):
         if session is None:
             return None
         rows = await self._read(partial(fetch, SELECT_SESSION, (session,)))
-        return await built(partial(building.build_session, rows[0])) if rows else None
+        return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
     async def count_sessions(self) -> int:
         self._life.check_open()
@@ -228,12 +228,12 @@ class ConversationMemory(Memory):
             life.resource.abandon()
 
     async def _read(self, work: Work[Result]) -> Result:
-        with self._life.in_flight(), translated(self.db_path):
+        with self._life.in_flight(), translate_errors(self.db_path):
             worker, timeout = await self._worker()
             return await worker.read(work, timeout)
 
     async def _write(self, work: Work[Result], seconds: float | None = None) -> Result:
-        with self._life.in_flight(), translated(self.db_path):
+        with self._life.in_flight(), translate_errors(self.db_path):
             worker, timeout = await self._worker(seconds)
             return await worker.write(work, timeout)
 

@@ -15,8 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-import aiosqlite
-
+from flux_memory.backends.sqlite.driver import DriverThread
 from flux_memory.backends.sqlite.errors import is_busy, leaves_commit_unknown
 from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
@@ -48,7 +47,7 @@ class SQLiteWorker:
     ) -> None:
         self._opener = opener
         self._db: sqlite3.Connection | None = None
-        self._driver: aiosqlite.Connection | None = None
+        self._driver: DriverThread | None = None
         self._reads = Queue(writes=False)
         self._writes = Queue(writes=True)
         self._batch_limit = BATCH_CALLS
@@ -91,7 +90,7 @@ class SQLiteWorker:
         self._given_up = True
         # Not `_send`, which may start a thread: at the interpreter's end that would hang.
         if self._driver is not None and not self._ended.done():
-            self._driver._tx.put_nowait((None, self._close_on_thread))  # noqa: SLF001
+            self._driver.send(self._close_on_thread)
 
     async def finish(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Run the queued calls, close the connection, and wait for both. Safe to call again.
@@ -106,7 +105,7 @@ class SQLiteWorker:
         self._given_up = True
         await self._wait_for_end(GRACE_SECONDS)
         if self._ended.done() and self._driver is not None:
-            self._driver._thread.join(GRACE_SECONDS)  # noqa: SLF001 - aiosqlite does not wait for its thread
+            self._driver.thread.join(GRACE_SECONDS)
 
     async def _wait_for_end(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         ended = asyncio.get_running_loop().create_future()
@@ -122,18 +121,9 @@ class SQLiteWorker:
 
     def _send(self, function: Callable[[], object]) -> None:
         """Run a function on the thread; start another thread if a stray exception has ended it."""
-        # aiosqlite has no public way to run a function on its thread, nor to make the thread a daemon. Without that, a
-        # handle that was never closed would keep the interpreter from ending.
-        if self._driver is None or not self._driver._thread.is_alive():  # noqa: SLF001
-            self._driver = aiosqlite.Connection(partial(sqlite3.connect, ":memory:"), iter_chunk_size=64)
-            self._driver._thread.daemon = True  # noqa: SLF001
-            try:
-                self._driver._thread.start()  # noqa: SLF001
-            except RuntimeError as error:
-                raise BackendUnavailableError(
-                    f"SQLite's thread cannot be started: {error}; raise the process's limit of threads or memory"
-                ) from error
-        self._driver._tx.put_nowait((None, function))  # noqa: SLF001
+        if self._driver is None or not self._driver.thread.is_alive():
+            self._driver = DriverThread()
+        self._driver.send(function)
 
     def _open_on_thread(self, job: Job[None]) -> None:
         # Stored by the thread: the caller may be gone by now, and the connection must still be closed.

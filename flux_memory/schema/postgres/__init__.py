@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing
+from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing_steps
 from flux_memory.schema.postgres.inspection import (
     NUMBERED,
     Fault,
@@ -66,14 +66,14 @@ async def bring_up_to_date(connection: Any) -> None:
     """
     # Not yet the original's tables: another process may upgrade them meanwhile.
     state = await inspect(connection, for_reading=True)
-    if not missing("postgres", state.applied):
+    if not missing_steps("postgres", state.applied):
         await find_faults(connection, state.version)
         return
     # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(LOCK)
         state = await inspect(connection)
-        if not missing("postgres", state.applied):
+        if not missing_steps("postgres", state.applied):
             return
         if state.version:
             await connection.execute(LOCK_TABLES)
@@ -90,7 +90,7 @@ async def _apply_files(connection: Any, state: State) -> None:
         await connection.execute(CREATE_VERSION_TABLE)
         for step in history("postgres")[: state.original]:
             applied[step.version] = await _record(connection, step)
-    for step in missing("postgres", applied):
+    for step in missing_steps("postgres", applied):
         await connection.execute(step.sql)
         await _record(connection, step)
 
@@ -110,7 +110,7 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> State:
     if tables:
         await refuse_strangers(connection)
     applied = await _applied_versions(connection) if VERSION_TABLE in tables else {}
-    lacking = missing("postgres", applied)
+    lacking = missing_steps("postgres", applied)
     state = State(applied, 0, [], open_schemas)
     if for_reading:
         return state

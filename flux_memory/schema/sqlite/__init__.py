@@ -8,7 +8,7 @@ from typing import Final
 
 from flux_memory.errors import SchemaError
 from flux_memory.records import timestamps
-from flux_memory.schema import SchemaFile, adopted_version, history, missing
+from flux_memory.schema import SchemaFile, adopted_version, history, missing_steps
 from flux_memory.schema.sqlite.objects import kept_indexes, refuse_obstacles, refuse_views_as_tables, verify
 
 HAS_VERSION_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'flux_memory_schema'"
@@ -59,7 +59,7 @@ def bring_up_to_date(db: sqlite3.Connection) -> None:
         SchemaError: The file is newer than the library, is another program's, has rows that cannot be adopted, or has
             tables, keys, views or triggers with which a write could be lost; it is left as it was.
     """
-    if not missing("sqlite", applied_versions(db)):
+    if not missing_steps("sqlite", applied_versions(db)):
         verify(db)
         return
     # SQLite would refuse to rename a table while any view is broken, or reads that table.
@@ -86,7 +86,7 @@ def _upgrade(db: sqlite3.Connection) -> None:
         db.execute(CREATE_VERSION_TABLE)
         for step in history("sqlite")[: _adopt(db)]:
             applied[step.version] = _record(db, step)
-    for step in missing("sqlite", applied):
+    for step in missing_steps("sqlite", applied):
         for statement in _statements(step.sql):
             db.execute(statement)
         _record(db, step)
@@ -108,7 +108,7 @@ def inspect(db: sqlite3.Connection, applied: dict[int, str]) -> None:
         SchemaError: As `bring_up_to_date` does, except for rows that cannot be adopted.
     """
     original = 0 if applied else original_version(db)
-    if not (steps := [step for step in missing("sqlite", applied) if step.version > original]):
+    if not (steps := [step for step in missing_steps("sqlite", applied) if step.version > original]):
         verify(db)
     else:
         refuse_obstacles(db, steps, adopting=bool(original))

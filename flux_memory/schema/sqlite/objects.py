@@ -58,7 +58,7 @@ class _Table(NamedTuple):
 
 
 def refuse_views_as_tables(db: sqlite3.Connection) -> None:
-    """Refuse a file whose sessions or messages a view or a virtual table makes up, in any amount and time.
+    """Refuse a file with a view or a virtual table in place of a table: it could return any number of rows, slowly.
 
     Raises:
         SchemaError: The file has such a view; the message names it.
@@ -125,7 +125,7 @@ def _views_as_tables(found: dict[str, SchemaObject]) -> Iterator[str]:
 
 
 def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterator[str]:
-    """Describe what other programs attached to the tables, and what would decide about a write."""
+    """Describe objects that other programs attached to the tables, and that could affect a write."""
     ours = _expected()
     for name, each in found.items():
         if each.type == "trigger" and each.table in {*ours.tables, VERSION_TABLE} and name not in ours.objects:
@@ -138,7 +138,7 @@ def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterat
             if any(parent == "messages" for parent, *_ in foreign_keys):
                 yield (
                     f"the table {each.name!r} has a foreign key to 'messages', whose ids are unique only within a "
-                    "session; make that table anew without the key"
+                    "session; create that table again without the key"
                 )
     for table in TABLES:
         for (name,) in db.execute(SELECT_UNIQUE_INDEXES, (table,)):
@@ -162,10 +162,10 @@ def _differences(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iter
     ours = _expected()
     for name, wanted in ours.objects.items():
         if name not in found:
-            yield f"the {wanted.type} {wanted.name!r} is missing; make it anew: {_one_line(wanted.sql)}"
+            yield f"the {wanted.type} {wanted.name!r} is missing; create it again: {_one_line(wanted.sql)}"
         elif wanted.type != "table" and _one_line(found[name].sql) != _one_line(wanted.sql):
             yield (
-                f"the {found[name].type} {wanted.name!r} differs from flux-memory's; drop it, and make it anew: "
+                f"the {found[name].type} {wanted.name!r} differs from flux-memory's; drop it, and create it again: "
                 f"{_one_line(wanted.sql)}"
             )
     for table, structure in ours.tables.items():

@@ -17,13 +17,14 @@ from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_ma
 MANY_SESSIONS: Final = 1_100
 """More sessions than fit a page, a scan or a cache of a store."""
 CREATED_AT_ONCE: Final = 50
+"""Sessions that are created concurrently."""
 CREATING_SECONDS: Final = 15.0
-"""A store that is too slow for all of them is tested with as many as it creates in this time."""
+"""Seconds after which no more sessions are created: a slow store is tested with fewer."""
 
 PART: Final = "0123456789abcde\n" * (1 << 16)
-"""A MiB of text."""
+"""One MiB of text."""
 PARTS: Final = 17
-"""More MiB than a request, a document or a response of a store may have."""
+"""Messages of one part each: more MiB than stores commonly allow in a request, a document or a response."""
 
 
 class AmountsContract(Binding):
@@ -56,9 +57,9 @@ class AmountsContract(Binding):
             for limit, offset in ((None, 0), (len(ids) - 1, 0), (None, len(ids) - 9), (5, len(ids) - 9), (30, 90)):
                 page = everything[offset:] if limit is None else everything[offset : offset + limit]
                 rows = await memory.get_sessions(limit, offset, **filters)
-                # Compared without showing them: pytest would spend minutes on the difference.
+                # Compared outside the assert: pytest would spend minutes on showing the difference.
                 same = rows == page
-                assert same, f"{len(rows)} other rows instead of {len(page)} for {limit=}, {offset=}, {filters=}"
+                assert same, f"{len(rows)} rows, not the {len(page)} expected, for {limit=}, {offset=}, {filters=}"
         for row in (everything[0], everything[-1]):
             assert await memory.get_session(row["id"]) == row
         if Capability.CLEAR_ALL in store.capabilities:
@@ -117,7 +118,7 @@ class AmountsContract(Binding):
             for text in texts:
                 await memory.add_message(session, "user", text)
         for limit in (None, PARTS - 1):
-            # Compared without showing them: pytest would spend minutes on the difference.
+            # Compared outside the assert: pytest would spend minutes on showing the difference.
             history = contents(await memory.get_history(session, limit))
             same = history == texts[-limit:] if limit else history == texts
-            assert same, f"{limit=}: {len(history)} messages of {sum(map(len, history))} characters were returned"
+            assert same, f"{limit=}: {len(history)} messages of {sum(map(len, history))} characters, not those stored"

@@ -216,7 +216,7 @@ class DeadlinesContract(Binding):
         promise="A close() ends by its own deadline while the store is unreachable, beside calls and an opening "
         "under way.",
         impact="A program that shuts down during an outage hangs until it is killed.",
-        needs=Capability.OUTAGES,
+        needs=Capability.OUTAGES | Capability.SEVERAL_HANDLES,
         away=True,
     )
     async def test_close_in_an_outage(self, store: StoreUnderTest) -> None:

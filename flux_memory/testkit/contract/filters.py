@@ -1,4 +1,4 @@
-"""Metadata, filters, and whether the one contains the other: the cases of the clauses on metadata filters."""
+"""The cases of the clauses on metadata filters: metadata, a filter, and whether the metadata contains it."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class LimitsContract(Binding):
         }
         for name, (returned, given) in found.items():
             assert len(returned) == len(given), f"{name}: cut"
-            # Compared without showing them: pytest would spend minutes on the difference.
+            # Compared outside the assert: pytest would spend minutes on showing the difference.
             same = returned == given
             assert same, f"{name}: changed"
 

@@ -45,7 +45,7 @@ def find_factory(config: pytest.Config) -> Callable[[Path], Memory]:
         found = resolve_name(name)
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-        raise pytest.UsageError(f"--flux-memory-factory={name}: {said}; write module:callable") from error
+        raise pytest.UsageError(f"--flux-memory-factory={name}: {said}; write module:function") from error
     if not callable(found):
-        raise pytest.UsageError(f"--flux-memory-factory={name}: is a {type(found).__name__}; write module:callable")
+        raise pytest.UsageError(f"--flux-memory-factory={name}: is a {type(found).__name__}; write module:function")
     return cast("Callable[[Path], Memory]", found)

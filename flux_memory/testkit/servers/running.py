@@ -76,7 +76,7 @@ class Running(Protocol):
 
     @property
     def is_own(self) -> bool:
-        """Whether the server was started for the run, so that its DSN says all there is to say."""
+        """Whether the server was started for the run, so that its DSN is complete."""
         ...
 
     def log_tail(self, lines: int) -> str:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from flux_memory.errors import MigrationError
 from flux_memory.records.printing import shell_quoted
-from flux_memory.schema import VERSION_TABLE, adopted_version, missing
+from flux_memory.schema import VERSION_TABLE, adopted_version, missing_steps
 from flux_memory.schema import sqlite as schema
 from flux_memory.schema.sqlite.objects import refuse_views_as_tables
 from flux_memory.transfer.rows.postgres_time import microseconds
@@ -98,7 +98,7 @@ def inspect_source(db: sqlite3.Connection) -> Layout:
     columns = {table: {name for (name,) in db.execute(schema.SELECT_COLUMNS, (table,))} for table in _KNOWN}
     applied = schema.applied_versions(db)
     if applied:
-        missing("sqlite", applied)
+        missing_steps("sqlite", applied)
     else:
         known = {table: names & (_KNOWN[table] - {"seq", "message_count"}) for table, names in columns.items()}
         if adopted_version(known) == 0:

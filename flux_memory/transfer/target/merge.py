@@ -199,7 +199,7 @@ async def merge(
         connection: Connected to a target with the current schema.
         batches: The rows, in the order of the sessions' ids.
         record: Receives the sessions of each batch; sessions that it has and the target has no longer are left out.
-        restores_deleted: Whether these are added all the same.
+        restores_deleted: Whether sessions that were deleted in the target are added again.
         advance: Called with the number of rows committed.
     """
     merged = MergeResult()

@@ -36,8 +36,8 @@ CREATE TABLE flux_memory_moved_sessions (
     PRIMARY KEY (session_id, created_at)
 )
 """
-# The record goes to the schema of the tables that it describes, wherever else the search_path leads, and belongs to
-# their owner: applications need not trust another role.
+# The record is created in the schema of the tables that it describes, also if the search_path begins with another. It
+# belongs to their owner, so that applications need not trust another role.
 ENTER_SCHEMA: Final = """
 SELECT set_config('search_path', quote_ident(nspname::text), TRUE)
 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -45,7 +45,7 @@ WHERE pg_class.oid = 'sessions'::regclass::oid
     AND pg_has_role(relowner, 'USAGE')
     AND has_schema_privilege(pg_namespace.oid, 'CREATE')
 """
-# A superuser may move for the owner.
+# A superuser may migrate in place of the owner.
 SELECT_GIVE_TO_OWNER: Final = """
 SELECT pg_catalog.format(
     'ALTER TABLE flux_memory_moves OWNER TO %1$s; ALTER TABLE flux_memory_moved_sessions OWNER TO %1$s',
@@ -75,11 +75,12 @@ _PAGE_SESSIONS: Final = 1_000
 
 @dataclass(frozen=True)
 class MoveRecord:
-    """What the target's record says about a source, and what a move adds to it."""
+    """A source in the target's record of moves, and the additions that a move makes there."""
 
     source: UUID
-    """Identifies the source in the record."""
+    """The id of the source in the record."""
     file: str
+    """The name of its file, for people."""
     known: bool
     """Whether an earlier run moved sessions of the source."""
 
@@ -95,7 +96,7 @@ class MoveRecord:
 async def open_record(
     connection: Any, file: Path, digests: Iterator[SessionDigest], *, complete: bool
 ) -> MoveRecord | None:
-    """Return the record of a source, and create the tables; `None` if the server does not let the role create them.
+    """Return a source in the record, whose tables are created if missing; `None` if the role may not create them.
 
     Args:
         connection: Connected to a target with the current schema.
@@ -116,7 +117,7 @@ async def open_record(
             except asyncpg.RaiseError:
                 # An event trigger guards against DDL.
                 return None
-        found = await _find_source(connection, digests)
+        found = await _find_source_id(connection, digests)
     return MoveRecord(found if found and complete else uuid4(), _shown(file), known=found is not None)
 
 
@@ -125,15 +126,21 @@ async def may_read_record(connection: Any) -> bool:
     return bool(await connection.fetchval(HAS_RECORD) and await connection.fetchval(MAY_READ_RECORD))
 
 
-async def find_sources(connection: Any, digests: Iterator[SessionDigest], sessions: int) -> list[UUID]:
-    """Return which sources of the record a memory with a number of sessions may be; each of them if it has none."""
+async def find_source_ids(connection: Any, digests: Iterator[SessionDigest], sessions: int) -> list[UUID]:
+    """Return the ids that a memory may have in the record; without sessions it may be any source.
+
+    Args:
+        connection: Connected to a target with a record.
+        digests: The digests of the memory's sessions.
+        sessions: Their number.
+    """
     if not sessions:
         return [source for (source,) in await connection.fetch(SELECT_SOURCES)]
-    found = await _find_source(connection, digests)
+    found = await _find_source_id(connection, digests)
     return [] if found is None else [found]
 
 
-async def _find_source(connection: Any, digests: Iterator[SessionDigest]) -> UUID | None:
+async def _find_source_id(connection: Any, digests: Iterator[SessionDigest]) -> UUID | None:
     """Identify a source by its sessions: unlike its name, they are the same in a copy, and after a VACUUM."""
     ids = (digest.id.decode() for digest in digests)
     while page := list(islice(ids, _PAGE_SESSIONS)):
@@ -143,5 +150,5 @@ async def _find_source(connection: Any, digests: Iterator[SessionDigest]) -> UUI
 
 
 def _shown(file: Path) -> str:
-    """Return a file's name as text, which a name need not be."""
+    """Return a file's absolute path, with escapes for bytes that are not UTF-8."""
     return os.fsencode(file.absolute()).decode(errors="backslashreplace")

@@ -11,10 +11,10 @@ from typing import Any, Final
 import asyncpg
 
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, connect
-from flux_memory.backends.postgres.errors import not_connected, translated
+from flux_memory.backends.postgres.errors import not_connected, translate_errors
 from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.schema import missing
+from flux_memory.schema import missing_steps
 from flux_memory.schema import postgres as schema
 from flux_memory.schema.postgres.tables import find_tables
 from flux_memory.transfer.target.watchdog import guard
@@ -120,7 +120,7 @@ async def open_connection(dsn: str) -> AsyncIterator[Any]:
     """
     dsn = SecretText(dsn)
     target = parse_dsn(dsn)
-    with translated(target.shown, CONNECT_SECONDS):
+    with translate_errors(target.shown, CONNECT_SECONDS):
 
         async def probe(seconds: float) -> Any:
             nonlocal target
@@ -169,7 +169,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
     if read_only and not for_reading:
         raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
-    lacking = missing("postgres", state.applied)
+    lacking = missing_steps("postgres", state.applied)
     has_tables = [bool(await connection.fetchval(SELECT_TABLE, table)) for table in ("sessions", "messages")]
     if for_reading and lacking:
         raise SchemaError(

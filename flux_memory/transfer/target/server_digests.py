@@ -79,7 +79,9 @@ class ServerSession(NamedTuple):
     """Whether an earlier run moved the session from one of the sources asked about."""
 
 
-async def read_digests(connection: Any, take: Callable[[ServerSession], None], sources: Sequence[UUID] | None) -> None:
+async def read_digests(
+    connection: Any, take: Callable[[ServerSession], None], source_ids: Sequence[UUID] | None
+) -> None:
     """Call `take` for each session as it arrives, and for each that exists only in the record of moves.
 
     COPY is used because the server runs a cursor's query without parallel workers.
@@ -87,7 +89,7 @@ async def read_digests(connection: Any, take: Callable[[ServerSession], None], s
     Args:
         connection: Connected to the memory.
         take: Receives the sessions, ordered by id.
-        sources: Sources to ask about; `None` if there is no record, or it is not to be read.
+        source_ids: The ids, in the record of moves, of the sources asked about; `None` leaves the record unread.
     """
     reader = CopyReader()
 
@@ -95,9 +97,9 @@ async def read_digests(connection: Any, take: Callable[[ServerSession], None], s
         for row in reader.rows(data):
             take(_session(row))
 
-    if sources is not None:
-        await connection.execute(SET_SOURCES, write_texts(map(str, sources)))
-    query = SELECT_DIGESTS.format(moved=NONE_MOVED if sources is None else MOVED)
+    if source_ids is not None:
+        await connection.execute(SET_SOURCES, write_texts(map(str, source_ids)))
+    query = SELECT_DIGESTS.format(moved=NONE_MOVED if source_ids is None else MOVED)
     await copy_out(connection, query, receive)
 
 

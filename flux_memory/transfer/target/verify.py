@@ -138,7 +138,7 @@ async def compare(
     validator: RowValidator,
     digests: Iterator[SessionDigest],
     *,
-    sources: Sequence[UUID] | None = None,
+    source_ids: Sequence[UUID] | None = None,
     skips_deleted: bool = False,
 ) -> None:
     """Compare digests of a SQLite memory with a PostgreSQL memory, in the caller's transaction.
@@ -149,12 +149,12 @@ async def compare(
         source: Returns the SQLite memory; called only if sessions differ, to compare their rows.
         validator: Validates its rows.
         digests: The digests of its sessions, ordered by id.
-        sources: What the memory may be called in the target's record of moves; `None` leaves the record unread.
+        source_ids: The ids that the memory may have in the target's record of moves; `None` leaves it unread.
         skips_deleted: Whether sessions that were deleted in the target since a move are not missing there.
     """
     with Spool() as differing:
         both = _DigestComparison(found, digests, differing, skips_deleted=skips_deleted)
-        await read_digests(connection, both.take, sources)
+        await read_digests(connection, both.take, source_ids)
         both.end()
         rows: Source | None = None
         for digest in differing.digests():

@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from flux_memory import Memory
 from flux_memory.testkit.capabilities import ALL, Capability
+from flux_memory.testkit.contract.model.findings import EnoughError, Finding, Findings
 from flux_memory.testkit.contract.model.reduction import reduced
-from flux_memory.testkit.contract.model.state_machine import EnoughError, Finding, Findings, MemoryMachine
+from flux_memory.testkit.contract.model.state_machine import MemoryMachine
 
 
 @dataclass(frozen=True, slots=True)

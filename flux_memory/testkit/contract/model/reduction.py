@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 from flux_memory import Memory
 from flux_memory.testkit.capabilities import Capability
-from flux_memory.testkit.contract.model.state_machine import Finding, Findings, MemoryMachine, Step, UnexplainedError
+from flux_memory.testkit.contract.model.findings import Finding, Findings, Step, UnexplainedError
+from flux_memory.testkit.contract.model.state_machine import MemoryMachine
 
 _REPLAYS = 3
 """How often a shorter sequence has to pass before it is discarded."""

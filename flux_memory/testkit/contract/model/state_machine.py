@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NoReturn, cast
 
 from hypothesis import strategies as st
@@ -17,7 +15,6 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model import generated
 from flux_memory.testkit.contract.model.answers import Mismatch, difference
 from flux_memory.testkit.contract.model.calls import (
-    HANG_SECONDS,
     Answer,
     Answered,
     Cut,
@@ -29,6 +26,7 @@ from flux_memory.testkit.contract.model.calls import (
     at_once,
     resolved,
 )
+from flux_memory.testkit.contract.model.findings import Finding, Findings, Step, UnexplainedError
 from flux_memory.testkit.contract.model.reduce_to_claims import Item, claimed
 from flux_memory.testkit.contract.model.script import Script
 from flux_memory.testkit.contract.model.states import State, explain
@@ -45,78 +43,6 @@ _MIN_STEPS_PER_HANDLE: Final = 5
 """A handle is reopened after this many steps at the earliest: opening is the most expensive call."""
 
 EVERYTHING: Final = ModelCall("get_sessions", {"limit": None})
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A step of the machine that can be replayed."""
-
-    rule: str
-    arguments: Mapping[str, Any]
-
-    def take(self, machine: MemoryMachine) -> None:
-        """Replay the step."""
-        getattr(machine, self.rule)(**self.arguments)
-
-    def simpler(self) -> Iterator[Step]:
-        """Yield simpler versions of the step."""
-        if self.rule == "start" and self.arguments["names"]:
-            yield Step("start", {"names": self.arguments["names"][:-1]})
-        if self.rule == "reopen" and self.arguments["late"] is not None:
-            yield Step("reopen", {**self.arguments, "late": None})
-        if self.rule != "at_once":
-            return
-        group = list(self.arguments["group"])
-        for at, (handle, call, cut) in enumerate(group):
-            if len(group) > 1:
-                yield Step("at_once", {"group": group[:at] + group[at + 1 :]})
-            if cut is not None:
-                yield Step("at_once", {"group": [*group[:at], (handle, call, None), *group[at + 1 :]]})
-        if len(group) == 1 and group[0][2] is None:
-            yield Step("write", {"handle": group[0][0], "call": group[0][1]})
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """An answer that the model cannot explain, and the code that leads to it."""
-
-    sentence: str
-    code: str
-    lines: int
-    steps: tuple[Step, ...] = ()
-
-
-class Findings:
-    """Keeps the shortest finding of a run.
-
-    Args:
-        shrinking: How many seconds to search for a shorter one.
-    """
-
-    def __init__(self, shrinking: float) -> None:
-        self.shortest: Finding | None = None
-        self.timeout = HANG_SECONDS
-        self._shrinking = shrinking
-        self._enough = math.inf
-
-    def add(self, finding: Finding) -> None:
-        """Keep a finding if it is at most as long as the shortest."""
-        self._enough = min(self._enough, time.monotonic() + self._shrinking)
-        if self.shortest is None or finding.lines <= self.shortest.lines:
-            self.shortest = finding
-
-    def raise_if_enough(self) -> None:
-        """End the run if the time to search for smaller examples is over."""
-        if time.monotonic() > self._enough:
-            raise EnoughError
-
-
-class EnoughError(BaseException):
-    """Ends a run of Hypothesis from within, which treats an `Exception` as another failure."""
-
-
-class UnexplainedError(AssertionError):
-    """The store broke a promise."""
 
 
 class MemoryMachine(RuleBasedStateMachine):

@@ -1,0 +1,86 @@
+"""The adds that wait for a statement, in order by session, and the statements that carry them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.records import MessageRow
+
+
+class QueuedCall:
+    """One `add_message` or `add_messages`: all its rows are stored, or none."""
+
+    __slots__ = ("alone", "future", "queue", "rows", "state")
+
+    def __init__(self, queue: SessionQueue, rows: Sequence[MessageRow], state: CallState) -> None:
+        self.queue = queue
+        self.rows = rows
+        self.state = state
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.alone = False
+        """Whether it must not share its next statement, since the server refused one that it shared."""
+
+    def settle(self, error: Exception | None) -> None:
+        """Answer the caller, if it still waits."""
+        self.queue.in_flight.pop(self, None)
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        else:
+            self.future.set_exception(error)
+            # Retrieved here, since asyncio would log it if the caller sends the statement itself and is cancelled.
+            self.future.exception()
+
+
+class SessionQueue:
+    """The unanswered adds to one session, in order: those in flight, then those that wait."""
+
+    __slots__ = ("in_flight", "session_id", "statement", "waiting")
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.waiting: dict[QueuedCall, None] = {}
+        self.in_flight: dict[QueuedCall, None] = {}
+        """Calls in `statement` whose callers still wait. Once there are none, the next calls can be sent."""
+        self.statement: AddStatement | None = None
+
+
+class AddStatement:
+    """One statement and the calls in it.
+
+    Args:
+        fill: Takes the ready calls into the statement once it has a connection.
+    """
+
+    __slots__ = ("_fill", "gathered", "queues", "slot", "task")
+
+    task: asyncio.Task[None]
+    """Runs the statement, unless its caller does so in `_send_at_once`."""
+
+    def __init__(self, fill: Callable[[AddStatement], None] | None = None) -> None:
+        self._fill = fill
+        self.queues: dict[SessionQueue, None] = {}
+        """Its sessions with callers that still wait."""
+        self.gathered = 0
+        """The number of calls that it took from the queues."""
+        self.slot: asyncio.TimerHandle | None = None
+
+    def calls(self) -> list[QueuedCall]:
+        """Return the calls whose callers still wait."""
+        return [call for queue in self.queues for call in queue.in_flight if not call.future.done()]
+
+    def sending(self) -> None:
+        """Take the calls before the first attempt, and note in each that it is sent."""
+        if (fill := self._fill) is not None:
+            self._fill = None
+            fill(self)
+        for call in self.calls():
+            call.state.sending()
+
+    def failed(self, error: Exception, *, lost: bool) -> None:
+        """Note in each call how the statement failed."""
+        for call in self.calls():
+            call.state.failed(error, lost=lost)
