@@ -31,7 +31,7 @@ def connect(
     path: str,
     timeout: float,
     must_stop: Callable[[], bool] = lambda: False,
-    given_up: Callable[[], bool] = lambda: False,
+    pause: Callable[[float], object] = time.sleep,
 ) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and with a current schema; retry while other processes are opening it.
 
@@ -39,7 +39,7 @@ def connect(
         path: The file, created if it is missing, or `:memory:`.
         timeout: Seconds until a lock ends the attempts.
         must_stop: Returns whether the statement that runs has to end; SQLite itself cannot interrupt our function.
-        given_up: Called between two attempts; returns whether to end them. An upgrade that has begun goes on.
+        pause: Sleeps between two attempts; returns whether to end them. An upgrade that has begun goes on.
 
     Raises:
         FluxMemoryError: The file or the SQLite library cannot be used; the message says what to do.
@@ -51,10 +51,9 @@ def connect(
         try:
             return _connect_once(path, must_stop)
         except sqlite3.OperationalError as error:
-            if not is_busy(error) or time.monotonic() >= deadline or given_up():
-                raise
             # SQLite itself does not wait for a lock to change the journal mode.
-            time.sleep(_REOPEN_SECONDS)
+            if not is_busy(error) or time.monotonic() >= deadline or pause(_REOPEN_SECONDS):
+                raise
 
 
 def _connect_once(path: str, must_stop: Callable[[], bool]) -> tuple[sqlite3.Connection, OpenFile]:

@@ -43,7 +43,7 @@ class SQLiteWorker:
     """
 
     def __init__(
-        self, opener: Callable[[Callable[[], bool], Callable[[], bool]], tuple[sqlite3.Connection, OpenFile]]
+        self, opener: Callable[[Callable[[], bool], Callable[[float], bool]], tuple[sqlite3.Connection, OpenFile]]
     ) -> None:
         self._opener = opener
         self._db: sqlite3.Connection | None = None
@@ -129,11 +129,18 @@ class SQLiteWorker:
         # Stored by the thread: the caller may be gone by now, and the connection must still be closed.
         try:
             with self._at_rest:
-                self._db, self._file = self._opener(self._must_interrupt, lambda: self._given_up)
+                self._db, self._file = self._opener(self._must_interrupt, self._pause_opening)
                 self._db.set_progress_handler(self._must_interrupt, _CLOCK_INSTRUCTIONS)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error
         deliver([job])
+
+    def _pause_opening(self, seconds: float) -> bool:
+        """Sleep between two attempts to open the file, so that the process can fork; return whether to end them."""
+        self._at_rest.release()
+        time.sleep(seconds)
+        self._at_rest.acquire()
+        return self._given_up
 
     def _must_interrupt(self) -> bool:
         """Return whether SQLite must interrupt the statement that runs."""
