@@ -128,7 +128,7 @@ def test_skipped_sessions_are_named_with_the_option_that_restores_them(deleted: 
     sides, written = ("--sqlite-path", deleted, "--postgres-dsn", target), deleted.with_name("report.json")
     skipped = call(*sides, "--report", written)
     assert skipped.exit_code == 3
-    assert "Skipped, since an earlier run moved them and they were deleted in PostgreSQL: 1 sessions" in skipped.output
+    assert "Skipped, since an earlier run moved them and they were deleted in PostgreSQL: 1 session, " in skipped.output
     assert "2 messages. First: two\n" in skipped.output
     assert skipped.output.rstrip().endswith("To move them again, run with --restore-deleted.")
     assert "identical" not in skipped.output
@@ -182,7 +182,7 @@ def test_rows_added_by_the_application_stay(deleted: Path, target: str) -> None:
     contained = call("--sqlite-path", deleted, "--postgres-dsn", target)
     assert contained.exit_code == 0
     assert (
-        "Only in PostgreSQL: 1 sessions, and 1 messages of sessions that are on both sides. "
+        "Only in PostgreSQL: 1 session, and 1 message of sessions that are on both sides. "
         "First sessions: of the application, one"
     ) in contained.output
     closing_line = contained.output.rstrip().splitlines()[-1]
@@ -350,3 +350,21 @@ def test_the_record_says_which_file_and_how_far(path: Path, target: str) -> None
     moves = asyncio.run(fetch_rows(target, "SELECT file, sessions, messages FROM flux_memory_moves ORDER BY id"))
     assert moves == [(str(path), 2, 6), (str(path), 4, 7), (str(path), 4, 7)]
     assert asyncio.run(fetch_rows(target, RECORDED)) == [("a new one",), ("one",), ("three",), ("two",)]
+
+
+def test_an_applications_own_session_is_not_called_deleted_in_the_file(path: Path, target: str) -> None:
+    """An application may create a session anew under the id of one that was moved, and deleted on both sides."""
+    make_file_with_data(path)
+    move(path, target)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DELETE FROM messages WHERE session_id = 'two'")
+        db.execute("DELETE FROM sessions WHERE id = 'two'")
+
+    async def recreate() -> None:
+        async with PostgresConversationMemory(target, min_size=1) as memory:
+            await memory.delete_session("two")
+            await memory.create_session(session_id="two")
+
+    asyncio.run(recreate())
+    for mode in (Mode.MOVE, Mode.VERIFY):
+        assert move(path, target, mode=mode).status is Status.CONTAINED
