@@ -237,6 +237,7 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
         await memory.get_history(session, 3, before=ids[-1])
         for options in ({}, {"user_id": "u"}, {"metadata": {"a": 1}}, {"user_id": "u", "metadata": {"a": 1}}):
             assert await memory.get_sessions(**options)  # type: ignore[arg-type]
+        await check_postgres(dsn, 10)
         await memory.clear_all()
     make_file_with_data(path)
     async with ConversationMemory(tmp_path / "more.db") as memory:
@@ -250,6 +251,8 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
     await execute(dsn, "UPDATE messages SET content = 'x' WHERE seq = 1")
     report = await migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=Mode.VERIFY))
     assert report.status is Status.DIFFERENT
+    looking = Plan(sqlite_path=path, postgres_dsn=dsn, replace=True, mode=Mode.PREFLIGHT)
+    assert (await migrate(looking)).status is Status.READY
     replacing = Plan(sqlite_path=path, postgres_dsn=dsn, replace=True)
     assert (await migrate(replacing)).status is Status.IDENTICAL
     assert (await migrate_back(dsn, tmp_path / "back.db")).status is Status.IDENTICAL
