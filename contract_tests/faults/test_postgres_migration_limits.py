@@ -26,6 +26,8 @@ from flux_memory.testkit.servers.databases import with_database
 from flux_memory.transfer import Plan, Report, Status, migrate
 
 LIMITS = {"statement_timeout": "2s", "idle_in_transaction_session_timeout": "2s"}
+NEW_LIMITS = "SELECT name FROM pg_settings WHERE name = 'transaction_timeout'"
+"""The limits that not every server has."""
 WAITED_LONGER = """
 SELECT max(clock_timestamp() - query_start) > '2.2 s' FROM pg_stat_activity
 WHERE datname = current_database() AND wait_event_type = 'Lock'
@@ -55,8 +57,9 @@ def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_datab
     asyncio.run(prepare_target(dsn, []))
 
     async def run() -> Status:
-        async with set_defaults(dsn, **LIMITS), connect(dsn) as other:
-            await other.execute("SET idle_in_transaction_session_timeout = 0")
+        limits = LIMITS | {name: "2s" for (name,) in await fetch_rows(dsn, NEW_LIMITS)}
+        async with set_defaults(dsn, **limits), connect(dsn) as other:
+            await other.execute("; ".join(f"SET {name} = 0" for name in limits))
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
             migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn)))
             await wait_for_lock(other)

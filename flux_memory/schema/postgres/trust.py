@@ -25,7 +25,7 @@ _ME: Final = """
 # It runs before pg_catalog is known to be searched first, so each name is qualified.
 SELECT_OPEN_SCHEMAS: Final = f"""
 SELECT
-    nspname::pg_catalog.text,
+    pg_catalog.quote_ident(nspname::pg_catalog.text),
     CASE WHEN grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC'
         ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)::pg_catalog.text)
     END,

@@ -25,7 +25,7 @@ SELECT_RIGHTS: Final = """
 SELECT
     has_schema_privilege(current_schema()::text, 'CREATE'),
     pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
-    current_schema()
+    quote_ident(current_schema()::text)
 """
 MAY_READ: Final = "SELECT has_table_privilege('sessions', 'SELECT') AND has_table_privilege('messages', 'SELECT')"
 MAY_WRITE: Final = """
@@ -81,16 +81,18 @@ SET LOCAL synchronous_commit = on;
 SET LOCAL client_min_messages = warning;
 SELECT pg_logical_emit_message(TRUE, 'flux_memory', ''::text) WHERE NOT pg_is_in_recovery()
 """
-# Timeouts of the database must not stop a long transaction. With row_security off, the server raises instead of hiding
-# rows behind a policy. Keepalives keep a connection open during a long statement, and show the server soon that a
-# client is gone.
+# Timeouts of the database must not stop a long transaction; that of transactions is new in PostgreSQL 17. With
+# row_security off, the server raises instead of hiding rows behind a policy. Keepalives keep a connection open during a
+# long statement, and show the server soon that a client is gone.
 TRANSACTION_SETTINGS: Final = """
 SET LOCAL statement_timeout = 0;
 SET LOCAL row_security = off;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL tcp_keepalives_idle = 10;
 SET LOCAL tcp_keepalives_interval = 10;
-SET LOCAL tcp_keepalives_count = 3
+SET LOCAL tcp_keepalives_count = 3;
+SELECT set_config('transaction_timeout'::text, '0'::text, TRUE)
+WHERE current_setting('transaction_timeout'::text, TRUE) IS NOT NULL
 """
 # Detects a lost client while an answer is in flight. Only for transactions with locks and short answers: a client that
 # reads a long answer slowly would count as lost.
