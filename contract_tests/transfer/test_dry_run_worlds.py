@@ -194,13 +194,19 @@ WORLDS: Final = {
         Status.IDENTICAL,
         replace=True,
     ),
-    "--replace and a guard against DELETE, which TRUNCATE does not meet": World(
+    "--replace and a guard against DELETE, but no row to delete": World(
         "current",
-        (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION act()"),
+        (GUARD, "CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION act()"),
         status=Status.IDENTICAL,
         replace=True,
     ),
     # The server refuses the tables.
+    "--replace and a guard against DELETE": World(
+        "current",
+        (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION act()"),
+        "guarded by the operators",
+        replace=True,
+    ),
     "--replace and a guard against DELETE and TRUNCATE": World(
         "current",
         (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE OR TRUNCATE ON sessions EXECUTE FUNCTION act()"),

@@ -227,6 +227,7 @@ def test_only_proven_rows_are_committed(path: Path, target: str) -> None:
     assert looked.exit_code == 1
     assert "message differs: m3 of session one" in looked.output
     assert "Nothing was overwritten" in looked.output
+    assert "run with --replace" not in looked.output
 
 
 def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> None:
@@ -236,15 +237,16 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     change(path, "UPDATE sessions SET title = 'renamed' WHERE id = 'one'", *DELETE_TWO)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_sessions(db, "gained")
-    asyncio.run(execute(target, "ALTER TABLE sessions ADD COLUMN stars INTEGER", THERE, *ADD_THERE))
+    added = (f"ALTER TABLE {table} ADD COLUMN stars INTEGER" for table in ("sessions", "messages"))
+    asyncio.run(execute(target, *added, THERE, *ADD_THERE))
     before = read_target(target)
     written = path.with_name("report.json")
     looked = call(*sides(path, target), "--replace", "--dry-run", "--report", written)
     assert looked.exit_code == 0, looked.output
-    assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 messages of other sessions" in looked.output
+    assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 message of other sessions" in looked.output
     assert "\n  First sessions: there, two, one\n" in looked.output
     assert "\n  session's title differs: one\n" in looked.output
-    assert "\nPostgreSQL would lose the values of your columns in sessions: stars\n" in looked.output
+    assert "\nPostgreSQL would lose the values of your columns: sessions.stars, messages.stars\n" in looked.output
     assert "missing" not in looked.output
     assert read_target(target) == before
     losses = json.loads(written.read_text("utf-8"))["losses"]
@@ -293,7 +295,7 @@ def test_a_terminal_shows_the_losses_and_asks(path: Path, target: str, answer: s
     written = run_on_terminal(200, "--replace", *sides(path, target), typed=f"{answer}\n".encode(), code=code)
     shown, asked, after = written.partition("? [y/N]: ")
     assert asked, written
-    assert "PostgreSQL would lose 1 sessions" in shown
+    assert "PostgreSQL would lose 1 session (" in shown
     assert "First sessions: there" in shown
     assert "Replace everything in " in shown
     assert ("Proven identical" in after) == (answer == "y")
@@ -376,6 +378,39 @@ def test_rows_of_other_tables_are_not_deleted(path: Path, target: str) -> None:
         with pytest.raises(SchemaError, match=r"other tables refer .* \(ratings\)"):
             move(path, target, replace=True, mode=mode)
     assert asyncio.run(fetch_rows(target, "SELECT session_id FROM ratings")) == [("one",)]
+
+
+# What a trigger of the user's does when a row is deleted; `{kept}` is the session that it keeps.
+KEEPER: Final = """
+CREATE TABLE deleted (name text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+INSERT INTO deleted VALUES (OLD.id); RETURN CASE WHEN OLD.id <> '{kept}' THEN OLD END; END$$;
+CREATE TRIGGER note BEFORE DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION note()
+"""
+
+
+@pytest.mark.parametrize(("table", "noted"), [("sessions", ["one", "two"]), ("messages", ["m1", "m3", "m4", "m6"])])
+def test_triggers_see_the_rows_that_are_replaced(path: Path, target: str, table: str, noted: list[str]) -> None:
+    """A trigger that keeps a log of deleted rows is not passed by with TRUNCATE."""
+    make_file_with_data(path)
+    move(path, target)
+    asyncio.run(execute(target, KEEPER.format(kept="none", table=table)))
+    assert move(path, target, replace=True).status is Status.IDENTICAL
+    seen = [name for (name,) in asyncio.run(fetch_rows(target, "SELECT name FROM deleted ORDER BY name"))]
+    assert set(noted) <= set(seen)
+
+
+def test_a_row_that_cannot_be_deleted_undoes_the_replacement(path: Path, target: str) -> None:
+    """A trigger keeps a session that the file does not have, so PostgreSQL would have more than the file."""
+    make_file_with_data(path)
+    move(path, target)
+    asyncio.run(execute(target, THERE, KEEPER.format(kept="there", table="sessions")))
+    before = read_target(target)
+    looked = call(*sides(path, target), "--replace", "--yes")
+    assert looked.exit_code == 1, looked.output
+    assert "Only in PostgreSQL: 1 session" in looked.output
+    assert looked.output.endswith("change or drop the triggers that change or keep rows, then run again.\n")
+    assert read_target(target) == before
 
 
 GUARDS: Final = {

@@ -77,7 +77,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         raise MigrationError("a quarantine file has only some of the rows; retry it without replacing the others")
     if plan.quarantine_file is not None and plan.mode is Mode.MOVE:
         refuse_unwritable(plan.quarantine_file)
-    report = Report(str(plan.sqlite_path), mask_dsn(plan.postgres_dsn))
+    report = Report(str(plan.sqlite_path), mask_dsn(plan.postgres_dsn), replaces=plan.replace)
     with ExitStack() as stack:
         path = plan.sqlite_path
         if plan.retry:
@@ -274,7 +274,10 @@ class _Migration:
         with report.phase(self._watcher, "Analyze", None):
             await connection.execute(ANALYZE)
         with report.phase(self._watcher, "Verify", None):
-            await self._compare(connection, None, Comparison())
+            proof = await self._compare(connection, None, Comparison())
+        if not proof.identical:
+            # A trigger may have kept a row.
+            report.status = Status.DIFFERENT
         if report.status is Status.DIFFERENT:
             await transaction.rollback()
         else:
