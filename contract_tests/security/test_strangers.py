@@ -124,6 +124,22 @@ async def test_tables_that_a_stranger_made_are_refused(roles: Roles, path: Path,
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "kind", ["TABLE {} (x text)", "VIEW {} AS SELECT 1", "TABLE {} (x text) PARTITION BY LIST (x)"]
+)
+async def test_a_strangers_record_of_moves_stops_only_migrations(roles: Roles, path: Path, kind: str) -> None:
+    """Applications do not use the record, so a role that may create one cannot end their service."""
+    await open_memory(roles.library)
+    await execute(roles.stranger, f"CREATE {kind.format('flux_memory_moves')}")
+    await open_memory(roles.library)
+    assert (await check_postgres(roles.library, 10)).sessions == 2
+    make_file_with_data(path)
+    for mode in Mode:
+        with pytest.raises(SchemaError, match="flux_memory_moves"):
+            await migrate(Plan(sqlite_path=path, postgres_dsn=roles.library, mode=mode))
+
+
+@pytest.mark.asyncio
 async def test_a_trigger_that_a_stranger_may_create_is_refused(roles: Roles, path: Path) -> None:
     """The right to create triggers is a right to run code as each role that writes."""
     await open_memory(roles.library)

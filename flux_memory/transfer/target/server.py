@@ -16,7 +16,7 @@ from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
 from flux_memory.schema import postgres as schema
-from flux_memory.schema.postgres.tables import find_tables
+from flux_memory.schema.postgres.tables import WITH_RECORD, find_tables
 from flux_memory.transfer.target.watchdog import guard
 
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
@@ -162,7 +162,7 @@ async def inspect_target(connection: Any, *, for_reading: bool = False) -> Targe
 
 async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
-    state = await schema.inspect(connection, for_reading=for_reading)
+    state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
     version, encoding = await connection.fetchrow(SELECT_SERVER)
     if encoding != "UTF8":
         raise SchemaError(
