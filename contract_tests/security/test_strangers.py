@@ -318,3 +318,14 @@ async def test_the_check_warns_where_others_may_create(roles: Roles) -> None:
     assert warning.startswith(f"{stranger} may create objects in the schema public")
     await execute(roles.admin, warning.rpartition("; run ")[2])
     assert (await check_postgres(roles.library, 10)).warnings == []
+
+
+@pytest.mark.asyncio
+async def test_advised_statements_quote_the_schema(roles: Roles) -> None:
+    """A name that needs quotes does not change what a pasted statement does."""
+    await execute(roles.admin, 'CREATE SCHEMA "Chat; Data"', 'GRANT ALL ON SCHEMA "Chat; Data" TO PUBLIC')
+    dsn = with_parameter(roles.library, "search_path=%22Chat%3B%20Data%22")
+    (warning,) = (await check_postgres(dsn, 10)).warnings
+    await execute(roles.admin, warning.rpartition("; run ")[2])
+    with pytest.raises(SchemaError):
+        await check_postgres(dsn, 10)
