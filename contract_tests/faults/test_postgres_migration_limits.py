@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -32,6 +33,11 @@ WAITED_LONGER = """
 SELECT max(clock_timestamp() - query_start) > '2.2 s' FROM pg_stat_activity
 WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
+RESTED = """
+SELECT count(*) = 0 FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND clock_timestamp() - state_change < '0.6 s'
+"""
+"""Whether the limit below has passed for each other connection, or closed it."""
 FULL = r"the server's disk is full.*run the same command again"
 
 
@@ -73,6 +79,30 @@ def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_datab
 
     assert asyncio.run(run()) is Status.IDENTICAL
     fault.add(acknowledged=SESSIONS + MESSAGES)
+
+
+def test_a_large_file_is_read_beside_an_idle_connection(path: Path, flux_empty_database: str) -> None:
+    """A limit on idle sessions does not close the connection while the file is read."""
+    dsn = flux_empty_database
+
+    async def rest() -> None:
+        async with connect(dsn) as other:
+            await wait_until(lambda: other.fetchval(RESTED))
+
+    async def run() -> Status:
+        async with set_defaults(dsn, idle_session_timeout="500ms"):
+            reading = Trigger("Preflight", lambda: asyncio.run_coroutine_threadsafe(rest(), beside).result())
+            return (await migrate(Plan(sqlite_path=path, postgres_dsn=dsn), reading)).status
+
+    beside = asyncio.new_event_loop()
+    thread = threading.Thread(target=beside.run_forever)
+    thread.start()
+    try:
+        assert asyncio.run(run()) is Status.IDENTICAL
+    finally:
+        beside.call_soon_threadsafe(beside.stop)
+        thread.join()
+        beside.close()
 
 
 @pytest.mark.fault("migration: lock_timeout", backend="postgres")

@@ -19,6 +19,12 @@ from flux_memory.schema import postgres as schema
 from flux_memory.schema.postgres.tables import WITH_RECORD, find_tables
 from flux_memory.transfer.target.watchdog import guard
 
+# The connection is idle while the source is read. It runs before pg_catalog is known to be searched first, so each name
+# is qualified.
+STAY_CONNECTED: Final = """
+SELECT pg_catalog.set_config('idle_session_timeout', '0', FALSE)
+WHERE pg_catalog.current_setting('idle_session_timeout') OPERATOR(pg_catalog.<>) '0'
+"""
 SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
 SELECT_RIGHTS: Final = """
@@ -136,6 +142,7 @@ async def open_connection(dsn: str) -> AsyncIterator[Any]:
             raise not_connected(target.shown, error) from error
         try:
             async with guard(connection, probe):
+                await connection.execute(STAY_CONNECTED)
                 yield connection
         except asyncpg.DiskFullError as error:
             raise MigrationError(
