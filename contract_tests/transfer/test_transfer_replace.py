@@ -406,8 +406,9 @@ def test_a_row_that_cannot_be_deleted_undoes_the_replacement(path: Path, target:
     move(path, target)
     asyncio.run(execute(target, THERE, KEEPER.format(kept="there", table="sessions")))
     before = read_target(target)
+    rehearsed = call(*sides(path, target), "--replace", "--dry-run")
     looked = call(*sides(path, target), "--replace", "--yes")
-    assert looked.exit_code == 1, looked.output
+    assert (rehearsed.exit_code, looked.exit_code) == (1, 1), rehearsed.output
     assert "Only in PostgreSQL: 1 session" in looked.output
     assert looked.output.endswith("change or drop the triggers that change or keep rows, then run again.\n")
     assert read_target(target) == before

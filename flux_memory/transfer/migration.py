@@ -274,10 +274,7 @@ class _Migration:
         with report.phase(self._watcher, "Analyze", None):
             await connection.execute(ANALYZE)
         with report.phase(self._watcher, "Verify", None):
-            proof = await self._compare(connection, None, Comparison())
-        if not proof.identical:
-            # A trigger may have kept a row.
-            report.status = Status.DIFFERENT
+            await self._compare(connection, None, Comparison())
         if report.status is Status.DIFFERENT:
             await transaction.rollback()
         else:
@@ -317,7 +314,8 @@ class _Migration:
             found, connection, source, validator, digests or every, sources=sources, skips_deleted=skips_deleted
         )
         await check_keys(found, connection)
-        if not found.contained:
+        # A trigger may keep a row that is to be replaced.
+        if not (found.identical if self._plan.replace else found.contained):
             report.status = Status.DIFFERENT
         elif report.preflight.refused:
             report.status = Status.QUARANTINED

@@ -12,6 +12,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, connect
 from flux_memory.backends.postgres.errors import not_connected, translated
+from flux_memory.backends.postgres.preparing import check_encoding
 from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing
@@ -25,7 +26,7 @@ STAY_CONNECTED: Final = """
 SELECT pg_catalog.set_config('idle_session_timeout', '0', FALSE)
 WHERE pg_catalog.current_setting('idle_session_timeout') OPERATOR(pg_catalog.<>) '0'
 """
-SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
+SELECT_VERSION: Final = "SELECT current_setting('server_version')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
 SELECT_RIGHTS: Final = """
 SELECT
@@ -170,11 +171,8 @@ async def inspect_target(connection: Any, *, for_reading: bool = False) -> Targe
 async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
     state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
-    version, encoding = await connection.fetchrow(SELECT_SERVER)
-    if encoding != "UTF8":
-        raise SchemaError(
-            f"the target's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
-        )
+    await check_encoding(connection)
+    version = await connection.fetchval(SELECT_VERSION)
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
     if read_only and not for_reading:
         raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
