@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
@@ -359,6 +360,23 @@ def test_only_the_owner_replaces(path: Path, target: str) -> None:
             for mode in (Mode.PREFLIGHT, Mode.MOVE):
                 with pytest.raises(SchemaError, match="does not own the target's tables"):
                     await asyncio.to_thread(move, path, other, replace=True, mode=mode)
+
+    asyncio.run(run())
+
+
+def test_an_owner_without_temporary_tables_replaces(path: Path, target: str) -> None:
+    """Only rows that join others are staged in temporary tables; the rows of a replacement are not."""
+    make_file_with_data(path)
+
+    async def run() -> None:
+        grants = (
+            f'REVOKE TEMPORARY ON DATABASE "{urlsplit(target).path[1:]}" FROM PUBLIC',
+            "GRANT CREATE ON SCHEMA public TO {role}",
+        )
+        async with create_role(target, grants=grants) as owner:
+            for mode in (Mode.MOVE, Mode.PREFLIGHT, Mode.MOVE):
+                report = await asyncio.to_thread(move, path, owner, replace=True, mode=mode)
+                assert report.exit_code == 0
 
     asyncio.run(run())
 

@@ -114,7 +114,7 @@ class _Migration:
         self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
-            target = await inspect_target(connection, for_reading=for_reading)
+            target = await inspect_target(connection, for_reading=for_reading, replaces=plan.replace)
             self._watcher.say(_describe(target, report.target, "replaced" if plan.replace else "kept"))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)

@@ -155,8 +155,13 @@ async def open_connection(dsn: str) -> AsyncIterator[Any]:
             connection.terminate()
 
 
-async def inspect_target(connection: Any, *, for_reading: bool = False) -> Target:
+async def inspect_target(connection: Any, *, for_reading: bool = False, replaces: bool = False) -> Target:
     """Return the state of a PostgreSQL memory; refuse one that cannot be read or, unless `for_reading`, written.
+
+    Args:
+        connection: Connected to it.
+        for_reading: Whether it is only read.
+        replaces: Whether its rows are replaced, for which no rows are staged in temporary tables.
 
     Raises:
         SchemaError: The schema is newer than the library or of another application, or the role lacks rights.
@@ -165,10 +170,10 @@ async def inspect_target(connection: Any, *, for_reading: bool = False) -> Targe
     # Counting rows may exceed the database's time limits, too.
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(TRANSACTION_SETTINGS)
-        return await _inspect(connection, for_reading=for_reading)
+        return await _inspect(connection, for_reading=for_reading, replaces=replaces)
 
 
-async def _inspect(connection: Any, *, for_reading: bool) -> Target:
+async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
     state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
     await check_encoding(connection)
@@ -198,7 +203,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
         if not await connection.fetchval(MAY_READ):
             raise SchemaError("the role may not read the target's tables; GRANT SELECT ON sessions, messages to it")
         if not for_reading:
-            await _refuse_without_rights(connection)
+            await _refuse_without_rights(connection, replaces=replaces)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
         if not for_reading:
@@ -206,13 +211,13 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     return Target(version, state.original > 0, sessions, messages, all(has_tables))
 
 
-async def _refuse_without_rights(connection: Any) -> None:
+async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
     if not await connection.fetchval(MAY_WRITE):
         raise SchemaError(
             "the role may not write to the target's tables; GRANT INSERT ON sessions, messages and UPDATE ON sessions "
             "to it, or let their owner run the migration"
         )
-    if (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
+    if not replaces and (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
         raise SchemaError(
             "the role may not create temporary tables, by which rows join those that are there; GRANT TEMPORARY ON "
             f"DATABASE {database} to it"
