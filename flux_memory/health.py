@@ -38,7 +38,7 @@ SELECT
             )
     )
 FROM pg_class
-WHERE oid IN (to_regclass('sessions'), to_regclass('messages')) AND row_security_active(oid)
+WHERE oid IN (to_regclass('sessions')::oid, to_regclass('messages')::oid) AND row_security_active(oid)
 ORDER BY relname DESC
 """
 

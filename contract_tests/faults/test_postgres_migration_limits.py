@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -26,10 +27,17 @@ from flux_memory.testkit.servers.databases import with_database
 from flux_memory.transfer import Plan, Report, Status, migrate
 
 LIMITS = {"statement_timeout": "2s", "idle_in_transaction_session_timeout": "2s"}
+NEW_LIMITS = "SELECT name FROM pg_settings WHERE name = 'transaction_timeout'"
+"""The limits that not every server has."""
 WAITED_LONGER = """
 SELECT max(clock_timestamp() - query_start) > '2.2 s' FROM pg_stat_activity
 WHERE datname = current_database() AND wait_event_type = 'Lock'
 """
+RESTED = """
+SELECT count(*) = 0 FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND clock_timestamp() - state_change < '0.6 s'
+"""
+"""Whether the limit below has passed for each other connection, or closed it."""
 FULL = r"the server's disk is full.*run the same command again"
 
 
@@ -55,8 +63,9 @@ def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_datab
     asyncio.run(prepare_target(dsn, []))
 
     async def run() -> Status:
-        async with set_defaults(dsn, **LIMITS), connect(dsn) as other:
-            await other.execute("SET idle_in_transaction_session_timeout = 0")
+        limits = LIMITS | {name: "2s" for (name,) in await fetch_rows(dsn, NEW_LIMITS)}
+        async with set_defaults(dsn, **limits), connect(dsn) as other:
+            await other.execute("; ".join(f"SET {name} = 0" for name in limits))
             await other.execute("BEGIN; SELECT FROM sessions; SELECT FROM messages")
             migrating = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=dsn)))
             await wait_for_lock(other)
@@ -70,6 +79,30 @@ def test_the_limits_of_a_database_stop_no_migration(path: Path, flux_empty_datab
 
     assert asyncio.run(run()) is Status.IDENTICAL
     fault.add(acknowledged=SESSIONS + MESSAGES)
+
+
+def test_a_large_file_is_read_beside_an_idle_connection(path: Path, flux_empty_database: str) -> None:
+    """A limit on idle sessions does not close the connection while the file is read."""
+    dsn = flux_empty_database
+
+    async def rest() -> None:
+        async with connect(dsn) as other:
+            await wait_until(lambda: other.fetchval(RESTED))
+
+    async def run() -> Status:
+        async with set_defaults(dsn, idle_session_timeout="500ms"):
+            reading = Trigger("Preflight", lambda: asyncio.run_coroutine_threadsafe(rest(), beside).result())
+            return (await migrate(Plan(sqlite_path=path, postgres_dsn=dsn), reading)).status
+
+    beside = asyncio.new_event_loop()
+    thread = threading.Thread(target=beside.run_forever)
+    thread.start()
+    try:
+        assert asyncio.run(run()) is Status.IDENTICAL
+    finally:
+        beside.call_soon_threadsafe(beside.stop)
+        thread.join()
+        beside.close()
 
 
 @pytest.mark.fault("migration: lock_timeout", backend="postgres")

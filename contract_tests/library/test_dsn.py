@@ -143,7 +143,10 @@ REFUSED_VARIABLES: Final = {
     "a port that is a word": ({"PGPORT": "abc"}, "unset it, or write the port in the DSN"),
     "a port out of range": ({"PGPORT": "65536"}, "the variable PGPORT"),
     "too many ports": ({"PGPORT": "1,2,3"}, "the numbers of ports and hosts differ"),
-    "an empty host in a list": ({"PGHOST": "one,"}, "the variable PGHOST has an empty host name"),
+    "an empty host in a list": (
+        {"PGHOST": "one,"},
+        "the variable PGHOST has an empty host name or an invalid port; correct it",
+    ),
     "a host that is a URL": ({"PGHOST": "tcp://10.0.0.1:5432"}, "the variable PGHOST"),
     "a host that IDNA refuses": ({"PGHOST": f"{'a' * 64}.example"}, "the variable PGHOST has an invalid host name"),
     "a host that is not text": ({"PGHOST": "h\udcff"}, "the variable PGHOST has an invalid host name"),

@@ -120,7 +120,8 @@ async def test_orphaned_messages_are_kept_aside(database: str) -> None:
     await make_original(database)
     await execute(database, WORLDS["orphaned messages"].done)
     report = await check_postgres(database, 10)
-    assert any(statement.startswith("CREATE TABLE orphaned_messages") for statement in report.repairs)
+    (moving,) = [statement for statement in report.repairs if statement.startswith("CREATE TABLE orphaned_messages")]
+    assert moving.isprintable()
     await use(database)
     async with connect(database) as raw:
         assert await raw.fetch("SELECT id, session_id, content FROM orphaned_messages") == [("lost", "gone", "x")]

@@ -73,6 +73,7 @@ WORLDS: Final = {
     "PgBouncer: clients": World("08P01", "no more connections allowed (max_client_conn)", FULL, passes=True),
     "PgBouncer: waited": World("08P01", "query_wait_timeout", FULL, passes=True),
     "PgBouncer: server down": World("08P01", "client_login_timeout (server down)", NOT_READY, passes=True),
+    "a time limit": World("25P04", "terminating connection due to transaction timeout", "a time limit", passes=True),
     "PgBouncer: ends": World("57P01", "the database system is shutting down", "the server ended the call", passes=True),
     # Supavisor.
     "Supavisor: tenant": World("XX000", "Tenant or user not found", TENANT),

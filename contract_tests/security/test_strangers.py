@@ -124,6 +124,22 @@ async def test_tables_that_a_stranger_made_are_refused(roles: Roles, path: Path,
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "kind", ["TABLE {} (x text)", "VIEW {} AS SELECT 1", "TABLE {} (x text) PARTITION BY LIST (x)"]
+)
+async def test_a_strangers_record_of_moves_stops_only_migrations(roles: Roles, path: Path, kind: str) -> None:
+    """Applications do not use the record, so a role that may create one cannot end their service."""
+    await open_memory(roles.library)
+    await execute(roles.stranger, f"CREATE {kind.format('flux_memory_moves')}")
+    await open_memory(roles.library)
+    assert (await check_postgres(roles.library, 10)).sessions == 2
+    make_file_with_data(path)
+    for mode in Mode:
+        with pytest.raises(SchemaError, match="flux_memory_moves"):
+            await migrate(Plan(sqlite_path=path, postgres_dsn=roles.library, mode=mode))
+
+
+@pytest.mark.asyncio
 async def test_a_trigger_that_a_stranger_may_create_is_refused(roles: Roles, path: Path) -> None:
     """The right to create triggers is a right to run code as each role that writes."""
     await open_memory(roles.library)
@@ -237,6 +253,7 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
         await memory.get_history(session, 3, before=ids[-1])
         for options in ({}, {"user_id": "u"}, {"metadata": {"a": 1}}, {"user_id": "u", "metadata": {"a": 1}}):
             assert await memory.get_sessions(**options)  # type: ignore[arg-type]
+        await check_postgres(dsn, 10)
         await memory.clear_all()
     make_file_with_data(path)
     async with ConversationMemory(tmp_path / "more.db") as memory:
@@ -250,6 +267,8 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
     await execute(dsn, "UPDATE messages SET content = 'x' WHERE seq = 1")
     report = await migrate(Plan(sqlite_path=path, postgres_dsn=dsn, mode=Mode.VERIFY))
     assert report.status is Status.DIFFERENT
+    looking = Plan(sqlite_path=path, postgres_dsn=dsn, replace=True, mode=Mode.PREFLIGHT)
+    assert (await migrate(looking)).status is Status.READY
     replacing = Plan(sqlite_path=path, postgres_dsn=dsn, replace=True)
     assert (await migrate(replacing)).status is Status.IDENTICAL
     assert (await migrate_back(dsn, tmp_path / "back.db")).status is Status.IDENTICAL
@@ -299,3 +318,14 @@ async def test_the_check_warns_where_others_may_create(roles: Roles) -> None:
     assert warning.startswith(f"{stranger} may create objects in the schema public")
     await execute(roles.admin, warning.rpartition("; run ")[2])
     assert (await check_postgres(roles.library, 10)).warnings == []
+
+
+@pytest.mark.asyncio
+async def test_advised_statements_quote_the_schema(roles: Roles) -> None:
+    """A name that needs quotes does not change what a pasted statement does."""
+    await execute(roles.admin, 'CREATE SCHEMA "Chat; Data"', 'GRANT ALL ON SCHEMA "Chat; Data" TO PUBLIC')
+    dsn = with_parameter(roles.library, "search_path=%22Chat%3B%20Data%22")
+    (warning,) = (await check_postgres(dsn, 10)).warnings
+    await execute(roles.admin, warning.rpartition("; run ")[2])
+    with pytest.raises(SchemaError):
+        await check_postgres(dsn, 10)

@@ -10,6 +10,7 @@ from original_application import POSTGRES_TABLES
 from flux_memory.transfer import Status
 
 FUNCTION: Final = "CREATE FUNCTION act() RETURNS {} LANGUAGE plpgsql AS $$ BEGIN {}; END $$"
+FUNCTION: Final = "CREATE FUNCTION act() RETURNS {} LANGUAGE plpgsql AS $$ BEGIN {}; END $$"
 GUARD: Final = FUNCTION.format("trigger", "RAISE EXCEPTION 'guarded by the operators'")
 DDL_GUARD: Final = FUNCTION.format("event_trigger", "RAISE EXCEPTION 'guarded by the operators'")
 LATE: Final = (
@@ -184,13 +185,19 @@ WORLDS: Final = {
         Status.IDENTICAL,
         replace=True,
     ),
-    "--replace and a guard against DELETE, which TRUNCATE does not meet": World(
+    "--replace and a guard against DELETE, but no row to delete": World(
         "current",
-        (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION act()"),
+        (GUARD, "CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION act()"),
         status=Status.IDENTICAL,
         replace=True,
     ),
     # The server refuses the tables.
+    "--replace and a guard against DELETE": World(
+        "current",
+        (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION act()"),
+        "guarded by the operators",
+        replace=True,
+    ),
     "--replace and a guard against DELETE and TRUNCATE": World(
         "current",
         (SESSION, GUARD, "CREATE TRIGGER keep BEFORE DELETE OR TRUNCATE ON sessions EXECUTE FUNCTION act()"),

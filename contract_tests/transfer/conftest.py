@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from transfer_memories import make_old, make_random_file
+from original_application import make_file_with_data
+from transfer_memories import make_old, make_random_file, move
 
+from flux_memory import PostgresConversationMemory
+from flux_memory.transfer import Status
 from flux_memory.transfer.source import snapshot
 
 
@@ -43,4 +47,18 @@ def random_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with 40 sessions and 3,000 messages, in random order of ids and times."""
     path = tmp_path_factory.mktemp("random") / "chat.db"
     make_random_file(path, sessions=40, messages=3000)
+    return path
+
+
+@pytest.fixture
+def deleted(path: Path, target: str) -> Path:
+    """A file that was moved, and whose session `two` was deleted in PostgreSQL since."""
+    make_file_with_data(path)
+    assert move(path, target).status is Status.IDENTICAL
+
+    async def delete() -> None:
+        async with PostgresConversationMemory(target, min_size=1) as memory:
+            await memory.delete_session("two")
+
+    asyncio.run(delete())
     return path

@@ -210,6 +210,7 @@ def test_only_proven_rows_are_committed(path: Path, target: str) -> None:
     assert looked.exit_code == 1
     assert "message differs: m3 of session one" in looked.output
     assert "Nothing was overwritten" in looked.output
+    assert "run with --replace" not in looked.output
 
 
 def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> None:
@@ -219,7 +220,8 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     change(path, "UPDATE sessions SET title = 'renamed' WHERE id = 'one'", *DELETE_TWO)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_sessions(db, "gained")
-    asyncio.run(execute(target, "ALTER TABLE sessions ADD COLUMN stars INTEGER", THERE, *ADD_THERE))
+    added = (f"ALTER TABLE {table} ADD COLUMN stars INTEGER" for table in ("sessions", "messages"))
+    asyncio.run(execute(target, *added, THERE, *ADD_THERE))
     before = read_target(target)
     written = path.with_name("report.json")
     looked = invoke_migrate(*name_sides(path, target), "--replace", "--dry-run", "--report", written)
@@ -227,7 +229,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 message of other sessions" in looked.output
     assert "\n  First sessions: there, two, one\n" in looked.output
     assert "\n  session's title differs: one\n" in looked.output
-    assert "\nPostgreSQL would lose the values of your columns in sessions: stars\n" in looked.output
+    assert "\nPostgreSQL would lose the values of your columns: sessions.stars, messages.stars\n" in looked.output
     assert "missing" not in looked.output
     assert read_target(target) == before
     losses = json.loads(written.read_text("utf-8"))["losses"]
@@ -275,7 +277,7 @@ def test_a_terminal_shows_the_losses_and_asks(path: Path, target: str, answer: s
     written = run_on_terminal(200, "--replace", *name_sides(path, target), typed=f"{answer}\n".encode(), code=code)
     shown, asked, after = written.partition("? [y/N]: ")
     assert asked, written
-    assert "PostgreSQL would lose 1 session" in shown
+    assert "PostgreSQL would lose 1 session (" in shown
     assert "First sessions: there" in shown
     assert "Replace everything in " in shown
     assert ("Proven identical" in after) == (answer == "y")

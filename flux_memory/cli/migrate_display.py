@@ -47,8 +47,18 @@ _CLOSING: Final = {
         "--replace to make PostgreSQL equal to the file."
     ),
 }
-_COMPARED: Final = "Proven identical, except for the rows above that cannot be moved."
+_COMPARED: Final = (
+    "Proven, except for the rows above that cannot be moved: every other session and message of the file is in "
+    "PostgreSQL."
+)
 """The closing line after `--verify`, which writes no quarantine file."""
+_NOT_REPLACED: Final = (
+    "DIFFERENT: see the list above. Nothing was overwritten, and PostgreSQL has its rows as before; change or drop the "
+    "triggers that change or keep rows, then run again."
+)
+_NOT_WRITTEN: Final = (
+    "DIFFERENT: see the list above. No file was written; correct these rows in PostgreSQL, then run again."
+)
 
 _RATE_COLUMNS: Final = 80
 """Columns that the terminal needs to show the rate."""
@@ -143,6 +153,10 @@ class Display:
         self._verification(report)
         if report.status is Status.QUARANTINED and report.quarantine is None:
             self.say(_COMPARED)
+        elif report.status is Status.DIFFERENT and report.replaces:
+            self.say(_NOT_REPLACED)
+        elif report.status is Status.DIFFERENT and "://" in report.source:
+            self.say(_NOT_WRITTEN)
         elif not (asks and report.status is Status.READY):
             retry = " ".join(map(shell_quoted, ["flux-memory", "migrate", "--retry", str(report.quarantine), *options]))
             self.say(
@@ -172,7 +186,7 @@ class Display:
             for difference in lost.first_differences:
                 self.say(f"  {difference}")
         if lost.columns:
-            self.say(f"PostgreSQL would lose the values of your columns in sessions: {', '.join(lost.columns)}")
+            self.say(f"PostgreSQL would lose the values of your columns: {', '.join(lost.columns)}")
 
     def _moved(self, report: Report) -> None:
         moved = report.moved

@@ -60,7 +60,8 @@ def _read_host(written: str, place: str, *, decode: bool) -> tuple[str, str]:
     if decode:
         host, port = unquote(host or ""), unquote(port)
     if not host or (port and not _is_port(port)):
-        raise InvalidInputError(f"{place} has an empty host name or an invalid port; {ESCAPE}")
+        advice = ESCAPE if place == "the DSN" else "correct it"
+        raise InvalidInputError(f"{place} has an empty host name or an invalid port; {advice}")
     if found is not None and found["bracketed"] and not _is_ipv6(host):
         raise InvalidInputError(f"{place} has brackets around what is not an IPv6 address; {ESCAPE}")
     try:

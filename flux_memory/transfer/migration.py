@@ -77,7 +77,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         raise MigrationError("a quarantine file has only some of the rows; retry it without replacing the others")
     if plan.quarantine_file is not None and plan.mode is Mode.MOVE:
         refuse_unwritable(plan.quarantine_file)
-    report = Report(str(plan.sqlite_path), mask_dsn(plan.postgres_dsn))
+    report = Report(str(plan.sqlite_path), mask_dsn(plan.postgres_dsn), replaces=plan.replace)
     with ExitStack() as stack:
         path = plan.sqlite_path
         if plan.retry:
@@ -114,7 +114,7 @@ class _Migration:
         self._watcher.say(f"Found {sessions:,} sessions, {messages:,} messages in {plan.sqlite_path}")
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
-            target = await inspect_target(connection, for_reading=for_reading)
+            target = await inspect_target(connection, for_reading=for_reading, replaces=plan.replace)
             self._watcher.say(_describe(target, plan, report.target))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)
@@ -314,7 +314,8 @@ class _Migration:
             found, connection, source, validator, digests or every, source_ids=source_ids, skips_deleted=skips_deleted
         )
         await check_keys(found, connection)
-        if not found.contained:
+        # A trigger may keep a row that is to be replaced.
+        if not (found.identical if self._plan.replace else found.contained):
             report.status = Status.DIFFERENT
         elif report.preflight.refused:
             report.status = Status.QUARANTINED

@@ -52,6 +52,8 @@ class Report:
     source: str
     target: str
     """The DSN is shown without its password."""
+    replaces: bool = False
+    """Whether the target's rows were to be replaced."""
     status: Status = Status.DIFFERENT
     preflight: PreflightResult = field(default_factory=PreflightResult)
     moved: MergeResult | None = None

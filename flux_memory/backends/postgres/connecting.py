@@ -58,6 +58,7 @@ _METHOD: Final = Refusal(
 _FOREIGN: Final = Refusal("the answer is not that of a PostgreSQL server; check host and port in the DSN", passes=False)
 
 _CODES: Final = (
+    ("25P0", Refusal("a time limit of the server on transactions ended the session; raise it", passes=True)),
     ("28P01", _CREDENTIALS),
     ("28", _RULES),
     ("3D000", _DATABASE),

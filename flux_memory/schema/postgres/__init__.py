@@ -13,8 +13,13 @@ from flux_memory.schema.postgres.inspection import (
     refuse_obstacles,
     without_triggers,
 )
-from flux_memory.schema.postgres.tables import find_tables, refuse_temporary_schema
-from flux_memory.schema.postgres.trust import OpenSchema, find_open_schemas, refuse_strangers
+from flux_memory.schema.postgres.tables import MEMORY, find_tables, refuse_temporary_schema
+from flux_memory.schema.postgres.trust import (
+    OpenSchema,
+    find_open_schemas,
+    refuse_strange_operators,
+    refuse_strangers,
+)
 
 # The hash of a name: other users of advisory locks in the database are unlikely to take the same number.
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0::bigint))"
@@ -95,21 +100,22 @@ async def _apply_files(connection: Any, state: State) -> None:
         await _record(connection, step)
 
 
-async def inspect(connection: Any, *, for_reading: bool = False) -> State:
+async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = False) -> State:
     """Return the state of a database, which is not changed.
 
     Args:
         connection: An asyncpg connection.
+        tables: The tables that the caller uses: `MEMORY` or `WITH_RECORD`.
         for_reading: Whether to accept tables with faults, such as a missing key, or of the original application.
 
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; the message says what to do.
     """
     open_schemas = await find_open_schemas(connection)
-    tables = await find_tables(connection)
-    if tables:
-        await refuse_strangers(connection)
-    applied = await _applied_versions(connection) if VERSION_TABLE in tables else {}
+    found = await find_tables(connection, tables)
+    if found:
+        await refuse_strangers(connection, tables)
+    applied = await _applied_versions(connection) if VERSION_TABLE in found else {}
     lacking = missing_steps("postgres", applied)
     state = State(applied, 0, [], open_schemas)
     if for_reading:
@@ -123,7 +129,7 @@ async def inspect(connection: Any, *, for_reading: bool = False) -> State:
     if lacking:
         await refuse_obstacles(connection)
     if state.version < NUMBERED:
-        await refuse_strangers(connection, upgrade=True)
+        await refuse_strange_operators(connection)
     return state._replace(repairs=await find_faults(connection, state.version))
 
 

@@ -9,14 +9,12 @@ from flux_memory.schema.postgres.faults import COLUMNS, KEYS
 HAS_ORPHANS: Final = """EXISTS (
     SELECT FROM messages WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text)
 )"""
-MOVE_ORPHANS: Final = """CREATE TABLE orphaned_messages (LIKE messages);
-
-WITH moved AS (
-    DELETE FROM messages
-    WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text)
-    RETURNING *
+# On one line, since a check shows it.
+MOVE_ORPHANS: Final = (
+    "CREATE TABLE orphaned_messages (LIKE messages); WITH moved AS (DELETE FROM messages WHERE NOT EXISTS ("
+    "SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text) RETURNING *) "
+    "INSERT INTO orphaned_messages SELECT * FROM moved"
 )
-INSERT INTO orphaned_messages SELECT * FROM moved"""
 # A unique key on the id alone, a name that a file creates, or what depends on a key or a column that changes.
 SELECT_ADOPTION_FAULTS: Final = f"""{COLUMNS}{KEYS}
 SELECT 1, 'inheritance', inhrelid::regclass::text, inhparent::regclass::text, CASE

@@ -6,15 +6,17 @@ from typing import Any, Final
 
 from flux_memory.errors import SchemaError
 
+MEMORY: Final = "{sessions,messages,flux_memory_schema}"
+"""The tables of a memory, as an array of names."""
+WITH_RECORD: Final = "{sessions,messages,flux_memory_schema,flux_memory_moves,flux_memory_moved_sessions}"
+"""The same and the record of moves, which only migrations use: no other call depends on it."""
+
 # Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes
 # the cache. The order is that in which unlogged tables can become logged.
 SELECT_RELATIONS: Final = """
 SELECT relname::text, relnamespace::regnamespace::text, relkind::text, relpersistence::text
 FROM pg_class
-WHERE pg_table_is_visible(oid)
-    AND relname IN (
-        'sessions', 'messages', 'flux_memory_schema', 'flux_memory_moves', 'flux_memory_moved_sessions'
-    )
+WHERE pg_table_is_visible(oid) AND relname = ANY ($1::text::name[])
 ORDER BY relname DESC
 """
 # Creates the temporary schema if search_path begins with pg_temp.
@@ -33,13 +35,13 @@ _OTHER_KINDS: Final = {
 _NO_PG_TEMP: Final = "remove pg_temp from the beginning of the search_path of the role, the database or the DSN"
 
 
-async def find_tables(connection: Any) -> set[str]:
-    """Return which of the memory's tables exist: `sessions`, `messages`, `flux_memory_schema`.
+async def find_tables(connection: Any, tables: str = MEMORY) -> set[str]:
+    """Return which of the tables exist: `MEMORY` or `WITH_RECORD`.
 
     Raises:
         SchemaError: One of the names does not refer to a permanent, ordinary table.
     """
-    relations = await connection.fetch(SELECT_RELATIONS)
+    relations = await connection.fetch(SELECT_RELATIONS, tables)
     for name, schema, kind, persistence in relations:
         if persistence == "t":
             raise SchemaError(

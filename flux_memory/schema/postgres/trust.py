@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
+from flux_memory.schema.postgres.tables import MEMORY
 
 # A superuser, the owner of the schema and that of the database decide what the names refer to, so the role trusts them
 # already. A member of the role can act as it. For any other role, being able to create objects here must not be enough
@@ -25,7 +26,7 @@ _ME: Final = """
 # It runs before pg_catalog is known to be searched first, so each name is qualified.
 SELECT_OPEN_SCHEMAS: Final = f"""
 SELECT
-    nspname::pg_catalog.text,
+    pg_catalog.quote_ident(nspname::pg_catalog.text),
     CASE WHEN grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN 'PUBLIC'
         ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(grantee)::pg_catalog.text)
     END,
@@ -45,9 +46,7 @@ WITH memory AS (
     SELECT pg_class.oid, pg_class.oid::regclass::text AS shown, relowner, nspowner
     FROM pg_class
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
-    WHERE pg_table_is_visible(pg_class.oid) AND relname IN (
-        'sessions', 'messages', 'flux_memory_schema', 'flux_memory_moves', 'flux_memory_moved_sessions'
-    )
+    WHERE pg_table_is_visible(pg_class.oid) AND relname = ANY ($1::text::name[])
 ), parts (relation, class, object) AS (
     SELECT memory.oid, 'pg_trigger'::regclass::oid, pg_trigger.oid
     FROM memory
@@ -144,9 +143,17 @@ async def find_open_schemas(connection: Any) -> list[OpenSchema]:
     return found
 
 
-async def refuse_strangers(connection: Any, *, upgrade: bool = False) -> None:
-    """Raise `SchemaError` if another role made the tables, or what runs when they are used or upgraded."""
-    rows = await connection.fetch(SELECT_STRANGE_OPERATORS if upgrade else SELECT_STRANGERS)
+async def refuse_strangers(connection: Any, tables: str = MEMORY) -> None:
+    """Raise `SchemaError` if another role made the tables, or what runs when they are used."""
+    _refuse(await connection.fetch(SELECT_STRANGERS, tables))
+
+
+async def refuse_strange_operators(connection: Any) -> None:
+    """Raise `SchemaError` if another role made an operator that an upgrade of the tables would call."""
+    _refuse(await connection.fetch(SELECT_STRANGE_OPERATORS))
+
+
+def _refuse(rows: list[tuple[str, str, str]]) -> None:
     if rows:
         subject, owner, statement = max(rows)
         raise SchemaError(

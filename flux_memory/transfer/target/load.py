@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
@@ -18,8 +19,9 @@ from flux_memory.transfer.target.server import write_transaction
 
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
-# What a rebuild of the keys would lose, and what TRUNCATE would reach besides the two tables. `_Keys.rehearse` finds
-# what the server refuses.
+# What a rebuild of the keys would lose, what TRUNCATE would reach besides the two tables, and triggers that it would
+# not reach. The parameter: 32, the type of a trigger on TRUNCATE, and 8, that on DELETE, if there are rows to delete.
+# `_Keys.rehearse` finds what the server refuses.
 SELECT_OBSTACLE: Final = """
 SELECT pg_catalog.format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
 FROM pg_index
@@ -30,9 +32,11 @@ FROM pg_inherits
 WHERE inhrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
     OR inhparent IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
 UNION ALL
-SELECT pg_catalog.format('the trigger %I of the table %s acts on TRUNCATE', tgname, tgrelid::regclass)
+SELECT pg_catalog.format('the trigger %I of the table %s acts on %s', tgname, tgrelid::regclass,
+    CASE WHEN tgtype::int4 & 32 <> 0 THEN 'TRUNCATE' ELSE 'DELETE' END)
 FROM pg_trigger
-WHERE tgrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT tgisinternal AND tgtype::int4 & 32 <> 0
+WHERE tgrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT tgisinternal
+    AND tgtype::int4 & $1::int4 <> 0
 """
 # Foreign keys depend on the others: dropped first, created last.
 SELECT_CONSTRAINTS: Final = """
@@ -68,10 +72,12 @@ WHERE contype = 'f' AND confrelid IN ('sessions'::regclass::oid, 'messages'::reg
     AND conrelid NOT IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
 """
 SELECT_ADDED_COLUMNS: Final = """
-SELECT attname::text
+SELECT relname::text || '.' || attname::text
 FROM pg_attribute
-WHERE attrelid = 'sessions'::regclass AND attnum > 0 AND NOT attisdropped AND attname <> ALL ($1)
-ORDER BY attnum
+JOIN pg_class ON pg_class.oid = attrelid
+WHERE attrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND attnum > 0::int2 AND NOT attisdropped
+    AND relname::text || '.' || attname::text <> ALL ($1::text::text[])
+ORDER BY relname DESC, attnum
 """
 RAISE_MEMORY: Final = """
 SELECT set_config('maintenance_work_mem', $1 || 'kB', TRUE)
@@ -121,7 +127,7 @@ async def replace(
     await connection.execute(LOCK_MIGRATIONS)
     await _lock_tables(connection)
     sessions, messages = await connection.fetchrow(COUNT_ROWS)
-    await _fill(connection, parts, found, watcher, record)
+    await _fill(connection, parts, found, watcher, record, deletes=bool(sessions or messages))
     return sessions, messages
 
 
@@ -144,17 +150,24 @@ async def refuse_to_replace(connection: Any) -> None:
 
 
 async def added_columns(connection: Any) -> list[str]:
-    """Return the columns of `sessions` that are not the library's, whose values a replacement loses."""
-    known = [*SESSION_COLUMNS, "creation_id"]
+    """Return the columns, as `table.column`, that are not the library's, whose values a replacement loses."""
+    columns = {"sessions": (*SESSION_COLUMNS, "creation_id"), "messages": MESSAGE_COLUMNS}
+    known = write_texts(f"{table}.{column}" for table in columns for column in columns[table])
     return [name for (name,) in await connection.fetch(SELECT_ADDED_COLUMNS, known)]
 
 
 async def _fill(
-    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+    connection: Any,
+    parts: Sequence[Spool],
+    found: PreflightResult,
+    watcher: Watcher,
+    record: MoveRecord | None,
+    *,
+    deletes: bool = False,
 ) -> None:
-    """Put rows into the locked tables in place of theirs."""
+    """Put rows into the locked tables in place of theirs; `deletes` is whether they have any."""
     keys = _Keys([*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)])
-    obstacle = await connection.fetchval(SELECT_OBSTACLE) or await keys.rehearse(connection)
+    obstacle = await connection.fetchval(SELECT_OBSTACLE, 40 if deletes else 32) or await keys.rehearse(connection)
     if obstacle is None:
         await keys.drop(connection)
         await _copy_all(connection, parts, found, watcher.advance)

@@ -13,6 +13,8 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from flux_memory.backends.postgres.arrays import write_texts
+from flux_memory.schema.postgres.tables import WITH_RECORD
+from flux_memory.schema.postgres.trust import refuse_strangers
 from flux_memory.transfer.rows.spool import SessionDigest
 from flux_memory.transfer.target.server import HAS_RECORD, MAY_READ_RECORD, write_transaction
 
@@ -106,6 +108,8 @@ async def open_record(
     """
     async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
+        # Again: reading the source took a while.
+        await refuse_strangers(connection, WITH_RECORD)
         if not await connection.fetchval(HAS_RECORD):
             if await connection.fetchval(ENTER_SCHEMA) is None:
                 return None

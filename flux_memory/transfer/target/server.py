@@ -12,20 +12,27 @@ import asyncpg
 
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, connect
 from flux_memory.backends.postgres.errors import not_connected, translate_errors
+from flux_memory.backends.postgres.preparing import check_encoding
 from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing_steps
 from flux_memory.schema import postgres as schema
-from flux_memory.schema.postgres.tables import find_tables
+from flux_memory.schema.postgres.tables import WITH_RECORD, find_tables
 from flux_memory.transfer.target.watchdog import guard
 
-SELECT_SERVER: Final = "SELECT current_setting('server_version'), current_setting('server_encoding')"
+# The connection is idle while the source is read. It runs before pg_catalog is known to be searched first, so each name
+# is qualified.
+STAY_CONNECTED: Final = """
+SELECT pg_catalog.set_config('idle_session_timeout', '0', FALSE)
+WHERE pg_catalog.current_setting('idle_session_timeout') OPERATOR(pg_catalog.<>) '0'
+"""
+SELECT_VERSION: Final = "SELECT current_setting('server_version')"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
 SELECT_RIGHTS: Final = """
 SELECT
     has_schema_privilege(current_schema()::text, 'CREATE'),
     pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
-    current_schema()
+    quote_ident(current_schema()::text)
 """
 MAY_READ: Final = "SELECT has_table_privilege('sessions', 'SELECT') AND has_table_privilege('messages', 'SELECT')"
 MAY_WRITE: Final = """
@@ -81,16 +88,18 @@ SET LOCAL synchronous_commit = on;
 SET LOCAL client_min_messages = warning;
 SELECT pg_logical_emit_message(TRUE, 'flux_memory', ''::text) WHERE NOT pg_is_in_recovery()
 """
-# Timeouts of the database must not stop a long transaction. With row_security off, the server raises instead of hiding
-# rows behind a policy. Keepalives keep a connection open during a long statement, and show the server soon that a
-# client is gone.
+# Timeouts of the database must not stop a long transaction; that of transactions is new in PostgreSQL 17. With
+# row_security off, the server raises instead of hiding rows behind a policy. Keepalives keep a connection open during a
+# long statement, and show the server soon that a client is gone.
 TRANSACTION_SETTINGS: Final = """
 SET LOCAL statement_timeout = 0;
 SET LOCAL row_security = off;
 SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL tcp_keepalives_idle = 10;
 SET LOCAL tcp_keepalives_interval = 10;
-SET LOCAL tcp_keepalives_count = 3
+SET LOCAL tcp_keepalives_count = 3;
+SELECT set_config('transaction_timeout'::text, '0'::text, TRUE)
+WHERE current_setting('transaction_timeout'::text, TRUE) IS NOT NULL
 """
 # Detects a lost client while an answer is in flight. Only for transactions with locks and short answers: a client that
 # reads a long answer slowly would count as lost.
@@ -134,6 +143,7 @@ async def open_connection(dsn: str) -> AsyncIterator[Any]:
             raise not_connected(target.shown, error) from error
         try:
             async with guard(connection, probe):
+                await connection.execute(STAY_CONNECTED)
                 yield connection
         except asyncpg.DiskFullError as error:
             raise MigrationError(
@@ -145,8 +155,13 @@ async def open_connection(dsn: str) -> AsyncIterator[Any]:
             connection.terminate()
 
 
-async def inspect_target(connection: Any, *, for_reading: bool = False) -> Target:
+async def inspect_target(connection: Any, *, for_reading: bool = False, replaces: bool = False) -> Target:
     """Return the state of a PostgreSQL memory; refuse one that cannot be read or, unless `for_reading`, written.
+
+    Args:
+        connection: Connected to it.
+        for_reading: Whether it is only read.
+        replaces: Whether its rows are replaced, for which no rows are staged in temporary tables.
 
     Raises:
         SchemaError: The schema is newer than the library or of another application, or the role lacks rights.
@@ -155,17 +170,14 @@ async def inspect_target(connection: Any, *, for_reading: bool = False) -> Targe
     # Counting rows may exceed the database's time limits, too.
     async with connection.transaction(isolation="read_committed"):
         await connection.execute(TRANSACTION_SETTINGS)
-        return await _inspect(connection, for_reading=for_reading)
+        return await _inspect(connection, for_reading=for_reading, replaces=replaces)
 
 
-async def _inspect(connection: Any, *, for_reading: bool) -> Target:
+async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
-    state = await schema.inspect(connection, for_reading=for_reading)
-    version, encoding = await connection.fetchrow(SELECT_SERVER)
-    if encoding != "UTF8":
-        raise SchemaError(
-            f"the target's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
-        )
+    state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
+    await check_encoding(connection)
+    version = await connection.fetchval(SELECT_VERSION)
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
     if read_only and not for_reading:
         raise MigrationError("the target is read-only, perhaps a replica; connect to the primary")
@@ -191,7 +203,7 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
         if not await connection.fetchval(MAY_READ):
             raise SchemaError("the role may not read the target's tables; GRANT SELECT ON sessions, messages to it")
         if not for_reading:
-            await _refuse_without_rights(connection)
+            await _refuse_without_rights(connection, replaces=replaces)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
         if not for_reading:
@@ -199,13 +211,13 @@ async def _inspect(connection: Any, *, for_reading: bool) -> Target:
     return Target(version, state.original > 0, sessions, messages, all(has_tables))
 
 
-async def _refuse_without_rights(connection: Any) -> None:
+async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
     if not await connection.fetchval(MAY_WRITE):
         raise SchemaError(
             "the role may not write to the target's tables; GRANT INSERT ON sessions, messages and UPDATE ON sessions "
             "to it, or let their owner run the migration"
         )
-    if (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
+    if not replaces and (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
         raise SchemaError(
             "the role may not create temporary tables, by which rows join those that are there; GRANT TEMPORARY ON "
             f"DATABASE {database} to it"

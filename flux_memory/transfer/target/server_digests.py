@@ -53,9 +53,13 @@ FULL JOIN proven ON proven.session_id::text = sessions.id::text
 FULL JOIN moved ON moved.session_id = coalesce(sessions.id, proven.session_id)::text
 ORDER BY coalesce(sessions.id, proven.session_id, moved.session_id)::text COLLATE "C"
 """  # noqa: S608 - constants of ours
+# A session that an application created anew under the same id has another time, and was not moved.
 MOVED: Final = """
-SELECT session_id, bool_or(source = ANY(current_setting('flux_memory.sources')::uuid[])) AS by_source
-FROM flux_memory_moved_sessions
+SELECT
+    session_id,
+    bool_or(source = ANY(current_setting('flux_memory.sources')::uuid[]) AND same.id IS NOT NULL) AS by_source
+FROM flux_memory_moved_sessions AS recorded
+LEFT JOIN sessions AS same ON same.id::text = session_id AND same.created_at = recorded.created_at
 GROUP BY session_id
 """
 # COPY takes no parameters.

@@ -109,7 +109,7 @@ class Losses(Comparison):
     """What a target loses if its rows are replaced with a source's; rows that it would gain are not counted."""
 
     columns: list[str] = field(default_factory=list)
-    """Columns of `sessions` that are not the library's, and lose their values."""
+    """Columns, as `table.column`, that are not the library's, and lose their values."""
 
     def add(self, kind: str, id_: str) -> None:
         """Count a difference of rows that are on both sides."""
