@@ -158,7 +158,7 @@ async def test_an_error_behind_a_held_session_names_the_lock_and_not_the_pool(fl
             adds = {f"{number}": add_with_id(memory, 0.6, "s0", f"{number}") for number in range(6)}
             seen = await gather_outcomes(adds, within=3)
         assert len(seen.errors) == len(adds)
-        assert [str(error) for error in seen.errors if "max_size" in str(error)] == []
+        assert [str(error) for error in seen.errors if "raise max_size" in str(error)] == []
         found = await settle(memory, flux_empty_database, SESSIONS)
         assert [content for content in seen.refused if content in found] == []
 
