@@ -212,6 +212,19 @@ def test_other_files_are_other_sources(path: Path, target: str) -> None:
     assert asyncio.run(fetch_rows(target, RECORDED)) == [("four",), ("one",), ("three",), ("two",)]
 
 
+def test_files_that_share_a_session_are_other_sources(path: Path, target: str) -> None:
+    """Two memories that share a session, such as "default", are not one memory that lost sessions."""
+    other = path.with_name("other.db")
+    for file, names in ((path, ("default", "two", "three")), (other, ("default", "four", "five"))):
+        with closing(make_file(file)) as db:
+            add_sessions(db, *names)
+    assert move(path, target).status is Status.IDENTICAL
+    assert move(other, target).status is Status.CONTAINED
+    assert asyncio.run(fetch_rows(target, SOURCES)) == [(2, 2)]
+    assert move(path, target, mode=Mode.VERIFY).status is Status.CONTAINED
+    assert move(other, target, mode=Mode.VERIFY).status is Status.CONTAINED
+
+
 def test_retried_rows_are_recorded_but_not_of_the_file(path: Path, target: str) -> None:
     """A session added in a quarantine file is not called deleted in the file, nor brought back by a second retry."""
     make_file_with_data(path)

@@ -193,7 +193,8 @@ class _Migration:
     async def _prepare(self, connection: Any) -> MoveRecord | None:
         await prepare_schema(connection)
         digests = all_digests(self._parts)
-        record = await open_record(connection, self._plan.sqlite_path, digests, complete=not self._plan.retry)
+        plan, sessions = self._plan, self._report.preflight.sessions
+        record = await open_record(connection, plan.sqlite_path, digests, sessions, complete=not plan.retry)
         if record is None:
             self._watcher.say(_NOT_RECORDED)
         return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -56,14 +57,13 @@ SELECT pg_catalog.format(
 FROM pg_class
 WHERE oid = 'sessions'::regclass::oid AND current_setting('is_superuser')::boolean
 """
-SELECT_SOURCE: Final = """
-SELECT source
+SELECT_SHARED: Final = """
+SELECT source, count(*)
 FROM flux_memory_moved_sessions
 WHERE session_id = ANY($1::text::text[])
 GROUP BY source
-ORDER BY count(*) DESC, source
-LIMIT 1
 """
+COUNT_OF_SOURCE: Final = "SELECT count(*) FROM flux_memory_moved_sessions WHERE source = $1"
 SELECT_SOURCES: Final = "SELECT DISTINCT source FROM flux_memory_moves"
 RECORD_EVERY_SESSION: Final = """
 INSERT INTO flux_memory_moved_sessions (session_id, created_at, source)
@@ -73,6 +73,8 @@ ON CONFLICT DO NOTHING
 INSERT_MOVE: Final = "INSERT INTO flux_memory_moves (source, file, sessions, messages) VALUES ($1, $2, $3, $4)"
 
 _PAGE_SESSIONS: Final = 1_000
+_MAX_PAGES: Final = 20
+"""Pages of the source's sessions that are looked up; few are needed, since the record has most of the first page."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class MoveRecord:
 
 
 async def open_record(
-    connection: Any, file: Path, digests: Iterator[SessionDigest], *, complete: bool
+    connection: Any, file: Path, digests: Iterator[SessionDigest], sessions: int, *, complete: bool
 ) -> MoveRecord | None:
     """Return a source in the record, whose tables are created if missing; `None` if the role may not create them.
 
@@ -104,6 +106,7 @@ async def open_record(
         connection: Connected to a target with the current schema.
         file: The source.
         digests: The digests of its sessions.
+        sessions: Their number.
         complete: Whether the source is a whole memory; the rows of a quarantine file are a source of their own.
     """
     async with write_transaction(connection):
@@ -121,7 +124,7 @@ async def open_record(
             except asyncpg.RaiseError:
                 # An event trigger guards against DDL.
                 return None
-        found = await _find_source_id(connection, digests)
+        found = await _find_source_id(connection, digests, sessions)
     return MoveRecord(found if found and complete else uuid4(), _shown(file), known=found is not None)
 
 
@@ -140,16 +143,28 @@ async def find_source_ids(connection: Any, digests: Iterator[SessionDigest], ses
     """
     if not sessions:
         return [source for (source,) in await connection.fetch(SELECT_SOURCES)]
-    found = await _find_source_id(connection, digests)
+    found = await _find_source_id(connection, digests, sessions)
     return [] if found is None else [found]
 
 
-async def _find_source_id(connection: Any, digests: Iterator[SessionDigest]) -> UUID | None:
-    """Identify a source by its sessions: unlike its name, they are the same in a copy, and after a VACUUM."""
+async def _find_source_id(connection: Any, digests: Iterator[SessionDigest], sessions: int) -> UUID | None:
+    """Identify a source by its sessions: unlike its name, they are the same in a copy, and after a VACUUM.
+
+    It is the source in the record that has more than half of these sessions, or whose sessions are more than half here:
+    a file grows, and loses sessions, between two moves. Another memory may share a session with it, such as "default".
+    """
     ids = (digest.id.decode() for digest in digests)
-    while page := list(islice(ids, _PAGE_SESSIONS)):
-        if (source := await connection.fetchval(SELECT_SOURCE, write_texts(page))) is not None:
-            return UUID(bytes=source.bytes)
+    seen, shared = 0, Counter[UUID]()
+    for _ in range(_MAX_PAGES):
+        if not (page := list(islice(ids, _PAGE_SESSIONS))):
+            break
+        seen += len(page)
+        for source, number in await connection.fetch(SELECT_SHARED, write_texts(page)):
+            shared[source] += number
+        for source, number in shared.most_common(1):
+            recorded = await connection.fetchval(COUNT_OF_SOURCE, source)
+            if number > min(seen, recorded * seen / sessions) / 2:
+                return UUID(bytes=source.bytes)
     return None
 
 
