@@ -245,7 +245,12 @@ async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
     # Not the event loop's handlers, which end with the loop, before the verdict is shown.
     for number in _ENDING:
         signal.signal(number, end)
-    return await work
+    try:
+        return await work
+    except asyncio.CancelledError:
+        # asyncpg leaves a future behind if its connecting is cancelled; the loop would report it on the terminal.
+        loop.set_exception_handler(lambda *_: None)
+        raise
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

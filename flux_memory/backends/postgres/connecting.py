@@ -174,7 +174,8 @@ def fatal_error(error: BaseException | None) -> asyncpg.PostgresError | None:
     """Return the error with which the server ended or refused the session; `None` for any other error."""
     # The driver wraps an error that arrives before the session is ready.
     for one in (error, getattr(error, "__cause__", None)):
-        if {getattr(one, "severity_en", None), getattr(one, "severity", None)} & _FATAL:
+        severities = {getattr(one, "severity_en", None), getattr(one, "severity", None)}
+        if isinstance(one, asyncpg.PostgresError) and severities & _FATAL:
             return one
     return None
 
@@ -187,7 +188,9 @@ def classify(error: Exception) -> Refusal:
         # Some poolers call it an ERROR. Without a severity it comes from the driver.
         if not getattr(refused, "severity", None):
             return _CLOSED
-        by_code = (refusal for code, refusal in _CODES if str(refused.sqlstate or "").startswith(code))
+        by_code = (
+            refusal for code, refusal in _CODES if str(getattr(refused, "sqlstate", None) or "").startswith(code)
+        )
         by_text = (refusal for pattern, refusal in _TEXTS if pattern.search(words))
         return next(by_code, None) or next(by_text, _NOT_READY)
     if isinstance(error, asyncpg.InterfaceError) and words.startswith("pool is "):

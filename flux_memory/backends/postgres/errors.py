@@ -133,7 +133,7 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     if fatal_error(error) is not None:
         return BackendUnavailableError, classify(error).advice
     if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.UndefinedObjectError):
-        advice = _ADVICE_BY_FUNCTION.get(error.server_source_function or "")
+        advice = _ADVICE_BY_FUNCTION.get(getattr(error, "server_source_function", None) or "")
         if advice is not None:
             return SchemaError, advice
     return next((kind, advice) for cause, kind, advice in _ADVICE if isinstance(error, cause))

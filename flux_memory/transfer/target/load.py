@@ -214,7 +214,8 @@ class _Keys:
             if connection.is_closed():
                 raise
             # The details of this error name the objects.
-            detail = error.detail if isinstance(error, asyncpg.DependentObjectsStillExistError) else None
+            named = isinstance(error, asyncpg.DependentObjectsStillExistError)
+            detail = getattr(error, "detail", None) if named else None
             obstacle = (detail or str(error.args[0])).partition("\n")[0]
         else:
             obstacle = None
