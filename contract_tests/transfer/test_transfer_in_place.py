@@ -187,7 +187,7 @@ def test_a_migration_does_not_need_the_loops_threads(path: Path) -> None:
             # The file is read before the connection is opened.
             with pytest.raises(BackendUnavailableError):
                 await asyncio.wait_for(
-                    migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere")), 20
+                    migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://user@127.0.0.1:1/nowhere")), 20
                 )
         finally:
             free.set()

@@ -125,7 +125,7 @@ def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.M
         return row(*arguments)
 
     async def run() -> int:
-        plan = Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere", retry=True)
+        plan = Plan(sqlite_path=path, postgres_dsn="postgresql://user@127.0.0.1:1/nowhere", retry=True)
         retrying = asyncio.create_task(migrate(plan))
         await asyncio.to_thread(begun.wait)
         retrying.cancel()

@@ -77,7 +77,7 @@ def test_waiting_for_a_lock_can_be_cancelled(path: Path, shared: bool) -> None:
 
     async def run() -> None:
         migration = asyncio.create_task(
-            migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://nobody@127.0.0.1:1/nowhere"))
+            migrate(Plan(sqlite_path=path, postgres_dsn="postgresql://user@127.0.0.1:1/nowhere"))
         )
         await asyncio.wait([migration], timeout=1)
         migration.cancel()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 from flux_memory.errors import FluxMemoryError
 from flux_memory.protocol import Message, Session
 from flux_memory.records import timestamps
 from flux_memory.records.metadata import TooLongError, decode_all_metadata, decode_metadata
+
+Record = TypeVar("Record", Message, Session)
+Row: TypeAlias = Sequence[Any]
 
 _ROW_CHARACTERS: Final = 400
 """Characters of JSON that take as long to decode as a record without metadata takes to build."""
@@ -18,26 +22,17 @@ _CHUNK_ROWS: Final = 128
 """Rows that are checked column by column at once; more would need more memory."""
 
 
-def build_messages(session_id: str, rows: Sequence[Sequence[Any]], *, most: int = sys.maxsize) -> list[Message]:
+def build_messages(session_id: str, rows: Sequence[Row], *, most: int = sys.maxsize) -> list[Message]:
     """Build records, oldest first, from rows of (id, role, content, metadata, created_at), newest first.
 
     Raises:
         TooLongError: It would take as long as decoding more than `most` characters of JSON.
         FluxMemoryError: A row is corrupt; the message names it.
     """
-    result: list[Message] = []
-    if len(rows) * _ROW_CHARACTERS > most:
-        raise TooLongError
-    for at in range(len(rows), 0, -_CHUNK_ROWS):
-        some = rows[max(at - _CHUNK_ROWS, 0) : at][::-1]
-        try:
-            result += _sound_messages(some, most)
-        except (ValueError, TypeError, RecursionError):
-            result += [_message(session_id, row, most) for row in some]
-    return result
+    return _build_in_chunks(rows[::-1], most, _sound_messages, partial(_message, session_id))
 
 
-def _sound_messages(rows: Sequence[Sequence[Any]], most: int) -> list[Message]:
+def _sound_messages(rows: Sequence[Row], most: int) -> list[Message]:
     """Build records, checked column by column: several times as fast as row by row.
 
     Raises:
@@ -53,7 +48,7 @@ def _sound_messages(rows: Sequence[Sequence[Any]], most: int) -> list[Message]:
     ]
 
 
-def _message(session_id: str, row: Sequence[Any], most: int) -> Message:
+def _message(session_id: str, row: Row, most: int) -> Message:
     id_, role, content, metadata, created_at = row
     try:
         if not type(id_) is type(role) is type(content) is str:
@@ -69,7 +64,7 @@ def _message(session_id: str, row: Sequence[Any], most: int) -> Message:
         raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
 
 
-def build_session(row: Sequence[Any], *, most: int = sys.maxsize) -> Session:
+def build_session(row: Row, *, most: int = sys.maxsize) -> Session:
     """Build a record from a row of (id, user_id, title, created_at, updated_at, metadata, message_count).
 
     Raises:
@@ -93,26 +88,36 @@ def build_session(row: Sequence[Any], *, most: int = sys.maxsize) -> Session:
         raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
 
 
-def build_sessions(rows: Sequence[Sequence[Any]], *, most: int = sys.maxsize) -> list[Session]:
+def build_sessions(rows: Sequence[Row], *, most: int = sys.maxsize) -> list[Session]:
     """Build records from rows as `build_session` takes them, in their order.
 
     Raises:
         TooLongError: It would take as long as decoding more than `most` characters of JSON.
         FluxMemoryError: A row is corrupt; the message names it.
     """
-    result: list[Session] = []
+    return _build_in_chunks(rows, most, _sound_sessions, lambda row, most: build_session(row, most=most))
+
+
+def _build_in_chunks(
+    rows: Sequence[Row],
+    most: int,
+    build_sound: Callable[[Sequence[Row], int], list[Record]],
+    build: Callable[[Row, int], Record],
+) -> list[Record]:
+    """Build records together where they are sound, and else one by one, which names the corrupt row."""
+    result: list[Record] = []
     if len(rows) * _ROW_CHARACTERS > most:
         raise TooLongError
     for at in range(0, len(rows), _CHUNK_ROWS):
         some = rows[at : at + _CHUNK_ROWS]
         try:
-            result += _sound_sessions(some, most)
+            result += build_sound(some, most)
         except (ValueError, TypeError, RecursionError):
-            result += [build_session(row, most=most) for row in some]
+            result += [build(row, most) for row in some]
     return result
 
 
-def _sound_sessions(rows: Sequence[Sequence[Any]], most: int) -> list[Session]:
+def _sound_sessions(rows: Sequence[Row], most: int) -> list[Session]:
     """Build records, checked column by column.
 
     Raises:

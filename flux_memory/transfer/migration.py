@@ -46,7 +46,6 @@ from flux_memory.transfer.threads import run_in_thread
 
 Result = TypeVar("Result")
 
-
 _NOT_RECORDED: Final = (
     "The target keeps no record of this move, since the role does not own the tables, or may not create tables in "
     "their schema. A later run would move deleted sessions again. Let their owner run the first migration"
@@ -277,6 +276,7 @@ class _Migration:
         with report.phase(self._watcher, "Verify", None):
             await self._compare(connection, None, Comparison())
         if report.status is Status.DIFFERENT:
+            report.recorded = False
             await transaction.rollback()
         else:
             await transaction.commit()
