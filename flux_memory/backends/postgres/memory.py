@@ -26,6 +26,7 @@ from flux_memory.errors import (
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
+from flux_memory.records.checking import list_messages
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -217,7 +218,7 @@ class PostgresConversationMemory(Memory):
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        check = partial(records.check_batch, records.list_messages(messages))
+        check = partial(records.check_batch, list_messages(messages))
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
         return [row.id for row in batch]
@@ -226,9 +227,9 @@ class PostgresConversationMemory(Memory):
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
         self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.find_id("before", before)
+        cursor = None if before is None else records.check_lookup("before", before)
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
@@ -247,7 +248,7 @@ class PostgresConversationMemory(Memory):
     ) -> list[Session]:
         self._life.check_open()
         page = (records.check_limit(limit), records.check_count("offset", offset))
-        user = None if user_id is None else records.find_id("user_id", user_id)
+        user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
         if user_id is not None and user is None:
             return []
@@ -263,7 +264,7 @@ class PostgresConversationMemory(Memory):
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         if session is None:
             return None
         rows = await self._rows(SELECT_SESSION, session)
@@ -275,14 +276,14 @@ class PostgresConversationMemory(Memory):
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
-        new_title = records.check_title(title)
+        new_title = records.check_text("title", title)
         session = records.check_session_id(session_id)
         if not await self._write_session(UPDATE_TITLE, session, new_title):
             raise records.session_not_found(session)
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         if session is not None:
             await self._write_session(DELETE_SESSION, session)
 

@@ -27,6 +27,7 @@ from flux_memory.errors import (
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building, timestamps
+from flux_memory.records.checking import check_session_time, list_messages
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -143,7 +144,7 @@ class ConversationMemory(Memory):
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
         self._life.check_open()
-        check = partial(records.check_batch, records.list_messages(messages))
+        check = partial(records.check_batch, list_messages(messages))
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
         await self._write(partial(_add_messages, session, records.drop_repeats(batch)), seconds)
@@ -153,9 +154,9 @@ class ConversationMemory(Memory):
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
         self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.find_id("before", before)
+        cursor = None if before is None else records.check_lookup("before", before)
         if session is None or (before is not None and cursor is None):
             return []
         if cursor is None:
@@ -174,7 +175,7 @@ class ConversationMemory(Memory):
     ) -> list[Session]:
         self._life.check_open()
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
-        user = None if user_id is None else records.find_id("user_id", user_id)
+        user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
         if user_id is not None and user is None:
             return []
@@ -183,7 +184,7 @@ class ConversationMemory(Memory):
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         if session is None:
             return None
         rows = await self._read(partial(fetch, SELECT_SESSION, (session,)))
@@ -196,12 +197,12 @@ class ConversationMemory(Memory):
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._life.check_open()
-        new_title = records.check_title(title)
+        new_title = records.check_text("title", title)
         await self._write(partial(_update_title, records.check_session_id(session_id), new_title))
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         if session is not None:
             await self._write(partial(_delete, session))
 
@@ -293,7 +294,7 @@ def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.C
     if not fresh:
         return
     ((count, updated_at),) = session
-    now = max(records.check_session_time(session_id, updated_at), timestamps.utc_now())
+    now = max(check_session_time(session_id, updated_at), timestamps.utc_now())
     values = [
         (session_id, row.id, seq, row.role, row.content, row.metadata, now) for seq, row in enumerate(fresh, count + 1)
     ]
