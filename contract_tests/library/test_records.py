@@ -10,7 +10,7 @@ import pytest
 from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
 from flux_memory.records import building
-from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
+from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.records.metadata import encode_metadata
 from flux_memory.testkit.reference import arguments as reference
 
@@ -61,8 +61,10 @@ def test_a_filter_contains_as_jsonb_does(metadata: str, part: str | None, found:
 def test_an_id_that_cannot_be_stored_is_not_found() -> None:
     """Looking it up is valid and finds nothing; a database would raise an error of its own."""
     assert records.check_lookup("session_id", "x" * 1000) == "x" * 1000
-    assert records.check_lookup("session_id", "a\x00") is None
-    assert records.check_lookup("user_id", "\ud800") is None
+    for unstorable in ("a\x00", "\ud800"):
+        asked = records.check_lookup("user_id", unstorable)
+        assert len(asked) > MAX_USER_ID_LENGTH
+        assert records.check_text("user_id", asked) == asked
     with pytest.raises(InvalidInputError, match="user_id must be a str, not int"):
         records.check_lookup("user_id", 7)
 

@@ -110,11 +110,11 @@ class PlainMemory:
     ) -> list[Message]:
         key, most = check_lookup("session_id", session_id), check_limit(limit)
         cursor = None if before is None else check_lookup("before", before)
-        session = self._store.get(key or "")
+        session = self._store.get(key)
         if session is None:
             return []
         stored = list(session.messages.values())
-        if before is not None:
+        if cursor is not None:
             ids = list(session.messages)
             stored = stored[: ids.index(cursor)] if cursor in ids else []
         rows = [(*row, created_at) for row, created_at in reversed(stored)]
@@ -135,14 +135,14 @@ class PlainMemory:
         found = [
             each
             for each in self._store.values()
-            if (user_id is None or each.row.user_id == user) and contains(each.row.metadata, part)
+            if user in {None, each.row.user_id} and contains(each.row.metadata, part)
         ]
         found.sort(key=lambda session: (session.updated_at, session.row.id), reverse=True)
         return build_sessions([session.columns() for session in found[start : start + most]])
 
     @while_open
     async def get_session(self, session_id: str) -> Session | None:
-        session = self._store.get(check_lookup("session_id", session_id) or "")
+        session = self._store.get(check_lookup("session_id", session_id))
         return None if session is None else build_session(session.columns())
 
     @while_open
@@ -158,7 +158,7 @@ class PlainMemory:
 
     @while_open
     async def delete_session(self, session_id: str) -> None:
-        self._store.pop(check_lookup("session_id", session_id) or "", None)
+        self._store.pop(check_lookup("session_id", session_id), None)
 
     @while_open
     async def clear_all(self) -> None:

@@ -182,18 +182,21 @@ def make_id() -> str:
     return str(uuid7())
 
 
-def check_lookup(name: str, value: object) -> str | None:
-    """Return an id or a user to look up as plain `str`, or `None` if it cannot be stored, so that no record has it.
+def check_lookup(name: str, value: object) -> str:
+    """Return an id or a user to look up as plain `str`.
+
+    Every text is valid. One that cannot be stored becomes a longer one than any id or user, so that every database
+    takes it and no record has it.
 
     Args:
         name: The argument's name, for the error.
-        value: The argument: any text.
+        value: The argument.
 
     Raises:
-        InvalidTypeError: The id is not a `str`.
+        InvalidTypeError: The value is not a `str`.
     """
     text = check_str(name, value)
-    return None if find_unstorable(text) else text
+    return ascii(text).ljust(MAX_USER_ID_LENGTH + 1, "?") if find_unstorable(text) else text
 
 
 def check_session_id(session_id: object) -> str:

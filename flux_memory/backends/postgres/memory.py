@@ -230,8 +230,6 @@ class PostgresConversationMemory(Memory):
         session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
         cursor = None if before is None else records.check_lookup("before", before)
-        if session is None or (before is not None and cursor is None):
-            return []
         if cursor is None:
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
@@ -250,8 +248,6 @@ class PostgresConversationMemory(Memory):
         page = (records.check_limit(limit), records.check_count("offset", offset))
         user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
-        if user_id is not None and user is None:
-            return []
         if user is None and part is None:
             rows = await self._rows(SELECT_PAGE, *page)
         elif part is None:
@@ -265,8 +261,6 @@ class PostgresConversationMemory(Memory):
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
         session = records.check_lookup("session_id", session_id)
-        if session is None:
-            return None
         rows = await self._rows(SELECT_SESSION, session)
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
@@ -283,9 +277,7 @@ class PostgresConversationMemory(Memory):
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.check_lookup("session_id", session_id)
-        if session is not None:
-            await self._write_session(DELETE_SESSION, session)
+        await self._write_session(DELETE_SESSION, records.check_lookup("session_id", session_id))
 
     async def clear_all(self) -> None:
         self._life.check_open()

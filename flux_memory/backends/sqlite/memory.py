@@ -157,8 +157,6 @@ class ConversationMemory(Memory):
         session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
         cursor = None if before is None else records.check_lookup("before", before)
-        if session is None or (before is not None and cursor is None):
-            return []
         if cursor is None:
             rows = partial(fetch, SELECT_HISTORY, (session, most))
         else:
@@ -177,16 +175,12 @@ class ConversationMemory(Memory):
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
         user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
-        if user_id is not None and user is None:
-            return []
         rows = await self._read(partial(_page, most, skipped, user, part))
         return await build_off_loop(partial(building.build_sessions, rows))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._life.check_open()
         session = records.check_lookup("session_id", session_id)
-        if session is None:
-            return None
         rows = await self._read(partial(fetch, SELECT_SESSION, (session,)))
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
@@ -202,9 +196,7 @@ class ConversationMemory(Memory):
 
     async def delete_session(self, session_id: str) -> None:
         self._life.check_open()
-        session = records.check_lookup("session_id", session_id)
-        if session is not None:
-            await self._write(partial(_delete, session))
+        await self._write(partial(_delete, records.check_lookup("session_id", session_id)))
 
     async def clear_all(self) -> None:
         self._life.check_open()
