@@ -33,7 +33,7 @@ PUBLIC = {
         MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory FluxMemoryError
         InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
         OutcomeUnknownError PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
-        deadline
+        deadline seconds_for
     """,
     "flux_memory.records": """
         MessageRow SessionRow TooLongError build_messages build_session build_sessions check_batch check_count
