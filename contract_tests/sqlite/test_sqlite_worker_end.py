@@ -92,16 +92,6 @@ async def test_a_failed_opening_leaves_no_thread(path: Path) -> None:
     await wait_until(gone)
 
 
-def test_a_second_event_loop_is_a_clear_error(path: Path) -> None:
-    """It neither hangs nor writes; closing there closes the file."""
-    memory = ConversationMemory(path)
-    session = asyncio.run(memory.create_session())
-    with pytest.raises(FluxMemoryError, match="another event loop"):
-        asyncio.run(memory.add_message(session, "user", "x"))
-    asyncio.run(memory.close())
-    assert read_rows(path, "SELECT count(*) FROM messages") == [(0,)]
-
-
 def test_an_event_loop_that_ends_before_its_calls_breaks_nothing(path: Path) -> None:
     """The answer finds its loop closed; the thread keeps running and the handle can be closed."""
     memory = ConversationMemory(path)
