@@ -45,6 +45,8 @@ class SyncMemory:
             session = memory.create_session("Holiday plans")
             memory.add_message(session, "user", "Where is it warm in March?")
 
+    The docstrings of the methods are those of `Memory`.
+
     Args:
         memory: The memory to call; from now on it belongs to this object, which closes it.
 
@@ -68,6 +70,17 @@ class SyncMemory:
         session_id: str | None = None,
         user_id: str = "",
     ) -> str:
+        """Create a session and return its id.
+
+        Args:
+            title: Any text.
+            metadata: A JSON object; `None` is `{}`.
+            session_id: An id of 1 to 36 characters; a UUIDv7 by default.
+            user_id: The owner of the session, at most 255 characters; see `get_sessions`.
+
+        Raises:
+            ConflictError: A session with this id exists; it is left as it was.
+        """
         return self._call(lambda memory: memory.create_session(title, metadata, session_id=session_id, user_id=user_id))
 
     def add_message(
@@ -79,12 +92,45 @@ class SyncMemory:
         *,
         message_id: str | None = None,
     ) -> str:
+        """Append one message to a session and return its id; by then the message is durable.
+
+        The message is stored together with the session's `updated_at`, or not at all.
+
+        Args:
+            session_id: A session that exists.
+            role: Any text that is not empty: `user`, `assistant`, `system`, `tool`, ...
+            content: Any text.
+            metadata: A JSON object; `None` is `{}`.
+            message_id: An id of 1 to 36 characters, unique within the session; by default a UUIDv7. With an id a retry
+                is safe: the same role, content and metadata (1 equals 1.0) return the same id and change nothing.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+            ConflictError: The session has another message with this id.
+        """
         return self._call(lambda memory: memory.add_message(session_id, role, content, metadata, message_id=message_id))
 
     def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+        """Append a batch, all of it or nothing, in the given order, and return the ids in that order.
+
+        The batch has at most 256 MiB and one `updated_at`. An empty batch changes nothing. A message whose `message_id`
+        is stored with the same content is not stored again.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+            ConflictError: The session has another message with a given id; nothing of the batch is stored.
+        """
         return self._call(lambda memory: memory.add_messages(session_id, messages))
 
     def get_history(self, session_id: str, limit: int | None = None, *, before: str | None = None) -> list[Message]:
+        """Return the newest `limit` messages, oldest first, in the order in which they were added.
+
+        Args:
+            session_id: A session's id; an unknown one returns `[]`.
+            limit: The largest number of messages, 0 or more; `None` means all.
+            before: A message's id: only messages that were added before it; an unknown one returns `[]`. Passing the id
+                of the oldest message seen pages back with no gap and no repeat while other calls append.
+        """
         return self._call(lambda memory: memory.get_history(session_id, limit, before=before))
 
     def get_sessions(
@@ -95,24 +141,43 @@ class SyncMemory:
         user_id: str | None = None,
         metadata: Metadata | None = None,
     ) -> list[Session]:
+        """Return sessions, the most recently changed first.
+
+        Args:
+            limit: The largest number of sessions, 0 or more; `None` means all.
+            offset: The number of sessions to skip, 0 or more; past the end the result is `[]`.
+            user_id: Only this user's sessions; `None` means those of all users.
+            metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it. It may
+                have 100 values at any depth, 16 of them within arrays.
+        """
         return self._call(lambda memory: memory.get_sessions(limit, offset, user_id=user_id, metadata=metadata))
 
     def get_session(self, session_id: str) -> Session | None:
+        """Return one session, or `None` if it does not exist."""
         return self._call(lambda memory: memory.get_session(session_id))
 
     def count_sessions(self) -> int:
+        """Return the number of sessions."""
         return self._call(lambda memory: memory.count_sessions())
 
     def update_session_title(self, session_id: str, title: str) -> None:
+        """Change a session's title and its `updated_at`.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+        """
         self._call(lambda memory: memory.update_session_title(session_id, title))
 
     def delete_session(self, session_id: str) -> None:
+        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe."""
         self._call(lambda memory: memory.delete_session(session_id))
 
     def clear_all(self) -> None:
+        """Remove every session and every message."""
         self._call(lambda memory: memory.clear_all())
 
     def close(self) -> None:
+        """Wait a bounded time for calls in flight, and release the store. Closing twice is not an error."""
         thread = self._started()
         if not thread.has_ended:
             thread.call(self._memory.close)
@@ -144,8 +209,3 @@ class SyncMemory:
             with self._lock:
                 self._thread = self._thread or LoopThread()
         return self._thread
-
-
-for _name, _method in vars(SyncMemory).items():
-    if not _name.startswith("_"):
-        _method.__doc__ = vars(Memory)[_name].__doc__

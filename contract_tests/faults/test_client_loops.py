@@ -1,4 +1,4 @@
-"""Tests event loops that are closed under an open handle, where the handle works on, and forks, where it raises a clear error."""
+"""Tests event loops that are closed under an open handle, which works on, and forks, which get a clear error."""
 
 from __future__ import annotations
 

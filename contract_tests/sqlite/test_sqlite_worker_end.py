@@ -22,7 +22,6 @@ from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.worker import SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
-    FluxMemoryError,
     SchemaError,
 )
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
@@ -69,7 +69,7 @@ class LoopThread:
         return answer.result()
 
     def call(self, main: Main[Result]) -> Result:
-        """Run a coroutine function on the loop, and block this thread until it has ended.
+        """Run a coroutine function on the loop, and block this thread until it has ended. Ctrl-C cancels it.
 
         Raises:
             MemoryClosedError: The loop ended before the call did.
@@ -84,6 +84,7 @@ class LoopThread:
                 raise MemoryClosedError(CLOSED) from None
             if not visit.outcome.done():
                 self._call_soon(visit.cancel)
+                wait([visit.outcome])
             raise
 
     def stop(self) -> None:
