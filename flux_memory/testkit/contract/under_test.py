@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 
 import pytest
 
-from flux_memory import Memory, Message
+from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
@@ -49,6 +49,8 @@ class StoreUnderTest:
         corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
         outages: The ways in which the store can be unreachable.
         capabilities: What the backend claims.
+        max_content_bytes: The size in bytes of the longest content, role or title that the backend accepts.
+        max_id_length: The length in characters of the longest id of a session or a message that the backend accepts.
         thorough: Explore the model for ten minutes instead of seconds.
         seed: The random seed of the model.
         timeouts: How long a clause may take in this run.
@@ -63,6 +65,8 @@ class StoreUnderTest:
         corrupt_message: CorruptMessage | None = None,
         outages: Sequence[Outage] = (),
         capabilities: Capability = ALL,
+        max_content_bytes: int = MAX_CONTENT_BYTES,
+        max_id_length: int = MAX_ID_LENGTH,
         thorough: bool = False,
         seed: int | None = None,
         timeouts: Timeouts | None = None,
@@ -71,6 +75,8 @@ class StoreUnderTest:
         self.fresh_factory = fresh_factory or factory
         self.clock_at = clock_at
         self.capabilities = capabilities
+        self.max_content_bytes = max_content_bytes
+        self.max_id_length = max_id_length
         self.claims: list[dict[str, Any]] = []
         """The finding on each capability: its `name`, whether it is `claimed`, the `outcome`."""
         self.thorough = thorough
