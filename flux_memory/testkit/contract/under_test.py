@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import pytest
 
@@ -51,7 +51,7 @@ class StoreUnderTest:
         capabilities: What the backend claims.
         max_content_bytes: The size in bytes of the longest content, role or title that the backend accepts.
         max_id_length: The length in characters of the longest id of a session or a message that the backend accepts.
-        thorough: Explore the model for ten minutes instead of seconds.
+        thorough: Explore the model for ten minutes instead of seconds, and take the time that large amounts need.
         seed: The random seed of the model.
         timeouts: How long a clause may take in this run.
     """
@@ -86,6 +86,8 @@ class StoreUnderTest:
         """The random seed that was used, to repeat the run."""
         self.finished = False
         """Whether a clause ran on this store to its end."""
+        self.left = ""
+        """Why a clause is left to the thorough profile; empty if it is not."""
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._outages = outages
@@ -157,6 +159,11 @@ class StoreUnderTest:
             f"{capability.name} is {'' if claimed else 'not '}claimed, and {outcome}: {MEANING[capability]}"
         )
         return False
+
+    def leave_to_thorough(self, reason: str) -> NoReturn:
+        """End a clause that this store is too slow for; the thorough profile runs it to its end."""
+        self.left = reason
+        pytest.skip(f"thorough only: {reason}")
 
     def check_claims(self) -> None:
         """Fail if a finding disagrees with the claims."""
