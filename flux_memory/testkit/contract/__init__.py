@@ -19,6 +19,7 @@ from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
+from flux_memory.testkit.contract.sizes import SizesContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
@@ -43,6 +44,7 @@ class MemoryContract(
     ListingContract,
     TimesContract,
     OrderContract,
+    SizesContract,
     AmountsContract,
     LimitsContract,
     MetadataContract,

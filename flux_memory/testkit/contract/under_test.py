@@ -248,6 +248,11 @@ async def add_many(store: StoreUnderTest, memory: Memory, session_id: str, start
     return await add_numbered(memory, session_id, range(start, _MANY_ONE_BY_ONE))
 
 
+def another_handle(store: StoreUnderTest, memory: Memory) -> Memory:
+    """Open another handle on the store; return this one if the backend does not claim several handles."""
+    return store.open() if Capability.SEVERAL_HANDLES in store.capabilities else memory
+
+
 def contents(history: list[Message]) -> list[str]:
     """Return the contents of the messages."""
     return [message["content"] for message in history]
