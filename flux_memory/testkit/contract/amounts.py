@@ -114,7 +114,8 @@ class AmountsContract(Binding):
 
 async def _check_sessions(store: StoreUnderTest, count: int, seconds: float) -> None:
     """Check everything that sees many sessions."""
-    memory = store.open()
+    # Its calls are too many to be shown.
+    memory = store.open_plain()
     options: dict[Capability, dict[str, Any]] = {
         Capability.USER_SCOPE: {"user_id": "ann"},
         Capability.METADATA_FILTER | Capability.SESSION_METADATA: {"metadata": {"k": 1}},
@@ -129,10 +130,11 @@ async def _check_sessions(store: StoreUnderTest, count: int, seconds: float) -> 
     assert {row["id"] for row in everything} == set(ids)
     assert await reader.count_sessions() == count
     for filters in ({}, *claimed, given):
-        for limit, offset in ((None, 0), (count - 1, 0), (None, count - 9), (5, count - 9), (30, 90)):
+        for limit, offset in ((None, 0), (None, count - 9), (5, count - 9), (30, 90)):
             await _check_page(reader, everything, limit, offset, filters)
     for offset in range(0, count, PAGE):
         await _check_page(reader, everything, PAGE, offset, {})
+    await _check_page(reader, everything, count - 1, 0, {})
     for row in (everything[0], everything[count // 2], everything[-1]):
         assert await reader.get_session(row["id"]) == row
     if Capability.CLEAR_ALL in store.capabilities:
@@ -164,7 +166,7 @@ async def _create_sessions(
         ids += await asyncio.gather(*(handles[turn % len(handles)].create_session(**given) for turn in turns))
         passed = time.monotonic() - began
         if len(handles) == 1 and passed > 1 and Capability.SEVERAL_HANDLES in store.capabilities:
-            handles += [store.open() for _ in range(MORE_HANDLES)]
+            handles += [store.open_plain() for _ in range(MORE_HANDLES)]
         if passed > _PROJECTION_SECONDS and passed / len(ids) * count > seconds and not store.thorough:
             store.leave_to_thorough(f"the store creates {len(ids) / passed:.0f} sessions a second; it needs {count:,}")
     return ids
@@ -188,7 +190,7 @@ async def _check_conversation(store: StoreUnderTest, most: int) -> None:
     assert found["message_count"] == len(ids)
     assert await reader.get_sessions() == [found]
     await _check_contents(reader, session, range(len(ids)))
-    for limit in (1, PAGE, len(ids) // 2, len(ids) - 1):
+    for limit in (1, PAGE, len(ids) - 1):
         await _check_contents(reader, session, range(len(ids) - limit, len(ids)), limit)
     if Capability.CURSOR | Capability.MESSAGE_IDS in store.capabilities:
         for at in (*range(1, len(ids), PAGE), 5, len(ids) - 1):
