@@ -89,8 +89,8 @@ class SizesContract(Binding):
 
     @clause(
         "FM-AMT-005",
-        promise="Metadata of any size up to the limit (16 MiB) is returned unchanged through any handle, of messages and "
-        "of sessions.",
+        promise="Metadata of any size up to the limit (16 MiB) is returned unchanged through any handle, of messages "
+        "and of sessions.",
         impact="The sources of an answer are lost, or the session that holds them cannot be listed any more.",
         needs=Capability.MESSAGE_METADATA,
     )
