@@ -245,8 +245,10 @@ class _CommitsParts(Sound):
     part = 0
 
     async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        parts = [messages[start : start + self.part] for start in range(0, len(messages), self.part)]
-        return [made for part in parts for made in await super().add_messages(session_id, part)]
+        made: list[str] = []
+        for start in range(0, len(messages), self.part):
+            made += await super().add_messages(session_id, messages[start : start + self.part])
+        return made
 
 
 @caught_by("FM-AMT-002")
