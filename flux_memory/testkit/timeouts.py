@@ -12,8 +12,6 @@ from typing import Final, NoReturn
 
 CLAUSE_SECONDS: Final = 60.0
 """Limit for a clause, which normally takes a fraction of a second."""
-THOROUGH_SECONDS: Final = 900.0
-"""Limit for a clause of the thorough profile, for slow stores and large amounts."""
 CLOSE_SECONDS: Final = 15.0
 """Limit for closing a handle."""
 _SECONDS_ONCE_HUNG: Final = 10.0
@@ -28,8 +26,8 @@ _REPEAT_SECONDS: Final = 1.0
 class Timeouts:
     """The time limits of a run. They are short after the first hang: the next ones most likely have the same cause."""
 
-    def __init__(self, seconds: float = CLAUSE_SECONDS) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
+        self.seconds = CLAUSE_SECONDS
         self.close_seconds = CLOSE_SECONDS
 
     def shorten(self) -> None:

@@ -19,7 +19,7 @@ from flux_memory.testkit.contract.under_test import (
     clock_of_this_process,
 )
 from flux_memory.testkit.declarations import capabilities_of, refuse_replacements
-from flux_memory.testkit.timeouts import THOROUGH_SECONDS, Timeouts
+from flux_memory.testkit.timeouts import Timeouts
 
 _TIMEOUTS = pytest.StashKey[Timeouts]()
 
@@ -92,7 +92,6 @@ class Binding:
         """The store that a clause tests."""
         if not hasattr(request.config.option, "flux_without"):
             pytest.fail("the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off")
-        thorough = request.config.option.flux_profile == "thorough"
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         # A fresh store can be expensive: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
@@ -106,9 +105,9 @@ class Binding:
             capabilities=capabilities_of(request.node),
             max_content_bytes=self.max_content_bytes,
             max_id_length=self.max_id_length,
-            thorough=thorough,
+            thorough=request.config.option.flux_profile == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
-            timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts(THOROUGH_SECONDS) if thorough else Timeouts()),
+            timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts()),
         )
 
 
