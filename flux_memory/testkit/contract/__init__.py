@@ -16,6 +16,7 @@ from flux_memory.testkit.contract.listing import ListingContract
 from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
+from flux_memory.testkit.contract.moments import MomentsContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
@@ -42,6 +43,7 @@ class MemoryContract(
     MessagesContract,
     SessionsContract,
     ListingContract,
+    MomentsContract,
     TimesContract,
     OrderContract,
     SizesContract,
