@@ -16,9 +16,11 @@ from flux_memory.testkit.contract.listing import ListingContract
 from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
+from flux_memory.testkit.contract.moments import MomentsContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
+from flux_memory.testkit.contract.sizes import SizesContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
@@ -41,8 +43,10 @@ class MemoryContract(
     MessagesContract,
     SessionsContract,
     ListingContract,
+    MomentsContract,
     TimesContract,
     OrderContract,
+    SizesContract,
     AmountsContract,
     LimitsContract,
     MetadataContract,
