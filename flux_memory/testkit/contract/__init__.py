@@ -19,6 +19,7 @@ from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
+from flux_memory.testkit.contract.spelling import SpellingContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
@@ -46,6 +47,7 @@ class MemoryContract(
     AmountsContract,
     LimitsContract,
     MetadataContract,
+    SpellingContract,
     TextContract,
 ):
     """Everything that a `Memory` promises. Subclass it and define the fixture `memory_factory`.
