@@ -17,6 +17,7 @@ from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.order import OrderContract
+from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
 from flux_memory.testkit.contract.spelling import SpellingContract
@@ -46,6 +47,7 @@ class MemoryContract(
     OrderContract,
     AmountsContract,
     LimitsContract,
+    SeparateMetadataContract,
     MetadataContract,
     SpellingContract,
     TextContract,
