@@ -17,6 +17,7 @@ from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.order import OrderContract
+from flux_memory.testkit.contract.pages import PagesContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
@@ -44,6 +45,7 @@ class MemoryContract(
     SessionsContract,
     ListingContract,
     TimesContract,
+    PagesContract,
     OrderContract,
     AmountsContract,
     LimitsContract,
