@@ -10,6 +10,7 @@ from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
+from flux_memory.testkit.contract.filtering import FilteringContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
 from flux_memory.testkit.contract.limits import LimitsContract
 from flux_memory.testkit.contract.listing import ListingContract
@@ -43,6 +44,7 @@ class MemoryContract(
     BatchesContract,
     MessagesContract,
     SessionsContract,
+    FilteringContract,
     ListingContract,
     TimesContract,
     PagesContract,
