@@ -8,6 +8,7 @@ from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.current_state import CurrentStateContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.filtering import FilteringContract
@@ -43,6 +44,7 @@ class MemoryContract(
     ConcurrencyContract,
     BatchesContract,
     MessagesContract,
+    CurrentStateContract,
     SessionsContract,
     FilteringContract,
     ListingContract,
