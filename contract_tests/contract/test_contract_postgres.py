@@ -13,7 +13,7 @@ from outage_stores import make_postgres_outages
 from raw_postgres import execute, fetch_rows, wait_until_none
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.testkit import MemoryContract
+from flux_memory.testkit import MemoryContract, Proxied
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import ClockAt, StoreUnderTest
 
@@ -46,6 +46,10 @@ class TestPostgreSQL(MemoryContract):
     def outages(self, flux_postgres_clean_dsn: str) -> Iterator[Sequence[Outage]]:
         with make_postgres_outages(flux_postgres_clean_dsn) as outages:
             yield outages
+
+    @pytest.fixture
+    def proxied_memory_factory(self, flux_postgres_clean_dsn: str) -> Proxied:
+        return Proxied(flux_postgres_clean_dsn, PostgresConversationMemory)
 
     @pytest.fixture
     def corrupt_message(self, flux_postgres_clean_dsn: str) -> Corrupt:

@@ -8,6 +8,8 @@ from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.connections import ConnectionsContract
+from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
@@ -16,6 +18,7 @@ from flux_memory.testkit.contract.listing import ListingContract
 from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
+from flux_memory.testkit.contract.network import NetworkContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
@@ -33,9 +36,12 @@ class MemoryContract(
     WorkersContract,
     DurabilityContract,
     LifecycleContract,
+    ConnectionsContract,
+    NetworkContract,
     DeadlinesContract,
     ShutdownContract,
     CancellationContract,
+    ContentionContract,
     ConcurrencyContract,
     BatchesContract,
     MessagesContract,

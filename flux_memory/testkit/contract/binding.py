@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import pytest
 
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.clauses import CLAUSES
-from flux_memory.testkit.contract.outages import Outage
+from flux_memory.testkit.contract.outages import Outage, network_outages
+from flux_memory.testkit.contract.routes import Proxied, Routes
 from flux_memory.testkit.contract.under_test import (
     ClockAt,
     CorruptMessage,
@@ -59,9 +61,23 @@ class Binding:
         return None
 
     @pytest.fixture
-    def outages(self) -> Sequence[Outage]:
-        """Return the outages that the binding can cause, each with handles that are affected by it."""
-        return ()
+    def proxied_memory_factory(self) -> Proxied | None:
+        """Return the address of the store's server, and how to open a memory by another address, such as a proxy's."""
+        return None
+
+    @pytest.fixture
+    def flux_routes(self, proxied_memory_factory: Proxied | None) -> Iterator[Routes | None]:
+        """The kit's proxies in front of the server."""
+        with nullcontext() if proxied_memory_factory is None else Routes(proxied_memory_factory) as routes:
+            yield routes
+
+    @pytest.fixture
+    def outages(self, request: pytest.FixtureRequest, flux_routes: Routes | None) -> Sequence[Outage]:
+        """Return the outages that the binding can cause; by default those of `proxied_memory_factory`."""
+        if flux_routes is None or Capability.OUTAGES not in capabilities_of(request.node):
+            return ()
+        route = flux_routes.add()
+        return network_outages(route.proxy, route.open)
 
     @pytest.fixture
     def flux_clause(self) -> str | None:
@@ -90,6 +106,7 @@ class Binding:
             clock_at=clock_at,
             corrupt_message=corrupt_message,
             outages=request.getfixturevalue("outages") if away else (),
+            routes=request.getfixturevalue("flux_routes") if away else None,
             capabilities=capabilities_of(request.node),
             thorough=request.config.option.flux_model == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
