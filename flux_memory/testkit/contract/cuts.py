@@ -12,11 +12,11 @@ from flux_memory.testkit.contract.routes import Route
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 from flux_memory.testkit.proxy import Break, Direction, Turn
 
-MOST_CUTS: Final = 24
+MOST_CUTS: Final = 18
 """Limit for the cuts of one call: a call of many exchanges has more places than need to be tried."""
 PATIENT_SECONDS: Final = 20.0
 """The deadline of a call that is not kept waiting: enough to connect again over any network."""
-SILENT_SECONDS: Final = 0.3
+SILENT_SECONDS: Final = 0.1
 """The least deadline of a call whose connection becomes silent."""
 SILENT_FACTOR: Final = 5.0
 """The deadline of such a call in durations of a call without a break."""
@@ -53,11 +53,13 @@ class Cutter:
     Args:
         store: The store.
         route: The route that the call takes.
+        share: Which cuts are this cutter's: its number, and how many cutters share them.
     """
 
-    def __init__(self, store: StoreUnderTest, route: Route) -> None:
+    def __init__(self, store: StoreUnderTest, route: Route, share: tuple[int, int] = (0, 1)) -> None:
         self.route = route
         self._silent = Capability.OUTAGES in store.capabilities
+        self._share = share
         self.cuts: Sequence[Cut] = ()
 
     async def measure(self, call: Awaitable[Any]) -> Any:
@@ -68,7 +70,8 @@ class Cutter:
         silent = max(SILENT_SECONDS, SILENT_FACTOR * (time.monotonic() - began))
         found = [cut for cut in _places(turns, silent) if self._silent or cut.how != "silence"]
         step = max(len(found) / MOST_CUTS, 1)
-        self.cuts = [found[int(at * step)] for at in range(int(len(found) / step))]
+        number, of = self._share
+        self.cuts = [found[int(at * step)] for at in range(int(len(found) / step))][number::of]
         return result
 
     async def cut(self, cut: Cut, call: Awaitable[Any]) -> Any:
@@ -90,15 +93,22 @@ def _places(turns: Sequence[Turn], silent: float) -> Iterator[Cut]:
         passed[direction] += size
 
 
-async def over_routes(store: StoreUnderTest, *trials: Trial) -> None:
-    """Run trials concurrently, each with a route and a handle of its own, and close the handles."""
+async def over_routes(store: StoreUnderTest, *trials: Trial, shares: int = 1) -> None:
+    """Run trials concurrently, each with a route and a handle of its own, and close the handles.
 
-    async def run(trial: Trial, route: Route) -> None:
+    Args:
+        store: The store.
+        trials: What to run.
+        shares: How often to run each, with a share of the cuts each time, because a distant store takes long for each.
+    """
+
+    async def run(trial: Trial, number: int, route: Route) -> None:
         memory = store.open_over(route)
-        await trial(memory, Cutter(store, route))
+        await trial(memory, Cutter(store, route, (number, shares)))
         await memory.close()
 
-    outcomes = await gather_outcomes(*(run(trial, store.add_route()) for trial in trials))
+    runs = [(trial, number, store.add_route()) for trial in trials for number in range(shares)]
+    outcomes = await gather_outcomes(*(run(*each) for each in runs))
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome

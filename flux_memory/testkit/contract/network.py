@@ -17,12 +17,16 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
 
 BATCH: Final = 5
 """Messages of a batch, which a store may send one by one."""
-REFUSED_SECONDS: Final = 0.5
+REFUSED_SECONDS: Final = 0.2
 """The deadline of a call while the server refuses connections."""
 PAGE: Final = 40
 """Messages of a history whose reply is cut: several packets."""
 LENGTH: Final = 400
 """Characters of each of them."""
+CLEARINGS: Final = 4
+"""About as many cuts of `clear_all`, which no other trial may run beside."""
+SHARES: Final = 4
+"""Handles that share the cuts of a call."""
 LISTED: Final = 6
 """Sessions of a listing whose reply is cut."""
 
@@ -104,7 +108,7 @@ class NetworkContract(Binding):
         trials = [lambda memory, cutter: check(add, 1, memory, cutter)]
         if Capability.BATCH in store.capabilities:
             trials.append(lambda memory, cutter: check(add_batch, BATCH, memory, cutter))
-        await over_routes(store, *trials)
+        await over_routes(store, *trials, shares=SHARES)
 
     @clause(
         "FM-NET-005",
@@ -117,9 +121,9 @@ class NetworkContract(Binding):
     async def test_changes_of_sessions_meet_cuts(self, store: StoreUnderTest) -> None:
         async def created(memory: Memory, cutter: Cutter) -> None:
             await memory.create_session()
-            await cutter.measure(memory.create_session("t", session_id="created whole"))
-            for number, cut in enumerate(cutter.cuts):
-                name = f"created {number}"
+            await cutter.measure(memory.create_session("t"))
+            for cut in cutter.cuts:
+                name = f"{cut.direction} {cut.after} {cut.how}"
                 done = await _outcome(cutter.cut(cut, memory.create_session("t", session_id=name)))
                 _agrees(done, await memory.get_session(name) is not None, f"{name} after {cut}")
 
@@ -143,12 +147,12 @@ class NetworkContract(Binding):
 
         async def cleared(memory: Memory, cutter: Cutter) -> None:
             await cutter.measure(memory.clear_all())
-            for cut in cutter.cuts:
+            for cut in cutter.cuts[:: max(len(cutter.cuts) // CLEARINGS, 1)]:
                 await memory.create_session()
                 done = await _outcome(cutter.cut(cut, memory.clear_all()))
                 _agrees(done, await memory.count_sessions() == 0, f"cleared after {cut}")
 
-        await over_routes(store, created, renamed, deleted)
+        await over_routes(store, created, renamed, deleted, shares=SHARES // 2)
         if Capability.CLEAR_ALL in store.capabilities:
             await over_routes(store, cleared)
 
@@ -217,7 +221,7 @@ async def _adds_meet_cuts(store: StoreUnderTest, texts: Callable[[str], list[str
             assert await ledger.add(memory, *texts(f"after {number}")), f"the call after {cut} failed"
         await ledger.judge(store)
 
-    await over_routes(store, check)
+    await over_routes(store, check, shares=SHARES)
 
 
 def _ids(name: str, size: int) -> list[str]:

@@ -110,6 +110,8 @@ class _Connection:
         self._settings: dict[str, Any] = {}
         self._draft: ReferenceStore | None = None
         self._touched: set[str] = set()
+        self._told: dict[str, list[bytes]] = {}
+        """The replies to writes that are not committed yet."""
 
     def serve(self, requests: Any, replies: Any) -> None:
         """Answer the requests until the client ends the connection; then undo what it has not committed."""
@@ -133,8 +135,11 @@ class _Connection:
             reply = [_line({"row": row}) for row in rows] + [_line(done)]
         except FluxMemoryError as error:
             reply = [_line({"error": _public_name(error), "text": str(error)})]
-        if token is not None and self._draft is None:
-            self._server.outcomes[token] = reply
+        if token is not None:
+            self._told[token] = reply
+        if self._draft is None:
+            self._server.outcomes |= self._told
+            self._told = {}
         return reply
 
     def _perform(self, request: Request) -> Any:
@@ -245,6 +250,9 @@ class NetworkedMemory(ReferenceMemory):
                     wire = await self._take()
                     sent.append(wire)
                     return await self._use(wire, request)
+                except FluxMemoryError:
+                    # Among them is the server's own `BackendUnavailableError`, an OSError.
+                    raise
                 except (OSError, EOFError):
                     request = self._again(request)
             await asyncio.sleep(RETRY_SECONDS)
