@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bound_stores import make_reference_corrupter, run_clause
+from bound_stores import make_reference_corrupter, run_clause, run_over_network
 from outage_stores import Switch, SwitchedMemory
 
-from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
-from flux_memory.testkit import CLAUSES, MemoryContract, Proxied, ReferenceMemory, ReferenceStore
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.lifecycle import HANDLES
-from flux_memory.testkit.contract.routes import Routes
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.evidence.properties import MUTANT
 from flux_memory.testkit.mutants import MUTANTS, broken
 from flux_memory.testkit.mutants.network import Chatty
-from flux_memory.testkit.reference.networked import NetworkedMemory, ReferenceServer
+from flux_memory.testkit.reference.networked import NetworkedMemory
 
 Record = Callable[[str, object], None]
 
@@ -82,15 +81,6 @@ def test_a_client_may_make_a_call_in_several_exchanges(clause_id: str) -> None:
     """The clauses on a network hold for a transaction of several exchanges, as for a call of one."""
     chatty: Any = type("ChattyMemory", (Chatty, NetworkedMemory), {})
     assert run_over_network(clause_id, chatty) is None
-
-
-def run_over_network(clause_id: str, memory: Callable[[tuple[str, int]], Memory]) -> BaseException | None:
-    """Run a clause on clients of a server of its own."""
-    with (
-        ReferenceServer(ReferenceStore()) as server,
-        Routes(Proxied(server.address, memory)) as routes,
-    ):
-        return run_clause(clause_id, StoreUnderTest(lambda: memory(server.address), routes=routes))
 
 
 @pytest.mark.parametrize("name", choose_sample())

@@ -56,7 +56,7 @@ class ConnectionsContract(Binding):
         "FM-NET-007",
         promise="After the server has ended the idle connections of a handle, one or all, the next calls work.",
         impact="The first requests after a quiet night, or after a restart of the database, fail.",
-        needs=Capability.NETWORKED,
+        needs=Capability.NETWORKED | Capability.SEVERAL_HANDLES,
         away=True,
     )
     async def test_idle_connections_end(self, store: StoreUnderTest) -> None:
@@ -83,7 +83,7 @@ class ConnectionsContract(Binding):
         "FM-NET-008",
         promise="After a restart of the server during calls, new calls work at once, and each call's outcome is true.",
         impact="A worker fails until it is restarted, because its pool is full of lost connections.",
-        needs=Capability.NETWORKED | Capability.OUTAGES,
+        needs=Capability.NETWORKED | Capability.OUTAGES | Capability.SEVERAL_HANDLES,
         away=True,
     )
     async def test_the_server_restarts(self, store: StoreUnderTest) -> None:
@@ -109,7 +109,7 @@ class ConnectionsContract(Binding):
         promise="A reply that arrives after its call was cancelled or had passed its deadline is never the answer to "
         "another call.",
         impact="A user is shown the conversation of another user.",
-        needs=Capability.NETWORKED | Capability.SESSIONS | Capability.TITLES,
+        needs=Capability.NETWORKED | Capability.SEVERAL_HANDLES | Capability.SESSIONS | Capability.TITLES,
         away=True,
     )
     async def test_late_replies(self, store: StoreUnderTest) -> None:
@@ -156,7 +156,7 @@ class ConnectionsContract(Binding):
     )
     async def test_a_broken_network_leaves_nothing_behind(self, store: StoreUnderTest) -> None:
         async def check(calls: Sequence[Call], memory: Memory, cutter: Cutter) -> None:
-            session = await memory.create_session(user_id="u")
+            session = await memory.create_session()
             await memory.add_message(session, "user", "text")
             for call in calls:
                 await cutter.measure(call(memory, session))
@@ -223,7 +223,7 @@ class ConnectionsContract(Binding):
     )
     async def test_failed_calls_leave_nothing_behind(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        session = await memory.create_session(session_id="s", user_id="u")
+        session = await memory.create_session(session_id="s")
         await memory.add_message(session, "user", "taken", message_id="taken")
         refused: Sequence[Callable[[], Awaitable[Any]]] = (
             lambda: memory.create_session(session_id="s"),

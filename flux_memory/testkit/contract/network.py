@@ -61,7 +61,7 @@ class NetworkContract(Binding):
         promise="If the network breaks at any byte of an add, an acknowledged message is stored once, a refused one is "
         "not stored, and the next call works.",
         impact="A lost reply doubles a message, or a message that was reported as stored is gone.",
-        needs=Capability.NETWORKED,
+        needs=Capability.NETWORKED | Capability.SEVERAL_HANDLES,
         away=True,
     )
     async def test_adds_meet_cuts(self, store: StoreUnderTest) -> None:
@@ -71,7 +71,7 @@ class NetworkContract(Binding):
         "FM-NET-003",
         promise="If the network breaks at any byte of a batch, all of it is stored, or nothing, as its outcome says.",
         impact="Half a turn of a conversation is stored: the question without its answer.",
-        needs=Capability.NETWORKED | Capability.BATCH,
+        needs=Capability.NETWORKED | Capability.SEVERAL_HANDLES | Capability.BATCH,
         away=True,
     )
     async def test_batches_meet_cuts(self, store: StoreUnderTest) -> None:
@@ -81,7 +81,7 @@ class NetworkContract(Binding):
         "FM-NET-004",
         promise="An add or a batch that is repeated with the same ids after its connection was lost is stored once.",
         impact="The documented way to retry doubles messages, or fails with a conflict.",
-        needs=Capability.NETWORKED | Capability.IDEMPOTENT_IDS,
+        needs=Capability.NETWORKED | Capability.SEVERAL_HANDLES | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
         away=True,
     )
     async def test_repeated_after_a_cut(self, store: StoreUnderTest) -> None:
@@ -115,7 +115,11 @@ class NetworkContract(Binding):
         promise="If the network breaks at any byte of a creation, a change of title or a deletion, an acknowledged one "
         "has taken effect, a refused one has not, and no other error is raised.",
         impact="A session that was just created is reported as taken by another, or a deleted one is still there.",
-        needs=Capability.NETWORKED | Capability.SESSIONS | Capability.SESSION_IDS | Capability.TITLES,
+        needs=Capability.NETWORKED
+        | Capability.SEVERAL_HANDLES
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.TITLES,
         away=True,
     )
     async def test_changes_of_sessions_meet_cuts(self, store: StoreUnderTest) -> None:
@@ -161,7 +165,7 @@ class NetworkContract(Binding):
         promise="If the network breaks at any byte of a read, it returns everything or raises "
         "`BackendUnavailableError`: never a part, an empty history or `None`.",
         impact="A model answers from half a conversation, or a user sees an empty list of chats.",
-        needs=Capability.NETWORKED,
+        needs=Capability.NETWORKED | Capability.SEVERAL_HANDLES,
         away=True,
     )
     async def test_reads_meet_cuts(self, store: StoreUnderTest) -> None:
