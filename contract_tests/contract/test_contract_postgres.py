@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Final
 
@@ -43,9 +43,8 @@ class TestPostgreSQL(MemoryContract):
         return make_postgres_clock(flux_postgres_clean_dsn)
 
     @pytest.fixture
-    def outages(self, flux_postgres_clean_dsn: str) -> Iterator[Sequence[Outage]]:
-        with make_postgres_outages(flux_postgres_clean_dsn) as outages:
-            yield outages
+    def outages(self, flux_postgres_clean_dsn: str) -> Sequence[Outage]:
+        return make_postgres_outages(flux_postgres_clean_dsn)
 
     @pytest.fixture
     def proxied_memory_factory(self, flux_postgres_clean_dsn: str) -> Proxied:

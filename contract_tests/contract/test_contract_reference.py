@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from outage_stores import Switch, SwitchedMemory
 
 from flux_memory.testkit import MemoryContract, Proxied, ReferenceMemory, ReferenceStore
-from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.reference.networked import NetworkedMemory, ReferenceServer
 
 
@@ -21,11 +19,6 @@ class TestReference(MemoryContract):
     def memory_factory(self, tmp_path: Path) -> Callable[[], ReferenceMemory]:
         store = ReferenceStore(tmp_path / "reference.json")
         return lambda: ReferenceMemory(store)
-
-    @pytest.fixture
-    def outages(self, tmp_path: Path) -> Sequence[Outage]:
-        store, switch = ReferenceStore(tmp_path / "reference.json"), Switch()
-        return switch.outages(lambda: SwitchedMemory(store, switch))
 
     @pytest.fixture
     def proxied_memory_factory(self, tmp_path: Path) -> Iterator[Proxied]:

@@ -72,12 +72,9 @@ class Binding:
             yield routes
 
     @pytest.fixture
-    def outages(self, request: pytest.FixtureRequest, flux_routes: Routes | None) -> Sequence[Outage]:
-        """Return the outages that the binding can cause; by default those of `proxied_memory_factory`."""
-        if flux_routes is None or Capability.OUTAGES not in capabilities_of(request.node):
-            return ()
-        route = flux_routes.add()
-        return network_outages(route.proxy, route.open)
+    def outages(self) -> Sequence[Outage]:
+        """Return the outages that the binding can cause, besides those of the network of `proxied_memory_factory`."""
+        return ()
 
     @pytest.fixture
     def flux_clause(self) -> str | None:
@@ -97,18 +94,27 @@ class Binding:
         if not hasattr(request.config.option, "flux_without"):
             pytest.fail("the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off")
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
+        claimed = capabilities_of(request.node)
         # A fresh store can be expensive: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
         away = flux_clause is not None and CLAUSES[flux_clause].away
+        routes: Routes | None = request.getfixturevalue("flux_routes") if away else None
         return StoreUnderTest(
             memory_factory,
             fresh_factory=request.getfixturevalue("fresh_memory_factory") if fresh else None,
             clock_at=clock_at,
             corrupt_message=corrupt_message,
-            outages=request.getfixturevalue("outages") if away else (),
-            routes=request.getfixturevalue("flux_routes") if away else None,
-            capabilities=capabilities_of(request.node),
+            outages=(*_of_network(routes, claimed), *request.getfixturevalue("outages")) if away else (),
+            routes=routes,
+            capabilities=claimed,
             thorough=request.config.option.flux_model == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
             timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts()),
         )
+
+
+def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:
+    if routes is None or Capability.OUTAGES not in claimed:
+        return ()
+    route = routes.add()
+    return network_outages(route.proxy, route.open)

@@ -1,4 +1,4 @@
-"""Clauses on calls whose network breaks: at any byte of a request or its reply, whatever ends the connection."""
+"""Clauses on calls whose network breaks: at any byte of a request or its reply, by each way to end a connection."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LISTED: Final = 6
 
 
 class NetworkContract(Binding):
-    """The promises to calls that lose their connection."""
+    """The promises to calls over a network that breaks."""
 
     @clause(
         "FM-NET-001",

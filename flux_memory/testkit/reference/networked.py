@@ -198,7 +198,7 @@ class Wire:
         return self.reader.at_eof() or self.reader.exception() is not None or self.writer.is_closing()
 
     def drop(self) -> None:
-        """End it at once, whatever is under way."""
+        """End it at once, without waiting for a reply."""
         self.writer.transport.abort()
 
 
