@@ -37,8 +37,8 @@ PUBLIC = {
     """,
     "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
-        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxy ReferenceMemory ReferenceStore clause
-        known_failure network_outages
+        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
+        ReferenceStore clause known_failure network_outages
     """,
     "flux_memory.testkit.contract": "MemoryContract",
     "flux_memory.testkit.servers": "Server ServerUnavailable start_server",

@@ -16,8 +16,10 @@ import pytest
 from raw_postgres import connect
 
 from flux_memory import Memory
-from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceStore
+from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, Proxied, ReferenceStore
+from flux_memory.testkit.contract.routes import Routes
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.reference.networked import ReferenceServer
 from flux_memory.testkit.timeouts import BlockedError
 
 REMEMBER_ROWS: Final = (
@@ -113,6 +115,15 @@ def run_clause(clause_id: str, store: StoreUnderTest) -> BaseException | None:
     finally:
         gc.collect()
     return None
+
+
+def run_over_network(
+    clause_id: str, memory: Callable[[tuple[str, int]], Memory], claimed: Capability = ALL
+) -> BaseException | None:
+    """Run a clause on clients of a server of its own; return the exception if it fails."""
+    with ReferenceServer(ReferenceStore()) as server, Routes(Proxied(server.address, memory)) as routes:
+        store = StoreUnderTest(lambda: memory(server.address), routes=routes, capabilities=claimed)
+        return run_clause(clause_id, store)
 
 
 async def _await(checked: Awaitable[None]) -> None:

@@ -34,6 +34,7 @@ GROUPS: Final = {
     "CON": "Concurrency",
     "CAN": "Cancellation",
     "DLN": "Deadlines",
+    "NET": "Network",
     "LIF": "Lifecycle",
     "DUR": "Durability, processes",
     "MOD": "Everything together",
@@ -113,7 +114,7 @@ def clause(
         impact: What users lose if a backend breaks it, as a sentence.
         needs: The capabilities that the clause needs; without them it does not count.
         fresh: The clause needs a store on which no handle was ever opened.
-        away: The clause puts the store out of reach, by the binding's `outages`.
+        away: The clause puts the store out of reach or breaks its network, by the binding's fixtures for that.
         thorough: The clause takes too long for the fast profile, which leaves it out and names it.
         since: The version of the contract that added it. A clause of a minor version is advisory until the next one.
 

@@ -8,6 +8,8 @@ from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.connections import ConnectionsContract
+from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.current_state import CurrentStateContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
@@ -19,6 +21,7 @@ from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
 from flux_memory.testkit.contract.moments import MomentsContract
+from flux_memory.testkit.contract.network import NetworkContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.pages import PagesContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
@@ -40,9 +43,12 @@ class MemoryContract(
     WorkersContract,
     DurabilityContract,
     LifecycleContract,
+    ConnectionsContract,
+    NetworkContract,
     DeadlinesContract,
     ShutdownContract,
     CancellationContract,
+    ContentionContract,
     ConcurrencyContract,
     BatchesContract,
     MessagesContract,

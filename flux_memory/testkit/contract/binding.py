@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Final
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.clauses import CLAUSES
-from flux_memory.testkit.contract.outages import Outage
+from flux_memory.testkit.contract.outages import Outage, network_outages
+from flux_memory.testkit.contract.routes import Proxied, Routes
 from flux_memory.testkit.contract.under_test import (
     ClockAt,
     CorruptMessage,
@@ -71,8 +73,19 @@ class Binding:
         return None
 
     @pytest.fixture
+    def proxied_memory_factory(self) -> Proxied | None:
+        """Return the address of the store's server, and how to open a memory by another address, such as a proxy's."""
+        return None
+
+    @pytest.fixture
+    def flux_routes(self, proxied_memory_factory: Proxied | None) -> Iterator[Routes | None]:
+        """The kit's proxies in front of the server."""
+        with nullcontext() if proxied_memory_factory is None else Routes(proxied_memory_factory) as routes:
+            yield routes
+
+    @pytest.fixture
     def outages(self) -> Sequence[Outage]:
-        """Return the outages that the binding can cause, each with handles that are affected by it."""
+        """Return the outages that the binding can cause, besides those of the network of `proxied_memory_factory`."""
         return ()
 
     @pytest.fixture
@@ -93,16 +106,19 @@ class Binding:
         if not hasattr(request.config.option, "flux_without"):
             pytest.fail("the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off")
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
+        claimed = capabilities_of(request.node)
         # A fresh store can be expensive: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
         away = flux_clause is not None and CLAUSES[flux_clause].away
+        routes: Routes | None = request.getfixturevalue("flux_routes") if away else None
         return StoreUnderTest(
             memory_factory,
             fresh_factory=request.getfixturevalue("fresh_memory_factory") if fresh else None,
             clock_at=clock_at,
             corrupt_message=corrupt_message,
-            outages=request.getfixturevalue("outages") if away else (),
-            capabilities=capabilities_of(request.node),
+            outages=(*_of_network(routes, claimed), *request.getfixturevalue("outages")) if away else (),
+            routes=routes,
+            capabilities=claimed,
             max_content_bytes=self.max_content_bytes,
             max_id_length=self.max_id_length,
             thorough=request.config.option.flux_profile == "thorough",
@@ -118,3 +134,10 @@ def _check_limit(binding: type, name: str, least: int, most: int) -> None:
             f"{binding.__name__}.{name} is {value!r}; give an int from {least} to {most}, or leave it out if the "
             "backend accepts as much as the library"
         )
+
+
+def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:
+    if routes is None or Capability.OUTAGES not in claimed:
+        return ()
+    route = routes.add()
+    return network_outages(route.proxy, route.open)

@@ -16,6 +16,7 @@ from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.processes import Child, Work
+from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
 from flux_memory.testkit.timeouts import CLOSE_SECONDS, BlockedError, Timeouts, unblocked
 
@@ -48,6 +49,7 @@ class StoreUnderTest:
         clock_at: A context that sets the time of writes to the given moment.
         corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
         outages: The ways in which the store can be unreachable.
+        routes: The kit's proxies in front of the store's server.
         capabilities: What the backend claims.
         max_content_bytes: The size in bytes of the longest content, role or title that the backend accepts.
         max_id_length: The length in characters of the longest id of a session or a message that the backend accepts.
@@ -64,6 +66,7 @@ class StoreUnderTest:
         clock_at: ClockAt = clock_of_this_process,
         corrupt_message: CorruptMessage | None = None,
         outages: Sequence[Outage] = (),
+        routes: Routes | None = None,
         capabilities: Capability = ALL,
         max_content_bytes: int = MAX_CONTENT_BYTES,
         max_id_length: int = MAX_ID_LENGTH,
@@ -91,6 +94,7 @@ class StoreUnderTest:
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._outages = outages
+        self._routes = routes
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
 
@@ -130,6 +134,24 @@ class StoreUnderTest:
                 "or remove OUTAGES from the claims"
             )
         return found
+
+    @property
+    def has_routes(self) -> bool:
+        """Whether the binding can put a proxy in front of the store's server."""
+        return self._routes is not None
+
+    def add_route(self) -> Route:
+        """Return another way to the store's server; without one, the clause is unverified."""
+        if self._routes is None:
+            pytest.skip(
+                "unverified: override the fixture proxied_memory_factory to put a proxy in front of the server, "
+                "or remove NETWORKED from the claims"
+            )
+        return self._routes.add()
+
+    def open_over(self, route: Route) -> Memory:
+        """Open another handle on the store, over a route that can break."""
+        return self._record(route.open())
 
     def _record(self, memory: Memory) -> Memory:
         if inspect.iscoroutine(memory):
