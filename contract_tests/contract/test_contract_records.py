@@ -17,8 +17,10 @@ from flux_memory.testkit import ALL, Capability, MemoryContract
 
 class TestRecords(MemoryContract):
     backend = "Records"
-    # The store is a dict of this process, so it cannot be out of reach either.
-    capabilities = ALL & ~(Capability.DURABLE | Capability.SEVERAL_PROCESSES | Capability.OUTAGES)
+    # The store is a dict of this process, without a network, so it cannot be out of reach.
+    capabilities = ALL & ~(
+        Capability.DURABLE | Capability.SEVERAL_PROCESSES | Capability.OUTAGES | Capability.NETWORKED
+    )
 
     @pytest.fixture
     def dicts(self) -> Store:

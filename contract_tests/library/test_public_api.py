@@ -41,9 +41,10 @@ PUBLIC = {
         check_session_id check_text contains decode_metadata drop_repeats encode_metadata format_time make_id
         message_id_taken session_id_taken session_not_found utc_now
     """,
+    "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
-        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxy ReferenceMemory ReferenceStore clause
-        known_failure network_outages
+        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
+        ReferenceStore clause known_failure network_outages
     """,
     "flux_memory.testkit.contract": "MemoryContract",
     "flux_memory.testkit.servers": "Server ServerUnavailable start_server",
