@@ -99,7 +99,7 @@ def _card(evidence: Evidence, backend: BackendEvidence) -> str:
     what = ", ".join(filter(None, (backend.version, backend.server)))
     spent = f"{backend.seconds:.1f} s"
     if backend.isolation_seconds is not None:
-        spent += f", isolation {backend.isolation_seconds * 1000:.1f} ms a clause"
+        spent += f"; setup and teardown of a clause: {backend.isolation_seconds * 1000:.1f} ms (median)"
     return (
         f'<section class="card {_class_of(tone)}">\n<h3>{escape(backend.name)}</h3>\n<strong>{escape(text)}</strong>\n'
         f'<div class="bar" aria-hidden="true">{bar}</div>\n'
