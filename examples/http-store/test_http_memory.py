@@ -6,11 +6,11 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -85,3 +85,13 @@ class TestHttp(MemoryContract):
                 db.execute(sql, (session_id, message_id))
 
         return corrupt
+
+    @pytest.fixture
+    def read_raw(self, space: Space) -> Callable[[str, str], Awaitable[Mapping[str, Any] | None]]:
+        async def read(session_id: str, message_id: str) -> Mapping[str, Any] | None:
+            with closing(sqlite3.connect(space.file)) as db:
+                sql = "SELECT role, content, metadata FROM messages WHERE session_id = ? AND id = ?"
+                found = db.execute(sql, (session_id, message_id)).fetchone()
+            return found and {"role": found[0], "content": found[1], "metadata": json.loads(found[2])}
+
+        return read
