@@ -158,8 +158,7 @@ class PostgresConversationMemory(Memory):
         # An invalid DSN's traceback shows the variables of this frame, too.
         dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
         target = parse_dsn(dsn)
-        smallest, largest = records.check_count("min_size", min_size), records.check_count("max_size", max_size)
-        if not 0 <= smallest <= largest or not largest:
+        if not records.check_count("min_size", min_size) <= records.check_count("max_size", max_size) or not max_size:
             raise InvalidInputError(f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size")
         own = partial(OwnPool, target, min_size, max_size, timeout)
         self._bind(mask_dsn(dsn), timeout, own(), own)
