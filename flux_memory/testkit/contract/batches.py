@@ -294,8 +294,8 @@ class BatchesContract(Binding):
 
     @clause(
         "FM-BAT-011",
-        promise="Each message of a batch has its own role, metadata and id, whatever the others have and however many "
-        "they are.",
+        promise="Each message of a batch, also of a batch of one, has its own role, metadata and id, and takes nothing "
+        "from the others.",
         impact="Messages take over the metadata or the role of others in their batch, or lose their own.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )

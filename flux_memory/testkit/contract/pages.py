@@ -29,7 +29,7 @@ PAGES: Final[tuple[dict[str, Any], ...]] = (
 
 
 class PagesContract(Binding):
-    """The promises of pages, whatever else the store holds."""
+    """The promises of pages, in a store that holds other sessions and messages."""
 
     @clause(
         "FM-ORD-014",

@@ -323,8 +323,8 @@ class SessionsContract(Binding):
 
     @clause(
         "FM-SES-017",
-        promise="Every message counts, and makes its session active, whatever its role and text; it changes nothing "
-        "else of the session.",
+        promise="A message of any role and text counts and makes its session active; it changes nothing else of the "
+        "session.",
         impact="A conversation that ends with an answer, or with an empty message, looks unchanged.",
         needs=Capability.SESSIONS | Capability.TIMESTAMPS,
     )
