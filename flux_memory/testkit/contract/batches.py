@@ -262,9 +262,40 @@ class BatchesContract(Binding):
         assert all(count % 5 == 0 for count in seen), f"a reader saw {[count for count in seen if count % 5]}"
 
     @clause(
+        "FM-BAT-012",
+        promise="A rejected batch leaves nothing behind: its messages are stored when they are sent again without the "
+        "mistake, under the same ids.",
+        impact="A corrected batch is taken for a retry, and its messages are never stored.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSION_IDS,
+    )
+    async def test_a_corrected_batch_is_stored(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "stored", message_id="m")
+        mistakes: list[tuple[type[Exception], Any]] = [
+            (ConflictError, {"role": "user", "content": "another", "message_id": "m"}),
+            (InvalidInputError, {"role": "", "content": "no role"}),
+        ]
+        said = ["stored"]
+        for number, (error, mistake) in enumerate(mistakes):
+            batch: list[Any] = [
+                {"role": "user", "content": f"{number} {at}", "message_id": f"{number} {at}"} for at in range(3)
+            ]
+            with pytest.raises(error):
+                await memory.add_messages(session, [*batch[:2], mistake, *batch[2:]])
+            assert await memory.add_messages(session, batch) == [message["message_id"] for message in batch]
+            said += [message["content"] for message in batch]
+            assert contents(await memory.get_history(session)) == said
+        with pytest.raises(SessionNotFoundError):
+            await memory.add_messages("later", batch)
+        await memory.create_session(session_id="later")
+        await memory.add_messages("later", batch)
+        assert contents(await memory.get_history("later")) == said[-3:]
+
+    @clause(
         "FM-BAT-011",
-        promise="Each message of a batch has its own role, metadata and id, whatever the others have and however many "
-        "they are.",
+        promise="Each message of a batch, also of a batch of one, has its own role, metadata and id, and takes nothing "
+        "from the others.",
         impact="Messages take over the metadata or the role of others in their batch, or lose their own.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )

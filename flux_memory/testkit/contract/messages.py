@@ -73,6 +73,7 @@ class MessagesContract(Binding):
         session = await memory.create_session()
         await memory.add_message(session, "user", "first", message_id="m")
         await add_numbered(memory, session, range(2))
+        await memory.create_session()
         before = await memory.get_sessions(), await memory.get_history(session)
         await memory.add_message(session, "user", "first", message_id="m")
         await memory.add_messages(session, [{"role": "user", "content": "first", "message_id": "m"}])
@@ -92,6 +93,7 @@ class MessagesContract(Binding):
         memory, other = store.open(), store.open()
         session = await memory.create_session()
         await memory.add_message(session, "user", "text", {"k": 1}, message_id="m")
+        await memory.create_session()
         before = await memory.get_sessions(), await memory.get_history(session)
         others: list[tuple[str, str, dict[str, Any] | None]] = [
             ("user", "another", {"k": 1}),

@@ -92,12 +92,18 @@ class SessionsContract(Binding):
         memory = store.open()
         await memory.create_session("mine", {"k": 1}, session_id="s", user_id="u")
         await add_numbered(memory, "s", range(2))
-        before = await memory.get_session("s"), await memory.get_history("s")
+        await memory.create_session(session_id="empty")
+        before = await memory.get_sessions(), await memory.get_history("s")
         for title in ("mine", "theirs"):
-            with pytest.raises(ConflictError):
-                await memory.create_session(title, {"k": 2}, session_id="s", user_id="v")
-        assert (await memory.get_session("s"), await memory.get_history("s")) == before
-        assert await memory.count_sessions() == 1
+            for taken in ("s", "empty"):
+                with pytest.raises(ConflictError):
+                    await memory.create_session(title, {"k": 2}, session_id=taken, user_id="v")
+        assert (await memory.get_sessions(), await memory.get_history("s")) == before
+        assert await memory.get_session("s") in before[0]
+        assert await memory.get_sessions(user_id="v") == []
+        if Capability.METADATA_FILTER in store.capabilities:
+            assert await memory.get_sessions(metadata={"k": 2}) == []
+        assert await memory.count_sessions() == 2
 
     @clause(
         "FM-SES-005",
@@ -175,9 +181,10 @@ class SessionsContract(Binding):
     )
     async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
+        same: dict[str, Any] = {"metadata": {"k": 1}} if Capability.SESSION_METADATA in store.capabilities else {}
         for session in ("a", "b"):
-            await memory.create_session(session_id=session)
-            await memory.add_message(session, "user", session, message_id="same id")
+            await memory.create_session(session_id=session, **same)
+            await memory.add_message(session, "user", "same text", message_id="same id")
         kept = await memory.get_session("b"), await memory.get_history("b")
         # Through a new connection: enforcing foreign keys may be a setting of each connection.
         await other.delete_session("a")
@@ -313,6 +320,26 @@ class SessionsContract(Binding):
             await memory.delete_session("u")
             assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions}
             assert contents(await memory.get_history("t")) == ["t"]
+
+    @clause(
+        "FM-SES-017",
+        promise="A message of any role and text counts and makes its session active; it changes nothing else of the "
+        "session.",
+        impact="A conversation that ends with an answer, or with an empty message, looks unchanged.",
+        needs=Capability.SESSIONS | Capability.TIMESTAMPS,
+    )
+    async def test_every_message_counts(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        created = await memory.get_session(session)
+        assert created is not None
+        said = [("user", "text"), ("assistant", "text"), ("system", ""), ("tool", "{}"), ("assistant", ""), ("x", " ")]
+        for count, (role, content) in enumerate(said, 1):
+            await memory.add_message(session, role, content)
+            (newest,) = await memory.get_history(session, 1)
+            found = await memory.get_session(session)
+            assert await memory.get_sessions() == [found]
+            assert found == {**created, "message_count": count, "updated_at": newest["created_at"]}
 
 
 async def _is_empty(memory: Memory) -> None:

@@ -189,6 +189,15 @@ class TextContract(Binding):
         seen += [row[key] for row in (first, second) for key in ("id", "role", "content")]
         assert seen == ["s", "m", "n", "s", "t", "red", "m", "r", "c", "n", "red", "c"]
         assert {type(text) for text in seen} == {str}
+        assert [row["id"] for row in await memory.get_sessions(user_id=Shout("red"))] == ["s"]
+        if Capability.CURSOR in store.capabilities:
+            assert await memory.get_history(Shout("s"), before=Shout("n")) == [first]
+        await memory.update_session_title(Shout("s"), Shout("renamed"))
+        found = await memory.get_session("s")
+        assert found is not None
+        assert (found["title"], type(found["title"])) == ("renamed", str)
+        await memory.delete_session(Shout("s"))
+        assert await memory.get_session("s") is None
 
     @clause(
         "FM-TXT-008",
