@@ -35,6 +35,7 @@ PUBLIC = {
         OutcomeUnknownError PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
         deadline
     """,
+    "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
         ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
         ReferenceStore clause known_failure network_outages

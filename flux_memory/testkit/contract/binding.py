@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import Final
 
 import pytest
 
+from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.clauses import CLAUSES
 from flux_memory.testkit.contract.outages import Outage, network_outages
@@ -23,20 +25,28 @@ from flux_memory.testkit.timeouts import Timeouts
 
 _TIMEOUTS = pytest.StashKey[Timeouts]()
 
+_LEAST_CONTENT_BYTES: Final = 64 * 1024
+_LEAST_ID_LENGTH: Final = 16
+"""The texts and ids of most clauses are shorter."""
+
 
 class Binding:
     """The fixtures behind every clause. A subclass provides `memory_factory` and may override the others.
 
     `backend` names the column in the closing table; it defaults to the name of the class. `backend_version` is the
-    version shown in the report. `capabilities` is what the backend claims; see `Capability`.
+    version shown in the report. `capabilities` is what the backend claims; see `Capability`. `max_content_bytes` and
+    `max_id_length` are smaller for a backend whose store accepts less than the library: bytes of a content, a role or a
+    title, characters of an id.
     """
 
     backend: str | None = None
     backend_version: str | None = None
     capabilities: Capability = ALL
+    max_content_bytes: int = MAX_CONTENT_BYTES
+    max_id_length: int = MAX_ID_LENGTH
 
     def __init_subclass__(cls) -> None:
-        """Reject a subclass that overrides or deletes a clause, or whose claims are not a `Capability`."""
+        """Reject a subclass that replaces a clause, whose claims are not a `Capability`, or whose limits do not fit."""
         super().__init_subclass__()
         refuse_replacements(cls)
         if not isinstance(cls.capabilities, Capability):
@@ -44,6 +54,8 @@ class Binding:
                 f"{cls.__name__}.capabilities is a {type(cls.capabilities).__name__}; "
                 "write ALL & ~(Capability.BATCH | ...) with what the backend lacks"
             )
+        _check_limit(cls, "max_content_bytes", _LEAST_CONTENT_BYTES, MAX_CONTENT_BYTES)
+        _check_limit(cls, "max_id_length", _LEAST_ID_LENGTH, MAX_ID_LENGTH)
 
     @pytest.fixture
     def fresh_memory_factory(self, memory_factory: Factory) -> Factory:
@@ -107,7 +119,9 @@ class Binding:
             outages=(*_of_network(routes, claimed), *request.getfixturevalue("outages")) if away else (),
             routes=routes,
             capabilities=claimed,
-            thorough=request.config.option.flux_model == "thorough",
+            max_content_bytes=self.max_content_bytes,
+            max_id_length=self.max_id_length,
+            thorough=request.config.option.flux_profile == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
             timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts()),
         )
@@ -118,3 +132,12 @@ def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:
         return ()
     route = routes.add()
     return network_outages(route.proxy, route.open)
+
+
+def _check_limit(binding: type, name: str, least: int, most: int) -> None:
+    value = getattr(binding, name)
+    if type(value) is not int or not least <= value <= most:
+        raise TypeError(
+            f"{binding.__name__}.{name} is {value!r}; give an int from {least} to {most}, or leave it out if the "
+            "backend accepts as much as the library"
+        )

@@ -49,7 +49,8 @@ class MetadataContract(Binding):
     )
     async def test_session_metadata_round_trips(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for name, metadata in METADATA.items():
+        numbers: dict[str, dict[str, Any]] = {"floats": {"f": list(FLOATS)}, "integers": {"i": list(INTEGERS)}}
+        for name, metadata in {**METADATA, **numbers}.items():
             session = await memory.create_session(metadata=metadata)
             found = await memory.get_session(session)
             (listed,) = await memory.get_sessions(1)

@@ -197,9 +197,7 @@ class NetworkContract(Binding):
                     assert await cutter.cut(cut, read(memory)) == whole, cut
                 assert await read(memory) == whole, f"the read after {cut}"
 
-        await over_routes(
-            store, *(lambda memory, cutter, read=read: check(read, memory, cutter) for read in reads), shares=2
-        )
+        await over_routes(store, *(partial(check, read) for read in reads), shares=2)
 
 
 async def _found_without_server(memory: Memory) -> str:

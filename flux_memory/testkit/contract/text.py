@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from flux_memory.testkit.contract.corpus import (
     Colour,
     Shout,
 )
+from flux_memory.testkit.contract.lookalikes import TWIN_IDS
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 WITH_TEXT: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
@@ -69,7 +71,11 @@ class TextContract(Binding):
         for text in TEXTS.values():
             await memory.add_message(session, "user", text)
         history = await memory.get_history(session)
-        for (name, text), message in zip(TEXTS.items(), history, strict=True):
+        if Capability.BATCH in store.capabilities:
+            await memory.add_messages(session, [{"role": "user", "content": text} for text in TEXTS.values()])
+            history = await memory.get_history(session)
+        names = [*TEXTS.items()] * (len(history) // len(TEXTS))
+        for (name, text), message in zip(names, history, strict=True):
             assert message["content"] == text, f"content changed: {name}"
 
     @clause(
@@ -89,6 +95,8 @@ class TextContract(Binding):
             assert created["title"] == text, f"title changed by create_session: {name}"
             assert updated is not None
             assert updated["title"] == text, f"title changed by update_session_title: {name}"
+        listed = [row["title"] for row in await memory.get_sessions(None) if row["id"] != renamed]
+        assert sorted(listed) == sorted(TEXTS.values()), "title changed by get_sessions"
 
     @clause(
         "FM-TXT-003",
@@ -101,7 +109,9 @@ class TextContract(Binding):
         session = await memory.create_session()
         roles = [text for text in TEXTS.values() if text]
         await memory.add_messages(session, [{"role": role, "content": ""} for role in roles])
-        assert [message["role"] for message in await memory.get_history(session)] == roles
+        for role in roles:
+            await memory.add_message(session, role, "")
+        assert [message["role"] for message in await memory.get_history(session)] == roles * 2
 
     @clause(
         "FM-TXT-004",
@@ -111,10 +121,10 @@ class TextContract(Binding):
     )
     async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, ""]))
-        sessions = {user: await memory.create_session(user_id=user) for user in users}
-        for user, session in sessions.items():
-            found = await memory.get_sessions(user_id=user)
+        users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, *TWIN_IDS, ""]))
+        sessions = await asyncio.gather(*(memory.create_session(user_id=user) for user in users))
+        lists = await asyncio.gather(*(memory.get_sessions(user_id=user) for user in users))
+        for user, session, found in zip(users, sessions, lists, strict=True):
             assert [(row["id"], row["user_id"]) for row in found] == [(session, user)]
 
     @clause(
