@@ -116,13 +116,13 @@ class ShutdownContract(Binding):
         impact="A message that was withdrawn before it was sent appears in the conversation.",
     )
     async def test_cancelled_at_once(self, store: StoreUnderTest) -> None:
-        memory = store.open_plain()
+        memory, plain = store.open_both()
         session, kept = await memory.create_session(), list[str]()
         for beside in (0, 3):
             for count in (1, 8):
                 name = f"{count} beside {beside}"
-                others = [asyncio.ensure_future(memory.add_message(session, "user", name)) for _ in range(beside)]
-                doomed = [asyncio.ensure_future(memory.add_message(session, "user", "doomed")) for _ in range(count)]
+                others = [asyncio.ensure_future(plain.add_message(session, "user", name)) for _ in range(beside)]
+                doomed = [asyncio.ensure_future(plain.add_message(session, "user", "doomed")) for _ in range(count)]
                 for task in doomed:
                     task.cancel()
                 assert all(isinstance(outcome, str) for outcome in await gather_outcomes(*others))
