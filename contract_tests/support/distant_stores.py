@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
+from bound_stores import make_reference_corrupter, run_async_clause
 from outage_stores import TIMEOUT_SECONDS, Switch
 
 from flux_memory import BackendUnavailableError, OutcomeUnknownError
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.lifecycle import EVERY_CALL
+from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +116,31 @@ def _at_a_distance(name: str) -> Callable[..., Any]:
 
 for _name in EVERY_CALL:
     setattr(DistantMemory, _name, _at_a_distance(_name))
+
+
+def make_distant_store(path: Path, distance: Distance, *, shared_by_processes: bool = True) -> StoreUnderTest:
+    """Return a distant store, in a file or in memory."""
+    shared, switch = ReferenceStore(path if shared_by_processes else None), Switch()
+
+    def open_memory() -> DistantMemory:
+        return DistantMemory(shared, distance, switch)
+
+    return StoreUnderTest(
+        open_memory, corrupt_message=make_reference_corrupter(path), outages=switch.outages(open_memory)
+    )
+
+
+def run_at_the_same_time(stores: Mapping[str, StoreUnderTest]) -> dict[str, BaseException]:
+    """Run asynchronous clauses, each on its own store, on one event loop; return what those that do not hold raised.
+
+    The loop has a thread of its own: an interrupt for calls that block it, of which the main thread has one, cannot
+    belong to several clauses.
+    """
+
+    async def run() -> list[BaseException | None]:
+        running = (run_async_clause(clause_id, store) for clause_id, store in stores.items())
+        return await asyncio.gather(*running, return_exceptions=True)
+
+    with ThreadPoolExecutor(1) as thread:
+        outcomes = thread.submit(asyncio.run, run()).result()
+    return {name: outcome for name, outcome in zip(stores, outcomes, strict=True) if outcome is not None}

@@ -11,6 +11,7 @@ from flux_memory import ConflictError, Memory, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
@@ -67,9 +68,9 @@ class SessionsContract(Binding):
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        ids = [await handle.create_session() for _ in range(5) for handle in (memory, other)]
+        ids = await together(handle.create_session() for _ in range(5) for handle in (memory, other))
         for handle in (memory, other):
-            ids += [await handle.add_message(ids[0], "user", "") for _ in range(5)]
+            ids += await together(handle.add_message(ids[0], "user", "") for _ in range(5))
             ids += await handle.add_messages(ids[0], [{"role": "user", "content": ""} for _ in range(5)])
         assert len(set(ids)) == len(ids)
         for made in ids:
@@ -223,17 +224,22 @@ class SessionsContract(Binding):
     )
     async def test_clearing_removes_everything(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        for session in "abc":
+
+        async def fill(session: str) -> None:
             await memory.create_session(session_id=session, user_id=session)
             await add_numbered(memory, session, range(3))
-        await other.clear_all()
-        await _is_empty(memory)
-        await other.clear_all()
-        for session in "abc":
+
+        async def fill_again(session: str) -> None:
             assert await memory.get_history(session) == []
             await memory.create_session(session_id=session)
             assert await memory.get_history(session) == []
             assert await memory.get_sessions(user_id=session) == []
+
+        await together(map(fill, "abc"))
+        await other.clear_all()
+        await _is_empty(memory)
+        await other.clear_all()
+        await together(map(fill_again, "abc"))
         await add_numbered(memory, "a", range(2))
         assert contents(await other.get_history("a")) == ["0", "1"]
         if Capability.IDEMPOTENT_IDS in store.capabilities:

@@ -254,7 +254,7 @@ async def add_many(store: StoreUnderTest, memory: Memory, session_id: str, start
         return await memory.add_messages(
             session_id, [{"role": "user", "content": str(number)} for number in range(start, stop)]
         )
-    return await add_numbered(memory, session_id, range(start, _MANY_ONE_BY_ONE))
+    return await add_numbered(memory, session_id, range(start, min(stop, _MANY_ONE_BY_ONE)))
 
 
 def contents(history: list[Message]) -> list[str]:
