@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 from original_application import make_file_with_data
+from postgres_proxy import PostgresProxy
 from raw_postgres import OPEN, connect, wait_until_none, with_application_name
 from waiting import becomes_true
 
@@ -25,7 +26,6 @@ from flux_memory import (
     deadline,
 )
 from flux_memory.cli import main
-from flux_memory.testkit import Proxy
 
 SECONDS: Final = 0.2
 PATIENT: Final = 60.0
@@ -94,8 +94,8 @@ async def test_postgres_closes_while_a_silent_network_keeps_it_from_opening(
     flux_empty_database: str, stage: Any, joined: bool
 ) -> None:
     """At each stage of the opening."""
-    with Proxy(with_application_name(flux_empty_database)) as proxy:
-        proxy.silence(stage)
+    with PostgresProxy(with_application_name(flux_empty_database)) as proxy:
+        proxy.silence_at(stage)
         await close_while_opening(PostgresConversationMemory(proxy.dsn, timeout=PATIENT), joined=joined)
 
 
@@ -103,7 +103,7 @@ async def test_postgres_closes_while_a_silent_network_keeps_it_from_opening(
 async def test_a_connection_that_opens_after_the_close_is_dropped(flux_empty_database: str) -> None:
     """A slow server finishes the login when the handle is closed already."""
     dsn = with_application_name(flux_empty_database)
-    with Proxy(dsn) as proxy:
+    with PostgresProxy(dsn) as proxy:
         proxy.slow(200)
         memory = PostgresConversationMemory(proxy.dsn, timeout=PATIENT)
         await close_while_opening(memory, joined=False)
