@@ -127,6 +127,13 @@ class Binding:
         )
 
 
+def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:
+    if routes is None or Capability.OUTAGES not in claimed:
+        return ()
+    route = routes.add()
+    return network_outages(route.proxy, route.open)
+
+
 def _check_limit(binding: type, name: str, least: int, most: int) -> None:
     value = getattr(binding, name)
     if type(value) is not int or not least <= value <= most:
@@ -134,10 +141,3 @@ def _check_limit(binding: type, name: str, least: int, most: int) -> None:
             f"{binding.__name__}.{name} is {value!r}; give an int from {least} to {most}, or leave it out if the "
             "backend accepts as much as the library"
         )
-
-
-def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:
-    if routes is None or Capability.OUTAGES not in claimed:
-        return ()
-    route = routes.add()
-    return network_outages(route.proxy, route.open)

@@ -60,11 +60,10 @@ class ConnectionsContract(Binding):
         away=True,
     )
     async def test_idle_connections_end(self, store: StoreUnderTest) -> None:
-        route = store.add_route()
-        memory = store.open_over(route)
-        session = await memory.create_session()
-        ledger = Ledger(session)
-        for name, end in {"closed": route.proxy.hang_up, "reset": route.proxy.reset}.items():
+        async def check(name: str, route: Route, end: Callable[[], None]) -> None:
+            memory = store.open_over(route)
+            session = await memory.create_session()
+            ledger = Ledger(session)
             for count in (1, MANY):
                 await asyncio.gather(*(ledger.add(memory, f"{name} {count} {n}") for n in range(MANY)))
                 end()
@@ -76,8 +75,11 @@ class ConnectionsContract(Binding):
                 texts = [f"after {name} {count} {n}" for n in range(count)]
                 done = await asyncio.gather(*(ledger.add(memory, text) for text in texts))
                 assert all(done), f"{done.count(False)} of {count} adds failed after idle connections were {name}"
-        await memory.close()
-        await ledger.judge(store)
+            await memory.close()
+            await ledger.judge(store)
+
+        closed, reset = store.add_route(), store.add_route()
+        await asyncio.gather(check("closed", closed, closed.proxy.hang_up), check("reset", reset, reset.proxy.reset))
 
     @clause(
         "FM-NET-008",

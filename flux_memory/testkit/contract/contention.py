@@ -37,7 +37,8 @@ class ContentionContract(Binding):
     async def test_writes_in_opposite_orders(self, store: StoreUnderTest) -> None:
         handles = [store.open(), store.open()]
         ledgers = [Ledger(made) for made in await asyncio.gather(*(handles[0].create_session() for _ in range(2)))]
-        for number in range(ROUNDS):
+
+        async def collide(number: int) -> None:
             shared, doomed = await asyncio.gather(*(handles[0].create_session("before") for _ in range(2)))
             ids = [f"{number} {place}" for place in range(SHARED)]
             adds, retries, changes = [], [], []
@@ -62,6 +63,8 @@ class ContentionContract(Binding):
             await handles[0].delete_session(doomed)
             assert await handles[1].get_session(doomed) is None
             assert await handles[1].get_history(doomed) == []
+
+        await asyncio.gather(*map(collide, range(ROUNDS)))
         for handle in handles:
             await handle.close()
         for ledger in ledgers:

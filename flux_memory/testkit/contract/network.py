@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from flux_memory import BackendUnavailableError, Memory, OutcomeUnknownError, deadline
@@ -196,7 +197,7 @@ class NetworkContract(Binding):
                     assert await cutter.cut(cut, read(memory)) == whole, cut
                 assert await read(memory) == whole, f"the read after {cut}"
 
-        await over_routes(store, *(lambda memory, cutter, read=read: check(read, memory, cutter) for read in reads))
+        await over_routes(store, *(partial(check, read) for read in reads), shares=2)
 
 
 async def _found_without_server(memory: Memory) -> str:
