@@ -196,7 +196,7 @@ class HttpMemory(Memory):
         # A try under way goes on without its caller, so that close() can wait until the service has answered it.
         sending = asyncio.create_task(self._send(call))
         self._calls.add(sending)
-        sending.add_done_callback(self._calls.discard)
+        sending.add_done_callback(self._end)
         try:
             status, answer = await asyncio.shield(sending)
         finally:
@@ -205,6 +205,11 @@ class HttpMemory(Memory):
             rows: list[Any] = json.loads(answer)
             return rows
         raise ERRORS.get(status, FluxMemoryError)(json.loads(answer))
+
+    def _end(self, sending: asyncio.Task[Any]) -> None:
+        self._calls.discard(sending)
+        if not sending.cancelled():
+            sending.exception()  # or asyncio logs it, if the caller is gone
 
     async def _send(self, call: Call) -> tuple[int, bytes]:
         reason: BaseException | None = None
