@@ -21,7 +21,7 @@ from flux_memory.testkit.contract.corpus import (
     Colour,
     Shout,
 )
-from flux_memory.testkit.contract.lookalikes import TWIN_IDS
+from flux_memory.testkit.contract.lookalikes import SPEAKERS, TWIN_IDS
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -103,14 +103,15 @@ class TextContract(Binding):
 
     @clause(
         "FM-TXT-003",
-        promise="A role is returned byte for byte; any text except the empty text is a role.",
-        impact="Messages change their speaker, or an application's own roles are lost.",
+        promise="A role is returned byte for byte, neither corrected nor translated; any text except the empty text is "
+        "a role, and a message of any role keeps its place.",
+        impact="Messages change their speaker, an application's own roles are lost, or system prompts move.",
         needs=Capability.BATCH,
     )
     async def test_role_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        roles = [text for text in TEXTS.values() if text]
+        roles = [text for text in (*TEXTS.values(), *SPEAKERS) if text]
         await memory.add_messages(session, [{"role": role, "content": ""} for role in roles])
         for role in roles:
             await memory.add_message(session, role, "")
