@@ -16,12 +16,13 @@ from click.testing import CliRunner
 from original_application import make_file_with_data
 from postgres_proxy import PostgresProxy
 from raw_postgres import OPEN, connect, wait_until_none, with_application_name
-from waiting import becomes_true
+from waiting import becomes_true, wait_until
 
 from flux_memory import (
     BackendUnavailableError,
     ConversationMemory,
     FluxMemoryError,
+    OutcomeUnknownError,
     PostgresConversationMemory,
     deadline,
 )
@@ -157,3 +158,21 @@ async def test_a_close_in_a_hurry_shortens_one_that_waits_on_postgres(flux_empty
         await other.execute("LOCK TABLE messages")
         await close_twice_beside_a_call_that_hangs(memory, session)
     await wait_until_none(flux_empty_database, OPEN)
+
+
+@pytest.mark.asyncio
+async def test_a_write_cut_off_by_a_close_may_be_stored_on_postgres(flux_postgres_clean_dsn: str) -> None:
+    """Its statement was sent and waits for a lock: that it is not stored would be a promise nothing can keep."""
+    dsn = flux_postgres_clean_dsn
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with connect(dsn) as other, connect(dsn) as watcher:
+        memory = PostgresConversationMemory(dsn, timeout=PATIENT)
+        session = await memory.create_session()
+        async with other.transaction():
+            await other.execute("SELECT FROM sessions FOR UPDATE")
+            add = asyncio.create_task(memory.add_message(session, "user", "text"))
+            await wait_until(lambda: watcher.fetchval(waiting))
+            with quick(), deadline(SECONDS):
+                await memory.close()
+            with pytest.raises(OutcomeUnknownError, match="closed by close"):
+                await add

@@ -15,6 +15,7 @@ from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
     InvalidInputError,
+    MemoryClosedError,
     OutcomeUnknownError,
     SchemaError,
 )
@@ -106,6 +107,10 @@ def translate_errors(
     """
     try:
         yield
+    except MemoryClosedError as error:
+        if state is not None and state.writes and state.unknown:
+            raise _outcome_unknown(shown, "the connection was closed by close() before the answer") from error
+        raise
     except FluxMemoryError:
         raise
     except TimeoutError as error:

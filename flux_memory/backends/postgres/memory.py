@@ -25,7 +25,6 @@ from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
 from flux_memory.records.filters import check_filter
 
-Pool = OwnPool | BorrowedPool
 Result = TypeVar("Result")
 
 # Times and JSON cross the wire as text: a borrowed pool may have codecs of its own, and the records need text. A time
@@ -147,7 +146,7 @@ class PostgresConversationMemory(Memory):
     ) -> None:
         timeout = records.check_seconds("timeout", timeout)
         if pool is not None:
-            if not (callable(getattr(pool, "acquire", None)) and callable(getattr(pool, "release", None))):
+            if not all(callable(getattr(pool, name, None)) for name in ("acquire", "release")):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
             self._bind("a borrowed pool", timeout, BorrowedPool(pool), refuse_other_loop)
             return
@@ -158,11 +157,10 @@ class PostgresConversationMemory(Memory):
         # An invalid DSN's traceback shows the variables of this frame, too.
         dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
         target = parse_dsn(dsn)
-        smallest, largest = records.check_count("min_size", min_size), records.check_count("max_size", max_size)
-        if not 0 <= smallest <= largest or not largest:
+        if not records.check_count("min_size", min_size) <= records.check_count("max_size", max_size) or not max_size:
             raise InvalidInputError(f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size")
-        own = partial(OwnPool, target, min_size, max_size, timeout)
-        self._bind(mask_dsn(dsn), timeout, own(), own)
+        make_pool = partial(OwnPool, target, min_size, max_size, timeout)
+        self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool)
 
     def _bind(self, shown: str, timeout: float, pool: OwnPool | BorrowedPool, make_pool: Callable[[], OwnPool]) -> None:
         self.timeout, self._shown, self._pool = timeout, shown, pool

@@ -13,6 +13,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import same
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents
 
 NOT_BATCHES: Final[tuple[Any, ...]] = (
@@ -97,9 +98,12 @@ class BatchesContract(Binding):
             ({"role": "r", "content": "c", "id": "m"}, r"messages\[2\].*id"),
             ({"role": "r", "content": "c", "metdata": {}}, r"messages\[2\].*metdata"),
         ]
-        for message, place in bad:
+
+        async def refuse(message: Any, place: str) -> None:
             with pytest.raises(InvalidInputError, match=place):
                 await memory.add_messages(session, [*numbered(0, 1), message, *numbered(3)])
+
+        await together(refuse(*case) for case in bad)
         assert await memory.get_history(session) == []
         assert await memory.get_sessions() == before
 
@@ -166,14 +170,14 @@ class BatchesContract(Binding):
     async def test_a_batch_is_an_iterable_of_mappings(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for batch in NOT_BATCHES:
-            with pytest.raises(InvalidInputError, match="messages") as caught:
+
+        async def refuse(batch: Any, place: str) -> None:
+            with pytest.raises(InvalidInputError, match=place) as caught:
                 await memory.add_messages(session, batch)
             assert isinstance(caught.value, TypeError), f"{batch!r} raised {caught.value!r}"
-        for message in NOT_MESSAGES:
-            with pytest.raises(InvalidInputError, match=r"messages\[1\]") as caught:
-                await memory.add_messages(session, [*numbered(0), message])
-            assert isinstance(caught.value, TypeError), f"{message!r} raised {caught.value!r}"
+
+        await together(refuse(batch, "messages") for batch in NOT_BATCHES)
+        await together(refuse([*numbered(0), message], r"messages\[1\]") for message in NOT_MESSAGES)
         assert await memory.get_history(session) == []
         await memory.add_messages(session, tuple(numbered(0)))
         await memory.add_messages(session, (message for message in numbered(1, 2)))
@@ -262,9 +266,40 @@ class BatchesContract(Binding):
         assert all(count % 5 == 0 for count in seen), f"a reader saw {[count for count in seen if count % 5]}"
 
     @clause(
+        "FM-BAT-012",
+        promise="A rejected batch leaves nothing behind: its messages are stored when they are sent again without the "
+        "mistake, under the same ids.",
+        impact="A corrected batch is taken for a retry, and its messages are never stored.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSION_IDS,
+    )
+    async def test_a_corrected_batch_is_stored(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "stored", message_id="m")
+        mistakes: list[tuple[type[Exception], Any]] = [
+            (ConflictError, {"role": "user", "content": "another", "message_id": "m"}),
+            (InvalidInputError, {"role": "", "content": "no role"}),
+        ]
+        said = ["stored"]
+        for number, (error, mistake) in enumerate(mistakes):
+            batch: list[Any] = [
+                {"role": "user", "content": f"{number} {at}", "message_id": f"{number} {at}"} for at in range(3)
+            ]
+            with pytest.raises(error):
+                await memory.add_messages(session, [*batch[:2], mistake, *batch[2:]])
+            assert await memory.add_messages(session, batch) == [message["message_id"] for message in batch]
+            said += [message["content"] for message in batch]
+            assert contents(await memory.get_history(session)) == said
+        with pytest.raises(SessionNotFoundError):
+            await memory.add_messages("later", batch)
+        await memory.create_session(session_id="later")
+        await memory.add_messages("later", batch)
+        assert contents(await memory.get_history("later")) == said[-3:]
+
+    @clause(
         "FM-BAT-011",
-        promise="Each message of a batch has its own role, metadata and id, whatever the others have and however many "
-        "they are.",
+        promise="Each message of a batch, also of a batch of one, has its own role, metadata and id, and takes nothing "
+        "from the others.",
         impact="Messages take over the metadata or the role of others in their batch, or lose their own.",
         needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )

@@ -61,9 +61,9 @@ CHANGES: Final[dict[str, Callable[[Memory], Awaitable[Any]]]] = {
 """The calls that change an answer, in an order in which each succeeds."""
 
 WRITES: Final[tuple[Callable[[Memory], Awaitable[Any]], ...]] = (
+    lambda memory: memory.update_session_title("s", "t"),
     lambda memory: memory.add_message("s", "user", "x", message_id="x"),
     lambda memory: memory.add_messages("s", [_message("y")]),
-    lambda memory: memory.update_session_title("s", "t"),
 )
 """The writes that need an existing session."""
 
@@ -145,6 +145,11 @@ class CurrentStateContract(Binding):
         for write in WRITES:
             await write(other)
         assert contents(await other.get_history("s")) == ["m", "x", "y"]
+        await memory.update_session_title("s", "renamed")
+        await other.add_message("s", "user", "z")
+        found = await memory.get_session("s")
+        assert found is not None
+        assert (found["message_count"], found["title"]) == (4, "renamed")
         await memory.delete_session("s")
         for write in WRITES:
             with pytest.raises(SessionNotFoundError):

@@ -9,6 +9,7 @@ from flux_memory import Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import UNUSUAL_MAPPINGS
 from flux_memory.testkit.contract.filters import DIGITS, NESTING, SPELLINGS, TYPES, Cases
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -57,6 +58,21 @@ class FilteringContract(Binding):
     )
     async def test_filter_by_digits(self, store: StoreUnderTest) -> None:
         await _finds(store.open(), DIGITS)
+
+    @clause(
+        "FM-LST-019",
+        promise="A metadata filter takes the same types as metadata: tuples, mappings and subclasses of `str`, `int` "
+        "and `float`.",
+        impact="A filter by an enum member finds nothing, although the session was created with it.",
+        needs=NEEDED,
+    )
+    async def test_filter_by_unusual_types(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for name, (given, plain) in UNUSUAL_MAPPINGS.items():
+            session = await memory.create_session(metadata={"case": name, **plain})
+            for wanted in (given, plain):
+                found = [row["id"] for row in await memory.get_sessions(metadata={"case": name, **wanted})]
+                assert found == [session], f"the filter does not find its session: {name}"
 
 
 async def _finds(memory: Memory, cases: Cases) -> None:

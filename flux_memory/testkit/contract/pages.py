@@ -23,12 +23,13 @@ PAGES: Final[tuple[dict[str, Any], ...]] = (
     *({}, {"offset": 3}, {"offset": 50}, {"limit": 0}, {"limit": 1, "offset": 50}, {"limit": 49}, {"limit": 50}),
     *({"limit": 51}, {"limit": 51, "offset": 1}, {"limit": 50, "offset": 4}, {"limit": None}),
     *({"limit": None, "offset": 3}, {"limit": None, "offset": 51}, {"limit": 10, "offset": 10}),
+    *({"limit": 2**63}, {"limit": 2**63 - 1, "offset": 2}, {"limit": 50, "offset": 2**64}),
 )
 """Arguments of `get_sessions` around its default limit."""
 
 
 class PagesContract(Binding):
-    """The promises of pages, whatever else the store holds."""
+    """The promises of pages, in a store that holds other sessions and messages."""
 
     @clause(
         "FM-ORD-014",
@@ -130,10 +131,13 @@ class PagesContract(Binding):
         await memory.update_session_title(sessions[7], "renamed")
         await memory.add_message(sessions[-2], "user", "text")
         await memory.add_message(sessions[20], "user", "text")
+        if Capability.BATCH in store.capabilities:
+            await memory.add_messages(sessions[30], [{"role": "user", "content": "text"}] * 2)
         everything = await memory.get_sessions(None)
         assert len(everything) == len(kinds)
         filters: list[dict[str, Any]] = [
             *({}, {"user_id": "ann"}, {"metadata": {"k": [1]}}, {"user_id": "ann", "metadata": {"k": [1]}}),
+            {"user_id": "", "metadata": {"k": [1]}},
         ]
         for given in filters:
             expected = [row for row in everything if _matches(row, **given)]

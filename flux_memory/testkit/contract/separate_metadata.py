@@ -7,7 +7,7 @@ from typing import Any
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.corpus import FLOATS, INTEGERS, METADATA, random_doubles, same
+from flux_memory.testkit.contract.corpus import FLOATS, INTEGERS, LARGE_METADATA, METADATA, random_doubles, same
 from flux_memory.testkit.contract.lookalikes import NOTATIONS
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -31,7 +31,7 @@ class SeparateMetadataContract(Binding):
     async def test_metadata_of_batches_round_trips(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        cases = {**METADATA, **NOTATIONS, **NUMBERS}
+        cases = {**METADATA, **NOTATIONS, **NUMBERS, **LARGE_METADATA}
         await memory.add_messages(
             session, [{"role": "user", "content": name, "metadata": metadata} for name, metadata in cases.items()]
         )

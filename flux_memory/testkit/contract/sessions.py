@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from flux_memory import ConflictError, Memory, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.times import TICKS
+from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
@@ -26,10 +27,7 @@ class SessionsContract(Binding):
         promise="A new session has the given values; missing ones are empty text, `{}` and no messages.",
         impact="A conversation appears without its title, owner or settings.",
         needs=Capability.SESSIONS
-        | Capability.SESSION_IDS
-        | Capability.SESSION_METADATA
-        | Capability.USER_SCOPE
-        | Capability.TITLES,
+        | (Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES),
     )
     async def test_a_new_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -69,9 +67,9 @@ class SessionsContract(Binding):
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        ids = [await handle.create_session() for _ in range(5) for handle in (memory, other)]
+        ids = await together(handle.create_session() for _ in range(5) for handle in (memory, other))
         for handle in (memory, other):
-            ids += [await handle.add_message(ids[0], "user", "") for _ in range(5)]
+            ids += await together(handle.add_message(ids[0], "user", "") for _ in range(5))
             ids += await handle.add_messages(ids[0], [{"role": "user", "content": ""} for _ in range(5)])
         assert len(set(ids)) == len(ids)
         for made in ids:
@@ -92,12 +90,18 @@ class SessionsContract(Binding):
         memory = store.open()
         await memory.create_session("mine", {"k": 1}, session_id="s", user_id="u")
         await add_numbered(memory, "s", range(2))
-        before = await memory.get_session("s"), await memory.get_history("s")
+        await memory.create_session(session_id="empty")
+        before = await memory.get_sessions(), await memory.get_history("s")
         for title in ("mine", "theirs"):
-            with pytest.raises(ConflictError):
-                await memory.create_session(title, {"k": 2}, session_id="s", user_id="v")
-        assert (await memory.get_session("s"), await memory.get_history("s")) == before
-        assert await memory.count_sessions() == 1
+            for taken in ("s", "empty"):
+                with pytest.raises(ConflictError):
+                    await memory.create_session(title, {"k": 2}, session_id=taken, user_id="v")
+        assert (await memory.get_sessions(), await memory.get_history("s")) == before
+        assert await memory.get_session("s") in before[0]
+        assert await memory.get_sessions(user_id="v") == []
+        if Capability.METADATA_FILTER in store.capabilities:
+            assert await memory.get_sessions(metadata={"k": 2}) == []
+        assert await memory.count_sessions() == 2
 
     @clause(
         "FM-SES-005",
@@ -175,9 +179,10 @@ class SessionsContract(Binding):
     )
     async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
+        same: dict[str, Any] = {"metadata": {"k": 1}} if Capability.SESSION_METADATA in store.capabilities else {}
         for session in ("a", "b"):
-            await memory.create_session(session_id=session)
-            await memory.add_message(session, "user", session, message_id="same id")
+            await memory.create_session(session_id=session, **same)
+            await memory.add_message(session, "user", "same text", message_id="same id")
         kept = await memory.get_session("b"), await memory.get_history("b")
         # Through a new connection: enforcing foreign keys may be a setting of each connection.
         await other.delete_session("a")
@@ -226,17 +231,22 @@ class SessionsContract(Binding):
     )
     async def test_clearing_removes_everything(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        for session in "abc":
+
+        async def fill(session: str) -> None:
             await memory.create_session(session_id=session, user_id=session)
             await add_numbered(memory, session, range(3))
-        await other.clear_all()
-        await _is_empty(memory)
-        await other.clear_all()
-        for session in "abc":
+
+        async def fill_again(session: str) -> None:
             assert await memory.get_history(session) == []
             await memory.create_session(session_id=session)
             assert await memory.get_history(session) == []
             assert await memory.get_sessions(user_id=session) == []
+
+        await together(map(fill, "abc"))
+        await other.clear_all()
+        await _is_empty(memory)
+        await other.clear_all()
+        await together(map(fill_again, "abc"))
         await add_numbered(memory, "a", range(2))
         assert contents(await other.get_history("a")) == ["0", "1"]
         if Capability.IDEMPOTENT_IDS in store.capabilities:
@@ -274,13 +284,9 @@ class SessionsContract(Binding):
         session, other = await memory.create_session("same"), await memory.create_session("same")
         for renamed, still in ((session, other), (other, session)):
             top = {row["id"]: row["updated_at"] for row in await memory.get_sessions()}
-            for _ in range(TICKS):
-                await memory.update_session_title(renamed, "same")
-                first, second = await memory.get_sessions()
-                if first["updated_at"] > max(top.values()):
-                    break
-            else:
-                pytest.fail(f"{TICKS} renames to the same title did not update updated_at")
+            rename, newest = partial(memory.update_session_title, renamed, "same"), max(top.values())
+            assert await bumped(rename, partial(_is_later, memory, newest)), "the rename did not update updated_at"
+            first, second = await memory.get_sessions()
             assert (first["id"], first["title"], second["id"]) == (renamed, "same", still)
             assert second["updated_at"] == top[still]
 
@@ -313,6 +319,30 @@ class SessionsContract(Binding):
             await memory.delete_session("u")
             assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions}
             assert contents(await memory.get_history("t")) == ["t"]
+
+    @clause(
+        "FM-SES-017",
+        promise="A message of any role and text counts and makes its session active; it changes nothing else of the "
+        "session.",
+        impact="A conversation that ends with an answer, or with an empty message, looks unchanged.",
+        needs=Capability.SESSIONS | Capability.TIMESTAMPS,
+    )
+    async def test_every_message_counts(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        created = await memory.get_session(session)
+        assert created is not None
+        said = [("user", "text"), ("assistant", "text"), ("system", ""), ("tool", "{}"), ("assistant", ""), ("x", " ")]
+        for count, (role, content) in enumerate(said, 1):
+            await memory.add_message(session, role, content)
+            (newest,) = await memory.get_history(session, 1)
+            found = await memory.get_session(session)
+            assert await memory.get_sessions() == [found]
+            assert found == {**created, "message_count": count, "updated_at": newest["created_at"]}
+
+
+async def _is_later(memory: Memory, time: str) -> bool:
+    return (await memory.get_sessions(1))[0]["updated_at"] > time
 
 
 async def _is_empty(memory: Memory) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, Final
 
 from flux_memory import SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
@@ -12,6 +12,13 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.lookalikes import SPEAKERS, TWIN_IDS, TWINS, TYPED_TEXTS
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents, gather_outcomes
+
+KEYS: Final = tuple(
+    f"{start}{mark}{end}"
+    for mark in (":", "/", "#", "_", ".")
+    for start, end in (("s", "messages"), ("s", "meta"), ("s", "sessions"), ("session", "s"), ("user", "s"))
+)
+"""Ids in the form of the keys that stores make of the id `s`."""
 
 
 class SpellingContract(Binding):
@@ -112,6 +119,33 @@ class SpellingContract(Binding):
         await asyncio.gather(*(memory.add_message(single, "user", one, message_id=one) for one in TWIN_IDS))
         rows = await memory.get_history(single)
         assert sorted((row["id"], row["content"]) for row in rows) == sorted(zip(TWIN_IDS, TWIN_IDS, strict=True))
+
+    @clause(
+        "FM-TXT-017",
+        promise="An id may look like a store's own key: another id, a separator and a word. Both are separate, as ids "
+        "of sessions, users and messages.",
+        impact="A session with an unlucky id overwrites the messages of another one.",
+        needs=Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.USER_SCOPE,
+    )
+    async def test_ids_may_look_like_keys(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        await memory.create_session(session_id="s", user_id="s")
+        await memory.add_message("s", "user", "s", message_id="s")
+        ids = ["s", *KEYS]
+        await asyncio.gather(*(memory.create_session(session_id=one, user_id=one) for one in KEYS))
+        await asyncio.gather(*(memory.add_message(one, "user", one, message_id=one) for one in KEYS))
+        histories = await asyncio.gather(*(memory.get_history(one) for one in ids))
+        lists = await asyncio.gather(*(memory.get_sessions(user_id=one) for one in ids))
+        for one, history, rows in zip(ids, histories, lists, strict=True):
+            assert [(row["id"], row["content"]) for row in history] == [(one, one)]
+            assert [(row["id"], row["message_count"]) for row in rows] == [(one, 1)]
+        await memory.delete_session("s")
+        assert {row["id"] for row in await memory.get_sessions(None)} == {*KEYS}
+        assert await memory.get_sessions(user_id="s") == []
 
 
 def _message(message_id: str) -> Any:

@@ -18,7 +18,7 @@ from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
-from flux_memory.testkit.timeouts import CLOSE_SECONDS, BlockedError, Timeouts, unblocked
+from flux_memory.testkit.timeouts import CLAUSE_SECONDS, BlockedError, Limit, Timeouts, limited, unblocked
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
@@ -55,7 +55,7 @@ class StoreUnderTest:
         max_id_length: The length in characters of the longest id of a session or a message that the backend accepts.
         thorough: Explore the model for ten minutes instead of seconds, and take the time that large amounts need.
         seed: The random seed of the model.
-        timeouts: How long a clause may take in this run.
+        timeouts: How long a call may take in this run.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class StoreUnderTest:
         self.timeouts = timeouts or Timeouts()
         self.seeds: dict[str, int] = {}
         """The random seed that was used, to repeat the run."""
+        self.clause_id = "a clause"
+        """The clause that runs on this store."""
         self.finished = False
         """Whether a clause ran on this store to its end."""
         self.left = ""
@@ -106,11 +108,13 @@ class StoreUnderTest:
         """Open another handle on the store that was never used before."""
         return self._record(self.fresh_factory())
 
-    def open_plain(self) -> Memory:
-        """Open another handle without a recorder, which would call a method only when the call is awaited."""
+    def open_both(self) -> tuple[Memory, Memory]:
+        """Open another handle; return it with a recorder, which calls a method when the call is awaited, and without.
+
+        Only recorded calls postpone the clause's limit.
+        """
         memory = self.factory()
-        self._opened.append(memory)
-        return memory
+        return self._record(memory), memory
 
     def open_through(self, outage: Outage) -> Memory:
         """Open another handle on the store, over a path that the outage interrupts."""
@@ -192,31 +196,50 @@ class StoreUnderTest:
         if self._false_claims:
             pytest.fail("\n".join(self._false_claims))
 
+    @asynccontextmanager
+    async def limited(self) -> AsyncIterator[None]:
+        """Fail if a call in this block does not end, or if the block as a whole takes too long."""
+        limit, cut = Limit(self.transcript.waiting, self.timeouts.call_seconds), self.timeouts.call_cut
+        try:
+            async with limited(limit) as timeout:
+                yield
+        except BlockedError:
+            self.timeouts.shorten(self.clause_id)
+            raise
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            if limit.spent:
+                pytest.fail(f"the clause was not done within {CLAUSE_SECONDS:g} s, although its calls ended")
+            self.timeouts.shorten(self.clause_id)
+            call = f"{limit.hanging}()" if limit.hanging else "an unrecorded one"
+            pytest.fail(f"a call hangs: {call} did not end within {limit.call_seconds:g} s{cut}")
+
     async def close(self, *, quietly: bool = False) -> None:
-        """Close every open handle, each within a bounded time."""
+        """Close every open handle, all of them within a bounded time."""
         problems: list[str] = []
         if quietly:
             _hush()
-        while self._opened:
-            try:
-                closing = asyncio.ensure_future(awaitable("close", self._opened.pop().close()))
-            except Exception as error:  # noqa: BLE001 - for example, close() is not a coroutine; an earlier failure takes precedence
-                problems.append(f"close() raised {error!r}")
-                continue
-            seconds = self.timeouts.close_seconds
-            try:
-                with unblocked(seconds):
-                    done, _ = await asyncio.wait({closing}, timeout=seconds)
-            except BlockedError as error:
-                self.timeouts.shorten_close()
-                _hush()
-                problems.append(f"close() does not end: {error}")
-                continue
-            if not done:
-                self.timeouts.shorten_close()
-                problems.append(f"close() did not end within {seconds:.0f} s")
-            elif raised := closing.exception():
-                problems.append(f"close() raised {raised!r}")
+        seconds, cut = self.timeouts.close_seconds, self.timeouts.close_cut
+        closing: set[asyncio.Future[Any]] = set()
+        try:
+            with unblocked(seconds):
+                while self._opened:
+                    try:
+                        closing.add(asyncio.ensure_future(awaitable("close", self._opened.pop().close())))
+                    except Exception as error:  # noqa: BLE001 - for example, close() is not a coroutine; an earlier failure takes precedence
+                        problems.append(f"close() raised {error!r}")
+                done, late = await asyncio.wait(closing, timeout=seconds) if closing else (closing, closing)
+        except BlockedError as error:
+            self.timeouts.shorten_close(self.clause_id)
+            _hush()
+            problems.append(f"close() does not end: {error}{cut}")
+        else:
+            if late:
+                self.timeouts.shorten_close(self.clause_id)
+                problems.append(f"close() did not end within {seconds:g} s{cut}")
+            outcomes = await asyncio.gather(*done, return_exceptions=True)
+            problems += [f"close() raised {raised!r}" for raised in outcomes if isinstance(raised, BaseException)]
         if problems and not quietly:
             pytest.fail("; ".join(problems))
 
@@ -225,9 +248,8 @@ class StoreUnderTest:
 
         async def bounded() -> Result:
             try:
-                with unblocked(CLOSE_SECONDS * 2):
-                    async with asyncio.timeout(CLOSE_SECONDS * 2):
-                        result = await main()
+                async with self.limited():
+                    result = await main()
             except BaseException:
                 await self.close(quietly=True)
                 raise
@@ -245,7 +267,7 @@ class StoreUnderTest:
         """
         if self._opened:
             raise RuntimeError("a clause forked while it held a handle")
-        return Child(self.fresh_factory if fresh else self.factory, work)
+        return Child(self.fresh_factory if fresh else self.factory, work, self.timeouts, self.clause_id)
 
 
 def _hush() -> None:
@@ -267,7 +289,7 @@ async def add_many(store: StoreUnderTest, memory: Memory, session_id: str, start
         return await memory.add_messages(
             session_id, [{"role": "user", "content": str(number)} for number in range(start, stop)]
         )
-    return await add_numbered(memory, session_id, range(start, _MANY_ONE_BY_ONE))
+    return await add_numbered(memory, session_id, range(start, min(stop, _MANY_ONE_BY_ONE)))
 
 
 def another_handle(store: StoreUnderTest, memory: Memory) -> Memory:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flux_memory import (
     ConflictError,
@@ -165,3 +165,19 @@ class BatchesOfOneAreBare(Sound):
             made = await super().add_message(session_id, one["role"], one["content"], message_id=one.get("message_id"))
             return [made]
         return await super().add_messages(session_id, messages)
+
+
+@caught_by("FM-BAT-012")
+class RejectedIdsAreKnown(Sound):
+    """Records the ids of a batch before it stores the messages, and does not roll that back."""
+
+    known: ClassVar[set[tuple[Any, Any]]] = set()
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        stored = {row["id"] for row in await super().get_history(session_id)}
+        new = [one for one in messages if (session_id, one.get("message_id")) not in self.known]
+        self.known.update(
+            (session_id, one["message_id"]) for one in new if one.get("message_id") and one["message_id"] not in stored
+        )
+        await super().add_messages(session_id, new)
+        return [one.get("message_id") for one in messages]

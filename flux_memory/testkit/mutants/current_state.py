@@ -198,3 +198,20 @@ class OldCursorsReturn(Sound):
         rows = await super().get_history(session_id, limit)
         gone = (session_id, before) in self.places and before not in [row["id"] for row in rows]
         return rows if gone else await super().get_history(session_id, limit, before=before)
+
+
+@caught_by("FM-SES-016")
+class WritesBackTheTitle(Sound):
+    """Keeps the row of a session from its first add, and stores it with each later one."""
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(session_id, *args, **kwargs)
+        row = await super().get_session(session_id)
+        title = self.__dict__.setdefault("titles", {}).setdefault(session_id, row and row["title"])
+        if row is not None and row["title"] != title:
+            await super().update_session_title(session_id, title)
+        return made
+
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        await super().update_session_title(session_id, title)
+        self.__dict__.setdefault("titles", {})[session_id] = title

@@ -167,3 +167,27 @@ class FractionsAreCut(_Filters):
 class LargeDoublesDiffer(_Filters):
     def contains(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
         return not (type(part) is float and abs(part) > 1e300) and super().contains(whole, part, place)
+
+
+@caught_by("FM-LST-017")
+class InnerKeysAreAlternatives(_Filters):
+    """Joins the conditions of an inner object with OR."""
+
+    def contains(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
+        if place and isinstance(whole, dict) and isinstance(part, dict) and len(part) > 1:
+            return any(super(InnerKeysAreAlternatives, self).contains(whole, {k: v}, place) for k, v in part.items())
+        return super().contains(whole, part, place)
+
+
+@caught_by("FM-LST-019")
+class TuplesMatchNothing(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
+        return [] if any(isinstance(value, tuple) for value in (metadata or {}).values()) else rows
+
+
+@caught_by("FM-LST-019")
+class FiltersByDisplayText(Sound):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
+        wanted = {key: str(item) if isinstance(item, str) else item for key, item in (metadata or {}).items()}
+        return await super().get_sessions(*args, metadata=wanted, **kwargs)

@@ -252,3 +252,30 @@ class IdsOfBatchesAreGlobal(Sound):
             if self.used.setdefault(one["message_id"], session_id) != session_id:
                 raise ConflictError(one["message_id"])
         return await super().add_messages(session_id, messages)
+
+
+@caught_by("FM-MSG-003")
+class RetriesMoveUp(Sound):
+    """Keeps the order of the list separately, and moves a session to its top with every call."""
+
+    order: ClassVar[dict[str, int]] = {}
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(session_id, *args, **kwargs)
+        self.order[session_id] = len(self.order) + max(self.order.values(), default=0)
+        return made
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        made = await super().create_session(*args, **kwargs)
+        self.order[made] = len(self.order) + max(self.order.values(), default=0)
+        return made
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        return sorted(await super().get_sessions(*args, **kwargs), key=lambda row: -self.order[row["id"]])
+
+
+@caught_by("FM-MSG-004")
+class ConflictsMoveUp(RetriesMoveUp):
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        self.order[session_id] = len(self.order) + max(self.order.values(), default=0)
+        return await super().add_message(session_id, *args, **kwargs)

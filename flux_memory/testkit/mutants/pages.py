@@ -139,3 +139,29 @@ class FilteredWithoutOffset(Sound):
     async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, metadata: Any = None, **filters: Any) -> Any:
         start = 0 if metadata and limit is None else offset
         return await super().get_sessions(limit, start, metadata=metadata, **filters)
+
+
+@caught_by("FM-LST-014")
+class NoOwnerIsNoFilter(Sound):
+    """Adds the condition on the user only if the user's id is truthy."""
+
+    async def get_sessions(self, *args: Any, user_id: Any = None, metadata: Any = None, **kwargs: Any) -> Any:
+        user = (user_id or None) if metadata else user_id
+        return await super().get_sessions(*args, user_id=user, metadata=metadata, **kwargs)
+
+
+@caught_by("FM-LST-014")
+class FilteredOffsetsOf64Bits(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, metadata: Any = None, **filters: Any) -> Any:
+        if metadata and offset >= 2**63:
+            raise OverflowError("int too big to convert")
+        return await super().get_sessions(limit, offset, metadata=metadata, **filters)
+
+
+@caught_by("FM-LST-014")
+class LastPlacesOf64Bits(Sound):
+    """Computes the place of the last row of a page."""
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        rows = await super().get_sessions(limit, offset, **filters)
+        return [] if limit is not None and limit < 2**63 <= limit + offset and offset < 2**63 else rows

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.mutants.metadata import reduce
+from flux_memory.testkit.mutants.shared import MIB
 
 
 class _ChangesBatches(Sound):
@@ -132,3 +133,10 @@ class SessionsLoseThePoint(_SessionsLoseDigits):
 class SessionsKeepDoubles(_SessionsLoseDigits):
     def change(self, value: Any) -> Any:
         return int(float(value)) if type(value) is int and 2**53 < abs(value) < 10**300 else value
+
+
+@caught_by("FM-MET-018")
+class BatchesDropLargeMetadata(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        kept: list[Any] = [one if len(str(one["metadata"])) < MIB else {**one, "metadata": {}} for one in messages]
+        return await super().add_messages(session_id, kept)

@@ -246,3 +246,31 @@ class ListsNormaliseTitles(Sound):
 class SingleRolesAreLowered(Sound):
     async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().add_message(session_id, role.lower(), *args, **kwargs)
+
+
+@caught_by("FM-TXT-017")
+class KeysRunTogether(Sound):
+    """Keeps a session under `session` and its messages under `session:messages`."""
+
+    async def create_session(self, *args: Any, session_id: Any = None, **kwargs: Any) -> Any:
+        if session_id in [f"{row['id']}:messages" for row in await super().get_sessions(None)]:
+            raise ConflictError(session_id)
+        return await super().create_session(*args, session_id=session_id, **kwargs)
+
+
+@caught_by("FM-TXT-017")
+class SuffixesAreReserved(Sound):
+    async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        return [] if session_id.endswith("#meta") else await super().get_history(session_id, *args, **kwargs)
+
+
+@caught_by("FM-TXT-007")
+class CursorsByDisplayText(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        return await super().get_history(session_id, limit, before=before and str(before))
+
+
+@caught_by("FM-TXT-007")
+class UsersByDisplayText(Sound):
+    async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
+        return await super().get_sessions(*args, user_id=user_id and str(user_id), **kwargs)

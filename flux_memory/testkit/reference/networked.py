@@ -337,11 +337,9 @@ def _finish(call: Coroutine[Any, Any, Any]) -> Any:
 
 def _shifted(found: Any, hours: float) -> Any:
     """Return records with their times moved, as a connection with another time zone reads them."""
-    if not hours:
-        return found
     if isinstance(found, list):
         return [_shifted(each, hours) for each in found]
-    if not isinstance(found, dict):
+    if not hours or not isinstance(found, dict):
         return found
     times = {
         key: (datetime.fromisoformat(found[key]) + timedelta(hours=hours)).isoformat(timespec="microseconds")
