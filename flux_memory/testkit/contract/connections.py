@@ -14,7 +14,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
-from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, over_routes
+from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, choose_cuts, over_routes
 from flux_memory.testkit.contract.ledger import Ledger
 from flux_memory.testkit.contract.routes import Route
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents, gather_outcomes
@@ -162,7 +162,7 @@ class ConnectionsContract(Binding):
             await memory.add_message(session, "user", "text")
             for call in calls:
                 await cutter.measure(call(memory, session))
-                for cut in cutter.cuts[:: max(len(cutter.cuts) // 4, 1)]:
+                for cut in choose_cuts(cutter.cuts, 4):
                     await gather_outcomes(cutter.cut(cut, call(memory, session)))
             cutter.route.proxy.hold()
             for turns in TURNS:
