@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait for the first clause
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -99,6 +100,7 @@ def _cannot_run(clauses: list[pytest.Item]) -> str | None:
 
 def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     config = clauses[0].config
+    yield from filter(None, map(_without_assertions, clauses))
     if not hasattr(config.option, "asyncio_mode") or find_spec("hypothesis") is None:
         yield (
             "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]', "
@@ -122,6 +124,32 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     from flux_memory.testkit.evidence.judge import ONLY_KNOWN_FAILURE, has_other_xfail
 
     yield from (f"{item.nodeid}: {ONLY_KNOWN_FAILURE}" for item in clauses if has_other_xfail(item))
+
+
+def _without_assertions(item: pytest.Item) -> str | None:
+    from flux_memory.testkit.clauses import CLAUSES
+
+    return _without_assertions_in(CLAUSES[str(clause_of(item))].test.__module__)
+
+
+@cache
+def _without_assertions_in(module: str) -> str | None:
+    from flux_memory.testkit import contract
+
+    kit = contract.__name__
+    if module.startswith(kit):
+        run = contract.assertions_run()
+    else:
+        # A canary has to be in the module itself; pytest's loader rewrites every module that it loads.
+        loader = type(getattr(sys.modules.get(module), "__loader__", None))
+        run = not sys.flags.optimize or loader.__module__.startswith("_pytest.")
+    if run:
+        return None
+    return (
+        f"the assertions of {kit if module.startswith(kit) else module} do not run, so its clauses cannot fail: Python "
+        "removes them under -O and PYTHONOPTIMIZE if pytest does not rewrite them; run without both, or remove "
+        "--assert=plain, register the module by pytest.register_assert_rewrite and import it after that"
+    )
 
 
 def _replaced(item: pytest.Item) -> str | None:
