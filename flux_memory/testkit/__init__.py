@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
     from flux_memory.testkit.contract.outages import Outage, network_outages
-    from flux_memory.testkit.declarations import known_failure
+    from flux_memory.testkit.declarations import known_failure, unverifiable
     from flux_memory.testkit.proxy import Proxy
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
@@ -29,6 +29,7 @@ __all__ = [
     "clause",
     "known_failure",
     "network_outages",
+    "unverifiable",
 ]
 
 __getattr__, __dir__ = import_on_use(
@@ -49,7 +50,10 @@ __getattr__, __dir__ = import_on_use(
             "Outage",
             "network_outages",
         ),
-        "declarations": ("known_failure",),
+        "declarations": (
+            "known_failure",
+            "unverifiable",
+        ),
         "proxy": ("Proxy",),
         "reference": (
             "ReferenceMemory",

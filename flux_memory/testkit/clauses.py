@@ -52,6 +52,8 @@ class _Store(Protocol):
     timeouts: Timeouts
     finished: bool
 
+    async def check_binding(self) -> None: ...
+
     async def close(self, *, quietly: bool = False) -> None: ...
 
 
@@ -163,6 +165,7 @@ def _closing(function: Test) -> Test:
         try:
             with unblocked(seconds):
                 async with asyncio.timeout(seconds) as deadline:
+                    await store.check_binding()
                     await function(self, store)
         except BaseException as error:
             hung = deadline.expired()

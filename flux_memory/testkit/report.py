@@ -56,9 +56,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note all clauses of a binding, including those that are deselected later."""
     if clause_of(item) and isinstance(binding := getattr(item, "cls", None), type):
+        from flux_memory.testkit.evidence.collect import binding_of
         from flux_memory.testkit.run_evidence import RUN
 
-        item.config.stash[RUN].expect(backend_of(item), _clauses_of(binding))
+        if (run := item.config.stash.get(RUN, None)) is not None:
+            run.expect(backend_of(item), binding_of(item.nodeid), _clauses_of(binding))
 
 
 @cache
@@ -89,9 +91,14 @@ def _prepare(item: pytest.Item, clause_id: str) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a clause that cannot be checked."""
-    if clause_of(item) and (reason := _cannot_run([item])):
-        pytest.fail(reason, pytrace=False)
+    """End a clause that cannot be checked, or whose binding cannot be used."""
+    if clause_of(item):
+        from flux_memory.testkit.contract.preflight import preflight_of
+        from flux_memory.testkit.verdicts import BindingFault
+
+        if reason := _cannot_run([item]):
+            raise BindingFault(reason)
+        preflight_of(item.config, item.cls).begin(item.nodeid)  # type: ignore[attr-defined]
 
 
 def _cannot_run(clauses: list[pytest.Item]) -> str | None:
@@ -175,6 +182,12 @@ def _setting(config: pytest.Config, name: str) -> object:
         return None
 
 
+def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
+    """Show a fault of the binding as an error: the clause that met it did not fail."""
+    result = dict(getattr(report, "user_properties", ())).get(RESULT)
+    return ("error", "E", "ERROR") if report.failed and result and result.get("fault") else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -200,10 +213,10 @@ def pytest_runtest_makereport(
             (SEED, [f"{name} on {backend_of(item)}", seed]) for name, seed in store.seeds.items()
         ]
     reproduction = store.transcript.text() if call.excinfo is not None and store and store.transcript.calls else ""
-    result = result_of(item, call, reproduction)
-    if result is not None:
-        report.user_properties.append((RESULT, result))
-    if report.failed and call.excinfo is not None:
+    result = result_of(item, clause_id, call, reproduction)
+    if result is not None and result.get("fault"):
+        _explain_fault(item, call, report, result)
+    elif report.failed and call.excinfo is not None:
         lines = [
             f"promised:  {clause.promise}",
             f"users lose: {clause.impact}",
@@ -213,5 +226,22 @@ def pytest_runtest_makereport(
             lines += ["to reproduce:", "", reproduction]
         report.sections.append((f"{clause_id} does not hold for {backend_of(item)}", "\n".join(lines)))
     if result is not None:
+        report.user_properties.append((RESULT, result))
         correct(report, clause_id, result, strict=item.config.option.flux_strict)
     return report
+
+
+def _explain_fault(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, result: dict[str, Any]
+) -> None:
+    """Say what is wrong with a binding whose fixture raised; a `BindingFault` says so itself."""
+    from flux_memory.testkit.contract.preflight import preflight_of
+    from flux_memory.testkit.evidence.collect import presentable
+    from flux_memory.testkit.verdicts import BindingFault
+
+    if call.excinfo is None or isinstance(call.excinfo.value, BindingFault):
+        return
+    if "memory_factory" not in getattr(item, "funcargs", {}):
+        binding: type = item.cls  # type: ignore[attr-defined]
+        result["reason"] = presentable(preflight_of(item.config, binding).blame(call.excinfo.value))
+    report.sections.append((f"not checked on {backend_of(item)}", result["reason"]))

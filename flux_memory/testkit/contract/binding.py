@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import pytest
@@ -11,6 +11,7 @@ from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.clauses import CLAUSES
 from flux_memory.testkit.contract.outages import Outage
+from flux_memory.testkit.contract.preflight import preflight_of
 from flux_memory.testkit.contract.under_test import (
     ClockAt,
     CorruptMessage,
@@ -23,6 +24,8 @@ from flux_memory.testkit.timeouts import Timeouts
 
 _TIMEOUTS = pytest.StashKey[Timeouts]()
 
+_PLUGINS: Final = ("flux_memory.testkit.report", "flux_memory.testkit.run_evidence", "flux_memory_run_evidence")
+"""Without one of them a clause would have no result, or the run no verdict."""
 _LEAST_CONTENT_BYTES: Final = 64 * 1024
 _LEAST_ID_LENGTH: Final = 16
 """The texts and ids of most clauses are shorter."""
@@ -88,17 +91,28 @@ class Binding:
         clock_at: ClockAt,
         corrupt_message: CorruptMessage | None,
         flux_clause: str | None,
-    ) -> StoreUnderTest:
+    ) -> Iterator[StoreUnderTest]:
         """The store that a clause tests."""
-        if not hasattr(request.config.option, "flux_without"):
-            pytest.fail("the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off")
+        if missing := [name for name in _PLUGINS if not request.config.pluginmanager.hasplugin(name)]:
+            pytest.fail(
+                "the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off, "
+                f"and remove any -p no:{missing[0]}"
+            )
+        preflight = preflight_of(request.config, type(self))
+        preflight.begin(request.node.nodeid)
+        preflight.check_fixtures(memory_factory=memory_factory, clock_at=clock_at)
+        if corrupt_message is not None:
+            preflight.check_fixtures(corrupt_message=corrupt_message)
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         # A fresh store can be expensive: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
         away = flux_clause is not None and CLAUSES[flux_clause].away
-        return StoreUnderTest(
+        fresh_factory: Factory | None = request.getfixturevalue("fresh_memory_factory") if fresh else None
+        if fresh:
+            preflight.check_fixtures(fresh_memory_factory=fresh_factory)
+        store = StoreUnderTest(
             memory_factory,
-            fresh_factory=request.getfixturevalue("fresh_memory_factory") if fresh else None,
+            fresh_factory=fresh_factory,
             clock_at=clock_at,
             corrupt_message=corrupt_message,
             outages=request.getfixturevalue("outages") if away else (),
@@ -108,7 +122,11 @@ class Binding:
             thorough=request.config.option.flux_model == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
             timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts()),
+            # The check opens a handle on the store, which would no longer be fresh.
+            preflight=None if fresh_factory is memory_factory else preflight,
         )
+        yield store
+        preflight.end(finished=store.finished)
 
 
 def _check_limit(binding: type, name: str, least: int, most: int) -> None:

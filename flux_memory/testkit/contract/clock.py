@@ -11,8 +11,7 @@ from typing import Final, Self
 from unittest.mock import patch
 
 UNSET_CLOCK: Final = (
-    "unverified: the times do not come from datetime.now() or time.time(); override the fixture clock_at to set "
-    "the backend's clock"
+    "the times do not come from datetime.now() or time.time(); override the fixture clock_at to set the backend's clock"
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import Memory
+from flux_memory.testkit.verdicts import unverified
 
 Tell = Callable[[object], None]
 Work = Callable[[Callable[[], Memory], Tell], Awaitable[None]]
@@ -27,7 +28,7 @@ class Child:
 
     def __init__(self, factory: Callable[[], Memory], work: Work) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
-            pytest.skip("unverified: this platform cannot fork")
+            unverified("this platform cannot fork")
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(theirs, self._connection, factory, work), daemon=True)

@@ -18,6 +18,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
+from flux_memory.testkit.verdicts import unverified
 
 FORM: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}\+00:00", re.ASCII)
 SKEW: Final = timedelta(minutes=10)
@@ -81,7 +82,7 @@ class TimesContract(Binding):
         times = [message["created_at"] for message in await memory.get_history(session)]
         assert times == sorted(times)
         if times[-1] < tomorrow.isoformat(timespec="seconds"):
-            pytest.skip(UNSET_CLOCK)
+            unverified(UNSET_CLOCK)
 
     @clause(
         "FM-TIM-004",
@@ -105,7 +106,7 @@ class TimesContract(Binding):
         times.append((await _session(memory, session))["updated_at"])
         assert times == sorted(times)
         if times[1] < tomorrow.isoformat(timespec="seconds"):
-            pytest.skip(UNSET_CLOCK)
+            unverified(UNSET_CLOCK)
 
     @clause(
         "FM-TIM-005",
@@ -208,7 +209,7 @@ async def _all_times(memory: Memory) -> list[str]:
 def _time_zone(zone: str) -> Iterator[None]:
     before = os.environ.get("TZ")
     if not hasattr(time, "tzset"):
-        pytest.skip("unverified: this platform cannot change a process's time zone")
+        unverified("this platform cannot change a process's time zone")
     os.environ["TZ"] = zone
     time.tzset()
     try:

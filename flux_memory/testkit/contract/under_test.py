@@ -15,9 +15,11 @@ from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
+from flux_memory.testkit.contract.preflight import Preflight
 from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.recorder import Transcript, awaitable
 from flux_memory.testkit.timeouts import CLOSE_SECONDS, BlockedError, Timeouts, unblocked
+from flux_memory.testkit.verdicts import unverified
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
@@ -54,6 +56,7 @@ class StoreUnderTest:
         thorough: Explore the model for ten minutes instead of seconds.
         seed: The random seed of the model.
         timeouts: How long a clause may take in this run.
+        preflight: The check of the binding before a clause; None for a store without a binding.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class StoreUnderTest:
         thorough: bool = False,
         seed: int | None = None,
         timeouts: Timeouts | None = None,
+        preflight: Preflight | None = None,
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
@@ -87,10 +91,17 @@ class StoreUnderTest:
         self.finished = False
         """Whether a clause ran on this store to its end."""
         self.transcript = Transcript()
+        self._preflight = preflight
         self._corrupt_message = corrupt_message
         self._outages = outages
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
+
+    async def check_binding(self) -> None:
+        """Check that the binding gives an empty store that can be reached, unless it was checked often enough."""
+        __tracebackhide__ = True
+        if self._preflight is not None:
+            await self._preflight.check_store(self.factory, lists=Capability.SESSIONS in self.capabilities)
 
     def open(self) -> Memory:
         """Open another handle; it is closed when the clause ends."""
@@ -123,10 +134,7 @@ class StoreUnderTest:
         """
         found = [outage for outage in self._outages if lossy or not outage.loses_connections]
         if not found:
-            pytest.skip(
-                "unverified: override the fixture outages to make the store unreachable, "
-                "or remove OUTAGES from the claims"
-            )
+            unverified("override the fixture outages to make the store unreachable, or remove OUTAGES from the claims")
         return found
 
     def _record(self, memory: Memory) -> Memory:
@@ -141,7 +149,7 @@ class StoreUnderTest:
     async def corrupt_message(self, session_id: str, message_id: str) -> None:
         """Make one stored message unreadable."""
         if self._corrupt_message is None:
-            pytest.skip("unverified: override the fixture corrupt_message to damage a row without the backend")
+            unverified("override the fixture corrupt_message to damage a row without the backend")
         await self._corrupt_message(session_id, message_id)
 
     def found(self, capability: Capability, outcome: str) -> bool:

@@ -43,6 +43,11 @@ def presentable(text: str) -> str:
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
+def binding_of(nodeid: str) -> str:
+    """Return the node id of the class that a test belongs to."""
+    return nodeid.rpartition("::")[0]
+
+
 @dataclass(slots=True)
 class BackendOutcomes:
     """One backend's results so far."""
@@ -52,6 +57,8 @@ class BackendOutcomes:
     server: str | None = None
     version: str | None = None
     capabilities: dict[str, CapabilityEvidence] = field(default_factory=dict)
+    ran: set[tuple[str, str]] = field(default_factory=set)
+    """Each clause with a result, and the binding whose test gave it: several may have the same name of a backend."""
     around: dict[str, float] = field(default_factory=dict)
     """Seconds of setup and teardown, by test."""
 
@@ -68,6 +75,8 @@ class BackendOutcomes:
             self.around[report.nodeid] = report.duration
         elif report.when == "teardown" and report.nodeid in self.around:
             self.around[report.nodeid] += report.duration
+        if found is not None:
+            self.ran.add((binding_of(report.nodeid), clause_id))
         said = [result for result in (self.results.get(clause_id), found) if result is not None]
         if said:
             self.results[clause_id] = replace(worst(said), seconds=max(result.seconds for result in said))

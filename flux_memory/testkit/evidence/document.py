@@ -12,9 +12,9 @@ FORMAT: Final = 1
 """The version of the JSON's structure. Added keys do not change it; readers ignore unknown keys."""
 FILE_NAME: Final = "contract.json"
 
-Outcome = Literal["held", "failed", "advisory", "unverified", "not claimed", "not run"]
-"""`advisory`: failed, but newer than the contract that the backend is held to. `not claimed`: the clause needs a
-capability that the backend does not claim."""
+Outcome = Literal["held", "failed", "advisory", "unverified", "unverifiable", "not claimed", "not run"]
+"""`advisory`: failed, but newer than the contract that the backend is held to. `unverifiable`: unverified, as the
+binding declares. `not claimed`: the clause needs a capability that the backend does not claim."""
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 T = TypeVar("T")
@@ -38,6 +38,8 @@ class Result:
     """The test's node id."""
     known: bool = False
     """Whether it failed as the binding declares by `known_failure`."""
+    fault: bool = False
+    """Whether it is unverified because the binding cannot be used, which is an error."""
 
     @property
     def holds(self) -> bool:
@@ -47,7 +49,7 @@ class Result:
     @property
     def fails_the_run(self) -> bool:
         """Whether the run must fail because of this result."""
-        return self.outcome == "failed" and not self.known
+        return (self.outcome == "failed" and not self.known) or self.fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,9 @@ class Evidence:
 
 AGAINST: Final[tuple[Outcome, ...]] = ("failed", "unverified", "not run")
 """The outcomes that count against a backend, worst first."""
-_WORST_FIRST: Final[tuple[Outcome, ...]] = (*AGAINST, "advisory", "not claimed", "held")
+NOT_COUNTED: Final[tuple[Outcome, ...]] = ("unverifiable", "not claimed")
+"""The outcomes that count neither for a backend nor against it; the binding declares them."""
+_WORST_FIRST: Final[tuple[Outcome, ...]] = (*AGAINST, "advisory", *NOT_COUNTED, "held")
 
 
 def worst(results: Iterable[Result]) -> Result:
@@ -149,11 +153,11 @@ def worst(results: Iterable[Result]) -> Result:
 def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
     """Return a summary of these results and their worst outcome, which is `held` only if a clause held."""
     outcomes = [result.outcome for result in results]
-    asked = len(outcomes) - outcomes.count("not claimed")
+    asked = len(outcomes) - sum(map(outcomes.count, NOT_COUNTED))
     for outcome in AGAINST:
         if count := outcomes.count(outcome):
             return f"{count} of {asked} {outcome}", outcome
-    others: tuple[Outcome, ...] = ("advisory", "not claimed")
+    others: tuple[Outcome, ...] = ("advisory", *NOT_COUNTED)
     counted = "".join(f", {count} {outcome}" for outcome in others if (count := outcomes.count(outcome)))
     held = outcomes.count("held")
     return (f"{held} hold{counted}", "held") if held else (f"none held{counted}", "unverified")

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Final
 
 from flux_memory.testkit.evidence.document import (
+    NOT_COUNTED,
     OUTCOMES,
     BackendEvidence,
     CapabilityEvidence,
@@ -45,6 +46,7 @@ _SHOWN_AS: Final[dict[Outcome, str]] = {
     "failed": "Failed",
     "advisory": "Advisory",
     "unverified": "Unverified",
+    "unverifiable": "Unverifiable",
     "not claimed": "Not claimed",
     "not run": "Not run",
 }
@@ -117,7 +119,7 @@ def _overview(evidence: Evidence) -> str:
 
 def _held_of(clauses: Sequence[ClauseEvidence], backend: str) -> str:
     results = [clause.results[backend] for clause in clauses if backend in clause.results]
-    results = [result for result in results if result.outcome != "not claimed"]
+    results = [result for result in results if result.outcome not in NOT_COUNTED]
     held = sum(result.holds for result in results)
     if held == len(results):
         return str(held)
