@@ -27,7 +27,7 @@ _TIMEOUTS = pytest.StashKey[Timeouts]()
 _PLUGINS: Final = ("flux_memory.testkit.report", "flux_memory.testkit.run_evidence", "flux_memory_run_evidence")
 """Without one of them a clause would have no result, or the run no verdict."""
 _LEAST_CONTENT_BYTES: Final = 64 * 1024
-_LEAST_ID_LENGTH: Final = 16
+_LEAST_ID_LENGTH: Final = 24
 """The texts and ids of most clauses are shorter."""
 
 

@@ -125,7 +125,7 @@ class TextContract(Binding):
     )
     async def test_session_ids_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
+        ids = [each for each in dict.fromkeys([*NAMES.values(), *LOOKALIKES]) if len(each) <= store.max_id_length]
         for session in ids:
             assert await memory.create_session(session, session_id=session) == session
         for session in ids:
@@ -142,7 +142,7 @@ class TextContract(Binding):
     async def test_message_ids_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
+        ids = [each for each in dict.fromkeys([*NAMES.values(), *LOOKALIKES]) if len(each) <= store.max_id_length]
         for message_id in ids:
             assert await memory.add_message(session, "user", message_id, message_id=message_id) == message_id
         assert [message["id"] for message in await memory.get_history(session)] == ids
