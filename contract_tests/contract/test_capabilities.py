@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bound_stores import make_reference_corrupter, run_clause
+from bound_stores import make_reference_corrupter, make_reference_reader, run_clause
 from limited_memories import SMALL_CONTENT_BYTES, SMALL_ID_LENGTH, limited_factory
 from outage_stores import Switch, SwitchedMemory, make_no_outage
 
@@ -78,6 +78,7 @@ def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> 
         max_content_bytes=SMALL_CONTENT_BYTES,
         max_id_length=SMALL_ID_LENGTH,
         corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
         outages=switch.outages(open_memory) if Capability.OUTAGES in claimed else (),
     )
     assert run_clause(clause_id, store) is None

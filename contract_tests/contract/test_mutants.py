@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bound_stores import make_reference_corrupter, run_clause
+from bound_stores import make_reference_corrupter, make_reference_reader, run_clause
 from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
@@ -24,6 +24,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 REFERENCE_CLAUSES = {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-MOD-001"}
 """Clauses that need a clock or a damaged row, which only the reference model's store always supports, or minutes."""
+
+
+FILED = ("FM-DUR", "FM-LIF", "FM-CAP-003", "FM-TXT-03")
+"""Beginnings of the ids of clauses that need a store in a file."""
 
 
 def choose_sample() -> list[str]:
@@ -51,12 +55,13 @@ def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property
     """The named clause fails on the mutant of the reference model, and holds on the model itself."""
     record_property(MUTANT, f"{name} on the reference")
     path = tmp_path / "reference.json"
-    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF", "FM-CAP-003")) else None)
+    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(FILED) else None)
     memory, switch = broken(name, ReferenceMemory), Switch()
     distant = broken(name, SwitchedMemory)
     store = StoreUnderTest(
         lambda: memory(shared),
         corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
         outages=switch.outages(lambda: distant(shared, switch)),
     )
     assert run_clause(MUTANTS[name].caught_by, store) is not None

@@ -16,6 +16,7 @@ from flux_memory.testkit.contract.under_test import (
     ClockAt,
     CorruptMessage,
     Factory,
+    ReadRaw,
     StoreUnderTest,
     clock_of_this_process,
 )
@@ -74,6 +75,15 @@ class Binding:
         return None
 
     @pytest.fixture
+    def read_raw(self) -> ReadRaw | None:
+        """Return an async function that reads one message without the backend, given its session's id and its own.
+
+        It returns a mapping with the `role`, `content` and `metadata` that the store holds, decoded as the backend
+        means them; keys that it leaves out are not compared. It returns None if the store does not have the message.
+        """
+        return None
+
+    @pytest.fixture
     def outages(self) -> Sequence[Outage]:
         """Return the outages that the binding can cause, each with handles that are affected by it."""
         return ()
@@ -101,8 +111,9 @@ class Binding:
         preflight = preflight_of(request.config, type(self))
         preflight.begin(request.node.nodeid)
         preflight.check_fixtures(memory_factory=memory_factory, clock_at=clock_at)
-        if corrupt_message is not None:
-            preflight.check_fixtures(corrupt_message=corrupt_message)
+        read_raw: ReadRaw | None = request.getfixturevalue("read_raw")
+        optional = {"corrupt_message": corrupt_message, "read_raw": read_raw}
+        preflight.check_fixtures(**{name: value for name, value in optional.items() if value is not None})
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         # A fresh store can be expensive: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
@@ -115,6 +126,7 @@ class Binding:
             fresh_factory=fresh_factory,
             clock_at=clock_at,
             corrupt_message=corrupt_message,
+            read_raw=read_raw,
             outages=request.getfixturevalue("outages") if away else (),
             capabilities=capabilities_of(request.node),
             max_content_bytes=self.max_content_bytes,

@@ -13,6 +13,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import (
     LOOKALIKES,
+    METADATA,
     NAMES,
     NOT_TEXTS,
     NUL_TEXTS,
@@ -20,6 +21,7 @@ from flux_memory.testkit.contract.corpus import (
     TEXTS,
     Colour,
     Shout,
+    same,
 )
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -246,6 +248,46 @@ class TextContract(Binding):
                 with pytest.raises(InvalidInputError):
                     await call(memory, session, value)
         assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+    @clause(
+        "FM-TXT-030",
+        promise="The store holds the role and the content byte for byte as they were given, also for another client.",
+        impact="The backend hides that it changed the words: a restart, a backup or another program shows others.",
+        needs=Capability.MESSAGE_IDS | Capability.DURABLE,
+    )
+    async def test_stored_text_is_byte_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        given = {name: {"role": text or "user", "content": text} for name, text in TEXTS.items()}
+        ids = {name: await memory.add_message(session, text or "user", text) for name, text in TEXTS.items()}
+        for name, message in given.items():
+            await _compare_stored(store, session, ids[name], message, f"add_message, {name}")
+        if Capability.BATCH in store.capabilities:
+            made = await memory.add_messages(session, list(given.values()))  # type: ignore[arg-type]  # typed dicts
+            for message_id, (name, message) in zip(made, given.items(), strict=True):
+                await _compare_stored(store, session, message_id, message, f"add_messages, {name}")
+
+    @clause(
+        "FM-TXT-031",
+        promise="The store holds a message's metadata as it was given, by type and value, as another client reads it.",
+        impact="The backend hides that it changed citations or flags: another program reads others.",
+        needs=Capability.MESSAGE_IDS | Capability.MESSAGE_METADATA | Capability.DURABLE,
+    )
+    async def test_stored_metadata_is_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for name, metadata in METADATA.items():
+            message_id = await memory.add_message(session, "user", "text", metadata)
+            await _compare_stored(store, session, message_id, {"metadata": metadata}, name)
+
+
+async def _compare_stored(
+    store: StoreUnderTest, session: str, message_id: str, given: dict[str, Any], name: str
+) -> None:
+    stored = await store.read_raw(session, message_id)
+    for key in given.keys() & stored.keys():
+        equal = same(stored[key], given[key])
+        assert equal, f"the store holds another {key} ({name}): {stored[key]!r:.100}, not {given[key]!r:.100}"
 
 
 async def _refuses_texts(store: StoreUnderTest, texts: dict[str, int]) -> None:

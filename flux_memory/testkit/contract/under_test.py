@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeVar, cast
@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 Factory = Callable[[], Memory]
 ClockAt = Callable[[datetime], AbstractAsyncContextManager[None]]
 CorruptMessage = Callable[[str, str], Awaitable[None]]
+ReadRaw = Callable[[str, str], Awaitable[Mapping[str, Any] | None]]
 
 SEPARATORS: Final = (":", "/", "|", "#", "-", "_", ".", ",", " ", "\x1f")
 """Separators that stores put between the parts of a key, and that ids may contain."""
@@ -49,6 +50,7 @@ class StoreUnderTest:
         fresh_factory: The same for a store on which no handle has ever been opened.
         clock_at: A context that sets the time of writes to the given moment.
         corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
+        read_raw: Reads one stored message without the backend; takes its session's id and its own.
         outages: The ways in which the store can be unreachable.
         capabilities: What the backend claims.
         max_content_bytes: The size in bytes of the longest content, role or title that the backend accepts.
@@ -66,6 +68,7 @@ class StoreUnderTest:
         fresh_factory: Factory | None = None,
         clock_at: ClockAt = clock_of_this_process,
         corrupt_message: CorruptMessage | None = None,
+        read_raw: ReadRaw | None = None,
         outages: Sequence[Outage] = (),
         capabilities: Capability = ALL,
         max_content_bytes: int = MAX_CONTENT_BYTES,
@@ -93,6 +96,7 @@ class StoreUnderTest:
         self.transcript = Transcript()
         self._preflight = preflight
         self._corrupt_message = corrupt_message
+        self._read_raw = read_raw
         self._outages = outages
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
@@ -151,6 +155,15 @@ class StoreUnderTest:
         if self._corrupt_message is None:
             unverified("override the fixture corrupt_message to damage a row without the backend")
         await self._corrupt_message(session_id, message_id)
+
+    async def read_raw(self, session_id: str, message_id: str) -> Mapping[str, Any]:
+        """Return one message as it is stored, decoded; fail if the store does not have it."""
+        if self._read_raw is None:
+            unverified("override the fixture read_raw to read a message without the backend")
+        stored = await self._read_raw(session_id, message_id)
+        if stored is None:
+            pytest.fail(f"read_raw does not find the message {message_id!r}, which was acknowledged")
+        return stored
 
     def found(self, capability: Capability, outcome: str) -> bool:
         """Note the outcome for a capability: `works`, `refused`, `is not there`, or an error.
