@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
+from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import ALL, NOTHING, Capability
 from flux_memory.testkit.clauses import CLAUSES
 
@@ -25,6 +26,14 @@ def capabilities_of(item: pytest.Item) -> Capability:
     """Return the capabilities that a clause's backend claims, without those that `--flux-without` names."""
     claimed: Capability = getattr(getattr(item, "cls", None), "capabilities", ALL)
     return claimed & ~named_capabilities(item.config.option.flux_without or "")
+
+
+def limits_of(item: pytest.Item) -> dict[str, int]:
+    """Return the limits that a clause's binding states and that are smaller than the library's, by name."""
+    binding = getattr(item, "cls", None)
+    limits = {"max_content_bytes": MAX_CONTENT_BYTES, "max_id_length": MAX_ID_LENGTH}
+    stated = {name: getattr(binding, name, most) for name, most in limits.items()}
+    return {name: value for name, value in stated.items() if value < limits[name]}
 
 
 def named_capabilities(names: str) -> Capability:

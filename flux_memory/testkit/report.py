@@ -17,6 +17,7 @@ from flux_memory.testkit.evidence.properties import (
     CAPABILITY,
     CLAUSE,
     FACTS,
+    LIMITS,
     RESULT,
     SEED,
     SERVER,
@@ -82,11 +83,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _prepare(item: pytest.Item, clause_id: str) -> None:
     from flux_memory.testkit import clauses
+    from flux_memory.testkit.declarations import limits_of
     from flux_memory.testkit.evidence.judge import excuse
 
     item.user_properties += [(CLAUSE, clause_id), (BACKEND, backend_of(item))]
     if (backend_version := getattr(getattr(item, "cls", None), "backend_version", None)) is not None:
         item.user_properties.append((BACKEND_VERSION, str(backend_version)))
+    if limits := limits_of(item):
+        item.user_properties.append((LIMITS, limits))
     excuse(item, clauses.CLAUSES[clause_id], clauses.CONTRACT_VERSION)
 
 

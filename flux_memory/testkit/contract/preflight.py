@@ -191,7 +191,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and its causes: a driver's error often hides that of the system."""
     while error is not None:
         yield error
-        # The library's own errors say what they mean; a documented one is an answer, whatever led to it.
+        # A documented error means what it says; its causes do not change that.
         if isinstance(error, FluxMemoryError):
             return
         error = error.__cause__ or error.__context__

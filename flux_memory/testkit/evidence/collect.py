@@ -25,6 +25,7 @@ from flux_memory.testkit.evidence.properties import (
     CAPABILITY,
     CLAUSE,
     FACTS,
+    LIMITS,
     MUTANT,
     RESULT,
     SEED,
@@ -56,6 +57,7 @@ class BackendOutcomes:
     seconds: float = 0.0
     server: str | None = None
     version: str | None = None
+    limits: dict[str, int] = field(default_factory=dict)
     capabilities: dict[str, CapabilityEvidence] = field(default_factory=dict)
     ran: set[tuple[str, str]] = field(default_factory=set)
     """Each clause with a result, and the binding whose test gave it: several may have the same name of a backend."""
@@ -115,6 +117,7 @@ class Collector:
         outcomes = self.backends.setdefault(said[BACKEND], BackendOutcomes())
         outcomes.server = said.get(SERVER, outcomes.server)
         outcomes.version = said.get(BACKEND_VERSION, outcomes.version)
+        outcomes.limits |= said.get(LIMITS, {})
         for each in _all(CAPABILITY, report):
             outcomes.capabilities[each["name"]] = CapabilityEvidence(**each)
         seconds = report.duration if report.when == "call" else 0.0
@@ -130,6 +133,7 @@ class Collector:
                 server=each.server,
                 seconds=round(each.seconds, 3),
                 isolation_seconds=None if each.isolation_seconds is None else round(each.isolation_seconds, 6),
+                limits=each.limits,
                 capabilities=[each.capabilities[key] for key in sorted(each.capabilities)],
             )
             for name, each in self.backends.items()

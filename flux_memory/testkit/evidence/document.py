@@ -90,6 +90,14 @@ class BackendEvidence:
     isolation_seconds: float | None = None
     """The median time of a clause's setup and teardown."""
     capabilities: list[CapabilityEvidence] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
+    """The limits that the binding states and that are smaller than the library's, by name."""
+
+    @property
+    def about(self) -> str:
+        """The version, the server and the limits in one line; empty without any."""
+        limits = (f"{name} = {value}" for name, value in self.limits.items())
+        return ", ".join(filter(None, (self.version, self.server, *limits)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ def _head(evidence: Evidence) -> str:
     lines = [f"# flux-memory contract {evidence.contract}{pinned}", ""]
     for backend in evidence.backends:
         text, _ = verdict(result for _, result in evidence.results_of(backend.name))
-        what = ", ".join(filter(None, (backend.version, backend.server)))
-        lines.append(f"- **{_plain(backend.name)}**: {text}" + (f" ({_plain(what)})" if what else ""))
+        what = f" ({_plain(backend.about)})" if backend.about else ""
+        lines.append(f"- **{_plain(backend.name)}**: {text}{what}")
     known = {**evidence.environment, **{f"seed of {name}": value for name, value in evidence.seeds.items()}}
     lines += ["", f"{evidence.started}, " + ", ".join(f"{_plain(name)} {_plain(text)}" for name, text in known.items())]
     return "\n".join(lines)

@@ -34,8 +34,8 @@ def write_table(terminal: pytest.TerminalReporter, evidence: Evidence) -> None:
                 terminal.write_line(line, red=result.outcome == "failed", yellow=result.outcome != "failed")
     terminal.write_line("")
     for backend in evidence.backends:
-        if what := ", ".join(filter(None, (backend.version, backend.server))):
-            terminal.write_line(f"{backend.name}: {what}")
+        if backend.about:
+            terminal.write_line(f"{backend.name}: {backend.about}")
     known = [f"{name} {evidence.environment[name]}" for name in _PACKAGES[:-1] if name in evidence.environment]
     terminal.write_line(", ".join([*known, evidence.environment["system"]]))
 
