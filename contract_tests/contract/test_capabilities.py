@@ -157,6 +157,7 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
         "test": "",
         "seconds": 0.0,
         "known": False,
+        "fault": False,
     }
     result.stdout.fnmatch_lines(["not claimed *1"])
 

@@ -283,7 +283,7 @@ class LimitsContract(Binding):
     async def test_the_largest_content_is_stored(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        largest = _text_of(store.max_content_bytes)
+        largest = "x" * store.max_content_bytes
         await memory.add_message(session, "user", largest)
         (message,) = await memory.get_history(session)
         assert len(message["content"]) == len(largest)
