@@ -35,9 +35,10 @@ PUBLIC = {
         OutcomeUnknownError PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
         deadline
     """,
+    "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
-        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxy ReferenceMemory ReferenceStore clause
-        known_failure network_outages
+        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
+        ReferenceStore clause known_failure network_outages
     """,
     "flux_memory.testkit.contract": "MemoryContract",
     "flux_memory.testkit.servers": "Server ServerUnavailable start_server",

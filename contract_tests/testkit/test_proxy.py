@@ -30,6 +30,9 @@ class Server(socketserver.ThreadingTCPServer):
     address: tuple[str, int]
     heard: list[bytes]
 
+    def handle_error(self, *_: object) -> None:
+        """A client that is gone is not an error here."""
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:

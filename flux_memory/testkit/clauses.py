@@ -24,6 +24,7 @@ GROUPS: Final = {
     "TXT": "Text",
     "MET": "Metadata",
     "LIM": "Limits and look-ups",
+    "AMT": "Amounts",
     "ORD": "Order and paging",
     "TIM": "Times",
     "LST": "Listing and filters",
@@ -33,6 +34,7 @@ GROUPS: Final = {
     "CON": "Concurrency",
     "CAN": "Cancellation",
     "DLN": "Deadlines",
+    "NET": "Network",
     "LIF": "Lifecycle",
     "DUR": "Durability, processes",
     "MOD": "Everything together",
@@ -68,6 +70,7 @@ class Clause:
     test: Test
     fresh: bool
     away: bool
+    thorough: bool
     since: str
     needs: Capability
 
@@ -98,6 +101,7 @@ def clause(
     needs: Capability = NOTHING,
     fresh: bool = False,
     away: bool = False,
+    thorough: bool = False,
     since: str = "1.0",
 ) -> Callable[[Test], Test]:
     """Register a method of a contract class as the clause with this id.
@@ -112,7 +116,8 @@ def clause(
         impact: What users lose if a backend breaks it, as a sentence.
         needs: The capabilities that the clause needs; without them it does not count.
         fresh: The clause needs a store on which no handle was ever opened.
-        away: The clause puts the store out of reach, by the binding's `outages`.
+        away: The clause puts the store out of reach or breaks its network, by the binding's fixtures for that.
+        thorough: The clause takes too long for the fast profile, which leaves it out and names it.
         since: The version of the contract that added it. A clause of a minor version is advisory until the next one.
 
     Raises:
@@ -132,7 +137,7 @@ def clause(
                 # In a class that inherits both, one hides the other.
                 raise ValueError(f"the clauses {known.id} and {clause_id} have the same name, {function.__name__}")
         test = _closing(function, clause_id)
-        CLAUSES[clause_id] = Clause(clause_id, promise, impact, home, test, fresh, away, since, needs)
+        CLAUSES[clause_id] = Clause(clause_id, promise, impact, home, test, fresh, away, thorough, since, needs)
         if inspect.iscoroutinefunction(test):
             test = pytest.mark.asyncio(loop_scope="function")(test)
         # pytest collects a function with this attribute under any `python_functions`.

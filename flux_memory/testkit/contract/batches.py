@@ -12,6 +12,7 @@ from flux_memory import ConflictError, InvalidInputError, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import same
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents
 
@@ -201,9 +202,13 @@ class BatchesContract(Binding):
         longer: list[Any] = [*batch, {"role": "user", "content": "3", "message_id": "m3"}]
         assert await memory.add_messages(session, longer) == ["m0", "m1", "m2", "m3"]
         assert contents(await memory.get_history(session)) == ["0", "1", "2", "3"]
+        new: list[Any] = [{"role": "user", "content": name, "message_id": name} for name in ("m4", "m5")]
+        mixed = [longer[3], new[0], longer[0], new[1], longer[2]]
+        assert await memory.add_messages(session, mixed) == ["m3", "m4", "m0", "m5", "m2"]
+        assert contents(await memory.get_history(session)) == ["0", "1", "2", "3", "m4", "m5"]
         found = await memory.get_session(session)
         assert found is not None
-        assert found["message_count"] == 4
+        assert found["message_count"] == 6
 
     @clause(
         "FM-BAT-009",
@@ -259,3 +264,37 @@ class BatchesContract(Binding):
         said = contents(await memory.get_history(session))
         assert all(len(set(said[at : at + 5])) == 1 for at in range(0, 40, 5)), said
         assert all(count % 5 == 0 for count in seen), f"a reader saw {[count for count in seen if count % 5]}"
+
+    @clause(
+        "FM-BAT-011",
+        promise="Each message of a batch has its own role, metadata and id, whatever the others have and however many "
+        "they are.",
+        impact="Messages take over the metadata or the role of others in their batch, or lose their own.",
+        needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
+    )
+    async def test_messages_of_a_batch_are_independent(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        options: list[dict[str, Any]] = [
+            *(
+                {},
+                {"metadata": {"k": 1}},
+                {"metadata": None},
+                {"message_id": "m"},
+                {"metadata": {}},
+                {"message_id": None},
+            ),
+            *({"message_id": "n", "metadata": {"l": [1.5]}}, {"metadata": {"k": 2}}, {}),
+        ]
+        roles = ("user", "assistant", "system", "tool")
+        batch: list[Any] = [
+            {"role": roles[at % len(roles)], "content": str(at), **option} for at, option in enumerate(options)
+        ]
+        for messages in (batch, batch[::-1], *([message] for message in batch)):
+            session = await memory.create_session()
+            ids = await memory.add_messages(session, messages)
+            rows = await memory.get_history(session)
+            assert [row["id"] for row in rows] == ids
+            for row, made, message in zip(rows, ids, messages, strict=True):
+                assert made == (message.get("message_id") or made)
+                assert (row["role"], row["content"]) == (message["role"], message["content"])
+                assert same(row["metadata"], message.get("metadata") or {}), message

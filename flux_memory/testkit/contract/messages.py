@@ -10,14 +10,10 @@ from flux_memory import ConflictError, Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import same
+from flux_memory.testkit.contract.lookalikes import CHANGED_METADATA, CHANGED_TEXTS, EQUAL_METADATA
 from flux_memory.testkit.contract.pace import together
-from flux_memory.testkit.contract.under_test import (
-    SEPARATORS,
-    StoreUnderTest,
-    add_numbered,
-    contents,
-    gather_outcomes,
-)
+from flux_memory.testkit.contract.under_test import SEPARATORS, StoreUnderTest, add_numbered, contents, gather_outcomes
 
 MESSAGE_KEYS: Final = {"id", "role", "content", "metadata", "created_at"}
 
@@ -194,6 +190,101 @@ class MessagesContract(Binding):
             assert await memory.add_message(session, "user", "", resent, message_id=str(number)) == str(number)
             stored = (await memory.get_history(session))[number:]
             assert repr([row["metadata"] for row in stored]) == repr([sent])
+
+    @clause(
+        "FM-MSG-009",
+        promise="A retry is recognised by exactly equal text and metadata, in adds, in batches and within one batch: "
+        "anything that only looks equal raises `ConflictError`.",
+        impact="A corrected message is taken for a retry, and the correction is dropped.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS,
+    )
+    async def test_a_retry_is_exactly_equal(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        changes: list[tuple[Any, Any]] = [
+            *(({"content": one}, {"content": other}) for one, other in CHANGED_TEXTS),
+            *(({"role": one}, {"role": other}) for one, other in CHANGED_TEXTS),
+            *(({"metadata": one}, {"metadata": other}) for one, other in CHANGED_METADATA),
+        ]
+        first: list[Any] = []
+        second: list[Any] = []
+        for number, pair in enumerate(changes):
+            for drafts, change in zip((first, second), pair, strict=True):
+                drafts.append({"role": "user", "content": "text", "message_id": str(number), **change})
+        together: list[list[Any]] = [
+            [{**draft, "message_id": "m"} for draft in pair] for pair in zip(first, second, strict=True)
+        ]
+        ids = await memory.add_messages(session, first)
+        before = await memory.get_sessions(), await memory.get_history(session)
+        outcomes = await gather_outcomes(
+            *(memory.add_message(session, **draft) for draft in second),
+            *(memory.add_messages(session, [draft]) for draft in second),
+            *(memory.add_messages(session, pair) for pair in together),
+        )
+        for (one, other), outcome in zip(changes * 3, outcomes, strict=True):
+            assert isinstance(outcome, ConflictError), f"{one} was added, then {other}: {outcome!r}"
+        assert await memory.add_messages(session, first) == ids
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+    @clause(
+        "FM-MSG-010",
+        promise="Equal metadata in another form is a retry, in adds and batches: `None` and `{}`, another order of "
+        "keys, 1 and 1.0; so is a message under the id that the memory made for it.",
+        impact="A client that repeats its request raises a conflict with itself.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
+    )
+    async def test_a_retry_in_another_form(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        first: list[Any] = [{"role": "user", "content": "text", "metadata": one} for one, _ in EQUAL_METADATA]
+        second: list[Any] = [{"role": "user", "content": "text", "metadata": other} for _, other in EQUAL_METADATA]
+        named = [{**draft, "message_id": f"m{number}"} for number, draft in enumerate(first)]
+        for at_once in (True, False):
+            session = await memory.create_session()
+            drafts = [*named, *first]
+            if at_once:
+                ids = await memory.add_messages(session, drafts)
+            else:
+                ids = await together(memory.add_message(session, **draft) for draft in drafts)
+            before = await memory.get_history(session)
+            again: list[Any] = [
+                {**draft, "message_id": made} for draft, made in zip([*second, *second], ids, strict=True)
+            ]
+            assert await together(memory.add_message(session, **draft) for draft in again) == ids
+            assert await memory.add_messages(session, again) == ids
+            assert await memory.add_messages(session, again[::-1]) == ids[::-1]
+            with pytest.raises(ConflictError):
+                await memory.add_message(session, "user", "another", message_id=ids[-1])
+            assert same(await memory.get_history(session), before)
+
+    @clause(
+        "FM-MSG-011",
+        promise="A conversation can be copied to another session with its message ids, by adds or in a batch; both are "
+        "complete and independent.",
+        impact="A copied conversation is empty, because its messages are taken for retries.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
+    )
+    async def test_a_conversation_can_be_copied(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        sessions = [await memory.create_session() for _ in range(4)]
+        messages: list[Any] = [{"role": "user", "content": str(n), "message_id": f"m{n}"} for n in range(4)]
+        for session in sessions[:2]:
+            assert await memory.add_messages(session, messages) == ["m0", "m1", "m2", "m3"]
+        for session in sessions[2:]:
+            for message in messages:
+                assert await memory.add_message(session, **message) == message["message_id"]
+        await memory.add_message(sessions[1], "user", "own")
+        for session in sessions:
+            own = ["own"] if session == sessions[1] else []
+            assert contents(await memory.get_history(session)) == ["0", "1", "2", "3", *own]
+        await memory.delete_session(sessions[0])
+        await memory.delete_session(sessions[2])
+        left = {row["id"]: row["message_count"] for row in await memory.get_sessions()}
+        assert left == {sessions[1]: 5, sessions[3]: 4}
+        assert contents(await memory.get_history(sessions[3])) == ["0", "1", "2", "3"]
 
     @staticmethod
     async def _stored_once(handles: list[Memory], session: str, ids: list[str]) -> None:

@@ -50,7 +50,8 @@ class MetadataContract(Binding):
         needs=Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_session_metadata_round_trips(self, store: StoreUnderTest) -> None:
-        await _sessions_round_trip(store.open(), METADATA)
+        numbers: dict[str, dict[str, Any]] = {"floats": {"f": list(FLOATS)}, "integers": {"i": list(INTEGERS)}}
+        await _sessions_round_trip(store.open(), {**METADATA, **numbers})
 
     @clause(
         "FM-MET-003",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,7 +13,7 @@ from flux_memory import ConflictError, Memory, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.pace import together
+from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
@@ -177,12 +179,13 @@ class SessionsContract(Binding):
         for session in ("a", "b"):
             await memory.create_session(session_id=session)
             await memory.add_message(session, "user", session, message_id="same id")
+        kept = await memory.get_session("b"), await memory.get_history("b")
         # Through a new connection: enforcing foreign keys may be a setting of each connection.
         await other.delete_session("a")
         assert await memory.get_session("a") is None
         assert await memory.get_history("a") == []
         assert await memory.count_sessions() == 1
-        assert contents(await memory.get_history("b")) == ["b"]
+        assert (await memory.get_session("b"), await memory.get_history("b")) == kept
         await memory.create_session(session_id="a")
         assert await memory.get_history("a") == []
         await memory.add_message("a", "user", "anew", message_id="same id")
@@ -264,6 +267,58 @@ class SessionsContract(Binding):
         assert (type(count), count) == (int, 3)
         await memory.delete_session(sessions[0])
         assert await memory.count_sessions() == 2
+
+    @clause(
+        "FM-SES-012",
+        promise="Renaming a session to the title it has is a rename: it succeeds, updates `updated_at` and moves the "
+        "session to the top of the list.",
+        impact="A repeated rename raises an error, or leaves the conversation at the bottom of the list.",
+        needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
+    )
+    async def test_renaming_to_the_same_title(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session, other = await memory.create_session("same"), await memory.create_session("same")
+        for renamed, still in ((session, other), (other, session)):
+            top = {row["id"]: row["updated_at"] for row in await memory.get_sessions()}
+            rename, latest = partial(memory.update_session_title, renamed, "same"), max(top.values())
+
+            async def is_later(latest: str = latest) -> bool:
+                return (await memory.get_sessions())[0]["updated_at"] > latest
+
+            assert await bumped(rename, is_later), "a rename to the same title a second later updated no updated_at"
+            first, second = await memory.get_sessions()
+            assert (first["id"], first["title"], second["id"]) == (renamed, "same", still)
+            assert second["updated_at"] == top[still]
+
+    @clause(
+        "FM-SES-013",
+        promise="Only an id identifies: sessions with the same title, metadata and owner, and messages with the same "
+        "text, are all kept, and one text may be the id of a session, a message and a user.",
+        impact="A second conversation with the same title, or a repeated answer, is taken for the first.",
+        needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES,
+    )
+    async def test_only_an_id_identifies(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        sessions = [await memory.create_session("t", {"k": 1}, user_id="u") for _ in range(3)]
+        for session in sessions:
+            for _ in range(3):
+                await memory.add_message(session, "user", "text")
+            await asyncio.gather(*(memory.add_message(session, "user", "text") for _ in range(2)))
+        if Capability.BATCH in store.capabilities:
+            await memory.add_messages(sessions[0], [{"role": "user", "content": "text"}] * 3)
+        counts = [5 + 3 * (Capability.BATCH in store.capabilities), 5, 5]
+        for session, count in zip(sessions, counts, strict=True):
+            assert contents(await memory.get_history(session)) == ["text"] * count
+        rows = await memory.get_sessions(user_id="u")
+        assert {row["id"]: row["message_count"] for row in rows} == dict(zip(sessions, counts, strict=True))
+        if Capability.SESSION_IDS | Capability.IDEMPOTENT_IDS in store.capabilities:
+            for one in ("u", "t"):
+                await memory.create_session(one, session_id=one, user_id=one)
+                assert await memory.add_message(one, one, one, message_id=one) == one
+            assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions, "u"}
+            await memory.delete_session("u")
+            assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions}
+            assert contents(await memory.get_history("t")) == ["t"]
 
 
 async def _is_empty(memory: Memory) -> None:

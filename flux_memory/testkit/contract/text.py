@@ -21,6 +21,7 @@ from flux_memory.testkit.contract.corpus import (
     Colour,
     Shout,
 )
+from flux_memory.testkit.contract.lookalikes import TWIN_IDS
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -73,6 +74,11 @@ class TextContract(Binding):
         stored = {message["role"]: message["content"] for message in await memory.get_history(session)}
         for name, text in TEXTS.items():
             assert stored[name] == text, f"content changed: {name}"
+        if Capability.BATCH in store.capabilities:
+            other = await memory.create_session()
+            await memory.add_messages(other, [{"role": "user", "content": text} for text in TEXTS.values()])
+            for (name, text), message in zip(TEXTS.items(), await memory.get_history(other), strict=True):
+                assert message["content"] == text, f"content changed by add_messages: {name}"
 
     @clause(
         "FM-TXT-002",
@@ -94,6 +100,8 @@ class TextContract(Binding):
             assert updated["title"] == text, f"title changed by update_session_title: {name}"
 
         await together(come_back(name, text) for name, text in TEXTS.items())
+        listed = [row["title"] for row in await memory.get_sessions(None)]
+        assert sorted(listed) == sorted([*TEXTS.values()] * 2), "title changed by get_sessions"
 
     @clause(
         "FM-TXT-003",
@@ -106,7 +114,9 @@ class TextContract(Binding):
         session = await memory.create_session()
         roles = [text for text in TEXTS.values() if text]
         await memory.add_messages(session, [{"role": role, "content": ""} for role in roles])
-        assert [message["role"] for message in await memory.get_history(session)] == roles
+        for role in roles:
+            await memory.add_message(session, role, "")
+        assert [message["role"] for message in await memory.get_history(session)] == roles * 2
 
     @clause(
         "FM-TXT-004",
@@ -116,7 +126,7 @@ class TextContract(Binding):
     )
     async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, ""]))
+        users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, *TWIN_IDS, ""]))
         sessions = await together(memory.create_session(user_id=user) for user in users)
         listings = await together(memory.get_sessions(user_id=user) for user in users)
         for user, session, found in zip(users, sessions, listings, strict=True):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -16,7 +13,7 @@ from flux_memory import Memory, Session
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.clock import UNSET_CLOCK
+from flux_memory.testkit.contract.clock import UNSET_CLOCK, process_time_zone
 from flux_memory.testkit.contract.pace import bumped
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
 
@@ -53,7 +50,7 @@ class TimesContract(Binding):
     )
     async def test_times_do_not_depend_on_the_time_zone(self, store: StoreUnderTest) -> None:
         for zone in ("Asia/Seoul", "XXX+11:30"):
-            with _time_zone(zone):
+            with process_time_zone(zone):
                 memory = store.open()
                 session = await memory.create_session()
                 await add_numbered(memory, session, range(2))
@@ -200,20 +197,3 @@ async def _all_times(memory: Memory) -> list[str]:
             times += [record["created_at"], record["updated_at"]]
         times += [message["created_at"] for message in await memory.get_history(session["id"])]
     return times
-
-
-@contextmanager
-def _time_zone(zone: str) -> Iterator[None]:
-    before = os.environ.get("TZ")
-    if not hasattr(time, "tzset"):
-        pytest.skip("unverified: this platform cannot change a process's time zone")
-    os.environ["TZ"] = zone
-    time.tzset()
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TZ"]
-        else:
-            os.environ["TZ"] = before
-        time.tzset()

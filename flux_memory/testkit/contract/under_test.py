@@ -7,15 +7,16 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import pytest
 
-from flux_memory import Memory, Message
+from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.processes import Child, Work
+from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
 from flux_memory.testkit.timeouts import CLAUSE_SECONDS, BlockedError, Limit, Timeouts, limited, unblocked
 
@@ -48,8 +49,11 @@ class StoreUnderTest:
         clock_at: A context that sets the time of writes to the given moment.
         corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
         outages: The ways in which the store can be unreachable.
+        routes: The kit's proxies in front of the store's server.
         capabilities: What the backend claims.
-        thorough: Explore the model for ten minutes instead of seconds.
+        max_content_bytes: The size in bytes of the longest content, role or title that the backend accepts.
+        max_id_length: The length in characters of the longest id of a session or a message that the backend accepts.
+        thorough: Explore the model for ten minutes instead of seconds, and take the time that large amounts need.
         seed: The random seed of the model.
         timeouts: How long a call may take in this run.
     """
@@ -62,7 +66,10 @@ class StoreUnderTest:
         clock_at: ClockAt = clock_of_this_process,
         corrupt_message: CorruptMessage | None = None,
         outages: Sequence[Outage] = (),
+        routes: Routes | None = None,
         capabilities: Capability = ALL,
+        max_content_bytes: int = MAX_CONTENT_BYTES,
+        max_id_length: int = MAX_ID_LENGTH,
         thorough: bool = False,
         seed: int | None = None,
         timeouts: Timeouts | None = None,
@@ -71,6 +78,8 @@ class StoreUnderTest:
         self.fresh_factory = fresh_factory or factory
         self.clock_at = clock_at
         self.capabilities = capabilities
+        self.max_content_bytes = max_content_bytes
+        self.max_id_length = max_id_length
         self.claims: list[dict[str, Any]] = []
         """The finding on each capability: its `name`, whether it is `claimed`, the `outcome`."""
         self.thorough = thorough
@@ -82,9 +91,12 @@ class StoreUnderTest:
         """The clause that runs on this store."""
         self.finished = False
         """Whether a clause ran on this store to its end."""
+        self.left = ""
+        """Why a clause is left to the thorough profile; empty if it is not."""
         self.transcript = Transcript()
         self._corrupt_message = corrupt_message
         self._outages = outages
+        self._routes = routes
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
 
@@ -127,6 +139,24 @@ class StoreUnderTest:
             )
         return found
 
+    @property
+    def has_routes(self) -> bool:
+        """Whether the binding can put a proxy in front of the store's server."""
+        return self._routes is not None
+
+    def add_route(self) -> Route:
+        """Return another way to the store's server; without one, the clause is unverified."""
+        if self._routes is None:
+            pytest.skip(
+                "unverified: override the fixture proxied_memory_factory to put a proxy in front of the server, "
+                "or remove NETWORKED from the claims"
+            )
+        return self._routes.add()
+
+    def open_over(self, route: Route) -> Memory:
+        """Open another handle on the store, over a route that can break."""
+        return self._record(route.open())
+
     def _record(self, memory: Memory) -> Memory:
         if inspect.iscoroutine(memory):
             memory.close()
@@ -155,6 +185,11 @@ class StoreUnderTest:
             f"{capability.name} is {'' if claimed else 'not '}claimed, and {outcome}: {MEANING[capability]}"
         )
         return False
+
+    def leave_to_thorough(self, reason: str) -> NoReturn:
+        """End a clause that this store is too slow for; the thorough profile runs it to its end."""
+        self.left = reason
+        pytest.skip(f"thorough only: {reason}")
 
     def check_claims(self) -> None:
         """Fail if a finding disagrees with the claims."""
@@ -255,6 +290,11 @@ async def add_many(store: StoreUnderTest, memory: Memory, session_id: str, start
             session_id, [{"role": "user", "content": str(number)} for number in range(start, stop)]
         )
     return await add_numbered(memory, session_id, range(start, min(stop, _MANY_ONE_BY_ONE)))
+
+
+def another_handle(store: StoreUnderTest, memory: Memory) -> Memory:
+    """Open another handle on the store; return this one if the backend does not claim several handles."""
+    return store.open() if Capability.SEVERAL_HANDLES in store.capabilities else memory
 
 
 def contents(history: list[Message]) -> list[str]:

@@ -180,3 +180,66 @@ class IdsOutliveClearing(Sound):
 class CountsUsers(Sound):
     async def count_sessions(self) -> Any:
         return len({row["user_id"] for row in await super().get_sessions(None) if row["message_count"] == 0})
+
+
+@caught_by("FM-SES-012")
+class EqualTitlesChangeNothing(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        row = await super().get_session(session_id)
+        if row is None or row["title"] != title:
+            await super().update_session_title(session_id, title)
+
+
+@caught_by("FM-SES-012")
+class NoRowsAffected(Sound):
+    """Like a database that does not count rows whose values stay the same."""
+
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        row = await super().get_session(session_id)
+        await super().update_session_title(session_id, title)
+        if row is not None and row["title"] == title:
+            raise SessionNotFoundError(session_id)
+
+
+@caught_by("FM-SES-013")
+class TitlesAreUnique(Sound):
+    async def create_session(self, title: Any = "", *args: Any, **kwargs: Any) -> Any:
+        for row in await super().get_sessions(None):
+            if title and row["title"] == title:
+                return row["id"]
+        return await super().create_session(title, *args, **kwargs)
+
+
+@caught_by("FM-SES-013")
+class RepeatedMessagesAreRetries(Sound):
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        for row in await super().get_history(session_id, 1):
+            if (row["role"], row["content"]) == (role, content):
+                return row["id"]
+        return await super().add_message(session_id, role, content, *args, **kwargs)
+
+
+@caught_by("FM-SES-013")
+class OneKeyForAllKinds(Sound):
+    """Keeps users, sessions and messages in one table, with their ids as keys."""
+
+    async def create_session(self, *args: Any, session_id: Any = None, user_id: Any = "", **kwargs: Any) -> Any:
+        if session_id == user_id:
+            raise ConflictError(session_id)
+        return await super().create_session(*args, session_id=session_id, user_id=user_id, **kwargs)
+
+
+@caught_by("FM-SES-008")
+class DeletesMessagesById(Sound):
+    """Deletes the messages of a session by their ids, which other sessions have as well."""
+
+    gone: ClassVar[set[str]] = set()
+
+    async def delete_session(self, session_id: Any) -> None:
+        self.gone.update(row["id"] for row in await super().get_history(session_id))
+        await super().delete_session(session_id)
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        kept = [one for one in await super().get_history(session_id) if one["id"] not in self.gone]
+        return row and {**row, "message_count": len(kept)}
