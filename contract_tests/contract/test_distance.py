@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pytest
 from bound_stores import run_clause
-from distant_stores import Distance, DistantMemory, make_distant_store, run_at_the_same_time
+from distant_stores import (
+    Distance,
+    DistantMemory,
+    choose,
+    is_small,
+    is_sociable,
+    make_distant_store,
+    run_at_the_same_time,
+)
 
-from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceStore
-from flux_memory.testkit.clauses import Clause
+from flux_memory.testkit import ReferenceStore
 from flux_memory.testkit.contract.model.exploration import Profile, explore
 
 FAR: Final = Distance(0.15, clock_seconds=1.0)
 NEARER: Final = Distance(0.03, clock_seconds=1.0)
 COLD: Final = Distance(0.05, first_seconds=3.0)
 
-LARGE: Final = frozenset({"FM-LIM-003", "FM-LIM-004", "FM-LIM-009", "FM-LIM-012"})
-"""Clauses that spend seconds on large values, which has nothing to do with distance and would delay the others."""
-ALONE: Final = re.compile(r"clock_at|process_time_zone|all_tasks|open_things|time\.sleep")
-"""What clauses do that concerns the whole process or event loop, so that they cannot share it with others."""
 OPENING: Final = ("FM-CON-001", "FM-CON-002", "FM-LIF-001", "FM-LIF-005", "FM-CAN-011", "FM-DLN-004", "FM-DLN-005")
 """Clauses on the first calls of a handle, and on those after an outage."""
-
-
-def choose(wanted: Callable[[Clause], bool]) -> list[str]:
-    """Return the ids of the contract's clauses that are wanted."""
-    ours = [each for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
-    return [each.id for each in ours if wanted(each)]
-
-
-def is_small(each: Clause) -> bool:
-    """Return whether a clause is about more than amounts, and needs no server of its own."""
-    return each.id not in LARGE and not each.id.startswith(("FM-AMT", "FM-NET"))
-
-
-def is_sociable(each: Clause) -> bool:
-    """Return whether a clause can share an event loop with others."""
-    return inspect.iscoroutinefunction(each.test) and ALONE.search(inspect.getsource(each.test)) is None
 
 
 def test_a_distant_store_keeps_the_contract(tmp_path: Path) -> None:
