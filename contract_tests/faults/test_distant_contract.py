@@ -59,7 +59,7 @@ def test_a_distant_postgres_keeps_the_contract(clause_id: str, distant_postgres:
 
 
 def test_the_contract_holds_at_any_distance(distance: Distance, tmp_path: Path) -> None:
-    """No clause takes the distance of a correct store for a fault. PostgreSQL shows it for the model and for amounts."""
+    """No clause takes the distance of a correct store for a fault."""
     beside = choose(lambda each: is_small(each) and is_sociable(each))
     alone = choose(lambda each: is_small(each) and not is_sociable(each) and each.id != "FM-MOD-001")
     stores = {
