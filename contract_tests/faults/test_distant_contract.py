@@ -13,7 +13,6 @@ from outage_stores import make_postgres_outages
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import CLAUSES, Proxy, network_outages
-from flux_memory.testkit.clauses import Clause
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 ROUND_TRIP_SECONDS: Final = 0.15
@@ -22,16 +21,11 @@ AFFECTED: Final = ("FM-CAN-020", "FM-CON-002", "FM-LST-001", "FM-DLN-005", "FM-D
 DAMAGE: Final = "UPDATE messages SET created_at = 'infinity' WHERE session_id = $1 AND id = $2"
 
 
-def is_usual(each: Clause) -> bool:
-    """Return whether a clause is about neither many calls nor the packets of a network."""
-    return not each.id.startswith(("FM-AMT", "FM-NET"))
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the clauses and the distances: a few of them, or all with `--long`."""
     long = bool(metafunc.config.option.long)
     if "clause_id" in metafunc.fixturenames:
-        metafunc.parametrize("clause_id", choose(is_usual) if long else AFFECTED)
+        metafunc.parametrize("clause_id", choose(is_small) if long else AFFECTED)
     if "distance" in metafunc.fixturenames:
         distances = [Distance(0.05), Distance(0.15, clock_seconds=1.0), Distance(0.5, clock_seconds=1.0)]
         metafunc.parametrize("distance", distances if long else distances[:1], ids=lambda each: f"{each.seconds} s")
