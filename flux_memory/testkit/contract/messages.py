@@ -251,13 +251,12 @@ class MessagesContract(Binding):
             if batched:
                 ids = await memory.add_messages(session, drafts)
             else:
-                ids = [await memory.add_message(session, **draft) for draft in drafts]
+                ids = await together(memory.add_message(session, **draft) for draft in drafts)
             before = await memory.get_history(session)
             again: list[Any] = [
                 {**draft, "message_id": made} for draft, made in zip([*second, *second], ids, strict=True)
             ]
-            for draft in again:
-                assert await memory.add_message(session, **draft) == draft["message_id"], draft
+            assert await together(memory.add_message(session, **draft) for draft in again) == ids
             assert await memory.add_messages(session, again) == ids
             assert await memory.add_messages(session, again[::-1]) == ids[::-1]
             with pytest.raises(ConflictError):
