@@ -324,6 +324,8 @@ def test_the_parts_of_a_dsn(dsn: str, parts: tuple[str, int, str, str, str], mon
     database = PostgresDatabase(dsn)
     assert (database.host, database.port, database.user, database.password, database.dbname) == parts
     assert "p@" not in repr(database)
+    # asyncpg takes no subclass of str.
+    assert type(database.password) is str
     host, port, user, password, name = parts
     kwargs = {"host": host, "port": port, "user": user, "password": password}
     assert database.psycopg().items() >= {**kwargs, "dbname": name}.items()

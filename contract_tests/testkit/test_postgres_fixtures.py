@@ -210,7 +210,9 @@ def test_a_missing_version_skips_its_tests_only(project: pytest.Pytester, monkey
     versions = f"--flux-postgres-version=10,{installed_versions()[-1]}"
     result = project.runpytest_subprocess(versions, "-rs")
     result.assert_outcomes(passed=2, skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*no PostgreSQL 10: *no PostgreSQL programs of version 10*pip install*"])
+    result.stdout.fnmatch_lines(
+        ["SKIPPED*no PostgreSQL 10: *no PostgreSQL programs on this machine are of version 10*pip install*"]
+    )
 
 
 @pytest.mark.parametrize("cause", ["--flux-postgres-required", "--flux-postgres=local", "CI"])
@@ -224,7 +226,7 @@ def test_a_missing_version_fails_where_it_is_required(
     project.makepyfile(test_it=VERSIONS)
     result = project.runpytest_subprocess("--flux-postgres-version=10", *([] if cause == "CI" else [cause]))
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*no PostgreSQL 10: *no PostgreSQL programs of version 10*"])
+    result.stdout.fnmatch_lines(["*no PostgreSQL 10: *no PostgreSQL programs on this machine are of version 10*"])
 
 
 def test_the_former_name_of_a_fixture_warns(project: pytest.Pytester) -> None:

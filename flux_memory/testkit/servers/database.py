@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote, urlencode
@@ -26,8 +27,11 @@ class PostgresDatabase:
         return self.dsn
 
     def _parameter(self, name: str) -> str | None:
-        values = [unquote(value) for key, value in split_dsn(self.dsn).parameters if key == name]
-        return values[-1] if values else None
+        return dict(self._parameters()).get(name)
+
+    def _parameters(self) -> Iterator[tuple[str, str]]:
+        for name, value in split_dsn(self.dsn).parameters:
+            yield name, unquote(str(value))
 
     @property
     def _place(self) -> tuple[str, str]:
@@ -58,7 +62,8 @@ class PostgresDatabase:
     @property
     def password(self) -> str:
         """The role's password; empty if the DSN has none."""
-        return unquote(split_dsn(self.dsn).password or "") or self._parameter("password") or ""
+        # A plain `str`: asyncpg takes no subclass of it.
+        return unquote(str(split_dsn(self.dsn).password or "")) or self._parameter("password") or ""
 
     @property
     def dbname(self) -> str:
@@ -104,4 +109,4 @@ class PostgresDatabase:
     def _options(self) -> dict[str, str]:
         """Return the parameters of the DSN that are not parts of the address."""
         parts = ("host", "port", "user", "password", "dbname", "database")
-        return {name: unquote(value) for name, value in split_dsn(self.dsn).parameters if name not in parts}
+        return {name: value for name, value in self._parameters() if name not in parts}
