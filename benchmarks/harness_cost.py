@@ -22,7 +22,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from flux_memory.testkit.servers.binaries import find_binaries, server_account
+from flux_memory.testkit.servers.binaries import find_binaries, run_as, server_account
 from harness import machine
 from harness.markdown import table
 
@@ -233,6 +233,19 @@ def document(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_interpreter() -> None:
+    """Fail if this is root, and the peers, which do not run as root, cannot run this interpreter either."""
+    account = server_account()
+    try:
+        done = run_as(account, [sys.executable, "--version"], {}) if account.is_other else None
+    except PermissionError:
+        raise click.ClickException(
+            f"an unprivileged user cannot run {sys.executable}; measure as such a user"
+        ) from None
+    if done is not None and done.returncode != 0:
+        raise click.ClickException(f"{sys.executable} does not run as an unprivileged user: {done.stdout}")
+
+
 @click.command()
 @click.option("--tests", type=click.IntRange(2), default=50, show_default=True, help="Tests of a run.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
@@ -240,6 +253,7 @@ def document(result: dict[str, Any]) -> str:
 def main(*, tests: int, rounds: int, out: Path) -> None:
     """Measure, print, and write harness_cost.json and harness_cost.md; fail if a peer is faster."""
     console = Console()
+    check_interpreter()
     programs = find_binaries()
     said = subprocess.run([programs.directory / "postgres", "--version"], capture_output=True, text=True, check=True)
     result: dict[str, Any] = {

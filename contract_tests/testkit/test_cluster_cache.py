@@ -117,8 +117,8 @@ def test_settings_that_do_not_start_are_reported_with_a_cache() -> None:
         pass
 
 
-def test_each_programs_and_options_have_an_archive_of_their_own(tmp_path: Path) -> None:
-    """Promise: another build of PostgreSQL never starts from a cluster that it did not create."""
+def test_each_build_and_its_options_have_an_archive(tmp_path: Path) -> None:
+    """Promise: another build of PostgreSQL never starts from a cluster of this one; a copy of the same build does."""
     found = set()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -128,6 +128,9 @@ def test_each_programs_and_options_have_an_archive_of_their_own(tmp_path: Path) 
     (tmp_path / "b" / "postgres").write_text("newer")
     found.add(archive_of(tmp_path / "b", ["--x"]))
     assert len(found) == 5
+    (tmp_path / "b" / "postgres").write_text("a")
+    (tmp_path / "b" / "initdb").write_text("a")
+    assert archive_of(tmp_path / "b", ["--x"]) == archive_of(tmp_path / "a", ["--x"])
     assert archive_of(tmp_path / "nowhere", []) is None
 
 

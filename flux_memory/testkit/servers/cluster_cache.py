@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import stat
 import sys
 import tempfile
@@ -103,14 +102,17 @@ def archive_of(programs: Path, options: list[str]) -> ClusterArchive | None:
         return None
     try:
         directory = Path(chosen).expanduser() if chosen else _user_cache() / "flux-memory"
-        programs = programs.resolve()
-        files = [(programs / name).stat() for name in ("initdb", "postgres")]
+        identity = [_FORMAT, *options, *(_digest_of(programs / name) for name in ("initdb", "postgres"))]
     except (OSError, RuntimeError):
         return None
-    identity = [_FORMAT, platform.machine(), str(programs), *options]
-    identity += [f"{each.st_size} {each.st_mtime_ns}" for each in files]
     key = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:16]
     return ClusterArchive(directory / f"cluster-{key}{_SUFFIX}")
+
+
+def _digest_of(program: Path) -> str:
+    # By content, because each environment has a copy of a wheel's programs.
+    with program.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _user_cache() -> Path:

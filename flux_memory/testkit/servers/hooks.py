@@ -64,7 +64,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     runs = runs_of(session.config)
-    for run in {run for item in session.items if (run := runs.of_item(item)) is not None}:
+    for run in dict.fromkeys(run for item in session.items if (run := runs.of_item(item)) is not None):
         from flux_memory.testkit.servers.running import ServerUnavailable
 
         # The fixture raises it again and decides whether to skip or fail.
