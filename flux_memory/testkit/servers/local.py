@@ -107,7 +107,7 @@ def start(wishes: Wishes, mark: str) -> LocalServer:
     if archive is not None and archive.path.exists():
         try:
             return _start(found, account, wishes, mark, partial(_unpack, archive))
-        except ServerUnavailable:
+        except (ServerUnavailable, OSError):
             # The archive may be damaged. If the settings are wrong, the new cluster does not start either.
             archive.discard()
     return _start(found, account, wishes, mark, partial(_initialise, archive))
