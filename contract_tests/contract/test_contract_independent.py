@@ -18,7 +18,7 @@ from flux_memory.testkit import ALL, Capability, MemoryContract
 class TestIndependent(MemoryContract):
     backend = "Independent"
     # It supports no deadlines, because it uses nothing of the library but its errors.
-    capabilities = ALL & ~Capability.OUTAGES
+    capabilities = ALL & ~(Capability.OUTAGES | Capability.NETWORKED)
 
     @pytest.fixture
     def memory_factory(self, tmp_path: Path) -> Callable[[], IndependentMemory]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Final
 
@@ -13,7 +13,7 @@ from outage_stores import make_postgres_outages
 from raw_postgres import execute, fetch_rows, wait_until_none
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.testkit import MemoryContract
+from flux_memory.testkit import MemoryContract, Proxied
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import ClockAt, StoreUnderTest
 
@@ -43,9 +43,12 @@ class TestPostgreSQL(MemoryContract):
         return make_postgres_clock(flux_memory_postgres_dsn)
 
     @pytest.fixture
-    def outages(self, flux_memory_postgres_dsn: str) -> Iterator[Sequence[Outage]]:
-        with make_postgres_outages(flux_memory_postgres_dsn) as outages:
-            yield outages
+    def outages(self, flux_memory_postgres_dsn: str) -> Sequence[Outage]:
+        return make_postgres_outages(flux_memory_postgres_dsn)
+
+    @pytest.fixture
+    def proxied_memory_factory(self, flux_memory_postgres_dsn: str) -> Proxied:
+        return Proxied(flux_memory_postgres_dsn, PostgresConversationMemory)
 
     @pytest.fixture
     def corrupt_message(self, flux_memory_postgres_dsn: str) -> Corrupt:

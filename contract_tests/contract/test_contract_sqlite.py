@@ -12,7 +12,7 @@ from bound_stores import Corrupt, make_sqlite_corrupter, run_async_clause
 from outage_stores import make_lock_outages
 
 from flux_memory import ConversationMemory
-from flux_memory.testkit import MemoryContract
+from flux_memory.testkit import ALL, Capability, MemoryContract
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
@@ -31,6 +31,7 @@ DAMAGES: Final = {
 class TestSQLite(MemoryContract):
     backend = "SQLite"
     backend_version = f"flux-memory {version('flux-memory')}"
+    capabilities = ALL & ~Capability.NETWORKED
 
     @pytest.fixture
     def memory_factory(self, path: Path) -> Callable[[], ConversationMemory]:

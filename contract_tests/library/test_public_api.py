@@ -33,11 +33,18 @@ PUBLIC = {
         MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory FluxMemoryError
         InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
         OutcomeUnknownError PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
-        deadline
+        deadline seconds_for
     """,
+    "flux_memory.records": """
+        MessageRow SessionRow TooLongError build_messages build_session build_sessions check_batch check_count
+        check_filter check_id check_limit check_lookup check_new_message check_new_session check_seconds
+        check_session_id check_text contains decode_metadata drop_repeats encode_metadata format_time make_id
+        message_id_taken session_id_taken session_not_found utc_now
+    """,
+    "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
-        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxy ReferenceMemory ReferenceStore clause
-        known_failure network_outages
+        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
+        ReferenceStore clause known_failure network_outages
     """,
     "flux_memory.testkit.contract": "MemoryContract",
     "flux_memory.testkit.servers": "Server ServerUnavailable start_server",
@@ -86,6 +93,10 @@ def test_another_name_is_an_attribute_error() -> None:
         (
             "from flux_memory import PostgresConversationMemory",
             "aiosqlite sqlite3 pydantic pydantic_settings click pytest",
+        ),
+        (
+            "import flux_memory.records",
+            "asyncpg aiosqlite sqlite3 asyncio pydantic pydantic_settings click pytest rich",
         ),
         ("from flux_memory import create_memory", "asyncpg aiosqlite pydantic pydantic_settings click pytest"),
         ("import flux_memory.cli", "asyncpg aiosqlite pydantic pydantic_settings pytest"),

@@ -11,6 +11,7 @@ from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import BackendUnavailableError, InvalidInputError, Memory
 from flux_memory.testkit import Capability, ReferenceMemory, ReferenceStore
+from flux_memory.testkit.reference.networked import NetworkedMemory
 
 _REFUSED: Final[dict[Capability, dict[str, tuple[str, ...]]]] = {
     Capability.BATCH: {"add_messages": ()},
@@ -44,14 +45,23 @@ def limited_factory(lacks: Capability, directory: Path, switch: Switch | None = 
         alone = Capability.SEVERAL_HANDLES in lacks
         shared = {"lock": directory / "lock", "alone": alone, "held": []}
         memory = type("Exclusive", (_Exclusive, memory), shared)
+    memory = _limited(memory, lacks)
+    return lambda: memory(store, *([switch] if switch else []))
+
+
+def limited_client(lacks: Capability) -> Any:
+    """Return a class of clients of the networked reference model that lack some capabilities."""
+    return _limited(NetworkedMemory, lacks)
+
+
+def _limited(memory: Any, lacks: Capability) -> Any:
     for capability in lacks:
         members = {name: _refuse(memory, name, given) for name, given in _REFUSED.get(capability, {}).items()}
         memory = type(f"No{str(capability.name).title()}", (memory,), members)
     blank = ("id",) if Capability.MESSAGE_IDS in lacks else ()
-    memory = type(
+    return type(
         "Blanking", (memory,), _blank_methods(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ()))
     )
-    return lambda: memory(store, *([switch] if switch else []))
 
 
 def _refuse(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..., Any]:

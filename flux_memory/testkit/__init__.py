@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
     from flux_memory.testkit.contract.outages import Outage, network_outages
+    from flux_memory.testkit.contract.routes import Proxied
     from flux_memory.testkit.declarations import known_failure
     from flux_memory.testkit.proxy import Proxy
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
@@ -23,6 +24,7 @@ __all__ = [
     "Clause",
     "MemoryContract",
     "Outage",
+    "Proxied",
     "Proxy",
     "ReferenceMemory",
     "ReferenceStore",
@@ -49,6 +51,7 @@ __getattr__, __dir__ = import_on_use(
             "Outage",
             "network_outages",
         ),
+        "contract.routes": ("Proxied",),
         "declarations": ("known_failure",),
         "proxy": ("Proxy",),
         "reference": (

@@ -106,9 +106,11 @@ class RunEvidence:
 
     def _find_objections(self) -> Iterator[str]:
         """Yield the reasons why a green run must fail."""
+        from flux_memory.testkit.evidence.document import NOT_ASKED
+
         found = {} if self.collector is None else {name: b.results for name, b in self.collector.backends.items()}
         outcomes = {result.outcome for results in found.values() for result in results.values()}
-        if outcomes and outcomes <= {"unverified", "not claimed"}:
+        if outcomes and outcomes <= {"unverified", *NOT_ASKED}:
             yield "no clause could be checked"
         if self._config.option.flux_strict and not self._expected:
             yield "the run is strict, and has no clause"

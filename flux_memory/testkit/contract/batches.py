@@ -12,6 +12,8 @@ from flux_memory import ConflictError, InvalidInputError, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import same
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents
 
 NOT_BATCHES: Final[tuple[Any, ...]] = (
@@ -96,9 +98,12 @@ class BatchesContract(Binding):
             ({"role": "r", "content": "c", "id": "m"}, r"messages\[2\].*id"),
             ({"role": "r", "content": "c", "metdata": {}}, r"messages\[2\].*metdata"),
         ]
-        for message, place in bad:
+
+        async def refuse(message: Any, place: str) -> None:
             with pytest.raises(InvalidInputError, match=place):
                 await memory.add_messages(session, [*numbered(0, 1), message, *numbered(3)])
+
+        await together(refuse(*case) for case in bad)
         assert await memory.get_history(session) == []
         assert await memory.get_sessions() == before
 
@@ -165,14 +170,14 @@ class BatchesContract(Binding):
     async def test_a_batch_is_an_iterable_of_mappings(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for batch in NOT_BATCHES:
-            with pytest.raises(InvalidInputError, match="messages") as caught:
+
+        async def refuse(batch: Any, place: str) -> None:
+            with pytest.raises(InvalidInputError, match=place) as caught:
                 await memory.add_messages(session, batch)
             assert isinstance(caught.value, TypeError), f"{batch!r} raised {caught.value!r}"
-        for message in NOT_MESSAGES:
-            with pytest.raises(InvalidInputError, match=r"messages\[1\]") as caught:
-                await memory.add_messages(session, [*numbered(0), message])
-            assert isinstance(caught.value, TypeError), f"{message!r} raised {caught.value!r}"
+
+        await together(refuse(batch, "messages") for batch in NOT_BATCHES)
+        await together(refuse([*numbered(0), message], r"messages\[1\]") for message in NOT_MESSAGES)
         assert await memory.get_history(session) == []
         await memory.add_messages(session, tuple(numbered(0)))
         await memory.add_messages(session, (message for message in numbered(1, 2)))
@@ -197,9 +202,13 @@ class BatchesContract(Binding):
         longer: list[Any] = [*batch, {"role": "user", "content": "3", "message_id": "m3"}]
         assert await memory.add_messages(session, longer) == ["m0", "m1", "m2", "m3"]
         assert contents(await memory.get_history(session)) == ["0", "1", "2", "3"]
+        new: list[Any] = [{"role": "user", "content": name, "message_id": name} for name in ("m4", "m5")]
+        mixed = [longer[3], new[0], longer[0], new[1], longer[2]]
+        assert await memory.add_messages(session, mixed) == ["m3", "m4", "m0", "m5", "m2"]
+        assert contents(await memory.get_history(session)) == ["0", "1", "2", "3", "m4", "m5"]
         found = await memory.get_session(session)
         assert found is not None
-        assert found["message_count"] == 4
+        assert found["message_count"] == 6
 
     @clause(
         "FM-BAT-009",
@@ -255,3 +264,68 @@ class BatchesContract(Binding):
         said = contents(await memory.get_history(session))
         assert all(len(set(said[at : at + 5])) == 1 for at in range(0, 40, 5)), said
         assert all(count % 5 == 0 for count in seen), f"a reader saw {[count for count in seen if count % 5]}"
+
+    @clause(
+        "FM-BAT-012",
+        promise="A rejected batch leaves nothing behind: its messages are stored when they are sent again without the "
+        "mistake, under the same ids.",
+        impact="A corrected batch is taken for a retry, and its messages are never stored.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSION_IDS,
+    )
+    async def test_a_corrected_batch_is_stored(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "stored", message_id="m")
+        mistakes: list[tuple[type[Exception], Any]] = [
+            (ConflictError, {"role": "user", "content": "another", "message_id": "m"}),
+            (InvalidInputError, {"role": "", "content": "no role"}),
+        ]
+        said = ["stored"]
+        for number, (error, mistake) in enumerate(mistakes):
+            batch: list[Any] = [
+                {"role": "user", "content": f"{number} {at}", "message_id": f"{number} {at}"} for at in range(3)
+            ]
+            with pytest.raises(error):
+                await memory.add_messages(session, [*batch[:2], mistake, *batch[2:]])
+            assert await memory.add_messages(session, batch) == [message["message_id"] for message in batch]
+            said += [message["content"] for message in batch]
+            assert contents(await memory.get_history(session)) == said
+        with pytest.raises(SessionNotFoundError):
+            await memory.add_messages("later", batch)
+        await memory.create_session(session_id="later")
+        await memory.add_messages("later", batch)
+        assert contents(await memory.get_history("later")) == said[-3:]
+
+    @clause(
+        "FM-BAT-011",
+        promise="Each message of a batch, also of a batch of one, has its own role, metadata and id, and takes nothing "
+        "from the others.",
+        impact="Messages take over the metadata or the role of others in their batch, or lose their own.",
+        needs=Capability.BATCH | Capability.MESSAGE_METADATA | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
+    )
+    async def test_messages_of_a_batch_are_independent(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        options: list[dict[str, Any]] = [
+            *(
+                {},
+                {"metadata": {"k": 1}},
+                {"metadata": None},
+                {"message_id": "m"},
+                {"metadata": {}},
+                {"message_id": None},
+            ),
+            *({"message_id": "n", "metadata": {"l": [1.5]}}, {"metadata": {"k": 2}}, {}),
+        ]
+        roles = ("user", "assistant", "system", "tool")
+        batch: list[Any] = [
+            {"role": roles[at % len(roles)], "content": str(at), **option} for at, option in enumerate(options)
+        ]
+        for messages in (batch, batch[::-1], *([message] for message in batch)):
+            session = await memory.create_session()
+            ids = await memory.add_messages(session, messages)
+            rows = await memory.get_history(session)
+            assert [row["id"] for row in rows] == ids
+            for row, made, message in zip(rows, ids, messages, strict=True):
+                assert made == (message.get("message_id") or made)
+                assert (row["role"], row["content"]) == (message["role"], message["content"])
+                assert same(row["metadata"], message.get("metadata") or {}), message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, tzinfo
 from typing import Final, Self
 from unittest.mock import patch
+
+import pytest
 
 UNSET_CLOCK: Final = (
     "unverified: the times do not come from datetime.now() or time.time(); override the fixture clock_at to set "
@@ -46,6 +49,24 @@ def python_clock_at(moment: datetime) -> Iterator[None]:
                 if (replacement := _lookup(replacements, names.get(name))) is not None:
                     stack.enter_context(patch.object(module, name, replacement))
         yield
+
+
+@contextmanager
+def process_time_zone(zone: str) -> Iterator[None]:
+    """Set the time zone of this process, by its name or in POSIX's form."""
+    before = os.environ.get("TZ")
+    if not hasattr(time, "tzset"):
+        pytest.skip("unverified: this platform cannot change a process's time zone")
+    os.environ["TZ"] = zone
+    time.tzset()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 def _lookup(replacements: dict[object, object], value: object) -> object:

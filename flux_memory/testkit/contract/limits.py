@@ -22,6 +22,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import NOT_TEXTS
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
 NOWHERE: Final = ("", "unknown", "x" * (MAX_ID_LENGTH + 1), "x" * 10_000, "nul\x00", "\ud800", "' OR '1'='1", "%")
@@ -187,11 +188,13 @@ class LimitsContract(Binding):
         memory = store.open()
         session = await memory.create_session(user_id="ann")
         await memory.add_message(session, "user", "text")
-        for key in NOWHERE:
-            for name, call in READS.items():
-                if (name, key) != ("user_id of get_sessions", ""):
-                    assert not await call(memory, session, key), f"{name}={key!r:.50} found something"
-            assert await memory.get_session(key) is None
+
+        async def find(name: str, key: str) -> None:
+            if (name, key) != ("user_id of get_sessions", ""):
+                assert not await READS[name](memory, session, key), f"{name}={key!r:.50} found something"
+
+        await together(find(name, key) for key in NOWHERE for name in READS)
+        assert await together(map(memory.get_session, NOWHERE)) == [None] * len(NOWHERE)
         assert await memory.count_sessions() == 1
         assert len(await memory.get_history(session)) == 1
 
@@ -203,7 +206,8 @@ class LimitsContract(Binding):
     )
     async def test_writes_to_nowhere_are_not_found(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for key in NOWHERE:
+
+        async def refuse(key: str) -> None:
             for call in WRITES.values():
                 with pytest.raises(SessionNotFoundError):
                     await call(memory, key)
@@ -214,6 +218,8 @@ class LimitsContract(Binding):
                 await memory.add_messages(key, [{"role": "", "content": "text"}])
             with pytest.raises(InvalidInputError, match="title"):
                 await memory.update_session_title(key, "\x00")
+
+        await together(map(refuse, NOWHERE))
         assert await memory.get_sessions() == []
 
     @clause(
@@ -225,7 +231,8 @@ class LimitsContract(Binding):
     async def test_lookups_take_text_only(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for value in NOT_TEXTS:
+
+        async def refuse(value: Any) -> None:
             for name, read in READS.items():
                 with pytest.raises(InvalidInputError) as caught:
                     await read(memory, session, value)
@@ -235,6 +242,8 @@ class LimitsContract(Binding):
                 with pytest.raises(InvalidInputError) as caught:
                     await write(memory, value)
                 assert isinstance(caught.value, TypeError), f"{name}={value!r} raised {caught.value!r}"
+
+        await together(map(refuse, NOT_TEXTS))
         with pytest.raises(TypeError):
             await memory.get_session(None)  # type: ignore[arg-type]  # that is the point
 
@@ -252,10 +261,11 @@ class LimitsContract(Binding):
             found = [row["id"] for row in await memory.get_sessions(metadata=metadata)]
             assert found == [session], f"the filter did not find its session: {name}"
             await memory.delete_session(session)
-        for metadata in TOO_LARGE_FILTERS.values():
-            await memory.create_session(metadata=metadata)
-        for name, metadata in TOO_LARGE_FILTERS.items():
-            (answer,) = await gather_outcomes(memory.get_sessions(metadata=metadata))
+        await together(memory.create_session(metadata=metadata) for metadata in TOO_LARGE_FILTERS.values())
+        answers = await gather_outcomes(
+            *(memory.get_sessions(metadata=metadata) for metadata in TOO_LARGE_FILTERS.values())
+        )
+        for name, answer in zip(TOO_LARGE_FILTERS, answers, strict=True):
             assert isinstance(answer, InvalidInputError), f"the filter was accepted: {name}"
             assert "metadata" in str(answer)
         assert await memory.count_sessions() == len(TOO_LARGE_FILTERS)

@@ -10,6 +10,9 @@ from flux_memory import ConflictError, Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.corpus import same
+from flux_memory.testkit.contract.lookalikes import CHANGED_METADATA, CHANGED_TEXTS, EQUAL_METADATA
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import SEPARATORS, StoreUnderTest, add_numbered, contents, gather_outcomes
 
 MESSAGE_KEYS: Final = {"id", "role", "content", "metadata", "created_at"}
@@ -71,6 +74,7 @@ class MessagesContract(Binding):
         session = await memory.create_session()
         await memory.add_message(session, "user", "first", message_id="m")
         await add_numbered(memory, session, range(2))
+        await memory.create_session()
         before = await memory.get_sessions(), await memory.get_history(session)
         await memory.add_message(session, "user", "first", message_id="m")
         await memory.add_messages(session, [{"role": "user", "content": "first", "message_id": "m"}])
@@ -90,6 +94,7 @@ class MessagesContract(Binding):
         memory, other = store.open(), store.open()
         session = await memory.create_session()
         await memory.add_message(session, "user", "text", {"k": 1}, message_id="m")
+        await memory.create_session()
         before = await memory.get_sessions(), await memory.get_history(session)
         others: list[tuple[str, str, dict[str, Any] | None]] = [
             ("user", "another", {"k": 1}),
@@ -99,10 +104,12 @@ class MessagesContract(Binding):
             ("user", "text", {"k": 1, "l": 1}),
             ("user", "text", None),
         ]
-        for role, content, metadata in others:
-            for handle in (memory, other):
-                with pytest.raises(ConflictError):
-                    await handle.add_message(session, role, content, metadata, message_id="m")
+
+        async def refuse(handle: Memory, role: str, content: str, metadata: dict[str, Any] | None) -> None:
+            with pytest.raises(ConflictError):
+                await handle.add_message(session, role, content, metadata, message_id="m")
+
+        await together(refuse(handle, *another) for another in others for handle in (memory, other))
         assert (await memory.get_sessions(), await memory.get_history(session)) == before
 
     @clause(
@@ -116,21 +123,23 @@ class MessagesContract(Binding):
         sessions = [await memory.create_session() for _ in range(3)]
         for session in sessions:
             assert await memory.add_message(session, "user", session, message_id="m") == "m"
-        for session in sessions:
-            assert contents(await memory.get_history(session)) == [session]
+        for session, history in zip(sessions, await together(map(memory.get_history, sessions)), strict=True):
+            assert contents(history) == [session]
         await memory.delete_session(sessions[0])
         assert contents(await memory.get_history(sessions[1])) == [sessions[1]]
+        await self._can_be_copied(store, memory)
         if Capability.SESSION_IDS in store.capabilities:
-            for mark in SEPARATORS:
-                # Joined with this separator, both pairs of session and message id give the same text.
-                first, second = ("a", f"b{mark}c"), (f"a{mark}b", "c")
-                for session, message in (first, second):
-                    await memory.create_session(session_id=session)
-                    assert await memory.add_message(session, "user", session, message_id=message) == message
-                for session, _ in (first, second):
-                    assert contents(await memory.get_history(session)) == [session]
-                await memory.delete_session("a")
-                assert contents(await memory.get_history(second[0])) == [second[0]]
+            # Joined with this separator, both pairs of session and message id give the same text.
+            pairs = [pair for mark in SEPARATORS for pair in (("a", f"b{mark}c"), (f"a{mark}b", "c"))]
+            names = list(dict.fromkeys(session for session, _ in pairs))
+            await together(memory.create_session(session_id=session) for session in names)
+            made = await together(memory.add_message(name, "user", name, message_id=each) for name, each in pairs)
+            assert made == [message for _, message in pairs]
+            for session, history in zip(names, await together(map(memory.get_history, names)), strict=True):
+                assert contents(history) == [session] * [name for name, _ in pairs].count(session)
+            await memory.delete_session("a")
+            for session, history in zip(names[1:], await together(map(memory.get_history, names[1:])), strict=True):
+                assert contents(history) == [session]
 
     @clause(
         "FM-MSG-006",
@@ -184,6 +193,94 @@ class MessagesContract(Binding):
             assert await memory.add_message(session, "user", "", resent, message_id=str(number)) == str(number)
             stored = (await memory.get_history(session))[number:]
             assert repr([row["metadata"] for row in stored]) == repr([sent])
+
+    @clause(
+        "FM-MSG-009",
+        promise="A retry is recognised by exactly equal text and metadata, in adds, in batches and within one batch: "
+        "anything that only looks equal raises `ConflictError`.",
+        impact="A corrected message is taken for a retry, and the correction is dropped.",
+        needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS,
+    )
+    async def test_a_retry_is_exactly_equal(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        changes: list[tuple[Any, Any]] = [
+            *(({"content": one}, {"content": other}) for one, other in CHANGED_TEXTS),
+            *(({"role": one}, {"role": other}) for one, other in CHANGED_TEXTS),
+            *(({"metadata": one}, {"metadata": other}) for one, other in CHANGED_METADATA),
+        ]
+        first: list[Any] = []
+        second: list[Any] = []
+        for number, pair in enumerate(changes):
+            for drafts, change in zip((first, second), pair, strict=True):
+                drafts.append({"role": "user", "content": "text", "message_id": str(number), **change})
+        together: list[list[Any]] = [
+            [{**draft, "message_id": "m"} for draft in pair] for pair in zip(first, second, strict=True)
+        ]
+        ids = await memory.add_messages(session, first)
+        before = await memory.get_sessions(), await memory.get_history(session)
+        outcomes = await gather_outcomes(
+            *(memory.add_message(session, **draft) for draft in second),
+            *(memory.add_messages(session, [draft]) for draft in second),
+            *(memory.add_messages(session, pair) for pair in together),
+        )
+        for (one, other), outcome in zip(changes * 3, outcomes, strict=True):
+            assert isinstance(outcome, ConflictError), f"{one} was added, then {other}: {outcome!r}"
+        assert await memory.add_messages(session, first) == ids
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+    @clause(
+        "FM-MSG-010",
+        promise="Equal metadata in another form is a retry, in adds and batches: `None` and `{}`, another order of "
+        "keys, 1 and 1.0; so is a message under the id that the memory made for it.",
+        impact="A client that repeats its request raises a conflict with itself.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.MESSAGE_METADATA,
+    )
+    async def test_a_retry_in_another_form(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        first: list[Any] = [{"role": "user", "content": "text", "metadata": one} for one, _ in EQUAL_METADATA]
+        second: list[Any] = [{"role": "user", "content": "text", "metadata": other} for _, other in EQUAL_METADATA]
+        named = [{**draft, "message_id": f"m{number}"} for number, draft in enumerate(first)]
+        for batched in (True, False):
+            session = await memory.create_session()
+            drafts = [*named, *first]
+            if batched:
+                ids = await memory.add_messages(session, drafts)
+            else:
+                ids = [await memory.add_message(session, **draft) for draft in drafts]
+            before = await memory.get_history(session)
+            again: list[Any] = [
+                {**draft, "message_id": made} for draft, made in zip([*second, *second], ids, strict=True)
+            ]
+            for draft in again:
+                assert await memory.add_message(session, **draft) == draft["message_id"], draft
+            assert await memory.add_messages(session, again) == ids
+            assert await memory.add_messages(session, again[::-1]) == ids[::-1]
+            with pytest.raises(ConflictError):
+                await memory.add_message(session, "user", "another", message_id=ids[-1])
+            assert same(await memory.get_history(session), before)
+
+    @staticmethod
+    async def _can_be_copied(store: StoreUnderTest, memory: Memory) -> None:
+        """Store equal messages with equal ids in several sessions, and delete some of the sessions."""
+        messages: list[Any] = [{"role": "user", "content": str(n), "message_id": f"m{n}"} for n in range(3)]
+        sessions = [await memory.create_session() for _ in range(4)]
+        for number, session in enumerate(sessions):
+            if number % 2 and Capability.BATCH in store.capabilities:
+                assert await memory.add_messages(session, messages) == ["m0", "m1", "m2"]
+            else:
+                for message in messages:
+                    assert await memory.add_message(session, **message) == message["message_id"]
+        for session in sessions:
+            assert contents(await memory.get_history(session)) == ["0", "1", "2"], "a copy is not complete"
+        for session in sessions[:2]:
+            await memory.delete_session(session)
+        for session in sessions[2:]:
+            assert contents(await memory.get_history(session)) == ["0", "1", "2"], "a copy is not independent"
 
     @staticmethod
     async def _stored_once(handles: list[Memory], session: str, ids: list[str]) -> None:

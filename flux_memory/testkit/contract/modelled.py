@@ -26,7 +26,7 @@ class ModelContract(Binding):
         # Hypothesis is slow to import, and only this clause needs it.
         from flux_memory.testkit.contract.model.exploration import FAST, explore, thorough  # noqa: PLC0415
 
-        profile = thorough() if store.thorough else FAST
+        profile = replace(thorough() if store.thorough else FAST, call_seconds=store.timeouts.call_seconds)
         if store.seed is not None:
             profile = replace(profile, seed=store.seed)
         store.seeds["model"] = profile.seed

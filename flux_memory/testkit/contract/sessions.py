@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,6 +13,7 @@ from flux_memory import ConflictError, Memory, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
@@ -24,10 +27,7 @@ class SessionsContract(Binding):
         promise="A new session has the given values; missing ones are empty text, `{}` and no messages.",
         impact="A conversation appears without its title, owner or settings.",
         needs=Capability.SESSIONS
-        | Capability.SESSION_IDS
-        | Capability.SESSION_METADATA
-        | Capability.USER_SCOPE
-        | Capability.TITLES,
+        | (Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES),
     )
     async def test_a_new_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -67,9 +67,9 @@ class SessionsContract(Binding):
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        ids = [await handle.create_session() for _ in range(5) for handle in (memory, other)]
+        ids = await together(handle.create_session() for _ in range(5) for handle in (memory, other))
         for handle in (memory, other):
-            ids += [await handle.add_message(ids[0], "user", "") for _ in range(5)]
+            ids += await together(handle.add_message(ids[0], "user", "") for _ in range(5))
             ids += await handle.add_messages(ids[0], [{"role": "user", "content": ""} for _ in range(5)])
         assert len(set(ids)) == len(ids)
         for made in ids:
@@ -90,12 +90,18 @@ class SessionsContract(Binding):
         memory = store.open()
         await memory.create_session("mine", {"k": 1}, session_id="s", user_id="u")
         await add_numbered(memory, "s", range(2))
-        before = await memory.get_session("s"), await memory.get_history("s")
+        await memory.create_session(session_id="empty")
+        before = await memory.get_sessions(), await memory.get_history("s")
         for title in ("mine", "theirs"):
-            with pytest.raises(ConflictError):
-                await memory.create_session(title, {"k": 2}, session_id="s", user_id="v")
-        assert (await memory.get_session("s"), await memory.get_history("s")) == before
-        assert await memory.count_sessions() == 1
+            for taken in ("s", "empty"):
+                with pytest.raises(ConflictError):
+                    await memory.create_session(title, {"k": 2}, session_id=taken, user_id="v")
+        assert (await memory.get_sessions(), await memory.get_history("s")) == before
+        assert await memory.get_session("s") in before[0]
+        assert await memory.get_sessions(user_id="v") == []
+        if Capability.METADATA_FILTER in store.capabilities:
+            assert await memory.get_sessions(metadata={"k": 2}) == []
+        assert await memory.count_sessions() == 2
 
     @clause(
         "FM-SES-005",
@@ -173,15 +179,17 @@ class SessionsContract(Binding):
     )
     async def test_deleting_removes_exactly_one(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
+        same: dict[str, Any] = {"metadata": {"k": 1}} if Capability.SESSION_METADATA in store.capabilities else {}
         for session in ("a", "b"):
-            await memory.create_session(session_id=session)
-            await memory.add_message(session, "user", session, message_id="same id")
+            await memory.create_session(session_id=session, **same)
+            await memory.add_message(session, "user", "same text", message_id="same id")
+        kept = await memory.get_session("b"), await memory.get_history("b")
         # Through a new connection: enforcing foreign keys may be a setting of each connection.
         await other.delete_session("a")
         assert await memory.get_session("a") is None
         assert await memory.get_history("a") == []
         assert await memory.count_sessions() == 1
-        assert contents(await memory.get_history("b")) == ["b"]
+        assert (await memory.get_session("b"), await memory.get_history("b")) == kept
         await memory.create_session(session_id="a")
         assert await memory.get_history("a") == []
         await memory.add_message("a", "user", "anew", message_id="same id")
@@ -223,17 +231,22 @@ class SessionsContract(Binding):
     )
     async def test_clearing_removes_everything(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        for session in "abc":
+
+        async def fill(session: str) -> None:
             await memory.create_session(session_id=session, user_id=session)
             await add_numbered(memory, session, range(3))
-        await other.clear_all()
-        await _is_empty(memory)
-        await other.clear_all()
-        for session in "abc":
+
+        async def fill_again(session: str) -> None:
             assert await memory.get_history(session) == []
             await memory.create_session(session_id=session)
             assert await memory.get_history(session) == []
             assert await memory.get_sessions(user_id=session) == []
+
+        await together(map(fill, "abc"))
+        await other.clear_all()
+        await _is_empty(memory)
+        await other.clear_all()
+        await together(map(fill_again, "abc"))
         await add_numbered(memory, "a", range(2))
         assert contents(await other.get_history("a")) == ["0", "1"]
         if Capability.IDEMPOTENT_IDS in store.capabilities:
@@ -258,6 +271,78 @@ class SessionsContract(Binding):
         assert (type(count), count) == (int, 3)
         await memory.delete_session(sessions[0])
         assert await memory.count_sessions() == 2
+
+    @clause(
+        "FM-SES-012",
+        promise="Renaming a session to the title it has is a rename: it succeeds, updates `updated_at` and moves the "
+        "session to the top of the list.",
+        impact="A repeated rename raises an error, or leaves the conversation at the bottom of the list.",
+        needs=Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
+    )
+    async def test_renaming_to_the_same_title(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session, other = await memory.create_session("same"), await memory.create_session("same")
+        for renamed, still in ((session, other), (other, session)):
+            top = {row["id"]: row["updated_at"] for row in await memory.get_sessions()}
+            rename, newest = partial(memory.update_session_title, renamed, "same"), max(top.values())
+            assert await bumped(rename, partial(_is_later, memory, newest)), "the rename did not update updated_at"
+            first, second = await memory.get_sessions()
+            assert (first["id"], first["title"], second["id"]) == (renamed, "same", still)
+            assert second["updated_at"] == top[still]
+
+    @clause(
+        "FM-SES-013",
+        promise="Only an id identifies: sessions with the same title, metadata and owner, and messages with the same "
+        "text, are all kept, and one text may be the id of a session, a message and a user.",
+        impact="A second conversation with the same title, or a repeated answer, is taken for the first.",
+        needs=Capability.SESSIONS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES,
+    )
+    async def test_only_an_id_identifies(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        sessions = [await memory.create_session("t", {"k": 1}, user_id="u") for _ in range(3)]
+        for session in sessions:
+            for _ in range(3):
+                await memory.add_message(session, "user", "text")
+            await asyncio.gather(*(memory.add_message(session, "user", "text") for _ in range(2)))
+        if Capability.BATCH in store.capabilities:
+            await memory.add_messages(sessions[0], [{"role": "user", "content": "text"}] * 3)
+        counts = [5 + 3 * (Capability.BATCH in store.capabilities), 5, 5]
+        for session, count in zip(sessions, counts, strict=True):
+            assert contents(await memory.get_history(session)) == ["text"] * count
+        rows = await memory.get_sessions(user_id="u")
+        assert {row["id"]: row["message_count"] for row in rows} == dict(zip(sessions, counts, strict=True))
+        if Capability.SESSION_IDS | Capability.IDEMPOTENT_IDS in store.capabilities:
+            for one in ("u", "t"):
+                await memory.create_session(one, session_id=one, user_id=one)
+                assert await memory.add_message(one, one, one, message_id=one) == one
+            assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions, "u"}
+            await memory.delete_session("u")
+            assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions}
+            assert contents(await memory.get_history("t")) == ["t"]
+
+    @clause(
+        "FM-SES-017",
+        promise="A message of any role and text counts and makes its session active; it changes nothing else of the "
+        "session.",
+        impact="A conversation that ends with an answer, or with an empty message, looks unchanged.",
+        needs=Capability.SESSIONS | Capability.TIMESTAMPS,
+    )
+    async def test_every_message_counts(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        created = await memory.get_session(session)
+        assert created is not None
+        said = [("user", "text"), ("assistant", "text"), ("system", ""), ("tool", "{}"), ("assistant", ""), ("x", " ")]
+        for count, (role, content) in enumerate(said, 1):
+            await memory.add_message(session, role, content)
+            (newest,) = await memory.get_history(session, 1)
+            found = await memory.get_session(session)
+            assert await memory.get_sessions() == [found]
+            assert found == {**created, "message_count": count, "updated_at": newest["created_at"]}
+
+
+async def _is_later(memory: Memory, time: str) -> bool:
+    return (await memory.get_sessions(1))[0]["updated_at"] > time
 
 
 async def _is_empty(memory: Memory) -> None:

@@ -21,9 +21,13 @@ from flux_memory.testkit.contract.corpus import (
     Colour,
     Shout,
 )
+from flux_memory.testkit.contract.lookalikes import SPEAKERS, TWIN_IDS
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
-WITH_TEXT: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
+CallWithText = Callable[[Memory, str, Any], Awaitable[Any]]
+
+WITH_TEXT: Final[dict[str, CallWithText]] = {
     "title": lambda memory, _, text: memory.create_session(text),
     "session_id": lambda memory, _, text: memory.create_session(session_id=text),
     "user_id": lambda memory, _, text: memory.create_session(user_id=text),
@@ -66,11 +70,13 @@ class TextContract(Binding):
     async def test_content_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for text in TEXTS.values():
-            await memory.add_message(session, "user", text)
+        await together(memory.add_message(session, name, text) for name, text in TEXTS.items())
+        if Capability.BATCH in store.capabilities:
+            await memory.add_messages(session, [{"role": name, "content": text} for name, text in TEXTS.items()])
         history = await memory.get_history(session)
-        for (name, text), message in zip(TEXTS.items(), history, strict=True):
-            assert message["content"] == text, f"content changed: {name}"
+        assert len(history) == len(TEXTS) * (2 if Capability.BATCH in store.capabilities else 1)
+        for message in history:
+            assert message["content"] == TEXTS[message["role"]], f"content changed: {message['role']}"
 
     @clause(
         "FM-TXT-002",
@@ -80,8 +86,9 @@ class TextContract(Binding):
     )
     async def test_title_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        renamed = await memory.create_session("before")
-        for name, text in TEXTS.items():
+
+        async def come_back(name: str, text: str) -> None:
+            renamed = await memory.create_session("before")
             created = await memory.get_session(await memory.create_session(text))
             await memory.update_session_title(renamed, text)
             updated = await memory.get_session(renamed)
@@ -90,18 +97,25 @@ class TextContract(Binding):
             assert updated is not None
             assert updated["title"] == text, f"title changed by update_session_title: {name}"
 
+        await together(come_back(name, text) for name, text in TEXTS.items())
+        listed = [row["title"] for row in await memory.get_sessions(None)]
+        assert sorted(listed) == sorted([*TEXTS.values()] * 2), "title changed by get_sessions"
+
     @clause(
         "FM-TXT-003",
-        promise="A role is returned byte for byte; any text except the empty text is a role.",
-        impact="Messages change their speaker, or an application's own roles are lost.",
+        promise="A role is returned byte for byte, neither corrected nor translated; any text except the empty text is "
+        "a role, and a message of any role keeps its place.",
+        impact="Messages change their speaker, an application's own roles are lost, or system prompts move.",
         needs=Capability.BATCH,
     )
     async def test_role_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        roles = [text for text in TEXTS.values() if text]
+        roles = [text for text in (*TEXTS.values(), *SPEAKERS) if text]
         await memory.add_messages(session, [{"role": role, "content": ""} for role in roles])
-        assert [message["role"] for message in await memory.get_history(session)] == roles
+        for role in roles:
+            await memory.add_message(session, role, "")
+        assert [message["role"] for message in await memory.get_history(session)] == roles * 2
 
     @clause(
         "FM-TXT-004",
@@ -111,10 +125,10 @@ class TextContract(Binding):
     )
     async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, ""]))
-        sessions = {user: await memory.create_session(user_id=user) for user in users}
-        for user, session in sessions.items():
-            found = await memory.get_sessions(user_id=user)
+        users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, *TWIN_IDS, ""]))
+        sessions = await together(memory.create_session(user_id=user) for user in users)
+        listings = await together(memory.get_sessions(user_id=user) for user in users)
+        for user, session, found in zip(users, sessions, listings, strict=True):
             assert [(row["id"], row["user_id"]) for row in found] == [(session, user)]
 
     @clause(
@@ -126,10 +140,8 @@ class TextContract(Binding):
     async def test_session_ids_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
-        for session in ids:
-            assert await memory.create_session(session, session_id=session) == session
-        for session in ids:
-            found = await memory.get_session(session)
+        assert await together(memory.create_session(session, session_id=session) for session in ids) == ids
+        for session, found in zip(ids, await together(map(memory.get_session, ids)), strict=True):
             assert found is not None
             assert (found["id"], found["title"]) == (session, session)
 
@@ -143,12 +155,13 @@ class TextContract(Binding):
         memory = store.open()
         session = await memory.create_session()
         ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
-        for message_id in ids:
-            assert await memory.add_message(session, "user", message_id, message_id=message_id) == message_id
-        assert [message["id"] for message in await memory.get_history(session)] == ids
-        for at, message_id in enumerate(ids):
-            page = await memory.get_history(session, 1, before=message_id)
-            assert [message["id"] for message in page] == ids[max(at - 1, 0) : at]
+        made = await together(memory.add_message(session, "user", each, message_id=each) for each in ids)
+        assert made == ids
+        stored = [message["id"] for message in await memory.get_history(session)]
+        assert sorted(stored) == sorted(ids)
+        pages = await together(memory.get_history(session, 1, before=message_id) for message_id in stored)
+        for at, page in enumerate(pages):
+            assert [message["id"] for message in page] == stored[max(at - 1, 0) : at]
 
     @clause(
         "FM-TXT-007",
@@ -179,6 +192,15 @@ class TextContract(Binding):
         seen += [row[key] for row in (first, second) for key in ("id", "role", "content")]
         assert seen == ["s", "m", "n", "s", "t", "red", "m", "r", "c", "n", "red", "c"]
         assert {type(text) for text in seen} == {str}
+        assert [row["id"] for row in await memory.get_sessions(user_id=Shout("red"))] == ["s"]
+        if Capability.CURSOR in store.capabilities:
+            assert await memory.get_history(Shout("s"), before=Shout("n")) == [first]
+        await memory.update_session_title(Shout("s"), Shout("renamed"))
+        found = await memory.get_session("s")
+        assert found is not None
+        assert (found["title"], type(found["title"])) == ("renamed", str)
+        await memory.delete_session(Shout("s"))
+        assert await memory.get_session("s") is None
 
     @clause(
         "FM-TXT-008",
@@ -204,16 +226,21 @@ class TextContract(Binding):
     async def test_other_types_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for argument, call in _calls_with_text(store):
-            for value in NOT_TEXTS:
-                with pytest.raises(InvalidInputError) as caught:
-                    await call(memory, session, value)
-                assert isinstance(caught.value, TypeError), f"{argument}={value!r} raised {caught.value!r}"
-                assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
-        for argument, call in _calls_with_text(store):
-            if argument in {"role", "content", "title", "user_id"}:
-                with pytest.raises(TypeError):
-                    await call(memory, session, None)
+
+        async def refuse(argument: str, call: CallWithText, value: Any) -> None:
+            with pytest.raises(InvalidInputError) as caught:
+                await call(memory, session, value)
+            assert isinstance(caught.value, TypeError), f"{argument}={value!r} raised {caught.value!r}"
+            assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
+
+        async def refuse_none(call: CallWithText) -> None:
+            with pytest.raises(TypeError):
+                await call(memory, session, None)
+
+        calls = _calls_with_text(store)
+        await together(refuse(argument, call, value) for argument, call in calls for value in NOT_TEXTS)
+        required = {"role", "content", "title", "user_id"}
+        await together(refuse_none(call) for argument, call in calls if argument in required)
 
     @clause(
         "FM-TXT-011",
@@ -241,26 +268,32 @@ class TextContract(Binding):
         session = await memory.create_session()
         await memory.add_message(session, "user", "kept")
         before = await memory.get_sessions(), await memory.get_history(session)
-        for _, call in _calls_with_text(store):
-            for value in ("nul\x00", "\ud800", 7):
-                with pytest.raises(InvalidInputError):
-                    await call(memory, session, value)
+
+        async def refuse(call: CallWithText, value: Any) -> None:
+            with pytest.raises(InvalidInputError):
+                await call(memory, session, value)
+
+        values = ("nul\x00", "\ud800", 7)
+        await together(refuse(call, value) for _, call in _calls_with_text(store) for value in values)
         assert (await memory.get_sessions(), await memory.get_history(session)) == before
 
 
 async def _refuses_texts(store: StoreUnderTest, texts: dict[str, int]) -> None:
     memory = store.open()
     session = await memory.create_session()
-    for argument, call in _calls_with_text(store):
-        for text, offset in texts.items():
-            with pytest.raises(InvalidInputError) as caught:
-                await call(memory, session, text)
-            words = str(caught.value).replace(",", " ").replace(";", " ").split()
-            assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
-            assert str(offset) in words, f"{caught.value!r} does not name the offset {offset}"
+
+    async def refuse(argument: str, call: CallWithText, text: str, offset: int) -> None:
+        with pytest.raises(InvalidInputError) as caught:
+            await call(memory, session, text)
+        words = str(caught.value).replace(",", " ").replace(";", " ").split()
+        assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
+        assert str(offset) in words, f"{caught.value!r} does not name the offset {offset}"
+
+    calls = _calls_with_text(store)
+    await together(refuse(*call, *text) for call in calls for text in texts.items())
 
 
-def _calls_with_text(store: StoreUnderTest) -> list[tuple[str, Callable[[Memory, str, Any], Awaitable[Any]]]]:
+def _calls_with_text(store: StoreUnderTest) -> list[tuple[str, CallWithText]]:
     """Return the calls that the backend claims to support."""
     calls = [*WITH_TEXT.items(), ("title", set_title)]
     return [(argument, call) for argument, call in calls if NEEDS.get(argument, NOTHING) in store.capabilities]

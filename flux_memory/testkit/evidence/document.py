@@ -12,9 +12,9 @@ FORMAT: Final = 1
 """The version of the JSON's structure. Added keys do not change it; readers ignore unknown keys."""
 FILE_NAME: Final = "contract.json"
 
-Outcome = Literal["held", "failed", "advisory", "unverified", "not claimed", "not run"]
+Outcome = Literal["held", "failed", "advisory", "unverified", "not claimed", "thorough only", "not run"]
 """`advisory`: failed, but newer than the contract that the backend is held to. `not claimed`: the clause needs a
-capability that the backend does not claim."""
+capability that the backend does not claim. `thorough only`: the clause takes too long for the fast profile."""
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 T = TypeVar("T")
@@ -138,7 +138,9 @@ class Evidence:
 
 AGAINST: Final[tuple[Outcome, ...]] = ("failed", "unverified", "not run")
 """The outcomes that count against a backend, worst first."""
-_WORST_FIRST: Final[tuple[Outcome, ...]] = (*AGAINST, "advisory", "not claimed", "held")
+NOT_ASKED: Final[tuple[Outcome, ...]] = ("thorough only", "not claimed")
+"""The outcomes of clauses that the run did not ask of a backend; they do not count."""
+_WORST_FIRST: Final[tuple[Outcome, ...]] = (*AGAINST, "advisory", *NOT_ASKED, "held")
 
 
 def worst(results: Iterable[Result]) -> Result:
@@ -149,11 +151,11 @@ def worst(results: Iterable[Result]) -> Result:
 def verdict(results: Iterable[Result]) -> tuple[str, Outcome]:
     """Return a summary of these results and their worst outcome, which is `held` only if a clause held."""
     outcomes = [result.outcome for result in results]
-    asked = len(outcomes) - outcomes.count("not claimed")
+    asked = sum(outcome not in NOT_ASKED for outcome in outcomes)
     for outcome in AGAINST:
         if count := outcomes.count(outcome):
             return f"{count} of {asked} {outcome}", outcome
-    others: tuple[Outcome, ...] = ("advisory", "not claimed")
+    others: tuple[Outcome, ...] = ("advisory", *NOT_ASKED)
     counted = "".join(f", {count} {outcome}" for outcome in others if (count := outcomes.count(outcome)))
     held = outcomes.count("held")
     return (f"{held} hold{counted}", "held") if held else (f"none held{counted}", "unverified")

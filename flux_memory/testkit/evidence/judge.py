@@ -10,7 +10,7 @@ import pytest
 
 from flux_memory.testkit.declarations import capabilities_of, why_known
 from flux_memory.testkit.evidence.collect import presentable
-from flux_memory.testkit.evidence.document import Outcome, Result
+from flux_memory.testkit.evidence.document import NOT_ASKED, Outcome, Result
 from flux_memory.testkit.versions import is_binding
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Excuse:
     """Why a clause may be skipped, or may fail without failing the run. Only the kit gives one."""
 
     outcome: Outcome
-    """`not claimed` for a skip; `failed` (known) or `advisory` for a failure."""
+    """`not claimed` or `thorough only` for a skip; `failed` (known) or `advisory` for a failure."""
     reason: str
     mark: pytest.Mark
     """The mark that makes pytest do so."""
@@ -39,10 +39,13 @@ EXCUSE: Final = pytest.StashKey[Excuse]()
 
 
 def excuse(item: pytest.Item, clause: Clause, current: str) -> None:
-    """Mark a clause that needs what is not claimed, is known to fail, or is newer than the backend is held to."""
+    """Mark a clause that needs what is not claimed, takes too long, is known to fail, or is newer than required."""
     pinned: str | None = item.config.option.flux_contract
     if missing := clause.needs & ~capabilities_of(item):
         _excuse(item, "not claimed", missing.words, pytest.mark.skip(reason=f"not claimed: {missing.words}"))
+    elif clause.thorough and item.config.option.flux_profile == "fast":
+        reason = "it takes too long for the fast profile"
+        _excuse(item, "thorough only", reason, pytest.mark.skip(reason=f"thorough only: {reason}"))
     elif (known := why_known(item, clause.id)) is not None:
         _excuse(item, "failed", known, pytest.mark.xfail(reason=known, strict=True))
     elif not is_binding(clause.since, current=current, pinned=pinned):
@@ -73,8 +76,10 @@ def result_of(item: pytest.Item, call: pytest.CallInfo[None], reproduction: str)
     if has_other_xfail(item) or isinstance(raised, pytest.xfail.Exception):
         return {"outcome": "failed", "reason": ONLY_KNOWN_FAILURE}
     if isinstance(raised, _SKIPS):
-        if given is not None and given.outcome == "not claimed":
-            return {"outcome": "not claimed", "reason": given.reason}
+        if given is not None and given.outcome in NOT_ASKED:
+            return {"outcome": given.outcome, "reason": given.reason}
+        if (store := _store_of(item)) is not None and store.left:
+            return {"outcome": "thorough only", "reason": store.left}
         return {"outcome": "unverified", "reason": presentable(str(raised).removeprefix("unverified: "))}
     if call.excinfo is None:
         return _result_without_error(item, given) if call.when == "call" else None
@@ -90,12 +95,16 @@ def result_of(item: pytest.Item, call: pytest.CallInfo[None], reproduction: str)
 
 
 def _result_without_error(item: pytest.Item, given: Excuse | None) -> dict[str, Any]:
-    store = getattr(item, "funcargs", {}).get("store")
+    store = _store_of(item)
     if store is None or not store.finished:
         return {"outcome": "failed", "reason": "the clause did not run to its end, and no error was reported"}
     if given is not None and given.outcome == "failed":
         return {"outcome": "failed", "reason": f"the clause holds; remove its @known_failure ({given.reason})"}
     return {"outcome": "held"}
+
+
+def _store_of(item: pytest.Item) -> Any:
+    return getattr(item, "funcargs", {}).get("store")
 
 
 def correct(report: pytest.TestReport, clause_id: str, result: dict[str, Any], *, strict: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from flux_memory.testkit.evidence.document import (
+    NOT_ASKED,
     OUTCOMES,
     BackendEvidence,
     CapabilityEvidence,
@@ -110,14 +111,14 @@ def _clauses(evidence: Evidence) -> Iterator[str]:
 
 
 def _sign(result: Result | None) -> str:
-    if result is None or result.outcome in {"not claimed", "not run"}:
+    if result is None or result.outcome in {*NOT_ASKED, "not run"}:
         return "" if result is None else result.outcome
     return f"{_SIGNS[result.outcome]} {result.seconds * 1000:.0f} ms"
 
 
 def _of(clauses: Sequence[ClauseEvidence], backend: str) -> str:
     results = [clause.results[backend] for clause in clauses if backend in clause.results]
-    results = [result for result in results if result.outcome != "not claimed"]
+    results = [result for result in results if result.outcome not in NOT_ASKED]
     return f"{sum(result.holds for result in results)} of {len(results)}"
 
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Final
 
 from flux_memory.testkit.evidence.document import (
+    NOT_ASKED,
     OUTCOMES,
     BackendEvidence,
     CapabilityEvidence,
@@ -46,6 +47,7 @@ _SHOWN_AS: Final[dict[Outcome, str]] = {
     "advisory": "Advisory",
     "unverified": "Unverified",
     "not claimed": "Not claimed",
+    "thorough only": "Thorough only",
     "not run": "Not run",
 }
 
@@ -97,7 +99,7 @@ def _card(evidence: Evidence, backend: BackendEvidence) -> str:
     what = ", ".join(filter(None, (backend.version, backend.server)))
     spent = f"{backend.seconds:.1f} s"
     if backend.isolation_seconds is not None:
-        spent += f", isolation {backend.isolation_seconds * 1000:.1f} ms a clause"
+        spent += f"; setup and teardown of a clause: {backend.isolation_seconds * 1000:.1f} ms (median)"
     return (
         f'<section class="card {_class_of(tone)}">\n<h3>{escape(backend.name)}</h3>\n<strong>{escape(text)}</strong>\n'
         f'<div class="bar" aria-hidden="true">{bar}</div>\n'
@@ -117,7 +119,7 @@ def _overview(evidence: Evidence) -> str:
 
 def _held_of(clauses: Sequence[ClauseEvidence], backend: str) -> str:
     results = [clause.results[backend] for clause in clauses if backend in clause.results]
-    results = [result for result in results if result.outcome != "not claimed"]
+    results = [result for result in results if result.outcome not in NOT_ASKED]
     held = sum(result.holds for result in results)
     if held == len(results):
         return str(held)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flux_memory import (
     ConflictError,
@@ -117,3 +117,67 @@ class BatchMessageByMessage(Sound):
             made += await super().add_messages(session_id, [one])
             await asyncio.sleep(0)
         return made
+
+
+@caught_by("FM-BAT-008")
+class StoredIdsFirst(Sound):
+    """Returns the ids of messages that are already stored before those of new ones."""
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        known = {row["id"] for row in await super().get_history(session_id)}
+        return sorted(await super().add_messages(session_id, messages), key=lambda made: made not in known)
+
+
+@caught_by("FM-BAT-011")
+class ColumnsOfTheFirst(Sound):
+    """Builds the statement from the keys of the first message."""
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        alike: list[Any] = [
+            {key: value for key, value in one.items() if key in {*messages[0], "message_id"}} for one in messages
+        ]
+        return await super().add_messages(session_id, alike)
+
+
+@caught_by("FM-BAT-011")
+class RoleOfTheFirst(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        alike: list[Any] = [{**one, "role": messages[0]["role"]} for one in messages]
+        return await super().add_messages(session_id, alike)
+
+
+@caught_by("FM-BAT-011")
+class MetadataOfTheOneBefore(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        filled: list[Any] = []
+        last: Any = None
+        for one in messages:
+            last = one.get("metadata", last)
+            filled.append({**one, "metadata": last})
+        return await super().add_messages(session_id, filled)
+
+
+@caught_by("FM-BAT-011")
+class BatchesOfOneAreBare(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        if len(messages) == 1:
+            one = messages[0]
+            made = await super().add_message(session_id, one["role"], one["content"], message_id=one.get("message_id"))
+            return [made]
+        return await super().add_messages(session_id, messages)
+
+
+@caught_by("FM-BAT-012")
+class RejectedIdsAreKnown(Sound):
+    """Records the ids of a batch before it stores the messages, and does not roll that back."""
+
+    known: ClassVar[set[tuple[Any, Any]]] = set()
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        stored = {row["id"] for row in await super().get_history(session_id)}
+        new = [one for one in messages if (session_id, one.get("message_id")) not in self.known]
+        self.known.update(
+            (session_id, one["message_id"]) for one in new if one.get("message_id") and one["message_id"] not in stored
+        )
+        await super().add_messages(session_id, new)
+        return [one.get("message_id") for one in messages]

@@ -12,6 +12,7 @@ from flux_memory import (
     ConflictError,
 )
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.reference import values
 
 
 @caught_by("FM-MSG-001")
@@ -131,3 +132,150 @@ class RacingContentsAreDropped(_ChecksThenInserts):
             await super().add_messages(session_id, [one])
         except ConflictError:
             return
+
+
+class _TakesForARetry(Sound):
+    def same(self, one: Any, other: Any) -> bool:
+        raise NotImplementedError
+
+    async def add_message(
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+    ) -> Any:
+        sent = {"role": role, "content": content, "metadata": metadata or {}}
+        for row in await super().get_history(session_id):
+            if message_id == row["id"] and self.same(row, sent):
+                return message_id
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+
+
+def _but_metadata(message: Any) -> Any:
+    return message["role"], message["content"]
+
+
+@caught_by("FM-MSG-009")
+class RetriesFoldRoles(_TakesForARetry):
+    def same(self, one: Any, other: Any) -> bool:
+        return bool((one["role"].lower(), one["content"]) == (other["role"].lower(), other["content"]))
+
+
+@caught_by("FM-MSG-009")
+class RetriesTrim(_TakesForARetry):
+    """Like a collation that ignores trailing spaces."""
+
+    def same(self, one: Any, other: Any) -> bool:
+        return bool((one["role"], one["content"].rstrip(" ")) == (other["role"], other["content"].rstrip(" ")))
+
+
+@caught_by("FM-MSG-009")
+class RetriesContain(_TakesForARetry):
+    """Compares by containment: less metadata counts as the same."""
+
+    def same(self, one: Any, other: Any) -> bool:
+        return _but_metadata(one) == _but_metadata(other) and values.contains(one["metadata"], other["metadata"])
+
+
+@caught_by("FM-MSG-009")
+class RetriesIgnoreNull(_TakesForARetry):
+    def same(self, one: Any, other: Any) -> bool:
+        first, second = ({k: v for k, v in row["metadata"].items() if v is not None} for row in (one, other))
+        return _but_metadata(one) == _but_metadata(other) and values.equal(first, second)
+
+
+@caught_by("FM-MSG-009")
+class BatchesCompareContent(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        stored = {row["id"]: row for row in await super().get_history(session_id)}
+        merged: list[Any] = []
+        for one in messages:
+            row = stored.get(one.get("message_id"))
+            known = row is not None and row["content"] == one["content"]
+            merged.append({**one, "role": row["role"], "metadata": row["metadata"]} if row and known else one)
+        return await super().add_messages(session_id, merged)
+
+
+@caught_by("FM-MSG-010")
+class NoMetadataIsNotEmpty(Sound):
+    """Stores NULL for no metadata, and compares it with `{}`."""
+
+    bare: ClassVar[dict[tuple[Any, Any], bool]] = {}
+
+    async def add_message(
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+    ) -> Any:
+        if message_id and self.bare.setdefault((session_id, message_id), metadata is None) != (metadata is None):
+            raise ConflictError(message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+
+
+@caught_by("FM-MSG-010")
+class BatchesCompareTheText(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        stored = {row["id"]: json.dumps(row["metadata"]) for row in await super().get_history(session_id)}
+        for one in messages:
+            given = json.dumps(one.get("metadata") or {})
+            if stored.get(one.get("message_id"), given) != given:
+                raise ConflictError(one["message_id"])
+        return await super().add_messages(session_id, messages)
+
+
+@caught_by("FM-MSG-010")
+class RetriesOfChosenIdsOnly(Sound):
+    made: ClassVar[set[str]] = set()
+
+    async def add_message(self, *args: Any, message_id: Any = None, **kwargs: Any) -> Any:
+        if message_id in self.made:
+            raise ConflictError(message_id)
+        made = await super().add_message(*args, message_id=message_id, **kwargs)
+        if message_id is None:
+            self.made.add(made)
+        return made
+
+
+@caught_by("FM-MSG-005")
+class CopiesAreRetries(Sound):
+    """Ignores a duplicate of a key that lacks the session."""
+
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        for session in await super().get_sessions(None):
+            for row in await super().get_history(session["id"]):
+                if (row["id"], row["role"], row["content"]) == (kwargs.get("message_id"), role, content):
+                    return row["id"]
+        return await super().add_message(session_id, role, content, *args, **kwargs)
+
+
+@caught_by("FM-MSG-005")
+class IdsOfBatchesAreGlobal(Sound):
+    used: ClassVar[dict[str, str]] = {}
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        for one in messages:
+            if self.used.setdefault(one["message_id"], session_id) != session_id:
+                raise ConflictError(one["message_id"])
+        return await super().add_messages(session_id, messages)
+
+
+@caught_by("FM-MSG-003")
+class RetriesMoveUp(Sound):
+    """Keeps the order of the list separately, and moves a session to its top with every call."""
+
+    order: ClassVar[dict[str, int]] = {}
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(session_id, *args, **kwargs)
+        self.order[session_id] = len(self.order) + max(self.order.values(), default=0)
+        return made
+
+    async def create_session(self, *args: Any, **kwargs: Any) -> Any:
+        made = await super().create_session(*args, **kwargs)
+        self.order[made] = len(self.order) + max(self.order.values(), default=0)
+        return made
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> Any:
+        return sorted(await super().get_sessions(*args, **kwargs), key=lambda row: -self.order[row["id"]])
+
+
+@caught_by("FM-MSG-004")
+class ConflictsMoveUp(RetriesMoveUp):
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        self.order[session_id] = len(self.order) + max(self.order.values(), default=0)
+        return await super().add_message(session_id, *args, **kwargs)

@@ -180,3 +180,156 @@ class IdsOutliveClearing(Sound):
 class CountsUsers(Sound):
     async def count_sessions(self) -> Any:
         return len({row["user_id"] for row in await super().get_sessions(None) if row["message_count"] == 0})
+
+
+@caught_by("FM-SES-012")
+class EqualTitlesChangeNothing(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        row = await super().get_session(session_id)
+        if row is None or row["title"] != title:
+            await super().update_session_title(session_id, title)
+
+
+@caught_by("FM-SES-012")
+class NoRowsAffected(Sound):
+    """Like a database that does not count rows whose values stay the same."""
+
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        row = await super().get_session(session_id)
+        await super().update_session_title(session_id, title)
+        if row is not None and row["title"] == title:
+            raise SessionNotFoundError(session_id)
+
+
+@caught_by("FM-SES-013")
+class TitlesAreUnique(Sound):
+    async def create_session(self, title: Any = "", *args: Any, **kwargs: Any) -> Any:
+        for row in await super().get_sessions(None):
+            if title and row["title"] == title:
+                return row["id"]
+        return await super().create_session(title, *args, **kwargs)
+
+
+@caught_by("FM-SES-013")
+class RepeatedMessagesAreRetries(Sound):
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        for row in await super().get_history(session_id, 1):
+            if (row["role"], row["content"]) == (role, content):
+                return row["id"]
+        return await super().add_message(session_id, role, content, *args, **kwargs)
+
+
+@caught_by("FM-SES-013")
+class OneKeyForAllKinds(Sound):
+    """Keeps users, sessions and messages in one table, with their ids as keys."""
+
+    async def create_session(self, *args: Any, session_id: Any = None, user_id: Any = "", **kwargs: Any) -> Any:
+        if session_id == user_id:
+            raise ConflictError(session_id)
+        return await super().create_session(*args, session_id=session_id, user_id=user_id, **kwargs)
+
+
+@caught_by("FM-SES-008")
+class DeletesMessagesById(Sound):
+    """Deletes the messages of a session by their ids, which other sessions have as well."""
+
+    gone: ClassVar[set[str]] = set()
+
+    async def delete_session(self, session_id: Any) -> None:
+        self.gone.update(row["id"] for row in await super().get_history(session_id))
+        await super().delete_session(session_id)
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        kept = [one for one in await super().get_history(session_id) if one["id"] not in self.gone]
+        return row and {**row, "message_count": len(kept)}
+
+
+@caught_by("FM-SES-008")
+class DeletesSharedTexts(Sound):
+    """Stores equal texts once, and deletes them with the first session that has them."""
+
+    gone: ClassVar[set[str]] = set()
+
+    async def delete_session(self, session_id: Any) -> None:
+        self.gone.update(row["content"] for row in await super().get_history(session_id))
+        await super().delete_session(session_id)
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        return [row for row in await super().get_history(*args, **kwargs) if row["content"] not in self.gone]
+
+
+@caught_by("FM-SES-004")
+class ConflictsJoinTheList(Sound):
+    """Adds a session to its user's list before it finds the conflict."""
+
+    joined: ClassVar[dict[str, set[str]]] = {}
+
+    async def create_session(self, *args: Any, session_id: Any = None, user_id: Any = "", **kwargs: Any) -> Any:
+        try:
+            return await super().create_session(*args, session_id=session_id, user_id=user_id, **kwargs)
+        except ConflictError:
+            self.joined.setdefault(user_id, set()).add(session_id)
+            raise
+
+    async def get_sessions(self, *args: Any, user_id: Any = None, **kwargs: Any) -> Any:
+        rows = await super().get_sessions(*args, **kwargs)
+        return [row for row in rows if user_id in {None, row["user_id"]} or row["id"] in self.joined.get(user_id, ())]
+
+
+@caught_by("FM-SES-004")
+class ConflictsBump(Sound):
+    async def create_session(self, *args: Any, session_id: Any = None, **kwargs: Any) -> Any:
+        try:
+            return await super().create_session(*args, session_id=session_id, **kwargs)
+        except ConflictError:
+            row = await super().get_session(session_id)
+            await super().update_session_title(session_id, row["title"] if row else "")
+            raise
+
+
+@caught_by("FM-SES-017")
+class CountsUsersMessages(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        said = [one for one in await super().get_history(session_id) if one["role"] == "user"]
+        return row and {**row, "message_count": len(said)}
+
+
+@caught_by("FM-SES-017")
+class CountsTexts(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        said = [one for one in await super().get_history(session_id) if one["content"]]
+        return row and {**row, "message_count": len(said)}
+
+
+@caught_by("FM-SES-017")
+class AnswersDoNotBump(Sound):
+    before: ClassVar[dict[str, str]] = {}
+
+    async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
+        row = await super().get_session(session_id)
+        if row is not None and role == "assistant":
+            self.before[session_id] = row["updated_at"]
+        return await super().add_message(session_id, role, *args, **kwargs)
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "updated_at": self.before.get(session_id, row["updated_at"])}
+
+
+@caught_by("FM-SES-017")
+class NamesItself(Sound):
+    """Takes the first message as the title of a session that has none."""
+
+    first: ClassVar[dict[str, str]] = {}
+
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(session_id, role, content, *args, **kwargs)
+        self.first.setdefault(session_id, content)
+        return made
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "title": row["title"] or self.first.get(session_id, "")}

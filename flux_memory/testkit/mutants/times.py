@@ -79,6 +79,13 @@ class TitlesDoNotBump(Sound):
             sessions[session_id]["updated_at"] = before["updated_at"]
 
 
+@caught_by("FM-TIM-006")
+class TimesToTheMinute(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "updated_at": f"{row['updated_at'][:17]}00.000000+00:00"}
+
+
 @caught_by("FM-TIM-007")
 class ReadsBump(Sound):
     async def get_session(self, session_id: Any) -> Any:
