@@ -8,7 +8,14 @@ from importlib.metadata import version
 from typing import Final
 
 import pytest
-from bound_stores import Corrupt, make_postgres_clock, make_postgres_corrupter, run_async_clause
+from bound_stores import (
+    Corrupt,
+    ReadRaw,
+    make_postgres_clock,
+    make_postgres_corrupter,
+    make_postgres_reader,
+    run_async_clause,
+)
 from outage_stores import make_postgres_outages
 from raw_postgres import execute, fetch_rows, wait_until_none
 
@@ -53,6 +60,10 @@ class TestPostgreSQL(MemoryContract):
     @pytest.fixture
     def corrupt_message(self, flux_memory_postgres_dsn: str) -> Corrupt:
         return make_postgres_corrupter(flux_memory_postgres_dsn, DAMAGES["a time without end"])
+
+    @pytest.fixture
+    def read_raw(self, flux_postgres_clean_dsn: str) -> ReadRaw:
+        return make_postgres_reader(flux_postgres_clean_dsn)
 
 
 @pytest.mark.asyncio

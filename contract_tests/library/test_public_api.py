@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from pydantic import TypeAdapter
 
 import flux_memory
-from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
+from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, records
 
 
 def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -67,6 +68,16 @@ def test_the_public_names_are_those_of_the_list(module: str) -> None:
 def test_aiosqlite_has_the_private_names_in_use(name: str) -> None:
     """A release of aiosqlite that moved one fails here, by its name."""
     assert hasattr(aiosqlite.Connection(lambda: sqlite3.connect(":memory:"), iter_chunk_size=64), name)
+
+
+@pytest.mark.parametrize("name", records.__all__)
+def test_the_checks_for_authors_of_backends_document_their_arguments(name: str) -> None:
+    """An author reads what a function takes in its docstring, not in its code."""
+    value = getattr(records, name)
+    text = inspect.getdoc(value) or ""
+    assert text
+    for parameter in inspect.signature(value).parameters if inspect.isfunction(value) else ():
+        assert re.search(rf"^    {parameter}: ", text, re.MULTILINE), f"{name} does not describe {parameter}"
 
 
 def test_every_public_name_can_be_imported() -> None:

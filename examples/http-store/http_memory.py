@@ -56,13 +56,12 @@ class Call:
         self.sent = True
         yield self.body
 
-    def error(self, reason: object) -> BackendUnavailableError:
+    def error(self, reason: BaseException | None) -> BackendUnavailableError:
         """Return the error of a call that was not answered."""
+        why = f"{self.path} was not answered" + (f": {reason!r}" if reason else "")
         if self.writes and self.sent:
-            return OutcomeUnknownError(
-                f"no answer to {self.path}, which may be done ({reason}); retry with the same ids"
-            )
-        return BackendUnavailableError(f"the service did not answer {self.path} by the deadline ({reason})")
+            return OutcomeUnknownError(f"{why}; it may be done: retry with the same ids, or read back")
+        return BackendUnavailableError(f"{why}; nothing was stored: try again later")
 
 
 class HttpMemory(Memory):
@@ -115,9 +114,8 @@ class HttpMemory(Memory):
         self._check_open()
         session_id, most = records.check_lookup("session_id", session_id), records.check_limit(limit)
         cursor = None if before is None else records.check_lookup("before", before)
-        return records.build_messages(
-            session_id, await self._read("history", session_id=session_id, limit=most, before=cursor)
-        )
+        rows = await self._read("history", session_id=session_id, limit=most, before=cursor)
+        return records.build_messages(session_id, rows)
 
     async def get_sessions(
         self,
@@ -130,9 +128,8 @@ class HttpMemory(Memory):
         self._check_open()
         page = {"limit": records.check_limit(limit), "offset": records.check_count("offset", offset)}
         user = None if user_id is None else records.check_lookup("user_id", user_id)
-        return records.build_sessions(
-            await self._read("sessions", **page, user_id=user, part=records.check_filter(metadata))
-        )
+        part = records.check_filter(metadata)
+        return records.build_sessions(await self._read("sessions", **page, user_id=user, part=part))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._check_open()
@@ -199,7 +196,7 @@ class HttpMemory(Memory):
         # A try under way goes on without its caller, so that close() can wait until the service has answered it.
         sending = asyncio.create_task(self._send(call))
         self._calls.add(sending)
-        sending.add_done_callback(self._calls.discard)
+        sending.add_done_callback(self._end)
         try:
             status, answer = await asyncio.shield(sending)
         finally:
@@ -209,20 +206,26 @@ class HttpMemory(Memory):
             return rows
         raise ERRORS.get(status, FluxMemoryError)(json.loads(answer))
 
+    def _end(self, sending: asyncio.Task[Any]) -> None:
+        self._calls.discard(sending)
+        if not sending.cancelled():
+            sending.exception()  # or asyncio logs it, if the caller is gone
+
     async def _send(self, call: Call) -> tuple[int, bytes]:
         reason: BaseException | None = None
         patience = FIRST_TRY_SECONDS
-        while (left := call.ends - asyncio.get_running_loop().time()) > 0 and not call.abandoned:
-            try:
-                return await self._try(call, min(left, patience))
-            except (aiohttp.ClientError, TimeoutError) as error:
-                reason, patience = error, 2 * patience
+        try:
+            while (left := call.ends - asyncio.get_running_loop().time()) > 0 and not call.abandoned:
+                try:
+                    return await self._try(call, min(left, patience))
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    reason, patience = error, 2 * patience
                 await asyncio.sleep(min(PAUSE_SECONDS, left))
-            except asyncio.CancelledError as error:
-                if not self._given_up:
-                    raise
-                raise call.error("the memory was closed") from error
-        raise call.error(repr(reason)) from reason
+        except asyncio.CancelledError:
+            # close() cancels tries; their callers were not cancelled.
+            if not self._given_up:
+                raise
+        raise call.error(reason) from reason
 
     async def _try(self, call: Call, seconds: float) -> tuple[int, bytes]:
         assert self._pool is not None

@@ -173,7 +173,11 @@ def check_batch(messages: object, *, most: int = MAX_METADATA_BYTES) -> list[Mes
 
 
 def drop_repeats(rows: Iterable[MessageRow]) -> list[MessageRow]:
-    """Return a batch that `check_batch` returned without its repeated messages, in order."""
+    """Return a batch without its repeated messages, in order.
+
+    Args:
+        rows: What `check_batch` returned.
+    """
     return list({row.id: row for row in rows}.values())
 
 
@@ -204,6 +208,9 @@ def check_session_id(session_id: object) -> str:
 
     Check the other arguments first, because an invalid one is reported before a missing session.
 
+    Args:
+        session_id: The argument.
+
     Raises:
         InvalidTypeError: The id is not a `str`.
         SessionNotFoundError: The id cannot be stored, so that no session has it.
@@ -215,17 +222,30 @@ def check_session_id(session_id: object) -> str:
 
 
 def session_not_found(session_id: str) -> SessionNotFoundError:
-    """Return the error to raise for a write to a session that does not exist."""
+    """Return the error to raise for a write to a session that does not exist.
+
+    Args:
+        session_id: The session's id.
+    """
     return SessionNotFoundError(f"there is no session {session_id!r:.80}; create_session() makes one")
 
 
 def session_id_taken(session_id: str) -> ConflictError:
-    """Return the error to raise for a new session whose id is taken."""
+    """Return the error to raise for a new session whose id is taken.
+
+    Args:
+        session_id: The id.
+    """
     return ConflictError(f"a session with the id {session_id!r} exists; it is left as it was")
 
 
 def message_id_taken(session_id: str, message_id: str) -> ConflictError:
-    """Return the error to raise for a message whose id is taken by another content; see `MessageRow.same_as`."""
+    """Return the error to raise for a message whose id is taken by another content; see `MessageRow.same_as`.
+
+    Args:
+        session_id: The session's id.
+        message_id: The message's id.
+    """
     return ConflictError(
         f"session {session_id!r} has another message with the id {message_id!r}; give this one an id of its own"
     )
@@ -269,7 +289,15 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_limit(value: object) -> int:
-    """Return a `limit` as `check_count` does; `None`, which means all, becomes 2**63 - 1."""
+    """Return a `limit` as `check_count` does; `None`, which means all, becomes 2**63 - 1.
+
+    Args:
+        value: The argument.
+
+    Raises:
+        InvalidTypeError: The value is not an `int`, or it is a `bool`.
+        InvalidInputError: The value is negative.
+    """
     return MAX_COUNT if value is None else check_count("limit", value)
 
 

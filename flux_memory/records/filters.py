@@ -26,6 +26,9 @@ class StoppedError(Exception):
 def check_filter(value: object) -> str | None:
     """Return the JSON text of the `metadata` argument of `get_sessions`; `None` stays `None`.
 
+    Args:
+        value: The argument.
+
     Raises:
         InvalidTypeError: The value is not a mapping, or has a value that JSON does not have.
         InvalidInputError: The value is not a JSON object, or it has more values than a filter may have.
