@@ -62,8 +62,8 @@ class TestPostgreSQL(MemoryContract):
         return make_postgres_corrupter(flux_memory_postgres_dsn, DAMAGES["a time without end"])
 
     @pytest.fixture
-    def read_raw(self, flux_postgres_clean_dsn: str) -> ReadRaw:
-        return make_postgres_reader(flux_postgres_clean_dsn)
+    def read_raw(self, flux_memory_postgres_dsn: str) -> ReadRaw:
+        return make_postgres_reader(flux_memory_postgres_dsn)
 
 
 @pytest.mark.asyncio
