@@ -203,6 +203,34 @@ def test_tests_run_on_each_version(project: pytest.Pytester, options: list[str])
         assert f"test_version[postgres{version}]" in result.stdout.str()
 
 
+def test_the_contract_has_results_for_each_version(project: pytest.Pytester) -> None:
+    """Promise: a clause that holds on one version does not hide its failure on another."""
+    first, second = installed_versions()
+    project.makepyfile(
+        test_it=f"""
+        import pytest
+        from flux_memory import PostgresConversationMemory
+        from flux_memory.testkit import MemoryContract
+
+        class Reversed(PostgresConversationMemory):
+            async def get_history(self, *arguments, **more):
+                return (await super().get_history(*arguments, **more))[::-1]
+
+        class TestMine(MemoryContract):
+            backend = "Mine"
+
+            @pytest.fixture
+            def memory_factory(self, flux_memory_postgres_dsn, flux_postgres_version):
+                kind = Reversed if flux_postgres_version == "{first}" else PostgresConversationMemory
+                return lambda: kind(flux_memory_postgres_dsn)
+        """
+    )
+    versions = f"--flux-postgres-version={first},{second}"
+    result = project.runpytest_subprocess("--flux-postgres=local", versions, "-k", "FM-ORD-001")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.re_match_lines([rf" +Mine {first} +Mine {second}", r"clauses that hold +0 of 1 +1 of 1"])
+
+
 def test_a_missing_version_skips_its_tests_only(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise: without a requirement, the reason of the skip names the version and how to get it."""
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
