@@ -105,10 +105,10 @@ def run_child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("how", ["empty", "beside others", "replace", "verify", "back"])
 def test_all_tasks_are_cancelled_at_any_moment(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_long: bool
+    path: Path, flux_memory_postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_long: bool
 ) -> None:
     """There is no crash and no warning; no thread, process, connection or file is left; the next run completes."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     make_tables(dsn)
     asyncio.run(execute(dsn, *EMPTY, *([OTHER] if how == "beside others" else [])))
     if how in {"verify", "back"}:
@@ -126,9 +126,9 @@ def test_all_tasks_are_cancelled_at_any_moment(
     assert len(read_target(dsn)[1]) == 4000
 
 
-def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_memory_postgres_dsn: str) -> None:
     """A task that migrates and cancels all others ends; the call does not hang."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
 
     async def run() -> None:
         me = asyncio.current_task()
