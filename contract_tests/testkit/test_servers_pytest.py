@@ -129,7 +129,7 @@ def test_a_server_asked_for_late_is_named_in_the_end(project: pytest.Pytester) -
     assert files_left_by(project) == []
 
 
-@pytest.mark.parametrize("options", [[], ["-n2"]])
+@pytest.mark.parametrize("options", [[], ["-n1"]])
 def test_a_run_without_postgres_tests_starts_no_server(project: pytest.Pytester, options: list[str]) -> None:
     """Promise: a project that has the package and does not use it sees nothing of it."""
     project.makepyfile("def test_other(): pass")
@@ -146,7 +146,7 @@ def test_collecting_starts_no_server(project: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("*PostgreSQL*")
 
 
-@pytest.mark.parametrize("options", [[], ["-n2"]])
+@pytest.mark.parametrize("options", [[], ["-n1"]])
 def test_without_a_server_the_reason_shows(project: pytest.Pytester, options: list[str]) -> None:
     """Promise: a skip without a server gives its reason, also in the header."""
     project.makepyfile("def test_uses(flux_postgres_dsn): pass\ndef test_too(flux_empty_database): pass")
@@ -156,7 +156,7 @@ def test_without_a_server_the_reason_shows(project: pytest.Pytester, options: li
     result.stdout.fnmatch_lines(["SKIPPED*no PostgreSQL: PostgreSQL is switched off*"])
 
 
-@pytest.mark.parametrize("options", [[], ["-n2"]])
+@pytest.mark.parametrize("options", [[], ["-n1"]])
 def test_required_turns_the_skip_into_a_failure(project: pytest.Pytester, options: list[str]) -> None:
     """Promise: with --flux-postgres-required a missing server never passes."""
     project.makepyfile("def test_uses(flux_postgres_dsn): pass\ndef test_too(flux_empty_database): pass")
@@ -168,7 +168,7 @@ def test_required_turns_the_skip_into_a_failure(project: pytest.Pytester, option
     assert "server log" not in result.stdout.str()
 
 
-@pytest.mark.parametrize("options", [[], ["-n2"]])
+@pytest.mark.parametrize("options", [[], ["-n1"]])
 @pytest.mark.parametrize("named_by", ["local", "docker", "DSN", "variable"])
 def test_a_mistyped_server_is_a_failure(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, named_by: str, options: list[str]
@@ -196,7 +196,7 @@ def test_a_wrong_choice_is_a_usage_error(project: pytest.Pytester, choice: str) 
     assert "hush" not in result.stdout.str() + result.stderr.str()
 
 
-@pytest.mark.parametrize("options", [[], ["-n2"]])
+@pytest.mark.parametrize("options", [[], ["-n1"]])
 def test_a_failed_tests_report_has_the_servers_log(project: pytest.Pytester, options: list[str]) -> None:
     """Promise: a failed test's report has the server's log of that test; other reports do not."""
     project.makepyfile("""

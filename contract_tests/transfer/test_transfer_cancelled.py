@@ -90,7 +90,7 @@ print("done")
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cancelled") / "chat.db"
-    make_random_file(path, sessions=40, messages=4000)
+    make_random_file(path, sessions=40, messages=2000)
     return path
 
 
@@ -123,7 +123,7 @@ def test_all_tasks_are_cancelled_at_any_moment(
     assert errors == ""
     assert (code, output) == (0, "done\n")
     assert move(path, dsn).status is (Status.CONTAINED if how == "beside others" else Status.IDENTICAL)
-    assert len(read_target(dsn)[1]) == 4000
+    assert len(read_target(dsn)[1]) == 2000
 
 
 def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_memory_postgres_dsn: str) -> None:
