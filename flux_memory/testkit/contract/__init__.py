@@ -15,6 +15,7 @@ from flux_memory.testkit.contract.current_state import CurrentStateContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.filtering import FilteringContract
+from flux_memory.testkit.contract.leftovers import LeftoversContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
 from flux_memory.testkit.contract.limits import LimitsContract
 from flux_memory.testkit.contract.listing import ListingContract
@@ -49,6 +50,7 @@ class MemoryContract(
     DeadlinesContract,
     ShutdownContract,
     CancellationContract,
+    LeftoversContract,
     ContentionContract,
     ConcurrencyContract,
     BatchesContract,
