@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +18,15 @@ from outage_stores import TIMEOUT_SECONDS, Switch
 
 from flux_memory import BackendUnavailableError, OutcomeUnknownError
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
+from flux_memory.testkit.clauses import Clause
 from flux_memory.testkit.contract.lifecycle import EVERY_CALL
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+LARGE: Final = frozenset({"FM-LIM-003", "FM-LIM-004", "FM-LIM-009", "FM-LIM-012"})
+"""Clauses that spend seconds on large values, which has nothing to do with distance and would delay the others."""
+ALONE: Final = re.compile(r"clock_at|process_time_zone|all_tasks|open_things|time\.sleep")
+"""What clauses do that concerns the whole process or event loop, so that they cannot share it with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +152,19 @@ def run_at_the_same_time(stores: Mapping[str, StoreUnderTest]) -> dict[str, Base
     with ThreadPoolExecutor(1) as thread:
         outcomes = thread.submit(asyncio.run, run()).result()
     return {name: outcome for name, outcome in zip(stores, outcomes, strict=True) if outcome is not None}
+
+
+def choose(wanted: Callable[[Clause], bool]) -> list[str]:
+    """Return the ids of the contract's clauses that are wanted."""
+    ours = [each for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
+    return [each.id for each in ours if wanted(each)]
+
+
+def is_small(each: Clause) -> bool:
+    """Return whether a clause is about more than amounts, and needs no server of its own."""
+    return each.id not in LARGE and not each.id.startswith(("FM-AMT", "FM-NET"))
+
+
+def is_sociable(each: Clause) -> bool:
+    """Return whether a clause can share an event loop with others."""
+    return inspect.iscoroutinefunction(each.test) and ALONE.search(inspect.getsource(each.test)) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -101,6 +102,19 @@ def test_a_reply_is_cut_at_its_byte(server: Server, proxy: Proxy, how: Any) -> N
             assert client.recv(100) == b""
         except ConnectionResetError:
             assert how == "reset"
+    assert server.heard == [b"one\n", b"two\n"]
+
+
+def test_the_end_of_a_half_closed_connection_reaches_the_server(server: Server, proxy: Proxy) -> None:
+    """The client hears nothing more, the server still does, and neither keeps the connection."""
+    with connect(proxy) as client:
+        proxy.cut(0, "reply", "half-close")
+        assert ask(client, b"one") == b""
+        client.sendall(b"two\n")
+    ends = time.monotonic() + SECONDS
+    while proxy.connections and time.monotonic() < ends:
+        time.sleep(0.001)
+    assert proxy.connections == 0
     assert server.heard == [b"one\n", b"two\n"]
 
 

@@ -33,13 +33,11 @@ QUESTIONS: Final[dict[str, Callable[[Memory], Awaitable[Any]]]] = {
     "get_session of a new id": lambda memory: memory.get_session("new"),
     "get_history": lambda memory: memory.get_history("s"),
     "get_history of a new id": lambda memory: memory.get_history("new"),
-    "get_history with limit": lambda memory: memory.get_history("s", 2),
     "get_history with before": lambda memory: memory.get_history("s", 2, before="m1"),
     "get_history with an unknown before": lambda memory: memory.get_history("s", before="m3"),
     "get_sessions": lambda memory: memory.get_sessions(),
     "get_sessions of a user": lambda memory: memory.get_sessions(user_id="u"),
     "get_sessions by metadata": lambda memory: memory.get_sessions(metadata={"k": 1}),
-    "get_sessions, second page": lambda memory: memory.get_sessions(1, 1),
     "count_sessions": lambda memory: memory.count_sessions(),
 }
 """The reads that a handle may be tempted to answer from a cache."""

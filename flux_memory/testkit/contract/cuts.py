@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -13,7 +14,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outco
 from flux_memory.testkit.proxy import Break, Direction, Turn
 
 MOST_CUTS: Final = 18
-"""Limit for the cuts of one call: a call of many exchanges has more places than need to be tried."""
+"""Limit for the cuts of one call in the fast profile: a call of many exchanges has more places."""
 PATIENT_SECONDS: Final = 20.0
 """The deadline of a call that is not kept waiting: enough to connect again over any network."""
 SILENT_SECONDS: Final = 0.1
@@ -59,6 +60,7 @@ class Cutter:
     def __init__(self, store: StoreUnderTest, route: Route, share: tuple[int, int] = (0, 1)) -> None:
         self.route = route
         self._silent = Capability.OUTAGES in store.capabilities
+        self._thorough = store.thorough
         self._share = share
         self.cuts: Sequence[Cut] = ()
 
@@ -69,9 +71,11 @@ class Cutter:
             result = await call
         silent = max(SILENT_SECONDS, SILENT_FACTOR * (time.monotonic() - began))
         found = [cut for cut in _places(turns, silent) if self._silent or cut.how != "silence"]
-        step = max(len(found) / MOST_CUTS, 1)
+        # A transaction commits in its last exchange, so each place of that one counts.
+        last = len(_REQUEST) + len(_REPLY)
         number, of = self._share
-        self.cuts = [found[int(at * step)] for at in range(int(len(found) / step))][number::of]
+        chosen = found if self._thorough else [*choose_cuts(found[:-last], MOST_CUTS - last), *found[-last:]]
+        self.cuts = chosen[number::of]
         return result
 
     async def cut(self, cut: Cut, call: Awaitable[Any]) -> Any:
@@ -82,6 +86,12 @@ class Cutter:
                 return await call
         finally:
             self.route.proxy.heal()
+
+
+def choose_cuts(cuts: Sequence[Cut], most: int) -> Sequence[Cut]:
+    """Return a few cuts, the same ones each time; with equal steps all would be the same place of an exchange."""
+    chance = random.Random(0)  # noqa: S311 - no secret
+    return sorted(chance.sample(cuts, most), key=cuts.index) if len(cuts) > most else cuts
 
 
 def _places(turns: Sequence[Turn], silent: float) -> Iterator[Cut]:

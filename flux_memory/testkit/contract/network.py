@@ -12,7 +12,7 @@ from flux_memory import BackendUnavailableError, Memory, OutcomeUnknownError, de
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, over_routes
+from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, choose_cuts, over_routes
 from flux_memory.testkit.contract.ledger import Ledger
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
 
@@ -24,8 +24,8 @@ PAGE: Final = 40
 """Messages of a history whose reply is cut: several packets."""
 LENGTH: Final = 400
 """Characters of each of them."""
-CLEARINGS: Final = 4
-"""About as many cuts of `clear_all`, which no other trial may run beside."""
+CLEARINGS: Final = 8
+"""As many cuts of `clear_all`, which no other trial may run beside."""
 SHARES: Final = 4
 """Handles that share the cuts of a call."""
 LISTED: Final = 6
@@ -152,7 +152,7 @@ class NetworkContract(Binding):
 
         async def cleared(memory: Memory, cutter: Cutter) -> None:
             await cutter.measure(memory.clear_all())
-            for cut in cutter.cuts[:: max(len(cutter.cuts) // CLEARINGS, 1)]:
+            for cut in choose_cuts(cutter.cuts, CLEARINGS):
                 await memory.create_session()
                 done = await _outcome(cutter.cut(cut, memory.clear_all()))
                 _agrees(done, await memory.count_sessions() == 0, f"cleared after {cut}")

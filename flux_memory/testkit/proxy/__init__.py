@@ -242,7 +242,7 @@ class Proxy:
             while data := source.recv(_CHUNK_BYTES):
                 for piece in connection.split(data) if upwards else [data]:
                     self._note(len(piece), upwards=upwards)
-                    if not connection.silent:
+                    if not (connection.silent or (connection.half_closed and not upwards)):
                         self._rule.passes(connection, piece, upwards=upwards)
         except OSError:
             pass

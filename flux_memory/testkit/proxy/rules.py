@@ -22,6 +22,8 @@ class Connection:
         self.client = client
         self.server = server
         self.silent = False
+        self.half_closed = False
+        """Whether the client hears nothing any more; its requests, and the end of its connection, still pass."""
         self.ended = False
         """Whether this side has ended it; then the end that its threads see is not the client's or the server's."""
 
@@ -49,12 +51,13 @@ class Connection:
 
     def end(self, how: Break) -> None:
         """End the connection, for the client at least."""
-        self.silent = how in {"half-close", "silence"}
+        self.silent = how == "silence"
         if how == "reset":
             self.reset()
         elif how == "close":
             self.close()
         elif how == "half-close":
+            self.half_closed = True
             self.client.shutdown(socket.SHUT_WR)
 
 
