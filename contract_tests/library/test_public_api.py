@@ -37,7 +37,7 @@ PUBLIC = {
     """,
     "flux_memory.testkit": """
         ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxy ReferenceMemory ReferenceStore clause
-        known_failure network_outages
+        known_failure network_outages unverifiable
     """,
     "flux_memory.testkit.contract": "MemoryContract",
     "flux_memory.testkit.servers": "Server ServerUnavailable start_server",
