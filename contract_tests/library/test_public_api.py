@@ -45,7 +45,7 @@ PUBLIC = {
     "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
         ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
-        ReferenceStore clause known_failure network_outages
+        ReferenceStore clause known_failure network_outages unverifiable
     """,
     "flux_memory.testkit.contract": "MemoryContract",
     "flux_memory.testkit.servers": "Server ServerUnavailable start_server",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import flux_memory.testkit.contract.canary
 import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
 from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.batches import BatchesContract
-from flux_memory.testkit.contract.canary import assertions_run
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
@@ -35,7 +35,7 @@ from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
 
-__all__ = ["MemoryContract", "assertions_run"]
+__all__ = ["MemoryContract"]
 
 
 class MemoryContract(
