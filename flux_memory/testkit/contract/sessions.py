@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,10 +13,11 @@ from flux_memory import ConflictError, Memory, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.times import TICKS
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
+TICK_SECONDS: Final = 1.5
+"""Seconds of renames, longer than one tick of any clock."""
 
 
 class SessionsContract(Binding):
@@ -281,13 +283,13 @@ class SessionsContract(Binding):
         session, other = await memory.create_session("same"), await memory.create_session("same")
         for renamed, still in ((session, other), (other, session)):
             top = {row["id"]: row["updated_at"] for row in await memory.get_sessions()}
-            for _ in range(TICKS):
+            ends = time.monotonic() + TICK_SECONDS
+            while True:
                 await memory.update_session_title(renamed, "same")
                 first, second = await memory.get_sessions()
-                if first["updated_at"] > max(top.values()):
+                if first["updated_at"] > max(top.values()) or time.monotonic() > ends:
                     break
-            else:
-                pytest.fail(f"{TICKS} renames to the same title did not update updated_at")
+            assert first["updated_at"] > max(top.values()), "renames to the same title did not update updated_at"
             assert (first["id"], first["title"], second["id"]) == (renamed, "same", still)
             assert second["updated_at"] == top[still]
 
@@ -320,26 +322,6 @@ class SessionsContract(Binding):
             await memory.delete_session("u")
             assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions}
             assert contents(await memory.get_history("t")) == ["t"]
-
-    @clause(
-        "FM-SES-017",
-        promise="A message of any role and text counts and makes its session active; it changes nothing else of the "
-        "session.",
-        impact="A conversation that ends with an answer, or with an empty message, looks unchanged.",
-        needs=Capability.SESSIONS | Capability.TIMESTAMPS,
-    )
-    async def test_every_message_counts(self, store: StoreUnderTest) -> None:
-        memory = store.open()
-        session = await memory.create_session()
-        created = await memory.get_session(session)
-        assert created is not None
-        said = [("user", "text"), ("assistant", "text"), ("system", ""), ("tool", "{}"), ("assistant", ""), ("x", " ")]
-        for count, (role, content) in enumerate(said, 1):
-            await memory.add_message(session, role, content)
-            (newest,) = await memory.get_history(session, 1)
-            found = await memory.get_session(session)
-            assert await memory.get_sessions() == [found]
-            assert found == {**created, "message_count": count, "updated_at": newest["created_at"]}
 
 
 async def _is_empty(memory: Memory) -> None:
