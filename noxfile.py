@@ -21,6 +21,8 @@ TESTS = ("pytest", f"--ignore={FAULTS}", "-n", "auto", "-q", "-rs", "--flux-post
 
 def install(session: nox.Session, group: str) -> None:
     """Install the package and a dependency group; older pip has no `--group`."""
+    # Containers often forbid bytecode files. Without them, each of the tests' processes compiles the package again.
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
     own = f"{PYPROJECT['project']['name']}["
     wanted = nox.project.dependency_groups(PYPROJECT, group)
     extras = "".join("[" + each.removeprefix(own) for each in wanted if each.startswith(own))

@@ -29,11 +29,11 @@ sys.path[:0] = [str(BENCHMARKS.parent / "contract_tests" / "support")]
 import asyncpg  # noqa: E402
 import click  # noqa: E402
 from fault_cluster import Cluster, run_cluster  # noqa: E402
+from postgres_proxy import PostgresProxy  # noqa: E402
 from waiting import becomes_true  # noqa: E402
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory  # noqa: E402
 from flux_memory.testkit.histories import History, Journal, Numbers, Recorder, check, read_stored  # noqa: E402
-from flux_memory.testkit.proxy import Proxy  # noqa: E402
 from harness import machine  # noqa: E402
 from harness.soak_process import Process  # noqa: E402
 from harness.soaking import Orders  # noqa: E402
@@ -135,12 +135,12 @@ class Phase:
 @contextmanager
 def postgres(directory: Path) -> Iterator[Store]:
     """Start a server behind a proxy."""
-    with run_cluster() as own, Proxy(own.dsn) as proxy:
+    with run_cluster() as own, PostgresProxy(own.dsn) as proxy:
         separator = "&" if "?" in proxy.dsn else "?"
         yield Store("postgres", f"{proxy.dsn}{separator}application_name=soak", own.dsn, _postgres_faults(own, proxy))
 
 
-def _postgres_faults(own: Cluster, proxy: Proxy) -> Faults:
+def _postgres_faults(own: Cluster, proxy: PostgresProxy) -> Faults:
     async def terminate() -> None:
         connection = await asyncpg.connect(own.dsn)
         await connection.fetchval(TERMINATE)
@@ -161,7 +161,7 @@ def _postgres_faults(own: Cluster, proxy: Proxy) -> Faults:
         "black hole, 2 s": through_proxy(proxy.silence, 2),
         "connections reset": proxy.reset,
         "connections refused, 1 s": through_proxy(proxy.refuse, 1),
-        "replies lost": through_proxy(lambda: proxy.lose_reply("sync", times=20), 1),
+        "replies lost": through_proxy(lambda: proxy.lose_reply_to("sync", times=20), 1),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -29,6 +30,12 @@ BUILT_IMAGE = "flux-memory/postgres:15"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecretWatch())
+
+
+def pytest_collection_finish() -> None:
+    # Hundreds of tests collect garbage, and would visit the objects of all other tests each time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

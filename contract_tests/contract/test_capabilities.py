@@ -6,17 +6,30 @@ import json
 from pathlib import Path
 
 import pytest
-from bound_stores import make_reference_corrupter, run_clause
-from limited_memories import limited_factory
+from bound_stores import make_reference_corrupter, make_reference_reader, run_clause, run_over_network
+from limited_memories import SMALL_CONTENT_BYTES, SMALL_ID_LENGTH, limited_client, limited_factory
 from outage_stores import Switch, SwitchedMemory, make_no_outage
 
-from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, ReferenceMemory, ReferenceStore, known_failure
+from flux_memory.testkit import (
+    ALL,
+    CLAUSES,
+    Capability,
+    MemoryContract,
+    Proxied,
+    ReferenceMemory,
+    ReferenceStore,
+    known_failure,
+)
 from flux_memory.testkit.capabilities import MEANING
+from flux_memory.testkit.contract.routes import Routes
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.reference.networked import NetworkedMemory, ReferenceServer
 
 pytest_plugins = ["pytester"]
 
-CLAIMS = ("FM-CAP-001", "FM-CAP-002", "FM-CAP-003", "FM-CAP-004")
+CLAIMS = ("FM-CAP-001", "FM-CAP-002", "FM-CAP-003", "FM-CAP-004", "FM-NET-001")
+NOWHERE = ("127.0.0.1", 9)
+"""An address that no handle connects to."""
 NEEDY = "FM-ORD-006"
 """A clause that needs the cursor and nothing else."""
 
@@ -67,15 +80,21 @@ def test_every_capability_has_a_meaning() -> None:
 
 @pytest.mark.parametrize("clause_id", OURS)
 def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> None:
-    """The clause holds on a backend that has the capabilities the clause needs, and no others."""
+    """The clause holds on a backend that has the capabilities it needs, no others, and the smallest limits."""
     claimed = CLAUSES[clause_id].needs
     path = tmp_path / "reference.json"
+    if Capability.NETWORKED in claimed:
+        assert run_over_network(clause_id, limited_client(~claimed), claimed) is None
+        return
     switch = Switch()
     open_memory = limited_factory(~claimed, tmp_path, switch)
     store = StoreUnderTest(
         open_memory,
         capabilities=claimed,
+        max_content_bytes=SMALL_CONTENT_BYTES,
+        max_id_length=SMALL_ID_LENGTH,
         corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
         outages=switch.outages(open_memory) if Capability.OUTAGES in claimed else (),
     )
     assert run_clause(clause_id, store) is None
@@ -89,8 +108,9 @@ def test_claimed_and_lacking(capability: Capability, tmp_path: Path) -> None:
         directory = tmp_path / clause_id
         directory.mkdir()
         open_memory = limited_factory(capability, directory)
-        store = StoreUnderTest(open_memory, outages=make_no_outage(open_memory))
-        problems.append(str(run_clause(clause_id, store)))
+        with Routes(Proxied(NOWHERE, lambda _, opened=open_memory: opened())) as routes:  # type: ignore[misc]
+            store = StoreUnderTest(open_memory, outages=make_no_outage(open_memory), routes=routes)
+            problems.append(str(run_clause(clause_id, store)))
     assert any(f"{capability.name} is claimed, and " in problem for problem in problems), problems
 
 
@@ -101,12 +121,14 @@ def test_works_and_is_not_claimed(capability: Capability, tmp_path: Path) -> Non
     for clause_id in CLAIMS:
         shared = ReferenceStore(tmp_path / f"{clause_id}.json")
         switch = Switch()
-        store = StoreUnderTest(
-            lambda shared=shared: ReferenceMemory(shared),  # type: ignore[misc]  # a lambda's default
-            capabilities=ALL & ~capability,
-            outages=switch.outages(lambda shared=shared, switch=switch: SwitchedMemory(shared, switch)),  # type: ignore[misc]
-        )
-        problems.append(str(run_clause(clause_id, store)))
+        with ReferenceServer(shared) as server, Routes(Proxied(server.address, NetworkedMemory)) as routes:
+            store = StoreUnderTest(
+                lambda shared=shared: ReferenceMemory(shared),  # type: ignore[misc]  # a lambda's default
+                capabilities=ALL & ~capability,
+                outages=switch.outages(lambda shared=shared, switch=switch: SwitchedMemory(shared, switch)),  # type: ignore[misc]
+                routes=routes,
+            )
+            problems.append(str(run_clause(clause_id, store)))
     assert any(f"{capability.name} is not claimed, and works" in problem for problem in problems), problems
 
 
@@ -135,15 +157,16 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
         "test": "",
         "seconds": 0.0,
         "known": False,
+        "fault": False,
     }
     result.stdout.fnmatch_lines(["not claimed *1"])
 
 
 def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:
     """The report shows what was claimed and what was found."""
-    within = "capabilities = ALL & ~(Capability.TITLES | Capability.OUTAGES)"
-    run_binding(pytester, "-k", "FM-CAP", "--flux-report=report", within=within).assert_outcomes(
-        passed=3, failed=1, deselected=len(OURS) - 4
+    within = "capabilities = ALL & ~(Capability.TITLES | Capability.OUTAGES | Capability.NETWORKED)"
+    run_binding(pytester, "-k", "FM-CAP or NET-001", "--flux-report=report", within=within).assert_outcomes(
+        passed=4, failed=1, deselected=len(OURS) - 5
     )
     evidence = json.loads((pytester.path / "report" / "contract.json").read_bytes())
     found = {each["name"]: (each["claimed"], each["outcome"]) for each in evidence["backends"][0]["capabilities"]}

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Final
 
 import pytest
-from bound_stores import Corrupt, make_postgres_clock, make_postgres_corrupter, run_async_clause
+from bound_stores import (
+    Corrupt,
+    ReadRaw,
+    make_postgres_clock,
+    make_postgres_corrupter,
+    make_postgres_reader,
+    run_async_clause,
+)
 from outage_stores import make_postgres_outages
 from raw_postgres import execute, fetch_rows, wait_until_none
 
 from flux_memory import PostgresConversationMemory
-from flux_memory.testkit import MemoryContract
+from flux_memory.testkit import MemoryContract, Proxied
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import ClockAt, StoreUnderTest
 
@@ -43,13 +50,20 @@ class TestPostgreSQL(MemoryContract):
         return make_postgres_clock(flux_postgres_clean_dsn)
 
     @pytest.fixture
-    def outages(self, flux_postgres_clean_dsn: str) -> Iterator[Sequence[Outage]]:
-        with make_postgres_outages(flux_postgres_clean_dsn) as outages:
-            yield outages
+    def outages(self, flux_postgres_clean_dsn: str) -> Sequence[Outage]:
+        return make_postgres_outages(flux_postgres_clean_dsn)
+
+    @pytest.fixture
+    def proxied_memory_factory(self, flux_postgres_clean_dsn: str) -> Proxied:
+        return Proxied(flux_postgres_clean_dsn, PostgresConversationMemory)
 
     @pytest.fixture
     def corrupt_message(self, flux_postgres_clean_dsn: str) -> Corrupt:
         return make_postgres_corrupter(flux_postgres_clean_dsn, DAMAGES["a time without end"])
+
+    @pytest.fixture
+    def read_raw(self, flux_postgres_clean_dsn: str) -> ReadRaw:
+        return make_postgres_reader(flux_postgres_clean_dsn)
 
 
 @pytest.mark.asyncio

@@ -26,7 +26,7 @@ def test_sqlite_and_postgres_answer_alike(
         lambda: PostgresConversationMemory(flux_postgres_clean_dsn),
         names=("SQLite", "PostgreSQL"),
     )
-    finding = compared.explore(thorough() if request.config.option.flux_model == "thorough" else FAST)
+    finding = compared.explore(thorough() if request.config.option.flux_profile == "thorough" else FAST)
     assert finding is None, f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}"
 
 

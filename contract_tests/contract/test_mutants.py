@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bound_stores import make_reference_corrupter, run_clause
+from bound_stores import make_reference_corrupter, make_reference_reader, run_clause, run_over_network
 from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
@@ -16,6 +17,8 @@ from flux_memory.testkit.contract.lifecycle import HANDLES
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.evidence.properties import MUTANT
 from flux_memory.testkit.mutants import MUTANTS, broken
+from flux_memory.testkit.mutants.network import Chatty
+from flux_memory.testkit.reference.networked import NetworkedMemory
 
 Record = Callable[[str, object], None]
 
@@ -24,6 +27,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 REFERENCE_CLAUSES = {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-MOD-001"}
 """Clauses that need a clock or a damaged row, which only the reference model's store always supports, or minutes."""
+
+
+CLIENTS = [name for name, mutant in MUTANTS.items() if CLAUSES[mutant.caught_by].group == "Network"]
+"""Mutants of the networked reference model."""
+
+FILED = ("FM-DUR", "FM-LIF", "FM-CAP-003", "FM-TXT-03")
+"""Beginnings of the ids of clauses that need a store in a file."""
 
 
 def choose_sample() -> list[str]:
@@ -46,20 +56,35 @@ def test_every_clause_catches_a_break() -> None:
     assert {mutant.caught_by for mutant in MUTANTS.values()} == ours
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in CLIENTS])
 def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property: Record) -> None:
     """The named clause fails on the mutant of the reference model, and holds on the model itself."""
     record_property(MUTANT, f"{name} on the reference")
     path = tmp_path / "reference.json"
-    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF", "FM-CAP-003")) else None)
+    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(FILED) else None)
     memory, switch = broken(name, ReferenceMemory), Switch()
     distant = broken(name, SwitchedMemory)
     store = StoreUnderTest(
         lambda: memory(shared),
         corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
         outages=switch.outages(lambda: distant(shared, switch)),
     )
     assert run_clause(MUTANTS[name].caught_by, store) is not None
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_a_broken_client_is_caught(name: str, record_property: Record) -> None:
+    """The named clause fails on the mutant of the networked reference model."""
+    record_property(MUTANT, f"{name} on the networked reference")
+    assert run_over_network(MUTANTS[name].caught_by, broken(name, NetworkedMemory)) is not None
+
+
+@pytest.mark.parametrize("clause_id", sorted({MUTANTS[name].caught_by for name in CLIENTS}))
+def test_a_client_may_make_a_call_in_several_exchanges(clause_id: str) -> None:
+    """The clauses on a network hold for a transaction of several exchanges, as for a call of one."""
+    chatty: Any = type("ChattyMemory", (Chatty, NetworkedMemory), {})
+    assert run_over_network(clause_id, chatty) is None
 
 
 @pytest.mark.parametrize("name", choose_sample())

@@ -10,9 +10,8 @@ from fault_cluster import Cluster, run_cluster
 from fault_pooler import Pooler, run_pooler
 from fault_report import Fault
 from fault_work import Store
+from postgres_proxy import PostgresProxy
 from raw_postgres import with_application_name
-
-from flux_memory.testkit import Proxy
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def pooler(flux_empty_database: str) -> Iterator[Pooler]:
 
 
 @pytest.fixture
-def proxy(flux_empty_database: str) -> Iterator[Proxy]:
+def proxy(flux_empty_database: str) -> Iterator[PostgresProxy]:
     """A breakable network in front of an empty database; its connections have an application name."""
-    with Proxy(with_application_name(flux_empty_database)) as made:
+    with PostgresProxy(with_application_name(flux_empty_database)) as made:
         yield made

@@ -1,4 +1,4 @@
-"""Tests event loops that are closed under an open handle, and forks: the handle works or raises a clear error."""
+"""Tests event loops that are closed under an open handle, which works on, and forks, which get a clear error."""
 
 from __future__ import annotations
 
@@ -43,13 +43,8 @@ first.run_until_complete(leave())
 # Not asyncio.run(), which would cancel the running calls and let them end.
 first.close()
 
-async def use():
-    try:
-        await memory.add_message("s", "user", "too late")
-    except FluxMemoryError as error:
-        print(error)
-
-asyncio.run(use())
+asyncio.run(recorder.add_message("s", "user", "moved"))
+print("moved")
 asyncio.run(memory.close())
 print("closed")
 sys.stdout.flush()
@@ -139,10 +134,8 @@ def run_script(script: str, store: Store, *arguments: str) -> list[str]:
 
 @on_both_backends("event loop closed under a handle")
 def test_an_event_loop_that_is_closed_under_its_calls(store: Store, fault: Fault) -> None:
-    """A call on another loop raises at once, `close()` releases everything, and acknowledged writes are stored."""
-    refusal, closed = run_script(CLOSED_LOOP, store)
-    assert "first used on another event loop" in refusal
-    assert closed == "closed"
+    """A call on another loop works, `close()` releases everything, and acknowledged writes are stored."""
+    assert run_script(CLOSED_LOOP, store) == ["moved", "closed"]
     store.judge(fault, 0)
 
 

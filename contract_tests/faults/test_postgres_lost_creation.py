@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import pytest
 from fault_outcomes import count_contents
+from postgres_proxy import PostgresProxy
 from raw_postgres import OPEN, connect, fetch_rows, wait_until_none
 from waiting import wait_until
 
 from flux_memory import ConflictError, OutcomeUnknownError, PostgresConversationMemory
-from flux_memory.testkit import Proxy
 
 BETWEEN: Final = {
     "renamed": "UPDATE sessions SET title = 'renamed' WHERE id = 'new'",
@@ -27,12 +27,12 @@ BETWEEN: Final = {
 }
 
 
-async def create_with_lost_reply(proxy: Proxy, dsn: str, between: str, **given: Any) -> BaseException | str:
+async def create_with_lost_reply(proxy: PostgresProxy, dsn: str, between: str, **given: Any) -> BaseException | str:
     """Create a session whose reply is lost, run a statement before the retry, and return the outcome."""
     async with PostgresConversationMemory(proxy.dsn, timeout=20, min_size=1, max_size=1) as memory:
         # With a prepared statement, the session's id is in the message whose reply is lost.
         await memory.create_session("t", {"a": 1}, session_id="before")
-        proxy.lose_reply("bind", containing=given.get("session_id", given["title"]).encode())
+        proxy.lose_reply_to("bind", containing=given.get("session_id", given["title"]).encode())
         proxy.refuse()
         creating = asyncio.ensure_future(memory.create_session(**given))
         async with connect(dsn) as other:
@@ -49,7 +49,7 @@ async def create_with_lost_reply(proxy: Proxy, dsn: str, between: str, **given: 
 @pytest.mark.fault("reply to create_session lost, session changed before the retry", backend="postgres")
 @pytest.mark.parametrize("name", BETWEEN)
 async def test_a_session_of_a_lost_attempt_is_recognised_after_a_change(
-    proxy: Proxy, flux_empty_database: str, name: str
+    proxy: PostgresProxy, flux_empty_database: str, name: str
 ) -> None:
     """Another handle saw and used the session: its creator must not get a conflict."""
     outcome = await create_with_lost_reply(
@@ -71,7 +71,7 @@ async def test_a_session_of_a_lost_attempt_is_recognised_after_a_change(
 
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to create_session lost, session changed before the retry", backend="postgres")
-async def test_a_session_with_a_generated_id_is_recognised_too(proxy: Proxy, flux_empty_database: str) -> None:
+async def test_a_session_with_a_generated_id_is_recognised_too(proxy: PostgresProxy, flux_empty_database: str) -> None:
     """It is created once, although its title changed."""
     outcome = await create_with_lost_reply(
         proxy, flux_empty_database, "UPDATE sessions SET title = 'renamed' WHERE title = 'new'", title="new"
@@ -83,7 +83,9 @@ async def test_a_session_with_a_generated_id_is_recognised_too(proxy: Proxy, flu
 
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to create_session lost, and its id taken", backend="postgres")
-async def test_an_equal_session_that_existed_before_is_a_conflict(proxy: Proxy, flux_empty_database: str) -> None:
+async def test_an_equal_session_that_existed_before_is_a_conflict(
+    proxy: PostgresProxy, flux_empty_database: str
+) -> None:
     """Equal content does not prove that the lost attempt created the session."""
     given: dict[str, Any] = {"title": "title", "metadata": {"a": 1}, "session_id": "new"}
     async with PostgresConversationMemory(flux_empty_database) as theirs:
@@ -95,7 +97,7 @@ async def test_an_equal_session_that_existed_before_is_a_conflict(proxy: Proxy, 
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to create_session lost, and its id taken", backend="postgres")
 async def test_an_equal_session_created_while_the_first_attempt_was_swallowed_is_a_conflict(
-    proxy: Proxy, flux_empty_database: str
+    proxy: PostgresProxy, flux_empty_database: str
 ) -> None:
     """Of two callers that create equal sessions with one id, exactly one succeeds."""
     given: dict[str, Any] = {"title": "title", "metadata": {"a": 1}, "session_id": "new"}
@@ -104,7 +106,7 @@ async def test_an_equal_session_created_while_the_first_attempt_was_swallowed_is
         PostgresConversationMemory(flux_empty_database) as theirs,
     ):
         await memory.create_session("t", {"a": 1}, session_id="before")
-        proxy.silence("bind")
+        proxy.silence_at("bind")
         creating = asyncio.ensure_future(memory.create_session(**given))
         await asyncio.wait([creating], timeout=0.2)
         assert await theirs.create_session(**given) == "new"

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fault_outcomes import measure_call
 from fault_report import Fault
+from postgres_proxy import PostgresProxy
 from raw_postgres import fetch_rows
 
 from flux_memory import (
@@ -17,7 +18,6 @@ from flux_memory import (
     SessionNotFoundError,
     deadline,
 )
-from flux_memory.testkit import Proxy
 
 WRITES: dict[str, Callable[[Memory], Awaitable[object]]] = {
     "create_session": lambda memory: memory.create_session("title", {"a": 1}),
@@ -35,14 +35,14 @@ WRITES: dict[str, Callable[[Memory], Awaitable[object]]] = {
 @pytest.mark.fault("reply to COMMIT lost", backend="postgres")
 @pytest.mark.parametrize("name", WRITES)
 async def test_a_call_with_a_lost_reply_is_done_once(
-    proxy: Proxy, flux_empty_database: str, fault: Fault, name: str
+    proxy: PostgresProxy, flux_empty_database: str, fault: Fault, name: str
 ) -> None:
     """The first attempt took effect without a reply; the second finds that, and the call takes effect once."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         for _ in fault.rounds(2, 50):
             await memory.clear_all()
             await memory.create_session(session_id="s")
-            proxy.lose_reply("sync")
+            proxy.lose_reply_to("sync")
             took, error = await measure_call(WRITES[name](memory), 5)
             assert error is None
             stored = {session["id"]: session["message_count"] for session in await memory.get_sessions()}
@@ -55,7 +55,7 @@ async def test_a_call_with_a_lost_reply_is_done_once(
 
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to COMMIT lost, refused all the same", backend="postgres")
-async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None:
+async def test_a_lost_reply_hides_no_refusal(proxy: PostgresProxy, fault: Fault) -> None:
     """A taken id or a missing session is an error on any network."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         await memory.create_session("theirs", session_id="s")
@@ -66,7 +66,7 @@ async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None
             (lambda: memory.add_message("none", "user", "x"), SessionNotFoundError),
             (lambda: memory.update_session_title("none", "x"), SessionNotFoundError),
         ):
-            proxy.lose_reply("sync")
+            proxy.lose_reply_to("sync")
             with pytest.raises(kind):
                 await call()
         fault.add(acknowledged=2)
@@ -74,13 +74,13 @@ async def test_a_lost_reply_hides_no_refusal(proxy: Proxy, fault: Fault) -> None
 
 @pytest.mark.asyncio
 @pytest.mark.fault("reply to COMMIT lost, then refused", backend="postgres")
-async def test_a_lost_reply_and_no_way_to_ask(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
+async def test_a_lost_reply_and_no_way_to_ask(proxy: PostgresProxy, flux_empty_database: str, fault: Fault) -> None:
     """The write is stored, and the error says that it may be; a retry finds out."""
     # A second connection, opened in the round before, would be used instead.
     async with PostgresConversationMemory(proxy.dsn, min_size=1, max_size=1) as memory:
         session = await memory.create_session()
         for number in fault.rounds(2, 50):
-            proxy.lose_reply("sync")
+            proxy.lose_reply_to("sync")
             proxy.refuse()
             with deadline(0.6):
                 took, error = await measure_call(memory.add_message(session, "user", "x", message_id=f"m{number}"), 2)

@@ -14,11 +14,11 @@ import pytest
 from fault_cluster import Cluster
 from fault_migration import CLEAN, MESSAGES, SESSIONS, migrate_succeeds, prepare_target
 from fault_report import Fault
+from postgres_proxy import PostgresProxy
 from raw_postgres import execute
 from transfer_memories import OTHER, Trigger, make_random_file, read_target
 
 from flux_memory import BackendUnavailableError
-from flux_memory.testkit import Proxy
 from flux_memory.transfer import Plan, migrate
 from flux_memory.transfer.target import watchdog
 
@@ -46,7 +46,7 @@ def test_cut_after_any_byte(path: Path, flux_empty_database: str, fault: Fault) 
     broken = 0
     for place in places:
         asyncio.run(execute(dsn, CLEAN))
-        with Proxy(dsn) as proxy:
+        with PostgresProxy(dsn) as proxy:
             proxy.cut(after=1000 + place * 500_000 // len(places))
             broken += not migrate_succeeds(path, proxy.dsn)
         assert migrate_succeeds(path, dsn)
@@ -99,16 +99,16 @@ def run_on_new_loop(work: Callable[[], object]) -> None:
     thread.join()
 
 
-def silence_network(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def silence_network(proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Swallow everything from now on; timeouts are short for the test."""
     proxy.silence()
     monkeypatch.setattr(watchdog, "PROBE_TIMEOUT_SECONDS", 0.3)
 
 
-BREAKS: Final[dict[str, Callable[[Proxy, str, pytest.MonkeyPatch], None]]] = {
+BREAKS: Final[dict[str, Callable[[PostgresProxy, str, pytest.MonkeyPatch], None]]] = {
     "black hole": lambda proxy, _, monkeypatch: silence_network(proxy, monkeypatch),
     "connections reset": lambda proxy, _, __: proxy.reset(),
-    "reply to COMMIT lost": lambda proxy, _, __: proxy.lose_reply("query", containing=b"COMMIT"),
+    "reply to COMMIT lost": lambda proxy, _, __: proxy.lose_reply_to("query", containing=b"COMMIT"),
     "pg_terminate_backend": lambda _, dsn, __: run_on_new_loop(lambda: asyncio.run(execute(dsn, TERMINATE))),
 }
 PHASES: Final = {
@@ -146,7 +146,7 @@ def break_in_phase(path: Path, dsn: str, monkeypatch: pytest.MonkeyPatch, break_
     expected = read_target(dsn)
     asyncio.run(execute(dsn, CLEAN))
     asyncio.run(prepare_target(dsn, before))
-    with monkeypatch.context() as patch, Proxy(dsn) as proxy:
+    with monkeypatch.context() as patch, PostgresProxy(dsn) as proxy:
         patch.setattr(watchdog, "PROBE_INTERVAL_SECONDS", 0.1)
         trigger = Trigger(
             name, lambda: BREAKS[break_](proxy, dsn, patch), after_rows=500 if name in {"Preflight", "Load"} else 0

@@ -20,11 +20,11 @@ from fault_outcomes import (
     until_statements_wait,
     used_memory,
 )
+from postgres_proxy import PostgresProxy
 from raw_postgres import BUSY, connect, fetch_rows, with_application_name
 from waiting import wait_until
 
 from flux_memory import FluxMemoryError, PostgresConversationMemory
-from flux_memory.testkit import Proxy
 
 # A connection that falls silent.
 
@@ -33,12 +33,12 @@ from flux_memory.testkit import Proxy
 @pytest.mark.fault("silent connection loss beside a patient neighbour", backend="postgres")
 @pytest.mark.parametrize("leaving", ["by deadline beside a patient neighbour", "all by wait_for"])
 async def test_a_retry_after_a_silent_loss_waits_for_no_neighbour(
-    proxy: Proxy, flux_empty_database: str, leaving: str
+    proxy: PostgresProxy, flux_empty_database: str, leaving: str
 ) -> None:
     """Callers of a swallowed statement retry with the same ids, and succeed on a working connection."""
     everybody = "all" in leaving
     async with used_memory(proxy.dsn, flux_empty_database, timeout=30) as memory:
-        proxy.silence("bind")
+        proxy.silence_at("bind")
         first = {
             session: add_with_id(memory, 20 if session == "s3" or everybody else 0.7, session, f"of {session}")
             for session in SESSIONS
@@ -50,7 +50,7 @@ async def test_a_retry_after_a_silent_loss_waits_for_no_neighbour(
         outcomes = await asyncio.wait_for(asyncio.gather(*calls.values(), return_exceptions=True), 4)
         assert all(isinstance(outcome, FluxMemoryError | TimeoutError) for outcome in outcomes)
         # From here on the network works again; connections that fell silent stay silent.
-        proxy.lose_reply("bind", times=0)
+        proxy.lose_reply_to("bind", times=0)
         again = {f"of {session}": add_with_id(memory, 4, session, f"of {session}") for session in calls}
         seen = await gather_outcomes(again, within=6)
         assert len(seen.acknowledged) == len(calls), [str(error) for error in seen.errors]
@@ -65,10 +65,12 @@ async def test_a_retry_after_a_silent_loss_waits_for_no_neighbour(
 
 @pytest.mark.asyncio
 @pytest.mark.fault("silent connection loss beside a patient neighbour", backend="postgres")
-async def test_no_error_blames_the_pool_where_connections_are_free(proxy: Proxy, flux_empty_database: str) -> None:
+async def test_no_error_blames_the_pool_where_connections_are_free(
+    proxy: PostgresProxy, flux_empty_database: str
+) -> None:
     """A caller behind a hanging statement learns what it waited for; the error does not blame max_size."""
     async with used_memory(proxy.dsn, flux_empty_database, timeout=30) as memory:
-        proxy.silence("bind")
+        proxy.silence_at("bind")
         stuck = [add_with_id(memory, 20, session, f"of {session}") for session in SESSIONS]
         await asyncio.wait(stuck, timeout=0.2)
         late = {f"late {session}": add_with_id(memory, 0.5, session, f"late {session}") for session in SESSIONS}

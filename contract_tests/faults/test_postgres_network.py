@@ -10,6 +10,7 @@ import pytest
 from fault_load import Load, check_history, run_round
 from fault_outcomes import measure_call
 from fault_report import Fault
+from postgres_proxy import PostgresProxy
 from raw_postgres import OTHER_CLIENTS, fetch_rows, wait_until_none
 
 from flux_memory import (
@@ -19,7 +20,6 @@ from flux_memory import (
     deadline,
 )
 from flux_memory.backends.postgres import pool as postgres_pool
-from flux_memory.testkit import Proxy
 from flux_memory.testkit.histories import History, Journal, Recorder
 
 STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
@@ -28,7 +28,7 @@ STAGES: Any = ("startup", "authentication", "parse", "bind", "execute", "sync")
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused under load", backend="postgres")
 async def test_calls_wait_while_connections_are_refused(
-    proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path
+    proxy: PostgresProxy, flux_empty_database: str, fault: Fault, tmp_path: Path
 ) -> None:
     """Connections are lost and new ones refused: calls wait until the server is back, and none fails."""
 
@@ -45,7 +45,7 @@ async def test_calls_wait_while_connections_are_refused(
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused past the deadline", backend="postgres")
-async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
+async def test_refused_until_the_deadline(proxy: PostgresProxy, flux_empty_database: str, fault: Fault) -> None:
     """The error names the cause and says that nothing was stored; a handle that never connected gives up sooner."""
     async with PostgresConversationMemory(proxy.dsn, timeout=20) as memory:
         session = await memory.create_session()
@@ -69,7 +69,7 @@ async def test_refused_until_the_deadline(proxy: Proxy, flux_empty_database: str
 @pytest.mark.asyncio
 @pytest.mark.fault("connections reset under load", backend="postgres")
 async def test_calls_survive_repeated_resets(
-    proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path
+    proxy: PostgresProxy, flux_empty_database: str, fault: Fault, tmp_path: Path
 ) -> None:
     """Calls in flight are retried with the same ids."""
 
@@ -88,7 +88,7 @@ async def test_calls_survive_repeated_resets(
     "stage", [pytest.param(one, marks=pytest.mark.fault(f"black hole at {one}", backend="postgres")) for one in STAGES]
 )
 async def test_a_black_hole_at_each_stage(
-    proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path, stage: Any
+    proxy: PostgresProxy, flux_empty_database: str, fault: Fault, tmp_path: Path, stage: Any
 ) -> None:
     """Every call ends within a second of its deadline or cancellation; afterwards the handle works again."""
     journal = Journal(tmp_path / "journal.jsonl")
@@ -100,7 +100,7 @@ async def test_a_black_hole_at_each_stage(
         memory = Recorder(inner, journal, "through")
         if stage in {"parse", "bind", "execute", "sync"}:
             await memory.get_history(session)
-        proxy.silence(stage)
+        proxy.silence_at(stage)
         for call in (
             lambda: memory.add_message(session, "user", "x"),
             lambda: memory.add_messages(session, [{"role": "user", "content": "x"}] * 3),
@@ -131,7 +131,7 @@ async def test_a_black_hole_at_each_stage(
 @pytest.mark.asyncio
 @pytest.mark.fault("idle connections forgotten by a firewall", backend="postgres")
 async def test_idle_connections_that_were_forgotten(
-    proxy: Proxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
+    proxy: PostgresProxy, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replies no longer arrive on old connections: the handle probes them first, and no call fails."""
     monkeypatch.setattr(postgres_pool, "_SUSPECT_SECONDS", 0.05)
@@ -150,7 +150,7 @@ async def test_idle_connections_that_were_forgotten(
 @pytest.mark.fault("first of two hosts is a black hole", backend="postgres")
 async def test_a_host_that_is_gone_does_not_use_up_the_deadline(flux_empty_database: str, fault: Fault) -> None:
     """The first host of the DSN swallows packets, and the second one answers in time."""
-    with Proxy(flux_empty_database) as gone, Proxy(flux_empty_database) as there:
+    with PostgresProxy(flux_empty_database) as gone, PostgresProxy(flux_empty_database) as there:
         dsn = gone.dsn.replace(f":{gone.port}/", f":{gone.port},127.0.0.1:{there.port}/")
         async with PostgresConversationMemory(dsn, timeout=6, min_size=1) as memory:
             session = await memory.create_session()
@@ -167,7 +167,7 @@ async def test_a_host_that_is_gone_does_not_use_up_the_deadline(flux_empty_datab
 
 @pytest.mark.asyncio
 @pytest.mark.fault("a few bytes at a time", backend="postgres")
-async def test_a_slow_network(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
+async def test_a_slow_network(proxy: PostgresProxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
     """Slow is not broken: calls that end before their deadline succeed."""
     journal = Journal(tmp_path / "journal.jsonl")
     proxy.slow(20_000)
@@ -182,7 +182,9 @@ async def test_a_slow_network(proxy: Proxy, flux_empty_database: str, fault: Fau
 
 @pytest.mark.asyncio
 @pytest.mark.fault("connection refused to many at once", backend="postgres")
-async def test_each_of_many_callers_gets_its_own_outcome(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
+async def test_each_of_many_callers_gets_its_own_outcome(
+    proxy: PostgresProxy, flux_empty_database: str, fault: Fault
+) -> None:
     """Adds that would share a statement: none was sent, so each error says that nothing was stored."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         sessions = [await memory.create_session() for _ in range(4)]
@@ -202,7 +204,7 @@ async def test_each_of_many_callers_gets_its_own_outcome(proxy: Proxy, flux_empt
 
 @pytest.mark.asyncio
 @pytest.mark.fault("cut after any byte of a call", backend="postgres")
-async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: str, fault: Fault) -> None:
+async def test_cut_after_each_byte_of_a_call(proxy: PostgresProxy, flux_empty_database: str, fault: Fault) -> None:
     """After a break at any byte the call succeeds, and its message is stored once."""
     async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
         session = await memory.create_session()
@@ -224,7 +226,7 @@ async def test_cut_after_each_byte_of_a_call(proxy: Proxy, flux_empty_database: 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("cut after any byte of the first call", backend="postgres")
-async def test_cut_after_each_byte_of_an_opening(proxy: Proxy, fault: Fault) -> None:
+async def test_cut_after_each_byte_of_an_opening(proxy: PostgresProxy, fault: Fault) -> None:
     """Also while connecting, authenticating and reading the schema."""
     places = fault.rounds(25, 250)
     for place in places:
@@ -237,7 +239,9 @@ async def test_cut_after_each_byte_of_an_opening(proxy: Proxy, fault: Fault) -> 
 
 @pytest.mark.asyncio
 @pytest.mark.fault("cancellation storm", backend="postgres")
-async def test_a_storm_of_cancellations(proxy: Proxy, flux_empty_database: str, fault: Fault, tmp_path: Path) -> None:
+async def test_a_storm_of_cancellations(
+    proxy: PostgresProxy, flux_empty_database: str, fault: Fault, tmp_path: Path
+) -> None:
     """Calls cancelled at any moment are stored as a whole or not at all, and hold neither locks nor connections."""
     journal = Journal(tmp_path / "journal.jsonl")
     async with PostgresConversationMemory(proxy.dsn, max_size=4) as inner:

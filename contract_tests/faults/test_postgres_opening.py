@@ -8,10 +8,10 @@ import signal
 import pytest
 from fault_cluster import Cluster, run_blocking
 from fault_report import Fault
+from postgres_proxy import PostgresProxy
 from raw_postgres import dump_database, execute, fetch_rows, make_original
 
 from flux_memory import BackendUnavailableError, PostgresConversationMemory
-from flux_memory.testkit import Proxy
 from flux_memory.testkit.servers import Server
 
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
@@ -21,9 +21,9 @@ TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
 @pytest.mark.fault("black hole while the schema is made", backend="postgres")
 async def test_a_black_hole_in_the_transaction_of_the_schema(flux_empty_database: str, fault: Fault) -> None:
     """The call ends in time, though the driver would wait forever for its ROLLBACK; then the handle opens."""
-    with Proxy(flux_empty_database) as proxy:
+    with PostgresProxy(flux_empty_database) as proxy:
         async with PostgresConversationMemory(proxy.dsn, timeout=1.5) as memory:
-            proxy.silence("query")
+            proxy.silence_at("query")
             began = asyncio.get_running_loop().time()
             with pytest.raises(BackendUnavailableError):
                 await memory.create_session()
@@ -45,7 +45,7 @@ async def test_cut_after_each_byte_of_an_upgrade(flux_postgres_server: Server, f
         dsn = flux_postgres_server.create_database()
         try:
             await make_original(dsn)
-            with Proxy(dsn) as proxy:
+            with PostgresProxy(dsn) as proxy:
                 proxy.cut(after=1500 + place * 9000 // len(places))
                 async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
                     assert await memory.count_sessions() == 2

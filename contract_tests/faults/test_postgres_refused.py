@@ -25,11 +25,11 @@ from fault_outcomes import (
     start_add,
     used_memory,
 )
+from postgres_proxy import PostgresProxy
 from raw_postgres import connect, execute, with_application_name
 from waiting import wait_until
 
 from flux_memory import Memory, PostgresConversationMemory, deadline
-from flux_memory.testkit import Proxy
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ QUEUED_ADDS: Final = {
 @pytest.mark.asyncio
 @pytest.mark.fault("server away, deadlines mixed on one handle", backend="postgres")
 @pytest.mark.parametrize("name", QUEUED_ADDS)
-async def test_a_refused_add_is_not_sent_with_its_neighbours(proxy: Proxy, flux_empty_database: str, name: str) -> None:
+async def test_a_refused_add_is_not_sent_with_its_neighbours(
+    proxy: PostgresProxy, flux_empty_database: str, name: str
+) -> None:
     """Half of the callers leave while the server is away: none of their messages is stored, the others' are once."""
     gathering = QUEUED_ADDS[name]
     dsn, sessions = flux_empty_database, SESSIONS[: gathering.sessions]
@@ -124,10 +126,12 @@ async def test_an_add_refused_by_a_stopped_server_is_not_stored_after_its_restar
 @pytest.mark.asyncio
 @pytest.mark.fault("shared answers lost, then refused", backend="postgres")
 @pytest.mark.parametrize("kind", ADDS)
-async def test_a_stored_add_with_a_lost_reply_is_not_refused(proxy: Proxy, flux_empty_database: str, kind: str) -> None:
+async def test_a_stored_add_with_a_lost_reply_is_not_refused(
+    proxy: PostgresProxy, flux_empty_database: str, kind: str
+) -> None:
     """Callers that leave before the retry have an unknown outcome; the messages of the others are stored once."""
     async with used_memory(proxy.dsn, flux_empty_database, timeout=20) as memory:
-        proxy.lose_reply("sync", times=100)
+        proxy.lose_reply_to("sync", times=100)
         proxy.refuse()
         tasks = {
             f"{number}": start_add(memory, 15 if number % 3 else 0.6, SESSIONS[number % 5], f"{number}", kind)
@@ -147,7 +151,7 @@ async def test_a_stored_add_with_a_lost_reply_is_not_refused(proxy: Proxy, flux_
 @pytest.mark.asyncio
 @pytest.mark.fault("tasks of the library cancelled in flight, then refused", backend="postgres")
 async def test_an_add_in_flight_is_not_refused_when_the_librarys_tasks_are_cancelled(
-    proxy: Proxy, flux_empty_database: str
+    proxy: PostgresProxy, flux_empty_database: str
 ) -> None:
     """An application cancels all other tasks, and the server cannot be reached any more: the outcome is unknown."""
     async with used_memory(proxy.dsn, flux_empty_database, timeout=20) as memory:

@@ -14,18 +14,19 @@ from typing import Any, Final
 import pytest
 from click.testing import CliRunner
 from original_application import make_file_with_data
+from postgres_proxy import PostgresProxy
 from raw_postgres import OPEN, connect, wait_until_none, with_application_name
-from waiting import becomes_true
+from waiting import becomes_true, wait_until
 
 from flux_memory import (
     BackendUnavailableError,
     ConversationMemory,
     FluxMemoryError,
+    OutcomeUnknownError,
     PostgresConversationMemory,
     deadline,
 )
 from flux_memory.cli import main
-from flux_memory.testkit import Proxy
 
 SECONDS: Final = 0.2
 PATIENT: Final = 60.0
@@ -94,8 +95,8 @@ async def test_postgres_closes_while_a_silent_network_keeps_it_from_opening(
     flux_empty_database: str, stage: Any, joined: bool
 ) -> None:
     """At each stage of the opening."""
-    with Proxy(with_application_name(flux_empty_database)) as proxy:
-        proxy.silence(stage)
+    with PostgresProxy(with_application_name(flux_empty_database)) as proxy:
+        proxy.silence_at(stage)
         await close_while_opening(PostgresConversationMemory(proxy.dsn, timeout=PATIENT), joined=joined)
 
 
@@ -103,7 +104,7 @@ async def test_postgres_closes_while_a_silent_network_keeps_it_from_opening(
 async def test_a_connection_that_opens_after_the_close_is_dropped(flux_empty_database: str) -> None:
     """A slow server finishes the login when the handle is closed already."""
     dsn = with_application_name(flux_empty_database)
-    with Proxy(dsn) as proxy:
+    with PostgresProxy(dsn) as proxy:
         proxy.slow(200)
         memory = PostgresConversationMemory(proxy.dsn, timeout=PATIENT)
         await close_while_opening(memory, joined=False)
@@ -157,3 +158,21 @@ async def test_a_close_in_a_hurry_shortens_one_that_waits_on_postgres(flux_empty
         await other.execute("LOCK TABLE messages")
         await close_twice_beside_a_call_that_hangs(memory, session)
     await wait_until_none(flux_empty_database, OPEN)
+
+
+@pytest.mark.asyncio
+async def test_a_write_cut_off_by_a_close_may_be_stored_on_postgres(flux_postgres_clean_dsn: str) -> None:
+    """Its statement was sent and waits for a lock: that it is not stored would be a promise nothing can keep."""
+    dsn = flux_postgres_clean_dsn
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with connect(dsn) as other, connect(dsn) as watcher:
+        memory = PostgresConversationMemory(dsn, timeout=PATIENT)
+        session = await memory.create_session()
+        async with other.transaction():
+            await other.execute("SELECT FROM sessions FOR UPDATE")
+            add = asyncio.create_task(memory.add_message(session, "user", "text"))
+            await wait_until(lambda: watcher.fetchval(waiting))
+            with quick(), deadline(SECONDS):
+                await memory.close()
+            with pytest.raises(OutcomeUnknownError, match="closed by close"):
+                await add

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
-from flux_memory.backends.lifecycle import Lifecycle
+from flux_memory.backends.lifecycle import Lifecycle, on_any_loop
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 
@@ -23,7 +24,7 @@ class Resource:
         self.failures: list[Exception] = []
         self.closing = asyncio.Event()
         self.closing.set()
-        self.life: Lifecycle[Resource] = Lifecycle(self._open, self._close, grace)
+        self._life = self.life = Lifecycle(self._open, self._close, grace, lambda _: self.make_twin())
 
     async def _open(self) -> Resource:
         self.opened += 1
@@ -40,9 +41,17 @@ class Resource:
         self.closed += 1
         self.seconds = seconds
 
+    def make_twin(self) -> Resource:
+        """The handle for calls from other loops."""
+        self.twin = Resource()
+        return self.twin
+
+    async def close(self) -> None:
+        await self.life.close()
+
+    @on_any_loop
     async def call(self, until: asyncio.Event | None = None) -> str:
         """A call as a method of a handle makes it."""
-        self.life.check_open()
         with self.life.in_flight():
             await self.life.opened()
             if until is not None:
@@ -318,14 +327,15 @@ async def test_closing_an_unopened_handle_opens_nothing() -> None:
         resource.life.check_open()
 
 
-def test_another_event_loop_is_a_clear_error() -> None:
-    """A handle belongs to one loop; a call on another one raises at once and never hangs."""
+def test_a_call_after_the_home_loop_has_ended_runs_on_a_loop_of_its_own() -> None:
+    """A script may call `asyncio.run` for each call; one thread serves all calls but the first."""
     resource = Resource()
-    asyncio.run(resource.call())
-    with pytest.raises(
-        FluxMemoryError, match=r"first used on another event loop.*create one memory for each event loop"
-    ):
-        asyncio.run(resource.call())
+    for _ in range(3):
+        assert asyncio.run(resource.call()) == "done"
+    assert (resource.opened, resource.twin.opened) == (1, 1)
+    asyncio.run(resource.life.close())
+    assert (resource.closed, resource.twin.closed) == (1, 1)
+    assert "flux-memory-loop" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_closing_on_another_event_loop_releases_the_resource() -> None:

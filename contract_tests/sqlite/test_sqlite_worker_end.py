@@ -22,7 +22,6 @@ from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.worker import SQLiteWorker
 from flux_memory.errors import (
     BackendUnavailableError,
-    FluxMemoryError,
     SchemaError,
 )
 
@@ -90,16 +89,6 @@ async def test_a_failed_opening_leaves_no_thread(path: Path) -> None:
         return threading.active_count() <= before
 
     await wait_until(gone)
-
-
-def test_a_second_event_loop_is_a_clear_error(path: Path) -> None:
-    """It neither hangs nor writes; closing there closes the file."""
-    memory = ConversationMemory(path)
-    session = asyncio.run(memory.create_session())
-    with pytest.raises(FluxMemoryError, match="another event loop"):
-        asyncio.run(memory.add_message(session, "user", "x"))
-    asyncio.run(memory.close())
-    assert read_rows(path, "SELECT count(*) FROM messages") == [(0,)]
 
 
 def test_an_event_loop_that_ends_before_its_calls_breaks_nothing(path: Path) -> None:

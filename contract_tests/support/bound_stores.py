@@ -10,17 +10,42 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from raw_postgres import connect
+from raw_postgres import connect, fetch_rows
 
 from flux_memory import Memory
-from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceStore
+from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, Proxied, ReferenceStore
+from flux_memory.testkit.contract.routes import Routes
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.reference.networked import ReferenceServer
 from flux_memory.testkit.timeouts import BlockedError
 
+REMEMBER_ROWS: Final = (
+    "CREATE TEMP TABLE old_sessions AS SELECT id, updated_at, xmin AS version FROM sessions",
+    "CREATE TEMP TABLE old_messages AS SELECT session_id, id FROM messages",
+)
+DATE_NEW_ROWS: Final = (
+    """
+    UPDATE messages SET created_at = greatest(
+        $1, (SELECT updated_at FROM old_sessions AS old WHERE old.id = messages.session_id)
+    )
+    WHERE (session_id, id) NOT IN (SELECT session_id, id FROM old_messages)
+    """,
+    """
+    UPDATE sessions SET updated_at = greatest($1, old.updated_at)
+    FROM old_sessions AS old
+    WHERE old.id = sessions.id AND old.version <> sessions.xmin
+    """,
+    "UPDATE sessions SET created_at = $1, updated_at = $1 WHERE id NOT IN (SELECT id FROM old_sessions)",
+)
+"""As the library: a time is never earlier than the session's last change."""
+
 Corrupt = Callable[[str, str], Awaitable[None]]
+ReadRaw = Callable[[str, str], Awaitable[dict[str, Any] | None]]
+
+SELECT_RAW: Final = "SELECT role, content, metadata FROM messages"
 
 
 def make_postgres_clock(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
@@ -28,11 +53,12 @@ def make_postgres_clock(dsn: str) -> Callable[[datetime], AbstractAsyncContextMa
 
     @asynccontextmanager
     async def clock_at(moment: datetime) -> AsyncIterator[None]:
-        yield
-        naive = moment.astimezone(UTC).replace(tzinfo=None)
         async with connect(dsn) as connection:
-            await connection.execute("UPDATE messages SET created_at = $1", naive)
-            await connection.execute("UPDATE sessions SET updated_at = $1", naive)
+            for statement in REMEMBER_ROWS:
+                await connection.execute(statement)
+            yield
+            for statement in DATE_NEW_ROWS:
+                await connection.execute(statement, moment.astimezone(UTC).replace(tzinfo=None))
 
     return clock_at
 
@@ -56,6 +82,46 @@ def make_sqlite_corrupter(path: Path, sql: str) -> Corrupt:
             connection.commit()
 
     return corrupt
+
+
+def make_postgres_reader(dsn: str) -> ReadRaw:
+    """Return a function that reads a message as the server holds it."""
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
+        rows = await fetch_rows(dsn, f"{SELECT_RAW} WHERE session_id = $1 AND id = $2", session_id, message_id)
+        return _decoded(rows)
+
+    return read
+
+
+def make_sqlite_reader(path: Path, *, session: str = "session_id") -> ReadRaw:
+    """Return a function that reads a message as the file holds it; `session` names the column of the session's id."""
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
+        with closing(sqlite3.connect(path)) as connection:
+            values = (session_id, message_id)
+            return _decoded(connection.execute(f"{SELECT_RAW} WHERE {session} = ? AND id = ?", values).fetchall())
+
+    return read
+
+
+def make_reference_reader(path: Path) -> ReadRaw:
+    """Return a function that reads a message as the reference model's file holds it."""
+
+    def find(session_id: str, message_id: str) -> dict[str, Any] | None:
+        sessions = json.loads(path.read_bytes())
+        return next((each for each in sessions[session_id]["messages"] if each["id"] == message_id), None)
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
+        return find(session_id, message_id)
+
+    return read
+
+
+def _decoded(rows: list[tuple[Any, ...]]) -> dict[str, Any] | None:
+    for role, content, metadata in rows:
+        return {"role": role, "content": content, "metadata": json.loads(metadata)}
+    return None
 
 
 def make_reference_corrupter(path: Path) -> Corrupt:
@@ -92,6 +158,15 @@ def run_clause(clause_id: str, store: StoreUnderTest) -> BaseException | None:
     finally:
         gc.collect()
     return None
+
+
+def run_over_network(
+    clause_id: str, memory: Callable[[tuple[str, int]], Memory], claimed: Capability = ALL
+) -> BaseException | None:
+    """Run a clause on clients of a server of its own; return the exception if it fails."""
+    with ReferenceServer(ReferenceStore()) as server, Routes(Proxied(server.address, memory)) as routes:
+        store = StoreUnderTest(lambda: memory(server.address), routes=routes, capabilities=claimed)
+        return run_clause(clause_id, store)
 
 
 async def _await(checked: Awaitable[None]) -> None:

@@ -97,7 +97,7 @@ class Fault:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the fault tests."""
     group = parser.getgroup("faults", "the tests of contract_tests/faults")
-    group.addoption("--long", action="store_true", help="Run every round of each fault: 50 or 100.")
+    group.addoption("--long", action="store_true", help="Run every round of what breaks at a random moment.")
     group.addoption(
         "--faults-report", metavar="FILE", type=Path, help="Write the figures there: Markdown, or JSON for *.json."
     )

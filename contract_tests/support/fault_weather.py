@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import asyncpg
 from fault_outcomes import open_postgres
 from fault_storm import Rest
+from postgres_proxy import PostgresProxy
 from raw_postgres import BUSY, CONNECTIONS, with_application_name
 from waiting import wait_until
 
@@ -23,7 +24,6 @@ from flux_memory import (
     ConversationMemory,
     Memory,
 )
-from flux_memory.testkit import Proxy
 
 MESSAGES: Final = "SELECT session_id, seq, content FROM messages ORDER BY session_id, seq"
 POSTGRES_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata ->> 'made', '') FROM sessions"
@@ -83,7 +83,7 @@ class Weather(Protocol):
 class PostgresWeather:
     """A proxy in front of a database, and a direct connection."""
 
-    def __init__(self, direct: Any, holder: Any, proxy: Proxy, *, borrowed: bool) -> None:
+    def __init__(self, direct: Any, holder: Any, proxy: PostgresProxy, *, borrowed: bool) -> None:
         self._borrowed = borrowed
         self._direct = direct
         self._holder = holder
@@ -100,7 +100,7 @@ class PostgresWeather:
         if kind == "reset":
             self._proxy.reset()
         elif kind == "lose":
-            self._proxy.lose_reply("sync", times=rng.randrange(1, 6))
+            self._proxy.lose_reply_to("sync", times=rng.randrange(1, 6))
         elif kind == "terminate":
             await self._direct.execute(TERMINATE)
         elif kind == "forget":
@@ -108,7 +108,7 @@ class PostgresWeather:
         elif kind == "slow":
             self._proxy.slow(rng.choice((20_000, 200_000)))
         elif kind == "silence":
-            self._proxy.silence(rng.choice((None, "bind", "execute", "sync")))
+            self._proxy.silence_at(rng.choice((None, "bind", "execute", "sync")))
         else:
             self._proxy.refuse()
             self._proxy.reset()
@@ -188,7 +188,7 @@ async def postgres_weather(dsn: str, *, borrowed: bool = False) -> AsyncIterator
     """Break the connections between a handle and a database."""
     direct, holder = [await asyncpg.connect(dsn) for _ in range(2)]
     try:
-        with Proxy(with_application_name(dsn)) as proxy:
+        with PostgresProxy(with_application_name(dsn)) as proxy:
             yield PostgresWeather(direct, holder, proxy, borrowed=borrowed)
     finally:
         await direct.close()

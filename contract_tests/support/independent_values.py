@@ -15,6 +15,7 @@ from uuid import UUID
 from flux_memory import InvalidInputError
 
 MEBIBYTE: Final = 1024 * 1024
+INT_BOUND: Final = 10**4300
 
 
 class WrongTypeError(InvalidInputError, TypeError):
@@ -91,7 +92,7 @@ def copy_json(name: str, value: object, depth: int = 1) -> Any:
         return check_text(f"{name}, in a text,", value)
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int) and abs(value) < 10**4300:
+    if isinstance(value, int) and abs(value) < INT_BOUND:
         return int(value)
     if isinstance(value, float) and math.isfinite(value):
         return float(value) + 0.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +13,9 @@ from raw_postgres import connect
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.testkit import Proxy, ReferenceMemory, ReferenceStore
+from flux_memory.testkit import ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.lifecycle import EVERY_CALL
-from flux_memory.testkit.contract.outages import Outage, network_outages
+from flux_memory.testkit.contract.outages import Outage
 
 TIMEOUT_SECONDS: Final = 30.0
 LOCK_SESSIONS: Final = "SELECT FROM sessions FOR UPDATE"
@@ -102,9 +102,8 @@ def make_lock_outages(path: Path) -> tuple[Outage, ...]:
     return (Outage("file locked", lambda: ConversationMemory(path), locked),)
 
 
-@contextmanager
-def make_postgres_outages(dsn: str) -> Iterator[Sequence[Outage]]:
-    """Yield the outages of a server: a lost network, and a lock that another client holds."""
+def make_postgres_outages(dsn: str) -> tuple[Outage, ...]:
+    """Return the outage of sessions that another client has locked."""
 
     @asynccontextmanager
     async def locked() -> AsyncIterator[None]:
@@ -112,8 +111,4 @@ def make_postgres_outages(dsn: str) -> Iterator[Sequence[Outage]]:
             await connection.execute(LOCK_SESSIONS)
             yield
 
-    with Proxy(dsn) as proxy:
-        yield (
-            *network_outages(proxy, lambda: PostgresConversationMemory(proxy.dsn)),
-            Outage("sessions locked", lambda: PostgresConversationMemory(dsn), locked),
-        )
+    return (Outage("sessions locked", lambda: PostgresConversationMemory(dsn), locked),)

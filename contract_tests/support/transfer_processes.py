@@ -14,10 +14,8 @@ from click.testing import CliRunner, Result
 
 from flux_memory.cli.migrate import migrate
 
-KILLS: Final = 20
-"""Kills or interrupts of one test, at random moments."""
-MAX_ROUNDS: Final = 4 * KILLS
-"""Rounds within which they must succeed; a run that ends first does not count."""
+ROUNDS_PER_KILL: Final = 4
+"""Most rounds for each kill or interrupt; a run that ends first does not count."""
 
 
 def seeded_random() -> random.Random:

@@ -58,7 +58,7 @@ def diff(tmp_path: Path) -> Callable[..., Result]:
     return run
 
 
-@pytest.mark.parametrize("after", ["failed", "advisory", "unverified", "not claimed", "not run"])
+@pytest.mark.parametrize("after", ["failed", "advisory", "unverified", "not claimed", "thorough only", "not run"])
 def test_a_clause_that_no_longer_holds_is_worse(diff: Callable[..., Result], after: Outcome) -> None:
     """The exit code is 1 if a clause that held is not seen to hold; missing evidence is not a pass."""
     result = diff(make_evidence(ORD_001={"A": "held"}), make_evidence(ORD_001={"A": after}))

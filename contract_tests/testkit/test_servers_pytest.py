@@ -48,7 +48,10 @@ def files_left_by(project: pytest.Pytester) -> list[Path]:
 
 
 def test_fixtures_give_databases_as_empty_as_they_say(project: pytest.Pytester) -> None:
-    """Promise: one database for each worker, without sessions before each test; a new one for each test on request."""
+    """Promise: one database for each worker, without sessions before each test; a new one for each test on request.
+
+    No test of the project relies on another's order, which a plugin may change.
+    """
     project.makepyfile("""
         import asyncio, asyncpg, pytest
 
@@ -70,8 +73,14 @@ def test_fixtures_give_databases_as_empty_as_they_say(project: pytest.Pytester) 
             assert run(flux_postgres_dsn, "SELECT * FROM sessions") == []
             run(flux_postgres_dsn, "INSERT INTO sessions VALUES (1)")
 
-        def test_kept(flux_postgres_dsn):
-            assert len(run(flux_postgres_dsn, "SELECT * FROM sessions")) == 1
+        kept = []
+
+        @pytest.mark.parametrize("round", [1, 2])
+        def test_kept(flux_postgres_dsn, round):
+            run(flux_postgres_dsn, "CREATE TABLE IF NOT EXISTS rounds (id int)")
+            assert [id for (id,) in run(flux_postgres_dsn, "SELECT id FROM rounds")] == kept
+            run(flux_postgres_dsn, f"INSERT INTO rounds VALUES ({round})")
+            kept.append(round)
 
         @pytest.mark.parametrize("round", [1, 2])
         def test_fresh(flux_empty_database, flux_postgres_dsn, round):
@@ -86,7 +95,7 @@ def test_fixtures_give_databases_as_empty_as_they_say(project: pytest.Pytester) 
             await connection.close()
     """)
     result = project.runpytest_subprocess("--flux-postgres=local")
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=7)
     assert files_left_by(project) == []
 
 

@@ -17,6 +17,7 @@ from bound_stores import run_clause
 from flux_memory import Memory
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.model.calls import HangError, ModelCall, at_once
+from flux_memory.testkit.contract.processes import run_together
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.timeouts import BlockedError, Timeouts, unblocked
 
@@ -32,7 +33,7 @@ BINDING = """
     import pytest
     from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore, timeouts
 
-    timeouts.CLAUSE_SECONDS = 0.1
+    timeouts.CALL_SECONDS = 0.1
     never = threading.Event()
 
     class Blocking(ReferenceMemory):
@@ -92,7 +93,7 @@ class HangingMemory(ReferenceMemory):
 def impatient_store(memory: type[Any]) -> StoreUnderTest:
     """Return a store of such memories with very short timeouts for its clauses."""
     shared, timeouts = ReferenceStore(), Timeouts()
-    timeouts.seconds = 0.1
+    timeouts.call_seconds = 0.1
     broken = type("Broken", (memory,), {"lock": threading.Lock()})
     return StoreUnderTest(lambda: broken(shared), timeouts=timeouts)
 
@@ -126,17 +127,89 @@ def test_the_first_to_hang_waits_for_all(memory: type[Any], monkeypatch: pytest.
     monkeypatch.setattr("flux_memory.testkit.timeouts._SECONDS_ONCE_HUNG", 0.05)
     store = impatient_store(memory)
     assert run_clause(TWO_HANDLES, store) is not None
-    assert store.timeouts.seconds == 0.05
+    assert store.timeouts.call_seconds == 0.05
+    again = StoreUnderTest(lambda: HangingMemory(ReferenceStore()), timeouts=store.timeouts)
+    assert f"(limit cut to 0.05 s because a call of {TWO_HANDLES} never ended)" in str(run_clause(ONE_HANDLE, again))
 
 
-def test_a_synchronous_clause_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+class SlowMemory(ReferenceMemory):
+    async def add_message(self, *args: Any, **kwargs: Any) -> str:
+        await asyncio.sleep(0.2)
+        return await super().add_message(*args, **kwargs)
+
+
+def slow_store(memory: type[Any] = SlowMemory) -> StoreUnderTest:
+    """Return a store with calls of 0.2 seconds, each of which may take 0.6."""
+    shared, timeouts = ReferenceStore(), Timeouts()
+    timeouts.call_seconds = 0.6
+    return StoreUnderTest(lambda: memory(shared), timeouts=timeouts)
+
+
+def test_slow_calls_do_not_hang() -> None:
+    """The limit holds for each call: a dozen calls take longer than one may, and none of them hangs."""
+    store = slow_store()
+    assert run_clause(ONE_HANDLE, store) is None
+    assert len(store.transcript.calls) * 0.2 > 2 * store.timeouts.call_seconds
+
+
+def test_a_call_that_hangs_beside_others_is_found() -> None:
+    """Other calls that end do not postpone the limit of a call that does not."""
+
+    class Hanging(SlowMemory):
+        async def add_messages(self, *args: Any, **kwargs: Any) -> Any:
+            await asyncio.Event().wait()
+
+    store = slow_store(Hanging)
+
+    async def main() -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        hanging = asyncio.ensure_future(memory.add_messages(session, []))
+        while not hanging.done():
+            await memory.add_message(session, "user", "text")
+
+    with pytest.raises(pytest.fail.Exception, match=r"a call hangs: add_messages\(\) did not end within 0\.6 s"):
+        store.run(main)
+
+
+def test_a_clause_that_is_slow_as_a_whole_shortens_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a limit as well, but its calls end, so those of the next clauses keep theirs."""
+    monkeypatch.setattr("flux_memory.testkit.timeouts.CLAUSE_SECONDS", 0.5)
+    store = slow_store()
+    assert "the clause was not done within" in str(run_clause(ONE_HANDLE, store))
+    assert (store.timeouts.call_seconds, store.timeouts.call_cut) == (0.6, "")
+
+
+def test_a_process_with_slow_calls_does_not_hang() -> None:
+    """The limit holds for each call of another process as well; a call of one that hangs is found."""
+
+    async def add(open_handle: Callable[[], Memory], tell: Callable[[object], None]) -> None:
+        async with open_handle() as memory:
+            session = await memory.create_session()
+            for number in range(6):
+                await memory.add_message(session, "user", str(number))
+            tell("done")
+            await memory.get_history(session)
+
+    assert run_together(slow_store().fork(add)) == [["done"]]
+
+    class Hanging(SlowMemory, HangingMemory):
+        pass
+
+    child = slow_store(Hanging).fork(add)
+    child.go()
+    assert child.hear() == "done"
+    with pytest.raises(pytest.fail.Exception, match=r"a call of another process hangs: none ended within 0\.6 s"):
+        child.hear()
+
+
+def test_a_synchronous_clause_is_ended() -> None:
     """Parts of it run on their own event loops."""
     store = impatient_store(ReferenceMemory)
 
     async def block() -> None:
         threading.Event().wait()
 
-    monkeypatch.setattr("flux_memory.testkit.contract.under_test.CLOSE_SECONDS", 0.1)
     with pytest.raises(BlockedError):
         store.run(block)
 

@@ -23,6 +23,18 @@ def target(flux_empty_database: str) -> str:
     return flux_empty_database
 
 
+@pytest.fixture(scope="session")
+def is_long(pytestconfig: pytest.Config) -> bool:
+    """Whether the run has `--long`, for all rounds of what happens at a random moment."""
+    return bool(pytestconfig.option.long)
+
+
+@pytest.fixture(scope="session")
+def kills(is_long: bool) -> int:
+    """Kills or interrupts of one test, at random moments."""
+    return 20 if is_long else 5
+
+
 @pytest.fixture(params=["DELETE", "WAL"])
 def idle_file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A file with 20 sessions and 5,000 messages whose application stopped some time ago."""

@@ -105,7 +105,7 @@ def run_child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("how", ["empty", "beside others", "replace", "verify", "back"])
 def test_all_tasks_are_cancelled_at_any_moment(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_long: bool
 ) -> None:
     """There is no crash and no warning; no thread, process, connection or file is left; the next run completes."""
     dsn = flux_postgres_clean_dsn
@@ -114,9 +114,12 @@ def test_all_tasks_are_cancelled_at_any_moment(
     if how in {"verify", "back"}:
         assert move(path, dsn).status is Status.IDENTICAL
     (work := tmp_path / "work").mkdir()
+    rounds = 28 if is_long else 18
     # asyncpg leaves an unretrieved exception behind if its TLS request is cancelled.
     plain = with_parameter(dsn, "sslmode=disable")
-    code, output, errors = run_child(CHILD, how, path, plain, work, 1, 28, tmp_path=tmp_path, monkeypatch=monkeypatch)
+    code, output, errors = run_child(
+        CHILD, how, path, plain, work, 1, rounds, tmp_path=tmp_path, monkeypatch=monkeypatch
+    )
     assert errors == ""
     assert (code, output) == (0, "done\n")
     assert move(path, dsn).status is (Status.CONTAINED if how == "beside others" else Status.IDENTICAL)

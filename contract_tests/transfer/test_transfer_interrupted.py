@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from raw_postgres import OTHER_CLIENTS, connect, execute, wait_until_none
 from transfer_memories import EMPTY, make_tables, move
-from transfer_processes import KILLS, MAX_ROUNDS, seeded_random, start_command, start_migration, wait_for_lock
+from transfer_processes import ROUNDS_PER_KILL, seeded_random, start_command, start_migration, wait_for_lock
 
 from flux_memory.transfer import Plan, Status, migrate, migrate_back, to_sqlite
 
@@ -31,7 +31,7 @@ def path(random_file: Path) -> Path:
 
 @pytest.mark.parametrize("direction", ["there", "back"])
 def test_an_interrupt_at_any_moment_is_reported(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, direction: str
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, direction: str, kills: int
 ) -> None:
     """Ctrl-C, also while a thread runs a statement, prints one sentence and leaves nothing behind."""
     dsn, back = flux_postgres_clean_dsn, tmp_path / "back.db"
@@ -52,9 +52,9 @@ def test_an_interrupt_at_any_moment_is_reported(
     assert code == 0
     rng = seeded_random()
     interrupts = rounds = 0
-    while interrupts < KILLS:
+    while interrupts < kills:
         rounds += 1
-        assert rounds < MAX_ROUNDS
+        assert rounds < ROUNDS_PER_KILL * kills
         if direction == "there":
             asyncio.run(execute(dsn, *EMPTY))
         _, (code, output, errors) = interrupt_after(begin(), rng.uniform(0, seconds))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from raw_postgres import OTHER_CLIENTS, execute, wait_until_none
 from transfer_memories import EMPTY, OTHER, make_tables, move, read_target
-from transfer_processes import KILLS, MAX_ROUNDS, seeded_random, start_command, start_migration
+from transfer_processes import ROUNDS_PER_KILL, seeded_random, start_command, start_migration
 
 from flux_memory.transfer import Status, migrate_back
 
@@ -71,7 +71,7 @@ def measure_duration(process: subprocess.Popen[str]) -> float:
 
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
-def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str, populated: bool) -> None:
+def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str, populated: bool, kills: int) -> None:
     """A second run completes after `kill -9` at a random point of preflight, load or verification."""
     dsn = flux_postgres_clean_dsn
     make_tables(dsn)
@@ -80,10 +80,10 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
     seconds = measure_duration(start_migration(path, dsn))
     expected = read_target(dsn)
     rng = seeded_random()
-    kills = rounds = 0
-    while kills < KILLS:
+    done = rounds = 0
+    while done < kills:
         rounds += 1
-        assert rounds < MAX_ROUNDS
+        assert rounds < ROUNDS_PER_KILL * kills
         asyncio.run(execute(dsn, *EMPTY, *before))
         if rounds % 2:
             killed = kill_after(start_migration(path, dsn), rng.uniform(seconds / 4, seconds))
@@ -91,7 +91,7 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
             seconds *= 1 if killed else 0.9
         else:
             killed = kill_at_row(path, dsn, rng.randrange(2 * 3040), helped=rounds % 4 == 0)
-        kills += killed
+        done += killed
         asyncio.run(wait_until_none(dsn, WORKING))
         sessions, messages = read_target(dsn)
         if not populated:
@@ -103,7 +103,7 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
 
 
 def test_a_migration_to_sqlite_is_killed_anywhere_and_run_again(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path
+    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, kills: int
 ) -> None:
     """After a kill there is no file, or the proven one; the run that completes leaves nothing else behind."""
     dsn = flux_postgres_clean_dsn
@@ -114,16 +114,16 @@ def test_a_migration_to_sqlite_is_killed_anywhere_and_run_again(
     seconds = measure_duration(start_command("--to-sqlite", back, "--postgres-dsn", dsn))
     expected = read_tables(back)
     rng = seeded_random()
-    kills = rounds = 0
-    while kills < KILLS:
+    done = rounds = 0
+    while done < kills:
         rounds += 1
-        assert rounds < MAX_ROUNDS
+        assert rounds < ROUNDS_PER_KILL * kills
         back.unlink()
         process = start_command("--to-sqlite", back, "--postgres-dsn", dsn)
         killed = kill_after(process, rng.uniform(seconds / 4, seconds))
         # It finished first: its duration is a better bound.
         seconds *= 1 if killed else 0.9
-        kills += killed
+        done += killed
         for file in tmp_path.iterdir():
             assert file.stat().st_mode & 0o077 == 0, "what was read is for its owner alone"
         if not back.exists():

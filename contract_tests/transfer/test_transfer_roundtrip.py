@@ -81,7 +81,7 @@ def draw_time(draw: st.DrawFn) -> str | int:
 
 MESSAGES = st.tuples(st.sampled_from("abc"), TEXT.filter(bool), TEXT, METADATA, SPELLINGS, draw_time())
 ON_A_DATABASE = settings(
-    max_examples=int(os.environ.get("FLUX_MEMORY_TRANSFER_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("FLUX_MEMORY_TRANSFER_EXAMPLES", "15")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -1,4 +1,4 @@
-"""Opens a handle's resource at its first call, binds it to one event loop, and closes it once."""
+"""Opens a handle's resource at its first call on its home loop, runs the calls of other loops, and closes it once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,56 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Generic, TypeVar
+from functools import wraps
+from threading import Lock
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from flux_memory.backends.deadlines import seconds_for
+from flux_memory.backends.loops import CLOSED, FORKED, LoopThread
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
+Arguments = ParamSpec("Arguments")
 Resource = TypeVar("Resource")
+Result = TypeVar("Result")
 
-CLOSED: Final = "this memory is closed; open another one"
 _SHARED_OPENING_SECONDS: Final = 0.1
 """Seconds after the start of an opening within which a call shares its failure; later calls retry."""
 _UNNEEDED_OPENING_SECONDS: Final = 0.2
 """Seconds that closing waits for an opening that no call needs any more, and which may be about to end."""
 _MIN_CLOSE_SECONDS: Final = 1.0
 """Seconds that closing may take even if the calls in flight used up all the time."""
+
+
+class Twin(Protocol):
+    """The part of a handle that its calls from other event loops need."""
+
+    @property
+    def _life(self) -> Lifecycle[Any]: ...
+
+    async def close(self) -> None: ...
+
+
+Handle = TypeVar("Handle", bound=Twin)
+
+
+def on_any_loop(
+    method: Callable[Concatenate[Handle, Arguments], Coroutine[Any, Any, Result]],
+) -> Callable[Concatenate[Handle, Arguments], Coroutine[Any, Any, Result]]:
+    """Make a method of a handle callable from any event loop, until the handle is closed.
+
+    The first call makes its loop the handle's home. A call from another loop, or after the home has ended, runs on a
+    twin of the handle, whose home is the loop of a thread of its own.
+    """
+
+    @wraps(method)
+    async def call(self: Handle, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        life = self._life
+        life.check_open()
+        if life.is_home():
+            return await method(self, *args, **kwargs)
+        return await life.visit(lambda twin: call(twin, *args, **kwargs))
+
+    return call
 
 
 class Lifecycle(Generic[Resource]):
@@ -33,6 +69,7 @@ class Lifecycle(Generic[Resource]):
         close_resource: Closes the resource within a number of seconds, once no call is in flight or the grace is over.
         grace: Seconds that `close()` may take outside any `deadline()`, plus `_MIN_CLOSE_SECONDS` if calls in flight
             take all of them.
+        make_twin: Makes another handle on the same store, for calls from other event loops; takes this object.
     """
 
     def __init__(
@@ -40,10 +77,17 @@ class Lifecycle(Generic[Resource]):
         open_resource: Callable[[], Coroutine[Any, Any, Resource]],
         close_resource: Callable[[Resource, float], Awaitable[None]],
         grace: float,
+        make_twin: Callable[[Lifecycle[Resource]], Any],
     ) -> None:
         self._open_resource = open_resource
         self._close_resource = close_resource
         self._grace = grace
+        self._make_twin = make_twin
+        self._lock = Lock()
+        """Held while the home is chosen and while the twin is made."""
+        self.is_twin = False
+        self._away: tuple[LoopThread, Any] | None = None
+        """The twin for calls from other event loops, and the thread of its loop."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[Resource] | None = None
         """The opening that runs, or the one that succeeded."""
@@ -67,9 +111,40 @@ class Lifecycle(Generic[Resource]):
         if self.closed:
             raise MemoryClosedError(CLOSED)
         if self.forked:
-            raise FluxMemoryError(
-                "this memory was opened before the process forked, and belongs to the parent; create one in the child"
-            )
+            raise FluxMemoryError(FORKED)
+
+    def is_home(self) -> bool:
+        """Return whether the running event loop is the handle's home; that of the first call becomes it."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            with self._lock:
+                self._loop = self._loop or loop
+        return self._loop is loop
+
+    async def visit(self, call: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:
+        """Run a call on the twin, on the loop of its own thread.
+
+        Raises:
+            MemoryClosedError: The handle was closed meanwhile.
+        """
+        with self._lock:
+            if self.closed:
+                raise MemoryClosedError(CLOSED)
+            if self._away is None or self._away[0].has_ended:
+                twin = self._make_twin(self)
+                twin._life.is_twin = True  # noqa: SLF001 - a handle, whose lifecycle is for this module
+                self._away = (LoopThread(), twin)
+            thread, twin = self._away
+        return await thread.run(lambda: call(twin))
+
+    async def share(self) -> Resource:
+        """Return the resource for use on another event loop as well; open it there if the home has not."""
+        home = self._loop
+        if self.resource is None and home is not None and home.is_running():
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.opened(), home))
+        if self.resource is None:
+            self.resource = await self._open_resource()
+        return self.resource
 
     async def opened(self) -> Resource:
         """Return the resource; the first caller starts to open it, and later ones wait for the same opening.
@@ -118,27 +193,15 @@ class Lifecycle(Generic[Resource]):
         """Leave the resource to the parent process; a handle that was not used before the fork stays usable."""
         if self._loop is None:
             return
-        _PARENT_RESOURCES.append((self, self.resource))
+        _PARENT_RESOURCES.append((self, self.resource, self._away))
         self.resource = None
-        self._loop = self._opening = self._closing = None
+        self._loop = self._opening = self._closing = self._away = None
         self._in_flight = 0
         self.forked = True
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Count a call, so that `close()` waits for it; the first one binds the handle to its event loop.
-
-        Raises:
-            FluxMemoryError: The handle belongs to another event loop.
-        """
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self._loop is not None:
-                raise FluxMemoryError(
-                    "this memory was first used on another event loop, and its connections live there; "
-                    "create one memory for each event loop"
-                )
-            self._loop = loop
+        """Count a call, so that `close()` waits for it."""
         self._in_flight += 1
         try:
             yield
@@ -156,6 +219,39 @@ class Lifecycle(Generic[Resource]):
         self.closed = True
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds_for(self._grace)
+        await self._close_away()
+        if not await self._closed_at_home(end - loop.time()):
+            await self._close_here(end)
+
+    async def _close_away(self) -> None:
+        """Close the twin, and end its thread."""
+        with self._lock:
+            if self._away is None:
+                return
+            thread, twin = self._away
+        with suppress(MemoryClosedError):
+            await thread.run(twin.close)
+        thread.stop()
+        await thread.ended(_MIN_CLOSE_SECONDS)
+        self._away = None
+
+    async def _closed_at_home(self, seconds: float) -> bool:
+        """Close the resource on the home loop, if that runs in another thread; return whether this succeeded."""
+        home = self._loop
+        if home is None or home is asyncio.get_running_loop() or not home.is_running():
+            return False
+        closing = self.close()
+        try:
+            closed = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(closing, home))
+        except RuntimeError:  # it has just ended
+            closing.close()
+            return False
+        done, _ = await asyncio.wait([closed], timeout=max(seconds, 0.0) + 2 * _MIN_CLOSE_SECONDS)
+        closed.cancel()
+        return bool(done) and not closed.cancelled() and closed.exception() is None
+
+    async def _close_here(self, end: float) -> None:
+        loop = asyncio.get_running_loop()
         while not self._ended or self.resource is not None:
             closing = self._closing
             if closing is None or closing.done() or closing.get_loop() is not loop:
@@ -187,6 +283,17 @@ class Lifecycle(Generic[Resource]):
         if self.resource is not None:
             await self._close_resource(self.resource, max(end - loop.time(), _MIN_CLOSE_SECONDS))
             self.resource = self._opening = None
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether its caller must close the handle; a twin's caller is the handle that made it."""
+        return not self.is_twin and (self.resource is not None or self._away is not None)
+
+    def abandon(self) -> None:
+        """Close the twin without waiting for it; called when the handle is collected."""
+        if self._away is not None:
+            thread, twin = self._away
+            thread.stop_after(twin.close)
 
 
 _LIFECYCLES: weakref.WeakSet[Lifecycle[Any]] = weakref.WeakSet()

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
     from flux_memory.testkit.contract.outages import Outage, network_outages
-    from flux_memory.testkit.declarations import known_failure
+    from flux_memory.testkit.contract.routes import Proxied
+    from flux_memory.testkit.declarations import known_failure, unverifiable
     from flux_memory.testkit.proxy import Proxy
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
@@ -23,12 +24,14 @@ __all__ = [
     "Clause",
     "MemoryContract",
     "Outage",
+    "Proxied",
     "Proxy",
     "ReferenceMemory",
     "ReferenceStore",
     "clause",
     "known_failure",
     "network_outages",
+    "unverifiable",
 ]
 
 __getattr__, __dir__ = import_on_use(
@@ -49,7 +52,11 @@ __getattr__, __dir__ = import_on_use(
             "Outage",
             "network_outages",
         ),
-        "declarations": ("known_failure",),
+        "contract.routes": ("Proxied",),
+        "declarations": (
+            "known_failure",
+            "unverifiable",
+        ),
         "proxy": ("Proxy",),
         "reference": (
             "ReferenceMemory",

@@ -7,9 +7,9 @@ A binding claims all of them by default:
 
 A call that needs an unclaimed capability raises `InvalidInputError` before it stores anything, with the method or the
 argument in the message; on a closed handle the error for that comes first. Capabilities that are not calls (ids, times,
-durability, several handles or processes, outages) must be absent as well: refused with a `FluxMemoryError`, or without
-effect. The clauses FM-CAP check both directions, so an unclaimed capability that works fails. A clause that needs an
-unclaimed capability does not count; clauses that need none always count.
+durability, several handles or processes, outages, a network) must be absent as well: refused with a `FluxMemoryError`,
+or without effect. The clauses FM-CAP and FM-NET-001 check both directions, so an unclaimed capability that works fails.
+A clause that needs an unclaimed capability does not count; clauses that need none always count.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Capability(Flag):
     SEVERAL_HANDLES = auto()
     SEVERAL_PROCESSES = auto()
     OUTAGES = auto()
+    NETWORKED = auto()
 
     @property
     def words(self) -> str:
@@ -66,5 +67,6 @@ MEANING: Final[dict[Capability, str]] = {
     Capability.SEVERAL_HANDLES: "Several handles of one process share the store.",
     Capability.SEVERAL_PROCESSES: "Several processes share the store.",
     Capability.OUTAGES: "The store can be unreachable for a while; a call waits for it until its deadline.",
+    Capability.NETWORKED: "A handle reaches the store by connections to a server, and the network between can break.",
 }
 """Each capability in a sentence."""

@@ -9,13 +9,13 @@ import functools
 import inspect
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import pytest
 
 from flux_memory.testkit.capabilities import NOTHING, Capability
-from flux_memory.testkit.timeouts import BlockedError, Timeouts, unblocked
 from flux_memory.testkit.versions import parse_version
 
 CONTRACT_VERSION: Final = "1.0"
@@ -24,6 +24,7 @@ GROUPS: Final = {
     "TXT": "Text",
     "MET": "Metadata",
     "LIM": "Limits and look-ups",
+    "AMT": "Amounts",
     "ORD": "Order and paging",
     "TIM": "Times",
     "LST": "Listing and filters",
@@ -33,6 +34,7 @@ GROUPS: Final = {
     "CON": "Concurrency",
     "CAN": "Cancellation",
     "DLN": "Deadlines",
+    "NET": "Network",
     "LIF": "Lifecycle",
     "DUR": "Durability, processes",
     "MOD": "Everything together",
@@ -49,8 +51,11 @@ _ID: Final = re.compile(r"FM-(?P<group>[A-Z]{3})-[0-9]{3}")
 class _Store(Protocol):
     """What a clause's wrapper uses of the store under test."""
 
-    timeouts: Timeouts
+    clause_id: str
     finished: bool
+
+    def limited(self) -> AbstractAsyncContextManager[None]: ...
+    async def check_binding(self) -> None: ...
 
     async def close(self, *, quietly: bool = False) -> None: ...
 
@@ -66,6 +71,7 @@ class Clause:
     test: Test
     fresh: bool
     away: bool
+    thorough: bool
     since: str
     needs: Capability
 
@@ -96,6 +102,7 @@ def clause(
     needs: Capability = NOTHING,
     fresh: bool = False,
     away: bool = False,
+    thorough: bool = False,
     since: str = "1.0",
 ) -> Callable[[Test], Test]:
     """Register a method of a contract class as the clause with this id.
@@ -110,7 +117,8 @@ def clause(
         impact: What users lose if a backend breaks it, as a sentence.
         needs: The capabilities that the clause needs; without them it does not count.
         fresh: The clause needs a store on which no handle was ever opened.
-        away: The clause puts the store out of reach, by the binding's `outages`.
+        away: The clause puts the store out of reach or breaks its network, by the binding's fixtures for that.
+        thorough: The clause takes too long for the fast profile, which leaves it out and names it.
         since: The version of the contract that added it. A clause of a minor version is advisory until the next one.
 
     Raises:
@@ -129,8 +137,8 @@ def clause(
             if known.home != home and function.__name__ == known.home.rpartition(".")[2]:
                 # In a class that inherits both, one hides the other.
                 raise ValueError(f"the clauses {known.id} and {clause_id} have the same name, {function.__name__}")
-        test = _closing(function)
-        CLAUSES[clause_id] = Clause(clause_id, promise, impact, home, test, fresh, away, since, needs)
+        test = _closing(function, clause_id)
+        CLAUSES[clause_id] = Clause(clause_id, promise, impact, home, test, fresh, away, thorough, since, needs)
         if inspect.iscoroutinefunction(test):
             test = pytest.mark.asyncio(loop_scope="function")(test)
         # pytest collects a function with this attribute under any `python_functions`.
@@ -141,12 +149,13 @@ def clause(
     return register
 
 
-def _closing(function: Test) -> Test:
+def _closing(function: Test, clause_id: str) -> Test:
     """Limit a clause's time, close its handles on the loop that used them, and record that it ran to its end."""
     if not inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         def run_plain(self: object, store: _Store) -> None:
+            store.clause_id = clause_id
             function(self, store)
             store.finished = True
 
@@ -159,18 +168,13 @@ def _closing(function: Test) -> Test:
                 "the clause is not run by pytest-asyncio: another plugin has taken it; disable that plugin, or its "
                 "mode that runs every coroutine"
             )
-        seconds = store.timeouts.seconds
+        store.clause_id = clause_id
         try:
-            with unblocked(seconds):
-                async with asyncio.timeout(seconds) as deadline:
-                    await function(self, store)
-        except BaseException as error:
-            hung = deadline.expired()
-            if hung or isinstance(error, BlockedError):
-                store.timeouts.shorten()
+            async with store.limited():
+                await store.check_binding()
+                await function(self, store)
+        except BaseException:
             await store.close(quietly=True)
-            if hung and not isinstance(error, BlockedError):
-                pytest.fail(f"the clause was not done within {seconds:.0f} s: a call hangs")
             raise
         await store.close()
         store.finished = True

@@ -59,10 +59,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Capabilities that the memory does not claim, such as batch,titles; their clauses do not count.",
     )
     group.addoption(
+        "--flux-profile",
         "--flux-model",
+        dest="flux_profile",
         choices=("fast", "thorough"),
         default="fast",
-        help="How long the model explores a backend: a few seconds, or ten minutes.",
+        help="fast: seconds. thorough: the model explores for ten minutes, and the clauses that take long run, too.",
     )
     group.addoption(
         "--flux-report",

@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import re
 import reprlib
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, Self
@@ -37,6 +38,8 @@ class Call:
     method: str
     arguments: str
     overlapped: bool
+    began: float
+    """On the monotonic clock."""
     elsewhere: bool = False
     name: str | None = None
     outcome: str | None = None
@@ -57,8 +60,11 @@ class Transcript:
     """The calls of one test, ordered by their start."""
 
     calls: list[Call] = field(default_factory=list)
+    on_end: Callable[[], None] = lambda: None
+    """Called whenever a call ends."""
     _handles: int = 0
-    _running: int = 0
+    _running: list[Call] = field(default_factory=list)
+    _last: float = field(default_factory=time.monotonic)
     _names: dict[str, str] = field(default_factory=dict)
     _loops: dict[str, asyncio.AbstractEventLoop] = field(default_factory=dict)
 
@@ -73,14 +79,16 @@ class Transcript:
         arguments += [f"{name}={self._show(value)}" for name, value in kwargs.items()]
         loop = asyncio.get_running_loop()
         elsewhere = self._loops.setdefault(handle, loop) is not loop
-        call = Call(handle, method, ", ".join(arguments), overlapped=self._running > 0, elsewhere=elsewhere)
+        call = Call(handle, method, ", ".join(arguments), bool(self._running), time.monotonic(), elsewhere)
         self.calls.append(call)
-        self._running += 1
+        self._running.append(call)
         return call
 
     def end(self, call: Call, result: object = None, error: BaseException | None = None) -> None:
         """Record the result or the error of a call."""
-        self._running -= 1
+        self._running = [other for other in self._running if other is not call]
+        self._last = time.monotonic()
+        self.on_end()
         if isinstance(error, asyncio.CancelledError):
             call.outcome, call.failed = "cancelled", True
         elif error is not None:
@@ -93,6 +101,10 @@ class Transcript:
                 call.name = self._names[result] = f"{kind}_{len(self._names) + 1}"
         else:
             call.outcome = "" if result is None else f"-> {_short.repr(result)}"
+
+    def waiting(self) -> tuple[str | None, float]:
+        """Return the oldest call in flight and when it began; without any, `None` and when the last one ended."""
+        return (self._running[0].method, self._running[0].began) if self._running else (None, self._last)
 
     def text(self) -> str:
         """Return the calls, shortened, as code to paste into a test."""

@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait for the first clause
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from flux_memory.testkit.evidence.properties import (
     CAPABILITY,
     CLAUSE,
     FACTS,
+    LIMITS,
     RESULT,
     SEED,
     SERVER,
@@ -55,9 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note all clauses of a binding, including those that are deselected later."""
     if clause_of(item) and isinstance(binding := getattr(item, "cls", None), type):
+        from flux_memory.testkit.evidence.collect import binding_of
         from flux_memory.testkit.run_evidence import RUN
 
-        item.config.stash[RUN].expect(backend_of(item), _clauses_of(binding))
+        if (run := item.config.stash.get(RUN, None)) is not None:
+            run.expect(backend_of(item), binding_of(item.nodeid), _clauses_of(binding))
 
 
 @cache
@@ -79,18 +83,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _prepare(item: pytest.Item, clause_id: str) -> None:
     from flux_memory.testkit import clauses
+    from flux_memory.testkit.declarations import limits_of
     from flux_memory.testkit.evidence.judge import excuse
 
     item.user_properties += [(CLAUSE, clause_id), (BACKEND, backend_of(item))]
     if (backend_version := getattr(getattr(item, "cls", None), "backend_version", None)) is not None:
         item.user_properties.append((BACKEND_VERSION, str(backend_version)))
+    if limits := limits_of(item):
+        item.user_properties.append((LIMITS, limits))
     excuse(item, clauses.CLAUSES[clause_id], clauses.CONTRACT_VERSION)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a clause that cannot be checked."""
-    if clause_of(item) and (reason := _cannot_run([item])):
-        pytest.fail(reason, pytrace=False)
+    """End a clause that cannot be checked, or whose binding cannot be used."""
+    if clause_of(item):
+        from flux_memory.testkit.contract.preflight import preflight_of
+        from flux_memory.testkit.verdicts import BindingFault
+
+        if reason := _cannot_run([item]):
+            raise BindingFault(reason)
+        preflight_of(item.config, item.cls).begin(item.nodeid)  # type: ignore[attr-defined]
 
 
 def _cannot_run(clauses: list[pytest.Item]) -> str | None:
@@ -99,6 +111,7 @@ def _cannot_run(clauses: list[pytest.Item]) -> str | None:
 
 def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     config = clauses[0].config
+    yield from filter(None, map(_without_assertions, clauses))
     if not hasattr(config.option, "asyncio_mode") or find_spec("hypothesis") is None:
         yield (
             "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]', "
@@ -124,6 +137,32 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     yield from (f"{item.nodeid}: {ONLY_KNOWN_FAILURE}" for item in clauses if has_other_xfail(item))
 
 
+def _without_assertions(item: pytest.Item) -> str | None:
+    from flux_memory.testkit.clauses import CLAUSES
+
+    return _without_assertions_in(CLAUSES[str(clause_of(item))].test.__module__)
+
+
+@cache
+def _without_assertions_in(module: str) -> str | None:
+    from flux_memory.testkit import contract
+
+    kit = contract.__name__
+    if module.startswith(kit):
+        run = contract.assertions_run()
+    else:
+        # A canary has to be in the module itself; pytest's loader rewrites every module that it loads.
+        loader = type(getattr(sys.modules.get(module), "__loader__", None))
+        run = not sys.flags.optimize or loader.__module__.startswith("_pytest.")
+    if run:
+        return None
+    return (
+        f"the assertions of {kit if module.startswith(kit) else module} do not run, so its clauses cannot fail: Python "
+        "removes them under -O and PYTHONOPTIMIZE if pytest does not rewrite them; run without both, or remove "
+        "--assert=plain, register the module by pytest.register_assert_rewrite and import it after that"
+    )
+
+
 def _replaced(item: pytest.Item) -> str | None:
     return _replaced_in(item.cls) if isinstance(getattr(item, "cls", None), type) else None  # type: ignore[attr-defined]
 
@@ -145,6 +184,12 @@ def _setting(config: pytest.Config, name: str) -> object:
     except ValueError:
         # Its plugin is not loaded, or is older than the setting.
         return None
+
+
+def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
+    """Show a fault of the binding as an error: the clause that met it did not fail."""
+    result = dict(getattr(report, "user_properties", ())).get(RESULT)
+    return ("error", "E", "ERROR") if report.failed and result and result.get("fault") else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -172,10 +217,10 @@ def pytest_runtest_makereport(
             (SEED, [f"{name} on {backend_of(item)}", seed]) for name, seed in store.seeds.items()
         ]
     reproduction = store.transcript.text() if call.excinfo is not None and store and store.transcript.calls else ""
-    result = result_of(item, call, reproduction)
-    if result is not None:
-        report.user_properties.append((RESULT, result))
-    if report.failed and call.excinfo is not None:
+    result = result_of(item, clause_id, call, reproduction)
+    if result is not None and result.get("fault"):
+        _explain_fault(item, call, report, result)
+    elif report.failed and call.excinfo is not None:
         lines = [
             f"promised:  {clause.promise}",
             f"users lose: {clause.impact}",
@@ -185,5 +230,22 @@ def pytest_runtest_makereport(
             lines += ["to reproduce:", "", reproduction]
         report.sections.append((f"{clause_id} does not hold for {backend_of(item)}", "\n".join(lines)))
     if result is not None:
+        report.user_properties.append((RESULT, result))
         correct(report, clause_id, result, strict=item.config.option.flux_strict)
     return report
+
+
+def _explain_fault(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, result: dict[str, Any]
+) -> None:
+    """Say what is wrong with a binding whose fixture raised; a `BindingFault` says so itself."""
+    from flux_memory.testkit.contract.preflight import preflight_of
+    from flux_memory.testkit.evidence.collect import presentable
+    from flux_memory.testkit.verdicts import BindingFault
+
+    if call.excinfo is None or isinstance(call.excinfo.value, BindingFault):
+        return
+    if "memory_factory" not in getattr(item, "funcargs", {}):
+        binding: type = item.cls  # type: ignore[attr-defined]
+        result["reason"] = presentable(preflight_of(item.config, binding).blame(call.excinfo.value))
+    report.sections.append((f"not checked on {backend_of(item)}", result["reason"]))

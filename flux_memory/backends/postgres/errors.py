@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import asyncpg
 
@@ -15,6 +15,7 @@ from flux_memory.errors import (
     BackendUnavailableError,
     FluxMemoryError,
     InvalidInputError,
+    MemoryClosedError,
     OutcomeUnknownError,
     SchemaError,
 )
@@ -106,6 +107,10 @@ def translate_errors(
     """
     try:
         yield
+    except MemoryClosedError as error:
+        if state is not None and state.writes and state.unknown:
+            raise _outcome_unknown(shown, "the connection was closed by close() before the answer") from error
+        raise
     except FluxMemoryError:
         raise
     except TimeoutError as error:
@@ -182,3 +187,15 @@ def _clear_frames(error: BaseException, module: str) -> None:
                     with suppress(RuntimeError):
                         frame.clear()
             chain += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+
+
+def refuse_other_loop() -> NoReturn:
+    """Refuse a call on another event loop than that of a borrowed pool.
+
+    Raises:
+        FluxMemoryError: Always.
+    """
+    raise FluxMemoryError(
+        "this memory borrows a pool, whose connections live on the event loop of the first call; call it there, or "
+        "give it a DSN instead of a pool"
+    )

@@ -13,19 +13,17 @@ import asyncpg
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
+from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls, build_off_loop
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.errors import translate_errors
+from flux_memory.backends.postgres.errors import refuse_other_loop, translate_errors
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
-from flux_memory.errors import (
-    InvalidInputError,
-    InvalidTypeError,
-)
+from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
+from flux_memory.records.checking import list_messages
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -147,36 +145,35 @@ class PostgresConversationMemory(Memory):
         timeout: float = 30.0,
         pool: asyncpg.Pool | None = None,
     ) -> None:
-        self.timeout: Final = records.check_seconds("timeout", timeout)
+        timeout = records.check_seconds("timeout", timeout)
         if pool is not None:
-            if not (callable(getattr(pool, "acquire", None)) and callable(getattr(pool, "release", None))):
+            if not all(callable(getattr(pool, name, None)) for name in ("acquire", "release")):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
-            self._shown = "a borrowed pool"
-            self._pool: OwnPool | BorrowedPool = BorrowedPool(pool)
-        else:
-            if dsn is None:
-                from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
+            self._bind("a borrowed pool", timeout, BorrowedPool(pool), refuse_other_loop)
+            return
+        if dsn is None:
+            from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
 
-                dsn = load_settings().require_postgres_dsn()
-            # An invalid DSN's traceback shows the variables of this frame, too.
-            dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
-            target = parse_dsn(dsn)
-            self._shown = mask_dsn(dsn)
-            if (
-                not 0 <= records.check_count("min_size", min_size) <= records.check_count("max_size", max_size)
-                or not max_size
-            ):
-                raise InvalidInputError(
-                    f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size"
-                )
-            self._pool = OwnPool(target, min_size, max_size, self.timeout)
+            dsn = load_settings().require_postgres_dsn()
+        # An invalid DSN's traceback shows the variables of this frame, too.
+        dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
+        target = parse_dsn(dsn)
+        if not records.check_count("min_size", min_size) <= records.check_count("max_size", max_size) or not max_size:
+            raise InvalidInputError(f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size")
+        make_pool = partial(OwnPool, target, min_size, max_size, timeout)
+        self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool)
+
+    def _bind(self, shown: str, timeout: float, pool: OwnPool | BorrowedPool, make_pool: Callable[[], OwnPool]) -> None:
+        self.timeout, self._shown, self._pool = timeout, shown, pool
         self._life: Lifecycle[OpenStore] = Lifecycle(
-            partial(open_store, self._pool, self._shown, self.timeout),
+            partial(open_store, pool, shown, timeout),
             lambda store, seconds: store.pool.close(seconds),
-            self.timeout,
+            timeout,
+            lambda _: _make_twin(shown, timeout, make_pool),
         )
         self._long = LongCalls(self._life)
 
+    @on_any_loop
     async def create_session(
         self,
         title: str = "",
@@ -185,7 +182,6 @@ class PostgresConversationMemory(Memory):
         session_id: str | None = None,
         user_id: str = "",
     ) -> str:
-        self._life.check_open()
         check = partial(records.check_new_session, session_id, user_id, title, metadata)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         state = CallState(writes=True)
@@ -200,6 +196,7 @@ class PostgresConversationMemory(Memory):
             raise records.session_id_taken(row.id)
         return row.id
 
+    @on_any_loop
     async def add_message(
         self,
         session_id: str,
@@ -209,34 +206,32 @@ class PostgresConversationMemory(Memory):
         *,
         message_id: str | None = None,
     ) -> str:
-        self._life.check_open()
         check = partial(records.check_new_message, role, content, metadata, message_id)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         await self._add(records.check_session_id(session_id), [row], seconds)
         return row.id
 
+    @on_any_loop
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
-        self._life.check_open()
-        check = partial(records.check_batch, records.list_messages(messages))
+        check = partial(records.check_batch, list_messages(messages))
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
         return [row.id for row in batch]
 
+    @on_any_loop
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
-        self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.find_id("before", before)
-        if session is None or (before is not None and cursor is None):
-            return []
+        cursor = None if before is None else records.check_lookup("before", before)
         if cursor is None:
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
             rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
         return await build_off_loop(partial(building.build_messages, session, rows))
 
+    @on_any_loop
     async def get_sessions(
         self,
         limit: int | None = 50,
@@ -245,12 +240,9 @@ class PostgresConversationMemory(Memory):
         user_id: str | None = None,
         metadata: Metadata | None = None,
     ) -> list[Session]:
-        self._life.check_open()
         page = (records.check_limit(limit), records.check_count("offset", offset))
-        user = None if user_id is None else records.find_id("user_id", user_id)
+        user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
-        if user_id is not None and user is None:
-            return []
         if user is None and part is None:
             rows = await self._rows(SELECT_PAGE, *page)
         elif part is None:
@@ -261,33 +253,29 @@ class PostgresConversationMemory(Memory):
             rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
         return await build_off_loop(partial(building.build_sessions, rows))
 
+    @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
-        self._life.check_open()
-        session = records.find_id("session_id", session_id)
-        if session is None:
-            return None
+        session = records.check_lookup("session_id", session_id)
         rows = await self._rows(SELECT_SESSION, session)
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
+    @on_any_loop
     async def count_sessions(self) -> int:
-        self._life.check_open()
         return int((await self._rows(COUNT_SESSIONS))[0][0])
 
+    @on_any_loop
     async def update_session_title(self, session_id: str, title: str) -> None:
-        self._life.check_open()
-        new_title = records.check_title(title)
+        new_title = records.check_text("title", title)
         session = records.check_session_id(session_id)
         if not await self._write_session(UPDATE_TITLE, session, new_title):
             raise records.session_not_found(session)
 
+    @on_any_loop
     async def delete_session(self, session_id: str) -> None:
-        self._life.check_open()
-        session = records.find_id("session_id", session_id)
-        if session is not None:
-            await self._write_session(DELETE_SESSION, session)
+        await self._write_session(DELETE_SESSION, records.check_lookup("session_id", session_id))
 
+    @on_any_loop
     async def clear_all(self) -> None:
-        self._life.check_open()
         state = CallState(writes=True)
         await self._run(
             state, lambda store: store.executor.run_on_any_lock(state, methodcaller("execute", DELETE_SESSIONS))
@@ -310,9 +298,10 @@ class PostgresConversationMemory(Memory):
 
     def __del__(self) -> None:
         life: Lifecycle[OpenStore] | None = getattr(self, "_life", None)
-        if life is not None and life.resource is not None:
+        if life is not None and life.is_in_use:
             warn_never_closed(self)
         if life is not None and not life.forked:
+            life.abandon()
             self._pool.terminate()
 
     async def _add(self, session_id: str, rows: list[records.MessageRow], seconds: float) -> None:
@@ -337,6 +326,13 @@ class PostgresConversationMemory(Memory):
         with self._life.in_flight(), translate_errors(self._shown, seconds, state, self._pool):
             async with asyncio.timeout(seconds):
                 return await call(await self._life.opened())
+
+
+def _make_twin(shown: str, timeout: float, make_pool: Callable[[], OwnPool]) -> PostgresConversationMemory:
+    """Return another handle on the same server, for calls from other event loops."""
+    twin = PostgresConversationMemory.__new__(PostgresConversationMemory)
+    twin._bind(shown, timeout, make_pool(), make_pool)  # noqa: SLF001 - a second constructor
+    return twin
 
 
 async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:

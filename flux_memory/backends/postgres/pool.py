@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from flux_memory.backends.lifecycle import CLOSED
+from flux_memory.backends.loops import CLOSED
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect
 from flux_memory.backends.postgres.errors import not_connected
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, back_off, is_closed, terminate

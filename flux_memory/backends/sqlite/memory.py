@@ -6,13 +6,13 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
+from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls, build_off_loop
 from flux_memory.backends.sqlite import listing
 from flux_memory.backends.sqlite.errors import check_changed, translate_errors
@@ -27,6 +27,7 @@ from flux_memory.errors import (
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building, timestamps
+from flux_memory.records.checking import check_session_time, list_messages
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -104,11 +105,18 @@ class ConversationMemory(Memory):
         if "://" in self.db_path:
             raise InvalidInputError("db_path is a URL; give the path alone, such as ./data/sqlite.db")
         self.timeout: Final = records.check_seconds("timeout", timeout)
-        self._life: Lifecycle[SQLiteWorker] = Lifecycle(
-            partial(_open_worker, self.db_path, self.timeout), SQLiteWorker.finish, self.timeout
-        )
+        self._bind(partial(_open_worker, self.db_path, self.timeout), SQLiteWorker.finish)
+
+    def _bind(
+        self,
+        open_worker: Callable[[], Coroutine[Any, Any, SQLiteWorker]],
+        close_worker: Callable[[SQLiteWorker, float], Awaitable[None]],
+    ) -> None:
+        make_twin = partial(_make_twin, self.db_path, self.timeout)
+        self._life: Lifecycle[SQLiteWorker] = Lifecycle(open_worker, close_worker, self.timeout, make_twin)
         self._long = LongCalls(self._life)
 
+    @on_any_loop
     async def create_session(
         self,
         title: str = "",
@@ -117,11 +125,11 @@ class ConversationMemory(Memory):
         session_id: str | None = None,
         user_id: str = "",
     ) -> str:
-        self._life.check_open()
         check = partial(records.check_new_session, session_id, user_id, title, metadata)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         return await self._write(partial(_create_session, row), seconds)
 
+    @on_any_loop
     async def add_message(
         self,
         session_id: str,
@@ -131,7 +139,6 @@ class ConversationMemory(Memory):
         *,
         message_id: str | None = None,
     ) -> str:
-        self._life.check_open()
         check = partial(records.check_new_message, role, content, metadata, message_id)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
@@ -141,29 +148,28 @@ class ConversationMemory(Memory):
             await self._write(partial(_add_messages, session, [row]), seconds)
         return row.id
 
+    @on_any_loop
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
-        self._life.check_open()
-        check = partial(records.check_batch, records.list_messages(messages))
+        check = partial(records.check_batch, list_messages(messages))
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
         await self._write(partial(_add_messages, session, records.drop_repeats(batch)), seconds)
         return [row.id for row in batch]
 
+    @on_any_loop
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
-        self._life.check_open()
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.find_id("before", before)
-        if session is None or (before is not None and cursor is None):
-            return []
+        cursor = None if before is None else records.check_lookup("before", before)
         if cursor is None:
             rows = partial(fetch, SELECT_HISTORY, (session, most))
         else:
             rows = partial(fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
         return await build_off_loop(partial(building.build_messages, session, await self._read(rows)))
 
+    @on_any_loop
     async def get_sessions(
         self,
         limit: int | None = 50,
@@ -172,41 +178,34 @@ class ConversationMemory(Memory):
         user_id: str | None = None,
         metadata: Metadata | None = None,
     ) -> list[Session]:
-        self._life.check_open()
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
-        user = None if user_id is None else records.find_id("user_id", user_id)
+        user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
-        if user_id is not None and user is None:
-            return []
         rows = await self._read(partial(_page, most, skipped, user, part))
         return await build_off_loop(partial(building.build_sessions, rows))
 
+    @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
-        self._life.check_open()
-        session = records.find_id("session_id", session_id)
-        if session is None:
-            return None
+        session = records.check_lookup("session_id", session_id)
         rows = await self._read(partial(fetch, SELECT_SESSION, (session,)))
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
+    @on_any_loop
     async def count_sessions(self) -> int:
-        self._life.check_open()
         rows = await self._read(partial(fetch, COUNT_SESSIONS, ()))
         return int(rows[0][0])
 
+    @on_any_loop
     async def update_session_title(self, session_id: str, title: str) -> None:
-        self._life.check_open()
-        new_title = records.check_title(title)
+        new_title = records.check_text("title", title)
         await self._write(partial(_update_title, records.check_session_id(session_id), new_title))
 
+    @on_any_loop
     async def delete_session(self, session_id: str) -> None:
-        self._life.check_open()
-        session = records.find_id("session_id", session_id)
-        if session is not None:
-            await self._write(partial(_delete, session))
+        await self._write(partial(_delete, records.check_lookup("session_id", session_id)))
 
+    @on_any_loop
     async def clear_all(self) -> None:
-        self._life.check_open()
         await self._write(_clear)
 
     async def close(self) -> None:
@@ -223,9 +222,11 @@ class ConversationMemory(Memory):
 
     def __del__(self) -> None:
         life: Lifecycle[SQLiteWorker] | None = getattr(self, "_life", None)
-        if life is not None and life.resource is not None:
+        if life is not None and life.is_in_use:
             warn_never_closed(self)
-            life.resource.abandon()
+            life.abandon()
+            if life.resource is not None:
+                life.resource.abandon()
 
     async def _read(self, work: Work[Result]) -> Result:
         with self._life.in_flight(), translate_errors(self.db_path):
@@ -249,6 +250,18 @@ class ConversationMemory(Memory):
         except TimeoutError as error:
             raise BackendUnavailableError(not_begun(seconds)) from error
         return worker, max(0.0, ends - time.monotonic())
+
+
+def _make_twin(path: str, timeout: float, life: Lifecycle[SQLiteWorker]) -> ConversationMemory:
+    """Return another handle on the same file, for calls from other event loops; `:memory:` is the same connection."""
+    twin = ConversationMemory(path, timeout=timeout)
+    if path == ":memory:":
+        twin._bind(life.share, _leave_open)  # noqa: SLF001 - the same module
+    return twin
+
+
+async def _leave_open(worker: SQLiteWorker, seconds: float) -> None:
+    """Leave a shared connection to the handle that owns it."""
 
 
 async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
@@ -293,7 +306,7 @@ def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.C
     if not fresh:
         return
     ((count, updated_at),) = session
-    now = max(records.check_session_time(session_id, updated_at), timestamps.utc_now())
+    now = max(check_session_time(session_id, updated_at), timestamps.utc_now())
     values = [
         (session_id, row.id, seq, row.role, row.content, row.metadata, now) for seq, row in enumerate(fresh, count + 1)
     ]

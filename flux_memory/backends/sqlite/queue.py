@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import groupby
 from typing import Any, Final, Generic, TypeVar
 
 from flux_memory.errors import BackendUnavailableError, OutcomeUnknownError
@@ -127,13 +128,13 @@ class Job(Generic[Result]):
 
 
 def deliver(jobs: list[Job[Any]]) -> None:
-    """Settle jobs on the event loop; called on the thread."""
+    """Settle jobs on the event loops of their callers; called on the thread."""
     for job in jobs:
         job.answered = True
-    if jobs:
+    for loop, together in groupby(jobs, lambda job: job.future.get_loop()):
         # A closed event loop has no callers left.
         with suppress(RuntimeError):
-            jobs[0].future.get_loop().call_soon_threadsafe(_settle, jobs)
+            loop.call_soon_threadsafe(_settle, list(together))
 
 
 def _settle(jobs: list[Job[Any]]) -> None:

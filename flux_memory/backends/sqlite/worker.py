@@ -51,7 +51,8 @@ class SQLiteWorker:
         self._reads = Queue(writes=False)
         self._writes = Queue(writes=True)
         self._batch_limit = BATCH_CALLS
-        self._called = False
+        self._called_on: asyncio.AbstractEventLoop | None = None
+        """The event loop that will wake the thread."""
         self._given_up = False
         """Whether the thread has to end: waiting calls and openings are refused, and statements interrupted."""
         self._running_job: Job[Any] | None = None
@@ -171,21 +172,22 @@ class SQLiteWorker:
 
     async def _call(self, job: Job[Result]) -> Result:
         job.queue.append(job)
-        if not self._called:
-            self._called = True
+        loop = job.future.get_loop()
+        if self._called_on is not loop:
+            self._called_on = loop
             # Once the loop is idle: calls made until then join the batch, and the thread does not compete with the
             # loop for the interpreter.
-            job.future.get_loop().call_soon(self._send, self._run_gathered)
+            loop.call_soon(self._send, self._run_gathered)
         try:
             return await job.outcome()
         finally:
             if not job.answered:
                 # The thread may never have been woken; the next call wakes it again.
-                self._called = False
+                self._called_on = None
 
     def _run_gathered(self) -> None:
         # Every call so far is in a queue; a later one wakes the thread again.
-        self._called = False
+        self._called_on = None
         self._reads.lock_error = self._writes.lock_error = None
         if (db := self._db) is None:
             return

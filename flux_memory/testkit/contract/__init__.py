@@ -5,9 +5,12 @@ from __future__ import annotations
 import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
 from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.batches import BatchesContract
+from flux_memory.testkit.contract.canary import assertions_run
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.connections import ConnectionsContract
+from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.current_state import CurrentStateContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
@@ -18,17 +21,20 @@ from flux_memory.testkit.contract.listing import ListingContract
 from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
+from flux_memory.testkit.contract.moments import MomentsContract
+from flux_memory.testkit.contract.network import NetworkContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.pages import PagesContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
+from flux_memory.testkit.contract.sizes import SizesContract
 from flux_memory.testkit.contract.spelling import SpellingContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
 
-__all__ = ["MemoryContract"]
+__all__ = ["MemoryContract", "assertions_run"]
 
 
 class MemoryContract(
@@ -38,9 +44,12 @@ class MemoryContract(
     WorkersContract,
     DurabilityContract,
     LifecycleContract,
+    ConnectionsContract,
+    NetworkContract,
     DeadlinesContract,
     ShutdownContract,
     CancellationContract,
+    ContentionContract,
     ConcurrencyContract,
     BatchesContract,
     MessagesContract,
@@ -48,9 +57,11 @@ class MemoryContract(
     SessionsContract,
     FilteringContract,
     ListingContract,
+    MomentsContract,
     TimesContract,
     PagesContract,
     OrderContract,
+    SizesContract,
     AmountsContract,
     LimitsContract,
     SeparateMetadataContract,

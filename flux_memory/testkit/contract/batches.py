@@ -13,6 +13,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import same
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, add_numbered, contents
 
 NOT_BATCHES: Final[tuple[Any, ...]] = (
@@ -97,9 +98,12 @@ class BatchesContract(Binding):
             ({"role": "r", "content": "c", "id": "m"}, r"messages\[2\].*id"),
             ({"role": "r", "content": "c", "metdata": {}}, r"messages\[2\].*metdata"),
         ]
-        for message, place in bad:
+
+        async def refuse(message: Any, place: str) -> None:
             with pytest.raises(InvalidInputError, match=place):
                 await memory.add_messages(session, [*numbered(0, 1), message, *numbered(3)])
+
+        await together(refuse(*case) for case in bad)
         assert await memory.get_history(session) == []
         assert await memory.get_sessions() == before
 
@@ -166,14 +170,14 @@ class BatchesContract(Binding):
     async def test_a_batch_is_an_iterable_of_mappings(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for batch in NOT_BATCHES:
-            with pytest.raises(InvalidInputError, match="messages") as caught:
+
+        async def refuse(batch: Any, place: str) -> None:
+            with pytest.raises(InvalidInputError, match=place) as caught:
                 await memory.add_messages(session, batch)
             assert isinstance(caught.value, TypeError), f"{batch!r} raised {caught.value!r}"
-        for message in NOT_MESSAGES:
-            with pytest.raises(InvalidInputError, match=r"messages\[1\]") as caught:
-                await memory.add_messages(session, [*numbered(0), message])
-            assert isinstance(caught.value, TypeError), f"{message!r} raised {caught.value!r}"
+
+        await together(refuse(batch, "messages") for batch in NOT_BATCHES)
+        await together(refuse([*numbered(0), message], r"messages\[1\]") for message in NOT_MESSAGES)
         assert await memory.get_history(session) == []
         await memory.add_messages(session, tuple(numbered(0)))
         await memory.add_messages(session, (message for message in numbered(1, 2)))
@@ -316,7 +320,8 @@ class BatchesContract(Binding):
         batch: list[Any] = [
             {"role": roles[at % len(roles)], "content": str(at), **option} for at, option in enumerate(options)
         ]
-        for messages in (batch, batch[::-1], *([message] for message in batch)):
+
+        async def add(messages: list[Any]) -> None:
             session = await memory.create_session()
             ids = await memory.add_messages(session, messages)
             rows = await memory.get_history(session)
@@ -325,3 +330,5 @@ class BatchesContract(Binding):
                 assert made == (message.get("message_id") or made)
                 assert (row["role"], row["content"]) == (message["role"], message["content"])
                 assert same(row["metadata"], message.get("metadata") or {}), message
+
+        await together(map(add, (batch, batch[::-1], *([message] for message in batch))))

@@ -12,6 +12,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.outages import RETRY_PAUSE_SECONDS, Outage
+from flux_memory.testkit.contract.pace import stretched
 from flux_memory.testkit.contract.processes import Child, Tell
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
@@ -57,7 +58,7 @@ CALLS: Final[dict[Capability, list[Call]]] = {
 _AWAY_SECONDS: Final = 0.2
 """The deadline of a call while the store is unreachable."""
 _BACK_SECONDS: Final = 5.0
-"""Much longer than a call may overrun that deadline, or may take once the store is back."""
+"""Much longer than a call may overrun that deadline, or may take once the store is back, if it is near."""
 
 
 class CapabilitiesContract(Binding):
@@ -150,7 +151,7 @@ class CapabilitiesContract(Binding):
 
 
 async def _found_of(outage: Outage, memory: Memory) -> str:
-    session = await memory.create_session()
+    session, stretch = await stretched(memory.create_session())
     async with outage.away():
         try:
             with deadline(_AWAY_SECONDS):
@@ -163,10 +164,10 @@ async def _found_of(outage: Outage, memory: Memory) -> str:
             return f"raises {type(error).__name__} ({outage.name})"
         else:
             return "is not there"
-    ends = time.monotonic() + _BACK_SECONDS
+    ends = time.monotonic() + _BACK_SECONDS * stretch
     while time.monotonic() < ends:
         try:
-            with deadline(_BACK_SECONDS / 10):
+            with deadline(_BACK_SECONDS * stretch / 10):
                 await memory.add_message(session, "user", "back")
         except BackendUnavailableError:
             # Each of several connections may be lost, and a handle may reconnect in a background task.

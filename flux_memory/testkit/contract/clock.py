@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from datetime import UTC, datetime, tzinfo
 from typing import Final, Self
 from unittest.mock import patch
 
+from flux_memory.testkit.verdicts import unverified
+
 UNSET_CLOCK: Final = (
-    "unverified: the times do not come from datetime.now() or time.time(); override the fixture clock_at to set "
-    "the backend's clock"
+    "the times do not come from datetime.now() or time.time(); override the fixture clock_at to set the backend's clock"
 )
 
 
@@ -46,6 +48,24 @@ def python_clock_at(moment: datetime) -> Iterator[None]:
                 if (replacement := _lookup(replacements, names.get(name))) is not None:
                     stack.enter_context(patch.object(module, name, replacement))
         yield
+
+
+@contextmanager
+def process_time_zone(zone: str) -> Iterator[None]:
+    """Set the time zone of this process, by its name or in POSIX's form."""
+    before = os.environ.get("TZ")
+    if not hasattr(time, "tzset"):
+        unverified("this platform cannot change a process's time zone")
+    os.environ["TZ"] = zone
+    time.tzset()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 def _lookup(replacements: dict[object, object], value: object) -> object:

@@ -15,12 +15,13 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
 from flux_memory.testkit.contract.ledger import LONG_SECONDS, Ledger
 from flux_memory.testkit.contract.outages import RETRY_PAUSE_SECONDS
+from flux_memory.testkit.contract.pace import stretched
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
 CALLERS: Final = 20
 CALLS: Final = 12
 MIXED_SECONDS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.05, LONG_SECONDS)
-"""Deadlines around the duration of an add, on local and remote stores."""
+"""Deadlines around the duration of an add on a near store; for others, it is measured."""
 STALL_SECONDS: Final = 0.02
 """A deadline that passes while the event loop is blocked."""
 STALLED_TURNS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17)
@@ -38,7 +39,7 @@ GRACE_SECONDS: Final = 1.0
 OWN_SECONDS: Final = 5.0
 """Much longer than an impatient call may take, and much shorter than a patient call waits."""
 RETRY_SECONDS: Final = 0.5
-"""The deadline of a call after an outage; a handle may have several lost connections."""
+"""The deadline of a call after an outage, on a near store; a handle may have several lost connections."""
 SETTLING_SECONDS: Final = 1.0
 """How long a patient call may take once the store is back, before it is cancelled."""
 
@@ -56,6 +57,9 @@ class DeadlinesContract(Binding):
     async def test_mixed_deadlines(self, store: StoreUnderTest) -> None:
         memory = store.open()
         ledger = Ledger(await memory.create_session())
+        began = time.monotonic()
+        assert await ledger.add(memory, "first")
+        took = time.monotonic() - began
 
         async def call(caller: int) -> None:
             chance = random.Random(caller)  # noqa: S311 - the same calls each time
@@ -64,7 +68,7 @@ class DeadlinesContract(Binding):
                 texts = [f"{caller}-{number}"]
                 if Capability.BATCH in store.capabilities and chance.random() < 0.2:
                     texts += [f"{caller}-{number}-{more}" for more in "ab"]
-                await ledger.add(memory, *texts, within=chance.choice(MIXED_SECONDS))
+                await ledger.add(memory, *texts, within=chance.choice((*MIXED_SECONDS, took / 2, took, took * 2)))
 
         await asyncio.gather(*map(call, range(CALLERS)))
         await memory.close()
@@ -152,17 +156,19 @@ class DeadlinesContract(Binding):
         for outage in store.outages():
             memory = store.open_through(outage)
             # Concurrently, so that a handle with several connections has opened some.
-            own, other, third, _ = map(Ledger, await asyncio.gather(*(memory.create_session() for _ in range(4))))
+            sessions, stretch = await stretched(asyncio.gather(*(memory.create_session() for _ in range(4))))
+            own, other, third, _ = map(Ledger, sessions)
             async with outage.away():
                 # Adds behind the first one may wait for it and then be sent together.
                 impatient = [third.adding(memory, "first", within=FIRST_SECONDS)]
                 await turns_of_the_loop(4)
-                patient = [other.adding(memory, f"patient {n}", within=PATIENT_SECONDS) for n in range(2)]
+                patient = [other.adding(memory, f"patient {n}", within=PATIENT_SECONDS * stretch) for n in range(2)]
                 impatient += [own.adding(memory, f"impatient {n}", within=SHORT_SECONDS) for n in range(2)]
                 await asyncio.wait(impatient, timeout=OWN_SECONDS)
-            tries, ends = 0, time.monotonic() + OWN_SECONDS
-            while not await own.add(memory, f"try {tries}", within=RETRY_SECONDS):
-                assert time.monotonic() < ends, f"{outage.name}: {tries + 1} adds failed within {OWN_SECONDS} s"
+            tries, began = 0, time.monotonic()
+            while not await own.add(memory, f"try {tries}", within=RETRY_SECONDS * stretch):
+                seconds = time.monotonic() - began
+                assert seconds < OWN_SECONDS * stretch, f"{outage.name}: {tries + 1} adds failed within {seconds:.0f} s"
                 tries += 1
                 await asyncio.sleep(RETRY_PAUSE_SECONDS)
             await _settle([*patient, *impatient], seconds=0)

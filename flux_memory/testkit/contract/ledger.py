@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flux_memory import BackendUnavailableError, Memory, OutcomeUnknownError, deadline
+from flux_memory import BackendUnavailableError, Memory, MemoryClosedError, OutcomeUnknownError, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.histories import History, Operation, Sent, Stored, StoredSession, check
@@ -51,7 +51,7 @@ class Ledger:
             pytest.fail(f"the add of {texts} raised CancelledError, but its caller was not cancelled")
         except OutcomeUnknownError:
             return False
-        except BackendUnavailableError as error:
+        except (BackendUnavailableError, MemoryClosedError) as error:
             self._end(at, outcome="failed", error=type(error).__name__)
             return False
         self._end(at, outcome="acknowledged")

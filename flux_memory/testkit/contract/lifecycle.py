@@ -21,8 +21,6 @@ from flux_memory.testkit.contract.processes import Tell, run_together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 from flux_memory.testkit.timeouts import unblocked
 
-LOOP_SECONDS: Final = 20.0
-"""How long a call on another event loop may take to succeed or raise."""
 HANDLES: Final = 8
 
 EVERY_CALL: Final[dict[str, Callable[[Memory, Any], Awaitable[Any]]]] = {
@@ -220,12 +218,13 @@ class LifecycleContract(Binding):
             memory = store.open()
             return memory, await memory.create_session()
 
-        with unblocked(2 * LOOP_SECONDS), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        seconds = store.timeouts.call_seconds
+        with unblocked(3 * seconds), asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             memory, session = runner.run(start())
             thread = threading.Thread(target=use_on_another_loop, args=(memory, session), daemon=True)
             thread.start()
-            thread.join(LOOP_SECONDS)
-            assert not thread.is_alive(), f"a call on a second event loop hangs for {LOOP_SECONDS:.0f} s"
+            thread.join(seconds)
+            assert not thread.is_alive(), f"a call on a second event loop hangs for {seconds:g} s"
             assert isinstance(outcomes[0], str | FluxMemoryError), repr(outcomes[0])
             runner.run(memory.add_message(session, "user", "first loop"))
             expected = ["second loop", "first loop"] if isinstance(outcomes[0], str) else ["first loop"]
@@ -243,13 +242,15 @@ class LifecycleContract(Binding):
             session = await asyncio.to_thread(asyncio.run, memory.create_session())
             for call in (memory.add_message(session, "user", "moved"), memory.close()):
                 try:
-                    await asyncio.wait_for(call, LOOP_SECONDS / 2)
+                    await asyncio.wait_for(call, seconds)
                     tell("worked")
                 except FluxMemoryError:
                     tell("refused")
                 except TimeoutError:
                     tell("hangs")
 
+        # Before the parent, which hears of no call meanwhile, ends the process.
+        seconds = store.timeouts.call_seconds / 2
         ((added, closed),) = run_together(store.fork(move))
         assert added in {"worked", "refused"}, added
         assert closed in {"worked", "refused"}, closed

@@ -12,6 +12,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import same
 from flux_memory.testkit.contract.lookalikes import CHANGED_METADATA, CHANGED_TEXTS, EQUAL_METADATA
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import SEPARATORS, StoreUnderTest, add_numbered, contents, gather_outcomes
 
 MESSAGE_KEYS: Final = {"id", "role", "content", "metadata", "created_at"}
@@ -103,10 +104,12 @@ class MessagesContract(Binding):
             ("user", "text", {"k": 1, "l": 1}),
             ("user", "text", None),
         ]
-        for role, content, metadata in others:
-            for handle in (memory, other):
-                with pytest.raises(ConflictError):
-                    await handle.add_message(session, role, content, metadata, message_id="m")
+
+        async def refuse(handle: Memory, role: str, content: str, metadata: dict[str, Any] | None) -> None:
+            with pytest.raises(ConflictError):
+                await handle.add_message(session, role, content, metadata, message_id="m")
+
+        await together(refuse(handle, *another) for another in others for handle in (memory, other))
         assert (await memory.get_sessions(), await memory.get_history(session)) == before
 
     @clause(
@@ -120,22 +123,23 @@ class MessagesContract(Binding):
         sessions = [await memory.create_session() for _ in range(3)]
         for session in sessions:
             assert await memory.add_message(session, "user", session, message_id="m") == "m"
-        for session in sessions:
-            assert contents(await memory.get_history(session)) == [session]
+        for session, history in zip(sessions, await together(map(memory.get_history, sessions)), strict=True):
+            assert contents(history) == [session]
         await memory.delete_session(sessions[0])
         assert contents(await memory.get_history(sessions[1])) == [sessions[1]]
         await self._can_be_copied(store, memory)
         if Capability.SESSION_IDS in store.capabilities:
-            for mark in SEPARATORS:
-                # Joined with this separator, both pairs of session and message id give the same text.
-                first, second = ("a", f"b{mark}c"), (f"a{mark}b", "c")
-                for session, message in (first, second):
-                    await memory.create_session(session_id=session)
-                    assert await memory.add_message(session, "user", session, message_id=message) == message
-                for session, _ in (first, second):
-                    assert contents(await memory.get_history(session)) == [session]
-                await memory.delete_session("a")
-                assert contents(await memory.get_history(second[0])) == [second[0]]
+            # Joined with this separator, both pairs of session and message id give the same text.
+            pairs = [pair for mark in SEPARATORS for pair in (("a", f"b{mark}c"), (f"a{mark}b", "c"))]
+            names = list(dict.fromkeys(session for session, _ in pairs))
+            await together(memory.create_session(session_id=session) for session in names)
+            made = await together(memory.add_message(name, "user", name, message_id=each) for name, each in pairs)
+            assert made == [message for _, message in pairs]
+            for session, history in zip(names, await together(map(memory.get_history, names)), strict=True):
+                assert contents(history) == [session] * [name for name, _ in pairs].count(session)
+            await memory.delete_session("a")
+            for session, history in zip(names[1:], await together(map(memory.get_history, names[1:])), strict=True):
+                assert contents(history) == [session]
 
     @clause(
         "FM-MSG-006",
@@ -241,19 +245,18 @@ class MessagesContract(Binding):
         first: list[Any] = [{"role": "user", "content": "text", "metadata": one} for one, _ in EQUAL_METADATA]
         second: list[Any] = [{"role": "user", "content": "text", "metadata": other} for _, other in EQUAL_METADATA]
         named = [{**draft, "message_id": f"m{number}"} for number, draft in enumerate(first)]
-        for together in (True, False):
+        for batched in (True, False):
             session = await memory.create_session()
             drafts = [*named, *first]
-            if together:
+            if batched:
                 ids = await memory.add_messages(session, drafts)
             else:
-                ids = [await memory.add_message(session, **draft) for draft in drafts]
+                ids = await together(memory.add_message(session, **draft) for draft in drafts)
             before = await memory.get_history(session)
             again: list[Any] = [
                 {**draft, "message_id": made} for draft, made in zip([*second, *second], ids, strict=True)
             ]
-            for draft in again:
-                assert await memory.add_message(session, **draft) == draft["message_id"], draft
+            assert await together(memory.add_message(session, **draft) for draft in again) == ids
             assert await memory.add_messages(session, again) == ids
             assert await memory.add_messages(session, again[::-1]) == ids[::-1]
             with pytest.raises(ConflictError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from flux_memory.testkit.contract.corpus import (
     random_doubles,
     same,
 )
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 
@@ -48,15 +50,8 @@ class MetadataContract(Binding):
         needs=Capability.SESSIONS | Capability.SESSION_METADATA,
     )
     async def test_session_metadata_round_trips(self, store: StoreUnderTest) -> None:
-        memory = store.open()
         numbers: dict[str, dict[str, Any]] = {"floats": {"f": list(FLOATS)}, "integers": {"i": list(INTEGERS)}}
-        for name, metadata in {**METADATA, **numbers}.items():
-            session = await memory.create_session(metadata=metadata)
-            found = await memory.get_session(session)
-            (listed,) = await memory.get_sessions(1)
-            assert found is not None
-            assert same(found["metadata"], metadata), f"get_session changed: {name}"
-            assert same(listed["metadata"], metadata), f"get_sessions changed: {name}"
+        await _sessions_round_trip(store.open(), {**METADATA, **numbers})
 
     @clause(
         "FM-MET-003",
@@ -77,8 +72,7 @@ class MetadataContract(Binding):
     async def test_integers_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         await _round_trips(memory, {"integers": {"i": list(INTEGERS)}})
-        for value in (10**4300, -(10**4300)):
-            await _refused(memory, {"a": value})
+        await _refused(memory, {"a": 10**4300}, {"a": -(10**4300)})
 
     @clause(
         "FM-MET-005",
@@ -104,7 +98,8 @@ class MetadataContract(Binding):
     )
     async def test_unusual_types_come_back_plain(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for name, (given, expected) in UNUSUAL_MAPPINGS.items():
+
+        async def come_back(name: str, given: Any, expected: dict[str, Any]) -> None:
             session = await memory.create_session(metadata=given)
             await memory.add_message(session, "user", "", given)
             found = await memory.get_session(session)
@@ -112,6 +107,8 @@ class MetadataContract(Binding):
             assert found is not None
             assert same(found["metadata"], expected), f"session: {name}"
             assert same(message["metadata"], expected), f"message: {name}"
+
+        await together(come_back(name, *given) for name, given in UNUSUAL_MAPPINGS.items())
 
     @clause(
         "FM-MET-007",
@@ -144,8 +141,7 @@ class MetadataContract(Binding):
     )
     async def test_only_objects_are_metadata(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for value in NOT_OBJECTS:
-            await _refused(memory, value, TypeError)
+        await _refused(memory, *NOT_OBJECTS, kind=TypeError)
 
     @clause(
         "FM-MET-009",
@@ -155,9 +151,8 @@ class MetadataContract(Binding):
     )
     async def test_keys_are_text(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for key in (1, 1.5, True, None, b"k", (1, 2), 10**5_000):
-            for metadata in ({key: 1, "k": 2}, *buried({key: 1})):
-                await _refused(memory, metadata)
+        keys: tuple[Any, ...] = (1, 1.5, True, None, b"k", (1, 2), 10**5_000)
+        await _refused(memory, *(metadata for key in keys for metadata in ({key: 1, "k": 2}, *buried({key: 1}))))
 
     @clause(
         "FM-MET-010",
@@ -167,9 +162,8 @@ class MetadataContract(Binding):
     )
     async def test_only_finite_numbers(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for value in (float("nan"), float("inf"), float("-inf")):
-            for metadata in buried(value):
-                await _refused(memory, metadata)
+        values = (float("nan"), float("inf"), float("-inf"))
+        await _refused(memory, *(metadata for value in values for metadata in buried(value)))
 
     @clause(
         "FM-MET-011",
@@ -201,9 +195,7 @@ class MetadataContract(Binding):
     )
     async def test_only_json_types(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for value in NOT_JSON:
-            for metadata in buried(value):
-                await _refused(memory, metadata, TypeError)
+        await _refused(memory, *(metadata for value in NOT_JSON for metadata in buried(value)), kind=TypeError)
 
     @clause(
         "FM-MET-014",
@@ -214,11 +206,9 @@ class MetadataContract(Binding):
     async def test_nesting_of_one_hundred(self, store: StoreUnderTest) -> None:
         memory = store.open()
         await _round_trips(memory, {"deepest": nested(MAX_METADATA_DEPTH)})
-        await _refused(memory, nested(MAX_METADATA_DEPTH + 1))
-        await _refused(memory, nested(5_000))
         endless: dict[str, Any] = {}
         endless["self"] = endless
-        await _refused(memory, endless)
+        await _refused(memory, nested(MAX_METADATA_DEPTH + 1), nested(5_000), endless)
 
     @clause(
         "FM-MET-015",
@@ -280,42 +270,49 @@ class MetadataContract(Binding):
         memory = store.open()
         await _round_trips(memory, LARGE_METADATA)
         if Capability.SESSIONS | Capability.SESSION_METADATA in store.capabilities:
-            for name, metadata in LARGE_METADATA.items():
-                session = await memory.create_session(metadata=metadata)
-                found = await memory.get_session(session)
-                listed = next(row for row in await memory.get_sessions() if row["id"] == session)
-                assert found is not None
-                assert same(found["metadata"], metadata), f"get_session changed: {name}"
-                assert same(listed["metadata"], metadata), f"get_sessions changed: {name}"
+            await _sessions_round_trip(memory, LARGE_METADATA)
 
 
 async def _round_trips(memory: Memory, cases: dict[str, dict[str, Any]]) -> None:
     session = await memory.create_session()
-    for metadata in cases.values():
-        await memory.add_message(session, "user", "", metadata)
-    history = await memory.get_history(session)
-    for (name, metadata), message in zip(cases.items(), history, strict=True):
-        assert same(message["metadata"], metadata), f"metadata changed: {name}"
+    await together(memory.add_message(session, "user", name, metadata) for name, metadata in cases.items())
+    stored = {message["content"]: message["metadata"] for message in await memory.get_history(session)}
+    for name, metadata in cases.items():
+        assert same(stored[name], metadata), f"metadata changed: {name}"
 
 
-async def _refused(memory: Memory, metadata: Any, kind: type[Exception] = InvalidInputError) -> Exception:
-    """Pass the metadata to every method that takes metadata; return the last error."""
-    for call in (
-        lambda: memory.create_session("", metadata),
-        lambda: memory.add_message("session", "user", "", metadata),
-        lambda: memory.add_messages("session", [{"role": "user", "content": "", "metadata": metadata}]),
-        lambda: memory.get_sessions(metadata=metadata),
-    ):
+async def _sessions_round_trip(memory: Memory, cases: dict[str, dict[str, Any]]) -> None:
+    ids = await together(memory.create_session(metadata=metadata) for metadata in cases.values())
+    found = await together(map(memory.get_session, ids))
+    listed = {row["id"]: row for row in await memory.get_sessions(None)}
+    for (name, metadata), session, row in zip(cases.items(), ids, found, strict=True):
+        assert row is not None
+        assert same(row["metadata"], metadata), f"get_session changed: {name}"
+        assert same(listed[session]["metadata"], metadata), f"get_sessions changed: {name}"
+
+
+async def _refused(
+    memory: Memory, *values: Any, kind: type[Exception] = InvalidInputError, offset: int | None = None
+) -> None:
+    """Pass each metadata to every method that takes metadata, and assert that the error names what is wrong."""
+
+    async def refuse(call: Awaitable[Any]) -> None:
         with pytest.raises(InvalidInputError) as caught:
-            await call()
+            await call
         assert isinstance(caught.value, kind), f"{caught.value!r} is not a {kind.__name__}"
         assert "metadata" in str(caught.value), f"{caught.value!r} does not name the argument"
-    return caught.value
+        words = str(caught.value).replace(",", " ").replace(";", " ").split()
+        assert offset is None or str(offset) in words, f"{caught.value!r} does not name the offset {offset}"
+
+    calls: tuple[Callable[[Any], Awaitable[Any]], ...] = (
+        lambda metadata: memory.create_session("", metadata),
+        lambda metadata: memory.add_message("session", "user", "", metadata),
+        lambda metadata: memory.add_messages("session", [{"role": "user", "content": "", "metadata": metadata}]),
+        lambda metadata: memory.get_sessions(metadata=metadata),
+    )
+    await together(refuse(call(metadata)) for metadata in values for call in calls)
 
 
 async def _refuses_texts(memory: Memory, texts: dict[str, int]) -> None:
     for text, offset in texts.items():
-        for metadata in ({text: 1}, *buried(text), *buried({text: 1})):
-            error = await _refused(memory, metadata)
-            words = str(error).replace(",", " ").replace(";", " ").split()
-            assert str(offset) in words, f"{error!r} does not name the offset {offset}"
+        await _refused(memory, {text: 1}, *buried(text), *buried({text: 1}), offset=offset)

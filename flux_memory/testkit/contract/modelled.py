@@ -26,9 +26,9 @@ class ModelContract(Binding):
         # Hypothesis is slow to import, and only this clause needs it.
         from flux_memory.testkit.contract.model.exploration import FAST, explore, thorough  # noqa: PLC0415
 
-        profile = thorough() if store.thorough else FAST
+        profile = replace(thorough() if store.thorough else FAST, call_seconds=store.timeouts.call_seconds)
         if store.seed is not None:
             profile = replace(profile, seed=store.seed)
         store.seeds["model"] = profile.seed
-        if finding := explore(store.factory, profile, store.capabilities):
+        if finding := explore(store.factory, profile, store.capabilities, store.max_id_length):
             pytest.fail(f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}", pytrace=False)

@@ -8,26 +8,37 @@ import traceback
 import warnings
 from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
 from flux_memory import Memory
+from flux_memory.testkit.recorder import Transcript
+from flux_memory.testkit.timeouts import Timeouts
+from flux_memory.testkit.verdicts import unverified
 
 Tell = Callable[[object], None]
 Work = Callable[[Callable[[], Memory], Tell], Awaitable[None]]
 """Runs in the child on a new event loop: the first argument opens handles, the second reports values."""
 
-CHILD_SECONDS: Final = 30.0
-"""How long a child may be silent, or take to exit."""
+EXIT_SECONDS: Final = 30.0
+"""How long a child may take to exit after its work."""
 
 
 class Child:
-    """A forked process that waits for `go()`, does some work and reports values."""
+    """A forked process that waits for `go()`, does some work and reports values.
 
-    def __init__(self, factory: Callable[[], Memory], work: Work) -> None:
+    Args:
+        factory: Opens a handle in the child.
+        work: What the child does.
+        timeouts: How long a call of the child may take.
+        clause_id: The clause that the child works for.
+    """
+
+    def __init__(self, factory: Callable[[], Memory], work: Work, timeouts: Timeouts, clause_id: str) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
-            pytest.skip("unverified: this platform cannot fork")
+            unverified("this platform cannot fork")
+        self._timeouts, self._clause_id = timeouts, clause_id
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_main, args=(theirs, self._connection, factory, work), daemon=True)
@@ -47,10 +58,14 @@ class Child:
         Raises:
             EOFError: The child has exited, and all of its reports were read.
         """
-        if not self._connection.poll(CHILD_SECONDS):
-            self.kill()
-            pytest.fail(f"another process reported nothing for {CHILD_SECONDS:.0f} s: its call hangs")
-        kind, value = self._connection.recv()
+        kind, value = "ended", None
+        while kind == "ended":
+            seconds, cut = self._timeouts.call_seconds, self._timeouts.call_cut
+            if not self._connection.poll(seconds):
+                self._timeouts.shorten(self._clause_id)
+                self.kill()
+                pytest.fail(f"a call of another process hangs: none ended within {seconds:g} s{cut}")
+            kind, value = self._connection.recv()
         if kind == "failed":
             self.finish()
             pytest.fail(f"another process failed: {value}")
@@ -64,21 +79,22 @@ class Child:
                 told.append(self.hear())
         except (EOFError, ConnectionResetError):
             pass
-        self._process.join(CHILD_SECONDS)
+        self._process.join(EXIT_SECONDS)
         if self._process.exitcode is None:
             self.kill()
-            pytest.fail(f"another process did not exit within {CHILD_SECONDS:.0f} s after its work")
+            pytest.fail(f"another process did not exit within {EXIT_SECONDS:g} s after its work")
         self._connection.close()
         return told
 
     def kill(self) -> list[Any]:
         """Kill the child with SIGKILL, and return its reports."""
         self._process.kill()
-        self._process.join(CHILD_SECONDS)
+        self._process.join(EXIT_SECONDS)
         told: list[Any] = []
         try:
             while True:
-                told.append(self._connection.recv()[1])
+                kind, value = self._connection.recv()
+                told += [value] if kind != "ended" else []
         except (EOFError, ConnectionResetError, OSError):
             self._connection.close()
         return told
@@ -103,4 +119,6 @@ def _main(connection: Connection, parents: Connection, factory: Callable[[], Mem
 
 
 async def _work(connection: Connection, factory: Callable[[], Memory], work: Work) -> None:
-    await work(factory, lambda value: connection.send(("told", value)))
+    # The parent sees that no call hangs, however long all of them take.
+    transcript = Transcript(on_end=lambda: connection.send(("ended", None)))
+    await work(lambda: cast("Memory", transcript.record(factory())), lambda value: connection.send(("told", value)))

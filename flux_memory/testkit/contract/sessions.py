@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,11 +13,10 @@ from flux_memory import ConflictError, Memory, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
 SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
-TICK_SECONDS: Final = 1.5
-"""Seconds of renames, longer than one tick of any clock."""
 
 
 class SessionsContract(Binding):
@@ -28,10 +27,7 @@ class SessionsContract(Binding):
         promise="A new session has the given values; missing ones are empty text, `{}` and no messages.",
         impact="A conversation appears without its title, owner or settings.",
         needs=Capability.SESSIONS
-        | Capability.SESSION_IDS
-        | Capability.SESSION_METADATA
-        | Capability.USER_SCOPE
-        | Capability.TITLES,
+        | (Capability.SESSION_IDS | Capability.SESSION_METADATA | Capability.USER_SCOPE | Capability.TITLES),
     )
     async def test_a_new_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -71,9 +67,9 @@ class SessionsContract(Binding):
     )
     async def test_ids_are_uuid7(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        ids = [await handle.create_session() for _ in range(5) for handle in (memory, other)]
+        ids = await together(handle.create_session() for _ in range(5) for handle in (memory, other))
         for handle in (memory, other):
-            ids += [await handle.add_message(ids[0], "user", "") for _ in range(5)]
+            ids += await together(handle.add_message(ids[0], "user", "") for _ in range(5))
             ids += await handle.add_messages(ids[0], [{"role": "user", "content": ""} for _ in range(5)])
         assert len(set(ids)) == len(ids)
         for made in ids:
@@ -235,17 +231,22 @@ class SessionsContract(Binding):
     )
     async def test_clearing_removes_everything(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        for session in "abc":
+
+        async def fill(session: str) -> None:
             await memory.create_session(session_id=session, user_id=session)
             await add_numbered(memory, session, range(3))
-        await other.clear_all()
-        await _is_empty(memory)
-        await other.clear_all()
-        for session in "abc":
+
+        async def fill_again(session: str) -> None:
             assert await memory.get_history(session) == []
             await memory.create_session(session_id=session)
             assert await memory.get_history(session) == []
             assert await memory.get_sessions(user_id=session) == []
+
+        await together(map(fill, "abc"))
+        await other.clear_all()
+        await _is_empty(memory)
+        await other.clear_all()
+        await together(map(fill_again, "abc"))
         await add_numbered(memory, "a", range(2))
         assert contents(await other.get_history("a")) == ["0", "1"]
         if Capability.IDEMPOTENT_IDS in store.capabilities:
@@ -283,13 +284,9 @@ class SessionsContract(Binding):
         session, other = await memory.create_session("same"), await memory.create_session("same")
         for renamed, still in ((session, other), (other, session)):
             top = {row["id"]: row["updated_at"] for row in await memory.get_sessions()}
-            ends = time.monotonic() + TICK_SECONDS
-            while True:
-                await memory.update_session_title(renamed, "same")
-                first, second = await memory.get_sessions()
-                if first["updated_at"] > max(top.values()) or time.monotonic() > ends:
-                    break
-            assert first["updated_at"] > max(top.values()), "renames to the same title did not update updated_at"
+            rename, newest = partial(memory.update_session_title, renamed, "same"), max(top.values())
+            assert await bumped(rename, partial(_is_later, memory, newest)), "the rename did not update updated_at"
+            first, second = await memory.get_sessions()
             assert (first["id"], first["title"], second["id"]) == (renamed, "same", still)
             assert second["updated_at"] == top[still]
 
@@ -322,6 +319,10 @@ class SessionsContract(Binding):
             await memory.delete_session("u")
             assert {row["id"] for row in await memory.get_sessions(user_id="u")} == {*sessions}
             assert contents(await memory.get_history("t")) == ["t"]
+
+
+async def _is_later(memory: Memory, time: str) -> bool:
+    return (await memory.get_sessions(1))[0]["updated_at"] > time
 
 
 async def _is_empty(memory: Memory) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import (
     LOOKALIKES,
+    METADATA,
     NAMES,
     NOT_TEXTS,
     NUL_TEXTS,
@@ -21,11 +21,15 @@ from flux_memory.testkit.contract.corpus import (
     TEXTS,
     Colour,
     Shout,
+    same,
 )
 from flux_memory.testkit.contract.lookalikes import SPEAKERS, TWIN_IDS
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
-WITH_TEXT: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
+CallWithText = Callable[[Memory, str, Any], Awaitable[Any]]
+
+WITH_TEXT: Final[dict[str, CallWithText]] = {
     "title": lambda memory, _, text: memory.create_session(text),
     "session_id": lambda memory, _, text: memory.create_session(session_id=text),
     "user_id": lambda memory, _, text: memory.create_session(user_id=text),
@@ -68,15 +72,13 @@ class TextContract(Binding):
     async def test_content_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for text in TEXTS.values():
-            await memory.add_message(session, "user", text)
-        history = await memory.get_history(session)
+        await together(memory.add_message(session, name, text) for name, text in TEXTS.items())
         if Capability.BATCH in store.capabilities:
-            await memory.add_messages(session, [{"role": "user", "content": text} for text in TEXTS.values()])
-            history = await memory.get_history(session)
-        names = [*TEXTS.items()] * (len(history) // len(TEXTS))
-        for (name, text), message in zip(names, history, strict=True):
-            assert message["content"] == text, f"content changed: {name}"
+            await memory.add_messages(session, [{"role": name, "content": text} for name, text in TEXTS.items()])
+        history = await memory.get_history(session)
+        assert len(history) == len(TEXTS) * (2 if Capability.BATCH in store.capabilities else 1)
+        for message in history:
+            assert message["content"] == TEXTS[message["role"]], f"content changed: {message['role']}"
 
     @clause(
         "FM-TXT-002",
@@ -86,8 +88,9 @@ class TextContract(Binding):
     )
     async def test_title_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        renamed = await memory.create_session("before")
-        for name, text in TEXTS.items():
+
+        async def come_back(name: str, text: str) -> None:
+            renamed = await memory.create_session("before")
             created = await memory.get_session(await memory.create_session(text))
             await memory.update_session_title(renamed, text)
             updated = await memory.get_session(renamed)
@@ -95,8 +98,10 @@ class TextContract(Binding):
             assert created["title"] == text, f"title changed by create_session: {name}"
             assert updated is not None
             assert updated["title"] == text, f"title changed by update_session_title: {name}"
-        listed = [row["title"] for row in await memory.get_sessions(None) if row["id"] != renamed]
-        assert sorted(listed) == sorted(TEXTS.values()), "title changed by get_sessions"
+
+        await together(come_back(name, text) for name, text in TEXTS.items())
+        listed = [row["title"] for row in await memory.get_sessions(None)]
+        assert sorted(listed) == sorted([*TEXTS.values()] * 2), "title changed by get_sessions"
 
     @clause(
         "FM-TXT-003",
@@ -123,9 +128,9 @@ class TextContract(Binding):
     async def test_user_id_is_byte_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         users = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES, *TWIN_IDS, ""]))
-        sessions = await asyncio.gather(*(memory.create_session(user_id=user) for user in users))
-        lists = await asyncio.gather(*(memory.get_sessions(user_id=user) for user in users))
-        for user, session, found in zip(users, sessions, lists, strict=True):
+        sessions = await together(memory.create_session(user_id=user) for user in users)
+        listings = await together(memory.get_sessions(user_id=user) for user in users)
+        for user, session, found in zip(users, sessions, listings, strict=True):
             assert [(row["id"], row["user_id"]) for row in found] == [(session, user)]
 
     @clause(
@@ -136,11 +141,9 @@ class TextContract(Binding):
     )
     async def test_session_ids_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
-        for session in ids:
-            assert await memory.create_session(session, session_id=session) == session
-        for session in ids:
-            found = await memory.get_session(session)
+        ids = [each for each in dict.fromkeys([*NAMES.values(), *LOOKALIKES]) if len(each) <= store.max_id_length]
+        assert await together(memory.create_session(session, session_id=session) for session in ids) == ids
+        for session, found in zip(ids, await together(map(memory.get_session, ids)), strict=True):
             assert found is not None
             assert (found["id"], found["title"]) == (session, session)
 
@@ -153,13 +156,14 @@ class TextContract(Binding):
     async def test_message_ids_are_exact(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        ids = list(dict.fromkeys([*NAMES.values(), *LOOKALIKES]))
-        for message_id in ids:
-            assert await memory.add_message(session, "user", message_id, message_id=message_id) == message_id
-        assert [message["id"] for message in await memory.get_history(session)] == ids
-        for at, message_id in enumerate(ids):
-            page = await memory.get_history(session, 1, before=message_id)
-            assert [message["id"] for message in page] == ids[max(at - 1, 0) : at]
+        ids = [each for each in dict.fromkeys([*NAMES.values(), *LOOKALIKES]) if len(each) <= store.max_id_length]
+        made = await together(memory.add_message(session, "user", each, message_id=each) for each in ids)
+        assert made == ids
+        stored = [message["id"] for message in await memory.get_history(session)]
+        assert sorted(stored) == sorted(ids)
+        pages = await together(memory.get_history(session, 1, before=message_id) for message_id in stored)
+        for at, page in enumerate(pages):
+            assert [message["id"] for message in page] == stored[max(at - 1, 0) : at]
 
     @clause(
         "FM-TXT-007",
@@ -224,16 +228,21 @@ class TextContract(Binding):
     async def test_other_types_are_refused(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for argument, call in _calls_with_text(store):
-            for value in NOT_TEXTS:
-                with pytest.raises(InvalidInputError) as caught:
-                    await call(memory, session, value)
-                assert isinstance(caught.value, TypeError), f"{argument}={value!r} raised {caught.value!r}"
-                assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
-        for argument, call in _calls_with_text(store):
-            if argument in {"role", "content", "title", "user_id"}:
-                with pytest.raises(TypeError):
-                    await call(memory, session, None)
+
+        async def refuse(argument: str, call: CallWithText, value: Any) -> None:
+            with pytest.raises(InvalidInputError) as caught:
+                await call(memory, session, value)
+            assert isinstance(caught.value, TypeError), f"{argument}={value!r} raised {caught.value!r}"
+            assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
+
+        async def refuse_none(call: CallWithText) -> None:
+            with pytest.raises(TypeError):
+                await call(memory, session, None)
+
+        calls = _calls_with_text(store)
+        await together(refuse(argument, call, value) for argument, call in calls for value in NOT_TEXTS)
+        required = {"role", "content", "title", "user_id"}
+        await together(refuse_none(call) for argument, call in calls if argument in required)
 
     @clause(
         "FM-TXT-011",
@@ -261,26 +270,72 @@ class TextContract(Binding):
         session = await memory.create_session()
         await memory.add_message(session, "user", "kept")
         before = await memory.get_sessions(), await memory.get_history(session)
-        for _, call in _calls_with_text(store):
-            for value in ("nul\x00", "\ud800", 7):
-                with pytest.raises(InvalidInputError):
-                    await call(memory, session, value)
+
+        async def refuse(call: CallWithText, value: Any) -> None:
+            with pytest.raises(InvalidInputError):
+                await call(memory, session, value)
+
+        values = ("nul\x00", "\ud800", 7)
+        await together(refuse(call, value) for _, call in _calls_with_text(store) for value in values)
         assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+    @clause(
+        "FM-TXT-030",
+        promise="The store holds the role and the content byte for byte as they were given, also for another client.",
+        impact="The backend hides that it changed the words: a restart, a backup or another program shows others.",
+        needs=Capability.MESSAGE_IDS | Capability.DURABLE,
+    )
+    async def test_stored_text_is_byte_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        given = {name: {"role": text or "user", "content": text} for name, text in TEXTS.items()}
+        ids = {name: await memory.add_message(session, text or "user", text) for name, text in TEXTS.items()}
+        for name, message in given.items():
+            await _compare_stored(store, session, ids[name], message, f"add_message, {name}")
+        if Capability.BATCH in store.capabilities:
+            made = await memory.add_messages(session, list(given.values()))  # type: ignore[arg-type]  # typed dicts
+            for message_id, (name, message) in zip(made, given.items(), strict=True):
+                await _compare_stored(store, session, message_id, message, f"add_messages, {name}")
+
+    @clause(
+        "FM-TXT-031",
+        promise="The store holds a message's metadata as it was given, by type and value, as another client reads it.",
+        impact="The backend hides that it changed citations or flags: another program reads others.",
+        needs=Capability.MESSAGE_IDS | Capability.MESSAGE_METADATA | Capability.DURABLE,
+    )
+    async def test_stored_metadata_is_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        for name, metadata in METADATA.items():
+            message_id = await memory.add_message(session, "user", "text", metadata)
+            await _compare_stored(store, session, message_id, {"metadata": metadata}, name)
+
+
+async def _compare_stored(
+    store: StoreUnderTest, session: str, message_id: str, given: dict[str, Any], name: str
+) -> None:
+    stored = await store.read_raw(session, message_id)
+    for key in given.keys() & stored.keys():
+        equal = same(stored[key], given[key])
+        assert equal, f"the store holds another {key} ({name}): {stored[key]!r:.100}, not {given[key]!r:.100}"
 
 
 async def _refuses_texts(store: StoreUnderTest, texts: dict[str, int]) -> None:
     memory = store.open()
     session = await memory.create_session()
-    for argument, call in _calls_with_text(store):
-        for text, offset in texts.items():
-            with pytest.raises(InvalidInputError) as caught:
-                await call(memory, session, text)
-            words = str(caught.value).replace(",", " ").replace(";", " ").split()
-            assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
-            assert str(offset) in words, f"{caught.value!r} does not name the offset {offset}"
+
+    async def refuse(argument: str, call: CallWithText, text: str, offset: int) -> None:
+        with pytest.raises(InvalidInputError) as caught:
+            await call(memory, session, text)
+        words = str(caught.value).replace(",", " ").replace(";", " ").split()
+        assert argument in str(caught.value), f"{caught.value!r} does not name {argument}"
+        assert str(offset) in words, f"{caught.value!r} does not name the offset {offset}"
+
+    calls = _calls_with_text(store)
+    await together(refuse(*call, *text) for call in calls for text in texts.items())
 
 
-def _calls_with_text(store: StoreUnderTest) -> list[tuple[str, Callable[[Memory, str, Any], Awaitable[Any]]]]:
+def _calls_with_text(store: StoreUnderTest) -> list[tuple[str, CallWithText]]:
     """Return the calls that the backend claims to support."""
     calls = [*WITH_TEXT.items(), ("title", set_title)]
     return [(argument, call) for argument, call in calls if NEEDS.get(argument, NOTHING) in store.capabilities]

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
-
-import pytest
 
 from flux_memory import Memory, Session
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.clock import UNSET_CLOCK
+from flux_memory.testkit.contract.clock import UNSET_CLOCK, process_time_zone
+from flux_memory.testkit.contract.pace import bumped
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
+from flux_memory.testkit.verdicts import unverified
 
 FORM: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}\+00:00", re.ASCII)
 SKEW: Final = timedelta(minutes=10)
 """How far a server's clock may be off; time zones differ by more."""
-TICKS: Final = 1_000
-"""How many changes may fall into one tick of a clock."""
+WRITES: Final = 8
+"""Changes of each kind by one caller."""
 
 
 class TimesContract(Binding):
@@ -54,7 +52,7 @@ class TimesContract(Binding):
     )
     async def test_times_do_not_depend_on_the_time_zone(self, store: StoreUnderTest) -> None:
         for zone in ("Asia/Seoul", "XXX+11:30"):
-            with _time_zone(zone):
+            with process_time_zone(zone):
                 memory = store.open()
                 session = await memory.create_session()
                 await add_numbered(memory, session, range(2))
@@ -81,7 +79,7 @@ class TimesContract(Binding):
         times = [message["created_at"] for message in await memory.get_history(session)]
         assert times == sorted(times)
         if times[-1] < tomorrow.isoformat(timespec="seconds"):
-            pytest.skip(UNSET_CLOCK)
+            unverified(UNSET_CLOCK)
 
     @clause(
         "FM-TIM-004",
@@ -105,7 +103,7 @@ class TimesContract(Binding):
         times.append((await _session(memory, session))["updated_at"])
         assert times == sorted(times)
         if times[1] < tomorrow.isoformat(timespec="seconds"):
-            pytest.skip(UNSET_CLOCK)
+            unverified(UNSET_CLOCK)
 
     @clause(
         "FM-TIM-005",
@@ -127,26 +125,25 @@ class TimesContract(Binding):
 
     @clause(
         "FM-TIM-006",
-        promise="A rename updates `updated_at`, and so does every add.",
+        promise="A rename updates `updated_at`, and so does every add. Times may be as coarse as a second.",
         impact="A renamed or continued conversation stays at the bottom of the list.",
         needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
     )
     async def test_changes_bump_updated_at(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        for change in ("title", "add", "batch"):
+        changes: dict[str, Callable[[], Awaitable[object]]] = {
+            "rename": lambda: memory.update_session_title(session, "new"),
+            "add": lambda: memory.add_message(session, "user", "text"),
+            "batch": lambda: memory.add_messages(session, [{"role": "user", "content": "text"}]),
+        }
+        for name, change in changes.items():
             before = (await _session(memory, session))["updated_at"]
-            for number in range(TICKS):
-                if change == "title":
-                    await memory.update_session_title(session, str(number))
-                elif change == "add":
-                    await memory.add_message(session, "user", str(number))
-                else:
-                    await memory.add_messages(session, [{"role": "user", "content": str(number)}])
-                if (await _session(memory, session))["updated_at"] > before:
-                    break
-            else:
-                pytest.fail(f"{TICKS} changes by {change} did not update updated_at")
+
+            async def is_later(before: str = before) -> bool:
+                return (await _session(memory, session))["updated_at"] > before
+
+            assert await bumped(change, is_later), f"updated_at was still {before} after a {name} a second later"
 
     @clause(
         "FM-TIM-007",
@@ -183,6 +180,60 @@ class TimesContract(Binding):
         await memory.delete_session(busy)
         assert await _session(memory, still) == before
 
+    @clause(
+        "FM-TIM-020",
+        promise="`created_at` never decreases along a history that several callers and batches write at once.",
+        impact="A transcript shows an answer before its question.",
+        needs=Capability.BATCH | Capability.TIMESTAMPS | Capability.SEVERAL_HANDLES,
+    )
+    async def test_created_at_of_concurrent_writers(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        session = await memory.create_session()
+
+        async def write(handle: Memory) -> None:
+            for number in range(WRITES):
+                await handle.add_message(session, "user", str(number))
+                await handle.add_messages(session, [{"role": "user", "content": "x"}] * 2)
+
+        await asyncio.gather(*map(write, (memory, other, memory, other)))
+        times = [message["created_at"] for message in await memory.get_history(session)]
+        assert len(times) == 4 * 3 * WRITES
+        assert times == sorted(times)
+
+    @clause(
+        "FM-TIM-021",
+        promise="`updated_at` never decreases with a change, and is never earlier than a message's `created_at`.",
+        impact="A conversation that was just used sinks in the list.",
+        needs=Capability.BATCH | Capability.SESSIONS | Capability.TITLES | Capability.TIMESTAMPS,
+    )
+    async def test_updated_at_of_each_change(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        seen = [(await _session(memory, session))["updated_at"]]
+        for number in range(WRITES):
+            await memory.add_message(session, "user", str(number))
+            seen += [await _last_created(memory, session), (await _session(memory, session))["updated_at"]]
+            await memory.update_session_title(session, str(number))
+            seen.append((await _session(memory, session))["updated_at"])
+            await memory.add_messages(session, [{"role": "user", "content": "x"}] * 2)
+            seen += [await _last_created(memory, session), (await _session(memory, session))["updated_at"]]
+        assert seen == sorted(seen)
+
+    @clause(
+        "FM-TIM-022",
+        promise="The order of a history is that of the adds, also if ids sort otherwise and a batch has one time.",
+        impact="Messages that were stored together are shuffled.",
+        needs=Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
+    )
+    async def test_order_does_not_depend_on_ids(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        ids = [f"{number * 7 % 10}" for number in range(10)]
+        await memory.add_message(session, "user", "", message_id="z")
+        await memory.add_messages(session, [{"role": "r", "content": "", "message_id": each} for each in ids])
+        await memory.add_message(session, "user", "", message_id="a")
+        assert [message["id"] for message in await memory.get_history(session)] == ["z", *ids, "a"]
+
 
 async def _session(memory: Memory, session_id: str) -> Session:
     found = await memory.get_session(session_id)
@@ -202,20 +253,3 @@ async def _all_times(memory: Memory) -> list[str]:
             times += [record["created_at"], record["updated_at"]]
         times += [message["created_at"] for message in await memory.get_history(session["id"])]
     return times
-
-
-@contextmanager
-def _time_zone(zone: str) -> Iterator[None]:
-    before = os.environ.get("TZ")
-    if not hasattr(time, "tzset"):
-        pytest.skip("unverified: this platform cannot change a process's time zone")
-    os.environ["TZ"] = zone
-    time.tzset()
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TZ"]
-        else:
-            os.environ["TZ"] = before
-        time.tzset()

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import pytest
 
-from flux_memory import Memory, Message
+from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
+from flux_memory.testkit.contract.preflight import Preflight
 from flux_memory.testkit.contract.processes import Child, Work
+from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
-from flux_memory.testkit.timeouts import CLOSE_SECONDS, BlockedError, Timeouts, unblocked
+from flux_memory.testkit.timeouts import CLAUSE_SECONDS, BlockedError, Limit, Timeouts, limited, unblocked
+from flux_memory.testkit.verdicts import unverified
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
 ClockAt = Callable[[datetime], AbstractAsyncContextManager[None]]
 CorruptMessage = Callable[[str, str], Awaitable[None]]
+ReadRaw = Callable[[str, str], Awaitable[Mapping[str, Any] | None]]
 
 SEPARATORS: Final = (":", "/", "|", "#", "-", "_", ".", ",", " ", "\x1f")
 """Separators that stores put between the parts of a key, and that ids may contain."""
@@ -47,11 +51,16 @@ class StoreUnderTest:
         fresh_factory: The same for a store on which no handle has ever been opened.
         clock_at: A context that sets the time of writes to the given moment.
         corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
+        read_raw: Reads one stored message without the backend; takes its session's id and its own.
         outages: The ways in which the store can be unreachable.
+        routes: The kit's proxies in front of the store's server.
         capabilities: What the backend claims.
-        thorough: Explore the model for ten minutes instead of seconds.
+        max_content_bytes: The size in bytes of the longest content, role or title that the backend accepts.
+        max_id_length: The length in characters of the longest id of a session or a message that the backend accepts.
+        thorough: Explore the model for ten minutes instead of seconds, and take the time that large amounts need.
         seed: The random seed of the model.
-        timeouts: How long a clause may take in this run.
+        timeouts: How long a call may take in this run.
+        preflight: The check of the binding before a clause; None for a store without a binding.
     """
 
     def __init__(
@@ -61,16 +70,23 @@ class StoreUnderTest:
         fresh_factory: Factory | None = None,
         clock_at: ClockAt = clock_of_this_process,
         corrupt_message: CorruptMessage | None = None,
+        read_raw: ReadRaw | None = None,
         outages: Sequence[Outage] = (),
+        routes: Routes | None = None,
         capabilities: Capability = ALL,
+        max_content_bytes: int = MAX_CONTENT_BYTES,
+        max_id_length: int = MAX_ID_LENGTH,
         thorough: bool = False,
         seed: int | None = None,
         timeouts: Timeouts | None = None,
+        preflight: Preflight | None = None,
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
         self.clock_at = clock_at
         self.capabilities = capabilities
+        self.max_content_bytes = max_content_bytes
+        self.max_id_length = max_id_length
         self.claims: list[dict[str, Any]] = []
         """The finding on each capability: its `name`, whether it is `claimed`, the `outcome`."""
         self.thorough = thorough
@@ -78,13 +94,26 @@ class StoreUnderTest:
         self.timeouts = timeouts or Timeouts()
         self.seeds: dict[str, int] = {}
         """The random seed that was used, to repeat the run."""
+        self.clause_id = "a clause"
+        """The clause that runs on this store."""
         self.finished = False
         """Whether a clause ran on this store to its end."""
+        self.left = ""
+        """Why a clause is left to the thorough profile; empty if it is not."""
         self.transcript = Transcript()
+        self._preflight = preflight
         self._corrupt_message = corrupt_message
+        self._read_raw = read_raw
         self._outages = outages
+        self._routes = routes
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
+
+    async def check_binding(self) -> None:
+        """Check that the binding gives an empty store that can be reached, unless it was checked often enough."""
+        __tracebackhide__ = True
+        if self._preflight is not None:
+            await self._preflight.check_store(self.factory, lists=Capability.SESSIONS in self.capabilities)
 
     def open(self) -> Memory:
         """Open another handle; it is closed when the clause ends."""
@@ -94,11 +123,13 @@ class StoreUnderTest:
         """Open another handle on the store that was never used before."""
         return self._record(self.fresh_factory())
 
-    def open_plain(self) -> Memory:
-        """Open another handle without a recorder, which would call a method only when the call is awaited."""
+    def open_both(self) -> tuple[Memory, Memory]:
+        """Open another handle; return it with a recorder, which calls a method when the call is awaited, and without.
+
+        Only recorded calls postpone the clause's limit.
+        """
         memory = self.factory()
-        self._opened.append(memory)
-        return memory
+        return self._record(memory), memory
 
     def open_through(self, outage: Outage) -> Memory:
         """Open another handle on the store, over a path that the outage interrupts."""
@@ -117,11 +148,26 @@ class StoreUnderTest:
         """
         found = [outage for outage in self._outages if lossy or not outage.loses_connections]
         if not found:
-            pytest.skip(
-                "unverified: override the fixture outages to make the store unreachable, "
-                "or remove OUTAGES from the claims"
-            )
+            unverified("override the fixture outages to make the store unreachable, or remove OUTAGES from the claims")
         return found
+
+    @property
+    def has_routes(self) -> bool:
+        """Whether the binding can put a proxy in front of the store's server."""
+        return self._routes is not None
+
+    def add_route(self) -> Route:
+        """Return another way to the store's server; without one, the clause is unverified."""
+        if self._routes is None:
+            unverified(
+                "override the fixture proxied_memory_factory to put a proxy in front of the server, or remove "
+                "NETWORKED from the claims"
+            )
+        return self._routes.add()
+
+    def open_over(self, route: Route) -> Memory:
+        """Open another handle on the store, over a route that can break."""
+        return self._record(route.open())
 
     def _record(self, memory: Memory) -> Memory:
         if inspect.iscoroutine(memory):
@@ -135,8 +181,17 @@ class StoreUnderTest:
     async def corrupt_message(self, session_id: str, message_id: str) -> None:
         """Make one stored message unreadable."""
         if self._corrupt_message is None:
-            pytest.skip("unverified: override the fixture corrupt_message to damage a row without the backend")
+            unverified("override the fixture corrupt_message to damage a row without the backend")
         await self._corrupt_message(session_id, message_id)
+
+    async def read_raw(self, session_id: str, message_id: str) -> Mapping[str, Any]:
+        """Return one message as it is stored, decoded; fail if the store does not have it."""
+        if self._read_raw is None:
+            unverified("override the fixture read_raw to read a message without the backend")
+        stored = await self._read_raw(session_id, message_id)
+        if stored is None:
+            pytest.fail(f"read_raw does not find the message {message_id!r}, which was acknowledged")
+        return stored
 
     def found(self, capability: Capability, outcome: str) -> bool:
         """Note the outcome for a capability: `works`, `refused`, `is not there`, or an error.
@@ -152,36 +207,60 @@ class StoreUnderTest:
         )
         return False
 
+    def leave_to_thorough(self, reason: str) -> NoReturn:
+        """End a clause that this store is too slow for; the thorough profile runs it to its end."""
+        self.left = reason
+        pytest.skip(f"thorough only: {reason}")
+
     def check_claims(self) -> None:
         """Fail if a finding disagrees with the claims."""
         if self._false_claims:
             pytest.fail("\n".join(self._false_claims))
 
+    @asynccontextmanager
+    async def limited(self) -> AsyncIterator[None]:
+        """Fail if a call in this block does not end, or if the block as a whole takes too long."""
+        limit, cut = Limit(self.transcript.waiting, self.timeouts.call_seconds), self.timeouts.call_cut
+        try:
+            async with limited(limit) as timeout:
+                yield
+        except BlockedError:
+            self.timeouts.shorten(self.clause_id)
+            raise
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            if limit.spent:
+                pytest.fail(f"the clause was not done within {CLAUSE_SECONDS:g} s, although its calls ended")
+            self.timeouts.shorten(self.clause_id)
+            call = f"{limit.hanging}()" if limit.hanging else "an unrecorded one"
+            pytest.fail(f"a call hangs: {call} did not end within {limit.call_seconds:g} s{cut}")
+
     async def close(self, *, quietly: bool = False) -> None:
-        """Close every open handle, each within a bounded time."""
+        """Close every open handle, all of them within a bounded time."""
         problems: list[str] = []
         if quietly:
             _hush()
-        while self._opened:
-            try:
-                closing = asyncio.ensure_future(awaitable("close", self._opened.pop().close()))
-            except Exception as error:  # noqa: BLE001 - for example, close() is not a coroutine; an earlier failure takes precedence
-                problems.append(f"close() raised {error!r}")
-                continue
-            seconds = self.timeouts.close_seconds
-            try:
-                with unblocked(seconds):
-                    done, _ = await asyncio.wait({closing}, timeout=seconds)
-            except BlockedError as error:
-                self.timeouts.shorten_close()
-                _hush()
-                problems.append(f"close() does not end: {error}")
-                continue
-            if not done:
-                self.timeouts.shorten_close()
-                problems.append(f"close() did not end within {seconds:.0f} s")
-            elif raised := closing.exception():
-                problems.append(f"close() raised {raised!r}")
+        seconds, cut = self.timeouts.close_seconds, self.timeouts.close_cut
+        closing: set[asyncio.Future[Any]] = set()
+        try:
+            with unblocked(seconds):
+                while self._opened:
+                    try:
+                        closing.add(asyncio.ensure_future(awaitable("close", self._opened.pop().close())))
+                    except Exception as error:  # noqa: BLE001 - for example, close() is not a coroutine; an earlier failure takes precedence
+                        problems.append(f"close() raised {error!r}")
+                done, late = await asyncio.wait(closing, timeout=seconds) if closing else (closing, closing)
+        except BlockedError as error:
+            self.timeouts.shorten_close(self.clause_id)
+            _hush()
+            problems.append(f"close() does not end: {error}{cut}")
+        else:
+            if late:
+                self.timeouts.shorten_close(self.clause_id)
+                problems.append(f"close() did not end within {seconds:g} s{cut}")
+            outcomes = await asyncio.gather(*done, return_exceptions=True)
+            problems += [f"close() raised {raised!r}" for raised in outcomes if isinstance(raised, BaseException)]
         if problems and not quietly:
             pytest.fail("; ".join(problems))
 
@@ -190,9 +269,8 @@ class StoreUnderTest:
 
         async def bounded() -> Result:
             try:
-                with unblocked(CLOSE_SECONDS * 2):
-                    async with asyncio.timeout(CLOSE_SECONDS * 2):
-                        result = await main()
+                async with self.limited():
+                    result = await main()
             except BaseException:
                 await self.close(quietly=True)
                 raise
@@ -210,7 +288,7 @@ class StoreUnderTest:
         """
         if self._opened:
             raise RuntimeError("a clause forked while it held a handle")
-        return Child(self.fresh_factory if fresh else self.factory, work)
+        return Child(self.fresh_factory if fresh else self.factory, work, self.timeouts, self.clause_id)
 
 
 def _hush() -> None:
@@ -232,7 +310,12 @@ async def add_many(store: StoreUnderTest, memory: Memory, session_id: str, start
         return await memory.add_messages(
             session_id, [{"role": "user", "content": str(number)} for number in range(start, stop)]
         )
-    return await add_numbered(memory, session_id, range(start, _MANY_ONE_BY_ONE))
+    return await add_numbered(memory, session_id, range(start, min(stop, _MANY_ONE_BY_ONE)))
+
+
+def another_handle(store: StoreUnderTest, memory: Memory) -> Memory:
+    """Open another handle on the store; return this one if the backend does not claim several handles."""
+    return store.open() if Capability.SEVERAL_HANDLES in store.capabilities else memory
 
 
 def contents(history: list[Message]) -> list[str]:

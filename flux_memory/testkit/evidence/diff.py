@@ -35,7 +35,7 @@ class Difference:
     failing: list[Change] = field(default_factory=list)
     """Held before, fails now."""
     lost: list[Change] = field(default_factory=list)
-    """Held before, now unverified, not run, not claimed, or without its backend."""
+    """Held before, now unverified, not run, not claimed, thorough only, or without its backend."""
     fixed: list[Change] = field(default_factory=list)
     """Holds now, did not before."""
     other: list[Change] = field(default_factory=list)

@@ -23,4 +23,5 @@ def environment(config: pytest.Config) -> dict[str, str]:
     found["system"] = f"{platform.system()} {platform.machine()}"
     workers = getattr(config.option, "numprocesses", None)
     found["workers"] = str(workers or 1)
+    found["profile"] = config.option.flux_profile
     return {name: value for name, value in found.items() if value}

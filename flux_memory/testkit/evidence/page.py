@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Final
 
 from flux_memory.testkit.evidence.document import (
+    NOT_ASKED,
     OUTCOMES,
     BackendEvidence,
     CapabilityEvidence,
@@ -45,7 +46,9 @@ _SHOWN_AS: Final[dict[Outcome, str]] = {
     "failed": "Failed",
     "advisory": "Advisory",
     "unverified": "Unverified",
+    "unverifiable": "Unverifiable",
     "not claimed": "Not claimed",
+    "thorough only": "Thorough only",
     "not run": "Not run",
 }
 
@@ -94,14 +97,13 @@ def _card(evidence: Evidence, backend: BackendEvidence) -> str:
         for outcome in OUTCOMES
         if (count := evidence.count(backend.name, outcome))
     )
-    what = ", ".join(filter(None, (backend.version, backend.server)))
     spent = f"{backend.seconds:.1f} s"
     if backend.isolation_seconds is not None:
-        spent += f", isolation {backend.isolation_seconds * 1000:.1f} ms a clause"
+        spent += f"; setup and teardown of a clause: {backend.isolation_seconds * 1000:.1f} ms (median)"
     return (
         f'<section class="card {_class_of(tone)}">\n<h3>{escape(backend.name)}</h3>\n<strong>{escape(text)}</strong>\n'
         f'<div class="bar" aria-hidden="true">{bar}</div>\n'
-        + (f'<p class="quiet">{escape(what)}</p>\n' if what else "")
+        + (f'<p class="quiet">{escape(backend.about)}</p>\n' if backend.about else "")
         + f'<p class="quiet">{spent}</p>\n</section>\n'
     )
 
@@ -117,7 +119,7 @@ def _overview(evidence: Evidence) -> str:
 
 def _held_of(clauses: Sequence[ClauseEvidence], backend: str) -> str:
     results = [clause.results[backend] for clause in clauses if backend in clause.results]
-    results = [result for result in results if result.outcome != "not claimed"]
+    results = [result for result in results if result.outcome not in NOT_ASKED]
     held = sum(result.holds for result in results)
     if held == len(results):
         return str(held)

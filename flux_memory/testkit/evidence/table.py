@@ -7,9 +7,10 @@ from typing import Final
 
 import pytest
 
-from flux_memory.testkit.evidence.document import BackendEvidence, ClauseEvidence, Evidence, Outcome
+from flux_memory.testkit.evidence.document import NOT_ASKED, BackendEvidence, ClauseEvidence, Evidence, Outcome
 
-_COUNTED: Final[tuple[Outcome, ...]] = ("failed", "advisory", "unverified", "not claimed", "not run")
+_COUNTED: Final[tuple[Outcome, ...]] = ("failed", "advisory", "unverified", *NOT_ASKED, "not run")
+_LEFT: Final[Outcome] = "thorough only"
 _PACKAGES: Final = ("flux-memory", "pytest", "pytest-asyncio", "Python", "system")
 _WIDEST: Final = len("999 of 999")
 _GAP: Final = 3
@@ -21,17 +22,23 @@ def write_table(terminal: pytest.TerminalReporter, evidence: Evidence) -> None:
     terminal.section(f"flux-memory contract {evidence.contract}{pinned}")
     _Table(terminal, evidence).write()
     for backend in evidence.backends:
+        faults = [result for _, result in evidence.results_of(backend.name) if result.fault]
+        if faults:
+            why = " ".join(faults[0].reason.split())
+            terminal.write_line(f"not checked: {len(faults)} clauses on {backend.name}: {why}", red=True)
         for clause, result in evidence.results_of(backend.name):
-            if result.outcome in {"failed", "advisory", "unverified"}:
+            if result.outcome in {"failed", "advisory", "unverified", "unverifiable"} and not result.fault:
                 # A failure's reason is printed above, so the line names its test.
                 why = result.test if result.outcome == "failed" else result.reason
                 why = result.reason if result.known else why
                 line = f"{result.outcome}: {clause.id} on {backend.name}: {' '.join(why.split())}"
                 terminal.write_line(line, red=result.outcome == "failed", yellow=result.outcome != "failed")
+        if left := [clause.id for clause, result in evidence.results_of(backend.name) if result.outcome == _LEFT]:
+            terminal.write_line(f"{_LEFT}, not run: {', '.join(left)} on {backend.name}: pass --flux-profile=thorough")
     terminal.write_line("")
     for backend in evidence.backends:
-        if what := ", ".join(filter(None, (backend.version, backend.server))):
-            terminal.write_line(f"{backend.name}: {what}")
+        if backend.about:
+            terminal.write_line(f"{backend.name}: {backend.about}")
     known = [f"{name} {evidence.environment[name]}" for name in _PACKAGES[:-1] if name in evidence.environment]
     terminal.write_line(", ".join([*known, evidence.environment["system"]]))
 
@@ -72,7 +79,7 @@ class _Table:
 
 def _cell(clauses: Sequence[ClauseEvidence], backend: str, *, in_full: bool = False) -> str:
     results = [clause.results[backend] for clause in clauses if backend in clause.results]
-    ran = [result for result in results if result.outcome not in {"not claimed", "not run"}]
+    ran = [result for result in results if result.outcome not in {*NOT_ASKED, "not run"}]
     held = sum(result.holds for result in ran)
     return str(held) if held == len(ran) and not in_full else f"{held} of {len(ran)}"
 

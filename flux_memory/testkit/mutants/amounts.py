@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-from flux_memory.testkit.mutants.shared import MIB
 
 
 def cut(rows: list[Any], limit: Any, offset: Any) -> list[Any]:
@@ -152,21 +151,117 @@ class DeletesOneThousandMessages(Sound):
         return [*self.left.get(session_id, []), *rows]
 
 
-@caught_by("FM-LIM-012")
-class HistoryOfSixteenMegabytes(Sound):
-    """Like a client that refuses a larger response, and is asked for less."""
-
+@caught_by("FM-LIM-011")
+class HistoryOfTenThousand(Sound):
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
-        rows = await super().get_history(*args, **kwargs)
-        while sum(len(row["content"]) for row in rows) > 16 * MIB:
-            rows = rows[1:]
-        return rows
+        return (await super().get_history(*args, **kwargs))[-10_000:]
 
 
-@caught_by("FM-LIM-012")
-class BatchOfSixteenMegabytes(Sound):
+@caught_by("FM-LIM-011")
+class PagesBackFiveThousand(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+        rows = await super().get_history(session_id, limit, before=before)
+        newest = {row["id"] for row in await super().get_history(session_id, 5_000)} if before else set()
+        return rows if before is None or before in newest else []
+
+
+@caught_by("FM-LIM-011")
+class OthersReadTwoThousand(Sound):
+    """Reads the rest of a history from a cache, which only the handle that wrote it has."""
+
     async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        if isinstance(messages, list) and all(isinstance(one, dict) for one in messages):
-            while sum(len(str(one.get("content"))) for one in messages) > 16 * MIB:
-                messages = messages[:-1]
+        self._wrote = session_id
         return await super().add_messages(session_id, messages)
+
+    async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(session_id, *args, **kwargs)
+        return rows if session_id == getattr(self, "_wrote", None) else rows[-2_000:]
+
+
+@caught_by("FM-AMT-001")
+class ListsTenThousand(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        every = (await super().get_sessions(None, **filters))[:10_000]
+        return cut(every, limit, offset)
+
+
+@caught_by("FM-AMT-001")
+class CountsFourThousand(Sound):
+    async def count_sessions(self) -> Any:
+        return min(await super().count_sessions(), 4_096)
+
+
+@caught_by("FM-AMT-001")
+class SkipsFiveThousandAtMost(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, **filters: Any) -> Any:
+        return await super().get_sessions(0 if is_more(offset, 5_000) else limit, offset, **filters)
+
+
+@caught_by("FM-AMT-001")
+class FindsTenThousand(Sound):
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, metadata: Any = None, **filters: Any) -> Any:
+        if metadata is None:
+            return await super().get_sessions(limit, offset, **filters)
+        return cut((await super().get_sessions(None, metadata=metadata, **filters))[:10_000], limit, offset)
+
+
+@caught_by("FM-AMT-001")
+class LooksUpTheNewestFiveThousand(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        found = await super().get_session(session_id)
+        newest = {row["id"] for row in await super().get_sessions(5_000)}
+        return found if session_id in newest else None
+
+
+@caught_by("FM-AMT-001")
+class ClearsTwoThousand(Sound):
+    async def clear_all(self) -> None:
+        for row in await super().get_sessions(2_048):
+            await super().delete_session(row["id"])
+
+
+@caught_by("FM-AMT-002")
+class RecognisesSixHundredOfABatch(Sound):
+    """Looks for the ids of a batch in one statement, with as many parameters as it takes."""
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        known = {row["id"] for row in await super().get_history(session_id)}
+        rows: list[Any] = [
+            {"role": row["role"], "content": row["content"]} if at >= 600 and row["message_id"] in known else row
+            for at, row in enumerate(messages)
+        ]
+        made = await super().add_messages(session_id, rows)
+        return [row.get("message_id", new) for row, new in zip(messages, made, strict=True)]
+
+
+@caught_by("FM-AMT-002")
+class StoresTenThousandOfABatch(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        made = await super().add_messages(session_id, messages[:10_000])
+        return made + [row["message_id"] for row in messages[10_000:]]
+
+
+class _CommitsParts(Sound):
+    part = 0
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        made: list[str] = []
+        for start in range(0, len(messages), self.part):
+            made += await super().add_messages(session_id, messages[start : start + self.part])
+        return made
+
+
+@caught_by("FM-AMT-002")
+class CommitsEveryThousand(_CommitsParts):
+    part = 1_000
+
+
+@caught_by("FM-AMT-002")
+class CommitsEveryTenThousand(_CommitsParts):
+    part = 10_000
+
+
+@caught_by("FM-AMT-008")
+class CountsMessagesInTwoBytes(_ChangesCounts):
+    def change(self, count: Any) -> Any:
+        return count % 65_536

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 from flux_memory import (
     BackendUnavailableError,
 )
+from flux_memory.testkit.contract.cancellation import LATE_SECONDS
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.mutants.shared import LOCK_SECONDS
+from flux_memory.testkit.reference import ReferenceMemory
 
 
 class _LeaksALock(Sound):
@@ -120,6 +122,25 @@ class ClearsMessagesFirst(Sound):
             await super().create_session(row["title"], session_id=row["id"])
             await asyncio.sleep(0)
         await super().clear_all()
+
+
+@caught_by("FM-CAN-020", reference_only=True)
+class SendsAfterItsClose(Sound):
+    """Leaves the message of a cancelled add to a task that `close()` does not wait for."""
+
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.__dict__["late"] = asyncio.ensure_future(self._send(*args))
+            raise
+        return await super().add_message(*args, **kwargs)
+
+    async def _send(self, *args: Any) -> None:
+        await asyncio.sleep(LATE_SECONDS / 3)
+        later = ReferenceMemory(self._store)
+        await later.add_message(*args)
+        await later.close()
 
 
 @caught_by("FM-CAN-009")

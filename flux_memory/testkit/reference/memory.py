@@ -55,7 +55,7 @@ class ReferenceMemory:
             "id": new_id() if session_id is None else arguments.identifier("session_id", session_id),
             "user_id": arguments.identifier("user_id", user_id, shortest=0, longest=MAX_USER_ID_LENGTH),
             "title": arguments.text("title", title),
-            "created_at": now(),
+            "created_at": self._now(),
             "metadata": arguments.metadata("metadata", metadata),
             "messages": [],
         }
@@ -140,7 +140,7 @@ class ReferenceMemory:
         key, new_title = arguments.plain_text("session_id", session_id), arguments.text("title", title)
         with self._store.writing() as sessions:
             state = existing(sessions, key)
-            state["title"], state["updated_at"] = new_title, max(now(), state["updated_at"])
+            state["title"], state["updated_at"] = new_title, max(self._now(), state["updated_at"])
 
     async def delete_session(self, session_id: str) -> None:
         """See `Memory`."""
@@ -170,13 +170,17 @@ class ReferenceMemory:
         if self._closed:
             raise MemoryClosedError("this memory is closed")
 
+    def _now(self) -> str:
+        """Return the current time in the format of records."""
+        return datetime.now(UTC).isoformat(timespec="microseconds")
+
     def _append(self, session_id: object, batch: list[arguments.Draft]) -> list[str]:
         key = arguments.plain_text("session_id", session_id)
         refuse_contradictions(batch)
         with self._store.writing() as sessions:
             state = existing(sessions, key)
             known: dict[str, dict[str, Any]] = {message["id"]: message for message in state["messages"]}
-            moment = max(now(), state["updated_at"])
+            moment = max(self._now(), state["updated_at"])
             added: list[dict[str, Any]] = []
             ids: list[str] = []
             for one in batch:
@@ -191,11 +195,6 @@ class ReferenceMemory:
                 state["messages"] += added
                 state["updated_at"] = moment
         return ids
-
-
-def now() -> str:
-    """Return the current time in the format of records."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def new_id() -> str:

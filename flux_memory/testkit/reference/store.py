@@ -57,7 +57,8 @@ class ReferenceStore:
         assert self._path is not None
         written = self._path.with_suffix(".new")
         with written.open("w", encoding="utf-8") as file:
-            json.dump(sessions, file)
+            # `dumps` encodes in C, `dump` in Python.
+            file.write(json.dumps(sessions))
             file.flush()
             os.fsync(file.fileno())
         written.replace(self._path)

@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from flux_memory import MAX_METADATA_BYTES, MAX_METADATA_DEPTH
+
+_INT_BOUND: Final = 10**4300
+"""Integers of more digits cannot be stored. A constant, because Python would compute the power for each value."""
 
 
 class NotJsonError(Exception):
@@ -70,7 +73,7 @@ def _plain_scalar(value: object) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        if abs(value) >= 10**4300:
+        if abs(value) >= _INT_BOUND:
             raise NotJsonError("an integer of more than 4,300 digits")
         return int(value)
     if isinstance(value, float):

@@ -9,10 +9,7 @@ from typing import Any, Final, Literal
 
 from flux_memory import Memory
 from flux_memory.testkit.contract.cancel_points import When, cut_short
-from flux_memory.testkit.timeouts import BlockedError, unblocked
-
-HANG_SECONDS: Final = 20.0
-"""A call that takes this long hangs; calls usually take milliseconds."""
+from flux_memory.testkit.timeouts import CALL_SECONDS, BlockedError, unblocked
 
 WRITES: Final = frozenset(
     {"create_session", "add_message", "add_messages", "update_session_title", "delete_session", "clear_all"}
@@ -118,7 +115,7 @@ def made_by(call: ModelCall, answer: Answer) -> list[str | None]:
 
 
 async def at_once(
-    calls: Sequence[tuple[Memory, ModelCall, Cut | None]], *, seconds: float = HANG_SECONDS
+    calls: Sequence[tuple[Memory, ModelCall, Cut | None]], *, seconds: float = CALL_SECONDS
 ) -> list[Answer]:
     """Make calls at the same time, cancel those with a `Cut`, and return their answers in order.
 
@@ -136,7 +133,7 @@ async def at_once(
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=1)
-                raise HangError(f"{calls[tasks.index(late.pop())][1].method} did not end within {seconds:.0f} s")
+                raise HangError(f"{calls[tasks.index(late.pop())][1].method} did not end within {seconds:g} s")
     except BlockedError as error:
         methods = " or ".join(sorted({call.method for _, call, _ in calls}))
         raise HangError(f"{methods}: {error}") from None

@@ -11,11 +11,12 @@ from typing import Final
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from flux_memory import Memory
+from flux_memory import MAX_ID_LENGTH, Memory
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.contract.model.findings import EnoughError, Finding, Findings
 from flux_memory.testkit.contract.model.reduction import reduced
 from flux_memory.testkit.contract.model.state_machine import MemoryMachine
+from flux_memory.testkit.timeouts import CALL_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ class Profile:
     seed: int = 0
     shrinking: float = 20.0
     """How many seconds to search for a shorter example of a finding."""
+    most_seconds: float = 60.0
+    """How many seconds to explore at most: a store with slow calls is explored less."""
+    call_seconds: float = CALL_SECONDS
+    """How long a call may take."""
 
 
 FAST: Final = Profile(examples=24, steps=20, seed=20_260, shrinking=5.0)
@@ -36,21 +41,30 @@ FAST: Final = Profile(examples=24, steps=20, seed=20_260, shrinking=5.0)
 
 def thorough() -> Profile:
     """Return a profile of ten minutes, with different examples each time."""
-    return Profile(examples=150, steps=40, seconds=600.0, seed=random.SystemRandom().randrange(2**32))
+    seed = random.SystemRandom().randrange(2**32)
+    return Profile(examples=150, steps=40, seconds=600.0, seed=seed, most_seconds=600.0)
 
 
-def explore(factory: Callable[[], Memory], profile: Profile = FAST, claims: Capability = ALL) -> Finding | None:
+def explore(
+    factory: Callable[[], Memory],
+    profile: Profile = FAST,
+    claims: Capability = ALL,
+    longest_id: int = MAX_ID_LENGTH,
+) -> Finding | None:
     """Explore a store, and return the shortest sequence of calls that violates a promise, if there is one.
 
     Args:
         factory: Each call opens another handle on the same store, which this function empties.
         profile: How much to explore.
         claims: What the store claims; other calls are not made.
+        longest_id: The length of the longest id that the store accepts, in characters.
     """
-    findings = Findings(profile.shrinking)
-    run_machine(lambda: MemoryMachine(factory, findings, claims), profile, lambda: findings.shortest is not None)
+    findings = Findings(profile.shrinking, call_seconds=profile.call_seconds, seconds=profile.most_seconds)
+    run_machine(
+        lambda: MemoryMachine(factory, findings, claims, longest_id), profile, lambda: findings.shortest is not None
+    )
     found = findings.shortest
-    return None if found is None else reduced(factory, found, profile.shrinking, claims)
+    return None if found is None else reduced(factory, found, profile.shrinking, claims, longest_id)
 
 
 def run_machine(machine: Callable[[], RuleBasedStateMachine], profile: Profile, found: Callable[[], bool]) -> None:
@@ -81,7 +95,9 @@ def run_machine(machine: Callable[[], RuleBasedStateMachine], profile: Profile, 
         start._hypothesis_internal_use_seed = seed  # type: ignore[attr-defined]  # noqa: SLF001 - what `@seed` sets
         try:
             run_state_machine_as_test(start, settings=chosen)  # type: ignore[arg-type]
-        except (Exception, EnoughError):
+        except EnoughError:
+            return
+        except Exception:
             # Concurrent calls depend on timing, so a smaller example may pass, which Hypothesis reports as an error.
             # The finding counts all the same.
             if not found():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flux_memory.testkit.contract.model.calls import HANG_SECONDS
+from flux_memory.testkit.timeouts import CALL_SECONDS
 
 if TYPE_CHECKING:
     from flux_memory.testkit.contract.model.state_machine import MemoryMachine
@@ -58,13 +58,15 @@ class Findings:
 
     Args:
         shrinking: How many seconds to search for a shorter one.
+        call_seconds: How long a call may take.
+        seconds: How long to explore at most.
     """
 
-    def __init__(self, shrinking: float) -> None:
+    def __init__(self, shrinking: float, *, call_seconds: float = CALL_SECONDS, seconds: float = math.inf) -> None:
         self.shortest: Finding | None = None
-        self.timeout = HANG_SECONDS
+        self.timeout = call_seconds
         self._shrinking = shrinking
-        self._enough = math.inf
+        self._enough = time.monotonic() + seconds
 
     def add(self, finding: Finding) -> None:
         """Keep a finding if it is at most as long as the shortest."""
@@ -73,7 +75,7 @@ class Findings:
             self.shortest = finding
 
     def raise_if_enough(self) -> None:
-        """End the run if the time to search for smaller examples is over."""
+        """End the run if its time, or the time to search for smaller examples, is over."""
         if time.monotonic() > self._enough:
             raise EnoughError
 

@@ -48,11 +48,12 @@ EVERYTHING: Final = ModelCall("get_sessions", {"limit": None})
 class MemoryMachine(RuleBasedStateMachine):
     """Two handles on one store, an event loop, and the states that explain every answer so far."""
 
-    def __init__(self, factory: Callable[[], Memory], findings: Findings, claims: Capability) -> None:
+    def __init__(self, factory: Callable[[], Memory], findings: Findings, claims: Capability, longest_id: int) -> None:
         findings.raise_if_enough()
         super().__init__()
         self._factory = factory
         self._claims = claims
+        self._longest_id = longest_id
         self._findings = findings
         self._runner = asyncio.Runner()
         self._handles: dict[int, Memory] = {}
@@ -140,7 +141,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self._runner.close()
 
     def _claimed(self, items: Sequence[Item]) -> list[Item]:
-        return [item for each in items if (item := claimed(each, self._claims)) is not None]
+        return [item for each in items if (item := claimed(each, self._claims, self._longest_id)) is not None]
 
     def _deletions(self) -> list[Item]:
         return [(0, ModelCall("delete_session", {"session_id": row["id"]}), None) for row in self._do(EVERYTHING)]
@@ -210,12 +211,16 @@ class MemoryMachine(RuleBasedStateMachine):
         self._steps_since_reopening += 1
         self._judge(made)
         self._observe(alone=alone, before=before)
+        self._findings.raise_if_enough()
 
     def _judge(self, made: list[Answered], *, note: bool = False) -> None:
         clearing = len(made) > 1 and any(one.call.method == "clear_all" for one in made)
         states = explain(self._states, made, loosely=clearing)
         if not states:
             self._unexplained(made, note=note)
+        self._adopt(states, made)
+
+    def _adopt(self, states: list[State], made: list[Answered]) -> None:
         for one in made:
             if one.call.method != "get_sessions" or not isinstance(one.answer, Returned):
                 continue
@@ -226,18 +231,17 @@ class MemoryMachine(RuleBasedStateMachine):
     def _observe(self, *, alone: bool, before: dict[str, Any] | None = None) -> None:
         """Read everything, alternating between the handles, and adopt the times."""
         earlier = self._states[0].sessions if before is None else before
-        # A cancelled call may take effect between two reads, so their times may not agree.
         self._certain = not any(state.pending for state in self._states)
-        rows = cast("Rows", self._read(EVERYTHING))
-        names = {row["id"] for row in rows}
         # Also read removed sessions: they must have no messages.
-        gone = earlier.keys() - names
-        histories = {
-            name: cast("Rows", self._read(ModelCall("get_history", {"session_id": name})))
-            for name in sorted(names | gone)
-        }
+        names = sorted({name for state in self._states for name in state.sessions} | earlier.keys())
+        reads = [EVERYTHING, *(ModelCall("get_history", {"session_id": name}) for name in names)]
         if not self._certain:
+            # A cancelled call may take effect between two reads, so their times may not agree.
+            for call in reads:
+                self._read(call)
             return
+        rows, *found = cast("list[Rows]", self._read_together(reads))
+        histories = dict(zip(names, found, strict=True))
         problems = [problem_of_times(state, earlier, rows, histories, alone=alone) for state in self._states]
         if all(problems):
             self._script.expect(f"# then: {problems[0]}")
@@ -246,15 +250,32 @@ class MemoryMachine(RuleBasedStateMachine):
         self._states = _distinct([adopted(state, rows, histories) for state in possible])
 
     def _read(self, call: ModelCall) -> Any:
+        handle = self._next_reader()
+        (answer,) = self._make([(handle, call, None)])
+        self._judge([Answered(handle, call, answer)], note=True)
+        return answer.value if isinstance(answer, Returned) else []
+
+    def _read_together(self, calls: Sequence[ModelCall]) -> list[Any]:
+        """Read at the same time, which costs a distant store one round trip."""
+        items: list[Item] = [(self._next_reader(), call, None) for call in calls]
+        answers = self._make(items)
+        for (handle, call, _), answer in zip(items, answers, strict=True):
+            made = [Answered(handle, call, answer)]
+            if not (states := explain(self._states, made)):
+                # Alone, it fails with code that is easier to read.
+                self._read(call)
+                self._script.group(items, answers)
+                self._fail(f"{call.method}, beside other reads: {_told(answer)}")
+            self._adopt(states, made)
+        return [answer.value if isinstance(answer, Returned) else [] for answer in answers]
+
+    def _next_reader(self) -> int:
         self._reader += 1
         opened = [handle for handle in self._handles if handle not in self._states[0].closed]
         if not opened:
             self._open(0)
             opened = [0]
-        handle = opened[self._reader % len(opened)]
-        (answer,) = self._make([(handle, call, None)])
-        self._judge([Answered(handle, call, answer)], note=True)
-        return answer.value if isinstance(answer, Returned) else []
+        return opened[self._reader % len(opened)]
 
     def _unexplained(self, made: list[Answered], *, note: bool) -> None:
         if len(made) > 1:

@@ -1,0 +1,188 @@
+"""`SyncMemory` is the memory without `await`: the same methods, the same outcomes, safe in threads."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+import pytest
+from sync_docstrings import PROTOCOL, SYNC, methods, with_docstrings
+
+from flux_memory import (
+    BackendUnavailableError,
+    ConversationMemory,
+    FluxMemoryError,
+    InvalidTypeError,
+    Memory,
+    MemoryClosedError,
+    PostgresConversationMemory,
+    Settings,
+    deadline,
+)
+from flux_memory.sync import SyncMemory, create_memory
+
+THREADS: Final = 8
+ADDS: Final = 20
+INTERRUPTED: Final = """
+import sqlite3, sys
+from flux_memory import ConversationMemory
+from flux_memory.sync import SyncMemory
+
+with SyncMemory(ConversationMemory(sys.argv[1])) as memory:
+    session = memory.create_session(session_id="s")
+    lock = sqlite3.connect(sys.argv[1], isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    try:
+        print("locked", flush=True)
+        memory.add_message(session, "user", "interrupted")
+    except KeyboardInterrupt:
+        lock.execute("ROLLBACK")
+        print(len(memory.get_history(session)), flush=True)
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def open_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], SyncMemory]:
+    """Opens a handle on either backend."""
+    if request.param == "sqlite":
+        return lambda: SyncMemory(ConversationMemory(tmp_path / "chat.db"))
+    dsn: str = request.getfixturevalue("flux_postgres_clean_dsn")
+    return lambda: SyncMemory(PostgresConversationMemory(dsn))
+
+
+def test_the_methods_are_those_of_the_protocol() -> None:
+    """Each method takes the same arguments, returns what the coroutine returns, and has the same docstring."""
+    promised, kept = methods(PROTOCOL.read_text("utf-8"), "Memory"), methods(SYNC.read_text("utf-8"), "SyncMemory")
+    assert promised.keys() == kept.keys()
+    for name in promised:
+        ours, theirs = getattr(SyncMemory, name), getattr(Memory, name)
+        assert inspect.signature(ours) == inspect.signature(theirs), name
+        assert get_type_hints(ours) == get_type_hints(theirs), name
+        assert not inspect.iscoroutinefunction(ours), name
+    source = SYNC.read_text("utf-8")
+    assert source == with_docstrings(source, PROTOCOL.read_text("utf-8")), "run python tools/sync_docstrings.py"
+
+
+def test_a_conversation_without_await(open_memory: Callable[[], SyncMemory]) -> None:
+    """Every method works, and `with` closes the memory."""
+    with open_memory() as memory:
+        session = memory.create_session("old", {"lang": "ko"}, user_id="ann")
+        memory.add_message(session, "user", "1")
+        ids = memory.add_messages(session, [{"role": "user", "content": text} for text in "23"])
+        memory.update_session_title(session, "new")
+        assert [row["content"] for row in memory.get_history(session)] == ["1", "2", "3"]
+        assert [row["content"] for row in memory.get_history(session, 1, before=ids[1])] == ["2"]
+        assert [row["title"] for row in memory.get_sessions(user_id="ann", metadata={"lang": "ko"})] == ["new"]
+        found = memory.get_session(session)
+        assert found is not None
+        assert (found["message_count"], memory.count_sessions()) == (3, 1)
+        memory.delete_session(session)
+        memory.create_session()
+        memory.clear_all()
+        assert memory.count_sessions() == 0
+    with pytest.raises(MemoryClosedError):
+        memory.count_sessions()
+    memory.close()
+
+
+def test_threads_share_a_handle(open_memory: Callable[[], SyncMemory]) -> None:
+    """Threads that write to one session at once lose nothing, and each one's messages stay in order."""
+    with open_memory() as memory:
+        session = memory.create_session()
+
+        def add(caller: int) -> None:
+            for number in range(ADDS):
+                memory.add_message(session, "user", f"{caller} {number}")
+
+        threads = [threading.Thread(target=add, args=(caller,)) for caller in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = [row["content"] for row in memory.get_history(session)]
+        assert len(found) == THREADS * ADDS
+        for caller in range(THREADS):
+            assert [text for text in found if text.startswith(f"{caller} ")] == [f"{caller} {n}" for n in range(ADDS)]
+
+
+def test_a_deadline_holds(open_memory: Callable[[], SyncMemory]) -> None:
+    """`deadline()` bounds the calls of its thread."""
+    with open_memory() as memory:
+        session = memory.create_session()
+        with deadline(1e-6), pytest.raises(BackendUnavailableError):
+            memory.add_message(session, "user", "too late")
+        memory.add_message(session, "user", "in time")
+
+
+def test_closing_leaves_no_thread(open_memory: Callable[[], SyncMemory]) -> None:
+    """Also if two threads close it, and if it was never used."""
+    memory, unused = open_memory(), open_memory()
+    memory.create_session()
+    closing = [threading.Thread(target=memory.close) for _ in range(2)]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join()
+    unused.close()
+    with pytest.raises(MemoryClosedError):
+        unused.count_sessions()
+    assert "flux-memory-loop" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_forgotten_handle_warns(open_memory: Callable[[], SyncMemory]) -> None:
+    """A handle that is collected without `close()` emits one warning and ends its thread."""
+    memory = open_memory()
+    memory.create_session()
+    (thread,) = (each for each in threading.enumerate() if each.name == "flux-memory-loop")
+    with pytest.warns(ResourceWarning, match=r"SyncMemory.*was never closed") as caught:
+        del memory
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(caught) == 1
+
+
+def test_a_forked_child_is_refused(open_memory: Callable[[], SyncMemory]) -> None:
+    """The thread stays with the parent: a call in the child raises at once instead of waiting for it."""
+    with open_memory() as memory:
+        memory.create_session()
+        if (child := os.fork()) == 0:
+            try:
+                memory.count_sessions()
+            except FluxMemoryError as error:
+                os._exit(17 if "before the process forked" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+        assert memory.count_sessions() == 1
+
+
+def test_ctrl_c_cancels_the_call(tmp_path: Path) -> None:
+    """A call that waits for a lock is interrupted, and what it was to store is not stored."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "chat.db")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[0] == "0\n"
+    assert process.returncode == 0
+
+
+def test_the_settings_choose_the_backend(tmp_path: Path) -> None:
+    """`create_memory()` is that of `flux_memory`, without `await`."""
+    with create_memory(Settings(database_url=f"sqlite+aiosqlite:///{tmp_path / 'chat.db'}")) as memory:
+        memory.create_session()
+    assert (tmp_path / "chat.db").exists()
+    assert repr(memory) == f"SyncMemory(ConversationMemory('{tmp_path / 'chat.db'}'))"
+
+
+@pytest.mark.parametrize("wrong", [None, "chat.db", object()])
+def test_something_else_is_refused(wrong: Any) -> None:
+    """A path or a DSN is an easy mistake."""
+    with pytest.raises(InvalidTypeError, match="create_memory"):
+        SyncMemory(wrong)

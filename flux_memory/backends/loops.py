@@ -1,0 +1,171 @@
+"""An event loop in a thread of its own, for calls from other event loops and from threads without one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar
+
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, MemoryClosedError
+
+Result = TypeVar("Result")
+Main = Callable[[], Awaitable[Result]]
+
+CLOSED: Final = "this memory is closed; open another one"
+FORKED: Final = "this memory was opened before the process forked, and belongs to the parent; create one in the child"
+
+
+class LoopThread:
+    """An event loop in a daemon thread, which starts at once.
+
+    A call runs in the context of its caller, so `flux_memory.deadline()` holds for it.
+
+    Raises:
+        BackendUnavailableError: The process has no thread left.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._visits: set[_Visit[Any]] | None = set()
+        """The calls that have no outcome yet; `None` once the loop has ended."""
+        self._pid = os.getpid()
+        self._end: Future[None] = Future()
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="flux-memory-loop", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise BackendUnavailableError(
+                f"the thread of an event loop cannot be started: {error}; raise the process's limit of threads"
+            ) from error
+        self._loop, self._stop = started.result()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the loop takes no more calls."""
+        return self._visits is None
+
+    async def run(self, main: Main[Result]) -> Result:
+        """Run a coroutine function on the loop. If the caller is cancelled, it waits until the call has ended, too.
+
+        Raises:
+            MemoryClosedError: The loop ended before the call did.
+            FluxMemoryError: The process is a fork of the one that started the thread.
+        """
+        visit = self._send(main)
+        answer = asyncio.wrap_future(visit.outcome)
+        try:
+            await asyncio.wait([answer])
+        except asyncio.CancelledError:
+            self._call_soon(visit.cancel)
+            await asyncio.wait([answer])
+            raise
+        if answer.cancelled():
+            raise MemoryClosedError(CLOSED)
+        return answer.result()
+
+    def call(self, main: Main[Result]) -> Result:
+        """Run a coroutine function on the loop, and block this thread until it has ended. Ctrl-C cancels it.
+
+        Raises:
+            MemoryClosedError: The loop ended before the call did.
+            FluxMemoryError: The process is a fork of the one that started the thread.
+        """
+        visit = self._send(main)
+        try:
+            return visit.outcome.result()
+        except BaseException:
+            # The call was cancelled with its loop, or a signal such as Ctrl-C interrupts this thread.
+            if visit.outcome.cancelled():
+                raise MemoryClosedError(CLOSED) from None
+            if not visit.outcome.done():
+                self._call_soon(visit.cancel)
+                wait([visit.outcome])
+            raise
+
+    def stop(self) -> None:
+        """Cancel the calls that still run and end the loop, from any thread."""
+        self._call_soon(self._stop.set)
+
+    def stop_after(self, main: Main[None]) -> None:
+        """Run a coroutine function on the loop, then end the loop; do not wait for either."""
+        with suppress(MemoryClosedError):
+            self._send(main).outcome.add_done_callback(lambda _: self.stop())
+
+    async def ended(self, seconds: float) -> None:
+        """Wait for the end of the loop, for a number of seconds at most."""
+        if (await asyncio.wait([asyncio.wrap_future(self._end)], timeout=seconds))[0]:
+            self._thread.join(seconds)  # at once: the end is the last thing that the thread does
+
+    def join(self, seconds: float) -> None:
+        """Block until the thread has ended, for a number of seconds at most."""
+        self._thread.join(seconds)
+
+    def _send(self, main: Main[Result]) -> _Visit[Result]:
+        if os.getpid() != self._pid:
+            raise FluxMemoryError(FORKED)
+        visit = _Visit(main, self._finish)
+        with self._lock:
+            if self._visits is None:
+                raise MemoryClosedError(CLOSED)
+            self._visits.add(visit)
+        self._call_soon(visit.begin)
+        return visit
+
+    def _call_soon(self, function: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and `_run` answers every call
+            self._loop.call_soon_threadsafe(function)
+
+    def _finish(self, visit: _Visit[Any]) -> None:
+        with self._lock:
+            if self._visits is not None:
+                self._visits.discard(visit)
+
+    def _run(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        async def serve() -> None:
+            stop = asyncio.Event()
+            started.set_result((asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+        try:
+            asyncio.run(serve())
+        finally:
+            with self._lock:
+                visits, self._visits = self._visits or set(), None
+            for visit in visits:
+                visit.outcome.cancel()
+            self._end.set_result(None)
+
+
+class _Visit(Generic[Result]):
+    """One call on the thread's loop."""
+
+    def __init__(self, main: Main[Result], finish: Callable[[_Visit[Any]], None]) -> None:
+        self.outcome: Future[Result] = Future()
+        self._main = main
+        self._finish = finish
+        self._task: asyncio.Task[Result] | None = None
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._drive())
+        self._task.add_done_callback(self._answer)
+
+    async def _drive(self) -> Result:
+        return await self._main()
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _answer(self, task: asyncio.Task[Result]) -> None:
+        self._finish(self)
+        if task.cancelled():
+            self.outcome.cancel()
+        elif (error := task.exception()) is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
