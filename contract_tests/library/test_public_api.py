@@ -48,7 +48,9 @@ PUBLIC = {
         ReferenceStore clause known_failure network_outages unverifiable
     """,
     "flux_memory.testkit.contract": "MemoryContract",
-    "flux_memory.testkit.servers": "Server ServerUnavailable start_server",
+    "flux_memory.testkit.servers": """
+        DatabaseFactory DatabaseInitError PostgresDatabase Rollback Server ServerUnavailable start_server
+    """,
     "flux_memory.testkit.histories": """
         History Journal Numbers Operation Recorder Sent Stored StoredSession Violation call_as_anyone check read_stored
     """,
