@@ -60,9 +60,9 @@ async def memory(unopened_memory: Memory) -> AsyncIterator[Memory]:
 
 
 @pytest.fixture
-def named_dsn(flux_postgres_clean_dsn: str) -> str:
+def named_dsn(flux_memory_postgres_dsn: str) -> str:
     """A DSN with an application name, by which OPEN and BUSY count its connections."""
-    return with_application_name(flux_postgres_clean_dsn)
+    return with_application_name(flux_memory_postgres_dsn)
 
 
 @pytest.fixture(scope="session")

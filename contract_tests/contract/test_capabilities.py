@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bound_stores import make_reference_corrupter, make_reference_reader, run_clause, run_over_network
@@ -160,6 +161,13 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
         "fault": False,
     }
     result.stdout.fnmatch_lines(["not claimed *1"])
+
+
+@pytest.mark.parametrize("given", ["redis://127.0.0.1:6379", lambda address: address])
+def test_a_server_without_a_way_to_open_a_memory_is_refused(given: Any) -> None:
+    """The fixture returns both, and the error says so."""
+    with pytest.raises(TypeError, match=r"return Proxied\(server, open\)"):
+        Routes(given)
 
 
 def test_claims_are_in_the_report(pytester: pytest.Pytester) -> None:

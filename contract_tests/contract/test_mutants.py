@@ -96,11 +96,11 @@ def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: R
 
 
 @pytest.mark.parametrize("name", choose_sample())
-def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, record_property: Record) -> None:
+def test_a_broken_postgres_is_caught(name: str, flux_memory_postgres_dsn: str, record_property: Record) -> None:
     """The named clause fails on the mutant of the PostgreSQL backend."""
     record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
-    assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
+    assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_memory_postgres_dsn))) is not None
 
 
 def test_files_of_earlier_clauses_hide_no_leak(tmp_path: Path) -> None:

@@ -45,10 +45,12 @@ PUBLIC = {
     "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
         ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
-        ReferenceStore clause known_failure network_outages
+        ReferenceStore clause known_failure network_outages unverifiable
     """,
     "flux_memory.testkit.contract": "MemoryContract",
-    "flux_memory.testkit.servers": "Server ServerUnavailable start_server",
+    "flux_memory.testkit.servers": """
+        DatabaseFactory DatabaseInitError PostgresDatabase Rollback Server ServerUnavailable start_server
+    """,
     "flux_memory.testkit.histories": """
         History Journal Numbers Operation Recorder Sent Stored StoredSession Violation call_as_anyone check read_stored
     """,
@@ -182,10 +184,10 @@ print("end of the program")
 @pytest.mark.parametrize("how", ["dropped", "kept"])
 @pytest.mark.parametrize("backend", ["ConversationMemory", "PostgresConversationMemory"])
 def test_a_handle_that_was_never_closed_warns_and_never_hangs_the_exit(
-    backend: str, how: str, tmp_path: Path, flux_postgres_clean_dsn: str
+    backend: str, how: str, tmp_path: Path, flux_memory_postgres_dsn: str
 ) -> None:
     """A missing `close()` gives a warning without the password, and costs neither the exit nor the message."""
-    target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_postgres_clean_dsn
+    target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_memory_postgres_dsn
     done = run_program(NEVER_CLOSED, backend, target, how)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "end of the program\n"

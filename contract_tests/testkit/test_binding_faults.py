@@ -69,6 +69,11 @@ FAULTS: Final = {
         def memory_factory(self):
             import no_such_driver
         """,
+    "TestMisspelt": """
+        @pytest.fixture
+        def memory_factory(self, tmp_pat):
+            return lambda: ReferenceMemory(ReferenceStore(tmp_pat))
+        """,
     "TestServiceDown": """
         @pytest.fixture
         def memory_factory(self):
@@ -95,6 +100,7 @@ SAID: Final = {
     "TestNothing": "memory_factory() gave a NoneType, which has no method of flux_memory.Memory",
     "TestRaises": "memory_factory() raised RuntimeError: no driver here; the function that it returns opens a handle",
     "TestImport": "the fixture memory_factory could not be set up, ModuleNotFoundError: *; it is a plain",
+    "TestMisspelt": "there is no fixture tmp_pat: define it, or correct the name where it is used",
     "TestServiceDown": "the store cannot be reached, BackendUnavailableError: *; start its service",
     "TestReused": "the store is not empty before the clause, an earlier clause left the session *: give each clause an",
     "TestClock": "the fixture clock_at returned a NoneType, not a function",
@@ -227,7 +233,10 @@ def test_a_store_that_a_failed_clause_left_is_found() -> None:
     for _ in range(2):
         with pytest.raises(BindingFault, match="an earlier clause left the session 'left'"):
             check(preflight, lambda: ReferenceMemory(store))
+    with pytest.raises(BindingFault, match="an earlier clause left the session 'left'"):
+        preflight.refuse_unchecked()
     check(preflight, lambda: ReferenceMemory(ReferenceStore()))
+    preflight.refuse_unchecked()
 
 
 def test_the_check_is_not_repeated(tmp_path: Path) -> None:

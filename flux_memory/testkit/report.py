@@ -22,9 +22,9 @@ from flux_memory.testkit.evidence.properties import (
     SEED,
     SERVER,
 )
+from flux_memory.testkit.servers.runs import SERVER_FIXTURE, VERSION_FIXTURE
 
 _PLUGGED_IN: Final = "test_plugged_in.py"
-_SERVER_FIXTURE: Final = "flux_postgres_server"
 _TAKES_TESTS: Final = (
     ("anyio_mode", "auto", "anyio_mode=auto", "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"),
     ("trio_mode", True, "trio_mode=true", "set trio_mode=false and mark your own tests with pytest.mark.trio"),
@@ -43,7 +43,11 @@ def backend_of(item: pytest.Item) -> str:
     binding = getattr(item, "cls", None)
     if item.path.name == _PLUGGED_IN and item.config.option.flux_memory_factory:
         return str(item.config.option.flux_memory_factory)
-    return str(getattr(binding, "backend", None) or getattr(binding, "__name__", "?"))
+    name = str(getattr(binding, "backend", None) or getattr(binding, "__name__", "?"))
+    # Each version of `--flux-postgres-version` has results of its own.
+    callspec = getattr(item, "callspec", None)
+    version = None if callspec is None else callspec.params.get(VERSION_FIXTURE)
+    return f"{name} {version}" if version else name
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -145,11 +149,11 @@ def _without_assertions(item: pytest.Item) -> str | None:
 
 @cache
 def _without_assertions_in(module: str) -> str | None:
-    from flux_memory.testkit import contract
+    from flux_memory.testkit.contract import canary
 
-    kit = contract.__name__
+    kit = canary.__name__.rpartition(".")[0]
     if module.startswith(kit):
-        run = contract.assertions_run()
+        run = canary.assertions_run()
     else:
         # A canary has to be in the module itself; pytest's loader rewrites every module that it loads.
         loader = type(getattr(sys.modules.get(module), "__loader__", None))
@@ -208,7 +212,7 @@ def pytest_runtest_makereport(
     funcargs: dict[str, Any] = getattr(item, "funcargs", {})
     if report.when == "setup":
         report.user_properties.append((FACTS, clause.words()))
-        if (server := funcargs.get(_SERVER_FIXTURE)) is not None:
+        if (server := funcargs.get(SERVER_FIXTURE)) is not None:
             item.user_properties.append((SERVER, f"PostgreSQL {server.version}, {server.origin}"))
     store = funcargs.get("store")
     if report.when == "call" and store is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import flux_memory.testkit.contract.canary
 import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
 from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.batches import BatchesContract
-from flux_memory.testkit.contract.canary import assertions_run
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
@@ -15,6 +15,7 @@ from flux_memory.testkit.contract.current_state import CurrentStateContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.filtering import FilteringContract
+from flux_memory.testkit.contract.leftovers import LeftoversContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
 from flux_memory.testkit.contract.limits import LimitsContract
 from flux_memory.testkit.contract.listing import ListingContract
@@ -34,7 +35,7 @@ from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
 from flux_memory.testkit.contract.workers import WorkersContract
 
-__all__ = ["MemoryContract", "assertions_run"]
+__all__ = ["MemoryContract"]
 
 
 class MemoryContract(
@@ -49,6 +50,7 @@ class MemoryContract(
     DeadlinesContract,
     ShutdownContract,
     CancellationContract,
+    LeftoversContract,
     ContentionContract,
     ConcurrencyContract,
     BatchesContract,

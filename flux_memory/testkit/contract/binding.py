@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Final
@@ -136,6 +137,10 @@ class Binding:
         fresh_factory: Factory | None = request.getfixturevalue("fresh_memory_factory") if fresh else None
         if fresh:
             preflight.check_fixtures(fresh_memory_factory=fresh_factory)
+        # The check opens a handle on the store, which would no longer be fresh, and needs the clause's event loop.
+        checked = fresh_factory is not memory_factory
+        if flux_clause is not None and not (checked and inspect.iscoroutinefunction(CLAUSES[flux_clause].test)):
+            preflight.refuse_unchecked()
         store = StoreUnderTest(
             memory_factory,
             fresh_factory=fresh_factory,
@@ -150,8 +155,7 @@ class Binding:
             thorough=request.config.option.flux_profile == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
             timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts()),
-            # The check opens a handle on the store, which would no longer be fresh.
-            preflight=None if fresh_factory is memory_factory else preflight,
+            preflight=preflight if checked else None,
         )
         yield store
         preflight.end(finished=store.finished)

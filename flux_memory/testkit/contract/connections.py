@@ -5,22 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
-from flux_memory import ConflictError, Memory, SessionNotFoundError, deadline
+from flux_memory import Memory, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
 from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, choose_cuts, over_routes
 from flux_memory.testkit.contract.ledger import Ledger
+from flux_memory.testkit.contract.leftovers import (
+    EVERYTHING,
+    MANY,
+    TURNS,
+    Call,
+    assert_as_new,
+    assert_reads_are_current,
+    cancel_at_turns,
+    some_calls,
+)
 from flux_memory.testkit.contract.routes import Route
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents, gather_outcomes
 
-MANY: Final = 12
-"""Concurrent calls: more than a handle is likely to have connections."""
 IDLE_SECONDS: Final = 0.02
 """How long a handle is idle after its connections have ended, so that its event loop has seen their ends."""
 SHORT_SECONDS: Final = 0.15
@@ -29,24 +36,8 @@ LOCKED_SECONDS: Final = 1.5
 """The deadline of a call that a stalled client's lock may keep waiting."""
 SENT_SECONDS: Final = 2.0
 """Limit for a request to leave a handle."""
-ZONE_SECONDS: Final = 600
-"""By how much two clocks may differ; time zones differ by more."""
-TURNS: Final = (1, 2, 3, 5, 8, 13)
-"""Turns of the event loop before calls are cancelled."""
 STALLS: Final = 6
 """Limit for the exchanges of a batch at which a client stalls."""
-
-Call = Callable[[Memory, str], Awaitable[Any]]
-"""A call on a session."""
-
-_EVERYTHING: Final = (
-    Capability.BATCH
-    | Capability.IDEMPOTENT_IDS
-    | Capability.SESSIONS
-    | Capability.SESSION_IDS
-    | Capability.TITLES
-    | Capability.SEVERAL_HANDLES
-)
 
 
 class ConnectionsContract(Binding):
@@ -153,7 +144,7 @@ class ConnectionsContract(Binding):
         promise="Calls that lost their reply, passed their deadline or were cancelled leave nothing behind in the "
         "handle's connections: no setting, no open transaction, no lock.",
         impact="After one timeout, acknowledged messages are invisible to other workers, or a conversation is locked.",
-        needs=Capability.NETWORKED | _EVERYTHING,
+        needs=Capability.NETWORKED | EVERYTHING,
         away=True,
     )
     async def test_a_broken_network_leaves_nothing_behind(self, store: StoreUnderTest) -> None:
@@ -164,17 +155,13 @@ class ConnectionsContract(Binding):
                 await cutter.measure(call(memory, session))
                 for cut in choose_cuts(cutter.cuts, 4):
                     await gather_outcomes(cutter.cut(cut, call(memory, session)))
-            cutter.route.proxy.hold()
-            for turns in TURNS:
-                waiting = [asyncio.ensure_future(call(memory, session)) for call in calls for _ in range(3)]
-                await turns_of_the_loop(turns)
-                for each in waiting:
-                    each.cancel()
-                await gather_outcomes(*waiting)
-            cutter.route.proxy.heal()
-            await _is_as_new(store, memory, session)
+            # Once before reads and once before writes, as either may end what a call began.
+            await _cancel_held(memory, cutter.route, session, calls)
+            await assert_reads_are_current(memory, store.open(), session)
+            await _cancel_held(memory, cutter.route, session, calls)
+            await assert_as_new(store, memory, session)
 
-        calls = _calls()
+        calls = some_calls()
         adding, changing, reading = calls[:2], calls[2:5], calls[5:]
         await over_routes(store, *(partial(check, kinds) for kinds in (adding, changing, reading)))
 
@@ -216,50 +203,12 @@ class ConnectionsContract(Binding):
         exchanges = min(len([turn for turn in turns if turn.direction == "request"]), STALLS)
         await asyncio.gather(*(check(exchange, store.add_route()) for exchange in range(1, exchanges + 1)))
 
-    @clause(
-        "FM-CON-020",
-        promise="Refused and cancelled calls leave nothing behind in the handle: no setting, no open transaction, no "
-        "lock. More calls than it has connections work, and others see their writes at once.",
-        impact="After one conflict, acknowledged messages are invisible to other workers, or a conversation is locked.",
-        needs=_EVERYTHING,
-    )
-    async def test_failed_calls_leave_nothing_behind(self, store: StoreUnderTest) -> None:
-        memory = store.open()
-        session = await memory.create_session(session_id="s")
-        await memory.add_message(session, "user", "taken", message_id="taken")
-        refused: Sequence[Callable[[], Awaitable[Any]]] = (
-            lambda: memory.create_session(session_id="s"),
-            lambda: memory.add_message(session, "user", "other", message_id="taken"),
-            lambda: memory.add_messages(
-                session,
-                [{"role": "user", "content": "x"}, {"role": "user", "content": "other", "message_id": "taken"}],
-            ),
-            lambda: memory.add_message("nowhere", "user", "x"),
-            lambda: memory.add_messages("nowhere", [{"role": "user", "content": "x"}]),
-            lambda: memory.update_session_title("nowhere", "x"),
-        )
-        outcomes = await gather_outcomes(*(call() for call in refused for _ in range(MANY // 4)))
-        assert all(isinstance(outcome, ConflictError | SessionNotFoundError) for outcome in outcomes), outcomes
-        for turns in TURNS:
-            calls = [asyncio.ensure_future(call(memory, session)) for call in _calls() for _ in range(4)]
-            await turns_of_the_loop(turns)
-            for each in calls:
-                each.cancel()
-            await gather_outcomes(*calls)
-        await _is_as_new(store, memory, session)
 
-
-def _calls() -> Sequence[Call]:
-    """Return calls of each kind on a session: two adds, three changes, two reads."""
-    return (
-        lambda memory, s: memory.add_message(s, "user", "x"),
-        lambda memory, s: memory.add_messages(s, [{"role": "user", "content": str(n)} for n in range(3)]),
-        lambda memory, s: memory.update_session_title(s, "title"),
-        lambda memory, _: memory.create_session("made"),
-        lambda memory, _: memory.delete_session("no session"),
-        lambda memory, s: memory.get_history(s),
-        lambda memory, _: memory.get_sessions(5),
-    )
+async def _cancel_held(memory: Memory, route: Route, session: str, calls: Sequence[Call]) -> None:
+    """Cancel calls whose replies are held back, and deliver the replies."""
+    route.proxy.hold()
+    await cancel_at_turns(memory, session, calls)
+    route.proxy.heal()
 
 
 def _reads(memory: Memory, session: str, title: str, count: int) -> list[Awaitable[str]]:
@@ -280,33 +229,3 @@ async def _has_sent(turns: Sequence[Any], exchanges: int = 1) -> None:
     ends = time.monotonic() + SENT_SECONDS
     while len(turns) < 2 * exchanges and time.monotonic() < ends:  # noqa: ASYNC110 - the proxy's threads fill it
         await asyncio.sleep(0.002)
-
-
-async def _is_as_new(store: StoreUnderTest, memory: Memory, session: str) -> None:
-    """Assert that calls through a handle behave as through a new one, whichever of its connections they use."""
-    other = store.open()
-    with deadline(PATIENT_SECONDS):
-        # A write of another handle shows that no lock is held; its time is right.
-        await other.add_message(session, "user", "of another handle")
-        await other.update_session_title(session, "of another handle")
-        mine = await asyncio.gather(*(memory.create_session(str(number)) for number in range(MANY)))
-        # At once, without a call of this handle in between that would end a transaction.
-        for number, made in enumerate(await asyncio.gather(*(other.get_session(made) for made in mine))):
-            assert made is not None, "a new session is invisible to another handle"
-            assert made["title"] == str(number)
-        await asyncio.gather(*(memory.add_message(made, "user", "text") for made in mine))
-        histories = await asyncio.gather(*(other.get_history(made) for made in mine))
-        assert [contents(history) for history in histories] == [["text"]] * MANY, "adds are invisible to another handle"
-        await asyncio.gather(*(other.add_message(made, "user", "answer") for made in mine))
-        seen = await asyncio.gather(*(memory.get_history(made) for made in mine))
-        assert seen == await asyncio.gather(*(other.get_history(made) for made in mine)), "two handles read differently"
-        if Capability.TIMESTAMPS in store.capabilities:
-            for ours, theirs in seen:
-                apart = datetime.fromisoformat(theirs["created_at"]) - datetime.fromisoformat(ours["created_at"])
-                assert abs(apart.total_seconds()) < ZONE_SECONDS, f"{ours['created_at']} and {theirs['created_at']}"
-        await asyncio.gather(*(memory.update_session_title(made, "new") for made in mine))
-        assert {row and row["title"] for row in await asyncio.gather(*map(other.get_session, mine))} == {"new"}
-        await asyncio.gather(*(memory.delete_session(made) for made in mine))
-        assert {row and row["id"] for row in await asyncio.gather(*map(other.get_session, mine))} == {None}
-        await memory.delete_session(session)
-        assert await other.get_session(session) is None

@@ -14,7 +14,7 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outco
 from flux_memory.testkit.proxy import Break, Direction, Turn
 
 MOST_CUTS: Final = 18
-"""Limit for the cuts of one call: a call of many exchanges has more places than need to be tried."""
+"""Limit for the cuts of one call in the fast profile: a call of many exchanges has more places."""
 PATIENT_SECONDS: Final = 20.0
 """The deadline of a call that is not kept waiting: enough to connect again over any network."""
 SILENT_SECONDS: Final = 0.1
@@ -60,6 +60,7 @@ class Cutter:
     def __init__(self, store: StoreUnderTest, route: Route, share: tuple[int, int] = (0, 1)) -> None:
         self.route = route
         self._silent = Capability.OUTAGES in store.capabilities
+        self._thorough = store.thorough
         self._share = share
         self.cuts: Sequence[Cut] = ()
 
@@ -73,7 +74,8 @@ class Cutter:
         # A transaction commits in its last exchange, so each place of that one counts.
         last = len(_REQUEST) + len(_REPLY)
         number, of = self._share
-        self.cuts = [*choose_cuts(found[:-last], MOST_CUTS - last), *found[-last:]][number::of]
+        chosen = found if self._thorough else [*choose_cuts(found[:-last], MOST_CUTS - last), *found[-last:]]
+        self.cuts = chosen[number::of]
         return result
 
     async def cut(self, cut: Cut, call: Awaitable[Any]) -> Any:

@@ -45,6 +45,8 @@ class Preflight:
         self._worked = False
         self._fault: str | None = None
         """Why no clause can run; None if one can."""
+        self._left: str | None = None
+        """Which session the last check found in the store; None if the store was empty."""
         self._shown_at: str | None = None
         """The test whose error has the whole message."""
         self._test = ""
@@ -65,7 +67,7 @@ class Preflight:
             "`def` and returns a function, which opens a handle"
         )
         if isinstance(error, pytest.FixtureLookupError):
-            reason = "there is no fixture memory_factory: define it; it returns a function, which opens a handle"
+            reason = f"there is no fixture {error.argname}: define it, or correct the name where it is used"
         if not self._worked:
             self._fault, self._shown_at = reason, self._test
         return f"{self._binding}: {reason}"
@@ -74,6 +76,11 @@ class Preflight:
         """End a clause's test. After one that did not run to its end, the next one has to find an empty store again."""
         if not finished:
             self._checks_due = max(self._checks_due, 1)
+
+    def refuse_unchecked(self) -> None:
+        """Refuse a clause whose store cannot be checked before it runs, if the last store was not empty."""
+        if self._left is not None:
+            self._refuse(self._left)
 
     def check_fixtures(self, **fixtures: object) -> None:
         """Check that each of these fixtures returned a function, as the clauses expect."""
@@ -98,12 +105,14 @@ class Preflight:
         finally:
             await _close(memory)
         self._checks_due -= 1
+        self._left = None
         if sessions:
             # Checked again until the store of a clause is empty.
             self._checks_due = max(self._checks_due, 1)
             earlier = "an earlier clause left" if self._worked else "it has"
             found = f"the store is not empty before the clause, {earlier} the session {_id_of(sessions[0])!r:.60}"
-            self._refuse(f"{found}: {_EMPTY_STORE}")
+            self._left = f"{found}: {_EMPTY_STORE}"
+            self._refuse(self._left)
         self._worked = True
 
     def _open(self, factory: Callable[[], Any]) -> Any:

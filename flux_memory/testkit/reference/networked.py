@@ -280,7 +280,7 @@ class NetworkedMemory(ReferenceMemory):
 
     async def _take(self) -> Wire:
         while self._idle:
-            wire = self._idle.pop()
+            wire = self._idle.pop(0)
             if not wire.lost:
                 return wire
             wire.drop()
