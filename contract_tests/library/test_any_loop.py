@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import subprocess
 import sys
 import threading
@@ -242,3 +243,16 @@ def test_the_end_of_a_loop_thread_answers_every_caller() -> None:
     assert len(outcomes) == 2
     call()
     assert len(outcomes) == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's, for the loop that failed
+def test_a_process_without_file_descriptors_gets_an_error() -> None:
+    """An event loop that cannot be opened in its thread does not leave the caller waiting for it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(BackendUnavailableError, match="limit of open files"):
+            LoopThread()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    gc.collect()

@@ -25,7 +25,7 @@ class LoopThread:
     A call runs in the context of its caller, so `flux_memory.deadline()` holds for it.
 
     Raises:
-        BackendUnavailableError: The process has no thread left.
+        BackendUnavailableError: The process has no thread or no file descriptor left.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,12 @@ class LoopThread:
             raise BackendUnavailableError(
                 f"the thread of an event loop cannot be started: {error}; raise the process's limit of threads"
             ) from error
-        self._loop, self._stop = started.result()
+        try:
+            self._loop, self._stop = started.result()
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"an event loop cannot be opened: {error}; raise the process's limit of open files"
+            ) from error
 
     @property
     def has_ended(self) -> bool:
@@ -132,7 +137,13 @@ class LoopThread:
             await stop.wait()
 
         try:
-            asyncio.run(serve())
+            with asyncio.Runner() as runner:
+                runner.get_loop()
+                runner.run(serve())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
         finally:
             with self._lock:
                 visits, self._visits = self._visits or set(), None
