@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
+import sqlite3
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -130,6 +132,15 @@ def test_errors_and_deadlines_cross_over(memory: Memory) -> None:
 
     asyncio.run(use())
     assert contents(memory, session)[-1] == "in time"
+
+
+def test_a_batch_is_read_in_the_thread_of_its_caller(memory: Memory) -> None:
+    """A generator over a cursor, which belongs to its thread, works away from home, too."""
+    session = asyncio.run(memory.create_session())
+    with closing(sqlite3.connect(":memory:")) as db:
+        rows = db.execute("VALUES ('1'), ('2')")
+        asyncio.run(memory.add_messages(session, ({"role": "user", "content": text} for (text,) in rows)))
+    assert contents(memory, session) == ["1", "2"]
 
 
 def test_a_cancelled_call_has_ended_when_its_caller_continues(memory: Memory) -> None:
