@@ -51,8 +51,13 @@ class LoopThread:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the loop takes no more calls."""
-        return self._visits is None
+        """Whether the loop takes no more calls; that of a parent process never does."""
+        return self._visits is None or os.getpid() != self._pid
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is this one."""
+        return threading.current_thread() is self._thread
 
     async def run(self, main: Main[Result]) -> Result:
         """Run a coroutine function on the loop. If the caller is cancelled, it waits until the call has ended, too.
@@ -78,8 +83,10 @@ class LoopThread:
 
         Raises:
             MemoryClosedError: The loop ended before the call did.
-            FluxMemoryError: The process is a fork of the one that started the thread.
+            FluxMemoryError: The process is a fork of the one that started the thread, or this is the loop's thread.
         """
+        if self.is_current:
+            raise FluxMemoryError("the thread of this memory cannot wait for its own call; call from another thread")
         visit = self._send(main)
         try:
             return visit.outcome.result()
