@@ -162,6 +162,35 @@ def test_a_cancelled_call_has_ended_when_its_caller_continues(memory: Memory) ->
     assert contents(memory, session)[-1] == "kept"
 
 
+def test_a_call_that_is_cancelled_in_each_turn_has_ended_when_its_caller_continues() -> None:
+    """anyio cancels a task until it ends; its call must not be stored after that."""
+    thread = LoopThread()
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def end_slowly() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.to_thread(release.wait)
+            ended.set()
+
+    async def use() -> None:
+        call = asyncio.ensure_future(thread.run(end_slowly))
+        await asyncio.to_thread(begun.wait)
+        for _ in range(10):
+            call.cancel()
+            await asyncio.sleep(0)
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert ended.is_set()
+
+    asyncio.run(use())
+    thread.stop()
+    thread.join(10)
+
+
 def test_closing_from_another_loop_keeps_what_was_acknowledged(open_memory: Callable[[], Memory]) -> None:
     """`close()` in a thread waits for the calls on the running home loop, or refuses them."""
     memory = open_memory()

@@ -72,7 +72,10 @@ class LoopThread:
             await asyncio.wait([answer])
         except asyncio.CancelledError:
             self._call_soon(visit.cancel)
-            await asyncio.wait([answer])
+            # Some libraries cancel a task again and again until it ends.
+            while not answer.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([answer])
             raise
         if answer.cancelled():
             raise MemoryClosedError(CLOSED)
