@@ -192,6 +192,7 @@ class Lifecycle(Generic[Resource]):
 
     def leave_to_parent(self) -> None:
         """Leave the resource to the parent process; a handle that was not used before the fork stays usable."""
+        self._lock = Lock()  # another thread of the parent may hold it
         if self._loop is None:
             return
         _PARENT_RESOURCES.append((self, self.resource, self._away))
