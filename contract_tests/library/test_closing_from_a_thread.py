@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import becomes_true
@@ -78,3 +79,23 @@ def test_a_first_call_that_races_with_a_close_leaves_nothing_open(tmp_path: Path
     caller.join(20)
     assert not caller.is_alive()
     assert life.resource is None
+
+
+class Exiting(dict[str, Any]):
+    """Metadata that exits when it is encoded."""
+
+    def items(self) -> Any:
+        raise SystemExit
+
+
+def test_a_system_exit_in_a_call_leaves_the_thread_of_the_loop_alone(tmp_path: Path) -> None:
+    """The caller gets the exit, other calls go on, and closing ends every thread."""
+    before = set(threading.enumerate())
+    memory = ConversationMemory(tmp_path / "chat.db")
+    asyncio.run(memory.create_session())
+    asyncio.run(memory.create_session())
+    with pytest.raises(SystemExit):
+        asyncio.run(memory.create_session(metadata=Exiting(lang="ko")))
+    assert asyncio.run(memory.count_sessions()) == 2
+    asyncio.run(memory.close())
+    assert set(threading.enumerate()) <= before

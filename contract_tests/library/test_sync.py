@@ -50,6 +50,25 @@ memory.close()
 """
 THREADS: Final = 8
 ADDS: Final = 20
+SIGNALLED: Final = """
+import signal
+from flux_memory import ConversationMemory
+from flux_memory.sync import SyncMemory
+
+with SyncMemory(ConversationMemory(":memory:")) as memory:
+    session, calls = memory.create_session(), []
+
+    def call(*args):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        calls.append(memory.get_session(session))
+        signal.setitimer(signal.ITIMER_REAL, 0.0002)
+
+    signal.signal(signal.SIGALRM, call)
+    call()
+    while len(calls) < 3000:
+        memory.get_session(session)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+"""
 INTERRUPTED: Final = """
 import sqlite3, sys
 from flux_memory import ConversationMemory
@@ -273,6 +292,11 @@ def test_ctrl_c_cancels_the_call(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[0] == "0\n"
     assert process.returncode == 0
+
+
+def test_a_signal_handler_may_call_the_memory() -> None:
+    """At any moment of another call in the same thread: neither waits for the other for ever."""
+    assert subprocess.run([sys.executable, "-c", SIGNALLED], timeout=120, check=False).returncode == 0
 
 
 def test_the_settings_choose_the_backend(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, MemoryClosedError
@@ -34,7 +35,6 @@ class LoopThread:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._visits: set[_Visit[Any]] | None = set()
         """The calls that have no outcome yet; `None` once the loop has ended."""
         self._pid = os.getpid()
@@ -95,17 +95,20 @@ class LoopThread:
         """
         if self.is_current:
             raise FluxMemoryError("the thread of this memory cannot wait for its own call; call from another thread")
-        visit = self._send(main)
+        # Unlike a wait for the outcome itself, this holds no lock that the loop needs while a signal handler runs.
+        answers: SimpleQueue[Future[Result]] = SimpleQueue()
+        visit = self._send(main, answers.put)
         try:
-            return visit.outcome.result()
+            answers.get()
         except BaseException:
-            # The call was cancelled with its loop, or a signal such as Ctrl-C interrupts this thread.
-            if visit.outcome.cancelled():
-                raise MemoryClosedError(CLOSED) from None
+            # A signal such as Ctrl-C interrupts this thread.
             if not visit.outcome.done():
                 self._call_soon(visit.cancel)
-                wait([visit.outcome])
+                answers.get()
             raise
+        if visit.outcome.cancelled():
+            raise MemoryClosedError(CLOSED)
+        return visit.outcome.result()
 
     def stop(self) -> None:
         """Cancel the calls that still run and end the loop, from any thread."""
@@ -125,14 +128,18 @@ class LoopThread:
         """Block until the thread has ended, for a number of seconds at most."""
         self._thread.join(seconds)
 
-    def _send(self, main: Main[Result]) -> _Visit[Result]:
+    def _send(self, main: Main[Result], answer: Callable[[Future[Result]], object] | None = None) -> _Visit[Result]:
         if os.getpid() != self._pid:
             raise FluxMemoryError(FORKED)
+        if (visits := self._visits) is None:
+            raise MemoryClosedError(CLOSED)
         visit = _Visit(main, self._finish)
-        with self._lock:
-            if self._visits is None:
-                raise MemoryClosedError(CLOSED)
-            self._visits.add(visit)
+        if answer is not None:
+            visit.outcome.add_done_callback(answer)
+        # Without a lock, which a signal handler or a finalizer that calls could wait for in its own thread.
+        visits.add(visit)
+        if self.has_ended:
+            visit.outcome.cancel()
         self._call_soon(visit.begin)
         return visit
 
@@ -141,9 +148,8 @@ class LoopThread:
             self._loop.call_soon_threadsafe(function)
 
     def _finish(self, visit: _Visit[Any]) -> None:
-        with self._lock:
-            if self._visits is not None:
-                self._visits.discard(visit)
+        if (visits := self._visits) is not None:
+            visits.discard(visit)
 
     def _run(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
         async def serve() -> None:
@@ -160,9 +166,8 @@ class LoopThread:
                 raise
             started.set_exception(error)
         finally:
-            with self._lock:
-                visits, self._visits = self._visits or set(), None
-            for visit in visits:
+            visits, self._visits = self._visits or set(), None
+            for visit in list(visits):
                 visit.outcome.cancel()
             self._end.set_result(None)
 
@@ -203,6 +208,7 @@ class _Visit(Generic[Result]):
         self._main = main
         self._finish = finish
         self._task: asyncio.Task[Result] | None = None
+        self._exit: BaseException | None = None
 
     def begin(self) -> None:
         if self.outcome.cancelled():
@@ -211,7 +217,12 @@ class _Visit(Generic[Result]):
         self._task.add_done_callback(self._answer)
 
     async def _drive(self) -> Result:
-        return await self._main()
+        try:
+            return await self._main()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # For the caller; out of a task it would end the loop.
+            self._exit = error
+            raise asyncio.CancelledError from error
 
     def cancel(self) -> None:
         if self._task is not None:
@@ -219,7 +230,9 @@ class _Visit(Generic[Result]):
 
     def _answer(self, task: asyncio.Task[Result]) -> None:
         self._finish(self)
-        if task.cancelled() or self.outcome.cancelled():
+        if self._exit is not None and not self.outcome.cancelled():
+            self.outcome.set_exception(self._exit)
+        elif task.cancelled() or self.outcome.cancelled():
             self.outcome.cancel()
         elif (error := task.exception()) is not None:
             self.outcome.set_exception(error)
