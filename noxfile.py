@@ -94,6 +94,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def harness(session: nox.Session) -> None:
+    """Measure throwaway PostgreSQL servers for pytest beside others; fails if one of them is faster."""
+    install(session, "harness")
+    session.run("python", "benchmarks/harness_cost.py", *session.posargs)
+
+
+@nox.session
 def audit(session: nox.Session) -> None:
     """Look for known vulnerabilities in the dependencies and for risky code; fails if it cannot check either."""
     install(session, "audit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -31,6 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecretWatch())
 
 
+def pytest_collection_finish() -> None:
+    # Hundreds of tests collect garbage, and would visit the objects of all other tests each time.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The path of a SQLite file that does not exist yet."""
@@ -53,9 +60,9 @@ async def memory(unopened_memory: Memory) -> AsyncIterator[Memory]:
 
 
 @pytest.fixture
-def named_dsn(flux_postgres_clean_dsn: str) -> str:
+def named_dsn(flux_memory_postgres_dsn: str) -> str:
     """A DSN with an application name, by which OPEN and BUSY count its connections."""
-    return with_application_name(flux_postgres_clean_dsn)
+    return with_application_name(flux_memory_postgres_dsn)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from flux_memory.backends.deadlines import deadline
+    from flux_memory.backends.deadlines import deadline, seconds_for
     from flux_memory.backends.postgres.memory import PostgresConversationMemory
     from flux_memory.backends.sqlite.memory import ConversationMemory
     from flux_memory.errors import (
@@ -71,12 +71,13 @@ __all__ = [
     "Settings",
     "create_memory",
     "deadline",
+    "seconds_for",
 ]
 
 __getattr__, __dir__ = import_on_use(
     __name__,
     {
-        "backends.deadlines": ("deadline",),
+        "backends.deadlines": ("deadline", "seconds_for"),
         "backends.postgres.memory": ("PostgresConversationMemory",),
         "backends.sqlite.memory": ("ConversationMemory",),
         "errors": (

@@ -43,6 +43,7 @@ PAGE: Final = """\
 """
 ABOUT_NEEDS: Final = "only for backends that claim: {needs}"
 ABOUT_SINCE: Final = "since contract {since}"
+ABOUT_THOROUGH: Final = "only in the thorough profile"
 
 
 def pages() -> dict[str, str]:
@@ -94,6 +95,7 @@ def _clause(clause: Clause) -> str:
     needs = clause.needs.words
     remarks = [ABOUT_NEEDS.format(needs=needs)] if needs else []
     remarks += [ABOUT_SINCE.format(since=clause.since)] if clause.since != "1.0" else []
+    remarks += [ABOUT_THOROUGH] if clause.thorough else []
     remark = f"\n\n<sub>{'; '.join(remarks)}</sub>" if remarks else ""
     return f"## {clause.id}\n\n{clause.promise}\n\n**Lost without it:** {clause.impact}{remark}"
 

@@ -190,3 +190,23 @@ def test_a_bound_that_is_broken_is_named() -> None:
     bad["burst"]["sqlite"]["stored"] = 9_999
     bad["import"]["loaded"] = ["asyncpg"]
     assert len(growth.within_bounds(bad)) == 3
+
+
+def test_a_peer_that_is_faster_is_named() -> None:
+    """The page has the cost of each contender's throwaway server, and a figure that a peer beats fails the run."""
+    import harness_cost
+
+    cost = {each.name: {"cold": 3.0, "first": 2.0, "test": 0.05, "run": 4.0} for each in harness_cost.CONTENDERS}
+    own, *_, peer = cost
+    cost[own] = {"cold": 2.0, "first": 1.0, "test": 0.01, "run": 2.0}
+    assert harness_cost.slower_than_peers(cost) == []
+    cost[peer]["test"] = 0.009
+    (slower,) = harness_cost.slower_than_peers(cost)
+    assert slower == f"{own}: test takes 0.010 s, and {peer} 0.009 s"
+    about = {"at": "now", "commit": "c", "cores": 2, "cpu": "x", "python": "3", "load_before": 0.1}
+    versions = {each.package: "1.2" for each in harness_cost.CONTENDERS}
+    page = harness_cost.document(
+        {"about": about, "server": "16", "tests": 5, "rounds": 3, "versions": versions, "cost": cost}
+    )
+    assert f"| {own} | 1.2 | 2.00 | 1.00 | 10.0 | 2.00 |" in page
+    assert all(f"| {name} |" in page for name in cost)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bound_stores import make_reference_corrupter, run_clause, run_over_network
-from limited_memories import limited_client, limited_factory
+from bound_stores import make_reference_corrupter, make_reference_reader, run_clause, run_over_network
+from limited_memories import SMALL_CONTENT_BYTES, SMALL_ID_LENGTH, limited_client, limited_factory
 from outage_stores import Switch, SwitchedMemory, make_no_outage
 
 from flux_memory.testkit import (
@@ -81,7 +81,7 @@ def test_every_capability_has_a_meaning() -> None:
 
 @pytest.mark.parametrize("clause_id", OURS)
 def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> None:
-    """The clause holds on a backend that has the capabilities the clause needs, and no others."""
+    """The clause holds on a backend that has the capabilities it needs, no others, and the smallest limits."""
     claimed = CLAUSES[clause_id].needs
     path = tmp_path / "reference.json"
     if Capability.NETWORKED in claimed:
@@ -92,7 +92,10 @@ def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> 
     store = StoreUnderTest(
         open_memory,
         capabilities=claimed,
+        max_content_bytes=SMALL_CONTENT_BYTES,
+        max_id_length=SMALL_ID_LENGTH,
         corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
         outages=switch.outages(open_memory) if Capability.OUTAGES in claimed else (),
     )
     assert run_clause(clause_id, store) is None
@@ -155,6 +158,7 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
         "test": "",
         "seconds": 0.0,
         "known": False,
+        "fault": False,
     }
     result.stdout.fnmatch_lines(["not claimed *1"])
 

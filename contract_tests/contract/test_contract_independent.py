@@ -8,7 +8,7 @@ from pathlib import Path
 
 import independent
 import pytest
-from bound_stores import Corrupt, make_sqlite_corrupter
+from bound_stores import Corrupt, ReadRaw, make_sqlite_corrupter, make_sqlite_reader
 from independent import IndependentMemory
 
 import flux_memory
@@ -29,6 +29,10 @@ class TestIndependent(MemoryContract):
         return make_sqlite_corrupter(
             tmp_path / "store.db", "UPDATE messages SET metadata = '{' WHERE session = ? AND id = ?"
         )
+
+    @pytest.fixture
+    def read_raw(self, tmp_path: Path) -> ReadRaw:
+        return make_sqlite_reader(tmp_path / "store.db", session="session")
 
 
 @pytest.mark.parametrize("module", ["independent", "independent_values"])

@@ -8,7 +8,14 @@ from importlib.metadata import version
 from typing import Final
 
 import pytest
-from bound_stores import Corrupt, make_postgres_clock, make_postgres_corrupter, run_async_clause
+from bound_stores import (
+    Corrupt,
+    ReadRaw,
+    make_postgres_clock,
+    make_postgres_corrupter,
+    make_postgres_reader,
+    run_async_clause,
+)
 from outage_stores import make_postgres_outages
 from raw_postgres import execute, fetch_rows, wait_until_none
 
@@ -31,35 +38,39 @@ class TestPostgreSQL(MemoryContract):
     backend_version = f"flux-memory {version('flux-memory')}, asyncpg {version('asyncpg')}"
 
     @pytest.fixture
-    def memory_factory(self, flux_postgres_clean_dsn: str) -> Callable[[], PostgresConversationMemory]:
-        return lambda: PostgresConversationMemory(flux_postgres_clean_dsn)
+    def memory_factory(self, flux_memory_postgres_dsn: str) -> Callable[[], PostgresConversationMemory]:
+        return lambda: PostgresConversationMemory(flux_memory_postgres_dsn)
 
     @pytest.fixture
     def fresh_memory_factory(self, flux_empty_database: str) -> Callable[[], PostgresConversationMemory]:
         return lambda: PostgresConversationMemory(flux_empty_database)
 
     @pytest.fixture
-    def clock_at(self, flux_postgres_clean_dsn: str) -> ClockAt:
-        return make_postgres_clock(flux_postgres_clean_dsn)
+    def clock_at(self, flux_memory_postgres_dsn: str) -> ClockAt:
+        return make_postgres_clock(flux_memory_postgres_dsn)
 
     @pytest.fixture
-    def outages(self, flux_postgres_clean_dsn: str) -> Sequence[Outage]:
-        return make_postgres_outages(flux_postgres_clean_dsn)
+    def outages(self, flux_memory_postgres_dsn: str) -> Sequence[Outage]:
+        return make_postgres_outages(flux_memory_postgres_dsn)
 
     @pytest.fixture
-    def proxied_memory_factory(self, flux_postgres_clean_dsn: str) -> Proxied:
-        return Proxied(flux_postgres_clean_dsn, PostgresConversationMemory)
+    def proxied_memory_factory(self, flux_memory_postgres_dsn: str) -> Proxied:
+        return Proxied(flux_memory_postgres_dsn, PostgresConversationMemory)
 
     @pytest.fixture
-    def corrupt_message(self, flux_postgres_clean_dsn: str) -> Corrupt:
-        return make_postgres_corrupter(flux_postgres_clean_dsn, DAMAGES["a time without end"])
+    def corrupt_message(self, flux_memory_postgres_dsn: str) -> Corrupt:
+        return make_postgres_corrupter(flux_memory_postgres_dsn, DAMAGES["a time without end"])
+
+    @pytest.fixture
+    def read_raw(self, flux_memory_postgres_dsn: str) -> ReadRaw:
+        return make_postgres_reader(flux_memory_postgres_dsn)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("sql", DAMAGES.values(), ids=DAMAGES)
-async def test_every_kind_of_damage_stays_in_its_row(flux_postgres_clean_dsn: str, sql: str) -> None:
+async def test_every_kind_of_damage_stays_in_its_row(flux_memory_postgres_dsn: str, sql: str) -> None:
     """A damaged row of any kind raises an error that names it, and the others stay readable."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     await run_async_clause(
         "FM-LIF-011",
         StoreUnderTest(lambda: PostgresConversationMemory(dsn), corrupt_message=make_postgres_corrupter(dsn, sql)),
@@ -77,9 +88,9 @@ async def test_a_race_to_first_use_leaks_no_connection(flux_empty_database: str)
 
 
 @pytest.mark.asyncio
-async def test_a_history_has_no_hole_in_the_table(flux_postgres_clean_dsn: str) -> None:
+async def test_a_history_has_no_hole_in_the_table(flux_memory_postgres_dsn: str) -> None:
     """Sequence numbers of a session have no gap and no repeat, after failed and cancelled adds too."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     for clause_id in ("FM-ORD-012", "FM-CON-006", "FM-CAN-001", "FM-CAN-011"):
         await execute(dsn, "DELETE FROM sessions") if clause_id != "FM-ORD-012" else None
         await run_async_clause(clause_id, StoreUnderTest(lambda: PostgresConversationMemory(dsn)))

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bound_stores import ReadRaw, make_reference_reader
 
 from flux_memory.testkit import MemoryContract, Proxied, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.reference.networked import NetworkedMemory, ReferenceServer
@@ -38,3 +39,7 @@ class TestReference(MemoryContract):
             path.write_text(json.dumps(sessions))
 
         return corrupt
+
+    @pytest.fixture
+    def read_raw(self, tmp_path: Path) -> ReadRaw:
+        return make_reference_reader(tmp_path / "reference.json")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
-from bound_stores import Corrupt, make_sqlite_corrupter, run_async_clause
+from bound_stores import Corrupt, ReadRaw, make_sqlite_corrupter, make_sqlite_reader, run_async_clause
 from outage_stores import make_lock_outages
 
-from flux_memory import ConversationMemory
+from flux_memory import ConversationMemory, NewMessage
 from flux_memory.testkit import ALL, Capability, MemoryContract
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
@@ -45,6 +46,10 @@ class TestSQLite(MemoryContract):
     def corrupt_message(self, path: Path) -> Corrupt:
         return make_sqlite_corrupter(path, DAMAGES["bad JSON"])
 
+    @pytest.fixture
+    def read_raw(self, path: Path) -> ReadRaw:
+        return make_sqlite_reader(path)
+
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("sql", DAMAGES.values(), ids=DAMAGES)
@@ -64,3 +69,43 @@ async def test_first_use_races_on_many_files(tmp_path: Path) -> None:
         for handle in handles:
             await handle.close()
         assert all(isinstance(outcome, str) for outcome in outcomes), outcomes
+
+
+class Encoding(ConversationMemory):
+    """Stores text in base64, as a backend that encrypts does."""
+
+    async def add_message(self, session_id: str, role: str, content: str, *args: Any, **kwargs: Any) -> str:
+        return await super().add_message(session_id, role, encode(content), *args, **kwargs)
+
+    async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+        encoded: list[NewMessage] = [{**message, "content": encode(message["content"])} for message in messages]
+        return await super().add_messages(session_id, encoded)
+
+
+def encode(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+@pytest.mark.asyncio
+async def test_an_encoded_text_is_compared_as_its_binding_decodes_it(path: Path) -> None:
+    """A backend may store text in any form: `read_raw` decodes it, and leaves out keys that it cannot read."""
+    plain = make_sqlite_reader(path)
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
+        stored = await plain(session_id, message_id)
+        return stored and {"content": b64decode(stored["content"]).decode()}
+
+    await run_async_clause("FM-TXT-030", StoreUnderTest(lambda: Encoding(path), read_raw=read))
+    with pytest.raises(AssertionError, match="the store holds another content"):
+        await run_async_clause("FM-TXT-030", StoreUnderTest(lambda: Encoding(path), read_raw=plain))
+
+
+@pytest.mark.asyncio
+async def test_a_message_that_is_not_in_the_store_fails(path: Path) -> None:
+    """An acknowledged message that another client does not find was not stored."""
+
+    async def read(session_id: str, message_id: str) -> None:
+        return None
+
+    with pytest.raises(pytest.fail.Exception, match="read_raw does not find the message"):
+        await run_async_clause("FM-TXT-030", StoreUnderTest(lambda: ConversationMemory(path), read_raw=read))

@@ -18,12 +18,12 @@ QUICK = Profile(examples=40, steps=25, seed=1, shrinking=8)
 
 
 def test_sqlite_and_postgres_answer_alike(
-    request: pytest.FixtureRequest, tmp_path: Path, flux_postgres_clean_dsn: str
+    request: pytest.FixtureRequest, tmp_path: Path, flux_memory_postgres_dsn: str
 ) -> None:
     """No sequence of calls gives different answers on the two backends."""
     compared = Differential(
         lambda: ConversationMemory(tmp_path / "chat.db"),
-        lambda: PostgresConversationMemory(flux_postgres_clean_dsn),
+        lambda: PostgresConversationMemory(flux_memory_postgres_dsn),
         names=("SQLite", "PostgreSQL"),
     )
     finding = compared.explore(thorough() if request.config.option.flux_profile == "thorough" else FAST)

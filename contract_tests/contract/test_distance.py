@@ -2,65 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pytest
 from bound_stores import run_clause
-from distant_stores import Distance, DistantMemory, make_distant_store, run_at_the_same_time
+from distant_stores import (
+    Distance,
+    DistantMemory,
+    choose,
+    is_small,
+    is_sociable,
+    make_distant_store,
+    run_at_the_same_time,
+)
 
-from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceStore
-from flux_memory.testkit.clauses import Clause
+from flux_memory.testkit import ReferenceStore
 from flux_memory.testkit.contract.model.exploration import Profile, explore
 
 FAR: Final = Distance(0.15, clock_seconds=1.0)
 NEARER: Final = Distance(0.03, clock_seconds=1.0)
 COLD: Final = Distance(0.05, first_seconds=3.0)
 
-LARGE: Final = frozenset({"FM-LIM-003", "FM-LIM-004", "FM-LIM-009", "FM-LIM-012"})
-"""Clauses that spend seconds on large values, which has nothing to do with distance and would delay the others."""
-ALONE: Final = frozenset(
-    {
-        *("FM-ORD-002", "FM-ORD-009", "FM-TIM-001", "FM-TIM-003", "FM-TIM-004", "FM-LST-001", "FM-LST-002"),
-        "FM-TIM-002",
-        *("FM-CAN-014", "FM-CAN-015", "FM-CAN-016"),
-        "FM-LIF-007",
-        "FM-DLN-002",
-    }
-)
-"""Clauses that set the process's clock or zone, cancel all tasks of a loop, block it, or count open files."""
 OPENING: Final = ("FM-CON-001", "FM-CON-002", "FM-LIF-001", "FM-LIF-005", "FM-CAN-011", "FM-DLN-004", "FM-DLN-005")
 """Clauses on the first calls of a handle, and on those after an outage."""
 
 
-def choose(wanted: Callable[[Clause], bool]) -> list[str]:
-    """Return the ids of the contract's clauses that are wanted."""
-    ours = [each for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
-    return [each.id for each in ours if wanted(each)]
-
-
-def is_asynchronous(each: Clause) -> bool:
-    """Return whether a clause can share an event loop with others; the rest start processes and loops."""
-    return inspect.iscoroutinefunction(each.test)
-
-
 def test_a_distant_store_keeps_the_contract(tmp_path: Path) -> None:
     """Round trips of 150 ms, requests that arrive late and in any order, and times to the second break no promise."""
-    chosen = choose(lambda each: is_asynchronous(each) and each.id not in LARGE | ALONE)
-    failed = run_at_the_same_time(
-        {
-            # A file takes time that is not the network's; only the clause on a damaged row needs one.
-            each: make_distant_store(tmp_path / "reference.json", FAR, shared_by_processes=each == "FM-LIF-011")
-            for each in chosen
-        }
-    )
-    assert not failed
+    chosen = choose(lambda each: is_small(each) and is_sociable(each))
+    assert not run_at_the_same_time(chosen, tmp_path, FAR)
 
 
 @pytest.mark.parametrize(
-    "clause_id", choose(lambda each: each.id in ALONE or (not is_asynchronous(each) and each.id != "FM-MOD-001"))
+    "clause_id", choose(lambda each: is_small(each) and not is_sociable(each) and each.id != "FM-MOD-001")
 )
 def test_a_distant_store_keeps_the_clauses_that_need_a_process(clause_id: str, tmp_path: Path) -> None:
     """The same for clauses that cannot share a process with others, at a smaller distance."""
@@ -69,9 +44,7 @@ def test_a_distant_store_keeps_the_clauses_that_need_a_process(clause_id: str, t
 
 def test_a_slow_start_is_not_a_fault(tmp_path: Path) -> None:
     """The first call on a handle may take seconds, as with a database that has to be woken up."""
-    path = tmp_path / "reference.json"
-    stores = {each: make_distant_store(path, COLD, shared_by_processes=False) for each in OPENING}
-    assert not run_at_the_same_time(stores)
+    assert not run_at_the_same_time(OPENING, tmp_path, COLD)
 
 
 def test_the_model_explores_a_distant_store_within_its_time() -> None:

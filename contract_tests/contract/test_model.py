@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from bound_stores import make_reference_factory
-from limited_memories import limited_factory
+from limited_memories import SMALL_ID_LENGTH, limited_factory
 
 from flux_memory import ConversationMemory, Memory
 from flux_memory.testkit import ALL, Capability, ReferenceMemory, ReferenceStore
@@ -100,7 +100,10 @@ LITTLE = {
 @pytest.mark.parametrize("name", LITTLE)
 def test_a_memory_that_claims_little_is_asked_for_no_more(name: str, tmp_path: Path) -> None:
     """Neither a refusal nor a missing capability is a finding."""
-    assert explore(limited_factory(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name]) is None
+    assert (
+        explore(limited_factory(~LITTLE[name], tmp_path), replace(FAST, examples=12), LITTLE[name], SMALL_ID_LENGTH)
+        is None
+    )
 
 
 @pytest.mark.parametrize("name", ["NewestFirst", "DeletesTheSessionOnly", "ReadsBump", "DriverErrorsEscape"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bound_stores import make_reference_corrupter, run_clause, run_over_network
+from bound_stores import make_reference_corrupter, make_reference_reader, run_clause, run_over_network
 from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
@@ -31,6 +31,9 @@ REFERENCE_CLAUSES = {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-MOD-001"}
 
 CLIENTS = [name for name, mutant in MUTANTS.items() if CLAUSES[mutant.caught_by].group == "Network"]
 """Mutants of the networked reference model."""
+
+FILED = ("FM-DUR", "FM-LIF", "FM-CAP-003", "FM-TXT-03")
+"""Beginnings of the ids of clauses that need a store in a file."""
 
 
 def choose_sample() -> list[str]:
@@ -58,12 +61,13 @@ def test_a_broken_reference_is_caught(name: str, tmp_path: Path, record_property
     """The named clause fails on the mutant of the reference model, and holds on the model itself."""
     record_property(MUTANT, f"{name} on the reference")
     path = tmp_path / "reference.json"
-    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(("FM-DUR", "FM-LIF", "FM-CAP-003")) else None)
+    shared = ReferenceStore(path if MUTANTS[name].caught_by.startswith(FILED) else None)
     memory, switch = broken(name, ReferenceMemory), Switch()
     distant = broken(name, SwitchedMemory)
     store = StoreUnderTest(
         lambda: memory(shared),
         corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
         outages=switch.outages(lambda: distant(shared, switch)),
     )
     assert run_clause(MUTANTS[name].caught_by, store) is not None
@@ -92,11 +96,11 @@ def test_a_broken_sqlite_is_caught(name: str, tmp_path: Path, record_property: R
 
 
 @pytest.mark.parametrize("name", choose_sample())
-def test_a_broken_postgres_is_caught(name: str, flux_postgres_clean_dsn: str, record_property: Record) -> None:
+def test_a_broken_postgres_is_caught(name: str, flux_memory_postgres_dsn: str, record_property: Record) -> None:
     """The named clause fails on the mutant of the PostgreSQL backend."""
     record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
-    assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_postgres_clean_dsn))) is not None
+    assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_memory_postgres_dsn))) is not None
 
 
 def test_files_of_earlier_clauses_hide_no_leak(tmp_path: Path) -> None:

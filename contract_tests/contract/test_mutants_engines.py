@@ -18,7 +18,7 @@ from flux_memory.backends.sqlite import listing as sqlite_listing
 from flux_memory.backends.sqlite import memory as sqlite
 from flux_memory.backends.sqlite import opening
 from flux_memory.backends.sqlite.listing import CONTAINS
-from flux_memory.records import building, metadata, text, timestamps
+from flux_memory.records import building, checking, metadata, text, timestamps
 from flux_memory.schema import postgres as postgres_schema
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.evidence.properties import MUTANT
@@ -74,7 +74,7 @@ def without_zone(sound: Callable[..., list[Session]]) -> Callable[..., list[Sess
 
 VALUES = {
     "NUL is let through": Break("FM-TXT-008", text, "find_unstorable", "", lambda _: lambda value: None),
-    "roles may be empty": Break("FM-TXT-011", records, "require_text", "", without_empty),
+    "roles may be empty": Break("FM-TXT-011", checking, "check_text", "", without_empty),
     "NaN is let through": Break("FM-MET-010", metadata, "_encode_float", "", lambda _: repr),
     "-0.0 is kept": Break("FM-MET-005", metadata, "_encode_float", "", lambda _: repr),
     "times without a zone": Break("FM-TIM-001", timestamps, "check", "", lambda _: lambda value: value[:26]),

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
 
 import pytest
-from guide_stages import GUIDE, Stage, format_ids, read_stages
+from guide_stages import GUIDE, format_ids, read_failing, read_stages, run_stage
 
-STAGES: Final = read_stages()
-QUIET: Final = ("-q", "-p", "no:cacheprovider", "--flux-postgres=off")
-RUN_SECONDS: Final = 300
-"""Seconds for a run of all clauses; an idle machine needs a tenth of that."""
-
-
-def run_pytest(place: Path, stage: Stage, *arguments: str) -> str:
-    """Run pytest on a stage's files; return its output."""
-    for name, content in stage.files.items():
-        (place / name).write_text(content)
-    (place / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
-    command = [sys.executable, "-m", "pytest", *QUIET, *arguments]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
-    assert "flux-memory contract" in done.stdout, done.stdout[-2_000:] + done.stderr[-2_000:]
-    return done.stdout
+STAGES = read_stages()
+UPDATE = "python tools/guide_stages.py writes the results into the guide"
 
 
 def check_shown(output: str, printed: str) -> None:
@@ -36,29 +20,30 @@ def check_shown(output: str, printed: str) -> None:
     assert missing == [], f"the guide shows what was not printed; the run printed:\n{printed[-6_000:]}"
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"stage-{stage.number}")
-def test_a_stage_fails_exactly_what_the_guide_says(stage: Stage, tmp_path: Path) -> None:
-    """A reader who follows the guide sees the failures it announces, to the clause."""
-    last = stage is STAGES[-1]
-    # The model is left out: it finds nothing before the clauses hold, and its failures take long.
-    printed = run_pytest(tmp_path, stage, *(() if last else ("--tb=no", "-k", "not FM-MOD")))
-    failing = set(re.findall(r"^failed: (FM-\S+) on ", printed, re.MULTILINE))
-    assert failing == stage.failing, (
-        f"stage {stage.number} fails these; say so in {GUIDE.name}:\n\n{format_ids(failing)}"
-    )
-    assert stage.counted == (len(failing) or None)
+def read_report(clause_id: str, printed: str) -> str:
+    """Return the report of one failed clause from the output of a run."""
+    reports = re.split(r"^_{3,} (.+) _{3,}$", printed, flags=re.MULTILINE)
+    return next(report for title, report in pairwise(reports) if title.endswith(f"[{clause_id}]"))
+
+
+@pytest.mark.parametrize("number", range(1, len(STAGES) + 1))
+def test_a_stage_fails_exactly_what_the_guide_says(number: int, tmp_path: Path) -> None:
+    """A reader who follows the guide sees the failures that it announces, to the clause, and the reports it shows."""
+    stage, last = STAGES[number - 1], number == len(STAGES)
+    # Each stage runs what failed before it, and the last one everything.
+    chosen = {1: "not FM-MOD", len(STAGES): ""}.get(number, " or ".join(STAGES[number - 2].failing))
+    printed = run_stage(stage, tmp_path, "-k", chosen)
+    failing = read_failing(printed)
+    assert failing == stage.failing, f"stage {number} fails these; {UPDATE}:\n\n{format_ids(failing)}"
+    assert stage.counted == (len(failing) or None), UPDATE
     if last:
         assert "unverified" not in printed
+    else:
+        following = STAGES[number]
+        assert following.looked_at in failing
+        check_shown(following.outputs[0], read_report(str(following.looked_at), printed))
     if stage.looked_at is None or last:
         check_shown(stage.outputs[-1], printed)
-
-
-@pytest.mark.parametrize("before", STAGES[:-1], ids=lambda stage: f"stage-{stage.number + 1}")
-def test_a_stage_begins_with_a_failure_that_is_real(before: Stage, tmp_path: Path) -> None:
-    """The report that a section shows is the output of the stage before."""
-    stage = STAGES[before.number]
-    assert stage.looked_at in before.failing
-    check_shown(stage.outputs[0], run_pytest(tmp_path, before, "-k", str(stage.looked_at)))
 
 
 def test_the_guide_can_be_read_in_ten_minutes() -> None:

@@ -28,6 +28,8 @@ FINISHED: Final = (
     "flux_memory/**/*.py",
     "contract_tests/**/*.py",
     "tools/*.py",
+    "examples/**/*.py",
+    "examples/**/*.md",
 )
 """Globs of the files held to the rules. A glob that matches no file fails."""
 

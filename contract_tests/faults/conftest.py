@@ -27,7 +27,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     journals.mkdir()
     if request.param == "sqlite":
         return Store("sqlite", str(tmp_path / "chat.db"), journals)
-    return Store("postgres", request.getfixturevalue("flux_postgres_clean_dsn"), journals)
+    return Store("postgres", request.getfixturevalue("flux_memory_postgres_dsn"), journals)
 
 
 @pytest.fixture(scope="module")

@@ -94,10 +94,10 @@ FAULTS: Final = {
 @pytest.mark.parametrize("old", [False, True], ids=["copied", "in place"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_broken_source_moves_nothing_and_says_why(
-    path: Path, flux_postgres_clean_dsn: str, fault: Fault, name: str, old: bool
+    path: Path, flux_memory_postgres_dsn: str, fault: Fault, name: str, old: bool
 ) -> None:
     """Exit code 1 and a sentence, no traceback, nothing in the target; with the file repaired the command completes."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     break_, says = FAULTS[name]
     with break_(path):
         if old:
@@ -116,10 +116,10 @@ def test_a_broken_source_moves_nothing_and_says_why(
 @pytest.mark.fault("source cut while a migration reads it", backend="sqlite")
 @pytest.mark.parametrize("phase", ["Preflight", "Load", "Verify"])
 def test_a_source_that_is_cut_while_it_is_read(
-    tmp_path: Path, flux_postgres_clean_dsn: str, fault: Fault, phase: str
+    tmp_path: Path, flux_memory_postgres_dsn: str, fault: Fault, phase: str
 ) -> None:
     """A file that an application has open is read in place: missing data is an error, or was read before."""
-    dsn, path = flux_postgres_clean_dsn, tmp_path / "chat.db"
+    dsn, path = flux_memory_postgres_dsn, tmp_path / "chat.db"
 
     async def run() -> tuple[Path, bool]:
         async with ConversationMemory(path) as application:

@@ -45,7 +45,7 @@ print(*(row["content"] for row in asyncio.run(memory.get_history(session))))
 def open_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Memory]:
     """Opens a handle of one kind."""
     if request.param == "postgres":
-        dsn: str = request.getfixturevalue("flux_postgres_clean_dsn")
+        dsn: str = request.getfixturevalue("flux_memory_postgres_dsn")
         return lambda: PostgresConversationMemory(dsn)
     return lambda: ConversationMemory(tmp_path / "chat.db" if request.param == "file" else request.param)
 
@@ -171,10 +171,10 @@ def test_closing_from_another_loop_keeps_what_was_acknowledged(open_memory: Call
 
 @pytest.mark.parametrize("backend", ["ConversationMemory", "PostgresConversationMemory"])
 def test_a_handle_that_was_used_from_two_loops_does_not_hang_the_exit(
-    backend: str, tmp_path: Path, flux_postgres_clean_dsn: str
+    backend: str, tmp_path: Path, flux_memory_postgres_dsn: str
 ) -> None:
     """A script without `close()` ends, with one warning."""
-    target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_postgres_clean_dsn
+    target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_memory_postgres_dsn
     command = [sys.executable, "-W", "always", "-c", AT_EXIT, backend, target]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, "moved\n"), done.stderr
@@ -197,11 +197,11 @@ def test_a_dropped_handle_ends_its_thread(open_memory: Callable[[], Memory]) -> 
     assert len([each for each in caught if "was never closed" in str(each.message)]) == 1
 
 
-def test_a_borrowed_pool_stays_on_its_loop(flux_postgres_clean_dsn: str) -> None:
+def test_a_borrowed_pool_stays_on_its_loop(flux_memory_postgres_dsn: str) -> None:
     """The connections of an application's pool live on its loop; the error says what to do instead."""
 
     async def use() -> None:
-        async with asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, max_size=2) as pool:
+        async with asyncpg.create_pool(flux_memory_postgres_dsn, min_size=1, max_size=2) as pool:
             memory = PostgresConversationMemory(pool=pool)
             await memory.create_session()
             with pytest.raises(FluxMemoryError, match="give it a DSN instead of a pool"):

@@ -175,7 +175,7 @@ def open_memory(request: pytest.FixtureRequest, path: Path) -> Iterator[Any]:
     if request.param == "sqlite":
         yield lambda: ConversationMemory(path)
     else:
-        dsn = request.getfixturevalue("flux_postgres_clean_dsn")
+        dsn = request.getfixturevalue("flux_memory_postgres_dsn")
         yield lambda: PostgresConversationMemory(dsn)
 
 

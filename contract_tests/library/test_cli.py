@@ -103,14 +103,14 @@ def test_postgres_masked_and_counted(clean_environment: pytest.MonkeyPatch, flux
 
 
 def test_options_override_the_settings(
-    clean_environment: pytest.MonkeyPatch, tmp_path: Path, flux_postgres_clean_dsn: str
+    clean_environment: pytest.MonkeyPatch, tmp_path: Path, flux_memory_postgres_dsn: str
 ) -> None:
     """The option's backend is checked, even if the environment names the other one."""
     clean_environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "postgres")
     clean_environment.setenv("FLUX_MEMORY_POSTGRES_DSN", "postgresql://nowhere.invalid/db")
     assert "Backend     sqlite\n" in run_check("--sqlite-path", str(tmp_path / "chat.db"), "--full").stdout
     clean_environment.setenv("FLUX_MEMORY_DATABASE_BACKEND", "sqlite")
-    assert "Backend     postgres\n" in run_check("--postgres-dsn", flux_postgres_clean_dsn).stdout
+    assert "Backend     postgres\n" in run_check("--postgres-dsn", flux_memory_postgres_dsn).stdout
 
 
 def test_options_of_both_backends_are_a_usage_error() -> None:

@@ -161,9 +161,9 @@ async def test_a_close_in_a_hurry_shortens_one_that_waits_on_postgres(flux_empty
 
 
 @pytest.mark.asyncio
-async def test_a_write_cut_off_by_a_close_may_be_stored_on_postgres(flux_postgres_clean_dsn: str) -> None:
+async def test_a_write_cut_off_by_a_close_may_be_stored_on_postgres(flux_memory_postgres_dsn: str) -> None:
     """Its statement was sent and waits for a lock: that it is not stored would be a promise nothing can keep."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with connect(dsn) as other, connect(dsn) as watcher:
         memory = PostgresConversationMemory(dsn, timeout=PATIENT)

@@ -82,7 +82,7 @@ def _text(most: int) -> str:
 @pytest_asyncio.fixture(params=["sqlite", "postgres"])
 async def store(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[Memory]:
     """An open handle on either engine, with the session `s`."""
-    dsn = request.getfixturevalue("flux_postgres_clean_dsn") if request.param == "postgres" else None
+    dsn = request.getfixturevalue("flux_memory_postgres_dsn") if request.param == "postgres" else None
     async with PostgresConversationMemory(dsn) if dsn else ConversationMemory(path) as memory:
         await memory.create_session(session_id="s")
         yield memory

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from pydantic import TypeAdapter
 
 import flux_memory
-from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
+from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, records
 
 
 def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -33,15 +34,23 @@ PUBLIC = {
         MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory FluxMemoryError
         InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
         OutcomeUnknownError PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
-        deadline
+        deadline seconds_for
+    """,
+    "flux_memory.records": """
+        MessageRow SessionRow TooLongError build_messages build_session build_sessions check_batch check_count
+        check_filter check_id check_limit check_lookup check_new_message check_new_session check_seconds
+        check_session_id check_text contains decode_metadata drop_repeats encode_metadata format_time make_id
+        message_id_taken session_id_taken session_not_found utc_now
     """,
     "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
         ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
-        ReferenceStore clause known_failure network_outages
+        ReferenceStore clause known_failure network_outages unverifiable
     """,
     "flux_memory.testkit.contract": "MemoryContract",
-    "flux_memory.testkit.servers": "Server ServerUnavailable start_server",
+    "flux_memory.testkit.servers": """
+        DatabaseFactory DatabaseInitError PostgresDatabase Rollback Server ServerUnavailable start_server
+    """,
     "flux_memory.testkit.histories": """
         History Journal Numbers Operation Recorder Sent Stored StoredSession Violation call_as_anyone check read_stored
     """,
@@ -61,6 +70,16 @@ def test_the_public_names_are_those_of_the_list(module: str) -> None:
 def test_aiosqlite_has_the_private_names_in_use(name: str) -> None:
     """A release of aiosqlite that moved one fails here, by its name."""
     assert hasattr(aiosqlite.Connection(lambda: sqlite3.connect(":memory:"), iter_chunk_size=64), name)
+
+
+@pytest.mark.parametrize("name", records.__all__)
+def test_the_checks_for_authors_of_backends_document_their_arguments(name: str) -> None:
+    """An author reads what a function takes in its docstring, not in its code."""
+    value = getattr(records, name)
+    text = inspect.getdoc(value) or ""
+    assert text
+    for parameter in inspect.signature(value).parameters if inspect.isfunction(value) else ():
+        assert re.search(rf"^    {parameter}: ", text, re.MULTILINE), f"{name} does not describe {parameter}"
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -87,6 +106,10 @@ def test_another_name_is_an_attribute_error() -> None:
         (
             "from flux_memory import PostgresConversationMemory",
             "aiosqlite sqlite3 pydantic pydantic_settings click pytest",
+        ),
+        (
+            "import flux_memory.records",
+            "asyncpg aiosqlite sqlite3 asyncio pydantic pydantic_settings click pytest rich",
         ),
         ("from flux_memory import create_memory", "asyncpg aiosqlite pydantic pydantic_settings click pytest"),
         ("import flux_memory.cli", "asyncpg aiosqlite pydantic pydantic_settings pytest"),
@@ -161,10 +184,10 @@ print("end of the program")
 @pytest.mark.parametrize("how", ["dropped", "kept"])
 @pytest.mark.parametrize("backend", ["ConversationMemory", "PostgresConversationMemory"])
 def test_a_handle_that_was_never_closed_warns_and_never_hangs_the_exit(
-    backend: str, how: str, tmp_path: Path, flux_postgres_clean_dsn: str
+    backend: str, how: str, tmp_path: Path, flux_memory_postgres_dsn: str
 ) -> None:
     """A missing `close()` gives a warning without the password, and costs neither the exit nor the message."""
-    target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_postgres_clean_dsn
+    target = str(tmp_path / "chat.db") if backend == "ConversationMemory" else flux_memory_postgres_dsn
     done = run_program(NEVER_CLOSED, backend, target, how)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "end of the program\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
 from flux_memory.records import building
-from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH
+from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.records.metadata import encode_metadata
 from flux_memory.testkit.reference import arguments as reference
 
@@ -23,6 +24,49 @@ def test_a_session_without_an_id_gets_one() -> None:
     made = [records.check_new_session(None, "", "", None).id for _ in range(50)]
     assert made == sorted(set(made))
     assert all(len(id_) == 36 and id_[14] == "7" for id_ in made)
+
+
+def test_made_ids_sort_by_the_time_of_their_making() -> None:
+    """An id that a backend makes itself is one that the contract accepts."""
+    made = [records.make_id() for _ in range(50)]
+    assert made == sorted(set(made))
+    assert [records.check_id("message_id", id_) for id_ in made] == made
+
+
+def test_times_have_the_form_that_stored_rows_need() -> None:
+    """A time in any zone is stored in UTC, and the current time is one that `build_messages` takes."""
+    moment = datetime(2026, 2, 5, 21, tzinfo=timezone(timedelta(hours=9)))
+    assert records.format_time(moment) == WHEN
+    (message,) = records.build_messages("s1", [(*MESSAGE[:4], records.utc_now())])
+    assert abs(datetime.fromisoformat(message["created_at"]) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "part", "found"),
+    [
+        ('{"a": 1}', None, True),
+        ('{"a": 1}', "{}", True),
+        ('{"a": 1.0, "b": 2}', '{"a": 1}', True),
+        ('{"a": true}', '{"a": 1}', False),
+        ('{"a": null}', '{"b": null}', False),
+        ('{"a": [1, {"b": [2, 3]}]}', '{"a": [{"b": [3]}]}', True),
+        ("not JSON", "{}", False),
+    ],
+)
+def test_a_filter_contains_as_jsonb_does(metadata: str, part: str | None, found: bool) -> None:
+    """A backend without a filter of its own finds the same sessions as PostgreSQL."""
+    assert records.contains(metadata, part) is found
+
+
+def test_an_id_that_cannot_be_stored_is_not_found() -> None:
+    """Looking it up is valid and finds nothing; a database would raise an error of its own."""
+    assert records.check_lookup("session_id", "x" * 1000) == "x" * 1000
+    for unstorable in ("a\x00", "\ud800"):
+        asked = records.check_lookup("user_id", unstorable)
+        assert len(asked) > MAX_USER_ID_LENGTH
+        assert records.check_text("user_id", asked) == asked
+    with pytest.raises(InvalidInputError, match="user_id must be a str, not int"):
+        records.check_lookup("user_id", 7)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def open_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
     """Opens a handle on either backend."""
     if request.param == "sqlite":
         return lambda: SyncMemory(ConversationMemory(tmp_path / "chat.db"))
-    dsn: str = request.getfixturevalue("flux_postgres_clean_dsn")
+    dsn: str = request.getfixturevalue("flux_memory_postgres_dsn")
     return lambda: SyncMemory(PostgresConversationMemory(dsn))
 
 

@@ -20,8 +20,8 @@ FUTURE = "2999-01-01T00:00:00.000000+00:00"
 
 
 @pytest.fixture
-def unopened_memory(flux_postgres_clean_dsn: str) -> PostgresConversationMemory:
-    return PostgresConversationMemory(flux_postgres_clean_dsn, timeout=10)
+def unopened_memory(flux_memory_postgres_dsn: str) -> PostgresConversationMemory:
+    return PostgresConversationMemory(flux_memory_postgres_dsn, timeout=10)
 
 
 async def set_database_defaults(dsn: str, *settings: str) -> None:
@@ -143,7 +143,7 @@ async def test_ids_are_ordered_by_bytes_under_any_collation(flux_empty_database:
 
 
 @pytest.mark.asyncio
-async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn: str) -> None:
+async def test_an_add_is_one_statement_in_one_round_trip(flux_memory_postgres_dsn: str) -> None:
     """No BEGIN and no second statement: counted on the memory's own connections."""
     statements: list[str] = []
 
@@ -154,7 +154,7 @@ async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn
         """Skip the reset, as the library's own pool does."""
 
     async with (
-        asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, init=count, reset=keep) as pool,
+        asyncpg.create_pool(flux_memory_postgres_dsn, min_size=1, init=count, reset=keep) as pool,
         PostgresConversationMemory(pool=pool) as memory,
     ):
         for warm in (False, True):
@@ -176,12 +176,12 @@ async def test_an_add_is_one_statement_in_one_round_trip(flux_postgres_clean_dsn
 @pytest.mark.asyncio
 @pytest.mark.parametrize("value", ["metadata = '\"text\"'", "created_at = '-infinity'", "updated_at = '12026-01-01'"])
 async def test_a_corrupt_session_is_named_and_hides_nothing_else(
-    memory: PostgresConversationMemory, flux_postgres_clean_dsn: str, value: str
+    memory: PostgresConversationMemory, flux_memory_postgres_dsn: str, value: str
 ) -> None:
     """A listing with that session names it; its messages, other sessions and every other access work."""
     healthy = await memory.create_session(metadata={"a": 1}, user_id="ann")
     await memory.add_message("one", "user", "kept")
-    await execute(flux_postgres_clean_dsn, f"UPDATE sessions SET {value} WHERE id = 'one'")
+    await execute(flux_memory_postgres_dsn, f"UPDATE sessions SET {value} WHERE id = 'one'")
     for look in (memory.get_session("one"), memory.get_sessions()):
         with pytest.raises(FluxMemoryError, match="session 'one' cannot be read"):
             await look
@@ -194,12 +194,12 @@ async def test_a_corrupt_session_is_named_and_hides_nothing_else(
 
 @pytest.mark.asyncio
 async def test_a_retry_of_a_message_whose_metadata_became_null(
-    memory: PostgresConversationMemory, flux_postgres_clean_dsn: str
+    memory: PostgresConversationMemory, flux_memory_postgres_dsn: str
 ) -> None:
     """NULL counts as an empty object in comparisons, never as a session that does not exist."""
     for id_, metadata in (("empty", {}), ("full", {"a": 1})):
         await memory.add_message("one", "user", "x", metadata, message_id=id_)
-    await execute(flux_postgres_clean_dsn, "UPDATE messages SET metadata = NULL")
+    await execute(flux_memory_postgres_dsn, "UPDATE messages SET metadata = NULL")
     assert await memory.add_message("one", "user", "x", {}, message_id="empty") == "empty"
     batch = {"role": "user", "content": "x"}
     assert await memory.add_messages("one", [{**batch, "message_id": "empty"}]) == ["empty"]  # type: ignore[typeddict-item]
@@ -223,8 +223,8 @@ async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) ->
 
 
 @pytest.mark.asyncio
-async def test_a_wrong_filter_is_refused_for_any_user(flux_postgres_clean_dsn: str) -> None:
+async def test_a_wrong_filter_is_refused_for_any_user(flux_memory_postgres_dsn: str) -> None:
     """An impossible user does not hide that the metadata filter is wrong."""
-    async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
+    async with PostgresConversationMemory(flux_memory_postgres_dsn) as memory:
         with pytest.raises(InvalidInputError, match="metadata"):
             await memory.get_sessions(user_id="\x00", metadata=[])  # type: ignore[arg-type]

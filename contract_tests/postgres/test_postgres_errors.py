@@ -19,9 +19,9 @@ def test_no_row_of_the_table_is_hidden_by_one_above_it() -> None:
 
 
 @pytest.mark.asyncio
-async def test_no_host_has_the_demanded_role(flux_postgres_clean_dsn: str) -> None:
+async def test_no_host_has_the_demanded_role(flux_memory_postgres_dsn: str) -> None:
     """No connection was lost: the hosts have another role than the DSN demands."""
-    dsn = with_parameter(flux_postgres_clean_dsn, "target_session_attrs=standby")
+    dsn = with_parameter(flux_memory_postgres_dsn, "target_session_attrs=standby")
     async with PostgresConversationMemory(dsn, timeout=1) as memory:
         with pytest.raises(BackendUnavailableError, match="matches target_session_attrs"):
             await memory.count_sessions()

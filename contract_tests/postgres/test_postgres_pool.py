@@ -19,14 +19,14 @@ from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 
 @pytest_asyncio.fixture(params=["own", "borrowed"])
-async def memory(request: pytest.FixtureRequest, flux_postgres_clean_dsn: str) -> AsyncIterator[Any]:
+async def memory(request: pytest.FixtureRequest, flux_memory_postgres_dsn: str) -> AsyncIterator[Any]:
     """A memory with its own pool, and one with a borrowed pool."""
     if request.param == "own":
-        async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
+        async with PostgresConversationMemory(flux_memory_postgres_dsn) as memory:
             yield memory
     else:
         async with (
-            asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1, max_size=5) as pool,
+            asyncpg.create_pool(flux_memory_postgres_dsn, min_size=1, max_size=5) as pool,
             PostgresConversationMemory(pool=pool) as memory,
         ):
             yield memory
@@ -34,20 +34,20 @@ async def memory(request: pytest.FixtureRequest, flux_postgres_clean_dsn: str) -
 
 @pytest.mark.asyncio
 async def test_rolled_back_adds_are_retried_a_bounded_number_of_times(
-    memory: Any, flux_postgres_clean_dsn: str
+    memory: Any, flux_memory_postgres_dsn: str
 ) -> None:
     """A counter reset by hand makes every add fail: the call ends with an error of the library and stores nothing."""
     session = await memory.create_session()
     await memory.add_message(session, "user", "first")
-    await execute(flux_postgres_clean_dsn, "UPDATE sessions SET message_count = 0")
+    await execute(flux_memory_postgres_dsn, "UPDATE sessions SET message_count = 0")
     with pytest.raises(FluxMemoryError, match="duplicate key value violates unique constraint"):
         await memory.add_message(session, "user", "second")
-    assert await fetch_rows(flux_postgres_clean_dsn, "SELECT content FROM messages") == [("first",)]
+    assert await fetch_rows(flux_memory_postgres_dsn, "SELECT content FROM messages") == [("first",)]
 
 
 @pytest.mark.asyncio
 async def test_unneeded_connections_are_closed(
-    named_dsn: str, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+    named_dsn: str, flux_memory_postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a burst the pool shrinks to `min_size` connections, and can grow again."""
     monkeypatch.setattr(postgres_pool, "_IDLE_SECONDS", 0.05)
@@ -56,11 +56,13 @@ async def test_unneeded_connections_are_closed(
             await asyncio.gather(*(memory.count_sessions() for _ in range(20)))
             # Not measured on the server, where the query may take longer than the connections stay.
             assert memory._pool.size == 4
-            await wait_until_none(flux_postgres_clean_dsn, OPEN.replace("count(*)", "count(*) - 1"))
+            await wait_until_none(flux_memory_postgres_dsn, OPEN.replace("count(*)", "count(*) - 1"))
 
 
 @pytest.mark.asyncio
-async def test_a_forgotten_handle_warns_and_drops_its_connections(named_dsn: str, flux_postgres_clean_dsn: str) -> None:
+async def test_a_forgotten_handle_warns_and_drops_its_connections(
+    named_dsn: str, flux_memory_postgres_dsn: str
+) -> None:
     """The warning names the handle without the password, and the server keeps no idle connection."""
     memory = PostgresConversationMemory(named_dsn)
     await memory.count_sessions()
@@ -70,13 +72,13 @@ async def test_a_forgotten_handle_warns_and_drops_its_connections(named_dsn: str
         ResourceWarning, match=r"PostgresConversationMemory\('postgresql://\w+:\*\*\*@.* was never closed"
     ):
         forgotten.clear()
-    await wait_until_none(flux_postgres_clean_dsn, OPEN)
+    await wait_until_none(flux_memory_postgres_dsn, OPEN)
 
 
 @pytest.mark.asyncio
-async def test_a_forgotten_handle_on_a_borrowed_pool_leaves_the_pool_alone(flux_postgres_clean_dsn: str) -> None:
+async def test_a_forgotten_handle_on_a_borrowed_pool_leaves_the_pool_alone(flux_memory_postgres_dsn: str) -> None:
     """The pool belongs to its owner, also when the handle is forgotten."""
-    async with asyncpg.create_pool(flux_postgres_clean_dsn, min_size=1) as pool:
+    async with asyncpg.create_pool(flux_memory_postgres_dsn, min_size=1) as pool:
         memory = PostgresConversationMemory(pool=pool)
         await memory.count_sessions()
         forgotten = [memory]
@@ -87,7 +89,7 @@ async def test_a_forgotten_handle_on_a_borrowed_pool_leaves_the_pool_alone(flux_
 
 
 @pytest.mark.asyncio
-async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str, flux_postgres_clean_dsn: str) -> None:
+async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str, flux_memory_postgres_dsn: str) -> None:
     """A statement that runs past the grace period is dropped with its connection."""
     memory = PostgresConversationMemory(named_dsn, timeout=0.3)
     await memory.count_sessions()
@@ -98,7 +100,7 @@ async def test_closing_does_not_wait_for_a_connection_that_hangs(named_dsn: str,
     await asyncio.wait_for(memory.close(), 5)
     with pytest.raises(MemoryClosedError):
         await hanging
-    await execute(flux_postgres_clean_dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
+    await execute(flux_memory_postgres_dsn, f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
 
 
 @pytest.mark.asyncio
@@ -126,11 +128,11 @@ async def test_a_call_that_waits_for_a_connection_is_told_that_the_pool_is_close
 
 @pytest.mark.asyncio
 async def test_a_connection_that_is_lost_to_a_close_is_not_replaced(
-    flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+    flux_memory_postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A closed pool opens no connection: the caller that waits for one learns that the memory is closed."""
     monkeypatch.setattr(postgres_pool, "_SUSPECT_SECONDS", -1.0)
-    pool = postgres_pool.OwnPool(parse_dsn(flux_postgres_clean_dsn), 1, 1, 5.0)
+    pool = postgres_pool.OwnPool(parse_dsn(flux_memory_postgres_dsn), 1, 1, 5.0)
     pool.put_back(await pool.take())
     taking = asyncio.create_task(pool.take())
     await asyncio.sleep(0)
@@ -142,10 +144,10 @@ async def test_a_connection_that_is_lost_to_a_close_is_not_replaced(
 
 @pytest.mark.asyncio
 async def test_a_caller_that_outlived_its_cancellation_outlives_that_of_an_opening(
-    flux_postgres_clean_dsn: str,
+    flux_memory_postgres_dsn: str,
 ) -> None:
     """A task that saves its work when it is cancelled gets a connection, even if the opening is cancelled too."""
-    pool = postgres_pool.OwnPool(parse_dsn(flux_postgres_clean_dsn), 0, 1, 5.0)
+    pool = postgres_pool.OwnPool(parse_dsn(flux_memory_postgres_dsn), 0, 1, 5.0)
 
     async def save_what_is_left() -> Any:
         try:

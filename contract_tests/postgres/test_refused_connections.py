@@ -213,7 +213,7 @@ async def test_a_stranger_at_the_port_raises_no_error_of_the_driver(name: str) -
 
 
 @pytest.mark.asyncio
-async def test_calls_go_on_when_a_full_pooler_has_room(flux_postgres_clean_dsn: str) -> None:
+async def test_calls_go_on_when_a_full_pooler_has_room(flux_memory_postgres_dsn: str) -> None:
     """A refusal that passes is retried within the deadline, and the caller does not notice it."""
     busy = WORLDS["Supavisor: clients"]
     async with refusing(error(busy.code, busy.text)) as server:
@@ -221,6 +221,6 @@ async def test_calls_go_on_when_a_full_pooler_has_room(flux_postgres_clean_dsn: 
         call = asyncio.create_task(memory.count_sessions())
         await server.again.wait()
         # The pooler has room: the address is that of a server now.
-        memory._pool._target = parse_dsn(flux_postgres_clean_dsn)  # type: ignore[union-attr]
+        memory._pool._target = parse_dsn(flux_memory_postgres_dsn)  # type: ignore[union-attr]
         assert await call == 0
         await memory.close()

@@ -30,7 +30,7 @@ def file_modes(directory: Path) -> dict[str, int]:
     return {found.name: stat.S_IMODE(found.stat().st_mode) for found in directory.rglob("*") if found.is_file()}
 
 
-def test_files_of_a_migration_are_private(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_files_of_a_migration_are_private(tmp_path: Path, flux_memory_postgres_dsn: str) -> None:
     """The quarantine file and the file written by a migration to SQLite hold conversations, and are 0600."""
     source = tmp_path / "source.db"
     make_file_with_data(source)
@@ -41,11 +41,11 @@ def test_files_of_a_migration_are_private(tmp_path: Path, flux_postgres_clean_ds
     quarantine = made / "rows.jsonl"
     plan = Plan(
         sqlite_path=source,
-        postgres_dsn=flux_postgres_clean_dsn,
+        postgres_dsn=flux_memory_postgres_dsn,
         on_invalid=OnInvalid.QUARANTINE,
         quarantine_file=quarantine,
     )
     asyncio.run(migrate(plan))
-    asyncio.run(migrate_back(flux_postgres_clean_dsn, made / "back.db"))
+    asyncio.run(migrate_back(flux_memory_postgres_dsn, made / "back.db"))
     assert json.loads(quarantine.read_text(encoding="utf-8").splitlines()[0])["row"]["id"] == "orphan"
     assert file_modes(made) == {"rows.jsonl": 0o600, "back.db": 0o600}

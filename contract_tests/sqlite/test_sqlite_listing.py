@@ -17,6 +17,7 @@ from original_application import INSERT_SESSION, make_file
 from flux_memory import records
 from flux_memory.backends.sqlite import memory as backend
 from flux_memory.backends.sqlite.opening import connect
+from flux_memory.records.checking import MAX_COUNT
 from flux_memory.records.filters import MetadataFilter
 from flux_memory.records.metadata import encode_metadata
 
@@ -104,7 +105,7 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
         while rows := read_page(50, len(found), user_id, wanted, db):
             found += [row[0] for row in rows]
         assert found == expected
-        everything = read_page(records.MAX_COUNT, 0, user_id, wanted, db)
+        everything = read_page(MAX_COUNT, 0, user_id, wanted, db)
         assert [row[0] for row in everything] == expected
         assert read_page(0, 0, user_id, wanted, db) == []
 

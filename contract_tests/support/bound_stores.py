@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from raw_postgres import connect
+from raw_postgres import connect, fetch_rows
 
 from flux_memory import Memory
 from flux_memory.testkit import ALL, CLAUSES, Capability, MemoryContract, Proxied, ReferenceStore
@@ -43,6 +43,9 @@ DATE_NEW_ROWS: Final = (
 """As the library: a time is never earlier than the session's last change."""
 
 Corrupt = Callable[[str, str], Awaitable[None]]
+ReadRaw = Callable[[str, str], Awaitable[dict[str, Any] | None]]
+
+SELECT_RAW: Final = "SELECT role, content, metadata FROM messages"
 
 
 def make_postgres_clock(dsn: str) -> Callable[[datetime], AbstractAsyncContextManager[None]]:
@@ -79,6 +82,46 @@ def make_sqlite_corrupter(path: Path, sql: str) -> Corrupt:
             connection.commit()
 
     return corrupt
+
+
+def make_postgres_reader(dsn: str) -> ReadRaw:
+    """Return a function that reads a message as the server holds it."""
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
+        rows = await fetch_rows(dsn, f"{SELECT_RAW} WHERE session_id = $1 AND id = $2", session_id, message_id)
+        return _decoded(rows)
+
+    return read
+
+
+def make_sqlite_reader(path: Path, *, session: str = "session_id") -> ReadRaw:
+    """Return a function that reads a message as the file holds it; `session` names the column of the session's id."""
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
+        with closing(sqlite3.connect(path)) as connection:
+            values = (session_id, message_id)
+            return _decoded(connection.execute(f"{SELECT_RAW} WHERE {session} = ? AND id = ?", values).fetchall())
+
+    return read
+
+
+def make_reference_reader(path: Path) -> ReadRaw:
+    """Return a function that reads a message as the reference model's file holds it."""
+
+    def find(session_id: str, message_id: str) -> dict[str, Any] | None:
+        sessions = json.loads(path.read_bytes())
+        return next((each for each in sessions[session_id]["messages"] if each["id"] == message_id), None)
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
+        return find(session_id, message_id)
+
+    return read
+
+
+def _decoded(rows: list[tuple[Any, ...]]) -> dict[str, Any] | None:
+    for role, content, metadata in rows:
+        return {"role": role, "content": content, "metadata": json.loads(metadata)}
+    return None
 
 
 def make_reference_corrupter(path: Path) -> Corrupt:

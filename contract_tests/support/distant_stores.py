@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from bound_stores import make_reference_corrupter, run_async_clause
+from bound_stores import make_reference_corrupter, make_reference_reader, run_async_clause
 from outage_stores import TIMEOUT_SECONDS, Switch
 
 from flux_memory import BackendUnavailableError, OutcomeUnknownError
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
+from flux_memory.testkit.clauses import Clause
 from flux_memory.testkit.contract.lifecycle import EVERY_CALL
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+
+LARGE: Final = frozenset({"FM-LIM-003", "FM-LIM-004", "FM-LIM-009", "FM-LIM-012"})
+"""Clauses that spend seconds on large values, which has nothing to do with distance and would delay the others."""
+ALONE: Final = re.compile(r"clock_at|process_time_zone|all_tasks|open_things|time\.sleep")
+"""What clauses do that concerns the whole process or event loop, so that they cannot share it with others."""
+
+IN_A_FILE: Final = re.compile(r"corrupt_message|_compare_stored")
+"""How clauses look into the store without a handle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +137,29 @@ def make_distant_store(path: Path, distance: Distance, *, shared_by_processes: b
         return DistantMemory(shared, distance, switch)
 
     return StoreUnderTest(
-        open_memory, corrupt_message=make_reference_corrupter(path), outages=switch.outages(open_memory)
+        open_memory,
+        corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
+        outages=switch.outages(open_memory),
     )
 
 
-def run_at_the_same_time(stores: Mapping[str, StoreUnderTest]) -> dict[str, BaseException]:
-    """Run asynchronous clauses, each on its own store, on one event loop; return what those that do not hold raised.
+def run_at_the_same_time(clause_ids: Iterable[str], directory: Path, distance: Distance) -> dict[str, BaseException]:
+    """Run asynchronous clauses, each on its own distant store, on one event loop; return what the broken ones raised.
 
-    The loop has a thread of its own: an interrupt for calls that block it, of which the main thread has one, cannot
-    belong to several clauses.
+    A store is in a file, which takes time that is not the network's, only for clauses that look into it. The loop has
+    a thread of its own: an interrupt for calls that block it, of which the main thread has one, cannot belong to
+    several clauses.
     """
+
+    stores = {
+        each: make_distant_store(
+            directory / f"{each}.json",
+            distance,
+            shared_by_processes=IN_A_FILE.search(inspect.getsource(CLAUSES[each].test)) is not None,
+        )
+        for each in clause_ids
+    }
 
     async def run() -> list[BaseException | None]:
         running = (run_async_clause(clause_id, store) for clause_id, store in stores.items())
@@ -144,3 +168,19 @@ def run_at_the_same_time(stores: Mapping[str, StoreUnderTest]) -> dict[str, Base
     with ThreadPoolExecutor(1) as thread:
         outcomes = thread.submit(asyncio.run, run()).result()
     return {name: outcome for name, outcome in zip(stores, outcomes, strict=True) if outcome is not None}
+
+
+def choose(wanted: Callable[[Clause], bool]) -> list[str]:
+    """Return the ids of the contract's clauses that are wanted."""
+    ours = [each for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
+    return [each.id for each in ours if wanted(each)]
+
+
+def is_small(each: Clause) -> bool:
+    """Return whether a clause is about more than amounts, and needs no server of its own."""
+    return each.id not in LARGE and not each.id.startswith(("FM-AMT", "FM-NET"))
+
+
+def is_sociable(each: Clause) -> bool:
+    """Return whether a clause can share an event loop with others."""
+    return inspect.iscoroutinefunction(each.test) and ALONE.search(inspect.getsource(each.test)) is None

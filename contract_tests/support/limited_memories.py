@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -27,6 +28,10 @@ _REFUSED: Final[dict[Capability, dict[str, tuple[str, ...]]]] = {
     Capability.CLEAR_ALL: {"clear_all": ()},
 }
 """The calls that need a capability: always, or when one of these arguments is given."""
+SMALL_CONTENT_BYTES: Final = 64 * 1024
+SMALL_ID_LENGTH: Final = 24
+_OWN_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""An id that the memory itself may have made; it is longer than the limit for those of callers."""
 _PARAMETERS: Final = {
     "create_session": ("title", "metadata"),
     "add_message": ("session_id", "role", "content", "metadata"),
@@ -58,6 +63,7 @@ def _limited(memory: Any, lacks: Capability) -> Any:
     for capability in lacks:
         members = {name: _refuse(memory, name, given) for name, given in _REFUSED.get(capability, {}).items()}
         memory = type(f"No{str(capability.name).title()}", (memory,), members)
+    memory = type("Small", (_Small, memory), {})
     blank = ("id",) if Capability.MESSAGE_IDS in lacks else ()
     return type(
         "Blanking", (memory,), _blank_methods(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ()))
@@ -106,6 +112,47 @@ def _blank_methods(parent: Any, keys: tuple[str, ...]) -> dict[str, Any]:
         return [""] * len(made) if "id" in keys else made
 
     return {method.__name__: method for method in (get_history, get_session, get_sessions, add_message, add_messages)}
+
+
+class _Small:
+    """Accepts the shortest texts and ids that a binding may state."""
+
+    async def create_session(self, title: Any = "", *args: Any, session_id: Any = None, **given: Any) -> Any:
+        self._check_open()  # type: ignore[attr-defined]
+        _refuse_large(title=title, session_id=session_id)
+        return await super().create_session(title, *args, session_id=session_id, **given)  # type: ignore[misc]
+
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        self._check_open()  # type: ignore[attr-defined]
+        _refuse_large(title=title)
+        await super().update_session_title(session_id, title)  # type: ignore[misc]
+
+    async def add_message(
+        self, session_id: Any, role: Any, content: Any, *args: Any, message_id: Any = None, **given: Any
+    ) -> Any:
+        self._check_open()  # type: ignore[attr-defined]
+        _refuse_large(role=role, content=content, message_id=message_id)
+        return await super().add_message(session_id, role, content, *args, message_id=message_id, **given)  # type: ignore[misc]
+
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        self._check_open()  # type: ignore[attr-defined]
+        listed = isinstance(messages, Iterable) and not isinstance(messages, str | dict)
+        found = list(messages) if listed else messages
+        for at, message in enumerate(found if listed else ()):
+            if isinstance(message, dict):
+                parts = {name: message.get(name) for name in ("role", "content", "message_id")}
+                _refuse_large(**{f"messages[{at}].{name}": value for name, value in parts.items()})
+        return await super().add_messages(session_id, found)  # type: ignore[misc]
+
+
+def _refuse_large(**given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, str):
+            continue
+        if name.endswith("_id") and len(value) > SMALL_ID_LENGTH and not _OWN_ID.fullmatch(value):
+            raise InvalidInputError(f"{name} has more than {SMALL_ID_LENGTH} characters")
+        if not name.endswith("_id") and len(value.encode(errors="surrogatepass")) > SMALL_CONTENT_BYTES:
+            raise InvalidInputError(f"{name} has more than {SMALL_CONTENT_BYTES} bytes")
 
 
 class _Exclusive:

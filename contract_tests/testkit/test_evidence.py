@@ -42,7 +42,7 @@ CLAUSES_OF_THEIR_OWN = """
 
         @clause("FM-ORD-903", promise="Cannot be checked.", impact="Certainty.")
         async def test_unverified(self, store):
-            pytest.skip("unverified: no fixture can do it")
+            pytest.skip("no fixture can do it")
 
         @clause("FM-ORD-904", promise="Is newer.", impact="Nothing yet.", since="1.1")
         async def test_newer(self, store):

@@ -110,7 +110,7 @@ SKIPPING = (
     del TestMine
 """
 )
-WORKERS = pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+WORKERS = pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 
 
 @WORKERS
@@ -176,8 +176,8 @@ def test_an_xfail_of_others_is_a_usage_error(pytester: pytest.Pytester, way: str
 
 
 LATE_XFAILS = {
-    "in a worker": ({"above": "@pytest.mark.xfail(reason='advisory: soon', strict=False)"}, ("-n2",)),
-    "not run": ({"above": "@pytest.mark.xfail(reason='advisory: soon', run=False)"}, ("-n2",)),
+    "in a worker": ({"above": "@pytest.mark.xfail(reason='advisory: soon', strict=False)"}, ("-n1",)),
+    "not run": ({"above": "@pytest.mark.xfail(reason='advisory: soon', run=False)"}, ("-n1",)),
     "called": ({"fixture": "pytest.xfail('advisory: soon')"}, ()),
     "by a fixture": (
         {
@@ -268,7 +268,7 @@ GREEN = {
 
 
 @pytest.mark.parametrize(
-    ("way", "workers"), [*((way, ()) for way in GREEN), ("after the kit", ("-n2",)), ("as it is logged", ("-n2",))]
+    ("way", "workers"), [*((way, ()) for way in GREEN), ("after the kit", ("-n1",)), ("as it is logged", ("-n1",))]
 )
 def test_a_report_turned_green_does_not_turn_the_run_green(
     pytester: pytest.Pytester, way: str, workers: tuple[str, ...]
@@ -288,8 +288,8 @@ def test_a_report_turned_green_does_not_turn_the_run_green(
         ["-m", "ours"],
         ["-m", "not asyncio"],
         ["test_mine.py::TestMine::test_fails"],
-        ["-m", "ours", "-n2"],
-        ["-m", "not asyncio", "-n2"],
+        ["-m", "ours", "-n1"],
+        ["-m", "not asyncio", "-n1"],
     ],
     ids=" ".join,
 )

@@ -285,9 +285,9 @@ def test_concurrent_work_on_sqlite_matches_its_records(tmp_path: Path) -> None:
     check_concurrent_work(StoreUnderTest(lambda: ConversationMemory(path)), tmp_path / "journals", numbers)
 
 
-def test_concurrent_work_on_postgres_matches_its_records(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_concurrent_work_on_postgres_matches_its_records(tmp_path: Path, flux_memory_postgres_dsn: str) -> None:
     """On PostgreSQL, concurrent tasks, handles and processes lose, duplicate, split and reorder nothing."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
 
     async def numbers() -> dict[str, list[tuple[int, str]]]:
         return group_by_session(await fetch_rows(dsn, NUMBERS))

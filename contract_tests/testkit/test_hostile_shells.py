@@ -194,8 +194,8 @@ def project(pytester: pytest.Pytester, home: Path, monkeypatch: pytest.MonkeyPat
         from flux_memory import PostgresConversationMemory
 
         @pytest.mark.asyncio
-        async def test_uses(flux_postgres_clean_dsn, flux_empty_database):
-            async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
+        async def test_uses(flux_memory_postgres_dsn, flux_empty_database):
+            async with PostgresConversationMemory(flux_memory_postgres_dsn) as memory:
                 await memory.create_session()
             await (await asyncpg.connect(flux_empty_database)).close()
 

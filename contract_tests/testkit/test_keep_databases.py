@@ -23,15 +23,15 @@ FAILING = """
     from flux_memory import PostgresConversationMemory
 
     @pytest.mark.asyncio
-    async def test_fails(flux_postgres_clean_dsn):
-        memory = PostgresConversationMemory(flux_postgres_clean_dsn)
+    async def test_fails(flux_memory_postgres_dsn):
+        memory = PostgresConversationMemory(flux_memory_postgres_dsn)
         await memory.create_session("what was there")
         # Left open, because an open connection must not prevent the copy.
         assert False
 
     @pytest.mark.asyncio
-    async def test_passes(flux_postgres_clean_dsn):
-        async with PostgresConversationMemory(flux_postgres_clean_dsn) as memory:
+    async def test_passes(flux_memory_postgres_dsn):
+        async with PostgresConversationMemory(flux_memory_postgres_dsn) as memory:
             assert await memory.count_sessions() == 0
 """
 KEPT = r"^postgresql://\S+/(flux_memory_kept_[0-9a-f_]+)$"

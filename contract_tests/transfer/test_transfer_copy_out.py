@@ -15,14 +15,14 @@ MOMENTS = 60
 
 
 @pytest.mark.asyncio
-async def test_cancelled_at_each_turn_of_the_loop_it_ends_silently(flux_postgres_clean_dsn: str) -> None:
+async def test_cancelled_at_each_turn_of_the_loop_it_ends_silently(flux_memory_postgres_dsn: str) -> None:
     """The event loop reports no error, also where the cancellation arrives together with output."""
     reported: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: reported.append(context))
     cancelled = 0
     for moment in range(1, MOMENTS + 1):
-        connection = await asyncpg.connect(flux_postgres_clean_dsn)
+        connection = await asyncpg.connect(flux_memory_postgres_dsn)
 
         async def receive(data: bytes) -> None:
             assert data
@@ -45,9 +45,9 @@ async def test_cancelled_at_each_turn_of_the_loop_it_ends_silently(flux_postgres
 
 
 @pytest.mark.asyncio
-async def test_an_error_of_the_receiver_is_raised_and_the_connection_stays(flux_postgres_clean_dsn: str) -> None:
+async def test_an_error_of_the_receiver_is_raised_and_the_connection_stays(flux_memory_postgres_dsn: str) -> None:
     """A full disk on the reading side is reported as such, and the transaction can be rolled back."""
-    connection = await asyncpg.connect(flux_postgres_clean_dsn)
+    connection = await asyncpg.connect(flux_memory_postgres_dsn)
 
     async def receive(data: bytes) -> None:
         raise OSError(28, "No space left on device")
@@ -59,9 +59,9 @@ async def test_an_error_of_the_receiver_is_raised_and_the_connection_stays(flux_
 
 
 @pytest.mark.asyncio
-async def test_a_connection_lost_in_the_middle_is_an_error(flux_postgres_clean_dsn: str) -> None:
+async def test_a_connection_lost_in_the_middle_is_an_error(flux_memory_postgres_dsn: str) -> None:
     """Output that ends early is never taken for a complete one."""
-    connection = await asyncpg.connect(flux_postgres_clean_dsn)
+    connection = await asyncpg.connect(flux_memory_postgres_dsn)
 
     async def receive(data: bytes) -> None:
         connection.terminate()

@@ -62,10 +62,10 @@ def summarize(report: Report) -> dict[str, Any]:
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
 def test_two_processes_find_and_move_the_same_rows_as_one(
-    path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch, populated: bool
+    path: Path, flux_memory_postgres_dsn: str, monkeypatch: pytest.MonkeyPatch, populated: bool
 ) -> None:
     """Rows, refused rows, counts and digests are the same with and without the helper, for load and merge."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     make_random_file(path, sessions=40, messages=1000)
     insert_invalid_rows(path)
     make_tables(dsn)
@@ -140,7 +140,7 @@ def test_two_processes_see_one_state_during_writes(path: Path, two_processes: No
 
 
 def test_a_helper_that_is_killed_is_an_error_with_advice(
-    path: Path, flux_postgres_clean_dsn: str, two_processes: None, monkeypatch: pytest.MonkeyPatch
+    path: Path, flux_memory_postgres_dsn: str, two_processes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the kernel kills the helper, the error says so, nothing was changed, and the next run completes."""
     make_random_file(path, sessions=40, messages=1000)
@@ -153,14 +153,14 @@ def test_a_helper_that_is_killed_is_an_error_with_advice(
     with monkeypatch.context() as patched:
         patched.setattr(helper.Helper, "preflight", killed)
         with pytest.raises(MigrationError, match=r"exit code -9.*run again"):
-            move(path, flux_postgres_clean_dsn)
-    assert read_target(flux_postgres_clean_dsn) == ([], [])
-    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
+            move(path, flux_memory_postgres_dsn)
+    assert read_target(flux_memory_postgres_dsn) == ([], [])
+    assert move(path, flux_memory_postgres_dsn).status is Status.IDENTICAL
 
 
-def test_a_dry_run_and_a_comparison_use_both(path: Path, flux_postgres_clean_dsn: str, two_processes: None) -> None:
+def test_a_dry_run_and_a_comparison_use_both(path: Path, flux_memory_postgres_dsn: str, two_processes: None) -> None:
     """The helper spools no rows for a dry run or a comparison."""
     make_random_file(path, sessions=40, messages=1000)
-    assert move(path, flux_postgres_clean_dsn, mode=Mode.PREFLIGHT).preflight.messages == 1000
-    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
-    assert move(path, flux_postgres_clean_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
+    assert move(path, flux_memory_postgres_dsn, mode=Mode.PREFLIGHT).preflight.messages == 1000
+    assert move(path, flux_memory_postgres_dsn).status is Status.IDENTICAL
+    assert move(path, flux_memory_postgres_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL

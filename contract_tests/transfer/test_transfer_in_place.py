@@ -112,10 +112,10 @@ def test_a_frozen_state_does_not_change(path: Path) -> None:
 
 
 def test_a_wait_for_a_lock_before_comparing_rows_can_be_cancelled(
-    path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, flux_memory_postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation ends the process that waits for a lock, and the thread that waits for the process."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     write_without_waiting(path, "PRAGMA journal_mode = DELETE")
     make_old(path)
     assert move(path, dsn).status is Status.IDENTICAL
@@ -149,7 +149,7 @@ def test_a_wait_for_a_lock_before_comparing_rows_can_be_cancelled(
 
 
 def test_a_cancellation_waits_until_nothing_is_read(
-    path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, flux_memory_postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation between two statements stops the following reads, too."""
     begun, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
@@ -165,7 +165,7 @@ def test_a_cancellation_waits_until_nothing_is_read(
     monkeypatch.setattr("flux_memory.transfer.migration.read_all", read_later)
 
     async def run() -> None:
-        migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn)))
+        migration = asyncio.create_task(migrate(Plan(sqlite_path=path, postgres_dsn=flux_memory_postgres_dsn)))
         await asyncio.to_thread(begun.wait)
         migration.cancel()
         asyncio.get_running_loop().call_later(0.1, cancelled.set)
@@ -197,7 +197,7 @@ def test_a_migration_does_not_need_the_loops_threads(path: Path) -> None:
 
 
 def test_a_cancelled_quarantine_leaves_no_file(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, tmp_path: Path, flux_memory_postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancellation never leaves a partial quarantine file, which would look complete."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
@@ -223,7 +223,7 @@ def test_a_cancelled_quarantine_leaves_no_file(
         monkeypatch.setattr(quarantine, "_entry", cancel_and_go_on)
         plan = Plan(
             sqlite_path=path,
-            postgres_dsn=flux_postgres_clean_dsn,
+            postgres_dsn=flux_memory_postgres_dsn,
             on_invalid=OnInvalid.QUARANTINE,
             quarantine_file=refused,
         )

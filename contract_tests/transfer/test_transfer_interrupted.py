@@ -31,10 +31,10 @@ def path(random_file: Path) -> Path:
 
 @pytest.mark.parametrize("direction", ["there", "back"])
 def test_an_interrupt_at_any_moment_is_reported(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, direction: str, kills: int
+    path: Path, flux_memory_postgres_dsn: str, tmp_path: Path, direction: str, kills: int
 ) -> None:
     """Ctrl-C, also while a thread runs a statement, prints one sentence and leaves nothing behind."""
-    dsn, back = flux_postgres_clean_dsn, tmp_path / "back.db"
+    dsn, back = flux_memory_postgres_dsn, tmp_path / "back.db"
     make_tables(dsn)
     asyncio.run(execute(dsn, *EMPTY))
     if direction == "back":
@@ -90,10 +90,10 @@ def interrupt_after(process: subprocess.Popen[str], seconds: float) -> tuple[flo
 
 
 def test_an_interrupted_migration_to_sqlite_waits_for_its_thread(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, flux_memory_postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is closed after the thread that uses it has ended; otherwise the process crashes."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     asyncio.run(execute(dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
     assert move(path, dsn).status is Status.IDENTICAL
     finish = to_sqlite._finish
@@ -124,9 +124,9 @@ def test_an_interrupted_migration_to_sqlite_waits_for_its_thread(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_a_waiting_migration_with_advice(path: Path, flux_postgres_clean_dsn: str, how: int) -> None:
+def test_an_interrupt_ends_a_waiting_migration_with_advice(path: Path, flux_memory_postgres_dsn: str, how: int) -> None:
     """A migration that waits for the server can be cancelled, and the next run completes."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     make_tables(dsn)
 
     async def interrupt() -> tuple[int, str]:
@@ -147,9 +147,9 @@ def test_an_interrupt_ends_a_waiting_migration_with_advice(path: Path, flux_post
     assert move(path, dsn).status is Status.IDENTICAL
 
 
-def test_a_lost_server_is_an_error_with_advice(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_lost_server_is_an_error_with_advice(path: Path, flux_memory_postgres_dsn: str) -> None:
     """A connection cut during the run gives exit code 1 and a sentence, no traceback; the next run completes."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     make_tables(dsn)
 
     async def cut() -> tuple[int, str]:

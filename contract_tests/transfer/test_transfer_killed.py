@@ -71,9 +71,9 @@ def measure_duration(process: subprocess.Popen[str]) -> float:
 
 
 @pytest.mark.parametrize("populated", [False, True], ids=["empty", "populated"])
-def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str, populated: bool, kills: int) -> None:
+def test_killed_anywhere_and_run_again(path: Path, flux_memory_postgres_dsn: str, populated: bool, kills: int) -> None:
     """A second run completes after `kill -9` at a random point of preflight, load or verification."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     make_tables(dsn)
     before = [OTHER] if populated else []
     asyncio.run(execute(dsn, *EMPTY, *before))
@@ -103,10 +103,10 @@ def test_killed_anywhere_and_run_again(path: Path, flux_postgres_clean_dsn: str,
 
 
 def test_a_migration_to_sqlite_is_killed_anywhere_and_run_again(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, kills: int
+    path: Path, flux_memory_postgres_dsn: str, tmp_path: Path, kills: int
 ) -> None:
     """After a kill there is no file, or the proven one; the run that completes leaves nothing else behind."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     make_tables(dsn)
     asyncio.run(execute(dsn, *EMPTY))
     assert move(path, dsn).status is Status.IDENTICAL
@@ -138,7 +138,7 @@ def read_tables(path: Path) -> list[Any]:
 
 
 def test_the_next_run_removes_files_of_a_killed_run(
-    path: Path, flux_postgres_clean_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, flux_memory_postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A private copy is readable by its owner only, and is removed unless its process is alive."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -157,10 +157,10 @@ with private_directory() as directory:
     assert process.stdout is not None
     directory = Path(process.stdout.readline().strip())
     assert directory.stat().st_mode & 0o777 == 0o700
-    asyncio.run(execute(flux_postgres_clean_dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
-    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
+    asyncio.run(execute(flux_memory_postgres_dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
+    assert move(path, flux_memory_postgres_dsn).status is Status.IDENTICAL
     assert (directory / "snapshot.db").exists(), "its process lives"
     process.communicate()
     assert (directory / "snapshot.db").exists(), "it was killed"
-    assert move(path, flux_postgres_clean_dsn).status is Status.IDENTICAL
+    assert move(path, flux_memory_postgres_dsn).status is Status.IDENTICAL
     assert list(tmp_path.iterdir()) == []

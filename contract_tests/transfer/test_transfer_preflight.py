@@ -131,7 +131,7 @@ def insert_raw(db: Db, column: str, value: bytes) -> None:
     ("table", "kind", "spoil"), [case[1:] for case in PROBLEMS], ids=[case[0] for case in PROBLEMS]
 )
 def test_each_problem_is_found_refused_and_quarantined(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, table: str, kind: ProblemKind, spoil: Callable[[Db], Any]
+    path: Path, tmp_path: Path, flux_memory_postgres_dsn: str, table: str, kind: ProblemKind, spoil: Callable[[Db], Any]
 ) -> None:
     """By default nothing is moved. With a quarantine the other rows are, and the corrected row can be loaded later."""
     with closing(make_file(path)) as db:
@@ -140,25 +140,25 @@ def test_each_problem_is_found_refused_and_quarantined(
         spoil(db)
         insert_message(db, "good-2", "one", when="2026-01-01T00:00:02")
 
-    report = move(path, flux_postgres_clean_dsn)
+    report = move(path, flux_memory_postgres_dsn)
     assert (report.status, report.exit_code) == (Status.REFUSED, 1)
     assert count_problems(report)[table, str(kind)] == 1
-    assert read_target(flux_postgres_clean_dsn) == ([], [])
+    assert read_target(flux_memory_postgres_dsn) == ([], [])
 
     held = tmp_path / "held.jsonl"
-    report = move(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+    report = move(path, flux_memory_postgres_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
     assert (report.status, report.exit_code) == (Status.QUARANTINED, 3)
-    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["good-1", "good-2"]
+    assert [row[1] for row in read_target(flux_memory_postgres_dsn)[1]] == ["good-1", "good-2"]
     entries = [json.loads(line) for line in held.read_text("utf-8").splitlines()]
     assert len(entries) == report.preflight.refused
     assert held.stat().st_mode & 0o777 == 0o600
 
-    retried = move(held, flux_postgres_clean_dsn, retry=True)
+    retried = move(held, flux_memory_postgres_dsn, retry=True)
     assert retried.status is Status.REFUSED, "a row that is not corrected is refused again"
     held.write_text("".join(json.dumps(correct(entry)) + "\n" for entry in entries), "utf-8")
-    retried = move(held, flux_postgres_clean_dsn, retry=True)
+    retried = move(held, flux_memory_postgres_dsn, retry=True)
     assert retried.status is Status.CONTAINED
-    sessions, messages = read_target(flux_postgres_clean_dsn)
+    sessions, messages = read_target(flux_memory_postgres_dsn)
     assert len(messages) == 2 + sum(entry["table"] == "messages" for entry in entries)
     assert len(sessions) == 1 + sum(entry["table"] == "sessions" for entry in entries)
 
@@ -182,7 +182,9 @@ def session_one() -> dict[str, Any]:
     return {"id": "one", "title": "title of one", "metadata": '{"lang": "ko"}', "created_at": when, "updated_at": when}
 
 
-def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(
+    path: Path, flux_memory_postgres_dsn: str
+) -> None:
     """The first row with an id is moved; the others are refused, not lost."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.executescript(
@@ -196,13 +198,13 @@ def test_ids_that_are_there_twice_are_found_where_no_key_forbids_them(path: Path
         insert_message(db, "m", "one", content="first")
         insert_message(db, "m", "one", content="second")
     report = move(
-        path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=path.with_suffix(".q")
+        path, flux_memory_postgres_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=path.with_suffix(".q")
     )
     assert count_problems(report) == {
         ("sessions", str(ProblemKind.DUPLICATE_ID)): 1,
         ("messages", str(ProblemKind.DUPLICATE_ID)): 1,
     }
-    assert [row[3] for row in read_target(flux_postgres_clean_dsn)[1]] == ["first"]
+    assert [row[3] for row in read_target(flux_memory_postgres_dsn)[1]] == ["first"]
 
 
 def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None:
@@ -214,47 +216,47 @@ def test_a_dry_run_changes_nothing(path: Path, flux_empty_database: str) -> None
         move(path, flux_empty_database, mode=Mode.VERIFY)
 
 
-def test_ties_in_time_are_counted(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_ties_in_time_are_counted(path: Path, flux_memory_postgres_dsn: str) -> None:
     """Messages of the same time keep the order in which they were written."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         for id_ in "zyx":
             insert_message(db, id_, "one")
-    report = move(path, flux_postgres_clean_dsn)
+    report = move(path, flux_memory_postgres_dsn)
     assert report.preflight.ties == 2
-    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["z", "y", "x"]
+    assert [row[1] for row in read_target(flux_memory_postgres_dsn)[1]] == ["z", "y", "x"]
 
 
-def test_unknown_columns_and_tables_are_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_unknown_columns_and_tables_are_refused(path: Path, flux_memory_postgres_dsn: str) -> None:
     """Unknown columns and tables are left behind only if they are named."""
     with closing(make_file(path)) as db:
         add_sessions(db, "one")
         db.executescript("ALTER TABLE messages ADD COLUMN rating INT; CREATE TABLE feedback (id TEXT)")
     with pytest.raises(MigrationError, match=r"feedback, messages\.rating"):
-        move(path, flux_postgres_clean_dsn)
+        move(path, flux_memory_postgres_dsn)
     allowed = frozenset({"feedback", "messages.rating"})
-    assert move(path, flux_postgres_clean_dsn, leave_behind=allowed).status is Status.IDENTICAL
+    assert move(path, flux_memory_postgres_dsn, leave_behind=allowed).status is Status.IDENTICAL
 
 
-def test_a_file_of_another_kind_is_refused(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_file_of_another_kind_is_refused(path: Path, flux_memory_postgres_dsn: str) -> None:
     """Files of other applications, in UTF-16, or of a newer schema are refused."""
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE books (title TEXT)")
     with pytest.raises(MigrationError, match="holds no conversation memory"):
-        move(path, flux_postgres_clean_dsn)
+        move(path, flux_memory_postgres_dsn)
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE sessions (cookie TEXT)")
     with pytest.raises(MigrationError, match="not conversation memory"):
-        move(path, flux_postgres_clean_dsn)
+        move(path, flux_memory_postgres_dsn)
     path.unlink()
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA encoding = 'UTF-16'")
         db.executescript("CREATE TABLE sessions (id, title, created_at, updated_at, metadata)")
         db.executescript("CREATE TABLE messages (id, session_id, role, content, metadata, created_at)")
     with pytest.raises(MigrationError, match="UTF-16"):
-        move(path, flux_postgres_clean_dsn)
+        move(path, flux_memory_postgres_dsn)
     with closing(make_file(path.with_name("newer.db"))) as db:
         db.execute("CREATE TABLE flux_memory_schema (version, name, checksum, applied_at)")
         db.execute("INSERT INTO flux_memory_schema VALUES (99, '', '', '')")
     with pytest.raises(SchemaError, match="upgrade flux-memory"):
-        move(path.with_name("newer.db"), flux_postgres_clean_dsn)
+        move(path.with_name("newer.db"), flux_memory_postgres_dsn)

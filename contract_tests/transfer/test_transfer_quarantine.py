@@ -23,14 +23,14 @@ from flux_memory.transfer.quarantine import write_quarantine
 from flux_memory.transfer.rows.spool import RefusedRow
 
 
-def test_a_quarantine_file_is_never_overwritten(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_quarantine_file_is_never_overwritten(path: Path, flux_memory_postgres_dsn: str) -> None:
     """An existing quarantine file may hold the only copy of rows to be corrected."""
     with closing(make_file(path)) as db:
         insert_message(db, "m", "gone")
     held = path.with_name("held")
     held.write_text("precious")
     with pytest.raises(MigrationError, match="not overwritten"):
-        move(path, flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
+        move(path, flux_memory_postgres_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held)
     assert held.read_text() == "precious"
 
 
@@ -43,20 +43,20 @@ def make_file_with_an_orphan(path: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["Load", "Verify"])
 def test_interrupted_with_a_quarantine_the_same_command_completes(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, phase: str
+    path: Path, tmp_path: Path, flux_memory_postgres_dsn: str, phase: str
 ) -> None:
     """The quarantine file is written last, so that it does not block the second run after an interruption."""
     make_file_with_an_orphan(path)
     held = tmp_path / "held.jsonl"
     plan = Plan(
-        sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held
+        sqlite_path=path, postgres_dsn=flux_memory_postgres_dsn, on_invalid=OnInvalid.QUARANTINE, quarantine_file=held
     )
     with pytest.raises(RuntimeError, match="interrupted"):
         asyncio.run(migrate(plan, Trigger(phase, interrupt)))
     report = asyncio.run(migrate(plan))
     assert (report.status, report.quarantine) == (Status.QUARANTINED, str(held))
     assert [json.loads(line)["row"]["id"] for line in held.read_text("utf-8").splitlines()] == ["orphan"]
-    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["good"]
+    assert [row[1] for row in read_target(flux_memory_postgres_dsn)[1]] == ["good"]
 
 
 def interrupt() -> None:
@@ -64,24 +64,24 @@ def interrupt() -> None:
 
 
 def test_an_unwritable_quarantine_file_is_reported_and_another_works(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str
+    path: Path, tmp_path: Path, flux_memory_postgres_dsn: str
 ) -> None:
     """An unwritable path is refused before the move; if found later, the next run skips the rows already moved."""
     make_file_with_an_orphan(path)
     directory = tmp_path / "mounted"
     plan = Plan(
         sqlite_path=path,
-        postgres_dsn=flux_postgres_clean_dsn,
+        postgres_dsn=flux_memory_postgres_dsn,
         on_invalid=OnInvalid.QUARANTINE,
         quarantine_file=directory / "held",
     )
     with pytest.raises(MigrationError, match="give --quarantine-file another path"):
         asyncio.run(migrate(plan))
-    assert read_target(flux_postgres_clean_dsn) == ([], [])
+    assert read_target(flux_memory_postgres_dsn) == ([], [])
     directory.mkdir()
     with pytest.raises(MigrationError, match="what was moved is skipped"):
         asyncio.run(migrate(plan, Trigger("Verify", directory.rmdir)))
-    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ["good"]
+    assert [row[1] for row in read_target(flux_memory_postgres_dsn)[1]] == ["good"]
     directory.mkdir()
     assert asyncio.run(migrate(plan)).status is Status.QUARANTINED
 
@@ -104,12 +104,12 @@ def test_an_incomplete_quarantine_file_is_removed(tmp_path: Path) -> None:
     [("nonsense", "line 1"), ("[]", "not a JSON object"), ('{"table": "x", "row": {}}', "'table' must be")],
 )
 def test_a_broken_quarantine_file_names_the_line(
-    path: Path, flux_postgres_clean_dsn: str, line: str, says: str
+    path: Path, flux_memory_postgres_dsn: str, line: str, says: str
 ) -> None:
     """An error in a quarantine file edited by hand names the line."""
     path.write_text(line + "\n")
     with pytest.raises(MigrationError, match=says):
-        move(path, flux_postgres_clean_dsn, retry=True)
+        move(path, flux_memory_postgres_dsn, retry=True)
 
 
 def test_a_retry_of_many_rows_can_be_cancelled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

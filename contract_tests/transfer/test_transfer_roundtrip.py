@@ -95,10 +95,10 @@ ON_A_DATABASE = settings(
     batch_size=st.none() | st.integers(1, 5),
 )
 def test_every_field_arrives(
-    flux_postgres_clean_dsn: str, sessions: Any, messages: Any, generation: int, batch_size: int | None
+    flux_memory_postgres_dsn: str, sessions: Any, messages: Any, generation: int, batch_size: int | None
 ) -> None:
     """Text, JSON with its types, times and order survive load or merge, and the way back."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "chat.db"
         expected: dict[str, list[tuple[Any, ...]]] = {"a": [], "b": [], "c": []}
@@ -177,11 +177,11 @@ def clear_target(dsn: str) -> None:
 @given(METADATA, SPELLINGS)
 @example({"b": 1, "a": 2, "aa": 1, "é": 1, "z": [1e22, -0.0, 1e-7, 1.5, 10**30]}, {})
 @example({"a": "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"), "": {"": []}}, {})
-def test_the_canonical_text_equals_the_servers(flux_postgres_clean_dsn: str, metadata: Any, spelling: Any) -> None:
+def test_the_canonical_text_equals_the_servers(flux_memory_postgres_dsn: str, metadata: Any, spelling: Any) -> None:
     """The canonical text equals PostgreSQL's byte for byte, since both sides are compared by it."""
     written = json.dumps(metadata, **spelling)
     canonical = Canonicalizer().canonical(written)
-    ((shown,),) = asyncio.run(fetch_rows(flux_postgres_clean_dsn, "SELECT $1::text::jsonb::text", canonical))
+    ((shown,),) = asyncio.run(fetch_rows(flux_memory_postgres_dsn, "SELECT $1::text::jsonb::text", canonical))
     assert shown == canonical
     assert _with_types(json.loads(canonical)) == _with_types(metadata)
 
@@ -225,14 +225,16 @@ def test_no_text_breaks_the_canonicalizer(text: str) -> None:
     "text",
     ['{"a":1.50}', '{"a":1E2}', '{"a":-0}', '{"a":-0.0}', '{"a":1e-5}', '{"a":1,"a":2}', ' {"a" : 1}\n', '{"a":1e5}'],
 )
-def test_numbers_spelled_in_other_ways_keep_their_type(tmp_path: Path, flux_postgres_clean_dsn: str, text: str) -> None:
+def test_numbers_spelled_in_other_ways_keep_their_type(
+    tmp_path: Path, flux_memory_postgres_dsn: str, text: str
+) -> None:
     """Python reads the same value from the canonical text as from the original."""
     with closing(make_file(tmp_path / "chat.db")) as db:
         insert_session(db, "a", metadata=text)
         insert_message(db, "m", "a", metadata=text)
-    clear_target(flux_postgres_clean_dsn)
-    assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    stored = read_target(flux_postgres_clean_dsn)[1][0][4]
+    clear_target(flux_memory_postgres_dsn)
+    assert move(tmp_path / "chat.db", flux_memory_postgres_dsn).status is Status.IDENTICAL
+    stored = read_target(flux_memory_postgres_dsn)[1][0][4]
     assert _with_types(json.loads(stored)) == _with_types(json.loads(text))
 
 
@@ -254,17 +256,17 @@ def test_invalid_times_are_refused_by_both(when: Any) -> None:
             read(when)
 
 
-def test_naive_times_are_of_the_zone_that_is_given(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_naive_times_are_of_the_zone_that_is_given(tmp_path: Path, flux_memory_postgres_dsn: str) -> None:
     """Times without an offset are read in the given zone."""
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - for this test alone
 
     make_file_with_data(tmp_path / "chat.db")
-    clear_target(flux_postgres_clean_dsn)
-    move(tmp_path / "chat.db", flux_postgres_clean_dsn, assume_timezone=ZoneInfo("Asia/Seoul"))
-    assert read_target(flux_postgres_clean_dsn)[0][0][3] == "2026-02-05 06:17:45.407069"
+    clear_target(flux_memory_postgres_dsn)
+    move(tmp_path / "chat.db", flux_memory_postgres_dsn, assume_timezone=ZoneInfo("Asia/Seoul"))
+    assert read_target(flux_memory_postgres_dsn)[0][0][3] == "2026-02-05 06:17:45.407069"
 
 
-def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_memory_postgres_dsn: str) -> None:
     """Messages with a `seq` keep that order, independent of their times."""
 
     async def write() -> list[str]:
@@ -273,33 +275,33 @@ def test_the_librarys_own_files_move_in_their_order(tmp_path: Path, flux_postgre
             return await memory.add_messages(session, [{"role": "user", "content": str(n)} for n in range(50)])
 
     ids = asyncio.run(write())
-    clear_target(flux_postgres_clean_dsn)
-    assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    assert [row[1] for row in read_target(flux_postgres_clean_dsn)[1]] == ids
+    clear_target(flux_memory_postgres_dsn)
+    assert move(tmp_path / "chat.db", flux_memory_postgres_dsn).status is Status.IDENTICAL
+    assert [row[1] for row in read_target(flux_memory_postgres_dsn)[1]] == ids
 
 
-def test_a_thousand_messages_move_there_and_back(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_thousand_messages_move_there_and_back(tmp_path: Path, flux_memory_postgres_dsn: str) -> None:
     """A file with many sessions, several chunks of COPY data, survives both ways."""
     make_random_file(tmp_path / "chat.db", sessions=100, messages=1000)
-    clear_target(flux_postgres_clean_dsn)
-    assert move(tmp_path / "chat.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    before = read_target(flux_postgres_clean_dsn)
-    assert asyncio.run(migrate_back(flux_postgres_clean_dsn, tmp_path / "back.db")).status is Status.IDENTICAL
-    assert move(tmp_path / "back.db", flux_postgres_clean_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
-    clear_target(flux_postgres_clean_dsn)
-    assert move(tmp_path / "back.db", flux_postgres_clean_dsn).status is Status.IDENTICAL
-    assert read_target(flux_postgres_clean_dsn) == before
+    clear_target(flux_memory_postgres_dsn)
+    assert move(tmp_path / "chat.db", flux_memory_postgres_dsn).status is Status.IDENTICAL
+    before = read_target(flux_memory_postgres_dsn)
+    assert asyncio.run(migrate_back(flux_memory_postgres_dsn, tmp_path / "back.db")).status is Status.IDENTICAL
+    assert move(tmp_path / "back.db", flux_memory_postgres_dsn, mode=Mode.VERIFY).status is Status.IDENTICAL
+    clear_target(flux_memory_postgres_dsn)
+    assert move(tmp_path / "back.db", flux_memory_postgres_dsn).status is Status.IDENTICAL
+    assert read_target(flux_memory_postgres_dsn) == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["back.db", "chat.db"]
 
 
-def test_the_original_applications_real_file_moves(tmp_path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_the_original_applications_real_file_moves(tmp_path: Path, flux_memory_postgres_dsn: str) -> None:
     """The original application's database, 66 sessions and 30 messages, is moved and proven."""
     legacy = os.environ.get("FLUX_MEMORY_LEGACY_DB")
     if legacy is None:
         pytest.skip("FLUX_MEMORY_LEGACY_DB names no file")
     shutil.copyfile(legacy, tmp_path / "chat.db")
-    clear_target(flux_postgres_clean_dsn)
-    report = move(tmp_path / "chat.db", flux_postgres_clean_dsn)
+    clear_target(flux_memory_postgres_dsn)
+    report = move(tmp_path / "chat.db", flux_memory_postgres_dsn)
     assert report.status is Status.IDENTICAL
     assert report.verification is not None
     assert (report.verification.target_sessions, report.verification.target_messages) == (66, 30)

@@ -33,10 +33,10 @@ def path(idle_file: Path) -> Path:
 )
 @pytest.mark.parametrize("rows", [0, 2000], ids=["before", "meanwhile"])
 def test_a_write_during_the_preflight_has_it_read_again(
-    path: Path, flux_postgres_clean_dsn: str, processes: None, act: Callable[[Path], None], rows: int
+    path: Path, flux_memory_postgres_dsn: str, processes: None, act: Callable[[Path], None], rows: int
 ) -> None:
     """If a write changes any part of the file, the migration still moves one consistent state."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     trigger = Trigger("Preflight", lambda: act(path), after_rows=rows)
     report = move(path, dsn, trigger)
     assert trigger.acted
@@ -48,9 +48,9 @@ def test_a_write_during_the_preflight_has_it_read_again(
 
 
 @pytest.mark.parametrize("phase", ["Load", "Keys", "Verify"])
-def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgres_clean_dsn: str, phase: str) -> None:
+def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_memory_postgres_dsn: str, phase: str) -> None:
     """A write after the preflight is not moved; a second run moves it."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     report = move(path, dsn, Trigger(phase, lambda: append_session(path)))
     assert report.status is Status.IDENTICAL
     assert len(read_target(dsn)[1]) == MESSAGES
@@ -59,9 +59,9 @@ def test_a_write_after_the_preflight_is_for_the_next_run(path: Path, flux_postgr
     assert len(read_target(dsn)[1]) == MESSAGES + 1
 
 
-def test_differences_are_named_after_a_write_to_the_file(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_differences_are_named_after_a_write_to_the_file(path: Path, flux_memory_postgres_dsn: str) -> None:
     """To compare rows, the file is read again; a session deleted since is reported as such."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     assert move(path, dsn).status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
         ids = [id_ for (id_,) in db.execute("SELECT id FROM sessions ORDER BY id LIMIT 2")]
@@ -77,9 +77,9 @@ def test_differences_are_named_after_a_write_to_the_file(path: Path, flux_postgr
     ]
 
 
-def test_a_write_does_not_hide_differences(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_write_does_not_hide_differences(path: Path, flux_memory_postgres_dsn: str) -> None:
     """A session changed since the preflight differs, even if the target equals the file's new state."""
-    dsn = flux_postgres_clean_dsn
+    dsn = flux_memory_postgres_dsn
     assert move(path, dsn).status is Status.IDENTICAL
     with closing(sqlite3.connect(path)) as db:
         (one, title), (other, _) = db.execute("SELECT id, title FROM sessions ORDER BY id LIMIT 2").fetchall()
@@ -98,10 +98,10 @@ def test_a_write_does_not_hide_differences(path: Path, flux_postgres_clean_dsn: 
 
 
 def test_refused_rows_are_quarantined_beside_differences(
-    path: Path, tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
+    path: Path, tmp_path: Path, flux_memory_postgres_dsn: str, processes: None
 ) -> None:
     """The helper's refused rows are still available after a write, and go to the quarantine file."""
-    dsn, refused = flux_postgres_clean_dsn, tmp_path / "refused.jsonl"
+    dsn, refused = flux_memory_postgres_dsn, tmp_path / "refused.jsonl"
     assert move(path, dsn).status is Status.IDENTICAL
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         (last,) = db.execute("SELECT max(id) FROM sessions").fetchone()
@@ -113,22 +113,22 @@ def test_refused_rows_are_quarantined_beside_differences(
     assert [json.loads(line)["row"]["id"] for line in refused.read_text().splitlines()] == ["refused"]
 
 
-def test_a_file_deleted_while_it_is_read_is_reported(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_file_deleted_while_it_is_read_is_reported(path: Path, flux_memory_postgres_dsn: str) -> None:
     """A file deleted while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="there is no file"):
-        move(path, flux_postgres_clean_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
-    assert read_target(flux_postgres_clean_dsn) == ([], [])
+        move(path, flux_memory_postgres_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
+    assert read_target(flux_memory_postgres_dsn) == ([], [])
 
 
-def test_a_file_truncated_while_it_is_read_is_reported(path: Path, flux_postgres_clean_dsn: str) -> None:
+def test_a_file_truncated_while_it_is_read_is_reported(path: Path, flux_memory_postgres_dsn: str) -> None:
     """A file truncated while it is read is reported; nothing is moved."""
     with pytest.raises(MigrationError, match="damaged"):
-        move(path, flux_postgres_clean_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
-    assert read_target(flux_postgres_clean_dsn) == ([], [])
+        move(path, flux_memory_postgres_dsn, Trigger("Preflight", lambda: os.truncate(path, 8192), after_rows=2000))
+    assert read_target(flux_memory_postgres_dsn) == ([], [])
 
 
 def test_an_application_that_writes_constantly_does_not_stop_a_migration(
-    tmp_path: Path, flux_postgres_clean_dsn: str, processes: None
+    tmp_path: Path, flux_memory_postgres_dsn: str, processes: None
 ) -> None:
     """Each run moves one state: all sessions have the same number of messages, since each transaction adds to all."""
     path = tmp_path / "chat.db"
@@ -154,7 +154,7 @@ def test_an_application_that_writes_constantly_does_not_stop_a_migration(
         try:
             for _ in range(5):
                 make_old(path)
-                report = await migrate(Plan(sqlite_path=path, postgres_dsn=flux_postgres_clean_dsn))
+                report = await migrate(Plan(sqlite_path=path, postgres_dsn=flux_memory_postgres_dsn))
                 assert report.status is Status.IDENTICAL
                 assert report.preflight.messages % 3 == 0
         finally:
@@ -162,7 +162,7 @@ def test_an_application_that_writes_constantly_does_not_stop_a_migration(
             await asyncio.wait([writing])
 
     asyncio.run(run())
-    messages = read_target(flux_postgres_clean_dsn)[1]
+    messages = read_target(flux_memory_postgres_dsn)[1]
     counts = {id_: sum(row[0] == id_ for row in messages) for id_ in "abc"}
     assert len(set(counts.values())) == 1
     assert counts["a"]

@@ -35,6 +35,12 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def seconds_for(timeout: float) -> float:
-    """Return the seconds that a call on a handle with this timeout has."""
+    """Return the seconds that a call has: those of the innermost `deadline()` around it, otherwise the timeout.
+
+    A backend asks at the beginning of each call.
+
+    Args:
+        timeout: The timeout of the handle, in seconds.
+    """
     override = _SECONDS.get()
     return timeout if override is None else override

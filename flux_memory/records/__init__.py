@@ -1,240 +1,66 @@
-"""Checks the arguments of a call, for both backends; `building` builds its records."""
+"""Argument checks, JSON texts and records: public, for authors of backends, and used by the backends of the library.
+
+A method of a backend checks its arguments first (`check_new_session`, `check_new_message`, `check_batch`,
+`check_session_id`, `check_lookup`, `check_limit`, `check_filter`), stores the rows that the checks return, and builds
+what it returns from stored rows (`build_messages`, `build_session`). Metadata is stored as JSON text, in which every
+number keeps its type and value.
+
+    row = check_new_message(role, content, metadata, message_id)
+    store(check_session_id(session_id), *row, utc_now())
+    return row.id
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping
-from itertools import chain
-from typing import Any, Final, NamedTuple
-
-from flux_memory.errors import (
-    ConflictError,
-    FluxMemoryError,
-    InvalidInputError,
-    InvalidTypeError,
-    SessionNotFoundError,
+from flux_memory.records.building import build_messages, build_session, build_sessions
+from flux_memory.records.checking import (
+    MessageRow,
+    SessionRow,
+    check_batch,
+    check_count,
+    check_limit,
+    check_lookup,
+    check_new_message,
+    check_new_session,
+    check_seconds,
+    check_session_id,
+    drop_repeats,
+    make_id,
+    message_id_taken,
+    session_id_taken,
+    session_not_found,
 )
-from flux_memory.records import timestamps
-from flux_memory.records.building import describe_not_text
-from flux_memory.records.limits import (
-    MAX_BATCH_BYTES,
-    MAX_CONTENT_BYTES,
-    MAX_ID_LENGTH,
-    MAX_METADATA_BYTES,
-    MAX_USER_ID_LENGTH,
-)
-from flux_memory.records.metadata import TooLongError, encode_metadata, equal
-from flux_memory.records.text import find_unstorable, require_id, require_str, require_text, shown
+from flux_memory.records.filters import check_filter, contains
+from flux_memory.records.metadata import TooLongError, decode_metadata, encode_metadata
+from flux_memory.records.text import check_id, check_text
+from flux_memory.records.timestamps import format_time, utc_now
 
-if sys.version_info >= (3, 14):
-    from uuid import uuid7
-else:
-    from uuid6 import uuid7
-
-MAX_COUNT: Final = 2**63 - 1
-"""The largest `limit` or `offset` that an engine takes."""
-
-_ROW_PARTS: Final = 16
-"""Parts of JSON that take as long to encode as a message without metadata takes to check."""
-_PART_CHARACTERS: Final = 8
-"""Characters of a part of JSON, roughly."""
-_BATCH_KEYS: Final = frozenset({"role", "content", "metadata", "message_id"})
-
-
-class SessionRow(NamedTuple):
-    """A checked session to store; its metadata is JSON text."""
-
-    id: str
-    user_id: str
-    title: str
-    metadata: str
-
-
-class MessageRow(NamedTuple):
-    """A checked message to store; its metadata is JSON text."""
-
-    id: str
-    role: str
-    content: str
-    metadata: str
-
-    def same_as(self, role: str, content: str, metadata: str | None) -> bool:
-        """Return whether a stored message has this content, which makes adding it again a retry.
-
-        Raises:
-            FluxMemoryError: The stored message is corrupt.
-        """
-        metadata = metadata or "{}"
-        try:
-            if not type(role) is type(content) is type(metadata) is str:
-                raise TypeError(describe_not_text(role, content, metadata))
-            return (self.role, self.content) == (role, content) and equal(self.metadata, metadata)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise FluxMemoryError(f"the stored message {self.id!r} cannot be read: {error}") from error
-
-
-def check_new_session(
-    session_id: object, user_id: object, title: object, metadata: object, *, most: int = MAX_METADATA_BYTES
-) -> SessionRow:
-    """Check the arguments of `create_session`; for `most` see `encode_metadata`."""
-    return SessionRow(
-        _own_id("session_id", session_id),
-        require_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH),
-        check_title(title),
-        encode_metadata(metadata, most=most),
-    )
-
-
-def check_title(title: object) -> str:
-    """Check a title."""
-    return require_text("title", title, max_bytes=MAX_CONTENT_BYTES)
-
-
-def check_new_message(
-    role: object,
-    content: object,
-    metadata: object,
-    message_id: object,
-    place: str = "",
-    *,
-    most: int = MAX_METADATA_BYTES,
-) -> MessageRow:
-    """Check the arguments of `add_message`; `place` names the element of a batch, for `most` see `encode_metadata`."""
-    role = require_text(f"{place}role", role, max_bytes=MAX_CONTENT_BYTES)
-    if not role:
-        raise InvalidInputError(f"{place}role is empty; name the speaker, such as 'user' or 'assistant'")
-    return MessageRow(
-        _own_id(f"{place}message_id", message_id),
-        role,
-        require_text(f"{place}content", content, max_bytes=MAX_CONTENT_BYTES),
-        encode_metadata(metadata, f"{place}metadata", most=most),
-    )
-
-
-def list_messages(messages: object) -> list[Any]:
-    """Return the elements of a batch, unchecked; they can be checked twice, while an iterator has them once."""
-    if isinstance(messages, str | bytes | bytearray | Mapping) or not isinstance(messages, Iterable):
-        raise InvalidTypeError(f"messages must be a sequence of mappings, not {type(messages).__name__}")
-    return list(messages)
-
-
-def check_batch(messages: object, *, most: int = MAX_METADATA_BYTES) -> list[MessageRow]:
-    """Check the argument of `add_messages`.
-
-    Raises:
-        TooLongError: The batch has more than `most` parts of JSON, which may be less than the default.
-        InvalidInputError: An element is not a message, which the error names, or the batch is too large.
-        ConflictError: Two elements have the same id and different contents.
-    """
-    rows = []
-    bounded, left = most < MAX_METADATA_BYTES, most
-    for index, item in enumerate(list_messages(messages)):
-        rows.append(_batch_element(item, f"messages[{index}]", left))
-        if bounded:
-            left -= _ROW_PARTS + len(rows[-1].metadata) // _PART_CHARACTERS
-            if left < 0:
-                raise TooLongError
-    characters = sum(map(len, chain.from_iterable(rows)))
-    if characters * 4 > MAX_BATCH_BYTES and sum(len(part.encode()) for row in rows for part in row) > MAX_BATCH_BYTES:
-        raise InvalidInputError(f"messages are larger than {MAX_BATCH_BYTES:,} bytes; add them in several batches")
-    first: dict[str, MessageRow] = {}
-    for row in rows:
-        if not row.same_as(*first.setdefault(row.id, row)[1:]):
-            raise ConflictError(f"the batch has two messages with the id {row.id!r} and different contents")
-    return rows
-
-
-def drop_repeats(rows: Iterable[MessageRow]) -> list[MessageRow]:
-    """Return a checked batch without its repeated messages, in order."""
-    return list({row.id: row for row in rows}.values())
-
-
-def find_id(name: str, value: object) -> str | None:
-    """Check an id to look up; `None` for one that cannot be stored, so that no record has it.
-
-    Raises:
-        InvalidTypeError: The id is not a `str`.
-    """
-    text = require_str(name, value)
-    return None if find_unstorable(text) else text
-
-
-def check_session_id(session_id: object) -> str:
-    """Check the id of a session to be changed.
-
-    Raises:
-        SessionNotFoundError: The id cannot be stored, so that no session has it.
-    """
-    text = require_str("session_id", session_id)
-    if find_unstorable(text):
-        raise session_not_found(text)
-    return text
-
-
-def session_not_found(session_id: str) -> SessionNotFoundError:
-    """Return the error of a call to a session that does not exist."""
-    return SessionNotFoundError(f"there is no session {session_id!r:.80}; create_session() makes one")
-
-
-def session_id_taken(session_id: str) -> ConflictError:
-    """Return the error of creating a session whose id is taken."""
-    return ConflictError(f"a session with the id {session_id!r} exists; it is left as it was")
-
-
-def message_id_taken(session_id: str, message_id: str) -> ConflictError:
-    """Return the error of adding a message whose id is taken by another content."""
-    return ConflictError(
-        f"session {session_id!r} has another message with the id {message_id!r}; give this one an id of its own"
-    )
-
-
-def check_count(name: str, value: object) -> int:
-    """Check a `limit`, an `offset` or a size, and cap it at `MAX_COUNT`."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidTypeError(f"{name} must be an int, not {type(value).__name__}")
-    if value < 0:
-        raise InvalidInputError(f"{name} is {shown(value)}; it must be 0 or more")
-    return min(int(value), MAX_COUNT)
-
-
-def check_seconds(name: str, value: object) -> float:
-    """Check a deadline in seconds."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InvalidTypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
-    # An integer can be finite and larger than any float.
-    if not 0 < value <= sys.float_info.max:
-        raise InvalidInputError(f"{name} is {shown(value)}; it must be more than 0 and finite")
-    return float(value)
-
-
-def check_limit(value: object) -> int:
-    """Check a `limit`; `None` means all."""
-    return MAX_COUNT if value is None else check_count("limit", value)
-
-
-def check_session_time(session_id: str, value: object) -> str:
-    """Return a session's stored time if it has the records' form.
-
-    Raises:
-        FluxMemoryError: The row is corrupt; the message names it.
-    """
-    try:
-        return timestamps.check(value)
-    except ValueError as error:
-        raise FluxMemoryError(f"session {session_id!r} cannot be read: {error}") from error
-
-
-def _own_id(name: str, value: object) -> str:
-    return str(uuid7()) if value is None else require_id(name, value, max_length=MAX_ID_LENGTH)
-
-
-def _batch_element(item: object, place: str, most: int) -> MessageRow:
-    if not isinstance(item, Mapping):
-        raise InvalidTypeError(f"{place} must be a mapping, not {type(item).__name__}")
-    if unknown := [key for key in item if key not in _BATCH_KEYS]:
-        raise InvalidInputError(f"{place} has the unknown key {shown(unknown[0])}; known are {sorted(_BATCH_KEYS)}")
-    if missing := [key for key in ("role", "content") if key not in item]:
-        raise InvalidInputError(f"{place} has no {missing[0]!r}")
-    return check_new_message(
-        item["role"], item["content"], item.get("metadata"), item.get("message_id"), f"{place}.", most=most
-    )
+__all__ = [
+    "MessageRow",
+    "SessionRow",
+    "TooLongError",
+    "build_messages",
+    "build_session",
+    "build_sessions",
+    "check_batch",
+    "check_count",
+    "check_filter",
+    "check_id",
+    "check_limit",
+    "check_lookup",
+    "check_new_message",
+    "check_new_session",
+    "check_seconds",
+    "check_session_id",
+    "check_text",
+    "contains",
+    "decode_metadata",
+    "drop_repeats",
+    "encode_metadata",
+    "format_time",
+    "make_id",
+    "message_id_taken",
+    "session_id_taken",
+    "session_not_found",
+    "utc_now",
+]

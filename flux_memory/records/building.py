@@ -23,7 +23,13 @@ _CHUNK_ROWS: Final = 128
 
 
 def build_messages(session_id: str, rows: Sequence[Row], *, most: int = sys.maxsize) -> list[Message]:
-    """Build records, oldest first, from rows of (id, role, content, metadata, created_at), newest first.
+    """Return the records of a history, oldest first.
+
+    Args:
+        session_id: The session's id, for the error.
+        rows: Sequences of (id, role, content, metadata, created_at), newest first: metadata as JSON text or `None`, the
+            time as `format_time` returns it.
+        most: Characters of JSON to decode at most.
 
     Raises:
         TooLongError: It would take as long as decoding more than `most` characters of JSON.
@@ -65,7 +71,12 @@ def _message(session_id: str, row: Row, most: int) -> Message:
 
 
 def build_session(row: Row, *, most: int = sys.maxsize) -> Session:
-    """Build a record from a row of (id, user_id, title, created_at, updated_at, metadata, message_count).
+    """Return a session's record.
+
+    Args:
+        row: A sequence of (id, user_id, title, created_at, updated_at, metadata, message_count): metadata as JSON text
+            or `None`, the times as `format_time` returns them.
+        most: Characters of JSON to decode at most.
 
     Raises:
         TooLongError: The metadata has more than `most` characters.
@@ -89,7 +100,11 @@ def build_session(row: Row, *, most: int = sys.maxsize) -> Session:
 
 
 def build_sessions(rows: Sequence[Row], *, most: int = sys.maxsize) -> list[Session]:
-    """Build records from rows as `build_session` takes them, in their order.
+    """Return the records of rows as `build_session` takes them, in their order.
+
+    Args:
+        rows: The rows.
+        most: Characters of JSON to decode at most.
 
     Raises:
         TooLongError: It would take as long as decoding more than `most` characters of JSON.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from flux_memory.errors import InvalidInputError
@@ -23,9 +24,13 @@ class StoppedError(Exception):
 
 
 def check_filter(value: object) -> str | None:
-    """Return the JSON text of the `metadata` argument of a listing; `None` stays `None`.
+    """Return the JSON text of the `metadata` argument of `get_sessions`; `None` stays `None`.
+
+    Args:
+        value: The argument.
 
     Raises:
+        InvalidTypeError: The value is not a mapping, or has a value that JSON does not have.
         InvalidInputError: The value is not a JSON object, or it has more values than a filter may have.
     """
     if value is None:
@@ -40,6 +45,16 @@ def check_filter(value: object) -> str | None:
     if sum(in_arrays) > MAX_FILTER_ELEMENTS:
         raise _too_many(f"{MAX_FILTER_ELEMENTS} values within arrays")
     return text
+
+
+def contains(metadata: str, part: str | None) -> bool:
+    """Return whether stored metadata contains a filter, as PostgreSQL's `jsonb @>` defines it.
+
+    Args:
+        metadata: The metadata as JSON text; invalid JSON contains nothing.
+        part: The filter that `check_filter` returned; everything contains `None`.
+    """
+    return part is None or _parsed(part).finds(metadata)
 
 
 class MetadataFilter:
@@ -114,6 +129,11 @@ class MetadataFilter:
             self._steps = 0
             if self._must_stop():
                 raise StoppedError
+
+
+@lru_cache(maxsize=8)
+def _parsed(part: str) -> MetadataFilter:
+    return MetadataFilter(part)
 
 
 def _too_many(values: str) -> InvalidInputError:

@@ -23,7 +23,7 @@ _INT_BOUND: Final = 10**4300
 
 
 def encode_metadata(value: object, name: str = "metadata", *, most: int = MAX_METADATA_BYTES) -> str:
-    """Return the JSON text of a metadata argument; `None` is `{}`.
+    """Return the JSON text to store for a metadata argument; `None` is `{}`.
 
     Floats of 1e16 and up are written in full with `.0`, since `jsonb` would turn `1e+22` into an integer; -0.0 is
     written as 0.0, since `jsonb` has no negative zero.
@@ -59,7 +59,11 @@ def encode_metadata(value: object, name: str = "metadata", *, most: int = MAX_ME
 
 
 def decode_metadata(text: str | None, *, most: int = sys.maxsize) -> dict[str, Any]:
-    """Return the object of a stored text; NULL is `{}`.
+    """Return the metadata of a stored text, every number with its type and value; `None` is `{}`.
+
+    Args:
+        text: The text.
+        most: The largest number of characters.
 
     Raises:
         TooLongError: The text has more than `most` characters.
@@ -78,7 +82,7 @@ def decode_metadata(text: str | None, *, most: int = sys.maxsize) -> dict[str, A
 
 
 def decode_all_metadata(texts: Sequence[str], *, most: int = sys.maxsize) -> list[dict[str, Any]]:
-    """Return the object of each text, faster than `decode` one by one.
+    """Return the object of each text, faster than `decode_metadata` one by one.
 
     Raises:
         TooLongError: The texts together have more than `most` characters.
@@ -115,7 +119,7 @@ def _may_have_long_numbers(text: str) -> bool:
 
 
 class TooLongError(Exception):
-    """The work takes longer than an event loop may be kept waiting."""
+    """The JSON is longer than the `most` of the call: the work may block an event loop, and belongs in a thread."""
 
 
 class _Parts(list[str]):

@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.records.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 
 _PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
@@ -44,8 +45,12 @@ def type_name(value: object) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def require_str(name: str, value: object) -> str:
-    """Return a text as plain `str`, so that a subclass does not leak into a record.
+def check_str(name: str, value: object) -> str:
+    """Return a text as plain `str`, so that a subclass does not leak into a record; it may not be storable.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The argument.
 
     Raises:
         InvalidTypeError: The value is not a `str`.
@@ -57,13 +62,19 @@ def require_str(name: str, value: object) -> str:
     raise InvalidTypeError(f"{name} must be a str, not {type_name(value)}")
 
 
-def require_text(name: str, value: object, *, max_bytes: int) -> str:
-    """Return a text that both engines can hold.
+def check_text(name: str, value: object, *, max_bytes: int = MAX_CONTENT_BYTES) -> str:
+    """Return a text to store as plain `str`: a content, a role or a title.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The argument.
+        max_bytes: The largest size, in bytes of UTF-8.
 
     Raises:
+        InvalidTypeError: The value is not a `str`.
         InvalidInputError: The text has a NUL or a lone surrogate, or is larger than `max_bytes` of UTF-8.
     """
-    text = require_str(name, value)
+    text = check_str(name, value)
     if reason := find_unstorable(text):
         raise InvalidInputError(f"{name} has {reason}")
     if len(text) * 4 > max_bytes and len(text.encode()) > max_bytes:
@@ -71,13 +82,20 @@ def require_text(name: str, value: object, *, max_bytes: int) -> str:
     return text
 
 
-def require_id(name: str, value: object, *, max_length: int, min_length: int = 1) -> str:
-    """Return an id that both engines can hold.
+def check_id(name: str, value: object, *, max_length: int = MAX_ID_LENGTH, min_length: int = 1) -> str:
+    """Return an id to store as plain `str`.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The argument.
+        max_length: The largest length, in characters.
+        min_length: The smallest length, in characters.
 
     Raises:
+        InvalidTypeError: The value is not a `str`.
         InvalidInputError: The id's length is out of bounds, or it has a NUL or a lone surrogate.
     """
-    text = require_str(name, value)
+    text = check_str(name, value)
     if not min_length <= len(text) <= max_length:
         raise InvalidInputError(f"{name} has {len(text)} characters; it must have {min_length} to {max_length}")
     if reason := find_unstorable(text):

@@ -17,12 +17,16 @@ _FIRST_MILLISECONDS: Final = 100_000_000_000
 
 
 def utc_now() -> str:
-    """Return the current time in the records' form."""
-    return utc_text(datetime.now(UTC))
+    """Return the current time, by the clock of this process, in the form of `format_time`."""
+    return format_time(datetime.now(UTC))
 
 
-def utc_text(value: datetime) -> str:
-    """Return an aware time in the records' form."""
+def format_time(value: datetime) -> str:
+    """Return a time in the form of the records: UTC, `YYYY-MM-DDTHH:MM:SS.ffffff+00:00`, 32 characters.
+
+    Args:
+        value: An aware time, in any zone.
+    """
     return value.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -69,11 +73,11 @@ def parse(value: object, naive: tzinfo = UTC) -> str:
         if isinstance(value, str):
             if not _is_number(value):
                 moment = datetime.fromisoformat(value)
-                return utc_text(moment if moment.tzinfo else moment.replace(tzinfo=naive))
+                return format_time(moment if moment.tzinfo else moment.replace(tzinfo=naive))
             value = float(value) if "." in value else int(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             unit = "milliseconds" if abs(value) >= _FIRST_MILLISECONDS else "seconds"
-            return utc_text(_EPOCH + timedelta(**{unit: value}))
+            return format_time(_EPOCH + timedelta(**{unit: value}))
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{value!r:.60} is not a time: {error}") from error
     raise ValueError(f"{value!r:.60} is not a time")

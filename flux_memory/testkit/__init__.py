@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.contract import MemoryContract
     from flux_memory.testkit.contract.outages import Outage, network_outages
     from flux_memory.testkit.contract.routes import Proxied
-    from flux_memory.testkit.declarations import known_failure
+    from flux_memory.testkit.declarations import known_failure, unverifiable
     from flux_memory.testkit.proxy import Proxy
     from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
@@ -31,6 +31,7 @@ __all__ = [
     "clause",
     "known_failure",
     "network_outages",
+    "unverifiable",
 ]
 
 __getattr__, __dir__ = import_on_use(
@@ -52,7 +53,10 @@ __getattr__, __dir__ = import_on_use(
             "network_outages",
         ),
         "contract.routes": ("Proxied",),
-        "declarations": ("known_failure",),
+        "declarations": (
+            "known_failure",
+            "unverifiable",
+        ),
         "proxy": ("Proxy",),
         "reference": (
             "ReferenceMemory",

@@ -55,6 +55,7 @@ class _Store(Protocol):
     finished: bool
 
     def limited(self) -> AbstractAsyncContextManager[None]: ...
+    async def check_binding(self) -> None: ...
 
     async def close(self, *, quietly: bool = False) -> None: ...
 
@@ -170,6 +171,7 @@ def _closing(function: Test, clause_id: str) -> Test:
         store.clause_id = clause_id
         try:
             async with store.limited():
+                await store.check_binding()
                 await function(self, store)
         except BaseException:
             await store.close(quietly=True)

@@ -9,11 +9,14 @@ from typing import Final
 
 import pytest
 
+from flux_memory.testkit.servers.options import add_server_options
+
 # Required before the contract is imported; otherwise its failures are bare assertion errors.
 pytest.register_assert_rewrite("flux_memory.testkit.contract")
 
 pytest_plugins: Final = [
     "flux_memory.testkit.servers.fixtures",
+    "flux_memory.testkit.servers.hooks",
     "flux_memory.testkit.run_evidence",
     "flux_memory.testkit.report",
 ]
@@ -83,3 +86,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="A clause that was not checked, or was deselected, fails the run.",
     )
+    add_server_options(parser)

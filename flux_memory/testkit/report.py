@@ -3,8 +3,10 @@
 # ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait for the first clause
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterator
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -16,13 +18,18 @@ from flux_memory.testkit.evidence.properties import (
     CAPABILITY,
     CLAUSE,
     FACTS,
+    LIMITS,
     RESULT,
     SEED,
     SERVER,
 )
+from flux_memory.testkit.servers.runs import SERVER_FIXTURE, VERSION_FIXTURE
 
 _PLUGGED_IN: Final = "test_plugged_in.py"
-_SERVER_FIXTURE: Final = "flux_postgres_server"
+_NEEDED_LATE: Final = ("evidence.environment", "evidence.files", "evidence.table")
+_MODEL_CLAUSE: Final = "FM-MOD-001"
+_MODEL: Final = "contract.model.exploration"
+"""It imports Hypothesis, which is slow, for this clause only."""
 _TAKES_TESTS: Final = (
     ("anyio_mode", "auto", "anyio_mode=auto", "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"),
     ("trio_mode", True, "trio_mode=true", "set trio_mode=false and mark your own tests with pytest.mark.trio"),
@@ -41,7 +48,11 @@ def backend_of(item: pytest.Item) -> str:
     binding = getattr(item, "cls", None)
     if item.path.name == _PLUGGED_IN and item.config.option.flux_memory_factory:
         return str(item.config.option.flux_memory_factory)
-    return str(getattr(binding, "backend", None) or getattr(binding, "__name__", "?"))
+    name = str(getattr(binding, "backend", None) or getattr(binding, "__name__", "?"))
+    # Each version of `--flux-postgres-version` has results of its own.
+    callspec = getattr(item, "callspec", None)
+    version = None if callspec is None else callspec.params.get(VERSION_FIXTURE)
+    return f"{name} {version}" if version else name
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,9 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note all clauses of a binding, including those that are deselected later."""
     if clause_of(item) and isinstance(binding := getattr(item, "cls", None), type):
+        from flux_memory.testkit.evidence.collect import binding_of
         from flux_memory.testkit.run_evidence import RUN
 
-        item.config.stash[RUN].expect(backend_of(item), _clauses_of(binding))
+        if (run := item.config.stash.get(RUN, None)) is not None:
+            run.expect(backend_of(item), binding_of(item.nodeid), _clauses_of(binding))
 
 
 @cache
@@ -77,20 +90,40 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(reason)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Import early, before any driver runs, the modules that only some clauses or the end of the run need.
+
+    Python fails to compile a module if the garbage collector meets a `__del__` that raises meanwhile, and the failure
+    would be reported as a clause's, or the closing table would be lost.
+    """
+    chosen = {clause_of(item) for item in session.items} - {None}
+    if chosen and not session.config.option.collectonly:
+        for name in (*_NEEDED_LATE, *([_MODEL] if _MODEL_CLAUSE in chosen else [])):
+            import_module(f"flux_memory.testkit.{name}")
+
+
 def _prepare(item: pytest.Item, clause_id: str) -> None:
     from flux_memory.testkit import clauses
+    from flux_memory.testkit.declarations import limits_of
     from flux_memory.testkit.evidence.judge import excuse
 
     item.user_properties += [(CLAUSE, clause_id), (BACKEND, backend_of(item))]
     if (backend_version := getattr(getattr(item, "cls", None), "backend_version", None)) is not None:
         item.user_properties.append((BACKEND_VERSION, str(backend_version)))
+    if limits := limits_of(item):
+        item.user_properties.append((LIMITS, limits))
     excuse(item, clauses.CLAUSES[clause_id], clauses.CONTRACT_VERSION)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Fail a clause that cannot be checked."""
-    if clause_of(item) and (reason := _cannot_run([item])):
-        pytest.fail(reason, pytrace=False)
+    """End a clause that cannot be checked, or whose binding cannot be used."""
+    if clause_of(item):
+        from flux_memory.testkit.contract.preflight import preflight_of
+        from flux_memory.testkit.verdicts import BindingFault
+
+        if reason := _cannot_run([item]):
+            raise BindingFault(reason)
+        preflight_of(item.config, item.cls).begin(item.nodeid)  # type: ignore[attr-defined]
 
 
 def _cannot_run(clauses: list[pytest.Item]) -> str | None:
@@ -99,6 +132,7 @@ def _cannot_run(clauses: list[pytest.Item]) -> str | None:
 
 def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     config = clauses[0].config
+    yield from filter(None, map(_without_assertions, clauses))
     if not hasattr(config.option, "asyncio_mode") or find_spec("hypothesis") is None:
         yield (
             "the contract needs pytest-asyncio and hypothesis: pip install 'flux-memory[testkit]', "
@@ -124,6 +158,32 @@ def _obstacles(clauses: list[pytest.Item]) -> Iterator[str]:
     yield from (f"{item.nodeid}: {ONLY_KNOWN_FAILURE}" for item in clauses if has_other_xfail(item))
 
 
+def _without_assertions(item: pytest.Item) -> str | None:
+    from flux_memory.testkit.clauses import CLAUSES
+
+    return _without_assertions_in(CLAUSES[str(clause_of(item))].test.__module__)
+
+
+@cache
+def _without_assertions_in(module: str) -> str | None:
+    from flux_memory.testkit.contract import canary
+
+    kit = canary.__name__.rpartition(".")[0]
+    if module.startswith(kit):
+        run = canary.assertions_run()
+    else:
+        # A canary has to be in the module itself; pytest's loader rewrites every module that it loads.
+        loader = type(getattr(sys.modules.get(module), "__loader__", None))
+        run = not sys.flags.optimize or loader.__module__.startswith("_pytest.")
+    if run:
+        return None
+    return (
+        f"the assertions of {kit if module.startswith(kit) else module} do not run, so its clauses cannot fail: Python "
+        "removes them under -O and PYTHONOPTIMIZE if pytest does not rewrite them; run without both, or remove "
+        "--assert=plain, register the module by pytest.register_assert_rewrite and import it after that"
+    )
+
+
 def _replaced(item: pytest.Item) -> str | None:
     return _replaced_in(item.cls) if isinstance(getattr(item, "cls", None), type) else None  # type: ignore[attr-defined]
 
@@ -147,6 +207,12 @@ def _setting(config: pytest.Config, name: str) -> object:
         return None
 
 
+def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
+    """Show a fault of the binding as an error: the clause that met it did not fail."""
+    result = dict(getattr(report, "user_properties", ())).get(RESULT)
+    return ("error", "E", "ERROR") if report.failed and result and result.get("fault") else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -163,7 +229,7 @@ def pytest_runtest_makereport(
     funcargs: dict[str, Any] = getattr(item, "funcargs", {})
     if report.when == "setup":
         report.user_properties.append((FACTS, clause.words()))
-        if (server := funcargs.get(_SERVER_FIXTURE)) is not None:
+        if (server := funcargs.get(SERVER_FIXTURE)) is not None:
             item.user_properties.append((SERVER, f"PostgreSQL {server.version}, {server.origin}"))
     store = funcargs.get("store")
     if report.when == "call" and store is not None:
@@ -172,10 +238,10 @@ def pytest_runtest_makereport(
             (SEED, [f"{name} on {backend_of(item)}", seed]) for name, seed in store.seeds.items()
         ]
     reproduction = store.transcript.text() if call.excinfo is not None and store and store.transcript.calls else ""
-    result = result_of(item, call, reproduction)
-    if result is not None:
-        report.user_properties.append((RESULT, result))
-    if report.failed and call.excinfo is not None:
+    result = result_of(item, clause_id, call, reproduction)
+    if result is not None and result.get("fault"):
+        _explain_fault(item, call, report, result)
+    elif report.failed and call.excinfo is not None:
         lines = [
             f"promised:  {clause.promise}",
             f"users lose: {clause.impact}",
@@ -185,5 +251,22 @@ def pytest_runtest_makereport(
             lines += ["to reproduce:", "", reproduction]
         report.sections.append((f"{clause_id} does not hold for {backend_of(item)}", "\n".join(lines)))
     if result is not None:
+        report.user_properties.append((RESULT, result))
         correct(report, clause_id, result, strict=item.config.option.flux_strict)
     return report
+
+
+def _explain_fault(
+    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, result: dict[str, Any]
+) -> None:
+    """Say what is wrong with a binding whose fixture raised; a `BindingFault` says so itself."""
+    from flux_memory.testkit.contract.preflight import preflight_of
+    from flux_memory.testkit.evidence.collect import presentable
+    from flux_memory.testkit.verdicts import BindingFault
+
+    if call.excinfo is None or isinstance(call.excinfo.value, BindingFault):
+        return
+    if "memory_factory" not in getattr(item, "funcargs", {}):
+        binding: type = item.cls  # type: ignore[attr-defined]
+        result["reason"] = presentable(preflight_of(item.config, binding).blame(call.excinfo.value))
+    report.sections.append((f"not checked on {backend_of(item)}", result["reason"]))

@@ -58,8 +58,8 @@ class RunEvidence:
     def __init__(self, config: pytest.Config, directory: Path | None) -> None:
         self.collector: Collector | None = None
         """None until the first report of a clause."""
-        self._expected: dict[str, set[str]] = {}
-        """The ids of the clauses that each backend is bound to."""
+        self._expected: dict[str, set[tuple[str, str]]] = {}
+        """The node ids of the bindings of each backend, with the ids of their clauses."""
         self._objections: list[str] = []
         self._written: list[Path] = []
         self._config = config
@@ -67,15 +67,15 @@ class RunEvidence:
         self._started = datetime.now(UTC)
         self._began = time.monotonic()
 
-    def expect(self, backend: str, clause_ids: Iterable[str]) -> None:
-        """Note the clauses that a backend is bound to."""
-        self._expected.setdefault(backend, set()).update(clause_ids)
+    def expect(self, backend: str, binding: str, clause_ids: Iterable[str]) -> None:
+        """Note the clauses of one binding of a backend, given the node id of its class."""
+        self._expected.setdefault(backend, set()).update((binding, clause_id) for clause_id in clause_ids)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
         """Note the clauses that an xdist worker has collected."""
-        for backend, clause_ids in getattr(node, "workeroutput", {}).get(_EXPECTED, {}).items():
-            self.expect(backend, clause_ids)
+        for backend, clauses in getattr(node, "workeroutput", {}).get(_EXPECTED, {}).items():
+            self._expected.setdefault(backend, set()).update(map(tuple, clauses))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add one phase of a test."""
@@ -93,7 +93,7 @@ class RunEvidence:
         # pytest-xdist gives its workers this attribute, and carries its content to the main process.
         output: dict[str, object] | None = getattr(self._config, "workeroutput", None)
         if output is not None:
-            output[_EXPECTED] = {name: sorted(ids) for name, ids in self._expected.items()}
+            output[_EXPECTED] = {name: sorted(clauses) for name, clauses in self._expected.items()}
             return
         if self._directory is not None and self.collector is not None and self.collector.backends:
             from flux_memory.testkit.evidence.files import write_files
@@ -108,7 +108,8 @@ class RunEvidence:
         """Yield the reasons why a green run must fail."""
         from flux_memory.testkit.evidence.document import NOT_ASKED
 
-        found = {} if self.collector is None else {name: b.results for name, b in self.collector.backends.items()}
+        backends = {} if self.collector is None else self.collector.backends
+        found = {name: each.results for name, each in backends.items()}
         outcomes = {result.outcome for results in found.values() for result in results.values()}
         if outcomes and outcomes <= {"unverified", *NOT_ASKED}:
             yield "no clause could be checked"
@@ -119,7 +120,7 @@ class RunEvidence:
             if failed := [clause_id for clause_id, result in results.items() if result.fails_the_run]:
                 yield f"{name}: a plugin or a conftest.py reported as passed what failed: {', '.join(failed)}"
             if self._config.option.flux_strict:
-                if missing := expected - results.keys():
+                if missing := expected - (backends[name].ran if name in backends else set()):
                     yield f"{name}: the run is strict, and {len(missing)} of {len(expected)} clauses did not run"
                 if unverified := [each for each, result in results.items() if result.outcome == "unverified"]:
                     yield f"{name}: the run is strict, and these clauses are unverified: {', '.join(unverified)}"
@@ -133,6 +134,12 @@ class RunEvidence:
             from flux_memory.testkit.evidence.table import write_table
 
             write_table(terminalreporter, self.evidence(self.collector))
+        elif self._expected and not self._config.option.collectonly:
+            names = ", ".join(self._expected)
+            count = sum(map(len, self._expected.values()))
+            terminalreporter.write_line(
+                f"flux-memory: no clause ran: all {count} of {names} were deselected", yellow=True
+            )
         if self._directory is not None:
             names = ", ".join(path.name for path in self._written) or "nothing: the run had no clause"
             terminalreporter.write_line(f"flux-memory: report in {self._directory}: {names}")

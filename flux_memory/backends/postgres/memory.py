@@ -23,6 +23,7 @@ from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
+from flux_memory.records.checking import list_messages
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -212,7 +213,7 @@ class PostgresConversationMemory(Memory):
 
     @on_any_loop
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
-        check = partial(records.check_batch, records.list_messages(messages))
+        check = partial(records.check_batch, list_messages(messages))
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
         return [row.id for row in batch]
@@ -221,11 +222,9 @@ class PostgresConversationMemory(Memory):
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.find_id("before", before)
-        if session is None or (before is not None and cursor is None):
-            return []
+        cursor = None if before is None else records.check_lookup("before", before)
         if cursor is None:
             rows = await self._rows(SELECT_HISTORY, session, most)
         else:
@@ -242,10 +241,8 @@ class PostgresConversationMemory(Memory):
         metadata: Metadata | None = None,
     ) -> list[Session]:
         page = (records.check_limit(limit), records.check_count("offset", offset))
-        user = None if user_id is None else records.find_id("user_id", user_id)
+        user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
-        if user_id is not None and user is None:
-            return []
         if user is None and part is None:
             rows = await self._rows(SELECT_PAGE, *page)
         elif part is None:
@@ -258,9 +255,7 @@ class PostgresConversationMemory(Memory):
 
     @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
-        session = records.find_id("session_id", session_id)
-        if session is None:
-            return None
+        session = records.check_lookup("session_id", session_id)
         rows = await self._rows(SELECT_SESSION, session)
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
@@ -270,16 +265,14 @@ class PostgresConversationMemory(Memory):
 
     @on_any_loop
     async def update_session_title(self, session_id: str, title: str) -> None:
-        new_title = records.check_title(title)
+        new_title = records.check_text("title", title)
         session = records.check_session_id(session_id)
         if not await self._write_session(UPDATE_TITLE, session, new_title):
             raise records.session_not_found(session)
 
     @on_any_loop
     async def delete_session(self, session_id: str) -> None:
-        session = records.find_id("session_id", session_id)
-        if session is not None:
-            await self._write_session(DELETE_SESSION, session)
+        await self._write_session(DELETE_SESSION, records.check_lookup("session_id", session_id))
 
     @on_any_loop
     async def clear_all(self) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from flux_memory import records
+from flux_memory.records.checking import MAX_COUNT
 from flux_memory.records.metadata import read_exactly
 
 Rows = list[tuple[Any, ...]]
@@ -65,7 +65,7 @@ def page(fetch: Fetch, limit: int, offset: int, user_id: str | None, part: str |
     values: dict[str, object] = {"limit": limit, "offset": offset, "user_id": user_id}
     of_user = "" if user_id is None else OF_USER
     if part is not None:
-        return _by_metadata(fetch, values | {"metadata": part}, of_user, min(limit + offset, records.MAX_COUNT))
+        return _by_metadata(fetch, values | {"metadata": part}, of_user, min(limit + offset, MAX_COUNT))
     return fetch(f"{SELECT_SESSIONS}{of_user and 'WHERE ' + of_user}\n{NEWEST_FIRST}", values)
 
 
@@ -86,7 +86,7 @@ def _by_metadata(fetch: Fetch, values: dict[str, object], of_user: str, wanted: 
         return fetch(walk, values | {"most": -1})
     most = max(wanted, 1)
     while True:
-        most = min(most * _FIRST_WALK_FACTOR, records.MAX_COUNT)
+        most = min(most * _FIRST_WALK_FACTOR, MAX_COUNT)
         values["most"] = most
         for rarest in entries:
             if _count(fetch, "session_metadata", rarest, values) < most:

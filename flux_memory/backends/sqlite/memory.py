@@ -27,6 +27,7 @@ from flux_memory.errors import (
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building, timestamps
+from flux_memory.records.checking import check_session_time, list_messages
 from flux_memory.records.filters import check_filter
 
 Result = TypeVar("Result")
@@ -149,7 +150,7 @@ class ConversationMemory(Memory):
 
     @on_any_loop
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
-        check = partial(records.check_batch, records.list_messages(messages))
+        check = partial(records.check_batch, list_messages(messages))
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
         await self._write(partial(_add_messages, session, records.drop_repeats(batch)), seconds)
@@ -159,11 +160,9 @@ class ConversationMemory(Memory):
     async def get_history(
         self, session_id: str, limit: int | None = None, *, before: str | None = None
     ) -> list[Message]:
-        session = records.find_id("session_id", session_id)
+        session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.find_id("before", before)
-        if session is None or (before is not None and cursor is None):
-            return []
+        cursor = None if before is None else records.check_lookup("before", before)
         if cursor is None:
             rows = partial(fetch, SELECT_HISTORY, (session, most))
         else:
@@ -180,18 +179,14 @@ class ConversationMemory(Memory):
         metadata: Metadata | None = None,
     ) -> list[Session]:
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
-        user = None if user_id is None else records.find_id("user_id", user_id)
+        user = None if user_id is None else records.check_lookup("user_id", user_id)
         part = check_filter(metadata)
-        if user_id is not None and user is None:
-            return []
         rows = await self._read(partial(_page, most, skipped, user, part))
         return await build_off_loop(partial(building.build_sessions, rows))
 
     @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
-        session = records.find_id("session_id", session_id)
-        if session is None:
-            return None
+        session = records.check_lookup("session_id", session_id)
         rows = await self._read(partial(fetch, SELECT_SESSION, (session,)))
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
@@ -202,14 +197,12 @@ class ConversationMemory(Memory):
 
     @on_any_loop
     async def update_session_title(self, session_id: str, title: str) -> None:
-        new_title = records.check_title(title)
+        new_title = records.check_text("title", title)
         await self._write(partial(_update_title, records.check_session_id(session_id), new_title))
 
     @on_any_loop
     async def delete_session(self, session_id: str) -> None:
-        session = records.find_id("session_id", session_id)
-        if session is not None:
-            await self._write(partial(_delete, session))
+        await self._write(partial(_delete, records.check_lookup("session_id", session_id)))
 
     @on_any_loop
     async def clear_all(self) -> None:
@@ -313,7 +306,7 @@ def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.C
     if not fresh:
         return
     ((count, updated_at),) = session
-    now = max(records.check_session_time(session_id, updated_at), timestamps.utc_now())
+    now = max(check_session_time(session_id, updated_at), timestamps.utc_now())
     values = [
         (session_id, row.id, seq, row.role, row.content, row.metadata, now) for seq, row in enumerate(fresh, count + 1)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flux_memory.testkit.contract.canary
 import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
 from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.batches import BatchesContract

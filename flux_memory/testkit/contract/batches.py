@@ -320,7 +320,8 @@ class BatchesContract(Binding):
         batch: list[Any] = [
             {"role": roles[at % len(roles)], "content": str(at), **option} for at, option in enumerate(options)
         ]
-        for messages in (batch, batch[::-1], *([message] for message in batch)):
+
+        async def add(messages: list[Any]) -> None:
             session = await memory.create_session()
             ids = await memory.add_messages(session, messages)
             rows = await memory.get_history(session)
@@ -329,3 +330,5 @@ class BatchesContract(Binding):
                 assert made == (message.get("message_id") or made)
                 assert (row["role"], row["content"]) == (message["role"], message["content"])
                 assert same(row["metadata"], message.get("metadata") or {}), message
+
+        await together(map(add, (batch, batch[::-1], *([message] for message in batch))))

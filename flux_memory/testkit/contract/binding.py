@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Final
@@ -12,11 +13,13 @@ from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.clauses import CLAUSES
 from flux_memory.testkit.contract.outages import Outage, network_outages
+from flux_memory.testkit.contract.preflight import preflight_of
 from flux_memory.testkit.contract.routes import Proxied, Routes
 from flux_memory.testkit.contract.under_test import (
     ClockAt,
     CorruptMessage,
     Factory,
+    ReadRaw,
     StoreUnderTest,
     clock_of_this_process,
 )
@@ -25,8 +28,10 @@ from flux_memory.testkit.timeouts import Timeouts
 
 _TIMEOUTS = pytest.StashKey[Timeouts]()
 
+_PLUGINS: Final = ("flux_memory.testkit.report", "flux_memory.testkit.run_evidence", "flux_memory_run_evidence")
+"""Without one of them a clause would have no result, or the run no verdict."""
 _LEAST_CONTENT_BYTES: Final = 64 * 1024
-_LEAST_ID_LENGTH: Final = 16
+_LEAST_ID_LENGTH: Final = 24
 """The texts and ids of most clauses are shorter."""
 
 
@@ -84,6 +89,15 @@ class Binding:
             yield routes
 
     @pytest.fixture
+    def read_raw(self) -> ReadRaw | None:
+        """Return an async function that reads one message without the backend, given its session's id and its own.
+
+        It returns a mapping with the `role`, `content` and `metadata` that the store holds, decoded as the backend
+        means them; keys that it leaves out are not compared. It returns None if the store does not have the message.
+        """
+        return None
+
+    @pytest.fixture
     def outages(self) -> Sequence[Outage]:
         """Return the outages that the binding can cause, besides those of the network of `proxied_memory_factory`."""
         return ()
@@ -101,21 +115,38 @@ class Binding:
         clock_at: ClockAt,
         corrupt_message: CorruptMessage | None,
         flux_clause: str | None,
-    ) -> StoreUnderTest:
+    ) -> Iterator[StoreUnderTest]:
         """The store that a clause tests."""
-        if not hasattr(request.config.option, "flux_without"):
-            pytest.fail("the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off")
+        if missing := [name for name in _PLUGINS if not request.config.pluginmanager.hasplugin(name)]:
+            pytest.fail(
+                "the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off, "
+                f"and remove any -p no:{missing[0]}"
+            )
+        preflight = preflight_of(request.config, type(self))
+        preflight.begin(request.node.nodeid)
+        preflight.check_fixtures(memory_factory=memory_factory, clock_at=clock_at)
+        read_raw: ReadRaw | None = request.getfixturevalue("read_raw")
+        optional = {"corrupt_message": corrupt_message, "read_raw": read_raw}
+        preflight.check_fixtures(**{name: value for name, value in optional.items() if value is not None})
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         claimed = capabilities_of(request.node)
         # A fresh store can be expensive: a whole database.
         fresh = flux_clause is not None and CLAUSES[flux_clause].fresh
         away = flux_clause is not None and CLAUSES[flux_clause].away
         routes: Routes | None = request.getfixturevalue("flux_routes") if away else None
-        return StoreUnderTest(
+        fresh_factory: Factory | None = request.getfixturevalue("fresh_memory_factory") if fresh else None
+        if fresh:
+            preflight.check_fixtures(fresh_memory_factory=fresh_factory)
+        # The check opens a handle on the store, which would no longer be fresh, and needs the clause's event loop.
+        checked = fresh_factory is not memory_factory
+        if flux_clause is not None and not (checked and inspect.iscoroutinefunction(CLAUSES[flux_clause].test)):
+            preflight.refuse_unchecked()
+        store = StoreUnderTest(
             memory_factory,
-            fresh_factory=request.getfixturevalue("fresh_memory_factory") if fresh else None,
+            fresh_factory=fresh_factory,
             clock_at=clock_at,
             corrupt_message=corrupt_message,
+            read_raw=read_raw,
             outages=(*_of_network(routes, claimed), *request.getfixturevalue("outages")) if away else (),
             routes=routes,
             capabilities=claimed,
@@ -124,7 +155,10 @@ class Binding:
             thorough=request.config.option.flux_profile == "thorough",
             seed=int(seed) if seed.isdecimal() else None,
             timeouts=request.config.stash.setdefault(_TIMEOUTS, Timeouts()),
+            preflight=preflight if checked else None,
         )
+        yield store
+        preflight.end(finished=store.finished)
 
 
 def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:

@@ -11,11 +11,10 @@ from datetime import UTC, datetime, tzinfo
 from typing import Final, Self
 from unittest.mock import patch
 
-import pytest
+from flux_memory.testkit.verdicts import unverified
 
 UNSET_CLOCK: Final = (
-    "unverified: the times do not come from datetime.now() or time.time(); override the fixture clock_at to set "
-    "the backend's clock"
+    "the times do not come from datetime.now() or time.time(); override the fixture clock_at to set the backend's clock"
 )
 
 
@@ -56,7 +55,7 @@ def process_time_zone(zone: str) -> Iterator[None]:
     """Set the time zone of this process, by its name or in POSIX's form."""
     before = os.environ.get("TZ")
     if not hasattr(time, "tzset"):
-        pytest.skip("unverified: this platform cannot change a process's time zone")
+        unverified("this platform cannot change a process's time zone")
     os.environ["TZ"] = zone
     time.tzset()
     try:

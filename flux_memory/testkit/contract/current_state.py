@@ -1,4 +1,4 @@
-"""Clauses on the current state: a handle answers from the store, not from what it has seen."""
+"""Clauses on the current state: it has every message, nothing of a deleted session, and each handle answers from it."""
 
 from __future__ import annotations
 
@@ -33,13 +33,11 @@ QUESTIONS: Final[dict[str, Callable[[Memory], Awaitable[Any]]]] = {
     "get_session of a new id": lambda memory: memory.get_session("new"),
     "get_history": lambda memory: memory.get_history("s"),
     "get_history of a new id": lambda memory: memory.get_history("new"),
-    "get_history with limit": lambda memory: memory.get_history("s", 2),
     "get_history with before": lambda memory: memory.get_history("s", 2, before="m1"),
     "get_history with an unknown before": lambda memory: memory.get_history("s", before="m3"),
     "get_sessions": lambda memory: memory.get_sessions(),
     "get_sessions of a user": lambda memory: memory.get_sessions(user_id="u"),
     "get_sessions by metadata": lambda memory: memory.get_sessions(metadata={"k": 1}),
-    "get_sessions, second page": lambda memory: memory.get_sessions(1, 1),
     "count_sessions": lambda memory: memory.count_sessions(),
 }
 """The reads that a handle may be tempted to answer from a cache."""
@@ -69,7 +67,7 @@ WRITES: Final[tuple[Callable[[Memory], Awaitable[Any]], ...]] = (
 
 
 class CurrentStateContract(Binding):
-    """The promises of answers that were different before."""
+    """The promises of answers and writes after a change."""
 
     @clause(
         "FM-SES-014",
@@ -167,6 +165,26 @@ class CurrentStateContract(Binding):
             found = await handle.get_session("s")
             assert found is not None
             assert (found["message_count"], found["title"]) == (3, "t")
+
+    @clause(
+        "FM-SES-017",
+        promise="A message of any role and text counts and makes its session active; it changes nothing else of the "
+        "session.",
+        impact="A conversation that ends with an answer, or with an empty message, looks unchanged.",
+        needs=Capability.SESSIONS | Capability.TIMESTAMPS,
+    )
+    async def test_every_message_counts(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        created = await memory.get_session(session)
+        assert created is not None
+        said = [("user", "text"), ("assistant", "text"), ("system", ""), ("tool", "{}"), ("assistant", ""), ("x", " ")]
+        for count, (role, content) in enumerate(said, 1):
+            await memory.add_message(session, role, content)
+            (newest,) = await memory.get_history(session, 1)
+            found = await memory.get_session(session)
+            assert await memory.get_sessions() == [found]
+            assert found == {**created, "message_count": count, "updated_at": newest["created_at"]}
 
 
 def _message(message_id: str) -> Any:

@@ -1,4 +1,4 @@
-"""Clauses on metadata filters at any depth: types, spelling, nesting and numbers."""
+"""Clauses on metadata filters and values that look alike: of other types, in another spelling, of unusual types."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import UNUSUAL_MAPPINGS
-from flux_memory.testkit.contract.filters import DIGITS, NESTING, SPELLINGS, TYPES, Cases
+from flux_memory.testkit.contract.filters import SPELLINGS, TYPES, Cases
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 NEEDED: Final = Capability.SESSIONS | Capability.SESSION_METADATA | Capability.METADATA_FILTER
@@ -41,26 +41,6 @@ class FilteringContract(Binding):
 
     @clause(
         "FM-LST-017",
-        promise="A metadata filter matches level by level: an object does not match an array, an index is not a key, "
-        "and an empty object or array matches any of its kind.",
-        impact="A filter by a nested setting finds a session that has the value in another place.",
-        needs=NEEDED,
-    )
-    async def test_filter_by_nesting(self, store: StoreUnderTest) -> None:
-        await _finds(store.open(), NESTING)
-
-    @clause(
-        "FM-LST-018",
-        promise="A metadata filter compares numbers by their exact value at any depth, and at the limits of doubles "
-        "and of 64 bits.",
-        impact="A filter by a nested id finds the session with the next id.",
-        needs=NEEDED,
-    )
-    async def test_filter_by_digits(self, store: StoreUnderTest) -> None:
-        await _finds(store.open(), DIGITS)
-
-    @clause(
-        "FM-LST-019",
         promise="A metadata filter takes the same types as metadata: tuples, mappings and subclasses of `str`, `int` "
         "and `float`.",
         impact="A filter by an enum member finds nothing, although the session was created with it.",

@@ -8,10 +8,8 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import (
-    MAX_CONTENT_BYTES,
     MAX_FILTER_ELEMENTS,
     MAX_FILTER_VALUES,
-    MAX_ID_LENGTH,
     MAX_METADATA_BYTES,
     MAX_USER_ID_LENGTH,
     InvalidInputError,
@@ -25,8 +23,8 @@ from flux_memory.testkit.contract.corpus import NOT_TEXTS
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
-NOWHERE: Final = ("", "unknown", "x" * (MAX_ID_LENGTH + 1), "x" * 10_000, "nul\x00", "\ud800", "' OR '1'='1", "%")
-"""Ids of no session and no message; some are not even valid."""
+NOWHERE: Final = ("", "unknown", "x" * 10_000, "nul\x00", "\ud800", "' OR '1'='1", "%")
+"""Ids of no session and no message; some are not even valid, as are ids that are too long."""
 
 READS: Final[dict[str, Callable[[Memory, str, Any], Awaitable[Any]]]] = {
     "session_id of get_session": lambda memory, _, key: memory.get_session(key),
@@ -72,7 +70,8 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-001",
-        promise="A caller's id has 1 to 36 characters of any size in bytes; other lengths are rejected.",
+        promise="A caller's id has 1 to 36 characters of any size in bytes, or fewer if the binding says so; other "
+        "lengths are rejected.",
         impact="One engine truncates ids, and two sessions become one.",
         needs=Capability.BATCH
         | Capability.MESSAGE_IDS
@@ -83,12 +82,12 @@ class LimitsContract(Binding):
     async def test_ids_have_1_to_36_characters(self, store: StoreUnderTest) -> None:
         memory = store.open()
         for character in ("x", "\u20ac", "\U0001f44d"):
-            longest = character * MAX_ID_LENGTH
+            longest = character * store.max_id_length
             session = await memory.create_session(session_id=longest)
             message = await memory.add_message(session, "user", "", message_id=longest)
             assert (session, message) == (longest, longest)
             assert [row["id"] for row in await memory.get_history(longest)] == [longest]
-        for wrong in ("", "x" * (MAX_ID_LENGTH + 1), "\u20ac" * (MAX_ID_LENGTH + 1), "x" * 100_000):
+        for wrong in ("", "x" * (store.max_id_length + 1), "\u20ac" * (store.max_id_length + 1), "x" * 100_000):
             with pytest.raises(InvalidInputError, match="session_id"):
                 await memory.create_session(session_id=wrong)
             with pytest.raises(InvalidInputError, match="message_id"):
@@ -114,20 +113,23 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-003",
-        promise="Long text is returned complete: content of 17 MiB, a role and a title of more than a megabyte.",
+        promise="Long text is returned complete: content of 17 MiB, a role and a title of more than a megabyte; or as "
+        "much as the binding says.",
         impact="Long answers are cut off at the end.",
         needs=Capability.SESSIONS | Capability.TITLES,
     )
     async def test_long_content_is_not_cut(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        long = "0123456789abcdef\u20ac\n" * 60_000
+        line = "0123456789abcdef\u20ac\n"
+        long = line * min(60_000, store.max_content_bytes // len(line.encode()))
         session = await memory.create_session(long)
         created = await memory.get_session(session)
         await memory.update_session_title(session, "short")
         await memory.update_session_title(session, long[1:])
         updated = await memory.get_session(session)
         (listed,) = await memory.get_sessions()
-        longest = long * (MAX_CONTENT_BYTES // len(long.encode())) if store.thorough else long * 17
+        times = store.max_content_bytes // len(long.encode())
+        longest = long * (times if store.thorough else min(times, 17))
         await memory.add_message(session, long, longest)
         (message,) = await memory.get_history(session)
         assert created is not None
@@ -155,7 +157,7 @@ class LimitsContract(Binding):
         memory = store.open()
         session = await memory.create_session()
         # Below the limit in characters, above it in bytes.
-        too_much = "\u20ac" * (MAX_CONTENT_BYTES // 3 + 1)
+        too_much = "\u20ac" * (store.max_content_bytes // 3 + 1)
         with pytest.raises(InvalidInputError, match="content"):
             await memory.add_message(session, "user", too_much)
         with pytest.raises(InvalidInputError, match=r"messages\[0\]\.content"):
@@ -189,12 +191,14 @@ class LimitsContract(Binding):
         session = await memory.create_session(user_id="ann")
         await memory.add_message(session, "user", "text")
 
+        keys = (*NOWHERE, "x" * (store.max_id_length + 1))
+
         async def find(name: str, key: str) -> None:
             if (name, key) != ("user_id of get_sessions", ""):
                 assert not await READS[name](memory, session, key), f"{name}={key!r:.50} found something"
 
-        await together(find(name, key) for key in NOWHERE for name in READS)
-        assert await together(map(memory.get_session, NOWHERE)) == [None] * len(NOWHERE)
+        await together(find(name, key) for key in keys for name in READS)
+        assert await together(map(memory.get_session, keys)) == [None] * len(keys)
         assert await memory.count_sessions() == 1
         assert len(await memory.get_history(session)) == 1
 
@@ -219,7 +223,7 @@ class LimitsContract(Binding):
             with pytest.raises(InvalidInputError, match="title"):
                 await memory.update_session_title(key, "\x00")
 
-        await together(map(refuse, NOWHERE))
+        await together(map(refuse, (*NOWHERE, "x" * (store.max_id_length + 1))))
         assert await memory.get_sessions() == []
 
     @clause(
@@ -269,3 +273,49 @@ class LimitsContract(Binding):
             assert isinstance(answer, InvalidInputError), f"the filter was accepted: {name}"
             assert "metadata" in str(answer)
         assert await memory.count_sessions() == len(TOO_LARGE_FILTERS)
+
+    @clause(
+        "FM-LIM-020",
+        promise="Content of exactly the largest size is stored and returned complete: 64 MiB, or fewer bytes if the "
+        "binding says so.",
+        impact="A message that the limit allows is lost: the store refuses or cuts it.",
+    )
+    async def test_the_largest_content_is_stored(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        largest = "x" * store.max_content_bytes
+        await memory.add_message(session, "user", largest)
+        (message,) = await memory.get_history(session)
+        assert len(message["content"]) == len(largest)
+        # Compared outside the assert: pytest would spend minutes on showing the difference.
+        same = message["content"] == largest
+        assert same, "the content was changed"
+
+    @clause(
+        "FM-LIM-021",
+        promise="Content, a role or a title with one byte more is rejected, and nothing is stored.",
+        impact="A store that accepts less than its binding states cuts the text, or fails after the write.",
+        needs=Capability.SESSIONS | Capability.TITLES,
+    )
+    async def test_one_byte_more_is_refused(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session("title")
+        await memory.add_message(session, "user", "text")
+        before = await memory.get_sessions(), await memory.get_history(session)
+        too_large = _text_of(store.max_content_bytes + 1)
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "content": lambda: memory.add_message(session, "user", too_large),
+            "role": lambda: memory.add_message(session, too_large, "text"),
+            "title of create_session": lambda: memory.create_session(too_large),
+            "title of update_session_title": lambda: memory.update_session_title(session, too_large),
+        }
+        for name, call in calls.items():
+            (answer,) = await gather_outcomes(call())
+            assert isinstance(answer, InvalidInputError), f"{name} of {store.max_content_bytes + 1} bytes was accepted"
+            assert name.split()[0] in str(answer)
+        assert (await memory.get_sessions(), await memory.get_history(session)) == before
+
+
+def _text_of(size: int) -> str:
+    """Return a text of this size in bytes, which has fewer characters."""
+    return "x" * (size % 3) + "\u20ac" * (size // 3)

@@ -16,6 +16,7 @@ from flux_memory.testkit.contract.filters import ARRAYS, NUMBERS, OBJECTS, SCALA
 from flux_memory.testkit.contract.order import HUGE_COUNTS, NEGATIVE_COUNTS, NOT_COUNTS
 from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import SEPARATORS, StoreUnderTest, add_numbered
+from flux_memory.testkit.verdicts import unverified
 
 SESSIONS: Final = 120
 """More than a default page, and more than a store is likely to read at once."""
@@ -61,7 +62,7 @@ class ListingContract(Binding):
             await together(memory.create_session(session_id=session) for session in ids)
         rows = await memory.get_sessions()
         if len({row["updated_at"] for row in rows}) > 1:
-            pytest.skip(UNSET_CLOCK)
+            unverified(UNSET_CLOCK)
         assert {row["id"] for row in rows} == set(ids)
         for size in (1, 5, len(ids)):
             assert await _pages(memory, size, len(ids)) == rows

@@ -30,5 +30,5 @@ class ModelContract(Binding):
         if store.seed is not None:
             profile = replace(profile, seed=store.seed)
         store.seeds["model"] = profile.seed
-        if finding := explore(store.factory, profile, store.capabilities):
+        if finding := explore(store.factory, profile, store.capabilities, store.max_id_length):
             pytest.fail(f"{finding.sentence}\n\nto reproduce:\n\n{finding.code}", pytrace=False)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import pytest
-
 from flux_memory import Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.clock import UNSET_CLOCK, process_time_zone
 from flux_memory.testkit.contract.under_test import StoreUnderTest, another_handle, contents
+from flux_memory.testkit.verdicts import unverified
 
 RESOLUTION: Final = timedelta(seconds=1)
 """How coarse the times of a store may be."""
@@ -189,7 +188,7 @@ async def _add(memory: Memory, session: str, number: int, *, named: bool) -> Non
 def _require_clock(texts: Sequence[str], now: datetime) -> None:
     """Leave the clause unverified if times are those of the present, because the clock was not set."""
     if any(abs((datetime.fromisoformat(text) - now).total_seconds()) < NOW_SECONDS for text in texts):
-        pytest.skip(UNSET_CLOCK)
+        unverified(UNSET_CLOCK)
 
 
 def _check_times(texts: Sequence[str], moments: Sequence[datetime]) -> None:

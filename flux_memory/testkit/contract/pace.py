@@ -15,7 +15,7 @@ RESOLUTION_SECONDS: Final = 1.0
 """How coarse the times of a store may be."""
 _PAUSE_SECONDS: Final = 0.02
 """The pause between two changes while the clock has not moved on: a coarse clock costs few changes."""
-_FIRST_SECONDS: Final = 0.1
+_FIRST_SECONDS: Final = 0.25
 """How long the first calls on a handle take at most on a store for which the deadlines after an outage are made."""
 
 

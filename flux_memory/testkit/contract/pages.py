@@ -11,6 +11,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import METADATA, TEXTS, same
 from flux_memory.testkit.contract.lookalikes import TYPED_TEXTS
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
 
 ROUNDS: Final = 9
@@ -41,12 +42,15 @@ class PagesContract(Binding):
     async def test_pages_beside_other_sessions(self, store: StoreUnderTest) -> None:
         memory = store.open()
         sessions = [await memory.create_session() for _ in range(3)]
+
+        async def add(at: int, number: int) -> None:
+            # The same ids in each session, in different places.
+            name = str((number * (at + 1) + at) % ROUNDS if at < 2 else ROUNDS - number)
+            named: dict[str, Any] = {"message_id": name} if Capability.IDEMPOTENT_IDS in store.capabilities else {}
+            await memory.add_message(sessions[at], "user", f"{at} {number}", **named)
+
         for number in range(ROUNDS):
-            for at, session in enumerate(sessions):
-                # The same ids in each session, in different places.
-                name = str((number * (at + 1) + at) % ROUNDS if at < 2 else ROUNDS - number)
-                named: dict[str, Any] = {"message_id": name} if Capability.IDEMPOTENT_IDS in store.capabilities else {}
-                await memory.add_message(session, "user", f"{at} {number}", **named)
+            await together(add(at, number) for at in range(len(sessions)))
         for at, session in enumerate(sessions):
             said = [f"{at} {number}" for number in range(ROUNDS)]
             ids = [row["id"] for row in await memory.get_history(session)]
@@ -87,7 +91,8 @@ class PagesContract(Binding):
     )
     async def test_no_count_is_special(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for count in COUNTS if Capability.BATCH in store.capabilities else _COUNTS_ONE_BY_ONE:
+
+        async def read_all(count: int) -> None:
             session = await memory.create_session()
             numbers = [str(number) for number in range(count)]
             if Capability.BATCH in store.capabilities:
@@ -103,6 +108,10 @@ class PagesContract(Binding):
             if Capability.MESSAGE_IDS | Capability.CURSOR in store.capabilities:
                 page = await memory.get_history(session, count - 1, before=ids[-1])
                 assert len(page) == count - 1, f"{len(page)} of {count} messages before the last one"
+
+        await together(
+            read_all(count) for count in (COUNTS if Capability.BATCH in store.capabilities else _COUNTS_ONE_BY_ONE)
+        )
 
     @clause(
         "FM-LST-014",

@@ -15,6 +15,7 @@ import pytest
 from flux_memory import Memory
 from flux_memory.testkit.recorder import Transcript
 from flux_memory.testkit.timeouts import Timeouts
+from flux_memory.testkit.verdicts import unverified
 
 Tell = Callable[[object], None]
 Work = Callable[[Callable[[], Memory], Tell], Awaitable[None]]
@@ -36,7 +37,7 @@ class Child:
 
     def __init__(self, factory: Callable[[], Memory], work: Work, timeouts: Timeouts, clause_id: str) -> None:
         if "fork" not in multiprocessing.get_all_start_methods():
-            pytest.skip("unverified: this platform cannot fork")
+            unverified("this platform cannot fork")
         self._timeouts, self._clause_id = timeouts, clause_id
         context = multiprocessing.get_context("fork")
         self._connection, theirs = context.Pipe()

@@ -9,6 +9,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import FLOATS, INTEGERS, LARGE_METADATA, METADATA, random_doubles, same
 from flux_memory.testkit.contract.lookalikes import NOTATIONS
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 NUMBERS: dict[str, dict[str, Any]] = {
@@ -54,19 +55,21 @@ class SeparateMetadataContract(Binding):
     async def test_metadata_is_not_interpreted(self, store: StoreUnderTest) -> None:
         memory = store.open()
         fields = dict.fromkeys(("id", "role", "content", "title", "user_id", "metadata"), "of the metadata")
-        for name, metadata in {**NOTATIONS, "all fields": fields}.items():
-            session = await memory.create_session("t", metadata, user_id="u")
+
+        async def come_back(name: str, metadata: dict[str, Any]) -> None:
+            session = await memory.create_session("t", metadata, user_id=name)
             message_id = await memory.add_message(session, "user", "text", metadata)
             found = await memory.get_session(session)
-            (listed,) = await memory.get_sessions(user_id="u")
+            (listed,) = await memory.get_sessions(user_id=name)
             (message,) = await memory.get_history(session)
             assert found == listed
-            assert (listed["id"], listed["title"], listed["user_id"]) == (session, "t", "u")
+            assert (listed["id"], listed["title"], listed["user_id"]) == (session, "t", name)
             assert (message["role"], message["content"]) == ("user", "text")
             assert message["id"] == message_id or Capability.MESSAGE_IDS not in store.capabilities
             for row in (found, listed, message):
                 assert same(row["metadata"], metadata), f"metadata changed: {name}"
-            await memory.delete_session(session)
+
+        await together(come_back(*case) for case in {**NOTATIONS, "all fields": fields}.items())
 
     @clause(
         "FM-MET-020",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, NoReturn, TypeVar, cast
@@ -15,15 +15,18 @@ from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
+from flux_memory.testkit.contract.preflight import Preflight
 from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
 from flux_memory.testkit.timeouts import CLAUSE_SECONDS, BlockedError, Limit, Timeouts, limited, unblocked
+from flux_memory.testkit.verdicts import unverified
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
 ClockAt = Callable[[datetime], AbstractAsyncContextManager[None]]
 CorruptMessage = Callable[[str, str], Awaitable[None]]
+ReadRaw = Callable[[str, str], Awaitable[Mapping[str, Any] | None]]
 
 SEPARATORS: Final = (":", "/", "|", "#", "-", "_", ".", ",", " ", "\x1f")
 """Separators that stores put between the parts of a key, and that ids may contain."""
@@ -48,6 +51,7 @@ class StoreUnderTest:
         fresh_factory: The same for a store on which no handle has ever been opened.
         clock_at: A context that sets the time of writes to the given moment.
         corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
+        read_raw: Reads one stored message without the backend; takes its session's id and its own.
         outages: The ways in which the store can be unreachable.
         routes: The kit's proxies in front of the store's server.
         capabilities: What the backend claims.
@@ -56,6 +60,7 @@ class StoreUnderTest:
         thorough: Explore the model for ten minutes instead of seconds, and take the time that large amounts need.
         seed: The random seed of the model.
         timeouts: How long a call may take in this run.
+        preflight: The check of the binding before a clause; None for a store without a binding.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class StoreUnderTest:
         fresh_factory: Factory | None = None,
         clock_at: ClockAt = clock_of_this_process,
         corrupt_message: CorruptMessage | None = None,
+        read_raw: ReadRaw | None = None,
         outages: Sequence[Outage] = (),
         routes: Routes | None = None,
         capabilities: Capability = ALL,
@@ -73,6 +79,7 @@ class StoreUnderTest:
         thorough: bool = False,
         seed: int | None = None,
         timeouts: Timeouts | None = None,
+        preflight: Preflight | None = None,
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
@@ -94,11 +101,19 @@ class StoreUnderTest:
         self.left = ""
         """Why a clause is left to the thorough profile; empty if it is not."""
         self.transcript = Transcript()
+        self._preflight = preflight
         self._corrupt_message = corrupt_message
+        self._read_raw = read_raw
         self._outages = outages
         self._routes = routes
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
+
+    async def check_binding(self) -> None:
+        """Check that the binding gives an empty store that can be reached, unless it was checked often enough."""
+        __tracebackhide__ = True
+        if self._preflight is not None:
+            await self._preflight.check_store(self.factory, lists=Capability.SESSIONS in self.capabilities)
 
     def open(self) -> Memory:
         """Open another handle; it is closed when the clause ends."""
@@ -133,10 +148,7 @@ class StoreUnderTest:
         """
         found = [outage for outage in self._outages if lossy or not outage.loses_connections]
         if not found:
-            pytest.skip(
-                "unverified: override the fixture outages to make the store unreachable, "
-                "or remove OUTAGES from the claims"
-            )
+            unverified("override the fixture outages to make the store unreachable, or remove OUTAGES from the claims")
         return found
 
     @property
@@ -147,9 +159,9 @@ class StoreUnderTest:
     def add_route(self) -> Route:
         """Return another way to the store's server; without one, the clause is unverified."""
         if self._routes is None:
-            pytest.skip(
-                "unverified: override the fixture proxied_memory_factory to put a proxy in front of the server, "
-                "or remove NETWORKED from the claims"
+            unverified(
+                "override the fixture proxied_memory_factory to put a proxy in front of the server, or remove "
+                "NETWORKED from the claims"
             )
         return self._routes.add()
 
@@ -169,8 +181,17 @@ class StoreUnderTest:
     async def corrupt_message(self, session_id: str, message_id: str) -> None:
         """Make one stored message unreadable."""
         if self._corrupt_message is None:
-            pytest.skip("unverified: override the fixture corrupt_message to damage a row without the backend")
+            unverified("override the fixture corrupt_message to damage a row without the backend")
         await self._corrupt_message(session_id, message_id)
+
+    async def read_raw(self, session_id: str, message_id: str) -> Mapping[str, Any]:
+        """Return one message as it is stored, decoded; fail if the store does not have it."""
+        if self._read_raw is None:
+            unverified("override the fixture read_raw to read a message without the backend")
+        stored = await self._read_raw(session_id, message_id)
+        if stored is None:
+            pytest.fail(f"read_raw does not find the message {message_id!r}, which was acknowledged")
+        return stored
 
     def found(self, capability: Capability, outcome: str) -> bool:
         """Note the outcome for a capability: `works`, `refused`, `is not there`, or an error.

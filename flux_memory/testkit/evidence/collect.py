@@ -25,6 +25,7 @@ from flux_memory.testkit.evidence.properties import (
     CAPABILITY,
     CLAUSE,
     FACTS,
+    LIMITS,
     MUTANT,
     RESULT,
     SEED,
@@ -43,6 +44,11 @@ def presentable(text: str) -> str:
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
+def binding_of(nodeid: str) -> str:
+    """Return the node id of the class that a test belongs to."""
+    return nodeid.rpartition("::")[0]
+
+
 @dataclass(slots=True)
 class BackendOutcomes:
     """One backend's results so far."""
@@ -51,7 +57,10 @@ class BackendOutcomes:
     seconds: float = 0.0
     server: str | None = None
     version: str | None = None
+    limits: dict[str, int] = field(default_factory=dict)
     capabilities: dict[str, CapabilityEvidence] = field(default_factory=dict)
+    ran: set[tuple[str, str]] = field(default_factory=set)
+    """Each clause with a result, and the binding whose test gave it: several may have the same name of a backend."""
     around: dict[str, float] = field(default_factory=dict)
     """Seconds of setup and teardown, by test."""
 
@@ -68,6 +77,8 @@ class BackendOutcomes:
             self.around[report.nodeid] = report.duration
         elif report.when == "teardown" and report.nodeid in self.around:
             self.around[report.nodeid] += report.duration
+        if found is not None:
+            self.ran.add((binding_of(report.nodeid), clause_id))
         said = [result for result in (self.results.get(clause_id), found) if result is not None]
         if said:
             self.results[clause_id] = replace(worst(said), seconds=max(result.seconds for result in said))
@@ -106,6 +117,7 @@ class Collector:
         outcomes = self.backends.setdefault(said[BACKEND], BackendOutcomes())
         outcomes.server = said.get(SERVER, outcomes.server)
         outcomes.version = said.get(BACKEND_VERSION, outcomes.version)
+        outcomes.limits |= said.get(LIMITS, {})
         for each in _all(CAPABILITY, report):
             outcomes.capabilities[each["name"]] = CapabilityEvidence(**each)
         seconds = report.duration if report.when == "call" else 0.0
@@ -121,6 +133,7 @@ class Collector:
                 server=each.server,
                 seconds=round(each.seconds, 3),
                 isolation_seconds=None if each.isolation_seconds is None else round(each.isolation_seconds, 6),
+                limits=each.limits,
                 capabilities=[each.capabilities[key] for key in sorted(each.capabilities)],
             )
             for name, each in self.backends.items()

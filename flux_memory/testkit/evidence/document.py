@@ -12,9 +12,10 @@ FORMAT: Final = 1
 """The version of the JSON's structure. Added keys do not change it; readers ignore unknown keys."""
 FILE_NAME: Final = "contract.json"
 
-Outcome = Literal["held", "failed", "advisory", "unverified", "not claimed", "thorough only", "not run"]
-"""`advisory`: failed, but newer than the contract that the backend is held to. `not claimed`: the clause needs a
-capability that the backend does not claim. `thorough only`: the clause takes too long for the fast profile."""
+Outcome = Literal["held", "failed", "advisory", "unverified", "unverifiable", "not claimed", "thorough only", "not run"]
+"""`advisory`: failed, but newer than the contract that the backend is held to. `unverifiable`: unverified, as the
+binding declares. `not claimed`: the clause needs a capability that the backend does not claim. `thorough only`: the
+clause takes too long for the fast profile."""
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 T = TypeVar("T")
@@ -38,6 +39,8 @@ class Result:
     """The test's node id."""
     known: bool = False
     """Whether it failed as the binding declares by `known_failure`."""
+    fault: bool = False
+    """Whether it is unverified because the binding cannot be used, which is an error."""
 
     @property
     def holds(self) -> bool:
@@ -47,7 +50,7 @@ class Result:
     @property
     def fails_the_run(self) -> bool:
         """Whether the run must fail because of this result."""
-        return self.outcome == "failed" and not self.known
+        return (self.outcome == "failed" and not self.known) or self.fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,14 @@ class BackendEvidence:
     isolation_seconds: float | None = None
     """The median time of a clause's setup and teardown."""
     capabilities: list[CapabilityEvidence] = field(default_factory=list)
+    limits: dict[str, int] = field(default_factory=dict)
+    """The limits that the binding states and that are smaller than the library's, by name."""
+
+    @property
+    def about(self) -> str:
+        """The version, the server and the limits in one line; empty without any."""
+        limits = (f"{name} = {value}" for name, value in self.limits.items())
+        return ", ".join(filter(None, (self.version, self.server, *limits)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +149,8 @@ class Evidence:
 
 AGAINST: Final[tuple[Outcome, ...]] = ("failed", "unverified", "not run")
 """The outcomes that count against a backend, worst first."""
-NOT_ASKED: Final[tuple[Outcome, ...]] = ("thorough only", "not claimed")
-"""The outcomes of clauses that the run did not ask of a backend; they do not count."""
+NOT_ASKED: Final[tuple[Outcome, ...]] = ("thorough only", "unverifiable", "not claimed")
+"""The outcomes that count neither for a backend nor against it: the profile or the binding says so."""
 _WORST_FIRST: Final[tuple[Outcome, ...]] = (*AGAINST, "advisory", *NOT_ASKED, "held")
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from flux_memory.testkit.declarations import capabilities_of, why_known
+from flux_memory.testkit.declarations import capabilities_of, why_known, why_unverifiable
 from flux_memory.testkit.evidence.collect import presentable
 from flux_memory.testkit.evidence.document import NOT_ASKED, Outcome, Result
+from flux_memory.testkit.verdicts import BindingFault, Unverified
 from flux_memory.testkit.versions import is_binding
 
 if TYPE_CHECKING:
@@ -65,27 +66,31 @@ def has_other_xfail(item: pytest.Item) -> bool:
     return any(given is None or mark is not given.mark for mark in item.iter_markers("xfail"))
 
 
-def result_of(item: pytest.Item, call: pytest.CallInfo[None], reproduction: str) -> dict[str, Any] | None:
+def result_of(
+    item: pytest.Item, clause_id: str, call: pytest.CallInfo[None], reproduction: str
+) -> dict[str, Any] | None:
     """Return the fields of the phase's `Result`; None if it shows nothing yet.
 
     The result follows from what was raised and from the kit's own excuse, never from a report, which any plugin may
     change, nor from the text of a reason.
     """
     given = item.stash.get(EXCUSE, None)
+    declared = why_unverifiable(item, clause_id)
     raised = None if call.excinfo is None else call.excinfo.value
     if has_other_xfail(item) or isinstance(raised, pytest.xfail.Exception):
         return {"outcome": "failed", "reason": ONLY_KNOWN_FAILURE}
-    if isinstance(raised, _SKIPS):
-        if given is not None and given.outcome in NOT_ASKED:
-            return {"outcome": given.outcome, "reason": given.reason}
-        if (store := _store_of(item)) is not None and store.left:
-            return {"outcome": "thorough only", "reason": store.left}
-        return {"outcome": "unverified", "reason": presentable(str(raised).removeprefix("unverified: "))}
     if call.excinfo is None:
-        return _result_without_error(item, given) if call.when == "call" else None
-    result: dict[str, Any] = {"outcome": "failed", "reproduction": presentable(reproduction)}
+        return _result_without_error(item, given, declared) if call.when == "call" else None
+    if isinstance(raised, _SKIPS):
+        return _result_of_skip(item, raised, call.when, given, declared)
     reason = f"{call.excinfo.exconly():.{_REASON_CHARACTERS}}"
-    if given is not None and given.outcome == "advisory":
+    if isinstance(raised, BindingFault) or call.when == "setup":
+        why = raised.reason if isinstance(raised, BindingFault) else f"the clause could not be set up: {reason}"
+        return {"outcome": "unverified", "fault": True, "reason": presentable(why)}
+    result: dict[str, Any] = {"outcome": "failed", "reproduction": presentable(reproduction)}
+    if declared is not None:
+        reason = f"{reason} (the clause can be verified; remove its @unverifiable)"
+    elif given is not None and given.outcome == "advisory":
         result["outcome"] = "advisory"
         reason = f"{reason} ({given.reason})"
     elif given is not None and given.outcome == "failed":
@@ -94,10 +99,25 @@ def result_of(item: pytest.Item, call: pytest.CallInfo[None], reproduction: str)
     return {**result, "reason": presentable(reason)}
 
 
-def _result_without_error(item: pytest.Item, given: Excuse | None) -> dict[str, Any]:
+def _result_of_skip(
+    item: pytest.Item, raised: BaseException, when: str, given: Excuse | None, declared: str | None
+) -> dict[str, Any]:
+    if given is not None and given.outcome in NOT_ASKED:
+        return {"outcome": given.outcome, "reason": given.reason}
+    if (store := _store_of(item)) is not None and store.left:
+        return {"outcome": "thorough only", "reason": store.left}
+    # A fixture or a mark may skip for any reason; only the clause itself finds that it cannot be verified.
+    if declared is not None and when == "call" and isinstance(raised, Unverified):
+        return {"outcome": "unverifiable", "reason": presentable(declared)}
+    return {"outcome": "unverified", "reason": presentable(str(raised))}
+
+
+def _result_without_error(item: pytest.Item, given: Excuse | None, declared: str | None) -> dict[str, Any]:
     store = _store_of(item)
     if store is None or not store.finished:
         return {"outcome": "failed", "reason": "the clause did not run to its end, and no error was reported"}
+    if declared is not None:
+        return {"outcome": "failed", "reason": f"the clause can be verified; remove its @unverifiable ({declared})"}
     if given is not None and given.outcome == "failed":
         return {"outcome": "failed", "reason": f"the clause holds; remove its @known_failure ({given.reason})"}
     return {"outcome": "held"}

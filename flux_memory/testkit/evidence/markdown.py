@@ -18,6 +18,7 @@ from flux_memory.testkit.evidence.document import (
 )
 
 _SIGNS: Final = {"held": "✓", "failed": "✗ failed", "advisory": "! advisory", "unverified": "? unverified"}
+_WITHOUT_TIME: Final = {*NOT_ASKED, "not run"}
 # Reasons are arbitrary text; outside of code blocks they are escaped.
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
@@ -34,8 +35,8 @@ def _head(evidence: Evidence) -> str:
     lines = [f"# flux-memory contract {evidence.contract}{pinned}", ""]
     for backend in evidence.backends:
         text, _ = verdict(result for _, result in evidence.results_of(backend.name))
-        what = ", ".join(filter(None, (backend.version, backend.server)))
-        lines.append(f"- **{_plain(backend.name)}**: {text}" + (f" ({_plain(what)})" if what else ""))
+        what = f" ({_plain(backend.about)})" if backend.about else ""
+        lines.append(f"- **{_plain(backend.name)}**: {text}{what}")
     known = {**evidence.environment, **{f"seed of {name}": value for name, value in evidence.seeds.items()}}
     lines += ["", f"{evidence.started}, " + ", ".join(f"{_plain(name)} {_plain(text)}" for name, text in known.items())]
     return "\n".join(lines)
@@ -82,7 +83,7 @@ def _not_held(evidence: Evidence) -> Iterator[str]:
         (clause, name, result)
         for clause in evidence.clauses
         for name, result in clause.results.items()
-        if result.outcome in {"failed", "advisory", "unverified"}
+        if result.outcome in {"failed", "advisory", "unverified", "unverifiable"}
     ]
     if shown:
         yield "## Not held"
@@ -111,7 +112,7 @@ def _clauses(evidence: Evidence) -> Iterator[str]:
 
 
 def _sign(result: Result | None) -> str:
-    if result is None or result.outcome in {*NOT_ASKED, "not run"}:
+    if result is None or result.outcome in _WITHOUT_TIME:
         return "" if result is None else result.outcome
     return f"{_SIGNS[result.outcome]} {result.seconds * 1000:.0f} ms"
 

@@ -46,6 +46,7 @@ _SHOWN_AS: Final[dict[Outcome, str]] = {
     "failed": "Failed",
     "advisory": "Advisory",
     "unverified": "Unverified",
+    "unverifiable": "Unverifiable",
     "not claimed": "Not claimed",
     "thorough only": "Thorough only",
     "not run": "Not run",
@@ -96,14 +97,13 @@ def _card(evidence: Evidence, backend: BackendEvidence) -> str:
         for outcome in OUTCOMES
         if (count := evidence.count(backend.name, outcome))
     )
-    what = ", ".join(filter(None, (backend.version, backend.server)))
     spent = f"{backend.seconds:.1f} s"
     if backend.isolation_seconds is not None:
-        spent += f", isolation {backend.isolation_seconds * 1000:.1f} ms a clause"
+        spent += f"; setup and teardown of a clause: {backend.isolation_seconds * 1000:.1f} ms (median)"
     return (
         f'<section class="card {_class_of(tone)}">\n<h3>{escape(backend.name)}</h3>\n<strong>{escape(text)}</strong>\n'
         f'<div class="bar" aria-hidden="true">{bar}</div>\n'
-        + (f'<p class="quiet">{escape(what)}</p>\n' if what else "")
+        + (f'<p class="quiet">{escape(backend.about)}</p>\n' if backend.about else "")
         + f'<p class="quiet">{spent}</p>\n</section>\n'
     )
 

@@ -22,8 +22,12 @@ def write_table(terminal: pytest.TerminalReporter, evidence: Evidence) -> None:
     terminal.section(f"flux-memory contract {evidence.contract}{pinned}")
     _Table(terminal, evidence).write()
     for backend in evidence.backends:
+        faults = [result for _, result in evidence.results_of(backend.name) if result.fault]
+        if faults:
+            why = " ".join(faults[0].reason.split())
+            terminal.write_line(f"not checked: {len(faults)} clauses on {backend.name}: {why}", red=True)
         for clause, result in evidence.results_of(backend.name):
-            if result.outcome in {"failed", "advisory", "unverified"}:
+            if result.outcome in {"failed", "advisory", "unverified", "unverifiable"} and not result.fault:
                 # A failure's reason is printed above, so the line names its test.
                 why = result.test if result.outcome == "failed" else result.reason
                 why = result.reason if result.known else why
@@ -33,8 +37,8 @@ def write_table(terminal: pytest.TerminalReporter, evidence: Evidence) -> None:
             terminal.write_line(f"{_LEFT}, not run: {', '.join(left)} on {backend.name}: pass --flux-profile=thorough")
     terminal.write_line("")
     for backend in evidence.backends:
-        if what := ", ".join(filter(None, (backend.version, backend.server))):
-            terminal.write_line(f"{backend.name}: {what}")
+        if backend.about:
+            terminal.write_line(f"{backend.name}: {backend.about}")
     known = [f"{name} {evidence.environment[name]}" for name in _PACKAGES[:-1] if name in evidence.environment]
     terminal.write_line(", ".join([*known, evidence.environment["system"]]))
 

@@ -215,3 +215,50 @@ class WritesBackTheTitle(Sound):
     async def update_session_title(self, session_id: Any, title: Any) -> None:
         await super().update_session_title(session_id, title)
         self.__dict__.setdefault("titles", {})[session_id] = title
+
+
+@caught_by("FM-SES-017")
+class CountsUsersMessages(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        said = [one for one in await super().get_history(session_id) if one["role"] == "user"]
+        return row and {**row, "message_count": len(said)}
+
+
+@caught_by("FM-SES-017")
+class CountsTexts(Sound):
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        said = [one for one in await super().get_history(session_id) if one["content"]]
+        return row and {**row, "message_count": len(said)}
+
+
+@caught_by("FM-SES-017")
+class AnswersDoNotBump(Sound):
+    before: ClassVar[dict[str, str]] = {}
+
+    async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
+        row = await super().get_session(session_id)
+        if row is not None and role == "assistant":
+            self.before[session_id] = row["updated_at"]
+        return await super().add_message(session_id, role, *args, **kwargs)
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "updated_at": self.before.get(session_id, row["updated_at"])}
+
+
+@caught_by("FM-SES-017")
+class NamesItself(Sound):
+    """Takes the first message as the title of a session that has none."""
+
+    first: ClassVar[dict[str, str]] = {}
+
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        made = await super().add_message(session_id, role, content, *args, **kwargs)
+        self.first.setdefault(session_id, content)
+        return made
+
+    async def get_session(self, session_id: Any) -> Any:
+        row = await super().get_session(session_id)
+        return row and {**row, "title": row["title"] or self.first.get(session_id, "")}

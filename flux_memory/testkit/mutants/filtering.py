@@ -121,7 +121,7 @@ class FiltersFields(Sound):
         return [row for row in rows if values.contains({**row, **row["metadata"]}, metadata or {})]
 
 
-@caught_by("FM-LST-017")
+@caught_by("FM-LST-012")
 class LooksIntoArrays(_Filters):
     """Like a path of a document store, which leads through arrays."""
 
@@ -131,7 +131,7 @@ class LooksIntoArrays(_Filters):
         return any(self.contains(one, part, place) for one in whole)
 
 
-@caught_by("FM-LST-017")
+@caught_by("FM-LST-012")
 class IndexesAreKeys(_Filters):
     def is_equal(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
         if not isinstance(whole, list) or not isinstance(part, dict) or not part:
@@ -139,37 +139,37 @@ class IndexesAreKeys(_Filters):
         return self.contains({str(at): one for at, one in enumerate(whole)}, part, place)
 
 
-@caught_by("FM-LST-017")
+@caught_by("FM-LST-012")
 class EmptyMatchesAnything(_Filters):
     def is_equal(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
         return None in place and part == {}
 
 
-@caught_by("FM-LST-017")
+@caught_by("FM-LST-012")
 class EmptyMeansEmpty(_Filters):
     def contains(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
         return whole == part if part == [] and len(place) > 1 else super().contains(whole, part, place)
 
 
-@caught_by("FM-LST-018")
+@caught_by("FM-LST-010")
 class InnerNumbersAreDoubles(_Filters):
     def is_equal(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
         return len(place) > 1 and type(whole) is type(part) is int and float(whole) == float(part)
 
 
-@caught_by("FM-LST-018")
+@caught_by("FM-LST-010")
 class FractionsAreCut(_Filters):
     def is_equal(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
         return type(whole) is float and abs(whole) < 1e15 and type(part) is int and int(whole) == part
 
 
-@caught_by("FM-LST-018")
+@caught_by("FM-LST-010")
 class LargeDoublesDiffer(_Filters):
     def contains(self, whole: Any, part: Any, place: tuple[Any, ...]) -> bool:
         return not (type(part) is float and abs(part) > 1e300) and super().contains(whole, part, place)
 
 
-@caught_by("FM-LST-017")
+@caught_by("FM-LST-011")
 class InnerKeysAreAlternatives(_Filters):
     """Joins the conditions of an inner object with OR."""
 
@@ -179,14 +179,14 @@ class InnerKeysAreAlternatives(_Filters):
         return super().contains(whole, part, place)
 
 
-@caught_by("FM-LST-019")
+@caught_by("FM-LST-017")
 class TuplesMatchNothing(Sound):
     async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
         rows = await super().get_sessions(*args, metadata=metadata, **kwargs)
         return [] if any(isinstance(value, tuple) for value in (metadata or {}).values()) else rows
 
 
-@caught_by("FM-LST-019")
+@caught_by("FM-LST-017")
 class FiltersByDisplayText(Sound):
     async def get_sessions(self, *args: Any, metadata: Any = None, **kwargs: Any) -> Any:
         wanted = {key: str(item) if isinstance(item, str) else item for key, item in (metadata or {}).items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from flux_memory import (
+    MAX_CONTENT_BYTES,
     InvalidInputError,
     SessionNotFoundError,
 )
@@ -48,6 +49,26 @@ class CutsLongContent(_ChangesContent):
 class CutsContentAtTheLimit(_ChangesContent):
     def change(self, content: Any) -> Any:
         return content[: 16 * 1024 * 1024]
+
+
+@caught_by("FM-LIM-020")
+class TheLimitIsExclusive(Sound):
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        if (
+            isinstance(content, str)
+            and len(content) * 4 > MAX_CONTENT_BYTES
+            and len(content.encode()) >= MAX_CONTENT_BYTES
+        ):
+            raise InvalidInputError("content is too large")
+        return await super().add_message(session_id, role, content, *args, **kwargs)
+
+
+@caught_by("FM-LIM-021")
+class CutsTitlesToTheLimit(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        if isinstance(title, str) and len(title) * 4 > MAX_CONTENT_BYTES:
+            title = title.encode()[:MAX_CONTENT_BYTES].decode(errors="ignore")
+        await super().update_session_title(session_id, title)
 
 
 @caught_by("FM-LIM-001")

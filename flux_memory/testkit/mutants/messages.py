@@ -231,7 +231,7 @@ class RetriesOfChosenIdsOnly(Sound):
         return made
 
 
-@caught_by("FM-MSG-011")
+@caught_by("FM-MSG-005")
 class CopiesAreRetries(Sound):
     """Ignores a duplicate of a key that lacks the session."""
 
@@ -243,7 +243,7 @@ class CopiesAreRetries(Sound):
         return await super().add_message(session_id, role, content, *args, **kwargs)
 
 
-@caught_by("FM-MSG-011")
+@caught_by("FM-MSG-005")
 class IdsOfBatchesAreGlobal(Sound):
     used: ClassVar[dict[str, str]] = {}
 

@@ -77,25 +77,25 @@ class _ChangesRoles(Sound):
         return await super().add_messages(session_id, changed)
 
 
-@caught_by("FM-TXT-014")
+@caught_by("FM-TXT-003")
 class CorrectsRoles(_ChangesRoles):
     def change(self, role: Any) -> Any:
         return role.lower() if role.lower() in {"user", "assistant", "system", "tool"} else role
 
 
-@caught_by("FM-TXT-014")
+@caught_by("FM-TXT-003")
 class TranslatesRoles(_ChangesRoles):
     def change(self, role: Any) -> Any:
         return {"human": "user", "ai": "assistant"}.get(role, role)
 
 
-@caught_by("FM-TXT-014")
+@caught_by("FM-TXT-003")
 class HidesSystemPrompts(Sound):
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
         return [row for row in await super().get_history(*args, **kwargs) if row["role"] != "system"]
 
 
-@caught_by("FM-TXT-014")
+@caught_by("FM-TXT-003")
 class SystemPromptsFirst(Sound):
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
         return sorted(await super().get_history(*args, **kwargs), key=lambda row: row["role"] != "system")
@@ -116,31 +116,31 @@ class _FindsSimilar(Sound):
         return next((one for one in ids if _folded(one) == _folded(session_id)), session_id)
 
 
-@caught_by("FM-TXT-015")
+@caught_by("FM-TXT-014")
 class AddsToASimilarSession(_FindsSimilar):
     async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().add_message(await self._similar(session_id), *args, **kwargs)
 
 
-@caught_by("FM-TXT-015")
+@caught_by("FM-TXT-014")
 class ReadsASimilarSession(_FindsSimilar):
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().get_history(await self._similar(session_id), *args, **kwargs)
 
 
-@caught_by("FM-TXT-015")
+@caught_by("FM-TXT-014")
 class FindsASimilarSession(_FindsSimilar):
     async def get_session(self, session_id: Any) -> Any:
         return await super().get_session(await self._similar(session_id))
 
 
-@caught_by("FM-TXT-015")
+@caught_by("FM-TXT-014")
 class RenamesASimilarSession(_FindsSimilar):
     async def update_session_title(self, session_id: Any, title: Any) -> None:
         await super().update_session_title(await self._similar(session_id), title)
 
 
-@caught_by("FM-TXT-015")
+@caught_by("FM-TXT-014")
 class DeletesSimilarSessions(Sound):
     async def delete_session(self, session_id: Any) -> None:
         for row in await super().get_sessions(None):
@@ -148,7 +148,7 @@ class DeletesSimilarSessions(Sound):
                 await super().delete_session(row["id"])
 
 
-@caught_by("FM-TXT-015")
+@caught_by("FM-TXT-014")
 class DeletesByPrefix(Sound):
     async def delete_session(self, session_id: Any) -> None:
         for row in await super().get_sessions(None):

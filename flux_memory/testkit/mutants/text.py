@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from typing import Any
+from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.mutants.shared import _ChangesContent
@@ -103,3 +104,39 @@ class BumpsBeforeItChecks(Sound):
         if (row := await super().get_session(session_id)) is not None:
             await super().update_session_title(session_id, row["title"])
         return await super().add_message(session_id, *args, **kwargs)
+
+
+@caught_by("FM-TXT-030")
+class RemembersItsWords(Sound):
+    """Stores a text without the spaces at its ends, and restores them from a cache of the process."""
+
+    words: ClassVar[dict[str, Any]] = {}
+
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **kwargs: Any) -> Any:
+        stored = content.strip() if isinstance(content, str) else content
+        made = await super().add_message(session_id, role, stored, *args, **kwargs)
+        self.words[made] = content
+        return made
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        return [{**row, "content": self.words.get(row["id"], row["content"])} for row in rows]
+
+
+@caught_by("FM-TXT-031")
+class RemembersItsMetadata(Sound):
+    """Stores metadata as text, and returns the object from a cache of the process."""
+
+    objects: ClassVar[dict[str, Any]] = {}
+
+    async def add_message(
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        stored = {"json": json.dumps(metadata)} if metadata else metadata
+        made = await super().add_message(session_id, role, content, stored, *args, **kwargs)
+        self.objects[made] = metadata or {}
+        return made
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        return [{**row, "metadata": self.objects.get(row["id"], row["metadata"])} for row in rows]

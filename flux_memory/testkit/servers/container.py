@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - testcontainers is optional and slow to import
 from __future__ import annotations
 
+import re
 import secrets
 import socket
 import time
@@ -21,6 +22,8 @@ from flux_memory.testkit.servers.statements import Statements
 _OWNER_LABEL: Final = "flux-memory.owner"
 _ROLE: Final = "postgres"
 _PORT: Final = 5432
+_VERSION: Final = "{version}"
+_DEFAULT_VERSION: Final = "16"
 _MEMORY: Final = "/flux-memory"
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 _LOOPBACK: Final = {"localhost", "127.0.0.1", "::1"}
@@ -71,7 +74,8 @@ def _start(wishes: Wishes, mark: str) -> ContainerServer:
     from testcontainers.core.container import DockerContainer
 
     password = secrets.token_urlsafe(18)
-    container = DockerContainer(wishes.image).with_kwargs(labels={_OWNER_LABEL: mark})
+    image = _image_of(wishes)
+    container = DockerContainer(image).with_kwargs(labels={_OWNER_LABEL: mark})
     container.with_envs(POSTGRES_USER=_ROLE, POSTGRES_PASSWORD=password, POSTGRES_DB=_ROLE)
     if not wishes.durable:
         container.with_env("PGDATA", f"{_MEMORY}/data").with_env("POSTGRES_INITDB_ARGS", "--no-sync")
@@ -85,18 +89,32 @@ def _start(wishes: Wishes, mark: str) -> ContainerServer:
         host = "127.0.0.1" if loopback else container.get_container_host_ip()
         dsn = f"postgresql://{_ROLE}:{password}@{host}:{container.get_exposed_port(_PORT)}/{_ROLE}"
         _wait_until_ready(container, dsn)
-        return ContainerServer(dsn, f"Docker, {wishes.image}", container.get_container_id())
+        return ContainerServer(dsn, f"Docker, {image}", container.get_container_id())
     except BaseException as error:
         with suppress(Exception):
             container.stop()
         if isinstance(error, ServerUnavailable) or not isinstance(error, Exception):
             raise
         raise ServerUnavailable(
-            f"the image {wishes.image} cannot be run: {_short(error)}; pull or build it, or name another with "
+            f"the image {image} cannot be run: {_short(error)}; pull or build it, or name another with "
             "--flux-postgres-image"
         ) from error
     finally:
         container.get_docker_client().client.close()
+
+
+def _image_of(wishes: Wishes) -> str:
+    """Return the image of the wanted version."""
+    if _VERSION in wishes.image:
+        return wishes.image.replace(_VERSION, wishes.version or _DEFAULT_VERSION)
+    if wishes.version is None:
+        return wishes.image
+    repository, colon, tag = wishes.image.rpartition(":")
+    if not colon or not (number := re.match(r"\d+(\.\d+)*(?=-|$)", tag)):
+        raise ServerUnavailable(
+            f"the tag of the image {wishes.image} does not begin with a version; write {_VERSION} in its place"
+        )
+    return f"{repository}:{wishes.version}{tag[number.end() :]}"
 
 
 def _publishes_on_loopback(client: Any) -> bool:

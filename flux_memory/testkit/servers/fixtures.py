@@ -1,44 +1,49 @@
-"""The pytest side of the throwaway PostgreSQL: DSN fixtures, the run's header, logs of failed tests."""
+"""The fixtures of the throwaway PostgreSQL: the server, databases on it, and transactions that are rolled back."""
 
 # ruff: noqa: PLC0415 - every pytest run imports this module, so heavy imports wait until a test needs them
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Generator, Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from flux_memory.testkit.servers.runs import runs_of
+
 if TYPE_CHECKING:
-    from flux_memory.testkit.servers.run import PostgresRun
+    from flux_memory.testkit.servers.database import PostgresDatabase
+    from flux_memory.testkit.servers.factory import DatabaseFactory
+    from flux_memory.testkit.servers.rollback import Rollback
     from flux_memory.testkit.servers.server import Server
 
-_SERVER_FIXTURE: Final = "flux_postgres_server"
-_DATABASE_FIXTURES: Final = ("flux_postgres_dsn", "flux_postgres_clean_dsn", "flux_empty_database")
-_FROM_CONTROLLER: Final = "flux_postgres"
-_IDENTITY: Final = pytest.StashKey[tuple[int, str]]()
-"""The pid of the process that owns the run, and the run's name."""
-_LOG_LINES: Final = 40
-_CHOICES: Final = ("auto", "docker", "local", "off")
-_DSNS: Final = ("postgresql://", "postgres://")
 _DSN_VARIABLE: Final = "FLUX_MEMORY_TEST_DSN"
 
 
 @pytest.fixture(scope="session")
-def flux_postgres_server(request: pytest.FixtureRequest) -> Server:
+def flux_postgres_version(request: pytest.FixtureRequest) -> str | None:
+    """The major version of the test's server, such as "16"; None if the run wants no certain version."""
+    version: str | None = getattr(request, "param", runs_of(request.config).versions[0])
+    return version
+
+
+@pytest.fixture(scope="session")
+def flux_postgres_server(request: pytest.FixtureRequest, flux_postgres_version: str | None) -> Server:
     """The run's PostgreSQL, shared by all xdist workers.
 
-    If there is none, the test fails if a server is required or was named; otherwise it is skipped.
+    If there is none, the test fails if a server is required or was named, or if a version is wanted in CI; otherwise it
+    is skipped.
     """
     from flux_memory.testkit.servers.running import ServerUnavailable
 
     try:
-        return _run_of(request.config).server()
+        return runs_of(request.config).of(flux_postgres_version).server()
     except ServerUnavailable as error:
-        reason = f"no PostgreSQL: {error}"
-    if request.config.option.flux_postgres_required or _is_named(request.config):
+        name = f"PostgreSQL {flux_postgres_version}" if flux_postgres_version else "PostgreSQL"
+        reason = f"no {name}: {error}"
+    wanted_in_ci = flux_postgres_version is not None and bool(os.environ.get("CI"))
+    if request.config.option.flux_postgres_required or _is_named(request.config) or wanted_in_ci:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
@@ -50,6 +55,38 @@ def _is_named(config: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session")
+def flux_postgres(flux_postgres_server: Server) -> Server:
+    """The run's PostgreSQL server: `.dsn`, its parts, `.version`, and `.database()` for databases of any scope."""
+    return flux_postgres_server
+
+
+@pytest.fixture
+def flux_postgres_database(request: pytest.FixtureRequest, flux_postgres_server: Server) -> Iterator[DatabaseFactory]:
+    """A function that creates databases, as `flux_postgres.database()` does; they are dropped after the test."""
+    from flux_memory.testkit.servers.factory import DatabaseFactory
+
+    databases = DatabaseFactory(flux_postgres_server, request.config.rootpath)
+    yield databases
+    databases.drop()
+
+
+@pytest.fixture(scope="session")
+def flux_postgres_rollback_database(flux_postgres_server: Server) -> PostgresDatabase:
+    """The database of `flux_postgres_rollback`. Override it to create tables: `flux_postgres.database(init=...)`."""
+    return flux_postgres_server.database()
+
+
+@pytest.fixture
+def flux_postgres_rollback(flux_postgres_rollback_database: PostgresDatabase) -> Iterator[Rollback]:
+    """Connections and sessions whose changes are rolled back after the test, also if the tested code commits."""
+    from flux_memory.testkit.servers.rollback import Rollback
+
+    rollback = Rollback(flux_postgres_rollback_database)
+    yield rollback
+    rollback.close()
+
+
+@pytest.fixture(scope="session")
 def flux_postgres_dsn(flux_postgres_server: Server) -> Iterator[str]:
     """A database of this worker; tests see what earlier tests left there."""
     dsn = flux_postgres_server.create_database()
@@ -58,150 +95,27 @@ def flux_postgres_dsn(flux_postgres_server: Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def flux_postgres_clean_dsn(flux_postgres_server: Server, flux_postgres_dsn: str) -> str:
-    """This worker's database without sessions. The tables stay, which makes this the fastest isolation."""
+def flux_memory_postgres_dsn(flux_postgres_server: Server, flux_postgres_dsn: str) -> str:
+    """This worker's database, with flux-memory's tables emptied of sessions. The fastest isolation for memories."""
     flux_postgres_server.empty_database(flux_postgres_dsn)
     return flux_postgres_dsn
 
 
 @pytest.fixture
+def flux_postgres_clean_dsn(flux_memory_postgres_dsn: str) -> str:
+    """The former name of `flux_memory_postgres_dsn`."""
+    warnings.warn(
+        pytest.PytestDeprecationWarning(
+            "the fixture flux_postgres_clean_dsn is deprecated: use flux_memory_postgres_dsn, which is the same"
+        ),
+        stacklevel=2,
+    )
+    return flux_memory_postgres_dsn
+
+
+@pytest.fixture
 def flux_empty_database(flux_postgres_server: Server) -> Iterator[str]:
-    """A new database without tables, dropped after the test."""
+    """The DSN of a new database without tables, dropped after the test."""
     dsn = flux_postgres_server.create_database()
     yield dsn
     flux_postgres_server.drop_database(dsn)
-
-
-_RUN: Final = pytest.StashKey["PostgresRun"]()
-_ANNOUNCED: Final = pytest.StashKey[bool]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Reject an unknown choice, and agree with the workers on the run's name."""
-    choice: str = config.option.flux_postgres
-    if choice not in _CHOICES and not choice.startswith(_DSNS):
-        # A malformed DSN may contain a password.
-        said = repr(choice) if choice.isalnum() else "the value"
-        raise pytest.UsageError(
-            f"--flux-postgres: {said} is not one of {', '.join(_CHOICES)} or a DSN, postgresql://user:password@host/database"
-        )
-    config.stash[_IDENTITY] = getattr(config, "workerinput", {}).get(_FROM_CONTROLLER) or (
-        os.getpid(),
-        os.urandom(4).hex(),
-    )
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Pass the controller's run to an xdist worker."""
-    node.workerinput[_FROM_CONTROLLER] = list(node.config.stash[_IDENTITY])
-
-
-def _run_of(config: pytest.Config) -> PostgresRun:
-    if _RUN not in config.stash:
-        from flux_memory.testkit.servers.run import PostgresRun
-
-        option = config.option
-        config.stash[_RUN] = PostgresRun(*config.stash[_IDENTITY], option.flux_postgres, option.flux_postgres_image)
-    return config.stash[_RUN]
-
-
-def _run_in_use(config: pytest.Config) -> PostgresRun | None:
-    """Return the run if any of its processes requested the server; cheap if none has."""
-    from flux_memory.testkit.servers.directories import named_directory
-    from flux_memory.testkit.servers.ownership import mark_of
-
-    if _IDENTITY not in config.stash:
-        return None
-    owner, name = config.stash[_IDENTITY]
-    try:
-        return _run_of(config) if named_directory(mark_of(owner), name).exists() else None
-    except OSError:
-        # Where there is no directory for temporary files, no process has started a server.
-        return None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the server before the first test, so that the run's header can name it."""
-    if session.config.option.collectonly:
-        return
-    if any(_SERVER_FIXTURE in getattr(item, "fixturenames", ()) for item in session.items):
-        from flux_memory.testkit.servers.running import ServerUnavailable
-
-        # The fixture raises it again and decides whether to skip or fail.
-        with suppress(ServerUnavailable):
-            _run_of(session.config).server()
-
-
-def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """Name the server in the run's header."""
-    return _announcement(config)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_node_collection_finished(node: Any) -> None:
-    """Name the server under xdist: the controller collects nothing, and the first ready worker started the server."""
-    reporter = node.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and reporter.verbosity >= 0:
-        for line in _announcement(node.config):
-            reporter.ensure_newline()
-            reporter.write_line(line)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name a server that `getfixturevalue` started late."""
-    for line in _announcement(config):
-        terminalreporter.write_line(line)
-
-
-def _announcement(config: pytest.Config) -> list[str]:
-    if config.stash.get(_ANNOUNCED, False) or (run := _run_in_use(config)) is None:
-        return []
-    report = run.report()
-    config.stash[_ANNOUNCED] = report is not None
-    return [f"flux-memory: PostgreSQL: {report}"] if report else []
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Hide the shell's `PG*` variables from a test that uses the run's own server: drivers would apply them to it."""
-    with pytest.MonkeyPatch.context() as environment:
-        if _SERVER_FIXTURE in getattr(item, "fixturenames", ()) and _run_of(item.config).has_own_server:
-            for name in [name for name in os.environ if name.startswith("PG")]:
-                environment.delenv(name)
-        return (yield)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the end of the server's log to the report of a failed test that used it, and keep the test's database."""
-    report = yield
-    if report.failed and _SERVER_FIXTURE in getattr(item, "fixturenames", ()):
-        if report.when == "call" and item.config.option.flux_keep_databases:
-            report.sections.append(("PostgreSQL databases kept", "\n".join(_keep_databases(item))))
-        if tail := _run_of(item.config).log_tail(_LOG_LINES):
-            report.sections.append((f"PostgreSQL server log, last {_LOG_LINES} lines", tail))
-    return report
-
-
-def _keep_databases(item: pytest.Item) -> Iterator[str]:
-    """Yield the DSNs of the kept copies of a failed test's databases."""
-    values: dict[str, Any] = getattr(item, "funcargs", {})
-    for dsn in sorted({str(values[name]) for name in _DATABASE_FIXTURES if name in values}):
-        try:
-            yield _run_of(item.config).keep(dsn)
-        except Exception as error:  # noqa: BLE001 - a test's report does not fail with its server
-            yield f"none: {error}"
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Release the server; the controller stops it, even if a killed worker started it."""
-    if (run := _run_in_use(config)) is not None:
-        run.close()
-        if config.stash[_IDENTITY][0] == os.getpid():
-            try:
-                run.stop()
-            except Exception as error:  # noqa: BLE001 - the results of the run stand; the next run removes the server
-                sys.stderr.write(f"flux-memory: PostgreSQL could not be stopped: {error}\n")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -22,9 +24,11 @@ from flux_memory.testkit.servers.binaries import (
     server_account,
     within_reach,
 )
+from flux_memory.testkit.servers.cluster_cache import ClusterArchive, archive_of
 from flux_memory.testkit.servers.directories import new_directory, record_process, remove_directory
 from flux_memory.testkit.servers.ownership import is_running
-from flux_memory.testkit.servers.running import ServerUnavailable, Wishes
+from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, unavailable_if_failing
+from flux_memory.testkit.servers.statements import Statements
 
 _ROLE: Final = "postgres"
 _START_SECONDS: Final = 60.0
@@ -36,6 +40,10 @@ _ENVIRONMENT: Final = {
     # Without it, initdb compares this machine's clock with every time zone.
     "TZ": "UTC",
 }
+_INITDB_OPTIONS: Final = (
+    *("--no-sync", f"--username={_ROLE}", "--pwfile=/dev/stdin"),
+    *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"),
+)
 # initdb may read its standard input only through a pipe that its own user has made.
 _THROUGH_PIPE: Final = 'cat | "$0" "$@"'
 # The shell exits immediately, so the server is not our child: the process that started it may end first.
@@ -92,9 +100,22 @@ class _Layout:
 
 
 def start(wishes: Wishes, mark: str) -> LocalServer:
-    """Create a cluster and start it."""
-    found = find_binaries()
+    """Create a cluster, from the cache if it has one of these programs, and start it."""
+    found = find_binaries(wishes.version)
     account = server_account()
+    archive = archive_of(found.directory, list(_INITDB_OPTIONS))
+    if archive is not None and archive.path.exists():
+        try:
+            return _start(found, account, wishes, mark, partial(_unpack, archive))
+        except (ServerUnavailable, OSError):
+            # The archive may be damaged. If the settings are wrong, the new cluster does not start either.
+            archive.discard()
+    return _start(found, account, wishes, mark, partial(_initialise, archive))
+
+
+def _start(
+    found: Binaries, account: Account, wishes: Wishes, mark: str, create: Callable[[Binaries, Account, _Layout], str]
+) -> LocalServer:
     reachable = within_reach(found, account)
     top = new_directory(mark, in_memory=not wishes.durable, executable=not reachable)
     layout = _Layout(top)
@@ -105,14 +126,15 @@ def start(wishes: Wishes, mark: str) -> LocalServer:
         if account.is_other:
             os.chown(layout.home, account.user, account.group)
         binaries = found if reachable else copy_within_reach(found, top / "programs")
-        password = secrets.token_urlsafe(18)
-        _initialise(binaries, account, layout, password)
+        first_password = create(binaries, account, layout)
         port, pid = _launch(binaries, account, layout, wishes)
+        password = secrets.token_urlsafe(18)
+        _change_password(port, first_password, password)
     except BaseException:
         remove_directory(top)
         raise
     return LocalServer(
-        dsn=f"postgresql://{_ROLE}:{password}@127.0.0.1:{port}/postgres",
+        dsn=_dsn(port, password),
         socket_dsn=f"postgresql://{_ROLE}:{password}@/postgres?host={quote(str(layout.home))}&port={port}",
         origin=f"local binaries, {binaries.origin}",
         directory=str(top),
@@ -120,13 +142,44 @@ def start(wishes: Wishes, mark: str) -> LocalServer:
     )
 
 
-def _initialise(binaries: Binaries, account: Account, layout: _Layout, password: str) -> None:
-    command = ["/bin/sh", "-c", _THROUGH_PIPE, str(binaries.directory / "initdb"), "--no-sync"]
-    command += [f"--pgdata={layout.data}", f"--username={_ROLE}", "--pwfile=/dev/stdin"]
-    command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
-    done = run_as(account, command, _ENVIRONMENT, input=f"{password}\n")
+def _unpack(archive: ClusterArchive, _binaries: Binaries, account: Account, layout: _Layout) -> str:
+    """Unpack the archive's cluster, and return the password of its role."""
+    opened = archive.open()
+    if opened is None:
+        raise ServerUnavailable(f"{archive.path} cannot be read, or another user can write it")
+    file, password = opened
+    with file:
+        done = run_as(account, ["tar", "-xf", "-", "-C", str(layout.home)], _ENVIRONMENT, input=file)
+    if done.returncode != 0:
+        raise ServerUnavailable(f"{archive.path} cannot be unpacked: {done.stdout.strip()[-500:]}")
+    return password
+
+
+def _initialise(archive: ClusterArchive | None, binaries: Binaries, account: Account, layout: _Layout) -> str:
+    """Create a cluster, keep a copy in the archive if there is one, and return the password of its role."""
+    password = secrets.token_urlsafe(18)
+    command = ["/bin/sh", "-c", _THROUGH_PIPE, str(binaries.directory / "initdb"), f"--pgdata={layout.data}"]
+    done = run_as(account, [*command, *_INITDB_OPTIONS], _ENVIRONMENT, input=f"{password}\n")
     if done.returncode != 0:
         raise ServerUnavailable(f"initdb of {binaries.origin} failed: {done.stdout.strip()[-500:]}")
+    if archive is not None:
+        # A disk that is full or read-only costs the next run a second.
+        with suppress(OSError), archive.rewrite(password) as file:
+            command = ["tar", "-cf", "-", "-C", str(layout.home), layout.data.name]
+            packed = run_as(account, command, _ENVIRONMENT, output=file.fileno(), errors=subprocess.DEVNULL)
+            if packed.returncode != 0:
+                raise OSError(f"tar failed with {packed.returncode}")
+    return password
+
+
+def _change_password(port: int, old: str, new: str) -> None:
+    """Give the role a password of this server's own: all clusters from one archive begin with the same one."""
+    with unavailable_if_failing("the server does not answer"), closing(Statements(own_server=True)) as statements:
+        statements.execute(_dsn(port, old), f"ALTER ROLE {_ROLE} PASSWORD '{new}'")
+
+
+def _dsn(port: int, password: str) -> str:
+    return f"postgresql://{_ROLE}:{password}@127.0.0.1:{port}/postgres"
 
 
 def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishes) -> tuple[int, int]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from flux_memory.testkit.servers.choice import default_image, launch
-from flux_memory.testkit.servers.directories import named_directory
-from flux_memory.testkit.servers.ownership import mark_of
+from flux_memory.testkit.servers.choice import launch
+from flux_memory.testkit.servers.run_identity import RunIdentity
 from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, describe, unavailable_if_failing
 from flux_memory.testkit.servers.server import Server
 from flux_memory.testkit.servers.sharing import SharedServer
@@ -15,36 +14,33 @@ from flux_memory.testkit.servers.sharing import SharedServer
 class PostgresRun:
     """The run's server. It starts when the first process of the run requests it."""
 
-    def __init__(self, owner: int, name: str, choice: str, image: str | None) -> None:
+    def __init__(self, identity: RunIdentity, choice: str, wishes: Wishes) -> None:
         """Prepare the run without starting a server.
 
         Args:
-            owner: The pid of the controller, which stops the server.
-            name: The run's name, the same in all its processes.
+            identity: The run, the same in all its processes.
             choice: The value of `--flux-postgres`.
-            image: The value of `--flux-postgres-image`.
+            wishes: How to start the server.
         """
-        self._mark = mark_of(owner)
-        self._name = name
+        self._identity = identity
         self._choice = choice
-        self._image = image
+        self._wishes = wishes
         self._server: Server | None = None
         self._unavailable: ServerUnavailable | None = None
 
     @cached_property
     def _agreement(self) -> SharedServer:
-        return SharedServer(named_directory(self._mark, self._name))
+        return SharedServer(self._identity.directory(self._wishes.version))
 
     def server(self) -> Server:
         """Return the run's server; start it if necessary."""
         if self._unavailable is not None:
             raise self._unavailable
         if self._server is None:
-            wishes = Wishes(self._image or default_image())
             try:
                 with unavailable_if_failing("the run's processes cannot share a server"):
-                    started = self._agreement.attach(lambda: launch(self._choice, wishes, self._mark))
-                self._server = Server(started)
+                    started = self._agreement.attach(lambda: launch(self._choice, self._wishes, self._identity.mark))
+                self._server = Server(started, run=self._identity.secret)
             except ServerUnavailable as error:
                 self._unavailable = error
                 raise

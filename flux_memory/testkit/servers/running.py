@@ -48,6 +48,8 @@ class Wishes:
     """True: on a disk with PostgreSQL's default durability, as benchmarks need. False: as fast as possible."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Additional settings of `postgresql.conf`."""
+    version: str | None = None
+    """The major version, such as "16"; None for any."""
 
     def configuration(self) -> dict[str, str]:
         """Return all settings of the server, for every provider."""

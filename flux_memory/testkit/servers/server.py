@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
 from flux_memory.masking import mask_dsn
-from flux_memory.testkit.servers.databases import Databases, database_of, with_database
+from flux_memory.testkit.servers.database import PostgresDatabase
+from flux_memory.testkit.servers.databases import Databases
+from flux_memory.testkit.servers.dsns import database_of, with_database
+from flux_memory.testkit.servers.recipe import Recipe, Step
 from flux_memory.testkit.servers.running import Started, unavailable_if_failing
 
 
 class Server:
     """A PostgreSQL to test against. All methods are synchronous and independent of the caller's event loop."""
 
-    def __init__(self, started: Started) -> None:
+    def __init__(self, started: Started, *, run: str | None = None) -> None:
         self._started = started
         self._running = started.running
+        self._maintenance = PostgresDatabase(started.running.dsn)
         with unavailable_if_failing(f"{started.running.origin} does not answer"):
-            self._databases = Databases(started.running.dsn, own_server=started.running.is_own)
+            self._databases = Databases(
+                started.running.dsn, own_server=started.running.is_own, run=run or secrets.token_hex(16)
+            )
 
     @property
     def dsn(self) -> str:
         """The maintenance database, as a role that may create databases. Do not create tables in it."""
         return self._running.dsn
+
+    @property
+    def host(self) -> str:
+        """The host of `dsn`."""
+        return self._maintenance.host
+
+    @property
+    def port(self) -> int:
+        """The port of `dsn`."""
+        return self._maintenance.port
+
+    @property
+    def user(self) -> str:
+        """The role of `dsn`."""
+        return self._maintenance.user
+
+    @property
+    def password(self) -> str:
+        """The password of `dsn`."""
+        return self._maintenance.password
+
+    @property
+    def dbname(self) -> str:
+        """The name of the maintenance database."""
+        return self._maintenance.dbname
 
     @property
     def socket_dsn(self) -> str | None:
@@ -46,13 +81,50 @@ class Server:
         """Why `auto` skipped the providers that it prefers."""
         return self._started.passed_over
 
+    def database(
+        self,
+        *,
+        init: Iterable[Step] | Step = (),
+        template: str | None = None,
+        owner: str | bool | None = None,
+        locale: str | None = None,
+        extensions: Iterable[str] = (),
+        directory: Path | None = None,
+    ) -> PostgresDatabase:
+        """Create a database. The steps and extensions run once for the run; each database is a copy of their result.
+
+        Args:
+            init: The steps that fill it, in order: SQL; the path of a file with SQL; or a function that takes the DSN,
+                such as one that runs migrations. The owner runs them.
+            template: An existing database of the server to start from. By default, an empty one.
+            owner: An unprivileged role that owns the database and is in its DSN: a name, or True for a name of this
+                run's own. It is created if necessary. By default, the server's own role.
+            locale: The locale of the database, such as "C.UTF-8". By default, the template's.
+            extensions: Names of extensions to create, as the server's own role.
+            directory: Relative paths in `init` start here; by default, in the working directory.
+
+        Raises:
+            DatabaseInitError: A step failed; the message names it.
+            ValueError: The server has a role of the owner's name that is not of this run.
+        """
+        role = self._databases.own_role if owner is True else owner or None
+        recipe = Recipe.of(
+            init,
+            template=template,
+            owner=role,
+            locale=locale,
+            extensions=extensions,
+            directory=directory or Path.cwd(),
+        )
+        return PostgresDatabase(self._databases.create(recipe))
+
     def create_database(self) -> str:
         """Create an empty database and return its DSN. It is dropped when the server is released at the latest."""
         return self._databases.create()
 
-    def drop_database(self, dsn: str) -> None:
-        """Drop a database made by `create_database`, ending all connections to it."""
-        self._databases.drop(dsn)
+    def drop_database(self, dsn: str | PostgresDatabase) -> None:
+        """Drop a database made by `create_database` or `database`, ending all connections to it."""
+        self._databases.drop(str(dsn))
 
     def keep_database(self, dsn: str) -> str:
         """Copy a database made by `create_database` for later inspection; return the copy's DSN.

@@ -52,6 +52,16 @@ class Statements:
         """Run one or more statements without parameters."""
         self._run(self._call(dsn, "execute", statement))
 
+    def run_script(self, dsn: str, script: str, seconds: float) -> None:
+        """Run statements on a connection of their own, once: settings of the session end with them.
+
+        Args:
+            dsn: The database.
+            script: The statements.
+            seconds: The time limit.
+        """
+        self._run(self._run_script(dsn, script, seconds))
+
     def fetch_value(self, dsn: str, query: str, *arguments: object) -> Any:
         """Return the first value of the first row."""
         return self._run(self._call(dsn, "fetchval", query, *arguments))
@@ -98,6 +108,13 @@ class Statements:
             return await getattr(await self._connection(dsn), method)(*arguments, timeout=_STATEMENT_SECONDS)
         except _LOST as error:
             raise NotAnswered(f"the connection was lost twice: {error}") from error
+
+    async def _run_script(self, dsn: str, script: str, seconds: float) -> None:
+        connection = await _connect(dsn, _taken_from(dsn) if self._own_server else {})
+        try:
+            await connection.execute(script, timeout=seconds)
+        finally:
+            connection.terminate()
 
     async def _forget(self, dsn: str) -> None:
         connection = self._connections.pop(dsn, None)

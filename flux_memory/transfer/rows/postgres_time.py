@@ -56,4 +56,4 @@ def time_text(value: int) -> str:
     Raises:
         OverflowError: The time lies outside the years 1 to 9999.
     """
-    return timestamps.utc_text(_EPOCH + timedelta(microseconds=value))
+    return timestamps.format_time(_EPOCH + timedelta(microseconds=value))

@@ -11,7 +11,7 @@ from typing import Final
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from flux_memory import Memory
+from flux_memory import MAX_ID_LENGTH, Memory
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.contract.model.findings import EnoughError, Finding, Findings
 from flux_memory.testkit.contract.model.reduction import reduced
@@ -45,18 +45,26 @@ def thorough() -> Profile:
     return Profile(examples=150, steps=40, seconds=600.0, seed=seed, most_seconds=600.0)
 
 
-def explore(factory: Callable[[], Memory], profile: Profile = FAST, claims: Capability = ALL) -> Finding | None:
+def explore(
+    factory: Callable[[], Memory],
+    profile: Profile = FAST,
+    claims: Capability = ALL,
+    longest_id: int = MAX_ID_LENGTH,
+) -> Finding | None:
     """Explore a store, and return the shortest sequence of calls that violates a promise, if there is one.
 
     Args:
         factory: Each call opens another handle on the same store, which this function empties.
         profile: How much to explore.
         claims: What the store claims; other calls are not made.
+        longest_id: The length of the longest id that the store accepts, in characters.
     """
     findings = Findings(profile.shrinking, call_seconds=profile.call_seconds, seconds=profile.most_seconds)
-    run_machine(lambda: MemoryMachine(factory, findings, claims), profile, lambda: findings.shortest is not None)
+    run_machine(
+        lambda: MemoryMachine(factory, findings, claims, longest_id), profile, lambda: findings.shortest is not None
+    )
     found = findings.shortest
-    return None if found is None else reduced(factory, found, profile.shrinking, claims)
+    return None if found is None else reduced(factory, found, profile.shrinking, claims, longest_id)
 
 
 def run_machine(machine: Callable[[], RuleBasedStateMachine], profile: Profile, found: Callable[[], bool]) -> None:

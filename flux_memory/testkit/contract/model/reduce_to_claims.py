@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from flux_memory import MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.model.calls import WRITES, Cut, ModelCall
 
@@ -16,6 +17,7 @@ _METHODS: Final = {
     "update_session_title": Capability.TITLES,
     "clear_all": Capability.CLEAR_ALL,
 }
+_IDS: Final = ("session_id", "message_id", "before")
 _OF_A_MESSAGE: Final = {"metadata": Capability.MESSAGE_METADATA, "message_id": Capability.IDEMPOTENT_IDS}
 _ARGUMENTS: Final[dict[str, dict[str, Capability]]] = {
     "create_session": {
@@ -32,15 +34,15 @@ Item = tuple[int, ModelCall, Cut | None]
 """A handle, the call on it, and where it is cancelled."""
 
 
-def claimed(item: Item, claims: Capability) -> Item | None:
-    """Return the call without its unclaimed parts, or `None` if nothing remains."""
+def claimed(item: Item, claims: Capability, longest_id: int = MAX_ID_LENGTH) -> Item | None:
+    """Return the call without its unclaimed parts and with ids of the claimed length, or `None` if nothing remains."""
     handle, call, cut = item
     if call.method in _METHODS and _METHODS[call.method] not in claims:
         return None
-    arguments = _without(call.arguments, _ARGUMENTS.get(call.method, {}), claims)
+    arguments = _shortened(_without(call.arguments, _ARGUMENTS.get(call.method, {}), claims), longest_id)
     if isinstance(arguments.get("messages"), list):
         arguments["messages"] = [
-            _without(message, _OF_A_MESSAGE, claims) if isinstance(message, dict) else message
+            _shortened(_without(message, _OF_A_MESSAGE, claims), longest_id) if isinstance(message, dict) else message
             for message in arguments["messages"]
         ]
     if Capability.SEVERAL_HANDLES not in claims:
@@ -56,3 +58,11 @@ def claimed(item: Item, claims: Capability) -> Item | None:
 
 def _without(given: Mapping[str, Any], needs: Mapping[str, Capability], claims: Capability) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in needs or needs[name] in claims}
+
+
+def _shortened(given: dict[str, Any], longest: int) -> dict[str, Any]:
+    """Return the arguments with valid ids cut to this length; an id that every backend rejects stays as it is."""
+    return {
+        name: value[:longest] if name in _IDS and isinstance(value, str) and len(value) <= MAX_ID_LENGTH else value
+        for name, value in given.items()
+    }

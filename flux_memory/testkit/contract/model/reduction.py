@@ -14,7 +14,9 @@ _REPLAYS = 3
 """How often a shorter sequence has to pass before it is discarded."""
 
 
-def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float, claims: Capability) -> Finding:
+def reduced(
+    factory: Callable[[], Memory], finding: Finding, seconds: float, claims: Capability, longest_id: int
+) -> Finding:
     """Return the shortest finding within the time."""
     until = time.monotonic() + seconds
     shorter = True
@@ -23,16 +25,18 @@ def reduced(factory: Callable[[], Memory], finding: Finding, seconds: float, cla
         for steps in _shorter(finding.steps):
             if time.monotonic() > until:
                 return finding
-            if (found := _replayed(factory, steps, claims)) is not None:
+            if (found := _replayed(factory, steps, claims, longest_id)) is not None:
                 finding, shorter = found, True
                 break
     return finding
 
 
-def _replayed(factory: Callable[[], Memory], steps: tuple[Step, ...], claims: Capability) -> Finding | None:
+def _replayed(
+    factory: Callable[[], Memory], steps: tuple[Step, ...], claims: Capability, longest_id: int
+) -> Finding | None:
     for _ in range(_REPLAYS):
         findings = Findings(0)
-        machine = MemoryMachine(factory, findings, claims)
+        machine = MemoryMachine(factory, findings, claims, longest_id)
         try:
             for step in steps:
                 step.take(machine)

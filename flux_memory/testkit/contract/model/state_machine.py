@@ -48,11 +48,12 @@ EVERYTHING: Final = ModelCall("get_sessions", {"limit": None})
 class MemoryMachine(RuleBasedStateMachine):
     """Two handles on one store, an event loop, and the states that explain every answer so far."""
 
-    def __init__(self, factory: Callable[[], Memory], findings: Findings, claims: Capability) -> None:
+    def __init__(self, factory: Callable[[], Memory], findings: Findings, claims: Capability, longest_id: int) -> None:
         findings.raise_if_enough()
         super().__init__()
         self._factory = factory
         self._claims = claims
+        self._longest_id = longest_id
         self._findings = findings
         self._runner = asyncio.Runner()
         self._handles: dict[int, Memory] = {}
@@ -140,7 +141,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self._runner.close()
 
     def _claimed(self, items: Sequence[Item]) -> list[Item]:
-        return [item for each in items if (item := claimed(each, self._claims)) is not None]
+        return [item for each in items if (item := claimed(each, self._claims, self._longest_id)) is not None]
 
     def _deletions(self) -> list[Item]:
         return [(0, ModelCall("delete_session", {"session_id": row["id"]}), None) for row in self._do(EVERYTHING)]

@@ -1,0 +1,138 @@
+"""Tests that a run without clauses, without a plugin of the kit, or with another base of a binding says so."""
+
+from __future__ import annotations
+
+import unittest
+
+import pytest
+
+from flux_memory.testkit import MemoryContract
+from flux_memory.testkit.evidence.document import read_evidence
+
+pytest_plugins = ["pytester"]
+
+CONTRACT = """
+    import pytest
+    from flux_memory.testkit import ReferenceMemory, ReferenceStore, clause, known_failure
+    from flux_memory.testkit.contract.binding import Binding
+
+    class Contract(Binding):
+        @clause("FM-ORD-901", promise="Holds.", impact="Nothing.")
+        async def test_holds(self, store):
+            await store.open().create_session()
+
+        @clause("FM-ORD-902", promise="Fails.", impact="Nothing.")
+        async def test_fails(self, store):
+            assert not await store.open().create_session()
+
+        @pytest.fixture
+        def memory_factory(self):
+            store = ReferenceStore()
+            return lambda: ReferenceMemory(store)
+
+    @known_failure("FM-ORD-902", reason="later")
+    class TestMine(Contract):
+        backend = "Mine"
+
+    class TestOther(TestMine):
+        pass
+
+    def test_of_their_own():
+        pass
+"""
+PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """Two bindings of one backend: one clause holds, and the other one is known to fail."""
+    pytester.makepyfile(test_mine=CONTRACT)
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    return pytester
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_a_run_whose_clauses_were_all_deselected_says_so(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    """A project's own tests pass, and a line says that no clause ran."""
+    result = project.runpytest_subprocess(*PLAIN, "-k", "of_their_own", *workers)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["flux-memory: no clause ran: all 4 of Mine were deselected"])
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_a_strict_run_runs_every_binding_of_a_backend(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    """The clauses of one binding do not stand for those of another one with the same name of the backend."""
+    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "-k", "not TestOther", *workers)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and 2 of 4 clauses did not run"])
+
+
+@pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
+def test_a_run_of_fixtures_only_has_no_verdict(project: pytest.Pytester, option: str) -> None:
+    """Clauses whose tests are not called did not run: none holds, and a strict run fails."""
+    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "--flux-report=report", option)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and 4 of 4 clauses did not run"])
+    results = [each for _, each in read_evidence(project.path / "report").results_of("Mine")]
+    assert {each.outcome for each in results} == {"not run"}
+
+
+def test_a_known_failure_that_pytest_is_told_to_run_as_a_test_fails(project: pytest.Pytester) -> None:
+    """With --runxfail the failure is the run's, too, and the report still has its reason."""
+    result = project.runpytest_subprocess(*PLAIN, "--flux-report=report", "--runxfail")
+    result.assert_outcomes(passed=3, failed=2)
+    found = {clause.id: each for clause, each in read_evidence(project.path / "report").results_of("Mine")}
+    assert (found["FM-ORD-902"].outcome, found["FM-ORD-902"].reason) == ("failed", "known: later")
+
+
+@pytest.mark.parametrize(
+    "plugin", ["flux_memory.testkit.report", "flux_memory.testkit.run_evidence", "flux_memory_run_evidence"]
+)
+def test_no_part_of_the_plugin_can_be_left_out(project: pytest.Pytester, plugin: str) -> None:
+    """Without one of them a failed clause would have no result, or a strict run no verdict: each clause fails."""
+    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "-p", f"no:{plugin}", "-k", "holds")
+    assert result.ret != 0
+    output = result.stdout.str() + result.stderr.str()
+    assert f"the contract needs its pytest plugin: * remove any -p no:{plugin}".partition("*")[2] in output
+
+
+def test_a_test_case_of_unittest_is_refused() -> None:
+    """pytest gives its tests no fixtures and no ids of clauses; the error says what to remove."""
+    for bases in ((MemoryContract, unittest.TestCase), (unittest.TestCase, MemoryContract)):
+        with pytest.raises(TypeError, match=r"TestMine is a unittest\.TestCase, .*; remove TestCase from its bases"):
+            type("TestMine", bases, {})
+
+
+@pytest.mark.parametrize("name", ["store", "flux_clause"])
+def test_the_fixtures_of_the_kit_cannot_be_replaced(name: str) -> None:
+    """A clause that gets another store checks nothing of the backend."""
+    with pytest.raises(TypeError, match=f"TestMine replaces the fixture {name}, .*; override memory_factory instead"):
+        type("TestMine", (MemoryContract,), {name: None})
+
+
+EARLY = """
+    import sys
+    import pytest
+    from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
+
+    def test_what_is_imported():
+        assert {"flux_memory.testkit.evidence.table", "flux_memory.testkit.evidence.files"} <= sys.modules.keys()
+        assert ("flux_memory.testkit.contract.model.exploration" in sys.modules) is IMPORTED
+
+    class TestMine(MemoryContract):
+        @pytest.fixture
+        def memory_factory(self):
+            store = ReferenceStore()
+            return lambda: ReferenceMemory(store)
+"""
+
+
+@pytest.mark.parametrize(("clause", "imported"), [("FM-MOD-001", True), ("FM-ORD-001", False)])
+def test_modules_are_imported_before_a_driver_can_break_it(
+    pytester: pytest.Pytester, clause: str, imported: bool
+) -> None:
+    """A `__del__` that raises while Python compiles a module makes the import fail, so no import follows a clause."""
+    pytester.makepyfile(test_mine=EARLY.replace("IMPORTED", str(imported)))
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    result = pytester.runpytest_subprocess(*PLAIN, "-k", f"what_is_imported or {clause}")
+    assert result.parseoutcomes()["passed"] == 2

@@ -1,0 +1,180 @@
+"""How to make a database: what it is copied from, who owns it, and the steps that fill it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeAlias
+
+Step: TypeAlias = str | Path | Callable[[str], object]
+"""SQL, the path of a file with SQL, or a function that takes the database's DSN."""
+EMPTY_TEMPLATE: Final = "template0"
+
+
+class DatabaseInitError(Exception):
+    """A step that makes a database failed; the message names the step, and the cause is chained."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a database. Recipes with the same `number` make the same database."""
+
+    init: tuple[Step, ...] = ()
+    template: str = EMPTY_TEMPLATE
+    """The database that is copied first."""
+    owner: str | None = None
+    """The role that owns the database and runs the steps; None for the server's own role."""
+    locale: str | None = None
+    extensions: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        init: Iterable[Step] | Step,
+        *,
+        template: str | None,
+        owner: str | None,
+        locale: str | None,
+        extensions: Iterable[str],
+        directory: Path,
+    ) -> Recipe:
+        """Return a recipe from the arguments of a call.
+
+        Args:
+            init: The steps. A text without white space that ends in `.sql` is a path, too.
+            template: The database to copy; None for an empty one.
+            owner: The owning role; None for the server's own.
+            locale: The locale; None for the template's.
+            extensions: Names of extensions to create first.
+            directory: Relative paths start here.
+
+        Raises:
+            TypeError: A step is neither a text, a path nor callable, or `extensions` is a single text.
+        """
+        if isinstance(extensions, str):
+            raise TypeError(f"extensions={extensions!r} is a text; pass a list of names: extensions=[{extensions!r}]")
+        steps = [init] if isinstance(init, str | Path) or callable(init) else list(init)
+        return cls(
+            tuple(_as_step(step, directory) for step in steps),
+            template or EMPTY_TEMPLATE,
+            owner,
+            locale,
+            tuple(extensions),
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is left to do after copying."""
+        return not self.init and not self.extensions
+
+    @functools.cached_property
+    def number(self) -> int:
+        """A number from the content of the recipe: of its texts and files, and of its functions' source and state."""
+        parts = [self.template, self.owner or "", self.locale or "", *self.extensions]
+        digest = hashlib.sha256(repr(parts).encode())
+        for step in self.init:
+            digest.update(hashlib.sha256(_content_of(step)).digest())
+        return int.from_bytes(digest.digest()[:7])
+
+
+def _as_step(step: object, directory: Path) -> Step:
+    if isinstance(step, str) and step.endswith(".sql") and not any(map(str.isspace, step)):
+        step = Path(step)
+    if isinstance(step, Path):
+        return directory / step
+    if isinstance(step, str) or callable(step):
+        return step
+    raise TypeError(f"init: {step!r} is neither SQL, nor a path, nor a function that takes a DSN")
+
+
+def name_of(step: Step) -> str:
+    """Return a step's name for messages."""
+    if isinstance(step, Path):
+        return f"the file {step}"
+    if isinstance(step, str):
+        first = step.strip().partition("\n")[0]
+        return f"the SQL {first[:60]!r}"
+    return f"the function {_function_of(step).__qualname__}"
+
+
+def _content_of(step: Step) -> bytes:
+    if isinstance(step, Path):
+        try:
+            return b"file\n" + step.read_bytes()
+        except OSError as error:
+            raise DatabaseInitError(f"{name_of(step)} cannot be read: {error.strerror}") from error
+    if isinstance(step, str):
+        return b"text\n" + step.encode()
+    return "\n".join(("function", *_state_of(step))).encode(errors="replace")
+
+
+def _function_of(step: Callable[..., object]) -> Callable[..., object]:
+    """Return the function behind partial objects, bound methods and objects with `__call__`."""
+    while isinstance(step, functools.partial):
+        step = step.func
+    step = getattr(step, "__func__", step)
+    return step if hasattr(step, "__qualname__") else type(step).__call__
+
+
+def _state_of(step: Callable[..., object]) -> Iterator[str]:
+    """Yield a function's name and source, and each value with which the same source may do something else."""
+    if isinstance(step, functools.partial):
+        yield from map(_described, (*step.args, *sorted(step.keywords.items())))
+        yield from _state_of(step.func)
+        return
+    function = _function_of(step)
+    yield f"{function.__module__}.{function.__qualname__}"
+    yield _source_of(function)
+    if function is not step:
+        # The object of a bound method, or the one with `__call__`.
+        yield repr(getattr(step, "__self__", step))
+    yield _described(getattr(function, "__defaults__", None))
+    yield _described(getattr(function, "__kwdefaults__", None))
+    for cell in getattr(function, "__closure__", None) or ():
+        # A variable without a value has no content.
+        with suppress(ValueError):
+            yield _described(cell.cell_contents)
+
+
+def _source_of(function: Callable[..., object]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        return repr((code.co_code, code.co_consts, code.co_names)) if code else ""
+
+
+def _described(value: object) -> str:
+    """Return a value's text; that of a function has no address, which differs between processes."""
+    return "\n".join(_state_of(value)) if inspect.isfunction(value) else repr(value)
+
+
+def call_function(function: Callable[[str], object], dsn: str) -> None:
+    """Call a function of a recipe, and run its coroutine if it returns one.
+
+    In a thread if an event loop is running here, because migrations often call `asyncio.run()` themselves.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        _call(function, dsn)
+    else:
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(_call, function, dsn).result()
+
+
+def _call(function: Callable[[str], object], dsn: str) -> None:
+    result = function(dsn)
+    if inspect.isawaitable(result):
+        asyncio.run(_finish(result))
+
+
+async def _finish(result: Awaitable[object]) -> None:
+    await result
