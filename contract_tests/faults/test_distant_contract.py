@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def distant_postgres(clause_id: str, request: pytest.FixtureRequest) -> Iterator[StoreUnderTest]:
     """A store on the run's server, which every packet takes a while to reach and to leave."""
     fresh = CLAUSES[clause_id].fresh
-    dsn: str = request.getfixturevalue("flux_empty_database" if fresh else "flux_postgres_clean_dsn")
+    dsn: str = request.getfixturevalue("flux_empty_database" if fresh else "flux_memory_postgres_dsn")
     with Proxy(dsn) as far, Proxy(far.dsn) as breakable:
         far.delay(ROUND_TRIP_SECONDS / 2)
         broken = network_outages(breakable, lambda: PostgresConversationMemory(breakable.dsn))
