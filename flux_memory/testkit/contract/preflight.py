@@ -10,16 +10,18 @@ from typing import Any, Final, NoReturn
 
 import pytest
 
-from flux_memory import BackendUnavailableError, FluxMemoryError, Memory, deadline
+from flux_memory import BackendUnavailableError, FluxMemoryError, Memory
 from flux_memory.testkit.recorder import awaitable
 from flux_memory.testkit.verdicts import BindingFault
 
 _CHECKS: Final = 2
 """The second check finds a binding that gives the first clause's store to the next one."""
-_DEADLINE_SECONDS: Final = 3.0
-"""The deadline of the first call: a backend that waits for its service reports the cause by then."""
-_PROBE_SECONDS: Final = 10.0
-"""Seconds after which the first call is left to the clauses, which report that it hangs."""
+_PROBE_SECONDS: Final = 45.0
+"""Seconds after which the first calls are left to the clauses, which report that they hang.
+
+A backend that waits for its service usually reports the cause after half a minute. A shorter deadline would take a
+distant service, or one that has to start, for one that is down.
+"""
 _METHODS: Final = tuple(name for name in vars(Memory) if not name.startswith("_"))
 _EMPTY_STORE: Final = (
     "give each clause an empty store of its own, such as a file in tmp_path, or a schema that the fixture drops after "
@@ -145,13 +147,12 @@ class Preflight:
     async def _read(self, memory: Any, *, lists: bool) -> list[Any]:
         """Return sessions that are in the store; refuse a store that cannot be reached before anything has worked."""
         try:
-            async with asyncio.timeout(_PROBE_SECONDS):
-                with deadline(_DEADLINE_SECONDS):
-                    if not lists:
-                        await awaitable("get_history", memory.get_history("preflight"))
-                        return []
-                    sessions = await awaitable("get_sessions", memory.get_sessions(1))
-                    counted = await awaitable("count_sessions", memory.count_sessions())
+            async with asyncio.timeout(_PROBE_SECONDS) as probe:
+                if not lists:
+                    await awaitable("get_history", memory.get_history("preflight"))
+                    return []
+                sessions = await awaitable("get_sessions", memory.get_sessions(1))
+                counted = await awaitable("count_sessions", memory.count_sessions())
         except Exception as error:  # noqa: BLE001 - the clauses report any other error
             if not self._worked and any(map(_is_out_of_reach, _chain(error))):
                 self._fault = (
@@ -159,6 +160,9 @@ class Preflight:
                     "correct the address in memory_factory"
                 )
                 self._refuse(self._fault)
+            if probe.expired():
+                # The next checks would take as long.
+                self._checks_due = 1
             return []
         # A memory that lists or counts what is not there is broken; a store that has sessions does both.
         return sessions if isinstance(sessions, list) and counted else []
