@@ -31,14 +31,7 @@ OPENING: Final = ("FM-CON-001", "FM-CON-002", "FM-LIF-001", "FM-LIF-005", "FM-CA
 def test_a_distant_store_keeps_the_contract(tmp_path: Path) -> None:
     """Round trips of 150 ms, requests that arrive late and in any order, and times to the second break no promise."""
     chosen = choose(lambda each: is_small(each) and is_sociable(each))
-    failed = run_at_the_same_time(
-        {
-            # A file takes time that is not the network's; only the clause on a damaged row needs one.
-            each: make_distant_store(tmp_path / "reference.json", FAR, shared_by_processes=each == "FM-LIF-011")
-            for each in chosen
-        }
-    )
-    assert not failed
+    assert not run_at_the_same_time(chosen, tmp_path, FAR)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +44,7 @@ def test_a_distant_store_keeps_the_clauses_that_need_a_process(clause_id: str, t
 
 def test_a_slow_start_is_not_a_fault(tmp_path: Path) -> None:
     """The first call on a handle may take seconds, as with a database that has to be woken up."""
-    path = tmp_path / "reference.json"
-    stores = {each: make_distant_store(path, COLD, shared_by_processes=False) for each in OPENING}
-    assert not run_at_the_same_time(stores)
+    assert not run_at_the_same_time(OPENING, tmp_path, COLD)
 
 
 def test_the_model_explores_a_distant_store_within_its_time() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from bound_stores import make_postgres_clock, make_postgres_corrupter, run_clause
+from bound_stores import make_postgres_clock, make_postgres_corrupter, make_postgres_reader, run_clause
 from distant_stores import Distance, choose, is_small, is_sociable, make_distant_store, run_at_the_same_time
 from outage_stores import make_postgres_outages
 
@@ -43,6 +43,7 @@ def distant_postgres(clause_id: str, request: pytest.FixtureRequest) -> Iterator
             lambda: PostgresConversationMemory(far.dsn),
             clock_at=make_postgres_clock(dsn),
             corrupt_message=make_postgres_corrupter(dsn, DAMAGE),
+            read_raw=make_postgres_reader(dsn),
             outages=(*broken, *make_postgres_outages(far.dsn)),
         )
 
@@ -56,10 +57,6 @@ def test_the_contract_holds_at_any_distance(distance: Distance, tmp_path: Path) 
     """No clause takes the distance of a correct store for a fault."""
     beside = choose(lambda each: is_small(each) and is_sociable(each))
     alone = choose(lambda each: is_small(each) and not is_sociable(each) and each.id != "FM-MOD-001")
-    stores = {
-        each: make_distant_store(tmp_path / f"{each}.json", distance, shared_by_processes=each == "FM-LIF-011")
-        for each in beside
-    }
-    assert not run_at_the_same_time(stores)
+    assert not run_at_the_same_time(beside, tmp_path, distance)
     for each in alone:
         assert run_clause(each, make_distant_store(tmp_path / f"{each}.json", distance)) is None, each

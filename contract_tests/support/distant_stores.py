@@ -6,14 +6,14 @@ import asyncio
 import inspect
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from bound_stores import make_reference_corrupter, run_async_clause
+from bound_stores import make_reference_corrupter, make_reference_reader, run_async_clause
 from outage_stores import TIMEOUT_SECONDS, Switch
 
 from flux_memory import BackendUnavailableError, OutcomeUnknownError
@@ -27,6 +27,9 @@ LARGE: Final = frozenset({"FM-LIM-003", "FM-LIM-004", "FM-LIM-009", "FM-LIM-012"
 """Clauses that spend seconds on large values, which has nothing to do with distance and would delay the others."""
 ALONE: Final = re.compile(r"clock_at|process_time_zone|all_tasks|open_things|time\.sleep")
 """What clauses do that concerns the whole process or event loop, so that they cannot share it with others."""
+
+IN_A_FILE: Final = re.compile(r"corrupt_message|_compare_stored")
+"""How clauses look into the store without a handle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +137,29 @@ def make_distant_store(path: Path, distance: Distance, *, shared_by_processes: b
         return DistantMemory(shared, distance, switch)
 
     return StoreUnderTest(
-        open_memory, corrupt_message=make_reference_corrupter(path), outages=switch.outages(open_memory)
+        open_memory,
+        corrupt_message=make_reference_corrupter(path),
+        read_raw=make_reference_reader(path),
+        outages=switch.outages(open_memory),
     )
 
 
-def run_at_the_same_time(stores: Mapping[str, StoreUnderTest]) -> dict[str, BaseException]:
-    """Run asynchronous clauses, each on its own store, on one event loop; return what those that do not hold raised.
+def run_at_the_same_time(clause_ids: Iterable[str], directory: Path, distance: Distance) -> dict[str, BaseException]:
+    """Run asynchronous clauses, each on its own distant store, on one event loop; return what the broken ones raised.
 
-    The loop has a thread of its own: an interrupt for calls that block it, of which the main thread has one, cannot
-    belong to several clauses.
+    A store is in a file, which takes time that is not the network's, only for clauses that look into it. The loop has
+    a thread of its own: an interrupt for calls that block it, of which the main thread has one, cannot belong to
+    several clauses.
     """
+
+    stores = {
+        each: make_distant_store(
+            directory / f"{each}.json",
+            distance,
+            shared_by_processes=IN_A_FILE.search(inspect.getsource(CLAUSES[each].test)) is not None,
+        )
+        for each in clause_ids
+    }
 
     async def run() -> list[BaseException | None]:
         running = (run_async_clause(clause_id, store) for clause_id, store in stores.items())

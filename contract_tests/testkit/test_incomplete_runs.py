@@ -108,3 +108,31 @@ def test_the_fixtures_of_the_kit_cannot_be_replaced(name: str) -> None:
     """A clause that gets another store checks nothing of the backend."""
     with pytest.raises(TypeError, match=f"TestMine replaces the fixture {name}, .*; override memory_factory instead"):
         type("TestMine", (MemoryContract,), {name: None})
+
+
+EARLY = """
+    import sys
+    import pytest
+    from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
+
+    def test_what_is_imported():
+        assert {"flux_memory.testkit.evidence.table", "flux_memory.testkit.evidence.files"} <= sys.modules.keys()
+        assert ("flux_memory.testkit.contract.model.exploration" in sys.modules) is IMPORTED
+
+    class TestMine(MemoryContract):
+        @pytest.fixture
+        def memory_factory(self):
+            store = ReferenceStore()
+            return lambda: ReferenceMemory(store)
+"""
+
+
+@pytest.mark.parametrize(("clause", "imported"), [("FM-MOD-001", True), ("FM-ORD-001", False)])
+def test_modules_are_imported_before_a_driver_can_break_it(
+    pytester: pytest.Pytester, clause: str, imported: bool
+) -> None:
+    """A `__del__` that raises while Python compiles a module makes the import fail, so no import follows a clause."""
+    pytester.makepyfile(test_mine=EARLY.replace("IMPORTED", str(imported)))
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
+    result = pytester.runpytest_subprocess(*PLAIN, "-k", f"what_is_imported or {clause}")
+    assert result.parseoutcomes()["passed"] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import uuid4
@@ -156,14 +157,15 @@ class HttpMemory(Memory):
     async def close(self) -> None:
         """Refuse new calls, wait for those under way until the deadline, and close the pool."""
         self._closed = True
-        if self._pool is None or self._loop is not asyncio.get_running_loop():
-            return  # the connections ended with their event loop
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=seconds_for(self._timeout))
+        loop = asyncio.get_running_loop()
+        if here := {call for call in self._calls if call.get_loop() is loop}:
+            await asyncio.wait(here, timeout=seconds_for(self._timeout))
         self._given_up = True
-        for call in self._calls:
-            call.cancel()
-        await self._pool.close()
+        for call in [*self._calls]:
+            with suppress(RuntimeError):  # its event loop is closed
+                call.get_loop().call_soon_threadsafe(call.cancel)
+        if self._pool is not None and self._loop is loop:  # else the pool ends with its event loop
+            await self._pool.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -172,14 +174,9 @@ class HttpMemory(Memory):
         await self.close()
 
     def _check_open(self) -> None:
-        """Refuse a call on a closed handle, or on another event loop than the one that has the connections."""
+        """Refuse a call on a closed handle."""
         if self._closed:
             raise MemoryClosedError("this memory is closed; open another one")
-        loop = asyncio.get_running_loop()
-        if self._pool is None:
-            self._loop, self._pool = loop, aiohttp.ClientSession()
-        elif self._loop is not loop:
-            raise FluxMemoryError("this memory is used on another event loop; open one for each event loop")
 
     async def _write(self, operation: str, **arguments: Any) -> None:
         # The service does a request once, so it can be sent again.
@@ -227,10 +224,21 @@ class HttpMemory(Memory):
                 raise
         raise call.error(reason) from reason
 
+    @asynccontextmanager
+    async def _connections(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """Yield the pool, or on another event loop than the pool's a connection for one call."""
+        loop = asyncio.get_running_loop()
+        if self._pool is None:
+            self._loop, self._pool = loop, aiohttp.ClientSession()
+        if self._loop is loop:
+            yield self._pool
+        else:
+            async with aiohttp.ClientSession() as own:
+                yield own
+
     async def _try(self, call: Call, seconds: float) -> tuple[int, bytes]:
-        assert self._pool is not None
-        limit = aiohttp.ClientTimeout(total=seconds)
-        async with self._pool.post(self._url + call.path, data=call.parts(), timeout=limit) as response:
+        limit, url = aiohttp.ClientTimeout(total=seconds), self._url + call.path
+        async with self._connections() as pool, pool.post(url, data=call.parts(), timeout=limit) as response:
             if response.content_type != "application/json":
                 raise aiohttp.ClientPayloadError(f"status {response.status}, not from the store")
             return response.status, await response.read()

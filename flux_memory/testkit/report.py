@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Iterator
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -25,6 +26,10 @@ from flux_memory.testkit.evidence.properties import (
 from flux_memory.testkit.servers.runs import SERVER_FIXTURE, VERSION_FIXTURE
 
 _PLUGGED_IN: Final = "test_plugged_in.py"
+_NEEDED_LATE: Final = ("evidence.environment", "evidence.files", "evidence.table")
+_MODEL_CLAUSE: Final = "FM-MOD-001"
+_MODEL: Final = "contract.model.exploration"
+"""It imports Hypothesis, which is slow, for this clause only."""
 _TAKES_TESTS: Final = (
     ("anyio_mode", "auto", "anyio_mode=auto", "set anyio_mode=strict and mark your own tests with pytest.mark.anyio"),
     ("trio_mode", True, "trio_mode=true", "set trio_mode=false and mark your own tests with pytest.mark.trio"),
@@ -83,6 +88,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # In an xdist worker this would be an internal error, so each clause fails at its setup instead.
     if clauses and not hasattr(config, "workerinput") and (reason := _cannot_run(clauses)):
         raise pytest.UsageError(reason)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Import early, before any driver runs, the modules that only some clauses or the end of the run need.
+
+    Python fails to compile a module if the garbage collector meets a `__del__` that raises meanwhile, and the failure
+    would be reported as a clause's, or the closing table would be lost.
+    """
+    chosen = {clause_of(item) for item in session.items} - {None}
+    if chosen and not session.config.option.collectonly:
+        for name in (*_NEEDED_LATE, *([_MODEL] if _MODEL_CLAUSE in chosen else [])):
+            import_module(f"flux_memory.testkit.{name}")
 
 
 def _prepare(item: pytest.Item, clause_id: str) -> None:

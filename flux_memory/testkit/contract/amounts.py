@@ -126,7 +126,8 @@ async def _check_sessions(store: StoreUnderTest, count: int) -> None:
     assert len(everything) == count
     assert {row["id"] for row in everything} == set(ids)
     assert await reader.count_sessions() == count
-    for filters in ({}, *claimed, given):
+    # Filters are slow on some stores; each on its own is checked with fewer sessions.
+    for filters in ({}, *(claimed if count == MANY_SESSIONS else ()), given):
         for limit, offset in ((None, 0), (None, count - 9), (5, count - 9), (30, 90)):
             await _check_page(reader, everything, limit, offset, filters)
     for offset in range(0, count, PAGE):

@@ -201,9 +201,8 @@ class LifecycleContract(Binding):
 
     @clause(
         "FM-LIF-009",
-        promise="A handle used from a second event loop, while the first still runs, works or raises a "
-        "`FluxMemoryError` immediately.",
-        impact="A web framework with several event loops hangs without an error.",
+        promise="A handle works from a second event loop, while the first still runs.",
+        impact="A web framework with several event loops hangs, or fails at random.",
     )
     def test_two_loops_at_once(self, store: StoreUnderTest) -> None:
         outcomes: list[object] = []
@@ -225,16 +224,15 @@ class LifecycleContract(Binding):
             thread.start()
             thread.join(seconds)
             assert not thread.is_alive(), f"a call on a second event loop hangs for {seconds:g} s"
-            assert isinstance(outcomes[0], str | FluxMemoryError), repr(outcomes[0])
+            assert isinstance(outcomes[0], str), repr(outcomes[0])
             runner.run(memory.add_message(session, "user", "first loop"))
-            expected = ["second loop", "first loop"] if isinstance(outcomes[0], str) else ["first loop"]
-            assert contents(runner.run(memory.get_history(session))) == expected
+            assert contents(runner.run(memory.get_history(session))) == ["second loop", "first loop"]
             runner.run(store.close())
 
     @clause(
         "FM-LIF-010",
-        promise="A handle used after its event loop has ended works or raises a `FluxMemoryError`; it never hangs.",
-        impact="The second `asyncio.run` in a script hangs.",
+        promise="A handle works, and can be closed, after its event loop has ended.",
+        impact="The second `asyncio.run` in a script hangs or raises.",
     )
     def test_one_loop_after_another(self, store: StoreUnderTest) -> None:
         async def move(open_handle: Callable[[], Memory], tell: Tell) -> None:
@@ -243,17 +241,17 @@ class LifecycleContract(Binding):
             for call in (memory.add_message(session, "user", "moved"), memory.close()):
                 try:
                     await asyncio.wait_for(call, seconds)
-                    tell("worked")
-                except FluxMemoryError:
-                    tell("refused")
+                    tell("works")
                 except TimeoutError:
                     tell("hangs")
+                except Exception as error:  # noqa: BLE001 - told to the parent
+                    tell(f"raises {error!r}")
 
         # Before the parent, which hears of no call meanwhile, ends the process.
         seconds = store.timeouts.call_seconds / 2
         ((added, closed),) = run_together(store.fork(move))
-        assert added in {"worked", "refused"}, added
-        assert closed in {"worked", "refused"}, closed
+        assert added == "works", f"add_message on the second loop {added}"
+        assert closed == "works", f"close() on the second loop {closed}"
 
     @clause(
         "FM-LIF-011",

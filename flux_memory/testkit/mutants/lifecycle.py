@@ -116,6 +116,20 @@ class DiesWithItsLoop(BoundToItsLoop):
     pass
 
 
+@caught_by("FM-LIF-009")
+class RefusesOtherLoops(BoundToItsLoop):
+    async def add_message(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().add_message(*args, **kwargs)
+        except RuntimeError as error:
+            raise FluxMemoryError("create one memory for each event loop") from error
+
+
+@caught_by("FM-LIF-010")
+class RefusesTheNextLoop(RefusesOtherLoops):
+    pass
+
+
 @caught_by("FM-LIF-011")
 class DamageHidesAll(Sound):
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
