@@ -93,7 +93,8 @@ class Binding:
         """Return an async function that reads one message without the backend, given its session's id and its own.
 
         It returns a mapping with the `role`, `content` and `metadata` that the store holds, decoded as the backend
-        means them; keys that it leaves out are not compared. It returns None if the store does not have the message.
+        means them. It may leave out `role`; a clause on another key that it leaves out is unverified. It returns None
+        if the store does not have the message.
         """
         return None
 
