@@ -123,7 +123,7 @@ class Binding:
                 "the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off, "
                 f"and remove any -p no:{missing[0]}"
             )
-        preflight = preflight_of(request.config, type(self))
+        preflight = preflight_of(request.node)
         preflight.begin(request.node.nodeid)
         preflight.check_fixtures(memory_factory=memory_factory, clock_at=clock_at)
         read_raw: ReadRaw | None = request.getfixturevalue("read_raw")
