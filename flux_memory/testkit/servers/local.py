@@ -104,11 +104,13 @@ def start(wishes: Wishes, mark: str) -> LocalServer:
     found = find_binaries(wishes.version)
     account = server_account()
     archive = archive_of(found.directory, list(_INITDB_OPTIONS))
-    if archive is not None and archive.path.exists():
+    if archive is not None:
         try:
-            return _start(found, account, wishes, mark, partial(_unpack, archive))
+            if archive.path.exists():
+                return _start(found, account, wishes, mark, partial(_unpack, archive))
         except (ServerUnavailable, OSError):
-            # The archive may be damaged. If the settings are wrong, the new cluster does not start either.
+            # The archive may be damaged, or in a directory that is closed to this user. If the settings are wrong, the
+            # new cluster does not start either.
             archive.discard()
     return _start(found, account, wishes, mark, partial(_initialise, archive))
 
