@@ -27,6 +27,7 @@ from flux_memory.testkit.servers.binaries import (
 from flux_memory.testkit.servers.cluster_cache import ClusterArchive, archive_of
 from flux_memory.testkit.servers.directories import new_directory, record_process, remove_directory
 from flux_memory.testkit.servers.ownership import is_running
+from flux_memory.testkit.servers.roles import quote_name
 from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, unavailable_if_failing
 from flux_memory.testkit.servers.statements import Statements
 
@@ -190,7 +191,8 @@ def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishe
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
-            "unix_socket_directories": str(layout.home),
+            # A list, in which a comma ends an unquoted path.
+            "unix_socket_directories": quote_name(str(layout.home)),
             # In the data directory: in /dev/shm a killed server would leave it behind.
             "dynamic_shared_memory_type": "mmap",
             **wishes.configuration(),
@@ -238,7 +240,7 @@ def _read_status(layout: _Layout) -> bytes:
 
 
 def _as_file(settings: Mapping[str, str]) -> str:
-    quoted = {name: value.replace("'", "''") for name, value in settings.items()}
+    quoted = {name: value.replace("\\", "\\\\").replace("'", "''") for name, value in settings.items()}
     return "\n" + "".join(f"{name} = '{value}'\n" for name, value in quoted.items())
 
 
