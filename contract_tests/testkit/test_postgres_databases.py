@@ -120,6 +120,28 @@ def test_a_role_that_the_run_did_not_create_is_refused(local_server: Server, sta
     assert statements.fetch_value(local_server.dsn, "SELECT count(*) FROM pg_roles WHERE rolname = 'precious'") == 1
 
 
+@pytest.mark.parametrize("owner", ["pg_x", "none", "public", "long" * 20, "a,b"])
+def test_a_name_that_no_role_can_have_is_refused(local_server: Server, owner: str) -> None:
+    """Promise: the error names the owner that was asked for."""
+    with pytest.raises(ValueError, match=f"owner='{owner}': .*; choose another"):
+        local_server.database(owner=owner)
+
+
+@pytest.mark.parametrize("owner", ['a"b', "x'y", "a/b@c:d?", "\u00fc \u00e9", "A B", "back\\slash", "%41", "a=b"])
+def test_an_owner_may_have_any_other_name(local_server: Server, owner: str) -> None:
+    """Promise: every form of the DSN logs in as the owner, however it is written."""
+    database = local_server.database(owner=owner, init=TABLE)
+    assert database.user == owner
+    assert ask(database, "SELECT current_user || ' ' || session_user") == f"{owner} {owner}"
+    local_server.drop_database(database)
+
+
+def test_a_file_of_a_windows_editor_is_read(local_server: Server, tmp_path: Path) -> None:
+    """Promise: a byte order mark is not part of the SQL, as for psql."""
+    (tmp_path / "schema.sql").write_bytes(b"\xef\xbb\xbf" + TABLE.encode())
+    assert ask(local_server.database(init=tmp_path / "schema.sql"), NAMES) == "seed"
+
+
 def test_nothing_is_left_on_a_given_server(local_server: Server, statements: Statements) -> None:
     """Promise: databases, templates and roles are gone after the run."""
     everything = "SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles"

@@ -184,13 +184,19 @@ def call_function(function: Callable[[str], object], dsn: str) -> None:
 
     In a thread if an event loop is running here, because migrations often call `asyncio.run()` themselves.
     """
+    if _is_loop_running():
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(_call, function, dsn).result()
+    else:
+        _call(function, dsn)
+
+
+def _is_loop_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        _call(function, dsn)
-    else:
-        with ThreadPoolExecutor(1) as threads:
-            threads.submit(_call, function, dsn).result()
+        return False
+    return True
 
 
 def _call(function: Callable[[str], object], dsn: str) -> None:
