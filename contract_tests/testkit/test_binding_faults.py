@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from flux_memory import ConversationMemory
+from flux_memory import BackendUnavailableError, ConversationMemory, Session
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.preflight import Preflight
 from flux_memory.testkit.evidence.document import Evidence, read_evidence
@@ -77,7 +77,7 @@ FAULTS: Final = {
     "TestServiceDown": """
         @pytest.fixture
         def memory_factory(self):
-            return lambda: PostgresConversationMemory("postgresql://me:s3cret@127.0.0.1:9/chat")
+            return lambda: PostgresConversationMemory("postgresql://me:s3cret@127.0.0.1:9/chat", timeout=2)
         """,
     "TestReused": """
         store_of_all = ReferenceStore()
@@ -85,6 +85,12 @@ FAULTS: Final = {
         @pytest.fixture
         def memory_factory(self):
             return lambda: ReferenceMemory(self.store_of_all)
+        """,
+    "TestSame": """
+        @pytest.fixture
+        def memory_factory(self):
+            memory = ReferenceMemory(ReferenceStore())
+            return lambda: memory
         """,
     "TestClock": """
         @pytest.fixture
@@ -103,6 +109,7 @@ SAID: Final = {
     "TestMisspelt": "there is no fixture tmp_pat: define it, or correct the name where it is used",
     "TestServiceDown": "the store cannot be reached, BackendUnavailableError: *; start its service",
     "TestReused": "the store is not empty before the clause, an earlier clause left the session *: give each clause an",
+    "TestSame": "memory_factory() returned the same handle twice: open another one at each call",
     "TestClock": "the fixture clock_at returned a NoneType, not a function",
 }
 CLAUSES: Final = ("-k", "FM-ORD-001 or FM-ORD-003 or FM-ORD-009")
@@ -240,7 +247,7 @@ def test_a_store_that_a_failed_clause_left_is_found() -> None:
 
 
 def test_the_check_is_not_repeated(tmp_path: Path) -> None:
-    """Five clauses that hold cost two checks, of one handle each."""
+    """Five clauses that hold cost two checks, of one handle each, and one more handle that is another one."""
     opened: list[ConversationMemory] = []
 
     def open_memory() -> ConversationMemory:
@@ -250,4 +257,35 @@ def test_the_check_is_not_repeated(tmp_path: Path) -> None:
     preflight = Preflight("TestMine")
     for _ in range(5):
         check(preflight, open_memory)
-    assert len(opened) == 2
+    assert len(opened) == 3
+
+
+class Starting(ReferenceMemory):
+    """A memory whose server needs more than the first deadline to start, and then works."""
+
+    calls = 0
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> list[Session]:
+        Starting.calls += 1
+        if Starting.calls == 1:
+            raise BackendUnavailableError("the server is starting")
+        return await super().get_sessions(*args, **kwargs)
+
+
+def test_a_store_that_starts_at_the_first_call_is_waited_for() -> None:
+    """A cold start that outlasts the first deadline is no fault."""
+    check(Preflight("TestMine"), lambda: Starting(ReferenceStore()))
+    assert Starting.calls == 2
+
+
+def test_each_parameter_of_a_binding_is_checked_by_itself(pytester: pytest.Pytester) -> None:
+    """A store that cannot be reached says nothing of the next parameter's."""
+    within = """
+        @pytest.fixture(params=["no store", "store"])
+        def memory_factory(self, request):
+            store = ReferenceStore()
+            return (lambda: None) if request.param == "no store" else lambda: ReferenceMemory(store)
+    """
+    write_bindings(pytester, {"TestMine": within})
+    result = pytester.runpytest_subprocess(*PLAIN)
+    result.assert_outcomes(errors=3, passed=3, deselected=result.parseoutcomes()["deselected"])

@@ -123,7 +123,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if reason := _cannot_run([item]):
             raise BindingFault(reason)
-        preflight_of(item.config, item.cls).begin(item.nodeid)  # type: ignore[attr-defined]
+        preflight_of(item).begin(item.nodeid)
 
 
 def _cannot_run(clauses: list[pytest.Item]) -> str | None:
@@ -267,6 +267,5 @@ def _explain_fault(
     if call.excinfo is None or isinstance(call.excinfo.value, BindingFault):
         return
     if "memory_factory" not in getattr(item, "funcargs", {}):
-        binding: type = item.cls  # type: ignore[attr-defined]
-        result["reason"] = presentable(preflight_of(item.config, binding).blame(call.excinfo.value))
+        result["reason"] = presentable(preflight_of(item).blame(call.excinfo.value))
     report.sections.append((f"not checked on {backend_of(item)}", result["reason"]))

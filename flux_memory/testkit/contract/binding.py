@@ -93,7 +93,8 @@ class Binding:
         """Return an async function that reads one message without the backend, given its session's id and its own.
 
         It returns a mapping with the `role`, `content` and `metadata` that the store holds, decoded as the backend
-        means them; keys that it leaves out are not compared. It returns None if the store does not have the message.
+        means them. It may leave out `role`; a clause on another key that it leaves out is unverified. It returns None
+        if the store does not have the message.
         """
         return None
 
@@ -122,7 +123,7 @@ class Binding:
                 "the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off, "
                 f"and remove any -p no:{missing[0]}"
             )
-        preflight = preflight_of(request.config, type(self))
+        preflight = preflight_of(request.node)
         preflight.begin(request.node.nodeid)
         preflight.check_fixtures(memory_factory=memory_factory, clock_at=clock_at)
         read_raw: ReadRaw | None = request.getfixturevalue("read_raw")

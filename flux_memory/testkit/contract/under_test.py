@@ -20,7 +20,7 @@ from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
 from flux_memory.testkit.timeouts import CLAUSE_SECONDS, BlockedError, Limit, Timeouts, limited, unblocked
-from flux_memory.testkit.verdicts import unverified
+from flux_memory.testkit.verdicts import BindingFault, unverified
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
@@ -184,13 +184,21 @@ class StoreUnderTest:
             unverified("override the fixture corrupt_message to damage a row without the backend")
         await self._corrupt_message(session_id, message_id)
 
-    async def read_raw(self, session_id: str, message_id: str) -> Mapping[str, Any]:
-        """Return one message as it is stored, decoded; fail if the store does not have it."""
+    async def read_raw(self, session_id: str, message_id: str, *, needed: str) -> Mapping[str, Any]:
+        """Return one message as it is stored, decoded; fail if the store does not have it.
+
+        The clause is unverified without the key `needed`.
+        """
         if self._read_raw is None:
             unverified("override the fixture read_raw to read a message without the backend")
         stored = await self._read_raw(session_id, message_id)
         if stored is None:
             pytest.fail(f"read_raw does not find the message {message_id!r}, which was acknowledged")
+        if not isinstance(stored, Mapping):
+            raise BindingFault(f"read_raw returned a {type(stored).__name__}, not a mapping of its keys")
+        if needed not in stored:
+            found = ", ".join(map(repr, stored)) or "nothing"
+            unverified(f"read_raw returned {found} of a message; return its {needed!r}, too, decoded from the store")
         return stored
 
     def found(self, capability: Capability, outcome: str) -> bool:
