@@ -77,7 +77,7 @@ FAULTS: Final = {
     "TestServiceDown": """
         @pytest.fixture
         def memory_factory(self):
-            return lambda: PostgresConversationMemory("postgresql://me:s3cret@127.0.0.1:9/chat")
+            return lambda: PostgresConversationMemory("postgresql://me:s3cret@127.0.0.1:9/chat", timeout=2)
         """,
     "TestReused": """
         store_of_all = ReferenceStore()

@@ -25,7 +25,7 @@ class LoopThread:
     A call runs in the context of its caller, so `flux_memory.deadline()` holds for it.
 
     Raises:
-        BackendUnavailableError: The process has no thread left.
+        BackendUnavailableError: The process has no thread or no file descriptor left.
     """
 
     def __init__(self) -> None:
@@ -42,12 +42,22 @@ class LoopThread:
             raise BackendUnavailableError(
                 f"the thread of an event loop cannot be started: {error}; raise the process's limit of threads"
             ) from error
-        self._loop, self._stop = started.result()
+        try:
+            self._loop, self._stop = started.result()
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"an event loop cannot be opened: {error}; raise the process's limit of open files"
+            ) from error
 
     @property
     def has_ended(self) -> bool:
-        """Whether the loop takes no more calls."""
-        return self._visits is None
+        """Whether the loop takes no more calls; that of a parent process never does."""
+        return self._visits is None or os.getpid() != self._pid
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is this one."""
+        return threading.current_thread() is self._thread
 
     async def run(self, main: Main[Result]) -> Result:
         """Run a coroutine function on the loop. If the caller is cancelled, it waits until the call has ended, too.
@@ -62,7 +72,10 @@ class LoopThread:
             await asyncio.wait([answer])
         except asyncio.CancelledError:
             self._call_soon(visit.cancel)
-            await asyncio.wait([answer])
+            # Some libraries cancel a task again and again until it ends.
+            while not answer.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([answer])
             raise
         if answer.cancelled():
             raise MemoryClosedError(CLOSED)
@@ -73,8 +86,10 @@ class LoopThread:
 
         Raises:
             MemoryClosedError: The loop ended before the call did.
-            FluxMemoryError: The process is a fork of the one that started the thread.
+            FluxMemoryError: The process is a fork of the one that started the thread, or this is the loop's thread.
         """
+        if self.is_current:
+            raise FluxMemoryError("the thread of this memory cannot wait for its own call; call from another thread")
         visit = self._send(main)
         try:
             return visit.outcome.result()
@@ -132,7 +147,13 @@ class LoopThread:
             await stop.wait()
 
         try:
-            asyncio.run(serve())
+            with asyncio.Runner() as runner:
+                runner.get_loop()
+                runner.run(serve())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
         finally:
             with self._lock:
                 visits, self._visits = self._visits or set(), None
