@@ -265,6 +265,6 @@ def _explain_fault(
 
     if call.excinfo is None or isinstance(call.excinfo.value, BindingFault):
         return
-    if "memory_factory" not in getattr(item, "funcargs", {}):
-        result["reason"] = presentable(preflight_of(item).blame(call.excinfo.value))
+    if not (preflight := preflight_of(item)).has_memory_factory:
+        result["reason"] = presentable(preflight.blame(call.excinfo.value))
     report.sections.append((f"not checked on {backend_of(item)}", result["reason"]))
