@@ -64,7 +64,9 @@ def test_only_this_user_can_read_the_cache(cache: Path) -> None:
     assert {cache.stat().st_uid, archive.stat().st_uid} == {os.geteuid()}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "another password", "readable by others", "a link"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "another password", "not a text", "readable by others", "a link"]
+)
 def test_a_damaged_archive_is_replaced(cache: Path, tmp_path: Path, damage: str) -> None:
     """Promise: an archive that is damaged, or that another user may have written, costs time and nothing else."""
     with start_server("local"):
@@ -77,6 +79,8 @@ def test_a_damaged_archive_is_replaced(cache: Path, tmp_path: Path, damage: str)
         archive.write_bytes(b"")
     elif damage == "another password":
         archive.write_bytes(b"x" + content)
+    elif damage == "not a text":
+        archive.write_bytes(b"\xff" * len(content))
     elif damage == "readable by others":
         archive.chmod(0o644)
     else:
@@ -95,6 +99,14 @@ def test_a_cache_that_cannot_be_written_is_left_out(cache: Path) -> None:
     with start_server("local") as server:
         assert ask(server.dsn, "SELECT 1") == 1
     assert cache.read_text() == "in the way"
+
+
+def test_a_cache_that_cannot_be_looked_at_is_left_out(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise: a server starts where the system refuses the cache's path, as with the HOME of another user."""
+    cache.mkdir()
+    monkeypatch.setenv("FLUX_MEMORY_PG_CACHE", str(cache / ("long" * 100)))
+    with start_server("local") as server:
+        assert ask(server.dsn, "SELECT 1") == 1
 
 
 def test_the_cache_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

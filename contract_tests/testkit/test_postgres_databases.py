@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from waiting import becomes_true
 
 from flux_memory.testkit.servers import Server, start_server
 from flux_memory.testkit.servers.database import PostgresDatabase
-from flux_memory.testkit.servers.recipe import DatabaseInitError, Recipe
+from flux_memory.testkit.servers.recipe import DatabaseInitError
 from flux_memory.testkit.servers.statements import Statements
 
 TABLE = "CREATE TABLE items (name text); INSERT INTO items VALUES ('seed')"
@@ -118,6 +118,28 @@ def test_a_role_that_the_run_did_not_create_is_refused(local_server: Server, sta
         with pytest.raises(ValueError, match="owner='postgres'"):
             given.database(owner="postgres")
     assert statements.fetch_value(local_server.dsn, "SELECT count(*) FROM pg_roles WHERE rolname = 'precious'") == 1
+
+
+@pytest.mark.parametrize("owner", ["pg_x", "none", "public", "long" * 20, "a,b"])
+def test_a_name_that_no_role_can_have_is_refused(local_server: Server, owner: str) -> None:
+    """Promise: the error names the owner that was asked for."""
+    with pytest.raises(ValueError, match=f"owner='{owner}': .*; choose another"):
+        local_server.database(owner=owner)
+
+
+@pytest.mark.parametrize("owner", ['a"b', "x'y", "a/b@c:d?", "\u00fc \u00e9", "A B", "back\\slash", "%41", "a=b"])
+def test_an_owner_may_have_any_other_name(local_server: Server, owner: str) -> None:
+    """Promise: every form of the DSN logs in as the owner, however it is written."""
+    database = local_server.database(owner=owner, init=TABLE)
+    assert database.user == owner
+    assert ask(database, "SELECT current_user || ' ' || session_user") == f"{owner} {owner}"
+    local_server.drop_database(database)
+
+
+def test_a_file_of_a_windows_editor_is_read(local_server: Server, tmp_path: Path) -> None:
+    """Promise: a byte order mark is not part of the SQL, as for psql."""
+    (tmp_path / "schema.sql").write_bytes(b"\xef\xbb\xbf" + TABLE.encode())
+    assert ask(local_server.database(init=tmp_path / "schema.sql"), NAMES) == "seed"
 
 
 def test_nothing_is_left_on_a_given_server(local_server: Server, statements: Statements) -> None:
@@ -245,66 +267,6 @@ def test_a_template_of_the_server_and_a_locale_are_used(local_server: Server) ->
     assert ask(copy, NAMES) == "more seed"
     located = local_server.database(locale="C.UTF-8", init=TABLE)
     assert ask(located, "SELECT datcollate FROM pg_database WHERE datname = current_database()") == "C.UTF-8"
-
-
-def make_step(value: int) -> Callable[[str], None]:
-    def step(dsn: str) -> None:
-        print(dsn, value)
-
-    return step
-
-
-class Migration:
-    """A function that is an object with a state."""
-
-    def __init__(self, version: int) -> None:
-        self.version = version
-
-    def __repr__(self) -> str:
-        return f"Migration({self.version})"
-
-    def __call__(self, dsn: str) -> None:
-        print(dsn, self.version)
-
-    def run(self, dsn: str) -> None:
-        print(dsn, self.version)
-
-
-def number_of(*init: Any, **more: Any) -> int:
-    arguments: dict[str, Any] = {"template": None, "owner": None, "locale": None, "extensions": (), **more}
-    return Recipe.of(init, directory=Path("/"), **arguments).number
-
-
-def test_recipes_are_the_same_by_their_content(tmp_path: Path) -> None:
-    """Promise: a database is copied only if every step, file, closure and argument is the same."""
-    (tmp_path / "a.sql").write_text("SELECT 1")
-    (tmp_path / "b.sql").write_text("SELECT 1")
-    before = number_of(tmp_path / "a.sql")
-    assert before == number_of(tmp_path / "b.sql")
-    (tmp_path / "a.sql").write_text("SELECT 2")
-    different = [
-        before,
-        number_of(tmp_path / "a.sql"),
-        number_of("SELECT 1"),
-        number_of("SELECT 1", "SELECT 1"),
-        number_of("SELECT 1", owner="a"),
-        number_of("SELECT 1", locale="a"),
-        number_of("SELECT 1", template="a"),
-        number_of("SELECT 1", extensions=["a"]),
-        number_of(fail),
-        number_of(make_step(1)),
-        number_of(make_step(2)),
-        number_of(functools.partial(note_call, Path("/a"))),
-        number_of(functools.partial(note_call, Path("/b"))),
-        number_of(Migration(1)),
-        number_of(Migration(2)),
-        number_of(Migration(1).run),
-        number_of(lambda dsn: print(dsn, 1)),
-        number_of(lambda dsn: print(dsn, 2)),
-    ]
-    assert len(set(different)) == len(different)
-    for same in (lambda: number_of(make_step(1)), lambda: number_of(Migration(1)), lambda: number_of(fail)):
-        assert same() == same()
 
 
 @pytest.mark.parametrize(

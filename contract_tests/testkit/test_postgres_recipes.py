@@ -118,6 +118,8 @@ def test_psycopg(flux_postgres_rollback, again):
     with connection.transaction():
         connection.execute("INSERT INTO items VALUES ('coffee')")
     connection.rollback()
+    with connection.pipeline():
+        connection.commit()
     assert connection.execute(COUNT).fetchone() == (1,)
     assert flux_postgres_rollback.psycopg() is connection
 

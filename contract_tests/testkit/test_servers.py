@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -193,15 +194,26 @@ def test_nothing_is_left_after_success_and_failure() -> None:
         select_one(dsn)
 
 
-def test_durable_server_keeps_its_durability_and_takes_settings(statements: Statements) -> None:
-    """Promise: benchmarks get PostgreSQL's default durability, and settings arrive as they were given."""
-    with start_server("local", durable=True, settings={"application_name": "it's", "max_connections": "20"}) as server:
+def test_durable_server_keeps_its_durability_and_takes_settings(
+    statements: Statements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise: benchmarks get PostgreSQL's default durability, and settings arrive as they were given.
+
+    The directory for temporary files may have any name.
+    """
+    place = Path(tempfile.mkdtemp(prefix=f"a, 'b' \\{os.getpid()}"))
+    place.chmod(0o711)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    settings = {"application_name": "it's \\n", "max_connections": "20"}
+    with start_server("local", durable=True, settings=settings) as server:
+        assert socket_directory(server).is_relative_to(place)
         shown = {name: statements.fetch_value(server.dsn, f"SHOW {name}") for name in ("fsync", "full_page_writes")}
         assert shown == {"fsync": "on", "full_page_writes": "on"}
         assert statements.fetch_value(server.dsn, "SHOW max_connections") == "20"
         # asyncpg sets no value, so it is the server's.
-        assert statements.fetch_value(server.dsn, "SHOW application_name") == "it's"
+        assert statements.fetch_value(server.dsn, "SHOW application_name") == "it's \\n"
         statements.forget(server.dsn)
+    place.rmdir()
 
 
 def test_settings_that_cannot_be_given_are_refused(local_server: Server) -> None:

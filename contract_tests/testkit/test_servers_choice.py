@@ -109,6 +109,14 @@ def test_programs_are_looked_for_in_order(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert find_binaries().origin == "pg_config"
 
 
+def test_a_pg_config_that_does_not_run_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Promise: a script without its interpreter does not hide the programs of the usual packages."""
+    (tmp_path / "pg_config").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "pg_config").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert all(found.origin != "pg_config" for found in binaries._of_packages())
+
+
 def make_programs(place: Path, version: str) -> Path:
     """Files that answer as PostgreSQL's programs of a version do."""
     place.mkdir(parents=True)

@@ -16,8 +16,8 @@ import pytest
 from waiting import becomes_true
 
 from flux_memory.testkit.servers import start_server
-from flux_memory.testkit.servers.directories import new_directory, sweep_directories
-from flux_memory.testkit.servers.ownership import is_dead, mark_of, own_mark
+from flux_memory.testkit.servers.directories import new_directory, processes_of, sweep_directories
+from flux_memory.testkit.servers.ownership import is_dead, is_running, mark_of, own_mark
 from flux_memory.testkit.servers.running import NotAnswered
 from flux_memory.testkit.servers.statements import Statements
 
@@ -188,6 +188,22 @@ def pytest_run(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_a_stopped_server_is_ended() -> None:
+    """Promise: a server that a test has stopped with SIGSTOP ends with its directory, which has the record of it."""
+    others = directories_of(os.getpid())
+    with start_server("local") as server:
+        (directory,) = set(directories_of(os.getpid())).difference(others)
+        (pid,) = processes_of(directory)
+        os.kill(pid, signal.SIGSTOP)
+    assert not directory.exists()
+    try:
+        assert not is_running(pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert not accepts_connections(server.dsn)
 
 
 def make_dead_mark() -> str:

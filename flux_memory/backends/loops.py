@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -17,6 +19,9 @@ Main = Callable[[], Awaitable[Result]]
 
 CLOSED: Final = "this memory is closed; open another one"
 FORKED: Final = "this memory was opened before the process forked, and belongs to the parent; create one in the child"
+
+_LOOK_SECONDS: Final = 0.05
+"""Seconds between two looks at whether another thread's event loop still runs."""
 
 
 class LoopThread:
@@ -162,6 +167,34 @@ class LoopThread:
             self._end.set_result(None)
 
 
+async def run_on(
+    loop: asyncio.AbstractEventLoop, main: Main[Result], seconds: float = math.inf
+) -> asyncio.Future[Result]:
+    """Run a coroutine function on an event loop of another thread.
+
+    Args:
+        loop: The event loop.
+        main: The coroutine function.
+        seconds: The longest time to wait.
+
+    Returns:
+        The outcome. It is cancelled if the loop ended or the time passed before the call ended.
+    """
+    visit = _Visit(main, lambda _: None)
+    answer = asyncio.wrap_future(visit.outcome)
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(visit.begin)
+    ends = time.monotonic() + seconds
+    # A loop that stops does not answer the calls that it has not begun.
+    while not answer.done() and loop.is_running() and (left := ends - time.monotonic()) > 0:
+        await asyncio.wait([answer], timeout=min(left, _LOOK_SECONDS))
+    if not answer.done():
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(visit.cancel)
+        answer.cancel()
+    return answer
+
+
 class _Visit(Generic[Result]):
     """One call on the thread's loop."""
 
@@ -172,6 +205,8 @@ class _Visit(Generic[Result]):
         self._task: asyncio.Task[Result] | None = None
 
     def begin(self) -> None:
+        if self.outcome.cancelled():
+            return
         self._task = asyncio.get_running_loop().create_task(self._drive())
         self._task.add_done_callback(self._answer)
 
@@ -184,7 +219,7 @@ class _Visit(Generic[Result]):
 
     def _answer(self, task: asyncio.Task[Result]) -> None:
         self._finish(self)
-        if task.cancelled():
+        if task.cancelled() or self.outcome.cancelled():
             self.outcome.cancel()
         elif (error := task.exception()) is not None:
             self.outcome.set_exception(error)

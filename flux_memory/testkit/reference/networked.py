@@ -13,8 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Self, cast
 
 import flux_memory
-from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
-from flux_memory.backends.deadlines import seconds_for
+from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError, seconds_for
 from flux_memory.testkit.reference.memory import ReferenceMemory, new_id
 from flux_memory.testkit.reference.store import ReferenceStore
 

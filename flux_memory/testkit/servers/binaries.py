@@ -95,7 +95,10 @@ def _of_wheels() -> Iterator[Binaries]:
 
 def _of_packages() -> Iterator[Binaries]:
     if pg_config := shutil.which("pg_config"):
-        said = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        said = ""
+        # It may be a script whose interpreter is missing.
+        with suppress(OSError):
+            said = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
         if said:
             yield Binaries(Path(said), "pg_config")
     for pattern in _IN_PACKAGES:

@@ -51,7 +51,7 @@ class ClusterArchive:
         with suppress(OSError):
             # The time of the last use; see `_prune`.
             os.utime(descriptor)
-        return file, file.readline().decode().strip()
+        return file, file.readline().decode(errors="replace").strip()
 
     @contextmanager
     def rewrite(self, password: str) -> Iterator[IO[bytes]]:

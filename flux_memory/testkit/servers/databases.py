@@ -95,7 +95,7 @@ class Databases:
 
         Raises:
             DatabaseInitError: A step of the recipe failed.
-            ValueError: The server has a role of the owner's name that is not of this run.
+            ValueError: The server has a role of the owner's name that is not of this run, or takes no such name.
         """
         if recipe.owner is not None:
             self.roles.ensure(recipe.owner)

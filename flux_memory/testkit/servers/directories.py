@@ -70,20 +70,25 @@ def remove_directory(path: Path) -> bool:
         for pid in processes_of(path):
             with suppress(ProcessLookupError):
                 os.kill(pid, strength)
-        _wait_until_ended(path, deadline=time.monotonic() + _SHUTDOWN_SECONDS / 3)
+        if not _have_ended(path, deadline=time.monotonic() + _SHUTDOWN_SECONDS * 0.6) and strength != signal.SIGKILL:
+            # Such as a stopped process. Its record goes with the directory, and no later run would find it.
+            strength = signal.SIGKILL
+            continue
         with suppress(FileNotFoundError):
             # Other users can no longer reach a subdirectory that was theirs, and add to it.
             path.chmod(0o700)
         shutil.rmtree(path, ignore_errors=True)
         if time.monotonic() > deadline:
-            return False
-        strength = signal.SIGKILL
+            return not path.exists()
     return True
 
 
-def _wait_until_ended(path: Path, deadline: float) -> None:
-    while processes_of(path) and time.monotonic() < deadline:
+def _have_ended(path: Path, deadline: float) -> bool:
+    while processes_of(path):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.005)
+    return True
 
 
 def _root() -> Path:

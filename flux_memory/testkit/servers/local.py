@@ -27,6 +27,7 @@ from flux_memory.testkit.servers.binaries import (
 from flux_memory.testkit.servers.cluster_cache import ClusterArchive, archive_of
 from flux_memory.testkit.servers.directories import new_directory, record_process, remove_directory
 from flux_memory.testkit.servers.ownership import is_running
+from flux_memory.testkit.servers.roles import quote_name
 from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, unavailable_if_failing
 from flux_memory.testkit.servers.statements import Statements
 
@@ -104,11 +105,13 @@ def start(wishes: Wishes, mark: str) -> LocalServer:
     found = find_binaries(wishes.version)
     account = server_account()
     archive = archive_of(found.directory, list(_INITDB_OPTIONS))
-    if archive is not None and archive.path.exists():
+    if archive is not None:
         try:
-            return _start(found, account, wishes, mark, partial(_unpack, archive))
+            if archive.path.exists():
+                return _start(found, account, wishes, mark, partial(_unpack, archive))
         except (ServerUnavailable, OSError):
-            # The archive may be damaged. If the settings are wrong, the new cluster does not start either.
+            # The archive may be damaged, or in a directory that is closed to this user. If the settings are wrong, the
+            # new cluster does not start either.
             archive.discard()
     return _start(found, account, wishes, mark, partial(_initialise, archive))
 
@@ -188,7 +191,8 @@ def _launch(binaries: Binaries, account: Account, layout: _Layout, wishes: Wishe
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": str(port),
-            "unix_socket_directories": str(layout.home),
+            # A list, in which a comma ends an unquoted path.
+            "unix_socket_directories": quote_name(str(layout.home)),
             # In the data directory: in /dev/shm a killed server would leave it behind.
             "dynamic_shared_memory_type": "mmap",
             **wishes.configuration(),
@@ -236,7 +240,7 @@ def _read_status(layout: _Layout) -> bytes:
 
 
 def _as_file(settings: Mapping[str, str]) -> str:
-    quoted = {name: value.replace("'", "''") for name, value in settings.items()}
+    quoted = {name: value.replace("\\", "\\\\").replace("'", "''") for name, value in settings.items()}
     return "\n" + "".join(f"{name} = '{value}'\n" for name, value in quoted.items())
 
 

@@ -6,11 +6,14 @@ import asyncio
 import functools
 import hashlib
 import inspect
+import os
+import pickle
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Final, TypeAlias
 
 Step: TypeAlias = str | Path | Callable[[str], object]
@@ -76,7 +79,7 @@ class Recipe:
 
     @functools.cached_property
     def number(self) -> int:
-        """A number from the content of the recipe: of its texts and files, and of its functions' source and state."""
+        """A number from the content of the recipe: of its texts and files, and of its functions' code and state."""
         parts = [self.template, self.owner or "", self.locale or "", *self.extensions]
         digest = hashlib.sha256(repr(parts).encode())
         for step in self.init:
@@ -124,36 +127,56 @@ def _function_of(step: Callable[..., object]) -> Callable[..., object]:
 
 
 def _state_of(step: Callable[..., object]) -> Iterator[str]:
-    """Yield a function's name and source, and each value with which the same source may do something else."""
+    """Yield a function's name and code, and each value with which the same code may do something else."""
     if isinstance(step, functools.partial):
-        yield from map(_described, (*step.args, *sorted(step.keywords.items())))
+        yield from map(_described, (step.args, *sorted(step.keywords.items())))
         yield from _state_of(step.func)
         return
     function = _function_of(step)
     yield f"{function.__module__}.{function.__qualname__}"
-    yield _source_of(function)
+    if (code := getattr(function, "__code__", None)) is not None:
+        yield from _content_of_code(code)
     if function is not step:
         # The object of a bound method, or the one with `__call__`.
-        yield repr(getattr(step, "__self__", step))
+        yield _described(getattr(step, "__self__", step))
     yield _described(getattr(function, "__defaults__", None))
-    yield _described(getattr(function, "__kwdefaults__", None))
+    yield _described(tuple(sorted((getattr(function, "__kwdefaults__", None) or {}).items())))
     for cell in getattr(function, "__closure__", None) or ():
         # A variable without a value has no content.
         with suppress(ValueError):
             yield _described(cell.cell_contents)
 
 
-def _source_of(function: Callable[..., object]) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        return repr((code.co_code, code.co_consts, code.co_names)) if code else ""
+def _content_of_code(code: CodeType) -> Iterator[str]:
+    # Not the source, which is the same for two lambdas in one line and for a function and its decorated form.
+    yield repr((code.co_code, code.co_exceptiontable, code.co_names))
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _content_of_code(constant)
+        else:
+            yield repr(constant)
+
+
+_COMPARED_BY_IDENTITY: Final[dict[int, object]] = {}
+"""Values without a known content, kept so that no other value gets their `id`."""
 
 
 def _described(value: object) -> str:
-    """Return a value's text; that of a function has no address, which differs between processes."""
-    return "\n".join(_state_of(value)) if inspect.isfunction(value) else repr(value)
+    """Return a text of a value's content, the same in all processes of the run if possible.
+
+    Not its `repr`, which many classes shorten: that of each `MetaData` of SQLAlchemy is `MetaData()`.
+    """
+    if inspect.isfunction(value):
+        return "\n".join(_state_of(value))
+    if inspect.ismodule(value):
+        return repr(value)
+    if isinstance(value, tuple):
+        return f"({','.join(map(_described, value))})"
+    try:
+        return pickle.dumps(value).hex()
+    except Exception:  # noqa: BLE001 - a class decides with which error its objects refuse it
+        _COMPARED_BY_IDENTITY[id(value)] = value
+        return f"{os.getpid()} {id(value)}"
 
 
 def call_function(function: Callable[[str], object], dsn: str) -> None:
@@ -161,13 +184,19 @@ def call_function(function: Callable[[str], object], dsn: str) -> None:
 
     In a thread if an event loop is running here, because migrations often call `asyncio.run()` themselves.
     """
+    if _is_loop_running():
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(_call, function, dsn).result()
+    else:
+        _call(function, dsn)
+
+
+def _is_loop_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        _call(function, dsn)
-    else:
-        with ThreadPoolExecutor(1) as threads:
-            threads.submit(_call, function, dsn).result()
+        return False
+    return True
 
 
 def _call(function: Callable[[str], object], dsn: str) -> None:

@@ -36,30 +36,39 @@ class Roles:
         """Create a role that may log in and nothing else, unless a process of the run has.
 
         Raises:
-            ValueError: A role of this name existed before the run.
+            ValueError: A role of this name existed before the run, or no role can have it.
         """
         if role in self._known:
             return
+        if "," in role:
+            raise ValueError(f"owner={role!r}: asyncpg cannot log in with a comma in the name; choose another one")
         self._statements.fetch_value(self._maintenance, _LOCK, role)
         try:
             comment = self._statements.fetch_value(self._maintenance, _COMMENT_OF, role)
             if comment is None:
-                name = quote_name(role)
-                self._statements.execute(
-                    self._maintenance,
-                    f"CREATE ROLE {name} LOGIN PASSWORD '{self.password_of(role)}';"
-                    f"COMMENT ON ROLE {name} IS '{_COMMENT}{self._run}';"
-                    # Without it, a role that is not a superuser could not give a database to it.
-                    f"GRANT {name} TO CURRENT_USER",
-                )
+                self._create(role)
             elif comment != f"{_COMMENT}{self._run}":
                 raise ValueError(
                     f"owner={role!r}: the server has such a role already, which this run did not create; "
                     "choose another name, or owner=True for a name of this run's own"
                 )
+        except (asyncpg.NameTooLongError, asyncpg.ReservedNameError) as error:
+            raise ValueError(
+                f"owner={role!r}: the server takes no such name: {error.args[0]}; choose another one"
+            ) from error
         finally:
             self._statements.fetch_value(self._maintenance, _UNLOCK, role)
         self._known.add(role)
+
+    def _create(self, role: str) -> None:
+        name = quote_name(role)
+        self._statements.execute(
+            self._maintenance,
+            f"CREATE ROLE {name} LOGIN PASSWORD '{self.password_of(role)}';"
+            f"COMMENT ON ROLE {name} IS '{_COMMENT}{self._run}';"
+            # Without it, a role that is not a superuser could not give a database to it.
+            f"GRANT {name} TO CURRENT_USER",
+        )
 
     def password_of(self, role: str) -> str:
         """Return the password of a role, the same in all processes of the run."""

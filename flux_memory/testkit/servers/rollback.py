@@ -46,7 +46,9 @@ class Rollback:
                     # As the server does: committing a failed transaction rolls it back.
                     self.rollback()
                 else:
-                    self.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}; SAVEPOINT {_SAVEPOINT}")
+                    # A pipeline takes one command at a time.
+                    self.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+                    self.execute(f"SAVEPOINT {_SAVEPOINT}")
 
             def rollback(self) -> None:
                 self.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")

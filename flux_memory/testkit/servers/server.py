@@ -105,7 +105,7 @@ class Server:
 
         Raises:
             DatabaseInitError: A step failed; the message names it.
-            ValueError: The server has a role of the owner's name that is not of this run.
+            ValueError: The server has a role of the owner's name that is not of this run, or takes no such name.
         """
         role = self._databases.own_role if owner is True else owner or None
         recipe = Recipe.of(

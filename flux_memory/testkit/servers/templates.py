@@ -96,7 +96,7 @@ class Templates:
             with _naming(name, ""):
                 call_function(step, dsn)
             return
-        script = step if isinstance(step, str) else step.read_text(encoding="utf-8")
+        script = step if isinstance(step, str) else step.read_text(encoding="utf-8-sig")
         if not _COMMENTS.sub("", script):
             # asyncpg fails if there is nothing to run.
             return
