@@ -53,7 +53,9 @@ class Roles:
                     "choose another name, or owner=True for a name of this run's own"
                 )
         except (asyncpg.NameTooLongError, asyncpg.ReservedNameError) as error:
-            raise ValueError(f"owner={role!r}: the server takes no such name: {error.args[0]}; choose another one") from error
+            raise ValueError(
+                f"owner={role!r}: the server takes no such name: {error.args[0]}; choose another one"
+            ) from error
         finally:
             self._statements.fetch_value(self._maintenance, _UNLOCK, role)
         self._known.add(role)
