@@ -30,6 +30,8 @@ RESULTS: Final = Path(__file__).parent / "results"
 TABLES: Final = 30
 """Tables of the schema that each test needs, each with an index and 20 rows."""
 RUN_SECONDS: Final = 300
+MEMORY: Final = Path("/dev/shm")
+"""A file system in memory: flux-memory's servers are there by default, so the other ones are, too."""
 
 SCHEMA: Final = "".join(
     f"CREATE TABLE t{number} (id int PRIMARY KEY, name text, data jsonb);\n"
@@ -135,8 +137,9 @@ CONTENDERS: Final = (
 @contextmanager
 def made_project(contender: Contender, tests: int, programs: Path) -> Iterator[Path]:
     """Yield a directory with the contender's tests, which an unprivileged user may write."""
-    with tempfile.TemporaryDirectory(prefix="fc-") as name:
+    with tempfile.TemporaryDirectory(prefix="fc-", dir=MEMORY if MEMORY.is_dir() else None) as name:
         place = Path(name)
+        (place / "tmp").mkdir()
         fixtures = contender.fixtures.replace("{bin}", str(programs))
         code = TESTS.format(
             fixtures=fixtures,
@@ -164,7 +167,7 @@ def run_once(contender: Contender, tests: int, programs: Path, home: Path) -> di
             env={
                 **{name: value for name, value in os.environ.items() if name in {"PATH", "PYTHONPATH", "LANG"}},
                 "HOME": str(home),
-                "TMPDIR": "/tmp",
+                "TMPDIR": str(place / "tmp"),
                 "FLUX_MEMORY_PG_BINDIR": str(programs),
             },
             user=account.user if account.is_other else None,
@@ -225,7 +228,8 @@ def document(result: dict[str, Any]) -> str:
         f"{about['python']}, PostgreSQL {result['server']}; load {about['load_before']} before. Medians of "
         f"{result['rounds']} rounds, by turns. Each test needs a schema of {TABLES} tables with an index and 20 rows "
         "each, deletes rows and commits. Times to the first query include the start of Python and pytest, and the "
-        "schema; before a first run there is no cache."
+        "schema; before a first run there is no cache. Each tool has its own settings, without fsync; all servers are "
+        "in memory."
     )
     lines = ["# Cost of a throwaway PostgreSQL", "", conditions, "", *table(head, rows)]
     if (unrest := machine.unrest(about)) is not None:

@@ -19,7 +19,7 @@ pytest_plugins = ["pytester"]
 PARTS = """
     import pytest
     from flux_memory import PostgresConversationMemory
-    from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore, known_failure
+    from flux_memory.testkit import MemoryContract, Outage, Proxied, ReferenceMemory, ReferenceStore, known_failure
 
     class Binding(MemoryContract):
         memory = ReferenceMemory
@@ -273,7 +273,7 @@ class Starting(ReferenceMemory):
 
 
 def test_a_store_that_starts_at_the_first_call_is_waited_for() -> None:
-    """A cold start that outlasts the first deadline is no fault."""
+    """A cold start that outlasts the first deadline is not a fault."""
     check(Preflight("TestMine"), lambda: Starting(ReferenceStore()))
     assert Starting.calls == 2
 
@@ -289,3 +289,62 @@ def test_each_parameter_of_a_binding_is_checked_by_itself(pytester: pytest.Pytes
     write_bindings(pytester, {"TestMine": within})
     result = pytester.runpytest_subprocess(*PLAIN)
     result.assert_outcomes(errors=3, passed=3, deselected=result.parseoutcomes()["deselected"])
+
+
+LATE_FAULTS: Final = {
+    "TestReader": """
+        @pytest.fixture
+        def read_raw(self):
+            return lambda session_id, message_id: {"content": "text"}
+        """,
+    "TestClock": """
+        @pytest.fixture
+        def clock_at(self):
+            return lambda moment: None
+        """,
+    "TestNoOutages": """
+        @pytest.fixture
+        def outages(self):
+            return None
+        """,
+    "TestAway": """
+        @pytest.fixture
+        def outages(self, memory_factory):
+            return [Outage("a lock", memory_factory, lambda: None)]
+        """,
+    "TestServer": """
+        @pytest.fixture
+        def proxied_memory_factory(self):
+            return Proxied("nonsense", ReferenceMemory)
+        """,
+}
+LATE_SAID: Final = {
+    "TestReader": "the function that read_raw returns gave a dict: write `async def`",
+    "TestClock": "the function that clock_at returns gave a NoneType: write `@asynccontextmanager` above",
+    "TestNoOutages": "the fixture outages returned None: return a list of Outage(name, open, away)",
+    "TestAway": "away() of 'a lock' gave a NoneType: write `@asynccontextmanager` above",
+    "TestServer": "the server of proxied_memory_factory cannot be used: the URL of the server has no port",
+}
+
+
+def test_a_fault_of_an_optional_fixture_ends_only_the_clauses_that_use_it(pytester: pytest.Pytester) -> None:
+    """They are errors with the name of the fixture, whichever clause is first, and the other clauses hold."""
+    write_bindings(pytester, LATE_FAULTS)
+    pytester.makepyfile(
+        conftest="""
+        import pytest
+
+        @pytest.hookimpl(trylast=True)
+        def pytest_collection_modifyitems(items):
+            items.reverse()
+        """
+    )
+    names = "FM-ORD-001 or FM-TXT-030 or FM-TIM-003 or FM-CAP-004"
+    result = pytester.runpytest_subprocess(*PLAIN[:-2], "-k", names)
+    printed = result.stdout.str()
+    evidence = read_run(pytester)
+    for name, said in LATE_SAID.items():
+        assert said in printed
+        assert evidence.count(name, "failed") == 0, name
+        assert evidence.count(name, "held") >= 1, name
+        assert [each.fault for _, each in evidence.results_of(name)].count(True) == 1, name

@@ -269,6 +269,17 @@ def test_a_template_of_the_server_and_a_locale_are_used(local_server: Server) ->
     assert ask(located, "SELECT datcollate FROM pg_database WHERE datname = current_database()") == "C.UTF-8"
 
 
+def test_asyncpg_takes_the_options_of_a_dsn(local_server: Server) -> None:
+    """Promise: asyncpg applies the parameters of the DSN of a given server, settings of the session as well."""
+    database = PostgresDatabase(f"{local_server.dsn}?sslmode=disable&application_name=a%20b")
+
+    async def show_name() -> object:
+        async with asyncpg.create_pool(**database.asyncpg(), min_size=1) as pool:
+            return await pool.fetchval("SHOW application_name")
+
+    assert asyncio.run(show_name()) == "a b"
+
+
 @pytest.mark.parametrize(
     ("dsn", "parts"),
     [
@@ -301,6 +312,6 @@ def test_the_forms_of_a_dsn() -> None:
     database = PostgresDatabase("postgresql://u:p@h/d?sslmode=require&application_name=a%20b")
     assert database.sqlalchemy_url() == "postgresql+psycopg://u:p@h/d?sslmode=require&application_name=a%20b"
     assert database.sqlalchemy_url("asyncpg") == "postgresql+asyncpg://u:p@h/d?ssl=require&application_name=a+b"
-    assert database.psycopg()["sslmode"] == database.asyncpg()["ssl"] == "require"
+    assert database.psycopg()["sslmode"] == "require"
     assert database.django()["OPTIONS"] == {"sslmode": "require", "application_name": "a b"}
     assert str(database) == database.dsn

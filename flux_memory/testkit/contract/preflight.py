@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NoReturn
 
 import pytest
@@ -53,10 +54,13 @@ class Preflight:
         self._shown_at: str | None = None
         """The test whose error has the whole message."""
         self._test = ""
+        self.has_memory_factory = False
+        """Whether the fixtures of this test gave a function that opens handles."""
 
     def begin(self, test: str) -> None:
         """Begin a clause's test, given its node id; refuse a binding that is known to be at fault."""
         self._test = test
+        self.has_memory_factory = False
         if self._fault is not None:
             self._refuse(self._fault)
 
@@ -91,6 +95,7 @@ class Preflight:
             if reason := _not_a_function(name, value):
                 self._fault = reason
                 self._refuse(reason)
+        self.has_memory_factory = True
 
     async def check_store(self, factory: Callable[[], Any], *, lists: bool) -> None:
         """Open a handle and read from the store, on the clause's event loop.
@@ -204,6 +209,22 @@ def preflight_of(item: pytest.Item) -> Preflight:
     indices: dict[str, int] = getattr(getattr(item, "callspec", None), "indices", {})
     parameters = frozenset((name, index) for name, index in indices.items() if name != CLAUSE)
     return item.config.stash.setdefault(_PREFLIGHTS, {}).setdefault((binding, parameters), Preflight(binding.__name__))
+
+
+def awaitable_of_binding(fixture: str, answer: Any) -> Any:
+    """Return the awaitable that the function of a binding's fixture returned; anything else is the binding's fault."""
+    if not inspect.isawaitable(answer):
+        raise BindingFault(f"the function that {fixture} returns gave a {type(answer).__name__}: write `async def`")
+    return answer
+
+
+def context_of_binding(function: str, answer: Any) -> Any:
+    """Return the context that a function of the binding returned; anything else is the binding's fault."""
+    if not isinstance(answer, AbstractAsyncContextManager):
+        raise BindingFault(
+            f"{function} gave a {type(answer).__name__}: write `@asynccontextmanager` above an `async def` that yields"
+        )
+    return answer
 
 
 def _not_a_function(name: str, value: object) -> str | None:

@@ -78,8 +78,9 @@ class PostgresDatabase:
     def asyncpg(self) -> dict[str, Any]:
         """Return keyword arguments for `asyncpg.connect()` or `asyncpg.create_pool()`."""
         parts = {"host": self.host, "port": self.port, "user": self.user, "password": self.password}
-        options = {_SSL_OF_ASYNCPG.get(name, name): value for name, value in self._options().items()}
-        return {**parts, "database": self.dbname, **options}
+        # In the DSN only: asyncpg has no arguments for settings of the session and for most parameters of TLS.
+        options = {"dsn": self.dsn} if self._options() else {}
+        return {**options, **parts, "database": self.dbname}
 
     def sqlalchemy_url(self, driver: str = "psycopg") -> str:
         """Return a URL for `sqlalchemy.create_engine()` or `create_async_engine()`.
