@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import becomes_true
 
-from flux_memory import ConversationMemory, MemoryClosedError
+from flux_memory import ConversationMemory, MemoryClosedError, PostgresConversationMemory
 
 
 def test_closing_does_not_wait_for_a_home_loop_that_has_stopped(tmp_path: Path) -> None:
@@ -79,6 +79,22 @@ def test_a_first_call_that_races_with_a_close_leaves_nothing_open(tmp_path: Path
     caller.join(20)
     assert not caller.is_alive()
     assert life.resource is None
+
+
+def test_closing_does_not_wait_for_connections_in_use_on_a_stopped_loop(flux_memory_postgres_dsn: str) -> None:
+    """A loop that has stopped gives no connection back, and a loop that ends in another thread wakes no waiter."""
+    memory = PostgresConversationMemory(flux_memory_postgres_dsn, timeout=60)
+    home = asyncio.new_event_loop()
+    home.run_until_complete(memory.create_session())
+    home.run_until_complete(memory._pool.take())
+
+    async def close() -> None:
+        await asyncio.wait_for(memory.close(), 20)
+
+    asyncio.run(close())
+    assert memory._pool.size == 0
+    home.run_until_complete(home.shutdown_asyncgens())
+    home.close()
 
 
 class Exiting(dict[str, Any]):

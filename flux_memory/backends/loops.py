@@ -97,8 +97,11 @@ class LoopThread:
             raise FluxMemoryError("the thread of this memory cannot wait for its own call; call from another thread")
         # Unlike a wait for the outcome itself, this holds no lock that the loop needs while a signal handler runs.
         answers: SimpleQueue[Future[Result]] = SimpleQueue()
-        visit = self._send(main, answers.put)
+        visits = self._accepted()
+        visit = _Visit(main, self._finish)
+        visit.outcome.add_done_callback(answers.put)
         try:
+            self._begin(visit, visits)
             answers.get()
         except BaseException:
             # A signal such as Ctrl-C interrupts this thread.
@@ -128,20 +131,25 @@ class LoopThread:
         """Block until the thread has ended, for a number of seconds at most."""
         self._thread.join(seconds)
 
-    def _send(self, main: Main[Result], answer: Callable[[Future[Result]], object] | None = None) -> _Visit[Result]:
+    def _send(self, main: Main[Result]) -> _Visit[Result]:
+        visits = self._accepted()
+        visit = _Visit(main, self._finish)
+        self._begin(visit, visits)
+        return visit
+
+    def _accepted(self) -> set[_Visit[Any]]:
         if os.getpid() != self._pid:
             raise FluxMemoryError(FORKED)
         if (visits := self._visits) is None:
             raise MemoryClosedError(CLOSED)
-        visit = _Visit(main, self._finish)
-        if answer is not None:
-            visit.outcome.add_done_callback(answer)
+        return visits
+
+    def _begin(self, visit: _Visit[Any], visits: set[_Visit[Any]]) -> None:
         # Without a lock, which a signal handler or a finalizer that calls could wait for in its own thread.
         visits.add(visit)
         if self.has_ended:
             visit.outcome.cancel()
         self._call_soon(visit.begin)
-        return visit
 
     def _call_soon(self, function: Callable[[], object]) -> None:
         with suppress(RuntimeError):  # the loop is closed, and `_run` answers every call
@@ -227,6 +235,10 @@ class _Visit(Generic[Result]):
     def cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        else:
+            # Ctrl-C came before the call was sent.
+            self._finish(self)
+            self.outcome.cancel()
 
     def _answer(self, task: asyncio.Task[Result]) -> None:
         self._finish(self)

@@ -67,6 +67,7 @@ class OwnPool:
         self.loop_end: AsyncGenerator[None, None] | None = None
         """Closes the pool at the end of the event loop."""
         self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def size(self) -> int:
@@ -105,6 +106,10 @@ class OwnPool:
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
         """Wait for statements whose callers are gone, and close all connections, by force after `timeout` seconds."""
         self._closing = True
+        if self._loop not in (None, asyncio.get_running_loop()):
+            # The end of that loop does not wake a waiter on this one, and only there can a connection say goodbye.
+            self.terminate()
+            return
         if self._openings:
             await asyncio.wait(self._openings, timeout=min(timeout, SERVER_GRACE_SECONDS))
         for opening in self._openings:
@@ -117,8 +122,7 @@ class OwnPool:
                     taken += 1
             goodbyes = (connection.close(timeout=SERVER_GRACE_SECONDS) for connection in self._open)
             await asyncio.gather(*goodbyes, return_exceptions=True)
-        except (TimeoutError, RuntimeError):
-            # RuntimeError: the connections belong to another event loop.
+        except TimeoutError:
             pass
         finally:
             self.terminate()
@@ -203,7 +207,8 @@ class OwnPool:
         return connection
 
     def _begin_opening(self) -> asyncio.Task[Any]:
-        opening = asyncio.get_running_loop().create_task(self._open_connection())
+        self._loop = asyncio.get_running_loop()
+        opening = self._loop.create_task(self._open_connection())
         # asyncpg leaves a future behind, which asyncio logs, if the end of the program cancels it with all tasks.
         asyncio._unregister_task(opening)  # noqa: SLF001 - documented, under "Extending asyncio"
         self._openings.add(opening)
