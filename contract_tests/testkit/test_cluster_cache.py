@@ -166,6 +166,17 @@ def test_archives_that_are_not_used_are_removed(cache: Path) -> None:
     assert {path.name for path in cache.iterdir()} == {"cluster-used.tar", "cluster-new.tar", "other.tar"}
 
 
+def test_a_file_without_a_line_is_not_read_to_its_end(cache: Path) -> None:
+    """Promise: a damaged archive of any length is recognised by its beginning."""
+    archive = ClusterArchive(cache / "cluster-x.tar")
+    with archive.rewrite("x" * 1_000_000):
+        pass
+    opened = archive.open()
+    assert opened is not None
+    with opened[0] as file:
+        assert file.tell() < 10_000
+
+
 def test_an_archive_is_never_half_written(cache: Path) -> None:
     """Promise: packing that fails leaves no archive and no draft."""
     archive = ClusterArchive(cache / "cluster-x.tar")

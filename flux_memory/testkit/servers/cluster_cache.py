@@ -22,6 +22,8 @@ CACHE_VARIABLE: Final = "FLUX_MEMORY_PG_CACHE"
 """The environment variable with the directory of the archives, or `off`."""
 _FORMAT: Final = "1"
 _SUFFIX: Final = ".tar"
+_PASSWORD_BYTES: Final = 100
+"""Bytes of the first line at most: it is read without a buffer, byte by byte, and a damaged file may be one line."""
 _KEPT_DAYS: Final = 30
 """Days after its last use for which an archive is kept."""
 
@@ -51,7 +53,7 @@ class ClusterArchive:
         with suppress(OSError):
             # The time of the last use; see `_prune`.
             os.utime(descriptor)
-        return file, file.readline().decode(errors="replace").strip()
+        return file, file.readline(_PASSWORD_BYTES).decode(errors="replace").strip()
 
     @contextmanager
     def rewrite(self, password: str) -> Iterator[IO[bytes]]:
@@ -68,6 +70,8 @@ class ClusterArchive:
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 file.write(f"{password}\n".encode())
                 yield file
+                # After a power cut, the archive could have its name and length, but not its content.
+                os.fsync(file.fileno())
             draft.replace(self.path)
         finally:
             draft.unlink(missing_ok=True)
