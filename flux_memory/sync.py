@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from flux_memory import factory
 from flux_memory.backends.lifecycle import warn_never_closed
 from flux_memory.backends.loops import LoopThread
-from flux_memory.errors import InvalidTypeError
+from flux_memory.errors import InvalidTypeError, MemoryClosedError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
+from flux_memory.records.checking import list_messages
 
 if TYPE_CHECKING:
     from flux_memory.settings import Settings
@@ -120,7 +122,9 @@ class SyncMemory:
             SessionNotFoundError: The session does not exist.
             ConflictError: The session has another message with a given id; nothing of the batch is stored.
         """
-        return self._call(lambda memory: memory.add_messages(session_id, messages))
+        # Read here: it may be rows of a cursor that belongs to this thread, or call this memory.
+        batch: list[NewMessage] = list_messages(messages)
+        return self._call(lambda memory: memory.add_messages(session_id, batch))
 
     def get_history(self, session_id: str, limit: int | None = None, *, before: str | None = None) -> list[Message]:
         """Return the newest `limit` messages, oldest first, in the order in which they were added.
@@ -179,8 +183,11 @@ class SyncMemory:
     def close(self) -> None:
         """Wait a bounded time for calls in flight, and release the store. Closing twice is not an error."""
         thread = self._started()
-        if not thread.has_ended:
-            thread.call(self._memory.close)
+        if thread.is_current:  # a finalizer; waiting would be for ever
+            thread.stop_after(self._memory.close)
+        elif not thread.has_ended:
+            with suppress(MemoryClosedError):  # another thread has just closed it
+                thread.call(self._memory.close)
             thread.stop()
             thread.join(_EXIT_SECONDS)
 

@@ -16,6 +16,7 @@ from flux_memory import ConversationMemory, NewMessage
 from flux_memory.testkit import ALL, Capability, MemoryContract
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
+from flux_memory.testkit.verdicts import BindingFault, Unverified
 
 DAMAGES: Final = {
     "bad JSON": "UPDATE messages SET metadata = '{' WHERE session_id = ? AND id = ?",
@@ -88,7 +89,7 @@ def encode(text: str) -> str:
 
 @pytest.mark.asyncio
 async def test_an_encoded_text_is_compared_as_its_binding_decodes_it(path: Path) -> None:
-    """A backend may store text in any form: `read_raw` decodes it, and leaves out keys that it cannot read."""
+    """A backend may store text in any form: `read_raw` decodes it, and may leave out the role."""
     plain = make_sqlite_reader(path)
 
     async def read(session_id: str, message_id: str) -> dict[str, Any] | None:
@@ -108,4 +109,27 @@ async def test_a_message_that_is_not_in_the_store_fails(path: Path) -> None:
         return None
 
     with pytest.raises(pytest.fail.Exception, match="read_raw does not find the message"):
+        await run_async_clause("FM-TXT-030", StoreUnderTest(lambda: ConversationMemory(path), read_raw=read))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("clause_id", ["FM-TXT-030", "FM-TXT-031"])
+async def test_a_reader_that_gives_nothing_to_compare_verifies_nothing(path: Path, clause_id: str) -> None:
+    """A misspelt key, such as `contents`, would otherwise compare nothing and pass."""
+
+    async def read(session_id: str, message_id: str) -> dict[str, Any]:
+        return {"contents": "text"}
+
+    with pytest.raises(Unverified, match=r"read_raw returned 'contents' of a message; return its '(content|meta)"):
+        await run_async_clause(clause_id, StoreUnderTest(lambda: ConversationMemory(path), read_raw=read))
+
+
+@pytest.mark.asyncio
+async def test_a_reader_that_gives_a_row_is_at_fault(path: Path) -> None:
+    """The memory broke no promise."""
+
+    async def read(session_id: str, message_id: str) -> Any:
+        return ("user", "text")
+
+    with pytest.raises(BindingFault, match="read_raw returned a tuple, not a mapping"):
         await run_async_clause("FM-TXT-030", StoreUnderTest(lambda: ConversationMemory(path), read_raw=read))

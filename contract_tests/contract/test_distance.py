@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from distant_stores import (
 
 from flux_memory.testkit import ReferenceStore
 from flux_memory.testkit.contract.model.exploration import Profile, explore
+from flux_memory.testkit.contract.preflight import Preflight
 
 FAR: Final = Distance(0.15, clock_seconds=1.0)
 NEARER: Final = Distance(0.03, clock_seconds=1.0)
@@ -45,6 +47,12 @@ def test_a_distant_store_keeps_the_clauses_that_need_a_process(clause_id: str, t
 def test_a_slow_start_is_not_a_fault(tmp_path: Path) -> None:
     """The first call on a handle may take seconds, as with a database that has to be woken up."""
     assert not run_at_the_same_time(OPENING, tmp_path, COLD)
+
+
+def test_a_slow_start_is_not_a_fault_of_the_binding(tmp_path: Path) -> None:
+    """The check before the first clause waits for a service that is far away and starts at the first call."""
+    store = make_distant_store(tmp_path / "reference.json", COLD)
+    asyncio.run(Preflight("TestDistant").check_store(store.factory, lists=True))
 
 
 def test_the_model_explores_a_distant_store_within_its_time() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
+import sqlite3
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -131,6 +134,15 @@ def test_errors_and_deadlines_cross_over(memory: Memory) -> None:
     assert contents(memory, session)[-1] == "in time"
 
 
+def test_a_batch_is_read_in_the_thread_of_its_caller(memory: Memory) -> None:
+    """A generator over a cursor, which belongs to its thread, works away from home, too."""
+    session = asyncio.run(memory.create_session())
+    with closing(sqlite3.connect(":memory:")) as db:
+        rows = db.execute("VALUES ('1'), ('2')")
+        asyncio.run(memory.add_messages(session, ({"role": "user", "content": text} for (text,) in rows)))
+    assert contents(memory, session) == ["1", "2"]
+
+
 def test_a_cancelled_call_has_ended_when_its_caller_continues(memory: Memory) -> None:
     """An add that is cancelled in the turn that made it is not stored, as at home."""
     session = asyncio.run(memory.create_session())
@@ -148,6 +160,35 @@ def test_a_cancelled_call_has_ended_when_its_caller_continues(memory: Memory) ->
 
     asyncio.run(use())
     assert contents(memory, session)[-1] == "kept"
+
+
+def test_a_call_that_is_cancelled_in_each_turn_has_ended_when_its_caller_continues() -> None:
+    """anyio cancels a task until it ends; its call must not be stored after that."""
+    thread = LoopThread()
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def end_slowly() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.to_thread(release.wait)
+            ended.set()
+
+    async def use() -> None:
+        call = asyncio.ensure_future(thread.run(end_slowly))
+        await asyncio.to_thread(begun.wait)
+        for _ in range(10):
+            call.cancel()
+            await asyncio.sleep(0)
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert ended.is_set()
+
+    asyncio.run(use())
+    thread.stop()
+    thread.join(10)
 
 
 def test_closing_from_another_loop_keeps_what_was_acknowledged(open_memory: Callable[[], Memory]) -> None:
@@ -242,3 +283,16 @@ def test_the_end_of_a_loop_thread_answers_every_caller() -> None:
     assert len(outcomes) == 2
     call()
     assert len(outcomes) == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's, for the loop that failed
+def test_a_process_without_file_descriptors_gets_an_error() -> None:
+    """An event loop that cannot be opened in its thread does not leave the caller waiting for it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(BackendUnavailableError, match="limit of open files"):
+            LoopThread()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    gc.collect()

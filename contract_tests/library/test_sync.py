@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
@@ -22,14 +25,50 @@ from flux_memory import (
     InvalidTypeError,
     Memory,
     MemoryClosedError,
+    NewMessage,
     PostgresConversationMemory,
     Settings,
     deadline,
 )
 from flux_memory.sync import SyncMemory, create_memory
 
+FORKED: Final = """
+import gc, os, sys
+from flux_memory import ConversationMemory
+from flux_memory.sync import SyncMemory
+
+memory = SyncMemory(ConversationMemory(sys.argv[1]))
+memory.create_session()
+if (child := os.fork()) == 0:
+    memory.close() if sys.argv[2] == "close" else None
+    del memory
+    gc.collect()
+    os._exit(17)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+memory.create_session()
+memory.close()
+"""
 THREADS: Final = 8
 ADDS: Final = 20
+SIGNALLED: Final = """
+import signal
+from flux_memory import ConversationMemory
+from flux_memory.sync import SyncMemory
+
+with SyncMemory(ConversationMemory(":memory:")) as memory:
+    session, calls = memory.create_session(), []
+
+    def call(*args):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        calls.append(memory.get_session(session))
+        signal.setitimer(signal.ITIMER_REAL, 0.0002)
+
+    signal.signal(signal.SIGALRM, call)
+    call()
+    while len(calls) < 3000:
+        memory.get_session(session)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+"""
 INTERRUPTED: Final = """
 import sqlite3, sys
 from flux_memory import ConversationMemory
@@ -162,6 +201,88 @@ def test_a_forked_child_is_refused(open_memory: Callable[[], SyncMemory]) -> Non
         assert memory.count_sessions() == 1
 
 
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_a_forked_child_leaves_the_handle_to_its_parent(end: str, tmp_path: Path) -> None:
+    """Closing or dropping it there is silent, as for the memory that it wraps, and the parent continues."""
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", FORKED, str(tmp_path / "chat.db"), end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_batch_is_read_in_the_thread_of_its_caller(open_memory: Callable[[], SyncMemory]) -> None:
+    """A generator may read a cursor that belongs to the thread, or call the memory itself, without a deadlock."""
+
+    def copied(role: str) -> Iterator[NewMessage]:
+        for row in memory.get_history(session):
+            yield {"role": role, "content": row["content"]}
+
+    with open_memory() as memory, closing(sqlite3.connect(":memory:")) as db:
+        session = memory.create_session()
+        rows = db.execute("VALUES ('1'), ('2')")
+        memory.add_messages(session, ({"role": "user", "content": text} for (text,) in rows))
+        memory.add_messages(session, copied("system"))
+        assert [(row["role"], row["content"]) for row in memory.get_history(session)] == [
+            ("user", "1"),
+            ("user", "2"),
+            ("system", "1"),
+            ("system", "2"),
+        ]
+
+
+class Greeting(dict[str, Any]):
+    """Metadata that runs a function when it is encoded, as a finalizer runs at any time."""
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        super().__init__(lang="ko")
+        self.run = run
+
+    def items(self) -> Any:
+        self.run()
+        return super().items()
+
+
+def test_a_finalizer_in_the_thread_of_the_loop_does_not_hang(tmp_path: Path) -> None:
+    """There a call raises an error, and `close()` does not wait."""
+    memory = SyncMemory(ConversationMemory(tmp_path / "chat.db"))
+    with pytest.raises(FluxMemoryError, match="cannot wait for its own call"):
+        memory.create_session(metadata=Greeting(memory.count_sessions))
+    memory.create_session(session_id="last", metadata=Greeting(memory.close))
+    memory.close()
+    with SyncMemory(ConversationMemory(tmp_path / "chat.db")) as reopened:
+        assert [row["id"] for row in reopened.get_sessions()] == ["last"]
+    assert "flux-memory-loop" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_threads_that_close_at_once_see_no_error(tmp_path: Path) -> None:
+    """Closing twice is not an error, also where another thread ends the event loop in the middle of the call."""
+    errors: list[MemoryClosedError] = []
+    ready = threading.Event()
+
+    class Closing(ConversationMemory):
+        async def close(self) -> None:
+            if not ready.is_set():
+                ready.set()
+                await asyncio.Event().wait()
+            await super().close()
+
+    memory = SyncMemory(Closing(tmp_path / "chat.db"))
+    memory.create_session()
+
+    def close() -> None:
+        try:
+            memory.close()
+        except MemoryClosedError as error:
+            errors.append(error)
+
+    first = threading.Thread(target=close)
+    first.start()
+    assert ready.wait(20)
+    memory.close()
+    first.join(20)
+    assert not first.is_alive()
+    assert errors == []
+
+
 def test_ctrl_c_cancels_the_call(tmp_path: Path) -> None:
     """A call that waits for a lock is interrupted, and what it was to store is not stored."""
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "chat.db")]
@@ -171,6 +292,11 @@ def test_ctrl_c_cancels_the_call(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[0] == "0\n"
     assert process.returncode == 0
+
+
+def test_a_signal_handler_may_call_the_memory() -> None:
+    """At any moment of another call in the same thread: neither waits for the other for ever."""
+    assert subprocess.run([sys.executable, "-c", SIGNALLED], timeout=120, check=False).returncode == 0
 
 
 def test_the_settings_choose_the_backend(tmp_path: Path) -> None:

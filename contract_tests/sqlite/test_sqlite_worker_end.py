@@ -17,7 +17,7 @@ from raw_sqlite import run_on_worker
 from waiting import wait_until
 
 from flux_memory import ConversationMemory, deadline
-from flux_memory.backends.sqlite import worker as worker_module
+from flux_memory.backends.sqlite import forks
 from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.worker import SQLiteWorker
 from flux_memory.errors import (
@@ -185,17 +185,17 @@ async def test_the_process_can_fork_while_an_opening_waits_for_a_lock(path: Path
     """A fork waits for an attempt to open the file, not for the lock that another process holds."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        before = set(worker_module._WORKERS)
+        before = set(forks._WORKERS)
         async with ConversationMemory(path) as memory:
             opening = asyncio.create_task(memory.count_sessions())
 
             async def begun() -> bool:
-                return any(each._at_rest.locked() for each in set(worker_module._WORKERS) - before)
+                return any(each.at_rest.locked() for each in set(forks._WORKERS) - before)
 
             await wait_until(begun)
-            worker_module._pause_workers()
-            paused = set(worker_module._PAUSED) - before
-            worker_module._release_workers()
+            forks._pause_workers()
+            paused = set(forks._PAUSED) - before
+            forks._release_workers()
             assert paused
             other.execute("ROLLBACK")
             assert await opening == 0

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from flux_memory import ConversationMemory
+from flux_memory import BackendUnavailableError, ConversationMemory, Session
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.preflight import Preflight
 from flux_memory.testkit.evidence.document import Evidence, read_evidence
@@ -19,7 +19,7 @@ pytest_plugins = ["pytester"]
 PARTS = """
     import pytest
     from flux_memory import PostgresConversationMemory
-    from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore, known_failure
+    from flux_memory.testkit import MemoryContract, Outage, Proxied, ReferenceMemory, ReferenceStore, known_failure
 
     class Binding(MemoryContract):
         memory = ReferenceMemory
@@ -77,7 +77,7 @@ FAULTS: Final = {
     "TestServiceDown": """
         @pytest.fixture
         def memory_factory(self):
-            return lambda: PostgresConversationMemory("postgresql://me:s3cret@127.0.0.1:9/chat")
+            return lambda: PostgresConversationMemory("postgresql://me:s3cret@127.0.0.1:9/chat", timeout=2)
         """,
     "TestReused": """
         store_of_all = ReferenceStore()
@@ -85,6 +85,12 @@ FAULTS: Final = {
         @pytest.fixture
         def memory_factory(self):
             return lambda: ReferenceMemory(self.store_of_all)
+        """,
+    "TestSame": """
+        @pytest.fixture
+        def memory_factory(self):
+            memory = ReferenceMemory(ReferenceStore())
+            return lambda: memory
         """,
     "TestClock": """
         @pytest.fixture
@@ -103,6 +109,7 @@ SAID: Final = {
     "TestMisspelt": "there is no fixture tmp_pat: define it, or correct the name where it is used",
     "TestServiceDown": "the store cannot be reached, BackendUnavailableError: *; start its service",
     "TestReused": "the store is not empty before the clause, an earlier clause left the session *: give each clause an",
+    "TestSame": "memory_factory() returned the same handle twice: open another one at each call",
     "TestClock": "the fixture clock_at returned a NoneType, not a function",
 }
 CLAUSES: Final = ("-k", "FM-ORD-001 or FM-ORD-003 or FM-ORD-009")
@@ -240,7 +247,7 @@ def test_a_store_that_a_failed_clause_left_is_found() -> None:
 
 
 def test_the_check_is_not_repeated(tmp_path: Path) -> None:
-    """Five clauses that hold cost two checks, of one handle each."""
+    """Five clauses that hold cost two checks, of one handle each, and one more handle that is another one."""
     opened: list[ConversationMemory] = []
 
     def open_memory() -> ConversationMemory:
@@ -250,4 +257,94 @@ def test_the_check_is_not_repeated(tmp_path: Path) -> None:
     preflight = Preflight("TestMine")
     for _ in range(5):
         check(preflight, open_memory)
-    assert len(opened) == 2
+    assert len(opened) == 3
+
+
+class Starting(ReferenceMemory):
+    """A memory whose server needs more than the first deadline to start, and then works."""
+
+    calls = 0
+
+    async def get_sessions(self, *args: Any, **kwargs: Any) -> list[Session]:
+        Starting.calls += 1
+        if Starting.calls == 1:
+            raise BackendUnavailableError("the server is starting")
+        return await super().get_sessions(*args, **kwargs)
+
+
+def test_a_store_that_starts_at_the_first_call_is_waited_for() -> None:
+    """A cold start that outlasts the first deadline is not a fault."""
+    check(Preflight("TestMine"), lambda: Starting(ReferenceStore()))
+    assert Starting.calls == 2
+
+
+def test_each_parameter_of_a_binding_is_checked_by_itself(pytester: pytest.Pytester) -> None:
+    """A store that cannot be reached says nothing of the next parameter's."""
+    within = """
+        @pytest.fixture(params=["no store", "store"])
+        def memory_factory(self, request):
+            store = ReferenceStore()
+            return (lambda: None) if request.param == "no store" else lambda: ReferenceMemory(store)
+    """
+    write_bindings(pytester, {"TestMine": within})
+    result = pytester.runpytest_subprocess(*PLAIN)
+    result.assert_outcomes(errors=3, passed=3, deselected=result.parseoutcomes()["deselected"])
+
+
+LATE_FAULTS: Final = {
+    "TestReader": """
+        @pytest.fixture
+        def read_raw(self):
+            return lambda session_id, message_id: {"content": "text"}
+        """,
+    "TestClock": """
+        @pytest.fixture
+        def clock_at(self):
+            return lambda moment: None
+        """,
+    "TestNoOutages": """
+        @pytest.fixture
+        def outages(self):
+            return None
+        """,
+    "TestAway": """
+        @pytest.fixture
+        def outages(self, memory_factory):
+            return [Outage("a lock", memory_factory, lambda: None)]
+        """,
+    "TestServer": """
+        @pytest.fixture
+        def proxied_memory_factory(self):
+            return Proxied("nonsense", ReferenceMemory)
+        """,
+}
+LATE_SAID: Final = {
+    "TestReader": "the function that read_raw returns gave a dict: write `async def`",
+    "TestClock": "the function that clock_at returns gave a NoneType: write `@asynccontextmanager` above",
+    "TestNoOutages": "the fixture outages returned None: return a list of Outage(name, open, away)",
+    "TestAway": "away() of 'a lock' gave a NoneType: write `@asynccontextmanager` above",
+    "TestServer": "the server of proxied_memory_factory cannot be used: the URL of the server has no port",
+}
+
+
+def test_a_fault_of_an_optional_fixture_ends_only_the_clauses_that_use_it(pytester: pytest.Pytester) -> None:
+    """They are errors with the name of the fixture, whichever clause is first, and the other clauses hold."""
+    write_bindings(pytester, LATE_FAULTS)
+    pytester.makepyfile(
+        conftest="""
+        import pytest
+
+        @pytest.hookimpl(trylast=True)
+        def pytest_collection_modifyitems(items):
+            items.reverse()
+        """
+    )
+    names = "FM-ORD-001 or FM-TXT-030 or FM-TIM-003 or FM-CAP-004"
+    result = pytester.runpytest_subprocess(*PLAIN[:-2], "-k", names)
+    printed = result.stdout.str()
+    evidence = read_run(pytester)
+    for name, said in LATE_SAID.items():
+        assert said in printed
+        assert evidence.count(name, "failed") == 0, name
+        assert evidence.count(name, "held") >= 1, name
+        assert [each.fault for _, each in evidence.results_of(name)].count(True) == 1, name

@@ -67,6 +67,30 @@ def test_a_strict_run_runs_every_binding_of_a_backend(project: pytest.Pytester, 
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and 2 of 4 clauses did not run"])
 
 
+PARAMETERS = """
+    @known_failure("FM-ORD-902", reason="later")
+    class TestBoth(Contract):
+        backend = "Both"
+
+        @pytest.fixture(params=["small", "::1 [large]"])
+        def memory_factory(self, request):
+            store = ReferenceStore()
+            return lambda: ReferenceMemory(store)
+
+    del TestMine, TestOther
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1", "--dist=loadgroup")], ids=["alone", "xdist"])
+def test_a_strict_run_runs_every_parameter_of_a_binding(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    """The clauses on one store do not stand for those on another one that a parameter names."""
+    project.makepyfile(test_mine=CONTRACT + PARAMETERS)
+    assert project.runpytest_subprocess(*PLAIN, "--flux-strict", *workers).ret == 0
+    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "-k", "not large", *workers)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["flux-memory: the run fails: Both: the run is strict, and 2 of 2 clauses did not run"])
+
+
 @pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
 def test_a_run_of_fixtures_only_has_no_verdict(project: pytest.Pytester, option: str) -> None:
     """Clauses whose tests are not called did not run: none holds, and a strict run fails."""

@@ -238,6 +238,7 @@ def test_a_missing_version_skips_its_tests_only(project: pytest.Pytester, monkey
     versions = f"--flux-postgres-version=10,{installed_versions()[-1]}"
     result = project.runpytest_subprocess(versions, "-rs")
     result.assert_outcomes(passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["flux-memory: PostgreSQL: none of version 10: *"])
     result.stdout.fnmatch_lines(
         ["SKIPPED*no PostgreSQL 10: *no PostgreSQL programs on this machine are of version 10*pip install*"]
     )

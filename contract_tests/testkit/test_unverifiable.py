@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flux_memory.testkit import unverifiable
+from flux_memory.testkit import MemoryContract, unverifiable
 from flux_memory.testkit.evidence.document import Result, read_evidence, verdict
 
 pytest_plugins = ["pytester"]
@@ -57,6 +57,20 @@ OUTDATED = """
 PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off", "--flux-report=report")
 
 
+SHARED = """
+    @known_failure("FM-ORD-903", reason="later")
+    class Failing(Contract):
+        pass
+
+    @unverifiable("FM-ORD-902", reason="no access")
+    class Hosted(Contract):
+        pass
+
+    class TestBoth(Hosted, Failing):
+        backend = "Both"
+"""
+
+
 def run_bindings(pytester: pytest.Pytester, bindings: str, *args: str) -> pytest.RunResult:
     """Run a small contract on these bindings."""
     pytester.makepyfile(test_mine=PARTS + bindings)
@@ -97,6 +111,13 @@ def test_a_declaration_that_is_not_true_fails_the_run(pytester: pytest.Pytester)
     assert skipped["FM-ORD-902"] == "unverified"
 
 
+def test_a_binding_has_the_declarations_of_all_its_bases(pytester: pytest.Pytester) -> None:
+    """Classes that several bindings share may declare clauses of different groups."""
+    result = run_bindings(pytester, SHARED, "--flux-strict")
+    result.assert_outcomes(passed=1, skipped=1, xfailed=1)
+    assert result.ret == 0
+
+
 @pytest.mark.parametrize(
     ("clause_id", "reason", "message"),
     [("FM-ORD-999", "why", "no clause"), ("FM-ORD-003", " ", "say why FM-ORD-003 cannot be verified")],
@@ -104,7 +125,10 @@ def test_a_declaration_that_is_not_true_fails_the_run(pytester: pytest.Pytester)
 def test_a_declaration_has_a_clause_and_a_reason(clause_id: str, reason: str, message: str) -> None:
     """A declaration without a known clause or without a reason is refused."""
     with pytest.raises(ValueError, match=message):
-        unverifiable(clause_id, reason=reason)
+
+        @unverifiable(clause_id, reason=reason)
+        class Mine(MemoryContract):
+            """Never made."""
 
 
 def test_the_badge_counts_what_is_unverifiable() -> None:

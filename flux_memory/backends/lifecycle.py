@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.loops import CLOSED, FORKED, LoopThread
+from flux_memory.backends.loops import CLOSED, FORKED, LoopThread, run_on
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 Arguments = ParamSpec("Arguments")
@@ -140,10 +140,11 @@ class Lifecycle(Generic[Resource]):
     async def share(self) -> Resource:
         """Return the resource for use on another event loop as well; open it there if the home has not."""
         home = self._loop
-        if self.resource is None and home is not None and home.is_running():
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.opened(), home))
-        if self.resource is None:
-            self.resource = await self._open_resource()
+        while self.resource is None:
+            if home is None or not home.is_running():
+                self.resource = await self._open_resource()
+            elif not (answer := await run_on(home, self.opened)).cancelled():
+                return answer.result()
         return self.resource
 
     async def opened(self) -> Resource:
@@ -191,6 +192,7 @@ class Lifecycle(Generic[Resource]):
 
     def leave_to_parent(self) -> None:
         """Leave the resource to the parent process; a handle that was not used before the fork stays usable."""
+        self._lock = Lock()  # another thread of the parent may hold it
         if self._loop is None:
             return
         _PARENT_RESOURCES.append((self, self.resource, self._away))
@@ -236,19 +238,14 @@ class Lifecycle(Generic[Resource]):
         self._away = None
 
     async def _closed_at_home(self, seconds: float) -> bool:
-        """Close the resource on the home loop, if that runs in another thread; return whether this succeeded."""
-        home = self._loop
-        if home is None or home is asyncio.get_running_loop() or not home.is_running():
+        """Close the resource on the home loop, if that runs in another thread; return whether this succeeded.
+
+        The home of a handle without one is the running loop, so that a first call elsewhere opens nothing any more.
+        """
+        if self.is_home() or self._loop is None or not self._loop.is_running():
             return False
-        closing = self.close()
-        try:
-            closed = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(closing, home))
-        except RuntimeError:  # it has just ended
-            closing.close()
-            return False
-        done, _ = await asyncio.wait([closed], timeout=max(seconds, 0.0) + 2 * _MIN_CLOSE_SECONDS)
-        closed.cancel()
-        return bool(done) and not closed.cancelled() and closed.exception() is None
+        closed = await run_on(self._loop, self.close, max(seconds, 0.0) + 2 * _MIN_CLOSE_SECONDS)
+        return not closed.cancelled() and closed.exception() is None
 
     async def _close_here(self, end: float) -> None:
         loop = asyncio.get_running_loop()

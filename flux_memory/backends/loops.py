@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, Final, Generic, TypeVar
 
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, MemoryClosedError
@@ -18,6 +21,9 @@ Main = Callable[[], Awaitable[Result]]
 CLOSED: Final = "this memory is closed; open another one"
 FORKED: Final = "this memory was opened before the process forked, and belongs to the parent; create one in the child"
 
+_LOOK_SECONDS: Final = 0.05
+"""Seconds between two looks at whether another thread's event loop still runs."""
+
 
 class LoopThread:
     """An event loop in a daemon thread, which starts at once.
@@ -25,11 +31,10 @@ class LoopThread:
     A call runs in the context of its caller, so `flux_memory.deadline()` holds for it.
 
     Raises:
-        BackendUnavailableError: The process has no thread left.
+        BackendUnavailableError: The process has no thread or no file descriptor left.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._visits: set[_Visit[Any]] | None = set()
         """The calls that have no outcome yet; `None` once the loop has ended."""
         self._pid = os.getpid()
@@ -42,12 +47,22 @@ class LoopThread:
             raise BackendUnavailableError(
                 f"the thread of an event loop cannot be started: {error}; raise the process's limit of threads"
             ) from error
-        self._loop, self._stop = started.result()
+        try:
+            self._loop, self._stop = started.result()
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"an event loop cannot be opened: {error}; raise the process's limit of open files"
+            ) from error
 
     @property
     def has_ended(self) -> bool:
-        """Whether the loop takes no more calls."""
-        return self._visits is None
+        """Whether the loop takes no more calls; that of a parent process never does."""
+        return self._visits is None or os.getpid() != self._pid
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is this one."""
+        return threading.current_thread() is self._thread
 
     async def run(self, main: Main[Result]) -> Result:
         """Run a coroutine function on the loop. If the caller is cancelled, it waits until the call has ended, too.
@@ -62,7 +77,10 @@ class LoopThread:
             await asyncio.wait([answer])
         except asyncio.CancelledError:
             self._call_soon(visit.cancel)
-            await asyncio.wait([answer])
+            # Some libraries cancel a task again and again until it ends.
+            while not answer.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([answer])
             raise
         if answer.cancelled():
             raise MemoryClosedError(CLOSED)
@@ -73,19 +91,24 @@ class LoopThread:
 
         Raises:
             MemoryClosedError: The loop ended before the call did.
-            FluxMemoryError: The process is a fork of the one that started the thread.
+            FluxMemoryError: The process is a fork of the one that started the thread, or this is the loop's thread.
         """
-        visit = self._send(main)
+        if self.is_current:
+            raise FluxMemoryError("the thread of this memory cannot wait for its own call; call from another thread")
+        # Unlike a wait for the outcome itself, this holds no lock that the loop needs while a signal handler runs.
+        answers: SimpleQueue[Future[Result]] = SimpleQueue()
+        visit = self._send(main, answers.put)
         try:
-            return visit.outcome.result()
+            answers.get()
         except BaseException:
-            # The call was cancelled with its loop, or a signal such as Ctrl-C interrupts this thread.
-            if visit.outcome.cancelled():
-                raise MemoryClosedError(CLOSED) from None
+            # A signal such as Ctrl-C interrupts this thread.
             if not visit.outcome.done():
                 self._call_soon(visit.cancel)
-                wait([visit.outcome])
+                answers.get()
             raise
+        if visit.outcome.cancelled():
+            raise MemoryClosedError(CLOSED)
+        return visit.outcome.result()
 
     def stop(self) -> None:
         """Cancel the calls that still run and end the loop, from any thread."""
@@ -105,14 +128,18 @@ class LoopThread:
         """Block until the thread has ended, for a number of seconds at most."""
         self._thread.join(seconds)
 
-    def _send(self, main: Main[Result]) -> _Visit[Result]:
+    def _send(self, main: Main[Result], answer: Callable[[Future[Result]], object] | None = None) -> _Visit[Result]:
         if os.getpid() != self._pid:
             raise FluxMemoryError(FORKED)
+        if (visits := self._visits) is None:
+            raise MemoryClosedError(CLOSED)
         visit = _Visit(main, self._finish)
-        with self._lock:
-            if self._visits is None:
-                raise MemoryClosedError(CLOSED)
-            self._visits.add(visit)
+        if answer is not None:
+            visit.outcome.add_done_callback(answer)
+        # Without a lock, which a signal handler or a finalizer that calls could wait for in its own thread.
+        visits.add(visit)
+        if self.has_ended:
+            visit.outcome.cancel()
         self._call_soon(visit.begin)
         return visit
 
@@ -121,9 +148,8 @@ class LoopThread:
             self._loop.call_soon_threadsafe(function)
 
     def _finish(self, visit: _Visit[Any]) -> None:
-        with self._lock:
-            if self._visits is not None:
-                self._visits.discard(visit)
+        if (visits := self._visits) is not None:
+            visits.discard(visit)
 
     def _run(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
         async def serve() -> None:
@@ -132,13 +158,46 @@ class LoopThread:
             await stop.wait()
 
         try:
-            asyncio.run(serve())
+            with asyncio.Runner() as runner:
+                runner.get_loop()
+                runner.run(serve())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
         finally:
-            with self._lock:
-                visits, self._visits = self._visits or set(), None
-            for visit in visits:
+            visits, self._visits = self._visits or set(), None
+            for visit in list(visits):
                 visit.outcome.cancel()
             self._end.set_result(None)
+
+
+async def run_on(
+    loop: asyncio.AbstractEventLoop, main: Main[Result], seconds: float = math.inf
+) -> asyncio.Future[Result]:
+    """Run a coroutine function on an event loop of another thread.
+
+    Args:
+        loop: The event loop.
+        main: The coroutine function.
+        seconds: The longest time to wait.
+
+    Returns:
+        The outcome. It is cancelled if the loop ended or the time passed before the call ended.
+    """
+    visit = _Visit(main, lambda _: None)
+    answer = asyncio.wrap_future(visit.outcome)
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(visit.begin)
+    ends = time.monotonic() + seconds
+    # A loop that stops does not answer the calls that it has not begun.
+    while not answer.done() and loop.is_running() and (left := ends - time.monotonic()) > 0:
+        await asyncio.wait([answer], timeout=min(left, _LOOK_SECONDS))
+    if not answer.done():
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(visit.cancel)
+        answer.cancel()
+    return answer
 
 
 class _Visit(Generic[Result]):
@@ -149,13 +208,21 @@ class _Visit(Generic[Result]):
         self._main = main
         self._finish = finish
         self._task: asyncio.Task[Result] | None = None
+        self._exit: BaseException | None = None
 
     def begin(self) -> None:
+        if self.outcome.cancelled():
+            return
         self._task = asyncio.get_running_loop().create_task(self._drive())
         self._task.add_done_callback(self._answer)
 
     async def _drive(self) -> Result:
-        return await self._main()
+        try:
+            return await self._main()
+        except (SystemExit, KeyboardInterrupt) as error:
+            # For the caller; out of a task it would end the loop.
+            self._exit = error
+            raise asyncio.CancelledError from error
 
     def cancel(self) -> None:
         if self._task is not None:
@@ -163,7 +230,9 @@ class _Visit(Generic[Result]):
 
     def _answer(self, task: asyncio.Task[Result]) -> None:
         self._finish(self)
-        if task.cancelled():
+        if self._exit is not None and not self.outcome.cancelled():
+            self.outcome.set_exception(self._exit)
+        elif task.cancelled() or self.outcome.cancelled():
             self.outcome.cancel()
         elif (error := task.exception()) is not None:
             self.outcome.set_exception(error)

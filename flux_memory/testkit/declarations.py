@@ -6,7 +6,7 @@ import flux_memory.testkit.extra  # noqa: F401 - its error names the extra  # is
 
 import inspect
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -83,7 +83,7 @@ def _declare(name: str, clause_id: str, reason: str, advice: str) -> Callable[[B
         raise ValueError(advice)
 
     def declare(binding: Binding) -> Binding:
-        setattr(binding, name, {**getattr(binding, name, {}), clause_id: reason})
+        setattr(binding, name, {**vars(binding).get(name, {}), clause_id: reason})
         return binding
 
     return declare
@@ -100,8 +100,10 @@ def why_unverifiable(item: pytest.Item, clause_id: str) -> str | None:
 
 
 def _declared(item: pytest.Item, name: str, clause_id: str) -> str | None:
-    reasons: dict[str, str] = getattr(getattr(item, "cls", None), name, {})
-    return reasons.get(clause_id)
+    bases: tuple[type, ...] = getattr(getattr(item, "cls", None), "__mro__", ())
+    # A binding has the declarations of all its bases, not those of the first only.
+    reasons: Iterator[dict[str, str]] = (vars(base).get(name, {}) for base in bases)
+    return next((each[clause_id] for each in reasons if clause_id in each), None)
 
 
 def refuse_replacements(binding: type) -> None:

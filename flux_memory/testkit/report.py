@@ -65,12 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note all clauses of a binding, including those that are deselected later."""
-    if clause_of(item) and isinstance(binding := getattr(item, "cls", None), type):
-        from flux_memory.testkit.evidence.collect import binding_of
+    if (clause_id := clause_of(item)) and isinstance(binding := getattr(item, "cls", None), type):
         from flux_memory.testkit.run_evidence import RUN
 
         if (run := item.config.stash.get(RUN, None)) is not None:
-            run.expect(backend_of(item), binding_of(item.nodeid), _clauses_of(binding))
+            run.expect(backend_of(item), item.nodeid, clause_id, _clauses_of(binding))
 
 
 @cache
@@ -123,7 +122,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if reason := _cannot_run([item]):
             raise BindingFault(reason)
-        preflight_of(item.config, item.cls).begin(item.nodeid)  # type: ignore[attr-defined]
+        preflight_of(item).begin(item.nodeid)
 
 
 def _cannot_run(clauses: list[pytest.Item]) -> str | None:
@@ -266,7 +265,6 @@ def _explain_fault(
 
     if call.excinfo is None or isinstance(call.excinfo.value, BindingFault):
         return
-    if "memory_factory" not in getattr(item, "funcargs", {}):
-        binding: type = item.cls  # type: ignore[attr-defined]
-        result["reason"] = presentable(preflight_of(item.config, binding).blame(call.excinfo.value))
+    if not (preflight := preflight_of(item)).has_memory_factory:
+        result["reason"] = presentable(preflight.blame(call.excinfo.value))
     report.sections.append((f"not checked on {backend_of(item)}", result["reason"]))

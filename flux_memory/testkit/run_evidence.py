@@ -58,8 +58,8 @@ class RunEvidence:
     def __init__(self, config: pytest.Config, directory: Path | None) -> None:
         self.collector: Collector | None = None
         """None until the first report of a clause."""
-        self._expected: dict[str, set[tuple[str, str]]] = {}
-        """The node ids of the bindings of each backend, with the ids of their clauses."""
+        self._expected: dict[str, set[tuple[str, str, str]]] = {}
+        """The node ids of the bindings of each backend, the parameters of their fixtures, and the ids of clauses."""
         self._objections: list[str] = []
         self._written: list[Path] = []
         self._config = config
@@ -67,9 +67,14 @@ class RunEvidence:
         self._started = datetime.now(UTC)
         self._began = time.monotonic()
 
-    def expect(self, backend: str, binding: str, clause_ids: Iterable[str]) -> None:
-        """Note the clauses of one binding of a backend, given the node id of its class."""
-        self._expected.setdefault(backend, set()).update((binding, clause_id) for clause_id in clause_ids)
+    def expect(self, backend: str, test: str, clause_id: str, clause_ids: Iterable[str]) -> None:
+        """Note the clauses of one binding of a backend, given the node id and the clause of one of its tests."""
+        from flux_memory.testkit.evidence.collect import binding_of
+
+        binding, parameters = binding_of(test, clause_id)
+        expected = self._expected.setdefault(backend, set())
+        expected.update((binding, "", each) for each in clause_ids)
+        expected.add((binding, parameters, clause_id))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: object) -> None:
@@ -121,7 +126,8 @@ class RunEvidence:
                 yield f"{name}: a plugin or a conftest.py reported as passed what failed: {', '.join(failed)}"
             if self._config.option.flux_strict:
                 if missing := expected - (backends[name].ran if name in backends else set()):
-                    yield f"{name}: the run is strict, and {len(missing)} of {len(expected)} clauses did not run"
+                    count = f"{len(_without_parameters(missing))} of {len(_without_parameters(expected))}"
+                    yield f"{name}: the run is strict, and {count} clauses did not run"
                 if unverified := [each for each, result in results.items() if result.outcome == "unverified"]:
                     yield f"{name}: the run is strict, and these clauses are unverified: {', '.join(unverified)}"
                 if results and not any(result.holds for result in results.values()):
@@ -136,7 +142,7 @@ class RunEvidence:
             write_table(terminalreporter, self.evidence(self.collector))
         elif self._expected and not self._config.option.collectonly:
             names = ", ".join(self._expected)
-            count = sum(map(len, self._expected.values()))
+            count = sum(len(_without_parameters(expected)) for expected in self._expected.values())
             terminalreporter.write_line(
                 f"flux-memory: no clause ran: all {count} of {names} were deselected", yellow=True
             )
@@ -168,6 +174,10 @@ class RunEvidence:
         found = {name: getattr(self._config.option, option, None) for name, option in _SEED_OPTIONS.items()}
         found["PYTHONHASHSEED"] = os.environ.get("PYTHONHASHSEED")
         return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _without_parameters(clauses: set[tuple[str, str, str]]) -> set[tuple[str, str]]:
+    return {(binding, clause_id) for binding, _, clause_id in clauses}
 
 
 def words_of_the_contract() -> dict[str, dict[str, str]]:

@@ -211,9 +211,13 @@ class PostgresConversationMemory(Memory):
         await self._add(records.check_session_id(session_id), [row], seconds)
         return row.id
 
-    @on_any_loop
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
-        check = partial(records.check_batch, list_messages(messages))
+        # Read on the caller's loop: it may be rows of a cursor that belongs to the caller's thread.
+        return await self._add_messages(session_id, list_messages(messages))
+
+    @on_any_loop
+    async def _add_messages(self, session_id: str, messages: list[NewMessage]) -> list[str]:
+        check = partial(records.check_batch, messages)
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
         return [row.id for row in batch]

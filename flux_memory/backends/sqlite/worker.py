@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
@@ -18,6 +16,7 @@ from typing import Any, Final
 from flux_memory.backends.sqlite.driver import DriverThread
 from flux_memory.backends.sqlite.errors import is_busy, leaves_commit_unknown
 from flux_memory.backends.sqlite.file import OpenFile
+from flux_memory.backends.sqlite.forks import pause_at_forks
 from flux_memory.backends.sqlite.queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
 
@@ -29,8 +28,6 @@ _WRITES_SECONDS: Final = 0.05
 """Seconds after which a transaction ends though more writes wait; a longer write has one of its own."""
 LOCK_SECONDS: Final = 0.02
 """Seconds that SQLite waits for a lock at a time; reads get their turn in between."""
-_FORK_SECONDS: Final = 5.0
-"""Seconds that a fork waits for the thread to pause."""
 _CLOCK_INSTRUCTIONS: Final = 1000
 """Instructions of SQLite's virtual machine between two checks of the clock."""
 
@@ -59,9 +56,9 @@ class SQLiteWorker:
         self._answers: list[Job[Any]] = []
         self._answer_at = math.inf
         """The `time.monotonic()` at which finished calls stop waiting for the one that runs."""
-        self._at_rest = threading.Lock()
+        self.at_rest = threading.Lock()
+        """Held while the thread uses SQLite."""
         self._ended: Future[None] = Future()
-        _WORKERS.add(self)
 
     async def open(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Start the thread and open the connection on it."""
@@ -129,7 +126,8 @@ class SQLiteWorker:
     def _open_on_thread(self, job: Job[None]) -> None:
         # Stored by the thread: the caller may be gone by now, and the connection must still be closed.
         try:
-            with self._at_rest:
+            pause_at_forks(self)
+            with self.at_rest:
                 self._db, self._file = self._opener(self._must_interrupt, self._pause_opening)
                 self._db.set_progress_handler(self._must_interrupt, _CLOCK_INSTRUCTIONS)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
@@ -138,9 +136,9 @@ class SQLiteWorker:
 
     def _pause_opening(self, seconds: float) -> bool:
         """Sleep between two attempts to open the file, so that the process can fork; return whether to end them."""
-        self._at_rest.release()
+        self.at_rest.release()
         time.sleep(seconds)
-        self._at_rest.acquire()
+        self.at_rest.acquire()
         return self._given_up
 
     def _must_interrupt(self) -> bool:
@@ -158,7 +156,7 @@ class SQLiteWorker:
 
     def _close_on_thread(self) -> None:
         try:
-            with self._at_rest:
+            with self.at_rest:
                 self.close_copy()
             for queue in (self._reads, self._writes):
                 while (job := queue.take()) is not None:
@@ -193,7 +191,7 @@ class SQLiteWorker:
             return
         try:
             while (self._reads or self._writes) and not self._given_up:
-                with self._at_rest:
+                with self.at_rest:
                     # Reads first: writes may wait for a lock.
                     self._run_reads(db)
                     if self._writes:
@@ -319,30 +317,3 @@ def _roll_back(db: sqlite3.Connection) -> None:
 def _notify_closed(closed: asyncio.Future[None], _: Future[None]) -> None:
     with suppress(RuntimeError):
         closed.get_loop().call_soon_threadsafe(closed.set_result, None)
-
-
-_WORKERS: Final[weakref.WeakSet[SQLiteWorker]] = weakref.WeakSet()
-_PAUSED: Final[list[SQLiteWorker]] = []
-"""The workers that are paused while the process forks."""
-
-
-def _pause_workers() -> None:
-    for worker in list(_WORKERS):
-        if worker._at_rest.acquire(timeout=_FORK_SECONDS):  # noqa: SLF001 - the same module
-            _PAUSED.append(worker)
-
-
-def _release_workers() -> None:
-    while _PAUSED:
-        _PAUSED.pop()._at_rest.release()  # noqa: SLF001 - the same module
-
-
-def _close_copies() -> None:
-    while _PAUSED:
-        _PAUSED.pop().close_copy()
-
-
-if hasattr(os, "register_at_fork"):
-    # SQLite keeps a process's locks in memory, and a child would believe that it holds the parent's. So no call runs
-    # while the process is copied, and the child closes its copy of the connection.
-    os.register_at_fork(before=_pause_workers, after_in_parent=_release_workers, after_in_child=_close_copies)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import pytest
@@ -13,7 +15,7 @@ from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.clauses import CLAUSES
 from flux_memory.testkit.contract.outages import Outage, network_outages
-from flux_memory.testkit.contract.preflight import preflight_of
+from flux_memory.testkit.contract.preflight import context_of_binding, preflight_of
 from flux_memory.testkit.contract.routes import Proxied, Routes
 from flux_memory.testkit.contract.under_test import (
     ClockAt,
@@ -25,6 +27,7 @@ from flux_memory.testkit.contract.under_test import (
 )
 from flux_memory.testkit.declarations import capabilities_of, refuse_replacements
 from flux_memory.testkit.timeouts import Timeouts
+from flux_memory.testkit.verdicts import BindingFault
 
 _TIMEOUTS = pytest.StashKey[Timeouts]()
 
@@ -93,7 +96,8 @@ class Binding:
         """Return an async function that reads one message without the backend, given its session's id and its own.
 
         It returns a mapping with the `role`, `content` and `metadata` that the store holds, decoded as the backend
-        means them; keys that it leaves out are not compared. It returns None if the store does not have the message.
+        means them. It may leave out `role`; a clause on another key that it leaves out is unverified. It returns None
+        if the store does not have the message.
         """
         return None
 
@@ -122,7 +126,7 @@ class Binding:
                 "the contract needs its pytest plugin: pass -p flux_memory if plugin autoloading is off, "
                 f"and remove any -p no:{missing[0]}"
             )
-        preflight = preflight_of(request.config, type(self))
+        preflight = preflight_of(request.node)
         preflight.begin(request.node.nodeid)
         preflight.check_fixtures(memory_factory=memory_factory, clock_at=clock_at)
         read_raw: ReadRaw | None = request.getfixturevalue("read_raw")
@@ -147,7 +151,7 @@ class Binding:
             clock_at=clock_at,
             corrupt_message=corrupt_message,
             read_raw=read_raw,
-            outages=(*_of_network(routes, claimed), *request.getfixturevalue("outages")) if away else (),
+            outages=(*_of_network(routes, claimed), *_given_outages(request)) if away else (),
             routes=routes,
             capabilities=claimed,
             max_content_bytes=self.max_content_bytes,
@@ -166,6 +170,21 @@ def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:
         return ()
     route = routes.add()
     return network_outages(route.proxy, route.open)
+
+
+def _given_outages(request: pytest.FixtureRequest) -> Sequence[Outage]:
+    given = request.getfixturevalue("outages")
+    if not isinstance(given, Sequence) or not all(isinstance(each, Outage) for each in given):
+        raise BindingFault(
+            f"the fixture outages returned {given!r:.100}: return a list of Outage(name, open, away) of "
+            "flux_memory.testkit"
+        )
+    return [replace(each, away=partial(_away_of, each)) for each in given]
+
+
+def _away_of(outage: Outage) -> AbstractAsyncContextManager[None]:
+    context: AbstractAsyncContextManager[None] = context_of_binding(f"away() of {outage.name!r}", outage.away())
+    return context
 
 
 def _check_limit(binding: type, name: str, least: int, most: int) -> None:

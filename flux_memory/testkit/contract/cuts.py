@@ -19,7 +19,7 @@ PATIENT_SECONDS: Final = 20.0
 """The deadline of a call that is not kept waiting: enough to connect again over any network."""
 SILENT_SECONDS: Final = 0.1
 """The least deadline of a call whose connection becomes silent."""
-SILENT_FACTOR: Final = 5.0
+SILENT_FACTOR: Final = 3.0
 """The deadline of such a call in durations of a call without a break."""
 
 _REQUEST: Final[tuple[tuple[float, Break], ...]] = ((0, "reset"), (0.5, "close"), (0.5, "silence"))

@@ -18,6 +18,8 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
 
 BATCH: Final = 5
 """Messages of a batch, which a store may send one by one."""
+LARGE: Final = 1_200
+"""Messages of a batch that a store may send in parts."""
 REFUSED_SECONDS: Final = 0.2
 """The deadline of a call while the server refuses connections."""
 PAGE: Final = 40
@@ -76,7 +78,8 @@ class NetworkContract(Binding):
         away=True,
     )
     async def test_batches_meet_cuts(self, store: StoreUnderTest) -> None:
-        await _adds_meet_cuts(store, lambda name: [f"{name}, {number}" for number in range(BATCH)])
+        await _adds_meet_cuts(store, lambda name: _ids(name, BATCH))
+        await _adds_meet_cuts(store, lambda name: _ids(name, LARGE), at_the_end=True)
 
     @clause(
         "FM-NET-004",
@@ -215,18 +218,24 @@ async def _found_without_server(memory: Memory) -> str:
     return "is not there"
 
 
-async def _adds_meet_cuts(store: StoreUnderTest, texts: Callable[[str], list[str]]) -> None:
+async def _adds_meet_cuts(
+    store: StoreUnderTest, texts: Callable[[str], list[str]], *, at_the_end: bool = False
+) -> None:
+    """Check adds of such messages: at many places, or only where an add is about to end and gets no answer in time."""
+
     async def check(memory: Memory, cutter: Cutter) -> None:
         ledger = Ledger(await memory.create_session())
         assert await ledger.add(memory, *texts("before"))
         await cutter.measure(ledger.add(memory, *texts("whole")))
-        for number, cut in enumerate(cutter.cuts):
+        # Of the last exchange, half the request: what came before it is stored, if the store sends parts.
+        cuts = [cut for cut in cutter.cuts if cut.how == "silence"][-2:-1] if at_the_end else cutter.cuts
+        for number, cut in enumerate(cuts):
             # Its own deadline would replace the one of the cut.
             await cutter.cut(cut, ledger.add(memory, *texts(f"cut {number}"), within=cut.within))
             assert await ledger.add(memory, *texts(f"after {number}")), f"the call after {cut} failed"
         await ledger.judge(store)
 
-    await over_routes(store, check, shares=SHARES)
+    await over_routes(store, check, shares=1 if at_the_end else SHARES)
 
 
 def _ids(name: str, size: int) -> list[str]:

@@ -6,11 +6,13 @@ import asyncio
 import inspect
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NoReturn
 
 import pytest
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, Memory, deadline
+from flux_memory.testkit.evidence.properties import CLAUSE
 from flux_memory.testkit.recorder import awaitable
 from flux_memory.testkit.verdicts import BindingFault
 
@@ -18,15 +20,17 @@ _CHECKS: Final = 2
 """The second check finds a binding that gives the first clause's store to the next one."""
 _DEADLINE_SECONDS: Final = 3.0
 """The deadline of the first call: a backend that waits for its service reports the cause by then."""
+_COLD_START_SECONDS: Final = 30.0
+"""The deadline of the second call, if nothing refused the first: a store that sleeps may take seconds to start."""
 _PROBE_SECONDS: Final = 10.0
-"""Seconds after which the first call is left to the clauses, which report that it hangs."""
+"""Seconds after its deadline at which a call is left to the clauses, which report that it hangs."""
 _METHODS: Final = tuple(name for name in vars(Memory) if not name.startswith("_"))
 _EMPTY_STORE: Final = (
     "give each clause an empty store of its own, such as a file in tmp_path, or a schema that the fixture drops after "
     "its yield"
 )
 
-_PREFLIGHTS: Final = pytest.StashKey[dict[type, "Preflight"]]()
+_PREFLIGHTS: Final = pytest.StashKey[dict[object, "Preflight"]]()
 
 
 class Preflight:
@@ -50,10 +54,13 @@ class Preflight:
         self._shown_at: str | None = None
         """The test whose error has the whole message."""
         self._test = ""
+        self.has_memory_factory = False
+        """Whether the fixtures of this test gave a function that opens handles."""
 
     def begin(self, test: str) -> None:
         """Begin a clause's test, given its node id; refuse a binding that is known to be at fault."""
         self._test = test
+        self.has_memory_factory = False
         if self._fault is not None:
             self._refuse(self._fault)
 
@@ -88,6 +95,7 @@ class Preflight:
             if reason := _not_a_function(name, value):
                 self._fault = reason
                 self._refuse(reason)
+        self.has_memory_factory = True
 
     async def check_store(self, factory: Callable[[], Any], *, lists: bool) -> None:
         """Open a handle and read from the store, on the clause's event loop.
@@ -104,6 +112,8 @@ class Preflight:
             sessions = await self._read(memory, lists=lists)
         finally:
             await _close(memory)
+        if not self._worked:
+            await self._check_handles(factory, memory)
         self._checks_due -= 1
         self._left = None
         if sessions:
@@ -142,11 +152,27 @@ class Preflight:
             self._refuse(self._fault)
         return memory
 
-    async def _read(self, memory: Any, *, lists: bool) -> list[Any]:
-        """Return sessions that are in the store; refuse a store that cannot be reached before anything has worked."""
+    async def _check_handles(self, factory: Callable[[], Any], first: Any) -> None:
+        """Check that the factory opens another handle each time; the first one is closed."""
+        __tracebackhide__ = True
         try:
-            async with asyncio.timeout(_PROBE_SECONDS):
-                with deadline(_DEADLINE_SECONDS):
+            second = factory()
+        except Exception:  # noqa: BLE001 - the clauses report it
+            return
+        if second is first:
+            self._fault = (
+                "memory_factory() returned the same handle twice: open another one at each call, such as "
+                "`lambda: MyMemory(path)`; leave SEVERAL_HANDLES out of the capabilities if handles share no data"
+            )
+            self._refuse(self._fault)
+        await _close(second)
+
+    async def _read(self, memory: Any, *, lists: bool, seconds: float = _DEADLINE_SECONDS) -> list[Any]:
+        """Return sessions that are in the store; refuse a store that cannot be reached before anything has worked."""
+        __tracebackhide__ = True
+        try:
+            async with asyncio.timeout(seconds + _PROBE_SECONDS):
+                with deadline(seconds):
                     if not lists:
                         await awaitable("get_history", memory.get_history("preflight"))
                         return []
@@ -154,6 +180,8 @@ class Preflight:
                     counted = await awaitable("count_sessions", memory.count_sessions())
         except Exception as error:  # noqa: BLE001 - the clauses report any other error
             if not self._worked and any(map(_is_out_of_reach, _chain(error))):
+                if seconds < _COLD_START_SECONDS and not _is_refused(error):
+                    return await self._read(memory, lists=lists, seconds=_COLD_START_SECONDS)
                 self._fault = (
                     f"the store cannot be reached, {type(error).__name__}: {error!s:.300}; start its service, or "
                     "correct the address in memory_factory"
@@ -172,9 +200,31 @@ class Preflight:
         raise BindingFault(short, reason=f"{self._binding}: {reason}")
 
 
-def preflight_of(config: pytest.Config, binding: type) -> Preflight:
-    """Return the check of this binding in this process."""
-    return config.stash.setdefault(_PREFLIGHTS, {}).setdefault(binding, Preflight(binding.__name__))
+def preflight_of(item: pytest.Item) -> Preflight:
+    """Return the check of the binding of this test in this process.
+
+    A parametrized fixture makes several bindings of one class: one store may be there while another is not.
+    """
+    binding: type = item.cls  # type: ignore[attr-defined]
+    indices: dict[str, int] = getattr(getattr(item, "callspec", None), "indices", {})
+    parameters = frozenset((name, index) for name, index in indices.items() if name != CLAUSE)
+    return item.config.stash.setdefault(_PREFLIGHTS, {}).setdefault((binding, parameters), Preflight(binding.__name__))
+
+
+def awaitable_of_binding(fixture: str, answer: Any) -> Any:
+    """Return the awaitable that the function of a binding's fixture returned; anything else is the binding's fault."""
+    if not inspect.isawaitable(answer):
+        raise BindingFault(f"the function that {fixture} returns gave a {type(answer).__name__}: write `async def`")
+    return answer
+
+
+def context_of_binding(function: str, answer: Any) -> Any:
+    """Return the context that a function of the binding returned; anything else is the binding's fault."""
+    if not isinstance(answer, AbstractAsyncContextManager):
+        raise BindingFault(
+            f"{function} gave a {type(answer).__name__}: write `@asynccontextmanager` above an `async def` that yields"
+        )
+    return answer
 
 
 def _not_a_function(name: str, value: object) -> str | None:
@@ -194,6 +244,15 @@ def _not_a_function(name: str, value: object) -> str | None:
 
 def _is_out_of_reach(error: BaseException) -> bool:
     return isinstance(error, BackendUnavailableError | ConnectionError | socket.gaierror)
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Return whether nothing listens at the address, so that waiting is in vain."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError | socket.gaierror):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from flux_memory import Memory
 from flux_memory.testkit.proxy import Address, Proxy
+from flux_memory.testkit.verdicts import BindingFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,10 @@ class Routes:
 
     def add(self) -> Route:
         """Return another route."""
-        self._made.append(Route(self._proxied))
+        try:
+            self._made.append(Route(self._proxied))
+        except ValueError as error:
+            raise BindingFault(f"the server of proxied_memory_factory cannot be used: {error}") from error
         return self._made[-1]
 
     def __enter__(self) -> Self:

@@ -15,12 +15,12 @@ from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
 from flux_memory.testkit.contract.clock import python_clock_at
 from flux_memory.testkit.contract.outages import Outage
-from flux_memory.testkit.contract.preflight import Preflight
+from flux_memory.testkit.contract.preflight import Preflight, awaitable_of_binding, context_of_binding
 from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
 from flux_memory.testkit.timeouts import CLAUSE_SECONDS, BlockedError, Limit, Timeouts, limited, unblocked
-from flux_memory.testkit.verdicts import unverified
+from flux_memory.testkit.verdicts import BindingFault, unverified
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
@@ -83,7 +83,6 @@ class StoreUnderTest:
     ) -> None:
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
-        self.clock_at = clock_at
         self.capabilities = capabilities
         self.max_content_bytes = max_content_bytes
         self.max_id_length = max_id_length
@@ -102,6 +101,7 @@ class StoreUnderTest:
         """Why a clause is left to the thorough profile; empty if it is not."""
         self.transcript = Transcript()
         self._preflight = preflight
+        self._clock_at = clock_at
         self._corrupt_message = corrupt_message
         self._read_raw = read_raw
         self._outages = outages
@@ -178,19 +178,34 @@ class StoreUnderTest:
         self._opened.append(memory)
         return cast("Memory", self.transcript.record(memory))
 
+    def clock_at(self, moment: datetime) -> AbstractAsyncContextManager[None]:
+        """Return a context that sets the time of writes to this moment."""
+        context: AbstractAsyncContextManager[None] = context_of_binding(
+            "the function that clock_at returns", self._clock_at(moment)
+        )
+        return context
+
     async def corrupt_message(self, session_id: str, message_id: str) -> None:
         """Make one stored message unreadable."""
         if self._corrupt_message is None:
             unverified("override the fixture corrupt_message to damage a row without the backend")
-        await self._corrupt_message(session_id, message_id)
+        await awaitable_of_binding("corrupt_message", self._corrupt_message(session_id, message_id))
 
-    async def read_raw(self, session_id: str, message_id: str) -> Mapping[str, Any]:
-        """Return one message as it is stored, decoded; fail if the store does not have it."""
+    async def read_raw(self, session_id: str, message_id: str, *, needed: str) -> Mapping[str, Any]:
+        """Return one message as it is stored, decoded; fail if the store does not have it.
+
+        The clause is unverified without the key `needed`.
+        """
         if self._read_raw is None:
             unverified("override the fixture read_raw to read a message without the backend")
-        stored = await self._read_raw(session_id, message_id)
+        stored = await awaitable_of_binding("read_raw", self._read_raw(session_id, message_id))
         if stored is None:
             pytest.fail(f"read_raw does not find the message {message_id!r}, which was acknowledged")
+        if not isinstance(stored, Mapping):
+            raise BindingFault(f"read_raw returned a {type(stored).__name__}, not a mapping of its keys")
+        if needed not in stored:
+            found = ", ".join(map(repr, stored)) or "nothing"
+            unverified(f"read_raw returned {found} of a message; return its {needed!r}, too, decoded from the store")
         return stored
 
     def found(self, capability: Capability, outcome: str) -> bool:

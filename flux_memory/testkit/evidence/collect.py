@@ -44,9 +44,12 @@ def presentable(text: str) -> str:
     return shown.encode("utf-8", "backslashreplace").decode()
 
 
-def binding_of(nodeid: str) -> str:
-    """Return the node id of the class that a test belongs to."""
-    return nodeid.rpartition("::")[0]
+def binding_of(nodeid: str, clause_id: str) -> tuple[str, str]:
+    """Return the node id of the class that a clause's test belongs to, and the parameters of its fixtures."""
+    file, _, test = nodeid.partition("::")
+    names, _, parameters = test.partition("[")
+    # xdist may append the name of a group.
+    return f"{file}::{names.rpartition('::')[0]}", parameters.rpartition("]")[0].replace(clause_id, "", 1)
 
 
 @dataclass(slots=True)
@@ -59,8 +62,9 @@ class BackendOutcomes:
     version: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
     capabilities: dict[str, CapabilityEvidence] = field(default_factory=dict)
-    ran: set[tuple[str, str]] = field(default_factory=set)
-    """Each clause with a result, and the binding whose test gave it: several may have the same name of a backend."""
+    ran: set[tuple[str, str, str]] = field(default_factory=set)
+    """Each clause with a result, after the binding whose test gave it, since several may have the same name of a
+    backend, and the parameters of its fixtures, which are empty for any of them."""
     around: dict[str, float] = field(default_factory=dict)
     """Seconds of setup and teardown, by test."""
 
@@ -78,7 +82,8 @@ class BackendOutcomes:
         elif report.when == "teardown" and report.nodeid in self.around:
             self.around[report.nodeid] += report.duration
         if found is not None:
-            self.ran.add((binding_of(report.nodeid), clause_id))
+            binding, parameters = binding_of(report.nodeid, clause_id)
+            self.ran |= {(binding, "", clause_id), (binding, parameters, clause_id)}
         said = [result for result in (self.results.get(clause_id), found) if result is not None]
         if said:
             self.results[clause_id] = replace(worst(said), seconds=max(result.seconds for result in said))

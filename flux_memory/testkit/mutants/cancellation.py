@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from flux_memory import (
     BackendUnavailableError,
 )
-from flux_memory.testkit.contract.cancellation import LATE_SECONDS
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.mutants.shared import LOCK_SECONDS
 from flux_memory.testkit.reference import ReferenceMemory
+
+LATE_SECONDS: Final = 0.1
+"""When a message of a cancelled call arrives: after its handle is closed, and before the clause looks."""
 
 
 class _LeaksALock(Sound):
@@ -137,7 +139,7 @@ class SendsAfterItsClose(Sound):
         return await super().add_message(*args, **kwargs)
 
     async def _send(self, *args: Any) -> None:
-        await asyncio.sleep(LATE_SECONDS / 3)
+        await asyncio.sleep(LATE_SECONDS)
         later = ReferenceMemory(self._store)
         await later.add_message(*args)
         await later.close()

@@ -74,6 +74,14 @@ class BatchesAreSentOneByOne(Client):
 
 
 @caught_by("FM-NET-003")
+class LargeBatchesAreSentInParts(Client):
+    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+        batch = list(messages)
+        parts = [batch[at : at + 500] for at in range(0, len(batch), 500)]
+        return [made for part in parts for made in await self.call("add_messages", session_id, part)]
+
+
+@caught_by("FM-NET-003")
 class HalfABatchIsUnknown(_GivesUp):
     """Commits what was sent before the connection was lost."""
 

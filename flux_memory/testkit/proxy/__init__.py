@@ -33,7 +33,8 @@ Address = tuple[str, int]
 
 _PORTS: Final = {"http": 80, "mariadb": 3306, "mongodb": 27017, "mysql": 3306, "redis": 6379}
 _PORTS.update(dict.fromkeys(("postgres", "postgresql"), 5432))
-_CHUNK_BYTES: Final = 65536
+_CHUNK_BYTES: Final = 1 << 20
+"""Bytes that pass at once: a delay is one of distance, and would limit the rate if each chunk were small."""
 _HOPELESS_SECONDS: Final = 10.0
 """Limit for a connection to the server."""
 

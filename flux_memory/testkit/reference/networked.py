@@ -13,8 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Self, cast
 
 import flux_memory
-from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
-from flux_memory.backends.deadlines import seconds_for
+from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError, seconds_for
 from flux_memory.testkit.reference.memory import ReferenceMemory, new_id
 from flux_memory.testkit.reference.store import ReferenceStore
 
@@ -147,12 +146,12 @@ class _Connection:
         if method == "set":
             return self._set(**given)
         store = self._draft or self._server.store
-        if method in WRITES:
-            if self._settings.get("read_only"):
-                raise FluxMemoryError("the connection is read-only")
-            self._lock(method, args)
+        if method in WRITES and self._settings.get("read_only"):
+            raise FluxMemoryError("the connection is read-only")
         memory = ReferenceMemory(store)
         try:
+            if method in WRITES:
+                self._lock(method, args)
             found = _finish(getattr(memory, method)(*args, **given))
         finally:
             _finish(memory.close())
@@ -275,8 +274,10 @@ class NetworkedMemory(ReferenceMemory):
         return request
 
     def _interrupted(self, wire: Wire) -> None:
-        """Dispose of a connection on which a reply may still arrive."""
+        """Dispose of a connection on which a reply may still arrive; the network may have forgotten the others, too."""
         wire.drop()
+        while self._idle:
+            self._idle.pop().drop()
 
     async def _take(self) -> Wire:
         while self._idle:

@@ -23,7 +23,7 @@ CACHE_VARIABLE: Final = "FLUX_MEMORY_PG_CACHE"
 _FORMAT: Final = "1"
 _SUFFIX: Final = ".tar"
 _PASSWORD_BYTES: Final = 100
-"""Bytes of the first line at most: it is read without a buffer, byte by byte, and a damaged file may be one line."""
+"""The longest first line: each byte is a call of the system, and a damaged file may be one line."""
 _KEPT_DAYS: Final = 30
 """Days after its last use for which an archive is kept."""
 

@@ -71,7 +71,8 @@ class PostgresRun:
         try:
             started = self._agreement.look()
         except ServerUnavailable as error:
-            return f"none: {error}"
+            wanted = f" of version {self._wishes.version}" if self._wishes.version else ""
+            return f"none{wanted}: {error}"
         return str(started) if started is not None else None
 
     def close(self) -> None:
