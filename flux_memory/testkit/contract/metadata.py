@@ -169,7 +169,11 @@ class MetadataContract(Binding):
         "FM-MET-011",
         promise="A NUL in a key or a value is rejected, at any depth; the error names its offset.",
         impact="SQLite stores it and PostgreSQL fails, so the data cannot be migrated.",
-        needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
+        needs=Capability.BATCH
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SESSION_METADATA
+        | Capability.METADATA_FILTER,
     )
     async def test_nul_in_metadata_is_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store.open(), NUL_TEXTS)
@@ -178,7 +182,11 @@ class MetadataContract(Binding):
         "FM-MET-012",
         promise="A lone surrogate in a key or a value is rejected, at any depth; the error names its offset.",
         impact="Half an emoji creates a row that can be written but not read.",
-        needs=Capability.BATCH | Capability.SESSIONS | Capability.METADATA_FILTER,
+        needs=Capability.BATCH
+        | Capability.MESSAGE_METADATA
+        | Capability.SESSIONS
+        | Capability.SESSION_METADATA
+        | Capability.METADATA_FILTER,
     )
     async def test_lone_surrogates_in_metadata_are_refused(self, store: StoreUnderTest) -> None:
         await _refuses_texts(store.open(), SURROGATE_TEXTS)

@@ -64,7 +64,9 @@ class SizesContract(Binding):
         needs=NOTHING,
     )
     async def test_contents_around_usual_caps(self, store: StoreUnderTest) -> None:
-        await _check_contents(store, [size for cap in USUAL_CAPS for size in _around(cap, few=cap > MIB)])
+        await _check_contents(
+            store, *_two_handles(store), [size for cap in USUAL_CAPS for size in _around(cap, few=cap > MIB)]
+        )
 
     @clause(
         "FM-AMT-004",
@@ -95,7 +97,7 @@ class SizesContract(Binding):
         needs=Capability.MESSAGE_METADATA,
     )
     async def test_metadata_around_usual_caps(self, store: StoreUnderTest) -> None:
-        await _check_metadata(store, [*_around(USUAL_CAPS[0]), _most_metadata(store)])
+        await _check_metadata(store, *_two_handles(store), [*_around(USUAL_CAPS[0]), _most_metadata(store)])
 
     @clause(
         "FM-AMT-006",
@@ -105,8 +107,9 @@ class SizesContract(Binding):
         thorough=True,
     )
     async def test_contents_of_every_size(self, store: StoreUnderTest) -> None:
+        memory, reader = _two_handles(store)
         for power in POWERS:
-            await _check_contents(store, list(_around(power)))
+            await _check_contents(store, memory, reader, list(_around(power)))
 
     @clause(
         "FM-AMT-007",
@@ -117,10 +120,9 @@ class SizesContract(Binding):
         thorough=True,
     )
     async def test_metadata_and_titles_of_every_size(self, store: StoreUnderTest) -> None:
-        memory = store.open()
-        reader = another_handle(store, memory)
+        memory, reader = _two_handles(store)
         for power in POWERS:
-            await _check_metadata(store, list(_around(power)))
+            await _check_metadata(store, memory, reader, list(_around(power)))
             session: str | None = None
             for size in _around(power):
                 if size > store.max_content_bytes:
@@ -138,6 +140,11 @@ class SizesContract(Binding):
                 await memory.delete_session(session)
 
 
+def _two_handles(store: StoreUnderTest) -> tuple[Memory, Memory]:
+    memory = store.open()
+    return memory, another_handle(store, memory)
+
+
 def text_of(size: int) -> str:
     """Return a text of this many bytes; its fifth and fourth last bytes are one character."""
     start = size - len("\u00e9end".encode())
@@ -151,9 +158,7 @@ def _around(cap: int, *, few: bool = False) -> Iterator[int]:
     yield cap + 4
 
 
-async def _check_contents(store: StoreUnderTest, sizes: list[int]) -> None:
-    memory = store.open()
-    reader = another_handle(store, memory)
+async def _check_contents(store: StoreUnderTest, memory: Memory, reader: Memory, sizes: list[int]) -> None:
     session = await memory.create_session()
     for size in sizes:
         if size > store.max_content_bytes:
@@ -166,9 +171,7 @@ async def _check_contents(store: StoreUnderTest, sizes: list[int]) -> None:
     await _forget(store, memory, session)
 
 
-async def _check_metadata(store: StoreUnderTest, sizes: list[int]) -> None:
-    memory = store.open()
-    reader = another_handle(store, memory)
+async def _check_metadata(store: StoreUnderTest, memory: Memory, reader: Memory, sizes: list[int]) -> None:
     session = await memory.create_session()
     for size in sizes:
         if size > _most_metadata(store):
