@@ -85,7 +85,7 @@ class AmountsContract(Binding):
         for size in (BATCH, MANY_MESSAGES):
             session = await memory.create_session()
             batch = _named(range(size))
-            ids = [str(row["message_id"]) for row in batch]
+            ids = [str(row.get("message_id")) for row in batch]
             for attempt in ("the batch", "its retry"):
                 same = await memory.add_messages(session, batch) == ids
                 assert same, f"{attempt} of {size} messages returned other ids"

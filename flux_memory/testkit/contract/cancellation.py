@@ -195,8 +195,8 @@ class CancellationContract(Binding):
         await together(map(fill, "ab"))
         async for attempt in cancelled_everywhere(lambda _: handles[-1].clear_all()):
             await handles[-1].close()
-            count, *histories = await asyncio.gather(other.count_sessions(), *map(other.get_history, "ab"))
-            left = (count, *map(contents, histories))
+            histories = await asyncio.gather(*map(other.get_history, "ab"))
+            left = (await other.count_sessions(), *map(contents, histories))
             whole = (2, ["0", "1"], ["0", "1"])
             assert left == (0, [], []) or (attempt.cancelled and left == whole), f"after a clear_all: {left}"
             handles.append(store.open())

@@ -154,7 +154,7 @@ class OrderContract(Binding):
             # Between two reads, and during one.
             reading = memory.get_history(session, 3, before=page[0]["id"])
             adding = [other.add_message(session, "user", str(number)) for _ in range(3)]
-            page, *_ = await asyncio.gather(reading, *adding)
+            page, _ = await asyncio.gather(reading, asyncio.gather(*adding))
         assert seen == [str(number) for number in range(20)]
 
     @clause(

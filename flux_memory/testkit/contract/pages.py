@@ -141,7 +141,7 @@ class PagesContract(Binding):
         await memory.add_message(sessions[-2], "user", "text")
         await memory.add_message(sessions[20], "user", "text")
         if Capability.BATCH in store.capabilities:
-            await memory.add_messages(sessions[30], [{"role": "user", "content": "text"}] * 2)
+            await memory.add_messages(sessions[30], [{"role": "user", "content": "text"} for _ in range(2)])
         everything = await memory.get_sessions(None)
         assert len(everything) == len(kinds)
         filters: list[dict[str, Any]] = [

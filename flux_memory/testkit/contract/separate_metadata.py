@@ -62,6 +62,7 @@ class SeparateMetadataContract(Binding):
             found = await memory.get_session(session)
             (listed,) = await memory.get_sessions(user_id=name)
             (message,) = await memory.get_history(session)
+            assert found is not None
             assert found == listed
             assert (listed["id"], listed["title"], listed["user_id"]) == (session, "t", name)
             assert (message["role"], message["content"]) == ("user", "text")

@@ -305,7 +305,7 @@ class SessionsContract(Binding):
                 await memory.add_message(session, "user", "text")
             await asyncio.gather(*(memory.add_message(session, "user", "text") for _ in range(2)))
         if Capability.BATCH in store.capabilities:
-            await memory.add_messages(sessions[0], [{"role": "user", "content": "text"}] * 3)
+            await memory.add_messages(sessions[0], [{"role": "user", "content": "text"} for _ in range(3)])
         counts = [5 + 3 * (Capability.BATCH in store.capabilities), 5, 5]
         for session, count in zip(sessions, counts, strict=True):
             assert contents(await memory.get_history(session)) == ["text"] * count

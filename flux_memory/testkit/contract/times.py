@@ -193,7 +193,7 @@ class TimesContract(Binding):
         async def write(handle: Memory) -> None:
             for number in range(WRITES):
                 await handle.add_message(session, "user", str(number))
-                await handle.add_messages(session, [{"role": "user", "content": "x"}] * 2)
+                await handle.add_messages(session, [{"role": "user", "content": "x"} for _ in range(2)])
 
         await asyncio.gather(*map(write, (memory, other, memory, other)))
         times = [message["created_at"] for message in await memory.get_history(session)]
@@ -215,7 +215,7 @@ class TimesContract(Binding):
             seen += [await _last_created(memory, session), (await _session(memory, session))["updated_at"]]
             await memory.update_session_title(session, str(number))
             seen.append((await _session(memory, session))["updated_at"])
-            await memory.add_messages(session, [{"role": "user", "content": "x"}] * 2)
+            await memory.add_messages(session, [{"role": "user", "content": "x"} for _ in range(2)])
             seen += [await _last_created(memory, session), (await _session(memory, session))["updated_at"]]
         assert seen == sorted(seen)
 

@@ -202,7 +202,7 @@ class NormalisesUuids(Sound):
         is_uuid = message_id is not None and re.fullmatch(
             r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", message_id
         )
-        return await super().add_message(*args, message_id=message_id.lower() if is_uuid else message_id, **kwargs)
+        return await super().add_message(*args, message_id=str(message_id).lower() if is_uuid else message_id, **kwargs)
 
 
 @caught_by("FM-TXT-016")
