@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from flux_memory import factory
 from flux_memory.backends.lifecycle import warn_never_closed
-from flux_memory.backends.loops import LoopThread
+from flux_memory.backends.loops import CLOSED, LoopThread
 from flux_memory.errors import InvalidTypeError, MemoryClosedError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records.checking import list_messages
@@ -122,6 +122,8 @@ class SyncMemory:
             SessionNotFoundError: The session does not exist.
             ConflictError: The session has another message with a given id; nothing of the batch is stored.
         """
+        if self._started().has_ended:
+            raise MemoryClosedError(CLOSED)
         # Read here: it may be rows of a cursor that belongs to this thread, or call this memory.
         batch: list[NewMessage] = list_messages(messages)
         return self._call(lambda memory: memory.add_messages(session_id, batch))

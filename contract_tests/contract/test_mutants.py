@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bound_stores import make_reference_corrupter, make_reference_reader, run_clause, run_over_network
+from bound_stores import (
+    make_postgres_clock,
+    make_reference_corrupter,
+    make_reference_reader,
+    run_clause,
+    run_over_network,
+)
 from outage_stores import Switch, SwitchedMemory
 
 from flux_memory import ConversationMemory, PostgresConversationMemory
@@ -100,7 +106,10 @@ def test_a_broken_postgres_is_caught(name: str, flux_memory_postgres_dsn: str, r
     """The named clause fails on the mutant of the PostgreSQL backend."""
     record_property(MUTANT, f"{name} on PostgreSQL")
     memory = broken(name, PostgresConversationMemory)
-    assert run_clause(MUTANTS[name].caught_by, StoreUnderTest(lambda: memory(flux_memory_postgres_dsn))) is not None
+    store = StoreUnderTest(
+        lambda: memory(flux_memory_postgres_dsn), clock_at=make_postgres_clock(flux_memory_postgres_dsn)
+    )
+    assert run_clause(MUTANTS[name].caught_by, store) is not None
 
 
 def test_files_of_earlier_clauses_hide_no_leak(tmp_path: Path) -> None:

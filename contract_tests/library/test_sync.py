@@ -128,6 +128,8 @@ def test_a_conversation_without_await(open_memory: Callable[[], SyncMemory]) -> 
         assert memory.count_sessions() == 0
     with pytest.raises(MemoryClosedError):
         memory.count_sessions()
+    with pytest.raises(MemoryClosedError):
+        memory.add_messages(session, None)  # type: ignore[arg-type]  # the arguments do not matter any more
     memory.close()
 
 

@@ -148,11 +148,13 @@ async def run_async_clause(clause_id: str, store: StoreUnderTest) -> None:
 
 
 def run_clause(clause_id: str, store: StoreUnderTest) -> BaseException | None:
-    """Run one clause as pytest would; return the exception if it fails."""
+    """Run one clause as pytest would; return the exception if it fails. It must be checked: a skip is an error."""
     try:
         checked = CLAUSES[clause_id].test(MemoryContract(), store)
         if checked is not None:
             asyncio.run(_await(checked))
+    except pytest.skip.Exception as skipped:
+        raise AssertionError(f"{clause_id} was not checked: {skipped}") from skipped
     except (Exception, pytest.fail.Exception, BlockedError) as error:  # noqa: BLE001 - a broken memory may raise anything
         return error
     finally:

@@ -149,6 +149,7 @@ class ConversationMemory(Memory):
         return row.id
 
     async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+        self._life.check_open()
         # Read on the caller's loop: it may be rows of a cursor that belongs to the caller's thread.
         return await self._add_messages(session_id, list_messages(messages))
 

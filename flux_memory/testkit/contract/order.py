@@ -152,9 +152,9 @@ class OrderContract(Binding):
                 break
             seen = contents(page) + seen
             # Between two reads, and during one.
-            reading = memory.get_history(session, 3, before=page[0]["id"])
-            adding = [other.add_message(session, "user", str(number)) for _ in range(3)]
-            page, _ = await asyncio.gather(reading, asyncio.gather(*adding))
+            reading = asyncio.ensure_future(memory.get_history(session, 3, before=page[0]["id"]))
+            await asyncio.gather(*(other.add_message(session, "user", str(number)) for _ in range(3)))
+            page = await reading
         assert seen == [str(number) for number in range(20)]
 
     @clause(
