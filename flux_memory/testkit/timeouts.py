@@ -126,6 +126,7 @@ def unblocked(seconds: float, left: Callable[[], float] | None = None) -> Iterat
     try:
         yield
     finally:
+        alarm.is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, outer_alarm)
         if outer_seconds:
@@ -146,10 +147,14 @@ class _Alarm:
     def __init__(self, seconds: float, left: Callable[[], float]) -> None:
         self._seconds = seconds
         self._left = left
+        self.is_over = False
+        """Whether the block has ended: a late signal must not set the timer again, which would end the process."""
         self.first: BlockedError | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         __tracebackhide__ = True
+        if self.is_over:
+            return
         if self.first is None and (left := self._left() + _GRACE_SECONDS) > 0:
             signal.setitimer(signal.ITIMER_REAL, left, _REPEAT_SECONDS)
             return
