@@ -19,6 +19,7 @@ from raw_postgres import fetch_rows
 from flux_memory import Memory
 from flux_memory.testkit.contract.processes import Child, Tell
 from flux_memory.testkit.histories import History, Journal, Recorder
+from flux_memory.testkit.timeouts import Timeouts
 
 IDLE_IN_TRANSACTION = """
 SELECT count(*) FROM pg_stat_activity
@@ -33,7 +34,7 @@ def start_writing_child(store: Store, round_: int) -> Child:
         journal = Journal(store.journal(round_) / f"{os.getpid()}.jsonl")
         await write_messages(open_handle(), journal, f"{round_}-{os.getpid()}", tasks=6, told=tell)
 
-    return Child(store.open, work)
+    return Child(store.open, work, Timeouts(), "a killed client")
 
 
 @on_both_backends("kill -9 of the client")
@@ -77,7 +78,7 @@ def test_a_terminated_process_loses_nothing_acknowledged(store: Store, fault: Fa
     rng = random.Random(15)
     before = None
     for round_ in fault.rounds(4, 50):
-        child = Child(store.open, work)
+        child = Child(store.open, work, Timeouts(), "a killed client")
         child.go()
         assert child.hear() == "begun"
         time.sleep(rng.uniform(0, 0.03))
