@@ -37,7 +37,7 @@ class Preflight:
     """The checks of one binding in this process. A fault ends each of its clauses without a verdict.
 
     A memory is broken, and its clauses fail, if its calls raise or return something wrong. The binding is at fault if
-    there is no memory, no service or no empty store to test.
+    the memory, its service or an empty store is missing.
 
     Args:
         binding: The name of the class.
