@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, NotRequired, Protocol, Self
+
+from flux_memory.errors import InvalidInputError
 
 if sys.version_info >= (3, 12):
     from typing import TypedDict
@@ -34,9 +37,11 @@ class Session(TypedDict):
     title: str
     created_at: str
     updated_at: str
-    """The time of the last add or change of title. Same form as `created_at`."""
+    """The time of the last change of the session or its messages. Same form as `created_at`."""
     metadata: dict[str, Any]
     message_count: int
+    revision: str
+    """Different after every change of the session or its messages, and never used again; compare it for equality."""
 
 
 class NewMessage(TypedDict):
@@ -76,7 +81,7 @@ class Memory(Protocol):
         Args:
             title: Any text.
             metadata: A JSON object; `None` is `{}`.
-            session_id: An id of 1 to 36 characters; a UUIDv7 by default.
+            session_id: An id of 1 to 255 characters; a UUIDv7 by default.
             user_id: The owner of the session, at most 255 characters; see `get_sessions`.
 
         Raises:
@@ -92,49 +97,149 @@ class Memory(Protocol):
         metadata: Metadata | None = None,
         *,
         message_id: str | None = None,
+        create: bool = False,
+        user_id: str = "",
     ) -> str:
         """Append one message to a session and return its id; by then the message is durable.
 
         The message is stored together with the session's `updated_at`, or not at all.
 
         Args:
-            session_id: A session that exists.
+            session_id: A session that exists, unless `create` is true.
             role: Any text that is not empty: `user`, `assistant`, `system`, `tool`, ...
             content: Any text.
             metadata: A JSON object; `None` is `{}`.
-            message_id: An id of 1 to 36 characters, unique within the session; by default a UUIDv7. With an id a retry
+            message_id: An id of 1 to 255 characters, unique within the session; by default a UUIDv7. With an id a retry
                 is safe: the same role, content and metadata (1 equals 1.0) return the same id and change nothing.
+            create: Whether to create the session in the same atomic write if it does not exist.
+            user_id: The owner of a session that is created; if it is not empty, an existing session must have this
+                owner.
 
         Raises:
-            SessionNotFoundError: The session does not exist.
-            ConflictError: The session has another message with this id.
+            SessionNotFoundError: The session does not exist, and `create` is false.
+            ConflictError: The session has another message with this id, or another owner; nothing is stored.
         """
         ...
 
-    async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+    async def add_messages(
+        self, session_id: str, messages: Iterable[NewMessage], *, create: bool = False, user_id: str = ""
+    ) -> list[str]:
         """Append a batch, all of it or nothing, in the given order, and return the ids in that order.
 
         The batch has at most 256 MiB and one `updated_at`. An empty batch changes nothing. A message whose `message_id`
         is stored with the same content is not stored again.
 
+        Args:
+            session_id: A session that exists, unless `create` is true.
+            messages: The messages, oldest first.
+            create: Whether to create the session in the same atomic write if it does not exist; an empty batch creates
+                none.
+            user_id: The owner of a session that is created; if it is not empty, an existing session must have this
+                owner.
+
         Raises:
-            SessionNotFoundError: The session does not exist.
-            ConflictError: The session has another message with a given id; nothing of the batch is stored.
+            SessionNotFoundError: The session does not exist, and `create` is false.
+            ConflictError: The session has another message with a given id, or another owner; nothing of the batch is
+                stored.
         """
         ...
 
     async def get_history(
-        self, session_id: str, limit: int | None = None, *, before: str | None = None
+        self, session_id: str, limit: int | None = None, *, before: str | None = None, after: str | None = None
     ) -> list[Message]:
-        """Return the newest `limit` messages, oldest first, in the order in which they were added.
+        """Return messages of a session, oldest first, in the order in which they were added.
+
+        These are the newest `limit` messages, or with `after` the oldest `limit` ones that follow it.
 
         Args:
             session_id: A session's id; an unknown one returns `[]`.
             limit: The largest number of messages, 0 or more; `None` means all.
             before: A message's id: only messages that were added before it; an unknown one returns `[]`. Passing the id
                 of the oldest message seen pages back with no gap and no repeat while other calls append.
+            after: A message's id: only messages that were added after it; an unknown one returns `[]`. Passing the id
+                of the newest message seen follows a conversation with no gap and no repeat.
+
+        Raises:
+            InvalidInputError: Both cursors are given.
         """
         ...
+
+    async def get_message(self, session_id: str, message_id: str) -> Message | None:
+        """Return one message of a session, or `None` if the session or the message does not exist."""
+        raise not_supported("get_message")
+
+    async def pop_message(self, session_id: str) -> Message | None:
+        """Remove the newest message of a session and return it; `None` if there is none.
+
+        Concurrent calls return different messages. The session's `updated_at` and `revision` change with the removal.
+
+        Raises:
+            OutcomeUnknownError: The message may have been removed; or it was, and the answer that held it was lost.
+        """
+        raise not_supported("pop_message")
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        expected_revision: str | None = None,
+        title: str | None = None,
+        merge_metadata: Metadata | None = None,
+        remove_metadata: Iterable[str] = (),
+        truncate_from: str | None = None,
+        truncate_all: bool = False,
+        messages: Iterable[NewMessage] = (),
+    ) -> Session:
+        """Change a session and its messages in one atomic step, and return the session as it is then.
+
+        The parts apply in this order, with one `updated_at`: compare the revision, truncate, set the title, remove and
+        merge metadata, append. At least one part is required; `expected_revision` alone is none.
+
+        Args:
+            session_id: A session that exists.
+            expected_revision: The `revision` that the session must have; `None` means any.
+            title: The new title.
+            merge_metadata: Keys to set in the metadata, at its top level only: each value replaces the stored one, and
+                `None` is a value.
+            remove_metadata: Keys to remove from the metadata, at its top level, before the merge; missing ones are no
+                error.
+            truncate_from: The id of a message to remove together with every message after it.
+            truncate_all: Whether to remove every message.
+            messages: Messages to append, as in `add_messages`.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+            ConflictError: The session has another revision, no message with the id `truncate_from`, or another message
+                with a given id; nothing is changed.
+            InvalidInputError: No part is given, both truncations are given, or the metadata would become too large.
+        """
+        raise not_supported("update_session")
+
+    async def fork_session(
+        self,
+        session_id: str,
+        *,
+        through: str | None = None,
+        new_session_id: str | None = None,
+        user_id: str | None = None,
+        title: str | None = None,
+    ) -> str:
+        """Copy a session and its messages, atomically, and return the id of the copy.
+
+        Messages keep their ids, times and metadata. The copy has times of its own, and the metadata of the original.
+
+        Args:
+            session_id: A session that exists.
+            through: The id of the last message to copy; `None` copies all.
+            new_session_id: An id of 1 to 255 characters for the copy; a UUIDv7 by default.
+            user_id: The owner of the copy; `None` keeps the owner.
+            title: The title of the copy; `None` keeps the title.
+
+        Raises:
+            SessionNotFoundError: The session does not exist.
+            ConflictError: A session with the new id exists, or no message has the id `through`; nothing is copied.
+        """
+        raise not_supported("fork_session")
 
     async def get_sessions(
         self,
@@ -143,6 +248,8 @@ class Memory(Protocol):
         *,
         user_id: str | None = None,
         metadata: Metadata | None = None,
+        before: Session | None = None,
+        with_metadata: bool = True,
     ) -> list[Session]:
         """Return sessions, the most recently changed first.
 
@@ -152,6 +259,10 @@ class Memory(Protocol):
             user_id: Only this user's sessions; `None` means those of all users.
             metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it. It may
                 have 100 values at any depth, 16 of them within arrays.
+            before: A session of the page before: only sessions that follow it. Passing the last session seen pages on
+                with no gap and no repeat among sessions that do not change meanwhile.
+            with_metadata: Whether the records have their metadata; without it, `metadata` is `{}`, and large metadata
+                is not read.
         """
         ...
 
@@ -159,8 +270,8 @@ class Memory(Protocol):
         """Return one session, or `None` if it does not exist."""
         ...
 
-    async def count_sessions(self) -> int:
-        """Return the number of sessions."""
+    async def count_sessions(self, *, user_id: str | None = None, metadata: Metadata | None = None) -> int:
+        """Return the number of sessions; the filters are those of `get_sessions`."""
         ...
 
     async def update_session_title(self, session_id: str, title: str) -> None:
@@ -171,9 +282,32 @@ class Memory(Protocol):
         """
         ...
 
-    async def delete_session(self, session_id: str) -> None:
-        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe."""
+    async def delete_session(self, session_id: str, *, expected_revision: str | None = None) -> None:
+        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe.
+
+        Args:
+            session_id: A session's id.
+            expected_revision: The `revision` that the session must have if it exists; `None` means any.
+
+        Raises:
+            ConflictError: The session has another revision; nothing is removed.
+        """
         ...
+
+    async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
+        """Remove the sessions that meet every given criterion, and return how many were removed.
+
+        They are removed in bounded batches, between which other calls proceed. A call that fails may have removed some
+        of them; call again.
+
+        Args:
+            user_id: Only sessions of this user.
+            inactive_since: Only sessions whose `updated_at` is before this time, which must have a time zone.
+
+        Raises:
+            InvalidInputError: No criterion is given, or the time has no time zone.
+        """
+        raise not_supported("delete_sessions")
 
     async def clear_all(self) -> None:
         """Remove every session and every message."""
@@ -190,3 +324,8 @@ class Memory(Protocol):
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the memory."""
         ...
+
+
+def not_supported(method: str) -> InvalidInputError:
+    """Return the error of a method that a memory lacks."""
+    return InvalidInputError(f"this memory does not support {method}()")

@@ -74,18 +74,18 @@ def build_session(row: Row, *, most: int = sys.maxsize) -> Session:
     """Return a session's record.
 
     Args:
-        row: A sequence of (id, user_id, title, created_at, updated_at, metadata, message_count): metadata as JSON text
-            or `None`, the times as `format_time` returns them.
+        row: A sequence of (id, user_id, title, created_at, updated_at, metadata, revision, message_count): metadata as
+            JSON text or `None`, the times as `format_time` returns them.
         most: Characters of JSON to decode at most.
 
     Raises:
         TooLongError: The metadata has more than `most` characters.
         FluxMemoryError: The row is corrupt; the message names it.
     """
-    id_, user_id, title, created_at, updated_at, metadata, message_count = row
+    id_, user_id, title, created_at, updated_at, metadata, revision, message_count = row
     try:
-        if not type(id_) is type(user_id) is type(title) is str:
-            raise TypeError(describe_not_text(id_, user_id, title))
+        if not type(id_) is type(user_id) is type(title) is type(revision) is str:
+            raise TypeError(describe_not_text(id_, user_id, title, revision))
         return {
             "id": id_,
             "user_id": user_id,
@@ -94,6 +94,7 @@ def build_session(row: Row, *, most: int = sys.maxsize) -> Session:
             "updated_at": timestamps.check(updated_at),
             "metadata": decode_metadata(metadata, most=most),
             "message_count": message_count,
+            "revision": revision,
         }
     except (ValueError, TypeError, RecursionError) as error:
         raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
@@ -139,7 +140,7 @@ def _sound_sessions(rows: Sequence[Row], most: int) -> list[Session]:
         ValueError, TypeError, RecursionError: A row is corrupt, or has no metadata.
     """
     *texts, counts = zip(*rows, strict=True)
-    ids, users, titles, created, updated, metadata = _all_text(*texts)
+    ids, users, titles, created, updated, metadata, revisions = _all_text(*texts)
     timestamps.check_all(created + updated)
     return [
         {
@@ -150,9 +151,11 @@ def _sound_sessions(rows: Sequence[Row], most: int) -> list[Session]:
             "updated_at": updated_at,
             "metadata": value,
             "message_count": message_count,
+            "revision": revision,
         }
-        for id_, user_id, title, created_at, updated_at, value, message_count in zip(
-            ids, users, titles, created, updated, decode_all_metadata(metadata, most=most), counts, strict=True
+        for id_, user_id, title, created_at, updated_at, value, revision, message_count in zip(
+            *(ids, users, titles, created, updated, decode_all_metadata(metadata, most=most), revisions, counts),
+            strict=True,
         )
     ]
 

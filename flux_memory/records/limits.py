@@ -2,7 +2,7 @@
 
 from typing import Final
 
-MAX_ID_LENGTH: Final = 36
+MAX_ID_LENGTH: Final = 255
 """Characters of a session's or a message's id."""
 MAX_USER_ID_LENGTH: Final = 255
 """Characters of a `user_id`; it is indexed, and PostgreSQL cannot index a long text."""

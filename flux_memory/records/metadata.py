@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from json.decoder import scanstring
 from json.encoder import encode_basestring as _quote
 from typing import Any, Final, NoReturn
 
@@ -18,6 +19,7 @@ from flux_memory.records.text import find_unstorable, shown, type_name
 
 _DIGITS_TO_ZERO: Final = bytes(ord("0") if chr(byte).isdecimal() else ord("-") for byte in range(256))
 _LONG_NUMBER: Final = b"0" * 19
+_SPACES: Final = " \t\n\r"
 _INT_BOUND: Final = 10**4300
 """Python reads and writes integers of up to 4,300 digits (`sys.get_int_max_str_digits`)."""
 
@@ -96,6 +98,60 @@ def decode_all_metadata(texts: Sequence[str], *, most: int = sys.maxsize) -> lis
     if set(map(type, values)) - {dict}:
         raise ValueError("a text is not a JSON object")
     return values
+
+
+def merge_metadata(stored: str | None, merged: str | None, removed: Iterable[str] = ()) -> str:
+    """Return the JSON text of metadata after a removal and a merge at its top level; every value keeps its text.
+
+    Args:
+        stored: The stored text; `None` is `{}`.
+        merged: The text of the object to merge, as `encode_metadata` returns it; `None` merges nothing.
+        removed: The keys to remove before the merge.
+
+    Raises:
+        TooLongError: The result has more than `MAX_METADATA_BYTES` bytes.
+        ValueError: A text is not a JSON object.
+        RecursionError: The stored text is nested too deeply.
+    """
+    members = _split_object(stored or "{}")
+    for key in removed:
+        members.pop(key, None)
+    members |= _split_object(merged or "{}")
+    text = "{" + ",".join(f"{_quote(key)}:{value}" for key, value in members.items()) + "}"
+    if len(text) * 4 > MAX_METADATA_BYTES and len(text.encode()) > MAX_METADATA_BYTES:
+        raise TooLongError
+    return text
+
+
+def _split_object(text: str) -> dict[str, str]:
+    """Return the JSON text of each member of an object."""
+    members: dict[str, str] = {}
+    at = _skip_spaces(text, 0)
+    if text[at : at + 1] != "{":
+        raise ValueError("a JSON value where an object belongs")
+    at = _skip_spaces(text, at + 1)
+    while text[at : at + 1] != "}":
+        if text[at : at + 1] != '"':
+            raise ValueError("the text is not a JSON object")
+        key, at = scanstring(text, at + 1, True)
+        at = _skip_spaces(text, at)
+        if text[at : at + 1] != ":":
+            raise ValueError("the text is not a JSON object")
+        start = _skip_spaces(text, at + 1)
+        _, at = _READER.raw_decode(text, start)
+        members[key] = text[start:at]
+        at = _skip_spaces(text, at)
+        if text[at : at + 1] == ",":
+            at = _skip_spaces(text, at + 1)
+    if text[at + 1 :].strip(_SPACES):
+        raise ValueError("the text has more than one JSON value")
+    return members
+
+
+def _skip_spaces(text: str, at: int) -> int:
+    while text[at : at + 1] and text[at] in _SPACES:
+        at += 1
+    return at
 
 
 def read_exactly(text: str) -> Any:

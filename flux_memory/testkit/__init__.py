@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from flux_memory.testkit.capabilities import ALL, Capability
+    from flux_memory.testkit.capabilities import ALL, CORE, Capability
     from flux_memory.testkit.clauses import CLAUSES, CONTRACT_VERSION, Clause, clause
     from flux_memory.testkit.contract import MemoryContract
     from flux_memory.testkit.contract.outages import Outage, network_outages
@@ -20,6 +20,7 @@ __all__ = [
     "ALL",
     "CLAUSES",
     "CONTRACT_VERSION",
+    "CORE",
     "Capability",
     "Clause",
     "MemoryContract",
@@ -39,6 +40,7 @@ __getattr__, __dir__ = import_on_use(
     {
         "capabilities": (
             "ALL",
+            "CORE",
             "Capability",
         ),
         "clauses": (

@@ -39,6 +39,17 @@ class Capability(Flag):
     SEVERAL_PROCESSES = auto()
     OUTAGES = auto()
     NETWORKED = auto()
+    MESSAGE_LOOKUP = auto()
+    FORWARD_CURSOR = auto()
+    CREATE_ON_ADD = auto()
+    REVISIONS = auto()
+    SESSION_UPDATES = auto()
+    TRUNCATE = auto()
+    POP = auto()
+    FORK = auto()
+    LIST_CURSOR = auto()
+    COUNT_FILTER = auto()
+    RETENTION = auto()
 
     @property
     def words(self) -> str:
@@ -48,6 +59,20 @@ class Capability(Flag):
 
 NOTHING: Final = Capability(0)
 ALL: Final = ~NOTHING
+CORE: Final = ALL & ~(
+    Capability.MESSAGE_LOOKUP
+    | Capability.FORWARD_CURSOR
+    | Capability.CREATE_ON_ADD
+    | Capability.REVISIONS
+    | Capability.SESSION_UPDATES
+    | Capability.TRUNCATE
+    | Capability.POP
+    | Capability.FORK
+    | Capability.LIST_CURSOR
+    | Capability.COUNT_FILTER
+    | Capability.RETENTION
+)
+"""What a memory needs in order to keep conversations; the rest changes them, or finds parts of them."""
 
 MEANING: Final[dict[Capability, str]] = {
     Capability.BATCH: "`add_messages` adds several messages, all or none.",
@@ -68,5 +93,16 @@ MEANING: Final[dict[Capability, str]] = {
     Capability.SEVERAL_PROCESSES: "Several processes share the store.",
     Capability.OUTAGES: "The store can be unreachable for a while; a call waits for it until its deadline.",
     Capability.NETWORKED: "A handle reaches the store by connections to a server, and the network between can break.",
+    Capability.MESSAGE_LOOKUP: "`get_message` returns one message.",
+    Capability.FORWARD_CURSOR: "`after` reads a history forwards.",
+    Capability.CREATE_ON_ADD: "`create` makes a missing session with its first message.",
+    Capability.REVISIONS: "A session has a revision; `expected_revision` makes a change or a deletion conditional.",
+    Capability.SESSION_UPDATES: "`update_session` changes title, metadata and messages in one atomic step.",
+    Capability.TRUNCATE: "`update_session` removes the newest messages.",
+    Capability.POP: "`pop_message` removes and returns the newest message.",
+    Capability.FORK: "`fork_session` copies a session and its messages.",
+    Capability.LIST_CURSOR: "`before` pages through `get_sessions`, and `with_metadata` leaves metadata out.",
+    Capability.COUNT_FILTER: "`count_sessions` counts the sessions of a user, or with metadata.",
+    Capability.RETENTION: "`delete_sessions` removes the sessions of a user, or inactive ones.",
 }
 """Each capability in a sentence."""

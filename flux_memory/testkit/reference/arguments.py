@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from flux_memory import (
@@ -11,6 +12,7 @@ from flux_memory import (
     MAX_FILTER_ELEMENTS,
     MAX_FILTER_VALUES,
     MAX_ID_LENGTH,
+    MAX_USER_ID_LENGTH,
     InvalidInputError,
 )
 from flux_memory.testkit.reference import values
@@ -86,6 +88,53 @@ def count(name: str, value: object) -> int:
     if value < 0:
         raise InvalidInputError(f"{name} is negative; it must be 0 or more")
     return value
+
+
+def owner(value: object) -> str:
+    """Return a checked owner of a session; the empty one is none."""
+    return identifier("user_id", value, shortest=0, longest=MAX_USER_ID_LENGTH)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return an argument that is `True` or `False`."""
+    if not isinstance(value, bool):
+        raise WrongTypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return value
+
+
+def session_cursor(name: str, value: object) -> tuple[str, bytes] | None:
+    """Return the place of a session's record in lists."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise WrongTypeError(f"{name} must be a session, not {type(value).__name__}")
+    if "id" not in value or "updated_at" not in value:
+        raise InvalidInputError(f"{name} is not a session: it has no id or no updated_at")
+    moment, session = plain_text(f"{name}.updated_at", value["updated_at"]), plain_text(f"{name}.id", value["id"])
+    try:
+        datetime.fromisoformat(moment)
+    except ValueError as error:
+        raise InvalidInputError(f"{name} is not a session: {error}") from None
+    return moment, session.encode(errors="surrogatepass")
+
+
+def moment(name: str, value: object) -> str:
+    """Return an aware time in the format of records."""
+    if not isinstance(value, datetime):
+        raise WrongTypeError(f"{name} must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidInputError(f"{name} has no time zone")
+    try:
+        return value.astimezone(UTC).isoformat(timespec="microseconds")
+    except OverflowError:
+        raise InvalidInputError(f"{name} is not in the years 1 to 9999") from None
+
+
+def keys(name: str, value: object) -> list[str]:
+    """Return the keys to remove."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray | Mapping):
+        raise WrongTypeError(f"{name} must be an iterable of str, not {type(value).__name__}")
+    return [plain_text(f"a key of {name}", key) for key in value]
 
 
 def draft(role: object, content: object, extra: object, message_id: object, place: str = "") -> Draft:
