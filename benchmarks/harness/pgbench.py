@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.backends.postgres.adds import ADD_MESSAGE
-from flux_memory.backends.postgres.memory import SELECT_HISTORY, SELECT_PAGE
+from flux_memory.backends.postgres.queries import SELECT_HISTORY, select_page
 from flux_memory.testkit.servers.binaries import find_binaries
 from harness import samples
 

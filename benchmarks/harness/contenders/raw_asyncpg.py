@@ -12,7 +12,7 @@ import asyncpg
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends.postgres.adds import ADD_MESSAGE
-from flux_memory.backends.postgres.memory import SELECT_HISTORY, SELECT_PAGE
+from flux_memory.backends.postgres.queries import SELECT_HISTORY, select_page
 from harness.contenders import Partial, Reply, installed
 from harness.samples import Sample, as_json
 
