@@ -16,6 +16,8 @@ from flux_memory.backends.postgres.queries import SELECT_HISTORY, select_page
 from harness.contenders import Partial, Reply, installed
 from harness.samples import Sample, as_json
 
+SELECT_PAGE, _ = select_page(1, 0)
+
 
 class RawAsyncpg(Partial):
     """The library's tables and statements, one statement per call, without conversion of rows to records."""
@@ -53,7 +55,7 @@ class RawAsyncpg(Partial):
         )
 
     def add(self, session: str, sample: Sample) -> Reply:
-        values = (session, str(uuid4()), sample.role, sample.content, json.dumps(sample.metadata))
+        values = (session, str(uuid4()), sample.role, sample.content, json.dumps(sample.metadata), str(uuid4()), "")
         return self._fetch(ADD_MESSAGE, values)
 
     def history(self, session: str, limit: int) -> Reply:
