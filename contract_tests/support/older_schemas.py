@@ -14,11 +14,11 @@ async def make_version(dsn: str, version: int) -> None:
     Versions 1 and 2 are the original application's: nothing is recorded.
     """
     await make_original(dsn, generation=min(version, 2))
-    if version <= 2:  # noqa: PLR2004 - the original's generations
+    if version <= 2:
         return
     async with connect(dsn) as connection, connection.transaction():
         await connection.execute(schema.CREATE_VERSION_TABLE)
         for step in history("postgres")[:version]:
-            if step.version > 2:  # noqa: PLR2004
+            if step.version > 2:
                 await connection.execute(step.sql)
             await connection.execute(schema.INSERT_VERSION, step.version, step.name, step.checksum)
