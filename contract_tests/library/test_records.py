@@ -10,7 +10,7 @@ import pytest
 from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
 from flux_memory.records import building
-from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_USER_ID_LENGTH
 from flux_memory.records.metadata import encode_metadata
 from flux_memory.testkit.reference import arguments as reference
 
@@ -89,7 +89,7 @@ def test_the_error_of_a_wrong_batch_names_its_place(batch: object, says: str) ->
 def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
     """PostgreSQL would drop the connection at 1 GB until the deadline has passed; SQLite would store the batch."""
     parts = MAX_BATCH_BYTES // MAX_CONTENT_BYTES
-    room = MAX_CONTENT_BYTES - len("user") - len("{}") - MAX_ID_LENGTH
+    room = MAX_CONTENT_BYTES - len("user") - len("{}") - len(records.make_id())
     fits = [{"role": "user", "content": "x" * room}] * parts
     too_large = [*fits[1:], {"role": "user", "content": "x" * (room - 1) + "é"}]
     for new_batch in (records.check_batch, reference.drafts):
