@@ -17,7 +17,6 @@ from flux_memory import (
 )
 from flux_memory.testkit.reference import values
 
-
 _MADE_ID: Final = "i" * 36
 """As long as an id that is made: a batch is checked before its ids are made."""
 
