@@ -14,7 +14,8 @@ from typing import Any, Final, Self, cast
 
 import flux_memory
 from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError, seconds_for
-from flux_memory.testkit.reference.memory import ReferenceMemory, new_id
+from flux_memory.testkit.reference.memory import ReferenceMemory
+from flux_memory.testkit.reference.rows import new_id
 from flux_memory.testkit.reference.store import ReferenceStore
 
 TIMEOUT_SECONDS: Final = 30.0
