@@ -80,11 +80,14 @@ class AtomicForksContract(Binding):
         async def add(writer: int) -> None:
             for number in range(FORKS * 2):
                 acknowledged.extend(await add_numbered(handles[writer % 2], session, [number]))
+                # Lets the forks in, also on a store that answers at once.
+                await asyncio.sleep(0)
 
         async def fork(caller: int) -> None:
             for _ in range(FORKS // 2):
                 known = len(acknowledged)
                 forks.append((await handles[caller % 2].fork_session(session), known))
+                await asyncio.sleep(0)
 
         await asyncio.gather(*map(add, range(WRITERS)), *map(fork, range(2)))
         ids = [row["id"] for row in await memory.get_history(session)]

@@ -134,10 +134,14 @@ async def _use_everywhere(store: StoreUnderTest, memory: Memory, ids: list[str])
     if Capability.LIST_CURSOR in store.capabilities:
         for at in (0, len(ids) // 2, len(ids) - 2):
             assert await memory.get_sessions(None, before=listed[at]) == listed[at + 1 :]
+    await _remove_everywhere(store, memory, ids)
+
+
+async def _remove_everywhere(store: StoreUnderTest, memory: Memory, ids: list[str]) -> None:
+    """Delete every other session, copy its neighbour to its id, and pop a message of each session that is left."""
     doomed, kept = ids[::2], ids[1::2]
     await together(map(memory.delete_session, doomed))
     if Capability.FORK in store.capabilities:
-        # To an id that is free again, from its neighbour, through each of the messages' ids.
         for at, name in enumerate(doomed[: len(kept)]):
             through = (await memory.get_history(kept[at]))[at % 4]["id"]
             assert await memory.fork_session(kept[at], through=through, new_session_id=name) == name

@@ -51,9 +51,7 @@ class LookUpsContract(Binding):
     async def test_look_ups_stay_in_the_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
         mine, other = await memory.create_session(), await memory.create_session()
-        ids = list(
-            dict.fromkeys(one for one in (*NAMES.values(), *TWIN_IDS) if 1 <= len(one) <= store.max_id_length)
-        )
+        ids = list(dict.fromkeys(one for one in (*NAMES.values(), *TWIN_IDS) if 1 <= len(one) <= store.max_id_length))
         await together(memory.add_message(mine, "user", f"mine {one}", message_id=one) for one in ids[::2])
         await together(memory.add_message(other, "user", f"other {one}", message_id=one) for one in ids[1::2])
         for at, one in enumerate(ids):

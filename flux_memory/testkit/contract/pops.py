@@ -174,11 +174,20 @@ class PopsContract(Binding):
         first = await add_numbered(memory, session, range(TURNS))
 
         async def add(writer: int) -> list[str]:
-            return await add_numbered(handles[writer % 2], session, range(writer * 100, writer * 100 + TURNS))
+            made = list[str]()
+            for number in range(TURNS):
+                made += await add_numbered(handles[writer % 2], session, [writer * 100 + number])
+                # Lets the others in, also on a store that answers at once.
+                await asyncio.sleep(0)
+            return made
 
         async def pop(caller: int) -> list[str]:
-            taken = [await handles[(caller + 1) % 2].pop_message(session) for _ in range(TURNS)]
-            return [row["id"] for row in taken if row is not None]
+            taken = list[str]()
+            for _ in range(TURNS):
+                popped = await handles[(caller + 1) % 2].pop_message(session)
+                taken += [popped["id"]] if popped is not None else []
+                await asyncio.sleep(0)
+            return taken
 
         work = await asyncio.gather(*(call(caller) for caller in range(WRITERS) for call in (add, pop)))
         added, popped = [each for ids in work[::2] for each in ids], [each for ids in work[1::2] for each in ids]

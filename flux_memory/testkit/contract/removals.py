@@ -32,7 +32,17 @@ KEPT: Final = 5
 BUSY: Final = 30
 """Sessions that are written to while old ones are deleted."""
 MICROSECOND: Final = timedelta(microseconds=1)
-NOT_TIMES: Final[tuple[Any, ...]] = (True, 0, 7.5, "2026-01-01T00:00:00+00:00", b"", [], {}, timedelta(days=1), object())
+NOT_TIMES: Final[tuple[Any, ...]] = (
+    True,
+    0,
+    7.5,
+    "2026-01-01T00:00:00+00:00",
+    b"",
+    [],
+    {},
+    timedelta(days=1),
+    object(),
+)
 
 
 class RemovalsContract(Binding):
@@ -258,13 +268,10 @@ class RemovalsContract(Binding):
                 return False
             return True
 
-        async def delete() -> int:
-            # Among the adds, not before all of them.
-            await asyncio.sleep(0)
-            return await memory.delete_sessions(inactive_since=since)
-
         half = BUSY // 2
-        work = [*map(add, sessions[:half]), delete(), *map(add, sessions[half:]), delete()]
+        # One of the deletions begins among the adds.
+        deletions = [memory.delete_sessions(inactive_since=since) for _ in range(2)]
+        work = [*map(add, sessions[:half]), deletions[0], *map(add, sessions[half:]), deletions[1]]
         outcomes = await asyncio.gather(*work)
         deleted = outcomes.pop() + outcomes.pop(half)
         found = await together(map(memory.get_session, sessions))
