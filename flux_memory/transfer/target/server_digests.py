@@ -49,6 +49,7 @@ SELECT
     coalesce(proven.numbered, proven.session_id IS NULL),
     moved.by_source
 FROM sessions
+LEFT JOIN session_details ON session_details.session_id::text = sessions.id::text
 FULL JOIN proven ON proven.session_id::text = sessions.id::text
 FULL JOIN moved ON moved.session_id = coalesce(sessions.id, proven.session_id)::text
 ORDER BY coalesce(sessions.id, proven.session_id, moved.session_id)::text COLLATE "C"
