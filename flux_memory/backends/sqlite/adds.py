@@ -14,7 +14,6 @@ from flux_memory.records.checking import MAX_COUNT, check_session_time
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, created_at, updated_at, message_count, revision)
 VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO NOTHING
 """
 # A row of a session that another program deleted without its details is overwritten.
 INSERT_DETAILS: Final = """
