@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from flux_memory import BackendUnavailableError, ConflictError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.reference import ReferenceStore
-from flux_memory.testkit.reference.memory import new_id
+from flux_memory.testkit.reference.rows import new_id
 
 
 class _SplitsABatch(Sound):

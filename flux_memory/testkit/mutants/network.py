@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flux_memory import BackendUnavailableError, ConflictError, FluxMemoryError, OutcomeUnknownError
 from flux_memory.testkit.mutants.catalogue import caught_by
 from flux_memory.testkit.reference import ReferenceMemory
-from flux_memory.testkit.reference.memory import new_id
+from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:
     from flux_memory.testkit.reference.networked import NetworkedMemory, Request, Wire
