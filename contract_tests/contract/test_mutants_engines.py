@@ -13,7 +13,8 @@ from bound_stores import make_postgres_clock, make_postgres_corrupter, make_sqli
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, Session, records
 from flux_memory.backends.postgres import adds as postgres_adds
-from flux_memory.backends.postgres import memory as postgres
+from flux_memory.backends.postgres import creating, deleting, updating
+from flux_memory.backends.postgres import queries as postgres_queries
 from flux_memory.backends.sqlite import listing as sqlite_listing
 from flux_memory.backends.sqlite import memory as sqlite
 from flux_memory.backends.sqlite import opening
@@ -115,21 +116,23 @@ SELECT 1 / pg_try_advisory_xact_lock(hashtextextended('flux_memory_schema', 0)):
 
 POSTGRES = {
     **{name: broken for name, broken in VALUES.items() if name != "-0.0 is kept"},
-    "ordered by time and id": Break("FM-ORD-002", postgres, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"),
-    "oldest first": Break("FM-ORD-003", postgres, "SELECT_HISTORY", "seq DESC", "seq ASC"),
-    "before is inclusive": Break("FM-ORD-006", postgres, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
-    "milliseconds": Break("FM-TIM-001", postgres, "SELECT_PAGE", ".US", ".MS"),
+    "ordered by time and id": Break(
+        "FM-ORD-002", postgres_queries, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"
+    ),
+    "oldest first": Break("FM-ORD-003", postgres_queries, "SELECT_HISTORY", "seq DESC", "seq ASC"),
+    "before is inclusive": Break("FM-ORD-006", postgres_queries, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
+    "milliseconds": Break("FM-TIM-001", postgres_queries, "SELECT_SESSIONS", ".US", ".MS"),
     "the server's time zone": Break("FM-TIM-002", postgres_adds, "ADD_MESSAGE", "'UTC'", "'Asia/Seoul'"),
-    "the clock decides": Break("FM-TIM-004", postgres, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
-    "ties at random": Break("FM-LST-002", postgres, "SELECT_PAGE", 'id COLLATE "C" DESC', "random()"),
-    "the filter is equality": Break("FM-LST-011", postgres, "SELECT_PAGE_BY_METADATA", "@>", "="),
+    "the clock decides": Break("FM-TIM-004", updating, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
+    "ties at random": Break("FM-LST-002", postgres_queries, "NEWEST_FIRST", 'id COLLATE "C" DESC', "random()"),
+    "the filter is equality": Break("FM-LST-011", postgres_queries, "CONTAINS", "@>", "="),
     "large floats lose their point": Break("FM-MET-003", metadata, "_encode_float", "", lambda _: repr),
-    "creating replaces": Break("FM-SES-004", postgres, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
+    "creating replaces": Break("FM-SES-004", creating, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET user_id = 'x'"),
     "deleting empties the title": Break(
-        "FM-SES-008", postgres, "DELETE_SESSION", "DELETE FROM sessions", "UPDATE sessions SET title = ''"
+        "FM-SES-008", deleting, "DELETE_SESSION", "DELETE FROM sessions", "UPDATE sessions SET user_id = ''"
     ),
     "retries go in again": Break(
-        "FM-MSG-002", postgres_adds, "ADD_MESSAGE", " AND NOT EXISTS (SELECT FROM stored)", ""
+        "FM-MSG-002", postgres_adds, "ADD_MESSAGE", " AND NOT EXISTS (SELECT 1 FROM stored)", ""
     ),
     "retries compare the content only": Break("FM-MSG-004", postgres_adds, "ADD_MESSAGE", "role = $3 AND ", ""),
     "the creation of tables is not awaited": Break(

@@ -11,23 +11,23 @@ WITH memory AS (
     SELECT pg_class.oid, relname::text AS name, pg_class.oid::regclass::text AS shown, relnamespace, relreplident
     FROM pg_class
     WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
-), wanted (name, attribute, kind, required, since) AS (
+), wanted (name, attribute, kind, required, since, until) AS (
     VALUES
-        ('sessions', 'id', 'id', TRUE, 1),
-        ('sessions', 'title', 'text', FALSE, 1),
-        ('sessions', 'created_at', 'time', TRUE, 1),
-        ('sessions', 'updated_at', 'time', TRUE, 1),
-        ('sessions', 'metadata', 'json', FALSE, 1),
-        ('sessions', 'user_id', 'text', FALSE, 2),
-        ('sessions', 'message_count', 'number', TRUE, 3),
-        ('sessions', 'creation_id', 'uuid', FALSE, 5),
-        ('messages', 'id', 'id', TRUE, 1),
-        ('messages', 'session_id', 'id', TRUE, 1),
-        ('messages', 'role', 'text', TRUE, 1),
-        ('messages', 'content', 'text', TRUE, 1),
-        ('messages', 'metadata', 'json', FALSE, 1),
-        ('messages', 'created_at', 'time', TRUE, 1),
-        ('messages', 'seq', 'number', TRUE, 3)
+        ('sessions', 'id', 'id', TRUE, 1, 99),
+        ('sessions', 'title', 'text', FALSE, 1, 5),
+        ('sessions', 'created_at', 'time', TRUE, 1, 99),
+        ('sessions', 'updated_at', 'time', TRUE, 1, 99),
+        ('sessions', 'metadata', 'json', FALSE, 1, 5),
+        ('sessions', 'user_id', 'text', FALSE, 2, 99),
+        ('sessions', 'message_count', 'number', TRUE, 3, 99),
+        ('sessions', 'creation_id', 'uuid', FALSE, 5, 99),
+        ('messages', 'id', 'id', TRUE, 1, 99),
+        ('messages', 'session_id', 'id', TRUE, 1, 99),
+        ('messages', 'role', 'text', TRUE, 1, 99),
+        ('messages', 'content', 'text', TRUE, 1, 99),
+        ('messages', 'metadata', 'json', FALSE, 1, 99),
+        ('messages', 'created_at', 'time', TRUE, 1, 99),
+        ('messages', 'seq', 'number', TRUE, 3, 99)
 ), attributes AS (
     SELECT
         memory.oid AS relation,
@@ -53,7 +53,8 @@ WITH memory AS (
     FROM memory
     JOIN pg_attribute ON attrelid = memory.oid AND attnum > 0::int2 AND NOT attisdropped
     JOIN pg_type ON pg_type.oid = atttypid
-    LEFT JOIN wanted ON wanted.name = memory.name AND wanted.attribute = attname::text AND since <= $1
+    LEFT JOIN wanted ON wanted.name = memory.name AND wanted.attribute = attname::text
+        AND $1 BETWEEN since AND until
 ), misfits AS (
     SELECT
         *,

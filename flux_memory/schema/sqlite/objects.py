@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from typing import Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, history
+from flux_memory.schema.sqlite.catalog import SchemaObject, quoted, read_objects
+from flux_memory.schema.sqlite.moved_columns import describe_users
 
-SELECT_OBJECTS: Final = "SELECT type, name, lower(tbl_name), sql, rootpage FROM sqlite_master"
 SELECT_COLUMNS: Final = "SELECT name, upper(type) FROM pragma_table_info(?)"
 SELECT_KEYS: Final = """
 SELECT list.name, list.origin, group_concat(columns.name || ' ' || columns.coll, ', ')
@@ -38,18 +39,6 @@ _MAX_NAMED: Final = 5
 _REBUILD: Final = "restore a backup, or move its rows to a new file"
 
 
-class SchemaObject(NamedTuple):
-    """A table, an index, a view or a trigger, as the file describes it."""
-
-    type: str
-    name: str
-    table: str
-    """The table that it belongs to, in lower case."""
-    sql: str
-    is_stored: bool
-    """Whether it has pages of its own: a view, a trigger and a virtual table have none."""
-
-
 class _Table(NamedTuple):
     columns: dict[str, str]
     """Declared types by name."""
@@ -63,10 +52,10 @@ def refuse_views_as_tables(db: sqlite3.Connection) -> None:
     Raises:
         SchemaError: The file has such a view; the message names it.
     """
-    _refuse(_views_as_tables(_objects(db)))
+    _refuse(_views_as_tables(read_objects(db)))
 
 
-def refuse_obstacles(db: sqlite3.Connection, steps: Iterable[SchemaFile], *, adopting: bool) -> None:
+def refuse_obstacles(db: sqlite3.Connection, steps: Sequence[SchemaFile], *, adopting: bool) -> None:
     """Refuse a file in which the schema files cannot be applied without a loss, or will not work afterwards.
 
     Args:
@@ -77,10 +66,11 @@ def refuse_obstacles(db: sqlite3.Connection, steps: Iterable[SchemaFile], *, ado
     Raises:
         SchemaError: The file has obstacles; the message names them, and what to do.
     """
-    found = _objects(db)
+    found = read_objects(db)
     names = _taken_names(found, steps, adopting=adopting)
     sessions = _unusable("sessions", _expected().tables["sessions"], _table(db, "sessions")) if adopting else ()
-    _refuse([*_views_as_tables(found), *_strangers(db, found), *names, *sessions])
+    users = describe_users(db, _theirs(found), steps)
+    _refuse([*_views_as_tables(found), *_strangers(db, found), *names, *sessions, *users])
 
 
 def verify(db: sqlite3.Connection) -> None:
@@ -89,7 +79,7 @@ def verify(db: sqlite3.Connection) -> None:
     Raises:
         SchemaError: The file differs; the message names each difference, and what to do.
     """
-    found = _objects(db)
+    found = read_objects(db)
     _refuse([*_views_as_tables(found), *_strangers(db, found), *_differences(db, found)])
 
 
@@ -97,17 +87,19 @@ def kept_indexes(db: sqlite3.Connection) -> list[SchemaObject]:
     """Return the indexes on messages that a user added: they go with the table when it is rebuilt."""
     return [
         index
-        for index in _objects(db).values()
+        for index in read_objects(db).values()
         if index.type == "index" and index.table == "messages" and index.sql and index.name not in _SUPERSEDED
     ]
 
 
-def _objects(db: sqlite3.Connection) -> dict[str, SchemaObject]:
-    """Return all objects by their lower-case names; a trigger may have a table's name: its key begins with NUL."""
-    return {
-        ("\0" if kind == "trigger" else "") + name.lower(): SchemaObject(kind, name, table, sql or "", bool(page))
-        for kind, name, table, sql, page in db.execute(SELECT_OBJECTS)
-    }
+def foreign_views_and_triggers(db: sqlite3.Connection) -> list[SchemaObject]:
+    """Return the views, and then the triggers, that other programs made."""
+    theirs = [each for each in _theirs(read_objects(db)) if each.type in {"view", "trigger"}]
+    return sorted(theirs, key=lambda each: each.type, reverse=True)
+
+
+def _theirs(found: dict[str, SchemaObject]) -> list[SchemaObject]:
+    return [each for name, each in found.items() if each.sql and name not in _expected().objects]
 
 
 def _refuse(problems: Iterable[str]) -> None:
@@ -198,7 +190,7 @@ def _expected() -> _Expected:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for step in history("sqlite"):
             db.executescript(step.sql)
-        objects = {name: each for name, each in _objects(db).items() if each.sql}
+        objects = {name: each for name, each in read_objects(db).items() if each.sql}
         return _Expected(objects, {name: _table(db, name) for name, each in objects.items() if each.type == "table"})
 
 
@@ -208,11 +200,6 @@ def _table(db: sqlite3.Connection, name: str) -> _Table:
         {columns for _, origin, columns in db.execute(SELECT_KEYS, (name,)) if origin != "c"},
         set(db.execute(SELECT_FOREIGN_KEYS, (name,))),
     )
-
-
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _one_line(sql: str) -> str:
