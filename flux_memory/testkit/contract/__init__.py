@@ -29,6 +29,7 @@ from flux_memory.testkit.contract.moments import MomentsContract
 from flux_memory.testkit.contract.network import NetworkContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.pages import PagesContract
+from flux_memory.testkit.contract.racing_creators import RacingCreatorsContract
 from flux_memory.testkit.contract.revisions import RevisionsContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
 from flux_memory.testkit.contract.sessions import SessionsContract
@@ -64,6 +65,7 @@ class MemoryContract(
     TruncationContract,
     MergesContract,
     UpdatesContract,
+    RacingCreatorsContract,
     CreatedByAddsContract,
     BatchesContract,
     MessagesContract,
