@@ -117,16 +117,17 @@ class InterruptedUpdatesContract(Binding):
         memory = store.open()
         session = await memory.create_session()
         await memory.add_messages(session, _version("0"))
-        stored: Any = {"role": "user", "content": "0 0", "message_id": "0 0"}
+        stored, other = [{"role": "user", "content": text, "message_id": "0 0"} for text in ("0 0", "other")]
+        batch: Any = [stored, other]
         calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: memory.update_session(session, title="t", expected_revision="none"),
             lambda: memory.update_session(session, title="t", truncate_from="unknown"),
-            lambda: memory.update_session(session, title="t", messages=[stored, {**stored, "content": "other"}]),
-            lambda: memory.update_session(session, truncate_from="0 1", messages=[{**stored, "content": "other"}]),
+            lambda: memory.update_session(session, title="t", messages=batch),
+            lambda: memory.update_session(session, truncate_from="0 1", messages=batch[1:]),
             lambda: memory.update_session("nowhere", title="t"),
             lambda: memory.update_session(session),
             lambda: memory.add_message(session, "user", "x", create=True, user_id="of another"),
-            lambda: memory.add_messages("new", [stored, {**stored, "content": "other"}], create=True),
+            lambda: memory.add_messages("new", batch, create=True),
         ]
         before = await state_of(memory, session)
         outcomes = await gather_outcomes(*(call() for call in calls * 2))

@@ -72,19 +72,14 @@ class MergesContract(Binding):
         other = another_handle(store, memory)
         old: dict[str, Any] = {"o": {"x": 1, "deep": {"y": 2}}, "l": [1, 2, 3], "t": "old", "kept": {"k": [1.0, None]}}
         session = await memory.create_session(metadata=old)
-        for new in (
-            {"o": {"z": None}},
-            {"o": {}},
-            {"l": [9]},
-            {"l": []},
-            {"t": {"now": "an object"}},
-            {"o": 1, "n": {}},
-        ):
-            given: dict[str, Any] = new
+        merged: list[dict[str, Any]] = [
+            *({"o": {"z": None}}, {"o": {}}, {"l": [9]}, {"l": []}, {"t": {"now": "an object"}}, {"o": 1, "n": {}}),
+        ]
+        for given in merged:
             returned = await memory.update_session(session, merge_metadata=given)
             old |= given
-            assert same(returned["metadata"], old), f"after {new}"
-            assert same((await state_of(other, session))[0]["metadata"], old), f"after {new}"
+            assert same(returned["metadata"], old), f"after {given}"
+            assert same((await state_of(other, session))[0]["metadata"], old), f"after {given}"
 
     @clause(
         "FM-UPD-021",
