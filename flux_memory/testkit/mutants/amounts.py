@@ -169,9 +169,9 @@ class PagesBackFiveThousand(Sound):
 class OthersReadTwoThousand(Sound):
     """Reads the rest of a history from a cache, which only the handle that wrote it has."""
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         self._wrote = session_id
-        return await super().add_messages(session_id, messages)
+        return await super().add_messages(session_id, messages, **given)
 
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         rows = await super().get_history(session_id, *args, **kwargs)
@@ -224,30 +224,30 @@ class ClearsTwoThousand(Sound):
 class RecognisesSixHundredOfABatch(Sound):
     """Looks for the ids of a batch in one statement, with as many parameters as it takes."""
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         known = {row["id"] for row in await super().get_history(session_id)}
         rows: list[Any] = [
             {"role": row["role"], "content": row["content"]} if at >= 600 and row["message_id"] in known else row
             for at, row in enumerate(messages)
         ]
-        made = await super().add_messages(session_id, rows)
+        made = await super().add_messages(session_id, rows, **given)
         return [row.get("message_id", new) for row, new in zip(messages, made, strict=True)]
 
 
 @caught_by("FM-AMT-002")
 class StoresTenThousandOfABatch(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages[:10_000])
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages[:10_000], **given)
         return made + [row["message_id"] for row in messages[10_000:]]
 
 
 class _CommitsParts(Sound):
     part = 0
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         made: list[str] = []
         for start in range(0, len(messages), self.part):
-            made += await super().add_messages(session_id, messages[start : start + self.part])
+            made += await super().add_messages(session_id, messages[start : start + self.part], **given)
         return made
 
 

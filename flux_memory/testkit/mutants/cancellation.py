@@ -55,11 +55,11 @@ class AddLeaksALock(_LeaksALock):
 
 @caught_by("FM-CAN-002")
 class BatchHalfApplied(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         listed = list(messages)
-        made = await super().add_messages(session_id, listed[:1])
+        made = await super().add_messages(session_id, listed[:1], **given)
         await asyncio.sleep(0)
-        return made + await super().add_messages(session_id, listed[1:])
+        return made + await super().add_messages(session_id, listed[1:], **given)
 
 
 @caught_by("FM-CAN-003")

@@ -189,8 +189,8 @@ class OldCursorsReturn(Sound):
 
     places: ClassVar[set[tuple[Any, Any]]] = set()
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages)
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages, **given)
         self.places.update((session_id, one) for one in made)
         return made
 

@@ -154,8 +154,8 @@ class CountsCalls(Sound):
         self.calls[session_id] += 1
         return made
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages)
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages, **given)
         self.calls[session_id] += len(made)
         return made
 

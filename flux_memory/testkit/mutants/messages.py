@@ -183,14 +183,14 @@ class RetriesIgnoreNull(_TakesForARetry):
 
 @caught_by("FM-MSG-009")
 class BatchesCompareContent(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         stored = {row["id"]: row for row in await super().get_history(session_id)}
         merged: list[Any] = []
         for one in messages:
             row = stored.get(one.get("message_id"))
             known = row is not None and row["content"] == one["content"]
             merged.append({**one, "role": row["role"], "metadata": row["metadata"]} if row and known else one)
-        return await super().add_messages(session_id, merged)
+        return await super().add_messages(session_id, merged, **given)
 
 
 @caught_by("FM-MSG-010")
@@ -209,13 +209,13 @@ class NoMetadataIsNotEmpty(Sound):
 
 @caught_by("FM-MSG-010")
 class BatchesCompareTheText(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         stored = {row["id"]: json.dumps(row["metadata"]) for row in await super().get_history(session_id)}
         for one in messages:
             given = json.dumps(one.get("metadata") or {})
             if stored.get(one.get("message_id"), given) != given:
                 raise ConflictError(one["message_id"])
-        return await super().add_messages(session_id, messages)
+        return await super().add_messages(session_id, messages, **given)
 
 
 @caught_by("FM-MSG-010")
@@ -247,11 +247,11 @@ class CopiesAreRetries(Sound):
 class IdsOfBatchesAreGlobal(Sound):
     used: ClassVar[dict[str, str]] = {}
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         for one in messages:
             if self.used.setdefault(one["message_id"], session_id) != session_id:
                 raise ConflictError(one["message_id"])
-        return await super().add_messages(session_id, messages)
+        return await super().add_messages(session_id, messages, **given)
 
 
 @caught_by("FM-MSG-003")

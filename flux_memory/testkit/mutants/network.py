@@ -69,13 +69,13 @@ class LostRepliesAreRefusals(_GivesUp):
 
 @caught_by("FM-NET-003")
 class BatchesAreSentOneByOne(Client):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         return [await self.add_message(session_id, one["role"], one["content"]) for one in messages]
 
 
 @caught_by("FM-NET-003")
 class LargeBatchesAreSentInParts(Client):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         batch = list(messages)
         parts = [batch[at : at + 500] for at in range(0, len(batch), 500)]
         return [made for part in parts for made in await self.call("add_messages", session_id, part)]
@@ -85,7 +85,7 @@ class LargeBatchesAreSentInParts(Client):
 class HalfABatchIsUnknown(_GivesUp):
     """Commits what was sent before the connection was lost."""
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         return [await self.add_message(session_id, one["role"], one["content"]) for one in messages]
 
     def _made_of(self, request: Request, error: Exception) -> Any:

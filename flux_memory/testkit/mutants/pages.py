@@ -87,8 +87,8 @@ class FullPagesEnd(Sound):
 
 @caught_by("FM-LIM-013")
 class FullBatchesLoseOne(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages)
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages, **given)
         return made[:999] if len(made) == 1_000 else made
 
 

@@ -58,11 +58,11 @@ class DropsTheInvisible(_ChangesContent):
 
 @caught_by("FM-TXT-013")
 class NullIsNothingInBatches(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         changed: list[Any] = [
             {**one, "content": "" if one["content"] == "null" else one["content"]} for one in messages
         ]
-        return await super().add_messages(session_id, changed)
+        return await super().add_messages(session_id, changed, **given)
 
 
 class _ChangesRoles(Sound):
@@ -72,9 +72,9 @@ class _ChangesRoles(Sound):
     async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().add_message(session_id, self.change(role), *args, **kwargs)
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         changed: list[Any] = [{**one, "role": self.change(one["role"])} for one in messages]
-        return await super().add_messages(session_id, changed)
+        return await super().add_messages(session_id, changed, **given)
 
 
 @caught_by("FM-TXT-003")
@@ -187,11 +187,11 @@ class RoutesHideSessions(Sound):
 
 @caught_by("FM-TXT-016")
 class BatchesFoldMessageIds(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         seen: dict[str, Any] = {}
         for one in messages:
             seen.setdefault(_folded(one["message_id"]), one)
-        return await super().add_messages(session_id, list(seen.values()))
+        return await super().add_messages(session_id, list(seen.values()), **given)
 
 
 @caught_by("FM-TXT-016")
@@ -231,9 +231,9 @@ class NoOwnerIsNull(Sound):
 
 @caught_by("FM-TXT-001")
 class BatchesStrip(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         changed: list[Any] = [{**one, "content": one["content"].strip()} for one in messages]
-        return await super().add_messages(session_id, changed)
+        return await super().add_messages(session_id, changed, **given)
 
 
 @caught_by("FM-TXT-002")
