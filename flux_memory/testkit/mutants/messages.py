@@ -61,12 +61,12 @@ class FirstContentWins(Sound):
 @caught_by("FM-MSG-004")
 class RetriesCompareContentOnly(Sound):
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         for row in await super().get_history(session_id):
             if message_id == row["id"] and content == row["content"]:
                 return message_id
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 @caught_by("FM-MSG-008")
@@ -74,12 +74,12 @@ class RetriesCompareTheText(Sound):
     """Compares metadata as text: 1 is not 1.0."""
 
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         for row in await super().get_history(session_id):
             if message_id == row["id"] and json.dumps(row["metadata"]) != json.dumps(metadata):
                 raise ConflictError(message_id)
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 @caught_by("FM-MSG-005")
@@ -139,13 +139,13 @@ class _TakesForARetry(Sound):
         raise NotImplementedError
 
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         sent = {"role": role, "content": content, "metadata": metadata or {}}
         for row in await super().get_history(session_id):
             if message_id == row["id"] and self.same(row, sent):
                 return message_id
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 def _but_metadata(message: Any) -> Any:
@@ -200,11 +200,11 @@ class NoMetadataIsNotEmpty(Sound):
     bare: ClassVar[dict[tuple[Any, Any], bool]] = {}
 
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         if message_id and self.bare.setdefault((session_id, message_id), metadata is None) != (metadata is None):
             raise ConflictError(message_id)
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 @caught_by("FM-MSG-010")
@@ -212,8 +212,8 @@ class BatchesCompareTheText(Sound):
     async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         stored = {row["id"]: json.dumps(row["metadata"]) for row in await super().get_history(session_id)}
         for one in messages:
-            given = json.dumps(one.get("metadata") or {})
-            if stored.get(one.get("message_id"), given) != given:
+            sent = json.dumps(one.get("metadata") or {})
+            if stored.get(one.get("message_id"), sent) != sent:
                 raise ConflictError(one["message_id"])
         return await super().add_messages(session_id, messages, **given)
 

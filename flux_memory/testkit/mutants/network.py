@@ -13,7 +13,8 @@ from flux_memory.testkit.reference import ReferenceMemory
 from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:
-    from flux_memory.testkit.reference.networked import NetworkedMemory, Request, Wire
+    from flux_memory.testkit.reference.networked import NetworkedMemory, Request
+    from flux_memory.testkit.reference.wire import Wire
 
     Client = NetworkedMemory
 else:

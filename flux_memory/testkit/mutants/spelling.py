@@ -142,18 +142,18 @@ class RenamesASimilarSession(_FindsSimilar):
 
 @caught_by("FM-TXT-014")
 class DeletesSimilarSessions(Sound):
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         for row in await super().get_sessions(None):
             if _folded(row["id"]) == _folded(session_id):
-                await super().delete_session(row["id"])
+                await super().delete_session(row["id"], **given)
 
 
 @caught_by("FM-TXT-014")
 class DeletesByPrefix(Sound):
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         for row in await super().get_sessions(None):
             if row["id"].startswith(session_id):
-                await super().delete_session(row["id"])
+                await super().delete_session(row["id"], **given)
 
 
 @caught_by("FM-TXT-015")
@@ -207,10 +207,10 @@ class NormalisesUuids(Sound):
 
 @caught_by("FM-TXT-016")
 class CursorsAreNormalised(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        ids = [row["id"] for row in await super().get_history(session_id)]
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        ids = [row["id"] for row in await super().get_history(session_id, **given)]
         similar = [one for one in ids if before and _composed(one) == _composed(before)]
-        return await super().get_history(session_id, limit, before=similar[0] if similar else before)
+        return await super().get_history(session_id, limit, before=similar[0] if similar else before, **given)
 
 
 def _composed(text: str) -> str:
@@ -266,8 +266,8 @@ class SuffixesAreReserved(Sound):
 
 @caught_by("FM-TXT-007")
 class CursorsByDisplayText(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        return await super().get_history(session_id, limit, before=before and str(before))
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        return await super().get_history(session_id, limit, before=before and str(before), **given)
 
 
 @caught_by("FM-TXT-007")
