@@ -36,6 +36,7 @@ from flux_memory.testkit.contract.network import NetworkContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.pages import PagesContract
 from flux_memory.testkit.contract.pops import PopsContract
+from flux_memory.testkit.contract.racing_creators import RacingCreatorsContract
 from flux_memory.testkit.contract.removals import RemovalsContract
 from flux_memory.testkit.contract.revisions import RevisionsContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
@@ -72,6 +73,7 @@ class MemoryContract(
     TruncationContract,
     MergesContract,
     UpdatesContract,
+    RacingCreatorsContract,
     CreatedByAddsContract,
     BatchesContract,
     MessagesContract,
