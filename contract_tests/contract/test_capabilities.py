@@ -14,6 +14,7 @@ from outage_stores import Switch, SwitchedMemory, make_no_outage
 from flux_memory.testkit import (
     ALL,
     CLAUSES,
+    CORE,
     Capability,
     MemoryContract,
     Proxied,
@@ -143,6 +144,65 @@ def test_a_lack_that_raises_another_error(tmp_path: Path) -> None:
     shared = ReferenceStore(tmp_path / "reference.json")
     store = StoreUnderTest(lambda: Careless(shared), capabilities=ALL & ~Capability.CLEAR_ALL)
     assert "clear_all raises NotImplementedError" in str(run_clause("FM-CAP-001", store))
+
+
+class Narrow:
+    """Has the methods and the arguments of the core, and no code for others."""
+
+    def __init__(self, memory: ReferenceMemory) -> None:
+        self._memory = memory
+        self.update_session_title = memory.update_session_title
+        self.clear_all, self.close = memory.clear_all, memory.close
+
+    async def get_session(self, session_id: str) -> Any:
+        record: Any = await self._memory.get_session(session_id)
+        return record and record | {"revision": ""}
+
+    async def create_session(self, title: str = "", metadata: Any = None, **given: Any) -> Any:
+        return await self._memory.create_session(title, metadata, **given)
+
+    async def add_message(
+        self, session_id: str, role: str, content: str, metadata: Any = None, *, message_id: Any = None
+    ) -> Any:
+        return await self._memory.add_message(session_id, role, content, metadata, message_id=message_id)
+
+    async def add_messages(self, session_id: str, messages: Any) -> Any:
+        return await self._memory.add_messages(session_id, messages)
+
+    async def get_history(self, session_id: str, limit: Any = None, *, before: Any = None) -> Any:
+        return await self._memory.get_history(session_id, limit, before=before)
+
+    async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, user_id: Any = None, metadata: Any = None) -> Any:
+        return await self._memory.get_sessions(limit, offset, user_id=user_id, metadata=metadata)
+
+    async def count_sessions(self) -> Any:
+        return await self._memory.count_sessions()
+
+    async def delete_session(self, session_id: str) -> None:
+        await self._memory.delete_session(session_id)
+
+
+class Outdated(Narrow):
+    """Shows revisions that no call can use."""
+
+    async def get_session(self, session_id: str) -> Any:
+        return await self._memory.get_session(session_id)
+
+
+@pytest.mark.parametrize(("memory", "problem"), [(Narrow, "None"), (Outdated, "REVISIONS is not claimed")])
+def test_a_lack_needs_no_code(memory: type[Narrow], problem: str, tmp_path: Path) -> None:
+    """A missing method or argument counts as refused; a revision in a record does not count as missing."""
+    shared = ReferenceStore(tmp_path / "reference.json")
+    opened: Any = lambda: memory(ReferenceMemory(shared))  # noqa: E731 - a factory in a line
+    assert problem in str(run_clause("FM-CAP-001", StoreUnderTest(opened, capabilities=CORE)))
+
+
+def test_a_missing_method_is_not_claimed(tmp_path: Path) -> None:
+    """What is missing cannot be claimed."""
+    shared = ReferenceStore(tmp_path / "reference.json")
+    opened: Any = lambda: Narrow(ReferenceMemory(shared))  # noqa: E731 - a factory in a line
+    found = str(run_clause("FM-CAP-001", StoreUnderTest(opened, capabilities=CORE | Capability.POP)))
+    assert "POP is claimed, and refused" in found
 
 
 def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) -> None:

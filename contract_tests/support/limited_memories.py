@@ -16,18 +16,55 @@ from flux_memory.testkit.reference.networked import NetworkedMemory
 
 _REFUSED: Final[dict[Capability, dict[str, tuple[str, ...]]]] = {
     Capability.BATCH: {"add_messages": ()},
-    Capability.IDEMPOTENT_IDS: {"add_message": ("message_id",), "add_messages": ("message_id",)},
-    Capability.MESSAGE_METADATA: {"add_message": ("metadata",), "add_messages": ("metadata",)},
+    Capability.IDEMPOTENT_IDS: {
+        "add_message": ("message_id",),
+        "add_messages": ("message_id",),
+        "update_session": ("message_id",),
+    },
+    Capability.MESSAGE_METADATA: {
+        "add_message": ("metadata",),
+        "add_messages": ("metadata",),
+        "update_session": ("metadata",),
+    },
     Capability.CURSOR: {"get_history": ("before",)},
     Capability.SESSIONS: {"get_session": (), "get_sessions": (), "count_sessions": ()},
-    Capability.SESSION_IDS: {"create_session": ("session_id",)},
-    Capability.SESSION_METADATA: {"create_session": ("metadata",)},
-    Capability.METADATA_FILTER: {"get_sessions": ("metadata",)},
-    Capability.USER_SCOPE: {"create_session": ("user_id",), "get_sessions": ("user_id",)},
-    Capability.TITLES: {"create_session": ("title",), "update_session_title": ()},
+    Capability.SESSION_IDS: {"create_session": ("session_id",), "fork_session": ("new_session_id",)},
+    Capability.SESSION_METADATA: {
+        "create_session": ("metadata",),
+        "update_session": ("merge_metadata", "remove_metadata"),
+    },
+    Capability.METADATA_FILTER: {"get_sessions": ("metadata",), "count_sessions": ("metadata",)},
+    Capability.USER_SCOPE: {
+        "create_session": ("user_id",),
+        "add_message": ("user_id",),
+        "add_messages": ("user_id",),
+        "fork_session": ("user_id",),
+        "get_sessions": ("user_id",),
+        "count_sessions": ("user_id",),
+        "delete_sessions": ("user_id",),
+    },
+    Capability.TITLES: {
+        "create_session": ("title",),
+        "update_session": ("title",),
+        "update_session_title": (),
+        "fork_session": ("title",),
+    },
     Capability.CLEAR_ALL: {"clear_all": ()},
+    Capability.MESSAGE_LOOKUP: {"get_message": ()},
+    Capability.FORWARD_CURSOR: {"get_history": ("after",)},
+    Capability.CREATE_ON_ADD: {"add_message": ("create",), "add_messages": ("create",)},
+    Capability.REVISIONS: {"update_session": ("expected_revision",), "delete_session": ("expected_revision",)},
+    Capability.SESSION_UPDATES: {"update_session": ("title", "merge_metadata", "remove_metadata", "messages")},
+    Capability.TRUNCATE: {"update_session": ("truncate_from", "truncate_all")},
+    Capability.POP: {"pop_message": ()},
+    Capability.FORK: {"fork_session": ()},
+    Capability.LIST_CURSOR: {"get_sessions": ("before", "with_metadata")},
+    Capability.COUNT_FILTER: {"count_sessions": ("user_id", "metadata")},
+    Capability.RETENTION: {"delete_sessions": ()},
 }
-"""The calls that need a capability: always, or when one of these arguments is given."""
+"""The calls that need a capability: always, or when one of these arguments is given, of the call or of a message."""
+_UNSET: Final[dict[str, Any]] = {"with_metadata": True}
+"""Arguments whose default is not empty."""
 SMALL_CONTENT_BYTES: Final = 64 * 1024
 SMALL_ID_LENGTH: Final = 24
 _OWN_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -38,6 +75,7 @@ _PARAMETERS: Final = {
     "add_messages": ("session_id", "messages"),
     "get_history": ("session_id", "limit"),
     "get_sessions": ("limit", "offset"),
+    "update_session": ("session_id",),
 }
 _TIMES: Final = ("created_at", "updated_at")
 
@@ -64,10 +102,7 @@ def _limited(memory: Any, lacks: Capability) -> Any:
         members = {name: _refuse(memory, name, given) for name, given in _REFUSED.get(capability, {}).items()}
         memory = type(f"No{str(capability.name).title()}", (memory,), members)
     memory = type("Small", (_Small, memory), {})
-    blank = ("id",) if Capability.MESSAGE_IDS in lacks else ()
-    return type(
-        "Blanking", (memory,), _blank_methods(memory, blank + (_TIMES if Capability.TIMESTAMPS in lacks else ()))
-    )
+    return type("Blanking", (memory,), _blank_methods(memory, lacks))
 
 
 def _refuse(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..., Any]:
@@ -77,41 +112,52 @@ def _refuse(parent: Any, method: str, arguments: tuple[str, ...]) -> Callable[..
             raise InvalidInputError(f"{method} is not supported")
         given = dict(zip(_PARAMETERS.get(method, ()), args, strict=False)) | kwargs
         elements: Any = [given]
-        if method == "add_messages" and hasattr(given["messages"], "__iter__"):
-            elements = list(given["messages"])
-            args, kwargs = (given["session_id"], elements), {}
+        batch = given.get("messages")
+        if isinstance(batch, Iterable) and not isinstance(batch, str | dict):
+            elements += (given := given | {"messages": list(batch)})["messages"]
+            args, kwargs = (), given
         for name in arguments:
             # A record without the capability has an empty title, user or object, so these are accepted.
-            if any(isinstance(element, dict) and element.get(name) for element in elements):
+            if any(isinstance(each, dict) and _is_set(name, each, method) for each in elements):
                 raise InvalidInputError(f"{name} is not supported")
         return await getattr(parent, method)(self, *args, **kwargs)
 
     return refusing
 
 
-def _blank_methods(parent: Any, keys: tuple[str, ...]) -> dict[str, Any]:
-    def blank(row: Any, names: tuple[str, ...]) -> Any:
-        return row and row | dict.fromkeys(row.keys() & names, "")
+def _is_set(name: str, given: dict[str, Any], method: str) -> bool:
+    value = given.get(name)
+    if name in _UNSET:
+        return name in given and value != _UNSET[name]
+    # For a change, an empty title or object is a value.
+    return value is not None if method == "update_session" and name in {"title", "merge_metadata"} else bool(value)
 
-    async def get_history(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return [blank(row, keys) for row in await parent.get_history(self, *args, **kwargs)]
 
-    async def get_session(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return blank(await parent.get_session(self, *args, **kwargs), keys[-2:] if _TIMES[0] in keys else ())
+def _blank_methods(parent: Any, lacks: Capability) -> dict[str, Any]:
+    ids = ("id",) if Capability.MESSAGE_IDS in lacks else ()
+    times = _TIMES if Capability.TIMESTAMPS in lacks else ()
+    blank_message = _blank(*ids, *times)
+    blank_session = _blank(*times, *(("revision",) if Capability.REVISIONS in lacks else ()))
+    no_id = "" if ids else None
 
-    async def get_sessions(self: Any, *args: Any, **kwargs: Any) -> Any:
-        times = keys[-2:] if _TIMES[0] in keys else ()
-        return [blank(row, times) for row in await parent.get_sessions(self, *args, **kwargs)]
+    def wrapped(method: str, change: Callable[[Any], Any]) -> Callable[..., Any]:
+        async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            found = await getattr(parent, method)(self, *args, **kwargs)
+            return [change(each) for each in found] if isinstance(found, list) else change(found)
 
-    async def add_message(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = await parent.add_message(self, *args, **kwargs)
-        return "" if "id" in keys else made
+        return call
 
-    async def add_messages(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = await parent.add_messages(self, *args, **kwargs)
-        return [""] * len(made) if "id" in keys else made
+    def blank_id(made: str) -> str:
+        return made if no_id is None else no_id
 
-    return {method.__name__: method for method in (get_history, get_session, get_sessions, add_message, add_messages)}
+    messages = dict.fromkeys(("get_history", "get_message", "pop_message"), blank_message)
+    sessions = dict.fromkeys(("get_session", "get_sessions", "update_session"), blank_session)
+    added = dict.fromkeys(("add_message", "add_messages"), blank_id)
+    return {method: wrapped(method, change) for method, change in (messages | sessions | added).items()}
+
+
+def _blank(*names: str) -> Callable[[Any], Any]:
+    return lambda row: row and row | dict.fromkeys(row.keys() & names, "")
 
 
 class _Small:
@@ -132,17 +178,39 @@ class _Small:
     ) -> Any:
         self._check_open()  # type: ignore[attr-defined]
         _refuse_large(role=role, content=content, message_id=message_id)
+        _refuse_large(session_id=session_id if given.get("create") else None)
         return await super().add_message(session_id, role, content, *args, message_id=message_id, **given)  # type: ignore[misc]
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         self._check_open()  # type: ignore[attr-defined]
-        listed = isinstance(messages, Iterable) and not isinstance(messages, str | dict)
-        found = list(messages) if listed else messages
-        for at, message in enumerate(found if listed else ()):
-            if isinstance(message, dict):
-                parts = {name: message.get(name) for name in ("role", "content", "message_id")}
-                _refuse_large(**{f"messages[{at}].{name}": value for name, value in parts.items()})
-        return await super().add_messages(session_id, found)  # type: ignore[misc]
+        _refuse_large(session_id=session_id if given.get("create") else None)
+        return await super().add_messages(session_id, _refuse_large_batch(messages), **given)  # type: ignore[misc]
+
+    async def update_session(self, session_id: Any, *, title: Any = None, messages: Any = (), **given: Any) -> Any:
+        self._check_open()  # type: ignore[attr-defined]
+        _refuse_large(title=title)
+        batch = _refuse_large_batch(messages)
+        return await super().update_session(session_id, title=title, messages=batch, **given)  # type: ignore[misc]
+
+    async def fork_session(
+        self, session_id: Any, *, new_session_id: Any = None, title: Any = None, **given: Any
+    ) -> Any:
+        self._check_open()  # type: ignore[attr-defined]
+        _refuse_large(new_session_id=new_session_id, title=title)
+        return await super().fork_session(  # type: ignore[misc]
+            session_id, new_session_id=new_session_id, title=title, **given
+        )
+
+
+def _refuse_large_batch(messages: Any) -> Any:
+    if not isinstance(messages, Iterable) or isinstance(messages, str | dict):
+        return messages
+    found = list(messages)
+    for at, message in enumerate(found):
+        if isinstance(message, dict):
+            parts = {name: message.get(name) for name in ("role", "content", "message_id")}
+            _refuse_large(**{f"messages[{at}].{name}": value for name, value in parts.items()})
+    return found
 
 
 def _refuse_large(**given: Any) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from bound_stores import run_clause
@@ -92,6 +93,34 @@ async def test_a_reproduction_is_code_that_reproduces() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_reproduction_passes_on_what_calls_returned() -> None:
+    """Revisions, records and generated ids differ in each run, so the code takes them from the calls before."""
+    store = ReferenceStore()
+    tried = StoreUnderTest(lambda: ReferenceMemory(store))
+    memory = tried.open()
+    session = await memory.create_session("t")
+    ids = await memory.add_messages(session, [{"role": "user", "content": each} for each in "abc"])
+    read = await memory.get_session(session)
+    assert read is not None
+    changed = await memory.update_session(session, expected_revision=read["revision"], truncate_from=ids[2])
+    await memory.fork_session(session, through=ids[0])
+    page = await memory.get_sessions(1)
+    await memory.get_sessions(before=page[-1])
+    await memory.delete_sessions(inactive_since=datetime(2001, 1, 1, tzinfo=UTC))
+    await memory.delete_session(session, expected_revision=changed["revision"])
+    namespace: dict[str, object] = {}
+    exec(tried.transcript.text(), namespace)
+    again = ReferenceStore()
+    repeated = StoreUnderTest(lambda: ReferenceMemory(again))
+    await namespace["reproduce"](repeated.open)  # type: ignore[operator]  # it is a function
+    (found,) = await repeated.open().get_sessions()
+    assert (found["title"], found["message_count"]) == ("t", 1)
+    assert f"expected_revision={changed['revision']!r}" not in tried.transcript.text()
+    await repeated.close()
+    await tried.close()
+
+
+@pytest.mark.asyncio
 async def test_a_long_reproduction_is_cut() -> None:
     """Hundreds of similar calls are counted, not listed."""
     tried = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))
@@ -141,7 +170,7 @@ def test_a_method_that_is_not_a_coroutine_is_named() -> None:
 
 
 def test_a_method_that_is_missing_is_explained() -> None:
-    """A backend refuses an unsupported call; it does not omit the method."""
+    """A backend may lack a method that its capabilities do not need; of another one, the error says what to do."""
 
     class Less:
         async def close(self) -> None: ...
@@ -149,7 +178,7 @@ def test_a_method_that_is_missing_is_explained() -> None:
     found = run_clause("FM-ORD-001", StoreUnderTest(Less))  # type: ignore[arg-type]
     assert isinstance(found, AttributeError)
     assert found.__notes__ == [
-        "A memory has every method of `flux_memory.Memory`; it raises InvalidInputError if unsupported."
+        "A memory has every method of `flux_memory.Memory` that its capabilities need; leave out of them what it lacks."
     ]
 
 

@@ -3,12 +3,13 @@
 A binding claims all of them by default:
 
     class TestMine(MemoryContract):
-        capabilities = ALL & ~(Capability.METADATA_FILTER | Capability.USER_SCOPE)
+        capabilities = CORE & ~(Capability.METADATA_FILTER | Capability.USER_SCOPE)
 
-A call that needs an unclaimed capability raises `InvalidInputError` before it stores anything, with the method or the
-argument in the message; on a closed handle the error for that comes first. Capabilities that are not calls (ids, times,
-durability, several handles or processes, outages, a network) must be absent as well: refused with a `FluxMemoryError`,
-or without effect. The clauses FM-CAP and FM-NET-001 check both directions, so an unclaimed capability that works fails.
+A call that needs an unclaimed capability must not work: the memory lacks the method or the argument, or the call raises
+`InvalidInputError` before it stores anything, with the method or the argument in the message; on a closed handle the
+error for that comes first. Capabilities that are not calls (ids, times, durability, several handles or processes,
+outages, a network) must be absent as well: refused with a `FluxMemoryError`, or without effect. Without `REVISIONS` the
+`revision` of a session is empty. The clauses FM-CAP and FM-NET-001 check both directions, so an unclaimed capability that works fails.
 A clause that needs an unclaimed capability does not count; clauses that need none always count.
 """
 
@@ -72,7 +73,7 @@ CORE: Final = ALL & ~(
     | Capability.COUNT_FILTER
     | Capability.RETENTION
 )
-"""What a memory needs in order to keep conversations; the rest changes them, or finds parts of them."""
+"""What keeps conversations: all capabilities but those that change them or find parts of them."""
 
 MEANING: Final[dict[Capability, str]] = {
     Capability.BATCH: "`add_messages` adds several messages, all or none.",

@@ -9,6 +9,7 @@ import reprlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import groupby
 from typing import Any, Final, Self
 
@@ -16,10 +17,28 @@ _SHOWN_LINES: Final = 24
 """Lines of a reproduction; earlier ones are only counted."""
 _SHOWN_CALLS: Final = 4
 """Consecutive calls of one kind that are all shown; of more, the middle ones are only counted."""
+_KINDS: Final = {
+    "create_session": "session",
+    "fork_session": "session",
+    "add_message": "message",
+    "add_messages": "messages",
+    "get_session": "record",
+    "get_sessions": "records",
+    "update_session": "record",
+}
+"""The variables for what later calls may pass on: ids, records and their revisions."""
+
+
+_RecordKey = tuple[Any, ...]
+_VARIABLE: Final = re.compile(rf"\b(?:{'|'.join(sorted(set(_KINDS.values())))})_[0-9]+\b")
 
 
 class _Short(reprlib.Repr):
     """A short `repr` of any value, including an int that is too long for `repr`."""
+
+    def repr_datetime(self, x: datetime, level: int) -> str:
+        del level
+        return f"datetime.fromisoformat({x.isoformat()!r})"
 
     def repr_int(self, x: int, level: int) -> str:
         return super().repr_int(x, level) if abs(x) < 10**300 else f"<an int of {x.bit_length()} bits>"
@@ -66,6 +85,9 @@ class Transcript:
     _running: list[Call] = field(default_factory=list)
     _last: float = field(default_factory=time.monotonic)
     _names: dict[str, str] = field(default_factory=dict)
+    """Code for each id and revision that a call returned."""
+    _records: dict[_RecordKey | None, str] = field(default_factory=dict)
+    _variables: int = 0
     _loops: dict[str, asyncio.AbstractEventLoop] = field(default_factory=dict)
 
     def record(self, memory: Any) -> RecordedMemory:
@@ -93,14 +115,10 @@ class Transcript:
             call.outcome, call.failed = "cancelled", True
         elif error is not None:
             call.outcome, call.failed = f"{type(error).__name__}: {error!s:.150}", True
-        elif call.method in {"create_session", "add_message"} and isinstance(result, str):
-            call.outcome = ""
-            # An id that the caller chose is already among the arguments.
-            if repr(result) not in call.arguments and result not in self._names:
-                kind = "session" if call.method == "create_session" else "message"
-                call.name = self._names[result] = f"{kind}_{len(self._names) + 1}"
         else:
-            call.outcome = "" if result is None else f"-> {_short.repr(result)}"
+            self._name(call, result)
+            is_id = call.method in _KINDS and isinstance(result, str)
+            call.outcome = "" if result is None or is_id else f"-> {_short.repr(result)}"
 
     def waiting(self) -> tuple[str | None, float]:
         """Return the oldest call in flight and when it began; without any, `None` and when the last one ended."""
@@ -114,10 +132,12 @@ class Transcript:
             lines = [f"# ... {hidden} lines before", *lines[hidden:]]
         handles = sorted({call.handle for call in self.calls}, key=lambda name: int(name.split("_")[1]))
         lines = [f"{name} = memory_factory()" for name in handles] + lines
+        if any("datetime.fromisoformat(" in call.arguments for call in self.calls):
+            lines.insert(0, "from datetime import datetime")
         return "\n".join(["async def reproduce(memory_factory):", *(f"    {line}" for line in lines)])
 
     def _lines(self) -> Iterator[str]:
-        used = set(re.findall(r"\b(?:session|message)_[0-9]+\b", " ".join(call.arguments for call in self.calls)))
+        used = set(_VARIABLE.findall(" ".join(call.arguments for call in self.calls)))
         for _, grouped in groupby(self.calls, key=lambda call: (call.handle, call.method, call.failed)):
             run = list(grouped)
             shown = run if len(run) <= _SHOWN_CALLS else run[:2]
@@ -128,8 +148,44 @@ class Transcript:
                     yield f"# ... {more} more calls of {run[0].method}"
                 yield run[-1].code(named=run[-1].name in used)
 
+    def _name(self, call: Call, result: object) -> None:
+        """Give a variable to a result that later calls may pass on."""
+        if call.method not in _KINDS:
+            return
+        variable = f"{_KINDS[call.method]}_{self._variables + 1}"
+        parts = [(variable, result)]
+        if isinstance(result, list):
+            parts = [(f"{variable}[{at}]", each) for at, each in enumerate(result)]
+        noted = [self._note(place, each, call.arguments) for place, each in parts]
+        if any(noted):
+            self._variables += 1
+            call.name = variable
+
+    def _note(self, place: str, value: object, arguments: str) -> bool:
+        """Remember where an id, or a record and its revision, can be found; return whether that is new."""
+        # An id that the caller chose is already among the arguments.
+        if type(value) is str and value not in self._names and repr(value) not in arguments:
+            self._names[value] = place
+            return True
+        key = _key_of_record(value)
+        if key is None or key in self._records:
+            return False
+        self._records[key] = place
+        if revision := key[2]:
+            self._names.setdefault(revision, f"{place}['revision']")
+        return True
+
     def _show(self, value: object) -> str:
-        return self._names[value] if type(value) is str and value in self._names else _short.repr(value)
+        known = self._names.get(value) if type(value) is str else self._records.get(_key_of_record(value))
+        return known or _short.repr(value)
+
+
+def _key_of_record(value: object) -> _RecordKey | None:
+    """Return what distinguishes a session's record from others, or `None` if the value is not one."""
+    if type(value) is not dict:
+        return None
+    key = tuple(value.get(name) for name in ("id", "updated_at", "revision", "message_count"))
+    return key if tuple(map(type, key)) == (str, str, str, int) else None
 
 
 def awaitable(method: str, answer: Any) -> Any:
@@ -178,6 +234,7 @@ class RecordedMemory:
             return getattr(self._memory, method)
         except AttributeError as error:
             error.add_note(
-                "A memory has every method of `flux_memory.Memory`; it raises InvalidInputError if unsupported."
+                "A memory has every method of `flux_memory.Memory` that its capabilities need; leave out of them what "
+                "it lacks."
             )
             raise

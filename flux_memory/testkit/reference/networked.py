@@ -17,6 +17,7 @@ from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknown
 from flux_memory.testkit.reference.memory import ReferenceMemory
 from flux_memory.testkit.reference.rows import new_id
 from flux_memory.testkit.reference.store import ReferenceStore
+from flux_memory.testkit.reference.wire import Wire, decode_time, encode_line
 
 TIMEOUT_SECONDS: Final = 30.0
 """The deadline of a call without one."""
@@ -32,11 +33,16 @@ WRITES: Final = (
     "create_session",
     "add_message",
     "add_messages",
+    "pop_message",
+    "update_session",
     "update_session_title",
+    "fork_session",
     "delete_session",
+    "delete_sessions",
     "clear_all",
 )
-READS: Final = ("get_history", "get_sessions", "get_session", "count_sessions")
+READS: Final = ("get_history", "get_message", "get_sessions", "get_session", "count_sessions")
+_OF_ALL_SESSIONS: Final = ("delete_sessions", "clear_all")
 
 Request = dict[str, Any]
 Address = tuple[str, int]
@@ -132,9 +138,9 @@ class _Connection:
             found = self._perform(request)
             rows = found if isinstance(found, list) else []
             done = {"count": len(rows)} if isinstance(found, list) else {"value": found}
-            reply = [_line({"row": row}) for row in rows] + [_line(done)]
+            reply = [encode_line({"row": row}) for row in rows] + [encode_line(done)]
         except FluxMemoryError as error:
-            reply = [_line({"error": _public_name(error), "text": str(error)})]
+            reply = [encode_line({"error": _public_name(error), "text": str(error)})]
         if token is not None:
             self._told[token] = reply
         if self._draft is None:
@@ -143,7 +149,8 @@ class _Connection:
         return reply
 
     def _perform(self, request: Request) -> Any:
-        method, args, given = request["call"], request["args"], request["given"]
+        method, args = request["call"], request["args"]
+        given = {name: decode_time(value) for name, value in request["given"].items()}
         if method == "set":
             return self._set(**given)
         store = self._draft or self._server.store
@@ -154,6 +161,8 @@ class _Connection:
             if method in WRITES:
                 self._lock(method, args)
             found = _finish(getattr(memory, method)(*args, **given))
+            if method in {"create_session", "fork_session"}:
+                self._touched.add(found)
         finally:
             _finish(memory.close())
             if self._draft is None:
@@ -162,7 +171,7 @@ class _Connection:
 
     def _lock(self, method: str, args: list[Any]) -> None:
         with self._server.store.reading() as sessions:
-            touched = list(sessions) if method == "clear_all" else args[:1] if method != "create_session" else []
+            touched = list(sessions) if method in _OF_ALL_SESSIONS else args[:1] if method != "create_session" else []
         for session in touched:
             self._server.lock(session, self)
         fresh = set(touched) - self._touched
@@ -180,26 +189,11 @@ class _Connection:
                 drafted.update(copy.deepcopy(sessions))
         elif given.get("transaction") is False and self._draft is not None:
             with self._draft.reading() as drafted, self._server.store.writing() as sessions:
-                sessions.update({key: drafted[key] for key in self._touched if key in drafted})
+                for key in self._touched - drafted.keys():
+                    sessions.pop(key, None)
+                sessions.update({key: drafted[key] for key in self._touched & drafted.keys()})
             self._draft = None
             self._server.unlock(self)
-
-
-class Wire:
-    """A client's connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    @property
-    def lost(self) -> bool:
-        """Whether the server, or the network, has ended it."""
-        return self.reader.at_eof() or self.reader.exception() is not None or self.writer.is_closing()
-
-    def drop(self) -> None:
-        """End it at once, without waiting for a reply."""
-        self.writer.transport.abort()
 
 
 class NetworkedMemory(ReferenceMemory):
@@ -289,7 +283,7 @@ class NetworkedMemory(ReferenceMemory):
         return Wire(*await asyncio.open_connection(*self._address, limit=LINE_BYTES))
 
     async def _exchange(self, wire: Wire, request: Request) -> Any:
-        wire.writer.write(_line(request))
+        wire.writer.write(encode_line(request))
         rows: list[Any] = []
         while True:
             reply = await self._read(wire, rows)
@@ -318,10 +312,6 @@ def _remote(method: str) -> Callable[..., Any]:
 
 for _method in (*WRITES, *READS):
     setattr(NetworkedMemory, _method, _remote(_method))
-
-
-def _line(value: object) -> bytes:
-    return json.dumps(value).encode() + b"\n"
 
 
 def _public_name(error: FluxMemoryError) -> str:
