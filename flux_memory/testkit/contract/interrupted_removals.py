@@ -36,6 +36,7 @@ DELETED: Final = (
     | Capability.SESSIONS
     | Capability.SESSION_IDS
     | Capability.USER_SCOPE
+    | Capability.TIMESTAMPS
     | Capability.SEVERAL_HANDLES
 )
 

@@ -59,6 +59,7 @@ class LongIdsContract(Binding):
         "the last character are different.",
         impact="Conversations of a chat platform share their history: their ids begin with the same 36 characters.",
         needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.CURSOR
         | Capability.SESSIONS
@@ -85,6 +86,7 @@ class LongIdsContract(Binding):
         "or as a UUID in any notation.",
         impact="The ids of a chat platform, or of a model provider, cannot be used, or two of them become one.",
         needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.CURSOR
         | Capability.SESSIONS
