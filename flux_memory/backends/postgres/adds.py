@@ -38,8 +38,10 @@ SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 
 # The same, for a session that must have an owner. With one statement for both, the planner would make a plan for each
 # call: that takes longer than the statement itself.
-ADD_MESSAGE_OF_USER: Final = ADD_MESSAGE.replace("WHERE id::text = $1 AND", "WHERE id::text = $1 AND user_id = $7 AND")
-ADD_MESSAGE_OF_USER += ", (SELECT coalesce(user_id, '') <> $7 FROM sessions WHERE id::text = $1)"
+ADD_MESSAGE_OF_USER: Final = (
+    ADD_MESSAGE.replace("WHERE id::text = $1 AND", "WHERE id::text = $1 AND user_id = $7 AND")
+    + ", (SELECT coalesce(user_id, '') <> $7 FROM sessions WHERE id::text = $1)"
+)
 
 # ADD_MESSAGE for several calls, each with its own outcome. Locked sessions are skipped and returned: they must not
 # delay the others, and statements that do not wait cannot deadlock.
@@ -176,7 +178,8 @@ async def add(connection: Any, calls: Sequence[Add], *, wait: bool) -> list[AddO
     found, locked, refused, taken_ids, *foreign_calls = orjson.loads(outcomes)
     first_taken = dict(zip(reversed(refused), reversed(taken_ids), strict=True))
     # After a wait for locks, `locked` may name a session that was deleted meanwhile: the snapshot is older.
-    known, skipped, foreign = set(found), set() if wait else set(locked), set(*foreign_calls)
+    known, skipped = set(found), set() if wait else set(locked)
+    foreign: set[int] = set(*foreign_calls)
     return [
         AddOutcome.LOCKED
         if session_id in skipped
