@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.backends.postgres.adds import ADD_MESSAGE
-from flux_memory.backends.postgres.memory import SELECT_HISTORY, SELECT_PAGE
+from flux_memory.backends.postgres.queries import SELECT_HISTORY, select_page
 from flux_memory.testkit.servers.binaries import find_binaries
 from harness import samples
 
@@ -28,14 +28,14 @@ _SCRIPTS: Final = {
         _random_session(samples.short_session, samples.SHORT_SESSIONS["postgres"])
         + "\\set id random(1000000000000000000, 8999999999999999999)\n",
         ADD_MESSAGE,
-        ("session", "id", "role", "content", "metadata"),
+        ("session", "id", "role", "content", "metadata", "revision", "owner"),
     ),
     "history": (
         _random_session(samples.long_session, samples.LONG_SESSIONS),
         SELECT_HISTORY,
         ("session", "limit"),
     ),
-    "list": ("", SELECT_PAGE, ("limit", "offset")),
+    "list": ("", select_page(samples.HISTORY_LIMIT, 0)[0], ("limit", "offset")),
 }
 """By work: the commands that set the variables of a call, the statement, and the variables for $1, $2, ..."""
 
@@ -105,6 +105,8 @@ class Pgbench:
             "role": role,
             "content": content,
             "metadata": samples.as_json(self._sample),
+            "revision": "00000000-0000-4000-8000-000000000000",
+            "owner": "",
             "limit": str(samples.HISTORY_LIMIT),
             "offset": "0",
         }

@@ -13,9 +13,12 @@ from bound_stores import make_postgres_clock, make_postgres_corrupter, make_sqli
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, Session, records
 from flux_memory.backends.postgres import adds as postgres_adds
-from flux_memory.backends.postgres import memory as postgres
+from flux_memory.backends.postgres import creating, deleting, updating
+from flux_memory.backends.postgres import queries as postgres_queries
+from flux_memory.backends.sqlite import adds as sqlite_adds
+from flux_memory.backends.sqlite import edits as sqlite_edits
+from flux_memory.backends.sqlite import history as sqlite_history
 from flux_memory.backends.sqlite import listing as sqlite_listing
-from flux_memory.backends.sqlite import memory as sqlite
 from flux_memory.backends.sqlite import opening
 from flux_memory.backends.sqlite.listing import CONTAINS
 from flux_memory.records import building, checking, metadata, text, timestamps
@@ -72,6 +75,18 @@ def without_zone(sound: Callable[..., list[Session]]) -> Callable[..., list[Sess
     return lambda rows, most: [{**row, "created_at": row["created_at"][:26]} for row in sound(rows, most)]
 
 
+def without_last_change(_: Callable[..., str]) -> Callable[..., str]:
+    return lambda session_id, updated_at: timestamps.utc_now()
+
+
+def replacing(sound: Callable[..., str]) -> Callable[..., str]:
+    def create(row: records.SessionRow, db: sqlite3.Connection) -> str:
+        db.execute("UPDATE session_details SET title = 'x' WHERE session_id = ?", (row.id,))
+        return row.id if db.execute("SELECT 1 FROM sessions WHERE id = ?", (row.id,)).fetchone() else sound(row, db)
+
+    return create
+
+
 VALUES = {
     "NUL is let through": Break("FM-TXT-008", text, "find_unstorable", "", lambda _: lambda value: None),
     "roles may be empty": Break("FM-TXT-011", checking, "check_text", "", without_empty),
@@ -85,20 +100,22 @@ VALUES = {
 
 SQLITE = {
     **{name: broken for name, broken in VALUES.items() if name != "NaN is let through"},
-    "ordered by time and id": Break("FM-ORD-002", sqlite, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"),
-    "oldest first": Break("FM-ORD-003", sqlite, "SELECT_HISTORY", "seq DESC", "seq ASC"),
-    "before is inclusive": Break("FM-ORD-006", sqlite, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
-    "the clock decides": Break("FM-TIM-004", sqlite, "UPDATE_TITLE", "max(updated_at, ?)", "?"),
+    "ordered by time and id": Break(
+        "FM-ORD-002", sqlite_history, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"
+    ),
+    "oldest first": Break("FM-ORD-003", sqlite_history, "SELECT_HISTORY", "seq DESC", "seq ASC"),
+    "before is inclusive": Break("FM-ORD-006", sqlite_history, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
+    "the clock decides": Break("FM-TIM-004", sqlite_edits, "later", "", without_last_change),
     "by creation": Break("FM-LST-001", sqlite_listing, "NEWEST_FIRST", "updated_at DESC", "created_at DESC"),
     "ties at random": Break("FM-LST-002", sqlite_listing, "NEWEST_FIRST", "id DESC", "random()"),
     "offset is dropped": Break("FM-LST-003", sqlite_listing, "NEWEST_FIRST", ":offset", "0 * :offset"),
     "users like users": Break("FM-TXT-004", sqlite_listing, "OF_USER", "=", "LIKE"),
-    "the filter is equality": Break("FM-LST-011", sqlite_listing, "CONTAINS", CONTAINS, "metadata = :metadata"),
+    "the filter is equality": Break("FM-LST-011", sqlite_listing, "CONTAINS", CONTAINS, "details.metadata = :metadata"),
     "the filter asks the index only": Break("FM-LST-012", sqlite_listing, "CONTAINS", CONTAINS, "TRUE"),
-    "creating replaces": Break("FM-SES-004", sqlite, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
+    "creating replaces": Break("FM-SES-004", sqlite_adds, "create_session", "", replacing),
     "foreign keys are off": Break("FM-SES-008", opening, "_require", "", without_foreign_keys),
     "foreign keys are on in the first connection": Break("FM-SES-008", opening, "_require", "", foreign_keys_once),
-    "clearing spares one": Break("FM-SES-010", sqlite, "DELETE_SESSIONS", "sessions", "sessions WHERE rowid > 1"),
+    "clearing spares one": Break("FM-SES-010", sqlite_edits, "DELETE_SESSIONS", "sessions", "sessions WHERE rowid > 1"),
     "retries compare the role only": Break(
         "FM-MSG-004",
         records.MessageRow,
@@ -115,21 +132,23 @@ SELECT 1 / pg_try_advisory_xact_lock(hashtextextended('flux_memory_schema', 0)):
 
 POSTGRES = {
     **{name: broken for name, broken in VALUES.items() if name != "-0.0 is kept"},
-    "ordered by time and id": Break("FM-ORD-002", postgres, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"),
-    "oldest first": Break("FM-ORD-003", postgres, "SELECT_HISTORY", "seq DESC", "seq ASC"),
-    "before is inclusive": Break("FM-ORD-006", postgres, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
-    "milliseconds": Break("FM-TIM-001", postgres, "SELECT_PAGE", ".US", ".MS"),
+    "ordered by time and id": Break(
+        "FM-ORD-002", postgres_queries, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"
+    ),
+    "oldest first": Break("FM-ORD-003", postgres_queries, "SELECT_HISTORY", "seq DESC", "seq ASC"),
+    "before is inclusive": Break("FM-ORD-006", postgres_queries, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
+    "milliseconds": Break("FM-TIM-001", postgres_queries, "SELECT_SESSIONS", ".US", ".MS"),
     "the server's time zone": Break("FM-TIM-002", postgres_adds, "ADD_MESSAGE", "'UTC'", "'Asia/Seoul'"),
-    "the clock decides": Break("FM-TIM-004", postgres, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
-    "ties at random": Break("FM-LST-002", postgres, "SELECT_PAGE", 'id COLLATE "C" DESC', "random()"),
-    "the filter is equality": Break("FM-LST-011", postgres, "SELECT_PAGE_BY_METADATA", "@>", "="),
+    "the clock decides": Break("FM-TIM-004", updating, "UPDATE_TITLE", "greatest(updated_at, ", "greatest("),
+    "ties at random": Break("FM-LST-002", postgres_queries, "NEWEST_FIRST", 'id COLLATE "C" DESC', "random()"),
+    "the filter is equality": Break("FM-LST-011", postgres_queries, "CONTAINS", "@>", "="),
     "large floats lose their point": Break("FM-MET-003", metadata, "_encode_float", "", lambda _: repr),
-    "creating replaces": Break("FM-SES-004", postgres, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
+    "creating replaces": Break("FM-SES-004", creating, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET user_id = 'x'"),
     "deleting empties the title": Break(
-        "FM-SES-008", postgres, "DELETE_SESSION", "DELETE FROM sessions", "UPDATE sessions SET title = ''"
+        "FM-SES-008", deleting, "DELETE_SESSION", "DELETE FROM sessions", "UPDATE sessions SET user_id = ''"
     ),
     "retries go in again": Break(
-        "FM-MSG-002", postgres_adds, "ADD_MESSAGE", " AND NOT EXISTS (SELECT FROM stored)", ""
+        "FM-MSG-002", postgres_adds, "ADD_MESSAGE", " AND NOT EXISTS (SELECT 1 FROM stored)", ""
     ),
     "retries compare the content only": Break("FM-MSG-004", postgres_adds, "ADD_MESSAGE", "role = $3 AND ", ""),
     "the creation of tables is not awaited": Break(

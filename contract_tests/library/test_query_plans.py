@@ -22,10 +22,15 @@ MESSAGES: Final = 50_000
 LONG: Final = "long"
 
 POSTGRES_ROWS: Final = f"""
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+INSERT INTO sessions (id, user_id, created_at, updated_at)
 SELECT
-    lpad(n::text, 36, '0'), 'user-' || (n % 500), 'Conversation ' || n,
-    TIMESTAMP '2026-01-01' + n * INTERVAL '1 second', TIMESTAMP '2026-01-01' + n * INTERVAL '1 second',
+    lpad(n::text, 36, '0'), 'user-' || (n % 500),
+    TIMESTAMP '2026-01-01' + n * INTERVAL '1 second', TIMESTAMP '2026-01-01' + n * INTERVAL '1 second'
+FROM generate_series(1, {SESSIONS}) AS n;
+
+INSERT INTO session_details (session_id, title, metadata)
+SELECT
+    lpad(n::text, 36, '0'), 'Conversation ' || n,
     jsonb_build_object('lang', CASE n % 2 WHEN 0 THEN 'en' ELSE 'ko' END, 'number', n)
 FROM generate_series(1, {SESSIONS}) AS n;
 
@@ -37,7 +42,7 @@ SELECT '{LONG}', lpad(n::text, 36, '0'), n, 'user', 'some words', TIMESTAMP '202
 FROM generate_series(1, {MESSAGES}) AS n;
 """
 # Autovacuum does this after such growth; VACUUM also empties the pending list of the metadata's index.
-POSTGRES_UPKEEP: Final = "VACUUM (ANALYZE) sessions, messages"
+POSTGRES_UPKEEP: Final = "VACUUM (ANALYZE) sessions, session_details, messages"
 SQLITE_ROWS: Final = f"""
 BEGIN;
 
@@ -67,8 +72,19 @@ STEP_INSTRUCTIONS: Final = 10
 """Virtual machine instructions of SQLite between two progress callbacks."""
 ROW_INSTRUCTIONS: Final = 50
 """Virtual machine instructions that a row may cost."""
+SEEN: Final = {"updated_at": "2026-01-01T06:00:00.000000+00:00", "id": f"{21_600:036d}"}
+"""What a listing continues from: of a session's record, its place."""
 LISTINGS: Final[dict[str, dict[str, Any]]] = {
     "all": {},
+    "after one": {"before": SEEN},
+    "of a user after one": {"before": SEEN, "user_id": "user-7"},
+    "after one by metadata that half have": {"before": SEEN, "metadata": {"lang": "en"}},
+    "of a user after one by metadata that all of his have": {
+        "before": SEEN,
+        "user_id": "user-7",
+        "metadata": {"lang": "ko"},
+    },
+    "without metadata": {"with_metadata": False},
     "of a user": {"user_id": "user-7"},
     "by metadata that one session has": {"metadata": {"number": 4_321}},
     "by metadata that half have": {"metadata": {"lang": "en"}},
@@ -77,13 +93,23 @@ LISTINGS: Final[dict[str, dict[str, Any]]] = {
     "of a user by metadata that all of his have": {"user_id": "user-7", "metadata": {"lang": "ko"}},
     "of a user by metadata that none has": {"user_id": "user-7", "metadata": {"lang": "xx"}},
 }
-HISTORIES: Final[dict[str, dict[str, Any]]] = {"newest": {}, "a page back": {"before": f"{MESSAGES // 2:036d}"}}
+HISTORIES: Final[dict[str, dict[str, Any]]] = {
+    "newest": {},
+    "a page back": {"before": f"{MESSAGES // 2:036d}"},
+    "a page on": {"after": f"{MESSAGES // 2:036d}"},
+}
 CALLS: Final = [
     *(("get_sessions", (PAGE_ROWS,), listing) for listing in LISTINGS.values()),
     *(("get_history", (LONG, PAGE_ROWS), history) for history in HISTORIES.values()),
     ("get_session", (LONG,), {}),
+    ("get_message", (LONG, f"{MESSAGES // 2:036d}"), {}),
 ]
-NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" for name in HISTORIES), "session"]
+NAMES: Final = [
+    *(f"sessions {name}" for name in LISTINGS),
+    *(f"history {name}" for name in HISTORIES),
+    "session",
+    "message",
+]
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ import asyncpg
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends.postgres.adds import ADD_MESSAGE
-from flux_memory.backends.postgres.memory import SELECT_HISTORY, SELECT_PAGE
+from flux_memory.backends.postgres.queries import SELECT_HISTORY, select_page
 from harness.contenders import Partial, Reply, installed
 from harness.samples import Sample, as_json
+
+SELECT_PAGE, _ = select_page(1, 0)
 
 
 class RawAsyncpg(Partial):
@@ -53,7 +55,7 @@ class RawAsyncpg(Partial):
         )
 
     def add(self, session: str, sample: Sample) -> Reply:
-        values = (session, str(uuid4()), sample.role, sample.content, json.dumps(sample.metadata))
+        values = (session, str(uuid4()), sample.role, sample.content, json.dumps(sample.metadata), str(uuid4()), "")
         return self._fetch(ADD_MESSAGE, values)
 
     def history(self, session: str, limit: int) -> Reply:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from flux_memory import records
 from flux_memory.backends.postgres.arrays import write_numbers, write_texts
 from flux_memory.errors import FluxMemoryError
-from flux_memory.records import MessageRow
+from flux_memory.records import MessageRow, make_revision
 
 # The session's row lock serializes concurrent adds, and the counter in that row numbers them. A message that is already
 # stored stops the update, so that a retry changes nothing. Of two concurrent retries the second violates the unique
@@ -24,15 +24,18 @@ WITH stored AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + 1,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-    WHERE id::text = $1 AND NOT EXISTS (SELECT FROM stored)
+        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        revision = $6::text::uuid
+    WHERE id::text = $1 AND NOT EXISTS (SELECT 1 FROM stored) AND ($7 = '' OR user_id = $7)
     RETURNING id, message_count, updated_at
 ), added AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
     SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
     FROM bumped
 )
-SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
+SELECT
+    coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped)),
+    CASE WHEN $7 <> '' THEN (SELECT coalesce(user_id, '') <> $7 FROM sessions WHERE id::text = $1) END
 """
 
 # The same for several calls, each with its own outcome. Locked sessions are skipped and returned: they must not delay
@@ -57,11 +60,18 @@ WITH item AS (
             AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
     FROM item
     JOIN messages ON messages.session_id::text = item.session_id AND messages.id::text = item.id
+), foreign_call AS (
+    SELECT claim.call
+    FROM unnest(
+        (SELECT $9::text::int[]), (SELECT $10::text::text[]), (SELECT $11::text::text[])
+    ) AS claim (call, session_id, user_id)
+    JOIN sessions ON sessions.id::text = claim.session_id AND coalesce(sessions.user_id, '') <> claim.user_id
 ), fresh AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY position) AS number
     FROM item
     WHERE position NOT IN (SELECT position FROM stored)
         AND call NOT IN (SELECT call FROM stored WHERE NOT same)
+        AND call NOT IN (SELECT call FROM foreign_call)
 ), locked AS (
     SELECT id::text AS id
     FROM sessions
@@ -70,9 +80,12 @@ WITH item AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + growth.messages,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
+        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        revision = revised.revision::uuid
     FROM (SELECT session_id, count(*) AS messages FROM fresh GROUP BY session_id) AS growth
     JOIN locked ON locked.id = growth.session_id
+    JOIN unnest((SELECT $1::text::text[]), (SELECT $8::text::text[])) AS revised (session_id, revision)
+        ON revised.session_id = growth.session_id
     WHERE sessions.id::text = growth.session_id
     RETURNING sessions.id::text AS id, message_count - growth.messages AS before, updated_at
 ), added AS (
@@ -98,7 +111,8 @@ SELECT pg_catalog.json_build_array(
             AND id::text NOT IN (SELECT id FROM locked)
     ),
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
-    ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
+    ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position),
+    ARRAY (SELECT call FROM foreign_call)
 )::text
 """
 
@@ -106,50 +120,75 @@ ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FO
 
 
 class AddOutcome(Enum):
-    """The outcome of an add that was not refused."""
+    """The outcome of an add that no error refuses."""
 
     STORED = auto()
     LOCKED = auto()
     """The session was locked, so the call was skipped."""
+    MISSING = auto()
+    """The session does not exist."""
 
 
-async def add(
-    connection: Any, calls: Sequence[tuple[str, Sequence[MessageRow]]], *, wait: bool
-) -> list[AddOutcome | FluxMemoryError]:
+class Add(NamedTuple):
+    """One call's messages for a session."""
+
+    session_id: str
+    rows: Sequence[MessageRow]
+    user_id: str
+    """The owner that the session must have; empty for any."""
+
+
+async def add(connection: Any, calls: Sequence[Add], *, wait: bool) -> list[AddOutcome | FluxMemoryError]:
     """Store calls by one statement, each as a whole or not at all.
 
     Args:
         connection: An asyncpg connection.
-        calls: The session and the rows of each call; the rows of one session have different ids.
+        calls: The calls; the rows of one session have different ids.
         wait: Whether to wait for locked sessions, or to skip them.
 
     Returns:
         The outcome of each call, or the error that refuses it.
     """
-    if wait and len(calls) == len(calls[0][1]) == 1:
-        ((session_id, (row,)),) = calls
-        ((same,),) = await connection.fetch(ADD_MESSAGE, session_id, *row)
-        return [_outcome(session_id, found=same is not None, taken=row.id if same is False else None)]
-    items = [(number, session_id, *row) for number, (session_id, rows) in enumerate(calls) for row in rows]
+    if wait and len(calls) == len(calls[0].rows) == 1:
+        ((session_id, (row,), user_id),) = calls
+        ((same, is_foreign),) = await connection.fetch(ADD_MESSAGE, session_id, *row, make_revision(), user_id)
+        taken = row.id if same is False else None
+        return [_outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)]
+    items = [(number, call.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
     numbers, *texts = zip(*items, strict=True) if items else [()] * 6
-    sessions = dict.fromkeys(session_id for session_id, _ in calls)
-    arrays = (write_texts(sessions), write_numbers(numbers), *map(write_texts, texts))
+    sessions = dict.fromkeys(call.session_id for call in calls)
+    claims = [(number, call.session_id, call.user_id) for number, call in enumerate(calls) if call.user_id]
+    claiming, claimed, owners = zip(*claims, strict=True) if claims else [()] * 3
+    arrays = (
+        write_texts(sessions),
+        write_numbers(numbers),
+        *map(write_texts, texts),
+        write_texts(make_revision() for _ in sessions),
+        write_numbers(claiming),
+        write_texts(claimed),
+        write_texts(owners),
+    )
     ((outcomes,),) = await connection.fetch(ADD_MESSAGES_WAITING if wait else ADD_MESSAGES, *arrays)
-    found, locked, refused, taken = orjson.loads(outcomes)
-    first_taken = dict(zip(reversed(refused), reversed(taken), strict=True))
+    found, locked, refused, taken_ids, foreign_calls = orjson.loads(outcomes)
+    first_taken = dict(zip(reversed(refused), reversed(taken_ids), strict=True))
     # After a wait for locks, `locked` may name a session that was deleted meanwhile: the snapshot is older.
-    known, skipped = set(found), set() if wait else set(locked)
+    known, skipped, foreign = set(found), set() if wait else set(locked), set(foreign_calls)
     return [
         AddOutcome.LOCKED
         if session_id in skipped
-        else _outcome(session_id, found=session_id in known, taken=first_taken.get(number))
-        for number, (session_id, _) in enumerate(calls)
+        else _outcome(
+            session_id, found=session_id in known, is_foreign=number in foreign, taken=first_taken.get(number)
+        )
+        for number, (session_id, *_) in enumerate(calls)
     ]
 
 
-def _outcome(session_id: str, *, found: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+def _outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+    # A session that another user owns is found by its snapshot only.
+    if is_foreign:
+        return records.owner_conflict(session_id)
     if not found:
-        return records.session_not_found(session_id)
+        return AddOutcome.MISSING
     if taken is not None:
         return records.message_id_taken(session_id, taken)
     return AddOutcome.STORED

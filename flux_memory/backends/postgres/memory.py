@@ -1,128 +1,26 @@
-"""`PostgresConversationMemory`: a `Memory` in PostgreSQL, and the SQL of its methods."""
+"""`PostgresConversationMemory`: a `Memory` in PostgreSQL."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from functools import partial
-from operator import methodcaller
-from typing import Any, Final, Self, TypeVar
-from uuid import uuid4
-
-import asyncpg
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
-from flux_memory.backends.long_calls import LongCalls, build_off_loop
-from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.errors import refuse_other_loop, translate_errors
-from flux_memory.backends.postgres.opening import OpenStore, open_store
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
-from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
-from flux_memory.errors import InvalidInputError, InvalidTypeError
+from flux_memory.backends.lifecycle import on_any_loop
+from flux_memory.backends.long_calls import build_off_loop
+from flux_memory.backends.postgres import creating, deleting, queries, updating
+from flux_memory.backends.postgres.adds import Add
+from flux_memory.backends.postgres.handle import PostgresHandle
+from flux_memory.errors import SessionNotFoundError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
 from flux_memory.records.checking import list_messages
 from flux_memory.records.filters import check_filter
 
-Result = TypeVar("Result")
 
-# Times and JSON cross the wire as text: a borrowed pool may have codecs of its own, and the records need text. A time
-# before Christ keeps its BC, so that it is not read as a later one.
-
-INSERT_SESSION: Final = """
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata, creation_id)
-SELECT $1, $2, $3, now.utc, now.utc, $4::text::jsonb, $5::text::uuid
-FROM (SELECT clock_timestamp() AT TIME ZONE 'UTC' AS utc) AS now
-ON CONFLICT (id) DO NOTHING
-RETURNING TRUE
-"""
-SELECT_OWN_SESSION: Final = "SELECT TRUE FROM sessions WHERE id::text = $1 AND creation_id = $2::text::uuid"
-
-SELECT_HISTORY: Final = """
-SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
-FROM messages
-WHERE session_id::text = $1
-ORDER BY seq DESC
-LIMIT $2
-"""
-SELECT_HISTORY_BEFORE: Final = """
-SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
-FROM messages
-WHERE session_id::text = $1
-    AND seq < (SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $3)
-ORDER BY seq DESC
-LIMIT $2
-"""
-SELECT_SESSIONS: Final = """
-SELECT
-    id,
-    user_id,
-    title,
-    rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
-    rtrim(to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
-    metadata::text,
-    message_count
-FROM sessions
-"""
-SELECT_SESSION: Final = SELECT_SESSIONS + "WHERE id::text = $1"
-NEWEST_FIRST: Final = """
-ORDER BY sessions.updated_at DESC, id COLLATE "C" DESC
-LIMIT $1 OFFSET $2
-"""
-SELECT_PAGE: Final = SELECT_SESSIONS + NEWEST_FIRST
-SELECT_PAGE_OF_USER: Final = SELECT_SESSIONS + "WHERE user_id = $3" + NEWEST_FIRST
-SELECT_PAGE_BY_METADATA: Final = SELECT_SESSIONS + "WHERE metadata @> $3::text::jsonb" + NEWEST_FIRST
-# OFFSET 0 is an optimizer fence: PostgreSQL walks the user's sessions in order and tests each until the page is full.
-# Without it, the planner reads the sessions of all users that have the metadata.
-OWN_SESSIONS: Final = """
-WITH sessions AS NOT MATERIALIZED (
-    SELECT *
-    FROM sessions
-    WHERE user_id = $3
-    ORDER BY updated_at DESC, id COLLATE "C" DESC
-    OFFSET 0
-)"""
-SELECT_PAGE_OF_USER_BY_METADATA: Final = (
-    OWN_SESSIONS + SELECT_SESSIONS + "WHERE metadata @> $4::text::jsonb\nLIMIT $1 OFFSET $2"
-)
-COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
-# Each skips the session if it is locked, and returns whether the write was done, and whether the session exists.
-UPDATE_TITLE: Final = """
-WITH locked AS (
-    SELECT id
-    FROM sessions
-    WHERE id::text = $1
-    FOR NO KEY UPDATE SKIP LOCKED
-), renamed AS (
-    UPDATE sessions
-    SET title = $2, updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC')
-    FROM locked
-    WHERE sessions.id::text = locked.id::text
-    RETURNING TRUE
-)
-SELECT EXISTS (SELECT 1 FROM renamed), EXISTS (SELECT 1 FROM sessions WHERE id::text = $1)
-"""
-DELETE_SESSION: Final = """
-WITH locked AS (
-    SELECT id
-    FROM sessions
-    WHERE id::text = $1
-    FOR UPDATE SKIP LOCKED
-), deleted AS (
-    DELETE FROM sessions
-    USING locked
-    WHERE sessions.id::text = locked.id::text
-    RETURNING TRUE
-)
-SELECT EXISTS (SELECT 1 FROM deleted), EXISTS (SELECT 1 FROM sessions WHERE id::text = $1)
-"""
-# Not TRUNCATE, which deadlocks with adds that hold a session's row and wait for the messages' table.
-DELETE_SESSIONS: Final = "DELETE FROM sessions"
-
-
-class PostgresConversationMemory(Memory):
+class PostgresConversationMemory(PostgresHandle, Memory):
     """A `Memory` in PostgreSQL, safe for any number of tasks, handles, processes and machines.
 
     Args:
@@ -136,43 +34,6 @@ class PostgresConversationMemory(Memory):
         InvalidInputError: An argument is wrong, or there is no DSN.
     """
 
-    def __init__(
-        self,
-        dsn: str | None = None,
-        *,
-        min_size: int = 2,
-        max_size: int = 10,
-        timeout: float = 30.0,
-        pool: asyncpg.Pool | None = None,
-    ) -> None:
-        timeout = records.check_seconds("timeout", timeout)
-        if pool is not None:
-            if not all(callable(getattr(pool, name, None)) for name in ("acquire", "release")):
-                raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
-            self._bind("a borrowed pool", timeout, BorrowedPool(pool), refuse_other_loop)
-            return
-        if dsn is None:
-            from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
-
-            dsn = load_settings().require_postgres_dsn()
-        # An invalid DSN's traceback shows the variables of this frame, too.
-        dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
-        target = parse_dsn(dsn)
-        if not records.check_count("min_size", min_size) <= records.check_count("max_size", max_size) or not max_size:
-            raise InvalidInputError(f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size")
-        make_pool = partial(OwnPool, target, min_size, max_size, timeout)
-        self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool)
-
-    def _bind(self, shown: str, timeout: float, pool: OwnPool | BorrowedPool, make_pool: Callable[[], OwnPool]) -> None:
-        self.timeout, self._shown, self._pool = timeout, shown, pool
-        self._life: Lifecycle[OpenStore] = Lifecycle(
-            partial(open_store, pool, shown, timeout),
-            lambda store, seconds: store.pool.close(seconds),
-            timeout,
-            lambda _: _make_twin(shown, timeout, make_pool),
-        )
-        self._long = LongCalls(self._life)
-
     @on_any_loop
     async def create_session(
         self,
@@ -184,16 +45,10 @@ class PostgresConversationMemory(Memory):
     ) -> str:
         check = partial(records.check_new_session, session_id, user_id, title, metadata)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
-        state = CallState(writes=True)
-        insert = partial(_insert_session, row, str(uuid4()), state)
-
-        async def create(store: OpenStore) -> bool:
-            # A concurrent call may create a session with the caller's id, and hold its lock until it commits.
-            run = store.executor.run if session_id is None else store.executor.run_on_any_lock
-            return await run(state, insert)
-
-        if not await self._run(state, create, seconds):
-            raise records.session_id_taken(row.id)
+        waits = session_id is not None
+        await self._write(
+            lambda store, state: creating.create_session(store.executor, state, row, waits=waits), seconds
+        )
         return row.id
 
     @on_any_loop
@@ -205,36 +60,105 @@ class PostgresConversationMemory(Memory):
         metadata: Metadata | None = None,
         *,
         message_id: str | None = None,
+        create: bool = False,
+        user_id: str = "",
     ) -> str:
         check = partial(records.check_new_message, role, content, metadata, message_id)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
-        await self._add(records.check_session_id(session_id), [row], seconds)
+        await self._add(session_id, [row], create, user_id, seconds)
         return row.id
 
-    async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+    async def add_messages(
+        self, session_id: str, messages: Iterable[NewMessage], *, create: bool = False, user_id: str = ""
+    ) -> list[str]:
         self._life.check_open()
         # Read on the caller's loop: it may be rows of a cursor that belongs to the caller's thread.
-        return await self._add_messages(session_id, list_messages(messages))
+        return await self._add_messages(session_id, list_messages(messages), create, user_id)
 
     @on_any_loop
-    async def _add_messages(self, session_id: str, messages: list[NewMessage]) -> list[str]:
+    async def _add_messages(self, session_id: str, messages: list[NewMessage], create: bool, user_id: str) -> list[str]:
         check = partial(records.check_batch, messages)
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
-        await self._add(records.check_session_id(session_id), records.drop_repeats(batch), seconds)
+        await self._add(session_id, records.drop_repeats(batch), create, user_id, seconds)
         return [row.id for row in batch]
 
     @on_any_loop
     async def get_history(
-        self, session_id: str, limit: int | None = None, *, before: str | None = None
+        self, session_id: str, limit: int | None = None, *, before: str | None = None, after: str | None = None
     ) -> list[Message]:
         session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.check_lookup("before", before)
-        if cursor is None:
-            rows = await self._rows(SELECT_HISTORY, session, most)
+        older_than, newer_than = records.check_cursors(before, after)
+        if newer_than is not None:
+            rows = (await self._rows(queries.SELECT_HISTORY_AFTER, session, most, newer_than))[::-1]
+        elif older_than is not None:
+            rows = await self._rows(queries.SELECT_HISTORY_BEFORE, session, most, older_than)
         else:
-            rows = await self._rows(SELECT_HISTORY_BEFORE, session, most, cursor)
+            rows = await self._rows(queries.SELECT_HISTORY, session, most)
         return await build_off_loop(partial(building.build_messages, session, rows))
+
+    @on_any_loop
+    async def get_message(self, session_id: str, message_id: str) -> Message | None:
+        session = records.check_lookup("session_id", session_id)
+        rows = await self._rows(queries.SELECT_MESSAGE, session, records.check_lookup("message_id", message_id))
+        found = await build_off_loop(partial(building.build_messages, session, rows))
+        return found[0] if found else None
+
+    @on_any_loop
+    async def pop_message(self, session_id: str) -> Message | None:
+        session = records.check_lookup("session_id", session_id)
+        return await self._write(lambda store, state: updating.pop_message(store.executor, state, session))
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        expected_revision: str | None = None,
+        title: str | None = None,
+        merge_metadata: Metadata | None = None,
+        remove_metadata: Iterable[str] = (),
+        truncate_from: str | None = None,
+        truncate_all: bool = False,
+        messages: Iterable[NewMessage] = (),
+    ) -> Session:
+        self._life.check_open()
+        # Checked twice if it is long, while an iterator has its elements once.
+        is_iterable = isinstance(remove_metadata, Iterable) and not isinstance(remove_metadata, str | bytes | Mapping)
+        check = partial(
+            records.check_update,
+            expected_revision=expected_revision,
+            title=title,
+            merge_metadata=merge_metadata,
+            remove_metadata=[*remove_metadata] if is_iterable else remove_metadata,
+            truncate_from=truncate_from,
+            truncate_all=truncate_all,
+            messages=list_messages(messages),
+        )
+        return await self._update_session(session_id, check)
+
+    @on_any_loop
+    async def _update_session(self, session_id: str, check: partial[records.SessionUpdate]) -> Session:
+        update, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
+        session = records.check_session_id(session_id)
+        return await self._write(
+            lambda store, state: updating.update_session(store.executor, state, session, update), seconds
+        )
+
+    @on_any_loop
+    async def fork_session(
+        self,
+        session_id: str,
+        *,
+        through: str | None = None,
+        new_session_id: str | None = None,
+        user_id: str | None = None,
+        title: str | None = None,
+    ) -> str:
+        fork = records.check_fork(through, new_session_id, user_id, title)
+        session = records.check_session_id(session_id)
+        waits = new_session_id is not None
+        await self._write(lambda store, state: creating.fork_session(store.executor, state, session, fork, waits=waits))
+        return fork.new_id
 
     @on_any_loop
     async def get_sessions(
@@ -244,105 +168,63 @@ class PostgresConversationMemory(Memory):
         *,
         user_id: str | None = None,
         metadata: Metadata | None = None,
+        before: Session | None = None,
+        with_metadata: bool = True,
     ) -> list[Session]:
-        page = (records.check_limit(limit), records.check_count("offset", offset))
-        user = None if user_id is None else records.check_lookup("user_id", user_id)
-        part = check_filter(metadata)
-        if user is None and part is None:
-            rows = await self._rows(SELECT_PAGE, *page)
-        elif part is None:
-            rows = await self._rows(SELECT_PAGE_OF_USER, *page, user)
-        elif user is None:
-            rows = await self._rows(SELECT_PAGE_BY_METADATA, *page, part)
-        else:
-            rows = await self._rows(SELECT_PAGE_OF_USER_BY_METADATA, *page, user, part)
-        return await build_off_loop(partial(building.build_sessions, rows))
+        sql, values = queries.select_page(
+            records.check_limit(limit),
+            records.check_count("offset", offset),
+            user=None if user_id is None else records.check_lookup("user_id", user_id),
+            part=check_filter(metadata),
+            before=records.check_session_cursor(before),
+            with_metadata=records.check_flag("with_metadata", with_metadata),
+        )
+        return await build_off_loop(partial(building.build_sessions, await self._rows(sql, *values)))
 
     @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
         session = records.check_lookup("session_id", session_id)
-        rows = await self._rows(SELECT_SESSION, session)
+        rows = await self._rows(queries.SELECT_SESSION, session)
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
     @on_any_loop
-    async def count_sessions(self) -> int:
-        return int((await self._rows(COUNT_SESSIONS))[0][0])
+    async def count_sessions(self, *, user_id: str | None = None, metadata: Metadata | None = None) -> int:
+        user = None if user_id is None else records.check_lookup("user_id", user_id)
+        sql, values = queries.select_count(user, check_filter(metadata))
+        return int((await self._rows(sql, *values))[0][0])
 
     @on_any_loop
     async def update_session_title(self, session_id: str, title: str) -> None:
         new_title = records.check_text("title", title)
         session = records.check_session_id(session_id)
-        if not await self._write_session(UPDATE_TITLE, session, new_title):
+        if not await self._write(lambda store, state: updating.update_title(store.executor, state, session, new_title)):
             raise records.session_not_found(session)
 
     @on_any_loop
-    async def delete_session(self, session_id: str) -> None:
-        await self._write_session(DELETE_SESSION, records.check_lookup("session_id", session_id))
+    async def delete_session(self, session_id: str, *, expected_revision: str | None = None) -> None:
+        session = records.check_lookup("session_id", session_id)
+        expected = records.check_revision(expected_revision)
+        await self._write(lambda store, state: deleting.delete_session(store.executor, state, session, expected))
+
+    @on_any_loop
+    async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
+        user, moment = records.check_deletion(user_id, inactive_since)
+        return await self._write(lambda store, state: deleting.delete_sessions(store.executor, state, user, moment))
 
     @on_any_loop
     async def clear_all(self) -> None:
-        state = CallState(writes=True)
-        await self._run(
-            state, lambda store: store.executor.run_on_any_lock(state, methodcaller("execute", DELETE_SESSIONS))
-        )
+        await self._write(lambda store, state: deleting.clear_all(store.executor, state))
 
-    async def close(self) -> None:
-        await self._life.close()
-        if not self._life.forked:
-            # An opening that failed may have left connections.
-            self._pool.terminate()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({getattr(self, '_shown', 'not opened')!r})"
-
-    def __del__(self) -> None:
-        life: Lifecycle[OpenStore] | None = getattr(self, "_life", None)
-        if life is not None and life.is_in_use:
-            warn_never_closed(self)
-        if life is not None and not life.forked:
-            life.abandon()
-            self._pool.terminate()
-
-    async def _add(self, session_id: str, rows: list[records.MessageRow], seconds: float) -> None:
-        state = CallState(writes=True)
-        await self._run(state, lambda store: store.writer.add(session_id, rows, state), seconds)
-
-    async def _rows(self, sql: str, *values: object) -> list[Any]:
-        """Run a read and return its rows."""
-        state = CallState(writes=False)
-        return await self._run(state, lambda store: store.executor.run(state, methodcaller("fetch", sql, *values)))
-
-    async def _write_session(self, sql: str, *values: object) -> bool:
-        """Run an idempotent write to one session; return whether the session exists."""
-        state = CallState(writes=True)
-        return await self._run(state, lambda store: store.executor.run_on_session(state, sql, *values))
-
-    async def _run(
-        self, state: CallState, call: Callable[[OpenStore], Awaitable[Result]], seconds: float | None = None
-    ) -> Result:
-        """Run a call on the open store, within its deadline or the seconds that are left of it."""
-        seconds = seconds_for(self.timeout) if seconds is None else seconds
-        with self._life.in_flight(), translate_errors(self._shown, seconds, state, self._pool):
-            async with asyncio.timeout(seconds):
-                return await call(await self._life.opened())
-
-
-def _make_twin(shown: str, timeout: float, make_pool: Callable[[], OwnPool]) -> PostgresConversationMemory:
-    """Return another handle on the same server, for calls from other event loops."""
-    twin = PostgresConversationMemory.__new__(PostgresConversationMemory)
-    twin._bind(shown, timeout, make_pool(), make_pool)  # noqa: SLF001 - a second constructor
-    return twin
-
-
-async def _insert_session(row: records.SessionRow, creation_id: str, state: CallState, connection: Any) -> bool:
-    """Store a session; return whether this attempt stored it, or an earlier one whose reply was lost."""
-    stored = await connection.fetch(INSERT_SESSION, *row, creation_id)
-    if not stored and state.lost:
-        stored = await connection.fetch(SELECT_OWN_SESSION, row.id, creation_id)
-    return bool(stored)
+    async def _add(
+        self, session_id: str, rows: list[records.MessageRow], create: object, user_id: object, seconds: float
+    ) -> None:
+        creates, owner = records.check_flag("create", create), records.check_owner(user_id)
+        session = records.check_id("session_id", session_id) if creates else records.check_session_id(session_id)
+        added = Add(session, rows, owner)
+        try:
+            await self._write(
+                lambda store, state: store.writer.add(added, state, creates=creates and bool(rows)), seconds
+            )
+        except SessionNotFoundError:
+            if not creates:
+                raise

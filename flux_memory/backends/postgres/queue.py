@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from flux_memory.backends.postgres.adds import Add
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.records import MessageRow
 
 
 class QueuedCall:
-    """One `add_message` or `add_messages`: all its rows are stored, or none."""
+    """One `add_message` or `add_messages`: all its rows are stored, or none.
 
-    __slots__ = ("alone", "future", "queue", "rows", "state")
+    Args:
+        queue: The calls to the same session.
+        added: The session and the rows.
+        creates: Whether to create the session if it does not exist.
+        state: Notes how far the call has got.
+    """
 
-    def __init__(self, queue: SessionQueue, rows: Sequence[MessageRow], state: CallState) -> None:
+    __slots__ = ("added", "alone", "creates", "future", "queue", "state")
+
+    def __init__(self, queue: SessionQueue, added: Add, state: CallState, *, creates: bool) -> None:
         self.queue = queue
-        self.rows = rows
+        self.added = added
+        self.creates = creates
         self.state = state
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.alone = False

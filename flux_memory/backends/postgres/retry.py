@@ -7,7 +7,6 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from operator import methodcaller
 from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
@@ -121,29 +120,6 @@ class RetryingExecutor:
         async with self._on_any_lock:
             return await self.run(state, work)
 
-    async def run_on_session(self, state: CallState, sql: str, *values: object) -> bool:
-        """Run a write that needs a session's lock, and return whether it found the session.
-
-        Args:
-            state: The state of the call.
-            sql: Skips a locked session; returns whether the write was done, and whether the session exists.
-            values: The parameters of the statement.
-        """
-        while True:
-            if waits := self.may_wait_for_lock():
-                self.on_lock.add(state)
-            attempt = methodcaller("fetch", sql.replace(" SKIP LOCKED", "") if waits else sql, *values)
-            try:
-                ((done, exists),) = await self.run(state, attempt)
-            finally:
-                self.on_lock.discard(state)
-            # After a wait for its lock, a session that was not written was deleted meanwhile.
-            if done or waits or not exists:
-                return bool(done)
-            state.sent = False
-            state.blocked = True
-            await asyncio.sleep(LOCKED_SECONDS)
-
     def _may_succeed(self, error: Exception, tried: int) -> bool:
         """Return whether a statement that the server refused may succeed if it runs again."""
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
@@ -174,7 +150,10 @@ class RetryingExecutor:
 
 async def _wait_until_idle(connection: Any) -> None:
     async with asyncio.timeout(SERVER_GRACE_SECONDS):
-        await connection.execute("SELECT 1")
+        with suppress(asyncpg.InFailedSQLTransactionError):
+            await connection.execute("SELECT 1")
+        if connection.is_in_transaction():
+            await connection.execute("ROLLBACK")
 
 
 async def back_off(tried: int) -> None:

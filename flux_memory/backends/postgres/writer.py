@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from math import ceil
 from typing import Any, Final
 
-from flux_memory.backends.postgres.adds import AddOutcome, add
+from flux_memory import records
+from flux_memory.backends.postgres.adds import Add, AddOutcome, add
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.creating import create_with_messages
 from flux_memory.backends.postgres.queue import AddStatement, QueuedCall, SessionQueue
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
-from flux_memory.records import MessageRow
 
 MAX_IN_FLIGHT: Final = 2
 """Statements in flight: the server works on one while the callers of the other are answered and call again."""
@@ -58,24 +58,25 @@ class MessageWriter:
         self._expecting_refill = False
         """A shared statement has just ended: its callers may call again at once, and share the next one."""
 
-    async def add(self, session_id: str, rows: Sequence[MessageRow], state: CallState) -> None:
-        """Store the rows at the end of a session's history.
+    async def add(self, added: Add, state: CallState, *, creates: bool = False) -> None:
+        """Store the rows of one call at the end of a session's history.
 
         Args:
-            session_id: The session to add to.
-            rows: All rows of one call.
+            added: The session and the rows.
             state: Notes how far the call has got.
+            creates: Whether to create the session if it does not exist; then there are rows.
 
         Raises:
             SessionNotFoundError: The session does not exist.
-            ConflictError: The session has a message with the id of a row and other content.
+            ConflictError: The session has a message with the id of a row and other content, or another owner.
         """
+        session_id = added.session_id
         queue = self._queues.get(session_id)
         # A caller that calls again at once must not overtake the calls that wait.
         idle = not (queue or self._slots or self._ready or self._expecting_refill)
         if queue is None:
             queue = self._queues[session_id] = SessionQueue(session_id)
-        call = QueuedCall(queue, rows, state)
+        call = QueuedCall(queue, added, state, creates=creates)
         if idle and self._executor.may_wait_for_lock():
             await self._send_at_once(call)
             return
@@ -96,7 +97,9 @@ class MessageWriter:
         self._occupy_slot(statement)
         self._executor.on_lock.add(statement)
         try:
-            await self._executor.run(statement, partial(self._send, statement))
+            # A call whose session another client has just created is sent again.
+            while not call.future.done():
+                await self._executor.run(statement, partial(self._send, statement))
         finally:
             call.queue.in_flight.clear()
             self._finish(statement)
@@ -181,14 +184,14 @@ class MessageWriter:
         """
         ids: set[str] = set()
         for call in list(islice(queue.waiting, BATCH_ROWS)):
-            own = {row.id for row in call.rows}
+            own = {row.id for row in call.added.rows}
             # A retry of a message in this statement must find the message stored.
             if queue.in_flight and (call.alone or min(room) <= 0 or not ids.isdisjoint(own)):
                 break
             ids |= own
             room[0] = 0 if call.alone else room[0] - 1
-            room[1] -= len(call.rows)
-            room[2] -= sum(len(part) for row in call.rows for part in row)
+            room[1] -= len(call.added.rows)
+            room[2] -= sum(len(part) for row in call.added.rows for part in row)
             del queue.waiting[call]
             self._waiting -= 1
             self._put_in_flight(statement, call)
@@ -214,15 +217,35 @@ class MessageWriter:
         calls = statement.calls()
         if not calls:
             return
-        batch = [(call.queue.session_id, call.rows) for call in calls]
-        outcomes = await add(connection, batch, wait=statement in self._executor.on_lock)
+        wait = statement in self._executor.on_lock
+        locked: dict[SessionQueue, None] = {}
+        missing: dict[SessionQueue, QueuedCall] = {}
+        outcomes = await add(connection, [call.added for call in calls], wait=wait)
         for call, outcome in zip(calls, outcomes, strict=True):
-            if outcome is not AddOutcome.LOCKED:
+            if outcome is AddOutcome.LOCKED:
+                locked[call.queue] = None
+            elif outcome is AddOutcome.MISSING and call.creates:
+                call.state.sent = False
+                missing.setdefault(call.queue, call)
+            elif outcome is AddOutcome.MISSING:
+                call.settle(records.session_not_found(call.queue.session_id))
+            else:
                 call.settle(None if outcome is AddOutcome.STORED else outcome)
-        if AddOutcome.LOCKED in outcomes:
-            locked = {call.queue for call, outcome in zip(calls, outcomes, strict=True) if outcome is AddOutcome.LOCKED}
-            for queue in locked & statement.queues.keys():
-                self._wait_for_lock(statement, queue)
+        for queue in locked.keys() & statement.queues.keys():
+            self._wait_for_lock(statement, queue)
+        # The other calls to these sessions are sent again, in order, and so are those whose session now exists.
+        for call in missing.values():
+            if not call.future.done():
+                await self._create(call, connection)
+
+    async def _create(self, call: QueuedCall, connection: Any) -> None:
+        """Create the session of a call, with the call's messages, unless it exists by now."""
+        call.state.sending()
+        session_id, rows, user_id = call.added
+        if await create_with_messages(connection, session_id, user_id, rows):
+            call.settle(None)
+        else:
+            call.state.sent = False
 
     def _wait_for_lock(self, skipped_by: AddStatement, queue: SessionQueue) -> None:
         """Send a call to a locked session by a statement that waits for the lock, or try again later."""

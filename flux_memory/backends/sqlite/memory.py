@@ -1,12 +1,12 @@
-"""`ConversationMemory`: a `Memory` in one SQLite file, and the SQL of its methods."""
+"""`ConversationMemory`: a `Memory` in one SQLite file, whose calls run on a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
@@ -14,9 +14,10 @@ from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls, build_off_loop
-from flux_memory.backends.sqlite import listing
-from flux_memory.backends.sqlite.errors import check_changed, translate_errors
+from flux_memory.backends.sqlite import adds, edits, listing
+from flux_memory.backends.sqlite.errors import translate_errors
 from flux_memory.backends.sqlite.fetching import fetch
+from flux_memory.backends.sqlite.history import SELECT_MESSAGE, select_history
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.backends.sqlite.queue import Work, not_begun
 from flux_memory.backends.sqlite.worker import SQLiteWorker
@@ -26,53 +27,13 @@ from flux_memory.errors import (
     InvalidTypeError,
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
-from flux_memory.records import building, timestamps
-from flux_memory.records.checking import check_session_time, list_messages
-from flux_memory.records.filters import check_filter
+from flux_memory.records import building
+from flux_memory.records.checking import list_messages
 
 Result = TypeVar("Result")
 
-INSERT_SESSION: Final = """
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
-VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO NOTHING
-"""
-# max() compares texts: the pattern keeps a corrupt time from becoming a message's.
-BUMP_COUNTER: Final = """
-UPDATE sessions
-SET message_count = message_count + 1, updated_at = max(updated_at, ?)
-WHERE id = ?
-    AND typeof(updated_at) = 'text'
-    AND updated_at GLOB '[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9].??????+00:00'
-RETURNING message_count, updated_at
-"""
-SELECT_COUNTER: Final = "SELECT message_count, updated_at FROM sessions WHERE id = ?"
-SELECT_SAME_ID: Final = "SELECT role, content, metadata FROM messages WHERE session_id = ? AND id = ?"
-INSERT_MESSAGE: Final = """
-INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
-UPDATE_COUNTER: Final = "UPDATE sessions SET message_count = ?, updated_at = ? WHERE id = ?"
-UPDATE_TITLE: Final = "UPDATE sessions SET title = ?, updated_at = max(updated_at, ?) WHERE id = ?"
-SELECT_HISTORY: Final = """
-SELECT id, role, content, metadata, created_at
-FROM messages
-WHERE session_id = ?
-ORDER BY seq DESC
-LIMIT ?
-"""
-SELECT_HISTORY_BEFORE: Final = """
-SELECT id, role, content, metadata, created_at
-FROM messages
-WHERE session_id = ?
-  AND seq < (SELECT seq FROM messages WHERE session_id = ? AND id = ?)
-ORDER BY seq DESC
-LIMIT ?
-"""
-SELECT_SESSION: Final = listing.SELECT_SESSIONS + "WHERE id = ?"
-COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
-DELETE_SESSION: Final = "DELETE FROM sessions WHERE id = ?"
-DELETE_SESSIONS: Final = "DELETE FROM sessions"
+_PAUSE_SECONDS: Final = 0.005
+"""Seconds between two batches of `delete_sessions`, in which another process can take the lock."""
 
 
 class ConversationMemory(Memory):
@@ -127,7 +88,7 @@ class ConversationMemory(Memory):
     ) -> str:
         check = partial(records.check_new_session, session_id, user_id, title, metadata)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
-        return await self._write(partial(_create_session, row), seconds)
+        return await self._write(partial(adds.create_session, row), seconds)
 
     @on_any_loop
     async def add_message(
@@ -138,41 +99,101 @@ class ConversationMemory(Memory):
         metadata: Metadata | None = None,
         *,
         message_id: str | None = None,
+        create: bool = False,
+        user_id: str = "",
     ) -> str:
         check = partial(records.check_new_message, role, content, metadata, message_id)
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
-        session = records.check_session_id(session_id)
+        target = adds.check_target(session_id, create, user_id)
         if message_id is None:
-            await self._write(partial(_add_message, session, row), seconds)
+            await self._write(partial(adds.add_message, target, row), seconds)
         else:
-            await self._write(partial(_add_messages, session, [row]), seconds)
+            await self._write(partial(adds.add_messages, target, [row]), seconds)
         return row.id
 
-    async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+    async def add_messages(
+        self, session_id: str, messages: Iterable[NewMessage], *, create: bool = False, user_id: str = ""
+    ) -> list[str]:
         self._life.check_open()
         # Read on the caller's loop: it may be rows of a cursor that belongs to the caller's thread.
-        return await self._add_messages(session_id, list_messages(messages))
+        return await self._add_messages(session_id, list_messages(messages), create=create, user_id=user_id)
 
     @on_any_loop
-    async def _add_messages(self, session_id: str, messages: list[NewMessage]) -> list[str]:
+    async def _add_messages(
+        self, session_id: str, messages: list[NewMessage], *, create: bool, user_id: str
+    ) -> list[str]:
         check = partial(records.check_batch, messages)
         batch, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
-        session = records.check_session_id(session_id)
-        await self._write(partial(_add_messages, session, records.drop_repeats(batch)), seconds)
+        target = adds.check_target(session_id, create, user_id)
+        await self._write(partial(adds.add_messages, target, records.drop_repeats(batch)), seconds)
         return [row.id for row in batch]
 
     @on_any_loop
     async def get_history(
-        self, session_id: str, limit: int | None = None, *, before: str | None = None
+        self, session_id: str, limit: int | None = None, *, before: str | None = None, after: str | None = None
     ) -> list[Message]:
         session = records.check_lookup("session_id", session_id)
         most = records.check_limit(limit)
-        cursor = None if before is None else records.check_lookup("before", before)
-        if cursor is None:
-            rows = partial(fetch, SELECT_HISTORY, (session, most))
-        else:
-            rows = partial(fetch, SELECT_HISTORY_BEFORE, (session, session, cursor, most))
-        return await build_off_loop(partial(building.build_messages, session, await self._read(rows)))
+        cursors = records.check_cursors(before, after)
+        rows = await self._read(partial(select_history, session, most, *cursors))
+        return await build_off_loop(partial(building.build_messages, session, rows))
+
+    @on_any_loop
+    async def get_message(self, session_id: str, message_id: str) -> Message | None:
+        session = records.check_lookup("session_id", session_id)
+        key = (session, records.check_lookup("message_id", message_id))
+        rows = await self._read(partial(fetch, SELECT_MESSAGE, key))
+        return next(iter(await build_off_loop(partial(building.build_messages, session, rows))), None)
+
+    @on_any_loop
+    async def pop_message(self, session_id: str) -> Message | None:
+        return await self._write(partial(edits.pop_message, records.check_lookup("session_id", session_id)))
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        expected_revision: str | None = None,
+        title: str | None = None,
+        merge_metadata: Metadata | None = None,
+        remove_metadata: Iterable[str] = (),
+        truncate_from: str | None = None,
+        truncate_all: bool = False,
+        messages: Iterable[NewMessage] = (),
+    ) -> Session:
+        self._life.check_open()
+        # As in `add_messages`; an iterator can be read only once, and the arguments may be checked twice.
+        keys = list(remove_metadata) if isinstance(remove_metadata, Iterator) else remove_metadata
+        check = partial(
+            records.check_update,
+            expected_revision=expected_revision,
+            title=title,
+            merge_metadata=merge_metadata,
+            remove_metadata=keys,
+            truncate_from=truncate_from,
+            truncate_all=truncate_all,
+            messages=list_messages(messages),
+        )
+        return await self._update_session(session_id, check)
+
+    @on_any_loop
+    async def _update_session(self, session_id: str, check: Callable[..., records.SessionUpdate]) -> Session:
+        update, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
+        session = records.check_session_id(session_id)
+        return await self._write(partial(edits.update_session, session, update), seconds)
+
+    @on_any_loop
+    async def fork_session(
+        self,
+        session_id: str,
+        *,
+        through: str | None = None,
+        new_session_id: str | None = None,
+        user_id: str | None = None,
+        title: str | None = None,
+    ) -> str:
+        fork = records.check_fork(through, new_session_id, user_id, title)
+        return await self._write(partial(edits.fork_session, records.check_session_id(session_id), fork))
 
     @on_any_loop
     async def get_sessions(
@@ -182,36 +203,53 @@ class ConversationMemory(Memory):
         *,
         user_id: str | None = None,
         metadata: Metadata | None = None,
+        before: Session | None = None,
+        with_metadata: bool = True,
     ) -> list[Session]:
         most, skipped = records.check_limit(limit), records.check_count("offset", offset)
-        user = None if user_id is None else records.check_lookup("user_id", user_id)
-        part = check_filter(metadata)
-        rows = await self._read(partial(_page, most, skipped, user, part))
+        criteria = listing.check_criteria(user_id, metadata, before)
+        whole = records.check_flag("with_metadata", with_metadata)
+        rows = await self._read(partial(listing.select_page, most, skipped, criteria, whole))
         return await build_off_loop(partial(building.build_sessions, rows))
 
     @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
         session = records.check_lookup("session_id", session_id)
-        rows = await self._read(partial(fetch, SELECT_SESSION, (session,)))
+        rows = await self._read(partial(fetch, listing.SELECT_SESSION, (session,)))
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
     @on_any_loop
-    async def count_sessions(self) -> int:
-        rows = await self._read(partial(fetch, COUNT_SESSIONS, ()))
-        return int(rows[0][0])
+    async def count_sessions(self, *, user_id: str | None = None, metadata: Metadata | None = None) -> int:
+        return await self._read(partial(listing.count, listing.check_criteria(user_id, metadata)))
 
     @on_any_loop
     async def update_session_title(self, session_id: str, title: str) -> None:
         new_title = records.check_text("title", title)
-        await self._write(partial(_update_title, records.check_session_id(session_id), new_title))
+        await self._write(partial(edits.update_title, records.check_session_id(session_id), new_title))
 
     @on_any_loop
-    async def delete_session(self, session_id: str) -> None:
-        await self._write(partial(_delete, records.check_lookup("session_id", session_id)))
+    async def delete_session(self, session_id: str, *, expected_revision: str | None = None) -> None:
+        session = records.check_lookup("session_id", session_id)
+        await self._write(partial(edits.delete_session, session, records.check_revision(expected_revision)))
+
+    @on_any_loop
+    async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
+        delete_some = partial(edits.delete_some, *records.check_deletion(user_id, inactive_since))
+        seconds = seconds_for(self.timeout)
+        ends = time.monotonic() + seconds
+        deleted = 0
+        while found := await self._write(delete_some, max(ends - time.monotonic(), 0.0)):
+            deleted += found
+            await asyncio.sleep(_PAUSE_SECONDS)
+            if time.monotonic() >= ends:
+                raise BackendUnavailableError(
+                    f"not all sessions were deleted within {seconds:g} s, only {deleted}; call again, or raise timeout="
+                )
+        return deleted
 
     @on_any_loop
     async def clear_all(self) -> None:
-        await self._write(_clear)
+        await self._write(edits.clear)
 
     async def close(self) -> None:
         await self._life.close()
@@ -273,76 +311,3 @@ async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYN
     worker = SQLiteWorker(partial(connect, path, timeout))
     await worker.open(timeout)
     return worker
-
-
-def _create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
-    now = timestamps.utc_now()
-    values = (row.id, row.user_id, row.title, now, now, row.metadata)
-    changed = db.execute(INSERT_SESSION, values).rowcount
-    if changed == 0 and fetch(SELECT_COUNTER, (row.id,), db):
-        raise records.session_id_taken(row.id)
-    check_changed(changed)
-    return row.id
-
-
-def _add_message(session_id: str, row: records.MessageRow, db: sqlite3.Connection) -> None:
-    """Add a message whose id is new, so that no stored message can have it."""
-    counter = db.execute(BUMP_COUNTER, (timestamps.utc_now(), session_id)).fetchall()
-    if not counter:
-        # The session does not exist, or its time is corrupt: `_add_messages` raises the right error.
-        _add_messages(session_id, [row], db)
-        return
-    ((seq, now),) = counter
-    values = (session_id, row.id, seq, row.role, row.content, row.metadata, now)
-    check_changed(db.execute(INSERT_MESSAGE, values).rowcount)
-
-
-def _add_messages(session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
-    session = fetch(SELECT_COUNTER, (session_id,), db)
-    if not session:
-        raise records.session_not_found(session_id)
-    fresh = []
-    for row in rows:
-        stored = fetch(SELECT_SAME_ID, (session_id, row.id), db)
-        if not stored:
-            fresh.append(row)
-        elif not row.same_as(*stored[0]):
-            raise records.message_id_taken(session_id, row.id)
-    if not fresh:
-        return
-    ((count, updated_at),) = session
-    now = max(check_session_time(session_id, updated_at), timestamps.utc_now())
-    values = [
-        (session_id, row.id, seq, row.role, row.content, row.metadata, now) for seq, row in enumerate(fresh, count + 1)
-    ]
-    check_changed(db.executemany(INSERT_MESSAGE, values).rowcount, len(fresh))
-    check_changed(db.execute(UPDATE_COUNTER, (count + len(fresh), now, session_id)).rowcount)
-
-
-def _update_title(session_id: str, title: str, db: sqlite3.Connection) -> None:
-    changed = db.execute(UPDATE_TITLE, (title, timestamps.utc_now(), session_id)).rowcount
-    if changed == 0 and not fetch(SELECT_COUNTER, (session_id,), db):
-        raise records.session_not_found(session_id)
-    check_changed(changed)
-
-
-def _delete(session_id: str, db: sqlite3.Connection) -> None:
-    db.execute(DELETE_SESSION, (session_id,))
-    check_changed(len(fetch(SELECT_COUNTER, (session_id,), db)), 0)
-
-
-def _clear(db: sqlite3.Connection) -> None:
-    db.execute(DELETE_SESSIONS)
-    check_changed(fetch(COUNT_SESSIONS, (), db)[0][0], 0)
-
-
-def _page(
-    limit: int, offset: int, user_id: str | None, part: str | None, db: sqlite3.Connection
-) -> list[tuple[Any, ...]]:
-    def run(sql: str, values: dict[str, object]) -> list[tuple[Any, ...]]:
-        return fetch(sql, values, db)
-
-    if part is not None:
-        # A filter takes several statements, which must see one state of the file. The worker ends the transaction.
-        db.execute("BEGIN")
-    return listing.page(run, limit, offset, user_id, part)

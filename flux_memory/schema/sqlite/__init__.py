@@ -9,7 +9,14 @@ from typing import Final
 from flux_memory.errors import SchemaError
 from flux_memory.records import timestamps
 from flux_memory.schema import SchemaFile, adopted_version, history, missing_steps
-from flux_memory.schema.sqlite.objects import kept_indexes, refuse_obstacles, refuse_views_as_tables, verify
+from flux_memory.schema.sqlite.catalog import quoted
+from flux_memory.schema.sqlite.objects import (
+    foreign_views_and_triggers,
+    kept_indexes,
+    refuse_obstacles,
+    refuse_views_as_tables,
+    verify,
+)
 
 HAS_VERSION_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'flux_memory_schema'"
 CREATE_VERSION_TABLE: Final = """
@@ -86,10 +93,16 @@ def _upgrade(db: sqlite3.Connection) -> None:
         db.execute(CREATE_VERSION_TABLE)
         for step in history("sqlite")[: _adopt(db)]:
             applied[step.version] = _record(db, step)
+    # SQLite refuses to drop a column while any view or trigger is broken.
+    set_aside = foreign_views_and_triggers(db)
+    for each in set_aside:
+        db.execute(f"DROP {each.type} IF EXISTS {quoted(each.name)}")
     for step in missing_steps("sqlite", applied):
         for statement in _statements(step.sql):
             db.execute(statement)
         _record(db, step)
+    for each in set_aside:
+        db.execute(each.sql)
     lost = {index.name: index.sql for index in indexes}
     for index in kept_indexes(db):
         lost.pop(index.name, None)

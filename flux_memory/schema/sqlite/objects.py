@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from typing import Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, history
+from flux_memory.schema.sqlite.catalog import SchemaObject, quoted, read_objects
+from flux_memory.schema.sqlite.moved_columns import describe_users
 
-SELECT_OBJECTS: Final = "SELECT type, name, lower(tbl_name), sql, rootpage FROM sqlite_master"
 SELECT_COLUMNS: Final = "SELECT name, upper(type) FROM pragma_table_info(?)"
 SELECT_KEYS: Final = """
 SELECT list.name, list.origin, group_concat(columns.name || ' ' || columns.coll, ', ')
@@ -38,18 +40,6 @@ _MAX_NAMED: Final = 5
 _REBUILD: Final = "restore a backup, or move its rows to a new file"
 
 
-class SchemaObject(NamedTuple):
-    """A table, an index, a view or a trigger, as the file describes it."""
-
-    type: str
-    name: str
-    table: str
-    """The table that it belongs to, in lower case."""
-    sql: str
-    is_stored: bool
-    """Whether it has pages of its own: a view, a trigger and a virtual table have none."""
-
-
 class _Table(NamedTuple):
     columns: dict[str, str]
     """Declared types by name."""
@@ -63,10 +53,10 @@ def refuse_views_as_tables(db: sqlite3.Connection) -> None:
     Raises:
         SchemaError: The file has such a view; the message names it.
     """
-    _refuse(_views_as_tables(_objects(db)))
+    _refuse(_views_as_tables(read_objects(db)))
 
 
-def refuse_obstacles(db: sqlite3.Connection, steps: Iterable[SchemaFile], *, adopting: bool) -> None:
+def refuse_obstacles(db: sqlite3.Connection, steps: Sequence[SchemaFile], *, adopting: bool) -> None:
     """Refuse a file in which the schema files cannot be applied without a loss, or will not work afterwards.
 
     Args:
@@ -77,10 +67,14 @@ def refuse_obstacles(db: sqlite3.Connection, steps: Iterable[SchemaFile], *, ado
     Raises:
         SchemaError: The file has obstacles; the message names them, and what to do.
     """
-    found = _objects(db)
-    names = _taken_names(found, steps, adopting=adopting)
+    found = read_objects(db)
+    earlier = _expected(steps[0].version - 1)
+    # The steps replace the views and triggers of earlier ones, on whose work they build.
+    changed = _changed_objects(found, (each for each in earlier.objects.values() if each.type in {"view", "trigger"}))
+    names = _taken_names(found, steps, earlier, adopting=adopting)
     sessions = _unusable("sessions", _expected().tables["sessions"], _table(db, "sessions")) if adopting else ()
-    _refuse([*_views_as_tables(found), *_strangers(db, found), *names, *sessions])
+    users = describe_users(db, _theirs(found), steps)
+    _refuse([*_views_as_tables(found), *_strangers(db, found), *changed, *names, *sessions, *users])
 
 
 def verify(db: sqlite3.Connection) -> None:
@@ -89,7 +83,7 @@ def verify(db: sqlite3.Connection) -> None:
     Raises:
         SchemaError: The file differs; the message names each difference, and what to do.
     """
-    found = _objects(db)
+    found = read_objects(db)
     _refuse([*_views_as_tables(found), *_strangers(db, found), *_differences(db, found)])
 
 
@@ -97,17 +91,19 @@ def kept_indexes(db: sqlite3.Connection) -> list[SchemaObject]:
     """Return the indexes on messages that a user added: they go with the table when it is rebuilt."""
     return [
         index
-        for index in _objects(db).values()
+        for index in read_objects(db).values()
         if index.type == "index" and index.table == "messages" and index.sql and index.name not in _SUPERSEDED
     ]
 
 
-def _objects(db: sqlite3.Connection) -> dict[str, SchemaObject]:
-    """Return all objects by their lower-case names; a trigger may have a table's name: its key begins with NUL."""
-    return {
-        ("\0" if kind == "trigger" else "") + name.lower(): SchemaObject(kind, name, table, sql or "", bool(page))
-        for kind, name, table, sql, page in db.execute(SELECT_OBJECTS)
-    }
+def foreign_views_and_triggers(db: sqlite3.Connection) -> list[SchemaObject]:
+    """Return the views, and then the triggers, that other programs made."""
+    theirs = [each for each in _theirs(read_objects(db)) if each.type in {"view", "trigger"}]
+    return sorted(theirs, key=lambda each: each.type, reverse=True)
+
+
+def _theirs(found: dict[str, SchemaObject]) -> list[SchemaObject]:
+    return [each for name, each in found.items() if each.sql and name not in _expected().objects]
 
 
 def _refuse(problems: Iterable[str]) -> None:
@@ -140,7 +136,7 @@ def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterat
                     f"the table {each.name!r} has a foreign key to 'messages', whose ids are unique only within a "
                     "session; create that table again without the key"
                 )
-    for table in TABLES:
+    for table in ours.tables:
         for (name,) in db.execute(SELECT_UNIQUE_INDEXES, (table,)):
             yield (
                 f"the unique index {name!r} on {table!r} would refuse what flux-memory stores; drop it: "
@@ -148,11 +144,13 @@ def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterat
             )
 
 
-def _taken_names(found: dict[str, SchemaObject], steps: Iterable[SchemaFile], *, adopting: bool) -> Iterator[str]:
+def _taken_names(
+    found: dict[str, SchemaObject], steps: Iterable[SchemaFile], earlier: _Expected, *, adopting: bool
+) -> Iterator[str]:
     needed = {name for step in steps for name in _CREATES.findall(step.sql)} | (
         {"orphaned_messages"} if adopting else set()
     )
-    taken = {each.name.lower(): each for each in found.values()}
+    taken = {each.name.lower(): each for name, each in found.items() if name not in earlier.objects}
     for name in sorted(needed & taken.keys()):
         each = taken[name]
         yield f"the {each.type} {each.name!r} has a name that flux-memory needs; rename it, or save and drop it"
@@ -160,14 +158,7 @@ def _taken_names(found: dict[str, SchemaObject], steps: Iterable[SchemaFile], *,
 
 def _differences(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterator[str]:
     ours = _expected()
-    for name, wanted in ours.objects.items():
-        if name not in found:
-            yield f"the {wanted.type} {wanted.name!r} is missing; create it again: {_one_line(wanted.sql)}"
-        elif wanted.type != "table" and _one_line(found[name].sql) != _one_line(wanted.sql):
-            yield (
-                f"the {found[name].type} {wanted.name!r} differs from flux-memory's; drop it, and create it again: "
-                f"{_one_line(wanted.sql)}"
-            )
+    yield from _changed_objects(found, ours.objects.values())
     for table, structure in ours.tables.items():
         if table in found:
             current = _table(db, table)
@@ -176,6 +167,18 @@ def _differences(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iter
             for parent, *_ in structure.foreign_keys - current.foreign_keys:
                 yield f"the table {table!r} lacks the foreign key to {parent!r}: {_REBUILD}"
             yield from _unusable(table, structure, current)
+
+
+def _changed_objects(found: dict[str, SchemaObject], ours: Iterable[SchemaObject]) -> Iterator[str]:
+    """Describe what is missing of our objects, or has another definition."""
+    for wanted in ours:
+        if (each := found.get(wanted.key)) is None:
+            yield f"the {wanted.type} {wanted.name!r} is missing; create it again: {_one_line(wanted.sql)}"
+        elif wanted.type != "table" and _one_line(each.sql) != _one_line(wanted.sql):
+            yield (
+                f"the {each.type} {wanted.name!r} differs from flux-memory's; drop it, and create it again: "
+                f"{_one_line(wanted.sql)}"
+            )
 
 
 def _unusable(name: str, wanted: _Table, found: _Table) -> Iterator[str]:
@@ -193,12 +196,13 @@ class _Expected(NamedTuple):
 
 
 @cache
-def _expected() -> _Expected:
-    """Return what the schema files create, by creating it."""
+def _expected(version: int = sys.maxsize) -> _Expected:
+    """Return what the schema files up to a version create, by creating it."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for step in history("sqlite"):
-            db.executescript(step.sql)
-        objects = {name: each for name, each in _objects(db).items() if each.sql}
+            if step.version <= version:
+                db.executescript(step.sql)
+        objects = {name: each for name, each in read_objects(db).items() if each.sql}
         return _Expected(objects, {name: _table(db, name) for name, each in objects.items() if each.type == "table"})
 
 
@@ -208,11 +212,6 @@ def _table(db: sqlite3.Connection, name: str) -> _Table:
         {columns for _, origin, columns in db.execute(SELECT_KEYS, (name,)) if origin != "c"},
         set(db.execute(SELECT_FOREIGN_KEYS, (name,))),
     )
-
-
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _one_line(sql: str) -> str:

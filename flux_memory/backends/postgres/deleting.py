@@ -1,0 +1,135 @@
+"""Deletes sessions: one, those that meet criteria, or all."""
+
+from __future__ import annotations
+
+import asyncio
+from operator import methodcaller
+from typing import Final
+
+from flux_memory import records
+from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.locking import change_session
+from flux_memory.backends.postgres.outcomes import ChangeOutcome
+from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
+from flux_memory.errors import OutcomeUnknownError
+
+BATCH_SESSIONS: Final = 100
+"""Sessions that one statement deletes; their rows stay locked until it ends."""
+
+DELETE_SESSION: Final = """
+WITH locked AS (
+    SELECT id, revision::text AS revision
+    FROM sessions
+    WHERE id::text = $1
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM sessions
+    USING locked
+    WHERE sessions.id::text = locked.id::text AND ($2::text IS NULL OR locked.revision = $2)
+    RETURNING TRUE
+)
+SELECT CASE
+    WHEN EXISTS (SELECT 1 FROM deleted) THEN 'done'
+    WHEN EXISTS (SELECT 1 FROM locked) THEN 'conflict'
+    WHEN EXISTS (SELECT 1 FROM sessions WHERE id::text = $1) THEN 'locked'
+    ELSE 'missing'
+END
+"""
+# FOR UPDATE tests the newest version of each row against the criteria. The next batch begins after this one, so that it
+# does not read again what was locked, nor the index entries of what was deleted.
+DELETE_BATCH: Final = """
+WITH chosen AS (
+    SELECT id, updated_at
+    FROM sessions
+    WHERE {criteria} AND (updated_at, id::text COLLATE "C") > ($1::text::timestamp, $2::text COLLATE "C")
+    ORDER BY updated_at, id COLLATE "C"
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM sessions
+    USING chosen
+    WHERE sessions.id::text = chosen.id::text
+    RETURNING TRUE
+), last AS (
+    SELECT id, updated_at FROM chosen ORDER BY updated_at DESC, id COLLATE "C" DESC LIMIT 1
+)
+SELECT
+    (SELECT count(*) FROM deleted),
+    (SELECT updated_at::text FROM last),
+    (SELECT id FROM last)
+"""
+SELECT_ANY: Final = "SELECT EXISTS (SELECT 1 FROM sessions WHERE {criteria})"
+OF_USER: Final = "user_id = ${}"
+INACTIVE: Final = "updated_at < ${}::text::timestamp"
+# Not TRUNCATE, which deadlocks with adds that hold a session's row and wait for the messages' table.
+DELETE_SESSIONS: Final = "DELETE FROM sessions"
+_BEFORE_ALL: Final = ("-infinity", "")
+
+
+async def delete_session(
+    executor: RetryingExecutor, state: CallState, session_id: str, expected_revision: str | None
+) -> None:
+    """Delete a session if it exists.
+
+    Raises:
+        ConflictError: The session has another revision.
+        OutcomeUnknownError: The answer of an attempt was lost, and there is a session with another revision.
+    """
+    outcome, *_ = await change_session(executor, state, DELETE_SESSION, lambda: (session_id, expected_revision))
+    if outcome != ChangeOutcome.CONFLICT:
+        return
+    if state.lost:
+        raise OutcomeUnknownError(
+            f"the connection was lost before the answer to the deletion of session {session_id!r:.80}, which has "
+            "another revision now: it was changed before the deletion, or created anew after it"
+        )
+    raise records.revision_conflict(session_id)
+
+
+async def delete_sessions(
+    executor: RetryingExecutor, state: CallState, user_id: str | None, inactive_since: str | None
+) -> int:
+    """Delete the sessions that meet the criteria, in batches, and return their number.
+
+    Raises:
+        OutcomeUnknownError: They are deleted, and the answer of a batch was lost.
+    """
+    given = [(OF_USER, user_id), (INACTIVE, inactive_since)]
+    criteria = [(condition, value) for condition, value in given if value is not None]
+    values = [value for _, value in criteria]
+    batch = _with_criteria(DELETE_BATCH, [condition for condition, _ in criteria], 4)
+    any_left = _with_criteria(SELECT_ANY, [condition for condition, _ in criteria], 1)
+    total: int = 0
+    while True:
+        after = _BEFORE_ALL
+        while True:
+            ((deleted, *last),) = await executor.run(
+                state, methodcaller("fetch", batch, *after, BATCH_SESSIONS, *values)
+            )
+            total += deleted
+            if deleted < BATCH_SESSIONS:
+                break
+            after = last
+        reading = CallState(writes=False)
+        ((is_left,),) = await executor.run(reading, methodcaller("fetch", any_left, *values))
+        if not is_left:
+            break
+        # Other transactions hold their locks.
+        state.blocked = True
+        await asyncio.sleep(LOCKED_SECONDS)
+    if state.lost:
+        raise OutcomeUnknownError(
+            f"the sessions are deleted, {total} of them by statements that were answered; the connection was lost "
+            "before the answer to another one, so their number is not known"
+        )
+    return total
+
+
+async def clear_all(executor: RetryingExecutor, state: CallState) -> None:
+    """Delete every session."""
+    await executor.run_on_any_lock(state, methodcaller("execute", DELETE_SESSIONS))
+
+
+def _with_criteria(sql: str, conditions: list[str], first: int) -> str:
+    numbered = [condition.format(number) for number, condition in enumerate(conditions, first)]
+    return sql.format(criteria=" AND ".join(numbered))
