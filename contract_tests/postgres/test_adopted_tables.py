@@ -9,7 +9,8 @@ import re
 from collections.abc import Awaitable, Iterator
 
 import pytest
-from original_worlds import CURRENT, WORLDS, World
+from later_worlds import CURRENT
+from original_worlds import WORLDS, World
 from raw_postgres import connect, create_role, dump_database, execute, make_original
 
 from flux_memory import PostgresConversationMemory, SchemaError

@@ -76,7 +76,7 @@ def _when_reachable(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in EVERY_CALL:
+for _name in (*EVERY_CALL, "update_session"):
     setattr(SwitchedMemory, _name, _when_reachable(_name))
 
 

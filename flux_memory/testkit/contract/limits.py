@@ -70,7 +70,7 @@ class LimitsContract(Binding):
 
     @clause(
         "FM-LIM-001",
-        promise="A caller's id has 1 to 36 characters of any size in bytes, or fewer if the binding says so; other "
+        promise="A caller's id has 1 to 255 characters of any size in bytes, or fewer if the binding says so; other "
         "lengths are rejected.",
         impact="One engine truncates ids, and two sessions become one.",
         needs=Capability.BATCH
@@ -79,7 +79,7 @@ class LimitsContract(Binding):
         | Capability.SESSIONS
         | Capability.SESSION_IDS,
     )
-    async def test_ids_have_1_to_36_characters(self, store: StoreUnderTest) -> None:
+    async def test_ids_have_1_to_255_characters(self, store: StoreUnderTest) -> None:
         memory = store.open()
         for character in ("x", "\u20ac", "\U0001f44d"):
             longest = character * store.max_id_length
