@@ -64,7 +64,6 @@ FROM pg_class AS details
 JOIN pg_class AS sessions ON sessions.relname = 'sessions' AND sessions.relnamespace = details.relnamespace
 WHERE details.relname = 'session_details' AND pg_table_is_visible(details.oid)
     AND sessions.relowner <> details.relowner
-    AND has_schema_privilege(sessions.relowner, details.relnamespace, 'CREATE')
 """
 
 

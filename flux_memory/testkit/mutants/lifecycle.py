@@ -42,6 +42,23 @@ class ArgumentsBeforeState(Sound):
         return await super().get_session(session_id)
 
 
+@caught_by("FM-LIF-012")
+class ClosedPopsFindNothing(Sound):
+    async def pop_message(self, session_id: Any) -> Any:
+        try:
+            return await super().pop_message(session_id)
+        except MemoryClosedError:
+            return None
+
+
+@caught_by("FM-LIF-012")
+class ForksCheckTheirArgumentsFirst(Sound):
+    async def fork_session(self, session_id: Any, **kwargs: Any) -> Any:
+        if not isinstance(session_id, str):
+            raise TypeError("session_id must be a str")
+        return await super().fork_session(session_id, **kwargs)
+
+
 @caught_by("FM-LIF-004")
 class SwallowsErrors(Sound):
     async def __aexit__(self, *exc_info: object) -> Any:
