@@ -77,9 +77,10 @@ class TestSyncPostgreSQL(MemoryContract):
 
     @pytest.fixture
     def proxied_memory_factory(self, flux_memory_postgres_dsn: str) -> Proxied:
-        return Proxied(
-            flux_memory_postgres_dsn, lambda dsn: cast("Memory", ThreadedMemory(PostgresConversationMemory(dsn)))
-        )
+        def open_memory(dsn: str) -> Memory:
+            return cast("Memory", ThreadedMemory(PostgresConversationMemory(dsn)))
+
+        return Proxied(flux_memory_postgres_dsn, open_memory)
 
     @pytest.fixture
     def corrupt_message(self, flux_memory_postgres_dsn: str) -> Corrupt:
