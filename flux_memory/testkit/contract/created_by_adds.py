@@ -37,11 +37,11 @@ class CreatedByAddsContract(Binding):
         other = another_handle(store, memory)
         made = await memory.add_message("one", "user", "first", create=True, user_id="ann")
         ids = await memory.add_messages("batch", numbered(0, 1, 2), create=True, user_id="bob")
-        await memory.add_message("nobody's", "user", "first", create=True)
+        await memory.add_message("unowned", "user", "first", create=True)
         expected: dict[str, tuple[str, list[str]]] = {
             "one": ("ann", ["first"]),
             "batch": ("bob", ["0", "1", "2"]),
-            "nobody's": ("", ["first"]),
+            "unowned": ("", ["first"]),
         }
         for session, (owner, said) in expected.items():
             record, history = await state_of(other, session)

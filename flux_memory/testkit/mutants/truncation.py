@@ -227,7 +227,7 @@ class RetriedAppendsAreDoubled(Sound):
 
 @caught_by("FM-UPD-045")
 class CountsWhatItSaw(Sound):
-    """Sets the counter to what it was when the truncation began, whatever was added meanwhile."""
+    """Sets the counter as if there were no adds between the beginning and the end of a truncation."""
 
     drift: ClassVar[dict[str, int]] = {}
 
