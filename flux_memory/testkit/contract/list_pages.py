@@ -77,10 +77,11 @@ class ListPagesContract(Binding):
         everything = await memory.get_sessions(None)
         for given in ({}, {"user_id": "ann"}, {"metadata": {"k": 1}}, {"user_id": "ann", "metadata": {"k": 1}}):
             of_list: list[Any] = await memory.get_sessions(None, **given)
+            listed = {row["id"] for row in of_list}
             # A record that the filter leaves out marks a place, too.
-            for mark in (everything[0], everything[-2], *of_list[1:3], of_list[-1]):
+            for mark in (everything[0], everything[-2], of_list[2]):
                 at = everything.index(mark)
-                follow = [row for row in everything[at + 1 :] if row in of_list]
+                follow = [row for row in everything[at + 1 :] if row["id"] in listed]
                 pages: dict[tuple[int | None, int], list[Session]] = {
                     (50, 0): follow[:50],
                     (None, 0): follow,
