@@ -38,7 +38,7 @@ SELECT
             )
     )
 FROM pg_class
-WHERE oid IN (to_regclass('sessions')::oid, to_regclass('messages')::oid) AND row_security_active(oid)
+WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid) AND row_security_active(oid)
 ORDER BY relname DESC
 """
 

@@ -8,7 +8,7 @@ from typing import Final
 
 PROJECT: Final = Path(__file__).parents[1]
 PROTOCOL: Final = PROJECT / "flux_memory" / "protocol.py"
-SYNC: Final = PROJECT / "flux_memory" / "sync.py"
+SYNC: Final = PROJECT / "flux_memory" / "sync" / "__init__.py"
 
 
 def methods(source: str, name: str) -> dict[str, ast.AsyncFunctionDef | ast.FunctionDef]:

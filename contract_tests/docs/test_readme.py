@@ -28,8 +28,8 @@ PROJECT: Final = Path(__file__).parents[2]
 README: Final = PROJECT / "README.md"
 TEST_KIT: Final = PROJECT / "docs/test-kit.md"
 PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/**/*.md"))]
-RECIPES: Final = PROJECT / "docs/throwaway-postgresql.md"
-"""Its code has a test of its own, in an environment with the packages that it uses."""
+RECIPES: Final = (PROJECT / "docs/throwaway-postgresql.md", PROJECT / "docs/application.md")
+"""Their code has tests of its own, in environments with the packages that it uses."""
 COMMAND_FILES: Final = [*PAGES, PROJECT / ".github/workflows/ci.yml", PROJECT / ".ci/run"]
 
 MY_BACKEND: Final = """
@@ -67,7 +67,7 @@ def find_programs() -> dict[str, str]:
         f"{page.stem}-{number}": code
         for page in PAGES
         for number, code in enumerate(find_blocks(page, "python"), 1)
-        if page != RECIPES and "asyncio.run(" in code
+        if page not in RECIPES and "asyncio.run(" in code
     }
 
 
@@ -131,7 +131,7 @@ def test_the_command_of_the_readme_plugs_a_backend_in(tmp_path: Path) -> None:
 
 def test_the_tests_of_the_docs_pass(tmp_path: Path, flux_postgres_server: Server) -> None:
     """A reader who pastes one of the tests into a file has a test that runs."""
-    pages = [page for page in PAGES if page != RECIPES]
+    pages = [page for page in PAGES if page not in RECIPES]
     pasted = [block for page in pages for block in find_blocks(page, "python") if "def test_" in block]
     for number, block in enumerate(pasted):
         (tmp_path / f"test_pasted_{number}.py").write_text(block)

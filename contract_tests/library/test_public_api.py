@@ -37,14 +37,16 @@ PUBLIC = {
         deadline seconds_for
     """,
     "flux_memory.records": """
-        MessageRow SessionRow TooLongError build_messages build_session build_sessions check_batch check_count
-        check_filter check_id check_limit check_lookup check_new_message check_new_session check_seconds
-        check_session_id check_text contains decode_metadata drop_repeats encode_metadata format_time make_id
-        message_id_taken session_id_taken session_not_found utc_now
+        Fork MessageRow SessionRow SessionUpdate TooLongError build_messages build_session build_sessions check_batch
+        check_count check_cursors check_deletion check_filter check_flag check_fork check_id check_limit check_lookup
+        check_moment check_new_message check_new_session check_owner check_revision check_seconds check_session_cursor
+        check_session_id check_text check_update contains decode_metadata drop_repeats encode_metadata format_time
+        make_id make_revision merge_metadata message_id_taken message_not_found metadata_too_large owner_conflict
+        revision_conflict session_id_taken session_not_found utc_now
     """,
     "flux_memory.sync": "SyncMemory create_memory",
     "flux_memory.testkit": """
-        ALL CLAUSES CONTRACT_VERSION Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
+        ALL CLAUSES CONTRACT_VERSION CORE Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
         ReferenceStore clause known_failure network_outages unverifiable
     """,
     "flux_memory.testkit.contract": "MemoryContract",
@@ -151,7 +153,7 @@ def test_records_have_the_documented_keys() -> None:
     """The keys of a record are part of the API."""
     assert set(typing.get_type_hints(flux_memory.Message)) == {"id", "role", "content", "metadata", "created_at"}
     assert set(typing.get_type_hints(flux_memory.Session)) == {
-        *("id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count")
+        *("id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count", "revision")
     }
 
 

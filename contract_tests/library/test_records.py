@@ -10,13 +10,13 @@ import pytest
 from flux_memory import records
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, SessionNotFoundError
 from flux_memory.records import building
-from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.records.limits import MAX_BATCH_BYTES, MAX_CONTENT_BYTES, MAX_USER_ID_LENGTH
 from flux_memory.records.metadata import encode_metadata
 from flux_memory.testkit.reference import arguments as reference
 
 WHEN = "2026-02-05T12:00:00.000000+00:00"
 MESSAGE = ("m1", "user", "Hello", '{"a": 1}', WHEN)
-SESSION = ("s1", "ann", "Trip", WHEN, WHEN, '{"a": 1}', 3)
+SESSION = ("s1", "ann", "Trip", WHEN, WHEN, '{"a": 1}', "r1", 3)
 
 
 def test_a_session_without_an_id_gets_one() -> None:
@@ -89,7 +89,7 @@ def test_the_error_of_a_wrong_batch_names_its_place(batch: object, says: str) ->
 def test_a_batch_that_is_too_large_as_a_whole_is_refused() -> None:
     """PostgreSQL would drop the connection at 1 GB until the deadline has passed; SQLite would store the batch."""
     parts = MAX_BATCH_BYTES // MAX_CONTENT_BYTES
-    room = MAX_CONTENT_BYTES - len("user") - len("{}") - MAX_ID_LENGTH
+    room = MAX_CONTENT_BYTES - len("user") - len("{}") - len(records.make_id())
     fits = [{"role": "user", "content": "x" * room}] * parts
     too_large = [*fits[1:], {"role": "user", "content": "x" * (room - 1) + "é"}]
     for new_batch in (records.check_batch, reference.drafts):
@@ -166,7 +166,9 @@ def test_a_corrupt_message_is_named(column: int, value: object) -> None:
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.parametrize(("column", "value"), [(1, None), (2, b"\xff"), (3, "2026"), (4, 5), (5, "not JSON"), (5, "1")])
+@pytest.mark.parametrize(
+    ("column", "value"), [(1, None), (2, b"\xff"), (3, "2026"), (4, 5), (5, "not JSON"), (5, "1"), (6, None)]
+)
 def test_a_corrupt_session_is_named(column: int, value: object) -> None:
     """A session that cannot be read raises an error of the library with its id."""
     row = (*SESSION[:column], value, *SESSION[column + 1 :])
@@ -193,7 +195,7 @@ def test_a_corrupt_message_is_named_among_many(place: int) -> None:
 def test_a_corrupt_session_is_named_among_many(place: int) -> None:
     """As for messages. Sound rows keep their order, checked together or one by one, with and without NULL metadata."""
     rows: list[tuple[Any, ...]] = [(f"s{n}", *SESSION[1:]) for n in range(300)]
-    rows[place] = (*rows[place][:5], None, 3)
+    rows[place] = (*rows[place][:5], None, *SESSION[6:])
     assert building.build_sessions(rows) == [building.build_session(row) for row in rows]
     rows[place] = (*rows[place][:4], f"{WHEN}\n{WHEN}", *SESSION[5:])
     with pytest.raises(FluxMemoryError, match=f"^session 's{place}' cannot be read"):

@@ -22,7 +22,7 @@ def test_unstorable_text_is_refused_with_its_offset(text: str, reason: str) -> N
     with pytest.raises(InvalidInputError, match=f"^content has a {reason}"):
         check_text("content", text, max_bytes=100)
     with pytest.raises(InvalidInputError, match=f"^session_id has a {reason}"):
-        check_id("session_id", text, max_length=36)
+        check_id("session_id", text, max_length=255)
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 1.5, b"bytes", ["a"]])
@@ -42,12 +42,12 @@ def test_size_is_counted_in_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "minimum", "fits"), [("", 1, False), ("", 0, True), ("x" * 36, 1, True), ("x" * 37, 1, False)]
+    ("text", "minimum", "fits"), [("", 1, False), ("", 0, True), ("é" * 255, 1, True), ("x" * 256, 1, False)]
 )
 def test_the_length_of_an_id_is_bounded_in_characters(text: str, minimum: int, fits: bool) -> None:
-    """VARCHAR(36) counts characters; an id that does not fit is refused, never cut."""
+    """VARCHAR(255) counts characters; an id that does not fit is refused, never cut."""
     if fits:
-        assert check_id("session_id", text, min_length=minimum, max_length=36) == text
+        assert check_id("session_id", text, min_length=minimum, max_length=255) == text
     else:
-        with pytest.raises(InvalidInputError, match=rf"has {len(text)} characters; it must have {minimum} to 36"):
-            check_id("session_id", text, min_length=minimum, max_length=36)
+        with pytest.raises(InvalidInputError, match=rf"has {len(text)} characters; it must have {minimum} to 255"):
+            check_id("session_id", text, min_length=minimum, max_length=255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -28,11 +29,34 @@ async def use(memory: Memory) -> None:
     assert_type(history, list[Message])
     assert_type(history[0]["metadata"], dict[str, Any])
     assert_type(await memory.get_sessions(limit=None, offset=10, user_id="ann", metadata={"lang": "ko"}), list[Session])
+    page = await memory.get_sessions(before=(await memory.get_sessions(1))[-1], with_metadata=False)
+    assert_type(page[0]["revision"], str)
     assert_type(await memory.get_session(session), Session | None)
-    assert_type(await memory.count_sessions(), int)
+    assert_type(await memory.count_sessions(user_id="ann", metadata={"lang": "ko"}), int)
     await memory.update_session_title(session, "Trip to Busan")
-    await memory.delete_session(session)
+    await change(memory, session)
+    await memory.delete_session(session, expected_revision="r")
+    assert_type(await memory.delete_sessions(user_id="ann", inactive_since=datetime.now(UTC)), int)
     await memory.clear_all()
+
+
+async def change(memory: Memory, session: str) -> None:
+    assert_type(await memory.add_message("new", "user", "Hello", create=True, user_id="ann"), str)
+    assert_type(await memory.add_messages("new", [], create=True, user_id="ann"), list[str])
+    assert_type(await memory.get_history(session, after="m-1"), list[Message])
+    assert_type(await memory.get_message(session, "m-1"), Message | None)
+    assert_type(await memory.pop_message(session), Message | None)
+    assert_type(await memory.fork_session(session, through="m-1", new_session_id="copy", title="Copy"), str)
+    changed = await memory.update_session(
+        session,
+        expected_revision="r",
+        title="new",
+        merge_metadata={"lang": "en", "tags": None},
+        remove_metadata=["draft"],
+        truncate_from="m-1",
+        messages=[{"role": "user", "content": "again"}],
+    )
+    assert_type(changed, Session)
 
 
 async def open_each(path: Path) -> None:

@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from original_worlds import CURRENT, WORLDS, World
-from raw_postgres import connect, create_role, dump_database, execute, make_original
+from later_worlds import CURRENT
+from original_worlds import WORLDS, World
+from raw_postgres import connect, create_role, execute, make_original
+from schema_refusals import find_refusal, follow_advice
 
 from flux_memory import PostgresConversationMemory, SchemaError
 from flux_memory.health import check_postgres
 from flux_memory.testkit.servers import Server
-from flux_memory.transfer.target.server import inspect_target, open_connection
 
 
 @pytest.fixture(scope="module")
@@ -24,32 +24,6 @@ def database(flux_postgres_server: Server) -> Iterator[str]:
     dsn = flux_postgres_server.create_database()
     yield dsn
     flux_postgres_server.drop_database(dsn)
-
-
-async def refusal(dsn: str) -> str | None:
-    """What the first use of a database says, and a check and a migration before it."""
-    said: list[str | None] = []
-
-    async def say(action: Awaitable[object]) -> None:
-        try:
-            await action
-            said.append(None)
-        except SchemaError as error:
-            said.append(str(error))
-
-    async def inspect() -> None:
-        async with open_connection(dsn) as connection:
-            await inspect_target(connection)
-
-    before = await dump_database(dsn)
-    await say(check_postgres(dsn, 10))
-    await say(inspect())
-    async with PostgresConversationMemory(dsn, min_size=0) as memory:
-        await say(memory.count_sessions())
-    if said[-1] is not None:
-        assert await dump_database(dsn) == before
-    assert len(set(said)) == 1, said
-    return said[0]
 
 
 async def use(dsn: str) -> None:
@@ -74,18 +48,6 @@ async def use(dsn: str) -> None:
         await memory.add_message(old, "user", "again")
 
 
-async def follow_advice(dsn: str, says: str) -> bool:
-    """Expect a refusal, and run the statements that it names; return whether there were any."""
-    said = await refusal(dsn)
-    assert said is not None
-    assert re.search(says, said), said
-    advised = re.search("Run as their owner: (.*); then retry$", said)
-    if advised is not None:
-        await execute(dsn, advised[1])
-        assert await refusal(dsn) is None
-    return advised is not None
-
-
 @pytest.mark.asyncio
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 async def test_each_world_is_upgraded_or_refused_with_what_helps(database: str, world: World) -> None:
@@ -94,7 +56,7 @@ async def test_each_world_is_upgraded_or_refused_with_what_helps(database: str, 
     await make_original(database, generation=world.generation)
     await execute(database, world.done)
     if world.says is None:
-        assert await refusal(database) is None
+        assert await find_refusal(database) is None
     elif not await follow_advice(database, world.says):
         return
     await use(database)

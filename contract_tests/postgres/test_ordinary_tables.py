@@ -16,14 +16,16 @@ from flux_memory.errors import SchemaError
 from flux_memory.health import check_postgres
 from flux_memory.transfer import Mode, Plan, migrate, migrate_back
 
-COUNT_TABLES = "SELECT count(*) FROM pg_class WHERE relname IN ('sessions', 'messages', 'flux_memory_schema')"
+OURS = ["sessions", "session_details", "messages", "flux_memory_schema"]
+COUNT_TABLES = "SELECT count(*) FROM pg_class WHERE relname = ANY ($1::text[])"
 ASIDE = "ALTER TABLE {0} RENAME TO {0}_aside; "
 FOREIGN = "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER there FOREIGN DATA WRAPPER nothing; "
 
 IN_PLACE_OF_OURS = {
     "unlogged messages": ("ALTER TABLE messages SET UNLOGGED", "'messages' .* is an unlogged table"),
+    "unlogged details": ("ALTER TABLE session_details SET UNLOGGED", "'session_details' .* is an unlogged table"),
     "all unlogged": (
-        "ALTER TABLE messages SET UNLOGGED; ALTER TABLE sessions SET UNLOGGED",
+        "ALTER TABLE messages SET UNLOGGED; ALTER TABLE session_details SET UNLOGGED;ALTER TABLE sessions SET UNLOGGED",
         "'sessions' .* is an unlogged table.* ALTER TABLE public.sessions SET LOGGED",
     ),
     "unlogged versions": ("ALTER TABLE flux_memory_schema SET UNLOGGED", "'flux_memory_schema' .* unlogged"),
@@ -34,6 +36,10 @@ IN_PLACE_OF_OURS = {
     "a view of versions": (
         ASIDE.format("flux_memory_schema") + "CREATE VIEW flux_memory_schema AS SELECT * FROM flux_memory_schema_aside",
         "'flux_memory_schema' .* is a view",
+    ),
+    "a view of details": (
+        ASIDE.format("session_details") + "CREATE VIEW session_details AS SELECT * FROM session_details_aside",
+        "'session_details' in the schema public is a view",
     ),
     "a materialized view": (
         ASIDE.format("messages") + "CREATE MATERIALIZED VIEW messages AS SELECT * FROM messages_aside",
@@ -50,7 +56,7 @@ IN_PLACE_OF_OURS = {
     "a sequence": (ASIDE.format("messages") + "CREATE SEQUENCE messages", "'messages' .* is a sequence"),
     "a composite type": (ASIDE.format("messages") + "CREATE TYPE messages AS (a INT)", "is a composite type"),
     "an index": (
-        ASIDE.format("messages") + "CREATE INDEX messages ON sessions (title)",
+        ASIDE.format("messages") + "CREATE INDEX messages ON sessions (user_id)",
         "'messages' .* is an index",
     ),
 }
@@ -112,7 +118,7 @@ async def test_no_table_is_created_as_a_temporary_one(path: Path, flux_empty_dat
     """With pg_temp first the tables would vanish with the connection, after everything was proven."""
     dsn = with_parameter(flux_empty_database, f"search_path={search_path}")
     await refuse(dsn, path, "remove pg_temp", but=("verify", "the way back"))
-    assert await fetch_rows(flux_empty_database, COUNT_TABLES) == [(0,)]
+    assert await fetch_rows(flux_empty_database, COUNT_TABLES, OURS) == [(0,)]
 
 
 @pytest.mark.asyncio

@@ -31,14 +31,16 @@ OPEN_TO_ALL: Final = "GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC;"
 PLANTED: Final = {
     "the library's tables, with a trigger on messages": (True, TRAP.format("messages")),
     "the library's tables, with a trigger on sessions": (True, TRAP.format("sessions")),
+    "the library's tables, with a trigger on details": (True, TRAP.format("session_details")),
     "the library's tables": (True, ""),
     "the original's tables, with a trigger": (False, POSTGRES_TABLES + TRAP.format("messages")),
     "the original's tables, with a default": (
         False,
         POSTGRES_TABLES + "ALTER TABLE sessions ADD x boolean, ALTER x SET DEFAULT pick('x');",
     ),
-    "the table of versions": (True, "DROP TABLE messages, sessions;"),
-    "the table of messages": (True, "DROP TABLE flux_memory_schema, sessions CASCADE;"),
+    "the table of versions": (True, "DROP TABLE messages, session_details, sessions;"),
+    "the table of messages": (True, "DROP TABLE flux_memory_schema, session_details, sessions CASCADE;"),
+    "the table of details": (True, "DROP TABLE flux_memory_schema, messages, sessions CASCADE;"),
 }
 """Whether the role opens a memory, and what it does then."""
 LENT: Final = {
@@ -54,6 +56,7 @@ LENT: Final = {
     "an operator": (
         "CREATE OPERATOR public.!! (RIGHTARG = text, FUNCTION = pick);ALTER TABLE messages ADD CHECK (!! content)"
     ),
+    "a default of details": "ALTER TABLE session_details ADD x boolean, ALTER x SET DEFAULT pick('x')",
     "a domain": "CREATE DOMAIN mild AS text CHECK (pick(VALUE)); ALTER TABLE sessions ADD COLUMN x mild",
 }
 """What the administrator lets run on the tables of the library's role."""

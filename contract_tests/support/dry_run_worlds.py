@@ -10,7 +10,6 @@ from original_application import POSTGRES_TABLES
 from flux_memory.transfer import Status
 
 FUNCTION: Final = "CREATE FUNCTION act() RETURNS {} LANGUAGE plpgsql AS $$ BEGIN {}; END $$"
-FUNCTION: Final = "CREATE FUNCTION act() RETURNS {} LANGUAGE plpgsql AS $$ BEGIN {}; END $$"
 GUARD: Final = FUNCTION.format("trigger", "RAISE EXCEPTION 'guarded by the operators'")
 DDL_GUARD: Final = FUNCTION.format("event_trigger", "RAISE EXCEPTION 'guarded by the operators'")
 LATE: Final = (
@@ -18,9 +17,15 @@ LATE: Final = (
 )
 ALL_RIGHTS: Final = (
     "GRANT SELECT ON flux_memory_schema TO {role}",
-    "GRANT SELECT, INSERT, UPDATE ON sessions, messages TO {role}",
+    "GRANT SELECT, INSERT, UPDATE ON sessions, session_details, messages TO {role}",
 )
-SESSION: Final = "INSERT INTO sessions (id, title, created_at, updated_at) VALUES ('one', 'another', now(), now())"
+OWN_ALL: Final = tuple(
+    f"ALTER TABLE {table} OWNER TO {{role}}" for table in ("sessions", "session_details", "messages")
+)
+SESSION: Final = """
+INSERT INTO sessions (id, created_at, updated_at) VALUES ('one', now(), now());
+INSERT INTO session_details (session_id, title) VALUES ('one', 'another')
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ WORLDS: Final = {
     # Only the keys cannot be rebuilt.
     "a view that groups by the key": World(
         "current",
-        ("CREATE VIEW grouped AS SELECT id, title FROM sessions GROUP BY id",),
+        ("CREATE VIEW grouped AS SELECT id, user_id FROM sessions GROUP BY id",),
         f"view grouped depends on constraint sessions_pkey.*{BATCHES}",
         Status.IDENTICAL,
     ),
@@ -72,8 +77,8 @@ WORLDS: Final = {
         "current",
         (
             "ALTER TABLE messages ENABLE ROW LEVEL SECURITY",
-            "CREATE POLICY known ON messages USING (session_id IN (SELECT id FROM sessions GROUP BY id, title))",
-            "CREATE VIEW titles AS SELECT title FROM sessions GROUP BY id",
+            "CREATE POLICY known ON messages USING (session_id IN (SELECT id FROM sessions GROUP BY id, user_id))",
+            "CREATE VIEW users AS SELECT user_id FROM sessions GROUP BY id",
         ),
         f"depends on constraint sessions_pkey.*{BATCHES}",
         Status.IDENTICAL,
@@ -98,6 +103,12 @@ WORLDS: Final = {
             "CREATE TRIGGER noted AFTER TRUNCATE ON sessions EXECUTE FUNCTION act()",
         ),
         f"the trigger noted of the table sessions acts on TRUNCATE.*{BATCHES}",
+        Status.IDENTICAL,
+    ),
+    "a view that groups by the key of the details": World(
+        "current",
+        ("CREATE VIEW grouped AS SELECT session_id, title FROM session_details GROUP BY session_id",),
+        f"view grouped depends on constraint session_details_pkey.*{BATCHES}",
         Status.IDENTICAL,
     ),
     "a guard against DDL": World(
@@ -137,8 +148,7 @@ WORLDS: Final = {
         "current",
         (
             *ALL_RIGHTS,
-            "ALTER TABLE sessions OWNER TO {role}",
-            "ALTER TABLE messages OWNER TO {role}",
+            *OWN_ALL,
             "REVOKE TRUNCATE ON messages FROM {role}",
             "GRANT ALL ON SCHEMA public TO {role}",
         ),
@@ -148,7 +158,7 @@ WORLDS: Final = {
     ),
     "an owner who may not create indexes": World(
         "current",
-        (*ALL_RIGHTS, "ALTER TABLE sessions OWNER TO {role}", "ALTER TABLE messages OWNER TO {role}"),
+        (*ALL_RIGHTS, *OWN_ALL),
         f"permission denied for schema public.*{BATCHES}",
         Status.IDENTICAL,
         as_role=True,
@@ -173,7 +183,7 @@ WORLDS: Final = {
     "--replace without tables": World("none", (), status=Status.IDENTICAL, replace=True),
     "--replace and a view that groups by the key": World(
         "current",
-        (SESSION, "CREATE VIEW grouped AS SELECT id, title FROM sessions GROUP BY id"),
+        (SESSION, "CREATE VIEW grouped AS SELECT id, user_id FROM sessions GROUP BY id"),
         f"view grouped depends on constraint sessions_pkey.*{BATCHES}",
         Status.IDENTICAL,
         replace=True,
@@ -273,8 +283,14 @@ WORLDS: Final = {
     ),
     "no right to write": World(
         "current",
-        (ALL_RIGHTS[0], "GRANT SELECT ON sessions, messages TO {role}"),
+        (ALL_RIGHTS[0], "GRANT SELECT ON sessions, session_details, messages TO {role}"),
         "may not write to the target's tables",
+        as_role=True,
+    ),
+    "no right to read details": World(
+        "current",
+        (*ALL_RIGHTS, "REVOKE SELECT ON session_details FROM {role}"),
+        "GRANT SELECT ON sessions, session_details, messages",
         as_role=True,
     ),
     "a policy": World(
@@ -304,7 +320,7 @@ WORLDS: Final = {
         'violates check constraint "messages_role_check"',
     ),
     "a unique key of the user's": World(
-        "current", ("ALTER TABLE sessions ADD UNIQUE (metadata)",), "sessions_metadata_key"
+        "current", ("ALTER TABLE session_details ADD UNIQUE (metadata)",), "session_details_metadata_key"
     ),
     "a unique key of the user's in the original's tables": World(
         "original", ("DELETE FROM sessions", "ALTER TABLE sessions ADD UNIQUE (metadata)"), "sessions_metadata_key"
@@ -331,6 +347,22 @@ WORLDS: Final = {
         (
             FUNCTION.format("trigger", "NEW.content := upper(NEW.content); RETURN NEW"),
             "CREATE TRIGGER changed BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION act()",
+        ),
+        status=Status.DIFFERENT,
+    ),
+    "a trigger that changes titles": World(
+        "current",
+        (
+            FUNCTION.format("trigger", "NEW.title := upper(NEW.title); RETURN NEW"),
+            "CREATE TRIGGER changed BEFORE INSERT ON session_details FOR EACH ROW EXECUTE FUNCTION act()",
+        ),
+        status=Status.DIFFERENT,
+    ),
+    "a trigger that drops details": World(
+        "current",
+        (
+            FUNCTION.format("trigger", "RETURN NULL"),
+            "CREATE TRIGGER dropped BEFORE INSERT ON session_details FOR EACH ROW EXECUTE FUNCTION act()",
         ),
         status=Status.DIFFERENT,
     ),

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -29,6 +30,17 @@ class NewRow(NamedTuple):
     role: str
     content: str
     metadata: str
+
+
+class Change(NamedTuple):
+    """The checked parts of a change of a session."""
+
+    title: str | None
+    merged: str | None
+    removed: set[str]
+    truncate_from: str | None
+    truncate_all: bool
+    rows: list[NewRow]
 
 
 def require_str(name: str, value: object) -> str:
@@ -72,7 +84,12 @@ def encode_json(name: str, value: object) -> str:
     """Return metadata as it is stored."""
     if value is not None and not isinstance(value, Mapping):
         raise WrongTypeError(f"{name} must be a mapping, not {type(value).__name__}")
-    stored = json.dumps(copy_json(name, {} if value is None else value), ensure_ascii=False, separators=(",", ":"))
+    return measure_metadata(name, copy_json(name, {} if value is None else value))
+
+
+def measure_metadata(name: str, value: object) -> str:
+    """Return metadata of plain types as it is stored, unless it is too large."""
+    stored = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(stored.encode()) > 16 * MEBIBYTE:
         raise InvalidInputError(f"{name} is larger than 16 MiB")
     return stored
@@ -137,7 +154,7 @@ def contains_json(whole: Any, part: Any) -> bool:
 def check_row(role: object, content: object, metadata: object, message_id: object, place: str = "") -> NewRow:
     """Return a checked message."""
     return NewRow(
-        make_id() if message_id is None else check_text(f"{place}message_id", message_id, 1, 36),
+        make_id() if message_id is None else check_text(f"{place}message_id", message_id, 1, 255),
         check_text(f"{place}role", role, 1),
         check_text(f"{place}content", content),
         encode_json(f"{place}metadata", metadata),
@@ -157,6 +174,67 @@ def check_rows(messages: object) -> Iterator[NewRow]:
             raise InvalidInputError(f"messages[{at}] has no {missing or '{}'} and must not have {unknown or '{}'}")
         optional = message.get("metadata"), message.get("message_id")
         yield check_row(message["role"], message["content"], *optional, f"messages[{at}].")
+
+
+def check_change(
+    title: Any = None,
+    merge_metadata: Any = None,
+    remove_metadata: Any = (),
+    truncate_from: Any = None,
+    truncate_all: Any = False,
+    messages: Any = (),
+) -> Change:
+    """Return the checked parts of a change."""
+    if isinstance(remove_metadata, str | bytes | bytearray | Mapping) or not isinstance(remove_metadata, Iterable):
+        raise WrongTypeError(f"remove_metadata must be an iterable of keys, not {type(remove_metadata).__name__}")
+    change = Change(
+        None if title is None else check_text("title", title),
+        None if merge_metadata is None else encode_json("merge_metadata", merge_metadata),
+        {require_str("a key of remove_metadata", key) for key in remove_metadata},
+        None if truncate_from is None else check_key("truncate_from", truncate_from),
+        check_flag("truncate_all", truncate_all),
+        list(check_rows(messages)),
+    )
+    if change.truncate_all and change.truncate_from is not None:
+        raise InvalidInputError("truncate_from and truncate_all exclude each other")
+    if change == (None, None, set(), None, False, []):
+        raise InvalidInputError("update_session needs a part: a title, metadata, a truncation or messages")
+    return change
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `True` or `False`."""
+    if not isinstance(value, bool):
+        raise WrongTypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return value
+
+
+def check_place(name: str, value: object) -> tuple[str, str] | None:
+    """Return the time and the id of a session's record."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise WrongTypeError(f"{name} must be the record of a session, not {type(value).__name__}")
+    try:
+        moment, session = (require_str(f"{name}[{key!r}]", value[key]) for key in ("updated_at", "id"))
+        datetime.fromisoformat(moment)
+    except WrongTypeError:
+        raise
+    except (KeyError, ValueError) as error:
+        raise InvalidInputError(f"{name} is not the record of a session: {error!r}") from error
+    return moment, check_key(name, session)
+
+
+def check_moment(name: str, value: object) -> str:
+    """Return a time with a time zone as it is stored."""
+    if not isinstance(value, datetime):
+        raise WrongTypeError(f"{name} must be a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        raise InvalidInputError(f"{name} has no time zone")
+    try:
+        return value.astimezone(UTC).isoformat(timespec="microseconds")
+    except OverflowError:
+        raise InvalidInputError(f"{name} is before the year 1 or after the year 9999") from None
 
 
 def make_id() -> str:

@@ -26,7 +26,7 @@ ORDER BY session_id COLLATE "C", seq
 """
 SESSIONS = """
 SELECT id, user_id, title, created_at::text, updated_at::text, metadata::text, message_count
-FROM sessions
+FROM sessions LEFT JOIN session_details ON session_id = id
 ORDER BY id COLLATE "C"
 """
 

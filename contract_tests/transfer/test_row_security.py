@@ -20,13 +20,18 @@ from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
 
 GRANTS = (
     "GRANT SELECT ON flux_memory_schema TO {role}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, messages TO {role}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, session_details, messages TO {role}",
     "GRANT SELECT, INSERT ON flux_memory_moves, flux_memory_moved_sessions TO {role}",
 )
-ON = "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY; ALTER TABLE messages ENABLE ROW LEVEL SECURITY;"
+TABLES = ("sessions", "session_details", "messages")
+ON = "".join(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;" for table in TABLES)
+FORCED = "".join(
+    f"ALTER TABLE {table} OWNER TO {{role}}; ALTER TABLE {table} FORCE ROW LEVEL SECURITY;" for table in TABLES
+)
 EVERY_SESSION = "CREATE POLICY every_session ON sessions USING (TRUE);"
-EVERY_MESSAGE = "CREATE POLICY every_message ON messages USING (TRUE);"
-SOME = "CREATE POLICY few ON sessions TO {role} USING (title < 'about s-8');" + EVERY_MESSAGE
+EVERY_DETAIL = "CREATE POLICY every_detail ON session_details USING (TRUE);"
+EVERY_MESSAGE = EVERY_DETAIL + "CREATE POLICY every_message ON messages USING (TRUE);"
+SOME = "CREATE POLICY few ON sessions TO {role} USING (id < 's-8');" + EVERY_MESSAGE
 
 HIDING = {
     "a policy": ON + SOME,
@@ -37,10 +42,9 @@ HIDING = {
     + "CREATE POLICY not_one ON sessions AS RESTRICTIVE USING (FALSE);",
     "only messages": "ALTER TABLE messages ENABLE ROW LEVEL SECURITY;",
     "only sessions": "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY;",
+    "only details": "ALTER TABLE session_details ENABLE ROW LEVEL SECURITY;",
     "a policy that shows everything": ON + EVERY_SESSION + EVERY_MESSAGE,
-    "the owner, by force": "ALTER TABLE sessions OWNER TO {role}; ALTER TABLE messages OWNER TO {role};"
-    + ON
-    + "ALTER TABLE sessions FORCE ROW LEVEL SECURITY; ALTER TABLE messages FORCE ROW LEVEL SECURITY;",
+    "the owner, by force": ON + FORCED,
     "a role that turns it on": ON + SOME + "ALTER ROLE {role} SET row_security = on",
 }
 """What hides rows from `{role}`, or may hide them."""
@@ -57,7 +61,7 @@ async def restricted(dsn: str, statements: str) -> AsyncIterator[str]:
         finally:
             await execute(
                 dsn,
-                *(f"ALTER TABLE {table} OWNER TO CURRENT_USER" for table in ("sessions", "messages")),
+                *(f"ALTER TABLE {table} OWNER TO CURRENT_USER" for table in TABLES),
                 f"DROP OWNED BY {name}",
                 *([f"DROP OWNED BY {name}_other", f"DROP ROLE {name}_other"] if "_other" in statements else []),
             )
@@ -125,8 +129,12 @@ def test_a_role_that_policies_do_not_concern_moves_everything(path: Path, target
 @pytest.mark.parametrize(
     ("world", "says"),
     [
-        ("no policy", "row-level security is on for sessions, messages, and no policy lets the role read"),
+        (
+            "no policy",
+            "row-level security is on for sessions, session_details, messages, and no policy lets the role read",
+        ),
         ("a policy of another role", "row-level security is on for sessions, and no policy lets the role read"),
+        ("only details", "row-level security is on for session_details, and no policy lets the role read"),
         ("only messages", "row-level security is on for messages, and no policy lets the role read"),
     ],
 )
@@ -149,7 +157,7 @@ def test_a_check_says_that_policies_may_hide_rows(target: str) -> None:
             result = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--postgres-dsn", dsn])
             assert result.exit_code == 0
             assert "sessions, 20 messages that the role may see\n" in result.output
-            assert "row-level security on sessions, messages may hide others\n" in result.output
+            assert "row-level security on sessions, session_details, messages may hide others\n" in result.output
 
     asyncio.run(work())
 

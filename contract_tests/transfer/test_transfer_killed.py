@@ -157,7 +157,11 @@ with private_directory() as directory:
     assert process.stdout is not None
     directory = Path(process.stdout.readline().strip())
     assert directory.stat().st_mode & 0o777 == 0o700
-    asyncio.run(execute(flux_memory_postgres_dsn, "DROP TABLE IF EXISTS messages, sessions, flux_memory_schema"))
+    asyncio.run(
+        execute(
+            flux_memory_postgres_dsn, "DROP TABLE IF EXISTS messages, session_details, sessions, flux_memory_schema"
+        )
+    )
     assert move(path, flux_memory_postgres_dsn).status is Status.IDENTICAL
     assert (directory / "snapshot.db").exists(), "its process lives"
     process.communicate()

@@ -29,9 +29,10 @@ from flux_memory.transfer import Mode, Plan, Status, migrate
 
 DEFINITIONS = """
 SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid), convalidated FROM pg_constraint
-WHERE conrelid IN ('sessions'::regclass, 'messages'::regclass)
+WHERE conrelid IN ('sessions'::regclass, 'session_details'::regclass, 'messages'::regclass)
 UNION ALL
-SELECT tablename::text, indexname::text, indexdef, TRUE FROM pg_indexes WHERE tablename IN ('sessions', 'messages')
+SELECT tablename::text, indexname::text, indexdef, TRUE FROM pg_indexes
+WHERE tablename IN ('sessions', 'session_details', 'messages')
 ORDER BY 1, 2, 3
 """
 
@@ -42,6 +43,7 @@ def test_the_keys_come_back_as_they_were(path: Path, target: str) -> None:
     """After the load every key and index, also one made by hand, has the same definition as before."""
     make_tables(target)
     asyncio.run(execute(target, "CREATE INDEX mine ON messages (lower(role)) WHERE seq > 1"))
+    asyncio.run(execute(target, "CREATE INDEX titles ON session_details (lower(title))"))
     before = asyncio.run(fetch_rows(target, DEFINITIONS))
     make_file_with_data(path)
     report = move(path, target)
@@ -107,7 +109,7 @@ def test_no_space_for_differences_is_reported(path: Path, target: str) -> None:
     """A full temporary directory is reported as such, not as a fault of the server or the network."""
     make_random_file(path, sessions=200, messages=200)
     move(path, target)
-    asyncio.run(execute(target, "UPDATE sessions SET title = 'changed'"))
+    asyncio.run(execute(target, "UPDATE session_details SET title = 'changed'"))
     limited = ExitStack()
     verifying = Trigger("Verify", lambda: limited.enter_context(limit_file_size()))
     with limited, pytest.raises(MigrationError, match=r"cannot hold the rows on their way.*TMPDIR"):
@@ -120,12 +122,14 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
     make_file_with_data(path)
     make_tables(target)
     value = {"metadata": '{"n": 2}', "created_at": "2026-01-01"}.get(column, "changed")
+    table = "session_details" if column in {"title", "metadata"} else "sessions"
     asyncio.run(
         execute(
             target,
-            "INSERT INTO sessions (id, user_id, title, metadata, created_at, updated_at) VALUES "
-            f"('one', '', 'title of one', '{{\"lang\": \"ko\"}}', '{WHEN}', '{WHEN}')",
-            f"UPDATE sessions SET {column} = '{value}'",
+            f"INSERT INTO sessions (id, user_id, created_at, updated_at) VALUES ('one', '', '{WHEN}', '{WHEN}')",
+            "INSERT INTO session_details (session_id, title, metadata) "
+            "VALUES ('one', 'title of one', '{\"lang\": \"ko\"}')",
+            f"UPDATE {table} SET {column} = '{value}'",
         )
     )
     report = move(path, target, batch_size=2)
@@ -141,7 +145,9 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
     [
         ("DELETE FROM messages WHERE id = 'm3'", "message missing: m3 of session one"),
         ("DELETE FROM sessions WHERE id = 'two'", "session missing: two with 2 messages"),
-        ("UPDATE sessions SET title = 'x' WHERE id = 'one'", "session's title differs: one"),
+        ("UPDATE session_details SET title = 'x' WHERE session_id = 'one'", "session's title differs: one"),
+        ("UPDATE session_details SET metadata = '{}' WHERE session_id = 'one'", "session's metadata differs: one"),
+        ("DELETE FROM session_details WHERE session_id = 'one'", "session's title differs: one"),
         ("UPDATE sessions SET updated_at = now() WHERE id = 'one'", "session's updated_at differs: one"),
         ("UPDATE messages SET seq = 9 WHERE id = 'm3'", "message out of order: m4 of session one"),
         ("UPDATE sessions SET message_count = 9 WHERE id = 'one'", "message_count differs"),
@@ -165,6 +171,14 @@ def test_a_session_with_another_content_keeps_its_messages_back(path: Path, targ
         (
             "ALTER TABLE messages DROP CONSTRAINT messages_session_id_fkey",
             "key missing: ALTER TABLE messages ADD FOREIGN KEY (session_id)",
+        ),
+        (
+            "ALTER TABLE session_details DROP CONSTRAINT session_details_pkey",
+            "key missing: ALTER TABLE session_details ADD PRIMARY KEY (session_id)",
+        ),
+        (
+            "ALTER TABLE session_details DROP CONSTRAINT session_details_session_id_fkey",
+            "key missing: ALTER TABLE session_details ADD FOREIGN KEY (session_id)",
         ),
         ("ALTER TABLE messages DISABLE TRIGGER ALL", "key missing: ALTER TABLE messages ADD FOREIGN KEY (session_id)"),
         (

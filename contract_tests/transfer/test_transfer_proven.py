@@ -90,7 +90,7 @@ def test_rows_hidden_by_a_policy_are_an_error(path: Path, flux_empty_database: s
     before = read_target(dsn)
     statements = [
         f"ALTER TABLE {table} {what}"
-        for table in ("sessions", "messages")
+        for table in ("sessions", "session_details", "messages")
         for what in ("OWNER TO {role}", "ENABLE ROW LEVEL SECURITY", "FORCE ROW LEVEL SECURITY")
     ]
 
@@ -108,9 +108,8 @@ def test_rows_hidden_by_a_policy_are_an_error(path: Path, flux_empty_database: s
                     with pytest.raises(FluxMemoryError, match="row-level security"):
                         await work
             finally:
-                await execute(
-                    dsn, *(f"ALTER TABLE {table} OWNER TO CURRENT_USER" for table in ("sessions", "messages"))
-                )
+                tables = ("sessions", "session_details", "messages")
+                await execute(dsn, *(f"ALTER TABLE {table} OWNER TO CURRENT_USER" for table in tables))
 
     asyncio.run(run())
     assert read_target(dsn) == before

@@ -18,7 +18,7 @@ from flux_memory.transfer import Mode, Plan, Status, migrate
 
 DELETE_TWO: Final = "DELETE FROM sessions WHERE id = 'two'"
 USE: Final = (
-    "GRANT SELECT, INSERT ON sessions, messages TO {role}",
+    "GRANT SELECT, INSERT ON sessions, session_details, messages TO {role}",
     "GRANT UPDATE ON sessions TO {role}",
     "GRANT SELECT ON flux_memory_schema TO {role}",
 )

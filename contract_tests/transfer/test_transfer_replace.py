@@ -39,7 +39,7 @@ class Watcher:
             if self.left <= 0: os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, replace=True), Watcher()))
 """
-THERE: Final = "INSERT INTO sessions (id, title, created_at, updated_at) VALUES ('there', 'new', now(), now())"
+THERE: Final = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('there', now(), now())"
 ADD_THERE: Final = (
     "UPDATE sessions SET message_count = 5, updated_at = now() WHERE id = 'one'",
     "INSERT INTO messages (session_id, seq, id, role, content, created_at) VALUES ('one', 5, 'm9', 'user', '', now())",
@@ -62,7 +62,8 @@ CHANGES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...], Status]]] = {
     "deleted on both sides": (DELETE_TWO, ("DELETE FROM sessions WHERE id = 'two'",), Status.IDENTICAL),
     "session added there": ((), (THERE,), Status.CONTAINED),
     "message added there": ((), ADD_THERE, Status.CONTAINED),
-    "renamed there": ((), ("UPDATE sessions SET title = 'there' WHERE id = 'one'",), Status.DIFFERENT),
+    "renamed there": ((), ("UPDATE session_details SET title = 'there' WHERE session_id = 'one'",), Status.DIFFERENT),
+    "details deleted there": ((), ("DELETE FROM session_details WHERE session_id = 'one'",), Status.DIFFERENT),
     "miscounted there": ((), ("UPDATE sessions SET message_count = 7 WHERE id = 'one'",), Status.DIFFERENT),
 }
 
@@ -112,7 +113,7 @@ def test_a_live_move_ends_with_the_rows_of_the_application(path: Path, target: s
 
     async def contents(memory: Memory) -> list[Any]:
         sessions = await memory.get_sessions(1000)
-        return [(session, await memory.get_history(session["id"])) for session in sessions]
+        return [({**session, "revision": ""}, await memory.get_history(session["id"])) for session in sessions]
 
     async def application(memory: Memory, stopped: asyncio.Event) -> None:
         number = 0
@@ -220,7 +221,7 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     change(path, "UPDATE sessions SET title = 'renamed' WHERE id = 'one'", *DELETE_TWO)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         add_sessions(db, "gained")
-    added = (f"ALTER TABLE {table} ADD COLUMN stars INTEGER" for table in ("sessions", "messages"))
+    added = (f"ALTER TABLE {table} ADD COLUMN stars INTEGER" for table in ("sessions", "session_details", "messages"))
     asyncio.run(execute(target, *added, THERE, *ADD_THERE))
     before = read_target(target)
     written = path.with_name("report.json")
@@ -229,7 +230,10 @@ def test_a_dry_run_shows_what_the_target_would_lose(path: Path, target: str) -> 
     assert "PostgreSQL would lose 2 sessions (with 2 messages), and 1 message of other sessions" in looked.output
     assert "\n  First sessions: there, two, one\n" in looked.output
     assert "\n  session's title differs: one\n" in looked.output
-    assert "\nPostgreSQL would lose the values of your columns: sessions.stars, messages.stars\n" in looked.output
+    assert (
+        "\nPostgreSQL would lose the values of your columns: sessions.stars, session_details.stars, messages.stars\n"
+        in looked.output
+    )
     assert "missing" not in looked.output
     assert read_target(target) == before
     losses = json.loads(written.read_text("utf-8"))["losses"]
@@ -308,7 +312,7 @@ def test_refused_rows_are_neither_moved_nor_kept(path: Path, target: str) -> Non
 
 GUARDS: Final = {
     "clustered": "ALTER TABLE messages CLUSTER ON messages_pkey",
-    "a view by the key": "CREATE VIEW busy AS SELECT id, title, count(*) FROM sessions GROUP BY id",
+    "a view by the key": "CREATE VIEW busy AS SELECT id, user_id, count(*) FROM sessions GROUP BY id",
     "a trigger on TRUNCATE": """
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'never'; END$$;
         CREATE TRIGGER guard BEFORE TRUNCATE ON sessions EXECUTE FUNCTION refuse()

@@ -16,7 +16,7 @@ from transfer_processes import invoke_migrate, name_sides
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.transfer import Mode, Status
 
-THERE: Final = "INSERT INTO sessions (id, title, created_at, updated_at) VALUES ('there', 'new', now(), now())"
+THERE: Final = "INSERT INTO sessions (id, created_at, updated_at) VALUES ('there', now(), now())"
 
 
 def test_without_a_terminal_replace_needs_yes(path: Path, target: str) -> None:

@@ -22,7 +22,9 @@ def test_batches_hold_every_row_once_and_stay_small(
     with Spool() as prepared:
         for number, messages in enumerate(sessions):
             prepared.add_messages(messages)
-            prepared.add_session(SessionDigest(b"id", b"\0" * 32, len(messages), b"m" * 32), b"session-%d" % number)
+            prepared.add_session(
+                SessionDigest(b"id", b"\0" * 32, len(messages), b"m" * 32), b"session-%d" % number, b"of %d" % number
+            )
         batches = list(prepared.batches(most_rows, most_bytes))
     assert b"".join(piece for batch in batches for piece in batch.messages) == b"".join(map(b"".join, sessions))
     begun = [
@@ -31,6 +33,8 @@ def test_batches_hold_every_row_once_and_stay_small(
         for row in batch.sessions[continues:]
     ]
     assert begun == [b"session-%d" % number for number in range(len(sessions))]
+    for batch in batches:
+        assert batch.details == [row.replace(b"session-", b"of ") for row in batch.sessions]
     assert sum(batch.message_count for batch in batches) == sum(map(len, sessions))
     for batch in batches:
         assert 0 < len(batch.sessions) <= most_rows
@@ -47,7 +51,7 @@ def test_a_spool_for_a_dry_run_keeps_the_first_rows_and_all_digests(counts: list
         prepared.keeps_rows = False
         for digest, row in zip(digests, rows, strict=True):
             prepared.add_messages([b"m" * 600_000] * digest.count)
-            prepared.add_session(digest, row)
+            prepared.add_session(digest, row, b"details")
         assert list(prepared.digests()) == digests
         # Two messages are more than a megabyte.
         total = [sum(counts[:number]) for number in range(len(counts))]
@@ -66,9 +70,9 @@ def test_rows_that_were_sent_take_no_room_any_more(in_batches: bool) -> None:
     rows = [bytes([number]) * 100_000 for number in range(200)]
     with Spool() as prepared:
         prepared.add_messages(rows)
-        prepared.add_session(SessionDigest(b"id", b"r" * 32, len(rows), b"m" * 32), b"row")
+        prepared.add_session(SessionDigest(b"id", b"r" * 32, len(rows), b"m" * 32), b"row", b"details")
         pieces = (piece for batch in prepared.batches(7, 10**6) for piece in batch.messages)
         sent = b"".join(pieces if in_batches else prepared.chunks("messages"))
         assert sent == b"".join(rows)
-        left = os.fstat(prepared.descriptors[2]).st_blocks * 512
+        left = os.fstat(prepared.descriptors[3]).st_blocks * 512
     assert left < len(sent) // 2

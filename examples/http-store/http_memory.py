@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Self
 from uuid import uuid4
 
@@ -97,26 +98,85 @@ class HttpMemory(Memory):
         metadata: Metadata | None = None,
         *,
         message_id: str | None = None,
+        create: bool = False,
+        user_id: str = "",
     ) -> str:
         self._check_open()
-        return (await self._add(session_id, [records.check_new_message(role, content, metadata, message_id)]))[0]
+        row = records.check_new_message(role, content, metadata, message_id)
+        return (await self._add(session_id, [row], create, user_id))[0]
 
-    async def add_messages(self, session_id: str, messages: Iterable[NewMessage]) -> list[str]:
+    async def add_messages(
+        self, session_id: str, messages: Iterable[NewMessage], *, create: bool = False, user_id: str = ""
+    ) -> list[str]:
         self._check_open()
-        return await self._add(session_id, records.check_batch(messages))
+        return await self._add(session_id, records.check_batch(messages), create, user_id)
 
-    async def _add(self, session_id: str, rows: list[records.MessageRow]) -> list[str]:
-        await self._write("add", session_id=records.check_session_id(session_id), messages=rows)
+    async def _add(self, session_id: str, rows: list[records.MessageRow], create: bool, user_id: str) -> list[str]:
+        owner, creates = records.check_owner(user_id), records.check_flag("create", create)
+        key = records.check_id("session_id", session_id) if creates else records.check_session_id(session_id)
+        await self._write("add", session_id=key, messages=rows, create_missing=creates, user_id=owner)
         return [row.id for row in rows]
 
     async def get_history(
-        self, session_id: str, limit: int | None = None, *, before: str | None = None
+        self, session_id: str, limit: int | None = None, *, before: str | None = None, after: str | None = None
     ) -> list[Message]:
         self._check_open()
         session_id, most = records.check_lookup("session_id", session_id), records.check_limit(limit)
-        cursor = None if before is None else records.check_lookup("before", before)
-        rows = await self._read("history", session_id=session_id, limit=most, before=cursor)
+        older_than, newer_than = records.check_cursors(before, after)
+        rows = await self._read("history", session_id=session_id, limit=most, before=older_than, after=newer_than)
         return records.build_messages(session_id, rows)
+
+    async def get_message(self, session_id: str, message_id: str) -> Message | None:
+        self._check_open()
+        session_id = records.check_lookup("session_id", session_id)
+        wanted = records.check_lookup("message_id", message_id)
+        rows = await self._read("message", session_id=session_id, message_id=wanted)
+        return records.build_messages(session_id, rows)[0] if rows else None
+
+    async def pop_message(self, session_id: str) -> Message | None:
+        self._check_open()
+        session_id = records.check_lookup("session_id", session_id)
+        rows = await self._write("pop", session_id=session_id)
+        return records.build_messages(session_id, rows)[0] if rows else None
+
+    async def update_session(
+        self,
+        session_id: str,
+        *,
+        expected_revision: str | None = None,
+        title: str | None = None,
+        merge_metadata: Metadata | None = None,
+        remove_metadata: Iterable[str] = (),
+        truncate_from: str | None = None,
+        truncate_all: bool = False,
+        messages: Iterable[NewMessage] = (),
+    ) -> Session:
+        self._check_open()
+        update = records.check_update(
+            expected_revision=expected_revision,
+            title=title,
+            merge_metadata=merge_metadata,
+            remove_metadata=remove_metadata,
+            truncate_from=truncate_from,
+            truncate_all=truncate_all,
+            messages=messages,
+        )
+        session_id = records.check_session_id(session_id)
+        return records.build_session((await self._write("update", session_id=session_id, **update._asdict()))[0])
+
+    async def fork_session(
+        self,
+        session_id: str,
+        *,
+        through: str | None = None,
+        new_session_id: str | None = None,
+        user_id: str | None = None,
+        title: str | None = None,
+    ) -> str:
+        self._check_open()
+        fork = records.check_fork(through, new_session_id, user_id, title)
+        await self._write("fork", session_id=records.check_session_id(session_id), **fork._asdict())
+        return fork.new_id
 
     async def get_sessions(
         self,
@@ -125,30 +185,41 @@ class HttpMemory(Memory):
         *,
         user_id: str | None = None,
         metadata: Metadata | None = None,
+        before: Session | None = None,
+        with_metadata: bool = True,
     ) -> list[Session]:
         self._check_open()
         page = {"limit": records.check_limit(limit), "offset": records.check_count("offset", offset)}
-        user = None if user_id is None else records.check_lookup("user_id", user_id)
-        part = records.check_filter(metadata)
-        return records.build_sessions(await self._read("sessions", **page, user_id=user, part=part))
+        more = {
+            "before": records.check_session_cursor(before),
+            "with_metadata": records.check_flag("with_metadata", with_metadata),
+        }
+        return records.build_sessions(await self._read("sessions", **page, **more, **_filter(user_id, metadata)))
 
     async def get_session(self, session_id: str) -> Session | None:
         self._check_open()
         rows = await self._read("session", session_id=records.check_lookup("session_id", session_id))
         return records.build_session(rows[0]) if rows else None
 
-    async def count_sessions(self) -> int:
+    async def count_sessions(self, *, user_id: str | None = None, metadata: Metadata | None = None) -> int:
         self._check_open()
-        return int((await self._read("count"))[0][0])
+        return int((await self._read("count", **_filter(user_id, metadata)))[0][0])
 
     async def update_session_title(self, session_id: str, title: str) -> None:
         self._check_open()
         title = records.check_text("title", title)
         await self._write("rename", session_id=records.check_session_id(session_id), title=title)
 
-    async def delete_session(self, session_id: str) -> None:
+    async def delete_session(self, session_id: str, *, expected_revision: str | None = None) -> None:
         self._check_open()
-        await self._write("delete", session_id=records.check_lookup("session_id", session_id))
+        expected = records.check_revision(expected_revision)
+        session_id = records.check_lookup("session_id", session_id)
+        await self._write("delete", session_id=session_id, expected_revision=expected)
+
+    async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
+        self._check_open()
+        user, since = records.check_deletion(user_id, inactive_since)
+        return int((await self._write("delete_many", user_id=user, inactive_since=since))[0][0])
 
     async def clear_all(self) -> None:
         self._check_open()
@@ -178,9 +249,9 @@ class HttpMemory(Memory):
         if self._closed:
             raise MemoryClosedError("this memory is closed; open another one")
 
-    async def _write(self, operation: str, **arguments: Any) -> None:
+    async def _write(self, operation: str, **arguments: Any) -> list[Any]:
         # The service does a request once, so it can be sent again.
-        await self._call(operation, {**arguments, "request": str(uuid4())}, writes=True)
+        return await self._call(operation, {**arguments, "request": str(uuid4())}, writes=True)
 
     async def _read(self, operation: str, **arguments: Any) -> list[Any]:
         return await self._call(operation, arguments, writes=False)
@@ -242,3 +313,9 @@ class HttpMemory(Memory):
             if response.content_type != "application/json":
                 raise aiohttp.ClientPayloadError(f"status {response.status}, not from the store")
             return response.status, await response.read()
+
+
+def _filter(user_id: object, metadata: object) -> dict[str, str | None]:
+    """Return the checked filters of a list of sessions."""
+    user = None if user_id is None else records.check_lookup("user_id", user_id)
+    return {"user_id": user, "part": records.check_filter(metadata)}

@@ -73,7 +73,7 @@ def check_update(
         TooLongError: The arguments have more than `most` parts of JSON.
         ConflictError: Two messages have the same id and different contents.
     """
-    keys = _check_keys(remove_metadata)
+    keys = check_keys(remove_metadata)
     update = SessionUpdate(
         check_revision(expected_revision),
         None if title is None else check_text("title", title),
@@ -92,6 +92,13 @@ def check_update(
             "truncate_all or messages"
         )
     return update
+
+
+def check_keys(value: object) -> tuple[str, ...]:
+    """Return the keys to remove from metadata, each once."""
+    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
+        raise InvalidTypeError(f"remove_metadata must be a sequence of keys, not {type(value).__name__}")
+    return tuple(dict.fromkeys(check_str("a key of remove_metadata", key) for key in value))
 
 
 def check_fork(through: object, new_session_id: object, user_id: object, title: object) -> Fork:
@@ -278,9 +285,3 @@ def metadata_too_large(session_id: str) -> InvalidInputError:
         f"merge_metadata would make the metadata of session {session_id!r:.80} larger than {MAX_METADATA_BYTES:,} "
         "bytes; remove keys, or store less of it"
     )
-
-
-def _check_keys(value: object) -> tuple[str, ...]:
-    if isinstance(value, str | bytes | bytearray | Mapping) or not isinstance(value, Iterable):
-        raise InvalidTypeError(f"remove_metadata must be a sequence of keys, not {type(value).__name__}")
-    return tuple(dict.fromkeys(check_str("a key of remove_metadata", key) for key in value))

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from json.decoder import scanstring
 from json.encoder import encode_basestring as _quote
 from typing import Any, Final, NoReturn
 
@@ -130,10 +129,11 @@ def _split_object(text: str) -> dict[str, str]:
     if text[at : at + 1] != "{":
         raise ValueError("a JSON value where an object belongs")
     at = _skip_spaces(text, at + 1)
-    while text[at : at + 1] != "}":
+    more = text[at : at + 1] != "}"
+    while more:
         if text[at : at + 1] != '"':
             raise ValueError("the text is not a JSON object")
-        key, at = scanstring(text, at + 1, True)
+        key, at = _READER.raw_decode(text, at)
         at = _skip_spaces(text, at)
         if text[at : at + 1] != ":":
             raise ValueError("the text is not a JSON object")
@@ -141,10 +141,10 @@ def _split_object(text: str) -> dict[str, str]:
         _, at = _READER.raw_decode(text, start)
         members[key] = text[start:at]
         at = _skip_spaces(text, at)
-        if text[at : at + 1] == ",":
+        if more := text[at : at + 1] == ",":
             at = _skip_spaces(text, at + 1)
-    if text[at + 1 :].strip(_SPACES):
-        raise ValueError("the text has more than one JSON value")
+    if text[at : at + 1] != "}" or text[at + 1 :].strip(_SPACES):
+        raise ValueError("the text is not a JSON object")
     return members
 
 

@@ -9,8 +9,8 @@ A call that needs an unclaimed capability must not work: the memory lacks the me
 `InvalidInputError` before it stores anything, with the method or the argument in the message; on a closed handle the
 error for that comes first. Capabilities that are not calls (ids, times, durability, several handles or processes,
 outages, a network) must be absent as well: refused with a `FluxMemoryError`, or without effect. Without `REVISIONS` the
-`revision` of a session is empty. The clauses FM-CAP and FM-NET-001 check both directions, so an unclaimed capability that works fails.
-A clause that needs an unclaimed capability does not count; clauses that need none always count.
+`revision` of a session is empty. The clauses FM-CAP and FM-NET-001 check both directions, so an unclaimed capability
+that works fails. A clause that needs an unclaimed capability does not count; clauses that need none always count.
 """
 
 from __future__ import annotations

@@ -28,9 +28,14 @@ from flux_memory.transfer.tempfiles import publish, unproven_file
 from flux_memory.transfer.threads import run_in_thread
 
 SELECT_SESSIONS: Final = """
-SELECT id, user_id, title, created_at, updated_at, metadata::text
+SELECT id, user_id, created_at, updated_at
 FROM sessions
 ORDER BY id::text COLLATE "C"
+"""
+SELECT_DETAILS: Final = """
+SELECT session_id, title, metadata::text
+FROM session_details
+ORDER BY session_id::text COLLATE "C"
 """
 SELECT_MESSAGES: Final = """
 SELECT
@@ -45,8 +50,10 @@ FROM messages
 ORDER BY session_id::text COLLATE "C", seq
 """
 INSERT_SESSION: Final = """
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO sessions (id, user_id, created_at, updated_at, revision)
+VALUES (?, ?, ?, ?, lower(hex(randomblob(16))))
 """
+INSERT_DETAILS: Final = "INSERT INTO session_details (session_id, title, metadata) VALUES (?, ?, ?)"
 INSERT_MESSAGE: Final = """
 INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
@@ -125,6 +132,9 @@ async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:
         sessions = _Inserter(db, INSERT_SESSION, _session, watcher)
         await copy_out(connection, SELECT_SESSIONS, sessions.receive)
         await sessions.flush()
+        details = _Inserter(db, INSERT_DETAILS, _details, NullWatcher())
+        await copy_out(connection, SELECT_DETAILS, details.receive)
+        await details.flush()
         messages = _Inserter(db, INSERT_MESSAGE, _message, watcher)
         await copy_out(connection, SELECT_MESSAGES, messages.receive)
         await messages.flush()
@@ -174,8 +184,13 @@ class _Inserter:
 
 
 def _session(values: Sequence[bytes]) -> tuple[object, ...]:
-    id_, user_id, title, created_at, updated_at, metadata = values
-    return id_.decode(), user_id.decode(), title.decode(), _time(created_at), _time(updated_at), metadata.decode()
+    id_, user_id, created_at, updated_at = values
+    return id_.decode(), user_id.decode(), _time(created_at), _time(updated_at)
+
+
+def _details(values: Sequence[bytes]) -> tuple[object, ...]:
+    session_id, title, metadata = values
+    return session_id.decode(), title.decode(), metadata.decode()
 
 
 def _message(values: Sequence[bytes]) -> tuple[object, ...]:

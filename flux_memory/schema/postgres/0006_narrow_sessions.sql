@@ -15,8 +15,7 @@ CREATE TABLE session_details (
 INSERT INTO session_details (session_id, title, metadata)
 SELECT id, coalesce(title, ''), coalesce(metadata, '{}') FROM sessions;
 
-DROP INDEX IF EXISTS sessions_by_metadata;
-
+-- The index on metadata is dropped with its column.
 ALTER TABLE sessions
     DROP COLUMN title,
     DROP COLUMN metadata,

@@ -6,12 +6,12 @@ from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing_steps
+from flux_memory.schema.postgres.attachments import protecting_details, without_triggers
 from flux_memory.schema.postgres.inspection import (
     NUMBERED,
     Fault,
     find_faults,
     refuse_obstacles,
-    without_triggers,
 )
 from flux_memory.schema.postgres.tables import MEMORY, find_tables, refuse_temporary_schema
 from flux_memory.schema.postgres.trust import (
@@ -82,7 +82,7 @@ async def bring_up_to_date(connection: Any) -> None:
             return
         if state.version:
             await connection.execute(LOCK_TABLES)
-        async with without_triggers(connection):
+        async with without_triggers(connection), protecting_details(connection):
             for fault in state.repairs:
                 await connection.execute(fault.statement)
             await _apply_files(connection, state)
@@ -124,11 +124,9 @@ async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = 
         state = state._replace(original=await _original_version(connection))
     if lacking:
         await refuse_temporary_schema(connection)
-    if not state.version:
-        return state
-    if lacking:
+    if lacking and state.version:
         await refuse_obstacles(connection)
-    if state.version < NUMBERED:
+    if 0 < state.version < NUMBERED:
         await refuse_strange_operators(connection)
     return state._replace(repairs=await find_faults(connection, state.version))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from flux_memory.schema.postgres.faults import COLUMNS, KEYS
+from flux_memory.schema.postgres.narrowing import DEPENDENTS
 
 HAS_ORPHANS: Final = """EXISTS (
     SELECT FROM messages WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text)
@@ -15,8 +16,8 @@ MOVE_ORPHANS: Final = (
     "SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text) RETURNING *) "
     "INSERT INTO orphaned_messages SELECT * FROM moved"
 )
-# A unique key on the id alone, a name that a file creates, or what depends on a key or a column that changes.
-SELECT_ADOPTION_FAULTS: Final = f"""{COLUMNS}{KEYS}
+# A unique key on the id alone, or a name that a file creates.
+SELECT_ADOPTION_FAULTS: Final = f"""{COLUMNS}{KEYS}{DEPENDENTS}
 SELECT 1, 'inheritance', inhrelid::regclass::text, inhparent::regclass::text, CASE
     WHEN relispartition THEN
         pg_catalog.format('ALTER TABLE %s DETACH PARTITION %s', inhparent::regclass, inhrelid::regclass)
@@ -31,7 +32,8 @@ SELECT 1, 'name', taken.oid::regclass::text, '',
     pg_catalog.format('ALTER TABLE %s RENAME TO %I', taken.oid::regclass, relname || '_before'), FALSE, NULL
 FROM memory
 JOIN pg_class AS taken ON taken.relnamespace = memory.relnamespace
-WHERE CASE relname::text
+WHERE NOT EXISTS (SELECT FROM dependents WHERE classid = 'pg_class'::regclass::oid AND objid = taken.oid)
+    AND CASE relname::text
     WHEN 'messages_pkey' THEN memory.name = 'messages'
         AND NOT EXISTS (SELECT FROM indexes WHERE indexrelid = taken.oid AND indexes.name = 'messages' AND is_primary)
     WHEN 'messages_session_id_id_key' THEN memory.name = 'messages'
@@ -60,30 +62,6 @@ WHERE conrelid NOT IN (SELECT memory.oid FROM memory)
     AND (name = 'messages' OR EXISTS (SELECT FROM misfits WHERE relation = memory.oid AND attribute = 'id'))
 
 UNION ALL
-SELECT DISTINCT 1, 'dependent', pg_describe_object(classid, objid, 0),
-    pg_describe_object(refclassid, refobjid, refobjsubid), coalesce((
-        SELECT pg_catalog.format(
-            'DROP %s %s', CASE relkind WHEN 'm' THEN 'MATERIALIZED VIEW' ELSE 'VIEW' END, pg_class.oid::regclass
-        )
-        FROM pg_rewrite
-        JOIN pg_class ON pg_class.oid = ev_class AND relkind IN ('v', 'm')
-        WHERE classid = 'pg_rewrite'::regclass::oid AND pg_rewrite.oid = objid
-    ), ''), FALSE, NULL
-FROM pg_depend
-WHERE deptype = 'n' AND classid <> 'pg_constraint'::regclass::oid AND (
-    refclassid = 'pg_class'::regclass::oid
-        AND EXISTS (SELECT FROM misfits WHERE relation = refobjid AND attnum::int4 = refobjsubid)
-    OR refclassid = 'pg_constraint'::regclass::oid
-        AND EXISTS (SELECT FROM indexes WHERE constraint_id = refobjid AND name = 'messages' AND is_primary)
-)
-
-UNION ALL
-SELECT 5, 'long id', shown || '.' || attribute, '', '', FALSE,
-    pg_catalog.format('SELECT EXISTS (SELECT FROM %s WHERE char_length(%I::text) > 36)', shown, attribute)
-FROM attributes
-WHERE kind = 'id' AND NOT (atttypid = 'varchar'::regtype::oid AND atttypmod BETWEEN 0 AND 40)
-
-UNION ALL
 SELECT 5, 'null', shown || '.' || attribute, '', '', FALSE,
     pg_catalog.format('SELECT EXISTS (SELECT FROM %s WHERE %I IS NULL)', shown, attribute)
 FROM attributes
@@ -100,12 +78,12 @@ SELECT 8, 'orphans kept', 'orphaned_messages', '',
     'ALTER TABLE orphaned_messages RENAME TO orphaned_messages_before', FALSE,
     'SELECT to_regclass(''orphaned_messages'') IS NOT NULL AND {HAS_ORPHANS}'
 FROM reference
-WHERE NOT is_working
+WHERE name = 'messages' AND NOT is_working
 
 UNION ALL
 SELECT 8, 'orphans', 'messages', '', '{MOVE_ORPHANS}', TRUE, 'SELECT {HAS_ORPHANS}'
 FROM reference
-WHERE NOT is_working
+WHERE name = 'messages' AND NOT is_working
 
 UNION ALL
 SELECT 9, 'key name', conname::text, shown,

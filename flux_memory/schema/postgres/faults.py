@@ -10,7 +10,8 @@ COLUMNS: Final = """
 WITH memory AS (
     SELECT pg_class.oid, relname::text AS name, pg_class.oid::regclass::text AS shown, relnamespace, relreplident
     FROM pg_class
-    WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
+    WHERE pg_table_is_visible(pg_class.oid)
+        AND (relname IN ('sessions', 'messages') OR relname = 'session_details' AND $1 >= 6)
 ), wanted (name, attribute, kind, required, since, until) AS (
     VALUES
         ('sessions', 'id', 'id', TRUE, 1, 99),
@@ -21,6 +22,10 @@ WITH memory AS (
         ('sessions', 'user_id', 'text', FALSE, 2, 99),
         ('sessions', 'message_count', 'number', TRUE, 3, 99),
         ('sessions', 'creation_id', 'uuid', FALSE, 5, 99),
+        ('sessions', 'revision', 'uuid', TRUE, 6, 99),
+        ('session_details', 'session_id', 'id', TRUE, 6, 99),
+        ('session_details', 'title', 'text', TRUE, 6, 99),
+        ('session_details', 'metadata', 'json', TRUE, 6, 99),
         ('messages', 'id', 'id', TRUE, 1, 99),
         ('messages', 'session_id', 'id', TRUE, 1, 99),
         ('messages', 'role', 'text', TRUE, 1, 99),
@@ -48,8 +53,7 @@ WITH memory AS (
         typcategory,
         coalesce(nullif(typbasetype, 0::oid), atttypid) AS base,
         kind,
-        required,
-        since
+        required
     FROM memory
     JOIN pg_attribute ON attrelid = memory.oid AND attnum > 0::int2 AND NOT attisdropped
     JOIN pg_type ON pg_type.oid = atttypid
@@ -65,7 +69,7 @@ WITH memory AS (
             ELSE FALSE
         END AS is_convertible,
         CASE
-            WHEN kind = 'id' THEN pg_catalog.format('varchar(36) USING %I::text', attribute)
+            WHEN kind = 'id' THEN pg_catalog.format('varchar(255) USING %I::text', attribute)
             WHEN kind = 'text' THEN pg_catalog.format('text USING %I::text', attribute)
             WHEN kind = 'json' THEN pg_catalog.format('jsonb USING %I::jsonb', attribute)
             WHEN kind = 'number' THEN pg_catalog.format('bigint USING %I::bigint', attribute)
@@ -81,7 +85,8 @@ WITH memory AS (
         WHEN 'id' THEN
             (
                 atttypid = 'text'::regtype::oid
-                OR atttypid = 'varchar'::regtype::oid AND (atttypmod = -1 OR atttypmod >= 40)
+                OR atttypid = 'varchar'::regtype::oid
+                    AND (atttypmod = -1 OR atttypmod >= 40 AND $1 < 6 OR atttypmod >= 259)
             )
             AND is_deterministic
             AND (
@@ -126,6 +131,7 @@ KEYS: Final = """, indexes AS (
 ), wanted_keys (name, names, since, until) AS (
     VALUES
         ('sessions', 'id', 1, 99),
+        ('session_details', 'session_id', 6, 99),
         ('messages', 'id', 1, 2),
         ('messages', 'session_id, seq', 3, 99),
         ('messages', 'session_id, id', 3, 99)
@@ -144,23 +150,30 @@ KEYS: Final = """, indexes AS (
     )
 ), foreign_keys AS (
     SELECT
-        messages.shown,
-        sessions.shown AS referred,
+        referring.name,
+        referring.shown,
         conname,
         confdeltype = 'c' AND convalidated AND confkey[1] = referred.attnum AND NOT EXISTS (
             SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled NOT IN ('O', 'A')
         ) AS is_working
-    FROM memory AS messages
-    JOIN memory AS sessions ON messages.name = 'messages' AND sessions.name = 'sessions'
-    JOIN pg_constraint ON conrelid = messages.oid AND confrelid = sessions.oid AND contype = 'f'
-    JOIN attributes ON relation = messages.oid AND attribute = 'session_id'
+    FROM memory AS referring
+    JOIN memory AS sessions ON referring.name <> 'sessions' AND sessions.name = 'sessions'
+    JOIN pg_constraint ON conrelid = referring.oid AND confrelid = sessions.oid AND contype = 'f'
+    JOIN attributes ON relation = referring.oid AND attribute = 'session_id'
         AND attributes.attnum = conkey[1] AND pg_catalog.cardinality(conkey) = 1
     LEFT JOIN attributes AS referred ON referred.relation = sessions.oid AND referred.attribute = 'id'
 ), reference AS (
     SELECT
-        EXISTS (SELECT FROM foreign_keys WHERE is_working) AS is_working,
-        EXISTS (SELECT FROM misfits WHERE name = 'sessions' AND attribute = 'id' OR attribute = 'session_id')
-            AS changes_type
+        memory.name,
+        memory.shown,
+        EXISTS (SELECT FROM foreign_keys WHERE foreign_keys.name = memory.name AND is_working) AS is_working,
+        EXISTS (
+            SELECT FROM misfits
+            WHERE misfits.name = 'sessions' AND attribute = 'id'
+                OR misfits.name = memory.name AND attribute = 'session_id'
+        ) AS changes_type
+    FROM memory
+    WHERE memory.name <> 'sessions'
 )"""
 
 # Each row: the rank of the statement among those of an upgrade, the kind of the fault, what has it, a detail, the
@@ -186,7 +199,8 @@ UNION ALL
 SELECT 1, 'reserved', shown || '.' || attribute, '',
     pg_catalog.format('ALTER TABLE %s RENAME COLUMN %I TO %I', shown, attribute, attribute || '_before'), FALSE, NULL
 FROM attributes
-WHERE name = 'sessions' AND (attribute = 'message_count' AND $1 < 3 OR attribute = 'creation_id' AND $1 < 5)
+WHERE name = 'sessions' AND (attribute = 'message_count' AND $1 < 3 OR attribute = 'creation_id' AND $1 < 5
+    OR attribute = 'revision' AND $1 < 6)
 
 UNION ALL
 SELECT 1, 'unique', coalesce(conname::text, indexrelid::regclass::text), shown, CASE
@@ -196,21 +210,22 @@ END, coalesce(name = 'messages' AND names = 'id' AND is_key, FALSE), NULL
 FROM indexes
 WHERE is_ours AND CASE name
     WHEN 'sessions' THEN has_id IS NOT TRUE
+    WHEN 'session_details' THEN has_session IS NOT TRUE
     ELSE (has_session AND (has_id OR has_seq)) IS NOT TRUE AND NOT (is_primary AND $1 < 3)
 END
 
 UNION ALL
-SELECT 2, 'foreign key', conname::text, shown, pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', shown, conname),
-    TRUE, NULL
+SELECT 2, 'foreign key', conname::text, foreign_keys.shown,
+    pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', foreign_keys.shown, conname), TRUE, NULL
 FROM foreign_keys
-CROSS JOIN reference
+JOIN reference ON reference.name = foreign_keys.name
 WHERE NOT foreign_keys.is_working OR changes_type AND $1 < 3
 
 UNION ALL
 SELECT 3, 'deferrable', conname::text, shown, pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', shown, conname),
     TRUE, NULL
 FROM indexes
-WHERE name = 'sessions' AND names = 'id' AND NOT indimmediate
+WHERE (name = 'sessions' AND names = 'id' OR name = 'session_details' AND names = 'session_id') AND NOT indimmediate
 
 UNION ALL
 SELECT 4, 'type', shown || '.' || attribute, type, pg_catalog.format(
@@ -244,11 +259,10 @@ FROM lacking_keys
 WHERE NOT (name = 'messages' AND has_primary AND $1 < 3)
 
 UNION ALL
-SELECT 10, 'reference', messages.shown, sessions.shown, pg_catalog.format(
-    'ALTER TABLE %s ADD FOREIGN KEY (session_id) REFERENCES %s (id) ON DELETE CASCADE', messages.shown, sessions.shown
+SELECT 10, 'reference', reference.shown, sessions.shown, pg_catalog.format(
+    'ALTER TABLE %s ADD FOREIGN KEY (session_id) REFERENCES %s (id) ON DELETE CASCADE', reference.shown, sessions.shown
 ), TRUE, NULL
 FROM reference
-JOIN memory AS messages ON messages.name = 'messages'
 JOIN memory AS sessions ON sessions.name = 'sessions'
 WHERE NOT is_working OR changes_type AND $1 < 3
 """  # noqa: S608 - constants of ours

@@ -5,8 +5,6 @@ Opening a memory, `check` and a migration run the same inspection. Keys count by
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -14,22 +12,13 @@ from flux_memory.errors import SchemaError
 from flux_memory.schema import history
 from flux_memory.schema.postgres.adoption import SELECT_ADOPTION_FAULTS
 from flux_memory.schema.postgres.faults import SELECT_FAULTS
+from flux_memory.schema.postgres.narrowing import SELECT_NARROWING_FAULTS
 
 NUMBERED: Final = 3
 """The version since which messages are numbered; earlier tables are those of the original application."""
+NARROWED: Final = 6
+"""The version since which titles and metadata of sessions are in a table of their own, and ids have 255 characters."""
 
-# An upgrade is not a change that an application makes: its triggers must not see it, nor prevent it.
-SELECT_TRIGGERS: Final = """
-SELECT
-    pg_catalog.format('ALTER TABLE %s DISABLE TRIGGER %I', pg_class.oid::regclass, tgname),
-    pg_catalog.format(
-        'ALTER TABLE %s ENABLE %sTRIGGER %I',
-        pg_class.oid::regclass, CASE tgenabled WHEN 'A' THEN 'ALWAYS ' ELSE '' END, tgname
-    )
-FROM pg_class
-JOIN pg_trigger ON tgrelid = pg_class.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A')
-WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
-"""
 SELECT_OBSTACLES: Final = """
 SELECT pg_catalog.format(
     '%s belongs to the role %I, and only its owner may upgrade it; run flux-memory check --full as that role',
@@ -49,6 +38,15 @@ WHERE nspname = current_schema() AND NOT has_schema_privilege(pg_namespace.oid, 
 
 UNION ALL
 SELECT pg_catalog.format(
+    'the tables are in the schema %I, and the upgrade would create another in %I; name %1$I first in search_path',
+    nspname, current_schema()
+)
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relname = 'sessions' AND pg_table_is_visible(pg_class.oid) AND nspname <> current_schema()
+
+UNION ALL
+SELECT pg_catalog.format(
     'a policy may hide rows of %s from the upgrade; run ALTER TABLE %1$s NO FORCE ROW LEVEL SECURITY, upgrade, and '
     'then force it again', pg_class.oid::regclass
 )
@@ -62,21 +60,21 @@ _SENTENCES: Final = {
     "extra": "{subject} is NOT NULL without a default, so no row can be added",
     "generated": "{subject} is a generated column",
     "reserved": "{subject} has the name of a column that the upgrade adds",
-    "name": "{subject} has the name of an index that the upgrade creates",
+    "name": "{subject} has the name of a table or an index that the upgrade creates",
     "constraint name": "the constraint {subject} of {detail} has the name of a key that the upgrade creates",
     "referrer": "{subject} refers to {detail}, whose key the upgrade replaces",
-    "dependent": "{subject} depends on {detail}, which the upgrade replaces; drop it, and create it again afterwards",
+    "dependent": "{subject} depends on {detail}, which the upgrade changes; drop it, and create it again afterwards",
     "unique": "the unique key {subject} of {detail} refuses rows that the memory has to store",
     "foreign key": "the foreign key {subject} of {detail} is disabled, not validated or without ON DELETE CASCADE",
     "deferrable": "the key {subject} of {detail} is deferrable",
     "type": "{subject} is of type {detail}",
-    "long id": "{subject} has values longer than 36 characters; shorten them",
+    "long id": "{subject} has values longer than 255 characters; shorten them",
     "null": "{subject} has a NULL; give each row a value",
     "nullable": "{subject} may be NULL",
     "duplicate": "{subject} has a value that occurs twice; make each unique",
     "orphans kept": "messages without a session have to move to {subject}, and it exists",
     "key": "{subject} has no key on ({detail})",
-    "reference": "{subject} has no foreign key to {detail} that deletes messages with their session",
+    "reference": "{subject} has no foreign key to {detail} that deletes its rows with their session",
 }
 
 
@@ -93,13 +91,15 @@ class Fault(NamedTuple):
 
 
 async def find_faults(connection: Any, version: int) -> list[Fault]:
-    """Return the faults of tables of a version that an upgrade repairs, in the order in which it does.
+    """Return the faults of tables of a version, 0 if there are none, that an upgrade repairs, in the order of repair.
 
     Raises:
         SchemaError: The tables have faults that it does not repair; the message has the statements that do.
     """
     rows = [*await connection.fetch(SELECT_FAULTS, version)]
-    if version < NUMBERED:
+    if version < NARROWED:
+        rows += await connection.fetch(SELECT_NARROWING_FAULTS, version)
+    if 0 < version < NUMBERED:
         rows += await connection.fetch(SELECT_ADOPTION_FAULTS, version)
     faults = []
     for _, kind, subject, detail, statement, is_repaired, condition in sorted(rows, key=itemgetter(0, 1, 2)):
@@ -124,14 +124,3 @@ async def refuse_obstacles(connection: Any) -> None:
     """Raise `SchemaError` if the role may not upgrade the tables that are there."""
     for (obstacle,) in await connection.fetch(SELECT_OBSTACLES):
         raise SchemaError(obstacle)
-
-
-@asynccontextmanager
-async def without_triggers(connection: Any) -> AsyncIterator[None]:
-    """Disable the triggers that applications made, in the transaction of an upgrade."""
-    triggers = await connection.fetch(SELECT_TRIGGERS)
-    for disable, _ in triggers:
-        await connection.execute(disable)
-    yield
-    for _, enable in triggers:
-        await connection.execute(enable)

@@ -6,9 +6,11 @@ from typing import Any, Final
 
 from flux_memory.errors import SchemaError
 
-MEMORY: Final = "{sessions,messages,flux_memory_schema}"
+MEMORY: Final = "{sessions,session_details,messages,flux_memory_schema}"
 """The tables of a memory, as an array of names."""
-WITH_RECORD: Final = "{sessions,messages,flux_memory_schema,flux_memory_moves,flux_memory_moved_sessions}"
+WITH_RECORD: Final = (
+    "{sessions,session_details,messages,flux_memory_schema,flux_memory_moves,flux_memory_moved_sessions}"
+)
 """The same and the record of moves, which only migrations use: no other call depends on it."""
 
 # Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes

@@ -13,6 +13,7 @@ from flux_memory.testkit.contract.concurrency import ConcurrencyContract
 from flux_memory.testkit.contract.connections import ConnectionsContract
 from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.crowded_removals import CrowdedRemovalsContract
+from flux_memory.testkit.contract.created_by_adds import CreatedByAddsContract
 from flux_memory.testkit.contract.current_state import CurrentStateContract
 from flux_memory.testkit.contract.cut_removals import CutRemovalsContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
@@ -21,6 +22,7 @@ from flux_memory.testkit.contract.filtering import FilteringContract
 from flux_memory.testkit.contract.following import FollowingContract
 from flux_memory.testkit.contract.forks import ForksContract
 from flux_memory.testkit.contract.interrupted_removals import InterruptedRemovalsContract
+from flux_memory.testkit.contract.interrupted_updates import InterruptedUpdatesContract
 from flux_memory.testkit.contract.leftovers import LeftoversContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
 from flux_memory.testkit.contract.limits import LimitsContract
@@ -28,6 +30,7 @@ from flux_memory.testkit.contract.list_pages import ListPagesContract
 from flux_memory.testkit.contract.listing import ListingContract
 from flux_memory.testkit.contract.long_ids import LongIdsContract
 from flux_memory.testkit.contract.lookups import LookUpsContract
+from flux_memory.testkit.contract.merges import MergesContract
 from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
 from flux_memory.testkit.contract.modelled import ModelContract
@@ -36,7 +39,9 @@ from flux_memory.testkit.contract.network import NetworkContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.pages import PagesContract
 from flux_memory.testkit.contract.pops import PopsContract
+from flux_memory.testkit.contract.racing_creators import RacingCreatorsContract
 from flux_memory.testkit.contract.removals import RemovalsContract
+from flux_memory.testkit.contract.revisions import RevisionsContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
 from flux_memory.testkit.contract.sessions import SessionsContract
 from flux_memory.testkit.contract.shutdown import ShutdownContract
@@ -44,6 +49,8 @@ from flux_memory.testkit.contract.sizes import SizesContract
 from flux_memory.testkit.contract.spelling import SpellingContract
 from flux_memory.testkit.contract.text import TextContract
 from flux_memory.testkit.contract.times import TimesContract
+from flux_memory.testkit.contract.truncation import TruncationContract
+from flux_memory.testkit.contract.updates import UpdatesContract
 from flux_memory.testkit.contract.workers import WorkersContract
 
 __all__ = ["MemoryContract"]
@@ -67,6 +74,13 @@ class MemoryContract(
     CrowdedRemovalsContract,
     ContentionContract,
     ConcurrencyContract,
+    InterruptedUpdatesContract,
+    RevisionsContract,
+    TruncationContract,
+    MergesContract,
+    UpdatesContract,
+    RacingCreatorsContract,
+    CreatedByAddsContract,
     BatchesContract,
     MessagesContract,
     CurrentStateContract,

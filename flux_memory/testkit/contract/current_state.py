@@ -184,7 +184,9 @@ class CurrentStateContract(Binding):
             (newest,) = await memory.get_history(session, 1)
             found = await memory.get_session(session)
             assert await memory.get_sessions() == [found]
-            assert found == {**created, "message_count": count, "updated_at": newest["created_at"]}
+            assert found is not None
+            new = {"message_count": count, "updated_at": newest["created_at"], "revision": found["revision"]}
+            assert found == {**created, **new}
 
 
 def _message(message_id: str) -> Any:

@@ -16,7 +16,7 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 
-SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"}
+SESSION_KEYS: Final = {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count", "revision"}
 
 
 class SessionsContract(Binding):
@@ -167,7 +167,7 @@ class SessionsContract(Binding):
         assert before is not None
         assert after is not None
         assert untouched is not None
-        assert after == {**before, "title": "new", "updated_at": after["updated_at"]}
+        assert after == {**before, "title": "new", "updated_at": after["updated_at"], "revision": after["revision"]}
         assert await memory.get_history(session) == history
         assert untouched["title"] == "other"
 

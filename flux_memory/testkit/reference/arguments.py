@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from flux_memory import (
     MAX_BATCH_BYTES,
@@ -16,6 +16,9 @@ from flux_memory import (
     InvalidInputError,
 )
 from flux_memory.testkit.reference import values
+
+_MADE_ID: Final = "i" * 36
+"""As long as an id that is made: a batch is checked before its ids are made."""
 
 
 class WrongTypeError(InvalidInputError, TypeError):
@@ -161,7 +164,7 @@ def drafts(messages: object) -> list[Draft]:
 
 
 def _size(message: Draft) -> int:
-    texts = (message.id or "i" * MAX_ID_LENGTH, message.role, message.content)
+    texts = (message.id or _MADE_ID, message.role, message.content)
     return sum(len(part.encode()) for part in texts) + values.size(message.metadata)
 
 

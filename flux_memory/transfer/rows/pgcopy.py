@@ -15,13 +15,16 @@ from typing import Final, NamedTuple
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 COPY_TRAILER: Final = b"\xff\xff"
 
-SESSION_COLUMNS: Final = ("id", "created_at", "updated_at", "message_count", "user_id", "title", "metadata")
+SESSION_COLUMNS: Final = ("id", "created_at", "updated_at", "message_count", "user_id")
+DETAIL_COLUMNS: Final = ("session_id", "title", "metadata")
+WHOLE_SESSION_COLUMNS: Final = (*SESSION_COLUMNS, *DETAIL_COLUMNS)
 MESSAGE_COLUMNS: Final = ("session_id", "seq", "created_at", "id", "role", "content", "metadata")
 
-# `session_digest` and `prepare_messages` encode the same columns in the same order.
+# `session_digest` and `prepare_messages` encode the same columns in the same order. A session of another program may
+# have no details.
 SESSION_DIGEST: Final = (
-    "sha256(record_send(ROW(sessions.created_at, sessions.updated_at, "
-    "sessions.id::text, sessions.user_id, sessions.title, sessions.metadata)))"
+    "sha256(record_send(ROW(sessions.created_at, sessions.updated_at, sessions.id::text, sessions.user_id, "
+    "coalesce(session_details.title, ''::text), coalesce(session_details.metadata, '{}'::jsonb))))"
 )
 MESSAGE_DIGEST: Final = (
     "sha256(record_send(ROW("
@@ -38,7 +41,10 @@ _TIMESTAMP: Final = 1114
 _JSONB: Final = 3802
 _JSONB_VERSION: Final = b"\x01"
 
-_SEVEN_COLUMNS: Final = b"\x00\x07"
+_DETAIL_HEAD: Final = b"\x00\x03"
+_SESSION_HEAD: Final = b"\x00\x05"
+_MESSAGE_HEAD: Final = b"\x00\x07"
+_WHOLE_SESSION_HEAD: Final = b"\x00\x08"
 _LENGTH: Final = Struct(">i").pack
 _TYPED_TEXT: Final = _LENGTH(_TEXT)
 _TYPED_JSONB: Final = _LENGTH(_JSONB)
@@ -87,14 +93,24 @@ def copy_session(row: ValidSession, message_count: int) -> bytes:
     """Encode a session for COPY, with the columns `SESSION_COLUMNS`."""
     return b"".join(
         (
-            _SEVEN_COLUMNS,
+            _SESSION_HEAD,
             copy_field(row.id),
             _SESSION_NUMBERS(8, row.created_at, 8, row.updated_at, 8, message_count),
             copy_field(row.user_id),
-            copy_field(row.title),
-            copy_field(_JSONB_VERSION + row.metadata),
         )
     )
+
+
+def copy_details(row: ValidSession) -> bytes:
+    """Encode a session's details for COPY, with the columns `DETAIL_COLUMNS`."""
+    return b"".join(
+        (_DETAIL_HEAD, copy_field(row.id), copy_field(row.title), copy_field(_JSONB_VERSION + row.metadata))
+    )
+
+
+def copy_whole_session(session: bytes, details: bytes) -> bytes:
+    """Join the rows of `copy_session` and `copy_details` into one with the columns `WHOLE_SESSION_COLUMNS`."""
+    return b"".join((_WHOLE_SESSION_HEAD, session[len(_SESSION_HEAD) :], details[len(_DETAIL_HEAD) :]))
 
 
 def session_digest(row: ValidSession) -> bytes:
@@ -162,7 +178,7 @@ def prepare_messages(session_field: bytes, first: int, rows: Iterable[ValidMessa
         id_length, role_length = length_of[len(id_)], length_of[len(role)]
         content_length, metadata_length = length_of[len(content)], length_of[len(metadata) + 1]
         copied = (
-            _SEVEN_COLUMNS,
+            _MESSAGE_HEAD,
             session_field,
             _MESSAGE_NUMBERS(8, seq, 8, created_at),
             id_length,

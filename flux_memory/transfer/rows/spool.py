@@ -18,8 +18,8 @@ from flux_memory.transfer.rows.problems import Problem
 from flux_memory.transfer.rows.punch_hole import punch_hole
 from flux_memory.transfer.rows.raw import RawRow
 
-_ENTRY: Final = Struct(">I32sQ32sI")
-_FILE_COUNT: Final = 5
+_ENTRY: Final = Struct(">I32sQ32sII")
+_FILE_COUNT: Final = 6
 _BUFFER_BYTES: Final = 256 * 1024
 _HOLE_BYTES: Final = 4 * 1024 * 1024
 _SAMPLE_BYTES: Final = 1024 * 1024
@@ -49,9 +49,11 @@ class RefusedRow(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Sessions and messages of theirs, in COPY format."""
+    """Sessions, their details and messages of theirs, in COPY format."""
 
     sessions: list[bytes]
+    details: list[bytes]
+    """As many rows as there are sessions, in the same order."""
     messages: list[bytes]
     """Chunks of whole rows."""
     message_count: int
@@ -79,7 +81,8 @@ class Spool:
         self._files: list[IO[bytes]] = [os.fdopen(number, "w+b", _BUFFER_BYTES) for number in descriptors]
         if not self._files:
             self._files = [_create_file() for _ in range(_FILE_COUNT)]
-        self._digests, self._sessions, self._messages, self._lengths, self._refused = self._files
+        self._digests, self._sessions, self._details, self._messages, self._lengths, self._refused = self._files
+        self._tables = {"sessions": self._sessions, "session_details": self._details, "messages": self._messages}
 
     @property
     def descriptors(self) -> list[int]:
@@ -94,15 +97,16 @@ class Spool:
                 file.seek(0)
                 file.truncate()
 
-    def add_session(self, digest: SessionDigest, row: bytes) -> None:
+    def add_session(self, digest: SessionDigest, row: bytes, details: bytes) -> None:
         """Add the next session, after its messages."""
-        head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages, len(row))
+        head = _ENTRY.pack(len(digest.id), digest.row, digest.count, digest.messages, len(row), len(details))
         with _explain_full_disk():
             self._digests.write(head + digest.id)
             if self._keeps_next:
                 self._sessions.write(row)
+                self._details.write(details)
                 self.kept_sessions += 1
-                self._kept_bytes += len(row)
+                self._kept_bytes += len(row) + len(details)
                 self._keeps_next = self.keeps_rows or not digest.count or self._kept_bytes < _SAMPLE_BYTES
 
     def add_messages(self, rows: list[bytes]) -> None:
@@ -126,7 +130,7 @@ class Spool:
     def digests(self) -> Iterator[SessionDigest]:
         """Iterate over the sessions' digests."""
         self.flush()
-        return (digest for digest, _ in self._entries())
+        return (digest for digest, *_ in self._entries())
 
     def refused(self) -> Iterator[RefusedRow]:
         """Iterate over the refused rows."""
@@ -138,8 +142,8 @@ class Spool:
                 return
 
     def chunks(self, table: str) -> Iterator[bytes]:
-        """Iterate once over the rows of `sessions` or `messages` in COPY format; a chunk may end within a row."""
-        file = self._sessions if table == "sessions" else self._messages
+        """Iterate once over the rows of a table in COPY format; a chunk may end within a row."""
+        file = self._tables[table]
         file.seek(0)
         released = 0
         while chunk := file.read(_BUFFER_BYTES):
@@ -148,29 +152,30 @@ class Spool:
 
     def size(self, table: str) -> int:
         """Return the number of bytes that `chunks` yields."""
-        return (self._sessions if table == "sessions" else self._messages).seek(0, os.SEEK_END)
+        return self._tables[table].seek(0, os.SEEK_END)
 
     def batches(self, max_rows: int, max_bytes: int) -> Iterator[Batch]:
         """Iterate once over the rows in batches of at most `max_rows` sessions and messages, and about `max_bytes`."""
-        for file in (self._sessions, self._messages, self._lengths):
+        for file in (self._sessions, self._details, self._messages, self._lengths):
             file.seek(0)
-        batch = Batch([], [], 0, continues=False)
+        batch = Batch([], [], [], 0, continues=False)
         size = released = 0
-        for digest, row_length in self._entries():
-            row = self._sessions.read(row_length)
+        for digest, row_length, details_length in self._entries():
+            row, details = self._sessions.read(row_length), self._details.read(details_length)
             if not row:
                 # The rows of this session and of later ones were not kept.
                 break
             if len(batch.sessions) >= max_rows:
                 yield batch
-                batch, size = Batch([], [], 0, continues=False), 0
+                batch, size = Batch([], [], [], 0, continues=False), 0
             batch.sessions.append(row)
+            batch.details.append(details)
             left = digest.count
             while left:
                 room = max_rows - batch.message_count
                 if not room or size >= max_bytes:
                     yield batch._replace(continues=True)
-                    batch, size = Batch([row], [], 0, continues=False), 0
+                    batch, size = Batch([row], [details], [], 0, continues=False), 0
                     room = max_rows
                 lengths = self._next_lengths(min(room, left), max_bytes - size)
                 chunk = self._messages.read(sum(lengths))
@@ -189,12 +194,12 @@ class Spool:
             with suppress(OSError):
                 file.close()
 
-    def _entries(self) -> Iterator[tuple[SessionDigest, int]]:
-        """Iterate over the sessions' digests and the lengths of their rows."""
+    def _entries(self) -> Iterator[tuple[SessionDigest, int, int]]:
+        """Iterate over the sessions' digests, and the lengths of their rows and of their details."""
         self._digests.seek(0)
         while head := self._digests.read(_ENTRY.size):
-            length, row, count, messages, row_length = _ENTRY.unpack(head)
-            yield SessionDigest(self._digests.read(length), row, count, messages), row_length
+            length, row, count, messages, row_length, details_length = _ENTRY.unpack(head)
+            yield SessionDigest(self._digests.read(length), row, count, messages), row_length, details_length
 
     def _next_lengths(self, most: int, max_bytes: int) -> array[int]:
         """Return the lengths of the next messages, up to the one that reaches `max_bytes`."""

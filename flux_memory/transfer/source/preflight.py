@@ -16,6 +16,7 @@ from flux_memory.transfer.rows.pgcopy import (
     MessagesDigest,
     ValidMessage,
     ValidSession,
+    copy_details,
     copy_field,
     copy_session,
     prepare_messages,
@@ -213,7 +214,9 @@ class _Preflight:
         found.messages += count
         found.refused_messages += refused
         self._spool.add_session(
-            SessionDigest(session.id, session_digest(session), count, digest), copy_session(session, count)
+            SessionDigest(session.id, session_digest(session), count, digest),
+            copy_session(session, count),
+            copy_details(session),
         )
         return count + refused
 

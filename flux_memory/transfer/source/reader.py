@@ -30,12 +30,15 @@ GROUP BY list.name
 # Only keys are sorted: a sorter holds sixteen rows at a time, which may have tens of megabytes each. The LIMIT is an
 # optimizer fence.
 SELECT_SESSIONS: Final = """
-SELECT id, {user}, title, metadata, created_at, updated_at, repeated, sessions.rowid
+SELECT
+    sessions.id, {user}, {details}.title, {details}.metadata, sessions.created_at, sessions.updated_at, repeated,
+    sessions.rowid
 FROM (
     SELECT rowid AS place, {repeated} AS repeated FROM sessions /* where */ ORDER BY id, rowid LIMIT -1
 ) AS keys
 LEFT JOIN sessions ON sessions.rowid = place
 """
+JOIN_DETAILS: Final = "LEFT JOIN session_details ON session_details.session_id = sessions.id"
 SELECT_MESSAGES: Final = """
 SELECT session_id, id, role, content, metadata, created_at, repeated, messages.rowid
 FROM (
@@ -48,10 +51,21 @@ SELECT_MIDDLE: Final = """
 SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
 """
 
-_KNOWN: Final = {
-    "sessions": {"id", "user_id", "title", "created_at", "updated_at", "metadata", "message_count"},
-    "messages": {"id", "session_id", "seq", "role", "content", "metadata", "created_at"},
+_ORIGINAL: Final = {
+    "sessions": {"id", "user_id", "title", "created_at", "updated_at", "metadata"},
+    "messages": {"id", "session_id", "role", "content", "metadata", "created_at"},
 }
+_WIDE: Final = {
+    "sessions": {*_ORIGINAL["sessions"], "message_count"},
+    "messages": {*_ORIGINAL["messages"], "seq"},
+}
+_SPLIT: Final = {
+    "sessions": {"id", "user_id", "created_at", "updated_at", "message_count", "revision"},
+    "session_details": {"session_id", "title", "metadata"},
+    "messages": _WIDE["messages"],
+}
+_SPLIT_VERSION: Final = 5
+"""The schema version since which titles and metadata are in `session_details`."""
 _DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
 """Tables and views of the library whose content follows from the rows."""
 
@@ -73,6 +87,8 @@ class Layout:
     """Which columns and keys the tables of a SQLite memory have."""
 
     has_user_id: bool
+    has_details: bool
+    """Whether titles and metadata are in `session_details`."""
     numbered: bool
     """Whether messages have a `seq`."""
     unique_sessions: bool
@@ -90,32 +106,34 @@ def inspect_source(db: sqlite3.Connection) -> Layout:
     """
     refuse_views_as_tables(db)
     tables = {name for (name,) in db.execute(SELECT_TABLES)}
-    if not tables & set(_KNOWN):
+    if not tables & set(_ORIGINAL):
         raise MigrationError(
             "the file has neither a table 'sessions' nor a table 'messages', so it holds no conversation memory; "
             "check --sqlite-path"
         )
-    columns = {table: {name for (name,) in db.execute(schema.SELECT_COLUMNS, (table,))} for table in _KNOWN}
     applied = schema.applied_versions(db)
-    if applied:
-        missing_steps("sqlite", applied)
-    else:
-        known = {table: names & (_KNOWN[table] - {"seq", "message_count"}) for table, names in columns.items()}
-        if adopted_version(known) == 0:
-            raise MigrationError(
-                "the tables 'sessions' and 'messages' are not conversation memory; check --sqlite-path"
-            )
+    missing_steps("sqlite", applied)
+    known = _SPLIT if max(applied, default=0) >= _SPLIT_VERSION else _WIDE
+    columns = {table: {name for (name,) in db.execute(schema.SELECT_COLUMNS, (table,))} for table in known}
+    if not applied and adopted_version({table: columns[table] & _ORIGINAL[table] for table in _ORIGINAL}) == 0:
+        raise MigrationError("the tables 'sessions' and 'messages' are not conversation memory; check --sqlite-path")
+    unique = {table: {key for (key,) in db.execute(SELECT_UNIQUE, (table,))} for table in known}
+    if known is _SPLIT and "session_id" not in unique["session_details"]:
+        raise MigrationError(
+            "the table 'session_details' is missing, or has no key on session_id, so titles and metadata of sessions "
+            "are not certain; restore a backup, and move that"
+        )
     encoding = db.execute("PRAGMA encoding").fetchone()[0]
     if encoding != "UTF-8":
         raise MigrationError(
             f"the file stores text as {encoding}; make one in UTF-8 with: sqlite3 OLD .dump | sqlite3 NEW"
         )
-    unknown = sorted(tables - set(_KNOWN) - _DERIVED) + sorted(
-        f"{table}.{name}" for table, names in columns.items() for name in names - _KNOWN[table]
+    unknown = sorted(tables - set(known) - _DERIVED) + sorted(
+        f"{table}.{name}" for table, names in columns.items() for name in names - known[table]
     )
-    unique = {table: {key for (key,) in db.execute(SELECT_UNIQUE, (table,))} for table in _KNOWN}
     return Layout(
         has_user_id="user_id" in columns["sessions"],
+        has_details=known is _SPLIT,
         numbered="seq" in columns["messages"],
         unique_sessions="id" in unique["sessions"],
         unique_messages=bool(unique["messages"] & {"id", "session_id,id", "id,session_id"}),
@@ -182,9 +200,11 @@ class Source:
         return self._rows(self._select_messages(), "WHERE session_id = ?", session_id)
 
     def _select_sessions(self) -> str:
-        user = "user_id" if self.layout.has_user_id else "''"
+        user = "sessions.user_id" if self.layout.has_user_id else "''"
         repeated = "0" if self.layout.unique_sessions else "row_number() OVER (PARTITION BY id ORDER BY rowid) > 1"
-        return SELECT_SESSIONS.format(user=user, repeated=repeated)
+        if not self.layout.has_details:
+            return SELECT_SESSIONS.format(user=user, details="sessions", repeated=repeated)
+        return SELECT_SESSIONS.format(user=user, details="session_details", repeated=repeated) + JOIN_DETAILS
 
     def _select_messages(self) -> str:
         order = "created_at, rowid"

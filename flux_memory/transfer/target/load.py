@@ -10,32 +10,38 @@ import asyncpg
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.transfer.progress import Advance, Watcher
-from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.pgcopy import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    DETAIL_COLUMNS,
+    MESSAGE_COLUMNS,
+    SESSION_COLUMNS,
+)
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, copy_rows
 from flux_memory.transfer.target.moves import LOCK_MIGRATIONS, MoveRecord
 from flux_memory.transfer.target.server import write_transaction
 
-LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
+LOCK_TABLES: Final = "LOCK TABLE sessions, session_details, messages IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
-# What a rebuild of the keys would lose, what TRUNCATE would reach besides the two tables, and triggers that it would
+# What a rebuild of the keys would lose, what TRUNCATE would reach besides the three tables, and triggers that it would
 # not reach. The parameter: 32, the type of a trigger on TRUNCATE, and 8, that on DELETE, if there are rows to delete.
 # `_Keys.rehearse` finds what the server refuses.
 SELECT_OBSTACLE: Final = """
 SELECT pg_catalog.format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
 FROM pg_index
-WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND (indisreplident OR indisclustered)
+WHERE indrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[]) AND (indisreplident OR indisclustered)
 UNION ALL
 SELECT pg_catalog.format('the table %s inherits from the table %s', inhrelid::regclass, inhparent::regclass)
 FROM pg_inherits
-WHERE inhrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
-    OR inhparent IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+WHERE inhrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[])
+    OR inhparent = ANY ('{sessions,session_details,messages}'::regclass[]::oid[])
 UNION ALL
 SELECT pg_catalog.format('the trigger %I of the table %s acts on %s', tgname, tgrelid::regclass,
     CASE WHEN tgtype::int4 & 32 <> 0 THEN 'TRUNCATE' ELSE 'DELETE' END)
 FROM pg_trigger
-WHERE tgrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT tgisinternal
+WHERE tgrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[]) AND NOT tgisinternal
     AND tgtype::int4 & $1::int4 <> 0
 """
 # Foreign keys depend on the others: dropped first, created last.
@@ -44,39 +50,39 @@ SELECT
     pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', conrelid::regclass, conname),
     pg_catalog.format('ALTER TABLE %s ADD CONSTRAINT %I %s', conrelid::regclass, conname, pg_get_constraintdef(oid))
 FROM pg_constraint
-WHERE conrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND contype IN ('p', 'u', 'x', 'f')
+WHERE conrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[]) AND contype IN ('p', 'u', 'x', 'f')
 ORDER BY contype <> 'f', conrelid, conname
 """
 SELECT_INDEXES: Final = """
 SELECT pg_catalog.format('DROP INDEX %s', indexrelid::regclass), pg_get_indexdef(indexrelid)
 FROM pg_index
-WHERE indrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+WHERE indrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[])
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
 ORDER BY indexrelid::regclass::text
 """
 # COPY can freeze rows only in a table truncated in the same transaction.
-EMPTY: Final = "TRUNCATE sessions, messages"
-# Messages go with their sessions.
+EMPTY: Final = "TRUNCATE sessions, session_details, messages"
+# Details and messages go with their sessions.
 DELETE_ROWS: Final = "DELETE FROM sessions"
 COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 IS_OWNER: Final = """
 SELECT bool_and(pg_has_role(relowner, 'USAGE'))
 FROM pg_class
-WHERE oid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+WHERE oid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[])
 """
 # Deleting a session would delete the rows of such a table, or fail.
 SELECT_REFERRING: Final = """
 SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
 FROM pg_constraint
-WHERE contype = 'f' AND confrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
-    AND conrelid NOT IN ('sessions'::regclass::oid, 'messages'::regclass::oid)
+WHERE contype = 'f' AND confrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[])
+    AND conrelid <> ALL ('{sessions,session_details,messages}'::regclass[]::oid[])
 """
 SELECT_ADDED_COLUMNS: Final = """
 SELECT relname::text || '.' || attname::text
 FROM pg_attribute
 JOIN pg_class ON pg_class.oid = attrelid
-WHERE attrelid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND attnum > 0::int2 AND NOT attisdropped
-    AND relname::text || '.' || attname::text <> ALL ($1::text::text[])
+WHERE attrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[]) AND attnum > 0::int2
+    AND NOT attisdropped AND relname::text || '.' || attname::text <> ALL ($1::text::text[])
 ORDER BY relname DESC, attnum
 """
 RAISE_MEMORY: Final = """
@@ -151,7 +157,11 @@ async def refuse_to_replace(connection: Any) -> None:
 
 async def added_columns(connection: Any) -> list[str]:
     """Return the columns, as `table.column`, that are not the library's, whose values a replacement loses."""
-    columns = {"sessions": (*SESSION_COLUMNS, "creation_id"), "messages": MESSAGE_COLUMNS}
+    columns = {
+        "sessions": (*SESSION_COLUMNS, "creation_id", "revision"),
+        "session_details": DETAIL_COLUMNS,
+        "messages": MESSAGE_COLUMNS,
+    }
     known = write_texts(f"{table}.{column}" for table in columns for column in columns[table])
     return [name for (name,) in await connection.fetch(SELECT_ADDED_COLUMNS, known)]
 
@@ -226,6 +236,7 @@ class _Keys:
 async def _copy_all(connection: Any, parts: Sequence[Spool], found: PreflightResult, advance: Advance) -> None:
     for table, columns, count in (
         ("sessions", SESSION_COLUMNS, found.sessions),
+        ("session_details", DETAIL_COLUMNS, 0),
         ("messages", MESSAGE_COLUMNS, found.messages),
     ):
         data = aiter(_CopyStream(parts, table, count, advance))
@@ -239,6 +250,7 @@ async def _copy_in_batches(connection: Any, parts: Sequence[Spool], advance: Adv
         for batch in part.batches(BATCH_ROWS, BATCH_BYTES):
             sessions = batch.sessions[continues:]
             await copy_rows(connection, "sessions", SESSION_COLUMNS, sessions)
+            await copy_rows(connection, "session_details", DETAIL_COLUMNS, batch.details[continues:])
             await copy_rows(connection, "messages", MESSAGE_COLUMNS, batch.messages)
             advance(len(sessions) + batch.message_count)
             continues = batch.continues

@@ -10,7 +10,13 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from flux_memory.transfer.progress import Advance
-from flux_memory.transfer.rows.pgcopy import COPY_HEADER, COPY_TRAILER, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.pgcopy import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    MESSAGE_COLUMNS,
+    WHOLE_SESSION_COLUMNS,
+    copy_whole_session,
+)
 from flux_memory.transfer.rows.spool import Batch
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import WRITING
@@ -18,7 +24,17 @@ from flux_memory.transfer.target.server import WRITING
 # With pg_temp last in search_path, a table of that name in another schema would take the rows: names are qualified.
 CREATE_STAGING: Final = """
 CREATE TEMP TABLE pg_temp.flux_memory_staged_sessions ON COMMIT DELETE ROWS AS
-SELECT id, created_at, updated_at, message_count, user_id, title, metadata FROM sessions WITH NO DATA;
+SELECT
+    sessions.id,
+    sessions.created_at,
+    sessions.updated_at,
+    sessions.message_count,
+    sessions.user_id,
+    session_details.session_id,
+    session_details.title,
+    session_details.metadata
+FROM sessions, session_details
+WITH NO DATA;
 
 CREATE TEMP TABLE pg_temp.flux_memory_staged_messages ON COMMIT DELETE ROWS AS
 SELECT session_id, seq, created_at, id, role, content, metadata FROM messages WITH NO DATA;
@@ -38,15 +54,22 @@ COMMIT_WITHOUT_WAITING: Final = "SET LOCAL synchronous_commit = off"
 # Ordered by id, so that two migrations wait for each other instead of deadlocking. A session that an earlier run moved
 # is either there or was deleted since.
 INSERT_SESSIONS: Final = """
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
-SELECT id, user_id, title, created_at, updated_at, metadata
-FROM pg_temp.flux_memory_staged_sessions AS staged
-WHERE $1 OR NOT EXISTS (
-    SELECT FROM flux_memory_moved_sessions AS moved
-    WHERE moved.session_id = staged.id::text AND moved.created_at = staged.created_at
+WITH added AS (
+    INSERT INTO sessions (id, user_id, created_at, updated_at)
+    SELECT id, user_id, created_at, updated_at
+    FROM pg_temp.flux_memory_staged_sessions AS staged
+    WHERE $1 OR NOT EXISTS (
+        SELECT FROM flux_memory_moved_sessions AS moved
+        WHERE moved.session_id = staged.id::text AND moved.created_at = staged.created_at
+    )
+    ORDER BY id COLLATE "C"
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
 )
-ORDER BY id COLLATE "C"
-ON CONFLICT (id) DO NOTHING
+INSERT INTO session_details (session_id, title, metadata)
+SELECT staged.id, staged.title, staged.metadata
+FROM pg_temp.flux_memory_staged_sessions AS staged
+JOIN added ON added.id::text = staged.id::text
 """
 # The library takes the same lock to add a message, so no other client adds to these sessions from here on.
 LOCK_SESSIONS: Final = """
@@ -77,10 +100,14 @@ ON CONFLICT DO NOTHING
 TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
 WITH conflicting AS (
     DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
-    USING sessions
+    USING sessions LEFT JOIN session_details ON session_details.session_id::text = sessions.id::text
     WHERE sessions.id::text = staged.id::text
-        AND (sessions.user_id, sessions.title, sessions.created_at, sessions.metadata)
-            IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
+        AND (
+            sessions.user_id,
+            coalesce(session_details.title, ''::text),
+            sessions.created_at,
+            coalesce(session_details.metadata, '{}'::jsonb)
+        ) IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
     RETURNING staged.id
 ), held_back AS (
     DELETE FROM pg_temp.flux_memory_staged_messages
@@ -123,7 +150,8 @@ WITH numbered AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + coalesce(staged.messages, 0),
-        updated_at = greatest(sessions.updated_at, staged.updated_at)
+        updated_at = greatest(sessions.updated_at, staged.updated_at),
+        revision = gen_random_uuid()
     FROM (
         SELECT id, updated_at, messages
         FROM pg_temp.flux_memory_staged_sessions
@@ -253,7 +281,8 @@ async def _commit(
 async def _merge_batch(
     connection: Any, batch: Batch, record: MoveRecord | None, *, restores_deleted: bool
 ) -> _BatchResult:
-    await copy_rows(connection, "flux_memory_staged_sessions", SESSION_COLUMNS, batch.sessions, schema="pg_temp")
+    whole = list(map(copy_whole_session, batch.sessions, batch.details))
+    await copy_rows(connection, "flux_memory_staged_sessions", WHOLE_SESSION_COLUMNS, whole, schema="pg_temp")
     await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages, schema="pg_temp")
     sessions = _rows(await connection.execute(INSERT_SESSIONS, restores_deleted))
     await connection.fetch(LOCK_SESSIONS)

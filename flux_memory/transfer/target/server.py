@@ -34,11 +34,16 @@ SELECT
     pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     quote_ident(current_schema()::text)
 """
-MAY_READ: Final = "SELECT has_table_privilege('sessions', 'SELECT') AND has_table_privilege('messages', 'SELECT')"
+# Tables of an earlier version have no details; only their owner upgrades them.
+MAY_READ: Final = """
+SELECT bool_and(has_table_privilege(oid, 'SELECT'))
+FROM pg_class
+WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
+"""
 MAY_WRITE: Final = """
-SELECT has_table_privilege('sessions', 'INSERT')
-    AND has_table_privilege('sessions', 'UPDATE')
-    AND has_table_privilege('messages', 'INSERT')
+SELECT bool_and(has_table_privilege(oid, 'INSERT')) AND has_table_privilege('sessions', 'UPDATE')
+FROM pg_class
+WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
 """
 # The catalogue, not to_regclass(), for the reason given in `flux_memory.schema.postgres`.
 HAS_RECORD: Final = """
@@ -64,23 +69,26 @@ WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
         OR EXISTS (SELECT FROM messages)
         OR EXISTS (
             SELECT FROM pg_class
-            WHERE oid IN ('sessions'::regclass::oid, 'messages'::regclass::oid) AND NOT pg_has_role(relowner, 'USAGE')
+            WHERE relname IN ('sessions', 'session_details', 'messages')
+                AND pg_table_is_visible(oid)
+                AND NOT pg_has_role(relowner, 'USAGE')
         )
     )
 """
 # Times in the text form of the records.
 SELECT_SESSIONS: Final = """
 SELECT
-    id,
-    user_id,
-    title,
-    metadata::text,
-    to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
-    to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+    sessions.id,
+    sessions.user_id,
+    coalesce(session_details.title, ''::text),
+    coalesce(session_details.metadata, '{}'::jsonb)::text,
+    to_char(sessions.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+    to_char(sessions.updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
 FROM sessions
-WHERE id::text = ANY($1::text::text[])
+LEFT JOIN session_details ON session_details.session_id::text = sessions.id::text
+WHERE sessions.id::text = ANY($1::text::text[])
 """
-ANALYZE: Final = "ANALYZE sessions, messages"
+ANALYZE: Final = "ANALYZE sessions, session_details, messages"
 # A commit waits for the disk and a synchronous standby only if its transaction wrote to the log; then it waits for
 # everything before it, too. A server in recovery shows only durable rows and accepts no writes.
 WRITE_TO_LOG: Final = """
@@ -201,7 +209,9 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
     sessions = messages = 0
     if all(has_tables):
         if not await connection.fetchval(MAY_READ):
-            raise SchemaError("the role may not read the target's tables; GRANT SELECT ON sessions, messages to it")
+            raise SchemaError(
+                "the role may not read the target's tables; GRANT SELECT ON sessions, session_details, messages to it"
+            )
         if not for_reading:
             await _refuse_without_rights(connection, replaces=replaces)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
@@ -214,8 +224,8 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
 async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
     if not await connection.fetchval(MAY_WRITE):
         raise SchemaError(
-            "the role may not write to the target's tables; GRANT INSERT ON sessions, messages and UPDATE ON sessions "
-            "to it, or let their owner run the migration"
+            "the role may not write to the target's tables; GRANT INSERT ON sessions, session_details, messages and "
+            "UPDATE ON sessions to it, or let their owner run the migration"
         )
     if not replaces and (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
         raise SchemaError(

@@ -16,7 +16,7 @@ from flux_memory.transfer.target.copy_out import copy_out
 # session, and sessions that the record of moves has and the target has no longer.
 SELECT_DIGESTS: Final = f"""
 WITH moved AS (
-    {{moved}}
+    /* moved */
 ), in_order AS (
     SELECT session_id, seq / {GROUP_MESSAGES} AS part, seq, {MESSAGE_DIGEST} AS digest
     FROM messages
@@ -49,6 +49,7 @@ SELECT
     coalesce(proven.numbered, proven.session_id IS NULL),
     moved.by_source
 FROM sessions
+LEFT JOIN session_details ON session_details.session_id::text = sessions.id::text
 FULL JOIN proven ON proven.session_id::text = sessions.id::text
 FULL JOIN moved ON moved.session_id = coalesce(sessions.id, proven.session_id)::text
 ORDER BY coalesce(sessions.id, proven.session_id, moved.session_id)::text COLLATE "C"
@@ -66,6 +67,7 @@ GROUP BY session_id
 SET_SOURCES: Final = "SELECT set_config('flux_memory.sources', $1, TRUE)"
 NONE_MOVED: Final = "SELECT ''::text AS session_id, FALSE AS by_source WHERE FALSE"
 
+_MOVED_HERE: Final = "/* moved */"
 _TRUE: Final = b"\x01"
 
 
@@ -103,7 +105,7 @@ async def read_digests(
 
     if source_ids is not None:
         await connection.execute(SET_SOURCES, write_texts(map(str, source_ids)))
-    query = SELECT_DIGESTS.format(moved=NONE_MOVED if source_ids is None else MOVED)
+    query = SELECT_DIGESTS.replace(_MOVED_HERE, NONE_MOVED if source_ids is None else MOVED)
     await copy_out(connection, query, receive)
 
 

@@ -207,7 +207,7 @@ class _DigestComparison:
                 found.add("session deleted in the file since it was moved", id_)
             return
         if own != their:
-            self._differing.add_session(own, b"")
+            self._differing.add_session(own, b"", b"")
         self._advance(own)
 
     def end(self) -> None:

@@ -1,0 +1,55 @@
+"""Reads the files of a page's recipes, and runs them in an environment with the wheel of the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Final
+
+PROJECT: Final = Path(__file__).parents[2]
+_FOREIGN: Final = ("PYTEST_", "COV", "PYTHON", "FLUX_MEMORY_", "DJANGO_", "DATABASE_", "POSTGRES_")
+
+
+def find_recipe_files(page: Path, heading: str) -> dict[str, str]:
+    """Return the code blocks below a heading that name a file in their first line, by that name."""
+    (section,) = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```\w+\n(?:#|--) (\S+)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    others = section.count("\n```sh\n")
+    assert len(blocks) + others == section.count("\n```") / 2, "a block without a file name"
+    return dict(blocks)
+
+
+def recipe_variables(**more: str) -> dict[str, str]:
+    """Return an environment without the variables of this run."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)} | more
+
+
+def run_in_recipe(*command: str, cwd: Path, seconds: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without the variables of this run."""
+    environment = recipe_variables(**variables)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
+
+
+def make_recipe_environment(place: Path, group: str) -> str:
+    """Make an environment with the wheel and the packages of a dependency group; return its interpreter."""
+    python = str(place / "environment" / "bin" / "python")
+    packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"][group]
+    extra = "".join(each.removeprefix("flux-memory") for each in packages if each.startswith("flux-memory"))
+    others = [package for package in packages if not package.startswith("flux-memory")]
+    for command in (
+        (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(PROJECT)),
+        (sys.executable, "-m", "venv", "--without-pip", str(place / "environment")),
+    ):
+        done = run_in_recipe(*command, cwd=place)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = place.glob("*.whl")
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile")
+    done = run_in_recipe(*install, f"{wheel}{extra}", *others, cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return python
