@@ -25,6 +25,48 @@ class CrowdedRemovalsContract(Binding):
     """The promises to removals, copies and writes that meet in the same sessions."""
 
     @clause(
+        "FM-CON-041",
+        promise="`delete_sessions(user_id=)` beside writers removes each session of the user that there was when it "
+        "began: no add keeps its session.",
+        impact="A user asks for the deletion of all conversations, and the one that is being written to stays.",
+        needs=Capability.RETENTION | Capability.SESSIONS | Capability.USER_SCOPE | Capability.SEVERAL_HANDLES,
+    )
+    async def test_no_session_is_skipped(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        sessions = await together(memory.create_session(user_id="ann") for _ in range(SESSIONS))
+        deleted = False
+
+        async def write(session: str, number: int) -> None:
+            while True:
+                last = deleted
+                try:
+                    await other.add_message(session, "user", str(number))
+                except SessionNotFoundError:
+                    return
+                assert not last, "a session was written to after the deletion of its user's sessions"
+                await asyncio.sleep(0)
+
+        async def delete() -> int:
+            nonlocal deleted
+            removed = await memory.delete_sessions(user_id="ann")
+            deleted = True
+            return removed
+
+        writers = [asyncio.ensure_future(write(session, number)) for session in sessions for number in range(CALLERS)]
+        try:
+            # While each session is being written to.
+            await asyncio.sleep(0)
+            removed = await delete()
+            await asyncio.gather(*writers)
+        finally:
+            for writer in writers:
+                writer.cancel()
+            await gather_outcomes(*writers)
+        assert removed == SESSIONS
+        assert await memory.count_sessions() == 0
+        assert not any(await together(map(memory.get_history, sessions)))
+
+    @clause(
         "FM-CON-040",
         promise="Bulk deletions, pops, forks and writes of the same sessions, by handles that take them in opposite "
         "orders, all end: each succeeds, or raises a documented error and has changed nothing.",

@@ -263,7 +263,8 @@ class ListPagesContract(Binding):
 async def _fill(memory: Memory) -> None:
     cases: list[dict[str, Any]] = [
         *({"k": 1}, {"k": 1.0, "more": True}, {"k": "1"}, {"k": 2}, {"tags": ["a", "b", "c"]}, {"tags": ["b"]}),
-        *({"deep": {"k": None, "l": 1}}, {"deep": {"k": 0}}, {}, {"none": None}, *list(METADATA.values())[:6]),
+        *({"deep": {"k": None, "l": 1}}, {"deep": {"k": 0}}, {}, {"none": None}),
+        *list(METADATA.values())[:6],
     ]
     users = ("ann", "bob", "", "Ann", "an", "annie")
     await together(

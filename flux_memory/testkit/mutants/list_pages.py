@@ -91,8 +91,8 @@ class ListCursorsLookUpTheirTime(Sound):
     """Pages from where the session of the cursor is now."""
 
     async def get_sessions(self, *args: Any, before: Any = None, **kwargs: Any) -> Any:
-        if isinstance(before, dict):
-            before = await super().get_session(before["id"]) or before
+        now: Any = await super().get_session(before["id"]) if isinstance(before, dict) else None
+        before = now or before
         return await super().get_sessions(*args, before=before, **kwargs)
 
 

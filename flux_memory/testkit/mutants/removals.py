@@ -197,6 +197,24 @@ class ListsAndThenDeletes(_DeletesByCode):
     """Deletes the sessions that were inactive when it looked."""
 
 
+@caught_by("FM-CON-041")
+class SkipsBusySessions(_DeletesByCode):
+    """Leaves the sessions that are locked by a writer."""
+
+    busy: ClassVar[dict[Any, int]] = {}
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        self.busy[session_id] = self.busy.get(session_id, 0) + 1
+        try:
+            await asyncio.sleep(0)
+            return await super().add_message(session_id, *args, **kwargs)
+        finally:
+            self.busy[session_id] -= 1
+
+    def matches(self, row: Any, user_id: Any, since: Any) -> bool:
+        return not self.busy.get(row["id"]) and super().matches(row, user_id, since)
+
+
 @caught_by("FM-CON-040")
 class DeadlocksEscape(Sound):
     """Raises the driver's error if another deletion is under way."""
