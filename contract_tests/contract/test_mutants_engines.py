@@ -15,8 +15,10 @@ from flux_memory import ConversationMemory, PostgresConversationMemory, Session,
 from flux_memory.backends.postgres import adds as postgres_adds
 from flux_memory.backends.postgres import creating, deleting, updating
 from flux_memory.backends.postgres import queries as postgres_queries
+from flux_memory.backends.sqlite import adds as sqlite_adds
+from flux_memory.backends.sqlite import edits as sqlite_edits
+from flux_memory.backends.sqlite import history as sqlite_history
 from flux_memory.backends.sqlite import listing as sqlite_listing
-from flux_memory.backends.sqlite import memory as sqlite
 from flux_memory.backends.sqlite import opening
 from flux_memory.backends.sqlite.listing import CONTAINS
 from flux_memory.records import building, checking, metadata, text, timestamps
@@ -73,6 +75,18 @@ def without_zone(sound: Callable[..., list[Session]]) -> Callable[..., list[Sess
     return lambda rows, most: [{**row, "created_at": row["created_at"][:26]} for row in sound(rows, most)]
 
 
+def without_last_change(_: Callable[..., str]) -> Callable[..., str]:
+    return lambda session_id, updated_at: timestamps.utc_now()
+
+
+def replacing(sound: Callable[..., str]) -> Callable[..., str]:
+    def create(row: records.SessionRow, db: sqlite3.Connection) -> str:
+        db.execute("UPDATE session_details SET title = 'x' WHERE session_id = ?", (row.id,))
+        return row.id if db.execute("SELECT 1 FROM sessions WHERE id = ?", (row.id,)).fetchone() else sound(row, db)
+
+    return create
+
+
 VALUES = {
     "NUL is let through": Break("FM-TXT-008", text, "find_unstorable", "", lambda _: lambda value: None),
     "roles may be empty": Break("FM-TXT-011", checking, "check_text", "", without_empty),
@@ -86,20 +100,22 @@ VALUES = {
 
 SQLITE = {
     **{name: broken for name, broken in VALUES.items() if name != "NaN is let through"},
-    "ordered by time and id": Break("FM-ORD-002", sqlite, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"),
-    "oldest first": Break("FM-ORD-003", sqlite, "SELECT_HISTORY", "seq DESC", "seq ASC"),
-    "before is inclusive": Break("FM-ORD-006", sqlite, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
-    "the clock decides": Break("FM-TIM-004", sqlite, "UPDATE_TITLE", "max(updated_at, ?)", "?"),
+    "ordered by time and id": Break(
+        "FM-ORD-002", sqlite_history, "SELECT_HISTORY", "seq DESC", "created_at DESC, id DESC"
+    ),
+    "oldest first": Break("FM-ORD-003", sqlite_history, "SELECT_HISTORY", "seq DESC", "seq ASC"),
+    "before is inclusive": Break("FM-ORD-006", sqlite_history, "SELECT_HISTORY_BEFORE", "seq <", "seq <="),
+    "the clock decides": Break("FM-TIM-004", sqlite_edits, "later", "", without_last_change),
     "by creation": Break("FM-LST-001", sqlite_listing, "NEWEST_FIRST", "updated_at DESC", "created_at DESC"),
     "ties at random": Break("FM-LST-002", sqlite_listing, "NEWEST_FIRST", "id DESC", "random()"),
     "offset is dropped": Break("FM-LST-003", sqlite_listing, "NEWEST_FIRST", ":offset", "0 * :offset"),
     "users like users": Break("FM-TXT-004", sqlite_listing, "OF_USER", "=", "LIKE"),
-    "the filter is equality": Break("FM-LST-011", sqlite_listing, "CONTAINS", CONTAINS, "metadata = :metadata"),
+    "the filter is equality": Break("FM-LST-011", sqlite_listing, "CONTAINS", CONTAINS, "details.metadata = :metadata"),
     "the filter asks the index only": Break("FM-LST-012", sqlite_listing, "CONTAINS", CONTAINS, "TRUE"),
-    "creating replaces": Break("FM-SES-004", sqlite, "INSERT_SESSION", "DO NOTHING", "DO UPDATE SET title = 'x'"),
+    "creating replaces": Break("FM-SES-004", sqlite_adds, "create_session", "", replacing),
     "foreign keys are off": Break("FM-SES-008", opening, "_require", "", without_foreign_keys),
     "foreign keys are on in the first connection": Break("FM-SES-008", opening, "_require", "", foreign_keys_once),
-    "clearing spares one": Break("FM-SES-010", sqlite, "DELETE_SESSIONS", "sessions", "sessions WHERE rowid > 1"),
+    "clearing spares one": Break("FM-SES-010", sqlite_edits, "DELETE_SESSIONS", "sessions", "sessions WHERE rowid > 1"),
     "retries compare the role only": Break(
         "FM-MSG-004",
         records.MessageRow,

@@ -292,7 +292,7 @@ STREAMLIT: Final = """
 from streamlit.testing.v1 import AppTest
 
 for text in ("Hi", "And you?"):
-    app = AppTest.from_file("streamlit_app.py").run()
+    app = AppTest.from_file("streamlit_app.py", default_timeout=60).run()
     app.chat_input[0].set_value(text).run()
     assert not app.exception, app.exception
 assert [each.markdown[0].value for each in app.chat_message] == ["Hi", "You said: Hi", "And you?", "You said: And you?"]

@@ -1,11 +1,15 @@
-"""The environment of the tests of settings and of the command line."""
+"""Fixtures of the tests of settings, of the command line, and of the memory without `await`."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory.sync import SyncMemory
 
 
 @pytest.fixture
@@ -16,3 +20,12 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest
         if name.upper().removeprefix("FLUX_MEMORY_") in {"DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"}:
             monkeypatch.delenv(name)
     return monkeypatch
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def open_sync_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], SyncMemory]:
+    """Opens a handle on either backend."""
+    if request.param == "sqlite":
+        return lambda: SyncMemory(ConversationMemory(tmp_path / "chat.db"))
+    dsn: str = request.getfixturevalue("flux_memory_postgres_dsn")
+    return lambda: SyncMemory(PostgresConversationMemory(dsn))

@@ -104,7 +104,12 @@ CALLS: Final = [
     ("get_session", (LONG,), {}),
     ("get_message", (LONG, f"{MESSAGES // 2:036d}"), {}),
 ]
-NAMES: Final = [*(f"sessions {name}" for name in LISTINGS), *(f"history {name}" for name in HISTORIES), "session", "message"]
+NAMES: Final = [
+    *(f"sessions {name}" for name in LISTINGS),
+    *(f"history {name}" for name in HISTORIES),
+    "session",
+    "message",
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,25 @@
-"""`SyncMemory` is the memory without `await`: the same methods, the same outcomes, safe in threads."""
+"""`SyncMemory` blocks its callers: safe in threads, in signal handlers and finalizers, and at the end of a process."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import pytest
-from sync_docstrings import PROTOCOL, SYNC, methods, with_docstrings
 
 from flux_memory import (
     BackendUnavailableError,
     ConversationMemory,
     FluxMemoryError,
     InvalidTypeError,
-    Memory,
     MemoryClosedError,
-    NewMessage,
-    PostgresConversationMemory,
     Settings,
     deadline,
 )
@@ -87,55 +80,9 @@ with SyncMemory(ConversationMemory(sys.argv[1])) as memory:
 """
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def open_memory(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], SyncMemory]:
-    """Opens a handle on either backend."""
-    if request.param == "sqlite":
-        return lambda: SyncMemory(ConversationMemory(tmp_path / "chat.db"))
-    dsn: str = request.getfixturevalue("flux_memory_postgres_dsn")
-    return lambda: SyncMemory(PostgresConversationMemory(dsn))
-
-
-def test_the_methods_are_those_of_the_protocol() -> None:
-    """Each method takes the same arguments, returns what the coroutine returns, and has the same docstring."""
-    promised, kept = methods(PROTOCOL.read_text("utf-8"), "Memory"), methods(SYNC.read_text("utf-8"), "SyncMemory")
-    assert promised.keys() == kept.keys()
-    for name in promised:
-        ours, theirs = getattr(SyncMemory, name), getattr(Memory, name)
-        assert inspect.signature(ours) == inspect.signature(theirs), name
-        assert get_type_hints(ours) == get_type_hints(theirs), name
-        assert not inspect.iscoroutinefunction(ours), name
-    source = SYNC.read_text("utf-8")
-    assert source == with_docstrings(source, PROTOCOL.read_text("utf-8")), "run python tools/sync_docstrings.py"
-
-
-def test_a_conversation_without_await(open_memory: Callable[[], SyncMemory]) -> None:
-    """Every method works, and `with` closes the memory."""
-    with open_memory() as memory:
-        session = memory.create_session("old", {"lang": "ko"}, user_id="ann")
-        memory.add_message(session, "user", "1")
-        ids = memory.add_messages(session, [{"role": "user", "content": text} for text in "23"])
-        memory.update_session_title(session, "new")
-        assert [row["content"] for row in memory.get_history(session)] == ["1", "2", "3"]
-        assert [row["content"] for row in memory.get_history(session, 1, before=ids[1])] == ["2"]
-        assert [row["title"] for row in memory.get_sessions(user_id="ann", metadata={"lang": "ko"})] == ["new"]
-        found = memory.get_session(session)
-        assert found is not None
-        assert (found["message_count"], memory.count_sessions()) == (3, 1)
-        memory.delete_session(session)
-        memory.create_session()
-        memory.clear_all()
-        assert memory.count_sessions() == 0
-    with pytest.raises(MemoryClosedError):
-        memory.count_sessions()
-    with pytest.raises(MemoryClosedError):
-        memory.add_messages(session, None)  # type: ignore[arg-type]  # the arguments do not matter any more
-    memory.close()
-
-
-def test_threads_share_a_handle(open_memory: Callable[[], SyncMemory]) -> None:
+def test_threads_share_a_handle(open_sync_memory: Callable[[], SyncMemory]) -> None:
     """Threads that write to one session at once lose nothing, and each one's messages stay in order."""
-    with open_memory() as memory:
+    with open_sync_memory() as memory:
         session = memory.create_session()
 
         def add(caller: int) -> None:
@@ -153,18 +100,18 @@ def test_threads_share_a_handle(open_memory: Callable[[], SyncMemory]) -> None:
             assert [text for text in found if text.startswith(f"{caller} ")] == [f"{caller} {n}" for n in range(ADDS)]
 
 
-def test_a_deadline_holds(open_memory: Callable[[], SyncMemory]) -> None:
+def test_a_deadline_holds(open_sync_memory: Callable[[], SyncMemory]) -> None:
     """`deadline()` bounds the calls of its thread."""
-    with open_memory() as memory:
+    with open_sync_memory() as memory:
         session = memory.create_session()
         with deadline(1e-6), pytest.raises(BackendUnavailableError):
             memory.add_message(session, "user", "too late")
         memory.add_message(session, "user", "in time")
 
 
-def test_closing_leaves_no_thread(open_memory: Callable[[], SyncMemory]) -> None:
+def test_closing_leaves_no_thread(open_sync_memory: Callable[[], SyncMemory]) -> None:
     """Also if two threads close it, and if it was never used."""
-    memory, unused = open_memory(), open_memory()
+    memory, unused = open_sync_memory(), open_sync_memory()
     memory.create_session()
     closing = [threading.Thread(target=memory.close) for _ in range(2)]
     for thread in closing:
@@ -177,9 +124,9 @@ def test_closing_leaves_no_thread(open_memory: Callable[[], SyncMemory]) -> None
     assert "flux-memory-loop" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_forgotten_handle_warns(open_memory: Callable[[], SyncMemory]) -> None:
+def test_a_forgotten_handle_warns(open_sync_memory: Callable[[], SyncMemory]) -> None:
     """A handle that is collected without `close()` emits one warning and ends its thread."""
-    memory = open_memory()
+    memory = open_sync_memory()
     memory.create_session()
     (thread,) = (each for each in threading.enumerate() if each.name == "flux-memory-loop")
     with pytest.warns(ResourceWarning, match=r"SyncMemory.*was never closed") as caught:
@@ -189,9 +136,9 @@ def test_a_forgotten_handle_warns(open_memory: Callable[[], SyncMemory]) -> None
     assert len(caught) == 1
 
 
-def test_a_forked_child_is_refused(open_memory: Callable[[], SyncMemory]) -> None:
+def test_a_forked_child_is_refused(open_sync_memory: Callable[[], SyncMemory]) -> None:
     """The thread stays with the parent: a call in the child raises at once instead of waiting for it."""
-    with open_memory() as memory:
+    with open_sync_memory() as memory:
         memory.create_session()
         if (child := os.fork()) == 0:
             try:
@@ -209,26 +156,6 @@ def test_a_forked_child_leaves_the_handle_to_its_parent(end: str, tmp_path: Path
     command = [sys.executable, "-W", "always::ResourceWarning", "-c", FORKED, str(tmp_path / "chat.db"), end]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_batch_is_read_in_the_thread_of_its_caller(open_memory: Callable[[], SyncMemory]) -> None:
-    """A generator may read a cursor that belongs to the thread, or call the memory itself, without a deadlock."""
-
-    def copied(role: str) -> Iterator[NewMessage]:
-        for row in memory.get_history(session):
-            yield {"role": role, "content": row["content"]}
-
-    with open_memory() as memory, closing(sqlite3.connect(":memory:")) as db:
-        session = memory.create_session()
-        rows = db.execute("VALUES ('1'), ('2')")
-        memory.add_messages(session, ({"role": "user", "content": text} for (text,) in rows))
-        memory.add_messages(session, copied("system"))
-        assert [(row["role"], row["content"]) for row in memory.get_history(session)] == [
-            ("user", "1"),
-            ("user", "2"),
-            ("system", "1"),
-            ("system", "2"),
-        ]
 
 
 class Greeting(dict[str, Any]):

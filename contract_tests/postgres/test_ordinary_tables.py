@@ -25,8 +25,7 @@ IN_PLACE_OF_OURS = {
     "unlogged messages": ("ALTER TABLE messages SET UNLOGGED", "'messages' .* is an unlogged table"),
     "unlogged details": ("ALTER TABLE session_details SET UNLOGGED", "'session_details' .* is an unlogged table"),
     "all unlogged": (
-        "ALTER TABLE messages SET UNLOGGED; ALTER TABLE session_details SET UNLOGGED;"
-        "ALTER TABLE sessions SET UNLOGGED",
+        "ALTER TABLE messages SET UNLOGGED; ALTER TABLE session_details SET UNLOGGED;ALTER TABLE sessions SET UNLOGGED",
         "'sessions' .* is an unlogged table.* ALTER TABLE public.sessions SET LOGGED",
     ),
     "unlogged versions": ("ALTER TABLE flux_memory_schema SET UNLOGGED", "'flux_memory_schema' .* unlogged"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from raw_postgres import connect, fetch_rows, with_address, with_parameter, with_user
@@ -98,15 +100,28 @@ async def execute_each(dsn: str, statements: list[str]) -> None:
 
 async def call_every_method(memory: Memory) -> None:
     """Call every method, including a batch and a retry."""
-    session = await memory.create_session("title", {"a": 1}, user_id="u")
+    user = secrets.token_hex(4)
+    session = await memory.create_session("title", {"a": 1}, user_id=user)
     await memory.add_message(session, "user", "one", message_id="m")
     await memory.add_message(session, "user", "one", message_id="m")
     await memory.add_messages(session, [{"role": "user", "content": "two"}, {"role": "user", "content": "three"}])
     assert [message["content"] for message in await memory.get_history(session)] == ["one", "two", "three"]
-    assert session in {row["id"] for row in await memory.get_sessions(user_id="u", metadata={"a": 1})}
+    assert session in {row["id"] for row in await memory.get_sessions(user_id=user, metadata={"a": 1})}
     assert await memory.get_session(session)
     await memory.update_session_title(session, "new")
+    copy = await memory.fork_session(session)
+    assert (await memory.pop_message(copy) or {})["content"] == "three"
+    assert await memory.get_message(copy, "m")
+    changed = await memory.update_session(
+        copy, title="cut", merge_metadata={"b": 2}, truncate_all=True, messages=[{"role": "user", "content": "four"}]
+    )
+    assert (changed["title"], changed["metadata"], changed["message_count"]) == ("cut", {"a": 1, "b": 2}, 1)
+    await memory.add_message(f"new {user}", "user", "first", create=True, user_id=user)
+    assert await memory.count_sessions(user_id=user) == 3
     await memory.delete_session(session)
+    await memory.delete_session(copy, expected_revision=changed["revision"])
+    assert await memory.delete_sessions(user_id=user) == 1
+    await memory.create_session()
     await memory.clear_all()
     assert await memory.count_sessions() == 0
 
@@ -184,27 +199,80 @@ async def test_the_printed_policies_keep_users_apart(roles: Roles) -> None:
     """Each call of the library honours the policies: the sessions of another user do not exist."""
     await execute_each(roles.owner, POLICIES)
     async with of_user(roles.application, "ann & co") as ann, of_user(roles.application, "bob") as bob:
-        secret = await ann.create_session(user_id="ann & co")
-        await ann.add_message(secret, "user", "one")
+        secret = await ann.create_session("of ann", {"a": 1}, user_id="ann & co")
+        first = await ann.add_message(secret, "user", "one")
         own = await bob.create_session(user_id="bob")
         await bob.add_messages(own, [{"role": "user", "content": "two"}])
         assert [await each.count_sessions() for each in (ann, bob)] == [1, 1]
         assert await bob.get_session(secret) is None
         assert await bob.get_history(secret) == []
         assert [row["id"] for row in await bob.get_sessions()] == [own]
-        for write in (bob.add_message(secret, "user", "x"), bob.update_session_title(secret, "x")):
+        assert await bob.get_message(secret, first) is None
+        assert await bob.pop_message(secret) is None
+        for write in (
+            bob.add_message(secret, "user", "x"),
+            bob.update_session_title(secret, "x"),
+            bob.update_session(secret, merge_metadata={"a": 2}, truncate_all=True),
+            bob.fork_session(secret, user_id="bob"),
+        ):
             with pytest.raises(SessionNotFoundError):
                 await write
-        with pytest.raises(ConflictError):
-            await bob.create_session(session_id=secret, user_id="bob")
+        for taking in (
+            bob.create_session(session_id=secret, user_id="bob"),
+            bob.fork_session(own, new_session_id=secret),
+            bob.add_message(secret, "user", "x", create=True, user_id="bob"),
+        ):
+            with pytest.raises(ConflictError):
+                await taking
         with pytest.raises(SchemaError, match="a policy does not let the role store this row"):
             await bob.create_session(user_id="ann & co")
         await bob.delete_session(secret)
+        assert await bob.delete_sessions(user_id="ann & co") == 0
         await bob.clear_all()
         assert await bob.count_sessions() == 0
         assert len(await ann.get_history(secret)) == 1
+        kept = await ann.get_session(secret) or {}
+        assert (kept["title"], kept["metadata"]) == ("of ann", {"a": 1})
     async with PostgresConversationMemory(roles.reader) as reader:
         assert await reader.count_sessions() == 1
+
+
+@pytest.mark.asyncio
+async def test_under_the_printed_policies_a_user_changes_its_own_sessions(roles: Roles) -> None:
+    """Rows that are stored together with their session pass the policies that ask for the session."""
+    await execute_each(roles.owner, POLICIES)
+    async with of_user(roles.application, "ann") as ann:
+        await ann.add_message("made", "user", "one", create=True, user_id="ann")
+        await ann.update_session(
+            "made", title="t", merge_metadata={"a": 1}, messages=[{"role": "user", "content": "2"}]
+        )
+        copy = await ann.fork_session("made", title="copy")
+        assert (await ann.pop_message(copy) or {})["content"] == "2"
+        await ann.update_session_title("made", "u")
+        assert {(row["title"], row["message_count"]) for row in await ann.get_sessions(metadata={"a": 1})} == {
+            ("u", 2),
+            ("copy", 1),
+        }
+
+
+@pytest.mark.asyncio
+async def test_the_printed_policies_hold_for_sql_of_the_applications_own(roles: Roles) -> None:
+    """The details and messages of a hidden session can be neither read, changed nor added to."""
+    await execute_each(roles.owner, POLICIES)
+    async with of_user(roles.application, "ann") as ann:
+        await ann.add_message(await ann.create_session("t", session_id="hidden", user_id="ann"), "user", "one")
+    async with connect(with_parameter(roles.application, "chat.user_id=bob")) as bob:
+        for table in ("session_details", "messages"):
+            assert await bob.fetchval(f"SELECT count(*) FROM {table}") == 0
+        assert await bob.execute("UPDATE session_details SET title = 'x'") == "UPDATE 0"
+        assert await bob.execute("DELETE FROM messages") == "DELETE 0"
+        for insert in (
+            "session_details (session_id) VALUES ('hidden')",
+            "session_details (session_id) VALUES ('hidden') ON CONFLICT (session_id) DO UPDATE SET title = ''",
+            "messages (session_id, id, seq, role, content, created_at) VALUES ('hidden', 'm', 9, 'user', 'x', now())",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await bob.execute(f"INSERT INTO {insert}")
 
 
 @pytest.mark.asyncio

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
-from original_application import dump_file, make_file_with_data, read_rows
+from foreign_objects import list_objects, refused_by_name, run_script
+from original_application import dump_file, make_file_with_data
 from raw_sqlite import execute_in_file
 
-from flux_memory import ConversationMemory, FluxMemoryError, Memory, SchemaError
+from flux_memory import ConversationMemory, FluxMemoryError, Memory
 from flux_memory.health import check_sqlite
 
 NOTES: Final = "CREATE TABLE notes (message TEXT, session TEXT);"
 SILENT: Final = "SELECT raise(IGNORE)"
-
-
-def script(path: Path, sql: str) -> None:
-    with closing(sqlite3.connect(path)) as db:
-        db.executescript(sql)
-
-
-def objects(path: Path) -> set[tuple[str, str]]:
-    """The name and the SQL of each object that was written by hand."""
-    return set(read_rows(path, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
 
 
 async def current(path: Path) -> None:
@@ -34,26 +23,12 @@ async def current(path: Path) -> None:
         await memory.create_session(session_id="one")
 
 
-async def refused_by_name(path: Path, *says: str) -> None:
-    """Every way in refuses the file with the same words, and leaves it as it was."""
-    before = dump_file(path)
-    memory = ConversationMemory(path)
-    for way in (memory.count_sessions(), memory.create_session(), check_sqlite(str(path), 10)):
-        with pytest.raises(SchemaError) as refusal:
-            await way
-        for words in says:
-            assert words in str(refusal.value)
-        assert "damaged" not in str(refusal.value)
-    await memory.close()
-    assert dump_file(path) == before
-
-
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "sql",
     [
         "CREATE VIEW newest AS SELECT max(created_at) FROM messages",
-        "CREATE VIEW joined AS SELECT * FROM messages JOIN sessions ON sessions.id = session_id",
+        "CREATE VIEW joined AS SELECT messages.* FROM messages JOIN sessions ON sessions.id = session_id",
         "CREATE VIEW broken AS SELECT * FROM nowhere",
         "CREATE VIEW unknown AS SELECT no_such_function(content) FROM messages",
         "CREATE VIEW first AS SELECT * FROM messages; CREATE VIEW second AS SELECT * FROM first",
@@ -66,7 +41,7 @@ async def refused_by_name(path: Path, *says: str) -> None:
         "CREATE INDEX by_role ON messages (role)",
         "CREATE INDEX lately ON messages (created_at) WHERE role = 'user'",
         "CREATE INDEX by_number ON messages (json_extract(metadata, '$.n'))",
-        "CREATE INDEX by_title ON sessions (title COLLATE NOCASE)",
+        "CREATE INDEX by_creation ON sessions (created_at, id COLLATE NOCASE)",
         "CREATE TABLE notes (x TEXT REFERENCES sessions (id) ON DELETE CASCADE); INSERT INTO notes VALUES ('one')",
         "CREATE TABLE notes (x); CREATE INDEX by_x ON notes (x)",
     ],
@@ -75,13 +50,13 @@ async def refused_by_name(path: Path, *says: str) -> None:
 async def test_what_does_no_harm_survives_the_adoption(path: Path, sql: str, generation: int) -> None:
     """A user's view, index or table is there afterwards, word for word; the order and the rows are right."""
     make_file_with_data(path, generation=generation)
-    before = objects(path)
-    script(path, sql)
-    added = objects(path) - before
+    before = list_objects(path)
+    run_script(path, sql)
+    added = list_objects(path) - before
     assert (await check_sqlite(str(path), 10)).sessions == 2
     async with ConversationMemory(path) as memory:
         assert [message["id"] for message in await memory.get_history("one")] == ["m3", "m4", "m1", "m6"]
-    assert added <= objects(path)
+    assert added <= list_objects(path)
     async with ConversationMemory(path) as memory:
         await memory.add_message("one", "user", "x")
         await memory.delete_session("two")
@@ -98,7 +73,7 @@ ON_ROWS: Final = {
     "CREATE TRIGGER two AFTER INSERT ON messages BEGIN SELECT 2; END": "'one' on 'messages'",
     "CREATE TRIGGER session_metadata AFTER INSERT ON messages BEGIN SELECT 1; END": "DROP TRIGGER",
     "CREATE UNIQUE INDEX said_once ON messages (content)": "the unique index 'said_once'",
-    "CREATE UNIQUE INDEX titled_once ON sessions (title)": 'DROP INDEX "titled_once"',
+    "CREATE UNIQUE INDEX created_once ON sessions (created_at, id)": 'DROP INDEX "created_once"',
     "CREATE TABLE notes (x TEXT REFERENCES messages (id))": "the table 'notes' has a foreign key to 'messages'",
     "CREATE TABLE notes (x TEXT REFERENCES Messages ON DELETE CASCADE); INSERT INTO notes VALUES ('m1')": "'notes'",
 }
@@ -110,6 +85,7 @@ ON_ROWS: Final = {
     ("sql", "says"),
     [
         *ON_ROWS.items(),
+        ("CREATE TABLE session_details (id TEXT)", "the table 'session_details' has a name that flux-memory needs"),
         (
             "CREATE INDEX sessions_of_user_by_activity ON sessions (id)",
             "the index 'sessions_of_user_by_activity' has a",
@@ -149,7 +125,7 @@ ON_ROWS: Final = {
 async def test_what_would_do_harm_is_refused_by_name(path: Path, sql: str, says: str) -> None:
     """Nothing vanishes and nothing fails half-way: the file stays as it was, and the message names what to drop."""
     make_file_with_data(path)
-    script(path, sql)
+    run_script(path, sql)
     await refused_by_name(path, says)
 
 
@@ -162,11 +138,25 @@ async def test_what_would_do_harm_is_refused_by_name(path: Path, sql: str, says:
             f"CREATE TRIGGER keen BEFORE INSERT ON flux_memory_schema BEGIN {SILENT}; END",
             "the trigger 'keen' on 'flux_memory_schema'",
         ),
+        (
+            f"CREATE TRIGGER keen BEFORE INSERT ON session_details BEGIN {SILENT}; END",
+            "the trigger 'keen' on 'session_details'",
+        ),
+        ("CREATE UNIQUE INDEX titled_once ON session_details (title, session_id)", 'DROP INDEX "titled_once"'),
+        ("DROP TRIGGER sessions_first_revision", "the trigger 'sessions_first_revision' is missing"),
+        (
+            "DROP TABLE session_details; CREATE TABLE session_details (session_id TEXT PRIMARY KEY, title, metadata)",
+            "the table 'session_details' lacks the foreign key to 'sessions'",
+        ),
+        (
+            "DROP TRIGGER sessions_first_revision; ALTER TABLE sessions DROP COLUMN revision",
+            "the table 'sessions' lacks the column 'revision'",
+        ),
         ("DROP TRIGGER session_metadata_after_insert", "the trigger 'session_metadata_after_insert' is missing"),
         (
             (
                 "DROP TRIGGER session_metadata_before_delete;"
-                f"CREATE TRIGGER session_metadata_before_delete BEFORE DELETE ON sessions BEGIN {SILENT}; END"
+                f"CREATE TRIGGER session_metadata_before_delete BEFORE DELETE ON session_details BEGIN {SILENT}; END"
             ),
             "the trigger 'session_metadata_before_delete' differs",
         ),
@@ -213,7 +203,7 @@ async def test_what_would_do_harm_is_refused_by_name(path: Path, sql: str, says:
 async def test_a_current_file_that_differs_is_refused_by_name(path: Path, sql: str, says: str) -> None:
     """The right version and the right checksums are not enough: a trigger, a key or a view decides what is stored."""
     await current(path)
-    script(path, sql)
+    run_script(path, sql)
     await refused_by_name(path, says)
 
 
@@ -232,6 +222,17 @@ Call = Callable[[Memory], Awaitable[object]]
         )),
         ("UPDATE ON sessions", lambda memory: memory.add_message("one", "user", "x")),
         ("UPDATE ON sessions", lambda memory: memory.update_session_title("one", "new")),
+        ("INSERT ON session_details", lambda memory: memory.create_session()),
+        ("UPDATE ON session_details", lambda memory: memory.update_session_title("one", "new")),
+        ("UPDATE ON session_details", lambda memory: memory.update_session("one", merge_metadata={"a": 1})),
+        ("UPDATE ON sessions", lambda memory: memory.update_session("one", truncate_all=True)),
+        ("DELETE ON messages", lambda memory: memory.update_session("one", truncate_all=True)),
+        ("DELETE ON messages", lambda memory: memory.pop_message("one")),
+        ("UPDATE ON sessions", lambda memory: memory.pop_message("one")),
+        ("INSERT ON sessions", lambda memory: memory.add_message("new", "user", "x", create=True)),
+        ("INSERT ON session_details", lambda memory: memory.fork_session("one")),
+        ("INSERT ON messages", lambda memory: memory.fork_session("one")),
+        ("DELETE ON sessions", lambda memory: memory.delete_sessions(user_id="")),
         ("INSERT ON sessions", lambda memory: memory.create_session()),
         ("INSERT ON sessions", lambda memory: memory.create_session(session_id="new")),
         ("DELETE ON sessions", lambda memory: memory.delete_session("one")),

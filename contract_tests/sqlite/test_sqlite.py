@@ -44,9 +44,9 @@ def test_a_pragma_that_does_not_take_is_an_error() -> None:
 @pytest.mark.asyncio
 async def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the required version, instead of a syntax error in some statement."""
-    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 35, 4))
     async with ConversationMemory(path) as memory:
-        with pytest.raises(FluxMemoryError, match=r"SQLite 3\.35 or newer is needed"):
+        with pytest.raises(FluxMemoryError, match=r"SQLite 3\.35\.5 or newer is needed"):
             await memory.count_sessions()
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from original_application import INSERT_SESSION, make_file
 
 from flux_memory import records
-from flux_memory.backends.sqlite import memory as backend
+from flux_memory.backends.sqlite import adds, edits
+from flux_memory.backends.sqlite.listing import Criteria, count, select_page
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.records.checking import MAX_COUNT
 from flux_memory.records.filters import MetadataFilter
@@ -33,9 +34,10 @@ VALUES = st.recursive(
 )
 OBJECTS = st.dictionaries(KEYS, VALUES, max_size=3)
 WHEN = "2026-01-01T00:00:00.{:06d}+00:00"
-INSERT = """
-INSERT INTO sessions (id, user_id, created_at, updated_at, metadata)
-SELECT id, user_id, time, time, metadata FROM (SELECT ? AS id, ? AS user_id, ? AS time, ? AS metadata)
+
+
+SELECT_ALL = """
+SELECT id, user_id, metadata FROM sessions JOIN session_details ON session_id = id ORDER BY updated_at DESC
 """
 
 
@@ -46,17 +48,38 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-def read_page(limit: int, offset: int, user_id: str | None, part: str, db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+def insert(db: sqlite3.Connection, id_: str, user_id: str, when: str, metadata: str, *, verb: str = "INSERT") -> None:
+    """Insert a session as another program may."""
+    db.execute(
+        f"{verb} INTO sessions (id, user_id, created_at, updated_at) VALUES (?, ?, ?, ?)", (id_, user_id, when, when)
+    )
+    db.execute(f"{verb} INTO session_details (session_id, metadata) VALUES (?, ?)", (id_, metadata))
+
+
+def read_page(
+    limit: int, offset: int, criteria: Criteria, db: sqlite3.Connection, *, with_metadata: bool = True
+) -> list[tuple[Any, ...]]:
     """Return a page, and end the read's transaction as the worker does."""
     try:
-        return backend._page(limit, offset, user_id, part, db)
+        return select_page(limit, offset, criteria, with_metadata, db)
     finally:
         db.rollback()
 
 
 def filter_ids(db: sqlite3.Connection, part: dict[str, Any], user_id: str | None = None, limit: int = 50) -> list[str]:
-    """Return the ids that a filter finds."""
-    return [row[0] for row in read_page(limit, 0, user_id, encode_metadata(part), db)]
+    """Return the ids that a filter finds; counting finds as many."""
+    criteria = Criteria(user_id, encode_metadata(part))
+    found = [row[0] for row in read_page(limit, 0, criteria, db)]
+    assert count_matching(criteria, db) == len(found) or len(found) == limit
+    return found
+
+
+def count_matching(criteria: Criteria, db: sqlite3.Connection) -> int:
+    """Count sessions, and end the read's transaction as the worker does."""
+    try:
+        return count(criteria, db)
+    finally:
+        db.rollback()
 
 
 def count_search_rows(db: sqlite3.Connection) -> int:
@@ -73,8 +96,12 @@ def test_the_filter_finds_exactly_the_containing_sessions(
     with closing(connect(":memory:", 5)[0]) as db:
         for number, value in enumerate([*objects, part]):
             text = json.dumps(value) if escaped else encode_metadata(value)
-            db.execute(INSERT, (str(number), "ann", WHEN.format(number), text))
-        stored = dict(db.execute("SELECT id, metadata FROM sessions ORDER BY updated_at DESC"))
+            insert(db, str(number), "ann", WHEN.format(number), text)
+        stored = dict(
+            db.execute(
+                "SELECT id, metadata FROM sessions JOIN session_details ON session_id = id ORDER BY updated_at DESC"
+            )
+        )
         expected = [id_ for id_, text in stored.items() if MetadataFilter(encode_metadata(part)).finds(text)]
         assert expected[0] == str(len(objects))
         assert filter_ids(db, part) == expected
@@ -92,22 +119,30 @@ def test_few_or_many_the_page_is_the_newest(db: sqlite3.Connection, matching: in
     for number in range(3_000):
         match = number * matching // 3_000 != (number + 1) * matching // 3_000
         text = encode_metadata({"lang": "ko" if match else "en", "number": number})
-        db.execute(INSERT, (f"{number:04}", f"user-{number % 3}", WHEN.format(number), text))
+        insert(db, f"{number:04}", f"user-{number % 3}", WHEN.format(number), text)
     db.execute("COMMIT")
     wanted = encode_metadata({"lang": "ko"})
     for user_id in (None, "user-1"):
+        criteria = Criteria(user_id, wanted)
         expected = [
             id_
-            for id_, user, text in db.execute("SELECT id, user_id, metadata FROM sessions ORDER BY updated_at DESC")
+            for id_, user, text in db.execute(SELECT_ALL)
             if MetadataFilter(wanted).finds(text) and user_id in {None, user}
         ]
         found: list[str] = []
-        while rows := read_page(50, len(found), user_id, wanted, db):
+        while rows := read_page(50, len(found), criteria, db):
             found += [row[0] for row in rows]
         assert found == expected
-        everything = read_page(MAX_COUNT, 0, user_id, wanted, db)
+        followed: list[str] = []
+        after = criteria
+        while rows := read_page(50, 0, after, db, with_metadata=False):
+            followed += [row[0] for row in rows]
+            after = criteria._replace(cursor=(rows[-1][4], rows[-1][0]))
+        assert followed == expected
+        everything = read_page(MAX_COUNT, 0, criteria, db)
         assert [row[0] for row in everything] == expected
-        assert read_page(0, 0, user_id, wanted, db) == []
+        assert count_matching(criteria, db) == len(expected)
+        assert read_page(0, 0, criteria, db) == []
 
 
 def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None:
@@ -115,8 +150,8 @@ def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None
     matching = [f"match-{number}" for number in range(4)]
     for number, id_ in enumerate([*matching, *(f"other-{number:02}" for number in range(36))]):
         text = encode_metadata({"lang": "ko" if id_ in matching else "en"})
-        db.execute(INSERT, (id_, "ann", WHEN.format(number), text))
-        db.execute(INSERT, (f"bob-{id_}", "bob", WHEN.format(number), '{"lang":"ko"}'))
+        insert(db, id_, "ann", WHEN.format(number), text)
+        insert(db, f"bob-{id_}", "bob", WHEN.format(number), '{"lang":"ko"}')
 
     def delete_before_the_count(statement: str) -> None:
         if "SELECT 1 FROM sessions" in statement:
@@ -130,40 +165,42 @@ def test_a_page_is_of_one_moment(db: sqlite3.Connection, tmp_path: Path) -> None
 
 def test_writes_of_other_programs_are_found(db: sqlite3.Connection) -> None:
     """Any program that inserts, changes, replaces or deletes sessions keeps the filter right without knowing of it."""
-    db.execute(INSERT, ("one", "", WHEN.format(1), '{"tags": ["a", {"b": 1}], "u": {"p": 1.50}}'))
-    db.execute(INSERT, ("two", "", WHEN.format(2), '{"t\\u0061gs": ["\\u0061"]}'))
+    insert(db, "one", "", WHEN.format(1), '{"tags": ["a", {"b": 1}], "u": {"p": 1.50}}')
+    insert(db, "two", "", WHEN.format(2), '{"t\\u0061gs": ["\\u0061"]}')
     assert filter_ids(db, {"tags": ["a"]}) == ["two", "one"]
     assert filter_ids(db, {"tags": [{"b": 1.0}]}) == ["one"]
     assert filter_ids(db, {"u": {"p": 1.5}}) == ["one"]
-    db.execute("UPDATE sessions SET metadata = '{\"tags\": []}' WHERE id = 'one'")
+    db.execute("UPDATE session_details SET metadata = '{\"tags\": []}' WHERE session_id = 'one'")
     assert filter_ids(db, {"tags": ["a"]}) == ["two"]
     assert filter_ids(db, {"tags": []}) == ["two", "one"]
+    db.execute("PRAGMA foreign_keys = OFF")
     db.execute("UPDATE sessions SET id = 'three' WHERE id = 'one'")
+    db.execute("UPDATE session_details SET session_id = 'three' WHERE session_id = 'one'")
     assert filter_ids(db, {"tags": []}) == ["two", "three"]
-    db.execute(INSERT.replace("INSERT", "INSERT OR REPLACE"), ("two", "", WHEN.format(3), '{"tags": ["c"]}'))
+    insert(db, "two", "", WHEN.format(3), '{"tags": ["c"]}', verb="INSERT OR REPLACE")
     assert filter_ids(db, {"tags": ["a"]}) == []
     assert filter_ids(db, {"tags": ["c"]}) == ["two"]
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[1]", "7", "null", '"a"', '{"a": NaN}', "[" * 3_000, '{"a": 1} x'])
-def test_metadata_that_is_not_an_object_matches_no_filter(db: sqlite3.Connection, text: str | None) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null", '"a"', '{"a": NaN}', "[" * 3_000, '{"a": 1} x'])
+def test_metadata_that_is_not_an_object_matches_no_filter(db: sqlite3.Connection, text: str) -> None:
     """Corrupt metadata written beside the library matches no filter and hides no other session."""
-    db.execute(INSERT, ("good", "", WHEN.format(1), '{"a": 1}'))
-    db.execute(INSERT, ("bad", "", WHEN.format(2), text))
+    insert(db, "good", "", WHEN.format(1), '{"a": 1}')
+    insert(db, "bad", "", WHEN.format(2), text)
     assert filter_ids(db, {"a": 1}) == ["good"]
     assert filter_ids(db, {}) == ["good"]
-    db.execute("UPDATE sessions SET metadata = '{\"a\": 1}' WHERE id = 'bad'")
+    db.execute("UPDATE session_details SET metadata = '{\"a\": 1}' WHERE session_id = 'bad'")
     assert filter_ids(db, {"a": 1}) == ["bad", "good"]
 
 
 def test_no_session_leaves_anything_behind(db: sqlite3.Connection) -> None:
     """The search rows of a session are deleted with it."""
     for id_ in ("one", "two"):
-        backend._create_session(records.check_new_session(id_, "", "", {"a": [1, 2], "b": {"c": None}}), db)
+        adds.create_session(records.check_new_session(id_, "", "", {"a": [1, 2], "b": {"c": None}}), db)
     assert count_search_rows(db) == 10
-    backend._delete("one", db)
+    edits.delete_session("one", None, db)
     assert count_search_rows(db) == 5
-    backend._clear(db)
+    edits.clear(db)
     assert count_search_rows(db) == 0
 
 

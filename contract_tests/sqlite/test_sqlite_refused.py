@@ -147,7 +147,7 @@ async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemo
 
     def run(db: sqlite3.Connection) -> None:
         if writes:
-            db.execute("UPDATE sessions SET title = 'half done'")
+            db.execute("UPDATE session_details SET title = 'half done'")
         db.execute(ENDLESS).fetchall()
 
     worker = await memory._life.opened()
@@ -159,7 +159,7 @@ async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemo
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
         await patient
     assert await memory.count_sessions() == 2
-    assert read_rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
+    assert read_rows(path, "SELECT DISTINCT title FROM session_details") == [("",)]
 
 
 @pytest.mark.asyncio
@@ -170,7 +170,7 @@ async def test_an_exception_of_any_kind_ends_its_own_write(
     """No transaction stays open, neighbours are stored, the event loop survives, and the caller gets the error."""
 
     def work(db: sqlite3.Connection) -> None:
-        db.execute("UPDATE sessions SET title = 'half done'")
+        db.execute("UPDATE session_details SET title = 'half done'")
         raise error
 
     worker = await memory._life.opened()
@@ -188,7 +188,7 @@ async def test_an_exception_of_any_kind_ends_its_own_write(
     # The lock is free, and no transaction is half done.
     execute_in_file(path, "UPDATE sessions SET user_id = 'another process'")
     assert read_rows(path, "SELECT content FROM messages ORDER BY seq") == [(str(number),) for number in range(6)]
-    assert read_rows(path, "SELECT DISTINCT title FROM sessions") == [("",)]
+    assert read_rows(path, "SELECT DISTINCT title FROM session_details") == [("",)]
 
 
 @pytest.mark.asyncio

@@ -20,8 +20,8 @@ from flux_memory import BackendUnavailableError, OutcomeUnknownError
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.clauses import Clause
-from flux_memory.testkit.contract.lifecycle import EVERY_CALL
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.reference.networked import READS, WRITES
 
 LARGE: Final = frozenset({"FM-LIM-003", "FM-LIM-004", "FM-LIM-009", "FM-LIM-012"})
 """Clauses that spend seconds on large values, which has nothing to do with distance and would delay the others."""
@@ -125,7 +125,7 @@ def _at_a_distance(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in EVERY_CALL:
+for _name in (*WRITES, *READS):
     setattr(DistantMemory, _name, _at_a_distance(_name))
 
 

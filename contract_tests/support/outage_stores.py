@@ -14,8 +14,8 @@ from raw_postgres import connect
 from flux_memory import BackendUnavailableError, ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
-from flux_memory.testkit.contract.lifecycle import EVERY_CALL
 from flux_memory.testkit.contract.outages import Outage
+from flux_memory.testkit.reference.networked import READS, WRITES
 
 TIMEOUT_SECONDS: Final = 30.0
 LOCK_SESSIONS: Final = "SELECT FROM sessions FOR UPDATE"
@@ -76,7 +76,7 @@ def _when_reachable(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in (*EVERY_CALL, "update_session"):
+for _name in (*WRITES, *READS):
     setattr(SwitchedMemory, _name, _when_reachable(_name))
 
 

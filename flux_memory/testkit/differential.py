@@ -19,6 +19,7 @@ from flux_memory.testkit.contract.model.calls import (
     Known,
     ModelCall,
     Raised,
+    Records,
     Returned,
     at_once,
     made_by,
@@ -67,11 +68,13 @@ class _Side:
         self._factory = factory
         self.handles: dict[int, Memory] = {}
         self.known: Known = {}
+        self.records: Records = ()
+        """The sessions, the least recently changed first."""
         self._names: dict[str, str] = {}
 
     async def answer(self, handle: int, call: ModelCall) -> Answer:
         """Make a call and name the ids that it generated."""
-        (answer,) = await at_once([(self._handle(handle), resolved(call, self.known), None)])
+        (answer,) = await at_once([(self._handle(handle), resolved(call, self.known, self.records), None)])
         for made in made_by(call, answer):
             if made is not None:
                 self._names.setdefault(made, f"made {len(self._names)}")
@@ -81,6 +84,7 @@ class _Side:
         """Read everything."""
         memory = self._handle(0)
         sessions = await memory.get_sessions(None)
+        self.records = sessions[::-1]
         histories = [await memory.get_history(row["id"]) for row in sessions]
         self.known = {
             row["id"]: [message["id"] for message in history] for row, history in zip(sessions, histories, strict=True)
@@ -106,10 +110,13 @@ class _Side:
         if type(value) is list:
             return [self._named(item) for item in value]
         if type(value) is dict:
-            return {
-                key: "a time" if key in TIMES and is_time(item) else self._named(item) for key, item in value.items()
-            }
+            return {key: self._named_part(key, item) for key, item in value.items()}
         return value
+
+    def _named_part(self, key: Any, value: Any) -> Any:
+        if key in TIMES and is_time(value):
+            return "a time"
+        return "a revision" if key == "revision" and type(value) is str and value else self._named(value)
 
 
 class _Machine(RuleBasedStateMachine):
@@ -139,6 +146,8 @@ class _Machine(RuleBasedStateMachine):
         """Make a write on both sides, then compare the whole stores."""
         self._compare(handle, call)
         one, other = (self._runner.run(side.look()) for side in self._sides)
+        for record in self._sides[0].records:
+            self._script.saw(0, record)
         if found := difference(one, other):
             self._fail(f"the stores differ at {found.place}: {found.expected!r:.200} and {found.seen!r:.200}")
 
@@ -168,7 +177,7 @@ class _Machine(RuleBasedStateMachine):
 
     def _compare(self, handle: int, call: ModelCall) -> None:
         self._steps_since_reopening += 1
-        written = resolved(call, self._sides[0].known)
+        written = resolved(call, self._sides[0].known, self._sides[0].records)
         one, other = (self._runner.run(side.answer(handle, call)) for side in self._sides)
         if handle not in self._opened:
             self._opened.add(handle)

@@ -58,9 +58,10 @@ def connect(
 
 def _connect_once(path: str, must_stop: Callable[[], bool]) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and checked, and bring its schema up to date."""
-    if sqlite3.sqlite_version_info < (3, 35):
+    # The releases before 3.35.5 can damage a file when they drop a column.
+    if sqlite3.sqlite_version_info < (3, 35, 5):
         raise FluxMemoryError(
-            f"SQLite 3.35 or newer is needed, and this Python has {sqlite3.sqlite_version}; use a newer Python"
+            f"SQLite 3.35.5 or newer is needed, and this Python has {sqlite3.sqlite_version}; use a newer Python"
         )
     if path != ":memory:":
         make_private(Path(path))

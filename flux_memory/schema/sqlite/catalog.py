@@ -19,13 +19,19 @@ class SchemaObject(NamedTuple):
     is_stored: bool
     """Whether it has pages of its own: a view, a trigger and a virtual table have none."""
 
+    @property
+    def key(self) -> str:
+        """Its lower-case name; that of a trigger, which may have a table's name, begins with NUL."""
+        return ("\0" if self.type == "trigger" else "") + self.name.lower()
+
 
 def read_objects(db: sqlite3.Connection) -> dict[str, SchemaObject]:
-    """Return all objects by their lower-case names; a trigger may have a table's name: its key begins with NUL."""
-    return {
-        ("\0" if kind == "trigger" else "") + name.lower(): SchemaObject(kind, name, table, sql or "", bool(page))
+    """Return all objects by their keys."""
+    found = [
+        SchemaObject(kind, name, table, sql or "", bool(page))
         for kind, name, table, sql, page in db.execute(SELECT_OBJECTS)
-    }
+    ]
+    return {each.key: each for each in found}
 
 
 def quoted(name: str) -> str:

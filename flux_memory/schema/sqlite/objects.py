@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
@@ -67,10 +68,13 @@ def refuse_obstacles(db: sqlite3.Connection, steps: Sequence[SchemaFile], *, ado
         SchemaError: The file has obstacles; the message names them, and what to do.
     """
     found = read_objects(db)
-    names = _taken_names(found, steps, adopting=adopting)
+    earlier = _expected(steps[0].version - 1)
+    # The steps replace the views and triggers of earlier ones, on whose work they build.
+    changed = _changed_objects(found, (each for each in earlier.objects.values() if each.type in {"view", "trigger"}))
+    names = _taken_names(found, steps, earlier, adopting=adopting)
     sessions = _unusable("sessions", _expected().tables["sessions"], _table(db, "sessions")) if adopting else ()
     users = describe_users(db, _theirs(found), steps)
-    _refuse([*_views_as_tables(found), *_strangers(db, found), *names, *sessions, *users])
+    _refuse([*_views_as_tables(found), *_strangers(db, found), *changed, *names, *sessions, *users])
 
 
 def verify(db: sqlite3.Connection) -> None:
@@ -132,7 +136,7 @@ def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterat
                     f"the table {each.name!r} has a foreign key to 'messages', whose ids are unique only within a "
                     "session; create that table again without the key"
                 )
-    for table in TABLES:
+    for table in ours.tables:
         for (name,) in db.execute(SELECT_UNIQUE_INDEXES, (table,)):
             yield (
                 f"the unique index {name!r} on {table!r} would refuse what flux-memory stores; drop it: "
@@ -140,11 +144,13 @@ def _strangers(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterat
             )
 
 
-def _taken_names(found: dict[str, SchemaObject], steps: Iterable[SchemaFile], *, adopting: bool) -> Iterator[str]:
+def _taken_names(
+    found: dict[str, SchemaObject], steps: Iterable[SchemaFile], earlier: _Expected, *, adopting: bool
+) -> Iterator[str]:
     needed = {name for step in steps for name in _CREATES.findall(step.sql)} | (
         {"orphaned_messages"} if adopting else set()
     )
-    taken = {each.name.lower(): each for each in found.values()}
+    taken = {each.name.lower(): each for name, each in found.items() if name not in earlier.objects}
     for name in sorted(needed & taken.keys()):
         each = taken[name]
         yield f"the {each.type} {each.name!r} has a name that flux-memory needs; rename it, or save and drop it"
@@ -152,14 +158,7 @@ def _taken_names(found: dict[str, SchemaObject], steps: Iterable[SchemaFile], *,
 
 def _differences(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterator[str]:
     ours = _expected()
-    for name, wanted in ours.objects.items():
-        if name not in found:
-            yield f"the {wanted.type} {wanted.name!r} is missing; create it again: {_one_line(wanted.sql)}"
-        elif wanted.type != "table" and _one_line(found[name].sql) != _one_line(wanted.sql):
-            yield (
-                f"the {found[name].type} {wanted.name!r} differs from flux-memory's; drop it, and create it again: "
-                f"{_one_line(wanted.sql)}"
-            )
+    yield from _changed_objects(found, ours.objects.values())
     for table, structure in ours.tables.items():
         if table in found:
             current = _table(db, table)
@@ -168,6 +167,18 @@ def _differences(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iter
             for parent, *_ in structure.foreign_keys - current.foreign_keys:
                 yield f"the table {table!r} lacks the foreign key to {parent!r}: {_REBUILD}"
             yield from _unusable(table, structure, current)
+
+
+def _changed_objects(found: dict[str, SchemaObject], ours: Iterable[SchemaObject]) -> Iterator[str]:
+    """Describe what is missing of our objects, or has another definition."""
+    for wanted in ours:
+        if (each := found.get(wanted.key)) is None:
+            yield f"the {wanted.type} {wanted.name!r} is missing; create it again: {_one_line(wanted.sql)}"
+        elif wanted.type != "table" and _one_line(each.sql) != _one_line(wanted.sql):
+            yield (
+                f"the {each.type} {wanted.name!r} differs from flux-memory's; drop it, and create it again: "
+                f"{_one_line(wanted.sql)}"
+            )
 
 
 def _unusable(name: str, wanted: _Table, found: _Table) -> Iterator[str]:
@@ -185,11 +196,12 @@ class _Expected(NamedTuple):
 
 
 @cache
-def _expected() -> _Expected:
-    """Return what the schema files create, by creating it."""
+def _expected(version: int = sys.maxsize) -> _Expected:
+    """Return what the schema files up to a version create, by creating it."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for step in history("sqlite"):
-            db.executescript(step.sql)
+            if step.version <= version:
+                db.executescript(step.sql)
         objects = {name: each for name, each in read_objects(db).items() if each.sql}
         return _Expected(objects, {name: _table(db, name) for name, each in objects.items() if each.type == "table"})
 

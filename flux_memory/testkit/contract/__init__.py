@@ -14,11 +14,13 @@ from flux_memory.testkit.contract.connections import ConnectionsContract
 from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.created_by_adds import CreatedByAddsContract
 from flux_memory.testkit.contract.current_state import CurrentStateContract
+from flux_memory.testkit.contract.cut_removals import CutRemovalsContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
 from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.filtering import FilteringContract
 from flux_memory.testkit.contract.following import FollowingContract
 from flux_memory.testkit.contract.forks import ForksContract
+from flux_memory.testkit.contract.interrupted_removals import InterruptedRemovalsContract
 from flux_memory.testkit.contract.interrupted_updates import InterruptedUpdatesContract
 from flux_memory.testkit.contract.leftovers import LeftoversContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
@@ -36,6 +38,7 @@ from flux_memory.testkit.contract.network import NetworkContract
 from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.pages import PagesContract
 from flux_memory.testkit.contract.pops import PopsContract
+from flux_memory.testkit.contract.racing_creators import RacingCreatorsContract
 from flux_memory.testkit.contract.removals import RemovalsContract
 from flux_memory.testkit.contract.revisions import RevisionsContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
@@ -60,9 +63,11 @@ class MemoryContract(
     DurabilityContract,
     LifecycleContract,
     ConnectionsContract,
+    CutRemovalsContract,
     NetworkContract,
     DeadlinesContract,
     ShutdownContract,
+    InterruptedRemovalsContract,
     CancellationContract,
     LeftoversContract,
     ContentionContract,
@@ -72,6 +77,7 @@ class MemoryContract(
     TruncationContract,
     MergesContract,
     UpdatesContract,
+    RacingCreatorsContract,
     CreatedByAddsContract,
     BatchesContract,
     MessagesContract,

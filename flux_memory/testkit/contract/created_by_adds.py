@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 import pytest
 
-from flux_memory import ConflictError, InvalidInputError, Memory, SessionNotFoundError
+from flux_memory import ConflictError, InvalidInputError, SessionNotFoundError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
@@ -21,8 +20,6 @@ from flux_memory.testkit.contract.updates import state_of
 CREATES: Final = Capability.CREATE_ON_ADD | Capability.SESSIONS | Capability.SESSION_IDS
 BATCHES: Final = CREATES | Capability.BATCH
 OWNED: Final = BATCHES | Capability.USER_SCOPE
-RACERS: Final = 12
-ROUNDS: Final = 3
 
 
 class CreatedByAddsContract(Binding):
@@ -155,40 +152,6 @@ class CreatedByAddsContract(Binding):
         assert contents(await memory.get_history("s")) == ["0", "one"]
 
     @clause(
-        "FM-CRE-005",
-        promise="Concurrent adds with `create` make one session, with every message of them; of adds by several users "
-        "those of one are stored, and the others raise `ConflictError`.",
-        impact="Of two messages that open a conversation one is lost, or it is refused as taken.",
-        needs=OWNED,
-    )
-    async def test_concurrent_creators(self, store: StoreUnderTest) -> None:
-        memory = store.open()
-        handles = (memory, another_handle(store, memory))
-        for turn in range(ROUNDS):
-            session, race = f"s{turn}", f"race {turn}"
-            adds = [handles[n % 2].add_message(session, "user", str(n), create=True) for n in range(RACERS)]
-            batches = [handles[n % 2].add_messages(session, numbered(100 + n), create=True) for n in range(RACERS // 2)]
-            await asyncio.gather(*adds, *batches)
-            record, history = await state_of(handles[turn % 2], session)
-            said = [*map(str, range(RACERS)), *(str(100 + n) for n in range(RACERS // 2))]
-            assert sorted(contents(history)) == sorted(said)
-            assert record["message_count"] == len(said)
-            users = ("ann", "bob", "eve")
-            outcomes = await gather_outcomes(
-                *(
-                    handles[n % 2].add_message(race, "user", f"{users[n % 3]} {n}", create=True, user_id=users[n % 3])
-                    for n in range(RACERS)
-                )
-            )
-            record, history = await state_of(memory, race)
-            assert record["user_id"] in users
-            made = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, str)]
-            assert made == [n for n in range(RACERS) if users[n % 3] == record["user_id"]], outcomes
-            assert sum(isinstance(outcome, ConflictError) for outcome in outcomes) == RACERS - len(made), outcomes
-            assert sorted(contents(history)) == sorted(f"{record['user_id']} {n}" for n in made)
-        assert await memory.count_sessions() == 2 * ROUNDS
-
-    @clause(
         "FM-CRE-006",
         promise="An empty batch with `create` returns `[]` and creates nothing.",
         impact="A turn without messages leaves an empty conversation in the list.",
@@ -253,35 +216,6 @@ class CreatedByAddsContract(Binding):
         assert await state_of(memory, "s") == before
 
     @clause(
-        "FM-CRE-008",
-        promise="No reader sees a session that is created by an add without its first messages.",
-        impact="A page shows an empty conversation, or a worker answers before the question is there.",
-        needs=BATCHES | Capability.SEVERAL_HANDLES,
-    )
-    async def test_no_reader_sees_an_empty_session(self, store: StoreUnderTest) -> None:
-        memory, other = store.open(), store.open()
-        done = asyncio.Event()
-        wrong: list[Any] = []
-
-        async def read() -> None:
-            while not done.is_set():
-                # Let the writers run even if the backend never suspends.
-                await asyncio.sleep(0)
-                wrong.extend(row for row in await other.get_sessions(None) if row["message_count"] != 3)
-                found = await other.get_session("s 5")
-                wrong.extend(row for row in (found,) if row is not None and row["message_count"] != 3)
-                if found is not None and len(await other.get_history("s 5")) != 3:
-                    wrong.append(found)
-
-        reading = asyncio.ensure_future(read())
-        try:
-            await together(memory.add_messages(f"s {n}", numbered(1, 2, 3), create=True) for n in range(RACERS))
-        finally:
-            done.set()
-            await reading
-        assert not wrong, f"a reader saw {wrong[:3]}"
-
-    @clause(
         "FM-CRE-009",
         promise="An add with `create` can be retried with its `message_id`: it is stored once. If the session was "
         "deleted meanwhile, it is created anew.",
@@ -324,27 +258,3 @@ class CreatedByAddsContract(Binding):
         record, history = await state_of(memory, "many")
         assert record["message_count"] == MANY
         assert contents(history) == [str(number) for number in range(MANY)]
-
-    @clause(
-        "FM-CRE-011",
-        promise="Adds with `create` beside deletions all succeed, and what is stored in the end is whole.",
-        impact="A message to a conversation that is deleted at that moment fails, or belongs to no session.",
-        needs=BATCHES | Capability.SEVERAL_HANDLES,
-    )
-    async def test_creating_beside_deletions(self, store: StoreUnderTest) -> None:
-        memory, other = store.open(), store.open()
-        handles: tuple[Memory, ...] = (memory, other)
-        for _ in range(ROUNDS):
-            adds = [handles[n % 2].add_message("s", "user", str(n), create=True) for n in range(RACERS)]
-            batches = [handles[n % 2].add_messages("s", numbered(7, 8, 9), create=True) for n in range(4)]
-            deletions = [handle.delete_session("s") for handle in handles]
-            outcomes = await gather_outcomes(*adds[::2], deletions[0], *batches, deletions[1], *adds[1::2])
-            assert not [outcome for outcome in outcomes if isinstance(outcome, BaseException)], outcomes
-            record, history = await memory.get_session("s"), await other.get_history("s")
-            assert (record["message_count"] if record else 0) == len(history)
-            said = contents(history)
-            assert "".join(said).count("789") == said.count("8"), said
-            await other.add_message("s", "user", "last", create=True)
-            assert contents(await memory.get_history("s")) == [*said, "last"]
-            await memory.delete_session("s")
-            assert await other.get_history("s") == []

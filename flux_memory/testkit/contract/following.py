@@ -124,7 +124,7 @@ class FollowingContract(Binding):
         promise="Pages after a message do not depend on equal times or a clock that is set back, nor on other sessions "
         "with messages of the same ids.",
         impact="A client that catches up misses messages of the same batch, or gets them forever.",
-        needs=Capability.FORWARD_CURSOR | Capability.BATCH | Capability.IDEMPOTENT_IDS,
+        needs=Capability.FORWARD_CURSOR | Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_after_with_ties_and_neighbours(self, store: StoreUnderTest) -> None:
         memory = store.open()

@@ -112,7 +112,11 @@ class ForksContract(Binding):
         promise="A fork of a session that does not exist, through a message that it does not have, or to an id that is "
         "taken, raises its error, and changes nothing.",
         impact="A failed copy leaves an empty conversation behind, or replaces an existing one.",
-        needs=Capability.FORK | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.SESSION_IDS,
+        needs=Capability.FORK
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS,
     )
     async def test_refused_forks(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -142,7 +146,11 @@ class ForksContract(Binding):
         "FM-FRK-005",
         promise="An invalid argument of a fork is rejected, with its name, and nothing is stored.",
         impact="A wrong argument makes a copy that no user can find.",
-        needs=Capability.FORK | Capability.SESSIONS,
+        needs=Capability.FORK
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.USER_SCOPE
+        | Capability.TITLES,
     )
     async def test_wrong_arguments_of_forks(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -172,7 +180,11 @@ class ForksContract(Binding):
         promise="Original and fork are independent: adds, renames, removals and a deletion of one leave the other as "
         "it was.",
         impact="A user deletes a copy of a conversation, and the original is gone.",
-        needs=Capability.FORK | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.TITLES,
+        needs=Capability.FORK
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.TITLES,
     )
     async def test_forks_are_independent(self, store: StoreUnderTest) -> None:
         memory = store.open()

@@ -28,7 +28,7 @@ MIXED_SECONDS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, LONG_
 AWAY_SECONDS: Final = (0.05, 0.1, 0.2)
 """Deadlines of calls during an outage."""
 BACK_SECONDS: Final = 20.0
-"""The deadline of the first call after an outage."""
+"""The deadline of calls that outlast an outage, or follow it."""
 SHARES: Final = 2
 """Handles that share the cuts of a call."""
 KEPT: Final = ("0", "1")
@@ -50,11 +50,11 @@ class InterruptedUpdatesContract(Binding):
     async def test_cancelled_updates(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
         session = await other.create_session("-1", {"n": -1})
-        await other.add_messages(session, _version("-1"))
+        await other.add_messages(session, _counted(-1))
         last, uncertain = "-1", set[str]()
 
         def update(number: int) -> Any:
-            given: Any = {"title": str(number), "merge_metadata": {"n": number}, "messages": _version(str(number))}
+            given: Any = {"title": str(number), "merge_metadata": {"n": number}, "messages": _counted(number)}
             return memory.update_session(session, truncate_all=True, **given)
 
         async for attempt in cancelled_everywhere(update):
@@ -67,14 +67,14 @@ class InterruptedUpdatesContract(Binding):
             await other.update_session(session, merge_metadata={"marker": attempt.number})
             row = await other.get_session(session)
             assert row is not None
-            assert row["title"] == str(row["metadata"]["n"])
-            assert row["message_count"] == len(KEPT)
+            number = row["metadata"]["n"]
+            assert (row["title"], row["message_count"]) == (str(number), len(_counted(number)))
             assert row["title"] in {last, *uncertain}
             said = contents(await other.get_history(session))
-            assert said == _texts(said[0].split()[0]), f"after an update that was cancelled: {said}"
+            assert said == [one["content"] for one in _counted(int(said[0]))], f"after a cancelled update: {said}"
         await memory.close()
         row, history = await state_of(other, session)
-        assert contents(history) == _texts(row["title"])
+        assert contents(history) == [one["content"] for one in _counted(int(row["title"]))]
         assert row["title"] in {last, *uncertain}
 
     @clause(
@@ -117,16 +117,17 @@ class InterruptedUpdatesContract(Binding):
         memory = store.open()
         session = await memory.create_session()
         await memory.add_messages(session, _version("0"))
-        stored: Any = {"role": "user", "content": "0 0", "message_id": "0 0"}
+        stored, other = [{"role": "user", "content": text, "message_id": "0 0"} for text in ("0 0", "other")]
+        batch: Any = [stored, other]
         calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: memory.update_session(session, title="t", expected_revision="none"),
             lambda: memory.update_session(session, title="t", truncate_from="unknown"),
-            lambda: memory.update_session(session, title="t", messages=[stored, {**stored, "content": "other"}]),
-            lambda: memory.update_session(session, truncate_from="0 1", messages=[{**stored, "content": "other"}]),
+            lambda: memory.update_session(session, title="t", messages=batch),
+            lambda: memory.update_session(session, truncate_from="0 1", messages=batch[1:]),
             lambda: memory.update_session("nowhere", title="t"),
             lambda: memory.update_session(session),
             lambda: memory.add_message(session, "user", "x", create=True, user_id="of another"),
-            lambda: memory.add_messages("new", [stored, {**stored, "content": "other"}], create=True),
+            lambda: memory.add_messages("new", batch, create=True),
         ]
         before = await state_of(memory, session)
         outcomes = await gather_outcomes(*(call() for call in calls * 2))
@@ -173,25 +174,27 @@ class InterruptedUpdatesContract(Binding):
     async def test_updates_during_an_outage(self, store: StoreUnderTest) -> None:
         for outage in store.outages(lossy=False):
             memory = store.open_through(outage)
-            changes = Changes(await memory.create_session())
-            assert await changes.update(memory, "before", LONG_SECONDS)
-            before = await memory.get_session(changes.session)
+            changes, apart = [Changes(await memory.create_session()) for _ in range(2)]
+            assert await apart.update(memory, "before", LONG_SECONDS)
+            before = await memory.get_session(apart.session)
             assert before is not None
             async with outage.away():
+                # A patient call shows that the calls which waited beside it have had their chance.
+                patient = asyncio.ensure_future(changes.update(memory, "patient", BACK_SECONDS))
                 calls = [
-                    change(memory, f"{n} {outage.name} {change.__name__}", AWAY_SECONDS[n % 3])
+                    change(memory, f"{n} {outage.name} {at}", AWAY_SECONDS[n % len(AWAY_SECONDS)])
                     for n in range(6)
-                    for change in (changes.update, changes.create)
+                    for at, change in enumerate((changes.update, changes.create, apart.update))
                 ]
                 outcomes = await asyncio.gather(*calls)
-            if not any(outcome in {None, True} for outcome in outcomes[::2]):
+            await patient
+            if outcomes[2::3] == [False] * 6:
                 with deadline(BACK_SECONDS):
-                    await memory.update_session(
-                        changes.session, expected_revision=before["revision"], truncate_from="before", title=""
-                    )
-                changes.forget("before")
+                    await memory.update_session(apart.session, expected_revision=before["revision"], title="after")
             await memory.close()
-            await changes.judge(store.open())
+            reader = store.open()
+            await changes.judge(reader)
+            await apart.judge(reader)
 
     @clause(
         "FM-NET-030",
@@ -255,10 +258,6 @@ class Changes:
         """Create a session of this name with its first message; return whether it was made, or `None`."""
         return await self._note("create", name, memory.add_message(name, "user", "x", create=True), seconds)
 
-    def forget(self, name: str) -> None:
-        """Leave an update out whose effect was removed."""
-        del self._told["update", name]
-
     async def judge(self, memory: Memory) -> None:
         """Compare with the store. The handle that made the calls must be closed."""
         row, history = await state_of(memory, self.session)
@@ -320,6 +319,11 @@ async def _updates_meet_cuts(store: StoreUnderTest, memory: Memory, cutter: Cutt
         assert record["message_count"] == len(history)
         assert (record["revision"] == revision) != changed
         assert done in {None, changed}, f"{cut}: {'acknowledged, but not done' if done else 'refused, but done'}"
+
+
+def _counted(number: int) -> list[Any]:
+    """Return messages whose texts and whose number show which update they are of."""
+    return [{"role": "user", "content": str(number)} for _ in range(number % 3 + 1)]
 
 
 def _texts(version: str) -> Sequence[str]:

@@ -17,6 +17,7 @@ from flux_memory import FluxMemoryError, Memory, MemoryClosedError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.claimed_calls import CALLS
 from flux_memory.testkit.contract.processes import Tell, run_together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents, gather_outcomes
 from flux_memory.testkit.timeouts import unblocked
@@ -86,6 +87,24 @@ class LifecycleContract(Binding):
         for wrong in (-1, "1"):
             with pytest.raises(MemoryClosedError):
                 await memory.get_sessions(wrong, wrong)  # type: ignore[arg-type]  # that is the point
+
+    @clause(
+        "FM-LIF-012",
+        promise="After `close()`, every claimed call raises `MemoryClosedError`: pops, forks and removals, too, and "
+        "with invalid ids.",
+        impact="After shutdown, a call finds nothing where a conversation is.",
+    )
+    async def test_claimed_calls_after_close(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await memory.close()
+        wrong: Any = 7
+        for capability, calls in CALLS.items():
+            for each in calls:
+                if capability | each.also in store.capabilities:
+                    for key in (session, "unknown", wrong):
+                        with pytest.raises(MemoryClosedError):
+                            await each.call(memory, key)
 
     @clause(
         "FM-LIF-004",

@@ -59,6 +59,7 @@ class ListPagesContract(Binding):
         "list, 50 by default.",
         impact="The second page of a user's list shows another user's conversations.",
         needs=Capability.LIST_CURSOR
+        | Capability.TIMESTAMPS
         | Capability.SESSIONS
         | Capability.SESSION_METADATA
         | Capability.METADATA_FILTER
@@ -131,7 +132,7 @@ class ListPagesContract(Binding):
         promise="`before` takes a record that a list or `get_session` returned, with or without metadata; anything "
         "else is rejected.",
         impact="A page number instead of a record returns the first page, forever.",
-        needs=Capability.LIST_CURSOR | Capability.SESSIONS,
+        needs=Capability.LIST_CURSOR | Capability.SESSIONS | Capability.TIMESTAMPS,
     )
     async def test_wrong_list_cursors(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -168,6 +169,7 @@ class ListPagesContract(Binding):
         "and page; a value that is not a `bool` is rejected.",
         impact="The short list of conversations has another order or other titles than the long one.",
         needs=Capability.LIST_CURSOR
+        | Capability.TIMESTAMPS
         | Capability.SESSIONS
         | Capability.SESSION_METADATA
         | Capability.METADATA_FILTER

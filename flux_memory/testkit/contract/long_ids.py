@@ -11,7 +11,8 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
 
-LENGTHS: Final = (1, 36, 37, 80, 254, 255)
+LENGTHS: Final = {"x": (1, 36, 37, 80, 254, 255), "\u20ac": (37, 255), "\U0001f44d": (80, 255)}
+"""Numbers of characters, around the limits of stores; by the character."""
 SHAPES: Final = (
     "19:6f0b2c9a1d3e4b7fa8c5d2e1f0a9b8c7@thread.v2",
     "19:meeting_ZDk3YTc0MmItMzE5Yy00ODk3LWI2ZmUtY2U5MDcxYmM1ZTNj@thread.v2;messageid=1700000000000",
@@ -58,6 +59,7 @@ class LongIdsContract(Binding):
         "the last character are different.",
         impact="Conversations of a chat platform share their history: their ids begin with the same 36 characters.",
         needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.CURSOR
         | Capability.SESSIONS
@@ -66,15 +68,17 @@ class LongIdsContract(Binding):
     )
     async def test_long_ids_work_everywhere(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        lengths = [length for length in LENGTHS if length <= store.max_id_length]
-        ids = [
-            character * (length - 1) + last
-            for character in ("x", "\u20ac", "\U0001f44d")
-            for length in lengths
-            for last in "aA"
-        ]
-        ids = list(dict.fromkeys(ids))
-        await _use_everywhere(store, memory, ids)
+        await _use_everywhere(
+            store,
+            memory,
+            [
+                character * (length - 1) + last
+                for character, lengths in LENGTHS.items()
+                for length in lengths
+                if length <= store.max_id_length
+                for last in "aA"
+            ],
+        )
 
     @clause(
         "FM-LIM-031",
@@ -82,6 +86,7 @@ class LongIdsContract(Binding):
         "or as a UUID in any notation.",
         impact="The ids of a chat platform, or of a model provider, cannot be used, or two of them become one.",
         needs=Capability.BATCH
+        | Capability.MESSAGE_IDS
         | Capability.IDEMPOTENT_IDS
         | Capability.CURSOR
         | Capability.SESSIONS

@@ -46,7 +46,7 @@ class LookUpsContract(Binding):
         "FM-GET-002",
         promise="`get_message` finds only messages of its session, and only by their exact id.",
         impact="A user reads another user's message, by guessing its id.",
-        needs=Capability.MESSAGE_LOOKUP | Capability.IDEMPOTENT_IDS,
+        needs=Capability.MESSAGE_LOOKUP | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_look_ups_stay_in_the_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -89,7 +89,7 @@ class LookUpsContract(Binding):
         "FM-GET-004",
         promise="`get_message` sees each change that was acknowledged before it, through any handle.",
         impact="A page shows a message that was removed, or misses one that was just written.",
-        needs=Capability.MESSAGE_LOOKUP | Capability.IDEMPOTENT_IDS,
+        needs=Capability.MESSAGE_LOOKUP | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS,
     )
     async def test_look_ups_are_current(self, store: StoreUnderTest) -> None:
         memory = store.open()

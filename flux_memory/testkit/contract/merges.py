@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from flux_memory import MAX_METADATA_BYTES, InvalidInputError
+from flux_memory import MAX_METADATA_BYTES, ConflictError, InvalidInputError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
@@ -53,6 +53,8 @@ KEYS: Final = (
 )
 """Keys that a path, a pattern or a collation reads as another one."""
 WRITERS: Final = 12
+LARGE: Final = MAX_METADATA_BYTES * 3 // 5
+"""Characters of a value that the metadata can hold once, and not twice."""
 
 
 class MergesContract(Binding):
@@ -70,19 +72,14 @@ class MergesContract(Binding):
         other = another_handle(store, memory)
         old: dict[str, Any] = {"o": {"x": 1, "deep": {"y": 2}}, "l": [1, 2, 3], "t": "old", "kept": {"k": [1.0, None]}}
         session = await memory.create_session(metadata=old)
-        for new in (
-            {"o": {"z": None}},
-            {"o": {}},
-            {"l": [9]},
-            {"l": []},
-            {"t": {"now": "an object"}},
-            {"o": 1, "n": {}},
-        ):
-            given: dict[str, Any] = new
+        merged: list[dict[str, Any]] = [
+            *({"o": {"z": None}}, {"o": {}}, {"l": [9]}, {"l": []}, {"t": {"now": "an object"}}, {"o": 1, "n": {}}),
+        ]
+        for given in merged:
             returned = await memory.update_session(session, merge_metadata=given)
             old |= given
-            assert same(returned["metadata"], old), f"after {new}"
-            assert same((await state_of(other, session))[0]["metadata"], old), f"after {new}"
+            assert same(returned["metadata"], old), f"after {given}"
+            assert same((await state_of(other, session))[0]["metadata"], old), f"after {given}"
 
     @clause(
         "FM-UPD-021",
@@ -199,27 +196,37 @@ class MergesContract(Binding):
 
     @clause(
         "FM-UPD-026",
-        promise="An update whose merged metadata would be too large raises `InvalidInputError` and changes nothing; "
-        "what it removes or replaces does not count.",
-        impact="A session grows until no call can read it, or a correct change of a large one is refused.",
-        needs=MERGES | Capability.TITLES,
+        promise="An update whose merged metadata would be too large raises `InvalidInputError` and changes nothing.",
+        impact="A session grows until no call can read it.",
+        needs=MERGES | Capability.TITLES | Capability.REVISIONS,
     )
     async def test_merged_metadata_has_a_bound(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        large = MAX_METADATA_BYTES * 3 // 5
-        session = await memory.create_session("old", {"small": 1})
-        await memory.update_session(session, merge_metadata={"a": "x" * large})
+        session = await memory.create_session("old", {"a": "x" * LARGE, "small": 1})
         before, _ = await state_of(memory, session)
         with pytest.raises(InvalidInputError, match="metadata"):
             await memory.update_session(
-                session, title="new", merge_metadata={"b": "x" * large}, remove_metadata=["small"]
+                session, title="new", merge_metadata={"b": "x" * LARGE}, remove_metadata=["small"]
             )
-        # Compared outside the asserts: pytest would show megabytes.
+        with pytest.raises(ConflictError):
+            await memory.update_session(session, merge_metadata={"b": "x" * LARGE}, expected_revision="none")
+        # Compared outside the assert: pytest would show megabytes.
         unchanged = (await state_of(memory, session))[0] == before
         assert unchanged, "a refused update changed the session"
-        await memory.update_session(session, merge_metadata={"a": "y" * large})
-        returned = await memory.update_session(session, merge_metadata={"b": "z" * large}, remove_metadata=["a"])
-        exact = returned["metadata"] == {"small": 1, "b": "z" * large}
+
+    @clause(
+        "FM-UPD-028",
+        promise="Metadata that an update removes or replaces does not count for the bound on what is merged.",
+        impact="A correct change of a session with large metadata is refused.",
+        needs=MERGES,
+        thorough=True,
+    )
+    async def test_replaced_metadata_does_not_count(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session("", {"a": "x" * LARGE, "small": 1})
+        await memory.update_session(session, merge_metadata={"a": "y" * LARGE})
+        returned = await memory.update_session(session, merge_metadata={"b": "z" * LARGE}, remove_metadata=["a"])
+        exact = returned["metadata"] == {"small": 1, "b": "z" * LARGE}
         assert exact, "the large value is not stored as given"
 
     @clause(

@@ -109,7 +109,12 @@ class PopsContract(Binding):
         promise="Messages that are added after a pop follow the remaining ones, and may have the id of a popped one "
         "with other content.",
         impact="After an undo, the next answer is dropped as a repetition, or appears in the middle of the history.",
-        needs=Capability.POP | Capability.BATCH | Capability.IDEMPOTENT_IDS | Capability.SESSIONS | Capability.CURSOR,
+        needs=Capability.POP
+        | Capability.BATCH
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.CURSOR,
     )
     async def test_adds_after_pops(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -205,7 +210,7 @@ class PopsContract(Binding):
         "FM-POP-007",
         promise="A pop changes one session: messages of other sessions stay, also those with the same id.",
         impact="An undo in one user's conversation removes a message of another user's.",
-        needs=Capability.POP | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
+        needs=Capability.POP | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS | Capability.SESSIONS,
     )
     async def test_pops_leave_other_sessions(self, store: StoreUnderTest) -> None:
         memory = store.open()

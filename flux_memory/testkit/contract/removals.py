@@ -191,7 +191,7 @@ class RemovalsContract(Binding):
         promise="`delete_sessions` without a criterion, or with a time that is not an aware `datetime`, is rejected, "
         "and removes nothing.",
         impact="A retention job with an empty configuration deletes every conversation.",
-        needs=Capability.RETENTION | Capability.SESSIONS,
+        needs=Capability.RETENTION | Capability.SESSIONS | Capability.TIMESTAMPS | Capability.USER_SCOPE,
     )
     async def test_wrong_deletions(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -220,7 +220,7 @@ class RemovalsContract(Binding):
         promise="`delete_sessions` removes any number of sessions: hundreds, with each of their messages, and returns "
         "their number.",
         impact="A retention job stops after its first batch, and the store grows without end.",
-        needs=Capability.RETENTION | Capability.SESSIONS | Capability.USER_SCOPE,
+        needs=Capability.RETENTION | Capability.SESSIONS | Capability.TIMESTAMPS | Capability.USER_SCOPE,
     )
     async def test_deletion_of_many(self, store: StoreUnderTest) -> None:
         memory = store.open()

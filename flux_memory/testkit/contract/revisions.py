@@ -86,7 +86,7 @@ class RevisionsContract(Binding):
         unchanged: list[Awaitable[Any]] = [
             *(memory.get_session(session), memory.get_sessions(), memory.get_history(session), memory.count_sessions()),
             memory.add_message(session, "user", "1", message_id="m1"),
-            *(memory.add_messages(session, batch) for batch in ([], stored, stored[:1])),
+            *(memory.add_messages(session, batch) for batch in (stored[:0], stored, stored[:1])),
         ]
         await asyncio.gather(*unchanged)
         refused: list[Awaitable[Any]] = [
@@ -128,11 +128,11 @@ class RevisionsContract(Binding):
         ]
         for number, change in enumerate(changes):
             returned = await change((memory, other)[number % 2], session)
-            shown = [await handle.get_session(session) for handle in (memory, other)]
+            shown: list[Any] = [await handle.get_session(session) for handle in (memory, other)]
             for handle in (memory, other):
                 shown += [row for row in await handle.get_sessions() if row["id"] == session]
             shown += [returned] if isinstance(returned, dict) else []
-            assert len({row["revision"] for row in shown if row is not None}) == 1, shown
+            assert len({row["revision"] for row in shown}) == 1, shown
             assert len(shown) >= 4
 
     @clause(
@@ -213,8 +213,8 @@ class RevisionsContract(Binding):
 
         await together(map(refuse, lookalikes))
         assert await state_of(memory, session) == (before, history)
-        for parts in ({"title": "t"}, {"truncate_from": "m1"}, {"messages": _messages("x")}, {"merge_metadata": {}}):
-            given: Any = parts
+        parts: list[dict[str, Any]] = [{"title": "t"}, {"truncate_from": "m1"}, {"messages": _messages("x")}]
+        for given in (*parts, {"merge_metadata": {}}):
             own = (await memory.update_session(session, expected_revision=own, **given))["revision"]
         after, history = await state_of(memory, session)
         assert (after["revision"], after["title"], contents(history)) == (own, "t", ["0", "x"])

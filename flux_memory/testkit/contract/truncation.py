@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import pytest
@@ -182,7 +183,7 @@ class TruncationContract(Binding):
         handles = (memory, another_handle(store, memory))
         for turn in range(ROUNDS):
             session, _ = await _fill(memory, LENGTH)
-            calls = []
+            calls: list[Awaitable[object]] = []
             for number in range(ADDERS):
                 handle = handles[number % 2]
                 calls.append(handle.add_messages(session, _numbered(100 + number, 200 + number)))

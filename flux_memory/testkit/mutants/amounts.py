@@ -23,13 +23,13 @@ def is_more(value: Any, most: int) -> bool:
 class CountsToOneThousand(Sound):
     """Like a search engine that stops to count exactly."""
 
-    async def count_sessions(self) -> Any:
-        return min(await super().count_sessions(), 1_000)
+    async def count_sessions(self, **given: Any) -> Any:
+        return min(await super().count_sessions(**given), 1_000)
 
 
 @caught_by("FM-LIM-010")
 class CountsOnePage(Sound):
-    async def count_sessions(self) -> Any:
+    async def count_sessions(self, **given: Any) -> Any:
         return len(await super().get_sessions())
 
 
@@ -119,9 +119,9 @@ class ListsCountOneThousand(Sound):
 class PagesBackOneThousand(Sound):
     """Looks for `before` among the newest messages."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
-        newest = {row["id"] for row in await super().get_history(session_id, 1_000)}
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
+        newest = {row["id"] for row in await super().get_history(session_id, 1_000, **given)}
         return rows if before is None or before in newest else []
 
 
@@ -141,9 +141,9 @@ class RemembersOneThousandIds(Sound):
 class DeletesOneThousandMessages(Sound):
     left: ClassVar[dict[str, Any]] = {}
 
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         left = (await super().get_history(session_id))[1_000:]
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
         self.left[session_id] = left
 
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
@@ -159,9 +159,9 @@ class HistoryOfTenThousand(Sound):
 
 @caught_by("FM-LIM-011")
 class PagesBackFiveThousand(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
-        newest = {row["id"] for row in await super().get_history(session_id, 5_000)} if before else set()
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
+        newest = {row["id"] for row in await super().get_history(session_id, 5_000, **given)} if before else set()
         return rows if before is None or before in newest else []
 
 
@@ -169,9 +169,9 @@ class PagesBackFiveThousand(Sound):
 class OthersReadTwoThousand(Sound):
     """Reads the rest of a history from a cache, which only the handle that wrote it has."""
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         self._wrote = session_id
-        return await super().add_messages(session_id, messages)
+        return await super().add_messages(session_id, messages, **given)
 
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         rows = await super().get_history(session_id, *args, **kwargs)
@@ -187,8 +187,8 @@ class ListsTenThousand(Sound):
 
 @caught_by("FM-AMT-001")
 class CountsFourThousand(Sound):
-    async def count_sessions(self) -> Any:
-        return min(await super().count_sessions(), 4_096)
+    async def count_sessions(self, **given: Any) -> Any:
+        return min(await super().count_sessions(**given), 4_096)
 
 
 @caught_by("FM-AMT-001")
@@ -224,30 +224,30 @@ class ClearsTwoThousand(Sound):
 class RecognisesSixHundredOfABatch(Sound):
     """Looks for the ids of a batch in one statement, with as many parameters as it takes."""
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         known = {row["id"] for row in await super().get_history(session_id)}
         rows: list[Any] = [
             {"role": row["role"], "content": row["content"]} if at >= 600 and row["message_id"] in known else row
             for at, row in enumerate(messages)
         ]
-        made = await super().add_messages(session_id, rows)
+        made = await super().add_messages(session_id, rows, **given)
         return [row.get("message_id", new) for row, new in zip(messages, made, strict=True)]
 
 
 @caught_by("FM-AMT-002")
 class StoresTenThousandOfABatch(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages[:10_000])
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages[:10_000], **given)
         return made + [row["message_id"] for row in messages[10_000:]]
 
 
 class _CommitsParts(Sound):
     part = 0
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         made: list[str] = []
         for start in range(0, len(messages), self.part):
-            made += await super().add_messages(session_id, messages[start : start + self.part])
+            made += await super().add_messages(session_id, messages[start : start + self.part], **given)
         return made
 
 

@@ -55,11 +55,11 @@ class AddLeaksALock(_LeaksALock):
 
 @caught_by("FM-CAN-002")
 class BatchHalfApplied(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         listed = list(messages)
-        made = await super().add_messages(session_id, listed[:1])
+        made = await super().add_messages(session_id, listed[:1], **given)
         await asyncio.sleep(0)
-        return made + await super().add_messages(session_id, listed[1:])
+        return made + await super().add_messages(session_id, listed[1:], **given)
 
 
 @caught_by("FM-CAN-003")
@@ -73,12 +73,12 @@ class CreatesThenFillsIn(Sound):
 
 @caught_by("FM-CAN-004", reference_only=True)
 class DeletesMessagesFirst(Sound):
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         with self._store.writing() as sessions:
             if session_id in sessions:
                 sessions[session_id]["messages"].clear()
         await asyncio.sleep(0)
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
 
 
 @caught_by("FM-CAN-005")
@@ -99,8 +99,8 @@ class AnswersTheCallBefore(Sound):
     async def get_session(self, session_id: Any) -> Any:
         return await self._queued(super().get_session(session_id))
 
-    async def count_sessions(self) -> Any:
-        return await self._queued(super().count_sessions())
+    async def count_sessions(self, **given: Any) -> Any:
+        return await self._queued(super().count_sessions(**given))
 
     async def _queued(self, call: Awaitable[Any]) -> Any:
         self._answers().append(await call)

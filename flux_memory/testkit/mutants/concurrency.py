@@ -135,10 +135,10 @@ class DeletesWhatItSaw(Sound):
         finally:
             self.adding[key] -= 1
 
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         key = str(session_id)
         self.left[key] = self.left.get(key, 0) + self.adding.get(key, 0)
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
 
     async def create_session(self, *args: Any, **kwargs: Any) -> Any:
         session = await super().create_session(*args, **kwargs)
@@ -194,10 +194,10 @@ class BusyIsAnError(Sound):
 
 @caught_by("FM-CON-011")
 class DriverErrorsEscape(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
         if type(limit) is int and limit >= 2**63:
             raise sqlite3.OperationalError("Python int too large to convert to SQLite INTEGER")
-        return await super().get_history(session_id, limit, before=before)
+        return await super().get_history(session_id, limit, before=before, **given)
 
 
 @caught_by("FM-CON-012")

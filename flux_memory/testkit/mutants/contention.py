@@ -19,7 +19,7 @@ class _SplitsABatch(Sound):
 
     busy: ClassVar[dict[str, int]] = {}
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         batch = list(messages)
         beside = self.busy.get(session_id, 0)
         self.busy[session_id] = beside + 1
@@ -27,7 +27,7 @@ class _SplitsABatch(Sound):
             await asyncio.sleep(0)
             if beside and len(batch) > 1:
                 return await self._deadlocked(session_id, batch)
-            return await super().add_messages(session_id, batch)
+            return await super().add_messages(session_id, batch, **given)
         finally:
             self.busy[session_id] -= 1
 

@@ -175,7 +175,7 @@ class RacingCreatorsDoNotCompareOwners(_BothAdds):
 @caught_by("FM-CRE-006")
 class EmptyBatchesCreate(Sound):
     async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
-        batch = messages if isinstance(messages, str | bytes | dict) else list(messages)
+        batch: Any = messages if isinstance(messages, str | bytes | dict) else list(messages)
         if not batch and given.get("create") is True and await super().get_session(session_id) is None:
             await super().create_session(session_id=session_id, user_id=given.get("user_id", ""))
         return await super().add_messages(session_id, batch, **given)
@@ -229,7 +229,7 @@ class CreatesInTwoSteps(_BothAdds):
 @caught_by("FM-CRE-008")
 class CreatesWithTheFirstMessage(Sound):
     async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
-        batch = messages if isinstance(messages, str | bytes | dict) else list(messages)
+        batch: Any = messages if isinstance(messages, str | bytes | dict) else list(messages)
         if not given.get("create") or len(batch) < 2:
             return await super().add_messages(session_id, batch, **given)
         made = await super().add_messages(session_id, batch[:1], **given)
@@ -277,7 +277,7 @@ class AddsToWhatItHasFound(_BothAdds):
     """Creates the session only if it was missing a moment ago."""
 
     async def added(self, add: Any, session_id: Any, given: dict[str, Any]) -> Any:
-        if given.get("create") is True and session_id == "s" and not await self.is_missing(session_id):
+        if given.get("create") is True and not await self.is_missing(session_id):
             await asyncio.sleep(0)
             given = {**given, "create": False}
         return await add(session_id, **given)

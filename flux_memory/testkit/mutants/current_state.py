@@ -51,8 +51,8 @@ class _Remembers(Sound):
 
 @caught_by("FM-SES-015")
 class RemembersCounts(_Remembers):
-    async def count_sessions(self) -> Any:
-        return await self._remembered("count", super().count_sessions())
+    async def count_sessions(self, **given: Any) -> Any:
+        return await self._remembered("count", super().count_sessions(**given))
 
 
 @caught_by("FM-SES-015")
@@ -65,8 +65,8 @@ class RemembersSessions(_Remembers):
 class RemembersPages(_Remembers):
     """Takes older pages for immutable."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        read = super().get_history(session_id, limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        read = super().get_history(session_id, limit, before=before, **given)
         return await read if before is None else await self._remembered((session_id, limit, before), read)
 
 
@@ -150,9 +150,9 @@ class _MarksAsDeleted(Sound):
 
     gone: ClassVar[dict[str, Any]] = {}
 
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         row = await super().get_session(session_id)
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
         if row is not None:
             self.gone[session_id] = row
 
@@ -189,15 +189,15 @@ class OldCursorsReturn(Sound):
 
     places: ClassVar[set[tuple[Any, Any]]] = set()
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages)
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages, **given)
         self.places.update((session_id, one) for one in made)
         return made
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, **given)
         gone = (session_id, before) in self.places and before not in [row["id"] for row in rows]
-        return rows if gone else await super().get_history(session_id, limit, before=before)
+        return rows if gone else await super().get_history(session_id, limit, before=before, **given)
 
 
 @caught_by("FM-SES-016")

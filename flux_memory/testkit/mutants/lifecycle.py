@@ -29,9 +29,9 @@ class ClosingTwiceFails(Sound):
 
 @caught_by("FM-LIF-002", reference_only=True)
 class OpensAgain(Sound):
-    async def count_sessions(self) -> Any:
+    async def count_sessions(self, **given: Any) -> Any:
         self._closed = False
-        return await super().count_sessions()
+        return await super().count_sessions(**given)
 
 
 @caught_by("FM-LIF-003")
@@ -40,6 +40,23 @@ class ArgumentsBeforeState(Sound):
         if not isinstance(session_id, str):
             raise TypeError("session_id must be a str")
         return await super().get_session(session_id)
+
+
+@caught_by("FM-LIF-012")
+class ClosedPopsFindNothing(Sound):
+    async def pop_message(self, session_id: Any) -> Any:
+        try:
+            return await super().pop_message(session_id)
+        except MemoryClosedError:
+            return None
+
+
+@caught_by("FM-LIF-012")
+class ForksCheckTheirArgumentsFirst(Sound):
+    async def fork_session(self, session_id: Any, **kwargs: Any) -> Any:
+        if not isinstance(session_id, str):
+            raise TypeError("session_id must be a str")
+        return await super().fork_session(session_id, **kwargs)
 
 
 @caught_by("FM-LIF-004")

@@ -154,8 +154,8 @@ class CountsCalls(Sound):
         self.calls[session_id] += 1
         return made
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages)
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages, **given)
         self.calls[session_id] += len(made)
         return made
 
@@ -195,11 +195,11 @@ class DeletedSessionsTakePlaces(Sound):
 
     gone: ClassVar[Counter[str]] = Counter()
 
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         row = await super().get_session(session_id)
         if row is not None:
             self.gone[row["user_id"]] += 1
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
 
     async def get_sessions(self, limit: Any = 50, offset: Any = 0, *, user_id: Any = None, **filters: Any) -> Any:
         rows: list[Any] = await super().get_sessions(None, user_id=user_id, **filters)

@@ -266,6 +266,17 @@ class MergesWithoutABound(Sound):
 
 
 @caught_by("FM-UPD-026")
+class ChecksTheSizeFirst(Sound):
+    """Reports the size of a change that another client has overtaken."""
+
+    async def update_session(self, session_id: Any, *, merge_metadata: Any = None, **given: Any) -> Any:
+        row = await super().get_session(session_id)
+        if row is not None and values.size({**row["metadata"], **(merge_metadata or {})}) > MAX_METADATA_BYTES:
+            raise InvalidInputError("the metadata would be too large")
+        return await super().update_session(session_id, merge_metadata=merge_metadata, **given)
+
+
+@caught_by("FM-UPD-028")
 class CountsWhatIsReplaced(Sound):
     async def update_session(self, session_id: Any, *, merge_metadata: Any = None, **given: Any) -> Any:
         row = await super().get_session(session_id)

@@ -61,12 +61,12 @@ class FirstContentWins(Sound):
 @caught_by("FM-MSG-004")
 class RetriesCompareContentOnly(Sound):
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         for row in await super().get_history(session_id):
             if message_id == row["id"] and content == row["content"]:
                 return message_id
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 @caught_by("FM-MSG-008")
@@ -74,12 +74,12 @@ class RetriesCompareTheText(Sound):
     """Compares metadata as text: 1 is not 1.0."""
 
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         for row in await super().get_history(session_id):
             if message_id == row["id"] and json.dumps(row["metadata"]) != json.dumps(metadata):
                 raise ConflictError(message_id)
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 @caught_by("FM-MSG-005")
@@ -139,13 +139,13 @@ class _TakesForARetry(Sound):
         raise NotImplementedError
 
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         sent = {"role": role, "content": content, "metadata": metadata or {}}
         for row in await super().get_history(session_id):
             if message_id == row["id"] and self.same(row, sent):
                 return message_id
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 def _but_metadata(message: Any) -> Any:
@@ -183,14 +183,14 @@ class RetriesIgnoreNull(_TakesForARetry):
 
 @caught_by("FM-MSG-009")
 class BatchesCompareContent(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         stored = {row["id"]: row for row in await super().get_history(session_id)}
         merged: list[Any] = []
         for one in messages:
             row = stored.get(one.get("message_id"))
             known = row is not None and row["content"] == one["content"]
             merged.append({**one, "role": row["role"], "metadata": row["metadata"]} if row and known else one)
-        return await super().add_messages(session_id, merged)
+        return await super().add_messages(session_id, merged, **given)
 
 
 @caught_by("FM-MSG-010")
@@ -200,22 +200,22 @@ class NoMetadataIsNotEmpty(Sound):
     bare: ClassVar[dict[tuple[Any, Any], bool]] = {}
 
     async def add_message(
-        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None
+        self, session_id: Any, role: Any, content: Any, metadata: Any = None, *, message_id: Any = None, **given: Any
     ) -> Any:
         if message_id and self.bare.setdefault((session_id, message_id), metadata is None) != (metadata is None):
             raise ConflictError(message_id)
-        return await super().add_message(session_id, role, content, metadata, message_id=message_id)
+        return await super().add_message(session_id, role, content, metadata, message_id=message_id, **given)
 
 
 @caught_by("FM-MSG-010")
 class BatchesCompareTheText(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         stored = {row["id"]: json.dumps(row["metadata"]) for row in await super().get_history(session_id)}
         for one in messages:
-            given = json.dumps(one.get("metadata") or {})
-            if stored.get(one.get("message_id"), given) != given:
+            sent = json.dumps(one.get("metadata") or {})
+            if stored.get(one.get("message_id"), sent) != sent:
                 raise ConflictError(one["message_id"])
-        return await super().add_messages(session_id, messages)
+        return await super().add_messages(session_id, messages, **given)
 
 
 @caught_by("FM-MSG-010")
@@ -247,11 +247,11 @@ class CopiesAreRetries(Sound):
 class IdsOfBatchesAreGlobal(Sound):
     used: ClassVar[dict[str, str]] = {}
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         for one in messages:
             if self.used.setdefault(one["message_id"], session_id) != session_id:
                 raise ConflictError(one["message_id"])
-        return await super().add_messages(session_id, messages)
+        return await super().add_messages(session_id, messages, **given)
 
 
 @caught_by("FM-MSG-003")

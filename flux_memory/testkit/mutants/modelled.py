@@ -19,7 +19,7 @@ class BackwardsOnceRenamed(Sound):
         await super().update_session_title(session_id, title)
         self._renamed[session_id] = True
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         backwards = isinstance(messages, list) and isinstance(session_id, str) and session_id in self._renamed
-        ids = await super().add_messages(session_id, messages[::-1] if backwards else messages)
+        ids = await super().add_messages(session_id, messages[::-1] if backwards else messages, **given)
         return ids[::-1] if backwards else ids

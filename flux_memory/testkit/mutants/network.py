@@ -13,7 +13,8 @@ from flux_memory.testkit.reference import ReferenceMemory
 from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:
-    from flux_memory.testkit.reference.networked import NetworkedMemory, Request, Wire
+    from flux_memory.testkit.reference.networked import NetworkedMemory, Request
+    from flux_memory.testkit.reference.wire import Wire
 
     Client = NetworkedMemory
 else:
@@ -69,13 +70,13 @@ class LostRepliesAreRefusals(_GivesUp):
 
 @caught_by("FM-NET-003")
 class BatchesAreSentOneByOne(Client):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         return [await self.add_message(session_id, one["role"], one["content"]) for one in messages]
 
 
 @caught_by("FM-NET-003")
 class LargeBatchesAreSentInParts(Client):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         batch = list(messages)
         parts = [batch[at : at + 500] for at in range(0, len(batch), 500)]
         return [made for part in parts for made in await self.call("add_messages", session_id, part)]
@@ -85,7 +86,7 @@ class LargeBatchesAreSentInParts(Client):
 class HalfABatchIsUnknown(_GivesUp):
     """Commits what was sent before the connection was lost."""
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         return [await self.add_message(session_id, one["role"], one["content"]) for one in messages]
 
     def _made_of(self, request: Request, error: Exception) -> Any:

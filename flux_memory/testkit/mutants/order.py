@@ -25,58 +25,60 @@ class TiesById(Sound):
 
 @caught_by("FM-ORD-003")
 class LimitTakesTheOldest(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        return (await super().get_history(session_id, before=before))[:limit]
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        return (await super().get_history(session_id, before=before, **given))[:limit]
 
 
 @caught_by("FM-ORD-004")
 class LimitZeroIsAll(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        return await super().get_history(session_id, limit or None, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        return await super().get_history(session_id, limit or None, before=before, **given)
 
 
 @caught_by("FM-ORD-004")
 class LimitOf64Bits(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
         if limit is not None and limit >= 2**63:
             raise OverflowError("Python int too large to convert to SQLite INTEGER")
-        return await super().get_history(session_id, limit, before=before)
+        return await super().get_history(session_id, limit, before=before, **given)
 
 
 @caught_by("FM-ORD-004")
 class AllIsOneThousand(Sound):
     """Like a server that silently limits the rows of a result."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        return await super().get_history(session_id, 1_000 if limit is None else limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        return await super().get_history(session_id, 1_000 if limit is None else limit, before=before, **given)
 
 
 @caught_by("FM-ORD-005")
 class BoolIsALimit(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        return await super().get_history(session_id, int(limit) if isinstance(limit, bool) else limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        return await super().get_history(
+            session_id, int(limit) if isinstance(limit, bool) else limit, before=before, **given
+        )
 
 
 @caught_by("FM-ORD-006")
 class BeforeIsInclusive(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, **given)
         ids = [row["id"] for row in rows]
         if before in ids:
             rows = rows[: ids.index(before) + 1]
             return rows if limit is None else rows[-limit:]
-        return await super().get_history(session_id, limit, before=before)
+        return await super().get_history(session_id, limit, before=before, **given)
 
 
 @caught_by("FM-ORD-007")
 class PagesByOffsetFromTheEnd(Sound):
     """Remembers the distance from the end of the history instead of the position."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
         if before is None or limit is None:
             self._paged = limit or 0
-            return await super().get_history(session_id, limit, before=before)
-        rows = await super().get_history(session_id)
+            return await super().get_history(session_id, limit, before=before, **given)
+        rows = await super().get_history(session_id, **given)
         end = len(rows) - self._paged
         self._paged += limit
         return rows[max(end - limit, 0) : max(end, 0)]
@@ -86,35 +88,35 @@ class PagesByOffsetFromTheEnd(Sound):
 class PagesInTwoReads(Sound):
     """Finds the distance of `before` from the end in one read, and cuts the page in another."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
         if before is None or limit is None:
-            return await super().get_history(session_id, limit, before=before)
-        older = await super().get_history(session_id, before=before)
-        from_end = len(await super().get_history(session_id)) - len(older)
+            return await super().get_history(session_id, limit, before=before, **given)
+        older = await super().get_history(session_id, before=before, **given)
+        from_end = len(await super().get_history(session_id, **given)) - len(older)
         await asyncio.sleep(0.02)  # as far as the server is
-        rows = await super().get_history(session_id)
+        rows = await super().get_history(session_id, **given)
         end = len(rows) - from_end
         return rows[max(end - limit, 0) : max(end, 0)]
 
 
 @caught_by("FM-ORD-008")
 class UnknownCursorStartsAgain(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        known = any(row["id"] == before for row in await super().get_history(session_id))
-        return await super().get_history(session_id, limit, before=before if known else None)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        known = any(row["id"] == before for row in await super().get_history(session_id, **given))
+        return await super().get_history(session_id, limit, before=before if known else None, **given)
 
 
 @caught_by("FM-ORD-008")
 class CursorOfAnySession(Sound):
     """Looks up `before` by message id without the session."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
         for session in await super().get_sessions(None):
-            ids = [row["id"] for row in await super().get_history(session["id"])]
+            ids = [row["id"] for row in await super().get_history(session["id"], **given)]
             if before in ids:
-                rows = (await super().get_history(session_id))[: ids.index(before)]
+                rows = (await super().get_history(session_id, **given))[: ids.index(before)]
                 return rows if limit is None else rows[-limit:]
-        return await super().get_history(session_id, limit, before=before)
+        return await super().get_history(session_id, limit, before=before, **given)
 
 
 @caught_by("FM-ORD-009", reference_only=True)

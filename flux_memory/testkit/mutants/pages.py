@@ -24,8 +24,8 @@ class _NumbersAllSessions(Sound):
 class PagesBySequence(_NumbersAllSessions):
     """Takes as many numbers before the cursor as the limit says, some of which belong to other sessions."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
         start = self.places.get((session_id, before), 0) - (limit or 0)
         return [row for row in rows if before is None or self.places[session_id, row["id"]] >= start]
 
@@ -34,8 +34,8 @@ class PagesBySequence(_NumbersAllSessions):
 class NewestOfAllSessions(_NumbersAllSessions):
     """Limits the rows of all sessions, and then selects those of one."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
         start = 0 if limit is None or before is not None else len(self.places) - limit
         return [row for row in rows if self.places[session_id, row["id"]] >= start]
 
@@ -44,12 +44,12 @@ class NewestOfAllSessions(_NumbersAllSessions):
 class CursorOfTheFirstSession(Sound):
     """Looks up the place of `before` without the session."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, **given)
         if before is None or before not in [row["id"] for row in rows]:
-            return await super().get_history(session_id, limit, before=before)
+            return await super().get_history(session_id, limit, before=before, **given)
         for session in sorted(await super().get_sessions(None), key=lambda row: row["id"]):
-            ids = [row["id"] for row in await super().get_history(session["id"])]
+            ids = [row["id"] for row in await super().get_history(session["id"], **given)]
             if before in ids:
                 return rows[max(ids.index(before) - limit, 0) : ids.index(before)]
         return []
@@ -57,15 +57,15 @@ class CursorOfTheFirstSession(Sound):
 
 @caught_by("FM-ORD-015")
 class OlderPagesWithoutMetadata(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
         return rows if before is None else [{**row, "metadata": {}} for row in rows]
 
 
 @caught_by("FM-ORD-015")
 class LimitedPagesStrip(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
         return rows if limit is None else [{**row, "content": row["content"].strip()} for row in rows]
 
 
@@ -73,22 +73,22 @@ class LimitedPagesStrip(Sound):
 class FullPagesLoseOne(Sound):
     """Takes the first row of a full page for a sign that there is another page."""
 
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
         return rows[1:] if limit == len(rows) == 100 else rows
 
 
 @caught_by("FM-LIM-013")
 class FullPagesEnd(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        rows = await super().get_history(session_id, limit, before=before)
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        rows = await super().get_history(session_id, limit, before=before, **given)
         return rows[-50:] if len(rows) == 51 else rows
 
 
 @caught_by("FM-LIM-013")
 class FullBatchesLoseOne(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
-        made = await super().add_messages(session_id, messages)
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await super().add_messages(session_id, messages, **given)
         return made[:999] if len(made) == 1_000 else made
 
 

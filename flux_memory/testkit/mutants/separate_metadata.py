@@ -15,9 +15,9 @@ class _ChangesBatches(Sound):
     def change(self, value: Any) -> Any:
         raise NotImplementedError
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         changed: list[Any] = [{**one, "metadata": reduce(one["metadata"], self.change)} for one in messages]
-        return await super().add_messages(session_id, changed)
+        return await super().add_messages(session_id, changed, **given)
 
 
 @caught_by("FM-MET-018")
@@ -137,6 +137,6 @@ class SessionsKeepDoubles(_SessionsLoseDigits):
 
 @caught_by("FM-MET-018")
 class BatchesDropLargeMetadata(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         kept: list[Any] = [one if len(str(one["metadata"])) < MIB else {**one, "metadata": {}} for one in messages]
-        return await super().add_messages(session_id, kept)
+        return await super().add_messages(session_id, kept, **given)

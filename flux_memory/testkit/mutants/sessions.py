@@ -120,9 +120,9 @@ class DeletesTheSessionOnly(Sound):
 
     left: ClassVar[dict[str, Any]] = {}
 
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         self.left[session_id] = await super().get_history(session_id)
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
 
     async def get_history(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
         rows = await super().get_history(session_id, *args, **kwargs)
@@ -149,10 +149,10 @@ class OwnersStayListed(Sound):
 
 @caught_by("FM-SES-009")
 class DeletingNothingFails(Sound):
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         if await super().get_session(session_id) is None:
             raise SessionNotFoundError(session_id)
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
 
 
 @caught_by("FM-SES-010")
@@ -178,7 +178,7 @@ class IdsOutliveClearing(Sound):
 
 @caught_by("FM-SES-011")
 class CountsUsers(Sound):
-    async def count_sessions(self) -> Any:
+    async def count_sessions(self, **given: Any) -> Any:
         return len({row["user_id"] for row in await super().get_sessions(None) if row["message_count"] == 0})
 
 
@@ -235,9 +235,9 @@ class DeletesMessagesById(Sound):
 
     gone: ClassVar[set[str]] = set()
 
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         self.gone.update(row["id"] for row in await super().get_history(session_id))
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
 
     async def get_session(self, session_id: Any) -> Any:
         row = await super().get_session(session_id)
@@ -251,9 +251,9 @@ class DeletesSharedTexts(Sound):
 
     gone: ClassVar[set[str]] = set()
 
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         self.gone.update(row["content"] for row in await super().get_history(session_id))
-        await super().delete_session(session_id)
+        await super().delete_session(session_id, **given)
 
     async def get_history(self, *args: Any, **kwargs: Any) -> Any:
         return [row for row in await super().get_history(*args, **kwargs) if row["content"] not in self.gone]

@@ -24,11 +24,11 @@ class HistoryOfSixteenMegabytes(Sound):
 
 @caught_by("FM-LIM-012")
 class BatchOfSixteenMegabytes(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         if isinstance(messages, list) and all(isinstance(one, dict) for one in messages):
             while sum(len(str(one.get("content"))) for one in messages) > 16 * MIB:
                 messages = messages[:-1]
-        return await super().add_messages(session_id, messages)
+        return await super().add_messages(session_id, messages, **given)
 
 
 @caught_by("FM-AMT-003")

@@ -58,11 +58,11 @@ class DropsTheInvisible(_ChangesContent):
 
 @caught_by("FM-TXT-013")
 class NullIsNothingInBatches(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         changed: list[Any] = [
             {**one, "content": "" if one["content"] == "null" else one["content"]} for one in messages
         ]
-        return await super().add_messages(session_id, changed)
+        return await super().add_messages(session_id, changed, **given)
 
 
 class _ChangesRoles(Sound):
@@ -72,9 +72,9 @@ class _ChangesRoles(Sound):
     async def add_message(self, session_id: Any, role: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().add_message(session_id, self.change(role), *args, **kwargs)
 
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         changed: list[Any] = [{**one, "role": self.change(one["role"])} for one in messages]
-        return await super().add_messages(session_id, changed)
+        return await super().add_messages(session_id, changed, **given)
 
 
 @caught_by("FM-TXT-003")
@@ -142,18 +142,18 @@ class RenamesASimilarSession(_FindsSimilar):
 
 @caught_by("FM-TXT-014")
 class DeletesSimilarSessions(Sound):
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         for row in await super().get_sessions(None):
             if _folded(row["id"]) == _folded(session_id):
-                await super().delete_session(row["id"])
+                await super().delete_session(row["id"], **given)
 
 
 @caught_by("FM-TXT-014")
 class DeletesByPrefix(Sound):
-    async def delete_session(self, session_id: Any) -> None:
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
         for row in await super().get_sessions(None):
             if row["id"].startswith(session_id):
-                await super().delete_session(row["id"])
+                await super().delete_session(row["id"], **given)
 
 
 @caught_by("FM-TXT-015")
@@ -187,11 +187,11 @@ class RoutesHideSessions(Sound):
 
 @caught_by("FM-TXT-016")
 class BatchesFoldMessageIds(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         seen: dict[str, Any] = {}
         for one in messages:
             seen.setdefault(_folded(one["message_id"]), one)
-        return await super().add_messages(session_id, list(seen.values()))
+        return await super().add_messages(session_id, list(seen.values()), **given)
 
 
 @caught_by("FM-TXT-016")
@@ -207,10 +207,10 @@ class NormalisesUuids(Sound):
 
 @caught_by("FM-TXT-016")
 class CursorsAreNormalised(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        ids = [row["id"] for row in await super().get_history(session_id)]
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        ids = [row["id"] for row in await super().get_history(session_id, **given)]
         similar = [one for one in ids if before and _composed(one) == _composed(before)]
-        return await super().get_history(session_id, limit, before=similar[0] if similar else before)
+        return await super().get_history(session_id, limit, before=similar[0] if similar else before, **given)
 
 
 def _composed(text: str) -> str:
@@ -231,9 +231,9 @@ class NoOwnerIsNull(Sound):
 
 @caught_by("FM-TXT-001")
 class BatchesStrip(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         changed: list[Any] = [{**one, "content": one["content"].strip()} for one in messages]
-        return await super().add_messages(session_id, changed)
+        return await super().add_messages(session_id, changed, **given)
 
 
 @caught_by("FM-TXT-002")
@@ -266,8 +266,8 @@ class SuffixesAreReserved(Sound):
 
 @caught_by("FM-TXT-007")
 class CursorsByDisplayText(Sound):
-    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None) -> Any:
-        return await super().get_history(session_id, limit, before=before and str(before))
+    async def get_history(self, session_id: Any, limit: Any = None, *, before: Any = None, **given: Any) -> Any:
+        return await super().get_history(session_id, limit, before=before and str(before), **given)
 
 
 @caught_by("FM-TXT-007")

@@ -68,9 +68,9 @@ class CutsTitles(Sound):
 
 @caught_by("FM-TXT-003")
 class KnowsItsRoles(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         lowered: list[Any] = [{**one, "role": one["role"].lower()} for one in messages]
-        return await super().add_messages(session_id, lowered)
+        return await super().add_messages(session_id, lowered, **given)
 
 
 @caught_by("FM-TXT-004")

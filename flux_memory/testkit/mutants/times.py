@@ -60,9 +60,9 @@ class UpdatedRunsBack(Sound):
 
 @caught_by("FM-TIM-005", reference_only=True)
 class BatchesDoNotBump(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         before = await super().get_session(session_id)
-        made = await super().add_messages(session_id, messages)
+        made = await super().add_messages(session_id, messages, **given)
         with self._store.writing() as sessions:
             assert before is not None
             sessions[session_id]["updated_at"] = before["updated_at"]
@@ -124,10 +124,10 @@ class RenamesRestoreTheTime(Sound):
 
 @caught_by("FM-TIM-022")
 class BatchesById(Sound):
-    async def add_messages(self, session_id: Any, messages: Any) -> Any:
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
         rows: list[Any] = list(messages)
         named = all(isinstance(row, dict) and row.get("message_id") for row in rows)
-        return await super().add_messages(session_id, sorted(rows, key=_id_of) if named else rows)
+        return await super().add_messages(session_id, sorted(rows, key=_id_of) if named else rows, **given)
 
 
 def _id_of(row: Any) -> str:

@@ -173,7 +173,7 @@ class _ChangesAppends(Sound):
         raise NotImplementedError
 
     async def update_session(self, session_id: Any, *, messages: Any = (), **given: Any) -> Any:
-        batch = messages if isinstance(messages, str | bytes | dict) else list(messages)
+        batch: Any = messages if isinstance(messages, str | bytes | dict) else list(messages)
         stored = {row["id"]: row for row in await super().get_history(session_id)}
         if isinstance(batch, list) and all(isinstance(one, dict) for one in batch):
             batch = [self.appended(one, stored) for one in batch]

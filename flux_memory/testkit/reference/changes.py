@@ -84,10 +84,10 @@ class ReferenceChanges(ABC):
                 changed["title"] = new_title
             kept = {name: value for name, value in changed["metadata"].items() if name not in removed}
             changed["metadata"] = kept | merged
-            if problem := values.problem_of_size(changed["metadata"]):
-                raise InvalidInputError(f"merge_metadata would make the metadata {problem}")
             moment = max(self._now(), changed["updated_at"])
             changed["messages"] += rows.append(changed, batch, moment)[0]
+            if problem := values.problem_of_size(changed["metadata"]):
+                raise InvalidInputError(f"merge_metadata would make the metadata {problem}")
             rows.change(changed, moment)
             sessions[key] = changed
             return rows.session_record(changed)

@@ -18,6 +18,8 @@ from flux_memory.testkit.contract.model.calls import Answer, Raised, Returned
 
 ANY_TIME: Final = "?"
 """In an expected record: a time that the store chose. Sorts after every real time."""
+ANY_REVISION: Final = "?"
+"""In an expected record: a revision that the store chose."""
 TIMES: Final = frozenset({"created_at", "updated_at"})
 
 _FAMILIES: Final = (
@@ -87,6 +89,8 @@ def _first_difference(expected: Any, seen: Any, place: str = "") -> Mismatch | N
         )
     if expected == ANY_TIME and place.endswith(("['created_at']", "['updated_at']")):
         return None if is_time(seen) else Mismatch(place, "a time", seen)
+    if expected == ANY_REVISION and place.endswith("['revision']"):
+        return None if type(seen) is str else Mismatch(place, "a revision", seen)
     return None if same(expected, seen) else Mismatch(place, expected, seen)
 
 

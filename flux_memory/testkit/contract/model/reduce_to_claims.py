@@ -14,21 +14,57 @@ NEEDED: Final = Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSIO
 
 _METHODS: Final = {
     "add_messages": Capability.BATCH,
+    "get_message": Capability.MESSAGE_LOOKUP,
+    "pop_message": Capability.POP,
     "update_session_title": Capability.TITLES,
+    "fork_session": Capability.FORK,
+    "delete_sessions": Capability.RETENTION,
     "clear_all": Capability.CLEAR_ALL,
 }
-_IDS: Final = ("session_id", "message_id", "before")
+_IDS: Final = ("session_id", "message_id", "before", "after", "through", "truncate_from", "new_session_id")
 _OF_A_MESSAGE: Final = {"metadata": Capability.MESSAGE_METADATA, "message_id": Capability.IDEMPOTENT_IDS}
+_OF_AN_ADD: Final = {
+    "create": Capability.CREATE_ON_ADD,
+    "user_id": Capability.CREATE_ON_ADD | Capability.USER_SCOPE,
+}
 _ARGUMENTS: Final[dict[str, dict[str, Capability]]] = {
     "create_session": {
         "title": Capability.TITLES,
         "metadata": Capability.SESSION_METADATA,
         "user_id": Capability.USER_SCOPE,
     },
-    "add_message": _OF_A_MESSAGE,
-    "get_history": {"before": Capability.CURSOR},
-    "get_sessions": {"user_id": Capability.USER_SCOPE, "metadata": Capability.METADATA_FILTER},
+    "add_message": _OF_A_MESSAGE | _OF_AN_ADD,
+    "add_messages": _OF_AN_ADD,
+    "get_history": {"before": Capability.CURSOR, "after": Capability.FORWARD_CURSOR},
+    "get_sessions": {
+        "user_id": Capability.USER_SCOPE,
+        "metadata": Capability.METADATA_FILTER,
+        "before": Capability.LIST_CURSOR,
+        "with_metadata": Capability.LIST_CURSOR,
+    },
+    "count_sessions": {
+        "user_id": Capability.COUNT_FILTER | Capability.USER_SCOPE,
+        "metadata": Capability.COUNT_FILTER | Capability.METADATA_FILTER,
+    },
+    "update_session": {
+        "expected_revision": Capability.REVISIONS,
+        "title": Capability.SESSION_UPDATES | Capability.TITLES,
+        "merge_metadata": Capability.SESSION_UPDATES | Capability.SESSION_METADATA,
+        "remove_metadata": Capability.SESSION_UPDATES | Capability.SESSION_METADATA,
+        # The model has to know the ids, and this call does not return them.
+        "messages": Capability.SESSION_UPDATES | Capability.IDEMPOTENT_IDS,
+        "truncate_from": Capability.TRUNCATE,
+        "truncate_all": Capability.TRUNCATE,
+    },
+    "fork_session": {"user_id": Capability.USER_SCOPE, "title": Capability.TITLES},
+    "delete_session": {"expected_revision": Capability.REVISIONS},
+    "delete_sessions": {"user_id": Capability.USER_SCOPE},
 }
+_PARTS: Final[dict[str, frozenset[str]]] = {
+    "update_session": frozenset(_ARGUMENTS["update_session"]) - {"expected_revision"},
+    "delete_sessions": frozenset({"user_id", "inactive_since"}),
+}
+"""The arguments of which a call needs at least one."""
 
 Item = tuple[int, ModelCall, Cut | None]
 """A handle, the call on it, and where it is cancelled."""
@@ -40,6 +76,8 @@ def claimed(item: Item, claims: Capability, longest_id: int = MAX_ID_LENGTH) -> 
     if call.method in _METHODS and _METHODS[call.method] not in claims:
         return None
     arguments = _shortened(_without(call.arguments, _ARGUMENTS.get(call.method, {}), claims), longest_id)
+    if call.method in _PARTS and not arguments.keys() & _PARTS[call.method]:
+        return None
     if isinstance(arguments.get("messages"), list):
         arguments["messages"] = [
             _shortened(_without(message, _OF_A_MESSAGE, claims), longest_id) if isinstance(message, dict) else message

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from flux_memory.testkit.contract.model.calls import Answer, Cut, CutOff, ModelCall, Raised, made_by
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A session's record, a handle that could read it, and the line before which it could."""
+
+    handle: int
+    record: Mapping[str, Any]
+    place: int
+    variable: str = ""
 
 
 class Script:
@@ -17,6 +29,8 @@ class Script:
         self._names: dict[str, str] = {}
         self._handles: list[str] = []
         self._imports: set[str] = set()
+        self._read: dict[tuple[str, str], _Reading] = {}
+        """The records that were read, by id and revision."""
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -52,6 +66,11 @@ class Script:
         )
         self._lines += [f"{targets} = await asyncio.gather(", *lines, "    return_exceptions=True,", ")"]
 
+    def saw(self, handle: int, record: Mapping[str, Any]) -> None:
+        """Note that a session has this record now, as a later call may pass it on."""
+        reading = _Reading(handle, dict(record), len(self._lines))
+        self._read.setdefault((record["updated_at"], record["revision"]), reading)
+
     def expect(self, line: str) -> None:
         """Add a line that says what was expected."""
         self._lines.append(line)
@@ -66,10 +85,37 @@ class Script:
         if type(value) is list:
             return "[" + ", ".join(map(self.shown, value)) + "]"
         if type(value) is dict:
+            if (reading := self._reading_of(value)) is not None:
+                return self._variable(reading)
             return "{" + ", ".join(f"{self.shown(key)}: {self.shown(item)}" for key, item in value.items()) + "}"
-        if type(value) is str and value in self._names:
+        if isinstance(value, datetime):
+            self._imports.add("from datetime import datetime")
+            return f"datetime.fromisoformat({self._text(value.isoformat(timespec='microseconds'))})"
+        return self._text(value) if type(value) is str else _literal(value)
+
+    def _text(self, value: str) -> str:
+        if value in self._names:
             return self._names[value]
+        for reading in self._read.values():
+            for part in ("revision", "updated_at"):
+                if value and reading.record[part] == value:
+                    return f'{self._variable(reading)}["{part}"]'
         return _literal(value)
+
+    def _reading_of(self, record: Mapping[str, Any]) -> _Reading | None:
+        reading = self._read.get((str(record.get("updated_at")), str(record.get("revision"))))
+        return reading if reading is not None and reading.record == record else None
+
+    def _variable(self, reading: _Reading) -> str:
+        """Return the variable of a record; it is read where it was seen first."""
+        if not reading.variable:
+            reading.variable = f"record_{sum(bool(each.variable) for each in self._read.values()) + 1}"
+            place, session = reading.place, self.shown(reading.record["id"])
+            code = f"{reading.variable} = await memory_{reading.handle + 1}.get_session({session})"
+            self._lines.insert(place, code)
+            for each in self._read.values():
+                each.place += each.place > place
+        return reading.variable
 
     def text(self) -> str:
         """Return the whole test."""
@@ -83,7 +129,7 @@ class Script:
         made = made_by(call, answer)
         if not any(made):
             return ""
-        kind = "session" if call.method == "create_session" else "message"
+        kind = "session" if call.method in {"create_session", "fork_session"} else "message"
         names = ["_" if one is None else self._names.setdefault(one, f"{kind}_{len(self._names) + 1}") for one in made]
         return f"[{', '.join(names)}] = " if call.method == "add_messages" else f"{names[0]} = "
 

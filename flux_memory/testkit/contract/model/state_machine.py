@@ -29,13 +29,22 @@ from flux_memory.testkit.contract.model.calls import (
 from flux_memory.testkit.contract.model.findings import Finding, Findings, Step, UnexplainedError
 from flux_memory.testkit.contract.model.reduce_to_claims import Item, claimed
 from flux_memory.testkit.contract.model.script import Script
-from flux_memory.testkit.contract.model.states import State, explain
-from flux_memory.testkit.contract.model.time_rules import Rows, adopted, problem_of_times, unsorted
+from flux_memory.testkit.contract.model.states import Sessions, State, explain
+from flux_memory.testkit.contract.model.time_rules import (
+    Rows,
+    adopted,
+    problem_of_revisions,
+    problem_of_times,
+    problem_of_update,
+    unsorted,
+)
 from flux_memory.testkit.timeouts import BlockedError, unblocked
 
 HANDLES: Final = 2
 _MAX_PENDING: Final = 2
 """Cancelled calls that may still take effect; with more of them, almost any state could be explained."""
+_MAX_RECORDS: Final = 8
+"""Records that are kept for later calls."""
 _HANG_AGAIN_SECONDS: Final = 2.0
 """The timeout of calls after one has hung, in the search for smaller examples."""
 
@@ -63,6 +72,10 @@ class MemoryMachine(RuleBasedStateMachine):
         self._told: list[ModelCall] = []
         self._certain = True
         self._reader = 0
+        self._records: list[Mapping[str, Any]] = []
+        """The records that were read, oldest first."""
+        self._revisions: dict[str, set[str]] = {}
+        """The revisions that each session has had."""
         self._steps_since_reopening = 0
 
     @initialize(names=generated.first_sessions)
@@ -127,7 +140,7 @@ class MemoryMachine(RuleBasedStateMachine):
         if handle not in self._handles or handle in self._states[0].closed:
             # A read of the store may have reopened it, if it was the only handle.
             self._open(handle)
-        self._observe(alone=self._certain)
+        self._observe()
 
     def teardown(self) -> None:
         """Close all handles, also after a failure."""
@@ -168,7 +181,8 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def _resolved(self, call: ModelCall) -> ModelCall:
         sessions = self._states[0].sessions
-        return resolved(call, {name: [m["id"] for m in sessions[name]["messages"]] for name in sessions})
+        known = {name: [message["id"] for message in sessions[name]["messages"]] for name in sessions}
+        return resolved(call, known, self._records)
 
     def _open(self, handle: int) -> Memory:
         self._handles[handle] = self._factory()
@@ -189,9 +203,9 @@ class MemoryMachine(RuleBasedStateMachine):
             self._close(handle)
         for handle in handles:
             self._open(handle)
-        self._observe(alone=False)
+        self._observe()
         self._states = _distinct([replace(state, pending=()) for state in self._states])
-        self._observe(alone=False)
+        self._observe()
 
     def _make(self, items: Sequence[tuple[int, ModelCall, Cut | None]]) -> list[Answer]:
         for handle in sorted({handle for handle, _, _ in items} - self._handles.keys()):
@@ -206,11 +220,11 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def _learn(self, made: list[Answered]) -> None:
         """Judge calls and adopt their changes."""
-        alone = len(made) == 1 and self._certain
+        alone = made if len(made) == 1 and self._certain else []
         before = self._states[0].sessions
         self._steps_since_reopening += 1
         self._judge(made)
-        self._observe(alone=alone, before=before)
+        self._observe(before, alone)
         self._findings.raise_if_enough()
 
     def _judge(self, made: list[Answered], *, note: bool = False) -> None:
@@ -228,8 +242,8 @@ class MemoryMachine(RuleBasedStateMachine):
                 self._fail(problem)
         self._states = states
 
-    def _observe(self, *, alone: bool, before: dict[str, Any] | None = None) -> None:
-        """Read everything, alternating between the handles, and adopt the times."""
+    def _observe(self, before: Sessions | None = None, alone: Sequence[Answered] = ()) -> None:
+        """Read everything, alternating between the handles, and adopt the times and the revisions."""
         earlier = self._states[0].sessions if before is None else before
         self._certain = not any(state.pending for state in self._states)
         # Also read removed sessions: they must have no messages.
@@ -242,12 +256,31 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         rows, *found = cast("list[Rows]", self._read_together(reads))
         histories = dict(zip(names, found, strict=True))
-        problems = [problem_of_times(state, earlier, rows, histories, alone=alone) for state in self._states]
+        problems = [self._problem(state, earlier, rows, histories, alone) for state in self._states]
         if all(problems):
             self._script.expect(f"# then: {problems[0]}")
             self._fail(str(problems[0]))
         possible = [state for state, problem in zip(self._states, problems, strict=True) if problem is None]
         self._states = _distinct([adopted(state, rows, histories) for state in possible])
+        self._remember(rows)
+
+    def _problem(
+        self, state: State, before: Sessions, rows: Rows, histories: dict[str, Rows], alone: Sequence[Answered]
+    ) -> str | None:
+        found = problem_of_times(state, before, rows, histories, alone=bool(alone))
+        if Capability.REVISIONS in self._claims:
+            found = found or problem_of_revisions(state, rows, self._revisions)
+        return found or problem_of_update(alone, rows)
+
+    def _remember(self, rows: Rows) -> None:
+        """Keep what later calls may pass on, such as a revision that is no longer current."""
+        opened = self._opened()
+        for row in rows:
+            self._revisions.setdefault(row["id"], set()).add(row["revision"])
+            if row not in self._records:
+                self._records = [*self._records[1 - _MAX_RECORDS :], row]
+                if opened:
+                    self._script.saw(opened[0], row)
 
     def _read(self, call: ModelCall) -> Any:
         handle = self._next_reader()
@@ -271,11 +304,14 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def _next_reader(self) -> int:
         self._reader += 1
-        opened = [handle for handle in self._handles if handle not in self._states[0].closed]
+        opened = self._opened()
         if not opened:
             self._open(0)
             opened = [0]
         return opened[self._reader % len(opened)]
+
+    def _opened(self) -> list[int]:
+        return [handle for handle in self._handles if handle not in self._states[0].closed]
 
     def _unexplained(self, made: list[Answered], *, note: bool) -> None:
         if len(made) > 1:

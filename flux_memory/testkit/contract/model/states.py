@@ -8,11 +8,15 @@ from itertools import combinations
 from typing import Any, Final
 
 from flux_memory import ConflictError, SessionNotFoundError
-from flux_memory.testkit.contract.model.answers import ANY_TIME, difference
+from flux_memory.testkit.contract.model.answers import ANY_REVISION, ANY_TIME, difference
 from flux_memory.testkit.contract.model.calls import WRITES, Answer, Answered, CutOff, ModelCall, Raised, Returned
+from flux_memory.testkit.contract.model.pages_seen import page_as_seen
 from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
 
 _LISTINGS: Final = frozenset({"get_sessions", "count_sessions"})
+
+_RECENT: Final = "2090-01-01T00:00:00.000000+00:00"
+"""After each time that a store can have chosen."""
 
 Sessions = dict[str, dict[str, Any]]
 
@@ -35,20 +39,24 @@ class State:
         if made.call.method == "close":
             return Returned(None), replace(self, closed=self.closed | {made.handle})
         writes = made.call.method in WRITES
-        sessions = _blank(self.sessions) if writes else self.sessions
+        sessions = _copied(self.sessions) if writes else self.sessions
         # A cancelled call began before its handle was closed.
         closed = made.handle in self.closed and not isinstance(made.answer, CutOff)
         expected = _reference_answer(sessions, _told(made), closed=closed)
         if made.call.method == "get_sessions":
-            every = ModelCall("get_sessions", {**made.call.arguments, "limit": None, "offset": 0})
-            whole = _reference_answer(sessions, every, closed=closed)
-            expected = _in_the_order_seen(whole, expected, made.answer)
+            arguments = {**made.call.arguments, "limit": None, "offset": 0, "before": None}
+            whole = _reference_answer(sessions, ModelCall("get_sessions", arguments), closed=closed)
+            expected = page_as_seen(whole, expected, made)
         if _contradicts_itself(made):
             # No promise says which error wins: the missing session or the invalid batch.
             expected = made.answer
         if repeats := self._repeated_id(made):
             expected = Returned(f"a new id, unlike {repeats!r}")
-        return expected, replace(self, sessions=_dated(self.sessions, sessions)) if writes else self
+        if not writes:
+            return expected, self
+        if made.call.method == "update_session" and isinstance(expected, Returned):
+            expected = Returned(expected.value | {"revision": ANY_REVISION})
+        return expected, replace(self, sessions=_with_any_revision(self.sessions, sessions))
 
     def with_pending(self) -> Iterator[State]:
         """Yield this state, and the states in which cancelled calls have taken effect."""
@@ -117,20 +125,27 @@ def _is_listing(made: Answered) -> bool:
 
 def _contradicts_itself(made: Answered) -> bool:
     """Return whether a batch was rejected that has one id twice with different contents."""
-    if made.call.method != "add_messages" or not isinstance(made.answer, Raised):
+    if made.call.method not in {"add_messages", "update_session"} or not isinstance(made.answer, Raised):
         return False
     if not isinstance(made.answer.error, ConflictError | SessionNotFoundError):
         return False
-    chosen = [message for message in made.call.arguments["messages"] if message.get("message_id") is not None]
+    chosen = [message for message in made.call.arguments.get("messages", ()) if message.get("message_id") is not None]
     batch = [{"metadata": None, **message} for message in chosen]
     return any(one["message_id"] == other["message_id"] and one != other for one, other in combinations(batch, 2))
+
+
+class _Timeless(ReferenceMemory):
+    """Notes `ANY_TIME` for the times that a store would set."""
+
+    def _now(self) -> str:
+        return ANY_TIME
 
 
 def _reference_answer(sessions: Sessions, call: ModelCall, *, closed: bool) -> Answer:
     store = ReferenceStore()
     with store.writing() as kept:
-        kept.update(sessions)
-    memory = ReferenceMemory(store)
+        kept.update(_with_recent_times(sessions) if call.method == "delete_sessions" else sessions)
+    memory = _Timeless(store)
     if closed:
         _run(memory.close())
     try:
@@ -141,25 +156,17 @@ def _reference_answer(sessions: Sessions, call: ModelCall, *, closed: bool) -> A
     with store.reading() as kept:
         for name in sessions.keys() - kept.keys():
             del sessions[name]
-        sessions.update(kept)
+        if call.method != "delete_sessions":
+            sessions.update(kept)
     return answer
 
 
-def _in_the_order_seen(whole: Answer, expected: Answer, seen: Answer) -> Answer:
-    """Return the expected page in the store's order if the times that decide are equal or known only to the store.
-
-    `time_rules` checks that a page is sorted by its own times.
-    """
-    if not (isinstance(whole, Returned) and isinstance(expected, Returned) and isinstance(seen, Returned)):
-        return expected
-    rows = {row["id"]: row for row in whole.value}
-    times = [row["updated_at"] for row in rows.values()]
-    decided = ANY_TIME not in times and len(set(times)) == len(times)
-    if decided or not isinstance(seen.value, list):
-        return expected
-    ids = [row.get("id") if isinstance(row, dict) else None for row in seen.value]
-    as_many = len(ids) == len(set(ids)) == len(expected.value)
-    return Returned([rows[name] for name in ids]) if as_many and rows.keys() >= set(ids) else expected
+def _with_recent_times(sessions: Sessions) -> Sessions:
+    """Return the sessions with a time for `ANY_TIME`, which is later than those that are known."""
+    return {
+        name: state | {"updated_at": _RECENT} if state["updated_at"] == ANY_TIME else state
+        for name, state in sessions.items()
+    }
 
 
 def _run(call: Coroutine[Any, Any, Any]) -> Any:
@@ -171,27 +178,18 @@ def _run(call: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("the reference model suspended")
 
 
-def _blank(sessions: Sessions) -> Sessions:
-    """Return a copy with empty times, so that a write's times can be recognised."""
-    return {name: state | {"updated_at": "", "messages": list(state["messages"])} for name, state in sessions.items()}
+def _copied(sessions: Sessions) -> Sessions:
+    return {name: state | {"messages": list(state["messages"])} for name, state in sessions.items()}
 
 
-def _dated(before: Sessions, after: Sessions) -> Sessions:
-    """Return the state after a write with its earlier times, and `ANY_TIME` for the times that the write set."""
-    dated: Sessions = {}
-    for name, state in after.items():
-        # Each write is one call, so no session is removed and created again in between.
-        old = before.get(name)
-        kept = {message["id"] for message in old["messages"]} if old else set()
-        dated[name] = state | {
-            "created_at": old["created_at"] if old else ANY_TIME,
-            "updated_at": ANY_TIME if old is None or state["updated_at"] else old["updated_at"],
-            "messages": [
-                message if message["id"] in kept else message | {"created_at": ANY_TIME}
-                for message in state["messages"]
-            ],
-        }
-    return dated
+def _with_any_revision(before: Sessions, after: Sessions) -> Sessions:
+    """Return the state after a write, with `ANY_REVISION` for each session that it made or changed."""
+    return {
+        name: state
+        if name in before and before[name]["revision"] == state["revision"]
+        else state | {"revision": ANY_REVISION}
+        for name, state in after.items()
+    }
 
 
 def _told(made: Answered) -> ModelCall:
@@ -202,6 +200,8 @@ def _told(made: Answered) -> ModelCall:
     arguments = dict(call.arguments)
     if call.method == "create_session" and arguments.get("session_id") is None:
         arguments["session_id"] = answer.value
+    elif call.method == "fork_session" and arguments.get("new_session_id") is None:
+        arguments["new_session_id"] = answer.value
     elif call.method == "add_message" and arguments.get("message_id") is None:
         arguments["message_id"] = answer.value
     elif call.method == "add_messages" and isinstance(answer.value, list) and isinstance(arguments["messages"], list):

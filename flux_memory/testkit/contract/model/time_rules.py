@@ -1,11 +1,13 @@
-"""Rules for times: the store chooses them, so the model checks them and then adopts them."""
+"""Rules for times and revisions: the store chooses them, so the model checks them and then adopts them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flux_memory.testkit.contract.model.answers import ANY_TIME
+from flux_memory.testkit.contract.model.answers import ANY_REVISION, ANY_TIME
+from flux_memory.testkit.contract.model.calls import Answered, Returned
 from flux_memory.testkit.contract.model.states import Sessions, State
 
 Rows = list[dict[str, Any]]
@@ -48,8 +50,39 @@ def problem_of_times(
     return None
 
 
+def problem_of_revisions(state: State, rows: Rows, used: Mapping[str, set[str]]) -> str | None:
+    """Return which changed session has an empty revision, or one that it had before.
+
+    Args:
+        state: The expected state.
+        rows: All sessions, as the store lists them.
+        used: The revisions that each session has had.
+    """
+    for row in rows:
+        name, revision = row["id"], row["revision"]
+        if state.sessions[name]["revision"] != ANY_REVISION:
+            continue
+        if not revision:
+            return f"the revision of session {name!r} is empty"
+        if revision in used.get(name, ()):
+            return f"session {name!r} has changed and has a revision again that it had before: {revision!r:.80}"
+    return None
+
+
+def problem_of_update(alone: Sequence[Answered], rows: Rows) -> str | None:
+    """Return the problem if an update, which was the only call, returned something else than the session."""
+    for made in alone:
+        if made.call.method != "update_session" or not isinstance(made.answer, Returned):
+            continue
+        told = made.answer.value
+        stored = next((row for row in rows if row["id"] == told["id"]), None)
+        if told != stored:
+            return f"update_session() returned {told!r:.300}, but the session is {stored!r:.300}"
+    return None
+
+
 def adopted(state: State, rows: Rows, histories: dict[str, Rows]) -> State:
-    """Return the state with the times that the store set."""
+    """Return the state with the times and revisions that the store set."""
     listed = {row["id"]: row for row in rows}
     sessions: Sessions = {}
     for name, session in state.sessions.items():
@@ -57,6 +90,7 @@ def adopted(state: State, rows: Rows, histories: dict[str, Rows]) -> State:
         sessions[name] = session | {
             "created_at": row["created_at"],
             "updated_at": row["updated_at"],
+            "revision": row["revision"],
             "messages": [
                 message | {"created_at": seen["created_at"]}
                 for message, seen in zip(session["messages"], history, strict=True)
