@@ -47,10 +47,16 @@ SQLITE_ROWS: Final = f"""
 BEGIN;
 
 WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {SESSIONS})
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+INSERT INTO sessions (id, user_id, created_at, updated_at)
 SELECT
-    printf('%036d', n), 'user-' || (n % 500), 'Conversation ' || n,
-    printf('2026-01-01T00:00:00.%06d+00:00', n), printf('2026-01-01T00:00:00.%06d+00:00', n),
+    printf('%036d', n), 'user-' || (n % 500),
+    printf('2026-01-01T00:00:00.%06d+00:00', n), printf('2026-01-01T00:00:00.%06d+00:00', n)
+FROM numbers;
+
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {SESSIONS})
+INSERT INTO session_details (session_id, title, metadata)
+SELECT
+    printf('%036d', n), 'Conversation ' || n,
     json_object('lang', CASE n % 2 WHEN 0 THEN 'en' ELSE 'ko' END, 'number', n)
 FROM numbers;
 
@@ -263,4 +269,6 @@ async def test_sqlite_reads_in_an_indexs_order(
     with closing(sqlite3.connect(filled_sqlite)) as db:
         steps = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {read}")]
     assert not [step for step in steps if "TEMP B-TREE" in step], steps
-    assert all("INDEX" in step for step in steps if step.startswith(("SCAN", "SEARCH"))), steps
+    # The rows of the page, once they are found, are not in an index.
+    reads = [step for step in steps if step.startswith(("SCAN", "SEARCH")) and step != "SCAN page"]
+    assert all("INDEX" in step for step in reads), steps

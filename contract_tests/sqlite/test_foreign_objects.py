@@ -86,6 +86,7 @@ ON_ROWS: Final = {
     [
         *ON_ROWS.items(),
         ("CREATE TABLE session_details (id TEXT)", "the table 'session_details' has a name that flux-memory needs"),
+        ("ALTER TABLE sessions ADD COLUMN Revision INTEGER", "the column 'Revision' of 'sessions' has a name that"),
         (
             "CREATE INDEX sessions_of_user_by_activity ON sessions (id)",
             "the index 'sessions_of_user_by_activity' has a",

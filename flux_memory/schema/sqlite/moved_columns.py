@@ -11,7 +11,7 @@ from typing import Final
 from flux_memory.schema import SchemaFile
 from flux_memory.schema.sqlite.catalog import SchemaObject, quoted
 
-_VERSION: Final = 5
+_STEP: Final = "narrow_sessions"
 """The schema file that moves the columns."""
 _COLUMNS: Final = frozenset({"title", "metadata"})
 _OF_INDEX: Final = re.compile(r"\bON\b.*\b(?:title|metadata)\b", re.IGNORECASE | re.DOTALL)
@@ -28,7 +28,7 @@ def describe_users(
         theirs: The objects that other programs made.
         steps: The files that are about to be applied.
     """
-    if all(step.version != _VERSION for step in steps):
+    if all(step.name != _STEP for step in steps):
         return
     written = {each.table for each in theirs if each.type == "trigger"}
     users = {user for table in written for user in _users_in_writes(db, table)}

@@ -34,6 +34,7 @@ _KEEPS_TEXT: Final = re.compile("(?!.*INT).*(CHAR|CLOB|TEXT|BLOB)|")
 """Declared types of columns that do not turn a text such as '007' into a number."""
 _TEXTS: Final = {"id", "session_id", "user_id", "title", "role", "content"}
 _CREATES: Final = re.compile(r"^CREATE (?:TABLE|VIEW|INDEX|TRIGGER) (\w+)", re.MULTILINE)
+_ADDS: Final = re.compile(r"^ALTER TABLE sessions ADD COLUMN (\w+)", re.MULTILINE)
 _SUPERSEDED: Final = {"idx_messages_session", "idx_sessions_user"}
 """Indexes of the original application that the schema files replace."""
 _MAX_NAMED: Final = 5
@@ -72,9 +73,10 @@ def refuse_obstacles(db: sqlite3.Connection, steps: Sequence[SchemaFile], *, ado
     # The steps replace the views and triggers of earlier ones, on whose work they build.
     changed = _changed_objects(found, (each for each in earlier.objects.values() if each.type in {"view", "trigger"}))
     names = _taken_names(found, steps, earlier, adopting=adopting)
+    columns = _taken_columns(db, steps)
     sessions = _unusable("sessions", _expected().tables["sessions"], _table(db, "sessions")) if adopting else ()
     users = describe_users(db, _theirs(found), steps)
-    _refuse([*_views_as_tables(found), *_strangers(db, found), *changed, *names, *sessions, *users])
+    _refuse([*_views_as_tables(found), *_strangers(db, found), *changed, *names, *columns, *sessions, *users])
 
 
 def verify(db: sqlite3.Connection) -> None:
@@ -154,6 +156,13 @@ def _taken_names(
     for name in sorted(needed & taken.keys()):
         each = taken[name]
         yield f"the {each.type} {each.name!r} has a name that flux-memory needs; rename it, or save and drop it"
+
+
+def _taken_columns(db: sqlite3.Connection, steps: Iterable[SchemaFile]) -> Iterator[str]:
+    needed = {column for step in steps for column in _ADDS.findall(step.sql)}
+    for column in _table(db, "sessions").columns:
+        if column.lower() in needed:
+            yield f"the column {column!r} of 'sessions' has a name that flux-memory needs; rename it"
 
 
 def _differences(db: sqlite3.Connection, found: dict[str, SchemaObject]) -> Iterator[str]:
