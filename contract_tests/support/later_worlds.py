@@ -62,6 +62,14 @@ CURRENT: Final = {
     ),
     "foreign key of details disabled": (details("DISABLE TRIGGER ALL"), "ALTER TABLE session_details ADD FOREIGN KEY"),
     "unique titles": (details("ADD CONSTRAINT own UNIQUE (title)"), "ALTER TABLE session_details DROP CONSTRAINT own"),
+    "titles in the table of sessions": (
+        sessions("ADD COLUMN title text"),
+        "ALTER TABLE sessions RENAME COLUMN title TO title_before; then retry",
+    ),
+    "users in the table of details": (
+        details("ADD COLUMN user_id text"),
+        "ALTER TABLE session_details RENAME COLUMN user_id TO user_id_before; then retry",
+    ),
     "rule of details": (
         "CREATE RULE keep AS ON UPDATE TO session_details DO INSTEAD NOTHING",
         "DROP RULE keep ON session_details; then",

@@ -131,6 +131,10 @@ NAMES: Final = {
     "column with the name of a new one": World(
         sessions("ADD COLUMN revision int"), "RENAME COLUMN revision TO revision_before; then retry"
     ),
+    "required column with the name of one in the new table": World(
+        sessions("ADD COLUMN session_id text NOT NULL DEFAULT ''") + sessions("ALTER COLUMN session_id DROP DEFAULT"),
+        "RENAME COLUMN session_id TO session_id_before; then retry",
+    ),
     "table with the name of the new one": World(
         "CREATE TABLE session_details (title text UNIQUE)",
         "ALTER TABLE session_details RENAME TO session_details_before; then retry",

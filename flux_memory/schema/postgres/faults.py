@@ -203,6 +203,17 @@ WHERE name = 'sessions' AND (attribute = 'message_count' AND $1 < 3 OR attribute
     OR attribute = 'revision' AND $1 < 6)
 
 UNION ALL
+SELECT 1, 'shared name', shown || '.' || attribute, '',
+    pg_catalog.format('ALTER TABLE %s RENAME COLUMN %I TO %I', shown, attribute, attribute || '_before'), FALSE, NULL
+FROM attributes
+WHERE kind IS NULL AND (
+    name = 'sessions' AND attribute IN ('session_id', 'title', 'metadata')
+    OR name = 'session_details' AND EXISTS (
+        SELECT FROM wanted WHERE wanted.name = 'sessions' AND wanted.attribute = attributes.attribute
+    )
+)
+
+UNION ALL
 SELECT 1, 'unique', coalesce(conname::text, indexrelid::regclass::text), shown, CASE
     WHEN conname IS NULL THEN pg_catalog.format('DROP INDEX %s', indexrelid::regclass)
     ELSE pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', shown, conname)

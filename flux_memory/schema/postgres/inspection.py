@@ -60,6 +60,7 @@ _SENTENCES: Final = {
     "extra": "{subject} is NOT NULL without a default, so no row can be added",
     "generated": "{subject} is a generated column",
     "reserved": "{subject} has the name of a column that the upgrade adds",
+    "shared name": "{subject} has the name of a column of the table that is joined to it",
     "name": "{subject} has the name of a table or an index that the upgrade creates",
     "constraint name": "the constraint {subject} of {detail} has the name of a key that the upgrade creates",
     "referrer": "{subject} refers to {detail}, whose key the upgrade replaces",
