@@ -29,6 +29,8 @@ AWAY_SECONDS: Final = (0.05, 0.1, 0.2)
 """Deadlines of calls during an outage."""
 BACK_SECONDS: Final = 20.0
 """The deadline of calls that outlast an outage, or follow it."""
+LATE_SECONDS: Final = 0.1
+"""A while after an outage, in which calls that were refused during it could still take effect."""
 SHARES: Final = 2
 """Handles that share the cuts of a call."""
 KEPT: Final = ("0", "1")
@@ -188,6 +190,7 @@ class InterruptedUpdatesContract(Binding):
                 ]
                 outcomes = await asyncio.gather(*calls)
             await patient
+            await asyncio.sleep(LATE_SECONDS)
             if outcomes[2::3] == [False] * 6:
                 with deadline(BACK_SECONDS):
                     await memory.update_session(apart.session, expected_revision=before["revision"], title="after")
