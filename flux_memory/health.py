@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from flux_memory.backends.sqlite.errors import translate_errors as translate_sqlite_errors
 from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
@@ -133,12 +134,14 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
 
 
 async def check_methods(memory: Memory, report: CheckReport) -> None:
-    """Create, read back and remove a scratch session through every public method but `clear_all`.
+    """Create, change, read back and remove scratch sessions through every public method but `clear_all`.
 
     Raises:
         FluxMemoryError: A method failed, or returned other data than was stored.
     """
     title, metadata = "flux-memory check", {"check": True, "number": 1.0, "text": "ünï 漢字"}
+    # Another check may run meanwhile, and `delete_sessions` removes all that a user has.
+    owner = f"flux-memory check {uuid4()}"
 
     async def call(name: str, expected: Callable[[Any], bool], result: Awaitable[Any]) -> Any:
         value = await result
@@ -147,28 +150,40 @@ async def check_methods(memory: Memory, report: CheckReport) -> None:
         report.full.append(name)
         return value
 
-    session = await call("create_session", bool, memory.create_session(title, metadata, user_id="flux-memory check"))
+    session = await call("create_session", bool, memory.create_session(title, metadata, user_id=owner))
     try:
         first = await call("add_message", bool, memory.add_message(session, "user", "one", metadata))
         batch = [{"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
         added = await call("add_messages", lambda ids: len(ids) == 2, memory.add_messages(session, batch))  # type: ignore[arg-type]
-        expected_ids = [first, *added]
-        await call("get_history", lambda rows: [row["id"] for row in rows] == expected_ids, memory.get_history(session))
+        ids = [first, *added]
+        history = await call(
+            "get_history", lambda rows: [row["id"] for row in rows] == ids, memory.get_history(session)
+        )
+        await call("get_message", lambda row: row == history[0], memory.get_message(session, first))
         await call("update_session_title", lambda _: True, memory.update_session_title(session, title + "ed"))
-        await call(
+        found = await call(
             "get_session",
             lambda row: (row["title"], row["metadata"], row["message_count"]) == (title + "ed", metadata, 3),
             memory.get_session(session),
         )
         await call(
-            "get_sessions",
-            lambda rows: session in [row["id"] for row in rows],
-            memory.get_sessions(user_id="flux-memory check", metadata={"check": True}),
+            "update_session",
+            lambda row: row["metadata"] == {**metadata, "number": None} and row["revision"] != found["revision"],
+            memory.update_session(session, expected_revision=found["revision"], merge_metadata={"number": None}),
         )
-        await call("count_sessions", lambda number: number >= 1, memory.count_sessions())
+        await call("pop_message", lambda row: row == history[2], memory.pop_message(session))
+        fork = await call("fork_session", bool, memory.fork_session(session, through=first))
+        await call(
+            "get_sessions",
+            lambda rows: {row["id"]: row["message_count"] for row in rows} == {session: 2, fork: 1},
+            memory.get_sessions(user_id=owner, metadata={"check": True}),
+        )
+        await call("count_sessions", lambda number: number == 2, memory.count_sessions(user_id=owner))
+        await memory.delete_session(fork)
+        await call("delete_session", lambda row: row is None, memory.get_session(fork))
     finally:
-        await memory.delete_session(session)
-    await call("delete_session", lambda row: row is None, memory.get_session(session))
+        await memory.delete_sessions(user_id=owner)
+    await call("delete_sessions", lambda rows: not rows, memory.get_sessions(user_id=owner))
 
 
 def _check_can_be_made(file: Path) -> None:

@@ -35,21 +35,41 @@ FIGURES: Final = ("seconds", "preflight", "verify", "total", "mb")
 
 TABLES: Final = """
 CREATE TABLE sessions (
-    id VARCHAR(36) NOT NULL, title TEXT DEFAULT '', created_at TIMESTAMP NOT NULL, updated_at TIMESTAMP NOT NULL,
-    metadata JSONB DEFAULT '{}', user_id TEXT DEFAULT '', message_count BIGINT NOT NULL DEFAULT 0
+    id VARCHAR(255) NOT NULL, created_at TIMESTAMP NOT NULL, updated_at TIMESTAMP NOT NULL,
+    user_id TEXT DEFAULT '', message_count BIGINT NOT NULL DEFAULT 0, revision UUID NOT NULL
+);
+CREATE TABLE session_details (
+    session_id VARCHAR(255) NOT NULL, title TEXT NOT NULL DEFAULT '', metadata JSONB NOT NULL DEFAULT '{}'
 );
 CREATE TABLE messages (
-    id VARCHAR(36) NOT NULL, session_id VARCHAR(36) NOT NULL, role TEXT NOT NULL, content TEXT NOT NULL,
+    id VARCHAR(255) NOT NULL, session_id VARCHAR(255) NOT NULL, role TEXT NOT NULL, content TEXT NOT NULL,
     metadata JSONB DEFAULT '{}', created_at TIMESTAMP NOT NULL, seq BIGINT NOT NULL
 );
 """
+COLUMNS: Final = {
+    "sessions": "id, created_at, updated_at, user_id, message_count, revision",
+    "session_details": "session_id, title, metadata",
+    "messages": "id, session_id, role, content, metadata, created_at, seq",
+}
 KEYS: Final = """
 ALTER TABLE sessions ADD PRIMARY KEY (id);
 CREATE INDEX ON sessions (updated_at, id COLLATE "C");
 CREATE INDEX ON sessions (user_id, updated_at, id COLLATE "C");
-CREATE INDEX ON sessions USING gin (metadata jsonb_path_ops);
+ALTER TABLE session_details ADD PRIMARY KEY (session_id);
+ALTER TABLE session_details ADD FOREIGN KEY (session_id) REFERENCES sessions ON DELETE CASCADE;
+CREATE INDEX ON session_details USING gin (metadata jsonb_path_ops);
 ALTER TABLE messages ADD PRIMARY KEY (session_id, seq), ADD UNIQUE (session_id, id);
 ALTER TABLE messages ADD FOREIGN KEY (session_id) REFERENCES sessions ON DELETE CASCADE;
+"""
+ORIGINAL_TABLES: Final = """
+CREATE TABLE sessions (
+    id VARCHAR(36) NOT NULL, title TEXT DEFAULT '', created_at TIMESTAMP NOT NULL, updated_at TIMESTAMP NOT NULL,
+    metadata JSONB DEFAULT '{}', user_id TEXT DEFAULT ''
+);
+CREATE TABLE messages (
+    id VARCHAR(36) NOT NULL, session_id VARCHAR(36) NOT NULL, role TEXT NOT NULL, content TEXT NOT NULL,
+    metadata JSONB DEFAULT '{}', created_at TIMESTAMP NOT NULL
+);
 """
 ORIGINAL_KEYS: Final = """
 ALTER TABLE sessions ADD PRIMARY KEY (id);
@@ -184,17 +204,14 @@ def _populated(server: Any, source: Path, directory: Path) -> Figures:
 
 def _write_limit_files(dsn: str, directory: Path) -> None:
     """Let the server write the files that the limit reads: the same rows in the same order."""
-    columns = {
-        "sessions": "id, title, created_at, updated_at, metadata, user_id, message_count",
-        "messages": "id, session_id, role, content, metadata, created_at, seq",
-    }
-    for table, names in columns.items():
+    for table, names in COLUMNS.items():
         _execute(dsn, f"COPY {table} ({names}) TO '{directory / table}.copy' (FORMAT binary)")
 
 
 def _limit(server: Any, _source: Path, directory: Path) -> Figures:
     copy = [
-        f"COPY {table} FROM '{directory / table}.copy' (FORMAT binary, FREEZE)" for table in ("sessions", "messages")
+        f"COPY {table} ({names}) FROM '{directory / table}.copy' (FORMAT binary, FREEZE)"
+        for table, names in COLUMNS.items()
     ]
     begin = f"BEGIN; SET LOCAL maintenance_work_mem = '1GB'; {TABLES}"
     return _fresh(server, lambda dsn: {"seconds": _execute(dsn, begin, *copy, KEYS, "COMMIT")})
@@ -205,7 +222,7 @@ def _original(server: Any, source: Path, _directory: Path) -> Figures:
 
     async def work(dsn: str) -> Figures:
         connection = await asyncpg.connect(dsn)
-        await connection.execute(TABLES.replace(", seq BIGINT NOT NULL", "") + ORIGINAL_KEYS)
+        await connection.execute(ORIGINAL_TABLES + ORIGINAL_KEYS)
         began = time.monotonic()
         with closing(sqlite3.connect(source)) as db:
             sessions = db.execute("SELECT id, title, created_at, updated_at, metadata, user_id FROM sessions")
@@ -248,7 +265,7 @@ def _duckdb(server: Any, source: Path, directory: Path) -> Figures:
     from duckdb_extensions import import_extension  # noqa: PLC0415 - optional
 
     def work(dsn: str) -> Figures:
-        _execute(dsn, TABLES.replace(", seq BIGINT NOT NULL", "") + ORIGINAL_KEYS)
+        _execute(dsn, ORIGINAL_TABLES + ORIGINAL_KEYS)
         began = time.monotonic()
         with duckdb.connect(config={"extension_directory": str(directory / "duckdb")}) as db:
             for name in DUCKDB_EXTENSIONS:

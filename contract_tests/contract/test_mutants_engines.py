@@ -123,6 +123,15 @@ SQLITE = {
         "",
         lambda _: lambda self, role, *_: self.role == role,
     ),
+    "pops take the oldest": Break("FM-POP-001", sqlite_edits, "SELECT_LAST_MESSAGE", "DESC", "ASC"),
+    "copies lose metadata": Break("FM-FRK-002", sqlite_edits, "COPY_DETAILS", "coalesce(metadata, '{}')", "'{}'"),
+    "copies of messages lose metadata": Break(
+        "FM-FRK-001", sqlite_edits, "COPY_MESSAGES", "metadata, created_at\nFROM", "'{}', created_at\nFROM"
+    ),
+    "after is inclusive": Break("FM-ORD-030", sqlite_history, "SELECT_HISTORY_AFTER", "seq >", "seq >="),
+    "the list cursor is inclusive": Break("FM-LST-030", sqlite_listing, "AFTER_CURSOR", "<", "<="),
+    "inactive since is inclusive": Break("FM-DEL-011", sqlite_edits, "SELECT_SOME_INACTIVE", "<", "<="),
+    "deletes users like users": Break("FM-DEL-010", sqlite_edits, "SELECT_SOME_OF_USER", "= ?", "LIKE ?"),
 }
 
 NO_WAIT = """
@@ -153,6 +162,20 @@ POSTGRES = {
     "retries compare the content only": Break("FM-MSG-004", postgres_adds, "ADD_MESSAGE", "role = $3 AND ", ""),
     "the creation of tables is not awaited": Break(
         "FM-CON-002", postgres_schema, "LOCK", postgres_schema.LOCK, NO_WAIT
+    ),
+    "pops take the oldest": Break("FM-POP-001", updating, "POP_MESSAGE", "ORDER BY seq DESC", "ORDER BY seq"),
+    "pops keep the revision": Break(
+        "FM-POP-003", updating, "POP_MESSAGE", "revision = $2::text::uuid\n", "user_id = user_id\n"
+    ),
+    "pops trust their snapshot": Break("FM-POP-005", updating, "POP_MESSAGE", "THEN 'stale'", "THEN 'done'"),
+    "through is exclusive": Break("FM-FRK-003", creating, "FORK_SESSION", "seq <= CASE", "seq < CASE"),
+    "the clock dates copies": Break("FM-FRK-007", creating, "FORK_SESSION", "greatest(updated_at, now.utc)", "now.utc"),
+    "unknown through copies nothing": Break(
+        "FM-FRK-004", creating, "FORK_SESSION", "WHERE $2::text IS NULL OR EXISTS (SELECT 1 FROM last)\n", ""
+    ),
+    "the list cursor is inclusive": Break("FM-LST-030", postgres_queries, "BEFORE", "<", "<="),
+    "counts ignore the user": Break(
+        "FM-LST-035", postgres_queries, "COUNT_SESSIONS_OF_USER_BY_METADATA", "user_id = $1", "$1 = $1"
     ),
 }
 

@@ -25,11 +25,16 @@ METHODS = [
     "add_message",
     "add_messages",
     "get_history",
+    "get_message",
     "update_session_title",
     "get_session",
+    "update_session",
+    "pop_message",
+    "fork_session",
     "get_sessions",
     "count_sessions",
     "delete_session",
+    "delete_sessions",
 ]
 
 
@@ -206,5 +211,5 @@ async def test_the_full_check_reports_a_method_that_does_not_keep_its_promise(pa
         report = CheckReport("sqlite", "")
         with pytest.raises(FluxMemoryError, match=r"get_session\(\) returned other data than was stored"):
             await check_methods(memory, report)
-        assert report.full == METHODS[:5]
+        assert report.full == METHODS[:6]
         assert await memory.count_sessions() == 0

@@ -23,6 +23,7 @@ PINNED = {
         "0003_order": "232c750ea399082356ee8b2f37da021c15b3bb06dd0d70854682659e7d8a7f26",
         "0004_session_metadata": "56434de874cf1caeaf8ba6af257fa99c2fec3b15b6610b3c11c0c52394e41f3d",
         "0005_creation_id": "d2899b0c1cdd8b0020dabf5c61ec63aa5ae21b1c36231e59de61dcc4192fbd05",
+        "0006_narrow_sessions": "8991d42b1c6d28f987b975ec6025ebe550da43f29f6948d34c39f4bb45d2bc4e",
     },
 }
 SESSIONS = {"id", "title", "created_at", "updated_at", "metadata"}

@@ -228,3 +228,23 @@ async def test_the_upgrade_waits_for_writers_and_loses_none_of_their_rows(flux_e
         await upgrading
     assert [row[2::4] for row in await fetch_rows(flux_empty_database, NARROW)] == [("title of one", 4), ("new", 3)]
     assert await fetch_rows(flux_empty_database, "SELECT count(*) FROM messages") == [(7,)]
+
+
+@pytest.mark.asyncio
+async def test_publications_of_moved_columns_are_refused(flux_empty_database: str) -> None:
+    """A list of columns or a condition prevents the change; a publication of whole tables does not."""
+    await make_version(flux_empty_database, 5)
+    ((version,),) = await fetch_rows(flux_empty_database, "SELECT current_setting('server_version_num')::int")
+    if version < 150_000:
+        pytest.skip("publications have lists of columns and conditions since PostgreSQL 15")
+    await execute(
+        flux_empty_database,
+        "CREATE PUBLICATION whole FOR TABLE sessions, messages",
+        "CREATE PUBLICATION listed FOR TABLE sessions (id, title)",
+        "CREATE PUBLICATION chosen FOR TABLE messages WHERE (id <> 'x')",
+    )
+    says = "ALTER PUBLICATION chosen DROP TABLE messages; ALTER PUBLICATION listed DROP TABLE sessions; then retry"
+    assert await follow_advice(flux_empty_database, says)
+    assert await fetch_rows(
+        flux_empty_database, "SELECT tablename::text FROM pg_publication_tables WHERE pubname = 'whole' ORDER BY 1"
+    ) == [("messages",), ("sessions",)]

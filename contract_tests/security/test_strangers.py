@@ -11,11 +11,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
+from narrowed_worlds import ON_MOVED_COLUMNS, POLICIES
+from older_schemas import make_version
 from original_application import POSTGRES_TABLES, make_file_with_data
-from raw_postgres import create_role, execute, fetch_rows, with_parameter
+from raw_postgres import connect, create_role, execute, fetch_rows, with_parameter
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, SchemaError
 from flux_memory.health import check_methods, check_postgres
+from flux_memory.schema.postgres import bring_up_to_date
 from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
 
 LOOT: Final = """
@@ -60,6 +63,11 @@ LENT: Final = {
     "a domain": "CREATE DOMAIN mild AS text CHECK (pick(VALUE)); ALTER TABLE sessions ADD COLUMN x mild",
 }
 """What the administrator lets run on the tables of the library's role."""
+DEPENDENT: Final = (
+    *("view of titles", "index on titles", "check of titles", "column generated from titles", "statistics of titles"),
+    *("policy on metadata", "function that reads titles", "rule of another table"),
+)
+"""What depends on columns that an upgrade moves."""
 TYPES: Final = ("varchar", "text", "name", "oid", "regclass", "int4", "int8", "numeric", "bytea", "text[]", "varchar[]")
 OPERATORS: Final = ("=", "<>", "<", ">", "||", "/")
 FUNCTIONS: Final = (
@@ -275,6 +283,24 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
     replacing = Plan(sqlite_path=path, postgres_dsn=dsn, replace=True)
     assert (await migrate(replacing)).status is Status.IDENTICAL
     assert (await migrate_back(dsn, tmp_path / "back.db")).status is Status.IDENTICAL
+
+
+@pytest.mark.asyncio
+async def test_no_upgrade_of_numbered_tables_calls_what_a_stranger_planted(roles: Roles) -> None:
+    """Neither does the inspection that names each kind of dependent, nor the return of policies and triggers."""
+    await make_version(roles.library, 5)
+    skips = "EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+    trigger = f"CREATE TRIGGER own BEFORE UPDATE ON messages FOR EACH ROW {skips}"
+    await execute(roles.library, POLICIES, trigger, *(ON_MOVED_COLUMNS[kind].done for kind in DEPENDENT))
+    await plant(roles.stranger)
+    async with connect(roles.library) as connection:
+        with pytest.raises(SchemaError, match="Run as their owner: ") as caught:
+            await bring_up_to_date(connection)
+        advised = str(caught.value).partition("Run as their owner: ")[2].removesuffix("; then retry")
+        assert advised.count(";") == len(DEPENDENT) - 1
+        await connection.execute(advised)
+        await bring_up_to_date(connection)
+    assert await fetch_rows(roles.admin, "SELECT count(*) FROM pg_policies") == [(3,)]
 
 
 @pytest.mark.asyncio

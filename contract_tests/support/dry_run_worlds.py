@@ -232,7 +232,7 @@ WORLDS: Final = {
         "'sessions' in the schema public is a foreign table",
     ),
     "a missing version table": World(
-        "current", ("DROP TABLE flux_memory_schema",), "columns that the original application did not make"
+        "current", ("DROP TABLE flux_memory_schema",), r"is not conversation memory \(it lacks metadata, title\)"
     ),
     "an emptied version table": World("current", ("DELETE FROM flux_memory_schema",), "shows the role no row"),
     "a newer version": World(

@@ -3,77 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from flux_memory.testkit.histories import (
-    History,
-    Journal,
-    Operation,
-    Sent,
-    Stored,
-    StoredSession,
-    check,
+from planted_histories import (
+    add_operation,
+    alter,
+    call_operation,
+    create_operation,
+    find_kinds,
+    format_time,
+    store_with,
 )
 
-
-def format_time(second: float) -> str:
-    return f"2026-01-01T00:00:{second:09.6f}+00:00"
-
-
-def add_operation(
-    *ids: str, began: float, ended: float | None = None, outcome: Any = "acknowledged", **other: Any
-) -> Operation:
-    """Return an add of messages whose content is their id; it takes a tenth of a second by default."""
-    sent = tuple(Sent(made, "user", made, {}) for made in ids)
-    end = began + 0.1 if ended is None else ended
-    method = "add_message" if len(ids) == 1 else "add_messages"
-    return Operation("w", method, "s", began=began, ended=end, outcome=outcome, messages=sent, **other)
-
-
-def create_operation(began: float = 0.0, **other: Any) -> Operation:
-    fields = {"title": "t", "metadata": {}, "user_id": "u"}
-    made = Operation("w", "create_session", "s", began=began, ended=began + 0.1, outcome="acknowledged", fields=fields)
-    return replace(made, **other)
-
-
-def call_operation(method: str, began: float, *, session: str | None = "s", **other: Any) -> Operation:
-    made = Operation("w", method, session, began=began, ended=began + 0.1, outcome="acknowledged")
-    return replace(made, **other)
-
-
-def store_with(*ids: str, numbers: Any = None, **changed: Any) -> Stored:
-    """Return a store with one session that has these messages."""
-    history = [
-        {"id": made, "role": "user", "content": made, "metadata": {}, "created_at": format_time(at)}
-        for at, made in enumerate(ids)
-    ]
-    record: Any = {
-        "id": "s",
-        "user_id": "u",
-        "title": "t",
-        "created_at": format_time(0),
-        "updated_at": format_time(59),
-        "metadata": {},
-        "message_count": len(ids),
-    }
-    session: Any = StoredSession(record | changed, history)  # type: ignore[arg-type]
-    return Stored({"s": session}, numbers)
-
-
-def find_kinds(stored: Stored, *operations: Operation, before: Stored | None = None) -> list[str]:
-    return sorted({violation.kind for violation in check(History(operations), stored, before)})
-
+from flux_memory.testkit.histories import History, Journal, Operation, Stored, check
 
 A, B, C = add_operation("a", began=1), add_operation("b", began=2), add_operation("c", began=3)
-
-
-def alter(stored: Stored, **changed: Any) -> Stored:
-    stored.sessions["s"].history[0].update(changed)  # type: ignore[typeddict-item]
-    return stored
 
 
 @pytest.mark.parametrize(

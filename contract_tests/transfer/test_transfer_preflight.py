@@ -36,7 +36,7 @@ PROBLEMS: list[tuple[str, str, ProblemKind, Callable[[Db], Any]]] = [
     ("null-id", "messages", ProblemKind.NULL_ID, lambda db: insert_message(db, None, "one")),
     ("null-session-id", "sessions", ProblemKind.NULL_ID, lambda db: insert_session(db, None)),
     ("empty-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: insert_message(db, "", "one")),
-    ("long-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: insert_message(db, "x" * 37, "one")),
+    ("long-id", "messages", ProblemKind.BAD_LENGTH_ID, lambda db: insert_message(db, "x" * 256, "one")),
     ("nul", "messages", ProblemKind.NUL, lambda db: insert_message(db, "bad", "one", content="a\x00b")),
     (
         "nul-in-json",

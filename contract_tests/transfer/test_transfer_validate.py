@@ -15,7 +15,7 @@ from flux_memory.transfer.rows.validate import RowValidator
 USUAL = ("s", "id", "user", "Hello", '{"a": 1.5, "bb": "x"}', "2026-01-31T12:00:00.5", 0, 1)
 VALUES: list[list[Any]] = [
     ["s"],
-    ["id", "é" * 36, "x" * 37, "", None, b"id", 5, "a\0b", "\udc80"],
+    ["id", "é" * 255, "x" * 256, "", None, b"id", 5, "a\0b", "\udc80"],
     ["user", "", None, b"user", "a\0b"],
     ["Hello", "", "한국어", "\udced\udca0\udc80", "a\0b", None, b"Hello", 1.5],
     [

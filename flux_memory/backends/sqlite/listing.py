@@ -1,4 +1,4 @@
-"""Selects a page of sessions in a SQLite memory: by activity, by user, by metadata."""
+"""Selects and counts sessions in a SQLite memory: by activity, by user, by metadata."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_METADATA: Final = "'{}'"
 # A session that another program inserted may have no details.
 WITH_DETAILS: Final = """
 SELECT id, user_id, coalesce(details.title, ''), created_at, updated_at, {metadata}, revision, message_count
-FROM ({sessions}) AS sessions LEFT JOIN session_details AS details ON details.session_id = id
+FROM ({sessions}) AS page LEFT JOIN session_details AS details ON details.session_id = page.id
 """
 SELECT_SESSION: Final = WITH_DETAILS.format(metadata=METADATA, sessions=SELECT_SESSIONS + " WHERE id = ?")
 OF_USER: Final = "{plus}user_id = :user_id"
@@ -43,7 +43,7 @@ COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 COUNT_MATCHING: Final = "SELECT count(*) FROM ({matching})"
 COUNT_UP_TO: Final = "SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {condition} LIMIT :most)"
 ENTRY: Final = "key = :key{n} AND member = :member{n} AND value IN (:value{n}, :other{n})"
-HAS_ENTRY: Final = "EXISTS (SELECT 1 FROM session_metadata WHERE {entry} AND session_id = sessions.id)"
+HAS_ENTRY: Final = "EXISTS (SELECT 1 FROM session_metadata WHERE {entry} AND session_id = page.id)"
 # As bytes: sqlite3 cannot pass text that is not UTF-8 to a function, so one corrupt row would end the listing.
 CONTAINS: Final = "jsonb_contains(CAST(coalesce(details.metadata, '{}') AS BLOB), :metadata)"
 
@@ -209,7 +209,7 @@ def _number(sql: str, values: dict[str, object], db: sqlite3.Connection) -> int:
 
 
 class _Entry(NamedTuple):
-    """A row of `session_metadata` that every match has; `schema/sqlite/0004_session_metadata.sql` makes the rows."""
+    """A row of `session_metadata` that every match has; `schema/sqlite/0005_narrow_sessions.sql` makes the rows."""
 
     key: str
     member: str

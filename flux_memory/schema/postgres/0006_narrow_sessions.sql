@@ -1,5 +1,5 @@
--- An add writes a session's row anew, and an entry in each of its indexes. What only `update_session` changes lies in a
--- table of its own, so that an add costs the same whatever the metadata.
+-- An add writes a session's row anew, and an entry in each of its indexes. Titles and metadata, which only other calls
+-- change, lie in a table of their own, so that an add costs the same with metadata of any size.
 --
 -- Each change of a session or of its messages gives the session a revision that no session had before. The default is
 -- for rows that migrations and other programs insert; the library makes the revisions of its own writes.

@@ -6,8 +6,8 @@ from typing import Final
 
 from flux_memory.schema.postgres.faults import COLUMNS, KEYS
 
-# What is dropped with a column that leaves, and what keeps a type from changing. Policies on ids are not among them:
-# the upgrade creates them again.
+# Objects that are dropped with a column that leaves, or that keep a type from changing. Policies on ids are not among
+# them: the upgrade creates them again.
 DEPENDENTS: Final = """, changing AS (
     SELECT
         attributes.relation,

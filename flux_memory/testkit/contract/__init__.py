@@ -13,6 +13,7 @@ from flux_memory.testkit.contract.concurrency import ConcurrencyContract
 from flux_memory.testkit.contract.connections import ConnectionsContract
 from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.created_by_adds import CreatedByAddsContract
+from flux_memory.testkit.contract.crowded_removals import CrowdedRemovalsContract
 from flux_memory.testkit.contract.current_state import CurrentStateContract
 from flux_memory.testkit.contract.cut_removals import CutRemovalsContract
 from flux_memory.testkit.contract.deadlines import DeadlinesContract
@@ -70,6 +71,7 @@ class MemoryContract(
     InterruptedRemovalsContract,
     CancellationContract,
     LeftoversContract,
+    CrowdedRemovalsContract,
     ContentionContract,
     ConcurrencyContract,
     InterruptedUpdatesContract,

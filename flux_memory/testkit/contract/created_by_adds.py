@@ -37,11 +37,11 @@ class CreatedByAddsContract(Binding):
         other = another_handle(store, memory)
         made = await memory.add_message("one", "user", "first", create=True, user_id="ann")
         ids = await memory.add_messages("batch", numbered(0, 1, 2), create=True, user_id="bob")
-        await memory.add_message("nobody's", "user", "first", create=True)
+        await memory.add_message("unowned", "user", "first", create=True)
         expected: dict[str, tuple[str, list[str]]] = {
             "one": ("ann", ["first"]),
             "batch": ("bob", ["0", "1", "2"]),
-            "nobody's": ("", ["first"]),
+            "unowned": ("", ["first"]),
         }
         for session, (owner, said) in expected.items():
             record, history = await state_of(other, session)
@@ -170,6 +170,9 @@ class CreatedByAddsContract(Binding):
         before = await state_of(memory, "s")
         for owner in ("", "ann"):
             assert await memory.add_messages("s", [], create=True, user_id=owner) == []
+        for create in (False, True):
+            with pytest.raises(ConflictError):
+                await memory.add_messages("s", [], create=create, user_id="bob")
         assert await state_of(memory, "s") == before
 
     @clause(
@@ -187,7 +190,7 @@ class CreatedByAddsContract(Binding):
         async def refuse(kind: type[Exception], name: str, session: Any, given: Any) -> None:
             calls = (
                 memory.add_message(session, "user", "x", **given),
-                memory.add_messages(session, numbered(1), **given),
+                *(memory.add_messages(session, batch, **given) for batch in (numbered(1), [])),
             )
             for call in calls:
                 (answer,) = await gather_outcomes(call)
@@ -227,10 +230,13 @@ class CreatedByAddsContract(Binding):
         other = another_handle(store, memory)
         batch: list[Any] = [{"role": "user", "content": str(at), "message_id": f"m{at}"} for at in range(3)]
         for owner in ("ann", "bob"):
+            first = None
             for handle in (memory, memory, other):
                 given: Any = {"create": True, "user_id": owner}
                 assert await handle.add_message("s", "user", "0", message_id="m0", **given) == "m0"
                 assert await handle.add_messages("s", batch, **given) == ["m0", "m1", "m2"]
+                first = first or await state_of(other, "s")
+                assert await state_of(other, "s") == first
             record, history = await state_of(other, "s")
             assert (record["user_id"], record["message_count"]) == (owner, 3)
             assert contents(history) == ["0", "1", "2"]

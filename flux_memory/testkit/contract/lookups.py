@@ -54,12 +54,15 @@ class LookUpsContract(Binding):
         ids = list(dict.fromkeys(one for one in (*NAMES.values(), *TWIN_IDS) if 1 <= len(one) <= store.max_id_length))
         await together(memory.add_message(mine, "user", f"mine {one}", message_id=one) for one in ids[::2])
         await together(memory.add_message(other, "user", f"other {one}", message_id=one) for one in ids[1::2])
-        for at, one in enumerate(ids):
+
+        async def check(at: int, one: str) -> None:
             here, there = (mine, other) if at % 2 == 0 else (other, mine)
             found = await memory.get_message(here, one)
             assert found is not None, f"{one!r} was not found"
             assert (found["id"], found["content"]) == (one, f"{'other' if at % 2 else 'mine'} {one}")
             assert await memory.get_message(there, one) is None, f"{one!r} was found in another session"
+
+        await together(check(at, one) for at, one in enumerate(ids))
         await memory.add_message(other, "user", "the same id", message_id=ids[0])
         found = await memory.get_message(mine, ids[0])
         assert found is not None

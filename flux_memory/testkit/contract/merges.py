@@ -84,7 +84,7 @@ class MergesContract(Binding):
     @clause(
         "FM-UPD-021",
         promise="`None` is a value: merging it stores it, and stored ones stay, at every depth.",
-        impact="An application cannot tell that a user has declined from that nobody has asked.",
+        impact="An application cannot tell a user who declined from one who was never asked.",
         needs=MERGES,
     )
     async def test_none_is_merged_as_a_value(self, store: StoreUnderTest) -> None:

@@ -164,7 +164,7 @@ class RemovalsContract(Binding):
         async with store.clock_at(moment + timedelta(hours=2)):
             await add_numbered(memory, active, range(1))
         rows: list[Any] = await memory.get_sessions(None)
-        settable = rows[0]["updated_at"] >= (moment + timedelta(hours=3)).isoformat(timespec="microseconds")
+        settable = rows[0]["updated_at"] >= (moment + timedelta(hours=3)).isoformat(timespec="seconds")
         assert await memory.delete_sessions(inactive_since=moment - timedelta(days=1)) == 0
         assert await memory.get_sessions(None) == rows
         zones = (UTC, timezone(timedelta(hours=9)), timezone(-timedelta(hours=11, minutes=30)))

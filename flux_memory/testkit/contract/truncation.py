@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
@@ -12,10 +13,12 @@ from flux_memory import ConflictError, Memory, Message
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.corpus import METADATA, TEXTS, same
 from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, another_handle, contents, gather_outcomes
 from flux_memory.testkit.contract.updates import UPDATES, state_of
+from flux_memory.testkit.verdicts import unverified
 
 IDS: Final = Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS
 APPENDS: Final = UPDATES | Capability.BATCH | IDS
@@ -234,6 +237,32 @@ class TruncationContract(Binding):
 
         assert await bumped(lambda: memory.update_session(session, title="new"), is_later)
         assert [row["id"] for row in await memory.get_sessions()] == [session, newer]
+
+    @clause(
+        "FM-UPD-047",
+        promise="No time goes back with an update, even if the clock is set back: neither `updated_at` nor the "
+        "times of the messages that it appends.",
+        impact="A conversation that was just changed sinks in the list, or an answer is dated before its question.",
+        needs=TRUNCATES | Capability.TIMESTAMPS | Capability.TITLES,
+    )
+    async def test_updates_never_go_back_in_time(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session, _ = await _fill(memory, 2)
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        async with store.clock_at(tomorrow):
+            await memory.update_session(session, messages=_numbered(2, 3))
+        later, history = await state_of(memory, session)
+        times = [later["updated_at"]]
+        parts: list[dict[str, Any]] = [{"title": "new"}, {"messages": _numbered(4, 5)}, {"truncate_from": "3"}]
+        for given in (*parts, {"truncate_from": "1", "messages": _numbered(6)}, {"truncate_all": True}):
+            await memory.update_session(session, **given)
+            record, history = await state_of(memory, session)
+            times.append(record["updated_at"])
+            said = [row["created_at"] for row in history]
+            assert said == sorted(said), f"after {given}"
+        assert times == sorted(times)
+        if times[0] < tomorrow.isoformat(timespec="seconds"):
+            unverified(UNSET_CLOCK)
 
 
 async def _fill(memory: Memory, count: int) -> tuple[str, list[Message]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 from flux_memory import Message
+from flux_memory.testkit.histories.changes_made import CHANGES, could_be, same_json, show
 from flux_memory.testkit.histories.expected import Expected
-from flux_memory.testkit.histories.journal import History, Operation, Sent
+from flux_memory.testkit.histories.journal import History, Sent
 from flux_memory.testkit.histories.stored import Stored, StoredSession
 from flux_memory.testkit.histories.violations import Violation
 
@@ -18,7 +19,8 @@ def check(history: History, stored: Stored, before: Stored | None = None) -> lis
     """Return every broken promise.
 
     Every acknowledged write is stored, no failed one is, no batch is stored in part, and the order of each session
-    agrees with real time for calls that did not overlap.
+    agrees with real time for calls that did not overlap. A message vanishes only by a call that could have removed it,
+    no two pops return it, and no two changes that expected the same revision succeed.
 
     Args:
         history: The calls of the workers. Other clients must not have written.
@@ -32,7 +34,7 @@ def check(history: History, stored: Stored, before: Stored | None = None) -> lis
 def _errors(expected: Expected, _: Stored) -> Iterator[Violation]:
     for operation in expected.history.operations:
         if operation.foreign:
-            yield Violation("foreign error", f"{_shown(operation)} raised {operation.error}, not a library error")
+            yield Violation("foreign error", f"{show(operation)} raised {operation.error}, not a library error")
 
 
 def _sessions(expected: Expected, stored: Stored) -> Iterator[Violation]:
@@ -56,8 +58,11 @@ def _sessions(expected: Expected, stored: Stored) -> Iterator[Violation]:
 
 def _session_as_sent(expected: Expected, name: str, session: StoredSession) -> Iterator[Violation]:
     record = session.record
-    sent = [fields for _, fields in expected.sessions[name].possible()]
-    if not any(_same(record["metadata"], one["metadata"]) and record["user_id"] == one["user_id"] for one in sent):
+    sent = [fields or {} for _, fields in expected.sessions[name].possible()]
+    changes = expected.metadata_changes[name]
+    if not any(record["user_id"] == one.get("user_id", record["user_id"]) for one in sent) or not any(
+        could_be(record["metadata"], one.get("metadata", record["metadata"]), changes) for one in sent
+    ):
         yield Violation("altered", f"session {name!r} differs from what was sent: {record!r:.300}")
     titles = expected.titles[name].possible()
     current = [
@@ -74,7 +79,8 @@ def _session_as_sent(expected: Expected, name: str, session: StoredSession) -> I
 def _messages(expected: Expected, stored: Stored) -> Iterator[Violation]:
     found = {(name, message["id"]) for name, session in stored.sessions.items() for message in session.history}
     for (name, made), attempts in expected.messages.items():
-        if (name, made) not in found and expected.must_be_there(name, attempts):
+        removed = expected.removals.may_remove(name, made)
+        if (name, made) not in found and not removed and expected.must_be_there(name, attempts):
             yield Violation("lost", f"message {made!r} of session {name!r} was acknowledged but is not stored")
     for name, session in stored.sessions.items():
         for message in session.history:
@@ -88,8 +94,8 @@ def _message_as_sent(expected: Expected, name: str, message: Message) -> Iterato
         yield Violation("from nowhere", f"{what} is stored, but no call sent it")
     elif not attempts.possible():
         yield Violation("refused but stored", f"{what} is stored, but its add failed with {attempts.made[0][0].error}")
-    elif expected.must_be_gone(name, attempts):
-        yield Violation("undeleted", f"{what} is stored, but its deletion was acknowledged")
+    elif expected.must_be_gone(name, attempts) or expected.removals.must_remove(name, message["id"]):
+        yield Violation("undeleted", f"{what} is stored, but its removal was acknowledged")
     elif not any(_as_sent(message, sent) for _, sent in attempts.possible()):
         yield Violation("altered", f"{what} is not as it was sent: {message!r:.300}")
 
@@ -100,13 +106,18 @@ def _batches(expected: Expected, stored: Stored) -> Iterator[Violation]:
         if operation.outcome == "failed" or len(operation.messages) < 2:
             continue
         name = operation.session or ""
-        # Skip messages that another call sent as well: that call may have stored them.
-        own = [sent.id for sent in operation.messages if len(expected.messages[name, sent.id].possible()) == 1]
+        # Skip messages that another call sent as well, and may have stored, and those that a call may have removed.
+        own = [
+            sent.id
+            for sent in operation.messages
+            if len(expected.messages[name, sent.id].possible()) == 1
+            and not expected.removals.could_remove(name, sent.id)
+        ]
         there = [places[name, made] for made in own if (name, made) in places]
         if 0 < len(there) < len(own):
-            yield Violation("half stored", f"{len(there)} of {len(own)} messages of {_shown(operation)} are stored")
+            yield Violation("half stored", f"{len(there)} of {len(own)} messages of {show(operation)} are stored")
         if there != sorted(there):
-            yield Violation("out of order", f"the messages of {_shown(operation)} are stored in a different order")
+            yield Violation("out of order", f"the messages of {show(operation)} are stored in a different order")
 
 
 def _order(expected: Expected, stored: Stored) -> Iterator[Violation]:
@@ -157,21 +168,21 @@ def _numbers(_: Expected, stored: Stored) -> Iterator[Violation]:
 
 
 def _reads(expected: Expected, stored: Stored) -> Iterator[Violation]:
-    """Check reads of complete histories without deletions: each has to be a prefix of the final history."""
+    """Check reads of complete histories without removals: each has to be a prefix of the final history."""
     finals = {name: [message["id"] for message in one.history] for name, one in stored.sessions.items()}
     for operation in expected.history.operations:
         name = operation.session or ""
-        if operation.seen is None or name not in finals or expected.deletions(name):
+        if operation.seen is None or name not in finals or expected.deletions(name) or expected.removals.of(name):
             continue
         final, seen = finals[name], list(operation.seen)
         if seen != final[: len(seen)]:
-            yield Violation("wrong read", f"{_shown(operation)} saw messages that are not stored or in another order")
+            yield Violation("wrong read", f"{show(operation)} saw messages that are not stored or in another order")
             continue
         late = next(
             (made for made in final[len(seen) :] if expected.messages[name, made].there < operation.began), None
         )
         if late is not None:
-            yield Violation("wrong read", f"{_shown(operation)} did not see {late!r}, acknowledged before it began")
+            yield Violation("wrong read", f"{show(operation)} did not see {late!r}, acknowledged before it began")
 
 
 _PARTS: Final[Sequence[Callable[[Expected, Stored], Iterator[Violation]]]] = (
@@ -183,6 +194,7 @@ _PARTS: Final[Sequence[Callable[[Expected, Stored], Iterator[Violation]]]] = (
     _counts,
     _numbers,
     _reads,
+    *CHANGES,
 )
 
 
@@ -195,21 +207,6 @@ def _places(stored: Stored) -> dict[tuple[str, str], int]:
 
 
 def _as_sent(message: Message, sent: Sent) -> bool:
-    return (message["role"], message["content"]) == (sent.role, sent.content) and _same(
+    return (message["role"], message["content"]) == (sent.role, sent.content) and same_json(
         message["metadata"], sent.metadata
     )
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Return whether two JSON values are equal by type and value."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)
-
-
-def _shown(operation: Operation) -> str:
-    return f"{operation.method}({operation.session!r}) of worker {operation.worker}, begun at {operation.began:.6f}"

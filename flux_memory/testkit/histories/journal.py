@@ -6,11 +6,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 Outcome = Literal["acknowledged", "failed", "unknown"]
 """`failed`: an error that guarantees that nothing was stored. `unknown`: cancelled, killed, or any other error."""
@@ -43,9 +42,29 @@ class Operation:
     messages: tuple[Sent, ...] = ()
     """The messages that an add sent."""
     fields: dict[str, Any] | None = None
-    """The title, metadata and user that `create_session` or `update_session_title` sent."""
+    """The title, metadata and user that a call sent for its session, as far as it sent them."""
+    creates: bool = False
+    """An add creates a missing session."""
+    expected_revision: str | None = None
+    truncate_from: str | None = None
+    truncate_all: bool = False
+    merged: dict[str, Any] | None = None
+    """The metadata that an update merged."""
+    removed_keys: tuple[str, ...] = ()
+    source: str | None = None
+    """The session that a fork copies; its `session` is the copy."""
+    through: str | None = None
+    """The last message that a fork copies."""
+    popped: str | None = None
+    """The id of the message that `pop_message` returned."""
+    revision: str | None = None
+    """The revision that an update returned."""
     seen: tuple[str, ...] | None = None
     """The ids that a read of a whole history returned."""
+
+
+_AT_THE_END: Final = ("ended", "outcome", "error", "foreign", "seen", "popped", "revision")
+"""What is known of an operation only when it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +111,8 @@ class Journal:
         self._calls += 1
         number = f"{self._prefix}-{self._calls}"
         written = asdict(operation)
-        del written["ended"], written["outcome"], written["error"], written["foreign"], written["seen"]
+        for name in _AT_THE_END:
+            del written[name]
         self._write({"begin": number, **written})
         return number
 
@@ -103,15 +123,13 @@ class Journal:
         *,
         error: BaseException | None = None,
         foreign: bool = False,
-        seen: Iterable[str] | None = None,
+        **told: Any,
     ) -> None:
-        """Record how a call ended."""
+        """Record how a call ended, and what it told: `seen`, `popped` or `revision` of its `Operation`."""
         ended: dict[str, Any] = {"end": number, "ended": time.monotonic(), "outcome": outcome}
         if error is not None:
             ended |= {"error": type(error).__qualname__, "foreign": foreign}
-        if seen is not None:
-            ended["seen"] = list(seen)
-        self._write(ended)
+        self._write(ended | told)
 
     def close(self) -> None:
         """Close the file."""
@@ -137,6 +155,7 @@ def _operations(file: Path) -> list[Operation]:
 
 def _operation(entry: dict[str, Any]) -> Operation:
     entry["messages"] = tuple(Sent(**message) for message in entry["messages"])
+    entry["removed_keys"] = tuple(entry["removed_keys"])
     if entry.get("seen") is not None:
         entry["seen"] = tuple(entry["seen"])
     return Operation(**entry)

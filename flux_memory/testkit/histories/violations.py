@@ -16,10 +16,13 @@ Kind = Literal[
     "gap",
     "miscounted",
     "undeleted",
+    "removed twice",
+    "overwritten",
     "wrong read",
     "foreign error",
 ]
-"""`lost`: acknowledged, not stored. `from nowhere`: stored, never sent. `undeleted`: deleted, still stored."""
+"""`lost`: acknowledged, not stored. `from nowhere`: stored, never sent. `undeleted`: removed, still stored.
+`overwritten`: two changes that both expected one revision."""
 
 
 @dataclass(frozen=True, slots=True)

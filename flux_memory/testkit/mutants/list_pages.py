@@ -91,8 +91,8 @@ class ListCursorsLookUpTheirTime(Sound):
     """Pages from where the session of the cursor is now."""
 
     async def get_sessions(self, *args: Any, before: Any = None, **kwargs: Any) -> Any:
-        if isinstance(before, dict):
-            before = await super().get_session(before["id"]) or before
+        now: Any = await super().get_session(before["id"]) if isinstance(before, dict) else None
+        before = now or before
         return await super().get_sessions(*args, before=before, **kwargs)
 
 
@@ -124,7 +124,8 @@ class ListCursorsAreOffsets(Sound):
 @caught_by("FM-LST-033")
 class WrongListCursorsStartAgain(Sound):
     async def get_sessions(self, *args: Any, before: Any = None, **kwargs: Any) -> Any:
-        return await super().get_sessions(*args, before=before if isinstance(before, dict) else None, **kwargs)
+        record: Any = before if isinstance(before, dict) else None
+        return await super().get_sessions(*args, before=record, **kwargs)
 
 
 @caught_by("FM-LST-033")

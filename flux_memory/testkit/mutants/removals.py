@@ -8,7 +8,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
-from flux_memory import ConflictError
+from flux_memory import BackendUnavailableError, ConflictError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
 
@@ -195,6 +195,59 @@ class CountsTheLastBatch(Sound):
 @caught_by("FM-DEL-014")
 class ListsAndThenDeletes(_DeletesByCode):
     """Deletes the sessions that were inactive when it looked."""
+
+
+@caught_by("FM-CON-041")
+class SkipsBusySessions(_DeletesByCode):
+    """Leaves the sessions that are locked by a writer."""
+
+    busy: ClassVar[dict[Any, int]] = {}
+
+    async def add_message(self, session_id: Any, *args: Any, **kwargs: Any) -> Any:
+        self.busy[session_id] = self.busy.get(session_id, 0) + 1
+        try:
+            await asyncio.sleep(0)
+            return await super().add_message(session_id, *args, **kwargs)
+        finally:
+            self.busy[session_id] -= 1
+
+    def matches(self, row: Any, user_id: Any, since: Any) -> bool:
+        return not self.busy.get(row["id"]) and super().matches(row, user_id, since)
+
+
+@caught_by("FM-CON-040")
+class DeadlocksEscape(Sound):
+    """Raises the driver's error if another deletion is under way."""
+
+    busy: ClassVar[dict[str, int]] = {}
+
+    async def delete_sessions(self, **kwargs: Any) -> Any:
+        beside = self.busy.get("deletions", 0)
+        self.busy["deletions"] = beside + 1
+        await asyncio.sleep(0)
+        self.busy["deletions"] -= 1
+        if beside:
+            raise RuntimeError("deadlock detected")
+        return await super().delete_sessions(**kwargs)
+
+
+@caught_by("FM-CON-040", reference_only=True)
+class DeadlockedPopsTakeTheOldest(Sound):
+    """Has changed something before it gives way to another pop of the session."""
+
+    busy: ClassVar[dict[Any, int]] = {}
+
+    async def pop_message(self, session_id: Any) -> Any:
+        beside = self.busy.get(session_id, 0)
+        self.busy[session_id] = beside + 1
+        await asyncio.sleep(0)
+        self.busy[session_id] -= 1
+        if not beside:
+            return await super().pop_message(session_id)
+        with self._store.writing() as sessions:
+            if session_id in sessions:
+                del sessions[session_id]["messages"][:1]
+        raise BackendUnavailableError("deadlock found; nothing was removed")
 
 
 def _time(text: str) -> datetime:

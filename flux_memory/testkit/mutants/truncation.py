@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from flux_memory import ConflictError
@@ -227,7 +227,7 @@ class RetriedAppendsAreDoubled(Sound):
 
 @caught_by("FM-UPD-045")
 class CountsWhatItSaw(Sound):
-    """Sets the counter to what it was when the truncation began, whatever was added meanwhile."""
+    """Sets the counter as if there were no adds between the beginning and the end of a truncation."""
 
     drift: ClassVar[dict[str, int]] = {}
 
@@ -304,6 +304,22 @@ class UpdatesOfTheSessionAreNotDated(_ChangesRows):
     def change(self, state: dict[str, Any], before: dict[str, Any]) -> None:
         if state["messages"] == before["messages"]:
             state["updated_at"] = before["updated_at"]
+
+
+@caught_by("FM-UPD-047", reference_only=True)
+class UpdatesFollowTheClock(_ChangesRows):
+    def change(self, state: dict[str, Any], before: dict[str, Any]) -> None:
+        del before
+        state["updated_at"] = min(state["updated_at"], datetime.now(UTC).isoformat(timespec="microseconds"))
+
+
+@caught_by("FM-UPD-047", reference_only=True)
+class AppendsFollowTheClock(_ChangesRows):
+    def change(self, state: dict[str, Any], before: dict[str, Any]) -> None:
+        known = {message["id"] for message in before["messages"]}
+        for message in state["messages"]:
+            if message["id"] not in known:
+                message["created_at"] = datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 @caught_by("FM-UPD-046", reference_only=True)

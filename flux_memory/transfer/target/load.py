@@ -65,17 +65,22 @@ EMPTY: Final = "TRUNCATE sessions, session_details, messages"
 # Details and messages go with their sessions.
 DELETE_ROWS: Final = "DELETE FROM sessions"
 COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+# `refuse_to_replace` may meet tables of an earlier version, without details.
 IS_OWNER: Final = """
 SELECT bool_and(pg_has_role(relowner, 'USAGE'))
 FROM pg_class
-WHERE oid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[])
+WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
 """
 # Deleting a session would delete the rows of such a table, or fail.
 SELECT_REFERRING: Final = """
+WITH memory AS (
+    SELECT oid
+    FROM pg_class
+    WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
+)
 SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
 FROM pg_constraint
-WHERE contype = 'f' AND confrelid = ANY ('{sessions,session_details,messages}'::regclass[]::oid[])
-    AND conrelid <> ALL ('{sessions,session_details,messages}'::regclass[]::oid[])
+WHERE contype = 'f' AND confrelid IN (SELECT oid FROM memory) AND conrelid NOT IN (SELECT oid FROM memory)
 """
 SELECT_ADDED_COLUMNS: Final = """
 SELECT relname::text || '.' || attname::text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import Any, Final
 
 from hypothesis import strategies as st
@@ -153,17 +154,21 @@ _parts: Final[list[dict[str, SearchStrategy[Any]]]] = [
 ]
 
 
-@st.composite
-def _updates(draw: st.DrawFn) -> ModelCall:
-    """Draw an update with one part or several."""
-    chosen = dict(draw(st.sampled_from(_cuts_of_history)))
-    for part in draw(st.lists(st.sampled_from(_parts), min_size=0 if chosen else 1, max_size=2)):
-        chosen |= part
-    required = {"session_id": _sessions, **chosen}
-    return draw(_method("update_session", required, expected_revision=_revisions))
+def _update_of(*parts: dict[str, SearchStrategy[Any]]) -> SearchStrategy[ModelCall]:
+    required = {name: strategy for part in parts for name, strategy in part.items()}
+    return _method("update_session", {"session_id": _sessions, **required}, expected_revision=_revisions)
 
 
-_update: Final = _updates()
+# Made once, as making a strategy takes longer than drawing from it.
+_update: Final = st.sampled_from(
+    [
+        _update_of(cut, *parts)
+        for cut in _cuts_of_history
+        for count in range(3)
+        for parts in combinations(_parts, count)
+        if cut or parts
+    ]
+).flatmap(lambda chosen: chosen)
 _fork: Final = _method(
     "fork_session",
     {"session_id": _sessions},
