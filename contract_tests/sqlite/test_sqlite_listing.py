@@ -182,6 +182,23 @@ def test_writes_of_other_programs_are_found(db: sqlite3.Connection) -> None:
     assert filter_ids(db, {"tags": ["c"]}) == ["two"]
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        "INSERT INTO session_details VALUES ('one', '', :text) ON CONFLICT DO UPDATE SET metadata = excluded.metadata",
+        "INSERT OR REPLACE INTO session_details VALUES ('one', '', :text)",
+        "UPDATE OR ABORT session_details SET metadata = :text",
+        "UPDATE OR ROLLBACK session_details SET metadata = :text",
+        "UPDATE session_details SET metadata = :text",
+    ],
+)
+def test_a_repeated_value_is_stored_under_any_conflict_clause(db: sqlite3.Connection, write: str) -> None:
+    """SQLite hands the conflict clause of a statement on to the triggers that it fires, in place of their own."""
+    insert(db, "one", "", WHEN.format(1), '{"tags": ["x"]}')
+    db.execute(write, {"text": '{"tags": ["a", "a"]}'})
+    assert filter_ids(db, {"tags": ["a"]}) == ["one"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null", '"a"', '{"a": NaN}', "[" * 3_000, '{"a": 1} x'])
 def test_metadata_that_is_not_an_object_matches_no_filter(db: sqlite3.Connection, text: str) -> None:
     """Corrupt metadata written beside the library matches no filter and hides no other session."""

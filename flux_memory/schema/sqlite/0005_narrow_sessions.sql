@@ -35,6 +35,9 @@ CREATE TRIGGER sessions_first_revision AFTER INSERT ON sessions WHEN new.revisio
     UPDATE sessions SET revision = lower(hex(randomblob(16))) WHERE id = new.id;
 END;
 
+-- The triggers say ON CONFLICT DO NOTHING: an OR IGNORE would give way to the conflict clause of the statement that fires
+-- them.
+
 CREATE VIEW session_metadata_wanted AS
 WITH
     documents (session_id, document) AS NOT MATERIALIZED (
@@ -70,7 +73,8 @@ FROM nodes
 WHERE typeof(key) = 'text';
 
 CREATE TRIGGER session_metadata_after_insert AFTER INSERT ON session_details WHEN new.metadata <> '{}' BEGIN
-    INSERT OR IGNORE INTO session_metadata SELECT * FROM session_metadata_wanted WHERE session_id = new.session_id;
+    INSERT INTO session_metadata SELECT * FROM session_metadata_wanted WHERE session_id = new.session_id
+    ON CONFLICT DO NOTHING;
 END;
 
 CREATE TRIGGER session_metadata_before_update BEFORE UPDATE OF session_id, metadata ON session_details BEGIN
@@ -79,7 +83,8 @@ CREATE TRIGGER session_metadata_before_update BEFORE UPDATE OF session_id, metad
 END;
 
 CREATE TRIGGER session_metadata_after_update AFTER UPDATE OF session_id, metadata ON session_details BEGIN
-    INSERT OR IGNORE INTO session_metadata SELECT * FROM session_metadata_wanted WHERE session_id = new.session_id;
+    INSERT INTO session_metadata SELECT * FROM session_metadata_wanted WHERE session_id = new.session_id
+    ON CONFLICT DO NOTHING;
 END;
 
 CREATE TRIGGER session_metadata_before_delete BEFORE DELETE ON session_details WHEN old.metadata <> '{}' BEGIN
