@@ -28,7 +28,7 @@ _SCRIPTS: Final = {
         _random_session(samples.short_session, samples.SHORT_SESSIONS["postgres"])
         + "\\set id random(1000000000000000000, 8999999999999999999)\n",
         ADD_MESSAGE,
-        ("session", "id", "role", "content", "metadata", "revision", "owner"),
+        ("session", "id", "role", "content", "metadata", "revision"),
     ),
     "history": (
         _random_session(samples.long_session, samples.LONG_SESSIONS),
@@ -106,7 +106,6 @@ class Pgbench:
             "content": content,
             "metadata": samples.as_json(self._sample),
             "revision": "00000000-0000-4000-8000-000000000000",
-            "owner": "",
             "limit": str(samples.HISTORY_LIMIT),
             "offset": "0",
         }

@@ -55,7 +55,7 @@ class RawAsyncpg(Partial):
         )
 
     def add(self, session: str, sample: Sample) -> Reply:
-        values = (session, str(uuid4()), sample.role, sample.content, json.dumps(sample.metadata), str(uuid4()), "")
+        values = (session, str(uuid4()), sample.role, sample.content, json.dumps(sample.metadata), str(uuid4()))
         return self._fetch(ADD_MESSAGE, values)
 
     def history(self, session: str, limit: int) -> Reply:

@@ -26,20 +26,27 @@ WITH stored AS (
     SET message_count = message_count + 1,
         updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
         revision = $6::text::uuid
-    WHERE id::text = $1 AND NOT EXISTS (SELECT 1 FROM stored) AND ($7 = '' OR user_id = $7)
+    WHERE id::text = $1 AND NOT EXISTS (SELECT 1 FROM stored)
     RETURNING id, message_count, updated_at
 ), added AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
     SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
     FROM bumped
 )
-SELECT
-    coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped)),
-    CASE WHEN $7 <> '' THEN (SELECT coalesce(user_id, '') <> $7 FROM sessions WHERE id::text = $1) END
+SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 """
 
-# The same for several calls, each with its own outcome. Locked sessions are skipped and returned: they must not delay
-# the others, and statements that do not wait cannot deadlock.
+# The same, for a session that must have an owner. With one statement for both, the planner would make a plan for each
+# call: that takes longer than the statement itself.
+ADD_MESSAGE_OF_USER: Final = ADD_MESSAGE.replace(
+    "WHERE id::text = $1 AND", "WHERE id::text = $1 AND user_id = $7 AND"
+).replace(
+    "(SELECT TRUE FROM bumped))",
+    "(SELECT TRUE FROM bumped)), (SELECT coalesce(user_id, '') <> $7 FROM sessions WHERE id::text = $1)",
+)
+
+# ADD_MESSAGE for several calls, each with its own outcome. Locked sessions are skipped and returned: they must not
+# delay the others, and statements that do not wait cannot deadlock.
 #
 # `(SELECT $n)` hides the arrays' lengths from the planner, which would otherwise make a custom plan for each length.
 # Planning takes several times as long as the statement itself.
@@ -60,18 +67,11 @@ WITH item AS (
             AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
     FROM item
     JOIN messages ON messages.session_id::text = item.session_id AND messages.id::text = item.id
-), foreign_call AS (
-    SELECT claim.call
-    FROM unnest(
-        (SELECT $9::text::int[]), (SELECT $10::text::text[]), (SELECT $11::text::text[])
-    ) AS claim (call, session_id, user_id)
-    JOIN sessions ON sessions.id::text = claim.session_id AND coalesce(sessions.user_id, '') <> claim.user_id
 ), fresh AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY position) AS number
     FROM item
     WHERE position NOT IN (SELECT position FROM stored)
         AND call NOT IN (SELECT call FROM stored WHERE NOT same)
-        AND call NOT IN (SELECT call FROM foreign_call)
 ), locked AS (
     SELECT id::text AS id
     FROM sessions
@@ -111,12 +111,27 @@ SELECT pg_catalog.json_build_array(
             AND id::text NOT IN (SELECT id FROM locked)
     ),
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
-    ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position),
-    ARRAY (SELECT call FROM foreign_call)
+    ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
 )::text
 """
 
-ADD_MESSAGES_WAITING: Final = ADD_MESSAGES.replace("FOR UPDATE SKIP LOCKED", "FOR UPDATE")
+# The same, where some calls name the owner that their session must have.
+ADD_MESSAGES_OF_USERS: Final = (
+    ADD_MESSAGES.replace(
+        "), fresh AS (",
+        """), foreign_call AS (
+    SELECT claim.call
+    FROM unnest(
+        (SELECT $9::text::int[]), (SELECT $10::text::text[]), (SELECT $11::text::text[])
+    ) AS claim (call, session_id, user_id)
+    JOIN sessions ON sessions.id::text = claim.session_id AND coalesce(sessions.user_id, '') <> claim.user_id
+), fresh AS (""",
+    )
+    .replace("WHERE NOT same)\n", "WHERE NOT same)\n        AND call NOT IN (SELECT call FROM foreign_call)\n")
+    .replace("\n)::text", ",\n    ARRAY (SELECT call FROM foreign_call)\n)::text")
+)
+
+SKIPPING: Final = " SKIP LOCKED"
 
 
 class AddOutcome(Enum):
@@ -150,29 +165,23 @@ async def add(connection: Any, calls: Sequence[Add], *, wait: bool) -> list[AddO
         The outcome of each call, or the error that refuses it.
     """
     if wait and len(calls) == len(calls[0].rows) == 1:
-        ((session_id, (row,), user_id),) = calls
-        ((same, is_foreign),) = await connection.fetch(ADD_MESSAGE, session_id, *row, make_revision(), user_id)
-        taken = row.id if same is False else None
-        return [_outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)]
+        return [await _add_one(connection, calls[0])]
     items = [(number, call.session_id, *row) for number, call in enumerate(calls) for row in call.rows]
     numbers, *texts = zip(*items, strict=True) if items else [()] * 6
     sessions = dict.fromkeys(call.session_id for call in calls)
-    claims = [(number, call.session_id, call.user_id) for number, call in enumerate(calls) if call.user_id]
-    claiming, claimed, owners = zip(*claims, strict=True) if claims else [()] * 3
-    arrays = (
-        write_texts(sessions),
-        write_numbers(numbers),
-        *map(write_texts, texts),
-        write_texts(make_revision() for _ in sessions),
-        write_numbers(claiming),
-        write_texts(claimed),
-        write_texts(owners),
-    )
-    ((outcomes,),) = await connection.fetch(ADD_MESSAGES_WAITING if wait else ADD_MESSAGES, *arrays)
-    found, locked, refused, taken_ids, foreign_calls = orjson.loads(outcomes)
+    revisions = (make_revision() for _ in sessions)
+    arrays = [write_texts(sessions), write_numbers(numbers), *map(write_texts, texts), write_texts(revisions)]
+    sql = ADD_MESSAGES
+    if claims := [(number, call.session_id, call.user_id) for number, call in enumerate(calls) if call.user_id]:
+        sql = ADD_MESSAGES_OF_USERS
+        claiming, *claimed = zip(*claims, strict=True)
+        arrays += [write_numbers(claiming), *map(write_texts, claimed)]
+    ((outcomes,),) = await connection.fetch(sql.replace(SKIPPING, "") if wait else sql, *arrays)
+    found, locked, refused, taken_ids, *foreign_calls = orjson.loads(outcomes)
     first_taken = dict(zip(reversed(refused), reversed(taken_ids), strict=True))
     # After a wait for locks, `locked` may name a session that was deleted meanwhile: the snapshot is older.
-    known, skipped, foreign = set(found), set() if wait else set(locked), set(foreign_calls)
+    known, skipped = set(found), set() if wait else set(locked)
+    foreign: set[int] = set(*foreign_calls)
     return [
         AddOutcome.LOCKED
         if session_id in skipped
@@ -181,6 +190,17 @@ async def add(connection: Any, calls: Sequence[Add], *, wait: bool) -> list[AddO
         )
         for number, (session_id, *_) in enumerate(calls)
     ]
+
+
+async def _add_one(connection: Any, call: Add) -> AddOutcome | FluxMemoryError:
+    session_id, (row,), user_id = call
+    values = (session_id, *row, make_revision())
+    if user_id:
+        ((same, is_foreign),) = await connection.fetch(ADD_MESSAGE_OF_USER, *values, user_id)
+    else:
+        ((same,),), is_foreign = await connection.fetch(ADD_MESSAGE, *values), False
+    taken = row.id if same is False else None
+    return _outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)
 
 
 def _outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:

@@ -12,6 +12,7 @@ from flux_memory.backends.lifecycle import on_any_loop
 from flux_memory.backends.long_calls import build_off_loop
 from flux_memory.backends.postgres import creating, deleting, queries, updating
 from flux_memory.backends.postgres.adds import Add
+from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.handle import PostgresHandle
 from flux_memory.errors import SessionNotFoundError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
@@ -221,9 +222,10 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         creates, owner = records.check_flag("create", create), records.check_owner(user_id)
         session = records.check_id("session_id", session_id) if creates else records.check_session_id(session_id)
         added = Add(session, rows, owner)
+        state = CallState(writes=True)
         try:
-            await self._write(
-                lambda store, state: store.writer.add(added, state, creates=creates and bool(rows)), seconds
+            await self._run(
+                state, lambda store: store.writer.add(added, state, creates=creates and bool(rows)), seconds
             )
         except SessionNotFoundError:
             if not creates:
