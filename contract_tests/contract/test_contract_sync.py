@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from bound_stores import (
@@ -20,7 +20,7 @@ from bound_stores import (
 from outage_stores import make_lock_outages, make_postgres_outages
 from threaded_memory import ThreadedMemory
 
-from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.testkit import ALL, Capability, MemoryContract, Proxied
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import ClockAt
@@ -77,7 +77,10 @@ class TestSyncPostgreSQL(MemoryContract):
 
     @pytest.fixture
     def proxied_memory_factory(self, flux_memory_postgres_dsn: str) -> Proxied:
-        return Proxied(flux_memory_postgres_dsn, lambda dsn: ThreadedMemory(PostgresConversationMemory(dsn)))
+        def open_memory(dsn: str) -> Memory:
+            return cast("Memory", ThreadedMemory(PostgresConversationMemory(dsn)))
+
+        return Proxied(flux_memory_postgres_dsn, open_memory)
 
     @pytest.fixture
     def corrupt_message(self, flux_memory_postgres_dsn: str) -> Corrupt:

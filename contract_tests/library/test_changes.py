@@ -163,7 +163,7 @@ def test_the_error_of_a_wrong_fork_names_the_argument(
 
 
 def test_an_owner_is_any_short_text() -> None:
-    """The empty text is no owner; a long one could not be indexed."""
+    """The empty text stands for no owner; a long one could not be indexed."""
     assert [records.check_owner(text) for text in ("", "ann", "x" * 255)] == ["", "ann", "x" * 255]
     for wrong in ("x" * 256, *UNSTORABLE, None):
         with pytest.raises(InvalidInputError, match="user_id"):

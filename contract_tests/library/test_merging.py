@@ -27,7 +27,7 @@ def read_texts(text: str) -> Any:
 def test_a_merge_equals_that_of_the_values(
     stored: dict[str, Any], merged: dict[str, Any], removed: list[str], layout: tuple[str, str], plain: bool
 ) -> None:
-    """Keys are removed first, then each merged value replaces the stored one, whatever its type."""
+    """Keys are removed first, then each merged value replaces the stored one of any type."""
     text = json.dumps(stored, separators=layout, ensure_ascii=plain)
     result = merge_metadata(text, encode_metadata(merged), [*removed, *list(stored)[:1]])
     kept = {key: value for key, value in stored.items() if key not in [*removed, *list(stored)[:1]]}
