@@ -143,7 +143,7 @@ async def test_ids_are_ordered_by_bytes_under_any_collation(flux_empty_database:
 
 
 @pytest.mark.asyncio
-async def test_an_add_is_one_statement_in_one_round_trip(flux_memory_postgres_dsn: str) -> None:
+async def test_a_call_is_one_statement_in_one_round_trip(flux_memory_postgres_dsn: str) -> None:
     """No BEGIN and no second statement: counted on the memory's own connections."""
     statements: list[str] = []
 
@@ -158,12 +158,18 @@ async def test_an_add_is_one_statement_in_one_round_trip(flux_memory_postgres_ds
         PostgresConversationMemory(pool=pool) as memory,
     ):
         for warm in (False, True):
-            session = await memory.create_session()
+            session = await memory.create_session(user_id="ann")
             for work in (
                 partial(memory.add_message, session, "user", "x", {"a": 1}),
                 partial(memory.add_messages, session, [{"role": "user", "content": str(n)} for n in range(50)]),
                 partial(memory.get_history, session, 10),
                 partial(memory.update_session_title, session, "x"),
+                partial(memory.add_message, session, "user", "x", user_id="ann", create=True),
+                partial(memory.update_session, session, title="y", messages=[{"role": "user", "content": "x"}]),
+                partial(memory.fork_session, session),
+                partial(memory.pop_message, session),
+                partial(memory.get_message, session, "x"),
+                partial(memory.count_sessions, user_id="ann"),
                 partial(memory.get_sessions, metadata={"a": 1}),
                 partial(memory.delete_session, session),
             ):
@@ -174,14 +180,21 @@ async def test_an_add_is_one_statement_in_one_round_trip(flux_memory_postgres_ds
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("value", ["metadata = '\"text\"'", "created_at = '-infinity'", "updated_at = '12026-01-01'"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE session_details SET metadata = '\"text\"' WHERE session_id = 'one'",
+        "UPDATE sessions SET created_at = '-infinity' WHERE id = 'one'",
+        "UPDATE sessions SET updated_at = '12026-01-01' WHERE id = 'one'",
+    ],
+)
 async def test_a_corrupt_session_is_named_and_hides_nothing_else(
-    memory: PostgresConversationMemory, flux_memory_postgres_dsn: str, value: str
+    memory: PostgresConversationMemory, flux_memory_postgres_dsn: str, damage: str
 ) -> None:
     """A listing with that session names it; its messages, other sessions and every other access work."""
     healthy = await memory.create_session(metadata={"a": 1}, user_id="ann")
     await memory.add_message("one", "user", "kept")
-    await execute(flux_memory_postgres_dsn, f"UPDATE sessions SET {value} WHERE id = 'one'")
+    await execute(flux_memory_postgres_dsn, damage)
     for look in (memory.get_session("one"), memory.get_sessions()):
         with pytest.raises(FluxMemoryError, match="session 'one' cannot be read"):
             await look
@@ -215,7 +228,7 @@ async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) ->
     """If tables are dropped while a handle is open, the error says what to do, and a new handle does it."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.create_session()
-        await execute(flux_empty_database, "DROP TABLE messages, sessions, flux_memory_schema")
+        await execute(flux_empty_database, "DROP TABLE messages, session_details, sessions, flux_memory_schema")
         with pytest.raises(SchemaError, match="the tables are gone; open a new memory to make them"):
             await memory.create_session()
     async with PostgresConversationMemory(flux_empty_database) as memory:

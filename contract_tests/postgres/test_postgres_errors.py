@@ -32,7 +32,7 @@ async def test_a_message_is_one_line_and_the_cause_has_the_rest(flux_empty_datab
     """The server's hint, which may be a wrong guess, does not precede the library's advice."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.count_sessions()
-        await execute(flux_empty_database, "ALTER TABLE sessions RENAME title TO titles")
+        await execute(flux_empty_database, "ALTER TABLE session_details RENAME title TO titles")
         with pytest.raises(SchemaError, match="the tables were changed by hand") as caught:
             await memory.get_sessions()
     assert "\n" not in str(caught.value)

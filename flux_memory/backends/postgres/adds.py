@@ -38,9 +38,11 @@ SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 
 # The same, for a session that must have an owner. With one statement for both, the planner would make a plan for each
 # call: that takes longer than the statement itself.
-ADD_MESSAGE_OF_USER: Final = (
-    ADD_MESSAGE.replace("WHERE id::text = $1 AND", "WHERE id::text = $1 AND user_id = $7 AND")
-    + ", (SELECT coalesce(user_id, '') <> $7 FROM sessions WHERE id::text = $1)"
+ADD_MESSAGE_OF_USER: Final = ADD_MESSAGE.replace(
+    "WHERE id::text = $1 AND", "WHERE id::text = $1 AND user_id = $7 AND"
+).replace(
+    "(SELECT TRUE FROM bumped))",
+    "(SELECT TRUE FROM bumped)), (SELECT coalesce(user_id, '') <> $7 FROM sessions WHERE id::text = $1)",
 )
 
 # ADD_MESSAGE for several calls, each with its own outcome. Locked sessions are skipped and returned: they must not

@@ -37,6 +37,8 @@ SELECT_SESSIONS_WITHOUT_METADATA: Final = SELECT_SESSIONS.replace("coalesce(meta
 NEWEST_FIRST: Final = 'ORDER BY updated_at DESC, id COLLATE "C" DESC'
 OF_USER: Final = "user_id = ${}"
 BEFORE: Final = '(updated_at, id::text COLLATE "C") < (${}::text::timestamp, ${}::text COLLATE "C")'
+EVERYTHING: Final = "{}"
+"""The filter that all metadata contains, also that of a session without details."""
 CONTAINS: Final = "metadata @> ${}::text::jsonb"
 # OFFSET 0 is an optimizer fence: without it, the planner may read the details of all sessions for a page of a few.
 DETAILS: Final = """LATERAL (
@@ -100,6 +102,7 @@ def select_page(
         with_metadata: Whether to read the metadata.
     """
     values: list[object] = [limit, offset]
+    part = None if part == EVERYTHING else part
 
     def numbered(condition: str, *given: str) -> str:
         values.extend(given)
@@ -125,7 +128,7 @@ def select_page(
 
 def select_count(user: str | None, part: str | None) -> tuple[str, list[object]]:
     """Return the statement that counts sessions, and its values; see `select_page`."""
-    if part is None:
+    if part is None or part == EVERYTHING:
         return (COUNT_SESSIONS, []) if user is None else (COUNT_SESSIONS_OF_USER, [user])
     if user is None:
         return COUNT_SESSIONS_BY_METADATA, [part]

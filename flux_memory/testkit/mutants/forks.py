@@ -268,7 +268,7 @@ class ForksCopyWhatTheySawBefore(Sound):
 
 @caught_by("FM-FRK-022")
 class ForksCheckTheIdFirst(Sound):
-    """Looks whether the new id is free, and then replaces whatever is there."""
+    """Looks whether the new id is free, and then replaces the session that has it by then."""
 
     async def fork_session(self, session_id: Any, *, new_session_id: Any = None, **kwargs: Any) -> Any:
         if new_session_id is not None and await super().get_session(new_session_id) is not None:
