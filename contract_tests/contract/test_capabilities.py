@@ -198,7 +198,7 @@ def test_a_lack_needs_no_code(memory: type[Narrow], problem: str, tmp_path: Path
 
 
 def test_a_missing_method_is_not_claimed(tmp_path: Path) -> None:
-    """What is missing cannot be claimed."""
+    """A claim of a method that the memory lacks is false."""
     shared = ReferenceStore(tmp_path / "reference.json")
     opened: Any = lambda: Narrow(ReferenceMemory(shared))  # noqa: E731 - a factory in a line
     found = str(run_clause("FM-CAP-001", StoreUnderTest(opened, capabilities=CORE | Capability.POP)))

@@ -101,7 +101,7 @@ class PagesRepeatTheCursor(ReferenceMemory):
 
 class CreatesForAnybody(ReferenceMemory):
     async def add_message(self, *args: Any, user_id: Any = "", **given: Any) -> Any:
-        session = await self.get_session(given.get("session_id", args[0] if args else None))
+        session = await self.get_session(given.get("session_id", args[0] if args else ""))
         if session and isinstance(user_id, str) and user_id:
             user_id = session["user_id"]
         return await super().add_message(*args, user_id=user_id, **given)

@@ -80,7 +80,7 @@ def _revisions(expected: Expected, _: Stored) -> Iterator[Violation]:
         (one.session, one.expected_revision) for one in changes if one.expected_revision
     )
     for one in done:
-        # A deletion that finds no session succeeds, whatever it expects.
+        # A deletion that finds no session succeeds in any case.
         sure = one.method == "delete_session" and len(list(expected.deletions(one.session or ""))) == 1
         if sure and wanted[one.session, one.expected_revision]:
             wanted[one.session, one.expected_revision] += 1

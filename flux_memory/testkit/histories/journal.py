@@ -64,7 +64,7 @@ class Operation:
 
 
 _AT_THE_END: Final = ("ended", "outcome", "error", "foreign", "seen", "popped", "revision")
-"""What is known of an operation only when it has ended."""
+"""The fields of an operation that are known when it has ended."""
 
 
 @dataclass(frozen=True, slots=True)
