@@ -14,8 +14,10 @@ from waiting import wait_until
 from flux_memory import ConflictError, OutcomeUnknownError, PostgresConversationMemory
 
 BETWEEN: Final = {
-    "renamed": "UPDATE sessions SET title = 'renamed' WHERE id = 'new'",
-    "its metadata changed": """UPDATE sessions SET metadata = '{"changed": true}' WHERE id = 'new'""",
+    "renamed": "UPDATE session_details SET title = 'renamed' WHERE session_id = 'new'",
+    "its metadata changed": """
+        UPDATE session_details SET metadata = '{"changed": true}' WHERE session_id = 'new'
+    """,
     "its user changed": "UPDATE sessions SET user_id = 'another' WHERE id = 'new'",
     "added to": """
         UPDATE sessions SET message_count = 1 WHERE id = 'new';
@@ -36,7 +38,9 @@ async def create_with_lost_reply(proxy: PostgresProxy, dsn: str, between: str, *
         proxy.refuse()
         creating = asyncio.ensure_future(memory.create_session(**given))
         async with connect(dsn) as other:
-            await wait_until(lambda: other.fetchval("SELECT count(*) FROM sessions WHERE id = 'new' OR title = 'new'"))
+            await wait_until(
+                lambda: other.fetchval("SELECT count(*) FROM session_details WHERE 'new' IN (session_id, title)")
+            )
             # Otherwise the reply could still be on its way.
             await wait_until_none(dsn, OPEN)
             await other.execute(between)
@@ -61,7 +65,7 @@ async def test_a_session_of_a_lost_attempt_is_recognised_after_a_change(
     assert outcome == "new"
     columns = "title, metadata::text, user_id, message_count"
     ((title, metadata, user, count),) = await fetch_rows(
-        flux_empty_database, f"SELECT {columns} FROM sessions WHERE id = 'new'"
+        flux_empty_database, f"SELECT {columns} FROM sessions JOIN session_details ON session_id = id WHERE id = 'new'"
     )
     assert title == ("renamed" if name == "renamed" else "title")
     assert metadata == ('{"changed": true}' if "metadata" in name else '{"a": 1}')
@@ -74,11 +78,11 @@ async def test_a_session_of_a_lost_attempt_is_recognised_after_a_change(
 async def test_a_session_with_a_generated_id_is_recognised_too(proxy: PostgresProxy, flux_empty_database: str) -> None:
     """It is created once, although its title changed."""
     outcome = await create_with_lost_reply(
-        proxy, flux_empty_database, "UPDATE sessions SET title = 'renamed' WHERE title = 'new'", title="new"
+        proxy, flux_empty_database, "UPDATE session_details SET title = 'renamed' WHERE title = 'new'", title="new"
     )
-    assert await fetch_rows(flux_empty_database, "SELECT id, title FROM sessions WHERE id <> 'before'") == [
-        (outcome, "renamed")
-    ]
+    assert await fetch_rows(
+        flux_empty_database, "SELECT session_id, title FROM session_details WHERE session_id <> 'before'"
+    ) == [(outcome, "renamed")]
 
 
 @pytest.mark.asyncio

@@ -105,7 +105,9 @@ async def test_the_victim_of_a_deadlock_is_tried_again(flux_empty_database: str,
                     await other.execute("SELECT FROM sessions WHERE id = 'second' FOR UPDATE")
                     clearing = asyncio.create_task(memory.clear_all())
                     await wait_until(partial(are_waiting, flux_empty_database, 1))
-                    updating = asyncio.create_task(theirs.execute("UPDATE sessions SET title = 'x' WHERE id = 'first'"))
+                    updating = asyncio.create_task(
+                        theirs.execute("UPDATE sessions SET user_id = 'x' WHERE id = 'first'")
+                    )
                     await wait_until(partial(are_waiting, flux_empty_database, 2))
                 await updating
                 assert not clearing.done()

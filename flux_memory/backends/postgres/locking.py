@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
-from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor, is_closed
+from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor, terminate
 
 # At another isolation level the change would not see what was committed while it waited for the lock.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -75,8 +74,17 @@ async def _run(statements: list[str], values: Callable[[], Sequence[object]], co
         row = [*(await connection.fetch(changing, *given))[0]]
         await connection.execute("COMMIT")
     except asyncpg.PostgresError:
-        if not is_closed(connection):
-            with suppress(asyncpg.PostgresError):
-                await connection.execute("ROLLBACK")
+        await _roll_back(connection)
+        raise
+    except Exception:
+        terminate(connection)
         raise
     return row
+
+
+async def _roll_back(connection: Any) -> None:
+    """Roll back a transaction that the server refused, or drop the connection."""
+    try:
+        await connection.execute("ROLLBACK")
+    except Exception:  # noqa: BLE001 - the caller raises the error of the transaction itself
+        terminate(connection)
