@@ -16,6 +16,8 @@ PINNED = {
         "0002_user_id": "d0b762b47af949052e24fc81e19b76e487d058dc55999f8fc1ced76eb4434f0d",
         "0003_order": "ffa6a678491ade307aa5561b39a03242d11605568d899ad698b01b8d6e20bd04",
         "0004_session_metadata": "1e2d331355e9c824ec892680d759e4a728ee3732d57c9bcb885059fb49be16d2",
+        "0005_creation_id": "328de88018b954578a3d7080486472ad0d2dc6b0d8a568d008c3a853c6f84c7b",
+        "0006_narrow_sessions": "47b6e766299c6f67838904843599ce4445e66c67d8a5ad0ea89afe61ac3a873b",
     },
     "postgres": {
         "0001_original": "4e27cb05d76e98ebd99a42359a542f7ac05a9e22f5b5e9350a747a2830af59ac",

@@ -209,7 +209,7 @@ def _number(sql: str, values: dict[str, object], db: sqlite3.Connection) -> int:
 
 
 class _Entry(NamedTuple):
-    """A row of `session_metadata` that every match has; `schema/sqlite/0005_narrow_sessions.sql` makes the rows."""
+    """A row of `session_metadata` that every match has; `schema/sqlite/0006_narrow_sessions.sql` makes the rows."""
 
     key: str
     member: str

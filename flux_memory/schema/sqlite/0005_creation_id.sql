@@ -1,0 +1,2 @@
+-- The number is that of a step which SQLite does not need: a call that reaches the file has an outcome, so that
+-- `create_session` is never repeated. Versions mean the same on both engines.
