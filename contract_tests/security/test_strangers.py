@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -249,6 +250,36 @@ async def plant(dsn: str) -> None:
     await execute(dsn, "".join(statements))
 
 
+async def use_changes(memory: PostgresConversationMemory, session: str) -> None:
+    """Use each statement that looks at a revision, at a cursor or at the newest messages."""
+    popped = await memory.pop_message(session)
+    assert popped is not None
+    assert await memory.get_message(session, popped["id"]) is None
+    ids = await memory.add_messages(session, [{"role": "user", "content": f"{n}"} for n in range(3)], user_id="u")
+    assert len(await memory.get_history(session, after=ids[0])) == 2
+    copy = await memory.fork_session(session, through=ids[1])
+    updated = await memory.update_session(
+        copy,
+        title="t",
+        merge_metadata={"b": 1},
+        remove_metadata=["a"],
+        truncate_from=ids[1],
+        messages=[{"role": "user", "content": "x"}],
+    )
+    assert (updated["metadata"], [row["id"] for row in await memory.get_sessions(1)]) == ({"b": 1}, [copy])
+    for options in ({}, {"user_id": "u"}, {"metadata": {"a": 1}}, {"user_id": "u", "metadata": {"a": 1}}):
+        assert await memory.get_sessions(before=updated, with_metadata=False, **options)  # type: ignore[arg-type]
+    await memory.update_session_title(copy, "title")
+    await asyncio.gather(
+        *(memory.add_message(f"new {n % 2}", "user", "x", create=True, user_id="new") for n in range(20))
+    )
+    await memory.add_message("new 0", "user", "x", create=True, user_id="new")
+    changed = await memory.get_session(copy)
+    assert changed is not None
+    await memory.delete_session(copy, expected_revision=changed["revision"])
+    assert await memory.delete_sessions(user_id="new", inactive_since=datetime.now(UTC) + timedelta(days=1)) == 2
+
+
 @pytest.mark.asyncio
 async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Path, tmp_path: Path) -> None:
     """Every statement of the library and of the driver finds PostgreSQL's own operators and functions."""
@@ -264,6 +295,8 @@ async def test_no_statement_calls_what_a_stranger_planted(roles: Roles, path: Pa
         await memory.get_history(session, 3, before=ids[-1])
         for options in ({}, {"user_id": "u"}, {"metadata": {"a": 1}}, {"user_id": "u", "metadata": {"a": 1}}):
             assert await memory.get_sessions(**options)  # type: ignore[arg-type]
+            assert await memory.count_sessions(**options)  # type: ignore[arg-type]
+        await use_changes(memory, session)
         await check_postgres(dsn, 10)
         await memory.clear_all()
     make_file_with_data(path)
