@@ -60,7 +60,7 @@ def test_a_file_of_each_version_moves_in_place(path: Path, target: str, version:
 @pytest.mark.parametrize("populated", [False, True], ids=["load", "merge"])
 def test_a_session_without_details_has_no_title_and_no_metadata(path: Path, target: str, populated: bool) -> None:
     """Another program may store a session alone, in the file or in PostgreSQL: both read alike on both ways."""
-    make_version(path, 5, "DELETE FROM session_details WHERE session_id = 'one'")
+    make_version(path, 6, "DELETE FROM session_details WHERE session_id = 'one'")
     make_tables(target)
     if populated:
         asyncio.run(execute(target, OTHER))
@@ -84,7 +84,7 @@ def test_a_session_without_details_has_no_title_and_no_metadata(path: Path, targ
 )
 def test_details_that_are_not_certain_are_not_moved(path: Path, target: str, instead: str) -> None:
     """Without its key the table might have two titles for a session."""
-    make_version(path, 5)
+    make_version(path, 6)
     with closing(sqlite3.connect(path)) as db:
         db.executescript(
             "CREATE TABLE without_key AS SELECT * FROM session_details; DROP TABLE session_details" + instead
@@ -96,10 +96,10 @@ def test_details_that_are_not_certain_are_not_moved(path: Path, target: str, ins
 @pytest.mark.parametrize(
     ("version", "statement", "name"),
     [
-        (4, "CREATE TABLE session_details (x)", "session_details"),
-        (4, "ALTER TABLE sessions ADD COLUMN revision TEXT", "sessions.revision"),
-        (5, "ALTER TABLE sessions ADD COLUMN title TEXT", "sessions.title"),
-        (5, "ALTER TABLE session_details ADD COLUMN mood TEXT", "session_details.mood"),
+        (5, "CREATE TABLE session_details (x)", "session_details"),
+        (5, "ALTER TABLE sessions ADD COLUMN revision TEXT", "sessions.revision"),
+        (6, "ALTER TABLE sessions ADD COLUMN title TEXT", "sessions.title"),
+        (6, "ALTER TABLE session_details ADD COLUMN mood TEXT", "session_details.mood"),
     ],
 )
 def test_a_name_of_another_version_is_unknown(path: Path, target: str, version: int, statement: str, name: str) -> None:

@@ -64,7 +64,7 @@ _SPLIT: Final = {
     "session_details": {"session_id", "title", "metadata"},
     "messages": _WIDE["messages"],
 }
-_SPLIT_VERSION: Final = 5
+_SPLIT_VERSION: Final = 6
 """The schema version since which titles and metadata are in `session_details`."""
 _DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
 """Tables and views of the library whose content follows from the rows."""
