@@ -25,7 +25,7 @@ async def prepare(connection: Any, deadline: float) -> None:
     loop = asyncio.get_running_loop()
     end = loop.call_at(deadline, terminate, connection)
     try:
-        await check_encoding(connection)
+        check_encoding(connection)
         await schema.bring_up_to_date(connection)
     except DRIVER_ERRORS as error:
         if loop.time() < deadline or fatal_error(error) is not None:
@@ -35,9 +35,10 @@ async def prepare(connection: Any, deadline: float) -> None:
         end.cancel()
 
 
-async def check_encoding(connection: Any) -> None:
+def check_encoding(connection: Any) -> None:
     """Raise `SchemaError` unless the database can hold every text."""
-    encoding = await connection.fetchval("SHOW server_encoding")
+    # The server says so at each start of a session.
+    encoding = connection.get_settings().server_encoding
     if encoding != "UTF8":
         raise SchemaError(
             f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"
