@@ -87,7 +87,7 @@ class Storm:
             {name: session for name, session in stored.sessions.items() if name not in names},
             {name: numbers for name, numbers in (stored.numbers or {}).items() if name not in names},
         )
-        for violation in check(history, new):
+        for violation in check(history, new, resends=self._summary.engine == "postgres"):
             self._summary.add_broken(violation.kind, violation.sentence)
         await self._weather.forget([*names])
         return new

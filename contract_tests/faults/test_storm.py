@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from fault_owner import Owner
 from fault_report import Fault
 from fault_storm import Summary, Workers
 from storm import on_postgres, on_sqlite
+from waiting import wait_until
 
 from flux_memory import ConversationMemory, Message, Session
 from flux_memory.testkit.histories import Journal, Recorder
@@ -77,6 +79,11 @@ class Forgets(ConversationMemory):
         return [one["message_id"] for one in messages]
 
 
+async def is_noticed(summary: Summary, kind: str) -> bool:
+    """Return whether a worker has noticed a broken promise of this kind."""
+    return kind in summary.broken
+
+
 @pytest.mark.parametrize(
     ("broken", "kind"),
     [
@@ -97,15 +104,9 @@ def test_the_owner_of_a_session_notices_a_wrong_answer(
             recorder = Recorder(memory, Journal(tmp_path / "owner.jsonl"), "owner")
             workers = Workers(recorder, summary, "r", 1)
             working = asyncio.ensure_future(Owner(recorder, workers, summary).work(random.Random(1)))
-            await until(lambda: kind in summary.broken)
+            await wait_until(partial(is_noticed, summary, kind))
             workers.stopping = True
             await working
         return summary
 
     assert asyncio.run(asyncio.wait_for(blow(), 30)).broken[kind] > 0
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    """Return when a condition holds."""
-    while not is_true():
-        await asyncio.sleep(0.01)

@@ -31,11 +31,13 @@ class Owner:
         """Make calls until the round ends."""
         while not self._workers.stopping:
             self._session, self._ids, self._revision = self._workers.number(), [], None
-            create = self._memory.create_session
-            ending, _ = await self._workers.make(rng, "create_session", lambda: create(session_id=self._session))
+            ending, _ = await self._workers.make(rng, "create_session", self._create)
             while ending == "acknowledged" and not self._workers.stopping:
                 steps = (self._add, self._pop, self._update, self._stale, self._read)
                 ending = await rng.choices(steps, (4, 3, 4, 1, 2))[0](rng)
+
+    async def _create(self) -> str:
+        return await self._memory.create_session(session_id=self._session)
 
     async def _add(self, rng: random.Random) -> str:
         batch = self._workers.batch(rng.randrange(1, 4))

@@ -25,6 +25,8 @@ from flux_memory.testkit.histories import Recorder
 Ending = Literal["acknowledged", "refused", "unknown", "cancelled", "conflict", "missing", "bad row", "foreign error"]
 """How a call ended; `refused`: the store could not be reached, and nothing was stored."""
 
+Call = Callable[[], Awaitable[Any]]
+
 DEADLINE_SECONDS: Final = (0.02, 0.2, 4.0)
 """Deadlines of calls."""
 HANG_SECONDS: Final = 10.0
@@ -80,7 +82,7 @@ class Caller:
         self,
         rng: random.Random,
         method: str,
-        call: Callable[[], Awaitable[Any]],
+        call: Call,
         *allowed: Ending,
         patient: bool = False,
     ) -> tuple[Ending, Any]:
@@ -111,7 +113,7 @@ class Caller:
             return "cancelled"
         return next((ending for kind, ending in _ERRORS if isinstance(outcome, kind)), "foreign error")
 
-    async def _one(self, call: Callable[[], Awaitable[Any]], seconds: float, leaves_after: float | None) -> Any:
+    async def _one(self, call: Call, seconds: float, leaves_after: float | None) -> Any:
         with deadline(seconds):
             task = asyncio.ensure_future(call())
         began = time.monotonic()
@@ -182,15 +184,11 @@ class Workers:
             self._summary.add_broken("revision repeated", f"{found!r} had the revision with {state!r}")
         return found  # type: ignore[no-any-return]
 
-    async def make(
-        self, rng: random.Random, method: str, call: Callable[[], Awaitable[Any]], *allowed: Ending
-    ) -> tuple[Ending, Any]:
+    async def make(self, rng: random.Random, method: str, call: Call, *allowed: Ending) -> tuple[Ending, Any]:
         """Make one call; see `Caller.make`."""
         return await self._caller.make(rng, method, call, *allowed)
 
-    async def _again(
-        self, rng: random.Random, method: str, call: Callable[[], Awaitable[Any]], *allowed: Ending
-    ) -> None:
+    async def _again(self, rng: random.Random, method: str, call: Call, *allowed: Ending) -> None:
         """Make a call, and retry it with the same ids while it fails."""
         for attempt in range(ATTEMPTS):
             ending, _ = await self._caller.make(rng, method, call, *allowed, patient=attempt > 1)
@@ -291,7 +289,7 @@ class Workers:
 
     async def _read(self, rng: random.Random) -> None:
         session, _ = self._any(rng)
-        calls: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
+        calls: list[tuple[str, Call]] = [
             ("get_history", lambda: self._memory.get_history(session)),
             ("get_sessions", lambda: self._memory.get_sessions(20)),
             ("count_sessions", self._memory.count_sessions),

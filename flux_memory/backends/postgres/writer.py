@@ -288,7 +288,8 @@ class MessageWriter:
             call.state.lost = call.state.unknown
             if isinstance(error, Exception):
                 # Of a shared statement, the error does not say which call the server refused: each is sent again alone.
-                if len(calls) == 1 or statement is self._next:
+                # The refused one may have left meanwhile.
+                if statement.gathered <= 1:
                     call.settle(error)
                 call.alone = True
         self._finish(statement)
