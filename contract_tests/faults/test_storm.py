@@ -1,26 +1,35 @@
-"""Tests a storm of a few seconds on each engine, which breaks no promise, and the judge, which finds broken ones."""
+"""Tests a storm of a few seconds on each engine, which breaks no promise, and that its workers notice broken ones."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
+import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from fault_owner import Owner
 from fault_report import Fault
-from fault_storm import AFTERWARDS, Rest, Round, StormWrite, Verdict
-from storm import Summary, on_postgres, on_sqlite
+from fault_storm import Summary, Workers
+from storm import on_postgres, on_sqlite
+from waiting import wait_until
+
+from flux_memory import ConversationMemory, Message, Session
+from flux_memory.testkit.histories import Journal, Recorder
 
 STORM_SECONDS: Final = 6.0
+CHANGES: Final = ("pop_message", "update_session", "fork_session", "add_messages creates")
 
 
 def assert_clean(summary: Summary, fault: Fault) -> None:
     """Assert that every promise held, and that the storm was one."""
     shown = json.dumps(summary.shown(), indent=2)
-    assert summary.verdict.is_clean, "\n".join([shown, *summary.examples[:5]])
+    assert not summary.broken, "\n".join([shown, *summary.examples[:5]])
     assert min(summary.outcomes[name] for name in ("acknowledged", "refused", "cancelled")) > 0, shown
+    assert min(summary.acknowledged[name] for name in CHANGES) > 0, shown
     fault.add(acknowledged=summary.outcomes["acknowledged"])
 
 
@@ -40,50 +49,64 @@ def test_a_storm_over_sqlite_breaks_no_promise(path: Path, fault: Fault) -> None
         assert_clean(asyncio.run(on_sqlite(path, STORM_SECONDS, seed)), fault)
 
 
-def judge_messages(
-    messages: list[tuple[str, int, str]], *sent: StormWrite, count: int | None = None, title: str = ""
-) -> set[str]:
-    """Return the promises that a session's messages break."""
-    told = len(messages) if count is None else count
-    verdict = Round(["s"], messages=list(sent)).judge(Rest(messages, [("s", title, told, "")]))
-    return {name for name, times in asdict(verdict).items() if times}
+class PopsOldest(ConversationMemory):
+    """Returns the oldest message instead of the one that it removes."""
+
+    async def pop_message(self, session_id: str) -> Message | None:
+        oldest = (await self.get_history(session_id))[:1]
+        return (await super().pop_message(session_id)) and oldest[0]
 
 
-def acknowledged_write(*contents: str, began: float = 0.0, ended: float = 1.0) -> StormWrite:
-    """Return an acknowledged write."""
-    return StormWrite("s", contents, began, acknowledged_at=ended)
+class KeepsRevision(ConversationMemory):
+    """Shows one revision for every state of a session."""
+
+    async def get_session(self, session_id: str) -> Session | None:
+        found = await super().get_session(session_id)
+        return found and {**found, "revision": "same"}
 
 
-def test_the_judge_of_the_storm_finds_each_broken_promise() -> None:
-    """A judge without findings would call every storm clean."""
-    one, two = ("s", 1, "a"), ("s", 2, "b")
-    assert judge_messages([one, two, ("s", 3, AFTERWARDS)], acknowledged_write("a"), acknowledged_write("b")) == set()
-    assert judge_messages([one], acknowledged_write("a"), acknowledged_write("b")) == {"lost"}
-    assert judge_messages([one], acknowledged_write("a"), StormWrite("s", ["b"], 0.0)) == set()
-    assert judge_messages([one, two], acknowledged_write("a"), StormWrite("s", ["b"], 0.0)) == {"refused_but_stored"}
-    assert judge_messages([one, two], acknowledged_write("a"), StormWrite("s", ["b"], 0.0, open=True)) == set()
-    assert judge_messages([one, ("s", 2, "a")], acknowledged_write("a")) == {"doubled"}
-    assert judge_messages([one], StormWrite("s", ["a", "b"], 0.0, open=True)) == {"half_stored"}
-    assert judge_messages([one, two], acknowledged_write("a")) == {"from_nowhere"}
-    assert judge_messages([one, two], acknowledged_write("a", began=2.0, ended=3.0), acknowledged_write("b")) == {
-        "out_of_order"
-    }
-    assert judge_messages([one, two], acknowledged_write("b", "a")) == {"out_of_order"}
-    assert judge_messages([one, ("s", 3, "b")], acknowledged_write("a", "b")) == {"counters_wrong"}
-    assert judge_messages([one, two], acknowledged_write("a", "b"), count=3) == {"counters_wrong"}
+class IgnoresRevision(ConversationMemory):
+    """Changes a session whatever its revision is."""
+
+    async def update_session(self, session_id: str, **parts: Any) -> Session:
+        return await super().update_session(session_id, **{**parts, "expected_revision": None})
 
 
-def test_the_judge_of_the_storm_finds_sessions_and_titles_that_were_refused() -> None:
-    """Refused creations and titles have no place in a history, but they are writes."""
-    rest = Rest([], [("s", "new", 0, ""), ("id", "", 0, "made"), ("other", "", 0, "twice"), ("third", "", 0, "twice")])
-    round_ = Round(
-        ["s"],
-        created=[
-            StormWrite("", ["made"], 0.0),
-            acknowledged_write("twice"),
-            acknowledged_write("gone"),
-            StormWrite("", ["refused"], 0.0),
-        ],
-        titles=[StormWrite("s", ["new"], 0.0)],
-    )
-    assert round_.judge(rest) == Verdict(lost=1, doubled=1, refused_but_stored=2)
+class Forgets(ConversationMemory):
+    """Acknowledges messages that it does not store."""
+
+    async def add_messages(self, session_id: str, messages: Any, **given: Any) -> list[str]:
+        return [one["message_id"] for one in messages]
+
+
+async def is_noticed(summary: Summary, kind: str) -> bool:
+    """Return whether a worker has noticed a broken promise of this kind."""
+    return kind in summary.broken
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind"),
+    [
+        (PopsOldest, "popped another message"),
+        (KeepsRevision, "revision repeated"),
+        (IgnoresRevision, "overwritten"),
+        (Forgets, "read another history"),
+    ],
+)
+def test_the_owner_of_a_session_notices_a_wrong_answer(
+    tmp_path: Path, broken: Callable[[Path], ConversationMemory], kind: str
+) -> None:
+    """Workers that notice nothing would call every storm clean."""
+
+    async def blow() -> Summary:
+        summary = Summary("sqlite", 1)
+        async with broken(tmp_path / "chat.db") as memory:
+            recorder = Recorder(memory, Journal(tmp_path / "owner.jsonl"), "owner")
+            workers = Workers(recorder, summary, "r", 1)
+            working = asyncio.ensure_future(Owner(recorder, workers, summary).work(random.Random(1)))
+            await wait_until(partial(is_noticed, summary, kind))
+            workers.stopping = True
+            await working
+        return summary
+
+    assert asyncio.run(asyncio.wait_for(blow(), 30)).broken[kind] > 0

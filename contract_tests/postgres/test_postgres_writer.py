@@ -34,6 +34,22 @@ INSERT INTO messages (session_id, id, seq, role, content, created_at)
 SELECT session, session || '-' || seq, seq, 'user', repeat('x', 500), TIMESTAMP '2026-01-01'
 FROM generate_series(1, 1000) AS session, generate_series(1, 10) AS seq;
 """
+REFUSE_BAD_ONES_LATE = """
+CREATE FUNCTION refuse_late() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF new.content = 'first' THEN
+        PERFORM pg_advisory_xact_lock(7);
+    ELSIF new.content = 'bad' THEN
+        PERFORM pg_sleep(0.3);
+        RAISE 'a bad one';
+    END IF;
+    RETURN new;
+END
+$$;
+CREATE TRIGGER refuse_late BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTION refuse_late();
+"""
+AWAITING_ADVISORY = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+ASLEEP_FOR_BAD = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
 
 
 @pytest_asyncio.fixture
@@ -63,6 +79,27 @@ async def test_a_call_that_the_server_refuses_fails_alone(
     assert [message["content"] for message in await memory.get_history("one")] == contents
     stored = await fetch_rows(flux_empty_database, "SELECT seq FROM messages ORDER BY seq")
     assert stored == [(number,) for number in range(1, 13)]
+
+
+@pytest.mark.asyncio
+async def test_a_call_does_not_fail_with_one_that_was_refused_and_has_left(
+    memory: PostgresConversationMemory, flux_empty_database: str
+) -> None:
+    """The error of a shared statement is that of the caller that is gone, not of the one that still waits."""
+    await execute(flux_empty_database, REFUSE_BAD_ONES_LATE)
+    async with connect(flux_empty_database) as other:
+        await other.execute("SELECT pg_advisory_lock(7)")
+        first = asyncio.ensure_future(memory.add_message("held", "user", "first"))
+        await wait_until(lambda: other.fetchval(AWAITING_ADVISORY))
+        bad = asyncio.ensure_future(memory.add_message("one", "user", "bad"))
+        good = asyncio.ensure_future(memory.add_message("two", "user", "good"))
+        await other.execute("SELECT pg_advisory_unlock(7)")
+        await first
+        await wait_until(lambda: other.fetchval(ASLEEP_FOR_BAD))
+        bad.cancel()
+        assert await good
+    assert [message["content"] for message in await memory.get_history("two")] == ["good"]
+    assert await memory.get_history("one") == []
 
 
 @pytest.mark.asyncio

@@ -219,6 +219,7 @@ async def test_the_printed_policies_keep_users_apart(roles: Roles) -> None:
                 await write
         for taking in (
             bob.create_session(session_id=secret, user_id="bob"),
+            bob.add_message(secret, "user", "x", create=True, user_id="bob"),
             bob.fork_session(own, new_session_id=secret),
         ):
             with pytest.raises(ConflictError):

@@ -14,19 +14,22 @@ from typing import Any, Final, Self
 from fault_report import Fault
 from raw_postgres import fetch_rows
 
-from flux_memory import BackendUnavailableError, PostgresConversationMemory
+from flux_memory import BackendUnavailableError, ConflictError, OutcomeUnknownError, PostgresConversationMemory
 from flux_memory.testkit.histories import History, Journal, Recorder, call_as_anyone, read_stored
 
 _NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
 _SESSION_MESSAGES: Final = 60
 _PATIENCE_SECONDS: Final = 40.0
+_NOT_REPEATED: Final = (4, 5)
+"""The places of pops and updates among ten calls."""
 
 
 class Load:
-    """Tasks on one handle that add, read, rename and start new sessions until they are stopped.
+    """Tasks on one handle that add, read, pop, update, fork and start new sessions until they are stopped.
 
     Their calls have different deadlines and start at random moments, and some are cancelled. `unavailable` collects the
-    errors of the calls with the memory's own deadline.
+    errors of the calls with the memory's own deadline, except for changes whose answer was lost: these cannot be
+    repeated.
 
     Args:
         memory: The handle; its calls are recorded.
@@ -99,18 +102,41 @@ class Load:
                 try:
                     if await call_as_anyone(call, chance) == "answered":
                         self._count()
+                except OutcomeUnknownError as error:
+                    if position % 10 not in _NOT_REPEATED:
+                        await self._wait_after(error)
                 except BackendUnavailableError as error:
                     await self._wait_after(error)
 
     def _one_of_many(self, session: str, position: int) -> Awaitable[Any]:
         text = f"{session} {position}"
-        if position % 10 == 7:
-            return self._memory.get_history(session)
-        if position % 10 == 8:
-            return self._memory.update_session_title(session, text)
+        other, memory = f"{session}-{position}", self._memory
+        special: dict[int, Callable[[], Awaitable[Any]]] = {
+            4: lambda: memory.pop_message(session),
+            5: lambda: self._change(session, text),
+            7: lambda: memory.get_history(session),
+            8: lambda: memory.update_session_title(session, text),
+            9: lambda: memory.fork_session(session, new_session_id=other),
+            19: lambda: memory.add_message(other, "user", text, create=True, user_id="load"),
+        }
+        if call := special.get(position % 20, special.get(position % 10) if position % 10 < 9 else None):
+            return call()
         if position % 4 == 3:
             return self._memory.add_messages(session, [{"role": "user", "content": f"{text} {n}"} for n in range(3)])
         return self._memory.add_message(session, "user", text, {"n": position})
+
+    async def _change(self, session: str, text: str) -> None:
+        """Replace the newest messages of the session as it was read."""
+        found, newest = await self._memory.get_session(session), await self._memory.get_history(session, 2)
+        # A change whose answer was lost may have given another revision meanwhile, and a late one another message.
+        with suppress(ConflictError):
+            await self._memory.update_session(
+                session,
+                expected_revision=found["revision"] if found else None,
+                truncate_from=newest[0]["id"] if newest else None,
+                merge_metadata={"changed": text},
+                messages=[{"role": "user", "content": f"instead {text}"}],
+            )
 
     async def _wait_after(self, error: BackendUnavailableError) -> None:
         self.unavailable.append(error)

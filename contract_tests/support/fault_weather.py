@@ -8,28 +8,22 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import asyncpg
 from fault_outcomes import open_postgres
-from fault_storm import Rest
 from postgres_proxy import PostgresProxy
 from raw_postgres import BUSY, CONNECTIONS, with_application_name
 from waiting import wait_until
 
-from flux_memory import (
-    ConversationMemory,
-    Memory,
-)
+from flux_memory import ConversationMemory, Memory, deadline
+from flux_memory.testkit.histories import Stored, read_stored
 
-MESSAGES: Final = "SELECT session_id, seq, content FROM messages ORDER BY session_id, seq"
-POSTGRES_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata ->> 'made', '') FROM sessions"
-SQLITE_SESSIONS: Final = "SELECT id, title, message_count, coalesce(metadata ->> '$.made', '') FROM sessions"
+NUMBERS: Final = "SELECT session_id, seq, id FROM messages"
 TERMINATE: Final = f"SELECT pg_terminate_backend(pid) {CONNECTIONS} AND random() < 0.4"
-RENAME: Final = "UPDATE sessions SET title = 'renamed' WHERE metadata ? 'made' AND random() < 0.3"
 POSTGRES_CHECK: Final = "ALTER TABLE messages ADD CONSTRAINT good CHECK (content NOT LIKE 'bad%')"
 SQLITE_CHECK: Final = """
 CREATE TRIGGER good BEFORE INSERT ON messages WHEN new.content LIKE 'bad%'
@@ -71,19 +65,20 @@ class Weather(Protocol):
         """Make the store refuse contents that begin with `bad`."""
         ...
 
-    async def at_rest(self) -> Rest:
+    async def at_rest(self, memory: Memory) -> Stored:
         """Wait until no call is in flight in the store, and read everything."""
         ...
 
     async def forget(self, sessions: list[str]) -> None:
-        """Delete all other sessions."""
+        """Delete these sessions."""
         ...
 
 
 class PostgresWeather:
     """A proxy in front of a database, and a direct connection."""
 
-    def __init__(self, direct: Any, holder: Any, proxy: PostgresProxy, *, borrowed: bool) -> None:
+    def __init__(self, dsn: str, direct: Any, holder: Any, proxy: PostgresProxy, *, borrowed: bool) -> None:
+        self._dsn = dsn
         self._borrowed = borrowed
         self._direct = direct
         self._holder = holder
@@ -118,8 +113,6 @@ class PostgresWeather:
         self._proxy.heal()
 
     async def hold(self, rng: random.Random, sessions: list[str]) -> None:
-        # Only known sessions: one whose creation lost its reply must be unchanged when the retry looks for it.
-        await self._holder.execute(RENAME)
         # The server may find a deadlock between the rows of this transaction and those of a statement.
         with suppress(asyncpg.DeadlockDetectedError):
             await self._hold(rng, sessions)
@@ -133,18 +126,16 @@ class PostgresWeather:
     async def refuse_bad_rows(self) -> None:
         await self._direct.execute(POSTGRES_CHECK)
 
-    async def at_rest(self) -> Rest:
+    async def at_rest(self, memory: Memory) -> Stored:
         async def quiet() -> bool:
             return not await self._direct.fetchval(BUSY)
 
         await wait_until(quiet)
-        return Rest(
-            [tuple(row) for row in await self._direct.fetch(MESSAGES)],
-            [tuple(row) for row in await self._direct.fetch(POSTGRES_SESSIONS)],
-        )
+        async with open_postgres(self._dsn) as reader:
+            return await read_stored(reader, _by_session(await self._direct.fetch(NUMBERS)))
 
     async def forget(self, sessions: list[str]) -> None:
-        await self._direct.execute("DELETE FROM sessions WHERE id <> ALL ($1::text[])", sessions)
+        await self._direct.execute("DELETE FROM sessions WHERE id = ANY ($1::text[])", sessions)
 
 
 class SqliteWeather:
@@ -172,15 +163,26 @@ class SqliteWeather:
         with closing(sqlite3.connect(self._path)) as db:
             db.execute(SQLITE_CHECK)
 
-    async def at_rest(self) -> Rest:
+    async def at_rest(self, memory: Memory) -> Stored:
         with closing(sqlite3.connect(self._path)) as db:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            return Rest(db.execute(MESSAGES).fetchall(), db.execute(SQLITE_SESSIONS).fetchall())
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            numbers = _by_session(db.execute(NUMBERS).fetchall())
+        # A new handle would refuse the trigger of `refuse_bad_rows`.
+        with deadline(30):
+            return await read_stored(memory, numbers)
 
     async def forget(self, sessions: list[str]) -> None:
         with closing(sqlite3.connect(self._path, timeout=20)) as db, db:
             db.execute("PRAGMA foreign_keys = ON")
-            db.execute("DELETE FROM sessions WHERE id NOT IN (SELECT value FROM json_each(?))", [json.dumps(sessions)])
+            db.execute("DELETE FROM sessions WHERE id IN (SELECT value FROM json_each(?))", [json.dumps(sessions)])
+
+
+def _by_session(rows: Iterable[Sequence[Any]]) -> dict[str, list[tuple[int, str]]]:
+    numbers: dict[str, list[tuple[int, str]]] = {}
+    for session, number, message in rows:
+        numbers.setdefault(session, []).append((number, message))
+    return numbers
 
 
 @asynccontextmanager
@@ -189,7 +191,7 @@ async def postgres_weather(dsn: str, *, borrowed: bool = False) -> AsyncIterator
     direct, holder = [await asyncpg.connect(dsn) for _ in range(2)]
     try:
         with PostgresProxy(with_application_name(dsn)) as proxy:
-            yield PostgresWeather(direct, holder, proxy, borrowed=borrowed)
+            yield PostgresWeather(dsn, direct, holder, proxy, borrowed=borrowed)
     finally:
         await direct.close()
         await holder.close()

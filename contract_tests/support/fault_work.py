@@ -7,17 +7,18 @@ import itertools
 import random
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import pytest
 from fault_report import Fault
 from raw_postgres import OPEN, fetch_rows, wait_until_none, with_application_name
 
-from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
+from flux_memory import ConflictError, ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
 from flux_memory.testkit.histories import History, Journal, Recorder, Stored, call_as_anyone, read_stored
 
 NUMBERS: Final = "SELECT session_id, seq, id FROM messages ORDER BY session_id, seq"
@@ -137,13 +138,37 @@ async def write_messages(
 async def _call(recorder: Recorder, session: str, rng: random.Random) -> None:
     kind = rng.random()
     text = "x" * rng.randrange(2000)
-    if kind < 0.6:
+    if kind < 0.45:
         await recorder.add_message(session, "user", text, {"n": rng.random()})
-    elif kind < 0.85:
+    elif kind < 0.65:
         await recorder.add_messages(
             session, [{"role": "user", "content": f"{number} {text}"} for number in range(rng.randrange(2, 20))]
         )
-    elif kind < 0.92:
+    elif kind < 0.7:
         await recorder.update_session_title(session, text[:20])
+    elif kind < 0.8:
+        await recorder.pop_message(session)
+    elif kind < 0.9:
+        await _change(recorder, session, rng, text)
+    elif kind < 0.92:
+        await recorder.fork_session(session, user_id="copies")
+    elif kind < 0.94:
+        await recorder.add_message(str(uuid4()), "user", text, create=True, user_id="copies")
+    elif kind < 0.945:
+        await recorder.delete_sessions(user_id="copies")
     else:
         await recorder.get_history(session)
+
+
+async def _change(recorder: Recorder, session: str, rng: random.Random, text: str) -> None:
+    """Truncate the session as it was read, and append to it."""
+    found, newest = await recorder.get_session(session), await recorder.get_history(session, 5)
+    # Another task may have changed it meanwhile.
+    with suppress(ConflictError):
+        await recorder.update_session(
+            session,
+            expected_revision=found["revision"] if found else None,
+            truncate_from=rng.choice(newest)["id"] if newest else None,
+            merge_metadata={"n": rng.random()},
+            messages=[{"role": "user", "content": text}],
+        )

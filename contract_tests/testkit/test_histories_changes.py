@@ -122,6 +122,25 @@ def test_allowed_changes_have_no_violation(stored: Stored, operations: list[Oper
     assert check(History((create_operation(), *operations)), stored) == []
 
 
+@pytest.mark.parametrize(
+    ("stored", "operations", "resent", "once"),
+    [
+        (store_with("a", "b"), [A, replace(B, ended=9), pop("b")], [], ["undeleted"]),
+        (store_with("a"), [A, replace(B, ended=9), pop("b"), pop("b", 6)], [], ["removed twice"]),
+        (store_with("a"), [A, replace(B, ended=9), *(pop("b", at) for at in (5, 10, 11))], ["removed twice"], None),
+        (store_with("a", "b"), [A, B, pop("b")], ["undeleted"], None),
+        (store_with("a"), [A, B, pop("b"), pop("b", 6)], ["removed twice"], None),
+    ],
+)
+def test_an_add_that_is_sent_again_may_store_its_message_again(
+    stored: Stored, operations: list[Operation], resent: list[str], once: list[str] | None
+) -> None:
+    """Only a removal during the add excuses it, and only on a backend that resends."""
+    history = History(tuple(operations))
+    assert [violation.kind for violation in check(history, stored, resends=True)] == resent
+    assert [violation.kind for violation in check(history, stored)] == (resent if once is None else once)
+
+
 def test_an_add_that_creates_is_a_creation() -> None:
     """A session that only an add created is not from nowhere."""
     adds = replace(A, creates=True, fields={"title": "", "metadata": {}, "user_id": "u"})

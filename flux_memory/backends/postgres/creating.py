@@ -30,6 +30,7 @@ WITH created AS (
 SELECT TRUE FROM created
 """
 SELECT_OWN_SESSION: Final = "SELECT TRUE FROM sessions WHERE id::text = $1 AND creation_id = $2::text::uuid"
+SELECT_ROW_SECURITY: Final = "SELECT pg_catalog.row_security_active('sessions')"
 INSERT_SESSION_WITH_MESSAGES: Final = """
 WITH item AS (
     SELECT *
@@ -137,6 +138,11 @@ async def create_with_messages(connection: Any, session_id: str, user_id: str, r
     texts = map(write_texts, zip(*rows, strict=True))
     values = (session_id, user_id, records.make_revision(), *texts)
     return bool(await connection.fetch(INSERT_SESSION_WITH_MESSAGES, *values))
+
+
+async def hides_sessions(connection: Any) -> bool:
+    """Return whether policies may hide sessions from this role."""
+    return bool(await connection.fetchval(SELECT_ROW_SECURITY))
 
 
 async def fork_session(

@@ -19,7 +19,7 @@ class QueuedCall:
         state: Notes how far the call has got.
     """
 
-    __slots__ = ("added", "alone", "creates", "future", "queue", "state")
+    __slots__ = ("added", "alone", "creates", "future", "is_taken", "queue", "state")
 
     def __init__(self, queue: SessionQueue, added: Add, state: CallState, *, creates: bool) -> None:
         self.queue = queue
@@ -29,6 +29,8 @@ class QueuedCall:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.alone = False
         """Whether it must not share its next statement, since the server refused one that it shared."""
+        self.is_taken = False
+        """Whether its session could not be created, since it existed."""
 
     def settle(self, error: Exception | None) -> None:
         """Answer the caller, if it still waits."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 from flux_memory import records
 from flux_memory.backends.postgres.adds import Add, AddOutcome, add
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.creating import create_with_messages
+from flux_memory.backends.postgres.creating import create_with_messages, hides_sessions
 from flux_memory.backends.postgres.queue import AddStatement, QueuedCall, SessionQueue
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 
@@ -239,12 +239,18 @@ class MessageWriter:
                 await self._create(call, connection)
 
     async def _create(self, call: QueuedCall, connection: Any) -> None:
-        """Create the session of a call, with the call's messages, unless it exists by now."""
+        """Create the session of a call, with the call's messages, unless it exists by now.
+
+        A session that exists and is missing for the add that follows is hidden by a policy.
+        """
         call.state.sending()
         session_id, rows, user_id = call.added
         if await create_with_messages(connection, session_id, user_id, rows):
             call.settle(None)
+        elif call.is_taken and await hides_sessions(connection):
+            call.settle(records.session_id_taken(session_id))
         else:
+            call.is_taken = True
             call.state.sent = False
 
     def _wait_for_lock(self, skipped_by: AddStatement, queue: SessionQueue) -> None:
@@ -282,7 +288,8 @@ class MessageWriter:
             call.state.lost = call.state.unknown
             if isinstance(error, Exception):
                 # Of a shared statement, the error does not say which call the server refused: each is sent again alone.
-                if len(calls) == 1 or statement is self._next:
+                # The refused one may have left meanwhile.
+                if statement.gathered <= 1:
                     call.settle(error)
                 call.alone = True
         self._finish(statement)

@@ -51,10 +51,12 @@ class Removals:
 
     Args:
         messages: The calls that tried to create each message.
+        resends: Whether one add may store its message again after a removal that it overlapped.
     """
 
-    def __init__(self, messages: Mapping[MessageKey, Attempts]) -> None:
+    def __init__(self, messages: Mapping[MessageKey, Attempts], *, resends: bool = False) -> None:
         self._messages = messages
+        self._resends = resends
         self._by_session: dict[str, list[Operation]] = defaultdict(list)
 
     def take(self, operation: Operation) -> None:
@@ -90,6 +92,15 @@ class Removals:
             if one.outcome == "acknowledged" and message in {one.popped, one.truncate_from}
         ]
 
+    def most_stores(self, session: str, message: str) -> int:
+        """Return how often a message may have been stored: once by each add, and again after an overlapping removal."""
+        attempts = self._messages[session, message]
+        again = sum(
+            any(add.began < removal.ended and removal.began < effect(add) for add, _ in attempts.possible())
+            for removal in (self.certain(session, message) if self._resends else ())
+        )
+        return attempts.calls() + again
+
     def may_remove(self, session: str, message: str, *, pops: bool = True, until: float = math.inf) -> bool:
         """Return whether a call may have removed a message that was acknowledged, and no call has added it since.
 
@@ -113,8 +124,9 @@ class Removals:
         """Return whether an acknowledged call removed a message, and no call can have added it since."""
         attempts = self._messages[session, message]
         certain = self.certain(session, message)
-        # Each add stores its message once.
-        if certain and (len(certain) >= attempts.calls() or any(attempts.over < one.began for one in certain)):
+        if certain and (
+            len(certain) >= self.most_stores(session, message) or any(attempts.over < one.began for one in certain)
+        ):
             return True
         return any(
             one.outcome == "acknowledged"

@@ -15,7 +15,7 @@ from flux_memory.testkit.histories.stored import Stored, StoredSession
 from flux_memory.testkit.histories.violations import Violation
 
 
-def check(history: History, stored: Stored, before: Stored | None = None) -> list[Violation]:
+def check(history: History, stored: Stored, before: Stored | None = None, *, resends: bool = False) -> list[Violation]:
     """Return every broken promise.
 
     Every acknowledged write is stored, no failed one is, no batch is stored in part, and the order of each session
@@ -26,8 +26,10 @@ def check(history: History, stored: Stored, before: Stored | None = None) -> lis
         history: The calls of the workers. Other clients must not have written.
         stored: The state of the store after them.
         before: The state of the store before them, if it was not empty.
+        resends: Whether the backend sends an add again whose answer was lost. Then one call may store its message a
+            second time if another call removed it meanwhile.
     """
-    expected = Expected(history, before)
+    expected = Expected(history, before, resends=resends)
     return [violation for part in _PARTS for violation in part(expected, stored)]
 
 

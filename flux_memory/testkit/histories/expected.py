@@ -17,14 +17,14 @@ _BEFORE = Operation("before", "before", None, began=-math.inf, ended=-math.inf, 
 class Expected:
     """The calls of a history, grouped by the session, title or message that they affect."""
 
-    def __init__(self, history: History, before: Stored | None = None) -> None:
+    def __init__(self, history: History, before: Stored | None = None, *, resends: bool = False) -> None:
         self.history = history
         self.messages: dict[MessageKey, Attempts] = defaultdict(Attempts)
         self.sessions: dict[str, Attempts] = defaultdict(Attempts)
         self.titles: dict[str, Attempts] = defaultdict(Attempts)
         self.metadata_changes: dict[str, list[Operation]] = defaultdict(list)
         """The updates that may have changed a session's metadata."""
-        self.removals = Removals(self.messages)
+        self.removals = Removals(self.messages, resends=resends)
         self._deletions: dict[str | None, list[Operation]] = defaultdict(list)
         for name, session in (before.sessions if before else {}).items():
             self.sessions[name].made.append((_BEFORE, dict(session.record)))
