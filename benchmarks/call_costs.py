@@ -1,4 +1,4 @@
-"""Measures updates, pops, forks, adds beside large metadata, and the sync face against simpler calls; and a hot session."""
+"""Measures the calls of one conversation, and the sync face, against simpler calls; and a session with many writers."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ from harness.alternation import MeasuredWork, Pair
 
 FORKED_MESSAGES: Final = 1_000
 METADATA_BYTES: Final = 1_000_000
+OTHER_SESSIONS: Final = 200
+OTHER_MESSAGES: Final = 10
+"""Messages of each other session: with few sessions, the server's statistics are not those of an application."""
 FORKS: Final = 8
 """Forks of a round; each stores all the messages again."""
 
@@ -67,6 +70,8 @@ async def _fill(memory: Memory, pool: Sequence[samples.Sample]) -> None:
     await memory.create_session(session_id=LONG)
     for at in range(0, FORKED_MESSAGES, 200):
         await memory.add_messages(LONG, [_new(each) for each in pool[at : at + 200]])
+    for number in range(OTHER_SESSIONS):
+        await memory.add_messages(f"other {number}", [_new(each) for each in pool[:OTHER_MESSAGES]], create=True)
     for name, metadata in {
         "plain": {},
         "large": {"text": "x" * METADATA_BYTES},
@@ -109,17 +114,22 @@ async def open_postgres(stack: AsyncExitStack, dsn: str) -> tuple[list[Pair], di
     pairs = await _shared_pairs(memory, stack, PostgresConversationMemory(dsn, min_size=1, max_size=1))
     connection = await asyncpg.connect(dsn)
     stack.push_async_callback(connection.close)
+    # Autovacuum would do the same within a minute.
+    await connection.execute("ANALYZE")
     copying, reading = [await connection.prepare(sql) for sql in (COPY_BY_POSTGRES, SELECT_HISTORY)]
     rows = await reading.fetch(LONG, samples.HISTORY_LIMIT)
 
     async def build() -> None:
         build_messages(LONG, rows)
 
+    sync_read = next(pair for pair in pairs if pair.at_most_us is not None)
     pairs.append(_fork_pair(memory, lambda: copying.fetch(str(uuid4()), LONG)))
     return pairs, {
         "get_history(50)": lambda: memory.get_history(LONG, samples.HISTORY_LIMIT),
         "its statement, asyncpg alone": lambda: reading.fetch(LONG, samples.HISTORY_LIMIT),
         "its records, built from rows": build,
+        "get_session": lambda: memory.get_session("plain"),
+        "get_session, sync": sync_read.work,
     }
 
 

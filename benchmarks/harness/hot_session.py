@@ -44,8 +44,8 @@ class HotSession:
         """Measure both, one after the other.
 
         Returns:
-            Calls a second of the library and of pgbench; the library's 99th percentile, in the slowest process; the calls of the writer with
-            the fewest over those of the writer with the most, and the same for processes.
+            Calls a second of the library and of pgbench; the library's 99th percentile, in the slowest process; the
+            calls of the writer with the fewest over those of the writer with the most, and the same for processes.
         """
         task = {
             "engine": "postgres",
