@@ -54,11 +54,10 @@ class Worker:
                 env={**environment, "PYTHONWARNINGS": "ignore"},
             )
 
-    def open(self, target: str, *, engine: str, connections: int, seed: int, long: bool) -> None:
-        """Open and fill the contender's store."""
-        reply = self._ask(
-            {"do": "open", "target": target, "engine": engine, "connections": connections, "seed": seed, "long": long}
-        )
+    def open(self, target: str, *, engine: str, connections: int, seed: int, long: bool, fills: bool = True) -> None:
+        """Open the contender's store, and fill it unless another process has."""
+        order = {"target": target, "engine": engine, "connections": connections, "seed": seed, "long": long}
+        reply = self._ask({"do": "open", "fill": fills, **order})
         self._versions = reply["versions"] | {"loop": reply["loop"].split(".")[0]}
 
     def versions(self) -> dict[str, str]:

@@ -25,13 +25,15 @@ _PAGE_ROWS: Final = 50
 class _Window:
     """The calls between the end of the warm-up and the end of the measurement."""
 
-    def __init__(self) -> None:
+    def __init__(self, callers: int) -> None:
         self.latencies: list[int] = []
         self.errors: list[str] = []
+        self.by_caller = [0] * callers
         self.open()
 
     def open(self) -> None:
         self.first = len(self.latencies)
+        self.by_caller[:] = [0] * len(self.by_caller)
         self.errors.clear()
         self.began = time.perf_counter()
         self.cpu = time.process_time()
@@ -49,6 +51,8 @@ class _Window:
             "rss_mb": resident_mb(),
             "errors": len(self.errors),
             "first_error": self.errors[0] if self.errors else None,
+            "fewest_calls": min(self.by_caller),
+            "most_calls": max(self.by_caller),
         }
 
 
@@ -87,10 +91,10 @@ async def measure(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
     call = _call_of(contender, task["work"])
     if contender.synchronous:
         return _measure_synchronous(call, calls, task)
-    window = _Window()
+    window = _Window(task["concurrency"])
     stopped = False
 
-    async def keep_calling() -> None:
+    async def keep_calling(caller: int) -> None:
         while not stopped:
             pick = next(calls)
             began = time.perf_counter_ns()
@@ -102,8 +106,9 @@ async def measure(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
                 await asyncio.sleep(0)
             else:
                 window.latencies.append(time.perf_counter_ns() - began)
+                window.by_caller[caller] += 1
 
-    running = [asyncio.ensure_future(keep_calling()) for _ in range(task["concurrency"])]
+    running = [asyncio.ensure_future(keep_calling(number)) for number in range(task["concurrency"])]
     await asyncio.sleep(task["warmup"])
     window.open()
     await asyncio.sleep(task["seconds"])
@@ -116,7 +121,7 @@ async def measure(contender: Contender, task: dict[str, Any]) -> dict[str, Any]:
 def _measure_synchronous(
     call: Callable[[MeasuredCall], Reply], calls: Iterator[MeasuredCall], task: dict[str, Any]
 ) -> dict[str, Any]:
-    window = _Window()
+    window = _Window(1)
     for seconds in (task["warmup"], task["seconds"]):
         window.open()
         end = time.perf_counter() + seconds
@@ -125,6 +130,7 @@ def _measure_synchronous(
             began = time.perf_counter_ns()
             call(pick)
             window.latencies.append(time.perf_counter_ns() - began)
+            window.by_caller[0] += 1
     return window.figure()
 
 
@@ -142,7 +148,8 @@ async def serve(contender: Contender, orders: Any, answer: Callable[[dict[str, A
         order = json.loads(line)
         if order["do"] == "open":
             await contender.open(order["target"], order["connections"])
-            await fill(contender, order["engine"], order["seed"], long=order["long"])
+            if order["fill"]:
+                await fill(contender, order["engine"], order["seed"], long=order["long"])
             answer({"versions": contender.versions(), "loop": type(asyncio.get_running_loop()).__module__})
         else:
             answer(await measure(contender, order))

@@ -1,4 +1,4 @@
-"""Fills the library's tables with millions of rows, by one SQL statement per table."""
+"""Fills the library's tables with millions of rows, by one SQL statement for each kind of row."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ LONG: Final = "long"
 
 # Half of the sessions are "en", a hundred share a tenant, and each has its own number.
 POSTGRES_SESSIONS: Final = f"""
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+INSERT INTO sessions (id, user_id, created_at, updated_at)
 SELECT
     lpad(n::text, 36, '0'),
     'user-' || n % greatest(1, $1::int / {SESSIONS_OF_USER}),
+    TIMESTAMP '2026-01-01' + n * INTERVAL '1 second',
+    TIMESTAMP '2026-01-01' + n * INTERVAL '1 second'
+FROM generate_series(1, $1::int) AS n
+"""
+POSTGRES_DETAILS: Final = f"""
+INSERT INTO session_details (session_id, title, metadata)
+SELECT
+    lpad(n::text, 36, '0'),
     'Conversation ' || n,
-    TIMESTAMP '2026-01-01' + n * INTERVAL '1 second',
-    TIMESTAMP '2026-01-01' + n * INTERVAL '1 second',
     jsonb_build_object(
         'lang', CASE n % 2 WHEN 0 THEN 'en' ELSE 'ko' END,
         'tenant', n % greatest(1, $1::int / {SESSIONS_OF_USER}),
@@ -32,6 +38,8 @@ POSTGRES_LONG_SESSION: Final = f"""
 WITH session AS (
     INSERT INTO sessions (id, created_at, updated_at, message_count)
     VALUES ('{LONG}', TIMESTAMP '2026-01-01', TIMESTAMP '2026-02-01', $1::int)
+), details AS (
+    INSERT INTO session_details (session_id) VALUES ('{LONG}')
 )
 INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
 SELECT
@@ -41,13 +49,21 @@ FROM generate_series(1, $1::int) AS n
 """
 SQLITE_SESSIONS: Final = f"""
 WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :count)
-INSERT INTO sessions (id, user_id, title, created_at, updated_at, metadata)
+INSERT INTO sessions (id, user_id, created_at, updated_at, revision)
 SELECT
     printf('%036d', n),
     'user-' || (n % max(1, :count / {SESSIONS_OF_USER})),
+    strftime('%Y-%m-%dT%H:%M:%S', 1767225600 + n, 'unixepoch') || '.000000+00:00',
+    strftime('%Y-%m-%dT%H:%M:%S', 1767225600 + n, 'unixepoch') || '.000000+00:00',
+    lower(hex(randomblob(16)))
+FROM numbers
+"""
+SQLITE_DETAILS: Final = f"""
+WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :count)
+INSERT INTO session_details (session_id, title, metadata)
+SELECT
+    printf('%036d', n),
     'Conversation ' || n,
-    strftime('%Y-%m-%dT%H:%M:%S', 1767225600 + n, 'unixepoch') || '.000000+00:00',
-    strftime('%Y-%m-%dT%H:%M:%S', 1767225600 + n, 'unixepoch') || '.000000+00:00',
     json_object(
         'lang', CASE n % 2 WHEN 0 THEN 'en' ELSE 'ko' END,
         'tenant', n % max(1, :count / {SESSIONS_OF_USER}),
@@ -59,6 +75,7 @@ SQLITE_LONG_SESSION: Final = f"""
 INSERT INTO sessions (id, created_at, updated_at, message_count)
 VALUES ('{LONG}', '2026-01-01T00:00:00.000000+00:00', '2026-02-01T00:00:00.000000+00:00', :count)
 """
+SQLITE_LONG_DETAILS: Final = f"INSERT INTO session_details (session_id) VALUES ('{LONG}')"
 SQLITE_MESSAGES: Final = f"""
 WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :count)
 INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
@@ -79,9 +96,11 @@ async def fill_postgres(dsn: str, *, sessions: int, messages: int) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(POSTGRES_SESSIONS, sessions)
+        await connection.execute(POSTGRES_DETAILS, sessions)
         await connection.execute(POSTGRES_LONG_SESSION, messages)
         # Autovacuum would do the same within a minute.
         await connection.execute("VACUUM (ANALYZE) sessions")
+        await connection.execute("VACUUM (ANALYZE) session_details")
         await connection.execute("VACUUM (ANALYZE) messages")
     finally:
         await connection.close()
@@ -92,7 +111,9 @@ def fill_sqlite(path: Path, *, sessions: int, messages: int) -> None:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("BEGIN")
     db.execute(SQLITE_SESSIONS, {"count": sessions})
+    db.execute(SQLITE_DETAILS, {"count": sessions})
     db.execute(SQLITE_LONG_SESSION, {"count": messages})
+    db.execute(SQLITE_LONG_DETAILS)
     db.execute(SQLITE_MESSAGES, {"count": messages})
     db.execute("COMMIT")
     db.close()

@@ -23,13 +23,11 @@ def _random_session(id_of: Callable[[int], str], count: int) -> str:
     return f"\\set session random({id_of(0)}, {id_of(count - 1)})\n"
 
 
+_RANDOM_ID: Final = "\\set id random(1000000000000000000, 8999999999999999999)\n"
+_ADD: Final = (ADD_MESSAGE, ("session", "id", "role", "content", "metadata", "revision"))
 _SCRIPTS: Final = {
-    "add": (
-        _random_session(samples.short_session, samples.SHORT_SESSIONS["postgres"])
-        + "\\set id random(1000000000000000000, 8999999999999999999)\n",
-        ADD_MESSAGE,
-        ("session", "id", "role", "content", "metadata", "revision"),
-    ),
+    "add": (_random_session(samples.short_session, samples.SHORT_SESSIONS["postgres"]) + _RANDOM_ID, *_ADD),
+    "hot": (_random_session(samples.short_session, 1) + _RANDOM_ID, *_ADD),
     "history": (
         _random_session(samples.long_session, samples.LONG_SESSIONS),
         SELECT_HISTORY,

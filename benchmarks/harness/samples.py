@@ -64,13 +64,15 @@ def picks(engine: str, work: str, seed: int | str) -> Iterator[MeasuredCall]:
 
     Args:
         engine: `postgres` or `sqlite`.
-        work: `add`, `history`, `mix` (four reads of a history for each add) or `list`.
+        work: `add`, `hot` (adds to one session), `history`, `mix` (four reads of a history for each add) or `list`.
         seed: The seed of the random numbers.
     """
     rng = random.Random(seed)
     pool = samples(seed)
-    share = {"add": 0.0, "mix": _READ_SHARE}.get(work, 1.0)
-    session, sessions = (short_session, SHORT_SESSIONS[engine]) if work == "add" else (long_session, LONG_SESSIONS)
+    share = {"add": 0.0, "hot": 0.0, "mix": _READ_SHARE}.get(work, 1.0)
+    session, sessions = {"add": (short_session, SHORT_SESSIONS[engine]), "hot": (short_session, 1)}.get(
+        work, (long_session, LONG_SESSIONS)
+    )
     return cycle(
         [
             MeasuredCall(rng.random() < share, session(rng.randrange(sessions)), rng.choice(pool))

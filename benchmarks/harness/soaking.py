@@ -32,7 +32,18 @@ from harness.contender_worker import resident_mb
 
 THINK_SECONDS: Final = 0.3
 """Mean seconds between two calls of a user."""
-CALLS: Final = {"add": 12, "batch": 3, "newest": 4, "all": 1, "sessions": 2, "title": 1, "delete": 0.4}
+CALLS: Final = {
+    "add": 12,
+    "batch": 3,
+    "newest": 4,
+    "all": 1,
+    "sessions": 2,
+    "title": 1,
+    "pop": 1,
+    "update": 2,
+    "fork": 0.3,
+    "delete": 0.4,
+}
 """Relative frequency of each kind of call."""
 
 
@@ -98,9 +109,23 @@ class Soak:
             "all": lambda: memory.get_history(own),
             "sessions": lambda: memory.get_sessions(10, user_id=f"user-{number}"),
             "title": lambda: memory.update_session_title(own, text[:40]),
+            "pop": lambda: memory.pop_message(own),
+            "update": lambda: self._update(own, text),
+            "fork": lambda: memory.fork_session(own, title="fork"),
             "delete": lambda: memory.delete_session(own),
         }
         return calls[kind]
+
+    async def _update(self, own: str, text: str) -> None:
+        """Append to a session that nothing changed since it was read."""
+        session = await self.memory.get_session(own)
+        if session is not None:
+            await self.memory.update_session(
+                own,
+                expected_revision=session["revision"],
+                merge_metadata={"length": len(text)},
+                messages=[{"role": "assistant", "content": text}],
+            )
 
     async def _sample(self) -> None:
         before: Counter[str] = Counter()

@@ -40,8 +40,9 @@ class RawAsyncpg(Partial):
     @staticmethod
     async def _fill(connection: Any, session: str, samples: Sequence[Sample]) -> None:
         await connection.execute(
-            "INSERT INTO sessions (id, created_at, updated_at, message_count) "
-            "VALUES ($1, now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', $2)",
+            "WITH session AS (INSERT INTO sessions (id, user_id, created_at, updated_at, message_count) "
+            "VALUES ($1, 'bench', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', $2)) "
+            """INSERT INTO session_details (session_id, metadata) VALUES ($1, '{"lang": "en"}')""",
             session,
             len(samples),
         )

@@ -18,8 +18,12 @@ from harness.samples import Sample, as_json
 
 SCHEMA = """
 CREATE TABLE sessions (
-    id TEXT PRIMARY KEY, user_id TEXT, title TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
-    metadata TEXT, message_count INTEGER NOT NULL DEFAULT 0
+    id TEXT PRIMARY KEY, user_id TEXT, created_at TEXT NOT NULL, updated_at TEXT NOT NULL,
+    message_count INTEGER NOT NULL DEFAULT 0, revision TEXT NOT NULL
+);
+CREATE TABLE session_details (
+    session_id TEXT NOT NULL PRIMARY KEY REFERENCES sessions(id) ON DELETE CASCADE, title TEXT NOT NULL,
+    metadata TEXT NOT NULL
 );
 CREATE TABLE messages (
     session_id TEXT NOT NULL REFERENCES sessions(id) ON DELETE CASCADE, id TEXT NOT NULL, seq INTEGER NOT NULL,
@@ -29,7 +33,10 @@ CREATE TABLE messages (
 CREATE INDEX sessions_by_activity ON sessions(updated_at, id);
 CREATE INDEX sessions_of_user_by_activity ON sessions(user_id, updated_at, id);
 """
-BUMP = "UPDATE sessions SET message_count = message_count + 1, updated_at = ? WHERE id = ? RETURNING message_count"
+BUMP = """
+UPDATE sessions SET message_count = message_count + 1, updated_at = ?, revision = ? WHERE id = ?
+RETURNING message_count
+"""
 INSERT = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?)"
 HISTORY = """
 SELECT id, role, content, metadata, created_at FROM messages WHERE session_id = ? ORDER BY seq DESC LIMIT ?
@@ -48,7 +55,10 @@ class RawSQLite(Partial):
     async def fill(self, session: str, samples: Sequence[Sample]) -> None:
         now = _now()
         self.db.execute("BEGIN IMMEDIATE")
-        self.db.execute("INSERT INTO sessions VALUES (?, '', '', ?, ?, '{}', ?)", (session, now, now, len(samples)))
+        self.db.execute(
+            "INSERT INTO sessions VALUES (?, 'bench', ?, ?, ?, ?)", (session, now, now, len(samples), str(uuid4()))
+        )
+        self.db.execute("INSERT INTO session_details VALUES (?, '', '{}')", (session,))
         self.db.executemany(
             INSERT,
             [
@@ -61,7 +71,7 @@ class RawSQLite(Partial):
     def add(self, session: str, sample: Sample) -> str:
         now, id_ = _now(), str(uuid4())
         self.db.execute("BEGIN IMMEDIATE")
-        ((seq,),) = self.db.execute(BUMP, (now, session)).fetchall()
+        ((seq,),) = self.db.execute(BUMP, (now, str(uuid4()), session)).fetchall()
         self.db.execute(INSERT, (session, id_, seq, sample.role, sample.content, json.dumps(sample.metadata), now))
         self.db.execute("COMMIT")
         return id_

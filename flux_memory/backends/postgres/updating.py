@@ -108,6 +108,7 @@ LEFT JOIN newest ON TRUE
 
 # The same guard. The messages that are removed are deleted before new ones with their ids or numbers are stored, since
 # the new counter, from which these take their numbers, depends on the deletion.
+# OFFSET 0 is an optimizer fence: without it, the planner reads all messages of a session where most sessions are short.
 UPDATE_SESSION: Final = """
 WITH locked AS (
     SELECT id, message_count, revision
@@ -135,19 +136,24 @@ WITH locked AS (
 ), cut AS (
     SELECT CASE
         WHEN $9 THEN 0
-        ELSE (SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $8)
+        WHEN $8::text IS NOT NULL THEN (SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $8)
     END AS seq
 ), stored AS (
     SELECT
         item.id,
         item.position,
-        messages.role = item.role
-            AND messages.content = item.content
-            AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
+        message.role = item.role
+            AND message.content = item.content
+            AND coalesce(message.metadata, '{}') = item.metadata::jsonb AS same
     FROM item
-    JOIN messages ON messages.session_id::text = $1 AND messages.id::text = item.id
     CROSS JOIN cut
-    WHERE messages.seq < coalesce(cut.seq, 9223372036854775807)
+    CROSS JOIN LATERAL (
+        SELECT seq, role, content, metadata
+        FROM messages
+        WHERE session_id::text = $1 AND id::text = item.id
+        OFFSET 0
+    ) AS message
+    WHERE message.seq < coalesce(cut.seq, 9223372036854775807)
 ), fresh AS (
     SELECT *, row_number() OVER (ORDER BY position) AS number
     FROM item
