@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from bound_stores import ReadRaw, make_reference_reader
@@ -12,15 +13,16 @@ from bound_stores import ReadRaw, make_reference_reader
 from flux_memory.testkit import MemoryContract, Proxied, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.reference.networked import NetworkedMemory, ReferenceServer
 
+LARGE: Final = frozenset({"FM-AMT-001", "FM-DEL-013", "FM-LIM-010", "FM-LIM-030", "FM-LIM-031"})
+"""Clauses whose store is not in a file: each call writes the file anew, which takes minutes with many sessions."""
+
 
 class TestReference(MemoryContract):
     backend = "Reference"
 
     @pytest.fixture
     def memory_factory(self, tmp_path: Path, flux_clause: str) -> Callable[[], ReferenceMemory]:
-        # The file is written anew by each call, so it would take hours to hold thousands of sessions.
-        large = flux_clause in {"FM-LIM-010", "FM-AMT-001"}
-        store = ReferenceStore(None if large else tmp_path / "reference.json")
+        store = ReferenceStore(None if flux_clause in LARGE else tmp_path / "reference.json")
         return lambda: ReferenceMemory(store)
 
     @pytest.fixture

@@ -104,10 +104,10 @@ def test_long_metadata_is_recognised_early(value: dict[str, Any]) -> None:
         lambda most: check_batch([{"role": "r", "content": "c", "metadata": SHORT}] * 9, most=most),
         lambda most: build_messages("s", [("i", "r", "c", "{}", NOW)] * 300, most=most),
         lambda most: build_messages("s", [("i", "r", "c", _text(most), NOW)], most=most),
-        lambda most: build_session(("i", "", "", NOW, NOW, _text(most), 0), most=most),
-        lambda most: build_sessions([("i", "", "", NOW, NOW, "{}", 0)] * 300, most=most),
+        lambda most: build_session(("i", "", "", NOW, NOW, _text(most), "r", 0), most=most),
+        lambda most: build_sessions([("i", "", "", NOW, NOW, "{}", "r", 0)] * 300, most=most),
         lambda most: build_messages("s", [("i", "r", "c", text, NOW) for text in (None, _text(most))], most=most),
-        lambda most: build_sessions([("i", "", "", NOW, NOW, text, 0) for text in (None, _text(most))], most=most),
+        lambda most: build_sessions([("i", "", "", NOW, NOW, text, "r", 0) for text in (None, _text(most))], most=most),
     ],
     ids=[
         "messages",

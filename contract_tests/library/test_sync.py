@@ -63,10 +63,12 @@ with SyncMemory(ConversationMemory(":memory:")) as memory:
     signal.setitimer(signal.ITIMER_REAL, 0)
 """
 INTERRUPTED: Final = """
-import sqlite3, sys
+import signal, sqlite3, sys
 from flux_memory import ConversationMemory
 from flux_memory.sync import SyncMemory
 
+# A shell's background job, and all that it starts, ignore this signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with SyncMemory(ConversationMemory(sys.argv[1])) as memory:
     session = memory.create_session(session_id="s")
     lock = sqlite3.connect(sys.argv[1], isolation_level=None)
