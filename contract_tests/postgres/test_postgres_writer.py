@@ -39,9 +39,12 @@ FROM generate_series(1, 1000) AS session, generate_series(1, 10) AS seq;
 @pytest_asyncio.fixture
 async def memory(flux_empty_database: str) -> AsyncIterator[PostgresConversationMemory]:
     """An open handle with the sessions `one`, `two` and `held`, whose calls end within a second."""
-    async with PostgresConversationMemory(flux_empty_database, timeout=1.0) as memory:
+    # A busy machine does not always create the tables within a second.
+    async with PostgresConversationMemory(flux_empty_database) as maker:
         for id_ in ("one", "two", "held"):
-            await memory.create_session(session_id=id_)
+            await maker.create_session(session_id=id_)
+    async with PostgresConversationMemory(flux_empty_database, timeout=1.0) as memory:
+        await memory.get_sessions(1)
         yield memory
 
 
