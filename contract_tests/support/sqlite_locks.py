@@ -19,7 +19,12 @@ sys.stdin.read()
 """
 # The first keeps writers out. The second keeps readers out too; take it while no other client has the file open.
 WRITE_LOCK: Final = ("BEGIN IMMEDIATE",)
-EXCLUSIVE: Final = ("PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "UPDATE sessions SET title = title", "COMMIT")
+EXCLUSIVE: Final = (
+    "PRAGMA locking_mode = EXCLUSIVE",
+    "BEGIN EXCLUSIVE",
+    "UPDATE sessions SET user_id = user_id",
+    "COMMIT",
+)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dry_run_worlds import WORLDS, World
+from dry_run_obstacles import OBSTACLES
+from dry_run_worlds import MOVES, World
 from original_application import make_file_with_data
 from raw_postgres import create_role, dump_database, execute, make_original
 from transfer_memories import Trigger
@@ -17,6 +18,8 @@ from transfer_memories import Trigger
 from flux_memory import PostgresConversationMemory
 from flux_memory.errors import FluxMemoryError
 from flux_memory.transfer import Mode, Plan, Status, migrate
+
+WORLDS = MOVES | OBSTACLES
 
 
 @contextmanager

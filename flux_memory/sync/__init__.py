@@ -112,8 +112,8 @@ class SyncMemory(BlockingCalls):
     ) -> list[str]:
         """Append a batch, all of it or nothing, in the given order, and return the ids in that order.
 
-        The batch has at most 256 MiB and one `updated_at`. An empty batch changes nothing. A message whose `message_id`
-        is stored with the same content is not stored again.
+        The batch has at most 256 MiB and one `updated_at`. An empty batch changes nothing; the session and its owner
+        are checked all the same. A message whose `message_id` is stored with the same content is not stored again.
 
         Args:
             session_id: A session that exists, unless `create` is true.
