@@ -102,8 +102,9 @@ async def test_losses_of_an_asynchronous_replica_are_counted(fault: Fault, tmp_p
             async with PostgresConversationMemory(replica.dsn) as memory:
                 violations = check(load.history(), await read_stored(memory))
             kinds = Counter(violation.kind for violation in violations)
-            # A title, or a history that was read before, may contain lost data.
-            assert kinds.keys() <= {"lost", "altered", "wrong read"}, violations
+            # A title, or a history that was read before, may contain lost data. A lost pop or update can be made again.
+            again = {"undeleted", "removed twice", "overwritten"}
+            assert kinds.keys() <= {"lost", "altered", "wrong read", *again}, violations
             history = load.history()
             fault.add(
                 acknowledged=history.count("acknowledged"),

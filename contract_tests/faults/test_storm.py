@@ -66,7 +66,7 @@ class KeepsRevision(ConversationMemory):
 
 
 class IgnoresRevision(ConversationMemory):
-    """Changes a session whatever its revision is."""
+    """Changes a session without a look at its revision."""
 
     async def update_session(self, session_id: str, **parts: Any) -> Session:
         return await super().update_session(session_id, **{**parts, "expected_revision": None})

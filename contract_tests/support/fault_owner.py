@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from fault_storm import Summary, Workers
+from fault_storm import Ending, Summary, Workers
 
 from flux_memory.testkit.histories import Recorder
 
@@ -39,7 +39,7 @@ class Owner:
     async def _create(self) -> str:
         return await self._memory.create_session(session_id=self._session)
 
-    async def _add(self, rng: random.Random) -> str:
+    async def _add(self, rng: random.Random) -> Ending:
         batch = self._workers.batch(rng.randrange(1, 4))
         add = self._memory.add_messages
         ending, ids = await self._workers.make(rng, "add_messages", lambda: add(self._session, batch))
@@ -48,7 +48,7 @@ class Owner:
             self._revision = None
         return self._is_known(ending)
 
-    async def _pop(self, rng: random.Random) -> str:
+    async def _pop(self, rng: random.Random) -> Ending:
         ending, popped = await self._workers.make(rng, "pop_message", lambda: self._memory.pop_message(self._session))
         if ending == "acknowledged":
             wanted = self._ids.pop() if self._ids else None
@@ -57,7 +57,7 @@ class Owner:
                 self._revision = None
         return self._is_known(ending)
 
-    async def _update(self, rng: random.Random) -> str:
+    async def _update(self, rng: random.Random) -> Ending:
         if self._revision is None:
             return await self._read(rng)
         expected, cut = self._revision, rng.randrange(len(self._ids) + 1)
@@ -79,7 +79,7 @@ class Owner:
             self._expect("updated another state", updated["message_count"], len(self._ids))
         return self._is_known(ending)
 
-    async def _stale(self, rng: random.Random) -> str:
+    async def _stale(self, rng: random.Random) -> Ending:
         """Expect a revision that the session never had."""
         ending, _ = await self._workers.make(
             rng,
@@ -91,7 +91,7 @@ class Owner:
             self._summary.add_broken("overwritten", f"session {self._session!r} had another revision")
         return "acknowledged" if ending == "conflict" else self._is_known(ending)
 
-    async def _read(self, rng: random.Random) -> str:
+    async def _read(self, rng: random.Random) -> Ending:
         ending, history = await self._workers.make(rng, "get_history", lambda: self._memory.get_history(self._session))
         if ending == "acknowledged":
             self._expect("read another history", [message["id"] for message in history], self._ids)
@@ -102,7 +102,7 @@ class Owner:
             self._revision = found["revision"]
         return "acknowledged"
 
-    def _is_known(self, ending: str) -> str:
+    def _is_known(self, ending: Ending) -> Ending:
         return "acknowledged" if ending == "refused" else ending
 
     def _expect(self, kind: str, found: object, wanted: object) -> None:
