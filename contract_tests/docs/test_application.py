@@ -31,7 +31,7 @@ TRIES: Final = 10
 @pytest.fixture(scope="module")
 def application_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with the wheel and the frameworks."""
-    return make_recipe_environment(tmp_path_factory.mktemp("application"), "application")
+    return make_recipe_environment(tmp_path_factory, "application")
 
 
 @pytest.fixture

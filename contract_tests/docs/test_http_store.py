@@ -8,22 +8,35 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 PROJECT: Final = Path(__file__).parents[2]
 EXAMPLE: Final = PROJECT / "examples/http-store"
 PAGE: Final = PROJECT / "docs/a-store-on-a-server.md"
-RUN_SECONDS: Final = 600
-"""Seconds for a run of all clauses; an idle machine needs a tenth of that."""
+RUN_SECONDS: Final = 900
+"""Seconds for a run; an idle machine needs a tenth of that."""
+VERY_MANY: Final = "FM-AMT-001"
+"""The clause on 10,001 sessions."""
 
 
-def test_the_example_holds_the_contract() -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("-k", f"not {VERY_MANY}"),
+        # The fast profile leaves it out on a machine that is busy with other work.
+        ("-k", VERY_MANY, "--flux-profile=thorough"),
+    ],
+    ids=["the others", VERY_MANY],
+)
+def test_the_example_holds_the_contract(chosen: tuple[str, ...]) -> None:
     """Every clause holds over HTTP, none is unverified: outages, broken networks and several processes included."""
     command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--flux-postgres=off"]
     done = subprocess.run(
-        [*command, "--flux-strict"], cwd=EXAMPLE, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+        [*command, *chosen], cwd=EXAMPLE, capture_output=True, text=True, timeout=RUN_SECONDS, check=False
     )
     assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-2_000:]
-    assert "unverified" not in done.stdout
-    assert "not claimed" not in done.stdout
+    for word in ("unverified", "not claimed", "skipped"):
+        assert word not in done.stdout, done.stdout[-6_000:]
 
 
 def test_the_page_shows_the_code_of_the_example() -> None:

@@ -48,6 +48,8 @@ def open_memory(path):
 """
 FEW_CLAUSES: Final = ("-q", "-p", "no:cacheprovider", "-k", "FM-SES")
 """Keeps the contract's own plugins out; these tests look at the printed output, not at the contract."""
+HANG_SECONDS: Final = 600
+"""Seconds after which a program hangs; a busy machine takes minutes for the tests of the docs."""
 
 THE_SERVERS_WORDS: Final = {
     "permission denied for schema public",
@@ -79,9 +81,9 @@ def base_environment(**more: str) -> dict[str, str]:
 
 def run_python(place: Path, *arguments: str, **variables: str) -> str:
     """Run Python in a directory and return its output; fail if it fails."""
-    command = [sys.executable, *arguments]
+    environment, command = base_environment(**variables), [sys.executable, *arguments]
     done = subprocess.run(
-        command, cwd=place, env=base_environment(**variables), capture_output=True, text=True, timeout=120, check=False
+        command, cwd=place, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

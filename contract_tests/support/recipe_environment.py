@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 PROJECT: Final = Path(__file__).parents[2]
 _FOREIGN: Final = ("PYTEST_", "COV", "PYTHON", "FLUX_MEMORY_", "DJANGO_", "DATABASE_", "POSTGRES_")
@@ -36,9 +40,27 @@ def run_in_recipe(*command: str, cwd: Path, seconds: float = 300, **variables: s
     )
 
 
-def make_recipe_environment(place: Path, group: str) -> str:
-    """Make an environment with the wheel and the packages of a dependency group; return its interpreter."""
-    python = str(place / "environment" / "bin" / "python")
+def make_recipe_environment(directories: pytest.TempPathFactory, group: str) -> str:
+    """Return the interpreter of an environment with the wheel and the packages of a dependency group.
+
+    The first process of a parallel run makes it, and the others wait for it.
+    """
+    base = directories.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place = shared / f"environment-{group}"
+    python, finished = str(place / "environment" / "bin" / "python"), place / "finished"
+    with (shared / f"{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            # An attempt that failed left its directory behind.
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            _install(place, python, group)
+            finished.touch()
+    return python
+
+
+def _install(place: Path, python: str, group: str) -> None:
     packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"][group]
     extra = "".join(each.removeprefix("flux-memory") for each in packages if each.startswith("flux-memory"))
     others = [package for package in packages if not package.startswith("flux-memory")]
@@ -52,4 +74,3 @@ def make_recipe_environment(place: Path, group: str) -> str:
     install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile")
     done = run_in_recipe(*install, f"{wheel}{extra}", *others, cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
-    return python

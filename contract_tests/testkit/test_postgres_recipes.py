@@ -25,7 +25,7 @@ def run_command(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def recipe_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with the wheel, its extra `postgres` and the packages of the recipes."""
-    return make_recipe_environment(tmp_path_factory.mktemp("recipes"), "recipes")
+    return make_recipe_environment(tmp_path_factory, "recipes")
 
 
 @pytest.mark.parametrize("heading", RECIPES)
