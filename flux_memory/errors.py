@@ -21,7 +21,7 @@ class SessionNotFoundError(FluxMemoryError, LookupError):
 
 
 class ConflictError(FluxMemoryError):
-    """The id is taken by another session, or by a message with another content; nothing was stored."""
+    """An id is taken or unknown, or a revision or an owner differs from the expected one; nothing was changed."""
 
 
 class MemoryClosedError(FluxMemoryError):

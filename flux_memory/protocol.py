@@ -45,7 +45,7 @@ class Session(TypedDict):
 
 
 class NewMessage(TypedDict):
-    """One message of a batch for `Memory.add_messages`. Other keys are refused."""
+    """One message to append, for `Memory.add_messages` and `Memory.update_session`. Other keys are refused."""
 
     role: str
     content: str

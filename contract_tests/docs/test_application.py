@@ -122,6 +122,7 @@ def test_fastapi(application_python: str, tmp_path: Path, unpack: Any) -> None:
         assert bob.send(path)[0] == bob.send("/sessions/none/messages")[0] == 404
         status, body = bob.send(path, {"id": "q2", "text": "And cheap?"})
         assert (status, json.loads(body)["error"]) == (409, "ConflictError")
+        assert Client(port, "").send(path, {"id": "q1", "text": "Where is it warm?"})[0] == 422
         status, body = ann.send(path, {"id": "q1", "text": "another text"})
         assert (status, json.loads(body)["error"]) == (409, "ConflictError")
         status, body = ann.send(path, {"id": "q" * 256, "text": "x"})

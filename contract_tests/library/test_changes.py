@@ -209,8 +209,8 @@ def test_a_session_cursor_is_a_record_already_seen() -> None:
     [
         ("s", InvalidTypeError, "before must be a session's record, not str"),
         (("s", WHEN), InvalidTypeError, "before must be a session's record, not tuple"),
-        ({}, InvalidInputError, "before must be a record that get_sessions.. returned: KeyError.'updated_at'"),
-        ({"updated_at": WHEN}, InvalidInputError, "returned: KeyError.'id'"),
+        ({}, InvalidInputError, "before must be a record that get_sessions.. returned: it has no 'updated_at'"),
+        ({"updated_at": WHEN}, InvalidInputError, "returned: it has no 'id'"),
         ({"id": 7, "updated_at": WHEN}, InvalidInputError, r"before\['id'\] must be a str, not int"),
         ({"id": "s", "updated_at": None}, InvalidInputError, "where a UTC time of 32 characters belongs"),
         ({"id": "s", "updated_at": "2026-02-05"}, InvalidInputError, "where a UTC time of 32 characters belongs"),

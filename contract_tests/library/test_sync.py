@@ -238,8 +238,8 @@ def test_the_settings_choose_the_backend(tmp_path: Path) -> None:
     assert repr(memory) == f"SyncMemory(ConversationMemory('{tmp_path / 'chat.db'}'))"
 
 
-@pytest.mark.parametrize("wrong", [None, "chat.db", object()])
+@pytest.mark.parametrize("wrong", [None, "chat.db", object(), SyncMemory(ConversationMemory(":memory:"))])
 def test_something_else_is_refused(wrong: Any) -> None:
-    """A path or a DSN is an easy mistake."""
+    """A path, a DSN and a memory that already works without `await` are easy mistakes."""
     with pytest.raises(InvalidTypeError, match="create_memory"):
         SyncMemory(wrong)

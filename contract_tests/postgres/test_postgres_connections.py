@@ -185,6 +185,12 @@ def test_sizes_and_deadlines_that_make_no_sense_are_refused_at_once(arguments: d
         PostgresConversationMemory("postgresql://h/d", **arguments)
 
 
+def test_a_pool_without_connections_is_refused_by_the_rule_that_it_breaks() -> None:
+    """`0 <= min_size <= max_size` holds for a pool of size 0: the message has the other half of the rule."""
+    with pytest.raises(InvalidInputError, match=r"and 1 <= max_size$"):
+        PostgresConversationMemory("postgresql://h/d", min_size=0, max_size=0)
+
+
 @pytest.mark.asyncio
 async def test_a_parameter_that_the_server_does_not_know(flux_postgres_dsn: str) -> None:
     """An unknown parameter of the DSN goes to the server, which refuses it: the message says so."""

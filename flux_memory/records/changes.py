@@ -197,7 +197,8 @@ def check_session_cursor(before: object) -> tuple[str, str] | None:
     try:
         return timestamps.check(before["updated_at"]), check_lookup("before['id']", before["id"])
     except (KeyError, ValueError) as error:
-        raise InvalidInputError(f"before must be a record that get_sessions() returned: {error!r:.200}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise InvalidInputError(f"before must be a record that get_sessions() returned: {reason!s:.200}") from error
 
 
 def check_moment(name: str, value: object) -> str:

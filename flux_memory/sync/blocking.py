@@ -29,8 +29,10 @@ class BlockingCalls:
     """
 
     def __init__(self, memory: Memory) -> None:
-        if not callable(getattr(memory, "add_message", None)):
-            raise InvalidTypeError(f"memory must be a Memory, not {type(memory).__name__}; create_memory() makes one")
+        if isinstance(memory, BlockingCalls) or not callable(getattr(memory, "add_message", None)):
+            raise InvalidTypeError(
+                f"memory must be a Memory, not {type(memory).__name__}; flux_memory.create_memory() makes one"
+            )
         self._memory: Final = memory
         self._lock: Final = threading.Lock()
         self._thread: LoopThread | None = None

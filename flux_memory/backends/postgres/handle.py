@@ -50,7 +50,9 @@ class PostgresHandle:
         dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
         target = parse_dsn(dsn)
         if not records.check_count("min_size", min_size) <= records.check_count("max_size", max_size) or not max_size:
-            raise InvalidInputError(f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size")
+            raise InvalidInputError(
+                f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size, and 1 <= max_size"
+            )
         make_pool = partial(OwnPool, target, min_size, max_size, timeout)
         self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool)
 
