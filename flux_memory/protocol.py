@@ -157,7 +157,8 @@ class Memory(Protocol):
             before: A message's id: only messages that were added before it; an unknown one returns `[]`. Passing the id
                 of the oldest message seen pages back with no gap and no repeat while other calls append.
             after: A message's id: only messages that were added after it; an unknown one returns `[]`. Passing the id
-                of the newest message seen follows a conversation with no gap and no repeat.
+                of the newest message seen follows a conversation with no gap and no repeat. Once that message is
+                removed, its id is unknown: if the session's `revision` has changed, read the history anew.
 
         Raises:
             InvalidInputError: Both cursors are given.
@@ -193,7 +194,8 @@ class Memory(Protocol):
         """Change a session and its messages in one atomic step, and return the session as it is then.
 
         The parts apply in this order, with one `updated_at`: compare the revision, truncate, set the title, remove and
-        merge metadata, append. At least one part is required; `expected_revision` alone is none.
+        merge metadata, append. At least one part is required; `expected_revision` alone is none. A call that succeeds
+        changes `revision` and `updated_at`, even if every part was so already.
 
         Args:
             session_id: A session that exists.
@@ -259,8 +261,9 @@ class Memory(Protocol):
             user_id: Only this user's sessions; `None` means those of all users.
             metadata: Only sessions whose metadata contains this object, as PostgreSQL's `jsonb @>` defines it. It may
                 have 100 values at any depth, 16 of them within arrays.
-            before: A session of the page before: only sessions that follow it. Passing the last session seen pages on
-                with no gap and no repeat among sessions that do not change meanwhile.
+            before: A session of the page before, of which `id` and `updated_at` are read: only sessions that follow it.
+                Passing the last session seen pages on with no gap and no repeat among sessions that do not change
+                meanwhile.
             with_metadata: Whether the records have their metadata; without it, `metadata` is `{}`, and large metadata
                 is not read.
         """
