@@ -219,6 +219,20 @@ async def test_a_damaged_message_is_not_popped(memory: PostgresConversationMemor
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("through", [None, "4"])
+async def test_a_fork_of_a_thinned_history_takes_messages(
+    memory: PostgresConversationMemory, named_dsn: str, through: str | None
+) -> None:
+    """Another program deleted old messages: the copy's next message must not get the number of a copied one."""
+    await memory.add_messages("s", [{"role": "user", "content": id_, "message_id": id_} for id_ in "012345"])
+    await execute(named_dsn, "DELETE FROM messages WHERE id IN ('0', '1', '3')")
+    copy = await memory.fork_session("s", through=through)
+    await memory.add_messages(copy, [{"role": "user", "content": "6"}, {"role": "user", "content": "7"}])
+    contents = [message["content"] for message in await memory.get_history(copy)]
+    assert contents == (["2", "4", "5", "6", "7"] if through is None else ["2", "4", "6", "7"])
+
+
+@pytest.mark.asyncio
 async def test_concurrent_adds_that_create_are_stored_in_order(memory: PostgresConversationMemory) -> None:
     """The first add creates the session; those that gathered behind it follow in the order of the calls."""
     for number in range(10):
