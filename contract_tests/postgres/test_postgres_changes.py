@@ -219,6 +219,44 @@ async def test_a_damaged_message_is_not_popped(memory: PostgresConversationMemor
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE session_details SET metadata = '[\"a\"]'",
+        "UPDATE session_details SET metadata = '5'",
+        "UPDATE sessions SET user_id = NULL",
+        "UPDATE sessions SET created_at = '0044-03-15 BC'",
+        "UPDATE sessions SET updated_at = 'infinity'",
+    ],
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": [{"role": "user", "content": "new"}]},
+        {"truncate_all": True, "title": "new"},
+        {"merge_metadata": {"k": 1}},
+        {"remove_metadata": ["a"]},
+    ],
+    ids=["append", "truncate", "merge", "remove"],
+)
+async def test_a_damaged_session_is_not_updated(
+    memory: PostgresConversationMemory, named_dsn: str, damage: str, change: dict[str, Any]
+) -> None:
+    """A call that cannot return the session must change nothing: its caller would repeat it."""
+    await fill(memory, 2)
+    await execute(named_dsn, damage)
+    stored = """
+        SELECT sessions::text, session_details::text, messages::text
+        FROM sessions JOIN session_details ON session_id = id JOIN messages USING (session_id)
+        ORDER BY seq
+    """
+    before = await fetch_rows(named_dsn, stored)
+    with pytest.raises(FluxMemoryError, match="session 's' cannot be read"):
+        await memory.update_session("s", **change)
+    assert await fetch_rows(named_dsn, stored) == before
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("through", [None, "4"])
 async def test_a_fork_of_a_thinned_history_takes_messages(
     memory: PostgresConversationMemory, named_dsn: str, through: str | None
