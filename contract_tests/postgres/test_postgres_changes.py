@@ -219,6 +219,58 @@ async def test_a_damaged_message_is_not_popped(memory: PostgresConversationMemor
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE session_details SET metadata = '[\"a\"]'",
+        "UPDATE session_details SET metadata = '5'",
+        "UPDATE sessions SET user_id = NULL",
+        "UPDATE sessions SET created_at = '0044-03-15 BC'",
+        "UPDATE sessions SET updated_at = 'infinity'",
+    ],
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": [{"role": "user", "content": "new"}]},
+        {"truncate_all": True, "title": "new"},
+        {"merge_metadata": {"k": 1}},
+        {"remove_metadata": ["a"]},
+    ],
+    ids=["append", "truncate", "merge", "remove"],
+)
+async def test_a_damaged_session_is_not_updated(
+    memory: PostgresConversationMemory, named_dsn: str, damage: str, change: dict[str, Any]
+) -> None:
+    """A call that cannot return the session must change nothing: its caller would repeat it."""
+    await fill(memory, 2)
+    await execute(named_dsn, damage)
+    stored = """
+        SELECT sessions::text, session_details::text, messages::text
+        FROM sessions JOIN session_details ON session_id = id JOIN messages USING (session_id)
+        ORDER BY seq
+    """
+    before = await fetch_rows(named_dsn, stored)
+    with pytest.raises(FluxMemoryError, match="session 's' cannot be read"):
+        await memory.update_session("s", **change)
+    assert await fetch_rows(named_dsn, stored) == before
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("through", [None, "4"])
+async def test_a_fork_of_a_thinned_history_takes_messages(
+    memory: PostgresConversationMemory, named_dsn: str, through: str | None
+) -> None:
+    """Another program deleted old messages: the copy's next message must not get the number of a copied one."""
+    await memory.add_messages("s", [{"role": "user", "content": id_, "message_id": id_} for id_ in "012345"])
+    await execute(named_dsn, "DELETE FROM messages WHERE id IN ('0', '1', '3')")
+    copy = await memory.fork_session("s", through=through)
+    await memory.add_messages(copy, [{"role": "user", "content": "6"}, {"role": "user", "content": "7"}])
+    contents = [message["content"] for message in await memory.get_history(copy)]
+    assert contents == (["2", "4", "5", "6", "7"] if through is None else ["2", "4", "6", "7"])
+
+
+@pytest.mark.asyncio
 async def test_concurrent_adds_that_create_are_stored_in_order(memory: PostgresConversationMemory) -> None:
     """The first add creates the session; those that gathered behind it follow in the order of the calls."""
     for number in range(10):

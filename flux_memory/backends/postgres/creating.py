@@ -57,7 +57,8 @@ WITH item AS (
 )
 SELECT TRUE FROM created
 """
-# All reads are of one snapshot, so a copy is never half of a change, and locks nothing.
+# All reads are of one snapshot, so a copy is never half of a change, and locks nothing. Messages keep their numbers, of
+# which another program may have deleted some, so the counter is the last number.
 FORK_SESSION: Final = """
 WITH original AS (
     SELECT id, user_id, updated_at, title, metadata
@@ -78,7 +79,7 @@ WITH original AS (
         coalesce($4, user_id),
         greatest(updated_at, now.utc),
         greatest(updated_at, now.utc),
-        (SELECT count(*) FROM copied),
+        (SELECT coalesce(max(seq), 0) FROM copied),
         $6::text::uuid,
         $7::text::uuid
     FROM original

@@ -30,4 +30,4 @@ class ChangeOutcome(StrEnum):
     EMPTY = "empty"
     """The session has no message to remove."""
     DAMAGED = "damaged"
-    """The message to remove cannot be read."""
+    """The session, or the message to remove, cannot be read."""

@@ -160,6 +160,7 @@ WITH locked AS (
     WHERE position NOT IN (SELECT position FROM stored)
 ), merged AS (
     SELECT CASE
+        WHEN pg_catalog.jsonb_typeof(metadata) <> 'object' THEN NULL
         WHEN $6::text IS NOT NULL THEN (metadata - $7::text::text[]) || $6::text::jsonb
         WHEN $7 <> '{}' THEN metadata - $7::text::text[]
     END AS metadata
@@ -172,6 +173,11 @@ WITH locked AS (
         WHEN locked.revision::text <> $4 THEN 'conflict'
         WHEN $8::text IS NOT NULL AND cut.seq IS NULL THEN 'no message'
         WHEN EXISTS (SELECT 1 FROM stored WHERE NOT same) THEN 'taken'
+        WHEN seen.user_id IS NULL
+            OR pg_catalog.jsonb_typeof(seen.metadata) <> 'object'
+            OR seen.created_at NOT BETWEEN '0001-01-01'::timestamp AND '9999-12-31 23:59:59.999999'::timestamp
+            OR seen.updated_at NOT BETWEEN '0001-01-01'::timestamp AND '9999-12-31 23:59:59.999999'::timestamp
+            THEN 'damaged'
         WHEN $6::text IS NOT NULL AND pg_catalog.octet_length(merged.metadata::text) > $14 THEN 'too large'
         ELSE 'done'
     END AS outcome
@@ -227,7 +233,7 @@ SELECT
     coalesce($5, seen.title),
     rtrim(to_char(seen.created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
     rtrim(to_char(coalesce(changed.updated_at, seen.updated_at), 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
-    CASE WHEN outcome IN ('done', 'applied') THEN coalesce(merged.metadata, seen.metadata)::text END,
+    CASE WHEN outcome IN ('done', 'applied', 'damaged') THEN coalesce(merged.metadata, seen.metadata)::text END,
     $2,
     coalesce(changed.message_count, seen.message_count)
 FROM (SELECT 1) AS answer
@@ -274,6 +280,7 @@ async def update_session(
     """Make a change and return the session as it is then.
 
     Raises:
+        FluxMemoryError: The session cannot be read; nothing is changed.
         SessionNotFoundError: The session does not exist.
         ConflictError: The session is not as the change requires.
         InvalidInputError: The metadata would become too large.
@@ -294,7 +301,7 @@ async def update_session(
     outcome, *answer = await change_session(
         executor, state, UPDATE_SESSION, lambda: (session_id, revision, state.lost, *rest)
     )
-    if outcome in {ChangeOutcome.DONE, ChangeOutcome.APPLIED}:
+    if outcome in {ChangeOutcome.DONE, ChangeOutcome.APPLIED, ChangeOutcome.DAMAGED}:
         return await build_off_loop(partial(records.build_session, answer[1:]))
     raise _refusal(session_id, update, ChangeOutcome(outcome), answer, lost=state.lost)
 
