@@ -28,6 +28,7 @@ NOTHING: dict[str, Any] = {
     "truncate_all": False,
     "messages": (),
 }
+MESSAGE = {"role": "user", "content": "x", "message_id": "m"}
 WHEN = "2026-02-05T12:00:00.000000+00:00"
 UNSTORABLE = ["a\x00", "\ud800"]
 
@@ -79,6 +80,15 @@ def test_an_update_without_a_part_is_refused(part: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("part", "error", "says"),
     [
+        (
+            {
+                "truncate_from": "m",
+                "truncate_all": True,
+                "messages": [CONTRADICTION, {**CONTRADICTION, "content": "y"}],
+            },
+            InvalidInputError,
+            "truncate_from and truncate_all are both given",
+        ),
         ({"expected_revision": 7}, InvalidTypeError, "expected_revision must be a str, not int"),
         ({"title": 7}, InvalidTypeError, "title must be a str, not int"),
         ({"title": "\x00"}, InvalidInputError, "title"),

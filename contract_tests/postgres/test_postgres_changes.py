@@ -21,6 +21,7 @@ from flux_memory import (
     Memory,
     OutcomeUnknownError,
     PostgresConversationMemory,
+    SchemaError,
     SessionNotFoundError,
     deadline,
 )
@@ -31,6 +32,10 @@ CALLERS: Final = 24
 SLOW_DELETION: Final = """
 CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(30); RETURN NULL; END';
 CREATE TRIGGER slow AFTER DELETE ON messages FOR EACH ROW EXECUTE FUNCTION take_time();
+"""
+KEEPING: Final = """
+CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER keep BEFORE DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION keep();
 """
 WITHOUT_DETAILS: Final = """
 INSERT INTO sessions (id, user_id, created_at, updated_at) VALUES ('foreign', '', '2026-01-01', '2026-01-01')
@@ -329,3 +334,13 @@ async def test_deleting_sessions_by_several_callers_counts_each_once(
     deleted = await asyncio.gather(*(memory.delete_sessions(user_id="ann") for _ in range(3)))
     assert sum(deleted) == 350
     assert await memory.count_sessions() == 1
+
+
+@pytest.mark.asyncio
+async def test_a_session_that_a_trigger_keeps_is_not_called_deleted(flux_empty_database: str) -> None:
+    """Nor changed by another call, without a revision to compare."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        session = await memory.create_session()
+        await execute(flux_empty_database, KEEPING)
+        with pytest.raises(SchemaError, match="a trigger or a policy on the table 'sessions' kept session"):
+            await memory.delete_session(session)

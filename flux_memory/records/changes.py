@@ -74,17 +74,18 @@ def check_update(
         ConflictError: Two messages have the same id and different contents.
     """
     keys = check_keys(remove_metadata)
+    cuts_all = check_flag("truncate_all", truncate_all)
+    if cuts_all and truncate_from is not None:
+        raise InvalidInputError("truncate_from and truncate_all are both given; give one of them")
     update = SessionUpdate(
         check_revision(expected_revision),
         None if title is None else check_text("title", title),
         None if merge_metadata is None else encode_metadata(merge_metadata, "merge_metadata", most=most),
         tuple(key for key in keys if not find_unstorable(key)),  # no stored key has such a text
         None if truncate_from is None else check_lookup("truncate_from", truncate_from),
-        check_flag("truncate_all", truncate_all),
+        cuts_all,
         drop_repeats(check_batch(messages, most=most)),
     )
-    if update.truncate_all and update.truncate_from is not None:
-        raise InvalidInputError("truncate_from and truncate_all are both given; give one of them")
     given = [part is not None for part in (update.title, update.merge_metadata, update.truncate_from)]
     if not any((*given, keys, update.truncate_all, update.messages)):
         raise InvalidInputError(

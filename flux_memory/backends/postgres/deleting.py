@@ -11,7 +11,7 @@ from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.locking import change_session
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
-from flux_memory.errors import OutcomeUnknownError
+from flux_memory.errors import OutcomeUnknownError, SchemaError
 
 BATCH_SESSIONS: Final = 100
 """Sessions that one statement deletes; their rows stay locked until it ends."""
@@ -30,7 +30,8 @@ WITH locked AS (
 )
 SELECT CASE
     WHEN EXISTS (SELECT 1 FROM deleted) THEN 'done'
-    WHEN EXISTS (SELECT 1 FROM locked) THEN 'conflict'
+    WHEN EXISTS (SELECT 1 FROM locked WHERE revision <> $2) THEN 'conflict'
+    WHEN EXISTS (SELECT 1 FROM locked) THEN 'kept'
     WHEN EXISTS (SELECT 1 FROM sessions WHERE id::text = $1) THEN 'locked'
     ELSE 'missing'
 END
@@ -74,8 +75,14 @@ async def delete_session(
     Raises:
         ConflictError: The session has another revision.
         OutcomeUnknownError: The answer of an attempt was lost, and there is a session with another revision.
+        SchemaError: A trigger or a policy kept the session.
     """
     outcome, *_ = await change_session(executor, state, DELETE_SESSION, lambda: (session_id, expected_revision))
+    if outcome == ChangeOutcome.KEPT:
+        raise SchemaError(
+            f"a trigger or a policy on the table 'sessions' kept session {session_id!r:.80}, which was to be deleted; "
+            "let the role delete it"
+        )
     if outcome != ChangeOutcome.CONFLICT:
         return
     if state.lost:

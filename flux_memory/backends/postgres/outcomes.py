@@ -29,5 +29,7 @@ class ChangeOutcome(StrEnum):
     """The metadata would become too large."""
     EMPTY = "empty"
     """The session has no message to remove."""
+    KEPT = "kept"
+    """A trigger or a policy of the application kept the session."""
     DAMAGED = "damaged"
     """The session, or the message to remove, cannot be read."""
