@@ -84,7 +84,7 @@ def test_an_update_without_a_part_is_refused(part: dict[str, Any]) -> None:
             {
                 "truncate_from": "m",
                 "truncate_all": True,
-                "messages": [CONTRADICTION, {**CONTRADICTION, "content": "y"}],
+                "messages": [MESSAGE, {**MESSAGE, "content": "y"}],
             },
             InvalidInputError,
             "truncate_from and truncate_all are both given",
