@@ -21,7 +21,7 @@ from flux_memory.testkit.reference.wire import Wire, decode_time, encode_line
 
 TIMEOUT_SECONDS: Final = 30.0
 """The deadline of a call without one."""
-LOCK_SECONDS: Final = 0.4
+LOCK_SECONDS: Final = 1.0
 """How long a write waits for the lock on a session; then the server refuses it."""
 RETRY_SECONDS: Final = 0.01
 """The pause before the next attempt of a call."""
