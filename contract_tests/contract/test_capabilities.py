@@ -205,6 +205,15 @@ def test_a_missing_method_is_not_claimed(tmp_path: Path) -> None:
     assert "POP is claimed, and refused" in found
 
 
+def test_a_missing_method_is_one_false_claim(tmp_path: Path) -> None:
+    """Capabilities that it would also use, such as titles, are as claimed."""
+    shared = ReferenceStore(tmp_path / "reference.json")
+    opened: Any = lambda: Narrow(ReferenceMemory(shared))  # noqa: E731 - a factory in a line
+    claimed = CORE | Capability.FORK | Capability.RETENTION
+    found = str(run_clause("FM-CAP-001", StoreUnderTest(opened, capabilities=claimed)))
+    assert [line.partition(" is ")[0] for line in found.splitlines()] == ["FORK", "RETENTION"]
+
+
 def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) -> None:
     """It counts neither as a pass nor as a failure, and the report names the missing capability."""
     within = "capabilities = ALL & ~Capability.CURSOR"

@@ -121,6 +121,33 @@ async def test_a_reproduction_passes_on_what_calls_returned() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_cut_reproduction_defines_what_it_uses() -> None:
+    """Calls that are only counted still give the ids and revisions that the shown ones pass on."""
+    store = ReferenceStore()
+    tried = StoreUnderTest(lambda: ReferenceMemory(store))
+    memory = tried.open()
+    session, forgotten = await memory.create_session(), await memory.create_session()
+    read = await memory.get_session(session)
+    assert read is not None
+    for number in range(20):
+        await memory.get_session(forgotten)
+        await memory.add_message(forgotten, "user", str(number))
+    for _ in range(12):
+        await memory.get_history(session)
+        await memory.delete_session("none", expected_revision=read["revision"])
+    text = tried.transcript.text()
+    namespace: dict[str, object] = {}
+    exec(text, namespace)
+    again = ReferenceStore()
+    repeated = StoreUnderTest(lambda: ReferenceMemory(again))
+    await namespace["reproduce"](repeated.open)  # type: ignore[operator]  # it is a function
+    assert len(await repeated.open().get_sessions()) == 1
+    assert "# ... 41 more lines" in text
+    await repeated.close()
+    await tried.close()
+
+
+@pytest.mark.asyncio
 async def test_a_long_reproduction_is_cut() -> None:
     """Hundreds of similar calls are counted, not listed."""
     tried = StoreUnderTest(lambda: ReferenceMemory(ReferenceStore()))

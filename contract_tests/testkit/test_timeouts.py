@@ -90,6 +90,11 @@ class HangingMemory(ReferenceMemory):
         await asyncio.Event().wait()
 
 
+class ForklessMemory(ReferenceMemory):
+    async def fork_session(self, *args: Any, **kwargs: Any) -> str:
+        raise RuntimeError("forks are out of order")
+
+
 def impatient_store(memory: type[Any]) -> StoreUnderTest:
     """Return a store of such memories with very short timeouts for its clauses."""
     shared, timeouts = ReferenceStore(), Timeouts()
@@ -178,6 +183,13 @@ def test_a_clause_that_is_slow_as_a_whole_shortens_no_limit(monkeypatch: pytest.
     store = slow_store()
     assert "the clause was not done within" in str(run_clause(ONE_HANDLE, store))
     assert (store.timeouts.call_seconds, store.timeouts.call_cut) == (0.6, "")
+
+
+def test_readers_of_a_fork_end_if_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for the end of the call, not for its success: the clause fails with the error of the call."""
+    monkeypatch.setattr("flux_memory.testkit.timeouts.CLAUSE_SECONDS", 10.0)
+    shared = ReferenceStore()
+    assert "forks are out of order" in str(run_clause("FM-FRK-020", StoreUnderTest(lambda: ForklessMemory(shared))))
 
 
 def test_a_process_with_slow_calls_does_not_hang() -> None:

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, Final, Self
 
 _SHOWN_LINES: Final = 24
-"""Lines of a reproduction; earlier ones are only counted."""
+"""Last lines of a reproduction; of earlier ones, those that define a variable of a shown line are shown too."""
 _SHOWN_CALLS: Final = 4
 """Consecutive calls of one kind that are all shown; of more, the middle ones are only counted."""
 _KINDS: Final = {
@@ -127,9 +127,11 @@ class Transcript:
     def text(self) -> str:
         """Return the calls, shortened, as code to paste into a test."""
         lines = list(self._lines())
-        hidden = len(lines) - _SHOWN_LINES
-        if hidden > 0:
-            lines = [f"# ... {hidden} lines before", *lines[hidden:]]
+        hidden, shown = lines[:-_SHOWN_LINES], lines[-_SHOWN_LINES:]
+        needed = _choose_definitions(hidden, shown)
+        if len(hidden) > len(needed):
+            shown = [f"# ... {len(hidden) - len(needed)} more lines", *shown]
+        lines = needed + shown
         handles = sorted({call.handle for call in self.calls}, key=lambda name: int(name.split("_")[1]))
         lines = [f"{name} = memory_factory()" for name in handles] + lines
         if any("datetime.fromisoformat(" in call.arguments for call in self.calls):
@@ -178,6 +180,18 @@ class Transcript:
     def _show(self, value: object) -> str:
         known = self._names.get(value) if type(value) is str else self._records.get(_key_of_record(value))
         return known or _short.repr(value)
+
+
+def _choose_definitions(hidden: list[str], shown: list[str]) -> list[str]:
+    """Return the hidden lines that define the variables of the shown ones, in order."""
+    used = set(_VARIABLE.findall("\n".join(shown)))
+    chosen = []
+    for line in reversed(hidden):
+        name, _, call = line.partition(" = await ")
+        if name in used:
+            used.update(_VARIABLE.findall(call))
+            chosen.append(line)
+    return chosen[::-1]
 
 
 def _key_of_record(value: object) -> _RecordKey | None:

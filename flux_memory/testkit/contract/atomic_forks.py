@@ -39,15 +39,20 @@ class AtomicForksContract(Binding):
         session = await memory.create_session("title", {"k": 1})
         await memory.add_messages(session, numbered(*range(LENGTH)))
         history = await memory.get_history(session)
-        done: set[str] = set()
+        acknowledged: set[str] = set()
+        ended: set[str] = set()
 
         async def make(name: str) -> None:
-            await memory.fork_session(session, new_session_id=name)
-            done.add(name)
+            try:
+                await memory.fork_session(session, new_session_id=name)
+                acknowledged.add(name)
+            finally:
+                # A fork that fails must end its reader as well.
+                ended.add(name)
 
         async def watch(name: str) -> None:
             while True:
-                last = name in done
+                last = name in ended
                 rows = await other.get_history(name)
                 assert rows in ([], history), f"a reader sees {len(rows)} of {LENGTH} messages"
                 record: Any = await other.get_session(name)
@@ -56,7 +61,7 @@ class AtomicForksContract(Binding):
                 )
                 assert not rows or record is not None, "messages without a session"
                 if last:
-                    assert rows, "an acknowledged fork is not visible"
+                    assert rows or name not in acknowledged, "an acknowledged fork is not visible"
                     return
                 await asyncio.sleep(0)
 

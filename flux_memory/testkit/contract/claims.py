@@ -38,7 +38,12 @@ class CapabilitiesContract(Binding):
             # A late rejection must not spoil the following calls.
             memory = store.open()
             session = await memory.create_session()
-            made = [each for each in calls if each.also in store.capabilities]
+            # A method that is missing is a false claim of the capability that brings it, and of no other.
+            made = [
+                each
+                for each in calls
+                if each.also in store.capabilities and (not each.also or hasattr(memory, each.method))
+            ]
             found = [await _found(memory, session, each) for each in made]
             await memory.close()
             if not made or store.found(capability, "; ".join(dict.fromkeys(found))):

@@ -67,19 +67,33 @@ class RacingCreatorsContract(Binding):
         done = asyncio.Event()
         wrong: list[Any] = []
 
+        def expected(session_id: str) -> int:
+            return 1 if session_id.startswith("s one") else 3
+
+        async def add_batch(number: int) -> None:
+            await memory.add_messages(f"s {number}", numbered(1, 2, 3), create=True)
+
+        async def add_one(number: int) -> None:
+            await memory.add_message(f"s one {number}", "user", "text", create=True)
+
         async def read() -> None:
             while not done.is_set():
                 # Let the writers run even if the backend never suspends.
                 await asyncio.sleep(0)
-                wrong.extend(row for row in await other.get_sessions(None) if row["message_count"] != 3)
-                found = await other.get_session("s 5")
-                wrong.extend(row for row in (found,) if row is not None and row["message_count"] != 3)
-                if found is not None and len(await other.get_history("s 5")) != 3:
-                    wrong.append(found)
+                wrong.extend(
+                    row for row in await other.get_sessions(None) if row["message_count"] != expected(row["id"])
+                )
+                for session in ("s 5", "s one 5"):
+                    found = await other.get_session(session)
+                    if found is None:
+                        continue
+                    rows = await other.get_history(session)
+                    if not found["message_count"] == len(rows) == expected(session):
+                        wrong.append(found)
 
         reading = asyncio.ensure_future(read())
         try:
-            await together(memory.add_messages(f"s {n}", numbered(1, 2, 3), create=True) for n in range(RACERS))
+            await together(call(n) for n in range(RACERS) for call in (add_batch, add_one))
         finally:
             done.set()
             await reading

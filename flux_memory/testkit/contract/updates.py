@@ -85,6 +85,8 @@ class UpdatesContract(Binding):
             assert kept[: len(history)] == history[: len(kept)]
 
         await together(map(check, PARTS))
+        # An empty title is a title, and not a missing one.
+        assert (await memory.update_session(await fill(memory), title=""))["title"] == ""
 
     @clause(
         "FM-UPD-002",

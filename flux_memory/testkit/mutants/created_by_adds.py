@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from flux_memory import ConflictError, InvalidInputError
@@ -224,6 +225,16 @@ class CreatesInTwoSteps(_BothAdds):
             await self.create_session(session_id=session_id, user_id=given.get("user_id", ""))
             await asyncio.sleep(0)
         return await add(session_id, **given)
+
+
+@caught_by("FM-CRE-008")
+class CreatesForOneMessageInTwoSteps(Sound):
+    async def add_message(self, session_id: Any, *args: Any, create: Any = False, **given: Any) -> Any:
+        if create is True and await super().get_session(session_id) is None:
+            with suppress(ConflictError):
+                await super().create_session(session_id=session_id, user_id=given.get("user_id", ""))
+            await asyncio.sleep(0)
+        return await super().add_message(session_id, *args, create=create, **given)
 
 
 @caught_by("FM-CRE-008")

@@ -47,6 +47,15 @@ class UpdatesClearTheTitle(Sound):
         return await super().update_session(session_id, title="" if title is None and given else title, **given)
 
 
+@caught_by("FM-UPD-001")
+class UpdatesIgnoreAnEmptyTitle(Sound):
+    async def update_session(self, session_id: Any, *, title: Any = None, **given: Any) -> Any:
+        if title == "":
+            row = await super().get_session(session_id)
+            title = row["title"] if row is not None else title
+        return await super().update_session(session_id, title=title, **given)
+
+
 @caught_by("FM-UPD-002")
 class AppendsBeforeItTruncates(Sound):
     async def update_session(self, session_id: Any, *, messages: Any = (), **given: Any) -> Any:
