@@ -269,7 +269,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     from flux_memory.schema import postgres as schema  # noqa: PLC0415 - only the driver in use
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
-    check_encoding(connection)
+    await check_encoding(connection)
     # In one snapshot, since another process may upgrade the tables.
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await schema.inspect(connection)

@@ -12,7 +12,7 @@ import pytest
 from flux_memory import testkit
 
 NEEDED: Final = ("pytest", "pytest_asyncio", "hypothesis")
-INDEPENDENT: Final = ("ALL", "Capability", "Proxy", "ReferenceMemory", "ReferenceStore")
+INDEPENDENT: Final = ("ALL", "CORE", "Capability", "Proxy", "ReferenceMemory", "ReferenceStore")
 ENTRIES: Final = {
     **{name: f"from flux_memory.testkit import {name}" for name in testkit.__all__ if name not in INDEPENDENT},
     "the contract's package": "from flux_memory.testkit.contract import MemoryContract",

@@ -62,7 +62,7 @@ def test_a_failed_tests_database_is_kept(pytester: pytest.Pytester, keep: bool) 
         assert len(left) == keep
         for name in names:
             dsn = server.dsn.removesuffix("/postgres") + f"/{name}"
-            assert asyncio.run(fetch(dsn, "SELECT title FROM sessions")) == ["what was there"]
+            assert asyncio.run(fetch(dsn, "SELECT title FROM session_details")) == ["what was there"]
 
 
 def test_a_kept_database_outlives_its_run(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_xdist_counts_every_clause_once(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error")
     result = run_pytest_process(pytester, "-n", "2", "-k", "FM-ORD or FM-DUR-999")
     assert result.ret == 0
-    result.stdout.re_match_lines([r"=+ flux-memory contract \d+\.\d+ =+", r" +TestMine", r"Order and paging +15"])
+    result.stdout.re_match_lines([r"=+ flux-memory contract \d+\.\d+ =+", r" +TestMine", r"Order and paging +21"])
 
 
 def test_other_naming_conventions(pytester: pytest.Pytester) -> None:

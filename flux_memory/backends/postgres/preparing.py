@@ -25,7 +25,7 @@ async def prepare(connection: Any, deadline: float) -> None:
     loop = asyncio.get_running_loop()
     end = loop.call_at(deadline, terminate, connection)
     try:
-        check_encoding(connection)
+        await check_encoding(connection)
         await schema.bring_up_to_date(connection)
     except DRIVER_ERRORS as error:
         if loop.time() < deadline or fatal_error(error) is not None:
@@ -35,10 +35,11 @@ async def prepare(connection: Any, deadline: float) -> None:
         end.cancel()
 
 
-def check_encoding(connection: Any) -> None:
+async def check_encoding(connection: Any) -> None:
     """Raise `SchemaError` unless the database can hold every text."""
-    # The server says so at each start of a session.
-    encoding = connection.get_settings().server_encoding
+    # A server reports it when a session starts; a pooler may not.
+    encoding = getattr(connection.get_settings(), "server_encoding", None)
+    encoding = encoding or await connection.fetchval("SHOW server_encoding")
     if encoding != "UTF8":
         raise SchemaError(
             f"the database's encoding is {encoding}, which cannot hold every text; create it with ENCODING 'UTF8'"

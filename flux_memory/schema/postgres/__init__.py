@@ -128,7 +128,14 @@ async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = 
         await refuse_obstacles(connection)
     if 0 < state.version < NUMBERED:
         await refuse_strange_operators(connection)
-    return state._replace(repairs=await find_faults(connection, state.version))
+    try:
+        return state._replace(repairs=await find_faults(connection, state.version))
+    except SchemaError:
+        # Another client may have created or upgraded the tables since they were looked up.
+        now = await find_tables(connection, tables)
+        if now == found and (VERSION_TABLE not in now or await _applied_versions(connection) == applied):
+            raise
+    return await inspect(connection, tables)
 
 
 async def _applied_versions(connection: Any) -> dict[int, str]:

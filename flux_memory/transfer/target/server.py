@@ -184,7 +184,7 @@ async def inspect_target(connection: Any, *, for_reading: bool = False, replaces
 async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
     state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
-    check_encoding(connection)
+    await check_encoding(connection)
     version = await connection.fetchval(SELECT_VERSION)
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
     if read_only and not for_reading:

@@ -75,6 +75,21 @@ class Script:
         """Add a line that says what was expected."""
         self._lines.append(line)
 
+    def contradict(self, code: str, expected: Answer, wanted: str, seen: str) -> None:
+        """Make the last call one that ends as expected, or else the test fails; a cancelled one gets a comment."""
+        calls = [line.strip() for line in self._lines[-1:] if line.endswith(code)]
+        if not calls or isinstance(expected, CutOff):
+            self._lines += [f"# expected: {wanted}", f"# seen:     {seen}"]
+            return
+        if self._lines.pop().startswith(" "):
+            self._lines.pop()
+        if isinstance(expected, Raised):
+            name = _public_name(expected.error)
+            self._imports.add(f"from flux_memory import {name}")
+            self._lines += [f"with pytest.raises({name}):  # seen: {seen}", f"    {code}"]
+        else:
+            self._lines.append(f"{code}  # seen: {seen}")
+
     def code(self, handle: int, call: ModelCall) -> str:
         """Return a call as an expression."""
         arguments = ", ".join(f"{name}={self.shown(value)}" for name, value in call.arguments.items())
@@ -143,6 +158,11 @@ def _literal(value: Any) -> str:
     if type(value) is str and len(value) > 36 and len(set(value)) == 1:
         return f"{value[0]!r} * {len(value)}"
     return repr(value)
+
+
+def _public_name(error: BaseException) -> str:
+    """Return the name of an error's class, or of its first base, in `flux_memory`."""
+    return next(base.__name__ for base in type(error).__mro__ if base.__module__ == "flux_memory.errors")
 
 
 def _outcome(answer: Answer) -> str:

@@ -321,8 +321,7 @@ class MemoryMachine(RuleBasedStateMachine):
         found = difference(expected, one.answer) or Mismatch("", expected, one.answer)
         code = self._script.code(one.handle, one.call)
         if not isinstance(expected, Returned) or not isinstance(one.answer, Returned):
-            self._script.expect(f"# expected: {_told(expected)}")
-            self._script.expect(f"# seen:     {_told(one.answer)}")
+            self._script.contradict(code, expected, _told(expected), _told(one.answer))
         elif note or one.call.method.startswith(("get", "count")):
             place = f"({code}){found.place}" if found.place else code
             wanted = self._script.shown(found.expected)
