@@ -197,5 +197,5 @@ async def test_a_cancelled_call_leaves_no_statement_on_the_server(flux_empty_dat
                 return not await other.fetchval(BUSY)
 
             await wait_until(none_is_busy, seconds=3)
-        assert await fetch_rows(flux_empty_database, "SELECT count(*) FROM sessions WHERE title = ''") == [(8,)]
+        assert await fetch_rows(flux_empty_database, "SELECT count(*) FROM session_details WHERE title = ''") == [(8,)]
         assert dict(await count_contents(flux_empty_database)) == {}

@@ -214,13 +214,14 @@ class OtherWrite:
 
 OTHER_WRITES: Final = {
     "create_session": OtherWrite(
-        lambda memory: memory.create_session("new"), "SELECT count(*) FROM sessions WHERE title = 'new'"
+        lambda memory: memory.create_session("new"), "SELECT count(*) FROM session_details WHERE title = 'new'"
     ),
     "create_session with an id": OtherWrite(
         lambda memory: memory.create_session("new", session_id="new"), "SELECT count(*) FROM sessions WHERE id = 'new'"
     ),
     "update_session_title": OtherWrite(
-        lambda memory: memory.update_session_title("s0", "new"), "SELECT count(*) FROM sessions WHERE title = 'new'"
+        lambda memory: memory.update_session_title("s0", "new"),
+        "SELECT count(*) FROM session_details WHERE title = 'new'",
     ),
     "delete_session": OtherWrite(
         lambda memory: memory.delete_session("s0"), "SELECT 1 - count(*) FROM sessions WHERE id = 's0'"

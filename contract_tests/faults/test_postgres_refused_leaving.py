@@ -140,7 +140,5 @@ async def test_other_writes_that_were_refused_or_cancelled_do_not_take_effect(
         await asyncio.wait_for(asyncio.gather(*patient), 16)
         await memory.close()
         await wait_until_none(flux_empty_database, OPEN)
-        assert await fetch_rows(flux_empty_database, "SELECT id, title FROM sessions ORDER BY id") == [
-            ("kept", ""),
-            ("patient", ""),
-        ]
+        titles = "SELECT session_id, title FROM session_details ORDER BY session_id"
+        assert await fetch_rows(flux_empty_database, titles) == [("kept", ""), ("patient", "")]
