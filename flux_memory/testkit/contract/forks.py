@@ -169,7 +169,8 @@ class ForksContract(Binding):
                 with pytest.raises(InvalidInputError, match=name) as caught:
                     await memory.fork_session(session, **{name: value})
                 assert isinstance(caught.value, TypeError), f"{name}={value!r} raised {caught.value!r}"
-        for value in (None, *NOT_TEXTS):
+        values: list[Any] = [None, *NOT_TEXTS]
+        for value in values:
             with pytest.raises(InvalidInputError, match="session_id") as caught:
                 await memory.fork_session(value)
             assert isinstance(caught.value, TypeError), f"{value!r} raised {caught.value!r}"

@@ -67,7 +67,8 @@ class PopsContract(Binding):
         for key in (empty, emptied, *NOWHERE, "x" * (store.max_id_length + 1)):
             assert await memory.pop_message(key) is None, f"a pop of {key!r:.50} found something"
         assert (await memory.get_sessions(), await memory.get_history(other)) == before
-        for wrong in (None, *NOT_TEXTS):
+        values: list[Any] = [None, *NOT_TEXTS]
+        for wrong in values:
             with pytest.raises(InvalidInputError, match="session_id") as caught:
                 await memory.pop_message(wrong)
             assert isinstance(caught.value, TypeError), f"{wrong!r} raised {caught.value!r}"

@@ -254,7 +254,8 @@ class TruncationContract(Binding):
         later, history = await state_of(memory, session)
         times = [later["updated_at"]]
         parts: list[dict[str, Any]] = [{"title": "new"}, {"messages": _numbered(4, 5)}, {"truncate_from": "3"}]
-        for given in (*parts, {"truncate_from": "1", "messages": _numbered(6)}, {"truncate_all": True}):
+        parts += [{"truncate_from": "1", "messages": _numbered(6)}, {"truncate_all": True}]
+        for given in parts:
             await memory.update_session(session, **given)
             record, history = await state_of(memory, session)
             times.append(record["updated_at"])

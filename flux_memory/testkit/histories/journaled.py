@@ -109,7 +109,7 @@ class Recorder:
         with_metadata: bool = True,
     ) -> list[Session]:
         """See `Memory`."""
-        given = _given(before=before) | ({} if with_metadata else {"with_metadata": False})
+        given: dict[str, Any] = _given(before=before) | ({} if with_metadata else {"with_metadata": False})
         return await self._memory.get_sessions(limit, offset, user_id=user_id, metadata=metadata, **given)
 
     async def get_session(self, session_id: str) -> Session | None:

@@ -93,7 +93,7 @@ class ListCursorsLookUpTheirTime(Sound):
     async def get_sessions(self, *args: Any, before: Any = None, **kwargs: Any) -> Any:
         now: Any = await super().get_session(before["id"]) if isinstance(before, dict) else None
         before = now or before
-        return await super().get_sessions(*args, before=before, **kwargs)
+        return await super().get_sessions(*args, **{"before": before, **kwargs})
 
 
 @caught_by("FM-LST-032")
@@ -112,7 +112,9 @@ class ListCursorsAreOffsets(Sound):
         shown: dict[Any, int] = self.__dict__.setdefault("shown", {})
         start = shown.get(before["id"]) if isinstance(before, dict) else None
         if start is None:
-            rows = await super().get_sessions(limit, offset, before=before, **kwargs)
+            kwargs["before"] = before
+            rows = await super().get_sessions(limit, offset, **kwargs)
+            del kwargs["before"]
             everything = await super().get_sessions(None, **kwargs)
             start = everything.index(rows[0]) if rows else 0
         else:
@@ -134,7 +136,7 @@ class ListCursorsTakeAnyTime(Sound):
         if isinstance(before, dict) and {"id", "updated_at"} <= before.keys() and isinstance(before["id"], str):
             rows = await super().get_sessions(None, **kwargs)
             return [row for row in rows if (row["updated_at"], row["id"]) < (str(before["updated_at"]), before["id"])]
-        return await super().get_sessions(*args, before=before, **kwargs)
+        return await super().get_sessions(*args, **{"before": before, **kwargs})
 
 
 @caught_by("FM-LST-034")

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from flux_memory import ConflictError, InvalidInputError, Message, Metadata, NewMessage, Session
+from flux_memory import ConflictError, InvalidInputError, MemoryClosedError, Message, Metadata, NewMessage, Session
 from flux_memory.testkit.reference import arguments, rows, values
 from flux_memory.testkit.reference.store import ReferenceStore
 
 
-class ReferenceChanges(ABC):
+class ReferenceChanges:
     """The methods of the reference model that look at the revision or the tail of a conversation."""
 
     def __init__(self, store: ReferenceStore) -> None:
         self._store = store
-
-    @abstractmethod
-    def _check_open(self) -> None: ...
-
-    @abstractmethod
-    def _now(self) -> str: ...
+        self._closed = False
+        self._used = False
 
     async def get_message(self, session_id: str, message_id: str) -> Message | None:
         """See `Memory`."""
@@ -140,3 +135,12 @@ class ReferenceChanges(ABC):
             for each in found:
                 del sessions[each]
         return len(found)
+
+    def _check_open(self) -> None:
+        self._used = True
+        if self._closed:
+            raise MemoryClosedError("this memory is closed")
+
+    def _now(self) -> str:
+        """Return the current time in the format of records."""
+        return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any, Self
 
 from flux_memory import (
     ConflictError,
     InvalidInputError,
-    MemoryClosedError,
     Message,
     Metadata,
     NewMessage,
@@ -18,16 +16,10 @@ from flux_memory import (
 )
 from flux_memory.testkit.reference import arguments, rows, values
 from flux_memory.testkit.reference.changes import ReferenceChanges
-from flux_memory.testkit.reference.store import ReferenceStore
 
 
 class ReferenceMemory(ReferenceChanges):
     """A `Memory` in code that is plain enough to be correct by inspection."""
-
-    def __init__(self, store: ReferenceStore) -> None:
-        super().__init__(store)
-        self._closed = False
-        self._used = False
 
     def __del__(self) -> None:
         if self._used and not self._closed:
@@ -174,15 +166,6 @@ class ReferenceMemory(ReferenceChanges):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
-
-    def _check_open(self) -> None:
-        self._used = True
-        if self._closed:
-            raise MemoryClosedError("this memory is closed")
-
-    def _now(self) -> str:
-        """Return the current time in the format of records."""
-        return datetime.now(UTC).isoformat(timespec="microseconds")
 
     def _append(self, session_id: object, batch: list[arguments.Draft], create: object, user_id: object) -> list[str]:
         key = arguments.plain_text("session_id", session_id)
