@@ -261,33 +261,27 @@ assert sorted(row["id"] for row in rows) == sorted(f"q{n}{end}" for n in range(1
 print("done")
 """
 CELERY: Final = """
+import os
 import sys
-import time
 
 import tasks
 
 folder = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"}
-tasks.app.conf.update(broker_url="filesystem://", broker_transport_options=folder, result_backend=None)
+tasks.app.conf.update(broker_url="filesystem://", broker_transport_options=folder, result_backend=f"file://{os.getcwd()}/results")
 
 if sys.argv[1:] == ["worker"]:
     tasks.app.worker_main(["worker", "--pool=prefork", "--concurrency=2", "--loglevel=WARNING", "--without-mingle"])
 else:
     chats = [tasks.memory.create_session() for _ in range(5)]
+    running = [tasks.answer.delay(chats[0], "a question that was undone")]
     for chat in chats:
         tasks.memory.add_message(chat, "user", "Hi", message_id="q")
-        for _ in range(2):
-            tasks.answer.delay(chat, "q")
-    tasks.answer.delay(chats[0], "a question that was undone")
-    ends = time.monotonic() + 60
-    while time.monotonic() < ends:
-        found = [[row["id"] for row in tasks.memory.get_history(chat)] for chat in chats]
-        if found == [["q", "q-answer"]] * 5:
-            print("done")
-            break
-        time.sleep(0.05)
-    else:
-        print(found)
+        running += [tasks.answer.delay(chat, "q") for _ in range(2)]
+    assert [task.get(timeout=60) for task in running] == ["", *["You said: Hi"] * 10]
+    found = [[row["id"] for row in tasks.memory.get_history(chat)] for chat in chats]
+    assert found == [["q", "q-answer"]] * 5, found
     tasks.memory.close()
+    print("done")
 """
 STREAMLIT: Final = """
 from streamlit.testing.v1 import AppTest
@@ -318,7 +312,8 @@ def test_a_recipe_keeps_what_the_page_says(
 def test_celery(application_python: str, tmp_path: Path, unpack: Any) -> None:
     """Promise: tasks that are delivered twice, in worker processes that were forked, store each answer once."""
     unpack("Celery", driver=CELERY)
-    (tmp_path / "queue").mkdir()
+    for folder in ("queue", "results"):
+        (tmp_path / folder).mkdir()
     with (tmp_path / "log").open("w") as log:
         worker = subprocess.Popen(
             [application_python, "driver.py", "worker"], cwd=tmp_path, env=recipe_variables(), stdout=log, stderr=log

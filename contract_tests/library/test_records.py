@@ -140,7 +140,7 @@ def test_an_impossible_session_is_named_by_its_characters() -> None:
         def __str__(self) -> str:
             return "LIES"
 
-    with pytest.raises(SessionNotFoundError, match=r"there is no session 'a\\x00'"):
+    with pytest.raises(SessionNotFoundError, match=r"session 'a\\x00' does not exist"):
         records.check_session_id(Shouting("a\x00"))
 
 

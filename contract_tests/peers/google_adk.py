@@ -59,7 +59,7 @@ class ADK(Adapter):
             )
         session = await self.loaded(session_id, 0)
         if session is None:
-            raise SessionNotFoundError(f"there is no session {session_id!r}")
+            raise SessionNotFoundError(f"session {session_id!r} does not exist")
         with translating(ERRORS):
             return str((await self.service.append_event(session, event)).id)
 

@@ -99,7 +99,7 @@ def find_session(db: sqlite3.Connection, session: str) -> sqlite3.Row:
     """Return the row of a session, which has to exist."""
     row: sqlite3.Row | None = db.execute(SESSIONS + "WHERE id = ?", (session,)).fetchone()
     if row is None:
-        raise SessionNotFoundError(f"there is no session {session!r:.60}")
+        raise SessionNotFoundError(f"session {session!r:.60} does not exist")
     return row
 
 

@@ -227,7 +227,9 @@ def session_not_found(session_id: str) -> SessionNotFoundError:
     Args:
         session_id: The session's id.
     """
-    return SessionNotFoundError(f"there is no session {session_id!r:.80}; create_session() makes one")
+    return SessionNotFoundError(
+        f"session {session_id!r:.80} does not exist; create it with create_session(), or add with create=True"
+    )
 
 
 def session_id_taken(session_id: str) -> ConflictError:

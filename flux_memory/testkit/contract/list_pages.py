@@ -22,7 +22,7 @@ NOT_FLAGS: Final[tuple[Any, ...]] = (0, 1, None, "", "true", [], object())
 LISTED: Final = 12
 """Sessions of a list that others change while it is read."""
 FILTERS: Final[tuple[dict[str, Any], ...]] = (
-    *({}, {"user_id": "ann"}, {"user_id": "bob"}, {"user_id": ""}, {"user_id": "nobody"}, {"user_id": None}),
+    *({}, {"user_id": "ann"}, {"user_id": "bob"}, {"user_id": ""}, {"user_id": "carol"}, {"user_id": None}),
     *({"metadata": {"k": 1}}, {"metadata": {"k": 1.0}}, {"metadata": {"k": "1"}}, {"metadata": {}}, {"metadata": None}),
     *({"user_id": "ann", "metadata": {"k": 1}}, {"user_id": "bob", "metadata": {"tags": ["b"]}}),
     *({"metadata": {"tags": ["a", "b"]}}, {"metadata": {"deep": {"k": None}}}, {"metadata": {"none": 0}}),

@@ -71,7 +71,7 @@ def append(state: dict[str, Any], batch: list[arguments.Draft], moment: str) -> 
 def existing(sessions: Sessions, session_id: str) -> dict[str, Any]:
     """Return a session, which has to exist."""
     if session_id not in sessions:
-        raise SessionNotFoundError(f"there is no session {session_id!r:.60}")
+        raise SessionNotFoundError(f"session {session_id!r:.60} does not exist")
     return sessions[session_id]
 
 
