@@ -344,3 +344,5 @@ async def test_a_session_that_a_trigger_keeps_is_not_called_deleted(flux_empty_d
         await execute(flux_empty_database, KEEPING)
         with pytest.raises(SchemaError, match="a trigger or a policy on the table 'sessions' kept session"):
             await memory.delete_session(session)
+        with pytest.raises(SchemaError, match="kept 1 sessions that were to be deleted, after 0 others"):
+            await memory.delete_sessions(user_id="")

@@ -56,6 +56,7 @@ WITH chosen AS (
 )
 SELECT
     (SELECT count(*) FROM deleted),
+    (SELECT count(*) FROM chosen),
     (SELECT updated_at::text FROM last),
     (SELECT id FROM last)
 """
@@ -100,6 +101,7 @@ async def delete_sessions(
 
     Raises:
         OutcomeUnknownError: They are deleted, and the answer of a batch was lost.
+        SchemaError: A trigger or a policy kept some of them.
     """
     given = [(OF_USER, user_id), (INACTIVE, inactive_since)]
     criteria = [(condition, value) for condition, value in given if value is not None]
@@ -110,11 +112,16 @@ async def delete_sessions(
     while True:
         after = _BEFORE_ALL
         while True:
-            ((deleted, *last),) = await executor.run(
+            ((deleted, chosen, *last),) = await executor.run(
                 state, methodcaller("fetch", batch, *after, BATCH_SESSIONS, *values)
             )
+            if deleted < chosen:
+                raise SchemaError(
+                    f"a trigger or a policy on the table 'sessions' kept {chosen - deleted} sessions that were to be "
+                    f"deleted, after {total + deleted} others; let the role delete them"
+                )
             total += deleted
-            if deleted < BATCH_SESSIONS:
+            if chosen < BATCH_SESSIONS:
                 break
             after = last
         reading = CallState(writes=False)
