@@ -22,7 +22,7 @@ from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.clauses import Clause
 from flux_memory.testkit.contract.under_test import StoreUnderTest
-from flux_memory.testkit.reference.networked import READS, WRITES
+from flux_memory.testkit.reference.memory import READS, WRITES
 
 LARGE: Final = frozenset({"FM-LIM-003", "FM-LIM-004", "FM-LIM-009", "FM-LIM-012"})
 """Clauses that spend seconds on large values, which has nothing to do with distance and would delay the others."""

@@ -15,7 +15,7 @@ from flux_memory import BackendUnavailableError, ConversationMemory, Memory, Pos
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.outages import Outage
-from flux_memory.testkit.reference.networked import READS, WRITES
+from flux_memory.testkit.reference.memory import READS, WRITES
 
 TIMEOUT_SECONDS: Final = 30.0
 LOCK_SESSIONS: Final = "SELECT FROM sessions FOR UPDATE"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 
@@ -17,6 +17,7 @@ from flux_memory.backends.postgres.handle import PostgresHandle
 from flux_memory.errors import SessionNotFoundError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
+from flux_memory.records.changes import check_keys
 from flux_memory.records.checking import list_messages
 from flux_memory.records.filters import check_filter
 
@@ -123,17 +124,17 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         messages: Iterable[NewMessage] = (),
     ) -> Session:
         self._life.check_open()
-        # Checked twice if it is long, while an iterator has its elements once.
-        is_iterable = isinstance(remove_metadata, Iterable) and not isinstance(remove_metadata, str | bytes | Mapping)
+        # As in `add_messages`.
+        keys, batch = check_keys(remove_metadata), list_messages(messages)
         check = partial(
             records.check_update,
             expected_revision=expected_revision,
             title=title,
             merge_metadata=merge_metadata,
-            remove_metadata=[*remove_metadata] if is_iterable else remove_metadata,
+            remove_metadata=keys,
             truncate_from=truncate_from,
             truncate_all=truncate_all,
-            messages=list_messages(messages),
+            messages=batch,
         )
         return await self._update_session(session_id, check)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Self, TypeVar
@@ -28,6 +28,7 @@ from flux_memory.errors import (
 )
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
+from flux_memory.records.changes import check_keys
 from flux_memory.records.checking import list_messages
 
 Result = TypeVar("Result")
@@ -162,8 +163,8 @@ class ConversationMemory(Memory):
         messages: Iterable[NewMessage] = (),
     ) -> Session:
         self._life.check_open()
-        # As in `add_messages`; an iterator can be read only once, and the arguments may be checked twice.
-        keys = list(remove_metadata) if isinstance(remove_metadata, Iterator) else remove_metadata
+        # As in `add_messages`.
+        keys, batch = check_keys(remove_metadata), list_messages(messages)
         check = partial(
             records.check_update,
             expected_revision=expected_revision,
@@ -172,7 +173,7 @@ class ConversationMemory(Memory):
             remove_metadata=keys,
             truncate_from=truncate_from,
             truncate_all=truncate_all,
-            messages=list_messages(messages),
+            messages=batch,
         )
         return await self._update_session(session_id, check)
 

@@ -212,6 +212,12 @@ UNUSUAL_MAPPINGS: Final[dict[str, tuple[Any, dict[str, Any]]]] = {
 }
 """Accepted metadata, and the plain types that are returned for it."""
 
+VARIED_MESSAGES: Final[list[Any]] = [
+    {"role": text or "user", "content": text, "metadata": metadata}
+    for text, metadata in zip(list(TEXTS.values())[: len(METADATA)], METADATA.values(), strict=True)
+]
+"""A batch whose messages differ in texts and metadata."""
+
 NOT_OBJECTS: Final[tuple[Any, ...]] = ([], [("a", 1)], (), "", "{}", 0, 1, 1.5, False, True, b"{}", {1}, object())
 """Values that are not mappings, and therefore not metadata."""
 

@@ -7,13 +7,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from flux_memory import BackendUnavailableError, Memory, Message, OutcomeUnknownError
+from flux_memory import BackendUnavailableError, Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cuts import MOST_CUTS, Cutter, over_routes
 from flux_memory.testkit.contract.pace import together
+from flux_memory.testkit.contract.replies import find_state, reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
 
 SHARES: Final = 2
@@ -47,16 +48,14 @@ class CutRemovalsContract(Binding):
             for cut in cutter.cuts:
                 session = await memory.create_session()
                 await memory.add_messages(session, numbered(0, 1, 2, 3))
-                told = await _outcome(cutter.cut(cut, memory.pop_message(session)))
-                record, history = await _state_of(memory, session)
+                reply = await reply_to(cutter.cut(cut, memory.pop_message(session)))
+                record, history = await find_state(memory, session)
                 removed = contents(history) == ["0", "1", "2"]
                 assert contents(history) == ["0", "1", "2", "3"][: 3 if removed else 4], cut
+                assert record is not None
                 assert record["message_count"] == len(history), cut
-                if isinstance(told, bool):
-                    assert not removed, f"refused, but done: {cut}"
-                elif told != "unknown":
-                    assert removed, f"acknowledged, but not done: {cut}"
-                    assert told[0]["content"] == "3", cut
+                reply.check(removed, cut)
+                assert not reply.acknowledged or reply.result["content"] == "3", cut
 
         await over_routes(store, check, shares=SHARES)
 
@@ -79,15 +78,15 @@ class CutRemovalsContract(Binding):
             await memory.add_messages(session, numbered(*range(5)))
             await memory.fork_session(session)
             await cutter.measure(memory.fork_session(session))
-            before = await _state_of(memory, session)
+            before = await find_state(memory, session)
             for number, cut in enumerate(cutter.cuts):
                 name = f"{session[-8:]} {number}"
-                told = await _outcome(cutter.cut(cut, memory.fork_session(session, new_session_id=name)))
-                record, history = await _state_of(memory, name)
+                reply = await reply_to(cutter.cut(cut, memory.fork_session(session, new_session_id=name)))
+                record, history = await find_state(memory, name)
                 assert history == ([] if record is None else before[1]), f"half a copy: {cut}"
                 assert record is None or record["message_count"] == len(history), cut
-                _agrees(told, record is not None, cut)
-            assert await _state_of(memory, session) == before
+                reply.check(record is not None, cut)
+            assert await find_state(memory, session) == before
 
         await over_routes(store, check, shares=SHARES)
 
@@ -117,15 +116,13 @@ class CutRemovalsContract(Binding):
             for number, cut in enumerate(cutter.cuts):
                 user = f"{kept} {number}"
                 made = await fill(memory, user)
-                told = await _outcome(cutter.cut(cut, memory.delete_sessions(user_id=user)))
-                states = [await _state_of(memory, session) for session in made]
+                reply = await reply_to(cutter.cut(cut, memory.delete_sessions(user_id=user)))
+                states = [await find_state(memory, session) for session in made]
                 left = [record for record, _ in states if record is not None]
                 for record, history in states:
                     assert contents(history) == ([] if record is None else ["0", "1"]), f"deleted in part: {cut}"
-                if isinstance(told, list):
-                    assert (told, left) == ([DOOMED], []), f"acknowledged, but not done: {cut}"
-                elif told is False:
-                    assert left, f"refused, but done: {cut}"
+                reply.check(not left, cut)
+                assert not reply.acknowledged or reply.result == DOOMED, cut
                 assert await memory.delete_sessions(user_id=user) == len(left)
             assert contents(await memory.get_history(kept)) == ["0", "1"]
 
@@ -164,23 +161,3 @@ class CutRemovalsContract(Binding):
                 assert await read(memory) == whole, f"the read after {cut}"
 
         await over_routes(store, *(partial(check, read) for read in reads))
-
-
-async def _state_of(memory: Memory, session: str) -> tuple[Any, list[Message]]:
-    return await memory.get_session(session), await memory.get_history(session)
-
-
-async def _outcome(call: Awaitable[Any]) -> Any:
-    """Return the result of a write in a list; `False` if it is refused, `"unknown"` if its outcome is unknown."""
-    try:
-        return [await call]
-    except OutcomeUnknownError:
-        return "unknown"
-    except BackendUnavailableError:
-        return False
-
-
-def _agrees(told: Any, found: bool, what: object) -> None:
-    assert told == "unknown" or isinstance(told, list) == found, (
-        f"{what}: {'acknowledged, but not done' if told else 'refused, but done'}"
-    )

@@ -13,7 +13,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.corpus import METADATA, NOT_TEXTS, TEXTS, same
+from flux_memory.testkit.contract.corpus import NOT_TEXTS, VARIED_MESSAGES, same
 from flux_memory.testkit.contract.limits import NOWHERE
 from flux_memory.testkit.contract.order import HUGE_COUNTS, NEGATIVE_COUNTS
 from flux_memory.testkit.contract.pace import together
@@ -192,10 +192,7 @@ class FollowingContract(Binding):
     async def test_records_after_a_message(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        cases = zip(list(TEXTS.values())[: len(METADATA)], METADATA.values(), strict=True)
-        await memory.add_messages(
-            session, [{"role": text or "user", "content": text, "metadata": metadata} for text, metadata in cases]
-        )
+        await memory.add_messages(session, VARIED_MESSAGES)
         rows = await memory.get_history(session)
         for size in (None, 5):
             for at, row in enumerate(rows):

@@ -12,7 +12,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.clock import UNSET_CLOCK
-from flux_memory.testkit.contract.corpus import METADATA, NOT_TEXTS, TEXTS, same
+from flux_memory.testkit.contract.corpus import METADATA, NOT_TEXTS, VARIED_MESSAGES, same
 from flux_memory.testkit.contract.limits import NOWHERE
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_many, add_numbered, contents
@@ -34,10 +34,7 @@ class ForksContract(Binding):
     async def test_a_fork_has_the_messages(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        cases = zip(list(TEXTS.values())[: len(METADATA)], METADATA.values(), strict=True)
-        await memory.add_messages(
-            session, [{"role": text or "user", "content": text, "metadata": metadata} for text, metadata in cases]
-        )
+        await memory.add_messages(session, VARIED_MESSAGES)
         await add_numbered(memory, session, range(3))
         history = await memory.get_history(session)
         fork = await memory.fork_session(session)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from flux_memory import BackendUnavailableError, Memory, Message, OutcomeUnknownError, deadline
+from flux_memory import Memory, Message, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
@@ -16,6 +16,7 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import POINTS, TURNS, cancelled_everywhere, turns_of_the_loop
 from flux_memory.testkit.contract.deadlines import MIXED_SECONDS, OWN_SECONDS, SHORT_SECONDS
 from flux_memory.testkit.contract.pace import together
+from flux_memory.testkit.contract.replies import Reply, find_state, reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
 
 ATTEMPTS: Final = 2 * len(POINTS) + len(TURNS)
@@ -83,7 +84,7 @@ class InterruptedRemovalsContract(Binding):
             # The original is what a fork may lock.
             await asyncio.gather(*(each.add_message(session, "user", "marker") for each in (memory, other)))
         await memory.close()
-        found = await together(_state_of(other, name) for name in sorted(tried))
+        found = await together(find_state(other, name) for name in sorted(tried))
         whole = {name for name, (record, _) in zip(sorted(tried), found, strict=True) if record is not None}
         assert made <= whole, "an acknowledged copy is not there"
         for record, history in found:
@@ -102,7 +103,7 @@ class InterruptedRemovalsContract(Binding):
     )
     async def test_cancelled_deletions(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
-        markers = await other.create_session(user_id="nobody")
+        markers = await other.create_session(user_id="carol")
 
         async def fill(number: int) -> None:
             for part in "ab":
@@ -124,7 +125,7 @@ class InterruptedRemovalsContract(Binding):
         sessions = [f"{number} {part}" for number in range(last + 2) for part in "ab"]
         left = 0
         for session, (record, history) in zip(
-            sessions, await together(_state_of(other, session) for session in sessions), strict=True
+            sessions, await together(find_state(other, session) for session in sessions), strict=True
         ):
             number = int(session.split()[0])
             assert contents(history) == ([] if record is None else ["0", "1"]), "a session was deleted in part"
@@ -152,7 +153,7 @@ class InterruptedRemovalsContract(Binding):
             lambda _: memory.get_history(session, after=ids[0]),
         ]
         if Capability.COUNT_FILTER | Capability.SESSIONS | Capability.USER_SCOPE in store.capabilities:
-            reads.append(lambda _: memory.count_sessions(user_id="nobody"))
+            reads.append(lambda _: memory.count_sessions(user_id="carol"))
 
         async def cancel(read: Callable[[int], Any]) -> None:
             async for _ in cancelled_everywhere(read):
@@ -173,7 +174,7 @@ class InterruptedRemovalsContract(Binding):
         session, source = [await memory.create_session() for _ in range(2)]
         await memory.add_messages(session, numbered(*range(CALLERS * CALLS)))
         await memory.add_messages(source, numbered(0, 1, 2))
-        pops, forks = Pops(session, CALLERS * CALLS), dict[str, bool | None]()
+        pops, forks = Pops(session, CALLERS * CALLS), dict[str, Reply]()
 
         async def call(caller: int) -> None:
             chance = random.Random(caller)  # noqa: S311 - the same calls each time
@@ -183,7 +184,7 @@ class InterruptedRemovalsContract(Binding):
                 if number % 2:
                     await pops.pop(memory, within)
                 else:
-                    forks[name] = await _done(memory.fork_session(source, new_session_id=name), within)
+                    forks[name] = await _reply(memory.fork_session(source, new_session_id=name), within)
 
         await asyncio.gather(*map(call, range(CALLERS)))
         await memory.close()
@@ -206,15 +207,15 @@ class InterruptedRemovalsContract(Binding):
             doomed = [await memory.create_session(user_id=f"{outage.name} {number}") for number in range(AWAY_CALLS)]
             await memory.add_messages(session, numbered(*range(AWAY_CALLS * 2)))
             await memory.add_messages(source, numbered(0, 1, 2))
-            pops, forks = Pops(session, AWAY_CALLS * 2), dict[str, bool | None]()
-            deleted: dict[str, bool | None] = {}
+            pops, forks = Pops(session, AWAY_CALLS * 2), dict[str, Reply]()
+            deleted: dict[str, Reply] = {}
 
             async def fork(name: str, within: float) -> None:
-                forks[name] = await _done(memory.fork_session(source, new_session_id=name), within)  # noqa: B023 - awaited in the same round
+                forks[name] = await _reply(memory.fork_session(source, new_session_id=name), within)  # noqa: B023 - awaited in the same round
 
             async def delete(number: int, within: float) -> None:
                 user = f"{outage.name} {number}"  # noqa: B023 - awaited in the same round
-                deleted[doomed[number]] = await _done(memory.delete_sessions(user_id=user), within)  # noqa: B023 - awaited in the same round
+                deleted[doomed[number]] = await _reply(memory.delete_sessions(user_id=user), within)  # noqa: B023 - awaited in the same round
 
             async with outage.away():
                 calls = [
@@ -234,9 +235,8 @@ class InterruptedRemovalsContract(Binding):
             async with store.open() as reader:
                 await pops.judge(reader)
                 await _judge_forks(reader, forks)
-                for name, done in deleted.items():
-                    gone = await reader.get_session(name) is None
-                    assert done in {None, gone}, f"a deletion was {'acknowledged' if done else 'refused'}: {gone=}"
+                for name, reply in deleted.items():
+                    reply.check(await reader.get_session(name) is None, "a deletion")
 
 
 class Pops:
@@ -255,17 +255,14 @@ class Pops:
 
     async def pop(self, memory: Memory, within: float) -> None:
         """Pop a message, and note the outcome."""
-        try:
-            with deadline(within):
-                self.popped.append(await memory.pop_message(self.session))
-        except OutcomeUnknownError:
-            self.uncertain += 1
-        except BackendUnavailableError:
-            pass
+        reply = await _reply(memory.pop_message(self.session), within)
+        if reply.acknowledged:
+            self.popped.append(reply.result)
+        self.uncertain += reply.acknowledged is None
 
     async def judge(self, memory: Memory) -> None:
         """Compare with the store. The handles that popped must be closed."""
-        record, history = await _state_of(memory, self.session)
+        record, history = await find_state(memory, self.session)
         left = contents(history)
         assert left == [str(number) for number in range(len(left))], "other messages than the newest were removed"
         assert record is not None
@@ -280,27 +277,16 @@ class Pops:
         )
 
 
-async def _judge_forks(memory: Memory, told: dict[str, bool | None]) -> None:
-    for name, done in told.items():
-        record, history = await _state_of(memory, name)
+async def _judge_forks(memory: Memory, replies: dict[str, Reply]) -> None:
+    for name, reply in replies.items():
+        record, history = await find_state(memory, name)
         assert contents(history) == ([] if record is None else ["0", "1", "2"]), "half a copy"
-        assert done in {None, record is not None}, f"{name} was {'acknowledged' if done else 'refused'}: {record}"
+        reply.check(record is not None, name)
 
 
-async def _done(call: Awaitable[Any], within: float) -> bool | None:
-    """Return whether a call is acknowledged, or refused; `None` if its outcome is unknown."""
-    try:
-        with deadline(within):
-            await call
-    except OutcomeUnknownError:
-        return None
-    except BackendUnavailableError:
-        return False
-    return True
-
-
-async def _state_of(memory: Memory, session: str) -> tuple[Any, list[Message]]:
-    return await memory.get_session(session), await memory.get_history(session)
+async def _reply(call: Awaitable[Any], within: float) -> Reply:
+    with deadline(within):
+        return await reply_to(call)
 
 
 async def _both_work(memory: Memory, other: Memory, session: str) -> None:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from flux_memory import BackendUnavailableError, FluxMemoryError, Memory, OutcomeUnknownError, deadline
+from flux_memory import FluxMemoryError, Memory, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
@@ -18,6 +18,7 @@ from flux_memory.testkit.contract.cuts import Cutter, over_routes
 from flux_memory.testkit.contract.ledger import LONG_SECONDS
 from flux_memory.testkit.contract.leftovers import EVERYTHING, assert_as_new
 from flux_memory.testkit.contract.pace import together
+from flux_memory.testkit.contract.replies import Reply, reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents, gather_outcomes
 from flux_memory.testkit.contract.updates import EVERY_PART, state_of
 
@@ -228,10 +229,10 @@ class InterruptedUpdatesContract(Binding):
 
             name = str(id(cutter))
             await cutter.measure(create(-1))
-            told = [await outcome_of(cutter.cut(cut, create(number))) for number, cut in enumerate(cutter.cuts)]
-            for number, done in enumerate(told):
+            replies = [await reply_to(cutter.cut(cut, create(number))) for number, cut in enumerate(cutter.cuts)]
+            for number, reply in enumerate(replies):
                 record = await memory.get_session(f"{name} {number:03}")
-                assert done in {None, record is not None}, cutter.cuts[number]
+                reply.check(record is not None, cutter.cuts[number])
                 assert record is None or (record["message_count"], record["user_id"]) == (2, "u")
                 assert await create(number) == ["m0", "m1"]
                 record, history = await state_of(memory, f"{name} {number:03}")
@@ -249,7 +250,7 @@ class Changes:
 
     def __init__(self, session: str) -> None:
         self.session = session
-        self._told: dict[tuple[str, str], bool | None] = {}
+        self._told: dict[tuple[str, str], Reply] = {}
 
     async def update(self, memory: Memory, name: str, seconds: float) -> bool | None:
         """Add a message and a key of this name in one update; return whether it was made, or `None`."""
@@ -266,7 +267,7 @@ class Changes:
         row, history = await state_of(memory, self.session)
         said = contents(history)
         assert row["message_count"] == len(said) == len(set(said))
-        for (kind, name), told in self._told.items():
+        for (kind, name), reply in self._told.items():
             if kind == "update":
                 found = name in said
                 assert (name in row["metadata"]) == found, f"half an update: {name}"
@@ -274,24 +275,12 @@ class Changes:
                 record = await memory.get_session(name)
                 found = record is not None
                 assert record is None or record["message_count"] == 1
-            assert told in {None, found}, f"{kind} {name}: {'acknowledged' if told else 'refused'}, found: {found}"
+            reply.check(found, f"{kind} {name}")
 
     async def _note(self, kind: str, name: str, call: Awaitable[Any], seconds: float) -> bool | None:
         with deadline(seconds):
-            told = await outcome_of(call)
-        self._told[kind, name] = told
-        return told
-
-
-async def outcome_of(call: Awaitable[Any]) -> bool | None:
-    """Return whether a write is acknowledged, or refused; `None` if its outcome is unknown."""
-    try:
-        await call
-    except OutcomeUnknownError:
-        return None
-    except BackendUnavailableError:
-        return False
-    return True
+            reply = self._told[kind, name] = await reply_to(call)
+        return reply.acknowledged
 
 
 async def _updates_meet_cuts(store: StoreUnderTest, memory: Memory, cutter: Cutter) -> None:
@@ -311,17 +300,17 @@ async def _updates_meet_cuts(store: StoreUnderTest, memory: Memory, cutter: Cutt
 
     await cutter.measure(update(*await prepare()))
     prepared = [await prepare() for _ in cutter.cuts]
-    told = [await outcome_of(cutter.cut(cut, update(*each))) for cut, each in zip(cutter.cuts, prepared, strict=True)]
+    replies = [await reply_to(cutter.cut(cut, update(*each))) for cut, each in zip(cutter.cuts, prepared, strict=True)]
     async with store.open() as reader:
         states = await together(state_of(reader, session) for session, _ in prepared)
-    for cut, (_, revision), done, (record, history) in zip(cutter.cuts, prepared, told, states, strict=True):
+    for cut, (_, revision), reply, (record, history) in zip(cutter.cuts, prepared, replies, states, strict=True):
         changed = record["title"] == "new"
         assert (record["title"], record["metadata"], contents(history)) == (
             ("new", {"k": "new"}, ["old 0", "new"]) if changed else ("old", {"k": "old", "gone": 1}, _texts("old"))
         ), cut
         assert record["message_count"] == len(history)
         assert (record["revision"] == revision) != changed
-        assert done in {None, changed}, f"{cut}: {'acknowledged, but not done' if done else 'refused, but done'}"
+        reply.check(changed, cut)
 
 
 def _counted(number: int) -> list[Any]:

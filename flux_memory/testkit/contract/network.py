@@ -14,6 +14,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, choose_cuts, over_routes
 from flux_memory.testkit.contract.ledger import Ledger
+from flux_memory.testkit.contract.replies import reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
 
 BATCH: Final = 5
@@ -132,33 +133,33 @@ class NetworkContract(Binding):
             await cutter.measure(memory.create_session("t"))
             for cut in cutter.cuts:
                 name = f"{cut.direction} {cut.after} {cut.how}"
-                done = await _outcome(cutter.cut(cut, memory.create_session("t", session_id=name)))
-                _agrees(done, await memory.get_session(name) is not None, f"{name} after {cut}")
+                reply = await reply_to(cutter.cut(cut, memory.create_session("t", session_id=name)))
+                reply.check(await memory.get_session(name) is not None, f"{name} after {cut}")
 
         async def renamed(memory: Memory, cutter: Cutter) -> None:
             session = await memory.create_session("0")
             await cutter.measure(memory.update_session_title(session, "whole"))
             for number, cut in enumerate(cutter.cuts):
                 title = f"title {number}"
-                done = await _outcome(cutter.cut(cut, memory.update_session_title(session, title)))
+                reply = await reply_to(cutter.cut(cut, memory.update_session_title(session, title)))
                 found = await memory.get_session(session)
                 assert found is not None
-                _agrees(done, found["title"] == title, f"{title} after {cut}")
+                reply.check(found["title"] == title, f"{title} after {cut}")
 
         async def deleted(memory: Memory, cutter: Cutter) -> None:
             session = await memory.create_session()
             await cutter.measure(memory.delete_session(session))
             for cut in cutter.cuts:
                 session = await memory.create_session()
-                done = await _outcome(cutter.cut(cut, memory.delete_session(session)))
-                _agrees(done, await memory.get_session(session) is None, f"deleted after {cut}")
+                reply = await reply_to(cutter.cut(cut, memory.delete_session(session)))
+                reply.check(await memory.get_session(session) is None, f"deleted after {cut}")
 
         async def cleared(memory: Memory, cutter: Cutter) -> None:
             await cutter.measure(memory.clear_all())
             for cut in choose_cuts(cutter.cuts, CLEARINGS):
                 await memory.create_session()
-                done = await _outcome(cutter.cut(cut, memory.clear_all()))
-                _agrees(done, await memory.count_sessions() == 0, f"cleared after {cut}")
+                reply = await reply_to(cutter.cut(cut, memory.clear_all()))
+                reply.check(await memory.count_sessions() == 0, f"cleared after {cut}")
 
         await over_routes(store, created, renamed, deleted, shares=SHARES // 2)
         if Capability.CLEAR_ALL in store.capabilities:
@@ -240,18 +241,3 @@ async def _adds_meet_cuts(
 
 def _ids(name: str, size: int) -> list[str]:
     return [f"{name}, {number}" for number in range(size)]
-
-
-async def _outcome(call: Awaitable[Any]) -> bool | None:
-    """Return whether a write is acknowledged, or refused; `None` if its outcome is unknown."""
-    try:
-        await call
-    except OutcomeUnknownError:
-        return None
-    except BackendUnavailableError:
-        return False
-    return True
-
-
-def _agrees(told: bool | None, found: bool, what: str) -> None:
-    assert told in {None, found}, f"{what}: {'acknowledged, but not done' if told else 'refused, but done'}"

@@ -9,7 +9,7 @@ from flux_memory import Memory, Session
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.corpus import METADATA, TEXTS, same
+from flux_memory.testkit.contract.corpus import VARIED_MESSAGES, same
 from flux_memory.testkit.contract.lookalikes import TYPED_TEXTS
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
@@ -70,12 +70,10 @@ class PagesContract(Binding):
     async def test_a_message_is_the_same_in_every_page(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        cases = zip(list(TEXTS.values())[: len(METADATA)], METADATA.values(), strict=True)
-        batch: list[Any] = [{"role": text or "user", "content": text, "metadata": metadata} for text, metadata in cases]
-        await memory.add_messages(session, batch)
+        await memory.add_messages(session, VARIED_MESSAGES)
         rows = await memory.get_history(session)
         ids = [row["id"] for row in rows]
-        assert [row["content"] for row in rows] == [message["content"] for message in batch]
+        assert [row["content"] for row in rows] == [message["content"] for message in VARIED_MESSAGES]
         for size in (1, 5):
             assert same(await memory.get_history(session, size), rows[-size:])
             pages = await asyncio.gather(*(memory.get_history(session, size, before=one) for one in ids))

@@ -13,7 +13,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.corpus import METADATA, NOT_TEXTS, TEXTS, same
+from flux_memory.testkit.contract.corpus import NOT_TEXTS, VARIED_MESSAGES, same
 from flux_memory.testkit.contract.limits import NOWHERE
 from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, another_handle, contents
@@ -38,10 +38,7 @@ class PopsContract(Binding):
     async def test_a_pop_takes_the_newest(self, store: StoreUnderTest) -> None:
         memory = store.open()
         session = await memory.create_session()
-        cases = zip(list(TEXTS.values())[: len(METADATA)], METADATA.values(), strict=True)
-        await memory.add_messages(
-            session, [{"role": text or "user", "content": text, "metadata": metadata} for text, metadata in cases]
-        )
+        await memory.add_messages(session, VARIED_MESSAGES)
         await add_numbered(memory, session, range(3))
         history = await memory.get_history(session)
         while history:

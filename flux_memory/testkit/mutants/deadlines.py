@@ -16,33 +16,16 @@ from flux_memory import (
 )
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-
-LONG_SECONDS = 30.0
-"""The deadline of a call without one."""
+from flux_memory.testkit.mutants.shared import LONG_SECONDS, _WorksInATask
 
 
-class _WorksInATask(Sound):
-    """Works in a task that ignores the caller's deadline and cancellation."""
-
-    after_seconds = 0.0
-
+class _AddsInATask(_WorksInATask):
     async def add_message(self, *args: Any, **kwargs: Any) -> Any:
-        work = asyncio.ensure_future(self._work(super().add_message(*args, **kwargs)))
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            async with asyncio.timeout(seconds_for(LONG_SECONDS)):
-                return await asyncio.shield(work)
-        except TimeoutError:
-            raise BackendUnavailableError("not within the deadline; nothing was stored") from None
-
-    async def _work(self, call: Any) -> Any:
-        await asyncio.sleep(self.after_seconds)
-        with deadline(LONG_SECONDS):
-            return await call
+        return await self.in_a_task(super().add_message(*args, **kwargs))
 
 
 @caught_by("FM-DLN-001")
-class StoresWhatItRefused(_WorksInATask):
+class StoresWhatItRefused(_AddsInATask):
     after_seconds = 0.003
 
 
@@ -83,7 +66,7 @@ class LooksAtTheClockLast(Sound):
 
 
 @caught_by("FM-DLN-003")
-class SendsForCallersThatAreGone(_WorksInATask):
+class SendsForCallersThatAreGone(_AddsInATask):
     """Sends waiting writes once the store is back, although their callers got an error."""
 
 

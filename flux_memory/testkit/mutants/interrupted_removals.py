@@ -14,9 +14,9 @@ from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknown
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit.mutants.cancellation import _LeaksALock
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
-from flux_memory.testkit.mutants.deadlines import LONG_SECONDS
 from flux_memory.testkit.mutants.forks import _ForksInSteps
 from flux_memory.testkit.mutants.network import _GivesUp
+from flux_memory.testkit.mutants.shared import LONG_SECONDS
 from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:

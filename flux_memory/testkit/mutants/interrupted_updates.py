@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flux_memory import BackendUnavailableError, ConflictError, deadline
-from flux_memory.backends.deadlines import seconds_for
+from flux_memory import BackendUnavailableError, ConflictError
 from flux_memory.testkit.mutants.cancellation import _LeaksALock
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 from flux_memory.testkit.mutants.network import _GivesUp
+from flux_memory.testkit.mutants.shared import _WorksInATask
 from flux_memory.testkit.mutants.updates import divide
 from flux_memory.testkit.reference.rows import new_id
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 else:
     Client = object
 
-LONG_SECONDS = 30.0
 """The deadline of a call without one."""
 
 
@@ -108,52 +107,32 @@ class ACancelledUpdateLeavesItsTransaction(Sound):
         return await super().add_message(session_id, *args, **given)
 
 
-class _WorksInATask(Sound):
-    """Works in a task that ignores the caller's deadline."""
-
-    after_seconds = 0.003
-
-    async def _in_a_task(self, call: Any) -> Any:
-        work = asyncio.ensure_future(self._work(call))
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            async with asyncio.timeout(seconds_for(LONG_SECONDS)):
-                return await asyncio.shield(work)
-        except TimeoutError:
-            raise BackendUnavailableError("not within the deadline; nothing was stored") from None
-
-    async def _work(self, call: Any) -> Any:
-        await asyncio.sleep(self.after_seconds)
-        with deadline(LONG_SECONDS):
-            return await call
-
-
 @caught_by("FM-DLN-030")
 class MakesTheUpdatesItRefused(_WorksInATask):
+    after_seconds = 0.003
+
     async def update_session(self, *args: Any, **given: Any) -> Any:
-        return await self._in_a_task(super().update_session(*args, **given))
+        return await self.in_a_task(super().update_session(*args, **given))
 
 
 @caught_by("FM-DLN-030")
 class CreatesWhatItRefused(_WorksInATask):
+    after_seconds = 0.003
+
     async def add_message(self, *args: Any, **given: Any) -> Any:
-        return await self._in_a_task(super().add_message(*args, **given))
+        return await self.in_a_task(super().add_message(*args, **given))
 
 
 @caught_by("FM-DLN-031")
 class MakesUpdatesAfterTheOutage(_WorksInATask):
-    after_seconds = 0.0
-
     async def update_session(self, *args: Any, **given: Any) -> Any:
-        return await self._in_a_task(super().update_session(*args, **given))
+        return await self.in_a_task(super().update_session(*args, **given))
 
 
 @caught_by("FM-DLN-031")
 class CreatesAfterTheOutage(_WorksInATask):
-    after_seconds = 0.0
-
     async def add_message(self, *args: Any, **given: Any) -> Any:
-        return await self._in_a_task(super().add_message(*args, **given))
+        return await self.in_a_task(super().add_message(*args, **given))
 
 
 @caught_by("FM-NET-030")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from flux_memory import (
     ConflictError,
@@ -16,6 +16,22 @@ from flux_memory import (
 )
 from flux_memory.testkit.reference import arguments, rows, values
 from flux_memory.testkit.reference.changes import ReferenceChanges
+
+WRITES: Final = (
+    "create_session",
+    "add_message",
+    "add_messages",
+    "pop_message",
+    "update_session",
+    "update_session_title",
+    "fork_session",
+    "delete_session",
+    "delete_sessions",
+    "clear_all",
+)
+"""The methods that change a store."""
+READS: Final = ("get_history", "get_message", "get_sessions", "get_session", "count_sessions")
+"""The methods that read one."""
 
 
 class ReferenceMemory(ReferenceChanges):

@@ -14,7 +14,7 @@ from typing import Any, Final, Self, cast
 
 import flux_memory
 from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError, seconds_for
-from flux_memory.testkit.reference.memory import ReferenceMemory
+from flux_memory.testkit.reference.memory import READS, WRITES, ReferenceMemory
 from flux_memory.testkit.reference.rows import new_id
 from flux_memory.testkit.reference.store import ReferenceStore
 from flux_memory.testkit.reference.wire import Wire, decode_time, encode_line
@@ -29,19 +29,6 @@ POOL_SIZE: Final = 4
 """The largest number of connections of a handle."""
 LINE_BYTES: Final = 2**27
 
-WRITES: Final = (
-    "create_session",
-    "add_message",
-    "add_messages",
-    "pop_message",
-    "update_session",
-    "update_session_title",
-    "fork_session",
-    "delete_session",
-    "delete_sessions",
-    "clear_all",
-)
-READS: Final = ("get_history", "get_message", "get_sessions", "get_session", "count_sessions")
 _OF_ALL_SESSIONS: Final = ("delete_sessions", "clear_all")
 
 Request = dict[str, Any]

@@ -12,20 +12,6 @@ from flux_memory import Memory
 from flux_memory.testkit.contract.cancel_points import When, cut_short
 from flux_memory.testkit.timeouts import CALL_SECONDS, BlockedError, unblocked
 
-WRITES: Final = frozenset(
-    {
-        "create_session",
-        "add_message",
-        "add_messages",
-        "pop_message",
-        "update_session",
-        "update_session_title",
-        "fork_session",
-        "delete_session",
-        "delete_sessions",
-        "clear_all",
-    }
-)
 _NAMING_MESSAGES: Final = frozenset({"message_id", "before", "after", "through", "truncate_from"})
 """Arguments with a message's id."""
 _CHOSEN: Final = {

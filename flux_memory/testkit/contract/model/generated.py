@@ -12,8 +12,9 @@ from hypothesis.strategies import SearchStrategy
 
 from flux_memory import MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.testkit.contract import corpus
-from flux_memory.testkit.contract.model.calls import WRITES, Cut, IdPlaceholder, ModelCall, RecordPlaceholder
+from flux_memory.testkit.contract.model.calls import Cut, IdPlaceholder, ModelCall, RecordPlaceholder
 from flux_memory.testkit.contract.model.refusals import REFUSED
+from flux_memory.testkit.reference.memory import WRITES
 
 Group = Sequence[tuple[int, ModelCall, Cut | None]]
 

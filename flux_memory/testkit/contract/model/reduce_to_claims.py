@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from flux_memory import MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import Capability
-from flux_memory.testkit.contract.model.calls import WRITES, Cut, ModelCall
+from flux_memory.testkit.contract.model.calls import Cut, ModelCall
+from flux_memory.testkit.reference.memory import WRITES
 
 NEEDED: Final = Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.TIMESTAMPS
 """Without these capabilities the model cannot determine what a store holds."""

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from flux_memory import ConflictError, SessionNotFoundError
 from flux_memory.testkit.contract.model.answers import ANY_REVISION, ANY_TIME, difference
-from flux_memory.testkit.contract.model.calls import WRITES, Answer, Answered, CutOff, ModelCall, Raised, Returned
+from flux_memory.testkit.contract.model.calls import Answer, Answered, CutOff, ModelCall, Raised, Returned
 from flux_memory.testkit.contract.model.pages_seen import page_as_seen
 from flux_memory.testkit.reference import ReferenceMemory, ReferenceStore
+from flux_memory.testkit.reference.memory import WRITES
 
 _LISTINGS: Final = frozenset({"get_sessions", "count_sessions"})
 
