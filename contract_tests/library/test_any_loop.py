@@ -122,7 +122,7 @@ def test_errors_and_deadlines_cross_over(memory: Memory) -> None:
     session = asyncio.run(memory.create_session())
 
     async def use() -> None:
-        with pytest.raises(SessionNotFoundError, match="no session 'missing'"):
+        with pytest.raises(SessionNotFoundError, match="session 'missing' does not exist"):
             await memory.add_message("missing", "user", "x")
         with deadline(1e-6), pytest.raises(BackendUnavailableError):
             await memory.add_message(session, "user", "too late")
