@@ -8,7 +8,7 @@ from typing import Final
 
 from flux_memory import records
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.locking import change_session
+from flux_memory.backends.postgres.locking import Change, change_session
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.errors import OutcomeUnknownError, SchemaError
@@ -78,7 +78,8 @@ async def delete_session(
         OutcomeUnknownError: The answer of an attempt was lost, and there is a session with another revision.
         SchemaError: A trigger or a policy kept the session.
     """
-    outcome, *_ = await change_session(executor, state, DELETE_SESSION, lambda: (session_id, expected_revision))
+    deletion = Change(DELETE_SESSION, lambda: (session_id, expected_revision))
+    outcome, *_ = await change_session(executor, state, deletion)
     if outcome == ChangeOutcome.KEPT:
         raise SchemaError(
             f"a trigger or a policy on the table 'sessions' kept session {session_id!r:.80}, which was to be deleted; "

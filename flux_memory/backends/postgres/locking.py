@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 
@@ -19,8 +19,16 @@ LOCK_SESSION: Final = "SELECT TRUE FROM sessions WHERE id::text = $1 FOR NO KEY 
 SKIPPING: Final = " SKIP LOCKED"
 
 
+class Change(NamedTuple):
+    """A statement that changes one session and returns one row, which begins with a `ChangeOutcome`."""
+
+    sql: str
+    values: Callable[[], Sequence[object]]
+    """Returns the parameters, of which the first is the session's id; called for each attempt."""
+
+
 async def change_session(
-    executor: RetryingExecutor, state: CallState, sql: str, values: Callable[[], Sequence[object]]
+    executor: RetryingExecutor, state: CallState, change: Change, *, shortcut: Change | None = None
 ) -> list[Any]:
     """Run a change of one session and return the row of its outcome.
 
@@ -31,22 +39,27 @@ async def change_session(
     Args:
         executor: Runs the statements.
         state: The state of the call.
-        sql: Skips a locked session. It returns one row, which begins with a `ChangeOutcome`.
-        values: Returns the statement's parameters, of which the first is the session's id; called for each attempt.
+        change: Skips a locked session.
+        shortcut: A cheaper statement for the usual case, which waits for a lock. Where it answers `STALE`, `change`
+            decides.
     """
     locks_first = False
     while True:
         if waits := executor.may_wait_for_lock():
             executor.on_lock.add(state)
-        statements = [LOCK_SESSION, sql] if locks_first else [sql]
+        attempted = shortcut if shortcut is not None and waits else change
+        statements = [LOCK_SESSION, attempted.sql] if locks_first else [attempted.sql]
         if waits:
             statements = [each.replace(SKIPPING, "") for each in statements]
         try:
-            row: list[Any] = await executor.run(state, partial(_run, statements, values))
+            row: list[Any] = await executor.run(state, partial(_run, statements, attempted.values))
         finally:
             executor.on_lock.discard(state)
         outcome = ChangeOutcome(row[0])
-        if outcome is ChangeOutcome.STALE:
+        if outcome is ChangeOutcome.STALE and attempted is shortcut:
+            shortcut = None
+            state.sent = False
+        elif outcome is ChangeOutcome.STALE:
             locks_first = True
             state.sent = False
             state.blocked = True
