@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.long_calls import LongCalls, build_off_loop
+from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.locking import in_transaction
 from flux_memory.backends.postgres.retry import RetryingExecutor
@@ -77,7 +78,7 @@ WHERE user_id = $1 AND id::text COLLATE "C" > $2::text COLLATE "C"
 ORDER BY id COLLATE "C"
 LIMIT $3
 """
-DELETE_WITHOUT_OWNER: Final = "DELETE FROM feedback WHERE session_id::text = ANY ($1::text[]) AND user_id = ''"
+DELETE_WITHOUT_OWNER: Final = "DELETE FROM feedback WHERE session_id::text = ANY ($1::text::text[]) AND user_id = ''"
 DELETE_OF_USER: Final = "DELETE FROM feedback WHERE user_id = $1"
 SELECT_OF_USER: Final = "SELECT EXISTS (SELECT 1 FROM feedback WHERE user_id = $1)"
 
@@ -223,7 +224,7 @@ async def erase_without_owner(executor: RetryingExecutor, state: CallState, user
         found = await executor.run(reading, methodcaller("fetch", SELECT_IDS_OF_USER, user_id, last, _BATCH_SESSIONS))
         ids = [session_id for (session_id,) in found]
         if ids:
-            await executor.run_on_any_lock(state, methodcaller("execute", DELETE_WITHOUT_OWNER, ids))
+            await executor.run_on_any_lock(state, methodcaller("execute", DELETE_WITHOUT_OWNER, write_texts(ids)))
         if len(ids) < _BATCH_SESSIONS:
             return
         last = ids[-1]

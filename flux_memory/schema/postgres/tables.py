@@ -9,7 +9,8 @@ from flux_memory.errors import SchemaError
 MEMORY: Final = "{sessions,session_details,messages,feedback,flux_memory_schema}"
 """The tables of a memory, as an array of names."""
 WITH_RECORD: Final = (
-    "{sessions,session_details,messages,feedback,flux_memory_schema,flux_memory_moves,flux_memory_moved_sessions}"
+    "{sessions,session_details,messages,feedback,flux_memory_schema,flux_memory_moves,flux_memory_moved_sessions,"
+    "flux_memory_moved_feedback}"
 )
 """The same and the record of moves, which only migrations use: no other call depends on it."""
 
