@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor, terminate
+
+Result = TypeVar("Result")
 
 # At another isolation level the change would not see what was committed while it waited for the lock.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -78,13 +80,22 @@ async def _run(statements: list[str], values: Callable[[], Sequence[object]], co
     *locking, changing = statements
     if not locking:
         return [*(await connection.fetch(changing, *values()))[0]]
-    # Not by `connection.transaction()`, whose ROLLBACK after a cancellation may never return.
-    await connection.execute(BEGIN)
-    try:
+
+    async def lock_and_change() -> list[Any]:
         given = values()
         for sql in locking:
             await connection.fetch(sql, given[0])
-        row = [*(await connection.fetch(changing, *given))[0]]
+        return [*(await connection.fetch(changing, *given))[0]]
+
+    return await in_transaction(connection, lock_and_change)
+
+
+async def in_transaction(connection: Any, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run statements in a transaction, and return their result once it is committed."""
+    # Not by `connection.transaction()`, whose ROLLBACK after a cancellation may never return.
+    await connection.execute(BEGIN)
+    try:
+        result = await work()
         await connection.execute("COMMIT")
     except asyncpg.PostgresError:
         await _roll_back(connection)
@@ -92,7 +103,7 @@ async def _run(statements: list[str], values: Callable[[], Sequence[object]], co
     except Exception:
         terminate(connection)
         raise
-    return row
+    return result
 
 
 async def _roll_back(connection: Any) -> None:
