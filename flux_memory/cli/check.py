@@ -112,6 +112,7 @@ def _show(report: CheckReport) -> None:
         "Server": report.server,
         "Schema": report.schema,
         "Contents": f"{report.sessions:,} sessions, {report.messages:,} messages"
+        + f", {report.feedback:,} entries of feedback" * bool(report.feedback)
         + " that the role may see" * bool(report.row_security),
         "Policies": f"row-level security on {', '.join(report.row_security)} may hide others"
         * bool(report.row_security),

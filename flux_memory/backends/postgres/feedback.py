@@ -97,6 +97,8 @@ _BATCH_SESSIONS: Final = 1_000
 """Sessions whose feedback one statement erases."""
 _KEPT_ATTEMPTS: Final = 3
 """Deletions without effect after which something keeps the rows; fewer may have met a concurrent add."""
+_HIDDEN_ATTEMPTS: Final = 3
+"""Adds after which a policy hides the entry that has the id; fewer may have met one that was deleted just then."""
 _BEFORE_ALL: Final = "-infinity"
 
 
@@ -227,15 +229,17 @@ async def add_entry(executor: RetryingExecutor, state: CallState, row: records.F
     Raises:
         ConflictError: Another entry has the id.
     """
-    added, stored = False, None
-    while not added and stored is None:
-        # An entry that is in the way may be deleted before it can be read.
+    for _ in range(_HIDDEN_ATTEMPTS):
         added, stored = await executor.run_on_any_lock(
             state, lambda connection: in_transaction(connection, partial(_insert, connection, row))
         )
-    if stored is not None and not row.same_as(stored):
-        raise records.feedback_id_taken(row.id)
-    return added
+        if added:
+            return True
+        if stored is not None:
+            if row.same_as(stored):
+                return False
+            break
+    raise records.feedback_id_taken(row.id)
 
 
 async def _insert(connection: Any, row: records.FeedbackRow) -> tuple[bool, list[Any] | None]:
