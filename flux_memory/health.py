@@ -39,9 +39,13 @@ SELECT
             )
     )
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid) AND row_security_active(oid)
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid)
+    AND row_security_active(oid)
 ORDER BY relname DESC
 """
+COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback"
+WITH_FEEDBACK: Final = 7
+"""The schema version since which there is a table of feedback."""
 
 _ROUND_TRIPS: Final = 5
 _POOL_CONNECTIONS: Final = 10
@@ -64,6 +68,7 @@ class CheckReport:
     warnings: list[str] = field(default_factory=list)
     sessions: int = 0
     messages: int = 0
+    feedback: int = 0
     row_security: list[str] = field(default_factory=list)
     """Tables whose rows row-level security may hide from the role; the counts include only rows that it sees."""
     pool: str = ""
@@ -181,9 +186,22 @@ async def check_methods(memory: Memory, report: CheckReport) -> None:
         await call("count_sessions", lambda number: number == 2, memory.count_sessions(user_id=owner))
         await memory.delete_session(fork)
         await call("delete_session", lambda row: row is None, memory.get_session(fork))
+        await _check_feedback(memory, session, call)
     finally:
         await memory.delete_sessions(user_id=owner)
     await call("delete_sessions", lambda rows: not rows, memory.get_sessions(user_id=owner))
+
+
+async def _check_feedback(memory: Memory, session: str, call: Callable[..., Awaitable[Any]]) -> None:
+    """Add, read, count and delete feedback on a scratch session, whose owner's feedback is erased afterwards."""
+    feedback = memory.feedback
+    added = await call("feedback.add", bool, feedback.add(session, 1, comment="good", metadata={"check": True}))
+    await call(
+        "feedback.get", lambda rows: [row["feedback_id"] for row in rows] == [added], feedback.get(session_id=session)
+    )
+    await call("feedback.stats", lambda counted: counted["total"] >= 1, feedback.stats())
+    await feedback.delete(added)
+    await call("feedback.delete", lambda rows: not rows, feedback.get(session_id=session))
 
 
 def _check_can_be_made(file: Path) -> None:
@@ -256,6 +274,8 @@ def _read(db: sqlite3.Connection, report: CheckReport) -> None:
     sqlite_schema.inspect(db, applied)
     if applied or original:
         report.sessions, report.messages = db.execute(COUNTS).fetchone()
+    if max(applied, default=0) >= WITH_FEEDBACK:
+        (report.feedback,) = db.execute(COUNT_FEEDBACK).fetchone()
     times = []
     for _ in range(_ROUND_TRIPS):
         began = time.perf_counter()
@@ -281,7 +301,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
         for each in state.open_schemas
     ]
     if state.version:
-        await _count_rows(connection, report)
+        await _count_rows(connection, report, state.version)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
@@ -295,7 +315,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     report.round_trip_ms = statistics.median(times) * 1000
 
 
-async def _count_rows(connection: Any, report: CheckReport) -> None:
+async def _count_rows(connection: Any, report: CheckReport, version: int) -> None:
     tables = await connection.fetch(ROW_SECURITY)
     report.row_security = [name for name, _ in tables]
     if hidden := [name for name, may_read in tables if not may_read]:
@@ -308,3 +328,5 @@ async def _count_rows(connection: Any, report: CheckReport) -> None:
             # If a policy was created just now, the server raises instead of counting only the rows that it shows.
             await connection.execute("SET LOCAL row_security = off")
         report.sessions, report.messages = await connection.fetchrow(COUNTS)
+        if version >= WITH_FEEDBACK:
+            report.feedback = await connection.fetchval(COUNT_FEEDBACK)

@@ -41,14 +41,12 @@ def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, 
     Settings come from the environment and .env: DATABASE_BACKEND, DATABASE_URL, POSTGRES_DSN, each also with the
     prefix FLUX_MEMORY_. Without --full nothing is created or changed. Exits with 0 if all is well and 1 if not.
     """
-    if sqlite_path is not None and postgres_dsn is not None:
-        raise click.UsageError("give --sqlite-path or --postgres-dsn, not both")
-    if sqlite_path is not None and (not sqlite_path or find_unstorable(sqlite_path)):
-        raise click.UsageError("--sqlite-path is empty or not text; give the path of a file, in UTF-8")
     try:
         # The full check creates a file, as an application would.
         must_exist = sqlite_path is not None and not full
-        report = asyncio.run(_check(_chosen(sqlite_path, postgres_dsn), timeout, full=full, must_exist=must_exist))
+        report = asyncio.run(
+            _check(choose_settings(sqlite_path, postgres_dsn), timeout, full=full, must_exist=must_exist)
+        )
     except FluxMemoryError as error:
         if as_json:
             failure = {"ok": False, "error": type(error).__name__, "message": str(error), "causes": causes(error)}
@@ -62,7 +60,16 @@ def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, 
         _show(report)
 
 
-def _chosen(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
+def choose_settings(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
+    """Return the settings of a store that is given by options, or those of the environment.
+
+    Raises:
+        UsageError: Both options are given, or the path is not one.
+    """
+    if sqlite_path is not None and postgres_dsn is not None:
+        raise click.UsageError("give --sqlite-path or --postgres-dsn, not both")
+    if sqlite_path is not None and (not sqlite_path or find_unstorable(sqlite_path)):
+        raise click.UsageError("--sqlite-path is empty or not text; give the path of a file, in UTF-8")
     from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than the rest
 
     if sqlite_path is not None:
@@ -105,6 +112,7 @@ def _show(report: CheckReport) -> None:
         "Server": report.server,
         "Schema": report.schema,
         "Contents": f"{report.sessions:,} sessions, {report.messages:,} messages"
+        + f", {report.feedback:,} entries of feedback" * bool(report.feedback)
         + " that the role may see" * bool(report.row_security),
         "Policies": f"row-level security on {', '.join(report.row_security)} may hide others"
         * bool(report.row_security),

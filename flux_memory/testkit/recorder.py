@@ -8,10 +8,13 @@ import re
 import reprlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Final, Self
+
+from flux_memory import FluxMemoryError
 
 _SHOWN_LINES: Final = 24
 """Last lines of a reproduction; of earlier ones, those that define a variable of a shown line are shown too."""
@@ -213,6 +216,28 @@ def awaitable(method: str, answer: Any) -> Any:
     return answer
 
 
+class RecordedFeedback:
+    """The feedback of a handle, whose calls are recorded like those of the handle itself."""
+
+    def __init__(self, find: Callable[[], Any], name: str, transcript: Transcript) -> None:
+        self._find = find
+        self._name = name
+        self._transcript = transcript
+
+    def __getattr__(self, method: str) -> Any:
+        async def recorded(*args: Any, **kwargs: Any) -> Any:
+            call = self._transcript.begin(self._name, f"feedback.{method}", args, kwargs)
+            try:
+                result = await awaitable(method, getattr(self._find(), method)(*args, **kwargs))
+            except BaseException as error:
+                self._transcript.end(call, error=error)
+                raise
+            self._transcript.end(call, result)
+            return result
+
+        return recorded
+
+
 class RecordedMemory:
     """A handle that records its calls. It adds no suspension point, so cancellation is unchanged."""
 
@@ -235,6 +260,13 @@ class RecordedMemory:
             return result
 
         return recorded
+
+    @property
+    def feedback(self) -> RecordedFeedback:
+        """The feedback of the memory; a memory that refuses it does so when it is called."""
+        with suppress(FluxMemoryError):
+            self._bound("feedback")
+        return RecordedFeedback(lambda: self._bound("feedback"), self._name, self._transcript)
 
     async def __aenter__(self) -> Self:
         await self._bound("__aenter__")()
