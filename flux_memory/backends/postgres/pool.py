@@ -47,6 +47,7 @@ class OwnPool:
 
     def __init__(self, target: Dsn, min_size: int, max_size: int, timeout: float) -> None:
         self.many_hosts = len(target.addresses) > 1
+        self._tries_again = True
         self._target = target
         # The statements are few and never change. A lifetime would keep those of every lost connection in memory, each
         # by a timer.
@@ -195,7 +196,8 @@ class OwnPool:
                 never_answered = isinstance(error, OSError) and not self._has_answered
                 late = loop.time() - began > self._first_contact_seconds
                 ours = isinstance(error, FluxMemoryError)
-                if ours or self._closing or not classify(error).passes or (never_answered and late):
+                ends = ours or self._closing or not self._tries_again or not classify(error).passes
+                if ends or (never_answered and late):
                     self._permits.release()
                     raise (error if ours else not_connected(self._target.shown, error)) from error
             tried += 1

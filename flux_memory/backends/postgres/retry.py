@@ -71,10 +71,15 @@ class RetryingExecutor:
 
     A statement must be idempotent: if its connection is lost, it runs again, although the server may have carried it
     out. Retries end only with the caller's deadline.
+
+    Args:
+        pool: The source of connections.
+        retries: Whether to run a statement again.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, retries: bool = True) -> None:
         self._pool = pool
+        self._retries = retries
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
         self.on_lock: set[object] = set()
@@ -98,7 +103,7 @@ class RetryingExecutor:
                 observer.failed(error, lost=closed or not isinstance(error, _REFUSALS))
                 self._pool.put_back(connection)
                 tried += 1
-                if not closed and not self._may_succeed(error, tried):
+                if not self._retries or (not closed and not self._may_succeed(error, tried)):
                     raise
             except BaseException:
                 self._give_up(connection)
