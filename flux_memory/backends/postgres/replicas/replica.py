@@ -33,7 +33,7 @@ _MAX_ABSENCE_SECONDS: Final = 5.0
 SELECT_REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()"
 # A role without pg_read_all_stats sees no timeline.
 SELECT_REPLICA: Final = (
-    f"SELECT pg_catalog.pg_is_in_recovery(), coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), {IDENTITY}, "
+    f"SELECT pg_catalog.pg_is_in_recovery(), coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), {IDENTITY}, "  # noqa: S608 - constants of ours
     "(SELECT pg_catalog.lpad(upper(pg_catalog.to_hex(received_tli)), 8, '0') FROM pg_catalog.pg_stat_wal_receiver)"
 )
 
