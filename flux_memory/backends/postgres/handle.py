@@ -18,7 +18,7 @@ from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import refuse_other_loop, translate_errors
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
-from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, choose_replicas
+from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, check_lag, choose_replicas
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 
@@ -40,7 +40,7 @@ class PostgresHandle:
         max_replica_lag: float = 1.0,
     ) -> None:
         timeout = records.check_seconds("timeout", timeout)
-        max_lag = records.check_seconds("max_replica_lag", max_replica_lag)
+        max_lag = check_lag(max_replica_lag)
         if pool is not None:
             if not all(callable(getattr(pool, name, None)) for name in ("acquire", "release")):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -73,6 +74,11 @@ class PrimaryLog:
     def newest(self) -> Sample | None:
         """The last sample, if any."""
         return self._samples[-1] if self._samples else None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last sample began."""
+        return time.monotonic() - self._samples[-1].began if self._samples else math.inf
 
     async def since(self, moment: float) -> Sample | None:
         """Return the earliest sample that began after a moment, or else a new one; `None` if it failed."""

@@ -19,6 +19,7 @@ from flux_memory.backends.postgres.replicas.replica import Replica
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.dsn import Dsn, parse_dsn
 from flux_memory.errors import InvalidInputError
+from flux_memory.records import check_seconds
 
 _LOOK_INTERVAL_SECONDS: Final = 0.25
 """Seconds between two looks at the replicas while there are reads."""
@@ -68,6 +69,17 @@ def choose_replicas(dsn: object, max_size: int, max_lag: float) -> ReplicaOption
     except InvalidInputError as error:
         raise type(error)(f"replica_dsn: {error}") from None
     return ReplicaOptions(target, max_size, max_lag, Bookmarks(max_lag))
+
+
+def check_lag(value: object) -> float:
+    """Return `max_replica_lag`, which may be 0.
+
+    Raises:
+        InvalidInputError: The value is not a number of seconds, 0 or more.
+    """
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    return check_seconds("max_replica_lag", value)
 
 
 class ReplicaReads:
@@ -145,12 +157,14 @@ class ReplicaReads:
         if not any(replica.in_use for replica in self.replicas):
             return None
         need = self._bookmarks.needed(session_id)
-        sample = self._log.find(need.moment) or await self._log.since(need.moment)
+        sample = self._log.find(need.moment)
+        if sample is None:
+            sample = await self._log.since(need.moment)
+        elif self._log.age > self._max_lag * _SAMPLE_SHARE:
+            self._log.begin()
         newest = self._log.newest
         if sample is None or newest is None:
             return None
-        if time.monotonic() - newest.began > self._max_lag * _SAMPLE_SHARE:
-            self._log.begin()
         self._follow_timeline(newest.timeline)
         position = max(sample.position, need.position)
         replica = self._choose(session_id, position)
