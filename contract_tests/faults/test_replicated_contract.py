@@ -16,7 +16,7 @@ from replicated_cluster import Replicated, run_replicated
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.backends.postgres.replicas.replica import Replica
-from flux_memory.testkit import CLAUSES, Proxied
+from flux_memory.testkit import CLAUSES
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 DAMAGE: Final = "UPDATE messages SET created_at = 'infinity' WHERE session_id = $1 AND id = $2"
@@ -68,7 +68,6 @@ def store(replicated: Replicated) -> StoreUnderTest:
         clock_at=make_postgres_clock(dsn),
         corrupt_message=make_postgres_corrupter(dsn, DAMAGE),
         read_raw=make_postgres_reader(dsn),
-        proxied=Proxied(dsn, open_memory),
     )
 
 

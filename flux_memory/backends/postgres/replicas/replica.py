@@ -30,6 +30,8 @@ _FIRST_ABSENCE_SECONDS: Final = 0.25
 _MAX_ABSENCE_SECONDS: Final = 5.0
 """Seconds after which a replica that was left is looked at again, at the latest."""
 
+_PROMOTED: Final = "it accepts writes: it was promoted, or never was a replica"
+
 SELECT_REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()"
 # A role without pg_read_all_stats sees no timeline.
 SELECT_REPLICA: Final = (
@@ -70,6 +72,8 @@ class Replica:
         # Each host is judged by its own answers.
         arguments = {"timeout": _CONNECT_SECONDS, **target.arguments, "target_session_attrs": "any"}
         target = target._replace(arguments=arguments)
+        ((host, port),) = target.addresses
+        self.shown: Final = f"{host}:{port}"
         self._pool = _ReplicaPool(target, max_size)
         self._looking = _ReplicaPool(target, 1)
         """Its connection is always free to find out that those of the pool hang."""
@@ -105,7 +109,7 @@ class Replica:
         try:
             return await self._reads.run(state, partial(self._read, sql, values, position))
         except _PromotedError:
-            self.leave("it was promoted")
+            self.leave(_PROMOTED)
         except (*DRIVER_ERRORS, FluxMemoryError) as error:
             # Reads that fail together leave it once. A read that conflicts with the replay does not.
             if self.in_use and not _is_refusal(error):
@@ -125,7 +129,7 @@ class Replica:
         if self._must_pass is None:
             self._must_pass = position
         if not is_replica:
-            self.leave("it was promoted")
+            self.leave(_PROMOTED)
         elif identity != primary.identity:
             self.leave(
                 "it is not a replica of the primary, or its role sees other tables or rows; give it the database, the "
