@@ -18,7 +18,7 @@ from flux_memory.backends.sqlite.errors import translate_errors as translate_sql
 from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
-from flux_memory.schema import describe_version
+from flux_memory.schema import describe_version, missing_steps
 from flux_memory.schema import sqlite as sqlite_schema
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class CheckReport:
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
+    replicas: list[str] = field(default_factory=list)
+    """Each replica that reads may use, with how far it is behind the primary; `warnings` has the others."""
     note: str = ""
     """A remark that is not a fault, such as a file that the settings may mean instead."""
     full: list[str] = field(default_factory=list)
@@ -136,6 +138,26 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     finally:
         pool.terminate()
     return report
+
+
+async def check_replicas(dsn: str, replica_dsn: str, report: CheckReport) -> None:
+    """Add to a report which replicas reads may use, and why not the others.
+
+    Args:
+        dsn: The DSN of the primary.
+        replica_dsn: The DSN whose hosts are the replicas.
+        report: The report on the primary.
+
+    Raises:
+        InvalidInputError: A DSN is invalid.
+    """
+    from flux_memory.backends.postgres.replicas.inspecting import inspect_replicas  # noqa: PLC0415 - only with replicas
+
+    for each in await inspect_replicas(SecretText(dsn), SecretText(replica_dsn)):
+        if each.trouble:
+            report.warnings.append(f"reads do not use the replica {each.shown}: {each.trouble}")
+        else:
+            report.replicas.append(f"{each.shown}, {each.bytes_behind:,} bytes behind")
 
 
 async def check_methods(memory: Memory, report: CheckReport) -> None:
@@ -294,6 +316,13 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await schema.inspect(connection)
     report.schema = describe_version("postgres", state.applied, state.original)
+    if await connection.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
+        if missing_steps("postgres", state.applied):
+            raise SchemaError(
+                f"PostgreSQL at {report.target}: the server is a standby, and its tables are not those of this release "
+                f"({report.schema}); create or upgrade them on its primary with flux-memory check --full"
+            )
+        report.note = "a standby: reads work, writes need the primary"
     report.repairs = [fault.statement for fault in state.repairs]
     report.warnings = [
         f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 def check(*, sqlite_path: str | None, postgres_dsn: str | None, timeout: float, full: bool, as_json: bool) -> None:
     """Check whether the configured backend answers, and show what it holds.
 
-    Settings come from the environment and .env: DATABASE_BACKEND, DATABASE_URL, POSTGRES_DSN, each also with the
-    prefix FLUX_MEMORY_. Without --full nothing is created or changed. Exits with 0 if all is well and 1 if not.
+    Settings come from the environment and .env: DATABASE_BACKEND, DATABASE_URL, POSTGRES_DSN, POSTGRES_REPLICA_DSN,
+    each also with the prefix FLUX_MEMORY_. Without --full nothing is created or changed. Exits with 0 if all is well
+    and 1 if not; a replica that reads do not use is a warning.
     """
     try:
         # The full check creates a file, as an application would.
@@ -75,7 +76,7 @@ def choose_settings(sqlite_path: str | None, postgres_dsn: str | None) -> Settin
     if sqlite_path is not None:
         return load_settings(database_backend="sqlite", database_url=f"sqlite+aiosqlite:///{quote(sqlite_path)}")
     if postgres_dsn is not None:
-        return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn)
+        return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn, postgres_replica_dsn="")
     return load_settings()
 
 
@@ -88,11 +89,19 @@ async def _check(
 ) -> CheckReport:
     from flux_memory.backends.deadlines import deadline  # noqa: PLC0415 - --help stays fast
     from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
-    from flux_memory.health import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
+    from flux_memory.health import (  # noqa: PLC0415 - --help stays fast
+        check_methods,
+        check_postgres,
+        check_replicas,
+        check_sqlite,
+    )
 
     async def check_store() -> CheckReport:
         if settings.database_backend == "postgres":
-            return await check_postgres(settings.require_postgres_dsn(), timeout)
+            report = await check_postgres(settings.require_postgres_dsn(), timeout)
+            if (replica_dsn := settings.find_replica_dsn()) is not None:
+                await check_replicas(settings.require_postgres_dsn(), replica_dsn, report)
+            return report
         return await check_sqlite(settings.sqlite_path, timeout, must_exist=must_exist)
 
     memory = create_memory(settings)  # raises the errors that an application would get
@@ -117,6 +126,7 @@ def _show(report: CheckReport) -> None:
         "Policies": f"row-level security on {', '.join(report.row_security)} may hide others"
         * bool(report.row_security),
         "Pool": report.pool,
+        "Replicas": "; ".join(report.replicas),
         "Round trip": "" if report.round_trip_ms is None else f"{report.round_trip_ms:.3f} ms",
         "Full check": f"{len(report.full)} methods, each as promised" if report.full else "",
         "Note": report.note,

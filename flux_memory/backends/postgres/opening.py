@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translate_errors
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.backends.postgres.preparing import prepare
+from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, ReplicaReads
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
 from flux_memory.backends.postgres.writer import MessageWriter
 
@@ -26,9 +27,26 @@ class OpenStore(NamedTuple):
     pool: OwnPool | BorrowedPool
     executor: RetryingExecutor
     writer: MessageWriter
+    replicas: ReplicaReads | None
+
+    async def close(self, seconds: float) -> None:
+        """Close all connections, by force after a number of seconds."""
+        closing = [self.pool.close(seconds)]
+        if self.replicas is not None:
+            closing.append(self.replicas.close(seconds))
+        await asyncio.gather(*closing)
 
 
-async def open_store(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> OpenStore:  # noqa: ASYNC109 - shared out
+class _Closable(Protocol):
+    async def close(self, seconds: float, /) -> None: ...
+
+
+async def open_store(
+    pool: OwnPool | BorrowedPool,
+    shown: str,
+    timeout: float,  # noqa: ASYNC109 - shared out
+    options: ReplicaOptions | None,
+) -> OpenStore:
     """Connect to the server within the handle's timeout, and check and upgrade the database."""
     executor = RetryingExecutor(pool)
     state = CallState(writes=False)
@@ -44,11 +62,15 @@ async def open_store(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -
             pool.expire()
             raise
         await pool.fill()
-    return OpenStore(pool, executor, MessageWriter(executor))
+    replicas = None if options is None else ReplicaReads(options, executor)
+    if replicas is not None:
+        replicas.loop_end = _close_at_end_of_loop(replicas)
+        await anext(replicas.loop_end)
+    return OpenStore(pool, executor, MessageWriter(executor), replicas)
 
 
-async def _close_at_end_of_loop(pool: OwnPool | BorrowedPool) -> AsyncGenerator[None, None]:
-    """Close the pool when the event loop shuts down its generators, which `asyncio.run` does last.
+async def _close_at_end_of_loop(connections: _Closable) -> AsyncGenerator[None, None]:
+    """Close the connections when the event loop shuts down its generators, which `asyncio.run` does last.
 
     By then every task was cancelled, and the server is still ending their statements. Without a close, the tasks that
     wait for it and the sockets would be destroyed with the loop, and asyncio would log each of them.
@@ -56,6 +78,6 @@ async def _close_at_end_of_loop(pool: OwnPool | BorrowedPool) -> AsyncGenerator[
     try:
         yield
     finally:
-        await pool.close(SERVER_GRACE_SECONDS)
+        await connections.close(SERVER_GRACE_SECONDS)
         # The sockets are closed by callbacks.
         await asyncio.sleep(0)

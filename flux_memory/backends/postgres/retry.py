@@ -22,6 +22,8 @@ _REFUSALS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError)
 """Errors which, on an open connection, mean that the statement had no effect; one in decoding a reply does not."""
 _UNIQUE_ATTEMPTS: Final = 5
 """Attempts at a statement that violates a unique key: of two concurrent retries the second finds the message."""
+_INTERNAL_ERROR: Final = "XX000"
+"""The SQLSTATE that Citus gives a unique key's violation in a part of a statement."""
 LOCKED_SECONDS: Final = 0.05
 """Seconds until locked sessions are tried again, if no further statement may wait for a lock."""
 _FIRST_BACKOFF_SECONDS: Final = 0.02
@@ -33,6 +35,8 @@ class Pool(Protocol):
 
     many_hosts: bool
     """Whether the DSN names several hosts."""
+    reads_only: bool
+    """Whether the DSN asks for servers that accept no writes."""
     trouble: Exception | None
     """The error of the last attempt to connect; `None` if it succeeded."""
 
@@ -71,10 +75,15 @@ class RetryingExecutor:
 
     A statement must be idempotent: if its connection is lost, it runs again, although the server may have carried it
     out. Retries end only with the caller's deadline.
+
+    Args:
+        pool: The source of connections.
+        retries: Whether to run a statement again.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, retries: bool = True) -> None:
         self._pool = pool
+        self._retries = retries
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
         self.on_lock: set[object] = set()
@@ -95,10 +104,10 @@ class RetryingExecutor:
                     self._give_up(connection)
                     raise
                 closed = is_closed(connection)
-                observer.failed(error, lost=closed or not isinstance(error, _REFUSALS))
+                observer.failed(error, lost=closed or is_lost_behind(error) or not isinstance(error, _REFUSALS))
                 self._pool.put_back(connection)
                 tried += 1
-                if not closed and not self._may_succeed(error, tried):
+                if not self._retries or (not closed and not self._may_succeed(error, tried)):
                     raise
             except BaseException:
                 self._give_up(connection)
@@ -123,12 +132,14 @@ class RetryingExecutor:
     def _may_succeed(self, error: Exception, tried: int) -> bool:
         """Return whether a statement that the server refused may succeed if it runs again."""
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            if self._pool.reads_only:
+                return False
             # After a fail-over the server is a replica; the new primary is another host, or has taken the same name.
             self._pool.expire()
             return self._pool.many_hosts or tried == 1
-        if isinstance(error, asyncpg.UniqueViolationError):
+        if isinstance(error, asyncpg.UniqueViolationError) or getattr(error, "sqlstate", None) == _INTERNAL_ERROR:
             return tried < _UNIQUE_ATTEMPTS
-        return isinstance(error, ROLLED_BACK_FOR_ANOTHER)
+        return is_lost_behind(error) or isinstance(error, ROLLED_BACK_FOR_ANOTHER)
 
     def _give_up(self, connection: Any) -> None:
         """Put a connection back once the server has ended its cancelled statement.
@@ -160,6 +171,15 @@ async def back_off(tried: int) -> None:
     """Back off before the next attempt: exponential, with jitter."""
     longest = min(_FIRST_BACKOFF_SECONDS * 2 ** min(tried, 10), _MAX_BACKOFF_SECONDS)
     await asyncio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+
+def is_lost_behind(error: Exception) -> bool:
+    """Return whether a server or a proxy, over a connection that is well, reports the loss of one behind it.
+
+    The statement may have taken effect: a worker's reply to COMMIT may have been lost.
+    """
+    lost = isinstance(error, asyncpg.PostgresConnectionError)
+    return lost and not isinstance(error, asyncpg.ProtocolViolationError)
 
 
 def is_closed(connection: Any) -> bool:
