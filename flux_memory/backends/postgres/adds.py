@@ -24,7 +24,7 @@ WITH stored AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + 1,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $6::text::uuid
     WHERE id::text = $1 AND NOT EXISTS (SELECT 1 FROM stored)
     RETURNING id, message_count, updated_at
@@ -32,6 +32,7 @@ WITH stored AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
     SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
     FROM bumped
+    RETURNING TRUE
 )
 SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 """
@@ -80,7 +81,7 @@ WITH item AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + growth.messages,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = revised.revision::uuid
     FROM (SELECT session_id, count(*) AS messages FROM fresh GROUP BY session_id) AS growth
     JOIN locked ON locked.id = growth.session_id
@@ -100,6 +101,7 @@ WITH item AS (
         bumped.updated_at
     FROM fresh
     JOIN bumped ON bumped.id = fresh.session_id
+    RETURNING TRUE
 )
 SELECT pg_catalog.json_build_array(
     ARRAY (SELECT id FROM locked),

@@ -65,8 +65,8 @@ NEEDS_TEMPORARY: Final = """
 SELECT quote_ident(current_database()::text)
 WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
     AND (
-        EXISTS (SELECT FROM sessions)
-        OR EXISTS (SELECT FROM messages)
+        EXISTS (SELECT 1 FROM sessions)
+        OR EXISTS (SELECT 1 FROM messages)
         OR EXISTS (
             SELECT FROM pg_class
             WHERE relname IN ('sessions', 'session_details', 'messages')
