@@ -101,7 +101,6 @@ WITH item AS (
         bumped.updated_at
     FROM fresh
     JOIN bumped ON bumped.id = fresh.session_id
-    RETURNING TRUE
 )
 SELECT pg_catalog.json_build_array(
     ARRAY (SELECT id FROM locked),
