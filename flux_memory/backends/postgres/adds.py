@@ -186,7 +186,7 @@ async def add(connection: Any, calls: Sequence[Add], *, wait: bool) -> list[AddO
     return [
         AddOutcome.LOCKED
         if session_id in skipped
-        else _outcome(
+        else tell_outcome(
             session_id, found=session_id in known, is_foreign=number in foreign, taken=first_taken.get(number)
         )
         for number, (session_id, *_) in enumerate(calls)
@@ -201,10 +201,11 @@ async def _add_one(connection: Any, call: Add) -> AddOutcome | FluxMemoryError:
     else:
         ((same,),), is_foreign = await connection.fetch(ADD_MESSAGE, *values), False
     taken = row.id if same is False else None
-    return _outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)
+    return tell_outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)
 
 
-def _outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+def tell_outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+    """Return the outcome of a call, or the error that refuses it."""
     # A session that another user owns is found by its snapshot only.
     if is_foreign:
         return records.owner_conflict(session_id)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
 from flux_memory import records
+from flux_memory.backends.postgres.adds import Add
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.errors import FluxMemoryError
-from flux_memory.records import Fork, MessageRow, SessionRow
+from flux_memory.records import Fork, SessionRow
 
 INSERT_SESSION: Final = """
 WITH created AS (
@@ -124,7 +124,7 @@ async def create_session(executor: RetryingExecutor, state: CallState, row: Sess
 
     async def insert(connection: Any) -> bool:
         values = (*row, creation_id, records.make_revision())
-        if await connection.fetch(INSERT_SESSION, *values):
+        if await connection.fetch(executor.path.insert_session, *values):
             return True
         # An earlier attempt may have stored it whose reply was lost.
         return state.lost and bool(await connection.fetch(SELECT_OWN_SESSION, row.id, creation_id))
@@ -134,11 +134,12 @@ async def create_session(executor: RetryingExecutor, state: CallState, row: Sess
         raise records.session_id_taken(row.id)
 
 
-async def create_with_messages(connection: Any, session_id: str, user_id: str, rows: Sequence[MessageRow]) -> bool:
+async def create_with_messages(sql: str, connection: Any, added: Add) -> bool:
     """Store a new session and its first messages; return `False`, and store nothing, if the session exists."""
+    session_id, rows, user_id = added
     texts = map(write_texts, zip(*rows, strict=True))
     values = (session_id, user_id, records.make_revision(), *texts)
-    return bool(await connection.fetch(INSERT_SESSION_WITH_MESSAGES, *values))
+    return bool(await connection.fetch(sql, *values))
 
 
 async def hides_sessions(connection: Any) -> bool:
@@ -163,16 +164,16 @@ async def fork_session(
         ConflictError: Another session has the id of the copy, or the original does not have its last message.
     """
     run = executor.run_on_any_lock if waits else executor.run
-    error = await run(state, partial(_fork, state, session_id, fork, str(uuid4())))
+    error = await run(state, partial(_fork, executor, state, session_id, fork, str(uuid4())))
     if error is not None:
         raise error
 
 
 async def _fork(
-    state: CallState, session_id: str, fork: Fork, creation_id: str, connection: Any
+    executor: RetryingExecutor, state: CallState, session_id: str, fork: Fork, creation_id: str, connection: Any
 ) -> FluxMemoryError | None:
     values = (session_id, fork.through, fork.new_id, fork.user_id, fork.title, creation_id, records.make_revision())
-    ((is_stored, found, found_last, is_own),) = await connection.fetch(FORK_SESSION, *values)
+    ((is_stored, found, found_last, is_own),) = await connection.fetch(executor.path.fork_session, *values)
     if is_stored or is_own:
         return None
     # An earlier attempt may have stored it while this one waited for it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from typing import Final
 
 from flux_memory import records
@@ -78,7 +78,9 @@ async def delete_session(
         OutcomeUnknownError: The answer of an attempt was lost, and there is a session with another revision.
         SchemaError: A trigger or a policy kept the session.
     """
-    outcome, *_ = await change_session(executor, state, DELETE_SESSION, lambda: (session_id, expected_revision))
+    outcome, *_ = await change_session(
+        executor, state, attrgetter("delete_session"), lambda: (session_id, expected_revision)
+    )
     if outcome == ChangeOutcome.KEPT:
         raise SchemaError(
             f"a trigger or a policy on the table 'sessions' kept session {session_id!r:.80}, which was to be deleted; "

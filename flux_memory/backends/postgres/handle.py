@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from operator import methodcaller
 from typing import Any, Self, TypeVar
@@ -18,6 +18,7 @@ from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import refuse_other_loop, translate_errors
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
+from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 
@@ -99,8 +100,22 @@ class PostgresHandle:
 
     async def _rows(self, sql: str, *values: object) -> list[Any]:
         """Run a read and return its rows."""
+        return await self._read(lambda _: (sql, values))
+
+    async def _read(self, choose: Callable[[WritePath], tuple[str, Sequence[object]]]) -> list[Any]:
+        """Run a read that the store chooses, and return its rows."""
         state = CallState(writes=False)
-        return await self._run(state, lambda store: store.executor.run(state, methodcaller("fetch", sql, *values)))
+
+        async def read(store: OpenStore) -> list[Any]:
+            sql, values = choose(store.executor.path)
+            try:
+                rows: list[Any] = await store.executor.run(state, methodcaller("fetch", sql, *values))
+            except asyncpg.StringDataRightTruncationError:
+                # A cluster cuts an id to the column's length to find its server; no session has such an id.
+                return []
+            return rows
+
+        return await self._run(state, read)
 
     async def _write(
         self, write: Callable[[OpenStore, CallState], Awaitable[Result]], seconds: float | None = None

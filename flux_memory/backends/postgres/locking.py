@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -12,6 +11,7 @@ import asyncpg
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor, terminate
+from flux_memory.backends.postgres.write_path import WritePath
 
 # At another isolation level the change would not see what was committed while it waited for the lock.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -20,7 +20,10 @@ SKIPPING: Final = " SKIP LOCKED"
 
 
 async def change_session(
-    executor: RetryingExecutor, state: CallState, sql: str, values: Callable[[], Sequence[object]]
+    executor: RetryingExecutor,
+    state: CallState,
+    choose: Callable[[WritePath], str],
+    values: Callable[[], Sequence[object]],
 ) -> list[Any]:
     """Run a change of one session and return the row of its outcome.
 
@@ -31,18 +34,26 @@ async def change_session(
     Args:
         executor: Runs the statements.
         state: The state of the call.
-        sql: Skips a locked session. It returns one row, which begins with a `ChangeOutcome`.
+        choose: Returns the statement, which skips a locked session. Its one row begins with a `ChangeOutcome`.
         values: Returns the statement's parameters, of which the first is the session's id; called for each attempt.
     """
     locks_first = False
     while True:
         if waits := executor.may_wait_for_lock():
             executor.on_lock.add(state)
-        statements = [LOCK_SESSION, sql] if locks_first else [sql]
-        if waits:
-            statements = [each.replace(SKIPPING, "") for each in statements]
+        skipping = "" if waits else SKIPPING
+
+        async def change(connection: Any, *, locks: bool = locks_first, skipping: str = skipping) -> list[Any]:
+            # Not before: the tables may be distributed meanwhile.
+            sql = choose(executor.path)
+            statements = [LOCK_SESSION, sql] if locks else [sql]
+            return await _run([each.replace(SKIPPING, skipping) for each in statements], values, connection)
+
         try:
-            row: list[Any] = await executor.run(state, partial(_run, statements, values))
+            row: list[Any] = await executor.run(state, change)
+        except asyncpg.StringDataRightTruncationError:
+            # A cluster cuts an id to the column's length to find its server; no session has such an id.
+            return [ChangeOutcome.MISSING]
         finally:
             executor.on_lock.discard(state)
         outcome = ChangeOutcome(row[0])

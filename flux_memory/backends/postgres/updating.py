@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final
 
 from flux_memory import records
@@ -248,7 +249,7 @@ async def update_title(executor: RetryingExecutor, state: CallState, session_id:
     """Change a session's title; return whether the session exists."""
     # An attempt whose answer was lost may have set its revision already, and another change may have replaced it.
     outcome, *_ = await change_session(
-        executor, state, UPDATE_TITLE, lambda: (session_id, title, records.make_revision())
+        executor, state, attrgetter("update_title"), lambda: (session_id, title, records.make_revision())
     )
     return bool(outcome == ChangeOutcome.DONE)
 
@@ -260,7 +261,9 @@ async def pop_message(executor: RetryingExecutor, state: CallState, session_id: 
         OutcomeUnknownError: The answer of an attempt was lost.
     """
     revision = records.make_revision()
-    outcome, *row = await change_session(executor, state, POP_MESSAGE, lambda: (session_id, revision, state.lost))
+    outcome, *row = await change_session(
+        executor, state, attrgetter("pop_message"), lambda: (session_id, revision, state.lost)
+    )
     if outcome == ChangeOutcome.APPLIED:
         raise OutcomeUnknownError(
             f"the newest message of session {session_id!r:.80} was removed, and the answer that held it was lost with "
@@ -299,7 +302,7 @@ async def update_session(
         MAX_METADATA_BYTES,
     )
     outcome, *answer = await change_session(
-        executor, state, UPDATE_SESSION, lambda: (session_id, revision, state.lost, *rest)
+        executor, state, attrgetter("update_session"), lambda: (session_id, revision, state.lost, *rest)
     )
     if outcome in {ChangeOutcome.DONE, ChangeOutcome.APPLIED, ChangeOutcome.DAMAGED}:
         return await build_off_loop(partial(records.build_session, answer[1:]))

@@ -250,7 +250,7 @@ async def prepare_schema(connection: Any) -> None:
         if new := not await connection.fetchval(SELECT_TABLE, "sessions"):
             # Another migration may create the tables, and the record of itself, just now.
             await connection.execute(schema.LOCK)
-            new = "sessions" not in await find_tables(connection)
+            new = "sessions" not in (await find_tables(connection)).names
         await schema.bring_up_to_date(connection)
         if new:
             # It describes tables that were dropped.
