@@ -28,6 +28,7 @@ UNSHARDED: Final = {
         "backends.postgres.adds.ADD_MESSAGES_OF_USERS",
     },
     "several statements": {
+        "backends.postgres.deleting.DELETE_EVERYTHING",
         "schema.postgres.adoption.MOVE_ORPHANS",
         "transfer.target.merge.CREATE_STAGING",
         "transfer.target.merge.WRITING",
@@ -46,7 +47,7 @@ WHOLE: Final = (
     *(adds.ADD_MESSAGE, adds.ADD_MESSAGE_OF_USER, adds.ADD_MESSAGES, adds.ADD_MESSAGES_OF_USERS),
     *(creating.INSERT_SESSION, creating.INSERT_SESSION_WITH_MESSAGES, creating.FORK_SESSION),
     *(updating.UPDATE_TITLE, updating.POP_MESSAGE, updating.UPDATE_SESSION),
-    *(deleting.DELETE_SESSION, deleting.DELETE_SESSIONS),
+    *(deleting.DELETE_SESSION, deleting.DELETE_EVERYTHING),
     *(queries.SELECT_HISTORY, queries.SELECT_HISTORY_BEFORE, queries.SELECT_HISTORY_AFTER, queries.SELECT_MESSAGE),
     *(queries.SELECT_SESSION, queries.COUNT_SESSIONS, queries.COUNT_SESSIONS_OF_USER),
 )
@@ -141,6 +142,9 @@ async def _make_every_call(memory: PostgresConversationMemory) -> None:
             (last, *_) = await memory.get_sessions(user_id=user, metadata=part)
             await memory.get_sessions(None, 1, user_id=user, metadata=part, before=last, with_metadata=False)
             assert await memory.count_sessions(user_id=user, metadata=part)
+    entry = await memory.feedback.add("one", 1, metadata={"a": 1})
+    await memory.feedback.get(session_id="one")
+    await memory.feedback.delete(entry)
     await memory.delete_session("three")
     await memory.delete_sessions(user_id="ann", inactive_since=datetime.now(UTC))
     await memory.clear_all()

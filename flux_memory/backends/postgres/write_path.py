@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flux_memory.backends.postgres.adds import Add, AddOutcome
@@ -29,21 +29,22 @@ class AddCalls(Protocol):
 class WritePath(NamedTuple):
     """The statements of a store, and how its adds are shared out.
 
-    A statement has the same parameters and the same result in every path. One that skips a locked session contains
-    `locking.SKIPPING`; without it, the statement waits.
+    A statement and what replaces it have the same parameters and the same result. If the one skips a locked session,
+    both contain `locking.SKIPPING`, and wait without it.
     """
 
-    insert_session: str
-    insert_session_with_messages: str
-    fork_session: str
-    update_title: str
-    pop_message: str
-    update_session: str
-    delete_session: str
+    replaced: Mapping[str, str]
+    """What runs in place of the statements of one server."""
     add: AddCalls
     delete_sessions: DeleteSessions
     select_page: SelectPage
+    has_shortcuts: bool
+    """Whether a change may try a cheaper statement first."""
     shares_statements: bool
     """Whether one statement adds to many sessions. Otherwise each session has its own, on a connection of its own."""
     remote_failures: tuple[type[Exception], ...]
     """Errors over an open connection which mean that the server lost another one: the statement may have had effect."""
+
+    def statement(self, sql: str) -> str:
+        """Return the statement that runs in place of one for a single server."""
+        return self.replaced.get(sql, sql)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from flux_memory import records
 from flux_memory.backends.postgres.adds import Add, AddOutcome
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.creating import create_with_messages, hides_sessions
+from flux_memory.backends.postgres.creating import INSERT_SESSION_WITH_MESSAGES, create_with_messages, hides_sessions
 from flux_memory.backends.postgres.queue import AddStatement, QueuedCall, SessionQueue
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 
@@ -246,7 +246,7 @@ class MessageWriter:
         A session that exists and is missing for the add that follows is hidden by a policy.
         """
         call.state.sending()
-        sql = self._executor.path.insert_session_with_messages
+        sql = self._executor.path.statement(INSERT_SESSION_WITH_MESSAGES)
         if await create_with_messages(sql, connection, call.added):
             call.settle(None)
         elif call.is_taken and await hides_sessions(connection):

@@ -9,6 +9,7 @@ from typing import Any, Final
 import asyncpg
 import orjson
 
+from flux_memory.backends.postgres import creating, deleting, updating
 from flux_memory.backends.postgres.adds import Add, AddOutcome, tell_outcome
 from flux_memory.backends.postgres.arrays import write_numbers, write_texts
 from flux_memory.backends.postgres.distributed.bulk_deletion import delete_sessions
@@ -19,6 +20,16 @@ from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records import make_revision
 
+REPLACED: Final = {
+    creating.INSERT_SESSION: "create_session",
+    creating.INSERT_SESSION_WITH_MESSAGES: "create_with_messages",
+    creating.FORK_SESSION: "fork_session",
+    updating.UPDATE_TITLE: "update_title",
+    updating.POP_MESSAGE: "pop_message",
+    updating.UPDATE_SESSION: "update_session",
+    deleting.DELETE_SESSION: "delete_session",
+}
+"""The function that replaces a statement."""
 REMOTE_FAILURES: Final = (
     asyncpg.ConnectionFailureError,
     asyncpg.ConnectionDoesNotExistError,
@@ -37,16 +48,11 @@ def make_path(schema: str) -> WritePath:
     """Return the statements of a store whose tables are in a schema; its name is quoted."""
     calls = {name: function.call(schema) for name, function in functions().items()}
     return WritePath(
-        insert_session=calls["create_session"],
-        insert_session_with_messages=calls["create_with_messages"],
-        fork_session=calls["fork_session"],
-        update_title=calls["update_title"],
-        pop_message=calls["pop_message"],
-        update_session=calls["update_session"],
-        delete_session=calls["delete_session"],
+        replaced={sql: calls[name] for sql, name in REPLACED.items()},
         add=partial(_add, calls["add_message"], calls["add_messages"]),
         delete_sessions=partial(delete_sessions, calls["delete_matching"]),
         select_page=select_page,
+        has_shortcuts=False,
         shares_statements=False,
         remote_failures=REMOTE_FAILURES,
     )
