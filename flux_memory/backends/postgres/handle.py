@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from operator import methodcaller
 from typing import Any, Self, TypeVar
@@ -19,6 +19,7 @@ from flux_memory.backends.postgres.errors import refuse_other_loop, translate_er
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, check_lag, choose_replicas
+from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 
@@ -123,12 +124,24 @@ class PostgresHandle:
 
     async def _rows(self, sql: str, *values: object, session_id: str | None = None) -> list[Any]:
         """Run a read, of one session or else of several, and return its rows."""
+        return await self._read(lambda _: (sql, values), session_id)
+
+    async def _read(
+        self, choose: Callable[[WritePath], tuple[str, Sequence[object]]], session_id: str | None = None
+    ) -> list[Any]:
+        """Run a read that the store chooses, and return its rows; see `_rows`."""
         state = CallState(writes=False)
 
-        def read(store: OpenStore) -> Awaitable[list[Any]]:
-            if store.replicas is not None:
-                return store.replicas.fetch(state, session_id, sql, values)
-            return store.executor.run(state, methodcaller("fetch", sql, *values))
+        async def read(store: OpenStore) -> list[Any]:
+            sql, values = choose(store.executor.path)
+            try:
+                if store.replicas is not None:
+                    return await store.replicas.fetch(state, session_id, sql, values)
+                rows: list[Any] = await store.executor.run(state, methodcaller("fetch", sql, *values))
+            except asyncpg.StringDataRightTruncationError:
+                # A cluster cuts an id to the column's length to find its server; no session has such an id.
+                return []
+            return rows
 
         return await self._run(state, read)
 

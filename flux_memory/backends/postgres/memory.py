@@ -199,15 +199,15 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         before: Session | None = None,
         with_metadata: bool = True,
     ) -> list[Session]:
-        sql, values = queries.select_page(
-            records.check_limit(limit),
-            records.check_count("offset", offset),
-            user=None if user_id is None else records.check_lookup("user_id", user_id),
-            part=check_filter(metadata),
-            before=records.check_session_cursor(before),
-            with_metadata=records.check_flag("with_metadata", with_metadata),
-        )
-        return await build_off_loop(partial(building.build_sessions, await self._rows(sql, *values)))
+        most, skipped = records.check_limit(limit), records.check_count("offset", offset)
+        criteria = {
+            "user": None if user_id is None else records.check_lookup("user_id", user_id),
+            "part": check_filter(metadata),
+            "before": records.check_session_cursor(before),
+            "with_metadata": records.check_flag("with_metadata", with_metadata),
+        }
+        rows = await self._read(lambda path: path.select_page(most, skipped, **criteria))
+        return await build_off_loop(partial(building.build_sessions, rows))
 
     @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
@@ -241,7 +241,9 @@ class PostgresConversationMemory(PostgresHandle, Memory):
     @on_any_loop
     async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
         user, moment = records.check_deletion(user_id, inactive_since)
-        return await self._write(lambda store, state: deleting.delete_sessions(store.executor, state, user, moment))
+        return await self._write(
+            lambda store, state: store.executor.path.delete_sessions(store.executor, state, user, moment)
+        )
 
     @on_any_loop
     async def clear_all(self) -> None:

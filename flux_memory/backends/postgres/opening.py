@@ -8,7 +8,9 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.distributed.finding import find_path
 from flux_memory.backends.postgres.errors import translate_errors
+from flux_memory.backends.postgres.one_server import ONE_SERVER
 from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, ReplicaReads
@@ -48,7 +50,7 @@ async def open_store(
     options: ReplicaOptions | None,
 ) -> OpenStore:
     """Connect to the server within the handle's timeout, and check and upgrade the database."""
-    executor = RetryingExecutor(pool)
+    executor = RetryingExecutor(pool, ONE_SERVER, find_path)
     state = CallState(writes=False)
     if pool.loop_end is None:
         pool.loop_end = _close_at_end_of_loop(pool)
@@ -57,7 +59,7 @@ async def open_store(
     with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
+                executor.path = await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
         except BaseException:
             pool.expire()
             raise

@@ -13,6 +13,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import ROLLED_BACK_FOR_ANOTHER
+from flux_memory.backends.postgres.write_path import WritePath
 
 Result = TypeVar("Result")
 
@@ -78,14 +79,28 @@ class RetryingExecutor:
 
     Args:
         pool: The source of connections.
+        path: The statements of the store.
+        find_path: Finds the statements anew after the server refused one that the tables do not support.
         retries: Whether to run a statement again.
     """
 
-    def __init__(self, pool: Pool, *, retries: bool = True) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        path: WritePath,
+        find_path: Callable[[Any], Awaitable[WritePath]] | None = None,
+        *,
+        retries: bool = True,
+    ) -> None:
         self._pool = pool
+        self.path = path
+        """The statements of the store; they change if the tables are distributed while the handle is open."""
+        self._find_path = find_path
         self._retries = retries
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
+        self.max_at_once = max(pool.max_size - 2, 1)
+        """Statements that adds may run at once; reads need the other connections."""
         self.on_lock: set[object] = set()
         """The calls and statements that may wait for a row lock, each on a connection; others need the rest."""
         self._on_any_lock = asyncio.Semaphore(max(pool.max_size - self._max_on_lock - 1, 1))
@@ -104,10 +119,16 @@ class RetryingExecutor:
                     self._give_up(connection)
                     raise
                 closed = is_closed(connection)
-                observer.failed(error, lost=closed or is_lost_behind(error) or not isinstance(error, _REFUSALS))
-                self._pool.put_back(connection)
+                behind = is_lost_behind(error) or isinstance(error, self.path.remote_failures)
+                observer.failed(error, lost=closed or behind or not isinstance(error, _REFUSALS))
                 tried += 1
-                if not self._retries or (not closed and not self._may_succeed(error, tried)):
+                may_succeed = self._retries and (closed or behind or self._may_succeed(error, tried))
+                try:
+                    if not may_succeed and isinstance(error, asyncpg.FeatureNotSupportedError):
+                        may_succeed = await self._changes_path(connection)
+                finally:
+                    self._pool.put_back(connection)
+                if not may_succeed:
                     raise
             except BaseException:
                 self._give_up(connection)
@@ -139,7 +160,16 @@ class RetryingExecutor:
             return self._pool.many_hosts or tried == 1
         if isinstance(error, asyncpg.UniqueViolationError) or getattr(error, "sqlstate", None) == _INTERNAL_ERROR:
             return tried < _UNIQUE_ATTEMPTS
-        return is_lost_behind(error) or isinstance(error, ROLLED_BACK_FOR_ANOTHER)
+        return isinstance(error, ROLLED_BACK_FOR_ANOTHER)
+
+    async def _changes_path(self, connection: Any) -> bool:
+        """Return whether the tables were distributed since the handle opened, and use their statements from now on."""
+        if self._find_path is None:
+            return False
+        path = await self._find_path(connection)
+        is_new = path != self.path
+        self.path = path
+        return is_new
 
     def _give_up(self, connection: Any) -> None:
         """Put a connection back once the server has ended its cancelled statement.

@@ -65,8 +65,8 @@ NEEDS_TEMPORARY: Final = """
 SELECT quote_ident(current_database()::text)
 WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
     AND (
-        EXISTS (SELECT FROM sessions)
-        OR EXISTS (SELECT FROM messages)
+        EXISTS (SELECT 1 FROM sessions)
+        OR EXISTS (SELECT 1 FROM messages)
         OR EXISTS (
             SELECT FROM pg_class
             WHERE relname IN ('sessions', 'session_details', 'messages')
@@ -251,7 +251,7 @@ async def prepare_schema(connection: Any) -> None:
         if new := not await connection.fetchval(SELECT_TABLE, "sessions"):
             # Another migration may create the tables, and the record of itself, just now.
             await connection.execute(schema.LOCK)
-            new = "sessions" not in await find_tables(connection)
+            new = "sessions" not in (await find_tables(connection)).names
         await schema.bring_up_to_date(connection)
         if new:
             # It describes tables that were dropped.

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Final, NamedTuple
 
+from flux_memory.backends.postgres.one_server import ONE_SERVER
 from flux_memory.backends.postgres.pool import OwnPool
 from flux_memory.backends.postgres.replicas.log import PrimaryLog
 from flux_memory.backends.postgres.replicas.replica import Replica
@@ -45,7 +46,7 @@ async def inspect_replicas(dsn: str, replica_dsn: str) -> list[ReplicaState]:
     pool = OwnPool(parse_dsn(dsn), 0, 1, _SECONDS)
     replicas = [Replica(target._replace(addresses=(address,)), 1) for address in target.addresses]
     try:
-        sample = await PrimaryLog(RetryingExecutor(pool)).since(time.monotonic())
+        sample = await PrimaryLog(RetryingExecutor(pool, ONE_SERVER)).since(time.monotonic())
         if sample is None:
             return [ReplicaState(each.shown, "the primary does not say how far its log is", 0) for each in replicas]
         await asyncio.gather(*(each.look(sample) for each in replicas))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import cache
 from itertools import cycle, islice
 from operator import methodcaller
@@ -112,7 +112,7 @@ class ReplicaReads:
         self.loop_end: AsyncGenerator[None, None] | None = None
         """Closes the connections at the end of the event loop."""
 
-    async def fetch(self, state: CallState, session_id: str | None, sql: str, values: tuple[object, ...]) -> list[Any]:
+    async def fetch(self, state: CallState, session_id: str | None, sql: str, values: Sequence[object]) -> list[Any]:
         """Run a read and return its rows.
 
         Args:
@@ -151,7 +151,7 @@ class ReplicaReads:
             replica.terminate()
 
     async def _fetch_from_replica(
-        self, state: CallState, session_id: str | None, sql: str, values: tuple[object, ...]
+        self, state: CallState, session_id: str | None, sql: str, values: Sequence[object]
     ) -> list[Any] | None:
         self._keep_watching()
         if not any(replica.in_use for replica in self.replicas):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
@@ -12,6 +13,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, fatal_error, message_of
+from flux_memory.backends.postgres.one_server import ONE_SERVER
 from flux_memory.backends.postgres.pool import OwnPool
 from flux_memory.backends.postgres.replicas.log import IDENTITY, Sample
 from flux_memory.backends.postgres.retry import RetryingExecutor
@@ -77,8 +79,8 @@ class Replica:
         self._pool = _ReplicaPool(target, max_size)
         self._looking = _ReplicaPool(target, 1)
         """Its connection is always free to find out that those of the pool hang."""
-        self._reads = RetryingExecutor(self._pool, retries=False)
-        self._looks = RetryingExecutor(self._looking, retries=False)
+        self._reads = RetryingExecutor(self._pool, ONE_SERVER, retries=False)
+        self._looks = RetryingExecutor(self._looking, ONE_SERVER, retries=False)
         self.in_use = False
         self.trouble = "it has not been looked at yet"
         """Why it is not in use."""
@@ -97,7 +99,7 @@ class Replica:
         """Whether it is time to look at it."""
         return self.in_use or time.monotonic() >= self._look_at
 
-    async def read(self, state: CallState, sql: str, values: tuple[object, ...], position: int) -> list[Any] | None:
+    async def read(self, state: CallState, sql: str, values: Sequence[object], position: int) -> list[Any] | None:
         """Run a read that shows everything before a position; return `None` if the primary must answer instead.
 
         Args:
@@ -170,7 +172,7 @@ class Replica:
         self._pool.terminate()
         self._looking.terminate()
 
-    async def _read(self, sql: str, values: tuple[object, ...], position: int, connection: Any) -> list[Any] | None:
+    async def _read(self, sql: str, values: Sequence[object], position: int, connection: Any) -> list[Any] | None:
         if not self.in_use:
             return None
         # A new connection may lead to a server that was restarted, and has replayed less than before.
