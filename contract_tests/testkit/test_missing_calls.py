@@ -73,7 +73,7 @@ def test_a_memory_with_every_call_lacks_nothing() -> None:
 
 
 def test_a_memory_that_keeps_conversations_is_core() -> None:
-    """A memory without the newer calls is told to claim `CORE`, whatever its arguments are named."""
+    """A memory without the newer calls is told to claim `CORE` with any names of arguments."""
     missing = find_missing(Older(), ALL)
     # It takes `after` among other options; whether it works is for the clauses.
     assert advise(missing, ALL).endswith(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translate_errors
@@ -35,15 +34,27 @@ async def open_store(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -
     if pool.loop_end is None:
         pool.loop_end = _close_at_end_of_loop(pool)
         await anext(pool.loop_end)
-    began = asyncio.get_running_loop().time()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    filling: asyncio.Task[None] | None = None
+
+    async def prepare_first(connection: Any) -> None:
+        nonlocal filling
+        # Beside the checks, each of which is a round trip, and only once the server has let the first connection in.
+        filling = filling or loop.create_task(pool.fill())
+        await prepare(connection, deadline=began + timeout * _PREPARING_SHARE)
+
     with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
+                await executor.run(state, prepare_first)
         except BaseException:
+            if filling is not None:
+                filling.cancel()
             pool.expire()
             raise
-        await pool.fill()
+        if filling is not None:
+            await asyncio.wait([filling])
     return OpenStore(pool, executor, MessageWriter(executor))
 
 
