@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.distributed.finding import find_path
@@ -15,6 +14,7 @@ from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
 from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, ReplicaReads
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
+from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.backends.postgres.writer import MessageWriter
 
 _OPENING_SHARE: Final = 0.9
@@ -55,15 +55,27 @@ async def open_store(
     if pool.loop_end is None:
         pool.loop_end = _close_at_end_of_loop(pool)
         await anext(pool.loop_end)
-    began = asyncio.get_running_loop().time()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    filling: asyncio.Task[None] | None = None
+
+    async def prepare_first(connection: Any) -> WritePath:
+        nonlocal filling
+        # Beside the checks, each of which is a round trip, and only once the server has let the first connection in.
+        filling = filling or loop.create_task(pool.fill())
+        return await prepare(connection, deadline=began + timeout * _PREPARING_SHARE)
+
     with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                executor.path = await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
+                executor.path = await executor.run(state, prepare_first)
         except BaseException:
+            if filling is not None:
+                filling.cancel()
             pool.expire()
             raise
-        await pool.fill()
+        if filling is not None:
+            await asyncio.wait([filling])
     replicas = None if options is None else ReplicaReads(options, executor)
     if replicas is not None:
         replicas.loop_end = _close_at_end_of_loop(replicas)

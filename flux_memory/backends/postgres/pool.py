@@ -78,7 +78,7 @@ class OwnPool:
 
     async def fill(self) -> None:
         """Open connections up to `min_size`; `take` opens those that fail now when it needs them."""
-        wanted = range(self._min_size - len(self._open))
+        wanted = range(self._min_size - len(self._open) - len(self._openings))
         with suppress(TimeoutError):
             async with asyncio.timeout(SERVER_GRACE_SECONDS):
                 await asyncio.gather(*(self._open_spare() for _ in wanted), return_exceptions=True)
