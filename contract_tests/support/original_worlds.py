@@ -125,9 +125,7 @@ REFERENCES: Final = {
         "CREATE TABLE reviews (message_id varchar(36) REFERENCES messages (id))",
         "reviews refers to messages, .* ALTER TABLE reviews DROP CONSTRAINT reviews_message_id_fkey; then retry",
     ),
-    "another table refers to sessions": World(
-        "CREATE TABLE reviews (session_id varchar(36) REFERENCES sessions (id))"
-    ),
+    "another table refers to sessions": World("CREATE TABLE reviews (session_id varchar(36) REFERENCES sessions (id))"),
 }
 TYPES: Final = {
     "ids of type uuid": World(NO_REFERENCE + UUIDS + retype("uuid")),
