@@ -61,11 +61,18 @@ async def open_store(
         except BaseException:
             pool.expire()
             raise
-        await pool.fill()
-    replicas = None if options is None else ReplicaReads(options, executor)
-    if replicas is not None:
-        replicas.loop_end = _close_at_end_of_loop(replicas)
-        await anext(replicas.loop_end)
+        if options is None:
+            replicas = None
+            await pool.fill()
+        else:
+            replicas = ReplicaReads(options, executor)
+            replicas.loop_end = _close_at_end_of_loop(replicas)
+            await anext(replicas.loop_end)
+            try:
+                await asyncio.gather(pool.fill(), replicas.look())
+            except BaseException:
+                replicas.terminate()
+                raise
     return OpenStore(pool, executor, MessageWriter(executor), replicas)
 
 
