@@ -74,12 +74,18 @@ async def open_store(
                 filling.cancel()
             pool.expire()
             raise
+        replicas = None
+        if options is not None:
+            replicas = ReplicaReads(options, executor)
+            replicas.loop_end = _close_at_end_of_loop(replicas)
+            await anext(replicas.loop_end)
+            try:
+                await replicas.look()
+            except BaseException:
+                replicas.terminate()
+                raise
         if filling is not None:
             await asyncio.wait([filling])
-    replicas = None if options is None else ReplicaReads(options, executor)
-    if replicas is not None:
-        replicas.loop_end = _close_at_end_of_loop(replicas)
-        await anext(replicas.loop_end)
     return OpenStore(pool, executor, MessageWriter(executor), replicas)
 
 
