@@ -183,8 +183,10 @@ def _all_text(*columns: tuple[Any, ...]) -> tuple[tuple[str, ...], ...]:
 
 def _not_a_row(row: object, columns: str) -> TypeError:
     """Return the error for what a query selected instead of these columns."""
-    counts = isinstance(row, Sized) and not isinstance(row, Mapping | str)
-    found = f"this one has {len(row)}" if counts else f"this one is of type {type(row).__name__}"
+    if isinstance(row, Sized) and not isinstance(row, Mapping | str):
+        found = f"this one has {len(row)}"
+    else:
+        found = f"this one is of type {type(row).__name__}"
     return TypeError(f"a row is a sequence of the values ({columns}), and {found}; select these columns in this order")
 
 

@@ -283,7 +283,7 @@ class UpdatesContract(Binding):
             for number in range(1, UPDATES_SEEN + 1):
                 batch = _messages(*(f"{number} {at}" for at in range(number % 5)))
                 given: Any = {"title": str(number), "merge_metadata": {"n": number}, "messages": batch}
-                await memory.update_session(session, **given, **({"truncate_all": True} if cuts else {}))
+                await memory.update_session(session, **given, truncate_all=cuts)
                 if reading.done():
                     break
         finally:
