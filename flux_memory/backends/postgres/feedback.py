@@ -200,20 +200,23 @@ async def add_entry(
     while not added and stored is None:
         # An entry that is in the way may be deleted before it can be read.
         added, stored = await executor.run_on_any_lock(
-            state, lambda connection: in_transaction(connection, partial(_insert, connection, row, created_at))
+            state,
+            lambda connection: in_transaction(connection, partial(_insert, executor, connection, row, created_at)),
         )
     if stored is not None and not row.same_as(stored):
         raise records.feedback_id_taken(row.id)
     return added
 
 
-async def _insert(connection: Any, row: records.FeedbackRow, created_at: str | None) -> tuple[bool, list[Any] | None]:
+async def _insert(
+    executor: RetryingExecutor, connection: Any, row: records.FeedbackRow, created_at: str | None
+) -> tuple[bool, list[Any] | None]:
     """Insert an entry; return whether its id was free, and else the stored entry."""
-    owner = await connection.fetch(LOCK_OWNER, row.session_id)
+    owner = await connection.fetch(executor.path.statement(LOCK_OWNER), row.session_id)
     user_id = (owner[0][0] or "") if owner else ""
     if await connection.fetch(INSERT_FEEDBACK, *row, user_id, created_at):
         return True, None
-    stored = await connection.fetch(SELECT_SAME_ID, row.id)
+    stored = await connection.fetch(executor.path.statement(SELECT_SAME_ID), row.id)
     return False, [*stored[0]] if stored else None
 
 
@@ -247,7 +250,7 @@ async def _delete_all(
     Raises:
         SchemaError: A trigger or a policy keeps some of them.
     """
-    delete, select = statements
+    delete, select = map(executor.path.statement, statements)
     without_effect = 0
     while without_effect < _KEPT_ATTEMPTS:
         status: str = await executor.run_on_any_lock(state, methodcaller("execute", delete, value))

@@ -109,7 +109,9 @@ class PostgresHandle:
         async def read(store: OpenStore) -> list[Any]:
             sql, values = choose(store.executor.path)
             try:
-                rows: list[Any] = await store.executor.run(state, methodcaller("fetch", sql, *values))
+                rows: list[Any] = await store.executor.run(
+                    state, methodcaller("fetch", store.executor.path.statement(sql), *values)
+                )
             except asyncpg.StringDataRightTruncationError:
                 # A cluster cuts an id to the column's length to find its server; no session has such an id.
                 return []
