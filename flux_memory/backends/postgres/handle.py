@@ -135,6 +135,7 @@ class PostgresHandle:
         async def read(store: OpenStore) -> list[Any]:
             sql, values = choose(store.executor.path)
             try:
+                sql = store.executor.path.statement(sql)
                 if store.replicas is not None:
                     return await store.replicas.fetch(state, session_id, sql, values)
                 rows: list[Any] = await store.executor.run(state, methodcaller("fetch", sql, *values))
