@@ -11,6 +11,7 @@ from flux_memory import __version__
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
 from flux_memory.cli.migrate import migrate
+from flux_memory.cli.prune import prune
 from flux_memory.masking import mask_dsns
 from flux_memory.records.printing import printable
 
@@ -37,6 +38,7 @@ def main() -> None:
 main.add_command(check)
 main.add_command(migrate)
 main.add_command(contract)
+main.add_command(prune)
 
 
 def run() -> None:

@@ -1,0 +1,89 @@
+"""Gives an operator's command a connection to a SQLite file in a thread, with the library's errors and a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Final, TypeVar
+
+from flux_memory.backends.sqlite.errors import translate_errors
+from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
+from flux_memory.errors import BackendUnavailableError
+from flux_memory.schema import sqlite as schema
+
+Result = TypeVar("Result")
+
+_LOCK_SHARE: Final = 0.9
+"""Share of the deadline to wait for another process's lock; the rest lets the caller report it."""
+_LOCK_SECONDS: Final = 60.0
+"""Seconds to wait for another process's lock at most, also in a work that may take hours."""
+_CLOCK_INSTRUCTIONS: Final = 10_000
+"""Instructions of SQLite's virtual machine between two checks of the clock."""
+
+
+async def run_on_file(
+    path: str,
+    work: Callable[[sqlite3.Connection], Result],
+    timeout: float,  # noqa: ASYNC109 - bounds a thread
+    *,
+    writes: bool = False,
+) -> Result:
+    """Open an existing file in a thread, run work on the connection, and close it.
+
+    Args:
+        path: The file.
+        work: Takes the connection, which is in autocommit mode.
+        timeout: Seconds until a statement that still runs is interrupted.
+        writes: Whether the work may write.
+
+    Raises:
+        FluxMemoryError: There is no such file, it cannot be used, or the work did not end in time.
+    """
+    cancelled = threading.Event()
+    running = asyncio.ensure_future(asyncio.to_thread(_run, Path(path), work, timeout, writes, cancelled))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        # The thread closes the file before the call ends.
+        cancelled.set()
+        await asyncio.wait([running])
+        raise
+
+
+def _run(
+    path: Path,
+    work: Callable[[sqlite3.Connection], Result],
+    timeout: float,
+    writes: bool,
+    cancelled: threading.Event,
+) -> Result:
+    file = path.absolute()
+    refuse_special_files(file)
+    if not file.is_file():
+        hint = hint_at_original(path)
+        raise BackendUnavailableError(f"there is no file {file}; correct the path{f'; {hint}' if hint else ''}")
+    if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+        raise BackendUnavailableError(
+            f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
+            "Give the process rights there"
+        )
+    ends = time.monotonic() + timeout
+    # Not mode=ro: such a reader leaves the log's files behind.
+    uri = f"{file.as_uri()}?mode=rw"
+    with (
+        translate_errors(str(file)),
+        closing(
+            sqlite3.connect(uri, uri=True, timeout=min(timeout, _LOCK_SECONDS) * _LOCK_SHARE, isolation_level=None)
+        ) as db,
+    ):
+        db.set_progress_handler(lambda: cancelled.is_set() or time.monotonic() >= ends, _CLOCK_INSTRUCTIONS)
+        schema.distrust(db)
+        if not writes:
+            db.execute("PRAGMA query_only = ON")
+        return work(db)
