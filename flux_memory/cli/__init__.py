@@ -12,6 +12,7 @@ from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
 from flux_memory.cli.migrate import migrate
 from flux_memory.cli.prune import prune
+from flux_memory.cli.top import top
 from flux_memory.masking import mask_dsns
 from flux_memory.records.printing import printable
 
@@ -39,6 +40,7 @@ main.add_command(check)
 main.add_command(migrate)
 main.add_command(contract)
 main.add_command(prune)
+main.add_command(top)
 
 
 def run() -> None:

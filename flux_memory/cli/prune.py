@@ -53,6 +53,8 @@ def prune(**options: Any) -> None:
     try:
         asyncio.run(_run(choose_settings(options["sqlite_path"], options["postgres_dsn"]), options, age, ending))
     except FluxMemoryError as error:
+        # The step that failed may have deleted some.
+        ending.at_once = True
         show_failure(error)
         _say(ending.told(), err=True)
         sys.exit(1)
@@ -95,6 +97,7 @@ class _Ending:
     asked: bool = False
     in_steps: bool = False
     at_once: bool = False
+    """Whether a step may have ended in the middle."""
     pruned: Pruned | None = None
 
     def listen(self) -> None:

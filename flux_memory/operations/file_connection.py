@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from flux_memory.backends.sqlite.errors import translate_errors
 from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
@@ -21,8 +21,6 @@ Result = TypeVar("Result")
 
 _LOCK_SHARE: Final = 0.9
 """Share of the deadline to wait for another process's lock; the rest lets the caller report it."""
-_LOCK_SECONDS: Final = 60.0
-"""Seconds to wait for another process's lock at most, also in a work that may take hours."""
 _CLOCK_INSTRUCTIONS: Final = 10_000
 """Instructions of SQLite's virtual machine between two checks of the clock."""
 
@@ -33,6 +31,7 @@ async def run_on_file(
     timeout: float,  # noqa: ASYNC109 - bounds a thread
     *,
     writes: bool = False,
+    lock_seconds: float | None = None,
 ) -> Result:
     """Open an existing file in a thread, run work on the connection, and close it.
 
@@ -41,28 +40,36 @@ async def run_on_file(
         work: Takes the connection, which is in autocommit mode.
         timeout: Seconds until a statement that still runs is interrupted.
         writes: Whether the work may write.
+        lock_seconds: Seconds to wait for another process's lock; by default nearly the timeout.
 
     Raises:
         FluxMemoryError: There is no such file, it cannot be used, or the work did not end in time.
     """
-    cancelled = threading.Event()
-    running = asyncio.ensure_future(asyncio.to_thread(_run, Path(path), work, timeout, writes, cancelled))
+    waits = timeout * _LOCK_SHARE if lock_seconds is None else lock_seconds
+    limits = _Limits(time.monotonic() + timeout, waits, writes, threading.Event())
+    running = asyncio.ensure_future(asyncio.to_thread(_run, Path(path), work, limits))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         # The thread closes the file before the call ends.
-        cancelled.set()
+        limits.cancelled.set()
         await asyncio.wait([running])
         raise
 
 
-def _run(
-    path: Path,
-    work: Callable[[sqlite3.Connection], Result],
-    timeout: float,
-    writes: bool,
-    cancelled: threading.Event,
-) -> Result:
+class _Limits(NamedTuple):
+    """The limits of one work; the lock's are in seconds."""
+
+    ends: float
+    lock_seconds: float
+    writes: bool
+    cancelled: threading.Event
+
+    def are_over(self) -> bool:
+        return self.cancelled.is_set() or time.monotonic() >= self.ends
+
+
+def _run(path: Path, work: Callable[[sqlite3.Connection], Result], limits: _Limits) -> Result:
     file = path.absolute()
     refuse_special_files(file)
     if not file.is_file():
@@ -73,17 +80,14 @@ def _run(
             f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
             "Give the process rights there"
         )
-    ends = time.monotonic() + timeout
     # Not mode=ro: such a reader leaves the log's files behind.
     uri = f"{file.as_uri()}?mode=rw"
     with (
         translate_errors(str(file)),
-        closing(
-            sqlite3.connect(uri, uri=True, timeout=min(timeout, _LOCK_SECONDS) * _LOCK_SHARE, isolation_level=None)
-        ) as db,
+        closing(sqlite3.connect(uri, uri=True, timeout=limits.lock_seconds, isolation_level=None)) as db,
     ):
-        db.set_progress_handler(lambda: cancelled.is_set() or time.monotonic() >= ends, _CLOCK_INSTRUCTIONS)
+        db.set_progress_handler(limits.are_over, _CLOCK_INSTRUCTIONS)
         schema.distrust(db)
-        if not writes:
+        if not limits.writes:
             db.execute("PRAGMA query_only = ON")
         return work(db)

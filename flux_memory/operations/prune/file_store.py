@@ -79,7 +79,9 @@ class PrunedFile:
 
         Writers wait meanwhile, and the disk needs room for the file twice.
         """
-        return await run_on_file(self._path, partial(_vacuum, self._path), _VACUUM_SECONDS, writes=True)
+        return await run_on_file(
+            self._path, partial(_vacuum, self._path), _VACUUM_SECONDS, writes=True, lock_seconds=self._timeout
+        )
 
 
 def _with_criteria(sql: str, criteria: Criteria) -> tuple[str, list[str]]:

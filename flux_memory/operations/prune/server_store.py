@@ -45,6 +45,10 @@ WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_ba
 VACUUM: Final = "VACUUM (ANALYZE) {}"
 
 _VACUUM_SECONDS: Final = 86_400.0
+_IN_PAGES: Final = (
+    "The free space of pages may hold bytes of deleted rows until new rows overwrite them; VACUUM FULL writes the "
+    "tables anew, and blocks them meanwhile."
+)
 _ELSEWHERE: Final = (
     "The write-ahead log, its archive, backups and replicas keep what they have until they are recycled or expire."
 )
@@ -103,7 +107,8 @@ class PrunedServer:
     async def vacuum(self) -> Vacuumed:
         """Run VACUUM on each table that the role may vacuum.
 
-        It removes dead rows and their index entries from the pages. It shrinks a file only at its end.
+        It removes dead rows and their index entries, so that new rows use their space; it shrinks a file only at its
+        end, and does not overwrite the bytes.
         """
         before = await self._server.run(_read_tables)
         done, left = [], []
@@ -113,16 +118,17 @@ class PrunedServer:
                 done.append(name)
             else:
                 left.append(
-                    f"{name} was not vacuumed: the role does not own it; run VACUUM as its owner, or wait for autovacuum"
+                    f"{name} was not vacuumed: the role does not own it; run VACUUM as its owner, or wait for "
+                    "autovacuum"
                 )
         after = await self._server.run(_read_tables)
         if dead := sum(count for _, _, _, count in after):
             transactions = await self._server.run(methodcaller("fetchval", COUNT_OLD_TRANSACTIONS))
             because = f"; {transactions} open transactions may still see them" if transactions else ""
             left.append(f"about {dead:,} dead rows are still in the tables{because}; run --vacuum again later")
-        sentences = [f"vacuumed {', '.join(done)}: dead rows are gone, and their space is reused"] if done else []
+        sentences = [f"vacuumed {', '.join(done)}: dead rows are gone, and new rows use their space"] if done else []
         sizes = [sum(size for _, _, size, _ in rows) for rows in (before, after)]
-        return Vacuumed(sizes[0], sizes[1], tuple(sentences), (*left, _ELSEWHERE))
+        return Vacuumed(sizes[0], sizes[1], tuple(sentences), (*left, _IN_PAGES, _ELSEWHERE))
 
 
 def _with_criteria(sql: str, criteria: Criteria, first: int) -> tuple[str, list[str]]:
