@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 from contextlib import suppress
@@ -52,6 +53,8 @@ def top(
     wrong usage.
     """
     check_store_options(sqlite_path, postgres_dsn)
+    if math.isnan(interval) or math.isnan(timeout):
+        raise click.UsageError("--interval and --timeout take a number of seconds, such as 2 or 0.5")
     try:
         settings = choose_settings(sqlite_path, postgres_dsn)
         ended_well = asyncio.run(_watch(settings, interval, timeout, once=once, as_json=as_json))

@@ -21,6 +21,8 @@ _TWO_COLUMNS: Final = 110
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB")
 _LONG_TRANSACTION_SECONDS: Final = 60.0
 """Seconds after which an open transaction is shown as a problem: it keeps dead rows."""
+_MANY_DEAD_ROWS: Final = 1_000
+"""Dead rows below which their share means nothing."""
 _MUCH_DEAD: Final = 0.2
 """Share of dead rows at which autovacuum has work to do, by its defaults."""
 
@@ -108,10 +110,12 @@ def _head(snapshot: Snapshot) -> Group:
 def _problems(snapshot: Snapshot) -> list[Text]:
     found = []
     if snapshot.waiting:
-        found.append(f"{snapshot.waiting} connections wait for locks")
+        found.append("1 connection waits" if snapshot.waiting == 1 else f"{snapshot.waiting} connections wait")
+        found[-1] += " for a lock"
     if (age := snapshot.oldest_transaction_seconds) is not None and age >= _LONG_TRANSACTION_SECONDS:
         found.append(f"a transaction is open for {_age(age)}, and keeps dead rows")
-    if (share := _dead_share(snapshot)) is not None and share >= _MUCH_DEAD:
+    dead = sum(each.dead_rows for each in snapshot.tables)
+    if dead >= _MANY_DEAD_ROWS and (share := _dead_share(snapshot)) is not None and share >= _MUCH_DEAD:
         found.append(f"{_percent(share)} of the rows are dead")
     return [_text(each, "bold red") for each in found]
 
