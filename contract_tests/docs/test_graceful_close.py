@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from raw_postgres import reserve_port
 from recipe_environment import PROJECT, find_recipe_files, make_recipe_environment, recipe_variables
 from waiting import becomes_true
 
@@ -33,6 +34,7 @@ COMMANDS: Final = {
     "gunicorn": "gunicorn chat:app --worker-class uvicorn_worker.UvicornWorker --workers 2 --graceful-timeout 20",
 }
 """The commands of the page; the test adds the address."""
+PROBES: Final = "uvicorn probes:app"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,17 @@ class Load(threading.Thread):
             return str(answer.read().decode())
 
 
+def get(port: int, path: str) -> tuple[int, dict[str, object]]:
+    """Return the status and the object of an answer; the status is 0 if the server does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+    except OSError:
+        return 0, {}
+
+
 @contextmanager
 def run_server(
     python: str, server: str, directory: Path, variables: dict[str, str]
@@ -83,10 +96,12 @@ def run_server(
     """Run the service as the page says; yield its port and its process."""
     for name, content in find_recipe_files(PAGE, "FastAPI").items():
         (directory / name).write_text(content)
+    for name, content in find_recipe_files(HEALTH, "Probes").items():
+        (directory / name).write_text(content)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    program, *arguments = COMMANDS[server].split()
-    address = ["--port", str(port)] if server == "uvicorn" else ["--bind", f"127.0.0.1:{port}"]
+    program, *arguments = (COMMANDS | {"probes": PROBES})[server].split()
+    address = ["--port", str(port)] if program == "uvicorn" else ["--bind", f"127.0.0.1:{port}"]
     command = [python, "-m", program, *arguments, *address]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=directory, env=recipe_variables(**variables), stdout=log, stderr=log)
@@ -160,8 +175,23 @@ def test_a_server_that_is_stopped_under_load_loses_nothing(
     assert not any(lost.values()), lost
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_probes_of_the_page(application_python: str, tmp_path: Path, is_there: bool) -> None:
+    """While the store is away the process is alive and not ready, so that it is not restarted in vain."""
+    with reserve_port() as nowhere:
+        variables = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/chat.db"}
+        if not is_there:
+            dsn = f"postgresql://chat@127.0.0.1:{nowhere}/chat"
+            variables = {"DATABASE_BACKEND": "postgres", "POSTGRES_DSN": dsn}
+        with run_server(application_python, "probes", tmp_path, variables) as (port, _):
+            assert becomes_true(lambda: get(port, "/live")[0] == 200, seconds=STARTING_SECONDS)
+            expected = (200, {"ok": True}) if is_there else (503, {"ok": False, "error": "BackendUnavailableError"})
+            assert get(port, "/ready") == expected
+            assert get(port, "/live") == (200, {"ok": True})
+
+
 def test_the_page_prints_the_commands_that_run_here() -> None:
     """The options of the page are those that were tested."""
     text = HEALTH.read_text(encoding="utf-8")
-    for command in COMMANDS.values():
+    for command in (*COMMANDS.values(), PROBES):
         assert command in text

@@ -139,8 +139,9 @@ async def _run(settings: Settings, options: dict[str, Any], age: timedelta | Non
             _say("Nothing was changed: run again without --dry-run to delete them.")
             return
         if doomed.sessions and sys.stdin.isatty() and not options["yes"]:
-            # Outside the steps a signal ends the command at once.
+            # A question that waits in the terminal's driver ends at once.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             click.confirm("Delete them?", abort=True)
             ending.listen()
         ending.pruned, ending.in_steps = Pruned(), True
