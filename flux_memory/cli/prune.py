@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import sys
 import time
@@ -77,6 +78,8 @@ def _check_usage(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name} is empty; give it a value, or leave it out")
     if options["inactive"] is None and options["user"] is None:
         raise click.UsageError("give --inactive, --user or both: without a criterion nothing is deleted")
+    if math.isnan(options["timeout"]):
+        raise click.UsageError("--timeout takes a number of seconds, such as 60 or 0.5")
     if options["dry_run"] and options["vacuum"]:
         raise click.UsageError("--dry-run and --vacuum exclude each other; leave one out")
 
@@ -119,6 +122,8 @@ class _Ending:
             return "Nothing was deleted."
         if self.pruned.finished:
             return f"All {self.pruned.sessions:,} sessions are deleted; the vacuum did not finish: run it again."
+        if self.at_once and not self.pruned.sessions:
+            return "Some sessions may be deleted; run the same command again to go on."
         least = "At least " if self.at_once else ""
         return f"{least}{self.pruned.sessions:,} sessions are deleted; run the same command again to go on."
 
@@ -158,7 +163,7 @@ async def _run(settings: Settings, options: dict[str, Any], age: timedelta | Non
         ending.in_steps = False
         if not ending.pruned.finished:
             return
-        _say(f"Deleted {ending.pruned.sessions:,} sessions and their messages.")
+        _say(f"Deleted {ending.pruned.sessions:,} sessions, messages included.")
         if options["vacuum"]:
             await _vacuum(store)
         elif ending.pruned.sessions:

@@ -31,16 +31,16 @@ SELECT
     oid::regclass::text,
     pg_has_role(relowner, 'USAGE')
         OR (current_setting('server_version_num')::int >= 170000 AND has_table_privilege(oid, $1)),
-    pg_total_relation_size(oid),
-    coalesce(pg_stat_get_dead_tuples(oid), 0)
+    pg_total_relation_size(oid)
 FROM pg_class
 WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
 ORDER BY relname DESC
 """
-# Only transactions of roles that this one may see.
-COUNT_OLD_TRANSACTIONS: Final = """
+# Only transactions of roles that this one may see. Counts of dead rows do not help: a connection reports its own up to
+# seconds after the vacuum has removed them.
+COUNT_HOLDERS: Final = """
 SELECT count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
+WHERE datname = current_database() AND backend_xmin IS NOT NULL AND xact_start < $1 AND pid <> pg_backend_pid()
 """
 VACUUM: Final = "VACUUM (ANALYZE) {}"
 
@@ -110,9 +110,10 @@ class PrunedServer:
         It removes dead rows and their index entries, so that new rows use their space; it shrinks a file only at its
         end, and does not overwrite the bytes.
         """
+        began = await self.read_clock()
         before = await self._server.run(_read_tables)
         done, left = [], []
-        for name, may_vacuum, *_ in before:
+        for name, may_vacuum, _ in before:
             if may_vacuum:
                 await self._server.run(methodcaller("execute", VACUUM.format(name)), seconds=_VACUUM_SECONDS)
                 done.append(name)
@@ -121,13 +122,15 @@ class PrunedServer:
                     f"{name} was not vacuumed: the role does not own it; run VACUUM as its owner, or wait for "
                     "autovacuum"
                 )
+        if holders := await self._server.run(methodcaller("fetchval", COUNT_HOLDERS, began)):
+            transactions = "1 open transaction" if holders == 1 else f"{holders} open transactions"
+            left.append(
+                f"dead rows that {transactions} may still see stay in the tables; run --vacuum again when they have "
+                "ended"
+            )
         after = await self._server.run(_read_tables)
-        if dead := sum(count for _, _, _, count in after):
-            transactions = await self._server.run(methodcaller("fetchval", COUNT_OLD_TRANSACTIONS))
-            because = f"; {transactions} open transactions may still see them" if transactions else ""
-            left.append(f"about {dead:,} dead rows are still in the tables{because}; run --vacuum again later")
         sentences = [f"vacuumed {', '.join(done)}: dead rows are gone, and new rows use their space"] if done else []
-        sizes = [sum(size for _, _, size, _ in rows) for rows in (before, after)]
+        sizes = [sum(size for _, _, size in rows) for rows in (before, after)]
         return Vacuumed(sizes[0], sizes[1], tuple(sentences), (*left, _IN_PAGES, _ELSEWHERE))
 
 
@@ -146,6 +149,6 @@ async def _inspect(connection: Any) -> Any:
         return await schema.inspect(connection)
 
 
-async def _read_tables(connection: Any) -> list[tuple[str, bool, int, int]]:
+async def _read_tables(connection: Any) -> list[tuple[str, bool, int]]:
     # The name of the privilege is a parameter: servers before 17 refuse it where it is written out.
     return [tuple(row) for row in await connection.fetch(SELECT_TABLES, "MAINTAIN")]
