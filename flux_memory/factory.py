@@ -34,7 +34,7 @@ def create_memory(settings: Settings | None = None) -> Memory:
     if settings.database_backend == "postgres":
         from flux_memory.backends.postgres.memory import PostgresConversationMemory  # noqa: PLC0415 - only this driver
 
-        return PostgresConversationMemory(settings.require_postgres_dsn())
+        return PostgresConversationMemory(settings.require_postgres_dsn(), replica_dsn=settings.find_replica_dsn())
     from flux_memory.backends.sqlite.memory import ConversationMemory  # noqa: PLC0415 - only this driver
 
     return ConversationMemory(settings.sqlite_path)

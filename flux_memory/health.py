@@ -18,14 +18,14 @@ from flux_memory.backends.sqlite.errors import translate_errors as translate_sql
 from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
-from flux_memory.schema import describe_version
+from flux_memory.schema import describe_version, missing_steps
 from flux_memory.schema import sqlite as sqlite_schema
 
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
 
 MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
-IS_STANDBY: Final = "SELECT pg_is_in_recovery()"
+IS_STANDBY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 # Tables whose rows a policy may hide from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """
@@ -40,9 +40,13 @@ SELECT
             )
     )
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid) AND row_security_active(oid)
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid)
+    AND row_security_active(oid)
 ORDER BY relname DESC
 """
+COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback"
+WITH_FEEDBACK: Final = 7
+"""The schema version since which there is a table of feedback."""
 
 _ROUND_TRIPS: Final = 5
 _POOL_CONNECTIONS: Final = 10
@@ -68,11 +72,14 @@ class CheckReport:
     sessions: int | None = 0
     """`None` if they were not counted."""
     messages: int | None = 0
+    feedback: int | None = 0
     row_security: list[str] = field(default_factory=list)
     """Tables whose rows row-level security may hide from the role; the counts include only rows that it sees."""
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
+    replicas: list[str] = field(default_factory=list)
+    """Each replica that reads may use, with how far it is behind the primary; `warnings` has the others."""
     note: str = ""
     """A remark that is not a fault, such as a file that the settings may mean instead."""
     full: list[str] = field(default_factory=list)
@@ -150,6 +157,26 @@ async def check_postgres(
     return report
 
 
+async def check_replicas(dsn: str, replica_dsn: str, report: CheckReport) -> None:
+    """Add to a report which replicas reads may use, and why not the others.
+
+    Args:
+        dsn: The DSN of the primary.
+        replica_dsn: The DSN whose hosts are the replicas.
+        report: The report on the primary.
+
+    Raises:
+        InvalidInputError: A DSN is invalid.
+    """
+    from flux_memory.backends.postgres.replicas.inspecting import inspect_replicas  # noqa: PLC0415 - only with replicas
+
+    for each in await inspect_replicas(SecretText(dsn), SecretText(replica_dsn)):
+        if each.trouble:
+            report.warnings.append(f"reads do not use the replica {each.shown}: {each.trouble}")
+        else:
+            report.replicas.append(f"{each.shown}, {each.bytes_behind:,} bytes behind")
+
+
 async def check_methods(memory: Memory, report: CheckReport) -> None:
     """Create, change, read back and remove scratch sessions through every public method but `clear_all`.
 
@@ -198,9 +225,22 @@ async def check_methods(memory: Memory, report: CheckReport) -> None:
         await call("count_sessions", lambda number: number == 2, memory.count_sessions(user_id=owner))
         await memory.delete_session(fork)
         await call("delete_session", lambda row: row is None, memory.get_session(fork))
+        await _check_feedback(memory, session, call)
     finally:
         await memory.delete_sessions(user_id=owner)
     await call("delete_sessions", lambda rows: not rows, memory.get_sessions(user_id=owner))
+
+
+async def _check_feedback(memory: Memory, session: str, call: Callable[..., Awaitable[Any]]) -> None:
+    """Add, read, count and delete feedback on a scratch session, whose owner's feedback is erased afterwards."""
+    feedback = memory.feedback
+    added = await call("feedback.add", bool, feedback.add(session, 1, comment="good", metadata={"check": True}))
+    await call(
+        "feedback.get", lambda rows: [row["feedback_id"] for row in rows] == [added], feedback.get(session_id=session)
+    )
+    await call("feedback.stats", lambda counted: counted["total"] >= 1, feedback.stats())
+    await feedback.delete(added)
+    await call("feedback.delete", lambda rows: not rows, feedback.get(session_id=session))
 
 
 def _check_can_be_made(file: Path) -> None:
@@ -273,9 +313,11 @@ def _read(db: sqlite3.Connection, report: CheckReport, *, counts: bool) -> None:
     report.schema = describe_version("sqlite", applied, original)
     sqlite_schema.inspect(db, applied)
     if not counts:
-        report.sessions = report.messages = None
+        report.sessions = report.messages = report.feedback = None
     elif applied or original:
         report.sessions, report.messages = db.execute(COUNTS).fetchone()
+    if counts and max(applied, default=0) >= WITH_FEEDBACK:
+        (report.feedback,) = db.execute(COUNT_FEEDBACK).fetchone()
     times = []
     for _ in range(_ROUND_TRIPS):
         began = time.perf_counter()
@@ -295,6 +337,13 @@ async def _look_at_server(connection: Any, report: CheckReport, *, counts: bool)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await schema.inspect(connection)
     report.schema = describe_version("postgres", state.applied, state.original)
+    if report.role == "standby":
+        if missing_steps("postgres", state.applied):
+            raise SchemaError(
+                f"PostgreSQL at {report.target}: the server is a standby, and its tables are not those of this release "
+                f"({report.schema}); create or upgrade them on its primary with flux-memory check --full"
+            )
+        report.note = "a standby: reads work, writes need the primary"
     report.repairs = [fault.statement for fault in state.repairs]
     report.warnings = [
         f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "
@@ -302,7 +351,7 @@ async def _look_at_server(connection: Any, report: CheckReport, *, counts: bool)
         for each in state.open_schemas
     ]
     if state.version:
-        await _count_rows(connection, report, counts=counts)
+        await _count_rows(connection, report, state.version, counts=counts)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
@@ -316,7 +365,7 @@ async def _look_at_server(connection: Any, report: CheckReport, *, counts: bool)
     report.round_trip_ms = statistics.median(times) * 1000
 
 
-async def _count_rows(connection: Any, report: CheckReport, *, counts: bool) -> None:
+async def _count_rows(connection: Any, report: CheckReport, version: int, *, counts: bool) -> None:
     tables = await connection.fetch(ROW_SECURITY)
     report.row_security = [name for name, _ in tables]
     if hidden := [name for name, may_read in tables if not may_read]:
@@ -325,10 +374,12 @@ async def _count_rows(connection: Any, report: CheckReport, *, counts: bool) -> 
             "role read a row, so that the store looks empty to it; create a policy for the role, or connect as another"
         )
     if not counts:
-        report.sessions = report.messages = None
+        report.sessions = report.messages = report.feedback = None
         return
     async with connection.transaction(readonly=True):
         if not tables:
             # If a policy was created just now, the server raises instead of counting only the rows that it shows.
             await connection.execute("SET LOCAL row_security = off")
         report.sessions, report.messages = await connection.fetchrow(COUNTS)
+        if version >= WITH_FEEDBACK:
+            report.feedback = await connection.fetchval(COUNT_FEEDBACK)

@@ -10,6 +10,7 @@ import click
 from flux_memory import __version__
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
+from flux_memory.cli.feedback import feedback
 from flux_memory.cli.migrate import migrate
 from flux_memory.cli.prune import prune
 from flux_memory.cli.top import top
@@ -41,6 +42,7 @@ main.add_command(migrate)
 main.add_command(contract)
 main.add_command(prune)
 main.add_command(top)
+main.add_command(feedback)
 
 
 def run() -> None:

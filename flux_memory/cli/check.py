@@ -45,9 +45,9 @@ def check(
 ) -> None:
     """Check whether the configured backend answers, and show what it holds.
 
-    Settings come from the environment and .env: DATABASE_BACKEND, DATABASE_URL, POSTGRES_DSN, each also with the
-    prefix FLUX_MEMORY_. Without --full nothing is created or changed. Exits with 0 if all is well, also with warnings,
-    1 if not, and 2 for wrong usage.
+    Settings come from the environment and .env: DATABASE_BACKEND, DATABASE_URL, POSTGRES_DSN, POSTGRES_REPLICA_DSN,
+    each also with the prefix FLUX_MEMORY_. Without --full nothing is created or changed. Exits with 0 if all is well,
+    1 if not, and 2 for wrong usage; a warning, such as a replica that reads do not use, is not a failure.
     """
     check_store_options(sqlite_path, postgres_dsn)
     began = time.monotonic()
@@ -88,11 +88,19 @@ async def _check(
 ) -> CheckReport:
     from flux_memory.backends.deadlines import deadline  # noqa: PLC0415 - --help stays fast
     from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
-    from flux_memory.health import check_methods, check_postgres, check_sqlite  # noqa: PLC0415 - --help stays fast
+    from flux_memory.health import (  # noqa: PLC0415 - --help stays fast
+        check_methods,
+        check_postgres,
+        check_replicas,
+        check_sqlite,
+    )
 
     async def check_store() -> CheckReport:
         if settings.database_backend == "postgres":
-            return await check_postgres(settings.require_postgres_dsn(), timeout, counts=counts)
+            report = await check_postgres(settings.require_postgres_dsn(), timeout, counts=counts)
+            if (replica_dsn := settings.find_replica_dsn()) is not None:
+                await check_replicas(settings.require_postgres_dsn(), replica_dsn, report)
+            return report
         return await check_sqlite(settings.sqlite_path, timeout, must_exist=must_exist, counts=counts)
 
     memory = create_memory(settings)  # raises the errors that an application would get
@@ -109,15 +117,17 @@ def _show(report: CheckReport) -> None:
     lines = {
         "Backend": report.backend,
         "Target": report.target,
-        "Server": report.server + ", a standby, which takes no writes" * (report.role == "standby"),
+        "Server": report.server,
         "Schema": report.schema,
         "Contents": "not counted"
         if report.sessions is None
         else f"{report.sessions:,} sessions, {report.messages:,} messages"
+        + f", {report.feedback:,} entries of feedback" * bool(report.feedback)
         + " that the role may see" * bool(report.row_security),
         "Policies": f"row-level security on {', '.join(report.row_security)} may hide others"
         * bool(report.row_security),
         "Pool": report.pool,
+        "Replicas": "; ".join(report.replicas),
         "Round trip": "" if report.round_trip_ms is None else f"{report.round_trip_ms:.3f} ms",
         "Full check": f"{len(report.full)} methods, each as promised" if report.full else "",
         "Note": report.note,

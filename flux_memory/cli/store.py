@@ -48,12 +48,14 @@ def choose_settings(sqlite_path: str | None, postgres_dsn: str | None) -> Settin
     """Return the settings, with the store that an option names.
 
     Raises:
+        click.UsageError: Both options are given, or the path is not one.
         InvalidInputError: A setting is invalid; the message names it.
     """
+    check_store_options(sqlite_path, postgres_dsn)
     from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic costs more than the rest
 
     if sqlite_path is not None:
         return load_settings(database_backend="sqlite", database_url=f"sqlite+aiosqlite:///{quote(sqlite_path)}")
     if postgres_dsn is not None:
-        return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn)
+        return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn, postgres_replica_dsn="")
     return load_settings()

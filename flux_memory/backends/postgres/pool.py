@@ -47,6 +47,8 @@ class OwnPool:
 
     def __init__(self, target: Dsn, min_size: int, max_size: int, timeout: float) -> None:
         self.many_hosts = len(target.addresses) > 1
+        self.reads_only = target.reads_only
+        self._tries_again = True
         self._target = target
         # The statements are few and never change. A lifetime would keep those of every lost connection in memory, each
         # by a timer.
@@ -76,7 +78,7 @@ class OwnPool:
 
     async def fill(self) -> None:
         """Open connections up to `min_size`; `take` opens those that fail now when it needs them."""
-        wanted = range(self._min_size - len(self._open))
+        wanted = range(self._min_size - len(self._open) - len(self._openings))
         with suppress(TimeoutError):
             async with asyncio.timeout(SERVER_GRACE_SECONDS):
                 await asyncio.gather(*(self._open_spare() for _ in wanted), return_exceptions=True)
@@ -195,7 +197,8 @@ class OwnPool:
                 never_answered = isinstance(error, OSError) and not self._has_answered
                 late = loop.time() - began > self._first_contact_seconds
                 ours = isinstance(error, FluxMemoryError)
-                if ours or self._closing or not classify(error).passes or (never_answered and late):
+                ends = ours or self._closing or not self._tries_again or not classify(error).passes
+                if ends or (never_answered and late):
                     self._permits.release()
                     raise (error if ours else not_connected(self._target.shown, error)) from error
             tried += 1
@@ -223,9 +226,7 @@ class OwnPool:
             self._target = self._target.rotated()
             self.trouble = error
             raise
-        except FluxMemoryError:
-            raise
-        except Exception as error:
+        except DRIVER_ERRORS as error:
             self._has_answered = self._has_answered or isinstance(error, asyncpg.PostgresError)
             self.trouble = error
             raise
@@ -282,6 +283,7 @@ class BorrowedPool:
     """The application's asyncpg pool: each connection goes back after each statement, and none is ever closed."""
 
     many_hosts = False
+    reads_only = False
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool

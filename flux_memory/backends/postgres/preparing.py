@@ -6,13 +6,16 @@ import asyncio
 from typing import Any
 
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, fatal_error
+from flux_memory.backends.postgres.distributed.finding import find_path
+from flux_memory.backends.postgres.one_server import ONE_SERVER
 from flux_memory.backends.postgres.retry import terminate
+from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.errors import SchemaError
 from flux_memory.schema import postgres as schema
 
 
-async def prepare(connection: Any, deadline: float) -> None:
-    """Check the database's encoding, and bring its schema up to date.
+async def prepare(connection: Any, deadline: float) -> WritePath:
+    """Check the database's encoding, bring its schema up to date, and return how the store's writes run.
 
     Args:
         connection: An asyncpg connection.
@@ -26,7 +29,8 @@ async def prepare(connection: Any, deadline: float) -> None:
     end = loop.call_at(deadline, terminate, connection)
     try:
         await check_encoding(connection)
-        await schema.bring_up_to_date(connection)
+        state = await schema.bring_up_to_date(connection)
+        return await find_path(connection) if state.has_citus else ONE_SERVER
     except DRIVER_ERRORS as error:
         if loop.time() < deadline or fatal_error(error) is not None:
             raise

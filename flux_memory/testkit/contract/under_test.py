@@ -113,7 +113,7 @@ class StoreUnderTest:
         """Check that the binding gives an empty store that can be reached, unless it was checked often enough."""
         __tracebackhide__ = True
         if self._preflight is not None:
-            await self._preflight.check_store(self.factory, lists=Capability.SESSIONS in self.capabilities)
+            await self._preflight.check_store(self.factory, claimed=self.capabilities)
 
     def open(self) -> Memory:
         """Open another handle; it is closed when the clause ends."""
