@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flux_memory.protocol import Memory
 
 MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
+IS_STANDBY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 # Tables whose rows a policy may hide from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """
@@ -62,13 +63,16 @@ class CheckReport:
     backend: str
     target: str
     server: str = ""
+    role: str = ""
+    """`primary` or `standby`; empty for SQLite."""
     schema: str = ""
     repairs: list[str] = field(default_factory=list)
     """The statements by which the first use repairs the original application's tables, before it upgrades them."""
     warnings: list[str] = field(default_factory=list)
-    sessions: int = 0
-    messages: int = 0
-    feedback: int = 0
+    sessions: int | None = 0
+    """`None` if they were not counted."""
+    messages: int | None = 0
+    feedback: int | None = 0
     row_security: list[str] = field(default_factory=list)
     """Tables whose rows row-level security may hide from the role; the counts include only rows that it sees."""
     pool: str = ""
@@ -82,18 +86,25 @@ class CheckReport:
     """The methods that the full check called."""
 
 
-async def check_sqlite(path: str, timeout: float, *, must_exist: bool = False) -> CheckReport:  # noqa: ASYNC109 - own
+async def check_sqlite(
+    path: str,
+    timeout: float,  # noqa: ASYNC109 - own
+    *,
+    must_exist: bool = False,
+    counts: bool = True,
+) -> CheckReport:
     """Check a SQLite file without creating or changing it.
 
     Args:
         path: The file, or `:memory:`.
         timeout: Seconds within which the check ends.
         must_exist: Whether a missing file is an error.
+        counts: Whether to count sessions and messages, which takes as long as there are many.
 
     Raises:
         FluxMemoryError: The store cannot be used; the message names the next step.
     """
-    look = _FileLook(path, timeout, must_exist)
+    look = _FileLook(path, timeout, must_exist, counts)
     # Not on the event loop: SQLite waits for another process's lock.
     looking = asyncio.ensure_future(asyncio.to_thread(look.run))
     try:
@@ -107,12 +118,18 @@ async def check_sqlite(path: str, timeout: float, *, must_exist: bool = False) -
         return looking.result()
 
 
-async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - part of what is reported
+async def check_postgres(
+    dsn: str,
+    timeout: float,  # noqa: ASYNC109 - part of what is reported
+    *,
+    counts: bool = True,
+) -> CheckReport:
     """Check a PostgreSQL database without changing it.
 
     Args:
         dsn: A DSN as for `PostgresConversationMemory`.
         timeout: Seconds within which the check ends.
+        counts: Whether to count sessions and messages, which takes as long as there are many.
 
     Raises:
         FluxMemoryError: The store cannot be used; the message names the next step.
@@ -132,7 +149,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
                 state.sending()
                 await pool.fill()
                 report.pool = f"{pool.size} of {_POOL_CONNECTIONS} connections open"
-                await _look_at_server(connection, report)
+                await _look_at_server(connection, report, counts=counts)
                 pool.put_back(connection)
                 await pool.close(timeout)
     finally:
@@ -238,10 +255,11 @@ def _check_can_be_made(file: Path) -> None:
 class _FileLook:
     """Looks at a SQLite file; another thread may end that by `interrupt`."""
 
-    def __init__(self, path: str, timeout: float, must_exist: bool) -> None:
+    def __init__(self, path: str, timeout: float, must_exist: bool, counts: bool) -> None:
         self._path = path
         self._timeout = timeout
         self._must_exist = must_exist
+        self._counts = counts
         self._db: sqlite3.Connection | None = None
 
     def interrupt(self) -> None:
@@ -283,20 +301,22 @@ class _FileLook:
         timeout = self._timeout * _LOCK_SHARE
         with closing(sqlite3.connect(uri, uri=True, timeout=timeout, check_same_thread=False)) as db:
             self._db = db
-            _read(db, report)
+            _read(db, report, counts=self._counts)
         return report
 
 
-def _read(db: sqlite3.Connection, report: CheckReport) -> None:
+def _read(db: sqlite3.Connection, report: CheckReport, *, counts: bool) -> None:
     sqlite_schema.distrust(db)
     db.execute("PRAGMA query_only = ON")
     applied = sqlite_schema.applied_versions(db)
     original = 0 if applied else sqlite_schema.original_version(db)
     report.schema = describe_version("sqlite", applied, original)
     sqlite_schema.inspect(db, applied)
-    if applied or original:
+    if not counts:
+        report.sessions = report.messages = report.feedback = None
+    elif applied or original:
         report.sessions, report.messages = db.execute(COUNTS).fetchone()
-    if max(applied, default=0) >= WITH_FEEDBACK:
+    if counts and max(applied, default=0) >= WITH_FEEDBACK:
         (report.feedback,) = db.execute(COUNT_FEEDBACK).fetchone()
     times = []
     for _ in range(_ROUND_TRIPS):
@@ -306,17 +326,18 @@ def _read(db: sqlite3.Connection, report: CheckReport) -> None:
     report.round_trip_ms = statistics.median(times) * 1000
 
 
-async def _look_at_server(connection: Any, report: CheckReport) -> None:
+async def _look_at_server(connection: Any, report: CheckReport, *, counts: bool) -> None:
     from flux_memory.backends.postgres.preparing import check_encoding  # noqa: PLC0415 - only the driver in use
     from flux_memory.schema import postgres as schema  # noqa: PLC0415 - only the driver in use
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
+    report.role = "standby" if await connection.fetchval(IS_STANDBY) else "primary"
     await check_encoding(connection)
     # In one snapshot, since another process may upgrade the tables.
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await schema.inspect(connection)
     report.schema = describe_version("postgres", state.applied, state.original)
-    if await connection.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
+    if report.role == "standby":
         if missing_steps("postgres", state.applied):
             raise SchemaError(
                 f"PostgreSQL at {report.target}: the server is a standby, and its tables are not those of this release "
@@ -330,7 +351,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
         for each in state.open_schemas
     ]
     if state.version:
-        await _count_rows(connection, report, state.version)
+        await _count_rows(connection, report, state.version, counts=counts)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
@@ -344,7 +365,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     report.round_trip_ms = statistics.median(times) * 1000
 
 
-async def _count_rows(connection: Any, report: CheckReport, version: int) -> None:
+async def _count_rows(connection: Any, report: CheckReport, version: int, *, counts: bool) -> None:
     tables = await connection.fetch(ROW_SECURITY)
     report.row_security = [name for name, _ in tables]
     if hidden := [name for name, may_read in tables if not may_read]:
@@ -352,6 +373,9 @@ async def _count_rows(connection: Any, report: CheckReport, version: int) -> Non
             f"PostgreSQL at {report.target}: row-level security is on for {', '.join(hidden)}, and no policy lets the "
             "role read a row, so that the store looks empty to it; create a policy for the role, or connect as another"
         )
+    if not counts:
+        report.sessions = report.messages = report.feedback = None
+        return
     async with connection.transaction(readonly=True):
         if not tables:
             # If a policy was created just now, the server raises instead of counting only the rows that it shows.

@@ -13,6 +13,8 @@ from flux_memory.cli.contract import contract
 from flux_memory.cli.distribute import distribute
 from flux_memory.cli.feedback import feedback
 from flux_memory.cli.migrate import migrate
+from flux_memory.cli.prune import prune
+from flux_memory.cli.top import top
 from flux_memory.masking import mask_dsns
 from flux_memory.records.printing import printable
 
@@ -40,6 +42,8 @@ main.add_command(check)
 main.add_command(migrate)
 main.add_command(distribute)
 main.add_command(contract)
+main.add_command(prune)
+main.add_command(top)
 main.add_command(feedback)
 
 

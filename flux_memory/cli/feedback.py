@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from flux_memory.cli.check import choose_settings
 from flux_memory.cli.failure import show_failure
+from flux_memory.cli.store import choose_settings
 from flux_memory.dsn import SecretText
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
