@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Final, NamedTuple
 
+from flux_memory.backends.postgres.borrowed_pool import BorrowedPool
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import translate_errors
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
+from flux_memory.backends.postgres.pool import OwnPool
 from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
 from flux_memory.backends.postgres.writer import MessageWriter
@@ -39,7 +40,7 @@ async def open_store(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -
     with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                await executor.run(state, partial(prepare, deadline=began + timeout * _PREPARING_SHARE))
+                await executor.run(state, partial(prepare, shown=shown, deadline=began + timeout * _PREPARING_SHARE))
         except BaseException:
             pool.expire()
             raise

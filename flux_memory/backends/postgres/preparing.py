@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import logging
+from typing import Any, Final
 
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, fatal_error
 from flux_memory.backends.postgres.retry import terminate
 from flux_memory.errors import SchemaError
+from flux_memory.schema import history
 from flux_memory.schema import postgres as schema
 
+_LOG: Final = logging.getLogger("flux_memory.postgres")
 
-async def prepare(connection: Any, deadline: float) -> None:
+
+async def prepare(connection: Any, shown: str, deadline: float) -> None:
     """Check the database's encoding, and bring its schema up to date.
 
     Args:
         connection: An asyncpg connection.
+        shown: The masked DSN.
         deadline: The time of the event loop at which the connection is dropped.
 
     Raises:
@@ -33,6 +38,10 @@ async def prepare(connection: Any, deadline: float) -> None:
         raise TimeoutError from error
     finally:
         end.cancel()
+    _LOG.info(
+        "opened PostgreSQL at %s: server %s, schema version %d",
+        *(shown, getattr(connection.get_settings(), "server_version", "unknown"), history("postgres")[-1].version),
+    )
 
 
 async def check_encoding(connection: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,10 +12,15 @@ from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
 
+from flux_memory.backends.pool_meter import PoolMeter
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.connecting import message_of
 from flux_memory.backends.postgres.errors import ROLLED_BACK_FOR_ANOTHER
+from flux_memory.backends.postgres.recording import StatementRecorder
 
 Result = TypeVar("Result")
+
+_LOG: Final = logging.getLogger("flux_memory.postgres")
 
 SERVER_GRACE_SECONDS: Final = 1.0
 """Seconds that the server has to cancel a statement or to close a connection; then the connection is dropped."""
@@ -35,6 +41,11 @@ class Pool(Protocol):
     """Whether the DSN names several hosts."""
     trouble: Exception | None
     """The error of the last attempt to connect; `None` if it succeeded."""
+
+    @property
+    def meter(self) -> PoolMeter:
+        """The meter of the pool, which knows the observers of the handle."""
+        ...
 
     @property
     def max_size(self) -> int:
@@ -65,6 +76,10 @@ class StatementObserver(Protocol):
         """Note how a statement failed: its answer was lost, or else the server refused it."""
         ...
 
+    def note_statement(self, sql: str) -> None:
+        """Keep the text of a statement that is sent, for the log of slow calls."""
+        ...
+
 
 class RetryingExecutor:
     """Runs statements, each on a connection of its own and atomic by itself.
@@ -75,6 +90,7 @@ class RetryingExecutor:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self.meter: Final = pool.meter
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
         self.on_lock: set[object] = set()
@@ -88,7 +104,10 @@ class RetryingExecutor:
             connection = await self._pool.take()
             try:
                 observer.sending()
-                result = await work(connection)
+                if self.meter.observers.records_statements:
+                    result = await work(StatementRecorder(connection, observer.note_statement))
+                else:
+                    result = await work(connection)
             except Exception as error:
                 if isinstance(error, TimeoutError):
                     observer.failed(error, lost=True)
@@ -100,6 +119,7 @@ class RetryingExecutor:
                 tried += 1
                 if not closed and not self._may_succeed(error, tried):
                     raise
+                self._note_repetition(error, tried, closed=closed)
             except BaseException:
                 self._give_up(connection)
                 raise
@@ -129,6 +149,22 @@ class RetryingExecutor:
         if isinstance(error, asyncpg.UniqueViolationError):
             return tried < _UNIQUE_ATTEMPTS
         return isinstance(error, ROLLED_BACK_FOR_ANOTHER)
+
+    def _note_repetition(self, error: Exception, tried: int, *, closed: bool) -> None:
+        name = type(error).__name__
+        if closed:
+            _LOG.warning(
+                "the connection was lost after attempt %d (%s: %s); the statement runs again on another one",
+                *(tried, name, message_of(error)),
+            )
+            self.meter.note_reconnect(name)
+        else:
+            # Without the message, which may quote a value.
+            _LOG.info(
+                "the server refused attempt %d (%s, SQLSTATE %s); the statement runs again",
+                *(tried, name, getattr(error, "sqlstate", None)),
+            )
+            self.meter.note_retry(name)
 
     def _give_up(self, connection: Any) -> None:
         """Put a connection back once the server has ended its cancelled statement.
@@ -160,6 +196,23 @@ async def back_off(tried: int) -> None:
     """Back off before the next attempt: exponential, with jitter."""
     longest = min(_FIRST_BACKOFF_SECONDS * 2 ** min(tried, 10), _MAX_BACKOFF_SECONDS)
     await asyncio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+
+def log_connecting_again(meter: PoolMeter, shown: str, error: Exception, tried: int) -> None:
+    """Log an attempt to connect that failed and is repeated.
+
+    Args:
+        meter: The meter of the pool.
+        shown: The masked DSN.
+        error: Why the attempt failed.
+        tried: The number of failed attempts.
+    """
+    name = type(error).__name__
+    _LOG.warning(
+        "attempt %d to connect to PostgreSQL at %s failed (%s: %s); trying again",
+        *(tried, shown, name, message_of(error)),
+    )
+    meter.note_reconnect(name)
 
 
 def is_closed(connection: Any) -> bool:
