@@ -46,6 +46,13 @@ class Settings(BaseSettings):
     postgres_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_dsn"))
     """`postgresql://user:password@host:5432/database`."""
 
+    slow_call_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, validation_alias=_names("slow_call_seconds")
+    )
+    """Seconds from which a call is logged as slow, with the plans of its statements; `None` for never."""
+    telemetry: bool = Field(default=False, validation_alias=_names("telemetry"))
+    """Whether `create_memory()` measures the memory by OpenTelemetry; needs `flux-memory[otel]`."""
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -105,16 +105,19 @@ class PoolMeter:
         if (observer := self.observers.active) is not None:
             observer.batched(self.observers, calls)
 
-    def stats(self, *, size: int, idle: int, waiting: int | None = None) -> PoolStats:
+    def stats(self, limits: tuple[int, int], *, size: int, idle: int, waiting: int | None = None) -> PoolStats:
         """Return the figures.
 
         Args:
+            limits: The number of connections that are kept, and the largest one.
             size: Open connections.
             idle: Those that no call uses.
             waiting: Calls that wait; by default those in `wait()`.
         """
         waits = list(self.waits)
         return PoolStats(
+            min_size=limits[0],
+            max_size=limits[1],
             size=size,
             idle=idle,
             in_use=max(size - idle, 0),

@@ -15,6 +15,10 @@ class PoolStats:
     On SQLite the pool is the one connection of the handle's thread: the calls that wait for it are those in its queues.
     """
 
+    min_size: int
+    """Connections that are kept open while no call uses them."""
+    max_size: int
+    """The largest number of connections; twice that of the settings once another event loop uses the memory."""
     size: int
     """Open connections."""
     idle: int
@@ -59,6 +63,8 @@ def sum_stats(pools: Sequence[CountingPool]) -> PoolStats:
         return sum(getattr(each, name) for each in found)
 
     return PoolStats(
+        min_size=total("min_size"),
+        max_size=total("max_size"),
         size=total("size"),
         idle=total("idle"),
         in_use=total("in_use"),

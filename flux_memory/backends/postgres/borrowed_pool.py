@@ -34,7 +34,9 @@ class BorrowedPool(MeteredPool):
 
     def stats(self) -> PoolStats:
         """Return the figures: the sizes are those of the whole pool, the counters those of this memory."""
-        return self.meter.stats(size=self._pool.get_size(), idle=self._pool.get_idle_size())
+        pool = self._pool
+        limits = (pool.get_min_size(), self.max_size)
+        return self.meter.stats(limits, size=pool.get_size(), idle=pool.get_idle_size())
 
     async def take(self) -> Any:
         tried, began = 0, time.perf_counter()

@@ -89,7 +89,7 @@ class OwnPool(MeteredPool):
 
     def stats(self) -> PoolStats:
         """Return the figures of this pool."""
-        return self.meter.stats(size=len(self._open), idle=len(self._idle))
+        return self.meter.stats((self._min_size, self.max_size), size=len(self._open), idle=len(self._idle))
 
     async def fill(self) -> None:
         """Open connections up to `min_size`; `take` opens those that fail now when it needs them."""

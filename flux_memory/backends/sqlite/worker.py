@@ -87,7 +87,7 @@ class SQLiteWorker(MeteredPool):
         """Return the figures of the connection."""
         size = int(self._db is not None)
         idle = 0 if self.at_rest.locked() else size
-        return self.meter.stats(size=size, idle=idle, waiting=len(self._reads) + len(self._writes))
+        return self.meter.stats((1, 1), size=size, idle=idle, waiting=len(self._reads) + len(self._writes))
 
     def read(self, work: Work[Result], timeout: float) -> Coroutine[Any, Any, Result]:
         """Run a read on the thread."""
