@@ -33,8 +33,8 @@ PUBLIC = {
         MAX_BATCH_BYTES MAX_CONTENT_BYTES MAX_FILTER_ELEMENTS MAX_FILTER_VALUES MAX_ID_LENGTH MAX_METADATA_BYTES
         MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory FluxMemoryError
         InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
-        OutcomeUnknownError PoolStats PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
-        deadline seconds_for
+        OutcomeUnknownError PoolStats PostgresConversationMemory SchemaError Session SessionNotFoundError Settings
+        create_memory deadline seconds_for
     """,
     "flux_memory.operations.telemetry": "Telemetry instrument",
     "flux_memory.records": """

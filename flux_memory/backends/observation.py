@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
-from flux_memory.backends.pool_stats import CountingPool, PoolStats, sum_stats
+from flux_memory.backends.pool_stats import Counters, CountingPool, PoolStats, sum_stats
 from flux_memory.errors import FluxMemoryError
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class Observers:
         self.store = store
         self._slow = slow
         self._own: Observer | None = None
-        self._pools: list[weakref.ref[CountingPool]] = []
+        self._pools: list[tuple[weakref.ref[CountingPool], Counters]] = []
+        self._ended = Counters()
+        """What pools that are gone have done."""
         self.active: Observer | None = None
         """The observer to notify; `None`, if there are none, costs a call one comparison."""
         _HANDLES.add(self)
@@ -84,14 +86,26 @@ class Observers:
         """Whether the texts of a call's statements are kept until the call ends."""
         return self._slow is not None
 
-    def add_pool(self, pool: CountingPool) -> None:
-        """Add the pool of the handle, or of its twin."""
-        self._pools = [each for each in self._pools if each() is not None]
-        self._pools.append(weakref.ref(pool))
+    def add_pool(self, pool: CountingPool, counters: Counters) -> None:
+        """Add the pool of the handle, or of its twin.
+
+        Args:
+            pool: The pool; it may end before the handle does.
+            counters: What it does, which is kept.
+        """
+        kept = []
+        for reference, counted in self._pools:
+            if reference() is None:
+                self._ended.absorb(counted)
+            else:
+                kept.append((reference, counted))
+        self._pools = [*kept, (weakref.ref(pool), counters)]
 
     def pool_stats(self) -> PoolStats:
         """Return the figures of the handle's pool, and of its twin's, together."""
-        return sum_stats([pool for each in list(self._pools) if (pool := each()) is not None])
+        known = self._pools
+        pools = [pool for reference, _ in known if (pool := reference()) is not None]
+        return sum_stats(pools, [self._ended, *(counters for _, counters in known)])
 
     def attach(self, observer: Observer) -> None:
         """Attach an observer to this handle, in place of the one that is attached to all.

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median
 from typing import Any, Final
 
 from flux_memory.backends.observation import Observers
-from flux_memory.backends.pool_stats import PoolStats
-
-RECENT_WAITS: Final = 1_000
-"""Waits for a connection that are kept for the median and the longest one."""
+from flux_memory.backends.pool_stats import Counters, Occupancy
 
 
 class MeteredPool:
     """A pool, or the connection of a thread, with a meter.
 
     Args:
-        meter: Counts what it does.
+        observers: The observers of the handle that the pool belongs to; their figures include this pool's from now on.
     """
 
-    def __init__(self, meter: PoolMeter) -> None:
-        self.meter: Final = meter
+    def __init__(self, observers: Observers) -> None:
+        self.meter: Final = PoolMeter(observers)
+        observers.add_pool(self, self.meter)
 
-    @property
-    def waits(self) -> deque[float]:
-        """The last waits for a connection in seconds, the newest at the end."""
-        return self.meter.waits
+    def occupancy(self) -> Occupancy:
+        """Return the connections at this moment."""
+        raise NotImplementedError
 
 
-class PoolMeter:
-    """The counters of one pool. Each counter is changed by one thread only.
+class PoolMeter(Counters):
+    """The counters of one pool, and its reports to the observers of its handle.
 
     Args:
         observers: The observers of the handle that the pool belongs to.
     """
 
     def __init__(self, observers: Observers) -> None:
+        super().__init__()
         self.observers = observers
         self.waiting = 0
-        self.acquired = 0
-        self.timeouts = 0
-        self.created = 0
-        self.closed = 0
-        self.waits: deque[float] = deque(maxlen=RECENT_WAITS)
-        """The last waits for a connection in seconds, the newest at the end."""
         self._taken: dict[Any, float] = {}
         """When each connection in use was taken; filled only while there is an observer."""
 
@@ -104,28 +94,3 @@ class PoolMeter:
         """Report how many calls share a statement or a transaction."""
         if (observer := self.observers.active) is not None:
             observer.batched(self.observers, calls)
-
-    def stats(self, limits: tuple[int, int], *, size: int, idle: int, waiting: int | None = None) -> PoolStats:
-        """Return the figures.
-
-        Args:
-            limits: The number of connections that are kept, and the largest one.
-            size: Open connections.
-            idle: Those that no call uses.
-            waiting: Calls that wait; by default those in `wait()`.
-        """
-        waits = list(self.waits)
-        return PoolStats(
-            min_size=limits[0],
-            max_size=limits[1],
-            size=size,
-            idle=idle,
-            in_use=max(size - idle, 0),
-            waiting=self.waiting if waiting is None else waiting,
-            acquired=self.acquired,
-            timeouts=self.timeouts,
-            created=self.created,
-            closed=self.closed,
-            longest_wait_seconds=max(waits, default=0.0),
-            median_wait_seconds=median(waits) if waits else 0.0,
-        )

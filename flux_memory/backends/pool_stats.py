@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
+
+RECENT_WAITS: Final = 1_000
+"""Waits for a connection that are kept for the median and the longest one."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,10 @@ class PoolStats:
     min_size: int
     """Connections that are kept open while no call uses them."""
     max_size: int
-    """The largest number of connections; twice that of the settings once another event loop uses the memory."""
+    """The largest number of connections; twice that of the handle once another event loop uses the memory.
+
+    Like `min_size` it is 0 before the first call on SQLite and after `close()`.
+    """
     size: int
     """Open connections."""
     idle: int
@@ -41,38 +48,65 @@ class PoolStats:
     """The median of the last 1,000 waits for a connection, most of which are 0.0; 0.0 before the first."""
 
 
+class Occupancy(NamedTuple):
+    """The connections of one pool at one moment; the names are those of `PoolStats`."""
+
+    min_size: int = 0
+    max_size: int = 0
+    size: int = 0
+    idle: int = 0
+    waiting: int = 0
+
+
+class Counters:
+    """What one pool has done so far; the names are those of `PoolStats`. Each is changed by one thread only."""
+
+    def __init__(self) -> None:
+        self.acquired = 0
+        self.timeouts = 0
+        self.created = 0
+        self.closed = 0
+        self.waits: deque[float] = deque(maxlen=RECENT_WAITS)
+        """The last waits for a connection in seconds, the newest at the end."""
+
+    def absorb(self, ended: Counters) -> None:
+        """Add what a pool that is gone has done."""
+        self.acquired += ended.acquired
+        self.timeouts += ended.timeouts
+        self.created += ended.created
+        self.closed += ended.closed
+        self.waits.extend(ended.waits)
+
+
 class CountingPool(Protocol):
     """A pool, or the connection of a thread, that counts what it does."""
 
-    @property
-    def waits(self) -> Sequence[float]:
-        """The last waits for a connection in seconds, the newest at the end."""
-        ...
-
-    def stats(self) -> PoolStats:
-        """Return the figures of this pool."""
+    def occupancy(self) -> Occupancy:
+        """Return the connections at this moment."""
         ...
 
 
-def sum_stats(pools: Sequence[CountingPool]) -> PoolStats:
-    """Return the sums of several pools' figures, and their waits together."""
-    found = [pool.stats() for pool in pools]
-    waits = [seconds for pool in pools for seconds in list(pool.waits)]
+def sum_stats(pools: Sequence[CountingPool], counters: Sequence[Counters]) -> PoolStats:
+    """Return the sums of the figures of several pools.
 
-    def total(name: str) -> int:
-        return sum(getattr(each, name) for each in found)
-
+    Args:
+        pools: The pools that exist.
+        counters: Their counters, and those of pools that are gone.
+    """
+    now = [pool.occupancy() for pool in pools]
+    waits = [seconds for each in counters for seconds in list(each.waits)]
+    size, idle = sum(each.size for each in now), sum(each.idle for each in now)
     return PoolStats(
-        min_size=total("min_size"),
-        max_size=total("max_size"),
-        size=total("size"),
-        idle=total("idle"),
-        in_use=total("in_use"),
-        waiting=total("waiting"),
-        acquired=total("acquired"),
-        timeouts=total("timeouts"),
-        created=total("created"),
-        closed=total("closed"),
+        min_size=sum(each.min_size for each in now),
+        max_size=sum(each.max_size for each in now),
+        size=size,
+        idle=idle,
+        in_use=max(size - idle, 0),
+        waiting=sum(each.waiting for each in now),
+        acquired=sum(each.acquired for each in counters),
+        timeouts=sum(each.timeouts for each in counters),
+        created=sum(each.created for each in counters),
+        closed=sum(each.closed for each in counters),
         longest_wait_seconds=max(waits, default=0.0),
         median_wait_seconds=median(waits) if waits else 0.0,
     )

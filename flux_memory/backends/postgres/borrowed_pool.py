@@ -9,8 +9,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from flux_memory.backends.pool_meter import MeteredPool, PoolMeter
-from flux_memory.backends.pool_stats import PoolStats
+from flux_memory.backends.observation import Observers
+from flux_memory.backends.pool_meter import MeteredPool
+from flux_memory.backends.pool_stats import Occupancy
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify
 from flux_memory.backends.postgres.errors import not_connected
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, back_off, log_connecting_again, terminate
@@ -21,8 +22,8 @@ class BorrowedPool(MeteredPool):
 
     many_hosts = False
 
-    def __init__(self, pool: Any, meter: PoolMeter) -> None:
-        super().__init__(meter)
+    def __init__(self, pool: Any, observers: Observers) -> None:
+        super().__init__(observers)
         self._pool = pool
         self.max_size: Final[int] = pool.get_max_size()
         self.trouble: Exception | None = None
@@ -32,11 +33,10 @@ class BorrowedPool(MeteredPool):
     async def fill(self) -> None:
         """Do nothing: the owner decides the pool's size."""
 
-    def stats(self) -> PoolStats:
-        """Return the figures: the sizes are those of the whole pool, the counters those of this memory."""
+    def occupancy(self) -> Occupancy:
+        """Return the connections of the whole pool, also those that the application uses itself."""
         pool = self._pool
-        limits = (pool.get_min_size(), self.max_size)
-        return self.meter.stats(limits, size=pool.get_size(), idle=pool.get_idle_size())
+        return Occupancy(pool.get_min_size(), self.max_size, pool.get_size(), pool.get_idle_size(), self.meter.waiting)
 
     async def take(self) -> Any:
         tried, began = 0, time.perf_counter()

@@ -16,7 +16,6 @@ from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls
 from flux_memory.backends.observation import Observers, StoreName, name_server
-from flux_memory.backends.pool_meter import PoolMeter
 from flux_memory.backends.pool_stats import PoolStats
 from flux_memory.backends.postgres.borrowed_pool import BorrowedPool
 from flux_memory.backends.postgres.call_state import CallState
@@ -57,8 +56,8 @@ class PostgresHandle:
             if not all(callable(getattr(pool, name, None)) for name in ("acquire", "release")):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
             shown = "a borrowed pool"
-            meter = PoolMeter(observe(StoreName("postgresql", "", pool=shown), shown))
-            self._bind(shown, timeout, BorrowedPool(pool, meter), refuse_other_loop)
+            observers = observe(StoreName("postgresql", "", pool=shown), shown)
+            self._bind(shown, timeout, BorrowedPool(pool, observers), refuse_other_loop)
             return
         if dsn is None:
             from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
@@ -77,15 +76,13 @@ class PostgresHandle:
 
     def _bind(self, shown: str, timeout: float, pool: OwnPool | BorrowedPool, make_pool: Callable[[], OwnPool]) -> None:
         self.timeout, self._shown, self._pool = timeout, shown, pool
-        observers = pool.meter.observers
-        observers.add_pool(pool)
         kind = type(self)  # not the handle itself: it would keep itself alive
         self._life: Lifecycle[OpenStore] = Lifecycle(
             partial(open_store, pool, shown, timeout),
             lambda store, seconds: store.pool.close(seconds),
             timeout,
             lambda _: kind._make_twin(shown, timeout, make_pool),  # noqa: SLF001 - our own
-            observers,
+            pool.meter.observers,
         )
         self._long = LongCalls(self._life)
 

@@ -12,8 +12,8 @@ import asyncpg
 
 from flux_memory.backends.loops import CLOSED
 from flux_memory.backends.observation import Observers, name_server
-from flux_memory.backends.pool_meter import MeteredPool, PoolMeter
-from flux_memory.backends.pool_stats import PoolStats
+from flux_memory.backends.pool_meter import MeteredPool
+from flux_memory.backends.pool_stats import Occupancy
 from flux_memory.backends.postgres.connecting import classify, connect
 from flux_memory.backends.postgres.errors import not_connected
 from flux_memory.backends.postgres.retry import (
@@ -58,7 +58,7 @@ class OwnPool(MeteredPool):
     def __init__(
         self, target: Dsn, min_size: int, max_size: int, timeout: float, observers: Observers | None = None
     ) -> None:
-        super().__init__(PoolMeter(observers or Observers(name_server(target))))
+        super().__init__(observers or Observers(name_server(target)))
         self.many_hosts = len(target.addresses) > 1
         self._target = target
         # The statements are few and never change. A lifetime would keep those of every lost connection in memory, each
@@ -87,9 +87,10 @@ class OwnPool(MeteredPool):
         """The number of open connections."""
         return len(self._open)
 
-    def stats(self) -> PoolStats:
-        """Return the figures of this pool."""
-        return self.meter.stats((self._min_size, self.max_size), size=len(self._open), idle=len(self._idle))
+    def occupancy(self) -> Occupancy:
+        if self._closing:
+            return Occupancy(size=len(self._open), idle=len(self._idle), waiting=self.meter.waiting)
+        return Occupancy(self._min_size, self.max_size, len(self._open), len(self._idle), self.meter.waiting)
 
     async def fill(self) -> None:
         """Open connections up to `min_size`; `take` opens those that fail now when it needs them."""
@@ -165,6 +166,7 @@ class OwnPool(MeteredPool):
         self._stop_trimming()
         for connection in [*self._open]:
             self._drop(connection)
+        self._idle.clear()
 
     def _take_idle(self) -> Any:
         """Return a recently used idle connection, or `None`. A closing pool releases the permit."""

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, Final
 
 from flux_memory.backends.observation import Observers, StoreName
-from flux_memory.backends.pool_meter import MeteredPool, PoolMeter
-from flux_memory.backends.pool_stats import PoolStats
+from flux_memory.backends.pool_meter import MeteredPool
+from flux_memory.backends.pool_stats import Occupancy
 from flux_memory.backends.slow_calls import PLAN_DEADLINE_SECONDS, Statements, note_statements
 from flux_memory.backends.sqlite.driver import DriverThread
 from flux_memory.backends.sqlite.errors import leaves_commit_unknown
@@ -49,7 +49,7 @@ class SQLiteWorker(MeteredPool):
         opener: Callable[[Callable[[], bool], Callable[[float], bool]], tuple[sqlite3.Connection, OpenFile]],
         observers: Observers | None = None,
     ) -> None:
-        super().__init__(PoolMeter(observers or Observers(StoreName("sqlite", ""))))
+        super().__init__(observers or Observers(StoreName("sqlite", "")))
         self._opener = opener
         self._db: sqlite3.Connection | None = None
         self._driver: DriverThread | None = None
@@ -83,11 +83,9 @@ class SQLiteWorker(MeteredPool):
             self.abandon()
             raise
 
-    def stats(self) -> PoolStats:
-        """Return the figures of the connection."""
+    def occupancy(self) -> Occupancy:
         size = int(self._db is not None)
-        idle = 0 if self.at_rest.locked() else size
-        return self.meter.stats((1, 1), size=size, idle=idle, waiting=len(self._reads) + len(self._writes))
+        return Occupancy(size, size, size, 0 if self.at_rest.locked() else size, len(self._reads) + len(self._writes))
 
     def read(self, work: Work[Result], timeout: float) -> Coroutine[Any, Any, Result]:
         """Run a read on the thread."""
