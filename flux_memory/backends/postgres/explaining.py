@@ -8,8 +8,6 @@ from typing import Any, Final
 
 import asyncpg
 
-from flux_memory.backends.postgres.retry import terminate
-
 GENERIC_PLANS: Final = "SET LOCAL plan_cache_mode = force_generic_plan"
 PREPARE: Final = "PREPARE flux_memory_plan AS "
 # In a generic plan the parameters keep their numbers, so that no value can show.
@@ -32,16 +30,20 @@ async def explain(statements: Iterable[str], connection: Any) -> list[str]:
 async def _explain_one(sql: str, connection: Any) -> str:
     parameters = max(map(int, _PARAMETER.findall(sql)), default=0)
     arguments = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
+    prepared = False
     # In one transaction, which a pooler sends to one server.
     await connection.execute("BEGIN READ ONLY")
     try:
         await connection.execute(GENERIC_PLANS)
         await connection.execute(PREPARE + sql)
+        prepared = True
         rows = await connection.fetch(EXPLAIN + arguments)
         await connection.execute(FORGET)
         await connection.execute("COMMIT")
     except asyncpg.PostgresError:
-        # The prepared statement would outlive a ROLLBACK.
-        terminate(connection)
+        await connection.execute("ROLLBACK")
+        if prepared:
+            # It outlives the transaction.
+            await connection.execute(FORGET)
         raise
     return "\n".join(line for (line,) in rows)
