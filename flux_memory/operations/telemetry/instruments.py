@@ -112,7 +112,9 @@ class Instruments:
         def report(_: CallbackOptions) -> Iterable[Observation]:
             sums: dict[tuple[StoreName, str], int] = {}
             for handle in [handle for observer in list(self.observers) for handle in observed_handles(observer)]:
-                for state, number in read(handle.pool_stats()).items():
+                stats = handle.pool_stats()
+                # A closed handle has no pool, and disappears from the metrics.
+                for state, number in read(stats).items() if stats.max_size else ():
                     key = (handle.store, state)
                     sums[key] = sums.get(key, 0) + number
             for (store, state), number in sums.items():
