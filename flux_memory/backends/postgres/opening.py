@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Final, NamedTuple, Protocol
 
+from flux_memory.backends.postgres.borrowed_pool import BorrowedPool
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.distributed.finding import find_path
 from flux_memory.backends.postgres.errors import translate_errors
 from flux_memory.backends.postgres.one_server import ONE_SERVER
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
+from flux_memory.backends.postgres.pool import OwnPool
 from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, ReplicaReads
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
@@ -63,7 +64,7 @@ async def open_store(
         nonlocal filling
         # Beside the checks, each of which is a round trip, and only once the server has let the first connection in.
         filling = filling or loop.create_task(pool.fill())
-        return await prepare(connection, deadline=began + timeout * _PREPARING_SHARE)
+        return await prepare(connection, shown, deadline=began + timeout * _PREPARING_SHARE)
 
     with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
