@@ -133,8 +133,7 @@ def test_a_role_that_policies_do_not_concern_moves_everything(path: Path, target
     [
         (
             "no policy",
-            "row-level security is on for sessions, session_details, messages, feedback, and no policy lets the role "
-            "read",
+            "row-level security is on for sessions, session_details, messages, feedback, and no policy lets the",
         ),
         ("a policy of another role", "row-level security is on for sessions, and no policy lets the role read"),
         ("only details", "row-level security is on for session_details, and no policy lets the role read"),
