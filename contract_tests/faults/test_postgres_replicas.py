@@ -125,9 +125,9 @@ async def test_no_read_is_staler_than_allowed(replicated: Replicated, fault: Fau
 @pytest.mark.asyncio
 @pytest.mark.fault("two replicas of different lag", backend="postgres")
 async def test_no_read_of_a_handle_goes_back(replicated: Replicated, fault: Fault) -> None:
-    """A history, once read, does not get shorter, though one of the replicas is 0.4 s behind the other."""
+    """A history, once read, does not get shorter, though one replica is 0.7 s behind: now and then too much."""
     slow = replicated.replicas[1]
-    await execute(slow.admin_dsn, "ALTER SYSTEM SET recovery_min_apply_delay = '400ms'", "SELECT pg_reload_conf()")
+    await execute(slow.admin_dsn, "ALTER SYSTEM SET recovery_min_apply_delay = '700ms'", "SELECT pg_reload_conf()")
     try:
         async with PostgresConversationMemory(replicated.primary.dsn) as writer, replicated.open() as reader:
             sessions = [await writer.create_session() for _ in range(6)]
@@ -141,12 +141,13 @@ async def test_no_read_of_a_handle_goes_back(replicated: Replicated, fault: Faul
                     await asyncio.gather(*(writer.add_message(session, "user", "x") for session in sessions))
 
             async def read(session: str) -> int:
-                seen = reads = 0
+                seen = reads = listed = 0
                 while not stop.is_set():
                     history = len(await reader.get_history(session))
                     assert history >= seen
-                    listed = {each["id"]: each["message_count"] for each in await reader.get_sessions(None)}
-                    assert listed[session] >= 0
+                    counted = {each["id"]: each["message_count"] for each in await reader.get_sessions(None)}
+                    assert counted[session] >= listed
+                    listed = counted[session]
                     found = await reader.get_session(session)
                     assert found is not None
                     assert found["message_count"] >= history
