@@ -27,7 +27,7 @@ from replicated_cluster import (
 )
 from waiting import wait_until
 
-from flux_memory import PostgresConversationMemory
+from flux_memory import PostgresConversationMemory, deadline
 from flux_memory.errors import BackendUnavailableError, InvalidInputError
 
 MAX_LAG_SECONDS: Final = 1.0
@@ -165,6 +165,47 @@ async def test_no_read_of_a_handle_goes_back(replicated: Replicated, fault: Faul
         await execute(slow.admin_dsn, "ALTER SYSTEM RESET recovery_min_apply_delay", "SELECT pg_reload_conf()")
 
 
+@pytest.mark.asyncio
+@pytest.mark.fault("replica stopped, short deadlines", backend="postgres")
+async def test_a_hung_replica_leaves_time_for_the_primary(replicated: Replicated, fault: Fault) -> None:
+    """A read with a deadline shorter than it takes to notice the replica's silence is answered within it."""
+    async with replicated.open() as memory:
+        session = await memory.create_session()
+        await wait_for_use(memory, 2)
+        pids = [pid for replica in replicated.replicas for pid in replica.list_processes()]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            longest = 0.0
+            for _ in range(10):
+                began = time.monotonic()
+                with deadline(0.8):
+                    assert await memory.get_session(session) is not None
+                longest = max(longest, time.monotonic() - began)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        await wait_for_use(memory, 2)
+        fault.add(acknowledged=10, call=longest)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("replay paused, calls from other event loops", backend="postgres")
+async def test_own_writes_show_on_any_event_loop(replicated: Replicated, fault: Fault) -> None:
+    """A handle is one reader, also where its calls come from other loops, which have connections of their own."""
+    async with replicated.open() as memory:
+        session = await memory.create_session()
+        await asyncio.to_thread(asyncio.run, memory.get_session(session))
+        await wait_for_use(memory, 2)
+        async with replay_paused(*replicated.replicas):
+            for _ in range(5):
+                message = await memory.add_message(session, "user", "here")
+                assert await asyncio.to_thread(asyncio.run, memory.get_message(session, message)) is not None
+                message = await asyncio.to_thread(asyncio.run, memory.add_message(session, "user", "there"))
+                assert await memory.get_message(session, message) is not None
+        fault.add(acknowledged=10)
+
+
 async def restart(replicated: Replicated) -> None:
     """Kill a replica, and start it again."""
     await run_blocking(replicated.replicas[0].restart, signal.SIGKILL)
@@ -270,6 +311,12 @@ async def test_a_replica_of_the_dead_primary_is_not_read(
         await load.wait_for_calls(50)
         await read_own_writes(memory, 20)
         assert not any(replica.in_use for replica in look_at_replicas(memory))
+    async with PostgresConversationMemory(replicated.any_primary_dsn, replica_dsn=replicated.replica_dsn) as later:
+        await read_own_writes(later, 20)
+        assert [replica.trouble for replica in look_at_replicas(later)] == [
+            "it accepts writes: it was promoted, or never was a replica",
+            "it has replayed nothing yet that shows that it follows timeline 2",
+        ]
     assert load.unavailable == []
     assert await fetch_rows(second.dsn, "SELECT pg_is_in_recovery()") == [(True,)]
     await check_history(fault, first.dsn, load.history())

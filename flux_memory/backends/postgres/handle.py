@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from operator import methodcaller
 from typing import Any, Self, TypeVar
@@ -65,7 +65,7 @@ class PostgresHandle:
         options = None
         if replica_dsn is not None:
             replica_dsn = SecretText(replica_dsn) if isinstance(replica_dsn, str) else replica_dsn
-            options = choose_replicas(replica_dsn, max_size, max_lag)
+            options = choose_replicas(replica_dsn, max_size, max_lag, timeout)
         self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool, options)
 
     def _bind(
@@ -121,11 +121,11 @@ class PostgresHandle:
             if life.resource is not None and life.resource.replicas is not None:
                 life.resource.replicas.terminate()
 
-    async def _rows(self, sql: str, *values: object, session_id: str | None = None) -> list[Any]:
+    async def _rows(self, sql: str, *values: object, session_id: str | None = None) -> Sequence[Any]:
         """Run a read, of one session or else of several, and return its rows."""
         state = CallState(writes=False)
 
-        def read(store: OpenStore) -> Awaitable[list[Any]]:
+        def read(store: OpenStore) -> Awaitable[Sequence[Any]]:
             if store.replicas is not None:
                 return store.replicas.fetch(state, session_id, sql, values)
             return store.executor.run(state, methodcaller("fetch", sql, *values))
