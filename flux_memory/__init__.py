@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flux_memory.backends.sqlite.memory import ConversationMemory
     from flux_memory.errors import (
         BackendUnavailableError,
+        BackupError,
         ConflictError,
         FluxMemoryError,
         InvalidInputError,
@@ -52,6 +53,7 @@ __all__ = [
     "MAX_METADATA_DEPTH",
     "MAX_USER_ID_LENGTH",
     "BackendUnavailableError",
+    "BackupError",
     "ConflictError",
     "ConversationMemory",
     "FluxMemoryError",
@@ -82,6 +84,7 @@ __getattr__, __dir__ = import_on_use(
         "backends.sqlite.memory": ("ConversationMemory",),
         "errors": (
             "BackendUnavailableError",
+            "BackupError",
             "ConflictError",
             "FluxMemoryError",
             "InvalidInputError",
