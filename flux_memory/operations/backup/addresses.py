@@ -40,8 +40,8 @@ def libpq_environment(dsn: Dsn) -> dict[str, str]:
     parameters = _parameters(dsn)
     if "sslpassword" in parameters:
         raise BackupError(
-            "the DSN has the parameter 'sslpassword', which pg_dump reads from its command line only, where other users "
-            "see it; use a key without a password that only its owner can read, or --archive"
+            "the DSN has the parameter 'sslpassword', which pg_dump reads from its command line only, where other "
+            "users see it; use a key without a password that only its owner can read, or --archive"
         )
     hosts = [host or _socket_or_localhost(port) for host, port in dsn.addresses]
     environment = {
@@ -68,7 +68,7 @@ def libpq_environment(dsn: Dsn) -> dict[str, str]:
 
 def render_dsn(dsn: Dsn, *, database: str, search_path: str | None = None) -> SecretText:
     """Return the text of a DSN with another database and, on request, another search_path."""
-    parameters = {
+    parameters: dict[str, str] = {
         **_parameters(dsn),
         **{name: str(dsn.arguments[name]) for name in ("user", "password") if name in dsn.arguments},
         "dbname": database,

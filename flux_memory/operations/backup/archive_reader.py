@@ -129,7 +129,8 @@ class ArchiveReader:
             user, schema_version = record["user"], record["schema_version"]
             if not all(isinstance(text, str) for text in texts) or not isinstance(schema_version, int):
                 raise TypeError("a value has another type")
-            return Header(*texts, schema_version, None if user is None else str(user))
+            engine, store, name, created_at = texts
+            return Header(engine, store, name, created_at, schema_version, None if user is None else str(user))
         except (ValueError, KeyError, TypeError):
             raise BackupError(
                 f"{self._path} is compressed, but is not an archive of flux-memory; give the file that flux-memory "
@@ -150,8 +151,8 @@ class ArchiveReader:
             self._refuse(str(error))
         if not line:
             raise BackupError(
-                f"{self._path} is cut off after line {self._number - 1:,}; copy it again from where it was made, or use "
-                "another backup"
+                f"{self._path} is cut off after line {self._number - 1:,}; copy it again from where it was made, or "
+                "use another backup"
             )
         return line
 

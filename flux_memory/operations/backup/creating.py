@@ -91,8 +91,8 @@ async def create_backup(plan: BackupPlan, watcher: Watcher | None = None) -> Bac
         raise
     except OSError as error:
         raise BackupError(
-            f"the backup cannot be written to {plan.directory}: {error.strerror or error}; check the directory, its rights "
-            "and its room. No file was left there"
+            f"the backup cannot be written to {plan.directory}: {error.strerror or error}; check the directory, its "
+            "rights and its room. No file was left there"
         ) from error
     report.seconds = time.monotonic() - began
     return report
@@ -105,8 +105,8 @@ def _prepare(plan: BackupPlan) -> None:
     if not directory.exists():
         if not directory.absolute().parent.is_dir():
             raise BackupError(
-                f"{directory.absolute().parent} does not exist, perhaps because a disk is not mounted; mount it, or create "
-                "the directory first"
+                f"{directory.absolute().parent} does not exist, perhaps because a disk is not mounted; mount it, or "
+                "create the directory first"
             )
         if plan.dry_run:
             return

@@ -115,28 +115,26 @@ async def dump(
         raise BackupError(f"{program.path} failed with exit code {code}: {_last(said)}; nothing was written")
 
 
-async def restore_dump(program: Program, dsn: Dsn, path: Path, *, clean: bool, search_path: str | None = None) -> None:
-    """Restore a dump in one transaction.
+async def restore_dump(program: Program, dsn: Dsn, path: Path) -> None:
+    """Restore a dump in one transaction, into a database that has none of its tables.
 
     Args:
         program: pg_restore.
         dsn: The database.
         path: The dump.
-        clean: Whether to drop the tables first.
-        search_path: The search_path of the session, for what the dump does not qualify.
 
     Raises:
         BackupError: pg_restore failed, and nothing was changed; the message has its reason.
     """
-    arguments = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-password"]
-    arguments += ["--clean", "--if-exists"] if clean else ["--no-privileges"]
-    environment = libpq_environment(dsn)
     # Connect to PGDATABASE instead of printing a script; a name here could be read as a DSN.
-    arguments.append("--dbname=")
-    if search_path is not None:
-        environment["PGOPTIONS"] = " ".join(
-            filter(None, (environment.get("PGOPTIONS"), f"-c search_path={search_path}"))
-        )
+    arguments = [
+        "--exit-on-error",
+        "--single-transaction",
+        "--no-owner",
+        "--no-privileges",
+        "--no-password",
+        "--dbname=",
+    ]
 
     async def feed(pipe: asyncio.StreamWriter) -> None:
         with path.open("rb") as file:
@@ -144,7 +142,7 @@ async def restore_dump(program: Program, dsn: Dsn, path: Path, *, clean: bool, s
                 pipe.write(chunk)
                 await pipe.drain()
 
-    code, said = await run_program(program, arguments, environment, feed=feed)
+    code, said = await run_program(program, arguments, libpq_environment(dsn), feed=feed)
     if code != 0:
         raise BackupError(f"{program.path} failed with exit code {code}: {_last(said)}; nothing was changed")
 

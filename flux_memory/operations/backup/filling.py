@@ -65,7 +65,7 @@ def fill_from_archive(
 
 
 def fill_from_source(
-    source: Source, db: sqlite3.Connection, path: Path, user: str, advance: Advance, stopped: Stopped
+    source: Source, db: sqlite3.Connection, path: Path, user: str, *, advance: Advance, stopped: Stopped
 ) -> Contents:
     """Fill a file with the rows of a user in another file; return its contents.
 
@@ -185,6 +185,6 @@ class _Filler:
             ) from error
         except sqlite3.Error as error:
             raise BackupError(
-                f"the rows cannot be written to {self._path.parent}: {error}; make room there, or set TMPDIR to a larger "
-                "directory"
+                f"the rows cannot be written to {self._path.parent}: {error}; make room there, or set TMPDIR to a "
+                "larger directory"
             ) from error

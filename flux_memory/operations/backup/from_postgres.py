@@ -114,8 +114,8 @@ async def archive_database(
             contents, odd = await read_contents(connection, user=plan.user)
             if odd.count:
                 raise BackupError(
-                    f"{odd}; an archive cannot keep that. Correct these rows, or back up the tables as they are, without "
-                    "--archive"
+                    f"{odd}; an archive cannot keep that. Correct these rows, or back up the tables as they are, "
+                    "without --archive"
                 )
             watcher.say(f"Read {contents}")
             _, schema_name = await find_own_tables(connection)
@@ -133,7 +133,7 @@ async def archive_database(
             if path is None:
                 return manifest
             watcher.phase("Archive", contents.rows)
-            written = await _write(connection, plan, manifest, compression, watcher, path)
+            written = await _write(connection, plan, manifest, path, compression=compression, watcher=watcher)
     refuse_different("the archive", contents.differences(written))
     if plan.verify:
         watcher.phase("Verify", None)
@@ -146,7 +146,7 @@ async def archive_database(
 
 
 async def _write(
-    connection: Any, plan: BackupPlan, manifest: Manifest, compression: Compression, watcher: Watcher, path: Path
+    connection: Any, plan: BackupPlan, manifest: Manifest, path: Path, *, compression: Compression, watcher: Watcher
 ) -> Contents:
     with path.open("wb") as file, compressing(file, compression) as lines:
         lines.write(header_line(manifest.as_header()))

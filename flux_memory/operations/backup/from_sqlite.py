@@ -91,7 +91,7 @@ async def archive_file(
         refuse_invalid(source_path, state.found)
         if path is not None:
             with path.open("wb") as file, compressing(file, compression) as lines:
-                _write(plan, created_at, state, snapshot, lines, watcher)
+                _write(plan, created_at, state, snapshot, lines, watcher=watcher)
         return state
 
     watcher.phase("Archive", None)
@@ -111,7 +111,13 @@ async def archive_file(
 
 
 def _write(
-    plan: BackupPlan, created_at: datetime, state: SqliteState, snapshot: Snapshot, lines: IO[bytes], watcher: Watcher
+    plan: BackupPlan,
+    created_at: datetime,
+    state: SqliteState,
+    snapshot: Snapshot,
+    lines: IO[bytes],
+    *,
+    watcher: Watcher,
 ) -> None:
     lines.write(header_line(_manifest(plan, Kind.ARCHIVE, created_at, state).as_header()))
     writer = ArchiveWriter(lines)

@@ -128,8 +128,8 @@ def read_manifest(path: Path) -> Manifest:
             raise ValueError("it has another form")
         if record["flux_memory_backup"] != FORMAT:
             raise BackupError(
-                f"{path} has the format {str(record['flux_memory_backup'])!r:.20}, and this flux-memory reads {FORMAT}; "
-                "use the release that made the backup, or a later one"
+                f"{path} has the format {str(record['flux_memory_backup'])!r:.20}, and this flux-memory reads "
+                f"{FORMAT}; use the release that made the backup, or a later one"
             )
         return _parse(record)
     except (ValueError, KeyError, TypeError, RecursionError) as error:

