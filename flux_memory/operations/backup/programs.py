@@ -61,10 +61,11 @@ def find_program(name: str, server_major: int, *, oldest_major: int = 0) -> Prog
     found: dict[int, Program] = {}
     for directory in _directories(name):
         major = _major_of(directory / name)
+        if major is None:
+            continue
         if major == needed:
             return Program(directory / name, major)
-        if major is not None:
-            found.setdefault(major, Program(directory / name, major))
+        found.setdefault(major, Program(directory / name, major))
     later = [major for major in sorted(found) if major > needed]
     if later:
         return found[later[0]]

@@ -8,11 +8,11 @@ from flux_memory.errors import BackupError
 from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
-    from flux_memory.operations.restore.restoring import RestorePlan, RestoreReport, restore_backup
+    from flux_memory.operations.restore.restoring import Outcome, RestorePlan, RestoreReport, restore_backup
 
-__all__ = ["RestorePlan", "RestoreReport", "restore_backup"]
+__all__ = ["Outcome", "RestorePlan", "RestoreReport", "restore_backup"]
 
-_load, __dir__ = import_on_use(__name__, {"restoring": ("RestorePlan", "RestoreReport", "restore_backup")})
+_load, __dir__ = import_on_use(__name__, {"restoring": ("Outcome", "RestorePlan", "RestoreReport", "restore_backup")})
 
 
 def __getattr__(name: str) -> Any:
