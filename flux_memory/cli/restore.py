@@ -117,7 +117,7 @@ def _verdict(report: RestoreReport, *, asks: bool) -> list[str]:
         return [*lines, "Not proven: the dump has no manifest to compare with. Run flux-memory check."]
     what = "" if report.user is None else "of the user "
     lines.append(
-        f"Proven identical: the sessions and messages {what}in the target are those of the backup, in order, with their "
-        "content."
+        f"Proven identical: the sessions and messages {what}in the target are those of the backup, in order, with "
+        "their content."
     )
     return lines

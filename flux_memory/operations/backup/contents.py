@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
+from flux_memory.errors import BackupError
 from flux_memory.transfer.rows.pgcopy import (
     MessagesDigest,
     ValidMessage,
@@ -80,6 +81,16 @@ class Contents:
                 raise ValueError(f"there is no count or no digest of the {kind}")
             values[kind], values[f"{kind}_digest"] = count, digest
         return cls(**values)
+
+
+def refuse_unknown_user(user: str | None, contents: Contents) -> None:
+    """Refuse a user who has nothing: the name may be misspelt.
+
+    Raises:
+        BackupError: There is a user, and no session.
+    """
+    if user is not None and not contents.sessions:
+        raise BackupError(f"the user {user!r:.80} has no sessions there; check --user")
 
 
 class ContentsHasher:

@@ -13,7 +13,7 @@ from flux_memory.operations.backup.addresses import identify
 from flux_memory.operations.backup.archive_lines import header_line
 from flux_memory.operations.backup.archive_writer import ArchiveWriter
 from flux_memory.operations.backup.compression import Compression, compressing
-from flux_memory.operations.backup.contents import Contents
+from flux_memory.operations.backup.contents import Contents, refuse_unknown_user
 from flux_memory.operations.backup.dumping import (
     EXPORT_SNAPSHOT,
     checksum_tables,
@@ -117,6 +117,7 @@ async def archive_database(
                     f"{odd}; an archive cannot keep that. Correct these rows, or back up the tables as they are, "
                     "without --archive"
                 )
+            refuse_unknown_user(plan.user, contents)
             watcher.say(f"Read {contents}")
             _, schema_name = await find_own_tables(connection)
             parsed = parse_dsn(dsn)

@@ -12,6 +12,7 @@ from typing import Any
 from flux_memory.dsn import SecretText, mask_dsn
 from flux_memory.errors import BackupError
 from flux_memory.operations.backup import hidden
+from flux_memory.operations.backup.contents import refuse_unknown_user
 from flux_memory.operations.backup.manifest import Kind
 from flux_memory.operations.restore import postgres_target, sqlite_target
 from flux_memory.operations.restore.populated import Populated
@@ -136,6 +137,7 @@ class _Restore:
         unpacked: Unpacked | None = None
         if not as_it_is:
             unpacked = await self._unpack(backup)
+            refuse_unknown_user(report.user, unpacked.contents)
             report.held = str(unpacked.contents)
         elif backup.manifest is not None:
             report.held = backup.manifest.describe()
