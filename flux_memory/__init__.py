@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SessionNotFoundError,
     )
     from flux_memory.factory import create_memory
+    from flux_memory.feedback import Feedback, FeedbackDay, FeedbackEntry, FeedbackStats
     from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
     from flux_memory.records.limits import (
         MAX_BATCH_BYTES,
@@ -56,6 +57,10 @@ __all__ = [
     "BackupError",
     "ConflictError",
     "ConversationMemory",
+    "Feedback",
+    "FeedbackDay",
+    "FeedbackEntry",
+    "FeedbackStats",
     "FluxMemoryError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -96,6 +101,7 @@ __getattr__, __dir__ = import_on_use(
             "SessionNotFoundError",
         ),
         "factory": ("create_memory",),
+        "feedback": ("Feedback", "FeedbackDay", "FeedbackEntry", "FeedbackStats"),
         "protocol": (
             "Memory",
             "Message",

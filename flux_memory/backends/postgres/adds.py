@@ -10,17 +10,18 @@ import orjson
 
 from flux_memory import records
 from flux_memory.backends.postgres.arrays import write_numbers, write_texts
+from flux_memory.backends.postgres.lookup import FIND_MESSAGE, MESSAGE_OF_SESSION
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records import MessageRow, make_revision
 
 # The session's row lock serializes concurrent adds, and the counter in that row numbers them. A message that is already
 # stored stops the update, so that a retry changes nothing. Of two concurrent retries the second violates the unique
 # key, fails as a whole, and finds the message when it runs again.
-ADD_MESSAGE: Final = """
+ADD_MESSAGE: Final = f"""
 WITH stored AS (
-    SELECT role = $3 AND content = $4 AND coalesce(metadata, '{}') = $5::text::jsonb AS same
-    FROM messages
-    WHERE session_id::text = $1 AND id::text = $2
+    SELECT role = $3 AND content = $4 AND coalesce(metadata, '{{}}') = $5::text::jsonb AS same
+    FROM {MESSAGE_OF_SESSION}
+    WHERE found.id::text = $2
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + 1,
@@ -34,7 +35,7 @@ WITH stored AS (
     FROM bumped
 )
 SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
-"""
+"""  # noqa: S608 - constants of ours
 
 # The same, for a session that must have an owner. With one statement for both, the planner would make a plan for each
 # call: that takes longer than the statement itself.
@@ -50,7 +51,7 @@ ADD_MESSAGE_OF_USER: Final = ADD_MESSAGE.replace(
 #
 # `(SELECT $n)` hides the arrays' lengths from the planner, which would otherwise make a custom plan for each length.
 # Planning takes several times as long as the statement itself.
-ADD_MESSAGES: Final = """
+ADD_MESSAGES: Final = f"""
 WITH item AS (
     SELECT *
     FROM unnest(
@@ -62,11 +63,11 @@ WITH item AS (
         item.call,
         item.position,
         item.id,
-        messages.role = item.role
-            AND messages.content = item.content
-            AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
+        found.role = item.role
+            AND found.content = item.content
+            AND coalesce(found.metadata, '{{}}') = item.metadata::jsonb AS same
     FROM item
-    JOIN messages ON messages.session_id::text = item.session_id AND messages.id::text = item.id
+    JOIN LATERAL {FIND_MESSAGE.format(session="item.session_id", id="item.id")} ON found.id::text = item.id
 ), fresh AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY position) AS number
     FROM item
@@ -113,7 +114,7 @@ SELECT pg_catalog.json_build_array(
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
     ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
 )::text
-"""
+"""  # noqa: S608 - constants of ours
 
 # The same, where some calls name the owner that their session must have.
 ADD_MESSAGES_OF_USERS: Final = (

@@ -10,6 +10,7 @@ from uuid import uuid4
 from flux_memory import records
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.lookup import MESSAGE_OF_SESSION
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records import Fork, MessageRow, SessionRow
@@ -59,14 +60,14 @@ SELECT TRUE FROM created
 """
 # All reads are of one snapshot, so a copy is never half of a change, and locks nothing. Messages keep their numbers, of
 # which another program may have deleted some, so the counter is the last number.
-FORK_SESSION: Final = """
+FORK_SESSION: Final = f"""
 WITH original AS (
     SELECT id, user_id, updated_at, title, metadata
     FROM sessions
     LEFT JOIN session_details ON session_id::text = id::text
     WHERE id::text = $1
 ), last AS (
-    SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $2
+    SELECT seq FROM {MESSAGE_OF_SESSION} WHERE found.id::text = $2
 ), copied AS (
     SELECT id, seq, role, content, metadata, created_at
     FROM messages
@@ -89,7 +90,7 @@ WITH original AS (
     RETURNING id
 ), described AS (
     INSERT INTO session_details (session_id, title, metadata)
-    SELECT created.id, coalesce($5, title, ''), coalesce(metadata, '{}')
+    SELECT created.id, coalesce($5, title, ''), coalesce(metadata, '{{}}')
     FROM created
     CROSS JOIN original
     RETURNING TRUE
@@ -105,7 +106,7 @@ SELECT
     EXISTS (SELECT 1 FROM original),
     $2::text IS NULL OR EXISTS (SELECT 1 FROM last),
     EXISTS (SELECT 1 FROM sessions WHERE id::text = $3 AND creation_id = $6::text::uuid)
-"""
+"""  # noqa: S608 - constants of ours
 
 
 async def create_session(executor: RetryingExecutor, state: CallState, row: SessionRow, *, waits: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Final
 
 from flux_memory import records
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.locking import change_session
+from flux_memory.backends.postgres.feedback import erase_of_user, erase_without_owner
+from flux_memory.backends.postgres.locking import Change, change_session
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.errors import OutcomeUnknownError, SchemaError
@@ -64,7 +65,8 @@ SELECT_ANY: Final = "SELECT EXISTS (SELECT 1 FROM sessions WHERE {criteria})"
 OF_USER: Final = "user_id = ${}"
 INACTIVE: Final = "updated_at < ${}::text::timestamp"
 # Not TRUNCATE, which deadlocks with adds that hold a session's row and wait for the messages' table.
-DELETE_SESSIONS: Final = "DELETE FROM sessions"
+# One transaction: the server begins it for the whole text.
+DELETE_EVERYTHING: Final = "DELETE FROM sessions; DELETE FROM feedback"
 _BEFORE_ALL: Final = ("-infinity", "")
 
 
@@ -78,7 +80,8 @@ async def delete_session(
         OutcomeUnknownError: The answer of an attempt was lost, and there is a session with another revision.
         SchemaError: A trigger or a policy kept the session.
     """
-    outcome, *_ = await change_session(executor, state, DELETE_SESSION, lambda: (session_id, expected_revision))
+    deletion = Change(DELETE_SESSION, lambda: (session_id, expected_revision))
+    outcome, *_ = await change_session(executor, state, deletion)
     if outcome == ChangeOutcome.KEPT:
         raise SchemaError(
             f"a trigger or a policy on the table 'sessions' kept session {session_id!r:.80}, which was to be deleted; "
@@ -99,10 +102,16 @@ async def delete_sessions(
 ) -> int:
     """Delete the sessions that meet the criteria, in batches, and return their number.
 
+    Of a user alone, the feedback is erased as well: some before the sessions by which it is found, and the rest after
+    them, when no call can add to them any more. A call that is cut off in between is completed by calling again.
+
     Raises:
         OutcomeUnknownError: They are deleted, and the answer of a batch was lost.
-        SchemaError: A trigger or a policy kept some of them.
+        SchemaError: A trigger or a policy kept some of them, or of the feedback.
     """
+    erased_user = user_id if inactive_since is None else None
+    if erased_user:
+        await erase_without_owner(executor, state, erased_user)
     given = [(OF_USER, user_id), (INACTIVE, inactive_since)]
     criteria = [(condition, value) for condition, value in given if value is not None]
     values = [value for _, value in criteria]
@@ -131,7 +140,10 @@ async def delete_sessions(
         # Other transactions hold their locks.
         state.blocked = True
         await asyncio.sleep(LOCKED_SECONDS)
-    if state.lost:
+    sessions_lost = state.lost
+    if erased_user:
+        await erase_of_user(executor, state, erased_user)
+    if sessions_lost:
         raise OutcomeUnknownError(
             f"the sessions are deleted, {total} of them by statements that were answered; the connection was lost "
             "before the answer to another one, so their number is not known"
@@ -140,8 +152,8 @@ async def delete_sessions(
 
 
 async def clear_all(executor: RetryingExecutor, state: CallState) -> None:
-    """Delete every session."""
-    await executor.run_on_any_lock(state, methodcaller("execute", DELETE_SESSIONS))
+    """Delete every session, and all feedback."""
+    await executor.run_on_any_lock(state, methodcaller("execute", DELETE_EVERYTHING))
 
 
 def _with_criteria(sql: str, conditions: list[str], first: int) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import partial
+from typing import TypeVar
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
@@ -13,6 +14,7 @@ from flux_memory.backends.long_calls import build_off_loop
 from flux_memory.backends.postgres import creating, deleting, queries, updating
 from flux_memory.backends.postgres.adds import Add
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.feedback import Access, PostgresFeedback
 from flux_memory.backends.postgres.handle import PostgresHandle
 from flux_memory.errors import SessionNotFoundError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
@@ -20,6 +22,8 @@ from flux_memory.records import building
 from flux_memory.records.changes import check_keys
 from flux_memory.records.checking import list_messages
 from flux_memory.records.filters import check_filter
+
+Result = TypeVar("Result")
 
 
 class PostgresConversationMemory(PostgresHandle, Memory):
@@ -35,6 +39,14 @@ class PostgresConversationMemory(PostgresHandle, Memory):
     Raises:
         InvalidInputError: An argument is wrong, or there is no DSN.
     """
+
+    @property
+    def feedback(self) -> PostgresFeedback:
+        return PostgresFeedback(self._run_here)
+
+    @on_any_loop
+    async def _run_here(self, call: Callable[[Access], Awaitable[Result]]) -> Result:
+        return await call(Access(self._rows, self._write, self._long, self.timeout))
 
     @on_any_loop
     async def create_session(

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing_steps
-from flux_memory.schema.postgres.attachments import protecting_details, without_triggers
+from flux_memory.schema.postgres.attachments import protecting_new_tables, without_triggers
 from flux_memory.schema.postgres.inspection import (
     NUMBERED,
     Fault,
@@ -82,7 +82,7 @@ async def bring_up_to_date(connection: Any) -> None:
             return
         if state.version:
             await connection.execute(LOCK_TABLES)
-        async with without_triggers(connection), protecting_details(connection):
+        async with without_triggers(connection), protecting_new_tables(connection):
             for fault in state.repairs:
                 await connection.execute(fault.statement)
             await _apply_files(connection, state)

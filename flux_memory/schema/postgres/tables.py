@@ -6,21 +6,28 @@ from typing import Any, Final
 
 from flux_memory.errors import SchemaError
 
-MEMORY: Final = "{sessions,session_details,messages,flux_memory_schema}"
+MEMORY: Final = "{sessions,session_details,messages,feedback,flux_memory_schema}"
 """The tables of a memory, as an array of names."""
 WITH_RECORD: Final = (
-    "{sessions,session_details,messages,flux_memory_schema,flux_memory_moves,flux_memory_moved_sessions}"
+    "{sessions,session_details,messages,feedback,flux_memory_schema,flux_memory_moves,flux_memory_moved_sessions,"
+    "flux_memory_moved_feedback}"
 )
 """The same and the record of moves, which only migrations use: no other call depends on it."""
 
+# Another application may have a table `feedback` in another schema, which is not the memory's.
+IS_OURS: Final = """(relname <> 'feedback' OR relnamespace = (
+    SELECT sessions.relnamespace
+    FROM pg_class AS sessions
+    WHERE sessions.relname = 'sessions' AND pg_table_is_visible(sessions.oid)
+))"""
 # Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes
 # the cache. The order is that in which unlogged tables can become logged.
-SELECT_RELATIONS: Final = """
+SELECT_RELATIONS: Final = f"""
 SELECT relname::text, relnamespace::regnamespace::text, relkind::text, relpersistence::text
 FROM pg_class
-WHERE pg_table_is_visible(oid) AND relname = ANY ($1::text::name[])
+WHERE pg_table_is_visible(oid) AND relname = ANY ($1::text::name[]) AND {IS_OURS}
 ORDER BY relname DESC
-"""
+"""  # noqa: S608 - constants of ours
 # Creates the temporary schema if search_path begins with pg_temp.
 CREATES_TEMPORARY_TABLES: Final = "SELECT starts_with(current_schema()::text, 'pg_temp_')"
 

@@ -195,6 +195,10 @@ class MergeResult:
     replaced_sessions: int = 0
     replaced_messages: int = 0
     """Rows of the target that were there before, and were replaced."""
+    feedback: int = 0
+    skipped_feedback: int = 0
+    """Entries already stored, or deleted since an earlier run moved them."""
+    replaced_feedback: int = 0
 
     def include(self, other: MergeResult) -> None:
         """Add the result of another part."""

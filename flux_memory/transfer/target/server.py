@@ -17,7 +17,7 @@ from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing_steps
 from flux_memory.schema import postgres as schema
-from flux_memory.schema.postgres.tables import WITH_RECORD, find_tables
+from flux_memory.schema.postgres.tables import IS_OURS, WITH_RECORD, find_tables
 from flux_memory.transfer.target.watchdog import guard
 
 # The connection is idle while the source is read. It runs before pg_catalog is known to be searched first, so each name
@@ -35,16 +35,16 @@ SELECT
     quote_ident(current_schema()::text)
 """
 # Tables of an earlier version have no details; only their owner upgrades them.
-MAY_READ: Final = """
+MAY_READ: Final = f"""
 SELECT bool_and(has_table_privilege(oid, 'SELECT'))
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
-"""
-MAY_WRITE: Final = """
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+"""  # noqa: S608 - constants of ours
+MAY_WRITE: Final = f"""
 SELECT bool_and(has_table_privilege(oid, 'INSERT')) AND has_table_privilege('sessions', 'UPDATE')
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
-"""
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+"""  # noqa: S608 - constants of ours
 # The catalogue, not to_regclass(), for the reason given in `flux_memory.schema.postgres`.
 HAS_RECORD: Final = """
 SELECT count(*) = 2
@@ -88,7 +88,7 @@ FROM sessions
 LEFT JOIN session_details ON session_details.session_id::text = sessions.id::text
 WHERE sessions.id::text = ANY($1::text::text[])
 """
-ANALYZE: Final = "ANALYZE sessions, session_details, messages"
+ANALYZE: Final = "ANALYZE sessions, session_details, messages, feedback"
 # A commit waits for the disk and a synchronous standby only if its transaction wrote to the log; then it waits for
 # everything before it, too. A server in recovery shows only durable rows and accepts no writes.
 WRITE_TO_LOG: Final = """
@@ -210,7 +210,8 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
     if all(has_tables):
         if not await connection.fetchval(MAY_READ):
             raise SchemaError(
-                "the role may not read the target's tables; GRANT SELECT ON sessions, session_details, messages to it"
+                "the role may not read the target's tables; GRANT SELECT ON sessions, session_details, messages, "
+                "feedback to it"
             )
         if not for_reading:
             await _refuse_without_rights(connection, replaces=replaces)
@@ -224,8 +225,8 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
 async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
     if not await connection.fetchval(MAY_WRITE):
         raise SchemaError(
-            "the role may not write to the target's tables; GRANT INSERT ON sessions, session_details, messages and "
-            "UPDATE ON sessions to it, or let their owner run the migration"
+            "the role may not write to the target's tables; GRANT INSERT ON sessions, session_details, messages, "
+            "feedback and UPDATE ON sessions to it, or let their owner run the migration"
         )
     if not replaces and (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
         raise SchemaError(
