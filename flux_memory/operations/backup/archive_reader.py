@@ -13,7 +13,6 @@ from flux_memory.errors import BackupError
 from flux_memory.operations.backup import compression, feedback
 from flux_memory.operations.backup.archive_lines import FORMAT, ORDER, split_line
 from flux_memory.operations.backup.contents import Contents, RowsHasher
-from flux_memory.transfer.rows.canonical import Canonicalizer
 from flux_memory.transfer.rows.pgcopy import ValidMessage, ValidSession
 from flux_memory.transfer.rows.raw import RawRow
 from flux_memory.transfer.rows.validate import RowValidator
@@ -50,12 +49,11 @@ class ArchiveReader:
         self._number = 0
         self._damage = compression.damage_errors()
         self._validator = RowValidator(UTC)
-        self._canonicalizer = Canonicalizer()
         self._hasher = RowsHasher()
         self.header = self._read_header()
 
     def records(self) -> Iterator[tuple[str, tuple[Any, ...], RawRow]]:
-        """Iterate over the kind, the valid row and the raw row of each record; of feedback both are raw.
+        """Iterate over the kind, the valid row and the raw row of each record; of feedback both are the valid row.
 
         Raises:
             BackupError: The archive is cut off, altered or not in order.
@@ -101,9 +99,12 @@ class ArchiveReader:
                 self._refuse("the message is not valid")
             self._hasher.add_message(raw[0].encode(), message)
             return kind, message, raw
-        row = feedback.decode(record, metadata)
-        self._hasher.add_feedback(feedback.encode(row, self._canonicalizer))
-        return kind, row, row
+        try:
+            entry = feedback.read_line(record, metadata, self._validator)
+        except ValueError as error:
+            self._refuse(str(error))
+        self._hasher.add_feedback(entry)
+        return kind, entry, entry
 
     def _end(self, record: dict[str, Any]) -> None:
         try:

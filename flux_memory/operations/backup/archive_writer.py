@@ -7,7 +7,9 @@ from typing import IO
 from flux_memory.errors import BackupError
 from flux_memory.operations.backup.archive_lines import end_line, message_line, session_line
 from flux_memory.operations.backup.contents import Contents, RowsHasher
+from flux_memory.operations.backup.feedback import feedback_line
 from flux_memory.transfer.rows.pgcopy import ValidMessage, ValidSession
+from flux_memory.transfer.rows.ratings import ValidFeedback
 
 _NO_TIME = "the memory has a time outside the years 1 to 9999, which no backend reads; correct it first"
 
@@ -39,10 +41,10 @@ class ArchiveWriter:
             raise BackupError(_NO_TIME) from None
         self._hasher.add_message(session_id, row)
 
-    def add_feedback(self, record: bytes) -> None:
-        """Write the next feedback record, in the form of `feedback.encode`."""
-        self._file.write(record + b"\n")
-        self._hasher.add_feedback(record)
+    def add_feedback(self, row: ValidFeedback) -> None:
+        """Write the next entry of feedback."""
+        self._file.write(feedback_line(row))
+        self._hasher.add_feedback(row)
 
     def finish(self) -> Contents:
         """Write the last line, and return what was written."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
@@ -16,6 +15,7 @@ from flux_memory.transfer.rows.pgcopy import (
     prepare_messages,
     session_digest,
 )
+from flux_memory.transfer.rows.ratings import ValidFeedback
 from flux_memory.transfer.rows.spool import SessionDigest
 
 KINDS: Final = ("sessions", "messages", "feedback")
@@ -36,7 +36,7 @@ class Contents:
     messages_digest: str = _NOTHING
     """SHA-256 over the id and the digest of the messages of each session that has any, in order of these ids."""
     feedback_digest: str = _NOTHING
-    """SHA-256 over the records in order of their ids."""
+    """SHA-256 over the id and the digest of each entry, in order of these ids."""
 
     @property
     def rows(self) -> int:
@@ -56,7 +56,7 @@ class Contents:
 
     def __str__(self) -> str:
         """Return the counts in words."""
-        feedback = f", {self.feedback:,} feedback records" * bool(self.feedback)
+        feedback = f", {self.feedback:,} feedback entries" * bool(self.feedback)
         return f"{self.sessions:,} sessions, {self.messages:,} messages{feedback}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -111,10 +111,10 @@ class ContentsHasher:
             self._counts["messages"] += count
             self._hashes["messages"].update(copy_field(session_id) + digest)
 
-    def add_feedback(self, record: bytes) -> None:
-        """Add the next feedback record, in the form of `feedback.encode`."""
+    def add_feedback(self, id_: str, digest: bytes) -> None:
+        """Add the next entry of feedback, by its `ValidFeedback.digest`."""
         self._counts["feedback"] += 1
-        self._hashes["feedback"].update(copy_field(record))
+        self._hashes["feedback"].update(copy_field(id_.encode()) + digest)
 
     def add_digest(self, digest: SessionDigest) -> None:
         """Add a session together with its messages."""
@@ -150,9 +150,9 @@ class RowsHasher:
         if len(self._batch) >= _BATCH_MESSAGES or self._batch_bytes >= _BATCH_BYTES:
             self._end_batch()
 
-    def add_feedback(self, record: bytes) -> None:
-        """Add the next feedback record, in the form of `feedback.encode`."""
-        self._hasher.add_feedback(record)
+    def add_feedback(self, row: ValidFeedback) -> None:
+        """Add the next entry of feedback."""
+        self._hasher.add_feedback(row.id, row.digest())
 
     def contents(self) -> Contents:
         """Return the result; call it last."""
@@ -169,13 +169,3 @@ class RowsHasher:
         self._digest.update(prepare_messages(b"", self._count + 1, self._batch)[1])
         self._count += len(self._batch)
         self._batch, self._batch_bytes = [], 0
-
-
-def contents_of(digests: Iterable[SessionDigest], feedback: Iterable[bytes] = ()) -> Contents:
-    """Return the contents of sessions with their messages, and of feedback records, each in order of ids."""
-    hasher = ContentsHasher()
-    for digest in digests:
-        hasher.add_digest(digest)
-    for record in feedback:
-        hasher.add_feedback(record)
-    return hasher.contents()

@@ -19,6 +19,7 @@ TABLES: Final = (
     "flux_memory_schema",
     "flux_memory_moves",
     "flux_memory_moved_sessions",
+    "flux_memory_moved_feedback",
 )
 """The library's tables; a store lacks those of a later schema, and of moves that never were."""
 SELECT_TABLES: Final = """
@@ -28,6 +29,8 @@ JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE relkind = 'r' AND pg_table_is_visible(pg_class.oid) AND relname = ANY ($1::text::name[])
 ORDER BY array_position($1::text::name[], relname)
 """
+FEEDBACK_VERSION: Final = 7
+"""The schema version since which the table `feedback` is the library's."""
 AS_ARRAY: Final = "{" + ",".join(TABLES) + "}"
 EXPORT_SNAPSHOT: Final = "SELECT pg_export_snapshot()"
 # The checksum of a table is the sum of its rows', so it does not depend on their order.
@@ -52,7 +55,7 @@ def is_dump(head: bytes) -> bool:
     return head.startswith(_MAGIC)
 
 
-async def find_own_tables(connection: Any) -> tuple[dict[str, str], str]:
+async def find_own_tables(connection: Any, schema_version: int) -> tuple[dict[str, str], str]:
     """Return the library's tables, each with its name as pg_dump takes it, and their schema.
 
     Raises:
@@ -63,7 +66,9 @@ async def find_own_tables(connection: Any) -> tuple[dict[str, str], str]:
         raise BackupError(
             "the database has no conversation memory; check the DSN, or open the memory once with the library"
         )
-    return {name: quoted for name, quoted, _ in rows}, next(schema for name, _, schema in rows if name == "sessions")
+    own = next(schema for name, _, schema in rows if name == "sessions")
+    others = {"feedback"} if schema_version < FEEDBACK_VERSION else set()
+    return {name: quoted for name, quoted, schema in rows if schema == own and name not in others}, own
 
 
 async def checksum_tables(connection: Any, tables: list[str]) -> dict[str, str]:

@@ -1,103 +1,89 @@
-"""Feedback as records of a backup, of stores whose schema has the table `feedback`."""
+"""Feedback as records of a backup."""
 
 from __future__ import annotations
 
-import json
-import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
+import orjson
+
 from flux_memory.errors import BackupError
-from flux_memory.transfer.rows.canonical import Canonicalizer
-from flux_memory.transfer.rows.postgres_time import microseconds, time_text
+from flux_memory.transfer.rows.ratings import ValidFeedback
+from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS
+from flux_memory.transfer.rows.validate import RowValidator
+from flux_memory.transfer.source.reader import Source
+from flux_memory.transfer.target.ratings import SELECT_DIGESTS
 
-COLUMNS: Final = (
-    "id",
-    "session_id",
-    "message_id",
-    "user_id",
-    "rating",
-    "comment",
-    "corrected_answer",
-    "metadata",
-    "created_at",
-)
-_METADATA: Final = COLUMNS.index("metadata")
-_CREATED_AT: Final = COLUMNS.index("created_at")
-_SESSION: Final = COLUMNS.index("session_id")
-
-SQLITE_HAS_TABLE: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'feedback'"
-SQLITE_SELECT: Final = """
-SELECT id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at
-FROM feedback
-ORDER BY CAST(id AS TEXT)
-"""
-SQLITE_INSERT: Final = """
-INSERT INTO feedback (id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-POSTGRES_HAS_TABLE: Final = (
-    "SELECT EXISTS (SELECT FROM pg_class WHERE relname = 'feedback' AND relkind = 'r' AND pg_table_is_visible(oid))"
-)
-# The time is text in the form of the records.
-POSTGRES_SELECT: Final = """
+# The entries of a user are those whose owner the user is: they outlive their sessions.
+DIGESTS_OF_USER: Final = SELECT_DIGESTS.replace(" ORDER BY", " WHERE user_id::text = $1 ORDER BY")
+SELECT_FEEDBACK: Final = """
 SELECT
-    id::text, session_id::text, message_id::text, user_id::text, to_jsonb(rating)::text, comment::text,
-    corrected_answer::text, metadata::text, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
+    id::text, session_id::text, message_id::text, user_id::text, rating::int4, comment, corrected_answer,
+    metadata::text, to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')
 FROM feedback
+/* where */
 ORDER BY id::text COLLATE "C"
 """
+WHERE: Final = "/* where */"
+OF_USER: Final = "WHERE user_id::text = $1"
 
 
-def encode(values: Sequence[Any], canonicalizer: Canonicalizer) -> bytes:
-    """Return a row as one JSON object without a line end, equal for equal rows of both engines.
+def feedback_line(row: ValidFeedback) -> bytes:
+    """Return the line of an archive for an entry."""
+    values: dict[str, Any] = row._asdict()
+    metadata: str = values.pop("metadata")
+    head = orjson.dumps({"kind": "feedback", **values})
+    return head[:-1] + b',"metadata":' + metadata.encode() + b"}\n"
 
-    Args:
-        values: The values of `COLUMNS`; metadata is JSON text or NULL, the time is a text.
-        canonicalizer: Brings metadata into the form that PostgreSQL prints.
+
+def read_line(record: dict[str, Any], metadata: str, validator: RowValidator) -> ValidFeedback:
+    """Return the entry of a line, without its metadata, and these.
 
     Raises:
-        BackupError: The row has metadata or a time that cannot be read.
+        ValueError: The entry is not valid.
     """
-    row = dict(zip(COLUMNS, values, strict=True))
-    try:
-        metadata = canonicalizer.canonical(row.pop("metadata") or "{}")
-        row["created_at"] = time_text(microseconds(row["created_at"]))
-        head = json.dumps({"kind": "feedback", **row}, ensure_ascii=False, separators=(",", ":"))
-        return f'{head[:-1]},"metadata":{metadata}}}'.encode()
-    except (ValueError, OverflowError, TypeError) as error:
-        raise BackupError(
-            f"the feedback record {str(row['id'])!r:.60} cannot be read: {error}; correct it, and run again"
-        ) from error
+    raw = tuple(metadata if field == "metadata" else record.get(field) for field in FEEDBACK_FIELDS)
+    row = validator.validate_feedback(raw, repeated=False)
+    if isinstance(row, list):
+        raise ValueError(  # noqa: TRY004 - a value is wrong, not a type
+            f"the feedback is not valid: {row[0].column}: {row[0].detail}"
+        )
+    return row
 
 
-def decode(head: dict[str, Any], metadata: str) -> tuple[Any, ...]:
-    """Return the values of `COLUMNS` of a record whose metadata was cut off."""
-    row = {**head, "metadata": metadata}
-    return tuple(row.get(column) for column in COLUMNS)
+def feedback_of(source: Source, user: str | None) -> Iterator[ValidFeedback]:
+    """Iterate over the entries in a file, of all users or of one, in order of their ids.
+
+    Raises:
+        BackupError: An entry is not valid.
+    """
+    validator = RowValidator(source.naive)
+    last: object = None
+    for raw in source.feedback():
+        row = validator.validate_feedback(raw, repeated=raw[0] == last)
+        last = raw[0]
+        if not isinstance(row, ValidFeedback):
+            raise BackupError(
+                f"the feedback entry {str(raw[0])!r:.80} is not valid: {row[0].column}: {row[0].detail}; correct it, "
+                "and run again"
+            )
+        if user is None or row.user_id == user:
+            yield row
 
 
-def session_of(values: Sequence[Any]) -> Any:
-    """Return the session's id of a row."""
-    return values[_SESSION]
+async def database_feedback(connection: Any, user: str | None) -> AsyncIterator[ValidFeedback]:
+    """Iterate over the entries in a database, of all users or of one, in the caller's transaction."""
+    query, values = (SELECT_FEEDBACK, ()) if user is None else (SELECT_FEEDBACK.replace(WHERE, OF_USER), (user,))
+    async for row in connection.cursor(query, *values):
+        if None in {*row[:2], *row[3:6], *row[7:]}:
+            raise BackupError(
+                f"the feedback entry {str(row[0])!r:.80} has a NULL that has no meaning there; correct it"
+            )
+        yield ValidFeedback(*row)
 
 
-def sqlite_has_feedback(db: sqlite3.Connection) -> bool:
-    """Return whether a file has the table."""
-    return db.execute(SQLITE_HAS_TABLE).fetchone() is not None
-
-
-def read_sqlite(db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
-    """Iterate over the rows of a file in order of their ids; nothing if there is no table."""
-    if sqlite_has_feedback(db):
-        yield from db.execute(SQLITE_SELECT)
-
-
-async def read_postgres(connection: Any) -> AsyncIterator[tuple[Any, ...]]:
-    """Iterate over the rows of a database, in the caller's transaction; nothing if there is no table."""
-    if not await connection.fetchval(POSTGRES_HAS_TABLE):
-        return
-    async for row in connection.cursor(POSTGRES_SELECT):
-        values = list(row)
-        values[4] = None if values[4] is None else json.loads(values[4])
-        yield tuple(values)
+async def database_digests(connection: Any, user: str | None) -> AsyncIterator[tuple[str, bytes]]:
+    """Iterate over the id and the digest of each entry in a database, in the caller's transaction."""
+    query, values = (SELECT_DIGESTS, ()) if user is None else (DIGESTS_OF_USER, (user,))
+    async for id_, digest in connection.cursor(query, *values):
+        yield id_, digest

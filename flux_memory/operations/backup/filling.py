@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.errors import BackupError
-from flux_memory.operations.backup import feedback
 from flux_memory.operations.backup.archive_reader import ArchiveReader
 from flux_memory.operations.backup.contents import Contents, RowsHasher
+from flux_memory.operations.backup.feedback import feedback_of
 from flux_memory.operations.backup.sqlite_reading import messages_of, sessions_of
 from flux_memory.schema import sqlite as schema
 from flux_memory.transfer.progress import Advance
-from flux_memory.transfer.rows.canonical import Canonicalizer
 from flux_memory.transfer.rows.pgcopy import ValidMessage, ValidSession
 from flux_memory.transfer.rows.postgres_time import time_text
+from flux_memory.transfer.rows.ratings import ValidFeedback
+from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS
 from flux_memory.transfer.source.reader import Source
 
 INSERT_SESSION: Final = """
@@ -28,9 +29,14 @@ INSERT_DETAILS: Final = "INSERT INTO session_details (session_id, title, metadat
 INSERT_MESSAGE: Final = """
 INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
+INSERT_FEEDBACK: Final = """
+INSERT INTO feedback (id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 COUNT_MESSAGES: Final = """
 UPDATE sessions SET message_count = (SELECT count(*) FROM messages WHERE session_id = sessions.id)
 """
+_OWNER: Final = FEEDBACK_FIELDS.index("user_id")
 _BATCH_ROWS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 
@@ -59,19 +65,16 @@ def fill_from_archive(
             elif kind == "message":
                 if ids is None or raw[0] in ids:
                     filler.add_message(raw[0], ValidMessage(*row))
-            elif ids is None or feedback.session_of(row) in ids:
-                filler.add_feedback(row)
+            elif user is None or row[_OWNER] == user:
+                filler.add_feedback(ValidFeedback(*row))
         return filler.finish()
 
 
-def fill_from_source(
-    source: Source, db: sqlite3.Connection, path: Path, user: str, *, advance: Advance, stopped: Stopped
-) -> Contents:
+def fill_from_source(source: Source, path: Path, user: str, *, advance: Advance, stopped: Stopped) -> Contents:
     """Fill a file with the rows of a user in another file; return its contents.
 
     Args:
         source: The other file.
-        db: The connection to it.
         path: The file to fill.
         user: The user.
         advance: Called with the number of rows.
@@ -80,16 +83,13 @@ def fill_from_source(
     Raises:
         BackupError: The file cannot be written, or `stopped` returned true.
     """
-    ids = set()
     with closing(_Filler(path, advance, stopped)) as filler:
         for session in sessions_of(source, user):
-            ids.add(session.id.decode())
             filler.add_session(session)
         for session_id, message in messages_of(source, user):
             filler.add_message(session_id.decode(), message)
-        for row in feedback.read_sqlite(db):
-            if feedback.session_of(row) in ids:
-                filler.add_feedback(row)
+        for entry in feedback_of(source, user):
+            filler.add_feedback(entry)
         return filler.finish()
 
 
@@ -101,12 +101,10 @@ class _Filler:
         self._advance = advance
         self._stopped = stopped
         self._hasher = RowsHasher()
-        self._canonicalizer = Canonicalizer()
         self._rows: dict[str, list[tuple[Any, ...]]] = {}
         self._count = self._size = 0
         self._session_id = ""
         self._seq = 0
-        self._has_feedback = False
         self._db = sqlite3.connect(path, isolation_level=None)
         self._guard(self._begin)
 
@@ -127,15 +125,10 @@ class _Filler:
         values = (session_id, self._seq, *texts, time_text(row.created_at))
         self._gather(INSERT_MESSAGE, values, len(row.content) + len(row.metadata))
 
-    def add_feedback(self, values: tuple[Any, ...]) -> None:
-        """Insert a feedback record."""
-        if not self._has_feedback:
-            raise BackupError(
-                "the backup has feedback, for which this flux-memory's schema has no table; use the release that made "
-                "the backup, or a later one"
-            )
-        self._hasher.add_feedback(feedback.encode(values, self._canonicalizer))
-        self._gather(feedback.SQLITE_INSERT, values, 0)
+    def add_feedback(self, row: ValidFeedback) -> None:
+        """Insert an entry of feedback."""
+        self._hasher.add_feedback(row)
+        self._gather(INSERT_FEEDBACK, row, len(row.comment) + len(row.metadata))
 
     def finish(self) -> Contents:
         """Commit, and return what was inserted."""
@@ -151,7 +144,6 @@ class _Filler:
         schema.bring_up_to_date(self._db)
         # The file is discarded, unless it is flushed as a whole later.
         self._db.execute("PRAGMA synchronous = OFF")
-        self._has_feedback = feedback.sqlite_has_feedback(self._db)
         self._db.execute("BEGIN")
 
     def _commit(self) -> None:

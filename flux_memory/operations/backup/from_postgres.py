@@ -58,7 +58,7 @@ async def dump_database(plan: BackupPlan, created_at: datetime, watcher: Watcher
         program = find_program("pg_dump", major)
         watcher.say(f"Dump by {program.path}, version {program.major}; the server has version {major}")
         async with read_transaction(connection):
-            tables, schema_name = await find_own_tables(connection)
+            tables, schema_name = await find_own_tables(connection, state.version)
             watcher.phase("Read", None)
             contents: Contents | None = None
             if is_current(state.version):
@@ -119,7 +119,7 @@ async def archive_database(
                 )
             refuse_unknown_user(plan.user, contents)
             watcher.say(f"Read {contents}")
-            _, schema_name = await find_own_tables(connection)
+            _, schema_name = await find_own_tables(connection, state.version)
             parsed = parse_dsn(dsn)
             manifest = begin_manifest(
                 plan,

@@ -11,13 +11,13 @@ from flux_memory.operations.backup.archive_lines import header_line
 from flux_memory.operations.backup.archive_writer import ArchiveWriter
 from flux_memory.operations.backup.compression import Compression, compressing
 from flux_memory.operations.backup.contents import refuse_unknown_user
+from flux_memory.operations.backup.feedback import feedback_of
 from flux_memory.operations.backup.manifest import Kind, Manifest
 from flux_memory.operations.backup.planning import BackupPlan, begin_manifest
 from flux_memory.operations.backup.proving import prove_archive, prove_copy, refuse_different
 from flux_memory.operations.backup.sqlite_copy import copy_pages
 from flux_memory.operations.backup.sqlite_reading import (
     SqliteState,
-    feedback_records,
     messages_of,
     read_file,
     read_state,
@@ -124,11 +124,8 @@ def _write(
     lines.write(header_line(_manifest(plan, Kind.ARCHIVE, created_at, state).as_header()))
     writer = ArchiveWriter(lines)
     rows = 0
-    ids: set[bytes] | None = None if plan.user is None else set()
     for session in sessions_of(state.source, plan.user):
         writer.add_session(session)
-        if ids is not None:
-            ids.add(session.id)
         rows += 1
     watcher.advance(rows)
     rows = 0
@@ -141,8 +138,8 @@ def _write(
             if snapshot.interrupted:
                 raise BackupError("it was cancelled")
     watcher.advance(rows)
-    for record in feedback_records(snapshot.db, ids):
-        writer.add_feedback(record)
+    for entry in feedback_of(state.source, plan.user):
+        writer.add_feedback(entry)
     refuse_different("the archive", state.contents.differences(writer.finish()))
 
 

@@ -9,7 +9,6 @@ from flux_memory.operations.backup import feedback
 from flux_memory.operations.backup.archive_writer import ArchiveWriter
 from flux_memory.operations.backup.contents import Contents, ContentsHasher
 from flux_memory.transfer.progress import Advance
-from flux_memory.transfer.rows.canonical import Canonicalizer
 from flux_memory.transfer.rows.pgcopy import CopyReader, ValidMessage, ValidSession
 from flux_memory.transfer.target.copy_out import copy_out
 from flux_memory.transfer.target.server_digests import ServerSession, read_digests
@@ -92,10 +91,8 @@ async def read_contents(connection: Any, *, user: str | None = None) -> tuple[Co
         hasher.add_messages(session.digest.id, session.digest.count, session.digest.messages)
 
     await read_digests(connection, take, None)
-    canonicalizer = Canonicalizer()
-    async for row in feedback.read_postgres(connection):
-        if ids is None or str(feedback.session_of(row)).encode() in ids:
-            hasher.add_feedback(feedback.encode(row, canonicalizer))
+    async for id_, digest in feedback.database_digests(connection, user):
+        hasher.add_feedback(id_, digest)
     return hasher.contents(), odd
 
 
@@ -105,10 +102,8 @@ async def write_rows(connection: Any, writer: ArchiveWriter, user: str | None, a
     Raises:
         BackupError: A row has a NULL or a time that no backend reads.
     """
-    ids: set[bytes] | None = None
     sessions, messages = CopyReader(), CopyReader()
     if user is not None:
-        ids = set()
         await connection.execute(SET_USER, user)
 
     async def receive_sessions(data: bytes) -> None:
@@ -116,8 +111,6 @@ async def write_rows(connection: Any, writer: ArchiveWriter, user: str | None, a
         for id_, user_id, title, metadata, created_at, updated_at in map(_without_nulls, sessions.rows(data)):
             writer.add_session(ValidSession(id_, user_id, title, metadata, _time(created_at), _time(updated_at)))
             count += 1
-            if ids is not None:
-                ids.add(id_)
         advance(count)
 
     async def receive_messages(data: bytes) -> None:
@@ -130,10 +123,8 @@ async def write_rows(connection: Any, writer: ArchiveWriter, user: str | None, a
     chosen = ("", "") if user is None else (SESSIONS_OF_USER, MESSAGES_OF_USER)
     await copy_out(connection, SELECT_SESSIONS.replace(WHERE, chosen[0]), receive_sessions)
     await copy_out(connection, SELECT_MESSAGES.replace(WHERE, chosen[1]), receive_messages)
-    canonicalizer = Canonicalizer()
-    async for row in feedback.read_postgres(connection):
-        if ids is None or str(feedback.session_of(row)).encode() in ids:
-            writer.add_feedback(feedback.encode(row, canonicalizer))
+    async for entry in feedback.database_feedback(connection, user):
+        writer.add_feedback(entry)
 
 
 def _without_nulls(values: list[bytes | None]) -> list[bytes]:

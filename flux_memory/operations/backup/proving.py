@@ -75,7 +75,7 @@ async def compare_database(dsn: str, manifest: Manifest) -> list[str]:
         if is_current(manifest.schema_version):
             await inspect_target(connection, for_reading=True)
         async with read_transaction(connection):
-            tables, _ = await find_own_tables(connection)
+            tables, _ = await find_own_tables(connection, manifest.schema_version)
             found = await checksum_tables(connection, [table for table in tables if table in manifest.tables])
             differences = [
                 f"the table {table} had {said}, and has {found.get(table, 'nothing')}"

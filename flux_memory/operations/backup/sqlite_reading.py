@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from flux_memory.errors import BackupError, FluxMemoryError
-from flux_memory.operations.backup import feedback
 from flux_memory.operations.backup.contents import Contents, ContentsHasher
 from flux_memory.schema import sqlite as schema
 from flux_memory.transfer.progress import Advance
-from flux_memory.transfer.rows.canonical import Canonicalizer
 from flux_memory.transfer.rows.pgcopy import ValidMessage, ValidSession
+from flux_memory.transfer.rows.ratings import FeedbackSpool
 from flux_memory.transfer.rows.spool import Spool, all_digests
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.helper import Helper, read_all
 from flux_memory.transfer.source.preflight import PreflightResult
+from flux_memory.transfer.source.ratings import read_feedback
 from flux_memory.transfer.source.reader import Source, inspect_source
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 from flux_memory.transfer.threads import run_in_thread
@@ -90,8 +90,11 @@ def read_state(
         for digest in all_digests(parts):
             if ids is None or digest.id in ids:
                 hasher.add_digest(digest)
-    for record in feedback_records(db, ids):
-        hasher.add_feedback(record)
+        with FeedbackSpool() as entries:
+            read_feedback(source, RowValidator(UTC), entries, spool, found)
+            for row in entries.rows():
+                if user is None or row.user_id == user:
+                    hasher.add_feedback(row.id, row.digest())
     version = max(schema.applied_versions(db), default=0)
     return SqliteState(source, found, hasher.contents(), version)
 
@@ -121,14 +124,6 @@ def messages_of(source: Source, user: str | None) -> Iterator[tuple[bytes, Valid
         for raw, row in zip(batch, validator.validate_messages(batch), strict=True):
             if isinstance(row, ValidMessage):
                 yield raw[0].encode(), row
-
-
-def feedback_records(db: sqlite3.Connection, ids: set[bytes] | None) -> Iterator[bytes]:
-    """Iterate over the feedback on all sessions or on some, in the form of `feedback.encode`."""
-    canonicalizer = Canonicalizer()
-    for row in feedback.read_sqlite(db):
-        if ids is None or str(feedback.session_of(row)).encode() in ids:
-            yield feedback.encode(row, canonicalizer)
 
 
 def refuse_invalid(path: Path, found: PreflightResult) -> None:

@@ -11,6 +11,7 @@ class Populated:
 
     sessions: int = 0
     messages: int = 0
+    feedback: int = 0
     tables: tuple[str, ...] = ()
     """Tables, and columns as `table.column`, of other programs, which the restore of a SQLite file removes."""
     exists: bool = True
@@ -18,9 +19,10 @@ class Populated:
 
     def __bool__(self) -> bool:
         """Return whether anything would be lost."""
-        return bool(self.sessions or self.messages or self.tables)
+        return bool(self.sessions or self.messages or self.feedback or self.tables)
 
     def __str__(self) -> str:
         """Return in words what would be lost."""
         tables = f", and what is not conversation memory: {', '.join(self.tables)}" if self.tables else ""
-        return f"{self.sessions:,} sessions, {self.messages:,} messages{tables}"
+        feedback = f", {self.feedback:,} feedback entries" * bool(self.feedback)
+        return f"{self.sessions:,} sessions, {self.messages:,} messages{feedback}{tables}"

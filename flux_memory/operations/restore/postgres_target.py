@@ -7,7 +7,7 @@ from typing import Any, Final
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.dsn import mask_dsn, parse_dsn
 from flux_memory.errors import BackupError
-from flux_memory.operations.backup.dumping import refuse_pooler, restore_dump
+from flux_memory.operations.backup.dumping import FEEDBACK_VERSION, refuse_pooler, restore_dump
 from flux_memory.operations.backup.postgres_reading import read_contents
 from flux_memory.operations.backup.programs import find_program
 from flux_memory.operations.backup.proving import compare_database
@@ -15,15 +15,20 @@ from flux_memory.operations.backup.sqlite_copy import reading_copy
 from flux_memory.operations.restore.populated import Populated
 from flux_memory.operations.restore.recognizing import Backup
 from flux_memory.operations.restore.unpacking import Unpacked, in_thread
+from flux_memory.schema import postgres as schema
+from flux_memory.schema.postgres.tables import WITH_RECORD
 from flux_memory.transfer import Plan, Status, migrate
 from flux_memory.transfer.progress import Watcher
 from flux_memory.transfer.rows.pgcopy import DETAIL_COLUMNS, MESSAGE_COLUMNS, SESSION_COLUMNS
+from flux_memory.transfer.rows.ratings import FeedbackSpool
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.preflight import preflight
+from flux_memory.transfer.source.ratings import read_feedback
 from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
 from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, copy_rows
 from flux_memory.transfer.target.moves import LOCK_MIGRATIONS
+from flux_memory.transfer.target.ratings import COUNT_FEEDBACK, load_feedback
 from flux_memory.transfer.target.server import inspect_target, open_connection, prepare_schema, write_transaction
 
 COUNT_USER: Final = """
@@ -33,7 +38,12 @@ WHERE user_id::text = $1
 """
 # New messages of these sessions wait, so that what was counted is what is replaced.
 LOCK_USER: Final = "SELECT id FROM sessions WHERE user_id::text = $1 ORDER BY id FOR UPDATE"
-DELETE_USER: Final = "DELETE FROM sessions WHERE user_id::text = $1"
+# Details and messages go with their sessions.
+DELETE_USER: Final = (
+    "DELETE FROM sessions WHERE user_id::text = $1",
+    "DELETE FROM feedback WHERE user_id::text = $1",
+)
+COUNT_FEEDBACK_OF_USER: Final = "SELECT count(*) FROM feedback WHERE user_id::text = $1"
 SELECT_TAKEN: Final = (
     "SELECT id::text FROM sessions WHERE id::text = ANY($1::text::text[]) AND user_id::text <> $2 LIMIT 3"
 )
@@ -56,12 +66,16 @@ async def inspect_database(dsn: str, user: str | None) -> tuple[Populated, str |
     async with open_connection(dsn) as connection:
         target = await inspect_target(connection, replaces=True)
         name = await connection.fetchval(SELECT_SCHEMA)
+        has_feedback = (await schema.inspect(connection, WITH_RECORD)).version >= FEEDBACK_VERSION
         if user is None:
-            return Populated(target.sessions, target.messages, exists=target.has_tables), name
-        counts = (0, 0)
+            feedback = await connection.fetchval(COUNT_FEEDBACK) if has_feedback else 0
+            return Populated(target.sessions, target.messages, feedback, exists=target.has_tables), name
+        counts, feedback = (0, 0), 0
         if target.has_tables and await connection.fetchval(HAS_USERS):
             counts = await connection.fetchrow(COUNT_USER, user)
-        return Populated(counts[0], counts[1], exists=target.has_tables), name
+        if has_feedback:
+            feedback = await connection.fetchval(COUNT_FEEDBACK_OF_USER, user)
+        return Populated(counts[0], counts[1], feedback, exists=target.has_tables), name
 
 
 async def restore_dump_as_it_is(backup: Backup, dsn: str, watcher: Watcher) -> None:
@@ -121,9 +135,15 @@ async def replace_user(unpacked: Unpacked, dsn: str, user: str, watcher: Watcher
     Raises:
         FluxMemoryError: Nothing was changed; the message says why.
     """
-    with reading_copy(unpacked.path) as db, Spool() as spool:
+    with reading_copy(unpacked.path) as db, Spool() as spool, FeedbackSpool() as entries:
         source = Source(db, inspect_source(db))
-        await in_thread(lambda _: preflight(source, RowValidator(source.naive), spool, lambda _: None, EVERYTHING))
+
+        def read() -> None:
+            validator = RowValidator(source.naive)
+            found = preflight(source, validator, spool, lambda _: None, EVERYTHING)
+            read_feedback(source, validator, entries, spool, found)
+
+        await in_thread(lambda _: read())
         async with open_connection(dsn) as connection:
             await prepare_schema(connection)
             watcher.phase("Load", unpacked.contents.rows)
@@ -134,9 +154,11 @@ async def replace_user(unpacked: Unpacked, dsn: str, user: str, watcher: Watcher
                         "the user has sessions in the target by now; nothing was changed. Look with --dry-run, then "
                         "run with --replace"
                     )
-                await connection.execute(DELETE_USER, user)
+                for sql in DELETE_USER:
+                    await connection.execute(sql, user)
                 await _refuse_taken(connection, spool, user, dsn)
                 await _copy(connection, spool, watcher)
+                await load_feedback(connection, entries, recorded=False, restores_deleted=True)
                 watcher.phase("Verify", None)
                 found, _ = await read_contents(connection, user=user)
                 _refuse(dsn, unpacked.contents.differences(found))

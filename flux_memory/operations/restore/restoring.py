@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ class RestoreReport:
             "made": self.made,
             "held": self.held,
             "user": self.user,
-            "lost": {"sessions": self.lost.sessions, "messages": self.lost.messages, "tables": [*self.lost.tables]},
+            "lost": {**asdict(self.lost), "tables": [*self.lost.tables]},
             "seconds": round(self.seconds, 3),
         }
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.errors import BackupError, FluxMemoryError
-from flux_memory.operations.backup import feedback, hidden
+from flux_memory.operations.backup import hidden
 from flux_memory.operations.backup.contents import Contents
 from flux_memory.operations.backup.filling import Stopped
 from flux_memory.operations.backup.sqlite_copy import copy_pages, reading_copy
@@ -26,6 +26,8 @@ FROM sessions
 WHERE user_id = ?
 """
 COUNT: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
+COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback"
+COUNT_FEEDBACK_OF_USER: Final = "SELECT count(*) FROM feedback WHERE user_id = ?"
 HAS_TABLES: Final = "SELECT count(*) FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
 ATTACH: Final = "ATTACH ? AS backup"
 SELECT_TAKEN: Final = """
@@ -34,7 +36,11 @@ FROM backup.sessions JOIN main.sessions ON main.sessions.id = backup.sessions.id
 WHERE main.sessions.user_id <> backup.sessions.user_id
 LIMIT 3
 """
-DELETE_USER: Final = "DELETE FROM main.sessions WHERE user_id = ?"
+# Details and messages go with their sessions.
+DELETE_USER: Final = (
+    "DELETE FROM main.sessions WHERE user_id = ?",
+    "DELETE FROM main.feedback WHERE user_id = ?",
+)
 COPY_USER: Final = (
     """
     INSERT INTO main.sessions (id, user_id, created_at, updated_at, message_count, revision)
@@ -48,12 +54,14 @@ COPY_USER: Final = (
     INSERT INTO main.messages (session_id, seq, id, role, content, metadata, created_at)
     SELECT session_id, seq, id, role, content, metadata, created_at FROM backup.messages
     """,
+    """
+    INSERT INTO main.feedback (
+        id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at
+    )
+    SELECT id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at
+    FROM backup.feedback
+    """,
 )
-COPY_FEEDBACK: Final = """
-INSERT INTO main.feedback (id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at)
-SELECT id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at
-FROM backup.feedback
-"""
 _LOCK_SECONDS: Final = 30.0
 _PAGES: Final = 2048
 _STEP_CODES: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -81,9 +89,11 @@ def inspect_file(path: Path, user: str | None) -> Populated:
             if user is not None:
                 # A file of the original application's first generation knows no users.
                 counts = db.execute(COUNT_USER, (user,)).fetchone() if layout.has_user_id else (0, 0)
-                return Populated(counts[0], counts[1])
+                feedback = db.execute(COUNT_FEEDBACK_OF_USER, (user,)).fetchone()[0] if layout.has_feedback else 0
+                return Populated(counts[0], counts[1], feedback)
             sessions, messages = db.execute(COUNT).fetchone()
-            return Populated(sessions, messages, layout.unknown)
+            feedback = db.execute(COUNT_FEEDBACK).fetchone()[0] if layout.has_feedback else 0
+            return Populated(sessions, messages, feedback, layout.unknown)
     except sqlite3.Error as error:
         raise BackupError(
             f"{path} cannot be read: {error}; check that it is a SQLite memory, and its rights"
@@ -150,11 +160,10 @@ def replace_user(unpacked: Unpacked, path: Path, user: str, stopped: Stopped) ->
                     f"sessions of the backup belong to another user in {path}: {', '.join(taken)}; nothing was "
                     "changed. Restore into another file"
                 )
-            db.execute(DELETE_USER, (user,))
+            for sql in DELETE_USER:
+                db.execute(sql, (user,))
             for sql in COPY_USER:
                 db.execute(sql)
-            if feedback.sqlite_has_feedback(db) and unpacked.contents.feedback:
-                db.execute(COPY_FEEDBACK)
             db.set_progress_handler(None, 0)
             _compare(unpacked, read_state(db, lambda _: None, user=user).contents)
             db.execute("COMMIT")

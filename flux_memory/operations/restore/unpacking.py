@@ -116,7 +116,7 @@ def _take_user(
         state = read_state(db, lambda _: None)
         if expected is not None:
             _refuse(source, expected.differences(state.contents))
-        return fill_from_source(state.source, db, path, user, advance=advance, stopped=stopped)
+        return fill_from_source(state.source, path, user, advance=advance, stopped=stopped)
 
 
 def _prove(path: Path, expected: Contents | None) -> Unpacked:
