@@ -118,7 +118,7 @@ def test_a_directory_that_cannot_hold_backups_is_named(make_store: MakeStore, tm
 
 
 def test_the_hidden_file_of_a_running_backup_is_kept(tmp_path: Path) -> None:
-    """The files of another process that is at work are not leftovers; those of a killed process are, with companions."""
+    """A file of a process at work is not a leftover; one of a killed process is, with its companions."""
     with hidden.hidden_file(tmp_path) as path:
         os.link(path, tmp_path / ".flux-memory-backup-0000")
         lost = tmp_path / ".flux-memory-backup-dead"

@@ -23,16 +23,17 @@ def test_a_backup_holds_a_prefix_of_each_conversation(
         async with store.open() as memory:
             ids = [await memory.create_session(f"s{number}", user_id="writer") for number in range(4)]
             acknowledged.update(dict.fromkeys(ids, 0))
-            stop = asyncio.Event()
+            stop, enough = asyncio.Event(), asyncio.Event()
 
             async def write(id_: str) -> None:
                 while not stop.is_set():
                     await memory.add_message(id_, "user", f"message {acknowledged[id_]}")
                     acknowledged[id_] += 1
+                    if min(acknowledged.values()) >= 5:
+                        enough.set()
 
             writers = [asyncio.create_task(write(id_)) for id_ in ids]
-            while min(acknowledged.values()) < 5:
-                await asyncio.sleep(0)
+            await asyncio.wait_for(enough.wait(), 60)
             before = dict(acknowledged)
             report = await create_backup(BackupPlan(directory=backups, archive=archive, **store.plan()))
             stop.set()

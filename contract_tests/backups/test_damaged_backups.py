@@ -26,7 +26,7 @@ def test_a_cut_or_altered_file_is_refused(store: Store, make_store: MakeStore, b
     rng = random.Random(5)
     for cut in (0, 1, 17, len(whole) // 2, len(whole) - 1):
         backup.write_bytes(whole[:cut])
-        with pytest.raises(BackupError, match="is cut off|is neither|is damaged"):
+        with pytest.raises(BackupError, match=r"is cut off|is neither|is damaged"):
             restore(backup, target, replace=True)
     for _ in range(12):
         at = rng.randrange(20, len(whole))
@@ -72,7 +72,7 @@ def test_a_copy_or_a_dump_needs_its_manifest(store: Store, make_store: MakeStore
     backup = back_up(store, backups)
     manifest_path(backup).unlink()
     target = make_store("postgres" if store.postgres_dsn else "sqlite")
-    with pytest.raises(BackupError, match="has no manifest .* beside it"):
+    with pytest.raises(BackupError, match=r"has no manifest .* beside it"):
         restore(backup, target)
     report = restore(backup, target, needs_manifest=False)
     assert report.outcome == ("unproven" if store.postgres_dsn else "restored")

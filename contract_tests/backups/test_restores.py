@@ -1,4 +1,4 @@
-"""Tests that each kind of backup restores into each engine, whole and for one user, and that nothing is lost unasked."""
+"""Tests that each kind of backup restores into each engine, whole and for one user, and replaces nothing unasked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_sessions_of_another_user_are_never_taken_over(
     target.use(lambda memory: memory.create_session("mine", session_id="shared", user_id="bob"))
     before = target.rows()
     backup = back_up(source, backups, archive=True)
-    with pytest.raises(BackupError, match="belong to another user .*: shared"):
+    with pytest.raises(BackupError, match=r"belong to another user .*: shared"):
         restore(backup, target, user="ann")
     assert target.rows() == before
 

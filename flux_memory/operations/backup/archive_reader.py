@@ -113,7 +113,12 @@ class ArchiveReader:
             self._refuse(str(error))
         if differences := said.differences(self._hasher.contents()):
             raise BackupError(f"{self._path} was altered: {'; '.join(differences)}. Use another backup")
-        if self._file.read(1):
+        try:
+            # Reading on verifies the checksum of the compressed bytes.
+            more = self._file.read(1)
+        except self._damage as error:
+            self._refuse(str(error))
+        if more:
             self._refuse("bytes follow its end")
         self.contents = said
 

@@ -21,6 +21,7 @@ from flux_memory.operations.backup.dumping import (
     find_own_tables,
     refuse_pooler,
 )
+from flux_memory.operations.backup.hidden import GuardedFile
 from flux_memory.operations.backup.manifest import Kind, Manifest
 from flux_memory.operations.backup.planning import BackupPlan, begin_manifest
 from flux_memory.operations.backup.postgres_reading import read_contents, write_rows
@@ -82,7 +83,7 @@ async def dump_database(plan: BackupPlan, created_at: datetime, watcher: Watcher
                 return manifest
             watcher.phase("Dump", None)
             snapshot = await connection.fetchval(EXPORT_SNAPSHOT)
-            with path.open("wb") as file:
+            with GuardedFile(path) as file:
                 await dump(program, parsed, snapshot, list(tables.values()), file)
     if plan.verify:
         watcher.phase("Verify", None)
@@ -149,7 +150,7 @@ async def archive_database(
 async def _write(
     connection: Any, plan: BackupPlan, manifest: Manifest, path: Path, *, compression: Compression, watcher: Watcher
 ) -> Contents:
-    with path.open("wb") as file, compressing(file, compression) as lines:
+    with GuardedFile(path) as file, compressing(file, compression) as lines:
         lines.write(header_line(manifest.as_header()))
         writer = ArchiveWriter(lines)
         await write_rows(connection, writer, plan.user, watcher.advance)

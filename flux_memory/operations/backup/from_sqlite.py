@@ -12,6 +12,7 @@ from flux_memory.operations.backup.archive_writer import ArchiveWriter
 from flux_memory.operations.backup.compression import Compression, compressing
 from flux_memory.operations.backup.contents import refuse_unknown_user
 from flux_memory.operations.backup.feedback import feedback_of
+from flux_memory.operations.backup.hidden import GuardedFile
 from flux_memory.operations.backup.manifest import Kind, Manifest
 from flux_memory.operations.backup.planning import BackupPlan, begin_manifest
 from flux_memory.operations.backup.proving import prove_archive, prove_copy, refuse_different
@@ -92,7 +93,7 @@ async def archive_file(
         refuse_invalid(source_path, state.found)
         refuse_unknown_user(plan.user, state.contents)
         if path is not None:
-            with path.open("wb") as file, compressing(file, compression) as lines:
+            with GuardedFile(path) as file, compressing(file, compression) as lines:
                 _write(plan, created_at, state, snapshot, lines, watcher=watcher)
         return state
 

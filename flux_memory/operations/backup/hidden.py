@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from flux_memory.errors import BackupError
 from flux_memory.transfer.tempfiles import publish, sync
 
 _PREFIX: Final = ".flux-memory-backup-"
@@ -67,6 +69,46 @@ def reveal(hidden: Path, wanted: Path) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(wanted)) from None
         hidden.rename(wanted)
         sync(wanted.absolute().parent)
+
+
+class GuardedFile(io.BufferedWriter):
+    """A file whose errors are those of a backup: beside a connection, an OSError would be taken for the network's.
+
+    Args:
+        path: A file that exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._directory = path.parent
+        super().__init__(io.FileIO(path, "w"))
+
+    def write(self, data: Any) -> int:
+        """Write bytes.
+
+        Raises:
+            BackupError: The disk is full or failed.
+        """
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def flush(self) -> None:
+        """Hand all bytes to the system.
+
+        Raises:
+            BackupError: The disk is full or failed.
+        """
+        try:
+            super().flush()
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: OSError) -> BackupError:
+        return BackupError(
+            f"the backup cannot be written to {self._directory}: {error.strerror or error}; check the directory, its "
+            "rights and its room. No file was left there"
+        )
 
 
 def write_file(directory: Path, wanted: Path, text: str) -> None:
