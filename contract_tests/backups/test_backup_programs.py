@@ -17,6 +17,7 @@ from flux_memory.dsn import parse_dsn
 from flux_memory.errors import BackupError
 from flux_memory.operations.backup import dumping, programs
 from flux_memory.operations.backup.addresses import libpq_environment, render_dsn
+from flux_memory.operations.backup.manifest import manifest_path, read_manifest
 
 
 @pytest.fixture
@@ -182,7 +183,8 @@ def test_a_dump_has_only_the_tables_of_the_memory(database: Store, backups: Path
     assert database.postgres_dsn is not None
     asyncio.run(execute(database.postgres_dsn, "CREATE TABLE invoices (id INT); INSERT INTO invoices VALUES (1)"))
     backup = back_up(database, backups)
-    program = programs.find_program("pg_restore", 0)
+    major = int(read_manifest(manifest_path(backup)).engine.rpartition(" ")[2])
+    program = programs.find_program("pg_restore", major)
     listed = subprocess.run([program.path, "--list", backup], capture_output=True, text=True, check=True).stdout
     assert "sessions" in listed
     assert "invoices" not in listed

@@ -44,8 +44,8 @@ def libpq_environment(dsn: Dsn) -> dict[str, str]:
             "users see it; use a key without a password that only its owner can read, or --archive"
         )
     hosts = [host or _socket_or_localhost(port) for host, port in dsn.addresses]
-    environment = {
-        **os.environ,
+    environment: dict[str, str] = {
+        **{name: SecretText(value) for name, value in os.environ.items()},
         "PGHOST": ",".join(hosts),
         "PGPORT": ",".join(str(port) for _, port in dsn.addresses),
         "PGUSER": str(dsn.arguments["user"]),
@@ -54,7 +54,7 @@ def libpq_environment(dsn: Dsn) -> dict[str, str]:
         "PGCLIENTENCODING": "UTF8",
     }
     if "password" in dsn.arguments:
-        environment["PGPASSWORD"] = str(dsn.arguments["password"])
+        environment["PGPASSWORD"] = dsn.arguments["password"]
     settings = [parameters.pop("options", os.environ.get("PGOPTIONS", ""))]
     for name, value in parameters.items():
         if name in _VARIABLES:
@@ -63,7 +63,8 @@ def libpq_environment(dsn: Dsn) -> dict[str, str]:
             settings.append(f"-c {name}={_escape_option(value)}")
     if options := " ".join(filter(None, settings)):
         environment["PGOPTIONS"] = options
-    return environment
+    # Also what this process inherited, such as POSTGRES_DSN.
+    return {name: SecretText(value) for name, value in environment.items()}
 
 
 def render_dsn(dsn: Dsn, *, database: str, search_path: str | None = None) -> SecretText:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flux_memory.errors import BackupError
 
@@ -143,21 +143,26 @@ async def run_program(
         # Ctrl-C on a terminal must reach only this process, which ends the program in its own way.
         start_new_session=True,
     )
+    listening = asyncio.create_task(_listen(process))
+    tasks: list[asyncio.Task[Any]] = [listening]
+    if sink is not None:
+        tasks.append(asyncio.create_task(_drain(process, sink)))
+    if feed is not None:
+        tasks.append(asyncio.create_task(_send(process, feed)))
     try:
-        async with asyncio.TaskGroup() as tasks:
-            said = tasks.create_task(_listen(process))
-            if sink is not None:
-                tasks.create_task(_drain(process, sink))
-            if feed is not None:
-                tasks.create_task(_send(process, feed))
-        return await process.wait(), said.result()
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        # Not a TaskGroup, which before Python 3.13 leaves its caller cancelled.
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return await process.wait(), listening.result()
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await process.wait()
 
 
 async def _listen(process: asyncio.subprocess.Process) -> str:
