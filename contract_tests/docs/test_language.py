@@ -26,6 +26,7 @@ FINISHED: Final = (
     ".ci/run",
     ".github/workflows/*.yml",
     "docs/contract/*.md",
+    "docs/operations/*.md",
     "flux_memory/**/*.py",
     "contract_tests/**/*.py",
     "tools/*.py",

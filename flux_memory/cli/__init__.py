@@ -10,6 +10,7 @@ import click
 from flux_memory import __version__
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
+from flux_memory.cli.distribute import distribute
 from flux_memory.cli.feedback import feedback
 from flux_memory.cli.migrate import migrate
 from flux_memory.cli.prune import prune
@@ -39,6 +40,7 @@ def main() -> None:
 
 main.add_command(check)
 main.add_command(migrate)
+main.add_command(distribute)
 main.add_command(contract)
 main.add_command(prune)
 main.add_command(top)

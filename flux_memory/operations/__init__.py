@@ -1,1 +1,1 @@
-"""Holds the work of the operator's commands; each module is imported only when it is used."""
+"""Work on a store in production; each part is imported only by the command that uses it."""

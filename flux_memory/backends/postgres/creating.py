@@ -127,7 +127,9 @@ async def create_session(executor: RetryingExecutor, state: CallState, row: Sess
         if await connection.fetch(executor.path.statement(INSERT_SESSION), *values):
             return True
         # An earlier attempt may have stored it whose reply was lost.
-        return state.lost and bool(await connection.fetch(SELECT_OWN_SESSION, row.id, creation_id))
+        return state.lost and bool(
+            await connection.fetch(executor.path.statement(SELECT_OWN_SESSION), row.id, creation_id)
+        )
 
     run = executor.run_on_any_lock if waits else executor.run
     if not await run(state, insert):
@@ -172,7 +174,7 @@ async def fork_session(
         if is_stored or is_own:
             return None
         # An earlier attempt may have stored it while this one waited for it.
-        if state.lost and await connection.fetch(SELECT_OWN_SESSION, fork.new_id, creation_id):
+        if state.lost and await connection.fetch(executor.path.statement(SELECT_OWN_SESSION), fork.new_id, creation_id):
             return None
         if not found:
             return records.session_not_found(session_id)

@@ -231,7 +231,7 @@ async def add_entry(executor: RetryingExecutor, state: CallState, row: records.F
     """
     for _ in range(_HIDDEN_ATTEMPTS):
         added, stored = await executor.run_on_any_lock(
-            state, lambda connection: in_transaction(connection, partial(_insert, connection, row))
+            state, lambda connection: in_transaction(connection, partial(_insert, executor, connection, row))
         )
         if added:
             return True
@@ -242,13 +242,15 @@ async def add_entry(executor: RetryingExecutor, state: CallState, row: records.F
     raise records.feedback_id_taken(row.id)
 
 
-async def _insert(connection: Any, row: records.FeedbackRow) -> tuple[bool, list[Any] | None]:
+async def _insert(
+    executor: RetryingExecutor, connection: Any, row: records.FeedbackRow
+) -> tuple[bool, list[Any] | None]:
     """Insert an entry; return whether its id was free, and else the stored entry."""
-    owner = await connection.fetch(LOCK_OWNER, row.session_id)
+    owner = await connection.fetch(executor.path.statement(LOCK_OWNER), row.session_id)
     user_id = (owner[0][0] or "") if owner else ""
     if await connection.fetch(INSERT_FEEDBACK, *row, user_id):
         return True, None
-    stored = await connection.fetch(SELECT_SAME_ID, row.id)
+    stored = await connection.fetch(executor.path.statement(SELECT_SAME_ID), row.id)
     return False, [*stored[0]] if stored else None
 
 
@@ -282,7 +284,7 @@ async def _delete_all(
     Raises:
         SchemaError: A trigger or a policy keeps some of them.
     """
-    delete, select = statements
+    delete, select = map(executor.path.statement, statements)
     without_effect = 0
     while without_effect < _KEPT_ATTEMPTS:
         status: str = await executor.run_on_any_lock(state, methodcaller("execute", delete, value))

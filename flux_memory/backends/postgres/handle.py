@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from operator import methodcaller
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import asyncpg
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.lifecycle import Lifecycle, warn_never_closed
+from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls
+from flux_memory.backends.observation import Observers, StoreName, name_server
+from flux_memory.backends.pool_stats import PoolStats
+from flux_memory.backends.postgres.borrowed_pool import BorrowedPool
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.errors import refuse_other_loop, translate_errors
+from flux_memory.backends.postgres.explaining import explain
 from flux_memory.backends.postgres.opening import OpenStore, open_store
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
+from flux_memory.backends.postgres.pool import OwnPool
 from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, check_lag, choose_replicas
 from flux_memory.backends.postgres.write_path import WritePath
+from flux_memory.backends.slow_calls import PLAN_DEADLINE_SECONDS, SlowCalls, Statements, note_statements
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import InvalidInputError, InvalidTypeError
 
 Result = TypeVar("Result")
+
+PING: Final = "SELECT 1"
 
 
 class PostgresHandle:
@@ -39,15 +47,24 @@ class PostgresHandle:
         pool: asyncpg.Pool | None = None,
         replica_dsn: str | None = None,
         max_replica_lag: float = 1.0,
+        slow_call_seconds: float | None = None,
     ) -> None:
         timeout = records.check_seconds("timeout", timeout)
         max_lag = check_lag(max_replica_lag)
+        if slow_call_seconds is not None:
+            slow_call_seconds = records.check_seconds("slow_call_seconds", slow_call_seconds)
+
+        def observe(store: StoreName, shown: str) -> Observers:
+            return Observers(store, None if slow_call_seconds is None else SlowCalls(slow_call_seconds, shown))
+
         if pool is not None:
             if not all(callable(getattr(pool, name, None)) for name in ("acquire", "release")):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
             if replica_dsn is not None:
                 raise InvalidInputError("a memory with pool= has no replicas; give dsn= instead of pool=")
-            self._bind("a borrowed pool", timeout, BorrowedPool(pool), refuse_other_loop, None)
+            shown = "a borrowed pool"
+            observers = observe(StoreName("postgresql", "", pool=shown), shown)
+            self._bind(shown, timeout, BorrowedPool(pool, observers), refuse_other_loop, None)
             return
         if dsn is None:
             from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
@@ -62,7 +79,8 @@ class PostgresHandle:
             raise InvalidInputError(
                 f"min_size is {min_size} and max_size {max_size}; give 0 <= min_size <= max_size, and 1 <= max_size"
             )
-        make_pool = partial(OwnPool, target, min_size, max_size, timeout)
+        observers = observe(name_server(target), mask_dsn(dsn))
+        make_pool = partial(OwnPool, target, min_size, max_size, timeout, observers)
         options = None
         if replica_dsn is not None:
             replica_dsn = SecretText(replica_dsn) if isinstance(replica_dsn, str) else replica_dsn
@@ -85,6 +103,7 @@ class PostgresHandle:
             lambda store, seconds: store.close(seconds),
             timeout,
             lambda _: kind._make_twin(shown, timeout, make_pool, options),  # noqa: SLF001 - our own
+            pool.meter.observers,
         )
         self._long = LongCalls(self._life)
 
@@ -96,6 +115,27 @@ class PostgresHandle:
         twin = cls.__new__(cls)
         twin._bind(shown, timeout, make_pool(), make_pool, options)  # noqa: SLF001 - a second constructor
         return twin
+
+    def pool_stats(self) -> PoolStats:
+        """Return the figures of the connection pool: sizes, waits and counters. Costs a few microseconds.
+
+        It may be called at any time and from any thread, also before the first call and after `close()`.
+        """
+        return self._life.observers.pool_stats()
+
+    @on_any_loop
+    async def ping(self) -> float:
+        """Return the seconds of a round trip to the store, on the way that every call takes.
+
+        The first ping opens the store, as a first call does.
+
+        Raises:
+            BackendUnavailableError: The store did not answer within the deadline.
+            SchemaError: The database's schema cannot be used.
+        """
+        began = time.perf_counter()
+        await self._rows(PING)
+        return time.perf_counter() - began
 
     async def close(self) -> None:
         await self._life.close()
@@ -135,6 +175,7 @@ class PostgresHandle:
         async def read(store: OpenStore) -> list[Any]:
             sql, values = choose(store.executor.path)
             try:
+                sql = store.executor.path.statement(sql)
                 if store.replicas is not None:
                     return await store.replicas.fetch(state, session_id, sql, values)
                 rows: list[Any] = await store.executor.run(state, methodcaller("fetch", sql, *values))
@@ -170,5 +211,19 @@ class PostgresHandle:
         """Run a call on the open store, within its deadline or the seconds that are left of it."""
         seconds = seconds_for(self.timeout) if seconds is None else seconds
         with self._life.in_flight(), translate_errors(self._shown, seconds, state, self._pool):
-            async with asyncio.timeout(seconds):
-                return await call(await self._life.opened())
+            try:
+                async with asyncio.timeout(seconds):
+                    return await call(await self._life.opened())
+            except TimeoutError:
+                if state.waits_for_connection:
+                    self._pool.meter.note_timeout()
+                raise
+            finally:
+                note_statements(state.statements, self._explain)
+
+    async def _explain(self, statements: Statements) -> list[str]:
+        """Return the plans of statements, read on a connection of the pool."""
+        state = CallState(writes=False)
+        return await self._run(
+            state, lambda store: store.executor.run(state, partial(explain, statements)), PLAN_DEADLINE_SECONDS
+        )

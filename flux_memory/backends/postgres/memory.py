@@ -241,9 +241,7 @@ class PostgresConversationMemory(PostgresHandle, Memory):
     @on_any_loop
     async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
         user, moment = records.check_deletion(user_id, inactive_since)
-        return await self._write(
-            lambda store, state: store.executor.path.delete_sessions(store.executor, state, user, moment)
-        )
+        return await self._write(lambda store, state: deleting.delete_sessions(store.executor, state, user, moment))
 
     @on_any_loop
     async def clear_all(self) -> None:

@@ -8,9 +8,9 @@ from flux_memory.backends.postgres import adds, deleting, queries
 from flux_memory.backends.postgres.write_path import WritePath
 
 ONE_SERVER: Final = WritePath(
-    replaced={},
+    statement=str,
     add=adds.add,
-    delete_sessions=deleting.delete_sessions,
+    delete_batch=deleting.delete_batch,
     select_page=queries.select_page,
     has_shortcuts=True,
     shares_statements=True,

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Final, NamedTuple, Protocol
 
+from flux_memory.backends.postgres.borrowed_pool import BorrowedPool
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.distributed.finding import find_path
 from flux_memory.backends.postgres.errors import translate_errors
 from flux_memory.backends.postgres.one_server import ONE_SERVER
-from flux_memory.backends.postgres.pool import BorrowedPool, OwnPool
+from flux_memory.backends.postgres.pool import OwnPool
 from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, ReplicaReads
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
@@ -63,7 +64,7 @@ async def open_store(
         nonlocal filling
         # Beside the checks, each of which is a round trip, and only once the server has let the first connection in.
         filling = filling or loop.create_task(pool.fill())
-        return await prepare(connection, deadline=began + timeout * _PREPARING_SHARE)
+        return await prepare(connection, shown, deadline=began + timeout * _PREPARING_SHARE)
 
     with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
@@ -74,12 +75,18 @@ async def open_store(
                 filling.cancel()
             pool.expire()
             raise
+        replicas = None
+        if options is not None:
+            replicas = ReplicaReads(options, executor)
+            replicas.loop_end = _close_at_end_of_loop(replicas)
+            await anext(replicas.loop_end)
+            try:
+                await replicas.look()
+            except BaseException:
+                replicas.terminate()
+                raise
         if filling is not None:
             await asyncio.wait([filling])
-    replicas = None if options is None else ReplicaReads(options, executor)
-    if replicas is not None:
-        replicas.loop_end = _close_at_end_of_loop(replicas)
-        await anext(replicas.loop_end)
     return OpenStore(pool, executor, MessageWriter(executor), replicas)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,11 +12,16 @@ from typing import Any, Final, Protocol, TypeVar
 
 import asyncpg
 
+from flux_memory.backends.pool_meter import PoolMeter
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.connecting import message_of
 from flux_memory.backends.postgres.errors import ROLLED_BACK_FOR_ANOTHER
+from flux_memory.backends.postgres.recording import StatementRecorder
 from flux_memory.backends.postgres.write_path import WritePath
 
 Result = TypeVar("Result")
+
+_LOG: Final = logging.getLogger("flux_memory.postgres")
 
 SERVER_GRACE_SECONDS: Final = 1.0
 """Seconds that the server has to cancel a statement or to close a connection; then the connection is dropped."""
@@ -40,6 +46,11 @@ class Pool(Protocol):
     """Whether the DSN asks for servers that accept no writes."""
     trouble: Exception | None
     """The error of the last attempt to connect; `None` if it succeeded."""
+
+    @property
+    def meter(self) -> PoolMeter:
+        """The meter of the pool, which knows the observers of the handle."""
+        ...
 
     @property
     def max_size(self) -> int:
@@ -70,6 +81,10 @@ class StatementObserver(Protocol):
         """Note how a statement failed: its answer was lost, or else the server refused it."""
         ...
 
+    def note_statement(self, sql: str) -> None:
+        """Keep the text of a statement that is sent, for the log of slow calls."""
+        ...
+
 
 class RetryingExecutor:
     """Runs statements, each on a connection of its own and atomic by itself.
@@ -93,6 +108,7 @@ class RetryingExecutor:
         retries: bool = True,
     ) -> None:
         self._pool = pool
+        self.meter: Final = pool.meter
         self.path = path
         """The statements of the store; they change if the tables are distributed while the handle is open."""
         self._find_path = find_path
@@ -112,23 +128,17 @@ class RetryingExecutor:
             connection = await self._pool.take()
             try:
                 observer.sending()
-                result = await work(connection)
+                if self.meter.observers.records_statements:
+                    result = await work(StatementRecorder(connection, observer.note_statement))
+                else:
+                    result = await work(connection)
             except Exception as error:
                 if isinstance(error, TimeoutError):
                     observer.failed(error, lost=True)
                     self._give_up(connection)
                     raise
-                closed = is_closed(connection)
-                behind = is_lost_behind(error) or isinstance(error, self.path.remote_failures)
-                observer.failed(error, lost=closed or behind or not isinstance(error, _REFUSALS))
                 tried += 1
-                may_succeed = self._retries and (closed or behind or self._may_succeed(error, tried))
-                try:
-                    if not may_succeed and isinstance(error, asyncpg.FeatureNotSupportedError):
-                        may_succeed = await self._changes_path(connection)
-                finally:
-                    self._pool.put_back(connection)
-                if not may_succeed:
+                if not await self._runs_again(observer, connection, error, tried):
                     raise
             except BaseException:
                 self._give_up(connection)
@@ -150,6 +160,21 @@ class RetryingExecutor:
         async with self._on_any_lock:
             return await self.run(state, work)
 
+    async def _runs_again(self, observer: StatementObserver, connection: Any, error: Exception, tried: int) -> bool:
+        """Return whether a failed statement may run again, and put its connection back."""
+        closed = is_closed(connection)
+        behind = is_lost_behind(error) or isinstance(error, self.path.remote_failures)
+        observer.failed(error, lost=closed or behind or not isinstance(error, _REFUSALS))
+        may_succeed = self._retries and (closed or behind or self._may_succeed(error, tried))
+        try:
+            if not may_succeed and isinstance(error, asyncpg.FeatureNotSupportedError):
+                may_succeed = await self._changes_path(connection)
+        finally:
+            self._pool.put_back(connection)
+        if may_succeed:
+            self._note_repetition(error, tried, closed=closed)
+        return may_succeed
+
     def _may_succeed(self, error: Exception, tried: int) -> bool:
         """Return whether a statement that the server refused may succeed if it runs again."""
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
@@ -170,6 +195,22 @@ class RetryingExecutor:
         is_new = path != self.path
         self.path = path
         return is_new
+
+    def _note_repetition(self, error: Exception, tried: int, *, closed: bool) -> None:
+        name = type(error).__name__
+        if closed:
+            _LOG.warning(
+                "the connection was lost after attempt %d (%s: %s); the statement runs again on another one",
+                *(tried, name, message_of(error)),
+            )
+            self.meter.note_reconnect(name)
+        else:
+            # Without the message, which may quote a value.
+            _LOG.info(
+                "the server refused attempt %d (%s, SQLSTATE %s); the statement runs again",
+                *(tried, name, getattr(error, "sqlstate", None)),
+            )
+            self.meter.note_retry(name)
 
     def _give_up(self, connection: Any) -> None:
         """Put a connection back once the server has ended its cancelled statement.
@@ -210,6 +251,23 @@ def is_lost_behind(error: Exception) -> bool:
     """
     lost = isinstance(error, asyncpg.PostgresConnectionError)
     return lost and not isinstance(error, asyncpg.ProtocolViolationError)
+
+
+def log_connecting_again(meter: PoolMeter, shown: str, error: Exception, tried: int) -> None:
+    """Log an attempt to connect that failed and is repeated.
+
+    Args:
+        meter: The meter of the pool.
+        shown: The masked DSN.
+        error: Why the attempt failed.
+        tried: The number of failed attempts.
+    """
+    name = type(error).__name__
+    _LOG.warning(
+        "attempt %d to connect to PostgreSQL at %s failed (%s: %s); trying again",
+        *(tried, shown, name, message_of(error)),
+    )
+    meter.note_reconnect(name)
 
 
 def is_closed(connection: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flux_memory.backends.postgres.adds import Add, AddOutcome
@@ -10,10 +10,14 @@ from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.errors import FluxMemoryError
 
 if TYPE_CHECKING:
+    from flux_memory.backends.postgres.deleting import DeletionCriteria
     from flux_memory.backends.postgres.retry import RetryingExecutor
 
-DeleteSessions = Callable[["RetryingExecutor", CallState, str | None, str | None], Awaitable[int]]
-"""Deletes the sessions of a user or without changes since a time; see `deleting.delete_sessions`."""
+DeleteBatch = Callable[
+    ["RetryingExecutor", CallState, "DeletionCriteria", Sequence[str]],
+    Awaitable[tuple[int, int, Sequence[str] | None]],
+]
+"""Deletes a batch of the sessions that meet criteria; see `deleting.delete_batch`."""
 SelectPage = Callable[..., tuple[str, list[object]]]
 """Returns the statement that reads a page of sessions; see `queries.select_page`."""
 
@@ -33,10 +37,10 @@ class WritePath(NamedTuple):
     both contain `locking.SKIPPING`, and wait without it.
     """
 
-    replaced: Mapping[str, str]
-    """What runs in place of the statements of one server."""
+    statement: Callable[[str], str]
+    """Returns the statement that runs in place of one for a single server."""
     add: AddCalls
-    delete_sessions: DeleteSessions
+    delete_batch: DeleteBatch
     select_page: SelectPage
     has_shortcuts: bool
     """Whether a change may try a cheaper statement first."""
@@ -44,7 +48,3 @@ class WritePath(NamedTuple):
     """Whether one statement adds to many sessions. Otherwise each session has its own, on a connection of its own."""
     remote_failures: tuple[type[Exception], ...]
     """Errors over an open connection which mean that the server lost another one: the statement may have had effect."""
-
-    def statement(self, sql: str) -> str:
-        """Return the statement that runs in place of one for a single server."""
-        return self.replaced.get(sql, sql)

@@ -219,6 +219,7 @@ class MessageWriter:
         calls = statement.calls()
         if not calls:
             return
+        self._executor.meter.note_batch(len(calls))
         wait = statement in self._executor.on_lock
         locked: dict[SessionQueue, None] = {}
         missing: dict[SessionQueue, QueuedCall] = {}

@@ -26,7 +26,7 @@ SELECT_TAKEN_NAMES: Final = """
 SELECT 1, 'name', pg_class.oid::regclass::text, '',
     pg_catalog.format(
         'ALTER %s %s RENAME TO %I',
-        CASE relkind WHEN 'i' THEN 'INDEX' ELSE 'TABLE' END, pg_class.oid::regclass, relname || '_before'
+        CASE relkind WHEN 'i' THEN 'INDEX' ELSE 'TABLE' END, pg_class.oid::regclass, relname::text || '_before'
     ), FALSE, NULL
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace

@@ -8,7 +8,7 @@ from functools import reduce
 from operator import or_
 from typing import Final
 
-from flux_memory import Memory
+from flux_memory import FluxMemoryError, Memory
 from flux_memory.testkit.capabilities import ALL, CORE, NOTHING, Capability
 from flux_memory.testkit.contract.claimed_calls import CALLS, ClaimedCall
 
@@ -61,11 +61,17 @@ def _all_of(capabilities: Iterable[Capability]) -> Capability:
 
 
 def _find_lack(memory: object, method: str, argument: str) -> str | None:
+    declared = getattr(Memory, method)
     try:
         found = getattr(memory, method)
     except AttributeError:
-        return f"{method}()"
-    wanted = inspect.signature(getattr(Memory, method)).parameters.get(argument)
+        return f"{method}()" if callable(declared) else method
+    except FluxMemoryError:
+        # `memory.feedback` of a memory without feedback: the protocol's own refuses.
+        return method
+    if not callable(declared):
+        return None
+    wanted = inspect.signature(declared).parameters.get(argument)
     # Other arguments are passed by their position, under any name.
     if wanted is None or wanted.kind is not inspect.Parameter.KEYWORD_ONLY:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ import orjson
 from flux_memory.backends.postgres import creating, deleting, updating
 from flux_memory.backends.postgres.adds import Add, AddOutcome, tell_outcome
 from flux_memory.backends.postgres.arrays import write_numbers, write_texts
-from flux_memory.backends.postgres.distributed.bulk_deletion import delete_sessions
+from flux_memory.backends.postgres.distributed.bulk_deletion import delete_batch
 from flux_memory.backends.postgres.distributed.functions import functions
 from flux_memory.backends.postgres.distributed.listing import select_page
 from flux_memory.backends.postgres.locking import SKIPPING
@@ -30,6 +31,9 @@ REPLACED: Final = {
     deleting.DELETE_SESSION: "delete_session",
 }
 """The function that replaces a statement."""
+# Citus looks for the key without a cast. The cast keeps an operator of another schema from being a better match, and so
+# does the name of the operator.
+CAST_KEY: Final = re.compile(r"\b((?:messages\.)?(?:session_id|id)(?=::text = (?:\$|id::text)))::text = ")
 REMOTE_FAILURES: Final = (
     asyncpg.ConnectionFailureError,
     asyncpg.ConnectionDoesNotExistError,
@@ -48,13 +52,20 @@ def make_path(schema: str) -> WritePath:
     """Return the statements of a store whose tables are in a schema; its name is quoted."""
     calls = {name: function.call(schema) for name, function in functions().items()}
     return WritePath(
-        replaced={sql: calls[name] for sql, name in REPLACED.items()},
+        statement=cache(partial(_translate, {sql: calls[name] for sql, name in REPLACED.items()})),
         add=partial(_add, calls["add_message"], calls["add_messages"]),
-        delete_sessions=partial(delete_sessions, calls["delete_matching"]),
+        delete_batch=partial(delete_batch, calls["delete_matching"]),
         select_page=select_page,
         has_shortcuts=False,
         shares_statements=False,
         remote_failures=REMOTE_FAILURES,
+    )
+
+
+def _translate(replaced: Mapping[str, str], sql: str) -> str:
+    """Return the function's call in place of a statement, or the statement with keys by which one server is found."""
+    return replaced.get(sql) or CAST_KEY.sub(r"\1 OPERATOR(pg_catalog.=) ", sql).replace(
+        " id::text\n", " sessions.id\n"
     )
 
 

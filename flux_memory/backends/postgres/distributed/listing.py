@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from flux_memory.backends.postgres.queries import (
+    BESIDE,
     CONTAINS,
     EVERYTHING,
     NEWEST_FIRST,
@@ -14,7 +15,7 @@ from flux_memory.backends.postgres.queries import (
 )
 
 # Without a fence: one would send all sessions of a user to the coordinator.
-PAGE: Final = "FROM sessions\nLEFT JOIN session_details ON session_id::text = id::text\n{where}\n" + NEWEST_FIRST
+PAGE: Final = f"FROM sessions\nLEFT JOIN session_details ON {BESIDE}\n{{where}}\n{NEWEST_FIRST}"
 PAGE_BY_METADATA: Final = PAGE.replace("LEFT JOIN", "JOIN")
 BEFORE: Final = """(updated_at < ${0}::text::timestamp
     OR updated_at = ${0}::text::timestamp AND id::text COLLATE "C" < ${1}::text COLLATE "C")"""

@@ -112,6 +112,13 @@ class ReplicaReads:
         self.loop_end: AsyncGenerator[None, None] | None = None
         """Closes the connections at the end of the event loop."""
 
+    async def look(self) -> None:
+        """Look at the replicas that are in use or due; each look ends within a second or so."""
+        sample = await self._log.since(time.monotonic() - _UNREAD_SECONDS)
+        if sample is not None:
+            self._follow_timeline(sample.timeline)
+            await asyncio.gather(*(replica.look(sample) for replica in self.replicas if replica.is_due))
+
     async def fetch(self, state: CallState, session_id: str | None, sql: str, values: Sequence[object]) -> list[Any]:
         """Run a read and return its rows.
 
@@ -190,10 +197,7 @@ class ReplicaReads:
 
     async def _watch(self) -> None:
         while not self._closing and time.monotonic() - self._read_at < _UNREAD_SECONDS:
-            sample = await self._log.since(time.monotonic() - _UNREAD_SECONDS)
-            if sample is not None:
-                self._follow_timeline(sample.timeline)
-                await asyncio.gather(*(replica.look(sample) for replica in self.replicas if replica.is_due))
+            await self.look()
             await asyncio.sleep(_LOOK_INTERVAL_SECONDS)
 
 
