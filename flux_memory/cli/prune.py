@@ -60,12 +60,11 @@ def prune(**options: Any) -> None:
         _say(ending.told(), err=True)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _say(f"Interrupted. {ending.told()}", err=True)
-        sys.exit(1)
+        ending.asked = True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if ending.asked:
+    if ending.asked and not ending.is_done:
         _say(f"Interrupted. {ending.told()}", err=True)
         sys.exit(1)
 
@@ -102,6 +101,8 @@ class _Ending:
     at_once: bool = False
     """Whether a step may have ended in the middle."""
     pruned: Pruned | None = None
+    is_done: bool = False
+    """Whether everything was done that was asked for; a later signal interrupts nothing."""
 
     def listen(self) -> None:
         """Take the signals; call it in the task to cancel."""
@@ -121,7 +122,7 @@ class _Ending:
         if self.pruned is None:
             return "Nothing was deleted."
         if self.pruned.finished:
-            return f"All {self.pruned.sessions:,} sessions are deleted; the vacuum did not finish: run it again."
+            return f"All {self.pruned.sessions:,} sessions are deleted. For --vacuum run the same command again."
         if self.at_once and not self.pruned.sessions:
             return "Some sessions may be deleted; run the same command again to go on."
         least = "At least " if self.at_once else ""
@@ -169,6 +170,7 @@ async def _run(settings: Settings, options: dict[str, Any], age: timedelta | Non
             await _vacuum(store)
         elif ending.pruned.sessions or doomed.feedback:
             _say(store.remains)
+        ending.is_done = True
 
 
 @asynccontextmanager

@@ -186,7 +186,7 @@ class _Reading:
     async def _replicas(self, sees_all: bool) -> list[tuple[Any, ...]]:
         rows = await self._part("the replicas", SELECT_REPLICAS)
         if rows and not sees_all:
-            self._missing.append(f"the lag of {len(rows)} replicas: {_NEEDS_STATISTICS}")
+            self._missing.append(f"the lag of the replicas ({len(rows)}): {_NEEDS_STATISTICS}")
         return rows if sees_all else []
 
     async def _part(self, what: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
