@@ -76,7 +76,8 @@ async def test_the_lag_needs_a_right(pair: Replicated) -> None:
         snapshot = await read(dsn)
         assert snapshot.replicas == []
         assert any(
-            each.startswith("the lag of the replicas (1): needs the role pg_read_all_stats") for each in snapshot.missing
+            each.startswith("the lag of the replicas (1): needs the role pg_read_all_stats")
+            for each in snapshot.missing
         )
         await execute(pair.primary.dsn, f"GRANT pg_read_all_stats TO {dsn.partition('//')[2].partition(':')[0]}")
         assert len((await read(dsn)).replicas) == 1
