@@ -52,12 +52,12 @@ def password(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def compose(compose_program: list[str], tmp_path: Path, built_image: str) -> Iterator[tuple[Compose, int]]:
+def compose(compose_program: list[str], tmp_path: Path, postgres_image: str) -> Iterator[tuple[Compose, int]]:
     """A function that runs compose on a copy of the file, and the port; removes everything afterwards."""
     shutil.copy(COMPOSE, tmp_path)
     with reserve_port() as port:
         pass
-    environment = os.environ | {"POSTGRES_IMAGE": built_image, "POSTGRES_PORT": str(port)}
+    environment = os.environ | {"POSTGRES_IMAGE": postgres_image, "POSTGRES_PORT": str(port)}
     project = f"flux-memory-{secrets.token_hex(4)}"
 
     def run(*arguments: str) -> str:
@@ -83,7 +83,7 @@ def health_of(compose: Compose) -> str:
 
 @pytest.mark.asyncio
 async def test_the_compose_file_runs(compose: tuple[Compose, int], password: str) -> None:
-    """The steps of the page, with the image that the project builds in place of the official one."""
+    """The steps of the page, with the image of this run in place of the official one."""
     run, port = compose
     settings = dict(re.findall(r"-c([a-z_]+)=(\S+)", COMPOSE.read_text()))
     assert password not in run("config")

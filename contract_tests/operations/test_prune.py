@@ -75,7 +75,7 @@ def test_a_dry_run_counts_exactly_and_changes_nothing(filled: PlainStore) -> Non
     [
         (("--inactive", "90d"), 12, {"new0", "new1"}),
         (("--inactive", "4w", "--user", "bob"), 5, {"new0", "new1", *(f"a{n}" for n in range(7))}),
-        (("--user", "ann"), 9, {f"b{n}" for n in range(5)}),
+        (("--user", "bob", "--inactive", "1d"), 5, {"new0", "new1", *(f"a{n}" for n in range(7))}),
         (("--inactive", "9999d"), 0, {"new0", "new1", *(f"a{n}" for n in range(7)), *(f"b{n}" for n in range(5))}),
     ],
 )
@@ -90,6 +90,26 @@ def test_the_sessions_that_meet_the_criteria_go_with_their_messages(
     assert filled.count() == (len(left), 3 * len(left))
     again = run_prune(filled, *criteria)
     assert (again.exit_code, "Deleted 0 sessions" in again.stdout) == (0, True)
+
+
+def test_a_user_goes_with_the_feedback(filled: PlainStore) -> None:
+    """An erasure finds feedback on sessions that are gone, too; a deletion by time keeps feedback."""
+
+    async def rate() -> None:
+        async with filled.open() as memory:
+            for session in ("a0", "new0", "b0"):
+                await memory.feedback.add(session, 1)
+            await memory.delete_session("a0")
+
+    asyncio.run(rate())
+    assert "Found   6 sessions" in run_prune(filled, "--user", "ann", "--inactive", "1d").stdout
+    assert filled.execute("SELECT count(*) FROM feedback") == [(3,)]
+    result = run_prune(filled, "--user", "ann")
+    assert result.exit_code == 0, result.output
+    assert "2 entries of feedback of this user\n" in result.stdout
+    assert "Deleted 2 sessions, messages included and the user's feedback.\n" in result.stdout
+    assert filled.execute("SELECT user_id FROM feedback") == [("bob",)]
+    assert {id_ for (id_,) in filled.execute("SELECT id FROM sessions")} == {f"b{n}" for n in range(5)}
 
 
 def test_what_a_deletion_does_not_reach_is_said(filled: PlainStore) -> None:
@@ -241,7 +261,7 @@ async def test_a_vacuum_of_the_tables_removes_dead_rows(flux_memory_postgres_dsn
             result = await run_prune_process(store, "--user", "ann", "--vacuum")
             assert "dead rows that 1 open transaction may still see stay in the tables" in result.stdout
         result = await run_prune_process(store, "--user", "ann", "--vacuum")
-        assert "vacuumed sessions, session_details, messages: dead rows are gone" in result.stdout
+        assert "vacuumed sessions, session_details, messages, feedback: dead rows are gone" in result.stdout
         assert "stay in the tables" not in result.stdout
         assert "VACUUM FULL" in result.stdout
 
@@ -254,7 +274,7 @@ async def test_the_applications_role_prunes_and_may_not_vacuum(flux_memory_postg
     async with create_role(flux_memory_postgres_dsn, grants=ROLE_GRANTS) as dsn:
         result = await run_prune_process(PlainStore(dsn), "--inactive", "1d", "--vacuum")
         assert "Deleted 3 sessions" in result.stdout
-        assert result.stdout.count("was not vacuumed: the role does not own it; run VACUUM as its owner") == 3
+        assert result.stdout.count("was not vacuumed: the role does not own it; run VACUUM as its owner") == 4
         await execute(flux_memory_postgres_dsn, "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY")
         try:
             result = await run_prune_process(PlainStore(dsn), "--inactive", "1d")

@@ -39,6 +39,15 @@ from flux_memory.operations.top.server_activity import ServerActivity
 SCANS = "SELECT coalesce(sum(seq_tup_read), 0)::int FROM pg_stat_user_tables WHERE relname IN ('sessions', 'messages')"
 
 
+PLANTED = """
+CREATE TABLE trodden (by text);
+CREATE FUNCTION tread() RETURNS text LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO trodden VALUES (current_user); RETURN 'x'; END $$;
+CREATE TABLE messages (id text, session_id text);
+CREATE VIEW sessions AS SELECT tread() AS id, '' AS user_id, 0 AS message_count, now()::timestamp AS updated_at
+"""
+
+
 def run_top(store: PlainStore, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["top", *store.options, "--interval", "0.5", *arguments])
 
@@ -185,6 +194,20 @@ async def test_a_role_without_rights_sees_what_it_may_and_why_not_the_rest(flux_
     )
     assert any(each.active is None for each in snapshot.applications)
     assert "not shown: the newest sessions" in draw(snapshot, 200)
+
+
+@pytest.mark.asyncio
+async def test_a_table_that_another_role_planted_is_not_read(flux_empty_database: str) -> None:
+    """A view in place of a table would run its owner's functions with the rights of the operator."""
+    async with create_role(flux_empty_database, grants=("GRANT CREATE ON SCHEMA public TO {role}",)) as planter:
+        async with connect(planter) as connection:
+            await connection.execute(PLANTED)
+        activity = ServerActivity(flux_empty_database, 5)
+        snapshot = await activity.read()
+        await activity.close()
+        assert await fetch_rows(flux_empty_database, "SELECT by FROM trodden") == []
+    assert snapshot.newest == []
+    assert any("the newest sessions: 'sessions' in the schema public is a view" in each for each in snapshot.missing)
 
 
 def test_a_reading_reads_no_whole_table(flux_memory_postgres_dsn: str) -> None:

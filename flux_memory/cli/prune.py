@@ -33,7 +33,7 @@ _LINE_SECONDS: Final = 10.0
 @click.command(short_help="Delete inactive sessions, or those of a user.")
 @store_options("Prune")
 @click.option("--inactive", metavar="AGE", help="Sessions without a change for this long: 90d, 12h, 4w.")
-@click.option("--user", metavar="ID", help="Sessions of this user; without --inactive all of them.")
+@click.option("--user", metavar="ID", help="Sessions of this user; without --inactive all of them, and the feedback.")
 @click.option("--dry-run", is_flag=True, help="Count the sessions and their messages, and change nothing.")
 @click.option("--vacuum", is_flag=True, help="Also remove the remains of deleted rows from the tables or the file.")
 @click.option(
@@ -60,12 +60,11 @@ def prune(**options: Any) -> None:
         _say(ending.told(), err=True)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _say(f"Interrupted. {ending.told()}", err=True)
-        sys.exit(1)
+        ending.asked = True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if ending.asked:
+    if ending.asked and not ending.is_done:
         _say(f"Interrupted. {ending.told()}", err=True)
         sys.exit(1)
 
@@ -102,6 +101,8 @@ class _Ending:
     at_once: bool = False
     """Whether a step may have ended in the middle."""
     pruned: Pruned | None = None
+    is_done: bool = False
+    """Whether everything was done that was asked for; a later signal interrupts nothing."""
 
     def listen(self) -> None:
         """Take the signals; call it in the task to cancel."""
@@ -121,7 +122,7 @@ class _Ending:
         if self.pruned is None:
             return "Nothing was deleted."
         if self.pruned.finished:
-            return f"All {self.pruned.sessions:,} sessions are deleted; the vacuum did not finish: run it again."
+            return f"All {self.pruned.sessions:,} sessions are deleted. For --vacuum run the same command again."
         if self.at_once and not self.pruned.sessions:
             return "Some sessions may be deleted; run the same command again to go on."
         least = "At least " if self.at_once else ""
@@ -143,7 +144,7 @@ async def _run(settings: Settings, options: dict[str, Any], age: timedelta | Non
         if options["dry_run"]:
             _say("Nothing was changed: run again without --dry-run to delete them.")
             return
-        if doomed.sessions and sys.stdin.isatty() and not options["yes"]:
+        if (doomed.sessions or doomed.feedback) and sys.stdin.isatty() and not options["yes"]:
             # A question that waits in the terminal's driver ends at once.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -163,11 +164,13 @@ async def _run(settings: Settings, options: dict[str, Any], age: timedelta | Non
         ending.in_steps = False
         if not ending.pruned.finished:
             return
-        _say(f"Deleted {ending.pruned.sessions:,} sessions, messages included.")
+        feedback = " and the user's feedback" * criteria.erases_feedback
+        _say(f"Deleted {ending.pruned.sessions:,} sessions, messages included{feedback}.")
         if options["vacuum"]:
             await _vacuum(store)
-        elif ending.pruned.sessions:
+        elif ending.pruned.sessions or doomed.feedback:
             _say(store.remains)
+        ending.is_done = True
 
 
 @asynccontextmanager
@@ -200,6 +203,8 @@ def _describe(store: PrunedStore, criteria: Criteria, doomed: Doomed) -> None:
         wanted.append(f"without a change since {criteria.inactive_since:%Y-%m-%d %H:%M:%S %Z}")
     _say(f"Store   {store.shown}")
     _say(f"Found   {doomed.sessions:,} sessions, {doomed.messages:,} messages, {', '.join(wanted)}")
+    if criteria.erases_feedback:
+        _say(f"        {doomed.feedback:,} entries of feedback of this user")
     if doomed.hidden_by:
         _say(f"        row-level security on {', '.join(doomed.hidden_by)} may hide others from this role, which stay")
 

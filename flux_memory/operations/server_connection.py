@@ -68,5 +68,9 @@ async def connect_to_server(dsn: str, timeout: float) -> AsyncIterator[ServerCon
             async with asyncio.timeout(timeout):
                 connection = await pool.take()
         yield ServerConnection(pool, connection, shown, timeout)
+    except asyncio.CancelledError:
+        # The driver leaves a future behind if its connecting is cancelled; the loop would report it on the terminal.
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        raise
     finally:
         pool.terminate()

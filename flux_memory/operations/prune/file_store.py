@@ -17,6 +17,7 @@ from flux_memory.schema import sqlite as schema
 
 COUNT_DOOMED: Final = "SELECT count(*), coalesce(sum(message_count), 0) FROM sessions WHERE {criteria}"
 SELECT_CUT: Final = "SELECT id, updated_at FROM sessions WHERE {criteria} ORDER BY updated_at, id LIMIT 1 OFFSET ?"
+COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback WHERE user_id = ?"
 OF_USER: Final = "user_id = ?"
 INACTIVE: Final = "updated_at < ?"
 
@@ -53,8 +54,17 @@ class PrunedFile:
     async def count(self, criteria: Criteria) -> Doomed:
         """Count the sessions that meet the criteria, and their messages."""
         sql, values = _with_criteria(COUNT_DOOMED, criteria)
-        sessions, messages = await run_on_file(self._path, lambda db: db.execute(sql, values).fetchone(), self._timeout)
-        return Doomed(sessions, messages)
+
+        def read(db: sqlite3.Connection) -> Doomed:
+            db.execute("BEGIN")
+            sessions, messages = db.execute(sql, values).fetchone()
+            feedback = 0
+            if criteria.erases_feedback:
+                (feedback,) = db.execute(COUNT_FEEDBACK, (criteria.user_id,)).fetchone()
+            db.execute("ROLLBACK")
+            return Doomed(sessions, messages, feedback)
+
+        return await run_on_file(self._path, read, self._timeout)
 
     async def find_cut(self, criteria: Criteria, sessions: int) -> datetime | None:
         """Return the last change of the session with this many older ones that meet the criteria."""

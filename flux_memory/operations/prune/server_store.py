@@ -15,6 +15,7 @@ from flux_memory.schema import history
 from flux_memory.schema import postgres as schema
 
 COUNT_DOOMED: Final = "SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM sessions WHERE {criteria}"
+COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback WHERE user_id = $1"
 SELECT_CUT: Final = """
 SELECT updated_at
 FROM sessions
@@ -33,7 +34,7 @@ SELECT
         OR (current_setting('server_version_num')::int >= 170000 AND has_table_privilege(oid, $1)),
     pg_total_relation_size(oid)
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid)
 ORDER BY relname DESC
 """
 # Only transactions of roles that this one may see. Counts of dead rows do not help: a connection reports its own up to
@@ -89,7 +90,10 @@ class PrunedServer:
                 policies = await connection.fetch(ROW_SECURITY)
                 sql, values = _with_criteria(COUNT_DOOMED, criteria, 1)
                 sessions, messages = await connection.fetchrow(sql, *values)
-            return Doomed(sessions, messages, tuple(name for name, _ in policies))
+                feedback = 0
+                if criteria.erases_feedback:
+                    feedback = await connection.fetchval(COUNT_FEEDBACK, criteria.user_id)
+            return Doomed(sessions, messages, feedback, tuple(name for name, _ in policies))
 
         return await self._server.run(work)
 

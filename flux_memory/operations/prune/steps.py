@@ -31,13 +31,20 @@ class Criteria:
     inactive_since: datetime | None = None
     """Only sessions whose last change is before this time, which has a time zone."""
 
+    @property
+    def erases_feedback(self) -> bool:
+        """Whether the user's feedback goes, too: a retention by time keeps it."""
+        return bool(self.user_id) and self.inactive_since is None
+
 
 @dataclass(frozen=True)
 class Doomed:
-    """The sessions that meet the criteria, and their messages."""
+    """The sessions that meet the criteria, and what goes with them."""
 
     sessions: int
     messages: int
+    feedback: int = 0
+    """Entries of feedback that are erased with a user, also those on sessions that are gone."""
     hidden_by: tuple[str, ...] = ()
     """Tables whose policies may hide rows from the role."""
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from flux_memory.errors import SchemaError
 from flux_memory.operations.server_connection import ServerConnection, connect_to_server
 from flux_memory.operations.top.snapshot import (
     NEWEST_SESSIONS,
@@ -17,6 +18,7 @@ from flux_memory.operations.top.snapshot import (
     Snapshot,
     TableSize,
 )
+from flux_memory.schema import postgres as schema
 
 NAME_CONNECTION: Final = "SET application_name = 'flux-memory top'"
 SET_LIMITS: Final = "SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '2s'"
@@ -111,6 +113,7 @@ class ServerActivity:
         self._dsn = dsn
         self._timeout = timeout
         self._server: ServerConnection | None = None
+        self._refusal = ""
         self._stack = AsyncExitStack()
 
     async def read(self) -> Snapshot:
@@ -123,7 +126,8 @@ class ServerActivity:
             if self._server is None:
                 self._server = await self._stack.enter_async_context(connect_to_server(self._dsn, self._timeout))
                 await self._server.run(lambda connection: connection.execute(NAME_CONNECTION))
-            return await _Reading(self._server).read()
+                self._refusal = await self._server.run(_find_refusal)
+            return await _Reading(self._server, self._refusal).read()
         except BaseException:
             await self.close()
             raise
@@ -137,9 +141,10 @@ class ServerActivity:
 class _Reading:
     """One reading, whose parts may be missing."""
 
-    def __init__(self, server: ServerConnection) -> None:
+    def __init__(self, server: ServerConnection, refusal: str) -> None:
         self._server = server
-        self._missing: list[str] = []
+        self._refusal = refusal
+        self._missing: list[str] = [f"the newest sessions: {refusal}"] if refusal else []
 
     async def read(self) -> Snapshot:
         ((at, version, in_recovery, most, sees_all, behind),) = await self._server.run(
@@ -148,9 +153,11 @@ class _Reading:
         found = await self._part("the tables", SELECT_TABLES)
         tables = [TableSize(*row[:4]) for row in found]
         inserted = {name: count for name, *_, count in found}
-        if not found and not self._missing:
+        if not found and not self._refusal:
             self._missing.append("the tables: the role sees no table of a memory there; check the DSN and search_path")
-        newest = await self._part("the newest sessions", SELECT_NEWEST, NEWEST_SESSIONS) if found else []
+        newest = (
+            await self._part("the newest sessions", SELECT_NEWEST, NEWEST_SESSIONS) if self._may_select(found) else []
+        )
         rows = await self._part("the connections", SELECT_APPLICATIONS)
         waits = await self._part("the locks", SELECT_WAITS)
         replicas = [ReplicaLag(name, state or "", *lag) for name, state, *lag in await self._replicas(sees_all)]
@@ -183,10 +190,13 @@ class _Reading:
             missing=self._missing,
         )
 
+    def _may_select(self, tables: list[tuple[Any, ...]]) -> bool:
+        return bool(tables) and not self._refusal
+
     async def _replicas(self, sees_all: bool) -> list[tuple[Any, ...]]:
         rows = await self._part("the replicas", SELECT_REPLICAS)
         if rows and not sees_all:
-            self._missing.append(f"the lag of {len(rows)} replicas: {_NEEDS_STATISTICS}")
+            self._missing.append(f"the lag of the replicas ({len(rows)}): {_NEEDS_STATISTICS}")
         return rows if sees_all else []
 
     async def _part(self, what: str, sql: str, *values: object) -> list[tuple[Any, ...]]:
@@ -202,6 +212,19 @@ class _Reading:
                 return []
 
         return await self._server.run(read)
+
+
+async def _find_refusal(connection: Any) -> str:
+    """Return why the tables must not be read, such as a view of another role in place of one, or ''."""
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await schema.inspect(connection, for_reading=True)
+    except SchemaError as error:
+        return str(error)
+    except asyncpg.InsufficientPrivilegeError:
+        # The role may not read the versions, which are looked up after the owners of the tables.
+        return ""
+    return ""
 
 
 async def _fetch(connection: Any, sql: str, *values: object) -> list[tuple[Any, ...]]:
