@@ -43,14 +43,14 @@ def has_plan(sql: str) -> bool:
     return _PLANNED.match(sql) is not None
 
 
-def note_statements(statements: Statements | None, explain: Explain) -> None:
+def note_statements(statements: Statements, explain: Explain) -> None:
     """Note the statements that the running call has executed; only their texts are kept.
 
     Args:
-        statements: The statements, or `None`.
+        statements: The statements.
         explain: Returns their plans, in case the call turns out to be slow.
     """
-    if statements and (call := _CALL.get()) is not None:
+    if (call := _CALL.get()) is not None:
         call.statements.update(statements)
         call.explain = explain
 

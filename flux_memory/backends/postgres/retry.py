@@ -91,6 +91,7 @@ class RetryingExecutor:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.meter: Final = pool.meter
+        self._records_statements = pool.meter.observers.records_statements
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
         self.on_lock: set[object] = set()
@@ -104,10 +105,10 @@ class RetryingExecutor:
             connection = await self._pool.take()
             try:
                 observer.sending()
-                if self.meter.observers.records_statements:
-                    result = await work(StatementRecorder(connection, observer.note_statement))
-                else:
-                    result = await work(connection)
+                used = (
+                    StatementRecorder(connection, observer.note_statement) if self._records_statements else connection
+                )
+                result = await work(used)
             except Exception as error:
                 if isinstance(error, TimeoutError):
                     observer.failed(error, lost=True)

@@ -50,6 +50,7 @@ class SQLiteWorker(MeteredPool):
         observers: Observers | None = None,
     ) -> None:
         super().__init__(observers or Observers(StoreName("sqlite", "")))
+        self._records_statements = self.meter.observers.records_statements
         self._opener = opener
         self._db: sqlite3.Connection | None = None
         self._driver: DriverThread | None = None
@@ -317,20 +318,21 @@ class SQLiteWorker(MeteredPool):
     def _attempt(self, job: Job[Any], db: sqlite3.Connection) -> None:
         self._running_job = job
         job.error = None
-        self.meter.note_taken(job, job.waited_seconds)
+        self.meter.note_taken(job, time.monotonic() - job.queued)
         try:
             if self._is_given_up(job):
                 raise BackendUnavailableError(not_begun(job.timeout))
             if not job.queue.writes:
                 self._file.verify_before_read()
-            if isinstance(db, RecordingConnection):
+            if self._records_statements and isinstance(db, RecordingConnection):
                 job.statements = db.statements = {}
             job.result = job.work(db)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error
         finally:
             self._running_job = None
-            self.meter.note_returned(job)
+            if self.meter.taken:
+                self.meter.note_returned(job)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
