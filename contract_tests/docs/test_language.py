@@ -25,6 +25,8 @@ FINISHED: Final = (
     ".ci/run",
     ".github/workflows/*.yml",
     "docs/contract/*.md",
+    "docs/operations/*.md",
+    "docs/operations/**/*.yaml",
     "flux_memory/**/*.py",
     "contract_tests/**/*.py",
     "tools/*.py",

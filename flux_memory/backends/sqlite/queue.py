@@ -81,19 +81,8 @@ class Job(Generic[Result]):
     """One call: its work, its caller's future, and the outcome once the thread has `answered`."""
 
     __slots__ = (
-        *(
-            "answered",
-            "deadline",
-            "error",
-            "future",
-            "queue",
-            "queued",
-            "result",
-            "statements",
-            "timeout",
-            "timer",
-            "work",
-        ),
+        *("answered", "deadline", "error", "future", "queue", "queued", "result", "statements", "timeout", "timer"),
+        "work",
     )
 
     def __init__(self, work: Work[Result], queue: Queue, timeout: float) -> None:
