@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from flux_memory.backends.observation import Observer, Observers
+from flux_memory.errors import MemoryClosedError
 
 _LOG: Final = logging.getLogger("flux_memory.slow_calls")
 
@@ -102,6 +103,8 @@ class SlowCalls(Observer):
     async def _log_plans(self, operation: str, explain: Explain, statements: Statements) -> None:
         try:
             plans = [*await explain(statements)]
+        except MemoryClosedError:
+            return
         except Exception as error:  # noqa: BLE001 - the plan is only an addition to the log
             _LOG.warning("the plan of the slow %s on %s cannot be read: %s", operation, self._shown, error)
             return

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from flux_memory.backends.loops import CLOSED
 from flux_memory.backends.observation import Observers, StoreName
 from flux_memory.backends.pool_meter import MeteredPool
 from flux_memory.backends.pool_stats import Occupancy
@@ -23,7 +24,7 @@ from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.forks import pause_at_forks
 from flux_memory.backends.sqlite.queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
 from flux_memory.backends.sqlite.recording import RecordingConnection, explain
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, MemoryClosedError, OutcomeUnknownError
 
 BATCH_CALLS: Final = 256
 """Reads that the thread runs before it looks for writes, and writes of one transaction."""
@@ -201,8 +202,10 @@ class SQLiteWorker(MeteredPool):
                 # The thread may never have been woken; the next call wakes it again.
                 self._called_on = None
 
-    def _explain(self, statements: Statements) -> Coroutine[Any, Any, list[str]]:
-        return self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS)
+    async def _explain(self, statements: Statements) -> list[str]:
+        if self._given_up or self._ended.done():
+            raise MemoryClosedError(CLOSED)
+        return await self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS)
 
     def _run_gathered(self) -> None:
         # Every call so far is in a queue; a later one wakes the thread again.
