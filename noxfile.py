@@ -88,12 +88,13 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure throughput; fails if a target is missed. `-- --full` for every contender, single calls and growth."""
+    """Measure throughput; fails if a target is missed. `-- --full` for every contender, and more."""
     install(session, "bench")
     session.run("python", "benchmarks/pool_throughput.py", *session.posargs)
     if "--full" in session.posargs:
         session.run("python", "benchmarks/call_costs.py")
         session.run("python", "benchmarks/growth.py")
+        session.run("python", "benchmarks/telemetry_cost.py")
 
 
 @nox.session
