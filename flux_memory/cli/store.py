@@ -1,14 +1,15 @@
-"""Names the store of a command: the settings' one, or that of an option."""
+"""Options that name a store, and the store that they or the settings name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import click
 
-from flux_memory.dsn import SecretText
+from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.records.text import find_unstorable
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def check_store_options(sqlite_path: str | None, postgres_dsn: str | None) -> No
         raise click.UsageError("give --sqlite-path or --postgres-dsn, not both")
     if sqlite_path is not None and (not sqlite_path or find_unstorable(sqlite_path)):
         raise click.UsageError("--sqlite-path is empty or not text; give the path of a file, in UTF-8")
+    if "://" in (sqlite_path or ""):
+        raise click.UsageError("--sqlite-path is a URL; give the path alone, such as ./data/memory.db")
+    if postgres_dsn == "":
+        # An unset shell variable gives an empty option, which must not mean the settings' store.
+        raise click.UsageError("--postgres-dsn is empty; give it a value, or leave it out")
 
 
 def choose_settings(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:
@@ -59,3 +65,31 @@ def choose_settings(sqlite_path: str | None, postgres_dsn: str | None) -> Settin
     if postgres_dsn is not None:
         return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn, postgres_replica_dsn="")
     return load_settings()
+
+
+class NamedStore(NamedTuple):
+    """A store: exactly one of the two."""
+
+    sqlite_path: Path | None
+    postgres_dsn: str | None
+
+    def __str__(self) -> str:
+        """Return the store's address without its password."""
+        return str(self.sqlite_path) if self.postgres_dsn is None else mask_dsn(self.postgres_dsn)
+
+
+def name_store(sqlite_path: str | None, postgres_dsn: str | None) -> NamedStore:
+    """Return the store that the options name, else that of the settings.
+
+    Raises:
+        click.UsageError: Both options are given, one of them is empty, or the store is in memory.
+        InvalidInputError: The DSN or a setting is invalid; the message names it.
+    """
+    settings = choose_settings(sqlite_path, postgres_dsn)
+    if settings.database_backend == "postgres":
+        dsn = settings.require_postgres_dsn()
+        parse_dsn(dsn)
+        return NamedStore(None, dsn)
+    if settings.sqlite_path == ":memory:":
+        raise click.UsageError("a store in memory ends with its process; give --sqlite-path or --postgres-dsn")
+    return NamedStore(Path(settings.sqlite_path), None)
