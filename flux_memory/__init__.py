@@ -12,6 +12,7 @@ from flux_memory.lazy import import_on_use
 
 if TYPE_CHECKING:
     from flux_memory.backends.deadlines import deadline, seconds_for
+    from flux_memory.backends.pool_stats import PoolStats
     from flux_memory.backends.postgres.memory import PostgresConversationMemory
     from flux_memory.backends.sqlite.memory import ConversationMemory
     from flux_memory.errors import (
@@ -71,6 +72,7 @@ __all__ = [
     "MigrationError",
     "NewMessage",
     "OutcomeUnknownError",
+    "PoolStats",
     "PostgresConversationMemory",
     "SchemaError",
     "Session",
@@ -85,6 +87,7 @@ __getattr__, __dir__ = import_on_use(
     __name__,
     {
         "backends.deadlines": ("deadline", "seconds_for"),
+        "backends.pool_stats": ("PoolStats",),
         "backends.postgres.memory": ("PostgresConversationMemory",),
         "backends.sqlite.memory": ("ConversationMemory",),
         "errors": (

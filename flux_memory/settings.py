@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Final, Literal
 from urllib.parse import unquote
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from flux_memory.dsn import SecretText
@@ -16,12 +17,32 @@ def _names(field: str) -> AliasChoices:
     return AliasChoices(f"flux_memory_{field}", field)
 
 
+_PREFIXED: Final = frozenset({"slow_call_seconds", "telemetry"})
+"""Settings that are read with the prefix only: without it, they may be those of another program."""
+
+
+class _PrefixedOnly(PydanticBaseSettingsSource):
+    """Reads a source, but not the names in `_PREFIXED`."""
+
+    def __init__(self, source: PydanticBaseSettingsSource) -> None:
+        super().__init__(source.settings_cls)
+        self._source = source
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return what the source has for a field."""
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        """Return all values of the source."""
+        return {name: value for name, value in self._source().items() if name not in _PREFIXED}
+
+
 class Settings(BaseSettings):
     """The backend of a memory, and the address of its store.
 
     Each setting is read from the environment, then from `.env` in the working directory; the name with the prefix
-    `FLUX_MEMORY_` wins over the one without. Unknown keys there are ignored, as other programs use them; an unknown
-    keyword argument raises. A password never shows in a repr.
+    `FLUX_MEMORY_` wins over the one without; `slow_call_seconds` and `telemetry` need the prefix. Unknown keys there
+    are ignored, as other programs use them; an unknown keyword argument raises. A password never shows in a repr.
 
     Raises:
         InvalidInputError: A keyword argument is not a setting.
@@ -45,6 +66,15 @@ class Settings(BaseSettings):
     """The SQLite file: `sqlite+aiosqlite:///` and a path. Not in the repr: hosting platforms set it to DSNs."""
     postgres_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_dsn"))
     """`postgresql://user:password@host:5432/database`."""
+    postgres_replica_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_replica_dsn"))
+    """`postgresql://user:password@one:5432,two:5432/database`: streaming replicas for reads."""
+
+    slow_call_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, validation_alias="flux_memory_slow_call_seconds"
+    )
+    """Seconds from which a call is logged as slow, with the plans of its statements; `None` for never."""
+    telemetry: bool = Field(default=False, validation_alias="flux_memory_telemetry")
+    """Whether `create_memory()` measures the memory by OpenTelemetry; needs `flux-memory[otel]`."""
 
     @classmethod
     def settings_customise_sources(
@@ -60,7 +90,7 @@ class Settings(BaseSettings):
         known = {*fields, *(f"flux_memory_{name}" for name in fields)}
         if unknown := sorted(init_settings().keys() - known):
             raise InvalidTypeError(f"Settings() has no {', '.join(unknown)}; it has {', '.join(fields)}")
-        return init_settings, env_settings, dotenv_settings, file_secret_settings
+        return init_settings, _PrefixedOnly(env_settings), _PrefixedOnly(dotenv_settings), file_secret_settings
 
     @property
     def sqlite_path(self) -> str:
@@ -98,6 +128,11 @@ class Settings(BaseSettings):
         if self.postgres_dsn is None or not self.postgres_dsn.get_secret_value():
             raise InvalidInputError("POSTGRES_DSN is not set; set it to postgresql://user:password@host:5432/database")
         return SecretText(self.postgres_dsn.get_secret_value())
+
+    def find_replica_dsn(self) -> SecretText | None:
+        """Return the DSN of the replicas, whose repr does not show the password, or `None` if it is not set."""
+        found = self.postgres_replica_dsn and self.postgres_replica_dsn.get_secret_value()
+        return SecretText(found) if found else None
 
 
 def load_settings(**overrides: str) -> Settings:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flux_memory import ConversationMemory, PostgresConversationMemory
+from flux_memory import ConversationMemory, PostgresConversationMemory, Settings
 from flux_memory.sync import SyncMemory
 
 
@@ -17,7 +17,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest
     """An empty working directory, and an environment without the library's variables; changes it for a test."""
     monkeypatch.chdir(tmp_path)
     for name in os.environ:
-        if name.upper().removeprefix("FLUX_MEMORY_") in {"DATABASE_BACKEND", "DATABASE_URL", "POSTGRES_DSN"}:
+        if name.upper().removeprefix("FLUX_MEMORY_").lower() in Settings.model_fields:
             monkeypatch.delenv(name)
     return monkeypatch
 

@@ -36,9 +36,10 @@ PUBLIC = {
         MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError BackupError ConflictError ConversationMemory
         Feedback FeedbackDay FeedbackEntry FeedbackStats FluxMemoryError
         InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
-        OutcomeUnknownError PostgresConversationMemory SchemaError Session SessionNotFoundError Settings create_memory
-        deadline seconds_for
+        OutcomeUnknownError PoolStats PostgresConversationMemory SchemaError Session SessionNotFoundError Settings
+        create_memory deadline seconds_for
     """,
+    "flux_memory.operations.telemetry": "Telemetry instrument",
     "flux_memory.records": """
         FeedbackRow Fork MessageRow SessionRow SessionUpdate TooLongError build_feedback build_messages build_session
         build_sessions build_stats check_batch check_count check_cursors check_deletion check_feedback_filter

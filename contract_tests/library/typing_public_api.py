@@ -12,6 +12,7 @@ from flux_memory import (
     Memory,
     Message,
     NewMessage,
+    PoolStats,
     PostgresConversationMemory,
     Session,
     Settings,
@@ -66,7 +67,9 @@ async def open_each(path: Path) -> None:
     async with PostgresConversationMemory("postgresql://localhost/chat", min_size=1, max_size=4) as postgres:
         await use(postgres)
     async with create_memory(Settings(database_backend="sqlite")) as chosen:
-        assert_type(chosen, Memory)
+        assert_type(chosen, ConversationMemory | PostgresConversationMemory)
+        assert_type(await chosen.ping(), float)
+        assert_type(chosen.pool_stats(), PoolStats)
         try:
             await use(chosen)
         except FluxMemoryError as error:

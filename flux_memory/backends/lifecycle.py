@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVa
 
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.loops import CLOSED, FORKED, LoopThread, run_on
+from flux_memory.backends.observation import Observers, StoreName
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 Arguments = ParamSpec("Arguments")
@@ -49,13 +50,17 @@ def on_any_loop(
     The first call makes its loop the handle's home. A call from another loop, or after the home has ended, runs on a
     twin of the handle, whose home is the loop of a thread of its own.
     """
+    operation = method.__name__.lstrip("_")
 
     @wraps(method)
     async def call(self: Handle, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         life = self._life
         life.check_open()
         if life.is_home():
-            return await method(self, *args, **kwargs)
+            if (observer := life.observers.active) is None:
+                return await method(self, *args, **kwargs)
+            with observer.call(operation, life.observers):
+                return await method(self, *args, **kwargs)
         return await life.visit(lambda twin: call(twin, *args, **kwargs))
 
     return call
@@ -70,6 +75,7 @@ class Lifecycle(Generic[Resource]):
         grace: Seconds that `close()` may take outside any `deadline()`, plus `_MIN_CLOSE_SECONDS` if calls in flight
             take all of them.
         make_twin: Makes another handle on the same store, for calls from other event loops; takes this object.
+        observers: The observers of the handle's calls.
     """
 
     def __init__(
@@ -78,7 +84,9 @@ class Lifecycle(Generic[Resource]):
         close_resource: Callable[[Resource, float], Awaitable[None]],
         grace: float,
         make_twin: Callable[[Lifecycle[Resource]], Any],
+        observers: Observers | None = None,
     ) -> None:
+        self.observers: Final = observers or Observers(StoreName("", ""))
         self._open_resource = open_resource
         self._close_resource = close_resource
         self._grace = grace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError, InvalidTypeError
@@ -18,6 +19,24 @@ from flux_memory.records.text import check_id, check_text, shown
 RATINGS: Final = (-1, 0, 1)
 _ENTRY_CHARACTERS: Final = 400
 """Characters of JSON that take as long to decode as an entry without metadata takes to build."""
+
+
+class Stored(StrEnum):
+    """What became of an entry that was written with its own time."""
+
+    ADDED = "added"
+    PRESENT = "present"
+    """The same entry was there."""
+    TAKEN = "taken"
+    """Another entry has its id, and was left as it was."""
+
+
+class DatedFeedback(NamedTuple):
+    """A checked entry that another store has dated."""
+
+    row: FeedbackRow
+    created_at: str
+    """In the form of the records."""
 
 
 class FeedbackRow(NamedTuple):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from flux_memory.backends.lifecycle import warn_never_closed
 from flux_memory.backends.loops import CLOSED, LoopThread
+from flux_memory.backends.pool_stats import PoolStats
 from flux_memory.errors import InvalidTypeError, MemoryClosedError
-from flux_memory.protocol import Memory
+from flux_memory.protocol import Memory, not_supported
 
 Result = TypeVar("Result")
 
@@ -36,6 +37,32 @@ class BlockingCalls:
         self._memory: Final = memory
         self._lock: Final = threading.Lock()
         self._thread: LoopThread | None = None
+
+    def ping(self) -> float:
+        """Return the seconds of a round trip to the store, on the way that every call takes.
+
+        Raises:
+            BackendUnavailableError: The store did not answer within the deadline.
+            InvalidInputError: The memory is not one of this library's, and has no `ping()`.
+        """
+        ping: Callable[[], Awaitable[float]] = self._own_method("ping")
+        return self._call(lambda _: ping())
+
+    def pool_stats(self) -> PoolStats:
+        """Return the figures of the memory's connections; see `ConversationMemory` and `PostgresConversationMemory`.
+
+        Raises:
+            InvalidInputError: The memory is not one of this library's, and has no `pool_stats()`.
+        """
+        stats: PoolStats = self._own_method("pool_stats")()
+        return stats
+
+    def _own_method(self, name: str) -> Callable[[], Any]:
+        """Return a method that this library's memories have beside those of `Memory`."""
+        method: Callable[[], Any] | None = getattr(self._memory, name, None)
+        if method is None:
+            raise not_supported(name)
+        return method
 
     def __enter__(self) -> Self:
         """Return the memory itself."""

@@ -25,7 +25,7 @@ WITH stored AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + 1,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $6::text::uuid
     WHERE id::text = $1 AND NOT EXISTS (SELECT 1 FROM stored)
     RETURNING id, message_count, updated_at
@@ -33,6 +33,7 @@ WITH stored AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
     SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
     FROM bumped
+    RETURNING TRUE
 )
 SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
 """  # noqa: S608 - constants of ours
@@ -81,7 +82,7 @@ WITH item AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + growth.messages,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = revised.revision::uuid
     FROM (SELECT session_id, count(*) AS messages FROM fresh GROUP BY session_id) AS growth
     JOIN locked ON locked.id = growth.session_id
@@ -186,7 +187,7 @@ async def add(connection: Any, calls: Sequence[Add], *, wait: bool) -> list[AddO
     return [
         AddOutcome.LOCKED
         if session_id in skipped
-        else _outcome(
+        else tell_outcome(
             session_id, found=session_id in known, is_foreign=number in foreign, taken=first_taken.get(number)
         )
         for number, (session_id, *_) in enumerate(calls)
@@ -201,10 +202,11 @@ async def _add_one(connection: Any, call: Add) -> AddOutcome | FluxMemoryError:
     else:
         ((same,),), is_foreign = await connection.fetch(ADD_MESSAGE, *values), False
     taken = row.id if same is False else None
-    return _outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)
+    return tell_outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)
 
 
-def _outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+def tell_outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+    """Return the outcome of a call, or the error that refuses it."""
     # A session that another user owns is found by its snapshot only.
     if is_foreign:
         return records.owner_conflict(session_id)

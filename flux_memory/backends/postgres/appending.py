@@ -23,7 +23,7 @@ WITH item AS (
 ), changed AS (
     UPDATE sessions
     SET message_count = message_count + (SELECT count(*) FROM item),
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
     WHERE id::text = $1
         AND revision::text = $3
@@ -78,7 +78,7 @@ WITH details AS (
 ), changed AS (
     UPDATE sessions
     SET message_count = message_count + 1,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
     WHERE id::text = $1
         AND revision::text = $3

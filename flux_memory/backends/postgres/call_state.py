@@ -10,7 +10,7 @@ class CallState:
         writes: Whether the call is a write.
     """
 
-    __slots__ = ("blocked", "lost", "sent", "trouble", "writes")
+    __slots__ = ("blocked", "lost", "sent", "statements", "trouble", "writes")
 
     def __init__(self, *, writes: bool) -> None:
         self.writes = writes
@@ -22,11 +22,23 @@ class CallState:
         """It waits for a lock or for an earlier add to its session, not for a connection."""
         self.trouble: Exception | None = None
         """The error of its last statement that failed."""
+        self.statements: dict[str, None] | None = None
+        """The texts of its statements in order, kept only for the log of slow calls."""
 
     @property
     def unknown(self) -> bool:
         """Whether the server may have carried out the call."""
         return self.sent or self.lost
+
+    def note_statement(self, sql: str) -> None:
+        """Keep the text of a statement."""
+        self.statements = self.statements or {}
+        self.statements[sql] = None
+
+    @property
+    def waits_for_connection(self) -> bool:
+        """Whether no statement for it was sent, although no lock is in its way."""
+        return not self.unknown and not self.blocked and self.trouble is None
 
     def sending(self) -> None:
         """Note that a statement is about to be sent."""

@@ -5,7 +5,7 @@ Each statement uses one table, so that feedback can be spread over several machi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from functools import partial
 from operator import methodcaller
@@ -14,12 +14,14 @@ from typing import Any, Final, NamedTuple
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.long_calls import LongCalls, build_off_loop
+from flux_memory.backends.postgres import dated_feedback
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.locking import in_transaction
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.errors import SchemaError
 from flux_memory.feedback import Feedback, FeedbackEntry, FeedbackStats
+from flux_memory.records.ratings import DatedFeedback, Stored
 from flux_memory.shapes import Metadata
 
 # The lock keeps the session until the entry is stored: an erasure of its user, which deletes the sessions first, finds
@@ -27,10 +29,7 @@ from flux_memory.shapes import Metadata
 LOCK_OWNER: Final = "SELECT user_id FROM sessions WHERE id::text = $1 FOR KEY SHARE"
 INSERT_FEEDBACK: Final = """
 INSERT INTO feedback (id, session_id, message_id, rating, comment, corrected_answer, metadata, user_id, created_at)
-VALUES (
-    $1, $2, $3, $4, $5, $6, $7::text::jsonb, $8,
-    coalesce($9::text::timestamp, statement_timestamp() AT TIME ZONE 'UTC')
-)
+VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, statement_timestamp() AT TIME ZONE 'UTC')
 ON CONFLICT (id) DO NOTHING
 RETURNING TRUE
 """
@@ -38,7 +37,7 @@ SELECT_SAME_ID: Final = """
 SELECT session_id, message_id, rating, comment, corrected_answer, metadata::text FROM feedback WHERE id::text = $1
 """
 # As in `queries`, times and JSON cross the wire as text.
-SELECT_FEEDBACK: Final = """
+SELECT_ENTRIES: Final = """
 SELECT
     id,
     session_id,
@@ -49,10 +48,22 @@ SELECT
     metadata::text,
     rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
 FROM feedback
-{where}
+"""
+SELECT_FEEDBACK: Final = (
+    SELECT_ENTRIES
+    + """{where}
 ORDER BY created_at DESC, id COLLATE "C" DESC
 LIMIT $1 OFFSET $2
 """
+)
+SELECT_FOLLOWING: Final = (
+    SELECT_ENTRIES
+    + """WHERE
+    (created_at, id::text COLLATE "C") > ($1::text::timestamp, $2::text COLLATE "C")
+ORDER BY created_at, id COLLATE "C"
+LIMIT $3
+"""
+)
 CRITERIA: Final = {
     "session_id": "session_id::text = ${}",
     "message_id": "message_id::text = ${}",
@@ -86,13 +97,15 @@ _BATCH_SESSIONS: Final = 1_000
 """Sessions whose feedback one statement erases."""
 _KEPT_ATTEMPTS: Final = 3
 """Deletions without effect after which something keeps the rows; fewer may have met a concurrent add."""
+_HIDDEN_ATTEMPTS: Final = 3
+"""Adds after which a policy hides the entry that has the id; fewer may have met one that was deleted just then."""
 _BEFORE_ALL: Final = "-infinity"
 
 
 class Access(NamedTuple):
     """The ways of a handle to its server."""
 
-    rows: Callable[..., Awaitable[list[Any]]]
+    rows: Callable[..., Awaitable[Sequence[Any]]]
     write: Callable[..., Awaitable[Any]]
     long: LongCalls
     timeout: float
@@ -181,39 +194,63 @@ class PostgresFeedback(Feedback):
 
         await self._run(call)
 
+    async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
+        """Add entries with their own times, all in one transaction, and return what became of each."""
 
-async def add_entry(
-    executor: RetryingExecutor, state: CallState, row: records.FeedbackRow, created_at: str | None = None
-) -> bool:
+        async def call(access: Access) -> list[Stored]:
+            outcomes: list[Stored] = await access.write(
+                lambda store, state: dated_feedback.add_entries(store.executor, state, entries)
+            )
+            return outcomes
+
+        outcomes: list[Stored] = await self._run(call)
+        return outcomes
+
+    async def read_on(self, after: tuple[str, str], limit: int) -> list[FeedbackEntry]:
+        """Return the oldest entries that follow a time and an id, oldest first."""
+
+        async def call(access: Access) -> list[FeedbackEntry]:
+            moment, id_ = after
+            rows = await access.rows(SELECT_FOLLOWING, moment or _BEFORE_ALL, id_, limit)
+            return await build_off_loop(partial(records.build_feedback, rows))
+
+        found: list[FeedbackEntry] = await self._run(call)
+        return found
+
+
+async def add_entry(executor: RetryingExecutor, state: CallState, row: records.FeedbackRow) -> bool:
     """Store an entry and return `True`; return `False` if it was stored before.
 
     Args:
         executor: Runs the statements.
         state: The state of the call.
         row: The entry.
-        created_at: The time of an entry that is imported; now by default.
 
     Raises:
         ConflictError: Another entry has the id.
     """
-    added, stored = False, None
-    while not added and stored is None:
-        # An entry that is in the way may be deleted before it can be read.
+    for _ in range(_HIDDEN_ATTEMPTS):
         added, stored = await executor.run_on_any_lock(
-            state, lambda connection: in_transaction(connection, partial(_insert, connection, row, created_at))
+            state, lambda connection: in_transaction(connection, partial(_insert, executor, connection, row))
         )
-    if stored is not None and not row.same_as(stored):
-        raise records.feedback_id_taken(row.id)
-    return added
+        if added:
+            return True
+        if stored is not None:
+            if row.same_as(stored):
+                return False
+            break
+    raise records.feedback_id_taken(row.id)
 
 
-async def _insert(connection: Any, row: records.FeedbackRow, created_at: str | None) -> tuple[bool, list[Any] | None]:
+async def _insert(
+    executor: RetryingExecutor, connection: Any, row: records.FeedbackRow
+) -> tuple[bool, list[Any] | None]:
     """Insert an entry; return whether its id was free, and else the stored entry."""
-    owner = await connection.fetch(LOCK_OWNER, row.session_id)
+    owner = await connection.fetch(executor.path.statement(LOCK_OWNER), row.session_id)
     user_id = (owner[0][0] or "") if owner else ""
-    if await connection.fetch(INSERT_FEEDBACK, *row, user_id, created_at):
+    if await connection.fetch(INSERT_FEEDBACK, *row, user_id):
         return True, None
-    stored = await connection.fetch(SELECT_SAME_ID, row.id)
+    stored = await connection.fetch(executor.path.statement(SELECT_SAME_ID), row.id)
     return False, [*stored[0]] if stored else None
 
 
@@ -247,7 +284,7 @@ async def _delete_all(
     Raises:
         SchemaError: A trigger or a policy keeps some of them.
     """
-    delete, select = statements
+    delete, select = map(executor.path.statement, statements)
     without_effect = 0
     while without_effect < _KEPT_ATTEMPTS:
         status: str = await executor.run_on_any_lock(state, methodcaller("execute", delete, value))

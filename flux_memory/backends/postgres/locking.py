@@ -49,12 +49,14 @@ async def change_session(
     while True:
         if waits := executor.may_wait_for_lock():
             executor.on_lock.add(state)
-        attempted = shortcut if shortcut is not None and waits else change
+        attempted = shortcut if shortcut is not None and waits and executor.path.has_shortcuts else change
         statements = [LOCK_SESSION, attempted.sql] if locks_first else [attempted.sql]
-        if waits:
-            statements = [each.replace(SKIPPING, "") for each in statements]
+        run = partial(_run, executor, statements, attempted.values, "" if waits else SKIPPING)
         try:
-            row: list[Any] = await executor.run(state, partial(_run, statements, attempted.values))
+            row: list[Any] = await executor.run(state, run)
+        except asyncpg.StringDataRightTruncationError:
+            # A cluster cuts an id to the column's length to find its server; no session has such an id.
+            return [ChangeOutcome.MISSING]
         finally:
             executor.on_lock.discard(state)
         outcome = ChangeOutcome(row[0])
@@ -76,8 +78,15 @@ async def change_session(
             return row
 
 
-async def _run(statements: list[str], values: Callable[[], Sequence[object]], connection: Any) -> list[Any]:
-    *locking, changing = statements
+async def _run(
+    executor: RetryingExecutor,
+    statements: list[str],
+    values: Callable[[], Sequence[object]],
+    skipping: str,
+    connection: Any,
+) -> list[Any]:
+    # Chosen for each attempt: the tables may be distributed meanwhile.
+    *locking, changing = (executor.path.statement(sql).replace(SKIPPING, skipping) for sql in statements)
     if not locking:
         return [*(await connection.fetch(changing, *values()))[0]]
 

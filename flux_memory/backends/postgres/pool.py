@@ -1,19 +1,28 @@
-"""Gives a PostgreSQL memory its connections: from a pool of its own, or from a borrowed one."""
+"""Gives a PostgreSQL memory its connections, from a pool of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+import time
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 import asyncpg
 
 from flux_memory.backends.loops import CLOSED
+from flux_memory.backends.observation import Observers, name_server
+from flux_memory.backends.pool_meter import MeteredPool
+from flux_memory.backends.pool_stats import Occupancy
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect
 from flux_memory.backends.postgres.errors import not_connected
-from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, back_off, is_closed, terminate
+from flux_memory.backends.postgres.retry import (
+    SERVER_GRACE_SECONDS,
+    back_off,
+    is_closed,
+    log_connecting_again,
+    terminate,
+)
 from flux_memory.dsn import Dsn
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
@@ -32,7 +41,7 @@ class _Idle(NamedTuple):
     since: float
 
 
-class OwnPool:
+class OwnPool(MeteredPool):
     """Connections that belong to one handle; the one used last is taken first.
 
     asyncpg's pool costs more than a statement's own client time, waits for ever on a network that drops packets, and
@@ -43,10 +52,16 @@ class OwnPool:
         min_size: Connections that are opened at once, and kept.
         max_size: The largest number of connections.
         timeout: The deadline of the handle in seconds.
+        observers: The observers of the handle.
     """
 
-    def __init__(self, target: Dsn, min_size: int, max_size: int, timeout: float) -> None:
+    def __init__(
+        self, target: Dsn, min_size: int, max_size: int, timeout: float, observers: Observers | None = None
+    ) -> None:
+        super().__init__(observers or Observers(name_server(target)))
         self.many_hosts = len(target.addresses) > 1
+        self.reads_only = target.reads_only
+        self._tries_again = True
         self._target = target
         # The statements are few and never change. A lifetime would keep those of every lost connection in memory, each
         # by a timer.
@@ -74,18 +89,36 @@ class OwnPool:
         """The number of open connections."""
         return len(self._open)
 
+    def occupancy(self) -> Occupancy:
+        if self._closing:
+            return Occupancy(size=len(self._open), idle=len(self._idle), waiting=self.meter.waiting)
+        return Occupancy(self._min_size, self.max_size, len(self._open), len(self._idle), self.meter.waiting)
+
     async def fill(self) -> None:
         """Open connections up to `min_size`; `take` opens those that fail now when it needs them."""
-        wanted = range(self._min_size - len(self._open))
+        wanted = range(self._min_size - len(self._open) - len(self._openings))
         with suppress(TimeoutError):
             async with asyncio.timeout(SERVER_GRACE_SECONDS):
                 await asyncio.gather(*(self._open_spare() for _ in wanted), return_exceptions=True)
 
     async def take(self) -> Any:
-        await self._permits.acquire()
-        return self._take_idle() or await self._take_checked()
+        permitted = not self._permits.locked()
+        if permitted:
+            await self._permits.acquire()
+            if (connection := self._take_idle()) is not None:
+                self.meter.note_taken(connection)
+                return connection
+        began = time.perf_counter()
+        with self.meter.wait():
+            if not permitted:
+                await self._permits.acquire()
+            connection = self._take_idle() or await self._take_checked()
+        self.meter.note_taken(connection, time.perf_counter() - began)
+        return connection
 
     def put_back(self, connection: Any) -> None:
+        if self.meter.taken:
+            self.meter.note_returned(connection)
         if is_closed(connection):
             self._forget(connection)
         elif connection in self._expired:
@@ -136,6 +169,7 @@ class OwnPool:
         self._stop_trimming()
         for connection in [*self._open]:
             self._drop(connection)
+        self._idle.clear()
 
     def _take_idle(self) -> Any:
         """Return a recently used idle connection, or `None`. A closing pool releases the permit."""
@@ -195,9 +229,11 @@ class OwnPool:
                 never_answered = isinstance(error, OSError) and not self._has_answered
                 late = loop.time() - began > self._first_contact_seconds
                 ours = isinstance(error, FluxMemoryError)
-                if ours or self._closing or not classify(error).passes or (never_answered and late):
+                ends = ours or self._closing or not self._tries_again or not classify(error).passes
+                if ends or (never_answered and late):
                     self._permits.release()
                     raise (error if ours else not_connected(self._target.shown, error)) from error
+                log_connecting_again(self.meter, self._target.shown, error, tried + 1)
             tried += 1
             try:
                 await back_off(tried)
@@ -216,6 +252,7 @@ class OwnPool:
         return opening
 
     async def _open_connection(self) -> Any:
+        began = time.perf_counter()
         try:
             connection = await connect(self._target, **self._arguments)
         except TimeoutError as error:
@@ -223,9 +260,7 @@ class OwnPool:
             self._target = self._target.rotated()
             self.trouble = error
             raise
-        except FluxMemoryError:
-            raise
-        except Exception as error:
+        except DRIVER_ERRORS as error:
             self._has_answered = self._has_answered or isinstance(error, asyncpg.PostgresError)
             self.trouble = error
             raise
@@ -235,6 +270,7 @@ class OwnPool:
         self._has_answered = True
         self.trouble = None
         self._open.add(connection)
+        self.meter.note_created(time.perf_counter() - began)
         return connection
 
     def _keep_or_release(self, opening: asyncio.Task[Any]) -> None:
@@ -251,7 +287,9 @@ class OwnPool:
         await asyncio.shield(opening)
 
     def _forget(self, connection: Any) -> None:
-        self._open.discard(connection)
+        if connection in self._open:
+            self._open.remove(connection)
+            self.meter.closed += 1
         self._expired.discard(connection)
 
     def _drop(self, connection: Any) -> None:
@@ -276,72 +314,3 @@ class OwnPool:
         if self._trimming is not None:
             self._trimming.cancel()
             self._trimming = None
-
-
-class BorrowedPool:
-    """The application's asyncpg pool: each connection goes back after each statement, and none is ever closed."""
-
-    many_hosts = False
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self.max_size: Final[int] = pool.get_max_size()
-        self.trouble: Exception | None = None
-        self.loop_end: AsyncGenerator[None, None] | None = None
-        self._tasks: set[asyncio.Future[Any]] = set()
-
-    async def fill(self) -> None:
-        """Do nothing: the owner decides the pool's size."""
-
-    async def take(self) -> Any:
-        tried = 0
-        while True:
-            try:
-                connection = await self._pool.acquire()
-            except Exception as error:
-                self.trouble = error
-                if not isinstance(error, DRIVER_ERRORS):
-                    raise
-                if not classify(error).passes:
-                    raise not_connected("a borrowed pool", error) from error
-            else:
-                self.trouble = None
-                return connection
-            tried += 1
-            await back_off(tried)
-
-    def put_back(self, connection: Any) -> asyncio.Future[Any]:
-        # In its own task: the reset can fail, or be cancelled, after the statement has succeeded.
-        releasing = self._run_in_background(self._pool.release(connection, timeout=SERVER_GRACE_SECONDS))
-        releasing.add_done_callback(partial(_drop_unless_released, connection))
-        return releasing
-
-    def expire(self) -> None:
-        self._run_in_background(self._pool.expire_connections())
-
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds what takes no timeout
-        """Wait for connections that are being released; the pool stays open."""
-        with suppress(RuntimeError, ValueError):
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=min(timeout, SERVER_GRACE_SECONDS))
-
-    def terminate(self) -> None:
-        """Do nothing: the owner closes the pool."""
-
-    def _run_in_background(self, doing: Coroutine[Any, Any, None]) -> asyncio.Future[Any]:
-        # The event loop itself holds tasks only weakly.
-        task = asyncio.ensure_future(doing)
-        self._tasks.add(task)
-        task.add_done_callback(self._finish_task)
-        return task
-
-    def _finish_task(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()
-
-
-def _drop_unless_released(connection: Any, releasing: asyncio.Future[Any]) -> None:
-    if releasing.cancelled():
-        # Possibly before its first step: the pool would wait for the connection for ever.
-        terminate(connection)

@@ -90,6 +90,11 @@ class AddStatement:
         for call in self.calls():
             call.state.sending()
 
+    def note_statement(self, sql: str) -> None:
+        """Keep the text of a statement in each call."""
+        for call in self.calls():
+            call.state.note_statement(sql)
+
     def failed(self, error: Exception, *, lost: bool) -> None:
         """Note in each call how the statement failed."""
         for call in self.calls():

@@ -35,7 +35,7 @@ WITH locked AS (
     RETURNING TRUE
 ), changed AS (
     UPDATE sessions
-    SET updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'), revision = $3::text::uuid
+    SET updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'), revision = $3::text::uuid
     FROM locked
     WHERE sessions.id::text = locked.id::text
     RETURNING TRUE
@@ -89,7 +89,7 @@ WITH locked AS (
 ), changed AS (
     UPDATE sessions
     SET message_count = message_count - (SELECT count(*) FROM popped),
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
     FROM verdict
     WHERE outcome = 'done' AND sessions.id::text = verdict.id::text
@@ -202,7 +202,7 @@ WITH locked AS (
 ), changed AS (
     UPDATE sessions
     SET message_count = message_count - (SELECT count(*) FROM removed) + (SELECT count(*) FROM fresh),
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
     FROM verdict
     WHERE outcome = 'done' AND sessions.id::text = verdict.id::text

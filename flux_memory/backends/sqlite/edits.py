@@ -20,7 +20,7 @@ from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.listing import SELECT_SESSION
 from flux_memory.errors import FluxMemoryError
 from flux_memory.protocol import Message, Session
-from flux_memory.records.checking import MAX_COUNT, check_session_time
+from flux_memory.records.checking import MAX_INTEGER, check_session_time
 
 UPDATE_TITLE: Final = """
 INSERT INTO session_details (session_id, title)
@@ -96,7 +96,7 @@ def update_session(session_id: str, update: records.SessionUpdate, db: sqlite3.C
         raise records.session_not_found(session_id)
     _, user_id, title, created_at, updated_at, metadata, revision, count = rows[0]
     _check_revision(session_id, update.expected_revision, revision)
-    kept = MAX_COUNT
+    kept = MAX_INTEGER
     if update.truncate_all:
         kept = 0
     elif update.truncate_from is not None:
@@ -111,7 +111,7 @@ def update_session(session_id: str, update: records.SessionUpdate, db: sqlite3.C
     session = records.build_session(
         (session_id, user_id, title, created_at, now, metadata, revision, count + len(fresh))
     )
-    if kept != MAX_COUNT:
+    if kept != MAX_INTEGER:
         db.execute(DELETE_TAIL, (session_id, kept))
         check_changed(len(fetch(SELECT_TAIL, (session_id, kept), db)), 0)
     if fresh:

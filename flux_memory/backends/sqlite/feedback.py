@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -14,8 +14,10 @@ from flux_memory.backends.long_calls import LongCalls, build_off_loop
 from flux_memory.backends.sqlite.errors import check_changed
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.queue import Work
+from flux_memory.errors import ConflictError
 from flux_memory.feedback import Feedback, FeedbackEntry, FeedbackStats
 from flux_memory.records import timestamps
+from flux_memory.records.ratings import DatedFeedback, Stored
 from flux_memory.shapes import Metadata
 
 SELECT_SAME_ID: Final = """
@@ -32,6 +34,13 @@ FROM feedback
 {where}
 ORDER BY created_at DESC, id DESC
 LIMIT ? OFFSET ?
+"""
+SELECT_FOLLOWING: Final = """
+SELECT id, session_id, message_id, rating, comment, corrected_answer, metadata, created_at
+FROM feedback
+WHERE (created_at, id) > (?, ?)
+ORDER BY created_at, id
+LIMIT ?
 """
 SELECT_STATS: Final = """
 SELECT substr(created_at, 1, 10), sum(rating > 0), sum(rating < 0), sum(rating = 0)
@@ -137,6 +146,37 @@ class SQLiteFeedback(Feedback):
             await access.write(partial(delete_entry, records.check_lookup("feedback_id", feedback_id)), None)
 
         await self._run(call)
+
+    async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
+        """Add entries with their own times, all in one transaction, and return what became of each."""
+
+        async def call(access: Access) -> list[Stored]:
+            outcomes: list[Stored] = await access.write(partial(add_entries, entries), None)
+            return outcomes
+
+        outcomes: list[Stored] = await self._run(call)
+        return outcomes
+
+    async def read_on(self, after: tuple[str, str], limit: int) -> list[FeedbackEntry]:
+        """Return the oldest entries that follow a time and an id, oldest first."""
+
+        async def call(access: Access) -> list[FeedbackEntry]:
+            rows = await access.read(partial(fetch, SELECT_FOLLOWING, (*after, limit)))
+            return await build_off_loop(partial(records.build_feedback, rows))
+
+        found: list[FeedbackEntry] = await self._run(call)
+        return found
+
+
+def add_entries(entries: Sequence[DatedFeedback], db: sqlite3.Connection) -> list[Stored]:
+    """Add entries that are not stored, and return what became of each."""
+    outcomes: list[Stored] = []
+    for row, created_at in entries:
+        try:
+            outcomes.append(Stored.ADDED if add_entry(row, db, created_at) else Stored.PRESENT)
+        except ConflictError:
+            outcomes.append(Stored.TAKEN)
+    return outcomes
 
 
 def add_entry(row: records.FeedbackRow, db: sqlite3.Connection, created_at: str | None = None) -> bool:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, Self, TypeVar
+from typing import Final, TypeVar
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
-from flux_memory.backends.long_calls import LongCalls, build_off_loop
+from flux_memory.backends.lifecycle import on_any_loop
+from flux_memory.backends.long_calls import build_off_loop
 from flux_memory.backends.sqlite import adds, edits, listing
-from flux_memory.backends.sqlite.errors import translate_errors
 from flux_memory.backends.sqlite.feedback import Access, SQLiteFeedback, erase_some_of_user
 from flux_memory.backends.sqlite.fetching import fetch
+from flux_memory.backends.sqlite.handle import SQLiteHandle
 from flux_memory.backends.sqlite.history import SELECT_MESSAGE, select_history
-from flux_memory.backends.sqlite.opening import connect
-from flux_memory.backends.sqlite.queue import Work, not_begun
-from flux_memory.backends.sqlite.worker import SQLiteWorker
-from flux_memory.errors import (
-    BackendUnavailableError,
-    InvalidInputError,
-    InvalidTypeError,
-)
+from flux_memory.backends.sqlite.queue import Work
+from flux_memory.errors import BackendUnavailableError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
 from flux_memory.records.changes import check_keys
@@ -34,50 +27,24 @@ from flux_memory.records.checking import list_messages
 
 Result = TypeVar("Result")
 
+
 _PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches of `delete_sessions`, in which another process can take the lock."""
 
 
-class ConversationMemory(Memory):
+class ConversationMemory(SQLiteHandle, Memory):
     """A `Memory` in a SQLite file, safe for any number of tasks, handles and processes on one machine.
 
     Args:
         db_path: The file, created if it is missing; `:memory:` is a store of this handle alone. By default the file
             in the settings.
         timeout: Seconds within which a call ends, waiting for other processes' locks included.
+        slow_call_seconds: Seconds from which a call is logged as slow, with the plans of its statements; `None` for
+            never.
 
     Raises:
         InvalidInputError: An argument is wrong.
     """
-
-    def __init__(self, db_path: str | os.PathLike[str] | None = None, *, timeout: float = 30.0) -> None:
-        if db_path is None:
-            from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
-
-            db_path = load_settings().sqlite_path
-        path = os.fspath(db_path) if isinstance(db_path, os.PathLike) else db_path
-        if not isinstance(path, str):
-            raise InvalidTypeError(f"db_path must be a str or a path, not {type(db_path).__name__}")
-        try:
-            name = os.fsencode(path)
-        except UnicodeEncodeError:
-            name = b""
-        if not name or b"\x00" in name:
-            raise InvalidInputError("db_path is empty, has a NUL or a lone surrogate; give the path of a file")
-        self.db_path: Final = path
-        if "://" in self.db_path:
-            raise InvalidInputError("db_path is a URL; give the path alone, such as ./data/sqlite.db")
-        self.timeout: Final = records.check_seconds("timeout", timeout)
-        self._bind(partial(_open_worker, self.db_path, self.timeout), SQLiteWorker.finish)
-
-    def _bind(
-        self,
-        open_worker: Callable[[], Coroutine[Any, Any, SQLiteWorker]],
-        close_worker: Callable[[SQLiteWorker, float], Awaitable[None]],
-    ) -> None:
-        make_twin = partial(_make_twin, self.db_path, self.timeout)
-        self._life: Lifecycle[SQLiteWorker] = Lifecycle(open_worker, close_worker, self.timeout, make_twin)
-        self._long = LongCalls(self._life)
 
     @property
     def feedback(self) -> SQLiteFeedback:
@@ -267,64 +234,3 @@ class ConversationMemory(Memory):
     @on_any_loop
     async def clear_all(self) -> None:
         await self._write(edits.clear)
-
-    async def close(self) -> None:
-        await self._life.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({getattr(self, 'db_path', 'not opened')!r})"
-
-    def __del__(self) -> None:
-        life: Lifecycle[SQLiteWorker] | None = getattr(self, "_life", None)
-        if life is not None and life.is_in_use:
-            warn_never_closed(self)
-            life.abandon()
-            if life.resource is not None:
-                life.resource.abandon()
-
-    async def _read(self, work: Work[Result]) -> Result:
-        with self._life.in_flight(), translate_errors(self.db_path):
-            worker, timeout = await self._worker()
-            return await worker.read(work, timeout)
-
-    async def _write(self, work: Work[Result], seconds: float | None = None) -> Result:
-        with self._life.in_flight(), translate_errors(self.db_path):
-            worker, timeout = await self._worker(seconds)
-            return await worker.write(work, timeout)
-
-    async def _worker(self, seconds: float | None = None) -> tuple[SQLiteWorker, float]:
-        """Return the open worker, and the seconds that are left of the call's deadline."""
-        seconds = seconds_for(self.timeout) if seconds is None else seconds
-        if self._life.resource is not None:
-            return await self._life.opened(), seconds
-        ends = time.monotonic() + seconds
-        try:
-            async with asyncio.timeout(seconds):
-                worker = await self._life.opened()
-        except TimeoutError as error:
-            raise BackendUnavailableError(not_begun(seconds)) from error
-        return worker, max(0.0, ends - time.monotonic())
-
-
-def _make_twin(path: str, timeout: float, life: Lifecycle[SQLiteWorker]) -> ConversationMemory:
-    """Return another handle on the same file, for calls from other event loops; `:memory:` is the same connection."""
-    twin = ConversationMemory(path, timeout=timeout)
-    if path == ":memory:":
-        twin._bind(life.share, _leave_open)  # noqa: SLF001 - the same module
-    return twin
-
-
-async def _leave_open(worker: SQLiteWorker, seconds: float) -> None:
-    """Leave a shared connection to the handle that owns it."""
-
-
-async def _open_worker(path: str, timeout: float) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
-    worker = SQLiteWorker(partial(connect, path, timeout))
-    await worker.open(timeout)
-    return worker

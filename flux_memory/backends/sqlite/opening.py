@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -14,7 +15,10 @@ from flux_memory.backends.sqlite.file import LOG_BYTES, OpenFile, can_only_be_re
 from flux_memory.backends.sqlite.worker import LOCK_SECONDS
 from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 from flux_memory.records.filters import MetadataFilter
+from flux_memory.schema import history
 from flux_memory.schema import sqlite as schema
+
+_LOG: Final = logging.getLogger("flux_memory.sqlite")
 
 _REOPEN_SECONDS: Final = 0.01
 """Seconds before the next attempt to open a file that another process is opening."""
@@ -32,6 +36,8 @@ def connect(
     timeout: float,
     must_stop: Callable[[], bool] = lambda: False,
     pause: Callable[[float], object] = time.sleep,
+    *,
+    kind: type[sqlite3.Connection] = sqlite3.Connection,
 ) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and with a current schema; retry while other processes are opening it.
 
@@ -40,6 +46,7 @@ def connect(
         timeout: Seconds until a lock ends the attempts.
         must_stop: Returns whether the statement that runs has to end; SQLite itself cannot interrupt our function.
         pause: Sleeps between two attempts; returns whether to end them. An upgrade that has begun goes on.
+        kind: The class of the connection.
 
     Raises:
         FluxMemoryError: The file or the SQLite library cannot be used; the message says what to do.
@@ -49,14 +56,16 @@ def connect(
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return _connect_once(path, must_stop)
+            return _connect_once(path, must_stop, kind)
         except sqlite3.OperationalError as error:
             # SQLite itself does not wait for a lock to change the journal mode.
             if not is_busy(error) or time.monotonic() >= deadline or pause(_REOPEN_SECONDS):
                 raise
 
 
-def _connect_once(path: str, must_stop: Callable[[], bool]) -> tuple[sqlite3.Connection, OpenFile]:
+def _connect_once(
+    path: str, must_stop: Callable[[], bool], kind: type[sqlite3.Connection]
+) -> tuple[sqlite3.Connection, OpenFile]:
     """Open the file, durable and checked, and bring its schema up to date."""
     # The releases before 3.35.5 can damage a file when they drop a column.
     if sqlite3.sqlite_version_info < (3, 35, 5):
@@ -66,13 +75,13 @@ def _connect_once(path: str, must_stop: Callable[[], bool]) -> tuple[sqlite3.Con
     if path != ":memory:":
         make_private(Path(path))
     try:
-        return _prepare(path, sqlite3.connect(path, **_CONNECTION), must_stop)
+        return _prepare(path, sqlite3.connect(path, factory=kind, **_CONNECTION), must_stop)
     except sqlite3.OperationalError as error:
         if not is_read_only(error) or not can_only_be_read(path):
             raise
     # Even a reader creates files beside it, unless the file is immutable.
     uri = f"{Path(path).absolute().as_uri()}?mode=ro&immutable=1"
-    return _prepare(path, sqlite3.connect(uri, uri=True, **_CONNECTION), must_stop, frozen=True)
+    return _prepare(path, sqlite3.connect(uri, uri=True, factory=kind, **_CONNECTION), must_stop, frozen=True)
 
 
 def _prepare(
@@ -91,6 +100,11 @@ def _prepare(
             _use_write_ahead_log(path, db)
             # Creates the log, so that `OpenFile` can watch it.
             db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        _LOG.info(
+            "opened SQLite on %s: SQLite %s, schema version %d%s",
+            *(path if path == ":memory:" else Path(path).absolute(), sqlite3.sqlite_version),
+            *(history("sqlite")[-1].version, ", read-only" if frozen else ""),
+        )
         return db, OpenFile(path, db, frozen=frozen)
     except BaseException:
         db.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections import OrderedDict
@@ -11,11 +12,15 @@ from contextlib import suppress
 from itertools import groupby
 from typing import Any, Final, Generic, TypeVar
 
+from flux_memory.backends.pool_meter import PoolMeter
+from flux_memory.backends.sqlite.errors import is_busy
 from flux_memory.errors import BackendUnavailableError, OutcomeUnknownError
 
 Result = TypeVar("Result")
 Work = Callable[[sqlite3.Connection], Result]
 """Runs on the thread. A write raises a `FluxMemoryError` only before it has changed anything."""
+
+_LOG: Final = logging.getLogger("flux_memory.sqlite")
 
 GRACE_SECONDS: Final = 0.5
 """Seconds that a call which the thread has taken waits for its outcome after its deadline."""
@@ -26,16 +31,28 @@ class Queue:
 
     The thread takes a job out to run it; the caller takes it out to leave. Each is one atomic operation, so only one
     of them gets the job: a call that was refused or cancelled while it waited does not run.
+
+    Args:
+        meter: Counts the calls.
+        writes: Whether the calls are writes.
     """
 
-    def __init__(self, *, writes: bool) -> None:
+    def __init__(self, meter: PoolMeter, *, writes: bool) -> None:
         self.writes: Final = writes
+        self.meter: Final = meter
         self.lock_error: BaseException | None = None
         """SQLite's error about another process's lock, while the calls wait for that lock."""
         self._jobs: OrderedDict[Job[Any], bool] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    def note_lock(self, error: BaseException | None) -> None:
+        """Note whether another process's lock keeps the calls waiting."""
+        before, self.lock_error = self.lock_error, error if is_busy(error) else None
+        if self.lock_error is not None and before is None:
+            _LOG.info("another process holds the lock (%s); the waiting calls are tried again", error)
+            self.meter.note_retry(type(error).__name__)
 
     def append(self, job: Job[Any]) -> None:
         self._jobs[job] = True
@@ -63,17 +80,23 @@ class Queue:
 class Job(Generic[Result]):
     """One call: its work, its caller's future, and the outcome once the thread has `answered`."""
 
-    __slots__ = ("answered", "deadline", "error", "future", "queue", "result", "timeout", "timer", "work")
+    __slots__ = (
+        *("answered", "deadline", "error", "future", "queue", "queued", "result", "statements", "timeout", "timer"),
+        "work",
+    )
 
     def __init__(self, work: Work[Result], queue: Queue, timeout: float) -> None:
         self.work = work
         self.queue = queue
         self.timeout = timeout
-        self.deadline = time.monotonic() + timeout
+        self.queued = time.monotonic()
+        self.deadline = self.queued + timeout
         self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.answered = False
         self.result: Any = None
         self.error: BaseException | None = None
+        self.statements: dict[str, Any] | None = None
+        """The statements that it ran, kept only for the log of slow calls."""
 
     async def outcome(self) -> Result:
         """Wait for the outcome; a caller that is cancelled leaves the queue."""
@@ -113,6 +136,7 @@ class Job(Generic[Result]):
         if self.answered or self.future.done():
             self.settle()
         elif self.queue.withdraw(self):
+            self.queue.meter.note_timeout()
             self.future.set_exception(self.refusal())
         elif not last:
             self.timer = self.future.get_loop().call_later(GRACE_SECONDS, lambda: self._expire(last=True))

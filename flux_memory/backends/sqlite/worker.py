@@ -13,12 +13,18 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from flux_memory.backends.loops import CLOSED
+from flux_memory.backends.observation import Observers, StoreName
+from flux_memory.backends.pool_meter import MeteredPool
+from flux_memory.backends.pool_stats import Occupancy
+from flux_memory.backends.slow_calls import PLAN_DEADLINE_SECONDS, Statements, note_statements
 from flux_memory.backends.sqlite.driver import DriverThread
-from flux_memory.backends.sqlite.errors import is_busy, leaves_commit_unknown
+from flux_memory.backends.sqlite.errors import leaves_commit_unknown
 from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.forks import pause_at_forks
 from flux_memory.backends.sqlite.queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
+from flux_memory.backends.sqlite.recording import RecordingConnection, explain
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, MemoryClosedError, OutcomeUnknownError
 
 BATCH_CALLS: Final = 256
 """Reads that the thread runs before it looks for writes, and writes of one transaction."""
@@ -32,7 +38,7 @@ _CLOCK_INSTRUCTIONS: Final = 1000
 """Instructions of SQLite's virtual machine between two checks of the clock."""
 
 
-class SQLiteWorker:
+class SQLiteWorker(MeteredPool):
     """A connection on aiosqlite's thread, with two ways in: `read` and `write`.
 
     A job runs whole on the thread or not at all, so a caller that is cancelled leaves nothing half done. The thread
@@ -40,13 +46,17 @@ class SQLiteWorker:
     """
 
     def __init__(
-        self, opener: Callable[[Callable[[], bool], Callable[[float], bool]], tuple[sqlite3.Connection, OpenFile]]
+        self,
+        opener: Callable[[Callable[[], bool], Callable[[float], bool]], tuple[sqlite3.Connection, OpenFile]],
+        observers: Observers | None = None,
     ) -> None:
+        super().__init__(observers or Observers(StoreName("sqlite", "")))
+        self._records_statements = self.meter.observers.records_statements
         self._opener = opener
         self._db: sqlite3.Connection | None = None
         self._driver: DriverThread | None = None
-        self._reads = Queue(writes=False)
-        self._writes = Queue(writes=True)
+        self._reads = Queue(self.meter, writes=False)
+        self._writes = Queue(self.meter, writes=True)
         self._batch_limit = BATCH_CALLS
         self._called_on: asyncio.AbstractEventLoop | None = None
         """The event loop that will wake the thread."""
@@ -74,6 +84,10 @@ class SQLiteWorker:
         except BaseException:
             self.abandon()
             raise
+
+    def occupancy(self) -> Occupancy:
+        size = int(self._db is not None)
+        return Occupancy(size, size, size, 0 if self.at_rest.locked() else size, len(self._reads) + len(self._writes))
 
     def read(self, work: Work[Result], timeout: float) -> Coroutine[Any, Any, Result]:
         """Run a read on the thread."""
@@ -116,6 +130,7 @@ class SQLiteWorker:
             if self._db is not None:
                 self._db.close()
                 self._db = None
+                self.meter.closed += 1
 
     def _send(self, function: Callable[[], object]) -> None:
         """Run a function on the thread; start another thread if a stray exception has ended it."""
@@ -127,9 +142,11 @@ class SQLiteWorker:
         # Stored by the thread: the caller may be gone by now, and the connection must still be closed.
         try:
             pause_at_forks(self)
+            began = time.perf_counter()
             with self.at_rest:
                 self._db, self._file = self._opener(self._must_interrupt, self._pause_opening)
                 self._db.set_progress_handler(self._must_interrupt, _CLOCK_INSTRUCTIONS)
+            self.meter.note_created(time.perf_counter() - began)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error
         deliver([job])
@@ -179,9 +196,16 @@ class SQLiteWorker:
         try:
             return await job.outcome()
         finally:
+            if job.statements:
+                note_statements(job.statements, self._explain)
             if not job.answered:
                 # The thread may never have been woken; the next call wakes it again.
                 self._called_on = None
+
+    async def _explain(self, statements: Statements) -> list[str]:
+        if self._given_up or self._ended.done():
+            raise MemoryClosedError(CLOSED)
+        return await self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS)
 
     def _run_gathered(self) -> None:
         # Every call so far is in a queue; a later one wakes the thread again.
@@ -209,7 +233,7 @@ class SQLiteWorker:
                 break
             self._attempt(job, db)
             _roll_back(db)
-            self._reads.lock_error = job.error if is_busy(job.error) else None
+            self._reads.note_lock(job.error)
             if self._reads.lock_error is not None and not self._is_given_up(job):
                 self._reads.put_back(job)
                 break
@@ -240,6 +264,7 @@ class SQLiteWorker:
             self._attempt_together(jobs, db)
             committing = True
             db.execute("COMMIT")
+            self.meter.note_batch(len(jobs))
             self._file.note_commit()
             self._batch_limit = BATCH_CALLS
         except BaseException as error:  # noqa: BLE001 - the callers get it
@@ -270,7 +295,7 @@ class SQLiteWorker:
         except BaseException as error:  # noqa: BLE001 - a caller gets it
             with suppress(sqlite3.Error):
                 _roll_back(db)
-            self._writes.lock_error = error if is_busy(error) else None
+            self._writes.note_lock(error)
             if self._writes.lock_error is None and (job := self._writes.take()) is not None:
                 job.error = error
                 deliver([job])
@@ -296,16 +321,21 @@ class SQLiteWorker:
     def _attempt(self, job: Job[Any], db: sqlite3.Connection) -> None:
         self._running_job = job
         job.error = None
+        self.meter.note_taken(job, time.monotonic() - job.queued)
         try:
             if self._is_given_up(job):
                 raise BackendUnavailableError(not_begun(job.timeout))
             if not job.queue.writes:
                 self._file.verify_before_read()
+            if self._records_statements and isinstance(db, RecordingConnection):
+                job.statements = db.statements = {}
             job.result = job.work(db)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error
         finally:
             self._running_job = None
+            if self.meter.taken:
+                self.meter.note_returned(job)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 
@@ -23,7 +23,12 @@ IS_OURS: Final = """(relname <> 'feedback' OR relnamespace = (
 # Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes
 # the cache. The order is that in which unlogged tables can become logged.
 SELECT_RELATIONS: Final = f"""
-SELECT relname::text, relnamespace::regnamespace::text, relkind::text, relpersistence::text
+SELECT
+    relname::text,
+    relnamespace::regnamespace::text,
+    relkind::text,
+    relpersistence::text,
+    to_regclass('pg_catalog.pg_dist_partition'::text) IS NOT NULL
 FROM pg_class
 WHERE pg_table_is_visible(oid) AND relname = ANY ($1::text::name[]) AND {IS_OURS}
 ORDER BY relname DESC
@@ -44,14 +49,22 @@ _OTHER_KINDS: Final = {
 _NO_PG_TEMP: Final = "remove pg_temp from the beginning of the search_path of the role, the database or the DSN"
 
 
-async def find_tables(connection: Any, tables: str = MEMORY) -> set[str]:
+class FoundTables(NamedTuple):
+    """The tables that exist."""
+
+    names: set[str]
+    has_citus: bool
+    """Whether the database has the extension that may distribute them; `False` if there are none."""
+
+
+async def find_tables(connection: Any, tables: str = MEMORY) -> FoundTables:
     """Return which of the tables exist: `MEMORY` or `WITH_RECORD`.
 
     Raises:
         SchemaError: One of the names does not refer to a permanent, ordinary table.
     """
     relations = await connection.fetch(SELECT_RELATIONS, tables)
-    for name, schema, kind, persistence in relations:
+    for name, schema, kind, persistence, _ in relations:
         if persistence == "t":
             raise SchemaError(
                 f"'{name}' is a temporary table, which vanishes with its connection; {_NO_PG_TEMP}, or drop the table"
@@ -71,7 +84,7 @@ async def find_tables(connection: Any, tables: str = MEMORY) -> set[str]:
         raise SchemaError(
             f"the memory's tables are in several schemas: {', '.join(schemas)}; name only one of these in search_path"
         )
-    return {name for name, *_ in relations}
+    return FoundTables({name for name, *_ in relations}, any(has_citus for *_, has_citus in relations))
 
 
 async def refuse_temporary_schema(connection: Any) -> None:

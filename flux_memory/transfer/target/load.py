@@ -25,7 +25,7 @@ from flux_memory.transfer.target.moves import LOCK_MIGRATIONS, MoveRecord
 from flux_memory.transfer.target.server import write_transaction
 
 LOCK_TABLES: Final = "LOCK TABLE sessions, session_details, messages, feedback IN ACCESS EXCLUSIVE MODE"
-HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
+HAS_ROWS: Final = "SELECT EXISTS (SELECT 1 FROM sessions) OR EXISTS (SELECT 1 FROM messages)"
 # What a rebuild of the keys would lose, what TRUNCATE would reach besides the three tables, and triggers that it would
 # not reach. The parameter: 32, the type of a trigger on TRUNCATE, and 8, that on DELETE, if there are rows to delete.
 # `_Keys.rehearse` finds what the server refuses.

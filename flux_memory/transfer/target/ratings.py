@@ -31,7 +31,7 @@ FROM item
 /* where */
 ON CONFLICT (id) DO NOTHING
 """  # noqa: S608 - constants of ours
-NOT_MOVED: Final = "WHERE NOT EXISTS (SELECT FROM flux_memory_moved_feedback WHERE feedback_id = item.id)"
+NOT_MOVED: Final = "WHERE NOT EXISTS (SELECT 1 FROM flux_memory_moved_feedback WHERE feedback_id = item.id)"
 # Deleted entries stay in the record, so it refers to no other table.
 CREATE_RECORD: Final = "CREATE TABLE flux_memory_moved_feedback (feedback_id TEXT NOT NULL PRIMARY KEY)"
 SELECT_GIVE_TO_OWNER: Final = """

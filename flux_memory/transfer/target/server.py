@@ -55,18 +55,21 @@ MAY_READ_RECORD: Final = """
 SELECT has_table_privilege('flux_memory_moves', 'SELECT')
     AND has_table_privilege('flux_memory_moved_sessions', 'SELECT')
 """
-MAY_WRITE_RECORD: Final = """
-SELECT has_table_privilege('flux_memory_moves', 'INSERT')
-    AND has_table_privilege('flux_memory_moved_sessions', 'INSERT')
+# NULL if there is no record.
+MAY_USE_RECORD: Final = """
+SELECT bool_and(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT'))
+FROM pg_class
+WHERE relname IN ('flux_memory_moves', 'flux_memory_moved_sessions', 'flux_memory_moved_feedback')
+    AND pg_table_is_visible(oid)
 """
-DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_sessions, flux_memory_moves"
+DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_feedback, flux_memory_moved_sessions, flux_memory_moves"
 # `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
 NEEDS_TEMPORARY: Final = """
 SELECT quote_ident(current_database()::text)
 WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
     AND (
-        EXISTS (SELECT FROM sessions)
-        OR EXISTS (SELECT FROM messages)
+        EXISTS (SELECT 1 FROM sessions)
+        OR EXISTS (SELECT 1 FROM messages)
         OR EXISTS (
             SELECT FROM pg_class
             WHERE relname IN ('sessions', 'session_details', 'messages')
@@ -236,12 +239,11 @@ async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
 
 
 async def _refuse_without_record(connection: Any) -> None:
-    if await connection.fetchval(HAS_RECORD) and not (
-        await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD)
-    ):
+    if await connection.fetchval(MAY_USE_RECORD) is False:
         raise SchemaError(
             "the role may not use the target's record of moves, which tells what was deleted since; GRANT SELECT, "
-            "INSERT ON flux_memory_moves, flux_memory_moved_sessions to it, or let their owner run the migration"
+            "INSERT ON flux_memory_moves, flux_memory_moved_sessions, flux_memory_moved_feedback to it, or let their "
+            "owner run the migration"
         )
 
 
@@ -251,7 +253,7 @@ async def prepare_schema(connection: Any) -> None:
         if new := not await connection.fetchval(SELECT_TABLE, "sessions"):
             # Another migration may create the tables, and the record of itself, just now.
             await connection.execute(schema.LOCK)
-            new = "sessions" not in await find_tables(connection)
+            new = "sessions" not in (await find_tables(connection)).names
         await schema.bring_up_to_date(connection)
         if new:
             # It describes tables that were dropped.
