@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
 
-from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
+from flux_memory.dsn import SecretText
 from flux_memory.records.text import find_unstorable
 
 if TYPE_CHECKING:
@@ -65,31 +64,3 @@ def choose_settings(sqlite_path: str | None, postgres_dsn: str | None) -> Settin
     if postgres_dsn is not None:
         return load_settings(database_backend="postgres", postgres_dsn=postgres_dsn, postgres_replica_dsn="")
     return load_settings()
-
-
-class NamedStore(NamedTuple):
-    """A store: exactly one of the two."""
-
-    sqlite_path: Path | None
-    postgres_dsn: str | None
-
-    def __str__(self) -> str:
-        """Return the store's address without its password."""
-        return str(self.sqlite_path) if self.postgres_dsn is None else mask_dsn(self.postgres_dsn)
-
-
-def name_store(sqlite_path: str | None, postgres_dsn: str | None) -> NamedStore:
-    """Return the store that the options name, else that of the settings.
-
-    Raises:
-        click.UsageError: Both options are given, one of them is empty, or the store is in memory.
-        InvalidInputError: The DSN or a setting is invalid; the message names it.
-    """
-    settings = choose_settings(sqlite_path, postgres_dsn)
-    if settings.database_backend == "postgres":
-        dsn = settings.require_postgres_dsn()
-        parse_dsn(dsn)
-        return NamedStore(None, dsn)
-    if settings.sqlite_path == ":memory:":
-        raise click.UsageError("a store in memory ends with its process; give --sqlite-path or --postgres-dsn")
-    return NamedStore(Path(settings.sqlite_path), None)
