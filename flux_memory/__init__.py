@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flux_memory.backends.sqlite.memory import ConversationMemory
     from flux_memory.errors import (
         BackendUnavailableError,
+        BackupError,
         ConflictError,
         FluxMemoryError,
         InvalidInputError,
@@ -54,6 +55,7 @@ __all__ = [
     "MAX_METADATA_DEPTH",
     "MAX_USER_ID_LENGTH",
     "BackendUnavailableError",
+    "BackupError",
     "ConflictError",
     "ConversationMemory",
     "Feedback",
@@ -90,6 +92,7 @@ __getattr__, __dir__ = import_on_use(
         "backends.sqlite.memory": ("ConversationMemory",),
         "errors": (
             "BackendUnavailableError",
+            "BackupError",
             "ConflictError",
             "FluxMemoryError",
             "InvalidInputError",

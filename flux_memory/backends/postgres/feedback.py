@@ -105,7 +105,7 @@ _BEFORE_ALL: Final = "-infinity"
 class Access(NamedTuple):
     """The ways of a handle to its server."""
 
-    rows: Callable[..., Awaitable[list[Any]]]
+    rows: Callable[..., Awaitable[Sequence[Any]]]
     write: Callable[..., Awaitable[Any]]
     long: LongCalls
     timeout: float

@@ -84,7 +84,7 @@ class PostgresHandle:
         options = None
         if replica_dsn is not None:
             replica_dsn = SecretText(replica_dsn) if isinstance(replica_dsn, str) else replica_dsn
-            options = choose_replicas(replica_dsn, max_size, max_lag)
+            options = choose_replicas(replica_dsn, max_size, max_lag, timeout)
         self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool, options)
 
     def _bind(
@@ -162,17 +162,17 @@ class PostgresHandle:
             if life.resource is not None and life.resource.replicas is not None:
                 life.resource.replicas.terminate()
 
-    async def _rows(self, sql: str, *values: object, session_id: str | None = None) -> list[Any]:
+    async def _rows(self, sql: str, *values: object, session_id: str | None = None) -> Sequence[Any]:
         """Run a read, of one session or else of several, and return its rows."""
         return await self._read(lambda _: (sql, values), session_id)
 
     async def _read(
         self, choose: Callable[[WritePath], tuple[str, Sequence[object]]], session_id: str | None = None
-    ) -> list[Any]:
+    ) -> Sequence[Any]:
         """Run a read that the store chooses, and return its rows; see `_rows`."""
         state = CallState(writes=False)
 
-        async def read(store: OpenStore) -> list[Any]:
+        async def read(store: OpenStore) -> Sequence[Any]:
             sql, values = choose(store.executor.path)
             try:
                 sql = store.executor.path.statement(sql)

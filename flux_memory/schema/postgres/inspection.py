@@ -22,8 +22,9 @@ NARROWED: Final = 6
 WITH_FEEDBACK: Final = 7
 """The version since which there is a table of feedback."""
 
+# Ranked last: other statements use the name that the table still has.
 SELECT_TAKEN_NAMES: Final = """
-SELECT 1, 'name', pg_class.oid::regclass::text, '',
+SELECT 11, 'name', pg_class.oid::regclass::text, '',
     pg_catalog.format(
         'ALTER %s %s RENAME TO %I',
         CASE relkind WHEN 'i' THEN 'INDEX' ELSE 'TABLE' END, pg_class.oid::regclass, relname::text || '_before'

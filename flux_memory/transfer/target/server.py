@@ -55,11 +55,14 @@ MAY_READ_RECORD: Final = """
 SELECT has_table_privilege('flux_memory_moves', 'SELECT')
     AND has_table_privilege('flux_memory_moved_sessions', 'SELECT')
 """
-MAY_WRITE_RECORD: Final = """
-SELECT has_table_privilege('flux_memory_moves', 'INSERT')
-    AND has_table_privilege('flux_memory_moved_sessions', 'INSERT')
+# NULL if there is no record.
+MAY_USE_RECORD: Final = """
+SELECT bool_and(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT'))
+FROM pg_class
+WHERE relname IN ('flux_memory_moves', 'flux_memory_moved_sessions', 'flux_memory_moved_feedback')
+    AND pg_table_is_visible(oid)
 """
-DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_sessions, flux_memory_moves"
+DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_feedback, flux_memory_moved_sessions, flux_memory_moves"
 # `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
 NEEDS_TEMPORARY: Final = """
 SELECT quote_ident(current_database()::text)
@@ -236,12 +239,11 @@ async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
 
 
 async def _refuse_without_record(connection: Any) -> None:
-    if await connection.fetchval(HAS_RECORD) and not (
-        await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD)
-    ):
+    if await connection.fetchval(MAY_USE_RECORD) is False:
         raise SchemaError(
             "the role may not use the target's record of moves, which tells what was deleted since; GRANT SELECT, "
-            "INSERT ON flux_memory_moves, flux_memory_moved_sessions to it, or let their owner run the migration"
+            "INSERT ON flux_memory_moves, flux_memory_moved_sessions, flux_memory_moved_feedback to it, or let their "
+            "owner run the migration"
         )
 
 

@@ -50,8 +50,8 @@ class Sample(NamedTuple):
     began: float
     """A time of `time.monotonic()`: everything that was acknowledged by then is in the log before `position`."""
     position: int
-    timeline: str
-    """The timeline as eight hexadecimal digits; a promotion begins a new one."""
+    timeline: int
+    """The number of the timeline; a promotion begins a new one."""
     identity: str
     """The cluster, the database, the search path and the tables."""
 
@@ -123,4 +123,5 @@ class PrimaryLog:
 
     async def _select(self, connection: Any) -> Sample:
         self._began = began = time.monotonic()
-        return Sample(began, *(await connection.fetch(SELECT_PRIMARY))[0])
+        position, timeline, identity = (await connection.fetch(SELECT_PRIMARY))[0]
+        return Sample(began, position, int(timeline, 16), identity)

@@ -6,12 +6,14 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import cycle, islice
 from operator import methodcaller
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, overload
 from zlib import crc32
 
+from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.replicas.bookmarks import Bookmarks
 from flux_memory.backends.postgres.replicas.log import FLUSHED, PrimaryLog
@@ -25,6 +27,8 @@ _LOOK_INTERVAL_SECONDS: Final = 0.25
 """Seconds between two looks at the replicas while there are reads."""
 _UNREAD_SECONDS: Final = 2.0
 """Seconds after the last read at which the looks end, until the next read."""
+_REPLICA_SHARE: Final = 0.5
+"""Share of the deadline for an answer of a replica; the rest is for the primary."""
 _SAMPLE_SHARE: Final = 0.5
 """Share of the largest lag after which a read begins a new sample, so that the next reads need not wait for it."""
 
@@ -50,16 +54,24 @@ class ReplicaOptions(NamedTuple):
     """The largest number of connections for reads to each."""
     max_lag: float
     """The largest lag in seconds behind the commits of other handles."""
+    timeout: float
+    """The deadline of a call in seconds."""
     bookmarks: Bookmarks
 
 
-def choose_replicas(dsn: object, max_size: int, max_lag: float) -> ReplicaOptions:
+def choose_replicas(
+    dsn: object,
+    max_size: int,
+    max_lag: float,
+    timeout: float,
+) -> ReplicaOptions:
     """Return the replicas that a DSN names.
 
     Args:
         dsn: A DSN in which each host is a replica.
         max_size: The largest number of connections for reads to each.
         max_lag: The largest lag in seconds.
+        timeout: The deadline of a call in seconds.
 
     Raises:
         InvalidInputError: The DSN is invalid; the message never shows a password.
@@ -68,7 +80,7 @@ def choose_replicas(dsn: object, max_size: int, max_lag: float) -> ReplicaOption
         target = parse_dsn(dsn)
     except InvalidInputError as error:
         raise type(error)(f"replica_dsn: {error}") from None
-    return ReplicaOptions(target, max_size, max_lag, Bookmarks(max_lag))
+    return ReplicaOptions(target, max_size, max_lag, timeout, Bookmarks(max_lag))
 
 
 def check_lag(value: object) -> float:
@@ -95,6 +107,7 @@ class ReplicaReads:
 
     def __init__(self, options: ReplicaOptions, executor: RetryingExecutor) -> None:
         self._max_lag = options.max_lag
+        self._timeout = options.timeout
         self._bookmarks = options.bookmarks
         self._executor = executor
         self._log = PrimaryLog(executor)
@@ -104,7 +117,7 @@ class ReplicaReads:
         ]
         # Listings of different handles use different replicas.
         self._offset = random.randrange(len(self.replicas))  # noqa: S311 - no secret
-        self._timeline: str | None = None
+        self._timeline: int | None = None
         self._watching: asyncio.Task[None] | None = None
         self._read_at = 0.0
         self._closing = False
@@ -119,7 +132,9 @@ class ReplicaReads:
             self._follow_timeline(sample.timeline)
             await asyncio.gather(*(replica.look(sample) for replica in self.replicas if replica.is_due))
 
-    async def fetch(self, state: CallState, session_id: str | None, sql: str, values: Sequence[object]) -> list[Any]:
+    async def fetch(
+        self, state: CallState, session_id: str | None, sql: str, values: Sequence[object]
+    ) -> Sequence[Any]:
         """Run a read and return its rows.
 
         Args:
@@ -129,13 +144,16 @@ class ReplicaReads:
             values: The values of its parameters.
         """
         located = _with_position(sql)
-        found = await self._fetch_from_replica(state, session_id, located, values)
+        found = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds_for(self._timeout) * _REPLICA_SHARE):
+                found = await self._fetch_from_replica(state, session_id, located, values)
         rows: list[Any] = (
             await self._executor.run(state, methodcaller("fetch", located, *values)) if found is None else found
         )
         _, position, first, *_ = rows[0]
         self._bookmarks.note_read(session_id, position or 0)
-        return [] if first is None else [row[2:] for row in rows]
+        return [] if first is None else _Answer(rows)
 
     async def close(self, seconds: float) -> None:
         """Stop watching, and close the connections to the replicas."""
@@ -183,7 +201,7 @@ class ReplicaReads:
         ordered = [each for each in islice(cycle(self.replicas), first, first + len(self.replicas)) if each.in_use]
         return next((each for each in ordered if each.replayed >= position), next(iter(ordered), None))
 
-    def _follow_timeline(self, timeline: str) -> None:
+    def _follow_timeline(self, timeline: int) -> None:
         if self._timeline not in {None, timeline}:
             for replica in self.replicas:
                 replica.distrust()
@@ -199,6 +217,25 @@ class ReplicaReads:
         while not self._closing and time.monotonic() - self._read_at < _UNREAD_SECONDS:
             await self.look()
             await asyncio.sleep(_LOOK_INTERVAL_SECONDS)
+
+
+class _Answer(Sequence[Any]):
+    """The rows of a read without its position, cut when they are used: long results are built in a thread."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[Any, ...]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[tuple[Any, ...]]: ...
+
+    def __getitem__(self, at: int | slice) -> tuple[Any, ...] | list[tuple[Any, ...]]:
+        return [row[2:] for row in self._rows[at]] if isinstance(at, slice) else self._rows[at][2:]
 
 
 @cache

@@ -38,7 +38,9 @@ SELECT_REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_l
 # A role without pg_read_all_stats sees no timeline.
 SELECT_REPLICA: Final = (
     f"SELECT pg_catalog.pg_is_in_recovery(), coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), {IDENTITY}, "  # noqa: S608 - constants of ours
-    "(SELECT pg_catalog.lpad(upper(pg_catalog.to_hex(received_tli)), 8, '0') FROM pg_catalog.pg_stat_wal_receiver)"
+    "(SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver), "
+    "(SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()), "
+    "(SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery())"
 )
 
 
@@ -90,8 +92,9 @@ class Replica:
         """Connections whose server has replayed at least `replayed`."""
         self._look_at = 0.0
         self._absence = _FIRST_ABSENCE_SECONDS
-        self._must_pass: int | None = 0
-        """Position that it must pass before it is used: it may follow another primary. `None` until the next look."""
+        self._must_pass: int | None = None
+        """The position to pass before it is used, unless it has replayed the primary's timeline: it may follow another
+        primary. `None` until the next look."""
         self._impatient_until = 0.0
 
     @property
@@ -115,7 +118,8 @@ class Replica:
         except (*DRIVER_ERRORS, FluxMemoryError) as error:
             # Reads that fail together leave it once. A read that conflicts with the replay does not.
             if self.in_use and not _is_refusal(error):
-                self.leave(message_of(error))
+                # Where only a new connection fails, the others may be well.
+                self.leave(message_of(error), aborts=not isinstance(error, FluxMemoryError))
         return None
 
     async def look(self, primary: Sample) -> None:
@@ -123,11 +127,12 @@ class Replica:
         before = self.replayed
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
-                is_replica, position, identity, timeline = await self._looks.run(CallState(writes=False), _select)
+                is_replica, position, identity, *timelines = await self._looks.run(CallState(writes=False), _select)
         except (*DRIVER_ERRORS, FluxMemoryError) as error:
             reason = "it does not answer" if isinstance(error, TimeoutError) else message_of(error)
             self.leave(reason)
             return
+        followed = timelines[0]
         if self._must_pass is None:
             self._must_pass = position
         if not is_replica:
@@ -137,16 +142,15 @@ class Replica:
                 "it is not a replica of the primary, or its role sees other tables or rows; give it the database, the "
                 "user and the search_path of the primary"
             )
-        elif timeline is not None and timeline != primary.timeline:
-            self.leave(f"it follows timeline {int(timeline, 16)}, and the primary has {int(primary.timeline, 16)}")
+        elif followed not in {None, primary.timeline}:
+            self.leave(f"it follows timeline {followed}, and the primary has {primary.timeline}")
         elif position < before:
             self.leave("it was restarted")
-        elif timeline is None and 0 < self._must_pass >= position:
-            self.leave("it has replayed nothing since another primary was promoted")
+        elif primary.timeline not in timelines and position <= self._must_pass:
+            self.leave(f"it has replayed nothing yet that shows that it follows timeline {primary.timeline}")
         else:
             self.in_use, self.trouble = True, ""
             self.replayed = max(self.replayed, position)
-            self._must_pass = 0
             self._absence = _FIRST_ABSENCE_SECONDS
 
     def distrust(self) -> None:
@@ -155,13 +159,19 @@ class Replica:
         self._must_pass = None
         self._look_at = 0.0
 
-    def leave(self, reason: str) -> None:
-        """Stop using the replica until a look finds it well; reads that wait for it go to the primary."""
+    def leave(self, reason: str, *, aborts: bool = True) -> None:
+        """Stop using the replica until a look finds it well.
+
+        Args:
+            reason: Why.
+            aborts: Whether to drop its connections, so that the reads that wait for it go to the primary.
+        """
         self.in_use, self.trouble = False, reason
         self.replayed = 0
         self._look_at = time.monotonic() + self._absence
         self._absence = min(self._absence * 2, _MAX_ABSENCE_SECONDS)
-        self._pool.abort()
+        if aborts:
+            self._pool.abort()
 
     async def close(self, seconds: float) -> None:
         """Close its connections, by force after a number of seconds."""
@@ -216,6 +226,6 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, asyncpg.PostgresError) and not lost
 
 
-async def _select(connection: Any) -> tuple[bool, int, str, str | None]:
+async def _select(connection: Any) -> tuple[Any, ...]:
     (row,) = await connection.fetch(SELECT_REPLICA)
-    return row[0], row[1], row[2], row[3]
+    return tuple(row)
