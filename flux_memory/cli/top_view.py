@@ -23,6 +23,8 @@ _LONG_TRANSACTION_SECONDS: Final = 60.0
 """Seconds after which an open transaction is shown as a problem: it keeps dead rows."""
 _MANY_DEAD_ROWS: Final = 1_000
 """Dead rows below which their share means nothing."""
+_FEW_DEAD_ROWS: Final = 100
+"""Dead rows below which a table shows their number."""
 _MUCH_DEAD: Final = 0.2
 """Share of dead rows at which autovacuum has work to do, by its defaults."""
 
@@ -193,7 +195,8 @@ def _sizes(reading: Reading) -> Table | None:
         table.add_column(name, justify="right", no_wrap=True)
     for each in reading.tables:
         dead = each.dead_rows / max(each.rows + each.dead_rows, 1)
-        table.add_row(each.name, _bytes(each.size_bytes), f"{each.rows:,}", _percent(dead))
+        shown = _percent(dead) if each.dead_rows >= _FEW_DEAD_ROWS else f"{each.dead_rows} rows"
+        table.add_row(each.name, _bytes(each.size_bytes), f"{each.rows:,}", in_number(shown or ""))
     return table
 
 
