@@ -33,7 +33,7 @@ def install(session: nox.Session, group: str) -> None:
     own = f"{PYPROJECT['project']['name']}["
     wanted = nox.project.dependency_groups(PYPROJECT, group)
     extras = "".join("[" + each.removeprefix(own) for each in wanted if each.startswith(own))
-    # Python compiles a module when it imports it; most modules of the packages it never imports.
+    # A module is compiled at its first import; most modules of the packages are never imported.
     session.install("--no-compile", "-e", f".{extras}", *(each for each in wanted if not each.startswith(own)))
 
 
